@@ -1,0 +1,78 @@
+"""Everything that Flowloom raises on purpose.
+
+FlowloomError
+├── ConfigError           the configuration is wrong; carries every problem at once
+├── DataError             a data set cannot be used (a file, a row, too many skipped rows)
+│   └── ImageError        one image cannot be used; the row is skipped and counted
+├── WeightsError          a weights file is missing, unsafe or does not fit the network
+├── RunError              a run directory cannot be made, read or resumed
+└── TrainingError         the run itself went wrong
+    ├── DivergedError     the loss or the gradient is not a number
+    ├── OutOfMemoryError  the device has no memory left
+    └── DiskFullError     a checkpoint or sample could not be written
+
+Messages say what is wrong, where it came from, and what to do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class FlowloomError(Exception):
+    """The root: the command line prints its message and exits with 2, without a traceback."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a configuration."""
+
+    path: str
+    """Where, as written in the file or as a flag: `dataloader.batch_size`."""
+    message: str
+    """What is wrong and what to do, as a sentence."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class ConfigError(FlowloomError):
+    """The configuration cannot be used; `problems` lists everything wrong with it."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]):
+        self.source = source
+        self.problems = tuple(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        super().__init__(f"{source}: {count}.{lines}")
+
+
+class DataError(FlowloomError):
+    """A data set, one of its files, or too large a share of its rows cannot be used."""
+
+
+class ImageError(DataError):
+    """One image cannot be used; the loader skips its row, counts and reports it."""
+
+
+class WeightsError(FlowloomError):
+    """A weights file is missing, unsafe to open, or does not fit the network."""
+
+
+class RunError(FlowloomError):
+    """A run directory cannot be made, read or resumed."""
+
+
+class TrainingError(FlowloomError):
+    """The run went wrong while it was training; its last checkpoint is whole."""
+
+
+class DivergedError(TrainingError):
+    """The loss or the gradient is not a finite number."""
+
+
+class OutOfMemoryError(TrainingError):
+    """The device has no memory left for this configuration."""
+
+
+class DiskFullError(TrainingError):
+    """A checkpoint, sample or event could not be written because the disk is full."""
