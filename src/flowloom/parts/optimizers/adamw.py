@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from flowloom.parts.optimizers.base import OptimizerSpec
+from flowloom.parts.optimizers.base import AdamSettings, OptimizerSpec
 
 if TYPE_CHECKING:
     import torch
 
 
-class AdamW(OptimizerSpec):
+class AdamW(AdamSettings, OptimizerSpec):
     """AdamW with float32 states, fused."""
 
     kind: Literal["adamw"] = "adamw"
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the first and second moment."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
 
     def build(self, groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
         import torch
 
-        # foreach, torch's default, is the slowest of the three on a CPU (docs: perf C11).
+        # foreach, torch's default, is the slowest of the three on a CPU.
         return torch.optim.AdamW(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
