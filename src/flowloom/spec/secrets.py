@@ -1,0 +1,70 @@
+"""Tokens and passwords: from the environment or one file that only its owner may read.
+
+They go to other processes by environment only: never into argv, run.json, events, logs or answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from flowloom.errors import ConfigError, Problem
+
+NAMES = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""Environment variables that hold a secret; the file has the same names as keys."""
+
+_MASK = "[secret]"
+_SHORTEST = 6
+"""Shorter values are not masked: they would punch holes into ordinary words."""
+
+
+def secrets_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the file lies: FLOWLOOM_SECRETS, or ~/.config/flowloom/secrets.json."""
+    return Path(environ.get("FLOWLOOM_SECRETS") or "~/.config/flowloom/secrets.json").expanduser()
+
+
+def read_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The secrets at hand, by name; the environment wins over the file.
+
+    Raises:
+        ConfigError: others may read the file, or it is no object of known names and texts.
+    """
+    found = _read_file(secrets_path(environ))
+    return found | {name: environ[name] for name in NAMES if environ.get(name)}
+
+
+def redact(text: str, secrets: Collection[str]) -> str:
+    """`text` with every one of the `secrets` masked."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= _SHORTEST:
+            text = text.replace(secret, _MASK)
+    return text
+
+
+def _read_file(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        message = f"others may read it (mode {mode:04o}). Run: chmod 600 {path}"
+        raise ConfigError(str(path), [Problem("", message)])
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        # Without the parser's own words, which may quote the file.
+        raise ConfigError(str(path), [Problem("", "it is not JSON.")]) from None
+    if not isinstance(content, dict):
+        raise ConfigError(str(path), [Problem("", 'write one object, such as {"HF_TOKEN": "..."}.')])
+    problems = [
+        Problem(name, f"not a secret that Flowloom knows; they are {', '.join(NAMES)}.")
+        if name not in NAMES
+        else Problem(name, "write it as a text.")
+        for name, value in content.items()
+        if name not in NAMES or not isinstance(value, str)
+    ]
+    if problems:
+        raise ConfigError(str(path), problems)
+    return content
