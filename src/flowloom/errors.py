@@ -14,6 +14,7 @@ FlowloomError
 Messages say what is wrong, where it came from, and what to do.
 """
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,3 +77,8 @@ class OutOfMemoryError(TrainingError):
 
 class DiskFullError(TrainingError):
     """A checkpoint, sample or event could not be written because the disk is full."""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the system said that there is no room: on the disk, in the quota, or in the file size limit."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,0 +1,168 @@
+"""RunConfig to the objects of a run: the only place that wires, and that translates FLOW's keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from flowloom.data.captions import CaptionRules
+from flowloom.data.loader import DataSet, Loader
+from flowloom.engine.distributed import Ranks
+from flowloom.engine.encode import Encoders
+from flowloom.engine.memory import checkpointed_blocks
+from flowloom.engine.objective import Objective, density
+from flowloom.engine.preview import Painter
+from flowloom.engine.state import Precision, TrainState
+from flowloom.errors import ConfigError, Problem
+from flowloom.parts.adapters.adapter import Adapter, attach, quantize_base
+from flowloom.parts.families.autoencoder import load_autoencoder
+from flowloom.parts.families.chroma import load_chroma, read_chroma_params
+from flowloom.parts.families.text_encoder import load_text_encoder
+from flowloom.spec.run import ModelSection, RunConfig
+
+
+@dataclass
+class Parts:
+    """Everything that the loop works with."""
+
+    state: TrainState
+    encoders: Encoders
+    loader: Loader
+    validation: Loader | None
+    painter: Painter
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device that `parallel.device` names; `auto` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        wanted = next(name for name, is_there in available.items() if is_there)
+    if not available[wanted]:
+        cure = "set parallel.device to auto, or install a torch build with it"
+        raise ConfigError("the configuration", [Problem("parallel.device", f"no {wanted} device here: {cure}.")])
+    return torch.device(wanted, torch.cuda.current_device()) if wanted == "cuda" else torch.device(wanted)
+
+
+def choose_precision(config: RunConfig, device: torch.device) -> Precision:
+    """Number formats by `parallel.dtype` and `parallel.trained_dtype`."""
+    formats = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    compute = formats.get(config.parallel.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    default = torch.bfloat16 if config.optimizer.kind == "adamw_bf16" else torch.float32
+    return Precision(device, compute, formats.get(config.parallel.trained_dtype, default))
+
+
+def load_encoders(model: ModelSection, config: RunConfig, device: torch.device) -> Encoders:
+    """The VAE and T5 that `model` points at."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    autoencoder = load_autoencoder(Path(model.vae_path), device, dtype)
+    text_encoder = load_text_encoder(
+        Path(model.t5_path),
+        Path(model.t5_config_path),
+        Path(model.t5_tokenizer_path),
+        device,
+        dtype,
+        to_8bit=model.t5_to_8bit,
+    )
+    return Encoders(autoencoder, text_encoder, config, device)
+
+
+def build(config: RunConfig, ranks: Ranks) -> Parts:
+    """Load and wire everything that `config` describes.
+
+    Raises:
+        ConfigError, WeightsError, DataError: something it names is missing or does not fit.
+    """
+    if config.parallel.num_threads:
+        torch.set_num_threads(config.parallel.num_threads)
+    device = choose_device(config.parallel.device)
+    precision = choose_precision(config, device)
+    dataset = DataSet.from_config(config)
+    encoders = load_encoders(config.model, config, device)
+    model = load_chroma(Path(config.model.chroma_path), device, precision.compute)
+    adapter = _attach_adapter(config, model)
+    state = TrainState(config, model, adapter, _objective(config, encoders, device), precision, ranks)
+    _fit_to_memory(config, state)
+    return Parts(
+        state=state,
+        encoders=encoders,
+        loader=_training_loader(config, dataset, encoders, ranks),
+        validation=_validation_loader(config, dataset, encoders),
+        painter=Painter(model, encoders, precision, config.model.use_x0),
+    )
+
+
+def _attach_adapter(config: RunConfig, model: nn.Module) -> Adapter | None:
+    kind = config.method_kind
+    if kind not in ("lora", "dora", "lokr"):
+        return None
+    assert config.lora is not None
+    quantize_base(model, config.lora.base_model_quant_level)
+    lora = config.lora
+    return attach(model, kind, lora.rank, lora.alpha, lora.target_layers, config.method.lokr_factor)
+
+
+def _objective(config: RunConfig, encoders: Encoders, device: torch.device) -> Objective:
+    strength = config.training.cfg_scale_strength
+    spec = config.objective
+    return Objective(
+        quantile=density(config),
+        huber_delta=spec.huber_delta if spec.loss == "huber" else None,
+        predicts_x0=config.model.use_x0,
+        cfg_strength=strength,
+        union_mask=spec.mask_mode == "flow_union",
+        empty_text=None if strength is None else encoders.texts([""])[0].to(device),
+    )
+
+
+def _fit_to_memory(config: RunConfig, state: TrainState) -> None:
+    trained_bytes = sum(weight.nbytes for weight in state.trained.values())
+    params = read_chroma_params(Path(config.model.chroma_path))
+    device, itemsize = state.precision.device, state.precision.compute.itemsize
+    state.model.checkpointed_blocks = checkpointed_blocks(config, params, device, trained_bytes, itemsize)
+    if config.memory.compile:
+        for _, block in state.model.blocks():
+            # Static shapes would compile again for every bucket and caption length.
+            block.compile(dynamic=True)
+
+
+def _training_loader(config: RunConfig, dataset: DataSet, encoders: Encoders, ranks: Ranks) -> Loader:
+    data = config.dataloader
+    return Loader(
+        dataset.training,
+        rules=CaptionRules(
+            uncond=data.uncond_percentage,
+            shuffle_tags=data.shuffle_tags,
+            tag_drop=data.tag_drop_percentage,
+            lowercase=config.objective.lowercase_percentage,
+        ),
+        seed=config.training.master_seed,
+        rank=ranks.rank,
+        world_size=ranks.size,
+        batch_size=data.batch_size,
+        threads=max(1, data.num_workers * data.thread_per_worker),
+        prefetch=data.prefetch_factor,
+        needs_pixels=encoders.needs_pixels,
+    )
+
+
+def _validation_loader(config: RunConfig, dataset: DataSet, encoders: Encoders) -> Loader | None:
+    if not config.validation.share:
+        return None
+    return Loader(
+        dataset.validation(config.validation.max_rows),
+        rules=CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0),
+        seed=config.training.master_seed,
+        rank=0,
+        world_size=1,
+        batch_size=config.dataloader.batch_size,
+        threads=max(1, config.dataloader.num_workers),
+        prefetch=1,
+        needs_pixels=encoders.needs_pixels,
+    )

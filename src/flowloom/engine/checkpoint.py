@@ -1,0 +1,144 @@
+"""Checkpoints: whole or not there, and exact enough to go on bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowloom.engine.state import Position, TrainState
+from flowloom.errors import DiskFullError, RunError, is_disk_full
+from flowloom.parts.adapters.formats import to_comfy
+from flowloom.parts.families.weights import open_weights, save_weights
+from flowloom.spec.rundir import RunDir
+
+MODEL, ADAPTER = "model.safetensors", "adapter.safetensors"
+EMA_MODEL, EMA_ADAPTER = "model_ema.safetensors", "adapter_ema.safetensors"
+POSITION, OPTIMIZER, WEIGHTS, EMA = "trainer.json", "optimizer.pt", "weights.safetensors", "ema.safetensors"
+
+
+def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
+    """Write the checkpoint of the current step and return its folder.
+
+    It is written under a temporary name, flushed to the disk and renamed, so that a folder called
+    `step_XXXXXXXX` is always complete.
+
+    Raises:
+        DiskFullError: the disk is full; nothing is left behind.
+    """
+    final = run_dir.checkpoint_dir(state.position.step)
+    partial = final.with_name(f"{final.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / "state").mkdir(parents=True)
+        _write_weights(partial, state, metadata)
+        _write_state(partial / "state", state)
+        _sync_tree(partial)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync(final.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not is_disk_full(error):
+            raise
+        raise DiskFullError(
+            f"{final}: the disk is full. Make room or lower checkpoint.keep_last, then 'flowloom resume {run_dir.path}'."
+        ) from error
+    return final
+
+
+def _write_weights(folder: Path, state: TrainState, metadata: dict[str, str]) -> None:
+    if state.adapter:
+        canonical = state.adapter.state_dict()
+        save_weights(folder / ADAPTER, to_comfy(canonical, state.adapter.metadata), metadata)
+        save_weights(folder / "state" / WEIGHTS, canonical, {})
+        if state.ema:
+            save_weights(folder / EMA_ADAPTER, to_comfy(state.ema.shadow, state.adapter.metadata), metadata)
+        return
+    compute = state.precision.compute
+    tensors = {name: weight.detach() for name, weight in state.model.state_dict().items()}
+    save_weights(folder / MODEL, {name: t.to(compute) for name, t in tensors.items()}, metadata)
+    finer = {name: t for name, t in tensors.items() if t.dtype != compute}
+    if finer:
+        save_weights(folder / "state" / WEIGHTS, finer, {})
+    if state.ema:
+        averaged = tensors | state.ema.shadow
+        save_weights(folder / EMA_MODEL, {name: t.to(compute) for name, t in averaged.items()}, metadata)
+
+
+def _write_state(folder: Path, state: TrainState) -> None:
+    (folder / POSITION).write_text(json.dumps({"turn": state.turn, **asdict(state.position)}, indent=1))
+    torch.save({"optimizer": state.optimizer_states(), "parked": state.parked}, folder / OPTIMIZER)
+    if state.ema:
+        save_weights(folder / EMA, state.ema.shadow, {})
+
+
+def load(folder: Path, state: TrainState) -> None:
+    """Put `state` where it was when `folder` was written.
+
+    Raises:
+        RunError: a file of the checkpoint is missing or was written by another configuration.
+    """
+    inner = folder / "state"
+    try:
+        recorded: dict[str, Any] = json.loads((inner / POSITION).read_text())
+        optimizer = torch.load(inner / OPTIMIZER, map_location="cpu", weights_only=True)
+    except (OSError, json.JSONDecodeError, RuntimeError) as error:
+        raise RunError(f"{folder}: not a complete checkpoint ({error}). Delete it and resume from an older one.") from error
+    turn = recorded.pop("turn")
+    state.parked = optimizer["parked"]
+    state.position = Position(**recorded)
+    if state.ema and (inner / EMA).exists():
+        device = torch.device("cpu") if state.ema.on_cpu else state.precision.device
+        state.ema.shadow = {name: t.to(device) for name, t in open_weights(inner / EMA).items()}
+    _load_weights(folder, state)
+    # Not turn_at(step): a checkpoint on the border of two turns still holds the optimizer of the first.
+    state.enter_turn(turn)
+    state.load_optimizer_states(optimizer["optimizer"])
+
+
+def _load_weights(folder: Path, state: TrainState) -> None:
+    precise = folder / "state" / WEIGHTS
+    tensors: dict[str, Tensor] = {}
+    if state.adapter is None:
+        tensors |= dict(open_weights(folder / MODEL).items())
+    if precise.exists():
+        tensors |= dict(open_weights(precise).items())
+    if state.adapter:
+        state.adapter.load_state_dict(tensors)
+        return
+    for name, weight in state.weights.items():
+        weight.data = tensors[name].to(state.precision.device, copy=True)
+
+
+def retire(run_dir: RunDir, keep_last: int, keep_every: int | None) -> None:
+    """Delete the checkpoints that the retention rule does not keep."""
+    folders = run_dir.checkpoints()
+    for folder in folders[:-keep_last]:
+        step = int(folder.name.removeprefix("step_"))
+        if keep_every and step % keep_every == 0:
+            continue
+        # Renamed first: a kill in the middle leaves no half folder under a checkpoint's name.
+        doomed = folder.with_name(f"{folder.name}.tmp")
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

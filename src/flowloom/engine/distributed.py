@@ -1,0 +1,85 @@
+"""Ranks: one process a device, started by torchrun; alone, every operation here does nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `size` that train together, each on its slice of every global batch."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the run directory."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over all ranks."""
+        if self.size > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add up every gradient over the ranks, in place, in one transfer a dtype.
+
+        The loss is already divided by the weight of the whole update, so gradients are summed,
+        not averaged. A rank whose slice was empty contributes zeros.
+        """
+        if self.size == 1:
+            return
+        by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            by_dtype.setdefault(parameter.dtype, []).append(parameter)
+        for group in by_dtype.values():
+            flat = torch.cat([parameter.grad.flatten() for parameter in group])
+            dist.all_reduce(flat)
+            pieces = flat.split([parameter.numel() for parameter in group])
+            for parameter, piece in zip(group, pieces, strict=True):
+                parameter.grad.copy_(piece.view_as(parameter))
+
+    def agree(self, *wishes: bool) -> tuple[bool, ...]:
+        """For each wish whether any rank has it: all ranks must stop, save and draw at the same step."""
+        if self.size == 1:
+            return wishes
+        votes = torch.tensor([float(wish) for wish in wishes], device=_collective_device())
+        dist.all_reduce(votes)
+        return tuple(vote > 0 for vote in votes.tolist())
+
+    def wait(self) -> None:
+        """Return once every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def _collective_device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def join_ranks(device_type: str) -> Ranks:
+    """Join the process group that torchrun's environment describes; alone without one."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return Ranks()
+    if device_type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    return Ranks(dist.get_rank(), size)
+
+
+def leave_ranks(ranks: Ranks) -> None:
+    """Leave the process group."""
+    if ranks.size > 1:
+        dist.destroy_process_group()

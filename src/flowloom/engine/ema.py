@@ -1,0 +1,55 @@
+"""An exponential moving average of the trained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """Shadow weights in float32: shadow <- decay * shadow + (1 - decay) * weight.
+
+    In bfloat16 a decay of 0.9999 would round every update away, hence float32 whatever the weights are.
+    A weight joins when it is first trained; under rotation it stays and goes on following.
+    """
+
+    def __init__(self, decay: float, on_cpu: bool):
+        self.decay = decay
+        self.on_cpu = on_cpu
+        self.shadow: dict[str, Tensor] = {}
+
+    def decay_at(self, step: int) -> float:
+        """The decay at `step`: short at first, so that the initial weights are soon forgotten."""
+        return min(self.decay, (1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def follow(self, weights: Mapping[str, nn.Parameter]) -> None:
+        """Take in weights that are not followed yet, as they are now."""
+        for name, weight in weights.items():
+            if name not in self.shadow:
+                shadow = weight.detach().float()
+                self.shadow[name] = shadow.cpu() if self.on_cpu else shadow.clone()
+
+    @torch.no_grad()
+    def update(self, weights: Mapping[str, nn.Parameter], step: int) -> None:
+        """Move every shadow towards its weight after the optimizer's `step`."""
+        if not self.shadow:
+            return
+        shadows = list(self.shadow.values())
+        targets = [weights[name].detach().to(s.device, torch.float32) for name, s in self.shadow.items()]
+        torch._foreach_lerp_(shadows, targets, 1 - self.decay_at(step))
+
+    @contextmanager
+    def swapped_in(self, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """The averaged weights in place of the trained ones for the length of a `with`."""
+        kept = {name: weights[name].data for name in self.shadow}
+        try:
+            for name, shadow in self.shadow.items():
+                weights[name].data = shadow.to(weights[name].device, weights[name].dtype)
+            yield
+        finally:
+            for name, data in kept.items():
+                weights[name].data = data

@@ -1,0 +1,136 @@
+"""What the network learns: the velocity of the straight path from an image to noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from flowloom.flow import noise_level as densities
+from flowloom.flow.path import interpolate, velocity_from_x0, velocity_target
+from flowloom.nn.ragged import predict
+from flowloom.spec.run import RunConfig
+
+X0_TRAINING_EPS = 0.05
+"""Keeps the x0 objective finite where the noise level is near 0; FLOW's value."""
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """Samples ready for the network: encoded, with their noise."""
+
+    latents: Tensor
+    """(B, L, D) packed latents."""
+    noise: Tensor
+    """(B, L, D) standard normal, already paired."""
+    noise_level: Tensor
+    """(B,) float32 in [0, 1]."""
+    texts: list[Tensor]
+    """B tensors (T_i, C): each caption's own encoder states."""
+    is_captioned: Tensor
+    """(B,) bool: False where the caption was dropped."""
+    loss_weight: Tensor
+    """(B,) float32."""
+    image_ids: Tensor
+    """(L, 3)."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def part(self, start: int, stop: int) -> LatentBatch:
+        """Samples `start` to `stop`, as views."""
+        cut = slice(start, stop)
+        return replace(
+            self,
+            latents=self.latents[cut],
+            noise=self.noise[cut],
+            noise_level=self.noise_level[cut],
+            texts=self.texts[cut],
+            is_captioned=self.is_captioned[cut],
+            loss_weight=self.loss_weight[cut],
+        )
+
+    def split(self, size: int) -> Iterator[LatentBatch]:
+        """Micro-batches of `size` samples, the last one shorter."""
+        for start in range(0, len(self), size):
+            yield self.part(start, start + size)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How a prediction is compared with the truth."""
+
+    quantile: Callable[[Tensor], Tensor]
+    """Inverse CDF of the noise level's density: uniform numbers to noise levels."""
+    huber_delta: float | None = None
+    """None: squared error."""
+    predicts_x0: bool = False
+    cfg_strength: float | None = None
+    """Train towards the guided velocity, as FLOW's CFG trainer does."""
+    union_mask: bool = False
+    """FLOW's mask: every sample sees as much text as the longest of its micro-batch."""
+    empty_text: Tensor | None = None
+    """(T, C) states of the empty caption, for `cfg_strength`."""
+
+
+def density(config: RunConfig) -> Callable[[Tensor], Tensor]:
+    """The inverse CDF that `objective.noise_level` names."""
+    spec = config.objective.noise_level
+    if spec.kind == "uniform":
+        return densities.uniform_quantile
+    if spec.kind == "logit_normal":
+        return lambda u: densities.logit_normal_quantile(u, spec.mean, spec.std)
+    if spec.kind == "shifted":
+        return lambda u: densities.shifted_quantile(u, spec.shift)
+    return densities.flow_quantile
+
+
+def sample_losses(model: nn.Module, batch: LatentBatch, objective: Objective) -> Tensor:
+    """The error of the velocity that `model` predicts, one number a sample, unweighted.
+
+    On the path x = (1 - t) * latents + t * noise the velocity dx/dt is noise - latents everywhere
+    (Liu et al. 2022, arXiv:2209.03003). An x0 network predicts the latents instead, and both it and the
+    truth are turned into velocities over t + 0.05.
+
+    Returns:
+        (B,) float32.
+    """
+    x = interpolate(batch.latents, batch.noise, batch.noise_level)
+
+    def velocity(texts: list[Tensor]) -> Tensor:
+        prediction = predict(
+            model, x, batch.noise_level, texts, batch.image_ids, union=objective.union_mask
+        ).float()
+        if objective.predicts_x0:
+            return velocity_from_x0(prediction, x, batch.noise_level, X0_TRAINING_EPS)
+        return prediction
+
+    if objective.predicts_x0:
+        target = velocity_from_x0(batch.latents, x, batch.noise_level, X0_TRAINING_EPS)
+    else:
+        target = velocity_target(batch.latents, batch.noise)
+    if objective.cfg_strength is not None:
+        target = _guided_target(target, velocity, batch, objective)
+    return _distance(velocity(batch.texts), target.float(), objective.huber_delta)
+
+
+def _guided_target(
+    target: Tensor, velocity: Callable[[list[Tensor]], Tensor], batch: LatentBatch, objective: Objective
+) -> Tensor:
+    """uncond + strength * (velocity - uncond) for captioned samples, plain velocity for the others."""
+    assert objective.empty_text is not None
+    assert objective.cfg_strength is not None
+    with torch.no_grad():
+        uncond = velocity([objective.empty_text] * len(batch))
+    guided = uncond + objective.cfg_strength * (target - uncond)
+    return torch.where(batch.is_captioned[:, None, None], guided, target)
+
+
+def _distance(prediction: Tensor, target: Tensor, huber_delta: float | None) -> Tensor:
+    if huber_delta is None:
+        error = (prediction - target).square()
+    else:
+        error = nn.functional.huber_loss(prediction, target, reduction="none", delta=huber_delta)
+    return error.mean(dim=(1, 2))

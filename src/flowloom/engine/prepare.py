@@ -1,0 +1,50 @@
+"""A loaded batch to the samples of its updates: encoded, with noise levels and paired noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from flowloom.data.loader import LoadedBatch
+from flowloom.engine.encode import Encoders
+from flowloom.engine.objective import LatentBatch
+from flowloom.engine.randomness import generator
+from flowloom.engine.state import TrainState
+from flowloom.flow.coupling import optimal_transport
+from flowloom.nn.patches import image_ids
+
+
+def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> LatentBatch:
+    """The whole loaded batch, ready for the network.
+
+    Noise and noise levels are functions of (seed, epoch, batch, rank): each rank has its own, and a
+    resumed run draws them again. Noises are paired with latents over the whole batch, before it is cut
+    into updates and micro-batches.
+    """
+    device = state.precision.device
+    encoded = encoders.encode(loaded)
+    draw = generator(state.config.training.master_seed, "noise", loaded.epoch, loaded.index, state.ranks.rank)
+    level = state.objective.quantile(torch.rand(len(loaded.samples), generator=draw, dtype=torch.float64))
+    noise = torch.randn(encoded.latents.shape, generator=draw)
+    if state.config.objective.pairing == "optimal_transport":
+        noise = noise[optimal_transport(encoded.latents, noise)]
+    width, height = loaded.size
+    factor = encoders.autoencoder.factor
+    weights = [sample.loss_weight for sample in loaded.samples]
+    return LatentBatch(
+        latents=encoded.latents.to(device, non_blocking=True),
+        noise=noise.to(device, non_blocking=True),
+        noise_level=level.float().to(device, non_blocking=True),
+        texts=[states.to(device, non_blocking=True) for states in encoded.texts],
+        is_captioned=torch.tensor([bool(sample.caption) for sample in loaded.samples], device=device),
+        loss_weight=torch.tensor(weights, dtype=torch.float32, device=device),
+        image_ids=image_ids(height // factor, width // factor).to(device),
+    )
+
+
+def updates_of(batch: LatentBatch, num_updates: int, done: int) -> Iterator[LatentBatch]:
+    """The parts of `batch` for its updates, as even as can be, from update `done` on."""
+    for number in range(done, num_updates):
+        start, stop = (len(batch) * edge // num_updates for edge in (number, number + 1))
+        yield batch.part(start, stop)

@@ -1,0 +1,155 @@
+"""Pictures from the network: previews during training, and `flowloom sample`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from flowloom.engine.encode import Encoders
+from flowloom.engine.randomness import generator
+from flowloom.engine.state import Precision, TrainState
+from flowloom.flow.guidance import guided, uses_cfg
+from flowloom.flow.path import velocity_from_x0
+from flowloom.flow.samplers import SAMPLERS, schedule
+from flowloom.nn.patches import image_ids, unpack
+from flowloom.nn.ragged import predict
+from flowloom.spec.run import InferenceSection, RunConfig
+from flowloom.spec.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn."""
+
+    width: int
+    height: int
+    steps: int = 20
+    cfg: float = 1.0
+    guidance: float = 0.0
+    first_n_steps_wo_cfg: int = 0
+    sampler: str = "euler"
+    negative: str = ""
+
+
+@dataclass(frozen=True)
+class Painter:
+    """A network with its encoders, ready to draw."""
+
+    model: nn.Module
+    encoders: Encoders
+    precision: Precision
+    predicts_x0: bool = False
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing) -> list[Image.Image]:
+        """One picture for each prompt, from the noise of its own seed; the same alone or in a batch.
+
+        The sampler solves dx/dt = velocity from noise (t = 1) to image (t = 0) on FLOW's schedule, which
+        is shifted towards noise for larger pictures.
+        """
+        factor = self.encoders.autoencoder.factor * 2
+        rows, columns = drawing.height // factor, drawing.width // factor
+        ids = image_ids(rows * 2, columns * 2).to(self.precision.device)
+        tokens = rows * columns
+        noises = [torch.randn(tokens, 64, generator=generator(seed, "picture")) for seed in seeds]
+        x = torch.stack(noises).to(self.precision.device)
+        with self.precision.autocast():
+            levels = schedule(drawing.steps, tokens)
+            velocity = self._velocity(prompts, ids, drawing, levels)
+            latents = SAMPLERS[drawing.sampler](velocity, x, levels)
+        return [self._decode(one, rows * 2, columns * 2) for one in latents.split(1)]
+
+    def _velocity(self, prompts: Sequence[str], ids: Tensor, drawing: Drawing, levels: list[float]) -> Any:
+        device = self.precision.device
+        positive = [states.to(device) for states in self.encoders.texts(prompts)]
+        negative = [states.to(device) for states in self.encoders.texts([drawing.negative])] * len(prompts)
+        guidance = torch.full((len(prompts),), drawing.guidance, device=device)
+
+        def one_pass(x: Tensor, level: float, texts: list[Tensor]) -> Tensor:
+            noise_level = torch.full((len(x),), level, device=device)
+            prediction = predict(self.model, x, noise_level, texts, ids, guidance=guidance).float()
+            return velocity_from_x0(prediction, x, noise_level, 0.0) if self.predicts_x0 else prediction
+
+        def velocity(x: Tensor, level: float) -> Tensor:
+            # Samplers may ask between two levels: the step is the one whose interval holds the level.
+            step = sum(level <= start for start in levels[1:-1])
+            towards = one_pass(x, level, positive)
+            if not uses_cfg(step, drawing.cfg, drawing.first_n_steps_wo_cfg):
+                return towards
+            return guided(towards, one_pass(x, level, negative), drawing.cfg)
+
+        return velocity
+
+    def _decode(self, tokens: Tensor, h: int, w: int) -> Image.Image:
+        pixels = self.encoders.autoencoder.decode(unpack(tokens, h, w).to(self.encoders.dtype))
+        levels = ((pixels[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+
+
+def drawing_of(section: InferenceSection, sampler: str) -> Drawing:
+    """How a FLOW inference section wants its pictures drawn."""
+    width, height = section.image_dim
+    return Drawing(
+        width, height, section.steps, section.cfg, section.guidance, section.first_n_steps_wo_cfg, sampler
+    )
+
+
+def sections_due(config: RunConfig, step: int, asked: bool) -> list[InferenceSection]:
+    """The inference sections whose period ends at `step`; all of them when a preview was asked for."""
+    sections = [section for section in (config.inference, *config.extra_inference_config) if section]
+    return [section for section in sections if asked or step % section.inference_every == 0]
+
+
+def draw_previews(
+    run_dir: RunDir, state: TrainState, painter: Painter, sections: Sequence[InferenceSection], batch_caption: str | None
+) -> Path:
+    """Draw what `sections` ask for into the sample folder of the current step, and return the folder.
+
+    Each picture's seed depends on its place only, so that steps can be compared.
+    """
+    final = run_dir.samples_dir(state.position.step)
+    partial = final.with_name(f"{final.name}.tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    records: list[dict[str, Any]] = []
+    with averaged(state):
+        for section in sections:
+            prompts = [*section.prompts]
+            if batch_caption is not None and state.config.preview.batch_caption:
+                prompts.append(batch_caption)
+            drawing = drawing_of(section, state.config.preview.sampler)
+            seeds = [state.config.training.master_seed + i for i in range(len(prompts))]
+            pictures = draw_in_batches(painter, prompts, seeds, drawing, state.config.preview.max_batch)
+            for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
+                name = f"{len(records):02d}.{state.config.preview.format}"
+                picture.save(partial / name)
+                records.append({"file": name, "prompt": prompt, "seed": seed, **asdict(drawing)})
+    (partial / "samples.json").write_text(json.dumps(records, indent=1, ensure_ascii=False))
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    return final
+
+
+def draw_in_batches(
+    painter: Painter, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, size: int
+) -> Iterator[Image.Image]:
+    """`Painter.draw` for any number of prompts, `size` at a time."""
+    for start in range(0, len(prompts), size):
+        cut = slice(start, start + size)
+        yield from painter.draw(prompts[cut], seeds[cut], drawing)
+
+
+def averaged(state: TrainState) -> AbstractContextManager[None]:
+    """The EMA weights in the network, where there are any and previews want them."""
+    if state.ema and state.config.preview.weights == "ema":
+        return state.ema.swapped_in(state.weights)
+    return nullcontext()

@@ -1,0 +1,132 @@
+"""What a run says: events for the run directory, the trackers and the progress line."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from flowloom.engine.state import Position, TrainState
+from flowloom.engine.step import StepMetrics
+from flowloom.errors import DivergedError, TrainingError
+from flowloom.parts.loggers.base import Logger
+from flowloom.spec.events import EventWriter
+
+NUM_NOISE_BINS = 8
+SMOOTHING = 0.98
+STEPS_BETWEEN_READS = 10
+"""On an accelerator the metrics of so many steps are read together: each reading makes the CPU wait."""
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Reporter:
+    """The one place that reads metrics off the device."""
+
+    def __init__(self, writer: EventWriter | None, loggers: Sequence[Logger], on_event: OnEvent):
+        self.writer = writer
+        self.loggers = list(loggers)
+        self.on_event = on_event
+        self._pending: list[tuple[dict[str, Any], StepMetrics]] = []
+        self._step_seconds: float | None = None
+
+    def say(self, kind: str, **fields: Any) -> None:
+        """Write one event and pass it on; on ranks other than the first, nothing."""
+        if self.writer is None:
+            return
+        event = self.writer.write(kind, **fields)
+        self.on_event(event)
+        for logger in list(self.loggers):
+            try:
+                logger.log(event)
+            except TrainingError as error:
+                self.loggers.remove(logger)
+                self.say("warning", message=str(error))
+
+    def step(self, state: TrainState, metrics: StepMetrics, seconds: float, waited: float, eta: float | None) -> None:
+        """Take in one update; `seconds` is its whole time, `waited` the part spent waiting for data."""
+        smooth = self._step_seconds
+        self._step_seconds = seconds if smooth is None else 0.9 * smooth + 0.1 * seconds
+        position = state.position
+        fields = {
+            "step": position.step,
+            "epoch": position.epoch,
+            "batch": position.batch,
+            "lr": state.lr,
+            "samples_per_s": len(metrics.losses) * state.ranks.size / self._step_seconds,
+            "step_s": seconds,
+            "data_wait_s": waited,
+            "eta_s": eta,
+        }
+        self._pending.append((fields, metrics))
+        wait = 1 if metrics.loss.device.type == "cpu" else STEPS_BETWEEN_READS
+        if len(self._pending) >= wait:
+            self.flush(position)
+
+    def flush(self, position: Position) -> None:
+        """Read what is pending and write it; called before anything is saved.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite.
+        """
+        pending, self._pending = self._pending, []
+        for fields, metrics in pending:
+            loss, grad_norm = metrics.loss.item(), metrics.grad_norm.item()
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                raise DivergedError(
+                    f"step {fields['step']}: the loss is {loss} and the gradient norm {grad_norm}. The last "
+                    "checkpoint is whole: resume it with a lower training.lr, optimizer.max_grad_norm 1.0, or "
+                    "without the rows that the last steps trained."
+                )
+            smooth = position.loss_smooth
+            position.loss_smooth = loss if smooth is None else SMOOTHING * smooth + (1 - SMOOTHING) * loss
+            self.say(
+                "step",
+                **fields,
+                loss=loss,
+                loss_smooth=position.loss_smooth,
+                grad_norm=grad_norm,
+                peak_memory_mib=peak_memory_mib(metrics.loss.device),
+                loss_by_noise_level=_by_noise_level(metrics),
+            )
+
+    def close(self) -> None:
+        """Close the trackers and the event file."""
+        for logger in self.loggers:
+            logger.close()
+        if self.writer:
+            self.writer.close()
+
+
+def _by_noise_level(metrics: StepMetrics) -> list[float | None]:
+    """Mean loss in each eighth of [0, 1]; None where no sample fell."""
+    losses, levels = metrics.losses.float().cpu(), metrics.noise_level.float().cpu()
+    bins = (levels * NUM_NOISE_BINS).long().clamp(0, NUM_NOISE_BINS - 1)
+    sums = torch.zeros(NUM_NOISE_BINS).index_add_(0, bins, losses).tolist()
+    counts = torch.bincount(bins, minlength=NUM_NOISE_BINS).tolist()
+    return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory held so far: the accelerator's, or on a CPU the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Stopwatch:
+    """Seconds since it was last read."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds

@@ -1,0 +1,171 @@
+"""The state of a run in memory: network, trained weights, optimizer, average, position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowloom.engine.distributed import Ranks
+from flowloom.engine.ema import Ema
+from flowloom.engine.lr import lr_factor
+from flowloom.engine.objective import Objective
+from flowloom.engine.trained import trained_names, turn_at
+from flowloom.parts.adapters.adapter import Adapter
+from flowloom.spec.run import RunConfig
+
+
+class Precision(NamedTuple):
+    """Where and in what number formats the network runs."""
+
+    device: torch.device
+    compute: torch.dtype
+    """Of the frozen weights and the arithmetic."""
+    trained: torch.dtype
+    """Of the weights that the optimizer changes."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Casts trained float32 weights to the compute format where the two differ."""
+        enabled = self.compute != torch.float32
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@dataclass
+class Position:
+    """How far a run is. The next update is number `update` of batch `batch` of `epoch`."""
+
+    step: int = 0
+    """Optimizer updates made."""
+    epoch: int = 0
+    batch: int = 0
+    update: int = 0
+    samples: int = 0
+    """Samples trained, on all ranks."""
+    seconds: float = 0.0
+    """Time spent training, over all sittings."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """`file:line` of every row that could not be used, with the reason."""
+    loss_smooth: float | None = None
+
+
+class TrainState:
+    """What an update changes, and what it needs for that."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: nn.Module,
+        adapter: Adapter | None,
+        objective: Objective,
+        precision: Precision,
+        ranks: Ranks,
+    ):
+        self.config = config
+        self.model = model
+        self.adapter = adapter
+        self.objective = objective
+        self.precision = precision
+        self.ranks = ranks
+        self.position = Position()
+        self.ema = Ema(config.ema.decay, config.ema.device == "cpu") if config.ema.decay is not None else None
+        self.weights: dict[str, nn.Parameter] = adapter.parameters if adapter else dict(model.named_parameters())
+        """Every weight that may ever be trained, by the checkpoint's name."""
+        self.parked: dict[str, dict[str, Any]] = {}
+        """Rotation: optimizer states of weights that are not trained now, on the CPU."""
+        self.turn = -1
+        self.trained: dict[str, nn.Parameter] = {}
+        self.optimizer: torch.optim.Optimizer
+        self.begin_turn()
+
+    def begin_turn(self) -> None:
+        """Train what the current step's turn of the rotation trains; without rotation, once and for all."""
+        turn = turn_at(self.config, self.position.step)
+        if turn != self.turn:
+            if self.turn >= 0:
+                self._park()
+            self.enter_turn(turn)
+
+    def enter_turn(self, turn: int) -> None:
+        """Train the weights of `turn` with an optimizer of their own."""
+        self.turn = turn
+        if self.adapter:
+            names = list(self.weights)
+        else:
+            names = trained_names(self.config, list(self.weights), turn)
+        self._select(names)
+        self.optimizer = self._make_optimizer()
+        self._unpark()
+
+    def set_lr(self) -> None:
+        """Give the optimizer the learning rate of the update that is about to be made."""
+        lr = self.lr
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the update that is about to be made."""
+        step = self.position.step
+        since = None
+        if self.config.method_kind == "rotation" and self.config.method.rotation_states == "reset":
+            assert self.config.training.change_layer_every is not None
+            since = step % self.config.training.change_layer_every + 1
+        return self.config.training.lr * lr_factor(self.config, step + 1, since)
+
+    def _select(self, names: list[str]) -> None:
+        chosen = set(names)
+        for name, weight in self.weights.items():
+            is_trained = name in chosen
+            wanted = self.precision.trained if is_trained else self.precision.compute
+            weight.requires_grad_(is_trained)
+            weight.grad = None
+            # Under rotation with kept states the precise weights stay precise, or turns would round them.
+            if not self.adapter and (is_trained or name not in self.parked):
+                weight.data = weight.data.to(wanted)
+        self.trained = {name: self.weights[name] for name in names}
+        if self.ema:
+            self.ema.follow(self.trained)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        decay = self.config.training.weight_decay
+        plain = [p for name, p in self.trained.items() if "bias" in name or "norm" in name]
+        decayed = [p for name, p in self.trained.items() if not ("bias" in name or "norm" in name)]
+        groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+        return self.config.optimizer.build([group for group in groups if group["params"]], self.config.training.lr)
+
+    def optimizer_states(self) -> dict[str, dict[str, Any]]:
+        """The optimizer's state of each trained weight, by name."""
+        states = self.optimizer.state_dict()["state"]
+        return {name: states[i] for i, name in enumerate(self._optimizer_order()) if i in states}
+
+    def load_optimizer_states(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Put states by name back into the optimizer; weights without one start afresh."""
+        whole = self.optimizer.state_dict()
+        order = self._optimizer_order()
+        whole["state"] = {i: states[name] for i, name in enumerate(order) if name in states}
+        self.optimizer.load_state_dict(whole)
+
+    def _optimizer_order(self) -> list[str]:
+        names = {id(weight): name for name, weight in self.trained.items()}
+        return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _park(self) -> None:
+        if self.config.method.rotation_states == "keep":
+            states = self.optimizer_states()
+            self.parked |= {name: _on_cpu(state) for name, state in states.items()}
+
+    def _unpark(self) -> None:
+        known = {name: self.parked[name] for name in self.trained if name in self.parked}
+        if known:
+            self.load_optimizer_states(known)
+
+
+def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.cpu() if isinstance(value, Tensor) else value for key, value in state.items()}

@@ -1,0 +1,192 @@
+"""The loop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from flowloom.data.loader import LoadedBatch
+from flowloom.engine import checkpoint
+from flowloom.engine.build import Parts
+from flowloom.engine.prepare import prepare, updates_of
+from flowloom.engine.preview import draw_previews, sections_due
+from flowloom.engine.report import Reporter, Stopwatch
+from flowloom.engine.step import train_step
+from flowloom.engine.validation import validation_loss
+from flowloom.spec.rundir import RunDir
+
+
+class Trainer:
+    """Trains until a limit is reached or somebody asks it to stop."""
+
+    def __init__(self, run_dir: RunDir, parts: Parts, reporter: Reporter, metadata: dict[str, str]):
+        self.run_dir = run_dir
+        self.parts = parts
+        self.state = parts.state
+        self.config = parts.state.config
+        self.reporter = reporter
+        self.metadata = metadata
+        self.must_stop = False
+        self._saved_step = -1
+        self._started = time.monotonic() - self.state.position.seconds
+
+    def fit(self) -> None:
+        """Make updates from where the state stands until the run is over, then save."""
+        watch = Stopwatch()
+        for loaded in self._loaded_batches():
+            waited = watch.lap()
+            self.state.begin_turn()
+            self._count_skipped(loaded)
+            for metrics in self._updates(loaded):
+                self.state.position.seconds = time.monotonic() - self._started
+                self.reporter.step(self.state, metrics, waited + watch.lap(), waited, self._eta())
+                waited = 0.0
+                self._after_step(loaded)
+                watch.lap()
+                if self._is_over():
+                    break
+            if self._is_over():
+                break
+        self.save()
+        step = self.state.position.step
+        self.reporter.say("stopped" if self.must_stop else "finished", step=step)
+
+    def _updates(self, loaded: LoadedBatch) -> Iterator[Any]:
+        position = self.state.position
+        num_updates = min(self.config.training.updates_per_large_batch, loaded.num_planned)
+        if loaded.samples or self.state.ranks.size > 1:
+            batch = prepare(self.state, loaded, self.parts.encoders)
+            for part in updates_of(batch, num_updates, position.update):
+                position.update += 1
+                position.samples += len(part) * self.state.ranks.size
+                if position.update == num_updates:
+                    self._next_batch()
+                yield train_step(self.state, part)
+        else:
+            self._next_batch()
+
+    def _next_batch(self) -> None:
+        position = self.state.position
+        position.update = 0
+        position.batch += 1
+        if position.batch >= self.parts.loader.num_batches(position.epoch):
+            position.epoch, position.batch = position.epoch + 1, 0
+
+    def _loaded_batches(self) -> Iterator[LoadedBatch]:
+        """Batches from the state's position on, epoch after epoch."""
+        position = self.state.position
+        if position.step == 0 and position.epoch == 0 and position.batch == 0:
+            position.batch = min(self.config.dataloader.offset, self.parts.loader.num_batches(0) - 1)
+        while not self._is_over():
+            yield from self.parts.loader.batches(position.epoch, start=position.batch)
+
+    def _after_step(self, loaded: LoadedBatch) -> None:
+        step, training = self.state.position.step, self.config.training
+        stop, checkpoint_asked, sample_asked = self._asked()
+        self.must_stop = stop
+        if step % (self.config.validation.every or training.save_every) == 0:
+            self.validate()
+        sections = sections_due(self.config, step, sample_asked)
+        if sections and self.state.ranks.is_first:
+            caption = loaded.samples[0].caption if loaded.samples else None
+            folder = draw_previews(self.run_dir, self.state, self.parts.painter, sections, caption)
+            self.reporter.say("sampled", step=step, dir=str(folder.relative_to(self.run_dir.path)))
+        if step % training.save_every == 0 or checkpoint_asked:
+            self.save()
+
+    def _asked(self) -> tuple[bool, ...]:
+        """Whether a stop, a checkpoint, a preview is wished for, by a control file or a signal."""
+        ranks = self.state.ranks
+        stop, save, sample = (
+            ranks.is_first and self.run_dir.take_control(name) for name in ("stop", "checkpoint", "sample")
+        )
+        return ranks.agree(stop or self.must_stop, save, sample)
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step, unless there is one, and retire old ones."""
+        position = self.state.position
+        self.reporter.flush(position)
+        if position.step == self._saved_step:
+            return
+        if self.state.ranks.is_first:
+            folder = checkpoint.save(self.run_dir, self.state, self.metadata)
+            checkpoint.retire(self.run_dir, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
+            self.reporter.say("saved", step=position.step, dir=str(folder.relative_to(self.run_dir.path)))
+        self._saved_step = position.step
+        self.state.ranks.wait()
+
+    def validate(self) -> None:
+        """Measure the loss on the held-out rows, of the weights and of their average."""
+        if self.parts.validation is None or not self.state.ranks.is_first:
+            return
+        self._say_validated("raw")
+        if self.state.ema:
+            with self.state.ema.swapped_in(self.state.weights):
+                self._say_validated("ema")
+
+    def _say_validated(self, weights: str) -> None:
+        assert self.parts.validation is not None
+        losses = validation_loss(self.state, self.parts.validation, self.parts.encoders)
+        mean = sum(losses.values()) / len(losses)
+        step = self.state.position.step
+        self.reporter.say("validated", step=step, weights=weights, loss=mean, by_quantile=losses)
+
+    def _count_skipped(self, loaded: LoadedBatch) -> None:
+        known = self.state.position.skipped
+        for skipped in loaded.skipped:
+            place = f"{self.parts.loader.dataset.path}:{skipped.line}"
+            if place not in known:
+                known[place] = skipped.reason
+                self.reporter.say("skipped", file=skipped.filename, line=skipped.line, reason=skipped.reason)
+        if loaded.skipped:
+            self.parts.loader.dataset.check_skipped(known)
+
+    def _is_over(self) -> bool:
+        limits, position = self.config.limits, self.state.position
+        return (
+            self.must_stop
+            or (limits.max_steps is not None and position.step >= limits.max_steps)
+            or (limits.max_epochs is not None and position.epoch >= limits.max_epochs)
+            or (limits.max_minutes is not None and position.seconds >= limits.max_minutes * 60)
+        )
+
+    def _eta(self) -> float | None:
+        """Seconds until the first limit is reached, at the mean speed so far; None without a limit."""
+        limits, position = self.config.limits, self.state.position
+        shares = []
+        if limits.max_steps:
+            shares.append(position.step / limits.max_steps)
+        if limits.max_epochs:
+            done = position.epoch + position.batch / max(self.parts.loader.num_batches(position.epoch), 1)
+            shares.append(done / limits.max_epochs)
+        if limits.max_minutes:
+            shares.append(position.seconds / (limits.max_minutes * 60))
+        share = max(shares, default=0.0)
+        return position.seconds * (1 - share) / share if share else None
+
+
+@contextmanager
+def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
+    """SIGINT and SIGTERM let the current step end, save, and stop; the second one is not caught."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        trainer.must_stop = True
+        for caught in kept:
+            signal.signal(caught, kept[caught])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in kept:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

@@ -1,0 +1,145 @@
+"""A run that is killed at any moment and resumed equals one that was never interrupted, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowloom.engine.__main__ import run_engine
+from flowloom.parts.families.weights import open_weights
+from flowloom.spec.events import read_events
+from flowloom.spec.rundir import RunDir
+
+STEPS = 14
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {"ema": {"decay": 0.9}, "validation": {"share": 0.2, "every": 5}},
+    "updates": {"training": {"updates_per_large_batch": 3, "save_every": 2, "lr": 1e-3, "train_minibatch": 1}},
+    "rotation": {
+        "training": {
+            "change_layer_every": 3,
+            "trained_single_blocks": 1,
+            "trained_double_blocks": 1,
+            "save_every": 2,
+            "lr": 1e-3,
+        },
+        "ema": {"decay": 0.9},
+    },
+    "rotation_reset": {
+        "training": {"change_layer_every": 4, "trained_single_blocks": 1, "save_every": 3, "lr": 1e-3},
+        "method": {"rotation_states": "reset"},
+    },
+    "lora": {"lora": {"rank": 2, "alpha": 4}, "ema": {"decay": 0.9}},
+    "cached": {"cache": {"latents": "memory", "text": "memory"}, "optimizer": {"kind": "adamw_bf16"}},
+}
+PREVIEW = {"inference_every": 4, "steps": 2, "prompts": ["red, bar"], "image_dim": [64, 64], "cfg": 2.0}
+
+
+def run_in_process(run_dir: RunDir) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "flowloom.engine", str(run_dir.path)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def losses(run_dir: RunDir) -> dict[int, float]:
+    """The loss of each step; a step made twice must have given the same one both times."""
+    found: dict[int, float] = {}
+    for event in read_events(run_dir.events_jsonl):
+        if event["kind"] == "step":
+            assert found.setdefault(event["step"], event["loss"]) == event["loss"]
+    return found
+
+
+def final_tensors(run_dir: RunDir) -> dict[str, torch.Tensor]:
+    checkpoint = run_dir.latest_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.name == f"step_{STEPS:08d}"
+    tensors = {}
+    for path in sorted(checkpoint.rglob("*.safetensors")):
+        tensors |= {f"{path.name}:{name}": tensor for name, tensor in open_weights(path).items()}
+    return tensors
+
+
+def assert_same_run(one: RunDir, other: RunDir) -> None:
+    assert losses(one) == losses(other)
+    assert sorted(losses(one)) == list(range(1, STEPS + 1))
+    expected, found = final_tensors(one), final_tensors(other)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+    pictures = [sorted(p.relative_to(run.path) for p in run.path.glob("samples/*/*.png")) for run in (one, other)]
+    assert pictures[0] == pictures[1]
+    assert pictures[0]
+    for picture in pictures[0]:
+        assert (one.path / picture).read_bytes() == (other.path / picture).read_bytes()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resuming_step_by_step_equals_never_stopping(make_run: Callable[..., RunDir], method: str) -> None:
+    """Stopped after every few steps at places that fall within epochs, batches and turns."""
+    sections = {"training": {"save_every": 3}, "inference": PREVIEW, **METHODS[method]}
+    whole = make_run("whole", **sections, limits={"max_steps": STEPS})
+    run_engine(whole)
+    pieces = make_run("pieces", **sections, limits={"max_steps": STEPS})
+    for stop_at in (1, 4, 5, 9):
+        stop_after(pieces, stop_at)
+    run_engine(pieces)
+    assert_same_run(whole, pieces)
+
+
+def stop_after(run_dir: RunDir, step: int) -> None:
+    def ask(event: dict[str, Any]) -> None:
+        if event["kind"] == "step" and event["step"] == step:
+            run_dir.request("stop")
+
+    run_engine(run_dir, ask)
+    assert list(read_events(run_dir.events_jsonl))[-1]["kind"] == "stopped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "rotation", "lora"])
+def test_a_run_killed_at_random_moments_loses_nothing(
+    make_run: Callable[..., RunDir], method: str, record_property: Callable[[str, object], None]
+) -> None:
+    """kill -9, wherever it hits: while loading, in a step, in a preview, in the middle of a save."""
+    sections = METHODS[method] | {"inference": PREVIEW, "limits": {"max_steps": STEPS}}
+    sections["training"] = {"save_every": 1, **METHODS[method].get("training", {})}
+    whole = make_run("whole", **sections)
+    run_engine(whole)
+    killed = make_run("killed", **sections)
+    seed = int.from_bytes(os.urandom(4))
+    record_property("seed", seed)
+    draw = random.Random(seed)
+    kills = 0
+    for _ in range(40):
+        process = run_in_process(killed)
+        wait_for_first_step(killed, process)
+        time.sleep(draw.uniform(0, 0.7))
+        process.send_signal(signal.SIGKILL)
+        _, complaint = process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL), complaint.decode()
+        kills += process.returncode != 0
+        if process.returncode == 0:
+            break
+    assert kills > 0, f"seed {seed}: the run was over before the first kill"
+    assert_same_run(whole, killed)
+
+
+def wait_for_first_step(run_dir: RunDir, process: subprocess.Popen[bytes]) -> None:
+    """Until this process has written something new: kills during imports test nothing."""
+    events: Path = run_dir.events_jsonl
+    size = events.stat().st_size if events.exists() else 0
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if events.exists() and events.stat().st_size > size:
+            return
+        time.sleep(0.01)

@@ -1,0 +1,171 @@
+"""What one update promises: how it is cut does not change it, weights count, nothing waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from flowloom.engine.build import build
+from flowloom.engine.distributed import Ranks
+from flowloom.engine.objective import LatentBatch, sample_losses
+from flowloom.engine.prepare import prepare, updates_of
+from flowloom.engine.state import TrainState
+from flowloom.engine.step import train_step
+from flowloom.spec.run import RunConfig
+
+
+def state_and_batch(config: RunConfig) -> tuple[TrainState, LatentBatch]:
+    parts = build(config, Ranks())
+    loaded = next(iter(parts.loader.batches(0)))
+    return parts.state, prepare(parts.state, loaded, parts.encoders)
+
+
+def gradients_of(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one update; the optimizer is kept from spending them."""
+    state, batch = state_and_batch(config)
+    found: dict[str, torch.Tensor] = {}
+
+    def keep() -> None:
+        found.update({n: p.grad.clone() for n, p in state.trained.items() if p.grad is not None})
+
+    monkeypatch.setattr(state.optimizer, "step", keep)
+    return train_step(state, batch).loss.item(), found
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_one_micro_batch_of_eight_equals_eight_of_one(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """With unequal loss weights; FLOW's nine copies fail this."""
+    results = []
+    for size in (8, 1, 3):
+        config = make_config(
+            training={"train_minibatch": size},
+            dataloader={"batch_size": 8},
+            objective={"loss": loss, "huber_delta": 0.5},
+        )
+        results.append(gradients_of(config, monkeypatch))
+    (loss_whole, whole), *others = results
+    assert len(whole) > 20
+    for loss_cut, cut in others:
+        assert loss_cut == pytest.approx(loss_whole, rel=1e-5)
+        for name, gradient in whole.items():
+            torch.testing.assert_close(cut[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_weight_of_zero_takes_a_sample_out(make_config: Callable[..., RunConfig]) -> None:
+    state, batch = state_and_batch(make_config())
+    weights = torch.tensor([1.0, 0.0, 0.5, 0.0])
+    batch = LatentBatch(**{**batch.__dict__, "loss_weight": weights})
+    with torch.no_grad():
+        losses = sample_losses(state.model, batch, state.objective)
+    expected = (losses[0] + 0.5 * losses[2]) / 1.5
+    assert train_step(state, batch).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_all_weights_zero_is_no_update_of_nan(make_config: Callable[..., RunConfig]) -> None:
+    state, batch = state_and_batch(make_config(training={"weight_decay": 0.0}))
+    batch = LatentBatch(**{**batch.__dict__, "loss_weight": torch.zeros(4)})
+    train_step(state, batch)
+    assert all(torch.isfinite(weight).all() for weight in state.trained.values())
+
+
+def test_the_approximator_gets_no_gradient_and_stays(make_config: Callable[..., RunConfig]) -> None:
+    state, batch = state_and_batch(make_config())
+    frozen = {n: w.clone() for n, w in state.weights.items() if n.startswith("distilled_guidance_layer")}
+    assert frozen
+    train_step(state, batch)
+    assert not frozen.keys() & state.trained.keys()
+    assert all(torch.equal(state.weights[name], weight) for name, weight in frozen.items())
+
+
+def test_clipping_bounds_the_update(make_config: Callable[..., RunConfig]) -> None:
+    config = make_config(optimizer={"kind": "adamw", "max_grad_norm": 1e-3})
+    state, batch = state_and_batch(config)
+    norms: list[float] = []
+    step = state.optimizer.step
+
+    def measure() -> None:
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in state.trained.values()]).item())
+        step()
+
+    state.optimizer.step = measure  # type: ignore[method-assign]
+    metrics = train_step(state, batch)
+    assert metrics.grad_norm.item() > 1e-3
+    assert norms == [pytest.approx(1e-3, rel=1e-2)]
+
+
+def test_cfg_training_aims_at_the_guided_velocity(make_config: Callable[..., RunConfig]) -> None:
+    """Strength 1 is plain training; a larger one changes captioned samples only."""
+    config = make_config(training={"cfg_scale_strength": 5.0}, dataloader={"uncond_percentage": 0.5, "batch_size": 16})
+    state, batch = state_and_batch(config)
+    plain = type(state.objective)(**{**state.objective.__dict__, "cfg_strength": None})
+    unit = type(state.objective)(**{**state.objective.__dict__, "cfg_strength": 1.0})
+    with torch.no_grad():
+        losses = {name: sample_losses(state.model, batch, o) for name, o in
+                  {"plain": plain, "unit": unit, "five": state.objective}.items()}
+    assert 0 < batch.is_captioned.sum() < 16
+    torch.testing.assert_close(losses["unit"], losses["plain"])
+    changed = (losses["five"] - losses["plain"]).abs() > 1e-7
+    assert torch.equal(changed, batch.is_captioned)
+
+
+def test_x0_prediction_compares_velocities(make_config: Callable[..., RunConfig]) -> None:
+    """A network that answers with the image itself has no error; |error| is weighted by 1 / (t + 0.05)^2."""
+    state, batch = state_and_batch(make_config(model={"use_x0": True}))
+
+    class Answers(torch.nn.Module):
+        def __init__(self, offset: float):
+            super().__init__()
+            self.offset = offset
+
+        def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
+            return batch.latents + self.offset
+
+    batch = batch.part(0, 4)
+    equal_length = LatentBatch(**{**batch.__dict__, "texts": [batch.texts[0]] * 4})
+    assert sample_losses(Answers(0.0), equal_length, state.objective).abs().max() < 1e-9
+    expected = (0.1 / (batch.noise_level + 0.05)).square()
+    torch.testing.assert_close(sample_losses(Answers(0.1), equal_length, state.objective), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_updates_cut_a_batch_evenly_and_wholly(make_config: Callable[..., RunConfig]) -> None:
+    _, batch = state_and_batch(make_config(dataloader={"batch_size": 7}))
+    for count in (1, 2, 3, len(batch)):
+        sizes = [len(part) for part in updates_of(batch, count, 0)]
+        assert sum(sizes) == len(batch)
+        assert max(sizes) - min(sizes) <= 1
+    assert [len(p) for p in updates_of(batch, 3, 1)] == [len(p) for p in updates_of(batch, 3, 0)][1:]
+
+
+def test_noise_differs_between_ranks_and_batches_but_not_between_tries(make_config: Callable[..., RunConfig]) -> None:
+    config = make_config()
+    parts = build(config, Ranks())
+    first, second = (batch for batch, _ in zip(parts.loader.batches(0), range(2), strict=False))
+    prepared = prepare(parts.state, first, parts.encoders)
+    again = prepare(parts.state, first, parts.encoders)
+    assert torch.equal(prepared.noise, again.noise)
+    assert torch.equal(prepared.noise_level, again.noise_level)
+    assert not torch.equal(prepared.noise_level, prepare(parts.state, second, parts.encoders).noise_level)
+    parts.state.ranks = Ranks(rank=1, size=2)
+    other = prepare(parts.state, first, parts.encoders)
+    assert not torch.equal(prepared.noise_level, other.noise_level)
+
+
+def test_a_step_never_waits_for_the_device(make_config: Callable[..., RunConfig]) -> None:
+    """Nothing between the batch and the metrics reads a tensor's value on the CPU."""
+    state, batch = state_and_batch(make_config())
+    read: list[str] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                read.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    train_step(state, batch)
+    with Watch():
+        train_step(state, batch)
+    assert read == []

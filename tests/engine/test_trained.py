@@ -1,0 +1,142 @@
+"""What is trained when: rotation, keywords, the learning rate, the average."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from flowloom.engine.build import build
+from flowloom.engine.distributed import Ranks
+from flowloom.engine.ema import Ema
+from flowloom.engine.lr import lr_factor
+from flowloom.engine.memory import checkpointed_blocks
+from flowloom.engine.prepare import prepare
+from flowloom.engine.step import train_step
+from flowloom.engine.trained import rotated_blocks, trained_names, turn_at
+from flowloom.errors import ConfigError
+from flowloom.nn.chroma import CHROMA1
+from flowloom.spec.run import RunConfig
+
+ROTATION = {"change_layer_every": 3, "trained_single_blocks": 2, "trained_double_blocks": 1}
+
+
+def test_rotation_trains_every_block_equally_often() -> None:
+    config = RunConfig.model_validate({"training": ROTATION})
+    counts = Counter(name for turn in range(19 * 38) for name in rotated_blocks(config, 19, 38, turn))
+    assert len(counts) == 57
+    assert {count for name, count in counts.items() if name.startswith("double")} == {38}
+    assert {count for name, count in counts.items() if name.startswith("single")} == {38}
+
+
+def test_a_turn_lasts_change_layer_every_steps() -> None:
+    config = RunConfig.model_validate({"training": ROTATION})
+    assert [turn_at(config, step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+
+
+def test_rotation_trains_the_drawn_blocks_and_what_is_always_trained() -> None:
+    config = RunConfig.model_validate({"training": ROTATION})
+    names = [f"{kind}.{i}.w" for kind, n in (("double_blocks", 3), ("single_blocks", 12)) for i in range(n)]
+    names += ["img_in.weight", "txt_in.bias", "final_layer.linear.weight", "distilled_guidance_layer.in_proj.weight"]
+    chosen = trained_names(config, names, turn=0)
+    blocks = {name.rsplit(".", 1)[0] for name in chosen if "blocks" in name}
+    assert blocks == set(rotated_blocks(config, 3, 12, 0))
+    assert set(chosen) - {f"{b}.w" for b in blocks} == set(names[-4:-1])
+
+
+def test_keywords_choose_by_part_of_the_name_and_never_the_approximator() -> None:
+    config = RunConfig.model_validate({"training": {"trained_layer_keywords": ["blocks.1.", "layers.0"]}})
+    names = ["double_blocks.1.w", "double_blocks.10.w", "distilled_guidance_layer.layers.0.w"]
+    assert trained_names(config, names, 0) == ["double_blocks.1.w"]
+    nothing = RunConfig.model_validate({"training": {"trained_layer_keywords": ["nope"]}})
+    with pytest.raises(ConfigError, match="nope"):
+        trained_names(nothing, names, 0)
+
+
+def test_without_trained_inputs_the_backward_pass_stops_at_the_lowest_trained_block(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    training = {"change_layer_every": 100, "trained_single_blocks": 1, "trained_double_blocks": 0}
+    config = make_config(training=training, method={"always_trained": ["final_layer"]})
+    parts = build(config, Ranks())
+    reached: list[str] = []
+    for name, block in parts.state.model.blocks():
+        block.register_full_backward_hook(lambda *_, name=name: reached.append(name))
+    batch = prepare(parts.state, next(iter(parts.loader.batches(0))), parts.encoders)
+    trained = [name for name, _ in parts.state.model.blocks() if any(t.startswith(f"{name}.") for t in parts.state.trained)]
+    train_step(parts.state, batch)
+    order = [name for name, _ in parts.state.model.blocks()]
+    assert set(reached) <= set(order[order.index(trained[0]) :])
+    assert trained[0] in reached or trained[0] == order[0]
+
+
+@pytest.mark.parametrize("states", ["keep", "reset"])
+def test_rotation_keeps_or_resets_the_moments_of_a_block(make_config: Callable[..., RunConfig], states: str) -> None:
+    """Two turns later the same block trains again: with its own moments, or from zero."""
+    training = {"change_layer_every": 1, "trained_single_blocks": 2, "trained_double_blocks": 0, "warmup_steps": 0}
+    config = make_config(training=training, method={"rotation_states": states}, limits={"max_steps": 9})
+    parts = build(config, Ranks())
+    state = parts.state
+    loaded = next(iter(parts.loader.batches(0)))
+    seen: dict[str, int] = {}
+    for _ in range(4):
+        state.begin_turn()
+        before = state.optimizer_states()
+        block = next(name for name in state.trained if name.startswith("single_blocks"))
+        if block in seen and states == "keep":
+            assert int(before[block]["step"]) == seen[block]
+        else:
+            assert block not in before
+        train_step(state, prepare(state, loaded, parts.encoders))
+        seen[block] = seen.get(block, 0) + 1
+    assert max(seen.values()) > 1
+
+
+def test_warmup_climbs_as_flow_does() -> None:
+    """Multipliers 0.24 0.43 0.62 0.81 1.0 for five steps, none for one (FLOW's scheduler steps first)."""
+    five = RunConfig.model_validate({"training": {"warmup_steps": 5}})
+    assert [round(lr_factor(five, step), 2) for step in range(1, 8)] == [0.24, 0.43, 0.62, 0.81, 1.0, 1.0, 1.0]
+    assert lr_factor(RunConfig.model_validate({"training": {"warmup_steps": 1}}), 1) == 1.0
+
+
+def test_schedules_end_where_they_should() -> None:
+    for kind in ("cosine", "wsd"):
+        config = RunConfig.model_validate(
+            {"lr_schedule": {"kind": kind, "min_ratio": 0.1, "decay_share": 0.25}, "limits": {"max_steps": 100}}
+        )
+        factors = [lr_factor(config, step) for step in range(1, 101)]
+        assert factors[-1] == pytest.approx(0.1)
+        assert factors[0] == pytest.approx(1.0, abs=0.01)
+        assert all(later <= earlier + 1e-12 for earlier, later in zip(factors, factors[1:], strict=False))
+        if kind == "wsd":
+            assert factors[74] == 1.0 > factors[75]
+
+
+def test_the_average_is_float32_and_follows() -> None:
+    weight = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    ema = Ema(0.999, on_cpu=False)
+    ema.follow({"w": weight})
+    with torch.no_grad():
+        weight.fill_(2.0)
+    expected = 1.0
+    for step in range(1, 200):
+        ema.update({"w": weight}, step)
+        decay = min(0.999, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * 2.0
+    assert ema.shadow["w"].dtype == torch.float32
+    torch.testing.assert_close(ema.shadow["w"], torch.full((3,), expected))
+    with ema.swapped_in({"w": weight}):
+        assert weight[0].item() == pytest.approx(expected, rel=1e-2)
+    assert weight[0].item() == 2.0
+
+
+def test_as_few_blocks_are_checkpointed_as_fit() -> None:
+    config = RunConfig.model_validate({"dataloader": {"base_resolution": [64]}})
+    cpu = torch.device("cpu")
+    assert checkpointed_blocks(config, CHROMA1, cpu, trained_bytes=0, bytes_per_element=4) < 57
+    assert checkpointed_blocks(config, CHROMA1, cpu, trained_bytes=10**15, bytes_per_element=4) == 57
+    every = RunConfig.model_validate({"memory": {"checkpointed_blocks": "all"}})
+    assert checkpointed_blocks(every, CHROMA1, cpu, 0, 4) == 57
