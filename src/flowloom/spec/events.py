@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from flowloom.errors import DiskFullError
+from flowloom.errors import DiskFullError, is_disk_full
 from flowloom.spec.secrets import redact
 
 Event = dict[str, Any]
@@ -191,7 +191,7 @@ class EventWriter:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._file.truncate(self._end)
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not is_disk_full(error):
                 raise
             raise DiskFullError(f"{self.path}: the disk is full. Make room, then resume the run.") from error
         self._end += len(line)

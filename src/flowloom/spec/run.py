@@ -1,155 +1,53 @@
 """What a run is: one schema for flags, JSON files, OpenAPI, forms and docs.
 
-FLOW's sections and keys keep FLOW's spelling and meaning (docs: FLOW's README and dataclasses);
-the sections after `lora` are ours, and their defaults give FLOW's behaviour with its faults mended.
+The sections up to `lora` are FLOW's (flow_sections.py); those after it are ours, and their defaults give
+FLOW's behaviour with its faults mended.
 Imports no torch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from flowloom.errors import Problem
 from flowloom.parts import loggers as logger_parts
 from flowloom.parts import optimizers as optimizer_parts
 from flowloom.parts.base import Section, union_of
 from flowloom.parts.loggers.base import LoggerSpec
 from flowloom.parts.optimizers.base import OptimizerSpec
+from flowloom.spec.flow_sections import (
+    Count,
+    DataloaderSection,
+    Fraction,
+    InferenceSection,
+    LoraSection,
+    ModelSection,
+    NamePart,
+    Period,
+    TrainingSection,
+)
+
+
+def _kind_or(default: str) -> BeforeValidator:
+    """Settings without a `kind` are those of the default one."""
+    return BeforeValidator(lambda given: {"kind": default} | given if isinstance(given, dict) else given)
+
 
 if TYPE_CHECKING:
     Optimizer = OptimizerSpec
     Logger = LoggerSpec
 else:
-    Optimizer = union_of(optimizer_parts, OptimizerSpec)
+    Optimizer = Annotated[union_of(optimizer_parts, OptimizerSpec), _kind_or("adamw")]
     Logger = union_of(logger_parts, LoggerSpec)
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-Period = Annotated[int, Field(ge=1)]
-
-
-class TrainingSection(Section):
-    """FLOW's `training`. Periods count steps (optimizer updates)."""
-
-    master_seed: int = 0
-    """Seed of everything random in the run."""
-    cache_minibatch: Period = 8
-    """Samples a pass of the VAE and the text encoder."""
-    train_minibatch: Period = 1
-    """Samples a forward and backward pass; how a step is cut does not change its result."""
-    updates_per_large_batch: Period = 1
-    """Optimizer updates made from each loaded batch."""
-    lr: Annotated[float, Field(gt=0)] = 1e-5
-    """Learning rate after the warm-up."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay; 0 for parameters named bias or norm."""
-    warmup_steps: Count = 0
-    """Steps in which the learning rate climbs from 0.05 to 1.0 of `lr`."""
-    change_layer_every: Period | None = None
-    """Layer rotation: train another random set of blocks every so many steps."""
-    trained_single_blocks: Count | None = None
-    """Layer rotation: single blocks trained at a time."""
-    trained_double_blocks: Count | None = None
-    """Layer rotation: double blocks trained at a time."""
-    trained_layer_keywords: list[str] = []
-    """Train only parameters whose name contains one of these; takes the place of rotation."""
-    save_every: Period = 1000
-    """Checkpoint period."""
-    aim_steps: Count | None = None
-    """First global step shown by the trackers."""
-    do_profiling: bool = False
-    """Write a torch profiler trace of the first three steps into the run directory."""
-    cfg_scale_strength: float | None = None
-    """Train towards the guided velocity: target = uncond + strength * (velocity - uncond)."""
-
-
-class InferenceSection(Section):
-    """FLOW's `inference`: what to draw during training, how often, and how."""
-
-    inference_every: Period = 1000
-    """Preview period in steps."""
-    steps: Period = 20
-    """Sampler steps."""
-    guidance: float = 0.0
-    """Distilled guidance fed to the network; Chroma is trained with 0."""
-    cfg: float = 1.0
-    """Classifier-free guidance scale: uncond + cfg * (cond - uncond)."""
-    prompts: list[str] = []
-    """One picture each."""
-    first_n_steps_wo_cfg: int = 0
-    """Steps without guidance at the start; -1 turns guidance off."""
-    image_dim: tuple[Period, Period] = (512, 512)
-    """Width and height in pixels."""
-    t5_max_length: Period = 512
-    """Longest prompt in tokens."""
-
-
-class DataloaderSection(Section):
-    """FLOW's `dataloader`."""
-
-    batch_size: Period = 1
-    """Samples a loaded batch, over all ranks."""
-    jsonl_metadata_path: str = ""
-    """JSONL file with one sample a line."""
-    image_folder_path: str = "."
-    """Folder that the file names are relative to."""
-    base_resolution: Annotated[list[Annotated[int, Field(ge=16)]], Field(min_length=1)] = [512]
-    """Side of the square bucket; each sample draws one of them."""
-    shuffle_tags: bool = True
-    """Shuffle, and drop, the tags of tag-based rows; prose never."""
-    tag_drop_percentage: Fraction = 0.0
-    """Largest share of a row's tags to drop, 0 to 1."""
-    uncond_percentage: Fraction = 0.0
-    """Share of captions replaced by the empty one, 0 to 1."""
-    resolution_step: Annotated[int, Field(ge=16, multiple_of=16)] = 64
-    """Grid of bucket sides in pixels."""
-    num_workers: Count = 2
-    """Threads that read and decode images."""
-    prefetch_factor: Period = 2
-    """Batches to read ahead."""
-    ratio_cutoff: Annotated[float, Field(gt=1)] = 2.0
-    """Rows wider or taller than this aspect ratio are left out."""
-    thread_per_worker: Period = 1
-    """Concurrent reads for each worker: what waits for a network wants many."""
-    offset: Count = 0
-    """First batch of the first epoch to train."""
-    dummy_image: bool = False
-    """Use black images instead of files, for profiling."""
-
-
-class ModelSection(Section):
-    """FLOW's `model`: where the weights lie."""
-
-    chroma_path: str = ""
-    """Chroma's weights: .safetensors, .sft or .pth."""
-    vae_path: str = ""
-    """FLUX autoencoder, ae.safetensors."""
-    t5_path: str = ""
-    """T5 encoder: a folder or file(s) of safetensors."""
-    t5_config_path: str = ""
-    """T5's config.json."""
-    t5_tokenizer_path: str = ""
-    """Folder with T5's tokenizer (spiece.model or tokenizer.json)."""
-    t5_to_8bit: bool = False
-    """Hold T5's linear weights in float8_e4m3."""
-    t5_max_length: Period = 512
-    """Longest caption in tokens."""
-    use_x0: bool = False
-    """The network predicts the image instead of the velocity."""
-
-
-class LoraSection(Section):
-    """FLOW's `lora`; a file that has it trains an adapter."""
-
-    rank: Period = 16
-    """Rank of the adapter."""
-    alpha: Annotated[float, Field(gt=0)] = 16
-    """Strength is alpha / rank."""
-    target_layers: list[str] = ["double_blocks", "single_blocks"]
-    """Adapt every linear layer whose name contains one of these."""
-    base_model_quant_level: Literal["full", "8bit", "4bit"] = "full"
-    """How the frozen base is held: as loaded, float8, or nf4."""
+APPROXIMATOR = "distilled_guidance_layer"
+"""The part of Chroma that is never trained: training it is known to break the network."""
+ADAPTERS = ("lora", "dora", "lokr")
+"""The methods that train an adapter beside a frozen network."""
 
 
 class MethodSection(Section):
@@ -159,8 +57,9 @@ class MethodSection(Section):
     """`auto` reads it from FLOW's keys: a lora section, keywords, rotation, or else full."""
     rotation_states: Literal["keep", "reset"] = "keep"
     """Rotation: keep each block's optimizer state on the CPU, or start afresh as FLOW does."""
-    always_trained: list[str] = ["txt_in", "img_in", "final_layer"]
-    """Rotation: parts trained beside the drawn blocks; without the first two, the backward pass stops at the lowest trained block."""
+    always_trained: list[NamePart] = ["txt_in", "img_in", "final_layer"]
+    """Rotation: parts trained beside the drawn blocks; without the first two, the backward pass stops at
+    the lowest trained block."""
     lokr_factor: int = -1
     """LoKr: size of the Kronecker factor; -1 picks the most even split."""
 
@@ -196,7 +95,9 @@ class ShiftedDensity(Section):
 
 
 NoiseLevelDensity = Annotated[
-    FlowDensity | UniformDensity | LogitNormalDensity | ShiftedDensity, Field(discriminator="kind")
+    FlowDensity | UniformDensity | LogitNormalDensity | ShiftedDensity,
+    Field(discriminator="kind"),
+    _kind_or("flow"),
 ]
 
 
@@ -265,7 +166,8 @@ class ParallelSection(Section):
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the frozen weights and the arithmetic; auto: bf16 on CUDA, fp32 elsewhere."""
     trained_dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the trained weights; auto: fp32, but bf16 for the stochastically rounding optimizer."""
+    """Number format of the trained weights; auto: fp32, but bf16 for the optimizer that rounds
+    stochastically."""
     num_threads: Count = 0
     """CPU threads of torch; 0 leaves it to torch."""
 
@@ -368,24 +270,55 @@ class RunConfig(Section):
             return "keywords"
         return "rotation" if self.training.change_layer_every else "full"
 
-    @model_validator(mode="after")
-    def _rotation_is_whole(self) -> RunConfig:
-        training = self.training
-        if self.method_kind == "rotation" and (
-            training.change_layer_every is None
-            or not (training.trained_single_blocks or 0) + (training.trained_double_blocks or 0)
-        ):
-            raise ValueError(
-                "method rotation needs training.change_layer_every and at least one of "
-                "training.trained_single_blocks, training.trained_double_blocks above 0."
-            )
-        return self
+    @property
+    def previews(self) -> list[InferenceSection]:
+        """Every inference section, FLOW's main one first."""
+        return [*([self.inference] if self.inference else []), *self.extra_inference_config]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapter_has_settings(cls, given: Any) -> Any:
+        """`method.kind` lora, dora or lokr without a lora section takes its defaults."""
+        if isinstance(given, dict) and given.get("lora") is None:
+            method = given.get("method")
+            if isinstance(method, dict) and method.get("kind") in ADAPTERS:
+                return {**given, "lora": {}}
+        return given
 
     @model_validator(mode="after")
-    def _schedule_knows_its_end(self) -> RunConfig:
-        if self.lr_schedule.kind != "constant" and self.limits.max_steps is None:
-            raise ValueError(
-                f"lr_schedule.kind {self.lr_schedule.kind!r} decays towards the last step: "
-                "set limits.max_steps, or use 'constant'."
-            )
+    def _agrees_with_itself(self) -> RunConfig:
+        problems = [*self._method_contradictions(), *self._other_contradictions()]
+        if problems:
+            text = "; ".join(str(problem) for problem in problems)
+            raise PydanticCustomError("contradiction", "{text}", {"text": text, "problems": problems})
         return self
+
+    def _method_contradictions(self) -> Iterator[Problem]:
+        training = self.training
+        if self.method_kind == "rotation":
+            if training.change_layer_every is None:
+                yield Problem("training.change_layer_every", "method rotation needs it: steps a turn.")
+            if not (training.trained_single_blocks or 0) + (training.trained_double_blocks or 0):
+                message = "method rotation needs this, training.trained_double_blocks, or both, above 0."
+                yield Problem("training.trained_single_blocks", message)
+        if self.method_kind == "keywords" and not training.trained_layer_keywords:
+            message = "method keywords needs at least one, such as double_blocks.0."
+            yield Problem("training.trained_layer_keywords", message)
+        named = (
+            ("training.trained_layer_keywords", training.trained_layer_keywords),
+            ("method.always_trained", self.method.always_trained),
+            ("lora.target_layers", self.lora.target_layers if self.lora else []),
+        )
+        for path, names in named:
+            if any(APPROXIMATOR in name for name in names):
+                yield Problem(path, f"{APPROXIMATOR} is never trained: doing so breaks Chroma. Leave it out.")
+
+    def _other_contradictions(self) -> Iterator[Problem]:
+        if self.lr_schedule.kind != "constant" and self.limits.max_steps is None:
+            kind = self.lr_schedule.kind
+            message = f"{kind} decays towards the last step: set limits.max_steps, or use constant."
+            yield Problem("lr_schedule.kind", message)
+        step, smallest = self.dataloader.resolution_step, min(self.dataloader.base_resolution)
+        if step > smallest:
+            message = f"a grid of {step} pixels has no buckets for base_resolution {smallest}."
+            yield Problem("dataloader.resolution_step", message)
