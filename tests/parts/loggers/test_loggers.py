@@ -170,6 +170,8 @@ def test_aim_shows_curves_and_samples_and_goes_on_after_a_resume(
     aim = pytest.importorskip("aim")
     follow(run_dir, EVENTS[:5], kind="aim", experiment="hearts", first_step=100)
     follow(run_dir, EVENTS[5:], kind="aim", experiment="hearts", first_step=100)
+    from aim.storage.context import Context
+
     (run_hash,) = aim.Repo(str(run_dir)).list_all_runs()
     run = aim.Run(run_hash, repo=str(run_dir), system_tracking_interval=None)
     curves = {metric.name: metric.data.view("val").items_list() for metric in run.metrics()}
@@ -177,8 +179,7 @@ def test_aim_shows_curves_and_samples_and_goes_on_after_a_resume(
     assert curves["validation/ema/loss"] == ([101], [[0.5]])
     assert run["config"]["training"]["lr"] == 1e-4
     assert run.experiment == "hearts"
-    (images,) = run.images()
-    (image,) = images.values.values_list()
+    ((_, (image, *_)),) = run.get_image_sequence("samples/00", Context({})).data.items()
     assert image.caption == "a red heart"
     assert image.to_pil_image().size == (8, 8)
     run.close()
