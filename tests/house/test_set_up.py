@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHELL_TOOLS = "sh dirname uname df awk cksum cat sed grep tail head date rm mkdir find".split()
+SHELL_TOOLS = re.findall(r"\w+", "sh dirname uname df awk cksum cat sed grep tail head date rm mkdir find")
 
 
 @pytest.fixture
