@@ -45,9 +45,15 @@ def drawn_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_config(drawn_data: Path, tiny_family: Any) -> Callable[..., RunConfig]:
-    """`make_config(training={...}, ...)`: a small run on the drawn pictures, with sections merged over the defaults."""
+    """`make_config(training={...}, ...)`: a small run on the drawn pictures, merged over the defaults."""
     defaults: dict[str, dict[str, Any]] = {
-        "training": {"lr": 1e-3, "train_minibatch": 4, "save_every": 1000, "warmup_steps": 2, "weight_decay": 0.01},
+        "training": {
+            "lr": 1e-3,
+            "train_minibatch": 4,
+            "save_every": 1000,
+            "warmup_steps": 2,
+            "weight_decay": 0.01,
+        },
         "dataloader": {
             "batch_size": 4,
             "jsonl_metadata_path": str(drawn_data / "data.jsonl"),

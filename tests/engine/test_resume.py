@@ -14,16 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+from flowloom.parts.families.weights import open_weights
 
 from flowloom.engine.__main__ import run_engine
-from flowloom.parts.families.weights import open_weights
 from flowloom.spec.events import read_events
 from flowloom.spec.rundir import RunDir
 
 STEPS = 14
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"ema": {"decay": 0.9}, "validation": {"share": 0.2, "every": 5}},
-    "updates": {"training": {"updates_per_large_batch": 3, "save_every": 2, "lr": 1e-3, "train_minibatch": 1}},
+    "updates": {
+        "training": {"updates_per_large_batch": 3, "save_every": 2, "lr": 1e-3, "train_minibatch": 1}
+    },
     "rotation": {
         "training": {
             "change_layer_every": 3,
@@ -76,7 +78,9 @@ def assert_same_run(one: RunDir, other: RunDir) -> None:
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, found[name]), name
-    pictures = [sorted(p.relative_to(run.path) for p in run.path.glob("samples/*/*.png")) for run in (one, other)]
+    pictures = [
+        sorted(p.relative_to(run.path) for p in run.path.glob("samples/*/*.png")) for run in (one, other)
+    ]
     assert pictures[0] == pictures[1]
     assert pictures[0]
     for picture in pictures[0]:

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from flowloom.parts.families.weights import open_weights
 from PIL import Image
 
 from flowloom.engine.__main__ import run_engine
 from flowloom.errors import DataError, DivergedError, FlowloomError, OutOfMemoryError
-from flowloom.parts.families.weights import open_weights
 from flowloom.spec.events import read_events
 from flowloom.spec.rundir import RunDir
 
@@ -38,13 +38,21 @@ def test_a_run_leaves_events_pictures_and_a_checkpoint(make_run: Callable[..., R
     run_dir = make_run(
         training={"save_every": 3},
         inference=INFERENCE,
-        extra_inference_config=[INFERENCE | {"inference_every": 6, "prompts": ["green"], "first_n_steps_wo_cfg": 1}],
+        extra_inference_config=[
+            INFERENCE | {"inference_every": 6, "prompts": ["green"], "first_n_steps_wo_cfg": 1}
+        ],
         validation={"share": 0.25, "every": 3},
         ema={"decay": 0.9},
     )
     run_engine(run_dir)
     counts = kinds(run_dir)
-    assert (counts["started"], counts["step"], counts["saved"], counts["sampled"], counts["finished"]) == (1, 6, 2, 2, 1)
+    assert (counts["started"], counts["step"], counts["saved"], counts["sampled"], counts["finished"]) == (
+        1,
+        6,
+        2,
+        2,
+        1,
+    )
     step = events(run_dir, "step")[-1]
     assert step["step"] == 6
     assert step["lr"] == pytest.approx(1e-3)
@@ -161,7 +169,9 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_whole(make_run: Callabl
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
     command = [sys.executable, "-m", "flowloom.engine", str(run_dir.path)]
-    process = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=120, check=False)
+    process = subprocess.run(
+        command, preexec_fn=limit, capture_output=True, text=True, timeout=120, check=False
+    )
     assert process.returncode == 2, process.stderr
     failed = events(run_dir, "failed")[0]
     assert failed["error"] == "DiskFullError"
@@ -182,7 +192,9 @@ def test_running_out_of_memory_names_the_ways_out(make_run: Callable[..., RunDir
     assert events(run_dir, "failed")[0]["error"] == "OutOfMemoryError"
 
 
-def test_too_many_broken_pictures_stop_the_run_with_a_list(make_run: Callable[..., RunDir], tmp_path: Path) -> None:
+def test_too_many_broken_pictures_stop_the_run_with_a_list(
+    make_run: Callable[..., RunDir], tmp_path: Path
+) -> None:
     rows = []
     for i in range(10):
         picture = tmp_path / f"{i}.png"

@@ -99,13 +99,17 @@ def test_clipping_bounds_the_update(make_config: Callable[..., RunConfig]) -> No
 
 def test_cfg_training_aims_at_the_guided_velocity(make_config: Callable[..., RunConfig]) -> None:
     """Strength 1 is plain training; a larger one changes captioned samples only."""
-    config = make_config(training={"cfg_scale_strength": 5.0}, dataloader={"uncond_percentage": 0.5, "batch_size": 16})
+    config = make_config(
+        training={"cfg_scale_strength": 5.0}, dataloader={"uncond_percentage": 0.5, "batch_size": 16}
+    )
     state, batch = state_and_batch(config)
     plain = type(state.objective)(**{**state.objective.__dict__, "cfg_strength": None})
     unit = type(state.objective)(**{**state.objective.__dict__, "cfg_strength": 1.0})
     with torch.no_grad():
-        losses = {name: sample_losses(state.model, batch, o) for name, o in
-                  {"plain": plain, "unit": unit, "five": state.objective}.items()}
+        losses = {
+            name: sample_losses(state.model, batch, o)
+            for name, o in {"plain": plain, "unit": unit, "five": state.objective}.items()
+        }
     assert 0 < batch.is_captioned.sum() < 16
     torch.testing.assert_close(losses["unit"], losses["plain"])
     changed = (losses["five"] - losses["plain"]).abs() > 1e-7
@@ -128,7 +132,9 @@ def test_x0_prediction_compares_velocities(make_config: Callable[..., RunConfig]
     equal_length = LatentBatch(**{**batch.__dict__, "texts": [batch.texts[0]] * 4})
     assert sample_losses(Answers(0.0), equal_length, state.objective).abs().max() < 1e-9
     expected = (0.1 / (batch.noise_level + 0.05)).square()
-    torch.testing.assert_close(sample_losses(Answers(0.1), equal_length, state.objective), expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        sample_losses(Answers(0.1), equal_length, state.objective), expected, rtol=1e-3, atol=1e-6
+    )
 
 
 def test_updates_cut_a_batch_evenly_and_wholly(make_config: Callable[..., RunConfig]) -> None:
@@ -140,7 +146,9 @@ def test_updates_cut_a_batch_evenly_and_wholly(make_config: Callable[..., RunCon
     assert [len(p) for p in updates_of(batch, 3, 1)] == [len(p) for p in updates_of(batch, 3, 0)][1:]
 
 
-def test_noise_differs_between_ranks_and_batches_but_not_between_tries(make_config: Callable[..., RunConfig]) -> None:
+def test_noise_differs_between_ranks_and_batches_but_not_between_tries(
+    make_config: Callable[..., RunConfig],
+) -> None:
     config = make_config()
     parts = build(config, Ranks())
     first, second = (batch for batch, _ in zip(parts.loader.batches(0), range(2), strict=False))

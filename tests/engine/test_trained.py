@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 import torch
+from flowloom.nn.chroma import CHROMA1
 from torch import nn
 
 from flowloom.engine.build import build
@@ -18,7 +20,6 @@ from flowloom.engine.prepare import prepare
 from flowloom.engine.step import train_step
 from flowloom.engine.trained import rotated_blocks, trained_names, turn_at
 from flowloom.errors import ConfigError
-from flowloom.nn.chroma import CHROMA1
 from flowloom.spec.run import RunConfig
 
 ROTATION = {"change_layer_every": 3, "trained_single_blocks": 2, "trained_double_blocks": 1}
@@ -40,7 +41,12 @@ def test_a_turn_lasts_change_layer_every_steps() -> None:
 def test_rotation_trains_the_drawn_blocks_and_what_is_always_trained() -> None:
     config = RunConfig.model_validate({"training": ROTATION})
     names = [f"{kind}.{i}.w" for kind, n in (("double_blocks", 3), ("single_blocks", 12)) for i in range(n)]
-    names += ["img_in.weight", "txt_in.bias", "final_layer.linear.weight", "distilled_guidance_layer.in_proj.weight"]
+    names += [
+        "img_in.weight",
+        "txt_in.bias",
+        "final_layer.linear.weight",
+        "distilled_guidance_layer.in_proj.weight",
+    ]
     chosen = trained_names(config, names, turn=0)
     blocks = {name.rsplit(".", 1)[0] for name in chosen if "blocks" in name}
     assert blocks == set(rotated_blocks(config, 3, 12, 0))
@@ -66,7 +72,11 @@ def test_without_trained_inputs_the_backward_pass_stops_at_the_lowest_trained_bl
     for name, block in parts.state.model.blocks():
         block.register_full_backward_hook(lambda *_, name=name: reached.append(name))
     batch = prepare(parts.state, next(iter(parts.loader.batches(0))), parts.encoders)
-    trained = [name for name, _ in parts.state.model.blocks() if any(t.startswith(f"{name}.") for t in parts.state.trained)]
+    trained = [
+        name
+        for name, _ in parts.state.model.blocks()
+        if any(t.startswith(f"{name}.") for t in parts.state.trained)
+    ]
     train_step(parts.state, batch)
     order = [name for name, _ in parts.state.model.blocks()]
     assert set(reached) <= set(order[order.index(trained[0]) :])
@@ -74,9 +84,16 @@ def test_without_trained_inputs_the_backward_pass_stops_at_the_lowest_trained_bl
 
 
 @pytest.mark.parametrize("states", ["keep", "reset"])
-def test_rotation_keeps_or_resets_the_moments_of_a_block(make_config: Callable[..., RunConfig], states: str) -> None:
+def test_rotation_keeps_or_resets_the_moments_of_a_block(
+    make_config: Callable[..., RunConfig], states: str
+) -> None:
     """Two turns later the same block trains again: with its own moments, or from zero."""
-    training = {"change_layer_every": 1, "trained_single_blocks": 2, "trained_double_blocks": 0, "warmup_steps": 0}
+    training = {
+        "change_layer_every": 1,
+        "trained_single_blocks": 2,
+        "trained_double_blocks": 0,
+        "warmup_steps": 0,
+    }
     config = make_config(training=training, method={"rotation_states": states}, limits={"max_steps": 9})
     parts = build(config, Ranks())
     state = parts.state
@@ -98,19 +115,30 @@ def test_rotation_keeps_or_resets_the_moments_of_a_block(make_config: Callable[.
 def test_warmup_climbs_as_flow_does() -> None:
     """Multipliers 0.24 0.43 0.62 0.81 1.0 for five steps, none for one (FLOW's scheduler steps first)."""
     five = RunConfig.model_validate({"training": {"warmup_steps": 5}})
-    assert [round(lr_factor(five, step), 2) for step in range(1, 8)] == [0.24, 0.43, 0.62, 0.81, 1.0, 1.0, 1.0]
+    assert [round(lr_factor(five, step), 2) for step in range(1, 8)] == [
+        0.24,
+        0.43,
+        0.62,
+        0.81,
+        1.0,
+        1.0,
+        1.0,
+    ]
     assert lr_factor(RunConfig.model_validate({"training": {"warmup_steps": 1}}), 1) == 1.0
 
 
 def test_schedules_end_where_they_should() -> None:
     for kind in ("cosine", "wsd"):
         config = RunConfig.model_validate(
-            {"lr_schedule": {"kind": kind, "min_ratio": 0.1, "decay_share": 0.25}, "limits": {"max_steps": 100}}
+            {
+                "lr_schedule": {"kind": kind, "min_ratio": 0.1, "decay_share": 0.25},
+                "limits": {"max_steps": 100},
+            }
         )
         factors = [lr_factor(config, step) for step in range(1, 101)]
         assert factors[-1] == pytest.approx(0.1)
         assert factors[0] == pytest.approx(1.0, abs=0.01)
-        assert all(later <= earlier + 1e-12 for earlier, later in zip(factors, factors[1:], strict=False))
+        assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(factors))
         if kind == "wsd":
             assert factors[74] == 1.0 > factors[75]
 

@@ -1,4 +1,4 @@
-"""The engine's door: `python -m flowloom.engine RUN_DIR` trains what RUN_DIR/run.json says, or goes on with it."""
+"""The engine's door: `python -m flowloom.engine RUN_DIR` trains what its run.json says, or resumes it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from flowloom.engine.distributed import Ranks, join_ranks, leave_ranks
 from flowloom.engine.report import OnEvent, Reporter
 from flowloom.engine.trainer import Trainer, stopping_on_signals
 from flowloom.errors import DiskFullError, FlowloomError, OutOfMemoryError, is_disk_full
-from flowloom.parts.adapters.formats import adapter_metadata
 from flowloom.spec.events import EventWriter
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir, versions
@@ -105,7 +104,9 @@ def _cure(run_dir: RunDir) -> str:
     latest = run_dir.latest_checkpoint()
     if latest is None:
         return "Nothing was saved yet: mend the cause, then start the run again."
-    return f"{latest.name} is whole: mend the cause, then 'flowloom resume {run_dir.path}' goes on from there."
+    return (
+        f"{latest.name} is whole: mend the cause, then 'flowloom resume {run_dir.path}' goes on from there."
+    )
 
 
 def main() -> int:

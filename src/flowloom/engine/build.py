@@ -46,7 +46,9 @@ def choose_device(wanted: str) -> torch.device:
         wanted = next(name for name, is_there in available.items() if is_there)
     if not available[wanted]:
         cure = "set parallel.device to auto, or install a torch build with it"
-        raise ConfigError("the configuration", [Problem("parallel.device", f"no {wanted} device here: {cure}.")])
+        raise ConfigError(
+            "the configuration", [Problem("parallel.device", f"no {wanted} device here: {cure}.")]
+        )
     return torch.device(wanted, torch.cuda.current_device()) if wanted == "cuda" else torch.device(wanted)
 
 

@@ -49,7 +49,8 @@ def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
         if not is_disk_full(error):
             raise
         raise DiskFullError(
-            f"{final}: the disk is full. Make room or lower checkpoint.keep_last, then 'flowloom resume {run_dir.path}'."
+            f"{final}: the disk is full. Make room or lower checkpoint.keep_last, then "
+            f"'flowloom resume {run_dir.path}'."
         ) from error
     return final
 
@@ -91,7 +92,9 @@ def load(folder: Path, state: TrainState) -> None:
         recorded: dict[str, Any] = json.loads((inner / POSITION).read_text())
         optimizer = torch.load(inner / OPTIMIZER, map_location="cpu", weights_only=True)
     except (OSError, json.JSONDecodeError, RuntimeError) as error:
-        raise RunError(f"{folder}: not a complete checkpoint ({error}). Delete it and resume from an older one.") from error
+        raise RunError(
+            f"{folder}: not a complete checkpoint ({error}). Delete it and resume from an older one."
+        ) from error
     turn = recorded.pop("turn")
     state.parked = optimizer["parked"]
     state.position = Position(**recorded)

@@ -58,7 +58,9 @@ class Encoders:
     bits of its result, and a resumed run must see the same latents as one that never stopped.
     """
 
-    def __init__(self, autoencoder: Autoencoder, text_encoder: TextEncoder, config: RunConfig, device: torch.device):
+    def __init__(
+        self, autoencoder: Autoencoder, text_encoder: TextEncoder, config: RunConfig, device: torch.device
+    ):
         self.autoencoder = autoencoder
         self.text_encoder = text_encoder
         self.device = device

@@ -10,7 +10,7 @@ from flowloom.nn.chroma import ChromaParams
 from flowloom.spec.run import RunConfig
 
 ELEMENTS_PER_TOKEN = 25
-"""Activations that one block saves for its backward pass, in multiples of hidden_size, a token. Measured (perf.md 1.4)."""
+"""Activations that one block saves for its backward pass, a token, in multiples of hidden_size. Measured."""
 HEADROOM = 0.85
 """Share of the free memory to plan with: fragmentation and workspaces take the rest."""
 

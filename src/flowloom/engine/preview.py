@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +22,7 @@ from flowloom.flow.samplers import SAMPLERS, schedule
 from flowloom.nn.patches import image_ids, unpack
 from flowloom.nn.ragged import predict
 from flowloom.spec.run import InferenceSection, RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.spec.rundir import RunDir, write_json
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,11 @@ def sections_due(config: RunConfig, step: int, asked: bool) -> list[InferenceSec
 
 
 def draw_previews(
-    run_dir: RunDir, state: TrainState, painter: Painter, sections: Sequence[InferenceSection], batch_caption: str | None
+    run_dir: RunDir,
+    state: TrainState,
+    painter: Painter,
+    sections: Sequence[InferenceSection],
+    batch_caption: str | None,
 ) -> Path:
     """Draw what `sections` ask for into the sample folder of the current step, and return the folder.
 
@@ -133,7 +136,7 @@ def draw_previews(
                 name = f"{len(records):02d}.{state.config.preview.format}"
                 picture.save(partial / name)
                 records.append({"file": name, "prompt": prompt, "seed": seed, **asdict(drawing)})
-    (partial / "samples.json").write_text(json.dumps(records, indent=1, ensure_ascii=False))
+    write_json(partial / "samples.json", records)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     return final

@@ -46,7 +46,9 @@ class Reporter:
                 self.loggers.remove(logger)
                 self.say("warning", message=str(error))
 
-    def step(self, state: TrainState, metrics: StepMetrics, seconds: float, waited: float, eta: float | None) -> None:
+    def step(
+        self, state: TrainState, metrics: StepMetrics, seconds: float, waited: float, eta: float | None
+    ) -> None:
         """Take in one update; `seconds` is its whole time, `waited` the part spent waiting for data."""
         smooth = self._step_seconds
         self._step_seconds = seconds if smooth is None else 0.9 * smooth + 0.1 * seconds
@@ -81,8 +83,8 @@ class Reporter:
                     "checkpoint is whole: resume it with a lower training.lr, optimizer.max_grad_norm 1.0, or "
                     "without the rows that the last steps trained."
                 )
-            smooth = position.loss_smooth
-            position.loss_smooth = loss if smooth is None else SMOOTHING * smooth + (1 - SMOOTHING) * loss
+            before = loss if position.loss_smooth is None else position.loss_smooth
+            position.loss_smooth = SMOOTHING * before + (1 - SMOOTHING) * loss
             self.say(
                 "step",
                 **fields,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
-
 
 from flowloom.engine import checkpoint
 from flowloom.engine.build import choose_device, choose_precision, load_encoders
@@ -16,7 +14,9 @@ from flowloom.errors import RunError
 from flowloom.parts.adapters.formats import load_onto
 from flowloom.parts.families.chroma import load_chroma
 from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.spec.rundir import RunDir, write_json
+
+MAX_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,22 @@ def sample(request: SampleRequest) -> list[Path]:
     Raises:
         RunError: `source` has no checkpoint, or nothing says where the VAE and T5 are.
     """
+    painter = load_painter(request)
+    seeds = [request.seed + i for i in range(len(request.prompts))]
+    request.out_dir.mkdir(parents=True, exist_ok=True)
+    paths, records = [], []
+    for i, picture in enumerate(draw_in_batches(painter, request.prompts, seeds, request.drawing, MAX_BATCH)):
+        path = request.out_dir / f"{i:02d}.png"
+        picture.save(path)
+        paths.append(path)
+        record = {"file": path.name, "prompt": request.prompts[i], "seed": seeds[i]}
+        records.append(record | {"source": str(request.source)} | asdict(request.drawing))
+    write_json(request.out_dir / "samples.json", records)
+    return paths
+
+
+def load_painter(request: SampleRequest) -> Painter:
+    """The network that `request.source` means, with its LoRAs and encoders."""
     config, base, adapters = _resolve(request)
     device = choose_device(config.parallel.device)
     precision = choose_precision(config, device)
@@ -49,19 +65,7 @@ def sample(request: SampleRequest) -> list[Path]:
     for path, strength in (*adapters, *request.loras):
         load_onto(model, path, strength)
     encoders = load_encoders(config.model, config, device)
-    painter = Painter(model, encoders, precision, config.model.use_x0)
-    seeds = [request.seed + i for i in range(len(request.prompts))]
-    pictures = draw_in_batches(painter, request.prompts, seeds, request.drawing, config.preview.max_batch)
-    request.out_dir.mkdir(parents=True, exist_ok=True)
-    paths, records = [], []
-    for i, picture in enumerate(pictures):
-        path = request.out_dir / f"{i:02d}.png"
-        picture.save(path)
-        paths.append(path)
-        record = {"file": path.name, "prompt": request.prompts[i], "seed": seeds[i], "weights": str(base)}
-        records.append(record | asdict(request.drawing))
-    (request.out_dir / "samples.json").write_text(json.dumps(records, indent=1, ensure_ascii=False))
-    return paths
+    return Painter(model, encoders, precision, config.model.use_x0)
 
 
 def _resolve(request: SampleRequest) -> tuple[RunConfig, Path, list[tuple[Path, float]]]:
@@ -79,7 +83,9 @@ def _resolve(request: SampleRequest) -> tuple[RunConfig, Path, list[tuple[Path, 
     base = next((folder / name for name in wanted if (folder / name).exists()), None)
     if base:
         return config, base, []
-    wanted = (checkpoint.EMA_ADAPTER, checkpoint.ADAPTER) if request.weights == "ema" else (checkpoint.ADAPTER,)
+    wanted = (
+        (checkpoint.EMA_ADAPTER, checkpoint.ADAPTER) if request.weights == "ema" else (checkpoint.ADAPTER,)
+    )
     adapter = next((folder / name for name in wanted if (folder / name).exists()), None)
     if adapter is None:
         raise RunError(f"{folder}: neither {checkpoint.MODEL} nor {checkpoint.ADAPTER} is here.")

@@ -72,7 +72,9 @@ class TrainState:
         self.ranks = ranks
         self.position = Position()
         self.ema = Ema(config.ema.decay, config.ema.device == "cpu") if config.ema.decay is not None else None
-        self.weights: dict[str, nn.Parameter] = adapter.parameters if adapter else dict(model.named_parameters())
+        self.weights: dict[str, nn.Parameter] = (
+            adapter.parameters if adapter else dict(model.named_parameters())
+        )
         """Every weight that may ever be trained, by the checkpoint's name."""
         self.parked: dict[str, dict[str, Any]] = {}
         """Rotation: optimizer states of weights that are not trained now, on the CPU."""
@@ -92,10 +94,7 @@ class TrainState:
     def enter_turn(self, turn: int) -> None:
         """Train the weights of `turn` with an optimizer of their own."""
         self.turn = turn
-        if self.adapter:
-            names = list(self.weights)
-        else:
-            names = trained_names(self.config, list(self.weights), turn)
+        names = list(self.weights) if self.adapter else trained_names(self.config, list(self.weights), turn)
         self._select(names)
         self.optimizer = self._make_optimizer()
         self._unpark()
@@ -138,7 +137,9 @@ class TrainState:
         plain = [p for name, p in self.trained.items() if "bias" in name or "norm" in name]
         decayed = [p for name, p in self.trained.items() if not ("bias" in name or "norm" in name)]
         groups = [{"params": decayed, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
-        return self.config.optimizer.build([group for group in groups if group["params"]], self.config.training.lr)
+        return self.config.optimizer.build(
+            [group for group in groups if group["params"]], self.config.training.lr
+        )
 
     def optimizer_states(self) -> dict[str, dict[str, Any]]:
         """The optimizer's state of each trained weight, by name."""

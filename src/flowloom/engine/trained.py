@@ -13,7 +13,7 @@ APPROXIMATOR = "distilled_guidance_layer"
 
 
 def turn_at(config: RunConfig, step: int) -> int:
-    """The number of the rotation's turn that update `step` (counted from 0) belongs to; 0 without rotation."""
+    """The number of the rotation's turn that update `step`, counted from 0, belongs to."""
     if config.method_kind != "rotation":
         return 0
     assert config.training.change_layer_every is not None

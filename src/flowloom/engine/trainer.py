@@ -115,7 +115,9 @@ class Trainer:
             return
         if self.state.ranks.is_first:
             folder = checkpoint.save(self.run_dir, self.state, self.metadata)
-            checkpoint.retire(self.run_dir, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every)
+            checkpoint.retire(
+                self.run_dir, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every
+            )
             self.reporter.say("saved", step=position.step, dir=str(folder.relative_to(self.run_dir.path)))
         self._saved_step = position.step
         self.state.ranks.wait()
@@ -174,7 +176,7 @@ class Trainer:
 def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
     """SIGINT and SIGTERM let the current step end, save, and stop; the second one is not caught."""
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(_number: int, _frame: FrameType | None) -> None:
         trainer.must_stop = True
         for caught in kept:
             signal.signal(caught, kept[caught])

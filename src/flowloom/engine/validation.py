@@ -1,4 +1,4 @@
-"""Loss on rows that are never trained, at fixed noise levels with fixed noise: comparable from step to step."""
+"""Loss on rows that are never trained, at fixed noise levels with fixed noise."""
 
 from __future__ import annotations
 
@@ -40,17 +40,23 @@ def _at_quantiles(
     device = state.precision.device
     encoded = encoders.encode(loaded)
     seed = state.config.training.master_seed
-    noises = [torch.randn(encoded.latents.shape[1:], generator=generator(seed, "validation", s.row)) for s in loaded.samples]
+    noises = [
+        torch.randn(encoded.latents.shape[1:], generator=generator(seed, "validation", s.row))
+        for s in loaded.samples
+    ]
     width, height = loaded.size
     factor = encoders.autoencoder.factor
     for quantile in state.config.validation.quantiles:
         level = state.objective.quantile(torch.full((len(noises),), quantile, dtype=torch.float64))
-        yield quantile, LatentBatch(
-            latents=encoded.latents.to(device),
-            noise=torch.stack(noises).to(device),
-            noise_level=level.float().to(device),
-            texts=[states.to(device) for states in encoded.texts],
-            is_captioned=torch.tensor([bool(s.caption) for s in loaded.samples], device=device),
-            loss_weight=torch.ones(len(noises), device=device),
-            image_ids=image_ids(height // factor, width // factor).to(device),
+        yield (
+            quantile,
+            LatentBatch(
+                latents=encoded.latents.to(device),
+                noise=torch.stack(noises).to(device),
+                noise_level=level.float().to(device),
+                texts=[states.to(device) for states in encoded.texts],
+                is_captioned=torch.tensor([bool(s.caption) for s in loaded.samples], device=device),
+                loss_weight=torch.ones(len(noises), device=device),
+                image_ids=image_ids(height // factor, width // factor).to(device),
+            ),
         )

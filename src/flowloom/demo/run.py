@@ -1,0 +1,144 @@
+"""`flowloom demo`: ten minutes of real training on real pictures, then a measured grid."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flowloom.demo.grid import draw_grid
+from flowloom.demo.judge import judge
+from flowloom.demo.network import write_base
+from flowloom.demo.pictures import build as build_pictures
+from flowloom.engine.__main__ import run_engine
+from flowloom.engine.preview import Drawing
+from flowloom.engine.sample import SampleRequest, load_painter
+from flowloom.spec.run import RunConfig
+from flowloom.spec.rundir import RunDir
+
+ASSETS = Path(__file__).parent / "assets"
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white")
+SHAPES = ("heart", "circle", "square")
+SEEDS = (1, 2, 3)
+SIZE = 64
+DRAWING = Drawing(SIZE, SIZE, steps=24, cfg=4.0)
+FREE_PROMPTS = (
+    "grinning face", "cat face", "dog face", "sunflower", "red apple", "rainbow", "rocket", "house building",
+    "fish", "pizza", "evergreen tree", "octopus", "bicycle", "birthday cake", "full moon", "hot beverage",
+)  # fmt: skip
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many of the 81 pictures show what was asked for."""
+
+    right: int
+    right_colour: int
+    total: int
+
+    def __str__(self) -> str:
+        share, colour = 100 * self.right / self.total, 100 * self.right_colour / self.total
+        return f"{share:5.1f} % colour and shape ({self.right} of {self.total}), {colour:.1f} % colour"
+
+
+def demo_config(data_dir: Path, base: Path, minutes: float) -> RunConfig:
+    """The demo's run: FLOW's own sections, with paths into the assets."""
+    return RunConfig.model_validate(
+        {
+            "training": {
+                "master_seed": 7,
+                "train_minibatch": 64,
+                "lr": 1.5e-3,
+                "warmup_steps": 50,
+                "save_every": 1000,
+            },
+            "inference": {
+                "inference_every": 250,
+                "steps": DRAWING.steps,
+                "cfg": DRAWING.cfg,
+                "prompts": ["red heart", "blue circle", "green square", "grinning face"],
+                "image_dim": [SIZE, SIZE],
+            },
+            "dataloader": {
+                "batch_size": 64,
+                "jsonl_metadata_path": str(data_dir / "data.jsonl"),
+                "image_folder_path": str(data_dir),
+                "base_resolution": [SIZE],
+                "resolution_step": 16,
+                "uncond_percentage": 0.1,
+            },
+            "model": model_section(base),
+            "optimizer": {"kind": "adamw", "betas": [0.9, 0.99], "max_grad_norm": 1.0},
+            "ema": {"decay": 0.998},
+            "cache": {"latents": "memory", "text": "memory"},
+            "limits": {"max_minutes": minutes},
+            "preview": {"batch_caption": False},
+        }
+    )
+
+
+def model_section(base: Path) -> dict[str, Any]:
+    """FLOW's `model` section, pointing at the shipped VAE and T5."""
+    t5 = ASSETS / "t5"
+    return {
+        "chroma_path": str(base),
+        "vae_path": str(ASSETS / "ae.safetensors"),
+        "t5_path": str(t5),
+        "t5_config_path": str(t5 / "config.json"),
+        "t5_tokenizer_path": str(t5),
+        "t5_max_length": 64,
+    }
+
+
+def demo(runs_dir: Path, minutes: float, on_event: Callable[[dict[str, Any]], None], say: Say) -> Path:
+    """Train the small Chroma for `minutes`, measure it beside the untrained one; the grid's path."""
+    started = time.monotonic()
+    folder = runs_dir / "demo-data"
+    data = build_pictures(folder)
+    say(f"{data.num_pictures} OpenMoji pictures (CC BY-SA 4.0, openmoji.org) in {folder}")
+    base = folder / "chroma.safetensors"
+    if not base.exists():
+        say("making a small Chroma with random weights ...")
+        write_base(base)
+    run_dir = RunDir.create(f"demo-{time.strftime('%Y%m%d-%H%M%S')}", runs_dir)
+    config = demo_config(folder, base, minutes)
+    run_dir.write_run(config, "flowloom demo")
+    say(f"training for {minutes:g} minutes in {run_dir.path}; Ctrl-C stops early and still draws")
+    run_engine(run_dir, on_event)
+    say("drawing 27 prompts with 3 seeds, by the trained and by the untrained network ...")
+    trained, pictures = measure(SampleRequest(run_dir.path, (), run_dir.path, DRAWING))
+    untrained, _ = measure(SampleRequest(base, (), run_dir.path, DRAWING, config=config))
+    grid = run_dir.path / "grid.png"
+    painter = load_painter(SampleRequest(run_dir.path, (), run_dir.path, DRAWING))
+    free = painter.draw(FREE_PROMPTS, range(len(FREE_PROMPTS)), DRAWING)
+    draw_grid(pictures, list(zip(FREE_PROMPTS, free, strict=True))).save(grid)
+    say(f"trained:   {trained}\nuntrained: {untrained}")
+    say(f"the pictures: {grid}   ({(time.monotonic() - started) / 60:.1f} minutes in all)")
+    return grid
+
+
+def measure(request: SampleRequest) -> tuple[Score, dict[tuple[str, str, int], Image.Image]]:
+    """Draw the 27 prompts for each seed and judge them; score and pictures by (colour, shape, seed)."""
+    painter = load_painter(request)
+    asked = [(colour, shape, seed) for seed in SEEDS for colour in COLOURS for shape in SHAPES]
+    pictures: dict[tuple[str, str, int], Image.Image] = {}
+    for start in range(0, len(asked), 27):
+        part = asked[start : start + 27]
+        prompts = [f"{colour} {shape}" for colour, shape, _ in part]
+        seeds = [1000 * seed + i for i, (_, _, seed) in enumerate(part)]
+        pictures |= dict(zip(part, painter.draw(prompts, seeds, request.drawing), strict=True))
+    return score(pictures), pictures
+
+
+def score(pictures: dict[tuple[str, str, int], Image.Image]) -> Score:
+    """What the judge says of pictures by (colour, shape, seed)."""
+    verdicts = [(judge(np.asarray(p)), colour, shape) for (colour, shape, _), p in pictures.items()]
+    right = sum((v.colour, v.shape) == (colour, shape) for v, colour, shape in verdicts)
+    right_colour = sum(v.colour == colour for v, colour, _ in verdicts)
+    return Score(right, right_colour, len(verdicts))
