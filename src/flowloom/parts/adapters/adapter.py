@@ -1,0 +1,254 @@
+"""LoRA, DoRA and LoKr on linear layers of a network whose own weights stay frozen.
+
+The arithmetic is peft's (LoRA, Hu et al. 2021, arXiv:2106.09685; DoRA, Liu et al. 2024, arXiv:2402.09353)
+and LyCORIS's (LoKr, Yeh et al. 2023, arXiv:2309.14859). With W (out, in) the base weight and s = alpha / rank:
+
+    LoRA   W + s B A                              lora_A (rank, in), lora_B (out, rank)
+    DoRA   m (W + s B A) / |W + s B A|            dora_scale = m (out,), norms over each row
+    LoKr   W + s w1 ⊗ (w2_a w2_b)                 lokr_w1 (a, c), lokr_w2_a (b, rank), lokr_w2_b (rank, d)
+
+where LoKr keeps the second factor whole (lokr_w2, and s = 1) when the rank would not make it smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowloom.errors import ConfigError, Problem, WeightsError
+from flowloom.parts.adapters.quantized import quantize_base
+from flowloom.parts.quiet import quiet_imports
+
+__all__ = ["Adapter", "Kind", "Site", "attach", "attach_at", "quantize_base"]
+
+Kind = Literal["lora", "dora", "lokr"]
+
+NEVER_ADAPTED = "distilled_guidance_layer"
+"""Training the approximator is known to break Chroma."""
+
+
+class Site(NamedTuple):
+    """How one linear layer is adapted."""
+
+    rank: int
+    alpha: float
+
+
+class Adapter:
+    """The trained part of a network: named tensors, and a way to switch them off."""
+
+    def __init__(self, kind: Kind, layers: dict[str, nn.Module], metadata: dict[str, Any]):
+        self.kind = kind
+        self.layers = layers
+        """The adapted layers, each with its frozen `base_layer`, by the base's name."""
+        self.metadata = metadata
+        """kind, rank, alpha, targets; `sites` of their own for layers that differ."""
+        self.parameters: dict[str, nn.Parameter] = {}
+        """Float32, by canonical name: "double_blocks.0.img_attn.qkv.lora_A.weight", ".lokr_w1", ".dora_scale"."""
+        for name, layer in layers.items():
+            for suffix, parameter in _trained(kind, layer):
+                self.parameters[f"{name}.{suffix}"] = parameter
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The trained tensors by canonical name; they share memory with the network."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over every trained tensor.
+
+        Raises:
+            WeightsError: `state` is of another adapter.
+        """
+        wrong = sorted(state.keys() ^ self.parameters.keys())
+        wrong += [n for n, p in self.parameters.items() if n in state and state[n].shape != p.shape]
+        if wrong:
+            raise WeightsError(
+                f"{len(wrong)} tensors are of another adapter than this {self.kind}, the first is {wrong[0]!r}. "
+                "Use the rank, the layers and the kind that it was trained with."
+            )
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[name])
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside, the network computes what the base alone does, exactly."""
+        self._switch(False)
+        try:
+            yield
+        finally:
+            self._switch(True)
+
+    def _switch(self, on: bool) -> None:
+        for layer in self.layers.values():
+            wanted = [parameter.requires_grad for parameter in layer.parameters()]
+            layer.enable_adapters(on)
+            for parameter, requires_grad in zip(layer.parameters(), wanted, strict=True):
+                parameter.requires_grad_(requires_grad)  # peft freezes what it disables
+
+    def set_strength(self, strength: float) -> None:
+        """Move every layer's output from the base's (0) to the adapted one's (1), and beyond."""
+        for layer in self.layers.values():
+            if self.kind == "lora":
+                layer.scaling[_NAME] *= strength
+            elif self.kind == "lokr":
+                layer.strength = strength
+            else:  # DoRA's output is not linear in anything that could be scaled
+                layer.register_forward_hook(_between(strength))
+
+
+def attach(
+    model: nn.Module,
+    kind: Kind,
+    rank: int,
+    alpha: float,
+    target_layers: Sequence[str],
+    lokr_factor: int = -1,
+) -> Adapter:
+    """Adapt every linear layer whose dotted name contains one of `target_layers`; freeze all the rest.
+
+    The network computes what it did before until the adapter is trained. The first weights follow from
+    torch's seed alone, whatever the device or the base's dtype.
+
+    Raises:
+        ConfigError: no layer's name contains a target, or a package is missing.
+    """
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = [name for name in linears if NEVER_ADAPTED not in name]
+    sites = {name: Site(rank, alpha) for name in linears if any(target in name for target in target_layers)}
+    if not sites:
+        known = ", ".join(sorted({name.split(".")[0] for name in linears}))
+        message = f"no linear layer's name contains any of {list(target_layers)}. Parts are: {known}."
+        raise ConfigError("the configuration", [Problem("lora.target_layers", message)])
+    metadata = {"kind": kind, "rank": rank, "alpha": alpha, "targets": list(target_layers)}
+    return attach_at(model, kind, sites, metadata, lokr_factor)
+
+
+def attach_at(
+    model: nn.Module,
+    kind: Kind,
+    sites: Mapping[str, Site],
+    metadata: dict[str, Any],
+    lokr_factor: int = -1,
+) -> Adapter:
+    """Adapt exactly the layers that `sites` names; freeze all the rest.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    model.requires_grad_(False)
+    generator_state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(torch.initial_seed())
+    try:
+        if kind == "lokr":
+            layers = _attach_lokr(model, sites, lokr_factor)
+        else:
+            layers = _attach_lora(model, sites, use_dora=kind == "dora")
+    finally:
+        torch.default_generator.set_state(generator_state)
+    return Adapter(kind, layers, metadata)
+
+
+_NAME = "default"  # peft keeps several adapters by name; we have one
+
+
+def _attach_lora(model: nn.Module, sites: Mapping[str, Site], use_dora: bool) -> dict[str, nn.Module]:
+    try:
+        with quiet_imports():
+            from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise _missing("peft", error) from error
+    rank, alpha = next(iter(sites.values()))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(sites),
+        rank_pattern={name: site.rank for name, site in sites.items() if site.rank != rank},
+        alpha_pattern={name: site.alpha for name, site in sites.items() if site.alpha != alpha},
+        use_dora=use_dora,
+    )
+    inject_adapter_in_model(config, model, _NAME)
+    layers = {name: model.get_submodule(name) for name in sites}
+    for layer in layers.values():
+        # peft draws and keeps these in the base's dtype, which may be too coarse to train.
+        down, up = layer.lora_A[_NAME].float(), layer.lora_B[_NAME].float()
+        first = torch.empty(down.weight.shape)
+        down.weight.data.copy_(nn.init.kaiming_uniform_(first, a=5**0.5))
+        nn.init.zeros_(up.weight)
+        if use_dora:
+            layer.lora_magnitude_vector[_NAME].weight.data = _row_norms(layer.base_layer)
+    return layers
+
+
+def _row_norms(linear: nn.Linear) -> Tensor:
+    from peft.utils.integrations import dequantize_module_weight
+
+    return dequantize_module_weight(linear).detach().float().norm(dim=1)
+
+
+def _attach_lokr(model: nn.Module, sites: Mapping[str, Site], factor: int) -> dict[str, nn.Module]:
+    try:
+        with quiet_imports():
+            from lycoris.modules.lokr import LokrModule
+    except ImportError as error:
+        raise _missing("lycoris-lora", error) from error
+    layers = {}
+    for name, (rank, alpha) in sites.items():
+        linear = model.get_submodule(name)
+        with quiet_imports():  # LyCORIS reports every layer whose second factor stays whole
+            lokr = LokrModule(name, linear, lora_dim=rank, alpha=alpha, factor=factor, bypass_mode=True)
+        layers[name] = LokrLinear(linear, lokr.to(linear.weight.device))
+        model.set_submodule(name, layers[name])
+    return layers
+
+
+class LokrLinear(nn.Module):
+    """A frozen linear layer and LyCORIS's LoKr beside it: (..., in) -> (..., out).
+
+    The two outputs are added: LyCORIS's own way of adding the weights first would round the adapter
+    to the digits that the base's dtype has left.
+    """
+
+    def __init__(self, base_layer: nn.Linear, lokr: Any):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lokr = lokr
+        self.strength = 1.0
+        self.is_enabled = True
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch the adapter on or off, as peft's layers are switched."""
+        self.is_enabled = enabled
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The base's output, and the adapter's on top of it unless it is disabled."""
+        output = self.base_layer(x)
+        if not self.is_enabled:
+            return output
+        return output + self.lokr.bypass_forward_diff(x, scale=self.strength).to(output.dtype)
+
+
+def _trained(kind: Kind, layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    if kind == "lokr":
+        yield from layer.lokr.named_parameters()
+        return
+    yield "lora_A.weight", layer.lora_A[_NAME].weight
+    yield "lora_B.weight", layer.lora_B[_NAME].weight
+    if kind == "dora":
+        yield "dora_scale", layer.lora_magnitude_vector[_NAME].weight
+
+
+def _between(strength: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return torch.lerp(layer.base_layer(*inputs), output, strength)
+
+    return hook
+
+
+def _missing(package: str, error: ImportError) -> ConfigError:
+    message = f"{package} cannot be imported ({error}). pip install {package}."
+    return ConfigError("the configuration", [Problem("method.kind", message)])
