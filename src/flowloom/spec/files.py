@@ -1,0 +1,92 @@
+"""The files that a configuration names: where they are, and which of them are not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from flowloom.errors import Problem
+from flowloom.spec.run import DataloaderSection, ModelSection, RunConfig
+
+Paths = TypeVar("Paths", ModelSection, DataloaderSection, RunConfig)
+
+_WEIGHTS = (".safetensors", ".sft", ".pth", ".pt")
+_TOKENIZERS = ("tokenizer.json", "spiece.model")
+
+
+def check_files(config: RunConfig) -> list[Problem]:
+    """Everything that training reads and that is not there; `config` with absolute paths."""
+    return missing_files(config.model, config.dataloader)
+
+
+def missing_files(model: ModelSection, dataloader: DataloaderSection) -> list[Problem]:
+    """`check_files` for the two sections that name files."""
+    return [*missing_model_files(model), *_missing_data(dataloader)]
+
+
+def missing_model_files(model: ModelSection) -> Iterator[Problem]:
+    """The files of the networks that are not there: what sampling needs, too."""
+    yield from _missing("model.chroma_path", model.chroma_path, "Chroma's weights")
+    yield from _missing("model.vae_path", model.vae_path, "the FLUX autoencoder, ae.safetensors")
+    yield from _missing("model.t5_path", model.t5_path, "the T5 encoder's weights")
+    yield from _missing("model.t5_config_path", model.t5_config_path, "T5's config.json")
+    yield from _missing("model.t5_tokenizer_path", model.t5_tokenizer_path, "the folder with T5's tokenizer")
+    for path, value in (("model.chroma_path", model.chroma_path), ("model.vae_path", model.vae_path)):
+        if Path(value).is_file() and not value.endswith((*_WEIGHTS, ".json")):
+            yield Problem(path, f"{value} is none of {', '.join(_WEIGHTS)}.")
+    folder = Path(model.t5_tokenizer_path)
+    if (
+        model.t5_tokenizer_path
+        and folder.is_dir()
+        and not any((folder / name).exists() for name in _TOKENIZERS)
+    ):
+        yield Problem("model.t5_tokenizer_path", f"{folder} has neither {' nor '.join(_TOKENIZERS)}.")
+
+
+def _missing_data(dataloader: DataloaderSection) -> Iterator[Problem]:
+    rows, images = "dataloader.jsonl_metadata_path", "dataloader.image_folder_path"
+    yield from _missing(rows, dataloader.jsonl_metadata_path, "the JSONL file with one sample a line")
+    if Path(dataloader.jsonl_metadata_path).is_dir() and dataloader.jsonl_metadata_path:
+        yield Problem(rows, f"{dataloader.jsonl_metadata_path} is a folder.")
+    if not dataloader.dummy_image:
+        yield from _missing(
+            images, dataloader.image_folder_path, "the folder that file names are relative to"
+        )
+
+
+def _missing(path: str, value: str, what: str) -> Iterator[Problem]:
+    if not value:
+        yield Problem(path, f"is needed: {what}.")
+    elif not Path(value).exists():
+        yield Problem(path, f"{value} does not exist.")
+
+
+def resolve_paths(section: Paths, folder: Path) -> Paths:
+    """`section` with absolute paths: from the current directory, or from `folder` where only that has it.
+
+    T5's config.json and tokenizer are looked for beside its weights when the configuration names none.
+    """
+    if isinstance(section, RunConfig):
+        update = {name: resolve_paths(getattr(section, name), folder) for name in ("model", "dataloader")}
+        return section.model_copy(update=update)
+    paths = {name: value for name, value in section if name.endswith("_path") and value}
+    absolute = {name: str(_absolute(value, folder)) for name, value in paths.items()}
+    if isinstance(section, ModelSection) and "t5_path" in absolute:
+        absolute = _beside_t5(Path(absolute["t5_path"])) | absolute
+    return section.model_copy(update=absolute)
+
+
+def _absolute(text: str, folder: Path) -> Path:
+    path = Path(text).expanduser()
+    beside = folder / path
+    return (beside if beside.exists() and not path.exists() else path).absolute()
+
+
+def _beside_t5(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if (folder / "config.json").exists():
+        found["t5_config_path"] = str(folder / "config.json")
+    if any((folder / name).exists() for name in _TOKENIZERS):
+        found["t5_tokenizer_path"] = str(folder)
+    return found

@@ -1,0 +1,170 @@
+"""A configuration file, FLOW's or ours, with flags over it, to the `RunConfig` of a run.
+
+Flag over file over default. FLOW's other keys are honoured or answered (flow_keys.py); everything that is
+wrong is said at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from flowloom.errors import ConfigError, Problem
+from flowloom.spec.files import missing_files, resolve_paths
+from flowloom.spec.flags import Laid, Overrides, lay_over
+from flowloom.spec.flow_keys import FLOW_KEYS
+from flowloom.spec.problems import Place, booleans_for_numbers, problems_of
+from flowloom.spec.run import ADAPTERS, DataloaderSection, ModelSection, RunConfig
+from flowloom.spec.secrets import read_secrets
+from flowloom.spec.translate import general_name, refuse_foreign, translate
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration that is valid, and what came with it."""
+
+    config: RunConfig
+    secrets: dict[str, str] = field(repr=False)
+    """By the name of the environment variable that hands each to its user; never to be written."""
+    notes: list[str]
+    """One line for each of FLOW's keys that something else replaced, and for what may surprise."""
+    source: Path
+
+
+def read_config(path: Path | str, overrides: Overrides = (), *, with_files: bool = False) -> LoadedConfig:
+    """The configuration in the JSON file at `path`, with `overrides`, (dotted key, text) pairs, over it.
+
+    Paths in it are relative to the current directory, as in FLOW, or, where nothing is there, to the
+    file's own; they come out absolute. `with_files` also asks for everything that training reads.
+
+    Raises:
+        ConfigError: with all problems at once.
+    """
+    path = Path(path)
+    return load_config(_read_json(path), overrides, path, with_files=with_files)
+
+
+def load_config(
+    data: dict[str, Any], overrides: Overrides, source: Path, *, with_files: bool = False
+) -> LoadedConfig:
+    """`read_config` for what stood in the file `source`.
+
+    Raises:
+        ConfigError: with all problems at once.
+    """
+    of_flow = [flag for flag in overrides if general_name(flag[0]) in FLOW_KEYS]
+    laid = Laid(deepcopy(data))
+    lay_over(laid, of_flow)
+    refuse_foreign(laid, source)
+    secrets = read_secrets() | translate(laid)
+    lay_over(laid, [flag for flag in overrides if flag not in of_flow])
+    config, valid, problems = _validate(laid)
+    if with_files:
+        known = {problem.path for problem in problems}
+        problems += [problem for problem in _missing(valid, source, laid) if problem.path not in known]
+    problems = [*laid.problems, *problems]
+    if config is None or problems:
+        raise ConfigError(str(source), problems)
+    config = resolve_paths(config, source.parent)
+    return LoadedConfig(config, secrets, [*laid.notes, *_advice(config, secrets)], source)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    repeated: list[str] = []
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        repeated.extend(name for name in dict.fromkeys(names) if names.count(name) > 1)
+        return dict(pairs)
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=as_dict)
+    except FileNotFoundError:
+        near = ", ".join(sorted(file.name for file in path.parent.glob("*.json"))[:5])
+        message = f"there is no such file.{f' In its folder: {near}.' if near else ''}"
+        raise ConfigError(str(path), [Problem("", message)]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [Problem("", f"cannot be read ({error}).")]) from error
+    except json.JSONDecodeError as error:
+        # Not the line itself: it may hold a token.
+        hint = " A comma before it is one too many." if error.doc[: error.pos].rstrip().endswith(",") else ""
+        message = f"line {error.lineno}, column {error.colno}: {error.msg}.{hint}"
+        raise ConfigError(str(path), [Problem("", message)]) from None
+    if not isinstance(data, dict):
+        raise ConfigError(str(path), [Problem("", "holds no JSON object: a configuration is { ... }.")])
+    if repeated:
+        raise ConfigError(str(path), [Problem(name, "is given twice in one section.") for name in repeated])
+    return data
+
+
+def _validate(laid: Laid) -> tuple[RunConfig | None, dict[str, Any], list[Problem]]:
+    """The configuration, if it is valid; the part of the data that is; the problems of the rest.
+
+    What is wrong is taken out and the rest looked at again, so that contradictions between sections show
+    up together with wrong values.
+    """
+    data = {name: section for name, section in laid.data.items() if section is not None}
+    problems = booleans_for_numbers(data)
+    while True:
+        try:
+            return RunConfig.model_validate(data), data, problems
+        except ValidationError as error:
+            found = problems_of(error, data, FLOW_KEYS)
+        known = [problem.path for problem in problems]
+        for place, those in found.items():
+            # A contradiction with a key that is wrong by itself may go away with it.
+            problems += [those[0]] if place else [p for p in those if not _is_about(p, known)]
+        if found.keys() == {()}:
+            return None, data, _placed(problems, laid)
+        data = _without(data, [place for place in found if place])
+
+
+def _is_about(problem: Problem, paths: Sequence[str]) -> bool:
+    return any(path in problem.path or path in problem.message for path in paths)
+
+
+def _without(data: dict[str, Any], places: Sequence[Place]) -> dict[str, Any]:
+    data = {
+        name: section.copy() if isinstance(section, dict | list) else section
+        for name, section in data.items()
+    }
+    for place in sorted({place[:2] for place in places}, key=str, reverse=True):
+        if len(place) == 1:
+            data.pop(place[0], None)
+        else:
+            del data[place[0]][place[1]]
+    return data
+
+
+def _placed(problems: Sequence[Problem], laid: Laid) -> list[Problem]:
+    return [replace(problem, path=laid.origin(problem.path) or problem.path) for problem in problems]
+
+
+def _missing(valid: dict[str, Any], source: Path, laid: Laid) -> list[Problem]:
+    model = ModelSection.model_validate(valid.get("model", {}))
+    dataloader = DataloaderSection.model_validate(valid.get("dataloader", {}))
+    return _placed(
+        missing_files(resolve_paths(model, source.parent), resolve_paths(dataloader, source.parent)), laid
+    )
+
+
+def _advice(config: RunConfig, secrets: dict[str, str]) -> list[str]:
+    notes: list[str] = []
+    for guidance in sorted({section.guidance for section in config.previews} - {0.0}):
+        effect = "passed on, but Chroma is trained with 0, and its pictures may suffer"
+        notes.append(f"inference.guidance {guidance:g}: {effect}.")
+    if config.lora and config.method_kind not in ADAPTERS:
+        notes.append(f"lora: not used by method {config.method_kind}.")
+    if config.method_kind == "keywords" and config.training.change_layer_every:
+        notes.append("training.trained_layer_keywords: takes the place of layer rotation.")
+    if config.validation.every and not config.validation.share:
+        notes.append("validation.every: nothing is validated while validation.share is 0.")
+    if config.hub.repo_id and "HF_TOKEN" not in secrets:
+        notes.append(f"hub.repo_id {config.hub.repo_id}: nothing can be uploaded until HF_TOKEN is set.")
+    return notes

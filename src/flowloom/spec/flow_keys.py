@@ -1,0 +1,113 @@
+"""What became of the keys of FLOW that have no field of the same name here: one table.
+
+The union of FLOW's README, its shipped files and its trainers' dataclasses, from April 2025 to its
+`experimental` branch. A key of `inference` stands for the same key of every `extra_inference_config`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Honoured, under another name."""
+
+    to: str
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """Honoured, as `setting` of a logger of this `kind`."""
+
+    kind: str
+    setting: str
+
+
+@dataclass(frozen=True)
+class Secret:
+    """Honoured, through the environment; written nowhere."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Answered by this line, which says what does its work now."""
+
+    by: str
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Of a trainer of FLOW that Flowloom does not have: the file is refused."""
+
+    trainer: str
+
+
+Fate = Moved | Tracked | Secret | Replaced | Foreign
+
+_LUMINA = Foreign("Lumina")
+_REFLOW = Foreign("reflow (distillation)")
+_Z_IMAGE = Foreign("Z-Image")
+_FLUX = Foreign("FLUX")
+_RADIANCE = Foreign("pixel-space (DCT, Radiance)")
+
+FLOW_KEYS: dict[str, Fate] = {
+    "training.offload_param_count": Replaced(
+        "weights stay where they are; memory.checkpointed_blocks and lora.base_model_quant_level save memory."
+    ),
+    "training.reset_optim_every": Replaced(
+        "an adapter keeps its optimizer for the whole run (no trainer of FLOW read this key); "
+        "for layer rotation there is method.rotation_states reset."
+    ),
+    "training.save_folder": Replaced("checkpoints go into the run's own directory: --runs-dir and --name."),
+    "training.gradient_accumulation_steps": Replaced(
+        "dataloader.batch_size is a step's batch; training.train_minibatch only cuts it to fit the memory."
+    ),
+    "training.max_grad_norm": Moved("optimizer.max_grad_norm"),
+    "training.use_aim": Replaced(
+        "Aim follows the run when training.aim_path or a logger of kind aim is set."
+    ),
+    "training.aim_path": Tracked("aim", "repo"),
+    "training.aim_experiment_name": Tracked("aim", "experiment"),
+    "training.aim_hash": Tracked("aim", "run_hash"),
+    "training.aim_steps": Tracked("aim", "first_step"),
+    "training.wandb_key": Secret("WANDB_API_KEY"),
+    "training.wandb_project": Tracked("wandb", "project"),
+    "training.wandb_run": Tracked("wandb", "run"),
+    "training.wandb_entity": Tracked("wandb", "entity"),
+    "training.hf_repo_id": Moved("hub.repo_id"),
+    "training.hf_token": Secret("HF_TOKEN"),
+    "training.trained_blocks": _LUMINA,
+    "training.echo_times": _REFLOW,
+    "training.teacher_ode_steps": _REFLOW,
+    "training.cfg_scale": _REFLOW,
+    "training.teacher_uncond_percentage": _REFLOW,
+    "training.cfg_max_strength": _FLUX,
+    "training.contrastive_strength": Foreign("gradient analysis"),
+    "inference.inference_folder": Replaced("previews go into the run's own directory: samples/."),
+    "inference.teacher": _REFLOW,
+    "inference.gemma_max_length": _LUMINA,
+    "inference.max_sequence_length": _Z_IMAGE,
+    "inference.clip_max_length": _FLUX,
+    "model.lumina_path": _LUMINA,
+    "model.gemma_path": _LUMINA,
+    "model.gemma_to_8bit": _LUMINA,
+    "model.gemma_max_length": _LUMINA,
+    "model.teacher_chroma_path": _REFLOW,
+    "model.teacher_steps": _REFLOW,
+    "model.distillation_steps": _REFLOW,
+    "model.z_image_path": _Z_IMAGE,
+    "model.qwen_path": _Z_IMAGE,
+    "model.qwen_tokenizer_path": _Z_IMAGE,
+    "model.max_sequence_length": _Z_IMAGE,
+    "model.flux_path": _FLUX,
+    "model.clip_path": _FLUX,
+    "model.clip_tokenizer_path": _FLUX,
+    "model.clip_max_length": _FLUX,
+    "model.use_patch_size_32": _RADIANCE,
+}
+
+NEEDED = {"aim": "repo", "wandb": "project"}
+"""The setting without which FLOW does not use the tracker."""
