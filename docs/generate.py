@@ -1,0 +1,115 @@
+"""Writes docs/reference from the code; with `--check` it only names the stale pages (exit status 1)."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+from flowloom import errors
+from flowloom.spec import events
+from flowloom.spec.keys import Key, config_keys
+
+FOLDER = Path(__file__).parent / "reference"
+NOTE = "<!-- Written by docs/generate.py: change the code, then run it again. -->\n"
+
+
+def config_page() -> str:
+    """Every key of a configuration, section by section."""
+    lines = [
+        f"# Configuration\n\n{NOTE}",
+        "One JSON object with these sections. Every key has a default, so a file holds only what differs.",
+        "On the command line a key is a flag: `--training.lr 1e-4`. The sections up to `lora` are FLOW's;",
+        "`N` stands for a position in a list. Each of `extra_inference_config` has the keys of `inference`.",
+    ]
+    section = None
+    for key in config_keys().values():
+        if key.is_section or key.name.startswith("extra_inference_config."):
+            continue
+        place = key.name.rpartition(".")[0]
+        if place != section:
+            section = place
+            lines += ["", *_section_head(place), "| key | value | default | |", "|---|---|---|---|"]
+        lines.append(_row(key))
+    return "\n".join(lines) + "\n"
+
+
+def _section_head(place: str) -> Iterator[str]:
+    yield f"## {place}\n"
+    if place in config_keys() and config_keys()[place].help:
+        yield config_keys()[place].help + "\n"
+
+
+def _row(key: Key) -> str:
+    kinds = f" ({', '.join(key.kinds)})" if key.kinds and not key.name.endswith(".kind") else ""
+    value = key.type_text.replace("|", " \\| ")
+    return f"| `{key.name.rpartition('.')[2]}`{kinds} | {value} | `{key.default_text}` | {key.help} |"
+
+
+def events_page() -> str:
+    """Every kind of event with its fields."""
+    lines = [f"# Events\n\n{NOTE}", _doc(events), "", "| kind | means | fields |", "|---|---|---|"]
+    for event in get_args(events.AnyEvent):
+        hints = get_type_hints(event)
+        (kind,) = get_args(hints.pop("kind"))
+        fields = ", ".join(
+            f"`{name}` {_type_text(hint)}"
+            for name, hint in hints.items()
+            if name not in events.Header.__annotations__
+        )
+        lines.append(f"| `{kind}` | {_doc(event)} | {fields} |")
+    return "\n".join(lines) + "\n"
+
+
+def _type_text(hint: object) -> str:
+    text = hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
+    return text.replace("typing.", "").replace("None", "null").replace("|", "\\|")
+
+
+def errors_page() -> str:
+    """The tree of errors and what each one says."""
+    tree = inspect.getdoc(errors) or ""
+    lines = [f"# Errors\n\n{NOTE}", "```", tree, "```", ""]
+    lines += [f"- `{name}`: {_doc(error)}" for name, error in _error_classes()]
+    return "\n".join(lines) + "\n"
+
+
+def _error_classes() -> Iterator[tuple[str, type]]:
+    for name, error in vars(errors).items():
+        if isinstance(error, type) and issubclass(error, errors.FlowloomError):
+            yield name, error
+
+
+def _doc(thing: object) -> str:
+    return " ".join((inspect.getdoc(thing) or "").split())
+
+
+PAGES = {"config.md": config_page, "events.md": events_page, "errors.md": errors_page}
+
+
+def stale() -> list[str]:
+    """Names of the pages that differ from what the code says."""
+    return [
+        name
+        for name, page in PAGES.items()
+        if not (FOLDER / name).exists() or (FOLDER / name).read_text() != page()
+    ]
+
+
+def main() -> int:
+    """Write the pages, or with --check name those that are stale; returns the exit status."""
+    names = stale()
+    if "--check" in sys.argv:
+        print("\n".join(f"docs/reference/{name} is stale: run python docs/generate.py" for name in names))
+        return int(bool(names))
+    FOLDER.mkdir(exist_ok=True)
+    for name in names:
+        (FOLDER / name).write_text(PAGES[name]())
+        print(f"wrote docs/reference/{name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""What the documents say is true: commands exist, JSON loads, the reference is current, credits are whole."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from flowloom.spec.flow_json import read_config
+
+ROOT = Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+LOOM_VERBS = {"demo", "test", "setup", "lock"}
+
+
+def blocks(language: str) -> list:
+    return [
+        pytest.param(body, id=f"{page.relative_to(ROOT)}-{number}")
+        for page in PAGES
+        for number, (kind, body) in enumerate(BLOCK.findall(page.read_text()))
+        if kind == language
+    ]
+
+
+@pytest.fixture(scope="module")
+def verbs() -> set[str]:
+    """The verbs that `flowloom --help` names."""
+    command = [sys.executable, "-m", "flowloom.cli", "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^  +([a-z]+)\b", text, re.MULTILINE))
+
+
+def unknown(line: str, verbs: set[str]) -> str | None:
+    """What of a shell line does not exist here: a verb, a benchmark, a file; None when all is well."""
+    words = line.split("#")[0].split()
+    while words and re.match(r"\w+=", words[0]):
+        words.pop(0)
+    if not words or words[0] in {"cd", "git"}:
+        return None
+    if words[0] == "./loom":
+        return None if words[1] in LOOM_VERBS | verbs else f"verb {words[1]}"
+    if words[0] in {"flowloom", ".venv/bin/flowloom"}:
+        return None if words[1] in verbs else f"verb {words[1]}"
+    if words[0] in {"python", ".venv/bin/python"}:
+        return unknown_script(words[1:])
+    return f"command {words[0]}"
+
+
+def unknown_script(words: list[str]) -> str | None:
+    if words[0] != "-m":
+        return None if (ROOT / words[0]).exists() else f"file {words[0]}"
+    if words[1] == "benchmarks" and len(words) > 2 and not words[2].startswith("-"):
+        path = ROOT / "benchmarks" / f"{words[2].replace('-', '_')}.py"
+        return None if words[2].isupper() or path.exists() else f"benchmark {words[2]}"
+    found = importlib.util.find_spec(words[1]) or (ROOT / words[1]).exists()
+    return None if found else f"module {words[1]}"
+
+
+@pytest.mark.parametrize("body", blocks("bash"))
+def test_commands_in_the_documents_exist(body: str, verbs: set[str]):
+    assert not [problem for line in body.splitlines() if (problem := unknown(line, verbs))]
+
+
+@pytest.mark.parametrize("body", blocks("json"))
+def test_configurations_in_the_documents_load(body: str, tmp_path: Path):
+    path = tmp_path / "config.json"
+    path.write_text(body)
+    assert read_config(path, []).config
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.json")), ids=lambda path: path.name)
+def test_examples_load(path: Path):
+    assert read_config(path, []).config
+
+
+@pytest.mark.parametrize("body", blocks("jsonl"))
+def test_rows_in_the_documents_parse(body: str):
+    assert all({"filename", "caption_or_tags"} <= json.loads(line).keys() for line in body.splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path):
+    assert not [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
+
+
+def test_the_reference_is_what_the_code_says():
+    command = [sys.executable, str(ROOT / "docs/generate.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_direct_dependency_is_credited():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in direct}
+    rows = re.findall(r"^\| \[?([\w.-]+)", (ROOT / "THIRD_PARTY.md").read_text(), re.MULTILINE)
+    assert not names - set(rows)
+    assert not set(rows) - names - {"Package", "OpenMoji"}, "credited, but not used any more"
+
+
+def test_adrs_have_their_four_parts():
+    parts = ["## Context", "## Decision", "## What we gave up", "## When to revisit"]
+    records = sorted(ROOT.glob("docs/adr/[0-9]*.md"))
+    assert records
+    assert not [path.name for path in records if [p for p in parts if p not in path.read_text()]]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("./loom demo --minutes 1", None),
+        ("./loom fly", "verb fly"),
+        ("flowloom trian x.json", "verb trian"),
+        ("python -m benchmarks nothing-here", "benchmark nothing-here"),
+        ("python nothing.py", "file nothing.py"),
+        ("rm -rf x", "command rm"),
+    ],
+)
+def test_the_check_of_commands_sees_what_it_should(line: str, problem: str | None):
+    assert unknown(line, {"train"}) == problem
