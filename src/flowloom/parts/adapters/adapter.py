@@ -1,7 +1,7 @@
 """LoRA, DoRA and LoKr on linear layers of a network whose own weights stay frozen.
 
 The arithmetic is peft's (LoRA, Hu et al. 2021, arXiv:2106.09685; DoRA, Liu et al. 2024, arXiv:2402.09353)
-and LyCORIS's (LoKr, Yeh et al. 2023, arXiv:2309.14859). With W (out, in) the base weight and s = alpha / rank:
+and LyCORIS's (LoKr, Yeh et al. 2023, arXiv:2309.14859). With W (out, in) the base and s = alpha / rank:
 
     LoRA   W + s B A                              lora_A (rank, in), lora_B (out, rank)
     DoRA   m (W + s B A) / |W + s B A|            dora_scale = m (out,), norms over each row
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -36,6 +37,10 @@ class Site(NamedTuple):
 
     rank: int
     alpha: float
+    lokr_factor: int = -1
+    """LoKr: first divisor of both sides of the weight; -1 takes the most even split."""
+    lokr_tensors: Mapping[str, Tensor] | None = None
+    """LoKr read from a file: its tensors, which have shapes of their own."""
 
 
 class Adapter:
@@ -48,7 +53,7 @@ class Adapter:
         self.metadata = metadata
         """kind, rank, alpha, targets; `sites` of their own for layers that differ."""
         self.parameters: dict[str, nn.Parameter] = {}
-        """Float32, by canonical name: "double_blocks.0.img_attn.qkv.lora_A.weight", ".lokr_w1", ".dora_scale"."""
+        """Float32, by canonical name: "double_blocks.0.img_attn.qkv.lora_A.weight", ".lokr_w1" ..."""
         for name, layer in layers.items():
             for suffix, parameter in _trained(kind, layer):
                 self.parameters[f"{name}.{suffix}"] = parameter
@@ -67,7 +72,7 @@ class Adapter:
         wrong += [n for n, p in self.parameters.items() if n in state and state[n].shape != p.shape]
         if wrong:
             raise WeightsError(
-                f"{len(wrong)} tensors are of another adapter than this {self.kind}, the first is {wrong[0]!r}. "
+                f"{len(wrong)} tensors do not belong to this {self.kind}, the first is {wrong[0]!r}. "
                 "Use the rank, the layers and the kind that it was trained with."
             )
         with torch.no_grad():
@@ -119,69 +124,64 @@ def attach(
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     linears = [name for name in linears if NEVER_ADAPTED not in name]
-    sites = {name: Site(rank, alpha) for name in linears if any(target in name for target in target_layers)}
+    site = Site(rank, alpha, lokr_factor)
+    sites = {name: site for name in linears if any(target in name for target in target_layers)}
     if not sites:
         known = ", ".join(sorted({name.split(".")[0] for name in linears}))
         message = f"no linear layer's name contains any of {list(target_layers)}. Parts are: {known}."
         raise ConfigError("the configuration", [Problem("lora.target_layers", message)])
     metadata = {"kind": kind, "rank": rank, "alpha": alpha, "targets": list(target_layers)}
-    return attach_at(model, kind, sites, metadata, lokr_factor)
+    return attach_at(model, kind, sites, metadata)
 
 
-def attach_at(
-    model: nn.Module,
-    kind: Kind,
-    sites: Mapping[str, Site],
-    metadata: dict[str, Any],
-    lokr_factor: int = -1,
-) -> Adapter:
-    """Adapt exactly the layers that `sites` names; freeze all the rest.
+def attach_at(model: nn.Module, kind: Kind, sites: Mapping[str, Site], metadata: dict[str, Any]) -> Adapter:
+    """Adapt exactly the layers that `sites` names, beside adapters they may have; freeze all the rest.
 
     Raises:
         ConfigError: a package is missing.
     """
     model.requires_grad_(False)
-    generator_state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(torch.initial_seed())
-    try:
-        if kind == "lokr":
-            layers = _attach_lokr(model, sites, lokr_factor)
-        else:
-            layers = _attach_lora(model, sites, use_dora=kind == "dora")
-    finally:
-        torch.default_generator.set_state(generator_state)
+    make = _make_lokr if kind == "lokr" else partial(_make_lora, use_dora=kind == "dora")
+    layers = {}
+    with _own_stream():
+        for name, site in sites.items():
+            inner = name
+            while hasattr(module := model.get_submodule(inner), "base_layer"):
+                inner += ".base_layer"
+            layers[name] = make(module, site)
+            model.set_submodule(inner, layers[name])
     return Adapter(kind, layers, metadata)
 
 
-_NAME = "default"  # peft keeps several adapters by name; we have one
+@contextmanager
+def _own_stream() -> Iterator[None]:
+    """Inside, torch's CPU stream starts from its seed; afterwards it is where it was."""
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(torch.initial_seed())
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
 
 
-def _attach_lora(model: nn.Module, sites: Mapping[str, Site], use_dora: bool) -> dict[str, nn.Module]:
+_NAME = "default"  # peft keeps several adapters in a layer, by name; we put layers into each other
+
+
+def _make_lora(linear: nn.Linear, site: Site, use_dora: bool) -> nn.Module:
     try:
         with quiet_imports():
             from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise _missing("peft", error) from error
-    rank, alpha = next(iter(sites.values()))
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=list(sites),
-        rank_pattern={name: site.rank for name, site in sites.items() if site.rank != rank},
-        alpha_pattern={name: site.alpha for name, site in sites.items() if site.alpha != alpha},
-        use_dora=use_dora,
-    )
-    inject_adapter_in_model(config, model, _NAME)
-    layers = {name: model.get_submodule(name) for name in sites}
-    for layer in layers.values():
-        # peft draws and keeps these in the base's dtype, which may be too coarse to train.
-        down, up = layer.lora_A[_NAME].float(), layer.lora_B[_NAME].float()
-        first = torch.empty(down.weight.shape)
-        down.weight.data.copy_(nn.init.kaiming_uniform_(first, a=5**0.5))
-        nn.init.zeros_(up.weight)
-        if use_dora:
-            layer.lora_magnitude_vector[_NAME].weight.data = _row_norms(layer.base_layer)
-    return layers
+    config = LoraConfig(r=site.rank, lora_alpha=site.alpha, use_dora=use_dora, target_modules=["linear"])
+    layer = inject_adapter_in_model(config, nn.ModuleDict({"linear": linear}), _NAME)["linear"]
+    # peft draws and keeps these in the base's dtype, which may be too coarse to train.
+    down, up = layer.lora_A[_NAME].float(), layer.lora_B[_NAME].float()
+    down.weight.data.copy_(nn.init.kaiming_uniform_(torch.empty(down.weight.shape), a=5**0.5))
+    nn.init.zeros_(up.weight)
+    if use_dora:
+        layer.lora_magnitude_vector[_NAME].weight.data = _row_norms(linear)
+    return layer
 
 
 def _row_norms(linear: nn.Linear) -> Tensor:
@@ -190,20 +190,29 @@ def _row_norms(linear: nn.Linear) -> Tensor:
     return dequantize_module_weight(linear).detach().float().norm(dim=1)
 
 
-def _attach_lokr(model: nn.Module, sites: Mapping[str, Site], factor: int) -> dict[str, nn.Module]:
+def _make_lokr(linear: nn.Linear, site: Site) -> nn.Module:
     try:
-        with quiet_imports():
+        with quiet_imports():  # LyCORIS also reports every layer whose second factor stays whole
             from lycoris.modules.lokr import LokrModule
+
+            lokr = LokrModule(
+                "", linear, lora_dim=site.rank, alpha=site.alpha, factor=site.lokr_factor, bypass_mode=True
+            )
     except ImportError as error:
         raise _missing("lycoris-lora", error) from error
-    layers = {}
-    for name, (rank, alpha) in sites.items():
-        linear = model.get_submodule(name)
-        with quiet_imports():  # LyCORIS reports every layer whose second factor stays whole
-            lokr = LokrModule(name, linear, lora_dim=rank, alpha=alpha, factor=factor, bypass_mode=True)
-        layers[name] = LokrLinear(linear, lokr.to(linear.weight.device))
-        model.set_submodule(name, layers[name])
-    return layers
+    if site.lokr_tensors is not None:
+        _take_shapes(lokr, site)
+    return LokrLinear(linear, lokr.to(linear.weight.device))
+
+
+def _take_shapes(lokr: Any, site: Site) -> None:
+    assert site.lokr_tensors is not None
+    for name in [name for name, _ in lokr.named_parameters()]:
+        delattr(lokr, name)
+    for name, tensor in site.lokr_tensors.items():
+        setattr(lokr, name, nn.Parameter(tensor.float()))
+    lokr.use_w1, lokr.use_w2 = "lokr_w1" in site.lokr_tensors, "lokr_w2" in site.lokr_tensors
+    lokr.scale = 1.0 if lokr.use_w1 and lokr.use_w2 else site.alpha / site.rank
 
 
 class LokrLinear(nn.Module):
