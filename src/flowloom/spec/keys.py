@@ -57,12 +57,16 @@ def config_keys() -> Mapping[str, Key]:
     found: dict[str, Key] = {}
     for key in _walk("", schema, schema["$defs"]):
         known = found.get(key.name)
-        # Kinds of one section share keys: their choices of `kind` are joined.
-        joined = (
-            replace(known, kinds=known.kinds + key.kinds, types=known.types + key.types) if known else key
-        )
-        found[key.name] = joined
+        found[key.name] = _joined(known, key) if known else key
     return found
+
+
+def _joined(one: Key, other: Key) -> Key:
+    """A key that several kinds of a section have."""
+    kinds = one.kinds + other.kinds
+    if not one.name.endswith(".kind"):
+        return replace(one, kinds=kinds)
+    return replace(one, kinds=kinds, types=one.types + other.types, help=f"{one.help} {other.help}")
 
 
 def key_of(path: str) -> Key | None:
@@ -89,22 +93,23 @@ def nearest(path: str, others: Iterable[str] = ()) -> str | None:
     return by_word[close[0]] if close else None
 
 
-def _walk(prefix: str, node: Schema, defs: Schema, kinds: tuple[str, ...] = ()) -> Iterator[Key]:
-    for name, child in node["properties"].items():
-        types = tuple(_alternatives(child, defs))
-        description = child.get("description") or next(
-            (t["description"] for t in types if "description" in t), ""
-        )
+def _walk(prefix: str, section: Schema, defs: Schema) -> Iterator[Key]:
+    tag = section["properties"].get("kind", {}).get("const")
+    for name, node in section["properties"].items():
+        types = tuple(_alternatives(node, defs))
         path = f"{prefix}{name}"
-        yield Key(path, types, " ".join(description.split()), child.get("default"), kinds)
+        about = f"{tag}: {section['description']}" if name == "kind" and tag else _description(node, types)
+        yield Key(path, types, " ".join(about.split()), node.get("default"), (tag,) if tag else ())
         for kind in types:
-            for inner, place in [
-                (kind, path),
-                *((item, f"{path}.N") for item in kind.get("alternatives", ())),
-            ]:
-                if "properties" in inner:
-                    tag = inner["properties"].get("kind", {}).get("const")
-                    yield from _walk(f"{place}.", inner, defs, (tag,) if tag else ())
+            if "properties" in kind:
+                yield from _walk(f"{path}.", kind, defs)
+            for item in kind.get("alternatives", ()):
+                if "properties" in item:
+                    yield from _walk(f"{path}.N.", item, defs)
+
+
+def _description(node: Schema, types: tuple[Schema, ...]) -> str:
+    return next((kind["description"] for kind in (node, *types) if "description" in kind), "")
 
 
 def _alternatives(node: Schema, defs: Schema) -> Iterator[Schema]:

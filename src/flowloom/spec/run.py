@@ -241,12 +241,14 @@ class RunConfig(Section):
     training: TrainingSection = TrainingSection()
     inference: InferenceSection | None = None
     extra_inference_config: list[InferenceSection] = []
+    """Further previews, each with its own prompts, period and settings."""
     dataloader: DataloaderSection = DataloaderSection()
     model: ModelSection = ModelSection()
     lora: LoraSection | None = None
     method: MethodSection = MethodSection()
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: Optimizer = Field(default={"kind": "adamw"}, validate_default=True)
+    """The optimizer, by kind; its rate and decay are `training.lr` and `training.weight_decay`."""
     lr_schedule: LrScheduleSection = LrScheduleSection()
     ema: EmaSection = EmaSection()
     cache: CacheSection = CacheSection()
@@ -257,6 +259,7 @@ class RunConfig(Section):
     preview: PreviewSection = PreviewSection()
     limits: LimitsSection = LimitsSection()
     loggers: list[Logger] = []
+    """Trackers that follow the run beside `events.jsonl`, by kind."""
     hub: HubSection = HubSection()
 
     @property
