@@ -1,0 +1,120 @@
+"""The tensors of one adapted layer: cut into the layers that diffusers has in its place, and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from flowloom.errors import WeightsError
+
+MLP_RATIO = 4
+"""Of every Chroma: what a file that leaves out `proj_mlp` does not say."""
+
+
+@dataclass
+class Layer:
+    """What a file says of one layer: canonical suffixes to float32 tensors, and alpha if it has one."""
+
+    tensors: dict[str, Tensor]
+    alpha: float | None = None
+
+    @property
+    def kind(self) -> Literal["lora", "dora", "lokr"]:
+        """What the tensors are."""
+        if any(suffix.startswith("lokr") for suffix in self.tensors):
+            return "lokr"
+        return "dora" if "dora_scale" in self.tensors else "lora"
+
+    @property
+    def rank(self) -> int:
+        """Rows of the narrow side; 0 for a LoKr of two whole factors, which has none."""
+        for suffix in ("lora_A.weight", "lokr_w2_b", "lokr_w1_b"):
+            if suffix in self.tensors:
+                return self.tensors[suffix].shape[0]
+        return 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the weight that is adapted."""
+        if self.kind == "lokr":
+            return lokr_as_lora(self).shape
+        return self.tensors["lora_B.weight"].shape[0], self.tensors["lora_A.weight"].shape[1]
+
+    @property
+    def scale(self) -> float:
+        """s = alpha / rank; 1 when the file has no alpha, or there is no rank."""
+        return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
+
+
+def split_rows(tensors: Mapping[str, Tensor], num_parts: int) -> list[dict[str, Tensor]]:
+    """One layer's LoRA or DoRA as `num_parts` layers: each has its rows of B and m, and all of A."""
+    down, up = tensors["lora_A.weight"], tensors["lora_B.weight"]
+    sizes = _row_sizes(num_parts, rows=up.shape[0], width=down.shape[1])
+    cuts = {name: t.split(sizes) for name, t in tensors.items() if name != "lora_A.weight"}
+    return [{"lora_A.weight": down} | {name: cut[i] for name, cut in cuts.items()} for i in range(num_parts)]
+
+
+def _row_sizes(num_parts: int, rows: int, width: int) -> list[int]:
+    """q, k and v are as wide as the network; `linear1` has the MLP's rows below them."""
+    if num_parts == 4:
+        return [width, width, width, rows - 3 * width]
+    return [rows // num_parts] * num_parts
+
+
+def fuse(name: str, parts: Sequence[Layer | None]) -> Layer:
+    """The one layer `name` that `parts`, in order of rows, are cut from; None is a part that is not adapted.
+
+    Parts that share A keep it, and the rank. Others get the sum of their ranks, each its own columns of B.
+
+    Raises:
+        WeightsError: a DoRA leaves parts out, so that their row norms are not known.
+    """
+    present = [part for part in parts if part is not None]
+    if len(parts) == 1:
+        return present[0]
+    first = present[0]
+    if len(present) == len(parts) and all(_share_a(first, part) for part in present):
+        joined = {
+            s: torch.cat([part.tensors[s] for part in present]) for s in first.tensors if "lora_A" not in s
+        }
+        return Layer({"lora_A.weight": first.tensors["lora_A.weight"]} | joined, first.alpha)
+    if len(present) < len(parts) and "dora_scale" in first.tensors:
+        raise WeightsError(
+            f"{name}: this DoRA adapts only some of its rows. Train all parts of it, or use LoRA."
+        )
+    width = first.tensors["lora_A.weight"].shape[1]
+    sizes = [width] * 3 + ([MLP_RATIO * width] if len(parts) == 4 else [])
+    ups = [
+        part.tensors["lora_B.weight"] * part.scale if part else torch.zeros(size, 0)
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+    tensors = {
+        "lora_A.weight": torch.cat([part.tensors["lora_A.weight"] for part in present]),
+        "lora_B.weight": torch.block_diag(*ups),
+    }
+    if "dora_scale" in first.tensors:
+        tensors["dora_scale"] = torch.cat([part.tensors["dora_scale"] for part in present])
+    return Layer(tensors)
+
+
+def _share_a(one: Layer, other: Layer) -> bool:
+    same = torch.equal(one.tensors["lora_A.weight"], other.tensors["lora_A.weight"])
+    return same and one.alpha == other.alpha
+
+
+def lokr_as_lora(layer: Layer) -> Layer:
+    """The LoRA that equals a LoKr: w1 ⊗ (w2_a w2_b) = (w1 ⊗ w2_a) (1 ⊗ w2_b)."""
+    tensors = layer.tensors
+    first = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
+    if "lokr_w2" in tensors:
+        whole = tensors["lokr_w2"]
+        is_flat = whole.shape[0] <= whole.shape[1]
+        up, down = (torch.eye(whole.shape[0]), whole) if is_flat else (whole, torch.eye(whole.shape[1]))
+    else:
+        up, down = tensors["lokr_w2_a"], tensors["lokr_w2_b"]
+    a = torch.kron(torch.eye(first.shape[1]), down)
+    return Layer({"lora_A.weight": a, "lora_B.weight": torch.kron(first, up) * layer.scale})

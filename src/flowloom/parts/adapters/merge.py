@@ -1,0 +1,68 @@
+"""An adapter, merged into the weights of its base."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowloom.errors import WeightsError
+from flowloom.parts.adapters.formats import layers_of, read_adapter
+from flowloom.parts.adapters.fused import Layer, lokr_as_lora
+from flowloom.parts.families.weights import Entry, Weights, open_weights, save_weights
+
+
+def merge(
+    base_path: Path,
+    adapter_path: Path,
+    out_path: Path,
+    strength: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write the base's weights with the adapter in them; `dtype` None keeps the base's.
+
+    One tensor is in memory at a time; sums are made in float32.
+
+    Raises:
+        WeightsError: the adapter adapts layers that the base does not have, or of other sizes.
+    """
+    base = open_weights(base_path)
+    state, meta = read_adapter(adapter_path)
+    layers = {f"{name}.weight": layer for name, layer in layers_of(state, meta).items()}
+    strange = [name for name, layer in layers.items() if base.shapes.get(name) != layer.shape]
+    if strange:
+        raise WeightsError(
+            f"{adapter_path} adapts {len(strange)} layers that {base_path} does not have in that size, the "
+            f"first is {strange[0]!r}. Name the base that it was trained on."
+        )
+    entries = {
+        name: Entry(
+            base.shapes[name],
+            dtype or base.dtypes[name],
+            partial(_merged, base, name, layers.get(name), strength, dtype or base.dtypes[name]),
+        )
+        for name in base
+    }
+    history = {"flowloom.merged": f"{adapter_path.name} at strength {strength:g} into {base_path.name}"}
+    metadata = base.metadata | history
+    save_weights(out_path, Weights(base_path, entries, metadata), metadata)
+
+
+def _merged(base: Weights, name: str, layer: Layer | None, strength: float, dtype: torch.dtype) -> Tensor:
+    weight = base[name]
+    if layer is not None:
+        weight = weight.float()
+        weight = torch.lerp(weight, adapted(weight, layer), strength)
+    return weight.to(dtype)
+
+
+def adapted(weight: Tensor, layer: Layer) -> Tensor:
+    """The weight (out, in) that the adapter makes of `weight`, by the formulas of adapter.py."""
+    if layer.kind == "lokr":
+        layer = lokr_as_lora(layer)
+    total = weight + layer.scale * layer.tensors["lora_B.weight"] @ layer.tensors["lora_A.weight"]
+    if layer.kind == "lora":
+        return total
+    return total * (layer.tensors["dora_scale"] / total.norm(dim=1))[:, None]
