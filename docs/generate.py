@@ -1,4 +1,4 @@
-"""Writes docs/reference from the code; with `--check` it only names the stale pages (exit status 1)."""
+"""Writes docs/reference and the README's table; with `--check` it only names stale pages (exit status 1)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import benchmarks.__main__ as benchmarks
 from flowloom import errors
 from flowloom.spec import events
 from flowloom.spec.keys import Key, config_keys
 
-FOLDER = Path(__file__).parent / "reference"
-NOTE = "<!-- Written by docs/generate.py: change the code, then run it again. -->\n"
+ROOT = Path(__file__).parents[1]
+NOTE = "<!-- Written by `python -m docs.generate`: change the code, then run it again. -->\n"
 
 
 def config_page() -> str:
@@ -86,7 +87,20 @@ def _doc(thing: object) -> str:
     return " ".join((inspect.getdoc(thing) or "").split())
 
 
-PAGES = {"config.md": config_page, "events.md": events_page, "errors.md": errors_page}
+def readme() -> str:
+    """The README with the newest kept results between its markers."""
+    before, start, rest = (ROOT / "README.md").read_text().partition("<!-- benchmarks -->\n")
+    _, stop, after = rest.partition("<!-- /benchmarks -->")
+    rows = benchmarks.table(benchmarks.FOLDER / "results")
+    return f"{before}{start}{rows}\n{stop}{after}"
+
+
+PAGES = {
+    "docs/reference/config.md": config_page,
+    "docs/reference/events.md": events_page,
+    "docs/reference/errors.md": errors_page,
+    "README.md": readme,
+}
 
 
 def stale() -> list[str]:
@@ -94,7 +108,7 @@ def stale() -> list[str]:
     return [
         name
         for name, page in PAGES.items()
-        if not (FOLDER / name).exists() or (FOLDER / name).read_text() != page()
+        if not (ROOT / name).exists() or (ROOT / name).read_text() != page()
     ]
 
 
@@ -102,12 +116,12 @@ def main() -> int:
     """Write the pages, or with --check name those that are stale; returns the exit status."""
     names = stale()
     if "--check" in sys.argv:
-        print("\n".join(f"docs/reference/{name} is stale: run python docs/generate.py" for name in names))
+        print("\n".join(f"{name} is stale: run python -m docs.generate" for name in names))
         return int(bool(names))
-    FOLDER.mkdir(exist_ok=True)
     for name in names:
-        (FOLDER / name).write_text(PAGES[name]())
-        print(f"wrote docs/reference/{name}")
+        (ROOT / name).parent.mkdir(exist_ok=True)
+        (ROOT / name).write_text(PAGES[name]())
+        print(f"wrote {name}")
     return 0
 
 

@@ -1,0 +1,9 @@
+"""MFU of a full fine-tuning step, 8.9B network, 1024 pixels, 4 pictures (GPU)."""
+
+from benchmarks.gpu import Work, measure
+from benchmarks.timing import Measured
+
+
+def run() -> Measured:
+    """MFU, the share of the GPU's peak that does useful work."""
+    return measure(Work("full", 1024, batch_size=4, recompute="all"), target=0.38)
