@@ -1,0 +1,132 @@
+"""The tiny family: a Chroma, a VAE and a T5 with its tokenizer, on disk as the released ones are."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+SENTENCES = (
+    "a red bar on white, number 1", "a green bar, number 2", "blue circle and yellow square, number 30",
+    "the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs",
+    "a picture of a cat under a tree at night", "grinning face, sunflower, heavy black heart, rocket",
+    "RED, GREEN, BLUE and YELLOW: numbers 4, 5, 6, 7, 8 and 9!", "portrait of an old man in a boat",
+)  # fmt: skip
+
+
+class TinyFamily(NamedTuple):
+    """Where the files of the tiny networks lie."""
+
+    chroma_path: Path
+    vae_path: Path
+    t5_path: Path
+    """Folder with model.safetensors, config.json and spiece.model."""
+
+
+@pytest.fixture(scope="session")
+def tiny_chroma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Chroma of nn/tiny.py's size with random weights, none of them zero."""
+    import torch
+
+    from flowloom.nn.chroma import Chroma
+    from flowloom.nn.tiny import TINY
+    from flowloom.parts.families.weights import save_weights
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Chroma(TINY)
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.5 / weight.shape[-1] ** 0.5)
+        for name, weight in model.named_parameters():
+            if name.endswith("scale"):
+                torch.nn.init.normal_(weight, mean=1.0, std=0.1)
+    path = tmp_path_factory.mktemp("chroma") / "chroma.safetensors"
+    save_weights(path, model.state_dict(), {})
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_vae_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A FLUX-style autoencoder, 8 pixels a latent, with the released names."""
+    import torch
+
+    from flowloom.parts.families.autoencoder import save_autoencoder
+    from flowloom.parts.quiet import quiet_imports
+
+    with quiet_imports():
+        from diffusers import AutoencoderKL
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = AutoencoderKL(
+            block_out_channels=(8, 8, 16, 16),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=16,
+            norm_num_groups=4,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+    path = tmp_path_factory.mktemp("vae") / "ae.safetensors"
+    save_autoencoder(path, model)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a T5 encoder's config.json and model.safetensors, and a real spiece.model."""
+    import torch
+
+    from flowloom.nn.tiny import TINY
+    from flowloom.parts.families.weights import save_weights
+    from flowloom.parts.quiet import quiet_imports
+
+    with quiet_imports():
+        from transformers import T5Config, T5EncoderModel
+    folder = tmp_path_factory.mktemp("t5")
+    vocabulary = write_tokenizer(folder / "spiece.model")
+    settings = {
+        "d_model": TINY.context_in_dim,
+        "d_ff": 64,
+        "d_kv": 16,
+        "num_heads": 2,
+        "num_layers": 2,
+        "vocab_size": vocabulary,
+        "feed_forward_proj": "gated-gelu",
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = T5EncoderModel(T5Config(**settings))
+    (folder / "config.json").write_text(json.dumps(settings))
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if "embed_tokens" not in name}
+    save_weights(folder / "model.safetensors", tensors, {})
+    return folder
+
+
+def write_tokenizer(path: Path) -> int:
+    """Train a sentencepiece model with T5's special ids; the size of its vocabulary."""
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 3),
+        model_writer=model,
+        vocab_size=120,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    path.write_bytes(model.getvalue())
+    return SentencePieceProcessor(model_proto=model.getvalue()).vocab_size()
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tiny_chroma_path: Path, tiny_vae_path: Path, tiny_t5: Path) -> TinyFamily:
+    """All of them."""
+    return TinyFamily(tiny_chroma_path, tiny_vae_path, tiny_t5)
