@@ -145,11 +145,16 @@ def attach_at(model: nn.Module, kind: Kind, sites: Mapping[str, Site], metadata:
     layers = {}
     with _own_stream():
         for name, site in sites.items():
-            inner = name
-            while hasattr(module := model.get_submodule(inner), "base_layer"):
-                inner += ".base_layer"
-            layers[name] = make(module, site)
-            model.set_submodule(inner, layers[name])
+            outer = inner = model.get_submodule(name)
+            while hasattr(inner, "base_layer"):
+                holder, inner = inner, inner.base_layer
+            layers[name] = layer = make(inner, site)
+            # DoRA is about the base's own rows, so it stays next to them; the others add to all there is.
+            if kind == "dora" and outer is not inner:
+                holder.base_layer = layer
+            else:
+                layer.base_layer = outer
+                model.set_submodule(name, layer)
     return Adapter(kind, layers, metadata)
 
 
