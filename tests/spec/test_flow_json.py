@@ -5,47 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from flowloom.errors import ConfigError
 from flowloom.spec.flow_json import read_config
 from flowloom.spec.flow_keys import FLOW_KEYS, Foreign, Replaced
 
 FLOW = Path(__file__).parents[1] / "golden" / "flow"
 PATHS = ("chroma_path", "vae_path", "t5_path", "t5_config_path", "t5_tokenizer_path")
-
-
-@pytest.fixture(autouse=True)
-def no_secrets_at_hand(monkeypatch, tmp_path):
-    for name in ("HF_TOKEN", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("FLOWLOOM_SECRETS", str(tmp_path / "none.json"))
-
-
-@pytest.fixture
-def with_aim(monkeypatch, tmp_path):
-    (tmp_path / "site" / "aim").mkdir(parents=True)
-    (tmp_path / "site" / "aim" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path / "site")
-
-
-@pytest.fixture
-def without_aim(monkeypatch):
-    monkeypatch.setitem(sys.modules, "aim", None)
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(content, name="config.json"):
-        path = tmp_path / name
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return path
-
-    return write
-
-
-def problems(path, overrides=(), **options):
-    with pytest.raises(ConfigError) as caught:
-        read_config(path, overrides, **options)
-    return {problem.path: problem.message for problem in caught.value.problems}
 
 
 def shipped(name):
@@ -129,7 +93,7 @@ def test_guidance_other_than_zero_is_passed_on_and_warned_about():
         ("training_config_reflowing.json", "model.teacher_chroma_path", "reflow"),
     ],
 )
-def test_flows_other_trainers_are_refused_in_one_line(name, culprit, trainer):
+def test_flows_other_trainers_are_refused_in_one_line(name, culprit, trainer, problems):
     (only,) = problems(FLOW / name).items()
     assert only[0] == culprit
     assert trainer in only[1]
@@ -138,7 +102,7 @@ def test_flows_other_trainers_are_refused_in_one_line(name, culprit, trainer):
 
 
 @pytest.mark.parametrize("path", [path for path, fate in FLOW_KEYS.items() if isinstance(fate, Foreign)])
-def test_any_key_of_another_trainer_refuses_the_file(write, path):
+def test_any_key_of_another_trainer_refuses_the_file(write, path, problems):
     section, _, name = path.partition(".")
     assert problems(write({section: {name: 7}})) == {
         path: f"belongs to FLOW's {FLOW_KEYS[path].trainer} trainer, which is not supported: "
@@ -209,114 +173,10 @@ def test_a_file_that_repeats_flows_key_in_our_section_keeps_ours(write):
     assert any(note.startswith("training.hf_repo_id: hub.repo_id is set as well") for note in loaded.notes)
 
 
-# Flags
-
-
-def test_flag_beats_file_beats_default(write):
-    path = write({"training": {"lr": 1e-5, "warmup_steps": 7}})
-    loaded = read_config(path, [("training.lr", "1e-4")])
-    training = loaded.config.training
-    assert (training.lr, training.warmup_steps, training.train_minibatch) == (1e-4, 7, 1)
-
-
-@pytest.mark.parametrize(
-    ("flag", "text", "read"),
-    [
-        ("dataloader.base_resolution", "256,512", [256, 512]),
-        ("dataloader.base_resolution", "[256, 512]", [256, 512]),
-        ("dataloader.base_resolution", "256", [256]),
-        ("dataloader.shuffle_tags", "false", False),
-        ("training.change_layer_every", "null", None),
-        ("training.cfg_scale_strength", "5", 5.0),
-        ("training.master_seed", "12", 12),
-        ("inference.prompts", "a cat, sitting", ["a cat, sitting"]),
-        ("inference.prompts", '["a", "b"]', ["a", "b"]),
-        ("inference.image_dim", "256,512", (256, 512)),
-        ("inference.first_n_steps_wo_cfg", "-1", -1),
-        ("lora.target_layers", "double_blocks.1,final", ["double_blocks.1", "final"]),
-        ("lora.base_model_quant_level", "8bit", "8bit"),
-        ("memory.checkpointed_blocks", "3", 3),
-        ("memory.checkpointed_blocks", "all", "all"),
-        ("hub.repo_id", "123", "123"),
-        ("optimizer.betas", "0.9,0.95", (0.9, 0.95)),
-        ("objective.noise_level.kind", "uniform", "uniform"),
-        ("extra_inference_config.0.steps", "9", 9),
-    ],
-)
-def test_a_flag_is_read_by_the_type_of_its_key(write, flag, text, read):
-    value = read_config(write({}), [(flag, text)]).config
-    for part in flag.split("."):
-        value = value[int(part)] if part.isdigit() else getattr(value, part)
-    assert value == read
-    assert type(value) is type(read)
-
-
-def test_a_lists_flag_given_twice_collects(write):
-    flags = [("inference.prompts", "one, two"), ("inference.prompts", "three")]
-    assert read_config(write({}), flags).config.inference.prompts == ["one, two", "three"]
-
-
-OPTIMIZER = {"kind": "adamw_lowbit", "bits": 4, "betas": [0.5, 0.6], "max_grad_norm": 1.0}
-
-
-@pytest.mark.parametrize("flag", ["optimizer.kind", "optimizer"])
-def test_another_kind_by_flag_brings_no_field_of_the_old_one(write, flag):
-    loaded = read_config(write({"optimizer": OPTIMIZER}), [("optimizer.eps", "1e-6"), (flag, "adamw8bit")])
-    optimizer = loaded.config.optimizer
-    assert (optimizer.kind, optimizer.betas, optimizer.max_grad_norm) == ("adamw8bit", (0.9, 0.999), None)
-    assert optimizer.eps == 1e-6
-    assert loaded.notes == [
-        "optimizer: now adamw8bit; bits, betas, max_grad_norm belonged to adamw_lowbit and went with it."
-    ]
-
-
-def test_the_same_kind_by_flag_keeps_the_files_fields(write):
-    loaded = read_config(write({"optimizer": OPTIMIZER}), [("optimizer.kind", "adamw_lowbit")])
-    assert loaded.config.optimizer.max_grad_norm == 1.0
-    loaded = read_config(write({"optimizer": {"max_grad_norm": 1}}), [("optimizer.kind", "adamw")])
-    assert loaded.config.optimizer.max_grad_norm == 1.0
-
-
-def test_a_noise_level_of_another_kind_is_clean(write):
-    data = {"objective": {"noise_level": {"kind": "logit_normal", "mean": 1}, "pairing": "random"}}
-    config = read_config(write(data), [("objective.noise_level.kind", "shifted")]).config
-    assert config.objective.noise_level.model_dump() == {"kind": "shifted", "shift": 3.0}
-    assert config.objective.pairing == "random"
-
-
-def test_loggers_by_flag_replace_the_files_but_keep_what_they_know(write):
-    data = {"loggers": [{"kind": "wandb", "project": "p", "mode": "offline"}, {"kind": "tensorboard"}]}
-    loggers = read_config(write(data), [("loggers", "aim,wandb")]).config.loggers
-    assert [logger.kind for logger in loggers] == ["aim", "wandb"]
-    assert loggers[1].project == "p"
-    assert read_config(write(data), [("loggers", "")]).config.loggers == []
-    (first, _) = read_config(write(data), [("loggers.0.kind", "aim")]).config.loggers
-    assert first.model_dump(include={"kind", "repo"}) == {"kind": "aim", "repo": None}
-
-
-def test_loggers_by_flag_replace_those_of_flows_keys(with_aim):
-    config = read_config(FLOW / "training_config.json", [("loggers", "tensorboard")]).config
-    assert [logger.kind for logger in config.loggers] == ["tensorboard"]
-
-
-def test_flows_keys_work_as_flags(write):
-    loaded = read_config(
-        write({"training": {"hf_token": "hf_of_file"}}), [("training.hf_token", "hf_of_flag")]
-    )
-    assert loaded.secrets["HF_TOKEN"] == "hf_of_flag"
-    assert any("list of processes" in note for note in loaded.notes)
-    flags = [("extra_inference_config.0.inference_folder", "x")]
-    assert (
-        read_config(write({"extra_inference_config": [{}]}), flags)
-        .notes[0]
-        .startswith("inference.inference_folder")
-    )
-
-
 # What is wrong
 
 
-def test_all_problems_are_listed_with_where_they_stand(write):
+def test_all_problems_are_listed_with_where_they_stand(write, problems):
     data = {
         "training": {"lr": -1, "master_seed": "x", "batch_size": 3},
         "dataloder": {},
@@ -340,7 +200,7 @@ def test_all_problems_are_listed_with_where_they_stand(write):
     }
 
 
-def test_missing_files_are_listed_with_the_rest(write, tmp_path):
+def test_missing_files_are_listed_with_the_rest(write, tmp_path, problems):
     data = {"training": {"lr": 0}, "model": {"vae_path": "no/ae.safetensors", "t5_path": str(tmp_path)}}
     found = problems(write(data, "c.json"), with_files=True)
     assert found.keys() == {
@@ -352,7 +212,7 @@ def test_missing_files_are_listed_with_the_rest(write, tmp_path):
     assert found["model.chroma_path"] == "is needed: Chroma's weights."
 
 
-def test_a_wrong_value_hides_no_contradiction_elsewhere_and_makes_none(write):
+def test_a_wrong_value_hides_no_contradiction_elsewhere_and_makes_none(write, problems):
     data = {"lr_schedule": {"kind": "wsd"}, "limits": {"max_steps": -5}}
     assert problems(write(data)).keys() == {"limits.max_steps"}
     data = {"method": {"kind": "rotation"}, "training": {"lr": 0}, "dataloader": {"base_resolution": 32}}
@@ -382,18 +242,18 @@ def test_a_wrong_value_hides_no_contradiction_elsewhere_and_makes_none(write):
         ("limits", "background", "white"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused(write, section, key, value):
+def test_a_value_that_cannot_be_is_refused(write, section, key, value, problems):
     (path,) = problems(write({section: {key: value}}))
     assert path.startswith(f"{section}.{key}")
 
 
 @pytest.mark.parametrize("section", ["training", "model", "loggers", "extra_inference_config"])
-def test_a_section_that_is_no_section_is_refused(write, section):
+def test_a_section_that_is_no_section_is_refused(write, section, problems):
     (path,) = problems(write({section: 3}))
     assert path == section
 
 
-def test_broken_json_is_named_by_line_and_column(write):
+def test_broken_json_is_named_by_line_and_column(write, problems):
     (message,) = problems(write('{\n  "training": {\n    "lr": 1e-4,\n  }\n}')).values()
     assert message.startswith("line 4, column 3:")
     assert "A comma before it is one too many" in message
@@ -408,7 +268,7 @@ def test_a_byte_order_mark_and_trailing_lines_are_fine(tmp_path):
     assert read_config(path).config.training.lr == 1e-3
 
 
-def test_a_missing_file_names_those_in_its_folder(write):
+def test_a_missing_file_names_those_in_its_folder(write, problems):
     path = write({})
     assert "config.json" in problems(path.with_name("confg.json"))[""]
 

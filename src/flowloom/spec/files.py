@@ -11,7 +11,6 @@ from flowloom.spec.run import DataloaderSection, ModelSection, RunConfig
 
 Paths = TypeVar("Paths", ModelSection, DataloaderSection, RunConfig)
 
-_WEIGHTS = (".safetensors", ".sft", ".pth", ".pt")
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
@@ -32,9 +31,6 @@ def missing_model_files(model: ModelSection) -> Iterator[Problem]:
     yield from _missing("model.t5_path", model.t5_path, "the T5 encoder's weights")
     yield from _missing("model.t5_config_path", model.t5_config_path, "T5's config.json")
     yield from _missing("model.t5_tokenizer_path", model.t5_tokenizer_path, "the folder with T5's tokenizer")
-    for path, value in (("model.chroma_path", model.chroma_path), ("model.vae_path", model.vae_path)):
-        if Path(value).is_file() and not value.endswith((*_WEIGHTS, ".json")):
-            yield Problem(path, f"{value} is none of {', '.join(_WEIGHTS)}.")
     folder = Path(model.t5_tokenizer_path)
     if (
         model.t5_tokenizer_path

@@ -28,10 +28,18 @@ def split_flags(arguments: Sequence[str], own: Iterable[str]) -> tuple[list[str]
         if not argument.startswith("--") or name in own:
             rest.append(argument)
             continue
+        path = name.removeprefix("--")
         if not has_value:
-            text = queue.pop(0) if queue and not queue[0].startswith("--") else "true"
-        overrides.append((name.removeprefix("--"), text))
+            text = queue.pop(0) if queue and _is_value(queue[0], key_of(path)) else "true"
+        overrides.append((path, text))
     return rest, overrides
+
+
+def _is_value(argument: str, key: Key | None) -> bool:
+    """Whether `argument` is the value of the flag before it; after a yes-or-no flag it may be a file."""
+    if key and {kind.get("type") for kind in key.types} == {"boolean"}:
+        return argument.lower() in ("true", "false", "yes", "no", "on", "off", "1", "0")
+    return not argument.startswith("--")
 
 
 def parse(text: str, key: Key | None) -> Any:

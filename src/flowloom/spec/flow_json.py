@@ -113,7 +113,7 @@ def _validate(laid: Laid) -> tuple[RunConfig | None, dict[str, Any], list[Proble
     problems = booleans_for_numbers(data)
     while True:
         try:
-            return RunConfig.model_validate(data), data, problems
+            return RunConfig.model_validate(data), data, _placed(problems, laid)
         except ValidationError as error:
             found = problems_of(error, data, FLOW_KEYS)
         known = [problem.path for problem in problems]

@@ -7,8 +7,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from flowloom.errors import RunError
 from flowloom.spec.run import RunConfig
 
 Schema = Mapping[str, Any]
@@ -67,6 +69,26 @@ def _joined(one: Key, other: Key) -> Key:
     if not one.name.endswith(".kind"):
         return replace(one, kinds=kinds)
     return replace(one, kinds=kinds, types=one.types + other.types, help=f"{one.help} {other.help}")
+
+
+def schema_text() -> str:
+    """The JSON schema of a configuration, as it is printed and kept."""
+    return json.dumps(RunConfig.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def schema_difference(path: Path | str, max_lines: int = 20) -> str:
+    """How the schema in the file at `path` differs from this version's; empty when it does not.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
+    try:
+        kept = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read ({error}).") from error
+    here, there = schema_text().splitlines(), kept.splitlines()
+    lines = list(difflib.unified_diff(there, here, str(path), "this version", lineterm="", n=1))
+    return "\n".join(lines[:max_lines])
 
 
 def key_of(path: str) -> Key | None:

@@ -1,0 +1,103 @@
+"""`flowloom doctor`: what this machine has and lacks, in a few lines."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import flowloom
+from flowloom.errors import ConfigError
+from flowloom.parts.quiet import quiet_imports
+from flowloom.spec.secrets import read_secrets
+
+NEEDED = {
+    "diffusers": "diffusers",
+    "transformers": "transformers",
+    "peft": "peft",
+    "safetensors": "safetensors",
+    "scipy": "scipy",
+    "pyvips": "pyvips",
+    "pillow": "PIL",
+    "lycoris-lora": "lycoris",
+}
+OPTIONAL = ("bitsandbytes", "torchao", "wandb", "tensorboard", "aim")
+LEAST_FREE_GIB = 5
+
+
+class Finding(NamedTuple):
+    """One thing looked at."""
+
+    name: str
+    text: str
+    is_well: bool = True
+
+
+def examine() -> list[Finding]:
+    """Python, torch, the device, packages, secrets, disk."""
+    python = Finding("python", f"{platform.python_version()} at {sys.executable}")
+    return [
+        Finding("flowloom", flowloom.__version__),
+        python,
+        *_torch(),
+        *(_package(name, module) for name, module in NEEDED.items()),
+        Finding("optional", ", ".join(f"{name} {_version(name) or '-'}" for name in OPTIONAL)),
+        _secrets(),
+        _disk(),
+    ]
+
+
+def _torch() -> list[Finding]:
+    try:
+        import torch
+    except ImportError as error:
+        return [Finding("torch", f"cannot be imported ({error}): run ./loom setup", is_well=False)]
+    found = [Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} CPU threads")]
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        capability = f"compute capability {device.major}.{device.minor}"
+        found.append(
+            Finding(
+                "device", f"cuda:{index}, {device.name}, {device.total_memory / 2**30:.0f} GiB, {capability}"
+            )
+        )
+    if torch.backends.mps.is_available():
+        found.append(Finding("device", "mps"))
+    if len(found) == 1:
+        found.append(Finding("device", "cpu only: small networks train, the 8.9B one wants a GPU"))
+    return found
+
+
+def _package(name: str, module: str) -> Finding:
+    try:
+        with quiet_imports():
+            importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        return Finding(name, f"cannot be imported ({error}): run ./loom setup", is_well=False)
+    return Finding(name, _version(name) or "installed")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _secrets() -> Finding:
+    try:
+        names = sorted(read_secrets())
+    except ConfigError as error:
+        return Finding("secrets", str(error), is_well=False)
+    return Finding("secrets", ", ".join(names) or "none set")
+
+
+def _disk() -> Finding:
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free / 2**30
+    low = f"; less than {LEAST_FREE_GIB} GiB hold few checkpoints" if free < LEAST_FREE_GIB else ""
+    return Finding("disk", f"{free:.0f} GiB free at {here}{low}", is_well=not low)

@@ -1,0 +1,92 @@
+"""A run's events for a terminal: a line that moves while it trains, and one for each thing that happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Where the output is no terminal, as in a log file."""
+MAX_SKIPPED_SHOWN = 5
+
+
+class Progress:
+    """Writes to `stream` what each event means."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        self.is_terminal = stream.isatty()
+        self._last_line = float("-inf")
+        self._num_skipped = 0
+        self._is_line_open = False
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            self._step(step_line(event))
+        elif event["kind"] == "skipped":
+            self._skipped(event)
+        elif event["kind"] in LINES:
+            self._say(LINES[event["kind"]](event))
+
+    def _step(self, line: str) -> None:
+        now = time.monotonic()
+        if self.is_terminal:
+            self.stream.write(f"\r{line}\x1b[K")
+            self._is_line_open = True
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            self.stream.write(f"{line}\n")
+        self.stream.flush()
+
+    def _skipped(self, event: dict[str, Any]) -> None:
+        self._num_skipped += 1
+        if self._num_skipped <= MAX_SKIPPED_SHOWN:
+            self._say(f"skipped    line {event['line']}, {event['file']}: {event['reason']}")
+        elif self._num_skipped == MAX_SKIPPED_SHOWN + 1:
+            self._say("skipped    ... further ones are in events.jsonl")
+
+    def _say(self, line: str) -> None:
+        if self._is_line_open:
+            self.stream.write("\n")
+            self._is_line_open = False
+        self.stream.write(f"{line}\n")
+        self.stream.flush()
+
+
+def step_line(event: dict[str, Any]) -> str:
+    """The moving line: step, loss, speed, time left."""
+    eta = "" if event["eta_s"] is None else f"   {duration(event['eta_s'])} left"
+    return (
+        f"step {event['step']:>7,}   epoch {event['epoch'] + 1}   loss {event['loss_smooth']:.4f}   "
+        f"lr {event['lr']:.2e}   {event['samples_per_s']:.1f} samples/s{eta}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _started(event: dict[str, Any]) -> str:
+    resumed = "" if event["resumed_from"] is None else f", going on from step {event['resumed_from']}"
+    trained, total = event["trained_params"], event["total_params"]
+    return f"started    {event['method']} on {event['device']}, {trained:,} of {total:,} parameters{resumed}"
+
+
+def _validated(event: dict[str, Any]) -> str:
+    return f"validated  loss {event['loss']:.4f} ({event['weights']} weights) at step {event['step']}"
+
+
+LINES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "started": _started,
+    "phase": lambda event: f"{event['name']} ...",
+    "validated": _validated,
+    "sampled": lambda event: f"sampled    {event['dir']}",
+    "saved": lambda event: f"saved      {event['dir']}",
+    "warning": lambda event: f"warning    {event['message']}",
+    "finished": lambda event: f"finished   at step {event['step']}",
+    "stopped": lambda event: f"stopped    at step {event['step']}; 'flowloom resume' goes on from there",
+}
