@@ -53,8 +53,7 @@ def measure(work: Work, target: float) -> Measured:
     if not torch.cuda.is_available():
         return Measured(ratio=None, target=target, correct=True, detail={"skipped": "no accelerator"})
     device = torch.device("cuda")
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        return mfu(work, target, random_network(CHROMA1, device), peak_flops(torch.cuda.get_device_name()))
+    return mfu(work, target, random_network(CHROMA1, device), peak_flops(torch.cuda.get_device_name()))
 
 
 def peak_flops(device_name: str) -> float:
@@ -136,7 +135,9 @@ def _train(work: Work, model: Chroma) -> Callable[[], torch.Tensor]:
 
 def _sample(work: Work, model: Chroma) -> Callable[[], torch.Tensor]:
     """The whole path from noise to latents, guided at every step."""
-    batch = random_batch(work, model.params, model.img_in.weight.device)
+    weight = model.img_in.weight
+    batch = random_batch(work, model.params, weight.device)
+    precision = Precision(weight.device, weight.dtype, weight.dtype)
     levels = schedule(SAMPLER_STEPS, work.image_tokens)
 
     def velocity(x: torch.Tensor, level: float) -> torch.Tensor:
@@ -146,7 +147,8 @@ def _sample(work: Work, model: Chroma) -> Callable[[], torch.Tensor]:
 
     @torch.no_grad()
     def draw() -> torch.Tensor:
-        return SAMPLERS["euler"](velocity, batch.noise, levels).sum()
+        with precision.autocast():
+            return SAMPLERS["euler"](velocity, batch.noise, levels).sum()
 
     return draw
 

@@ -1,0 +1,26 @@
+"""The GPU benchmarks' arithmetic, on a network that a CPU can hold."""
+
+import pytest
+import torch
+
+from benchmarks.full_step import SMALL
+from benchmarks.gpu import Work, measure, mfu, random_network
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["lora", "full", "sample"])
+def test_every_kind_of_work_runs_and_reports_a_share_of_the_peak(method: str, dtype: torch.dtype):
+    torch.manual_seed(0)
+    model = random_network(SMALL, torch.device("cpu"), dtype)
+    work = Work(method, pixels=64, batch_size=2, recompute="all", text_tokens=9)
+    measured = mfu(work, 0.4, model, peak=1e14, repeats=1)
+    assert measured.correct
+    assert 0 < measured.ratio < 1
+    assert measured.detail["samples_per_s"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would measure")
+def test_without_an_accelerator_nothing_is_claimed():
+    measured = measure(Work("lora", 512, batch_size=8), target=0.36)
+    assert measured.passed is None
+    assert measured.detail == {"skipped": "no accelerator"}
