@@ -11,6 +11,7 @@ from typing import get_args, get_type_hints
 import benchmarks.__main__ as benchmarks
 from flowloom import errors
 from flowloom.spec import events
+from flowloom.spec.flow_keys import FLOW_KEYS, Fate, Foreign, Moved, Replaced, Secret, Tracked
 from flowloom.spec.keys import Key, config_keys
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +88,33 @@ def _doc(thing: object) -> str:
     return " ".join((inspect.getdoc(thing) or "").split())
 
 
+def flow_keys_page() -> str:
+    """What becomes of each of FLOW's keys that has no field of the same name here."""
+    lines = [
+        f"# FLOW's other keys\n\n{NOTE}",
+        "Keys of FLOW that are not in [the configuration](config.md) under the same name.",
+        "",
+        "| key | what becomes of it |",
+        "|---|---|",
+    ]
+    lines += [f"| `{key}` | {_fate(fate)} |" for key, fate in FLOW_KEYS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _fate(fate: Fate) -> str:
+    match fate:
+        case Moved(to):
+            return f"now `{to}`"
+        case Tracked(kind, setting):
+            return f"`{setting}` of a logger of kind `{kind}`"
+        case Secret(name):
+            return f"goes to the environment as `{name}`; written nowhere"
+        case Replaced(by):
+            return by
+        case Foreign(trainer):
+            return f"belongs to FLOW's {trainer} trainer: refused"
+
+
 def readme() -> str:
     """The README with the newest kept results between its markers."""
     before, start, rest = (ROOT / "README.md").read_text().partition("<!-- benchmarks -->\n")
@@ -99,6 +127,7 @@ PAGES = {
     "docs/reference/config.md": config_page,
     "docs/reference/events.md": events_page,
     "docs/reference/errors.md": errors_page,
+    "docs/reference/flow-keys.md": flow_keys_page,
     "README.md": readme,
 }
 

@@ -42,10 +42,9 @@ def unknown(line: str, verbs: set[str]) -> str | None:
         words.pop(0)
     if not words or words[0] in {"cd", "git"}:
         return None
-    if words[0] == "./loom":
-        return None if words[1] in LOOM_VERBS | verbs else f"verb {words[1]}"
-    if words[0] in {"flowloom", ".venv/bin/flowloom"}:
-        return None if words[1] in verbs else f"verb {words[1]}"
+    if words[0] in {"./loom", "flowloom", ".venv/bin/flowloom"}:
+        known = verbs | {"--help"} | (LOOM_VERBS if words[0] == "./loom" else set())
+        return None if words[1] in known else f"verb {words[1]}"
     if words[0] in {"python", ".venv/bin/python"}:
         return unknown_script(words[1:])
     return f"command {words[0]}"
@@ -71,6 +70,14 @@ def test_configurations_in_the_documents_load(body: str, tmp_path: Path):
     path = tmp_path / "config.json"
     path.write_text(body)
     assert read_config(path, []).config
+
+
+def test_the_optimizer_in_the_documents_is_a_part():
+    (body,) = [
+        block for kind, block in BLOCK.findall((ROOT / "docs/extend.md").read_text()) if kind == "python"
+    ]
+    use = "import torch\nSgd().build([{'params': [torch.ones(2, requires_grad=True)]}], lr=0.1).step()\n"
+    subprocess.run([sys.executable, "-c", f"{body}\n{use}"], check=True)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.json")), ids=lambda path: path.name)
