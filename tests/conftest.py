@@ -31,20 +31,16 @@ def tiny_chroma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Chroma of nn/tiny.py's size with random weights, none of them zero."""
     import torch
 
-    from flowloom.nn.chroma import Chroma
-    from flowloom.nn.tiny import TINY
+    from flowloom.nn.tiny import TINY, random_chroma_weights
     from flowloom.parts.families.weights import save_weights
 
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        model = Chroma(TINY)
-        for weight in model.parameters():
-            torch.nn.init.normal_(weight, std=0.5 / weight.shape[-1] ** 0.5)
-        for name, weight in model.named_parameters():
-            if name.endswith("scale"):
-                torch.nn.init.normal_(weight, mean=1.0, std=0.1)
+    draw = torch.Generator().manual_seed(1)
+    weights = {
+        name: weight + 0.02 * torch.randn(weight.shape, generator=draw)
+        for name, weight in random_chroma_weights(TINY, seed=1).items()
+    }
     path = tmp_path_factory.mktemp("chroma") / "chroma.safetensors"
-    save_weights(path, model.state_dict(), {})
+    save_weights(path, weights, {})
     return path
 
 
