@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,32 @@ class Measured:
 
 
 def interleaved(
-    ours: Callable[[], object], rival: Callable[[], object], repeats: int = 5, warm_up: int = 1
-) -> tuple[float, float]:
-    """Median seconds of `ours` and of `rival`, run in turns: what slows the machine down slows both."""
-    times: tuple[list[float], list[float]] = ([], [])
+    ours: Callable[[], object], *rivals: Callable[[], object], repeats: int = 7, warm_up: int = 2
+) -> tuple[float, ...]:
+    """Median seconds of `ours` and of each rival, run in turns: what slows the machine slows all of them.
+
+    One thread, and the processor's time in this process instead of the clock's, so that other programs count
+    as little as can be.
+    """
+    runs = (ours, *rivals)
+    times: list[list[float]] = [[] for _ in runs]
     gc.collect()
-    for round_ in range(warm_up + repeats):
-        for run, kept in zip((ours, rival), times, strict=True):
-            start = time.perf_counter()
-            run()
-            if round_ >= warm_up:
-                kept.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+    with one_thread():
+        for turn in range(warm_up + repeats):
+            for run, kept in zip(runs, times, strict=True):
+                start = time.process_time()
+                run()
+                if turn >= warm_up:
+                    kept.append(time.process_time() - start)
+    return tuple(statistics.median(kept) for kept in times)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,1 @@
+"""Networks in pure torch; the names of their parameters are the released checkpoints'."""

@@ -1,0 +1,18 @@
+"""Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def guided(positive: Tensor, negative: Tensor, cfg_scale: float) -> Tensor:
+    """The velocity moved away from `negative`: v_neg + cfg_scale * (v_pos - v_neg)."""
+    return negative + cfg_scale * (positive - negative)
+
+
+def uses_cfg(step: int, cfg_scale: float, first_n_steps_wo_cfg: int) -> bool:
+    """Whether sampling step `step`, counted from 0, needs the negative pass.
+
+    The first n steps go without, -1 means all of them; at scale 1 guidance changes nothing.
+    """
+    return cfg_scale != 1 and 0 <= first_n_steps_wo_cfg <= step

@@ -1,0 +1,126 @@
+"""The two kinds of blocks of a multimodal diffusion transformer, and what they are made of."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowloom.nn.attention import attention
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self.scale.shape, self.scale.to(x.dtype), eps=1e-6)
+
+
+class QKNorm(nn.Module):
+    """Normalises queries and keys head by head."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.query_norm = RMSNorm(dim)
+        self.key_norm = RMSNorm(dim)
+
+
+class SelfAttention(nn.Module):
+    """The projections of one stream's attention; the attention itself is joint."""
+
+    def __init__(self, hidden_size: int, num_heads: int, qkv_bias: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
+        self.norm = QKNorm(hidden_size // num_heads)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, H, S, d) of x (B, S, E)."""
+        q, k, v = rearrange(self.qkv(x), "B S (K H d) -> K B H S d", K=3, H=self.num_heads)
+        return self.norm.query_norm(q), self.norm.key_norm(k), v
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without weights, then (1 + scale) * x + shift."""
+    return torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+class DoubleBlock(nn.Module):
+    """Image and text, each with its own weights, attend together."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qkv_bias: bool):
+        super().__init__()
+        for stream in ("img", "txt"):
+            self.add_module(f"{stream}_attn", SelfAttention(hidden_size, num_heads, qkv_bias))
+            self.add_module(f"{stream}_mlp", _mlp(hidden_size, int(hidden_size * mlp_ratio)))
+
+    def forward(
+        self, image: Tensor, text: Tensor, modulation: Tensor, rotation: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            image: (B, L, E).
+            text: (B, T, E).
+            modulation: (B, 12, E), six vectors for the image, then six for the text.
+        """
+        img, txt = modulation[:, :6].split(1, dim=1), modulation[:, 6:].split(1, dim=1)
+        image_qkv = self.img_attn.heads(modulate(image, img[0], img[1]))
+        text_qkv = self.txt_attn.heads(modulate(text, txt[0], txt[1]))
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
+        mixed = attention(q, k, v, rotation, mask)
+        text_mixed, image_mixed = mixed[:, : text.shape[1]], mixed[:, text.shape[1] :]
+        image = torch.addcmul(image, img[2], self.img_attn.proj(image_mixed))
+        image = torch.addcmul(image, img[5], self.img_mlp(modulate(image, img[3], img[4])))
+        text = torch.addcmul(text, txt[2], self.txt_attn.proj(text_mixed))
+        text = torch.addcmul(text, txt[5], self.txt_mlp(modulate(text, txt[3], txt[4])))
+        return image, text
+
+
+class SingleBlock(nn.Module):
+    """Attention and MLP side by side on the joint sequence (Dehghani et al. 2023, arXiv:2302.05442)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.split = (3 * hidden_size, int(hidden_size * mlp_ratio))
+        self.linear1 = nn.Linear(hidden_size, sum(self.split))
+        self.linear2 = nn.Linear(hidden_size + self.split[1], hidden_size)
+        self.norm = QKNorm(hidden_size // num_heads)
+
+    def forward(self, x: Tensor, modulation: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
+        """
+        Args:
+            x: (B, T + L, E).
+            modulation: (B, 3, E).
+        """
+        shift, scale, gate = modulation.split(1, dim=1)
+        qkv, hidden = self.linear1(modulate(x, shift, scale)).split(self.split, dim=-1)
+        q, k, v = rearrange(qkv, "B S (K H d) -> K B H S d", K=3, H=self.num_heads)
+        mixed = attention(self.norm.query_norm(q), self.norm.key_norm(k), v, rotation, mask)
+        hidden = functional.gelu(hidden, approximate="tanh")
+        return torch.addcmul(x, gate, self.linear2(torch.cat((mixed, hidden), dim=-1)))
+
+
+class LastLayer(nn.Module):
+    """Tokens of width E to tokens of D channels."""
+
+    def __init__(self, hidden_size: int, out_channels: int):
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, out_channels)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """`modulation` is (B, 2, E): shift and scale."""
+        shift, scale = modulation.split(1, dim=1)
+        return self.linear(modulate(x, shift, scale))
+
+
+def _mlp(hidden_size: int, inner_size: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(hidden_size, inner_size), nn.GELU(approximate="tanh"), nn.Linear(inner_size, hidden_size)
+    )

@@ -1,0 +1,234 @@
+"""Chroma: the FLUX transformer with its modulations computed by one small network, the approximator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from flowloom.nn.blocks import DoubleBlock, LastLayer, RMSNorm, SingleBlock
+
+
+@dataclass(frozen=True)
+class ChromaParams:
+    """Sizes of a Chroma network."""
+
+    in_channels: int
+    context_in_dim: int
+    hidden_size: int
+    mlp_ratio: float
+    num_heads: int
+    depth: int
+    depth_single_blocks: int
+    axes_dim: tuple[int, ...]
+    theta: int
+    qkv_bias: bool
+    approximator_in_dim: int
+    approximator_depth: int
+    approximator_hidden_size: int
+
+    @property
+    def num_modulations(self) -> int:
+        """Modulation vectors: 3 a single block, 12 a double block, 2 for the last layer."""
+        return 3 * self.depth_single_blocks + 12 * self.depth + 2
+
+
+CHROMA1 = ChromaParams(64, 4096, 3072, 4.0, 24, 19, 38, (16, 56, 56), 10_000, True, 64, 5, 5120)
+"""The released 8.9B network."""
+
+
+class Approximator(nn.Module):
+    """One residual MLP that maps (noise level, guidance, index) to each modulation vector."""
+
+    def __init__(self, in_dim: int, out_dim: int, hidden_size: int, depth: int):
+        super().__init__()
+        self.in_proj = nn.Linear(in_dim, hidden_size)
+        self.layers = nn.ModuleList(_ApproximatorLayer(hidden_size) for _ in range(depth))
+        self.norms = nn.ModuleList(RMSNorm(hidden_size) for _ in range(depth))
+        self.out_proj = nn.Linear(hidden_size, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.in_proj(x)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = x + layer(norm(x))
+        return self.out_proj(x)
+
+
+class _ApproximatorLayer(nn.Module):
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.in_layer = nn.Linear(hidden_size, hidden_size)
+        self.out_layer = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out_layer(functional.silu(self.in_layer(x)))
+
+
+class Chroma(nn.Module):
+    """The velocity field of images given text; parameter names are the released checkpoint's."""
+
+    checkpointed_blocks: int = 0
+    """So many of the blocks that need gradients recompute their activations in the backward pass."""
+
+    def __init__(self, params: ChromaParams):
+        super().__init__()
+        self.params = params
+        size = params.hidden_size
+        if size // params.num_heads != sum(params.axes_dim):
+            raise ValueError(
+                f"head size {size // params.num_heads} is not the sum of axes_dim {params.axes_dim}"
+            )
+        self.img_in = nn.Linear(params.in_channels, size)
+        self.txt_in = nn.Linear(params.context_in_dim, size)
+        self.distilled_guidance_layer = Approximator(
+            params.approximator_in_dim, size, params.approximator_hidden_size, params.approximator_depth
+        )
+        self.double_blocks = nn.ModuleList(
+            DoubleBlock(size, params.num_heads, params.mlp_ratio, params.qkv_bias)
+            for _ in range(params.depth)
+        )
+        self.single_blocks = nn.ModuleList(
+            SingleBlock(size, params.num_heads, params.mlp_ratio) for _ in range(params.depth_single_blocks)
+        )
+        self.final_layer = LastLayer(size, params.in_channels)
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """Every block with its name, in order of execution."""
+        return [
+            (f"{kind}.{i}", block)
+            for kind in ("double_blocks", "single_blocks")
+            for i, block in enumerate(getattr(self, kind))
+        ]
+
+    def forward(
+        self,
+        latents: Tensor,
+        noise_level: Tensor,
+        text: Tensor,
+        image_ids: Tensor,
+        text_mask: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """The prediction for each image token, (B, L, D): velocity, or the image for x0 networks.
+
+        Args:
+            latents: (B, L, D) point on the path.
+            noise_level: (B,) in [0, 1].
+            text: (B, T, C) encoder states.
+            image_ids: (L, 3) positions.
+            text_mask: (B, T) bool, False where nobody may look; None where everything is seen.
+            guidance: (B,); None is 0, as Chroma is trained.
+        """
+        vectors = self.modulations(noise_level, guidance).to(latents.dtype)
+        rotation = self._rotation(text.shape[1], image_ids)
+        mask = None
+        if text_mask is not None:
+            seen = text_mask.new_ones(len(text), latents.shape[1])
+            mask = torch.cat((text_mask, seen), dim=1)[:, None, None, :]
+        image, text = self.img_in(latents), self.txt_in(text)
+        singles, doubles = self.params.depth_single_blocks, self.params.depth
+        at_image, at_text = 3 * singles, 3 * singles + 6 * doubles
+        run = _Recompute(self.checkpointed_blocks)
+        for i, block in enumerate(self.double_blocks):
+            a, b = at_image + 6 * i, at_text + 6 * i
+            modulation = torch.cat((vectors[:, a : a + 6], vectors[:, b : b + 6]), dim=1)
+            image, text = run(block, image, text, modulation, rotation, mask)
+        x = torch.cat((text, image), dim=1)
+        for i, block in enumerate(self.single_blocks):
+            x = run(block, x, vectors[:, 3 * i : 3 * i + 3], rotation, mask)
+        return self.final_layer(x[:, text.shape[1] :], vectors[:, -2:])
+
+    @torch.no_grad()
+    def modulations(self, noise_level: Tensor, guidance: Tensor | None = None) -> Tensor:
+        """The modulation vectors (B, N, E): single blocks, double blocks' image, their text, last layer.
+
+        The approximator is frozen: training it is known to break Chroma.
+        """
+        if guidance is None:
+            guidance = torch.zeros_like(noise_level)
+        count = self.params.num_modulations
+        part = self.params.approximator_in_dim // 4
+        index = torch.arange(count, device=noise_level.device)
+        of_sample = torch.cat((_sinusoids(noise_level, part), _sinusoids(guidance, part)), dim=-1)
+        inputs = torch.cat(
+            (
+                of_sample[:, None].expand(-1, count, -1),
+                _sinusoids(index, 2 * part).expand(len(noise_level), -1, -1),
+            ),
+            dim=-1,
+        )
+        weight = self.distilled_guidance_layer.in_proj.weight
+        return self.distilled_guidance_layer(inputs.to(weight.dtype))
+
+    def _rotation(self, num_text: int, image_ids: Tensor) -> Tensor:
+        """Complex rotations (S, d/2) of the joint sequence; every text token is at the origin."""
+        ids = torch.cat((image_ids.new_zeros(num_text, image_ids.shape[1]), image_ids)).double()
+        angles = []
+        for axis, dim in enumerate(self.params.axes_dim):
+            steps = torch.arange(0, dim, 2, dtype=torch.float64, device=ids.device) / dim
+            angles.append(ids[:, axis, None] * self.params.theta**-steps)
+        angle = torch.cat(angles, dim=-1)
+        return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+
+
+class _Recompute:
+    """Runs blocks, the first `budget` of those that need gradients without keeping their activations."""
+
+    def __init__(self, budget: int):
+        self.budget = budget
+
+    def __call__(self, block: nn.Module, *inputs: Tensor | None):
+        needs_gradients = torch.is_grad_enabled() and (
+            any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+            or any(weight.requires_grad for weight in block.parameters())
+        )
+        if needs_gradients and self.budget > 0:
+            self.budget -= 1
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+def _sinusoids(values: Tensor, dim: int) -> Tensor:
+    """[cos, sin] of 1000 * values at dim/2 frequencies from 1 down to almost 1/10000; (..., dim)."""
+    half = dim // 2
+    # In float32 and by exp, as the released weights were trained: the angles reach 344,000 radians, where
+    # one rounding more in a frequency is another phase.
+    exponents = torch.arange(half, dtype=torch.float32, device=values.device) * -math.log(10_000)
+    frequencies = torch.exp(exponents / half)
+    angles = 1000 * values[..., None].float() * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def params_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> ChromaParams:
+    """The sizes of the network that parameters of these names and shapes make up.
+
+    Raises:
+        KeyError: a name that every Chroma has is missing.
+    """
+    hidden_size, in_channels = shapes["img_in.weight"]
+    head_size = shapes["single_blocks.0.norm.query_norm.scale"][0]
+    approximator = "distilled_guidance_layer"
+    return ChromaParams(
+        in_channels=in_channels,
+        context_in_dim=shapes["txt_in.weight"][1],
+        hidden_size=hidden_size,
+        mlp_ratio=shapes["double_blocks.0.img_mlp.0.weight"][0] / hidden_size,
+        num_heads=hidden_size // head_size,
+        depth=_count(shapes, "double_blocks."),
+        depth_single_blocks=_count(shapes, "single_blocks."),
+        axes_dim=(head_size // 8, head_size * 7 // 16, head_size * 7 // 16),
+        theta=10_000,
+        qkv_bias="double_blocks.0.img_attn.qkv.bias" in shapes,
+        approximator_in_dim=shapes[f"{approximator}.in_proj.weight"][1],
+        approximator_depth=_count(shapes, f"{approximator}.layers."),
+        approximator_hidden_size=shapes[f"{approximator}.in_proj.weight"][0],
+    )
+
+
+def _count(names: Mapping[str, object], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)})
