@@ -138,15 +138,22 @@ class Trainer:
         step = self.state.position.step
         self.reporter.say("validated", step=step, weights=weights, loss=mean, by_quantile=losses)
 
+    def report_unusable_rows(self) -> None:
+        """Say once a run which lines of the JSONL cannot be trained."""
+        dataset = self.parts.loader.dataset
+        if self.state.position.step == 0:
+            for problem in dataset.metadata.problems:
+                self.reporter.say("skipped", file=str(dataset.path), line=problem.line, reason=problem.reason)
+
     def _count_skipped(self, loaded: LoadedBatch) -> None:
-        known = self.state.position.skipped
+        dataset, known = self.parts.loader.dataset, self.state.position.skipped
         for skipped in loaded.skipped:
-            place = f"{self.parts.loader.dataset.path}:{skipped.line}"
+            place = f"{dataset.path}:{skipped.line}"
             if place not in known:
-                known[place] = skipped.reason
-                self.reporter.say("skipped", file=skipped.filename, line=skipped.line, reason=skipped.reason)
+                known[place] = f"{skipped.filename}: {skipped.reason}"
+                self.reporter.say("skipped", file=str(dataset.path), line=skipped.line, reason=known[place])
         if loaded.skipped:
-            self.parts.loader.dataset.check_skipped(known)
+            dataset.check_skipped(known)
 
     def _is_over(self) -> bool:
         limits, position = self.config.limits, self.state.position

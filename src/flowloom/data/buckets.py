@@ -1,0 +1,66 @@
+"""Aspect buckets: FLOW's rule as pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEFT_OUT = -1
+"""Bucket of a row whose aspect ratio is beyond the cutoff."""
+
+
+def make_buckets(base: int, step: int, cutoff: float) -> list[tuple[int, int]]:
+    """The bucket sizes (width, height) around `base` x `base` pixels, widest first.
+
+    From the square on, the height grows by `step` and the width is what keeps the area, rounded down to
+    `step`; a size counts where its width changed. The ratio is tested before each stride, so that the last
+    size may lie beyond `cutoff`, as in FLOW.
+    """
+    x, y = base, base
+    tall = [(x, y)]
+    while y / x <= cutoff:
+        y += step
+        x = int(base * base / y // step * step)
+        if x <= 0:
+            break
+        if x != tall[-1][0]:
+            tall.append((x, y))
+    return [(h, w) for w, h in reversed(tall[1:])] + tall
+
+
+def assign(
+    widths: NDArray[np.int64], heights: NDArray[np.int64], buckets: Sequence[tuple[int, int]], cutoff: float
+) -> NDArray[np.int64]:
+    """For each image the number of its bucket: the nearest in the plane of unit-area (width, height).
+
+    A unit-area shape is a point (sqrt r, 1 / sqrt r) on a hyperbola, and which of two such points is nearer
+    changes once along it: so the border between neighbours is one aspect ratio, and a search among the
+    borders replaces the comparison with every bucket. Ties go to the first bucket, the wider one.
+
+    Returns:
+        (N,) int64; LEFT_OUT where cutoff > width / height > 1 / cutoff does not hold, strictly.
+    """
+    # A fraction in Python's own arithmetic, rounded once: the strict comparisons must not move.
+    ratios = np.divide(widths, heights, out=np.zeros(len(widths)), where=heights > 0)
+    borders = _borders(buckets)
+    # Borders fall from wide to tall; a ratio on a border belongs to the wider side.
+    found = len(borders) - np.searchsorted(borders[::-1], ratios, side="right")
+    return np.where((ratios < cutoff) & (ratios > 1 / cutoff), found, LEFT_OUT)
+
+
+def _borders(buckets: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
+    """The aspect ratio at which one bucket gives way to the next, descending.
+
+    With a = sqrt r, the point (a, 1/a) is as far from (p, 1/p) as from (q, 1/q) where
+    (a - p)^2 + (1/a - 1/p)^2 = (a - q)^2 + (1/a - 1/q)^2, a quadratic in a once cleared of fractions.
+    """
+    roots = np.array([np.sqrt(w / h) for w, h in buckets])
+    p, q = roots[:-1], roots[1:]
+    # 2 a (q - p) + (2 / a)(1/q - 1/p) = q^2 - p^2 + 1/q^2 - 1/p^2
+    linear, inverse = 2 * (q - p), 2 * (1 / q - 1 / p)
+    constant = q**2 - p**2 + 1 / q**2 - 1 / p**2
+    a = (constant - np.sqrt(constant**2 - 4 * linear * inverse) * np.sign(linear)) / (2 * linear)
+    b = (constant + np.sqrt(constant**2 - 4 * linear * inverse) * np.sign(linear)) / (2 * linear)
+    return np.maximum(a, b) ** 2

@@ -1,0 +1,195 @@
+"""A whole sampled picture is the one that diffusers' ChromaPipeline draws, given the correct mask."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flowloom.engine.encode import Encoders
+from flowloom.engine.preview import Drawing, Painter
+from flowloom.engine.randomness import generator
+from flowloom.engine.state import Precision
+from flowloom.flow.guidance import guided
+from flowloom.flow.samplers import euler, schedule
+from flowloom.nn.patches import image_ids, unpack
+from flowloom.nn.ragged import predict
+from flowloom.nn.tiny import TINY
+from flowloom.parts.families.autoencoder import Autoencoder, load_autoencoder
+from flowloom.parts.families.chroma import load_chroma
+from flowloom.parts.families.diffusers_names import to_diffusers
+from flowloom.parts.families.text_encoder import TextEncoder, load_text_encoder
+from flowloom.parts.families.weights import open_weights
+from flowloom.parts.quiet import quiet_imports
+from flowloom.spec.run import RunConfig
+
+with quiet_imports():
+    from diffusers import (
+        AutoencoderKL,
+        ChromaPipeline,
+        ChromaTransformer2DModel,
+        FlowMatchEulerDiscreteScheduler,
+    )
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+    from transformers import T5EncoderModel, T5Tokenizer
+
+# diffusers' Chroma uses a class that diffusers itself deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+CPU = torch.device("cpu")
+PROMPTS = ["a red bar on white, number 1", "portrait of an old man"]
+WIDTH, HEIGHT, STEPS, MAX_LENGTH = 64, 96, 6, 64
+ROWS, COLUMNS = HEIGHT // 16, WIDTH // 16
+
+
+class BooleanMasked(ChromaTransformer2DModel):
+    """The pipeline hands its mask over as numbers, which attention adds to its scores: 0 hides nothing."""
+
+    def forward(self, *args: Any, attention_mask: Tensor, **kwargs: Any) -> Any:
+        """diffusers' own, with a mask that masks."""
+        return super().forward(*args, attention_mask=attention_mask.bool(), **kwargs)
+
+
+def make_pipeline(family: Any, transformer_class: type[ChromaTransformer2DModel]) -> ChromaPipeline:
+    """diffusers' pipeline over the tiny family, put together by diffusers' own conversions where it has any."""
+    transformer = transformer_class(
+        in_channels=TINY.in_channels,
+        num_layers=TINY.depth,
+        num_single_layers=TINY.depth_single_blocks,
+        attention_head_dim=TINY.hidden_size // TINY.num_heads,
+        num_attention_heads=TINY.num_heads,
+        joint_attention_dim=TINY.context_in_dim,
+        axes_dims_rope=TINY.axes_dim,
+        approximator_num_channels=TINY.approximator_in_dim,
+        approximator_hidden_dim=TINY.approximator_hidden_size,
+        approximator_layers=TINY.approximator_depth,
+    )
+    transformer.load_state_dict(to_diffusers(open_weights(family.chroma_path)))
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=4,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.1159,
+        scaling_factor=0.3611,
+    )
+    vae.load_state_dict(convert_ldm_vae_checkpoint(load_file(family.vae_path), vae.config))
+    pipeline = ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_image_seq_len=256,
+            max_image_seq_len=4096,
+            base_shift=0.5,
+            max_shift=1.15,
+        ),
+        vae=vae.eval(),
+        text_encoder=T5EncoderModel.from_pretrained(family.t5_path, local_files_only=True).eval(),
+        tokenizer=T5Tokenizer.from_pretrained(family.t5_path, local_files_only=True),
+        transformer=transformer.eval(),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_family: Any) -> ChromaPipeline:
+    return make_pipeline(tiny_family, BooleanMasked)
+
+
+def drawn_by(pipeline: ChromaPipeline, noise: Tensor, cfg: float, negative: str = "") -> Tensor:
+    """Pictures (B, 3, H, W) in [0, 1]."""
+    pictures = pipeline(
+        prompt=PROMPTS,
+        negative_prompt=negative,
+        width=WIDTH,
+        height=HEIGHT,
+        num_inference_steps=STEPS,
+        guidance_scale=cfg,
+        latents=noise,
+        max_sequence_length=MAX_LENGTH,
+        output_type="pt",
+    ).images
+    return pictures
+
+
+class Ours:
+    """The same networks from the same files, by our own loading, and FLOW's way of sampling."""
+
+    def __init__(self, family: Any):
+        self.model = load_chroma(family.chroma_path, CPU, torch.float32)
+        self.autoencoder: Autoencoder = load_autoencoder(family.vae_path, CPU, torch.float32)
+        config = family.t5_path / "config.json"
+        self.text_encoder: TextEncoder = load_text_encoder(
+            family.t5_path, config, family.t5_path, CPU, torch.float32
+        )
+
+    @torch.no_grad()
+    def draw(self, noise: Tensor, cfg: float, negative: str = "") -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1]."""
+        positives = self.text_encoder.encode(PROMPTS, MAX_LENGTH)
+        negatives = self.text_encoder.encode([negative] * len(PROMPTS), MAX_LENGTH)
+        ids = image_ids(2 * ROWS, 2 * COLUMNS)
+
+        def velocity(x: Tensor, level: float) -> Tensor:
+            noise_level = torch.full((len(x),), level)
+            towards = predict(self.model, x, noise_level, positives, ids)
+            away = predict(self.model, x, noise_level, negatives, ids)
+            return guided(towards, away, cfg)
+
+        latents = euler(velocity, noise, schedule(STEPS, ROWS * COLUMNS))
+        pixels = self.autoencoder.decode(unpack(latents, 2 * ROWS, 2 * COLUMNS))
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def ours(tiny_family: Any) -> Ours:
+    return Ours(tiny_family)
+
+
+@pytest.fixture(scope="module")
+def noise() -> Tensor:
+    return torch.randn(2, ROWS * COLUMNS, 64, generator=torch.Generator().manual_seed(4))
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    assert one.shape == other.shape == (2, 3, HEIGHT, WIDTH)
+    return (one - other).abs().max().item()
+
+
+@pytest.mark.parametrize(
+    ("cfg", "negative"), [(1.0, ""), (4.0, ""), (4.0, "blue circle and yellow square, number 30")]
+)
+def test_a_whole_picture_is_the_pipelines(
+    ours: Ours, pipeline: ChromaPipeline, noise: Tensor, cfg: float, negative: str
+):
+    expected = drawn_by(pipeline, noise, cfg, negative)
+    assert expected.std() > 0.01
+    assert difference(ours.draw(noise, cfg, negative), expected) < 1e-5
+
+
+def test_the_mask_and_both_prompts_matter_to_the_picture(
+    ours: Ours, pipeline: ChromaPipeline, noise: Tensor, tiny_family: Any
+):
+    expected = drawn_by(pipeline, noise, 4.0)
+    uncorrected = make_pipeline(tiny_family, ChromaTransformer2DModel)
+    assert difference(drawn_by(uncorrected, noise, 4.0), expected) > 1e-3
+    assert difference(drawn_by(pipeline, noise, 4.0, "blue circle"), expected) > 1e-3
+    assert difference(drawn_by(pipeline, noise, 1.0), expected) > 1e-3
+
+
+def test_the_painter_draws_the_pipelines_picture(ours: Ours, pipeline: ChromaPipeline):
+    config = RunConfig.model_validate({"model": {"t5_max_length": MAX_LENGTH}})
+    encoders = Encoders(ours.autoencoder, ours.text_encoder, config, CPU)
+    painter = Painter(ours.model, encoders, Precision(CPU, torch.float32, torch.float32))
+    seeds = [7, 8]
+    drawing = Drawing(WIDTH, HEIGHT, STEPS, cfg=4.0, negative="blue circle")
+    pictures = np.stack([np.asarray(picture) for picture in painter.draw(PROMPTS, seeds, drawing)])
+    own = [torch.randn(ROWS * COLUMNS, 64, generator=generator(seed, "picture")) for seed in seeds]
+    expected = drawn_by(pipeline, torch.stack(own), 4.0, "blue circle").permute(0, 2, 3, 1) * 255
+    # Both round to whole levels of 255.
+    assert np.abs(pictures - expected.numpy()).max() < 0.51
