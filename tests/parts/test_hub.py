@@ -18,7 +18,7 @@ from flowloom.parts.hub import Uploaded, Uploader
 # huggingface_hub hands its files to httpx2 in a way that this one deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
-TOKEN = "hf_notarealtokenbutlooksliketheyall"
+TOKEN = "hf_not-a-real-token"
 
 
 class Hub(ThreadingHTTPServer):

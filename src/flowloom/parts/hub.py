@@ -98,7 +98,8 @@ class Uploader:
     def _upload(self, folder: Path, step: int) -> Uploaded:
         from huggingface_hub.errors import HfHubHTTPError
 
-        client_error = HfHubHTTPError.__bases__[0]  # of whichever HTTP client the hub's package uses
+        # Its first base is that of all errors of whichever HTTP client the hub's package uses.
+        client_error: Any = HfHubHTTPError.__bases__[0]
         for wait in (*self.waits, None):
             try:
                 return Uploaded(step, url=self._commit(folder))

@@ -128,6 +128,6 @@ def test_full_leaves_everything_as_it_is(make_network) -> None:
 def test_4bit_where_there_is_none_names_the_cure(make_network, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"base_model_quant_level.*meta.*8bit"):
         quantize_base(make_network().to("meta"), "4bit")
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn.modules", None)
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         quantize_base(make_network(), "4bit")

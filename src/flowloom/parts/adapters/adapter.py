@@ -46,10 +46,10 @@ class Site(NamedTuple):
 class Adapter:
     """The trained part of a network: named tensors, and a way to switch them off."""
 
-    def __init__(self, kind: Kind, layers: dict[str, nn.Module], metadata: dict[str, Any]):
+    def __init__(self, kind: Kind, layers: dict[str, Any], metadata: dict[str, Any]):
         self.kind = kind
         self.layers = layers
-        """The adapted layers, each with its frozen `base_layer`, by the base's name."""
+        """The adapted layers by the base's name: a LokrLinear or peft's layer, around its `base_layer`."""
         self.metadata = metadata
         """kind, rank, alpha, targets; `sites` of their own for layers that differ."""
         self.parameters: dict[str, nn.Parameter] = {}
@@ -142,20 +142,24 @@ def attach_at(model: nn.Module, kind: Kind, sites: Mapping[str, Site], metadata:
     """
     model.requires_grad_(False)
     make = _make_lokr if kind == "lokr" else partial(_make_lora, use_dora=kind == "dora")
-    layers = {}
+    layers: dict[str, Any] = {}
     with _own_stream():
         for name, site in sites.items():
-            outer = inner = model.get_submodule(name)
-            while hasattr(inner, "base_layer"):
-                holder, inner = inner, inner.base_layer
+            outer: Any = model.get_submodule(name)
+            *holders, inner = _nested(outer)
             layers[name] = layer = make(inner, site)
             # DoRA is about the base's own rows, so it stays next to them; the others add to all there is.
-            if kind == "dora" and outer is not inner:
-                holder.base_layer = layer
+            if kind == "dora" and holders:
+                holders[-1].base_layer = layer
             else:
                 layer.base_layer = outer
                 model.set_submodule(name, layer)
     return Adapter(kind, layers, metadata)
+
+
+def _nested(layer: Any) -> list[Any]:
+    """An adapted layer and all that are inside of it, the base last."""
+    return [layer, *_nested(layer.base_layer)] if hasattr(layer, "base_layer") else [layer]
 
 
 @contextmanager
@@ -172,14 +176,16 @@ def _own_stream() -> Iterator[None]:
 _NAME = "default"  # peft keeps several adapters in a layer, by name; we put layers into each other
 
 
-def _make_lora(linear: nn.Linear, site: Site, use_dora: bool) -> nn.Module:
+def _make_lora(linear: nn.Linear, site: Site, use_dora: bool) -> Any:
     try:
         with quiet_imports():
             from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise _missing("peft", error) from error
-    config = LoraConfig(r=site.rank, lora_alpha=site.alpha, use_dora=use_dora, target_modules=["linear"])
-    layer = inject_adapter_in_model(config, nn.ModuleDict({"linear": linear}), _NAME)["linear"]
+    alpha: Any = site.alpha  # declared an int, and may be any number
+    config = LoraConfig(r=site.rank, lora_alpha=alpha, use_dora=use_dora, target_modules=["linear"])
+    holder: Any = inject_adapter_in_model(config, nn.ModuleDict({"linear": linear}), _NAME)
+    layer = holder["linear"]
     # peft draws and keeps these in the base's dtype, which may be too coarse to train.
     down, up = layer.lora_A[_NAME].float(), layer.lora_B[_NAME].float()
     down.weight.data.copy_(nn.init.kaiming_uniform_(torch.empty(down.weight.shape), a=5**0.5))
@@ -195,13 +201,14 @@ def _row_norms(linear: nn.Linear) -> Tensor:
     return dequantize_module_weight(linear).detach().float().norm(dim=1)
 
 
-def _make_lokr(linear: nn.Linear, site: Site) -> nn.Module:
+def _make_lokr(linear: nn.Linear, site: Site) -> LokrLinear:
     try:
         with quiet_imports():  # LyCORIS also reports every layer whose second factor stays whole
             from lycoris.modules.lokr import LokrModule
 
+            alpha: Any = site.alpha  # declared an int, and may be any number
             lokr = LokrModule(
-                "", linear, lora_dim=site.rank, alpha=site.alpha, factor=site.lokr_factor, bypass_mode=True
+                "", linear, lora_dim=site.rank, alpha=alpha, factor=site.lokr_factor, bypass_mode=True
             )
     except ImportError as error:
         raise _missing("lycoris-lora", error) from error
@@ -246,7 +253,7 @@ class LokrLinear(nn.Module):
         return output + self.lokr.bypass_forward_diff(x, scale=self.strength).to(output.dtype)
 
 
-def _trained(kind: Kind, layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _trained(kind: Kind, layer: Any) -> Iterator[tuple[str, nn.Parameter]]:
     if kind == "lokr":
         yield from layer.lokr.named_parameters()
         return
@@ -256,8 +263,8 @@ def _trained(kind: Kind, layer: nn.Module) -> Iterator[tuple[str, nn.Parameter]]
         yield "dora_scale", layer.lora_magnitude_vector[_NAME].weight
 
 
-def _between(strength: float) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _between(strength: float) -> Callable[[Any, tuple[Tensor, ...], Tensor], Tensor]:
+    def hook(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return torch.lerp(layer.base_layer(*inputs), output, strength)
 
     return hook

@@ -118,8 +118,8 @@ def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             continue
         layer, part, num_parts, suffix = place
         parts = found.setdefault(layer, [None] * num_parts)
-        parts[part] = parts[part] or Layer({})
-        _put(parts[part], suffix, weights[name])
+        parts[part] = cut = parts[part] or Layer({})
+        _put(cut, suffix, weights[name])
     if strange or not found:
         example = f"; {len(strange)} tensors have other names, the first is {strange[0]!r}" if strange else ""
         raise WeightsError(f"{path}: not a LoRA, DoRA or LoKr of Chroma's linear layers{example}.")

@@ -56,12 +56,13 @@ class Float8Linear(nn.Linear):
         self.bias = linear.bias
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The weight (out, in) that the codes stand for, made anew at each call."""
         return (self.codes.float() * self.row_scale[:, None]).to(self.compute_dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x W^T + bias, in x's dtype, or autocast's inside of it."""
+    def forward(self, input: Tensor) -> Tensor:  # the name is nn.Linear's
+        """input W^T + bias, in its dtype, or autocast's inside of it."""
+        x = input
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         output = _Float8Product.apply(x, self.codes, self.row_scale)
@@ -77,7 +78,8 @@ class _Float8Product(torch.autograd.Function):
         return F.linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
         codes, scale = ctx.saved_tensors
         return (gradient * scale.to(gradient.dtype)) @ codes.to(gradient.dtype), None, None
 
@@ -89,14 +91,14 @@ def _to_float8(linear: nn.Linear) -> nn.Linear:
 def _to_nf4(device: torch.device) -> Any:
     try:
         with quiet_imports():
-            import bitsandbytes
+            from bitsandbytes.nn.modules import Linear4bit, Params4bit
     except ImportError as error:
         raise _cannot(f"bitsandbytes cannot be imported ({error}); pip install bitsandbytes") from error
     if device.type not in ("cuda", "cpu", "xpu"):
         raise _cannot(f"bitsandbytes has no nf4 for {device.type}")
 
     def replace(linear: nn.Linear) -> nn.Linear:
-        narrow = bitsandbytes.nn.Linear4bit(
+        narrow = Linear4bit(
             linear.in_features,
             linear.out_features,
             bias=linear.bias is not None,
@@ -104,9 +106,9 @@ def _to_nf4(device: torch.device) -> Any:
             quant_type="nf4",
             device="meta",
         )
-        narrow.weight = bitsandbytes.nn.Params4bit(
-            linear.weight.detach(), requires_grad=False, quant_type="nf4", module=narrow
-        ).to(device)
+        make: Any = Params4bit  # declared without its own arguments
+        weight = make(linear.weight.detach(), requires_grad=False, quant_type="nf4", module=narrow)
+        narrow.weight = weight.to(device)  # this is what quantises it
         narrow.bias = linear.bias
         return narrow
 

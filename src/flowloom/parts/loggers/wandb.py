@@ -37,6 +37,7 @@ class WandB(LoggerSpec):
     def build(self, run_dir: Path, config: dict[str, Any]) -> Logger:
         try:
             import wandb
+            from wandb.errors import Error
         except ImportError as error:
             raise cannot_open("wandb", error, "pip install wandb") from error
         if self.mode == "online" and not os.environ.get("WANDB_API_KEY"):
@@ -55,7 +56,7 @@ class WandB(LoggerSpec):
                 config=config,
                 settings=_discreet(wandb),
             )
-        except wandb.errors.Error as error:
+        except Error as error:
             raise cannot_open(
                 "wandb", error, "Mend it, or set mode offline and 'wandb sync' later."
             ) from error

@@ -25,12 +25,10 @@ class AdamW8bit(AdamSettings, OptimizerSpec):
             raise _cannot(f"bitsandbytes has no 8-bit AdamW for {', '.join(sorted(device_types))}")
         try:
             with quiet_imports():
-                import bitsandbytes
+                from bitsandbytes.optim.adamw import AdamW8bit as BlockwiseAdamW
         except ImportError as error:
             raise _cannot(f"bitsandbytes cannot be imported ({error}); pip install bitsandbytes") from error
-        return bitsandbytes.optim.AdamW8bit(
-            groups, lr=lr, betas=self.betas, eps=self.eps, min_8bit_size=self.min_8bit_size
-        )
+        return BlockwiseAdamW(groups, lr=lr, betas=self.betas, eps=self.eps, min_8bit_size=self.min_8bit_size)
 
 
 def _cannot(reason: str) -> ConfigError:

@@ -12,7 +12,7 @@ from torchao.optim import AdamW4bit, AdamW8bit, AdamWFp8
 class _Repeatable(torch.optim.Optimizer):
     """What all three have in common: stands before torchao's class in the order of inheritance."""
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Any = None) -> Any:
         """Update; the noise that rounds bf16 weights depends on the saved counts of updates alone.
 
         torchao compiles its update, which wants a C++ compiler on the CPU: there it runs as written.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Any = None) -> Any:
         """Update every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -60,6 +60,7 @@ class StochasticAdamW(torch.optim.Optimizer):
         self, parameter: Tensor, group: dict[str, Any], generator: torch.Generator, index: int
     ) -> None:
         """One parameter at a time: the float32 copies then take the memory of the largest one, not of all."""
+        assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
             state["step"] = torch.tensor(0.0)
