@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowloom.nn.chroma import Chroma
-from flowloom.parts.adapters.names import to_diffusers
+from flowloom.parts.families.diffusers_names import to_diffusers
 from flowloom.parts.quiet import quiet_imports
 
 with quiet_imports():
     from diffusers import ChromaTransformer2DModel
-
-NORMS = {
-    "img_attn.norm.query_norm": "attn.norm_q",
-    "img_attn.norm.key_norm": "attn.norm_k",
-    "txt_attn.norm.query_norm": "attn.norm_added_q",
-    "txt_attn.norm.key_norm": "attn.norm_added_k",
-    "norm.query_norm": "attn.norm_q",
-    "norm.key_norm": "attn.norm_k",
-}
 
 
 def twin(model: Chroma) -> Any:
@@ -40,36 +30,9 @@ def twin(model: Chroma) -> Any:
         approximator_hidden_dim=params.approximator_hidden_size,
         approximator_layers=params.approximator_depth,
     )
-    theirs.load_state_dict(renamed(model.state_dict()))
+    theirs.load_state_dict(to_diffusers(model.state_dict()))
     theirs.distilled_guidance_layer.requires_grad_(False)
     return theirs
-
-
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our parameters under diffusers' names; layers that diffusers has in several parts are cut."""
-    found = {}
-    for name, tensor in state.items():
-        layer, _, kind = name.rpartition(".")
-        if layer.startswith("distilled_guidance_layer"):
-            parts = (re.sub("(in|out)_layer", lambda m: {"in": "linear_1", "out": "linear_2"}[m[1]], layer),)
-        else:
-            parts = to_diffusers(layer) or (_norm(layer),)
-        kind = "weight" if kind == "scale" else kind
-        found |= {f"{part}.{kind}": rows for part, rows in zip(parts, _cut(tensor, parts), strict=True)}
-    return found
-
-
-def _norm(layer: str) -> str:
-    stack, index, leaf = layer.split(".", 2)
-    return f"{'single_' if stack == 'single_blocks' else ''}transformer_blocks.{index}.{NORMS[leaf]}"
-
-
-def _cut(tensor: Tensor, parts: tuple[str, ...]) -> tuple[Tensor, ...]:
-    if not parts[-1].endswith("proj_mlp"):
-        return tensor.chunk(len(parts))
-    # linear1 of a single block: queries, keys and values of one width, then the MLP's four of them.
-    width = len(tensor) // 7
-    return tensor.split([width, width, width, len(tensor) - 3 * width])
 
 
 def velocity(

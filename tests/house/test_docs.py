@@ -103,7 +103,8 @@ def test_the_reference_is_what_the_code_says():
 
 def test_every_direct_dependency_is_credited():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    direct = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = [name for group in project["optional-dependencies"].values() for name in group]
+    direct = [*project["dependencies"], *extras]
     names = {re.split(r"[^\w.-]", requirement, maxsplit=1)[0] for requirement in direct}
     rows = re.findall(r"^\| \[?([\w.-]+)", (ROOT / "THIRD_PARTY.md").read_text(), re.MULTILINE)
     assert not names - set(rows)

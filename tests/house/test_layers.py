@@ -1,6 +1,10 @@
 """Imports go down only: cli > demo > engine > data > spec > parts > flow | nn > errors."""
 
+import ast
+import re
+import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 from importlinter import cli
@@ -27,3 +31,58 @@ def test_every_room_has_its_layer():
     layers = next(contract["layers"] for contract in contracts() if contract["type"] == "layers")
     named = {name.strip().removeprefix("flowloom.") for layer in layers for name in layer.split(":")}
     assert rooms - {"__init__"} <= named
+
+
+DOORS = {
+    "aim": "parts/loggers/",
+    "bitsandbytes": "parts/",
+    "diffusers": "parts/families/",
+    "huggingface_hub": "parts/hub.py",
+    "lycoris": "parts/adapters/",
+    "orjson": "data/",
+    "peft": "parts/adapters/",
+    "safetensors": "parts/families/",
+    "scipy": "flow/coupling.py",
+    "tensorboard": "parts/loggers/",
+    "torchao": "parts/",
+    "transformers": "parts/families/",
+    "wandb": "parts/loggers/",
+}
+
+
+def imported(source: str) -> set[str]:
+    """Top-level names of the packages that a module imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse(source)))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.split(".")[0] for name in plain | named}
+
+
+def test_each_third_party_has_one_door():
+    package = ROOT / "src" / "flowloom"
+    strays = [
+        f"{name} in {path.relative_to(package)}"
+        for path in package.rglob("*.py")
+        for name in imported(path.read_text()) & DOORS.keys()
+        if not path.relative_to(package).as_posix().startswith(DOORS[name])
+    ]
+    assert not strays
+
+
+def test_the_door_check_sees_nested_imports():
+    assert imported("def f():\n    from wandb.sdk import x\n    import torch.nn\n") == {"wandb", "torch"}
+
+
+def canonical(name: str) -> str:
+    return re.split(r"[^\w.-]", name, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [name for group in project["optional-dependencies"].values() for name in group]
+    declared = {canonical(name) for name in [*project["dependencies"], *extras]}
+    providers = metadata.packages_distributions()
+    sources = (ROOT / "src" / "flowloom").rglob("*.py")
+    names = {name for path in sources for name in imported(path.read_text())}
+    foreign = names - set(sys.stdlib_module_names) - {"flowloom", "pydantic_core", ""}
+    assert not [n for n in foreign if not {canonical(p) for p in providers.get(n, [n])} & declared]
