@@ -8,37 +8,14 @@ import torch
 from flowloom.flow.guidance import guided
 from flowloom.flow.samplers import euler, schedule
 from flowloom.nn.patches import image_ids
-from flowloom.parts.adapters import names
 from flowloom.parts.adapters.formats import to_diffusers, to_kohya
+from flowloom.parts.families.diffusers_names import to_diffusers as weights_for_diffusers
 from flowloom.parts.families.weights import save_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),
 ]
-
-
-def diffusers_names(name: str) -> tuple[str, ...]:
-    """diffusers' names of a checkpoint's tensor, in the order of its rows."""
-    layer, _, leaf = name.rpartition(".")
-    parts = names.to_diffusers(layer)
-    if parts:
-        return tuple(f"{part}.{leaf}" for part in parts)
-    for ours, theirs in {
-        "double_blocks": "transformer_blocks",
-        "single_blocks": "single_transformer_blocks",
-        "img_attn.norm.query_norm.scale": "attn.norm_q.weight",
-        "img_attn.norm.key_norm.scale": "attn.norm_k.weight",
-        "txt_attn.norm.query_norm.scale": "attn.norm_added_q.weight",
-        "txt_attn.norm.key_norm.scale": "attn.norm_added_k.weight",
-        "norm.query_norm.scale": "attn.norm_q.weight",
-        "norm.key_norm.scale": "attn.norm_k.weight",
-        "in_layer": "linear_1",
-        "out_layer": "linear_2",
-        "scale": "weight",
-    }.items():
-        name = name.replace(ours, theirs)
-    return (name,)
 
 
 @pytest.fixture
@@ -58,12 +35,7 @@ def pipeline(make_network):
         approximator_hidden_dim=32,
         approximator_layers=2,
     )
-    theirs = transformer.state_dict()
-    for name, tensor in make_network().state_dict().items():
-        parts = diffusers_names(name)
-        for part, rows in zip(parts, tensor.split([len(theirs[part]) for part in parts]), strict=True):
-            theirs[part] = rows
-    transformer.load_state_dict(theirs)
+    transformer.load_state_dict(weights_for_diffusers(make_network().state_dict()))
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     pipeline = ChromaPipeline(scheduler, None, None, None, transformer)
     pipeline.set_progress_bar_config(disable=True)
