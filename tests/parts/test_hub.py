@@ -172,7 +172,7 @@ def upload(tmp_path: Path, *folders: Path, wait: bool = True) -> list[Uploaded]:
     results: list[Uploaded] = []
     uploader = Uploader("me/model", tmp_path / "uploading", results.append, waits=(0.01, 0.01))
     for folder in folders:
-        uploader.submit(folder, int(folder.name.removeprefix("step_")))
+        uploader.submit(folder)
     uploader.close(wait)
     return results
 
@@ -247,7 +247,7 @@ def test_checkpoints_are_uploaded_in_order_even_after_they_were_deleted(
     results: list[Uploaded] = []
     uploader = Uploader("me/model", tmp_path / "uploading", results.append, waits=(0.01,))
     for folder in (checkpoint, second):
-        uploader.submit(folder, int(folder.name.removeprefix("step_")))
+        uploader.submit(folder)
         shutil.rmtree(folder)  # as retention does
     uploader.close(wait=True)
     assert [(result.step, result.error) for result in results] == [(100, None), (200, None)]
@@ -255,13 +255,13 @@ def test_checkpoints_are_uploaded_in_order_even_after_they_were_deleted(
     assert len(hub.files) == 6
 
 
-def test_closing_without_waiting_ends_a_pause_between_tries(
+def test_what_is_cut_off_by_closing_is_uploaded_by_the_next_run(
     hub: Hub, checkpoint: Path, tmp_path: Path
 ) -> None:
     hub.failures = [("/api/repos/create", 500)]
     results: list[Uploaded] = []
     uploader = Uploader("me/model", tmp_path / "uploading", results.append, waits=(3600.0,))
-    uploader.submit(checkpoint, 100)
+    uploader.submit(checkpoint)
     deadline = time.monotonic() + 10
     while not hub.requests and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -269,6 +269,11 @@ def test_closing_without_waiting_ends_a_pause_between_tries(
     uploader._thread.join(5)
     assert not uploader._thread.is_alive()
     assert results[0].error
+    assert not hub.files
+
+    shutil.rmtree(checkpoint)
+    assert [result.error for result in upload(tmp_path)] == [None]
+    assert len(hub.files) == 3
 
 
 def test_no_token_is_said_before_the_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,8 @@ class Uploader:
         Args:
             repo_id: "owner/name"; made when it does not exist. HF_TOKEN in the environment opens it,
                 HF_ENDPOINT names another hub (with HF_HUB_DISABLE_XET=1 if that one has no xet storage).
-            scratch_dir: folder for links to files that wait, on the file system of the checkpoints.
+            scratch_dir: folder for links to files that wait, on the file system of the checkpoints; what
+                a run that ended early left in it is uploaded first.
             on_result: called from the uploading thread.
             waits: seconds before the second, third ... try.
 
@@ -70,32 +71,41 @@ class Uploader:
         self.on_result = on_result
         self.is_private = is_private
         self.waits = waits
-        self._waiting: queue.SimpleQueue[tuple[Path, int] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="hub upload", daemon=True)
+        for left_behind in sorted(scratch_dir.glob("step_*")):
+            self._waiting.put(left_behind)
         self._thread.start()
 
-    def submit(self, folder: Path, step: int) -> None:
-        """Upload `folder` as soon as those before it are done; it may be deleted right away."""
-        kept = self.scratch_dir / folder.name
+    def submit(self, folder: Path) -> None:
+        """Upload the checkpoint `folder`, named `step_` and a number, after those before it.
+
+        It may be deleted right away.
+        """
+        kept, partial = self.scratch_dir / folder.name, self.scratch_dir / f"{folder.name}.tmp"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(folder, partial, copy_function=_link, ignore=shutil.ignore_patterns(NOT_UPLOADED))
         shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(folder, kept, copy_function=_link, ignore=shutil.ignore_patterns(NOT_UPLOADED))
-        self._waiting.put((kept, step))
+        partial.rename(kept)
+        self._waiting.put(kept)
 
     def close(self, wait: bool) -> None:
-        """Stop: after everything that was submitted, or, without `wait`, now."""
+        """Stop after all that was submitted, or, without `wait`, now: the next run takes up the rest."""
         self._waiting.put(None)
         if not wait:
             self._is_closing.set()
         self._thread.join(timeout=None if wait else 1.0)
 
     def _work(self) -> None:
-        while (job := self._waiting.get()) is not None and not self._is_closing.is_set():
-            folder, step = job
-            self.on_result(self._upload(folder, step))
-            shutil.rmtree(folder, ignore_errors=True)
+        while (folder := self._waiting.get()) is not None and not self._is_closing.is_set():
+            result = self._upload(folder)
+            if not self._is_closing.is_set() or result.url:
+                shutil.rmtree(folder, ignore_errors=True)
+            self.on_result(result)
 
-    def _upload(self, folder: Path, step: int) -> Uploaded:
+    def _upload(self, folder: Path) -> Uploaded:
+        step = int(folder.name.removeprefix("step_"))
         from huggingface_hub.errors import HfHubHTTPError
 
         # Its first base is that of all errors of whichever HTTP client the hub's package uses.
