@@ -83,7 +83,7 @@ class Uploader:
 
         It may be deleted right away.
         """
-        kept, partial = self.scratch_dir / folder.name, self.scratch_dir / f"{folder.name}.tmp"
+        kept, partial = self.scratch_dir / folder.name, self.scratch_dir / f".{folder.name}"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(folder, partial, copy_function=_link, ignore=shutil.ignore_patterns(NOT_UPLOADED))
         shutil.rmtree(kept, ignore_errors=True)
@@ -100,9 +100,9 @@ class Uploader:
     def _work(self) -> None:
         while (folder := self._waiting.get()) is not None and not self._is_closing.is_set():
             result = self._upload(folder)
-            if not self._is_closing.is_set() or result.url:
+            if result.url or not self._is_closing.is_set():
                 shutil.rmtree(folder, ignore_errors=True)
-            self.on_result(result)
+                self.on_result(result)
 
     def _upload(self, folder: Path) -> Uploaded:
         step = int(folder.name.removeprefix("step_"))
