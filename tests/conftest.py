@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+# Before torch is imported: tiny tensors on several threads spend their time waiting for one another, most of
+# all where tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SENTENCES = (
     "a red bar on white, number 1", "a green bar, number 2", "blue circle and yellow square, number 30",

@@ -52,7 +52,7 @@ class BooleanMasked(ChromaTransformer2DModel):
 
 
 def make_pipeline(family: Any, transformer_class: type[ChromaTransformer2DModel]) -> ChromaPipeline:
-    """diffusers' pipeline over the tiny family, put together by diffusers' own conversions where it has any."""
+    """diffusers' pipeline over the tiny family, with diffusers' own conversions where it has any."""
     transformer = transformer_class(
         in_channels=TINY.in_channels,
         num_layers=TINY.depth,

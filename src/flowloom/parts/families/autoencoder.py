@@ -47,19 +47,20 @@ class Autoencoder:
 
     def __init__(self, model: AutoencoderKL):
         self.model = model.eval().requires_grad_(False)
-        self.factor: int = 2 ** (len(model.config.block_out_channels) - 1)
+        self.factor: int = 2 ** (len(model.config["block_out_channels"]) - 1)
         """Pixels a side for each latent."""
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Latents (B, C, H/factor, W/factor) of `pixels` (B, 3, H, W) in [-1, 1]: the mean, not a draw."""
-        mean = self.model.encode(pixels.to(self.model.dtype)).latent_dist.mode()
+        mean = self.model.encode(pixels.to(self.model.dtype), return_dict=False)[0].mode()
         return (mean - SHIFT) * SCALE
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), about [-1, 1], of `latents` (B, C, H/factor, W/factor)."""
-        return self.model.decode(latents.to(self.model.dtype) / SCALE + SHIFT).sample
+        unscaled = latents.to(self.model.dtype) / SCALE + SHIFT
+        return self.model.decode(unscaled, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
 
 
 def load_autoencoder(path: Path, device: torch.device, dtype: torch.dtype) -> Autoencoder:
@@ -85,14 +86,14 @@ def load_autoencoder(path: Path, device: torch.device, dtype: torch.dtype) -> Au
 def save_autoencoder(path: Path, model: AutoencoderKL) -> None:
     """Write `model` to `path` with Black Forest Labs' names, as `ae.safetensors` is released."""
     state = model.state_dict()
-    levels = len(model.config.block_out_channels)
+    levels = len(model.config["block_out_channels"])
     tensors = {
         _renamed(name, _DIFFUSERS, _BFL, levels): tensor[:, :, None, None]
         if _is_attention(name) and tensor.ndim == 2
         else tensor
         for name, tensor in state.items()
     }
-    save_weights(path, tensors, {GROUPS: str(model.config.norm_num_groups)})
+    save_weights(path, tensors, {GROUPS: str(model.config[GROUPS])})
 
 
 def _in_diffusers_names(weights: Weights) -> Weights:

@@ -63,6 +63,8 @@ class Float8Linear(nn.Module):
     """A linear layer without bias whose weight is kept in 8 bits, with a scale for each row."""
 
     weight = None  # transformers' T5 casts its input to the format of `weight`, where that is a tensor.
+    eighths: Tensor
+    scale: Tensor
 
     def __init__(self, weight: Tensor):
         super().__init__()

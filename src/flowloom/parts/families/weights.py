@@ -361,4 +361,4 @@ def _write_safe(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mappin
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        file.write(flat.view(torch.uint8).numpy())
+        file.write(flat.view(torch.uint8).numpy().data)
