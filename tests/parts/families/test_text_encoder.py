@@ -144,6 +144,34 @@ def test_an_8_bit_layer_follows_each_row_however_small():
     assert Float8Linear(weight)(x.bfloat16()).dtype == torch.bfloat16
 
 
+def test_the_names_and_configuration_of_the_released_encoder_load(tiny_t5: Path, tmp_path: Path):
+    """T5 v1.1 XXL as published, but for its widths."""
+    wide, inner = 48, 16
+    attention = {f"layer.0.SelfAttention.{part}.weight": (inner, inner) for part in "qkvo"}
+    dense = {f"layer.1.DenseReluDense.wi_{i}.weight": (wide, inner) for i in (0, 1)}
+    norms = {f"layer.{i}.layer_norm.weight": (inner,) for i in (0, 1)}
+    block = attention | dense | norms | {"layer.1.DenseReluDense.wo.weight": (inner, wide)}
+    shapes = {f"encoder.block.{i}.{name}": shape for i in range(24) for name, shape in block.items()} | {
+        "shared.weight": (32128, inner),
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": (32, 4),
+        "encoder.final_layer_norm.weight": (inner,),
+    }
+    assert len(shapes) == 219
+    path, config = tmp_path / "t5xxl_fp16.safetensors", tmp_path / "config.json"
+    save_weights(path, {name: torch.ones(shape).half() for name, shape in shapes.items()}, {})
+    published = {
+        "architectures": ["T5ForConditionalGeneration"], "d_ff": wide, "d_kv": 4, "d_model": inner,
+        "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1, "initializer_factor": 1.0,
+        "feed_forward_proj": "gated-gelu", "is_encoder_decoder": True, "layer_norm_epsilon": 1e-06,
+        "model_type": "t5", "num_decoder_layers": 24, "num_heads": 4, "num_layers": 24,
+        "output_past": True, "pad_token_id": 0, "relative_attention_num_buckets": 32,
+        "tie_word_embeddings": False, "transformers_version": "4.0.0", "use_cache": True, "vocab_size": 32128,
+    }  # fmt: skip
+    config.write_text(json.dumps(published))
+    encoder = load_text_encoder(path, config, tiny_t5, CPU, torch.bfloat16)
+    assert encoder.encode(["blue"], 512)[0].isfinite().all()
+
+
 @pytest.mark.parametrize(
     "caption",
     ["a red bar", "  two  spaces ", "tab\tand\nnewline", "ＦＵＬＬ width", "é 漢 ☃", "HELLO, you!", ""],

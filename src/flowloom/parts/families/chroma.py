@@ -61,6 +61,12 @@ def _params(weights: Weights) -> ChromaParams:
         if any(mark in name for name in weights):
             raise WeightsError(f"{weights.path}: this is {what}.")
     try:
-        return params_from_shapes(weights.shapes)
-    except (KeyError, ValueError, IndexError) as error:
+        params = params_from_shapes(weights.shapes)
+    except KeyError as error:
         raise WeightsError(f"{weights.path}: not a Chroma network: it has no {error.args[0]}.") from error
+    if sum(params.axes_dim) * params.num_heads != params.hidden_size:
+        raise WeightsError(
+            f"{weights.path}: not a Chroma network: {params.num_heads} heads do not make a width of "
+            f"{params.hidden_size} with a head size that is a multiple of 16."
+        )
+    return params

@@ -140,6 +140,7 @@ def open_weights(path: Path) -> Weights:
     origins: dict[str, Path] = {}
     metadata: dict[str, str] = {}
     for file in _files(path):
+        _check_readable(file)
         found, file_metadata = _open_pickle(file) if file.suffix in PICKLED else _open_safe(file)
         twice = next((name for name in found if name in entries), None)
         if twice:
@@ -195,8 +196,6 @@ def _open_safe(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
                 for name, part in slices.items()
             }
             return entries, dict(file.metadata() or {})
-    except FileNotFoundError as error:
-        raise _no_such_file(path) from error
     except SafetensorError as error:
         raise WeightsError(_damaged(path, error)) from error
     except KeyError as error:
@@ -209,10 +208,15 @@ def _read_safe(path: Path, name: str) -> Tensor:
         return file.get_tensor(name)
 
 
-def _no_such_file(path: Path) -> WeightsError:
-    near = [file.name for file in sorted(path.parent.glob("*")) if file.suffix in SAFE + PICKLED]
-    beside = f" Its folder has: {_some(near)}." if near else ""
-    return WeightsError(f"{path}: no such file. Correct the path or download the file.{beside}")
+def _check_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except FileNotFoundError as error:
+        near = [file.name for file in sorted(path.parent.glob("*")) if file.suffix in SAFE + PICKLED]
+        beside = f" Its folder has: {_some(near)}." if near else ""
+        raise WeightsError(f"{path}: no such file. Correct the path or download the file.{beside}") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from error
 
 
 def _damaged(path: Path, error: Exception) -> str:
@@ -227,8 +231,6 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def _open_pickle(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    if not path.exists():
-        raise _no_such_file(path)
     if not zipfile.is_zipfile(path):
         raise WeightsError(_damaged(path, ValueError("not a torch file of version 1.6 or later")))
     try:
