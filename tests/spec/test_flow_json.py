@@ -320,3 +320,9 @@ def test_reading_a_configuration_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_many_wrong_entries_of_a_list_are_all_named(write, problems):
+    loggers = [{"kind": "tensorboard", "x": i} for i in range(12)]
+    found = problems(write({"loggers": loggers, "lr_schedule": {"kind": "wsd"}}))
+    assert found.keys() == {*(f"loggers.{i}.x" for i in range(12)), "lr_schedule.kind"}

@@ -130,16 +130,20 @@ def _is_about(problem: Problem, paths: Sequence[str]) -> bool:
 
 
 def _without(data: dict[str, Any], places: Sequence[Place]) -> dict[str, Any]:
-    data = {
-        name: section.copy() if isinstance(section, dict | list) else section
-        for name, section in data.items()
-    }
-    for place in sorted({place[:2] for place in places}, key=str, reverse=True):
-        if len(place) == 1:
-            data.pop(place[0], None)
-        else:
-            del data[place[0]][place[1]]
-    return data
+    """`data` without its sections, or the keys and entries of sections, that `places` lie in."""
+    wrong: dict[str | int, set[str | int]] = {}
+    for place in places:
+        wrong.setdefault(place[0], set()).update(place[1:2])
+    kept: dict[str, Any] = {}
+    for name, section in data.items():
+        inside = wrong.get(name)
+        if inside is None:
+            kept[name] = section
+        elif isinstance(section, dict) and inside:
+            kept[name] = {key: value for key, value in section.items() if key not in inside}
+        elif isinstance(section, list) and inside:
+            kept[name] = [entry for i, entry in enumerate(section) if i not in inside]
+    return kept
 
 
 def _placed(problems: Sequence[Problem], laid: Laid) -> list[Problem]:

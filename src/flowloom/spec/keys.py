@@ -159,7 +159,7 @@ def _words(kind: Schema) -> str:
         return f"list of {' or '.join(dict.fromkeys(_words(item) for item in kind['alternatives']))}"
     if "properties" in kind:
         return kind["properties"].get("kind", {}).get("const", "section")
-    return _NAMES.get(kind["type"], kind["type"]) + _bounds(kind)
+    return _NAMES.get(kind["type"], str(kind["type"])) + _bounds(kind)
 
 
 _NAMES = {"integer": "int", "number": "float", "boolean": "bool", "string": "text"}

@@ -47,10 +47,9 @@ def _place(loc: Sequence[str | int], data: Any) -> Place:
     """`loc` without the parts that pydantic adds for the kinds and types of unions."""
     place: list[str | int] = []
     for part in loc:
-        is_key = isinstance(data, dict) and part in data
-        is_position = isinstance(data, list) and isinstance(part, int) and part < len(data)
-        if is_key or is_position:
-            data = data[part]
+        parts: Any = dict(enumerate(data)) if isinstance(data, list) else data
+        if isinstance(parts, dict) and part in parts:
+            data = parts[part]
             place.append(part)
     return tuple(place)
 

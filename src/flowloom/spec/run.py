@@ -38,8 +38,16 @@ def _kind_or(default: str) -> BeforeValidator:
 
 
 if TYPE_CHECKING:
-    Optimizer = OptimizerSpec
-    Logger = LoggerSpec
+
+    class Optimizer(OptimizerSpec):
+        """Any of the parts in parts/optimizers."""
+
+        kind: str
+
+    class Logger(LoggerSpec):
+        """Any of the parts in parts/loggers."""
+
+        kind: str
 else:
     Optimizer = Annotated[union_of(optimizer_parts, OptimizerSpec), _kind_or("adamw")]
     Logger = union_of(logger_parts, LoggerSpec)
