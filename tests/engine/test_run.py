@@ -63,7 +63,8 @@ def test_a_run_leaves_events_pictures_and_a_checkpoint(make_run: Callable[..., R
     assert [s["prompt"] for s in samples][:2] == ["red", "blue"]
     assert len(samples) == 3 + 2, "two prompts and one, each with the batch's caption"
     for sample in samples:
-        assert Image.open(run_dir.samples_dir(6) / sample["file"]).size == (64, 48)
+        with Image.open(run_dir.samples_dir(6) / sample["file"]) as picture:
+            assert picture.size == (64, 48)
     measured = events(run_dir, "validated")
     assert [(e["step"], e["weights"]) for e in measured] == [(3, "raw"), (3, "ema"), (6, "raw"), (6, "ema")]
     assert set(measured[0]["by_quantile"]) == {"0.1", "0.3", "0.5", "0.7", "0.9"}

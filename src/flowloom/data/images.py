@@ -19,7 +19,7 @@ _BROKEN = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.Decom
 def load_image(
     source: bytes | Path, size: tuple[int, int], background: tuple[int, int, int], max_megapixels: float
 ) -> NDArray[np.uint8]:
-    """Pixels (h, w, 3) of `source`, scaled by Lanczos until it covers `size` = (w, h), and cropped at the centre.
+    """Pixels (h, w, 3) of `source`, scaled by Lanczos to cover `size` = (w, h) and cropped at the centre.
 
     The first frame of animations, turned as EXIF says, transparency over `background`, colours brought to
     sRGB by the embedded profile.

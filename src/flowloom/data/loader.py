@@ -65,7 +65,7 @@ class LoadedBatch:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Rows with their buckets; `row_buckets` is LEFT_OUT for rows that this part of the data does not train."""
+    """Rows with their buckets; `row_buckets` is LEFT_OUT for rows that this part does not train."""
 
     metadata: Metadata
     sizes: list[Size]
@@ -168,31 +168,22 @@ def _held_out(metadata: Metadata, share: float) -> NDArray[np.bool_]:
     return np.array([int.from_bytes(digest) < share * 2**32 for digest in digests])
 
 
+@dataclass(kw_only=True)
 class Loader:
     """Batches of `dataset` for one rank, read by `threads` threads up to `prefetch` batches ahead."""
 
-    def __init__(
-        self,
-        dataset: DataSet,
-        *,
-        rules: CaptionRules,
-        seed: int,
-        rank: int,
-        world_size: int,
-        batch_size: int,
-        threads: int,
-        prefetch: int,
-        needs_pixels: Callable[[int, Size], bool],
-    ):
-        self.dataset = dataset
-        self.rules = rules
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.batch_size = batch_size
-        self.threads = threads
-        self.prefetch = prefetch
-        self.needs_pixels = needs_pixels
+    dataset: DataSet
+    rules: CaptionRules
+    seed: int
+    rank: int
+    world_size: int
+    batch_size: int
+    threads: int
+    prefetch: int
+    needs_pixels: Callable[[int, Size], bool]
+    """Whether the image of a row is wanted for a bucket: not where its latents are at hand."""
+
+    def __post_init__(self) -> None:
         self._session = requests.Session()
         # All epochs cut the buckets alike: one plan tells how many batches each has.
         self._num_batches = len(self._plan(0))

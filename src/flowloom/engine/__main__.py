@@ -7,19 +7,21 @@ import sys
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from flowloom.engine import checkpoint
-from flowloom.engine.build import build, choose_device
+from flowloom.engine.build import Parts, build, choose_device
 from flowloom.engine.distributed import Ranks, join_ranks, leave_ranks
+from flowloom.engine.hub import HubUploads
 from flowloom.engine.report import OnEvent, Reporter
 from flowloom.engine.trainer import Trainer, stopping_on_signals
 from flowloom.errors import DiskFullError, FlowloomError, OutOfMemoryError, is_disk_full
+from flowloom.parts.adapters.formats import adapter_metadata
 from flowloom.spec.events import EventWriter
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir, versions
+from flowloom.spec.secrets import read_secrets, redact
 
 
 def run_engine(run_dir: RunDir, on_event: OnEvent = lambda _event: None) -> None:
@@ -39,7 +41,7 @@ def run_engine(run_dir: RunDir, on_event: OnEvent = lambda _event: None) -> None
         except Exception as error:
             failure = _explained(error, run_dir)
             with run_dir.log_txt.open("a") as log:
-                traceback.print_exception(error, file=log)
+                log.write(redact("".join(traceback.format_exception(error)), read_secrets().values()))
             reporter.say("failed", error=type(failure).__name__, message=str(failure), cure=_cure(run_dir))
             raise failure from error
         finally:
@@ -52,7 +54,12 @@ def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEven
         return Reporter(None, [], on_event)
     public = config.model_dump(mode="json")
     loggers = [spec.build(run_dir.path, public) for spec in config.loggers]
-    return Reporter(EventWriter(run_dir.events_jsonl), loggers, on_event)
+    writer = EventWriter(run_dir.events_jsonl, read_secrets().values())
+    reporter = Reporter(writer, loggers, on_event)
+    if config.hub.repo_id:
+        hub = HubUploads(config.hub.repo_id, config.hub.private, run_dir.path, reporter.say)
+        reporter.loggers.append(hub)
+    return reporter
 
 
 def _train(run_dir: RunDir, config: RunConfig, ranks: Ranks, reporter: Reporter) -> None:
@@ -72,17 +79,21 @@ def _train(run_dir: RunDir, config: RunConfig, ranks: Ranks, reporter: Reporter)
         resumed_from=state.position.step if latest else None,
     )
     reporter.say("phase", name="training")
-    trainer = Trainer(run_dir, parts, reporter, _metadata(config, parts.loader.dataset.summary()))
+    trainer = Trainer(run_dir, parts, reporter, _metadata(parts))
     trainer.report_unusable_rows()
     with stopping_on_signals(trainer):
         trainer.fit()
 
 
-def _metadata(config: RunConfig, dataset: dict[str, Any]) -> dict[str, str]:
+def _metadata(parts: Parts) -> dict[str, str]:
     """What every weights file says about how it was made."""
+    config = parts.state.config.model_dump_json()
+    dataset = parts.loader.dataset.summary()
+    if parts.state.adapter:
+        return adapter_metadata(parts.state.adapter.metadata, config, dataset, versions())
     return {
         "format": "pt",
-        "flowloom.config": config.model_dump_json(),
+        "flowloom.config": config,
         "flowloom.dataset": json.dumps(dataset),
         "flowloom.versions": json.dumps(versions()),
     }
@@ -90,7 +101,7 @@ def _metadata(config: RunConfig, dataset: dict[str, Any]) -> dict[str, str]:
 
 def _explained(error: Exception, run_dir: RunDir) -> Exception:
     """The error as one of ours where it is a known way to fail; any other one as it is."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return OutOfMemoryError(
             f"Out of memory ({error}). Lower training.train_minibatch (it does not change the result), set "
             "memory.checkpointed_blocks to all, or train a LoRA with lora.base_model_quant_level 8bit."

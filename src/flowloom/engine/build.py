@@ -137,7 +137,7 @@ def _fit_to_memory(config: RunConfig, state: TrainState) -> None:
 def _training_loader(config: RunConfig, dataset: DataSet, encoders: Encoders, ranks: Ranks) -> Loader:
     data = config.dataloader
     return Loader(
-        dataset.training,
+        dataset=dataset.training,
         rules=CaptionRules(
             uncond=data.uncond_percentage,
             shuffle_tags=data.shuffle_tags,
@@ -158,7 +158,7 @@ def _validation_loader(config: RunConfig, dataset: DataSet, encoders: Encoders) 
     if not config.validation.share:
         return None
     return Loader(
-        dataset.validation(config.validation.max_rows),
+        dataset=dataset.validation(config.validation.max_rows),
         rules=CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0),
         seed=config.training.master_seed,
         rank=0,

@@ -40,18 +40,18 @@ def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
         _write_weights(partial, state, metadata)
         _write_state(partial / "state", state)
         _sync_tree(partial)
-        if final.exists():
-            shutil.rmtree(final)
+        _discard(final)
         partial.rename(final)
         _sync(final.parent)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         if not is_disk_full(error):
             raise
         raise DiskFullError(
             f"{final}: the disk is full. Make room or lower checkpoint.keep_last, then "
             f"'flowloom resume {run_dir.path}'."
         ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
@@ -76,7 +76,9 @@ def _write_weights(folder: Path, state: TrainState, metadata: dict[str, str]) ->
 
 def _write_state(folder: Path, state: TrainState) -> None:
     (folder / POSITION).write_text(json.dumps({"turn": state.turn, **asdict(state.position)}, indent=1))
-    torch.save({"optimizer": state.optimizer_states(), "parked": state.parked}, folder / OPTIMIZER)
+    # Through a Python file: torch's own writer hides the system's reason, such as a full disk.
+    with (folder / OPTIMIZER).open("wb") as file:
+        torch.save({"optimizer": state.optimizer_states(), "parked": state.parked}, file)
     if state.ema:
         save_weights(folder / EMA, state.ema.shadow, {})
 
@@ -128,8 +130,13 @@ def retire(run_dir: RunDir, keep_last: int, keep_every: int | None) -> None:
         step = int(folder.name.removeprefix("step_"))
         if keep_every and step % keep_every == 0:
             continue
-        # Renamed first: a kill in the middle leaves no half folder under a checkpoint's name.
-        doomed = folder.with_name(f"{folder.name}.tmp")
+        _discard(folder)
+
+
+def _discard(folder: Path) -> None:
+    """Delete a checkpoint, renamed first: a kill in the middle leaves no half folder under its name."""
+    if folder.exists():
+        doomed = folder.with_name(f"{folder.name}.old.tmp")
         folder.rename(doomed)
         shutil.rmtree(doomed)
 

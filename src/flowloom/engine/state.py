@@ -168,5 +168,8 @@ class TrainState:
             self.load_optimizer_states(known)
 
 
-def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.cpu() if isinstance(value, Tensor) else value for key, value in state.items()}
+def _on_cpu(state: Any) -> Any:
+    """A copy of an optimizer's state, which may hold dictionaries of its own, on the CPU."""
+    if isinstance(state, dict):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    return state.cpu() if isinstance(state, Tensor) else state

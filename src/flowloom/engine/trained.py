@@ -6,10 +6,7 @@ import random
 from collections.abc import Sequence
 
 from flowloom.errors import ConfigError, Problem
-from flowloom.spec.run import RunConfig
-
-APPROXIMATOR = "distilled_guidance_layer"
-"""Never trained: training it is known to break Chroma."""
+from flowloom.spec.run import APPROXIMATOR, RunConfig
 
 
 def turn_at(config: RunConfig, step: int) -> int:

@@ -99,6 +99,14 @@ class Saved(Header):
     dir: str
 
 
+class Uploaded(Header):
+    """A checkpoint is on the hub, at `url`."""
+
+    kind: Literal["uploaded"]
+    step: int
+    url: str
+
+
 class Skipped(Header):
     """A row could not be used."""
 
@@ -139,7 +147,7 @@ class Stopped(Header):
 
 
 AnyEvent = (
-    Started | Phase | Step | Validated | Sampled | Saved | Skipped | Warned | Failed | Finished | Stopped
+    Started | Phase | Step | Validated | Sampled | Saved | Uploaded | Skipped | Warned | Failed | Finished | Stopped
 )
 _KINDS: dict[str, type] = {
     "started": Started,
@@ -148,6 +156,7 @@ _KINDS: dict[str, type] = {
     "validated": Validated,
     "sampled": Sampled,
     "saved": Saved,
+    "uploaded": Uploaded,
     "skipped": Skipped,
     "warning": Warned,
     "failed": Failed,

