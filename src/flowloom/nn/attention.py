@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -9,11 +11,41 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of (B, H, S, d) heads, positions rotated in; (B, S, H d)."""
+    """Softmax attention of (B, H, S, d) heads after their rotation; (B, S, H d).
+
+    Args:
+        rotation: (S, d/2, 2), from `rotation_table`.
+        mask: (B, 1, 1, S) bool, False for keys that nobody sees; None allows the fastest kernels.
+    """
     q, k = rotate(q, rotation), rotate(k, rotation)
     return rearrange(scaled_dot_product_attention(q, k, v, attn_mask=mask), "B H S d -> B S (H d)")
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+    """Neighbouring channels of (B, H, S, d), taken as points of a plane, turned by their angles."""
+    pairs = rearrange(x.float(), "B H S (d pair) -> B H S d pair", pair=2)
+    if torch.compiler.is_compiling():
+        # The compiler fuses this, but not complex numbers, which are three times as fast without it.
+        (real, imaginary), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
+        turned = torch.stack((real * cos - imaginary * sin, imaginary * cos + real * sin), dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
+    return turned.flatten(-2).to(x.dtype)
+
+
+def rotation_table(positions: Tensor, axes_dim: Sequence[int], theta: float) -> Tensor:
+    """Cosine and sine (S, d/2, 2) of rotary positions (Su et al. 2021, arXiv:2104.09864), float32.
+
+    Args:
+        positions: (S, A), one coordinate an axis.
+        axes_dim: how many of the d channels turn with each axis; their angles are
+            position / theta^(2i / dim), computed in float64 where the device has it.
+        theta: 10,000 for Chroma.
+    """
+    precise = torch.float32 if positions.device.type == "mps" else torch.float64
+    angles = []
+    for position, dim in zip(positions.to(precise).unbind(-1), axes_dim, strict=True):
+        exponents = torch.arange(0, dim, 2, dtype=precise, device=positions.device) / dim
+        angles.append(position[:, None] * theta**-exponents)
+    angle = torch.cat(angles, dim=-1)
+    return torch.stack((angle.cos(), angle.sin()), dim=-1).float()

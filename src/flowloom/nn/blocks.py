@@ -42,8 +42,12 @@ class SelfAttention(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (B, H, S, d) of x (B, S, E)."""
-        q, k, v = rearrange(self.qkv(x), "B S (K H d) -> K B H S d", K=3, H=self.num_heads)
+        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
         return self.norm.query_norm(q), self.norm.key_norm(k), v
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    return rearrange(x, "B S (H d) -> B H S d", H=num_heads)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -61,20 +65,28 @@ class DoubleBlock(nn.Module):
             self.add_module(f"{stream}_mlp", _mlp(hidden_size, int(hidden_size * mlp_ratio)))
 
     def forward(
-        self, image: Tensor, text: Tensor, modulation: Tensor, rotation: Tensor, mask: Tensor | None
+        self,
+        image: Tensor,
+        text: Tensor,
+        image_modulation: Tensor,
+        text_modulation: Tensor,
+        rotation: Tensor,
+        mask: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
             image: (B, L, E).
             text: (B, T, E).
-            modulation: (B, 12, E), six vectors for the image, then six for the text.
+            image_modulation: (B, 6, E): shift, scale and gate of the attention, then of the MLP.
+            text_modulation: (B, 6, E).
+            rotation, mask: as in `attention`; the text comes first.
         """
-        img, txt = modulation[:, :6].split(1, dim=1), modulation[:, 6:].split(1, dim=1)
+        img, txt = image_modulation.split(1, dim=1), text_modulation.split(1, dim=1)
         image_qkv = self.img_attn.heads(modulate(image, img[0], img[1]))
         text_qkv = self.txt_attn.heads(modulate(text, txt[0], txt[1]))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
         mixed = attention(q, k, v, rotation, mask)
-        text_mixed, image_mixed = mixed[:, : text.shape[1]], mixed[:, text.shape[1] :]
+        text_mixed, image_mixed = mixed.split((text.shape[1], image.shape[1]), dim=1)
         image = torch.addcmul(image, img[2], self.img_attn.proj(image_mixed))
         image = torch.addcmul(image, img[5], self.img_mlp(modulate(image, img[3], img[4])))
         text = torch.addcmul(text, txt[2], self.txt_attn.proj(text_mixed))
@@ -88,20 +100,22 @@ class SingleBlock(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float):
         super().__init__()
         self.num_heads = num_heads
-        self.split = (3 * hidden_size, int(hidden_size * mlp_ratio))
-        self.linear1 = nn.Linear(hidden_size, sum(self.split))
-        self.linear2 = nn.Linear(hidden_size + self.split[1], hidden_size)
+        inner_size = int(hidden_size * mlp_ratio)
+        self.parts = (hidden_size, hidden_size, hidden_size, inner_size)
+        self.linear1 = nn.Linear(hidden_size, sum(self.parts))
+        self.linear2 = nn.Linear(hidden_size + inner_size, hidden_size)
         self.norm = QKNorm(hidden_size // num_heads)
 
     def forward(self, x: Tensor, modulation: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
         """
         Args:
-            x: (B, T + L, E).
-            modulation: (B, 3, E).
+            x: (B, T + L, E), text first.
+            modulation: (B, 3, E): shift, scale, gate.
+            rotation, mask: as in `attention`.
         """
         shift, scale, gate = modulation.split(1, dim=1)
-        qkv, hidden = self.linear1(modulate(x, shift, scale)).split(self.split, dim=-1)
-        q, k, v = rearrange(qkv, "B S (K H d) -> K B H S d", K=3, H=self.num_heads)
+        *qkv, hidden = self.linear1(modulate(x, shift, scale)).split(self.parts, dim=-1)
+        q, k, v = (split_heads(part, self.num_heads) for part in qkv)
         mixed = attention(self.norm.query_norm(q), self.norm.key_norm(k), v, rotation, mask)
         hidden = functional.gelu(hidden, approximate="tanh")
         return torch.addcmul(x, gate, self.linear2(torch.cat((mixed, hidden), dim=-1)))

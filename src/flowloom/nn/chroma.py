@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from flowloom.nn.attention import rotation_table
 from flowloom.nn.blocks import DoubleBlock, LastLayer, RMSNorm, SingleBlock
 
 
@@ -40,6 +43,8 @@ class ChromaParams:
 
 CHROMA1 = ChromaParams(64, 4096, 3072, 4.0, 24, 19, 38, (16, 56, 56), 10_000, True, 64, 5, 5120)
 """The released 8.9B network."""
+
+_KEPT_ROTATIONS = 256
 
 
 class Approximator(nn.Module):
@@ -96,6 +101,7 @@ class Chroma(nn.Module):
             SingleBlock(size, params.num_heads, params.mlp_ratio) for _ in range(params.depth_single_blocks)
         )
         self.final_layer = LastLayer(size, params.in_channels)
+        self._rotations: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
         """Every block with its name, in order of execution."""
@@ -124,24 +130,22 @@ class Chroma(nn.Module):
             text_mask: (B, T) bool, False where nobody may look; None where everything is seen.
             guidance: (B,); None is 0, as Chroma is trained.
         """
-        vectors = self.modulations(noise_level, guidance).to(latents.dtype)
-        rotation = self._rotation(text.shape[1], image_ids)
+        image, text = self.img_in(latents), self.txt_in(text)
+        num_text = text.shape[1]
+        vectors = self.modulations(noise_level, guidance).to(image.dtype)
+        of_singles, of_images, of_texts, of_last = self._split(vectors)
+        rotation = self._rotation(num_text, image_ids)
         mask = None
         if text_mask is not None:
-            seen = text_mask.new_ones(len(text), latents.shape[1])
+            seen = text_mask.new_ones(len(text_mask), latents.shape[1])
             mask = torch.cat((text_mask, seen), dim=1)[:, None, None, :]
-        image, text = self.img_in(latents), self.txt_in(text)
-        singles, doubles = self.params.depth_single_blocks, self.params.depth
-        at_image, at_text = 3 * singles, 3 * singles + 6 * doubles
         run = _Recompute(self.checkpointed_blocks)
-        for i, block in enumerate(self.double_blocks):
-            a, b = at_image + 6 * i, at_text + 6 * i
-            modulation = torch.cat((vectors[:, a : a + 6], vectors[:, b : b + 6]), dim=1)
-            image, text = run(block, image, text, modulation, rotation, mask)
+        for block, of_image, of_text in zip(self.double_blocks, of_images, of_texts, strict=True):
+            image, text = run(block, image, text, of_image, of_text, rotation, mask)
         x = torch.cat((text, image), dim=1)
-        for i, block in enumerate(self.single_blocks):
-            x = run(block, x, vectors[:, 3 * i : 3 * i + 3], rotation, mask)
-        return self.final_layer(x[:, text.shape[1] :], vectors[:, -2:])
+        for block, modulation in zip(self.single_blocks, of_singles, strict=True):
+            x = run(block, x, modulation, rotation, mask)
+        return self.final_layer(x[:, num_text:], of_last)
 
     @torch.no_grad()
     def modulations(self, noise_level: Tensor, guidance: Tensor | None = None) -> Tensor:
@@ -151,46 +155,67 @@ class Chroma(nn.Module):
         """
         if guidance is None:
             guidance = torch.zeros_like(noise_level)
-        count = self.params.num_modulations
-        part = self.params.approximator_in_dim // 4
-        index = torch.arange(count, device=noise_level.device)
-        of_sample = torch.cat((_sinusoids(noise_level, part), _sinusoids(guidance, part)), dim=-1)
-        inputs = torch.cat(
-            (
-                of_sample[:, None].expand(-1, count, -1),
-                _sinusoids(index, 2 * part).expand(len(noise_level), -1, -1),
-            ),
-            dim=-1,
-        )
-        weight = self.distilled_guidance_layer.in_proj.weight
-        return self.distilled_guidance_layer(inputs.to(weight.dtype))
+        inputs = approximator_inputs(self.params, noise_level, guidance)
+        return self.distilled_guidance_layer(inputs.to(self.distilled_guidance_layer.in_proj.weight.dtype))
+
+    def _split(
+        self, vectors: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
+        singles, doubles = self.params.depth_single_blocks, self.params.depth
+        parts = vectors.split([3] * singles + [6] * 2 * doubles + [2], dim=1)
+        return parts[:singles], parts[singles : singles + doubles], parts[singles + doubles : -1], parts[-1]
 
     def _rotation(self, num_text: int, image_ids: Tensor) -> Tensor:
-        """Complex rotations (S, d/2) of the joint sequence; every text token is at the origin."""
-        ids = torch.cat((image_ids.new_zeros(num_text, image_ids.shape[1]), image_ids)).double()
-        angles = []
-        for axis, dim in enumerate(self.params.axes_dim):
-            steps = torch.arange(0, dim, 2, dtype=torch.float64, device=ids.device) / dim
-            angles.append(ids[:, axis, None] * self.params.theta**-steps)
-        angle = torch.cat(angles, dim=-1)
-        return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+        """The rotation table of the joint sequence; every text token is at the origin.
+
+        Kept for each positions tensor that was seen, which must not be written to.
+        """
+        key = id(image_ids), num_text
+        if key not in self._rotations:
+            if len(self._rotations) >= _KEPT_ROTATIONS:
+                self._rotations.clear()
+            positions = torch.cat((image_ids.new_zeros(num_text, image_ids.shape[1]), image_ids))
+            # A table made while drawing pictures serves training too, unless it is an inference tensor.
+            with torch.inference_mode(False):
+                table = rotation_table(positions, self.params.axes_dim, self.params.theta)
+            self._rotations[key] = image_ids, table
+        return self._rotations[key][1]
+
+
+def approximator_inputs(params: ChromaParams, noise_level: Tensor, guidance: Tensor) -> Tensor:
+    """What the approximator reads (B, N, in): sinusoids of noise level, guidance and the vector's index."""
+    part = params.approximator_in_dim // 4
+    of_sample = torch.cat((_sinusoids(noise_level, part), _sinusoids(guidance, part)), dim=-1)
+    index = torch.arange(params.num_modulations, device=noise_level.device)
+    of_index = _sinusoids(index, 2 * part)
+    return torch.cat(
+        (
+            repeat(of_sample, "B D -> B N D", N=len(index)),
+            repeat(of_index, "N D -> B N D", B=len(of_sample)),
+        ),
+        dim=-1,
+    )
 
 
 class _Recompute:
-    """Runs blocks, the first `budget` of those that need gradients without keeping their activations."""
+    """Runs blocks, the first `budget` of those that need gradients without keeping their activations.
+
+    Blocks below the lowest trained parameter keep none in any case.
+    """
 
     def __init__(self, budget: int):
         self.budget = budget
 
-    def __call__(self, block: nn.Module, *inputs: Tensor | None):
-        needs_gradients = torch.is_grad_enabled() and (
-            any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-            or any(weight.requires_grad for weight in block.parameters())
-        )
-        if needs_gradients and self.budget > 0:
+    def __call__(self, block: nn.Module, *inputs: Tensor | None) -> Any:
+        if self.budget > 0 and torch.is_grad_enabled() and _needs_gradients(block, inputs):
             self.budget -= 1
-            return checkpoint(block, *inputs, use_reentrant=False)
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
         return block(*inputs)
+
+
+def _needs_gradients(block: nn.Module, inputs: Iterable[Tensor | None]) -> bool:
+    tensors = (*block.parameters(), *(x for x in inputs if x is not None))
+    return any(tensor.requires_grad for tensor in tensors)
 
 
 def _sinusoids(values: Tensor, dim: int) -> Tensor:

@@ -77,16 +77,17 @@ def plan_groups(lengths: Sequence[int], image_tokens: int, overhead_tokens: int)
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     # Samples of equal length stay together, so a group ends where the length changes.
-    cuts = [i for i in range(1, len(order)) if lengths[order[i]] != lengths[order[i - 1]]]
+    total = len(order)
+    cuts = [i for i in range(1, total + 1) if i == total or lengths[order[i]] != lengths[order[i - 1]]]
     # For each cut the least cost of the samples before it, and where their last group starts.
     plans = {0: (0, 0)}
-    for stop in (*cuts, len(order)):
+    for stop in cuts:
         longest = image_tokens + lengths[order[stop - 1]]
         plans[stop] = min(
             (cost + (stop - start) * longest + overhead_tokens, start) for start, (cost, _) in plans.items()
         )
     groups = []
-    stop = len(order)
+    stop = total
     while stop:
         start = plans[stop][1]
         groups.append(order[start:stop])

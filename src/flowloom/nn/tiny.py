@@ -1,85 +1,91 @@
-"""A small Chroma made from nothing: the demo trains it, and tests use its size."""
+"""Small Chroma networks made from nothing: for the demo and the tests."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowloom.nn.chroma import Chroma, ChromaParams
+from flowloom.nn.chroma import Approximator, Chroma, ChromaParams, approximator_inputs
 
-TINY = ChromaParams(
-    in_channels=64,
-    context_in_dim=128,
-    hidden_size=128,
-    mlp_ratio=4.0,
-    num_heads=4,
-    depth=2,
-    depth_single_blocks=3,
-    axes_dim=(4, 14, 14),
-    theta=10_000,
-    qkv_bias=True,
-    approximator_in_dim=64,
-    approximator_depth=2,
-    approximator_hidden_size=128,
-)
-"""Small enough for a test, deep enough to have every part."""
+TINY = ChromaParams(64, 128, 256, 4.0, 8, 2, 4, (4, 14, 14), 10_000, True, 64, 2, 256)
+"""Chroma's architecture at 7 million parameters."""
 
-VARIATION = 0.25
-"""Standard deviation of shifts and scales around 0, and of gates around 1."""
-FASTEST = 10.5
-"""Radians over the whole range of noise levels; quicker sinusoids would make the modulations jump."""
+SHIFT_DEVIATION = 0.5
+"""How far shifts move between image and noise; in a normalised stream of deviation 1."""
+_NUM_CURVES = 3
+_NUM_LEVELS = 65
 
 
 def random_chroma_weights(params: ChromaParams, seed: int) -> dict[str, Tensor]:
-    """Weights to start training a small network from, by the checkpoint's names.
+    """A network ready to be trained: every parameter by its checkpoint name, float32.
 
-    The approximator is never trained, so it must be useful as it is made (`_tame_approximator`). The last
-    layer is zero, so that training starts at the velocity 0.
+    The approximator never learns, so it is made to work from the start (`make_approximator`). The last layer
+    is zero: an untrained network predicts nothing rather than anything.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Chroma(params)
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if name.endswith(".bias"):
-                    weight.zero_()
-                elif not name.endswith(".scale"):
-                    weight.normal_(std=weight.shape[1] ** -0.5)
-                if name.endswith(("attn.proj.weight", "mlp.2.weight", "linear2.weight")):
-                    weight.mul_(0.3)
-            model.final_layer.linear.weight.zero_()
-            _tame_approximator(model)
-    return model.state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in Chroma(params).state_dict().items()}
+    weights = {name: _initial(name, shape, generator) for name, shape in shapes.items()}
+    approximator = make_approximator(params, seed)
+    return weights | {f"distilled_guidance_layer.{name}": tensor for name, tensor in approximator.items()}
 
 
-def _tame_approximator(model: Chroma) -> None:
-    """Make a random approximator say: gates around 1, shifts and scales around 0, all smooth in noise level.
+def _initial(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Scales 1, biases and last layer 0, matrices that keep the variance (Glorot & Bengio 2010)."""
+    if name.endswith("scale"):
+        return torch.ones(shape)
+    if len(shape) == 1 or name.startswith("final_layer"):
+        return torch.zeros(shape)
+    rows, columns = (shape[0] // 3, shape[1]) if ".qkv." in name else shape
+    return torch.randn(shape, generator=generator) * (2 / (rows + columns)) ** 0.5
 
-    Only slow sinusoids of the noise level are let in. What the random layers make of them and of the index
-    is then read out by the last layer in closed form: a ridge regression onto "is this vector a gate", every
-    third one being one, plus a random projection that varies with index and noise level.
+
+@torch.no_grad()
+def make_approximator(params: ChromaParams, seed: int) -> dict[str, Tensor]:
+    """Weights, by name within it, of an approximator that needs no training.
+
+    Gates are 1 and scales 0 at every noise level; shifts follow smooth curves of the level, so that each
+    block knows it. (Curves in gates and scales as well make training slower.) The layers are random, over the
+    index and the slow sinusoids of the level; on what they make of these, the last layer is a least-squares
+    fit. Guidance has no effect.
     """
-    approximator = model.distilled_guidance_layer
-    quarter = model.params.approximator_in_dim // 4
-    half = quarter // 2
-    frequencies = 1000 * 10_000.0 ** (-torch.arange(half) / half)
-    slow = (frequencies <= FASTEST).float().repeat(2)
-    approximator.in_proj.weight[:, :quarter] *= 2 * slow
-    approximator.in_proj.weight[:, quarter : 2 * quarter] = 0
+    generator = torch.Generator().manual_seed(seed)
+    sizes = params.approximator_in_dim, params.hidden_size, params.approximator_hidden_size
+    model = Approximator(*sizes, params.approximator_depth)
+    for name, weight in model.named_parameters():
+        if not name.endswith("scale"):
+            gain = weight.shape[1] ** -0.5 if weight.ndim == 2 else 0.3
+            weight.copy_(gain * torch.randn(weight.shape, generator=generator))
+    part = params.approximator_in_dim // 4
+    # The upper half of the frequencies turns 10 times and more: noise to a network that has not learnt them.
+    slow = torch.arange(part) % (part // 2) >= part // 4
+    model.in_proj.weight *= torch.cat((slow, torch.zeros(part), torch.ones(2 * part)))
 
-    seen: list[Tensor] = []
-    hook = approximator.out_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model.modulations(torch.linspace(0, 1, 64))
-    hook.remove()
-    features = seen[0].double()
-    is_gate = (torch.arange(features.shape[1]) % 3 == 2).double().expand(len(features), -1)
-    mean = features.mean((0, 1))
-    centred = (features - mean).flatten(0, 1)
-    ridge = 1e-2 * len(centred) * torch.eye(centred.shape[1], dtype=torch.float64)
-    target = is_gate.flatten() - is_gate.mean()
-    gate = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ target)
-    spread = torch.randn(model.params.hidden_size, centred.shape[1], dtype=torch.float64)
-    spread *= VARIATION / (centred @ spread.T).std()
-    weight = spread + gate
-    approximator.out_proj.weight.copy_(weight)
-    approximator.out_proj.bias.copy_(is_gate.mean() - weight @ mean)
+    level = torch.linspace(0, 1, _NUM_LEVELS)
+    last, model.out_proj = model.out_proj, nn.Identity()
+    features = model(approximator_inputs(params, level, torch.zeros_like(level))).flatten(0, 1).double()
+    features = nn.functional.pad(features, (0, 1), value=1.0)
+    wanted = _modulation_curves(params.num_modulations, level).flatten(0, 1)
+    ridge = 1e-5 * len(features) * torch.eye(features.shape[1], dtype=torch.float64)
+    fit = torch.linalg.solve(features.T @ features + ridge, features.T @ wanted).float()
+
+    directions = torch.randn(_NUM_CURVES, params.hidden_size, generator=generator)
+    directions *= SHIFT_DEVIATION / (_NUM_CURVES / 2) ** 0.5
+    table = fit @ torch.cat((torch.ones(1, params.hidden_size), directions))
+    last.weight.copy_(table[:-1].T)
+    last.bias.copy_(table[-1])
+    model.out_proj = last
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _modulation_curves(num_modulations: int, level: Tensor) -> Tensor:
+    """What each vector is made of at each level, (T, N, 1 + curves): gates of 1, shifts of cosines.
+
+    Everywhere in Chroma the order of the vectors is shift, scale, gate.
+    """
+    role = torch.arange(num_modulations) % 3
+    cosines = torch.cos(math.pi * torch.arange(1, _NUM_CURVES + 1) * level[:, None].double())
+    gates = (role == 2).double().expand(len(level), -1)[..., None]
+    return torch.cat((gates, (role == 0)[:, None] * cosines[:, None]), dim=-1)
