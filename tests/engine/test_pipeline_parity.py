@@ -169,7 +169,8 @@ def test_a_whole_picture_is_the_pipelines(
 ):
     expected = drawn_by(pipeline, noise, cfg, negative)
     assert expected.std() > 0.01
-    assert difference(ours.draw(noise, cfg, negative), expected) < 1e-5
+    # Each pass agrees to 1e-6; the guided sum of two weighs that by 7, and there are six steps.
+    assert difference(ours.draw(noise, cfg, negative), expected) < 4e-5
 
 
 def test_the_mask_and_both_prompts_matter_to_the_picture(
