@@ -26,7 +26,7 @@ def schedule(steps: int, num_image_tokens: int) -> list[float]:
     """
     shift = math.exp(0.5 + (num_image_tokens - 256) / (4096 - 256) * (1.15 - 0.5))
     even = (1 - i / steps for i in range(steps + 1))
-    return [shift * t / (shift * t + 1 - t) for t in even]
+    return [shift * t / (shift * t + (1 - t)) for t in even]
 
 
 def euler(model: Model, x: Tensor, levels: Sequence[float], callback: Callback | None = None) -> Tensor:

@@ -59,7 +59,7 @@ def make_approximator(params: ChromaParams, seed: int) -> dict[str, Tensor]:
             gain = weight.shape[1] ** -0.5 if weight.ndim == 2 else 0.3
             weight.copy_(gain * torch.randn(weight.shape, generator=generator))
     part = params.approximator_in_dim // 4
-    # The upper half of the frequencies turns 10 times and more: noise to a network that has not learnt them.
+    # The faster half turns five times and more between image and noise: as good as random, unlearnt.
     slow = torch.arange(part) % (part // 2) >= part // 4
     model.in_proj.weight *= torch.cat((slow, torch.zeros(part), torch.ones(2 * part)))
 
