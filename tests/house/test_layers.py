@@ -43,7 +43,6 @@ DOORS = {
     "orjson": "data/",
     "peft": "parts/adapters/",
     "safetensors": "parts/families/",
-    "scipy": "flow/coupling.py",
     "tensorboard": "parts/loggers/",
     "torchao": "parts/",
     "transformers": "parts/families/",
