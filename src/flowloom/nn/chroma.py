@@ -44,8 +44,6 @@ class ChromaParams:
 CHROMA1 = ChromaParams(64, 4096, 3072, 4.0, 24, 19, 38, (16, 56, 56), 10_000, True, 64, 5, 5120)
 """The released 8.9B network."""
 
-_KEPT_ROTATIONS = 256
-
 
 class Approximator(nn.Module):
     """One residual MLP that maps (noise level, guidance, index) to each modulation vector."""
@@ -101,7 +99,6 @@ class Chroma(nn.Module):
             SingleBlock(size, params.num_heads, params.mlp_ratio) for _ in range(params.depth_single_blocks)
         )
         self.final_layer = LastLayer(size, params.in_channels)
-        self._rotations: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
         """Every block with its name, in order of execution."""
@@ -134,7 +131,9 @@ class Chroma(nn.Module):
         num_text = text.shape[1]
         vectors = self.modulations(noise_level, guidance).to(image.dtype)
         of_singles, of_images, of_texts, of_last = self._split(vectors)
-        rotation = self._rotation(num_text, image_ids)
+        # Every text token is at the origin.
+        positions = functional.pad(image_ids, (0, 0, num_text, 0))
+        rotation = rotation_table(positions, self.params.axes_dim, self.params.theta)
         mask = None
         if text_mask is not None:
             seen = text_mask.new_ones(len(text_mask), latents.shape[1])
@@ -164,22 +163,6 @@ class Chroma(nn.Module):
         singles, doubles = self.params.depth_single_blocks, self.params.depth
         parts = vectors.split([3] * singles + [6] * 2 * doubles + [2], dim=1)
         return parts[:singles], parts[singles : singles + doubles], parts[singles + doubles : -1], parts[-1]
-
-    def _rotation(self, num_text: int, image_ids: Tensor) -> Tensor:
-        """The rotation table of the joint sequence; every text token is at the origin.
-
-        Kept for each positions tensor that was seen, which must not be written to.
-        """
-        key = id(image_ids), num_text
-        if key not in self._rotations:
-            if len(self._rotations) >= _KEPT_ROTATIONS:
-                self._rotations.clear()
-            positions = torch.cat((image_ids.new_zeros(num_text, image_ids.shape[1]), image_ids))
-            # A table made while drawing pictures serves training too, unless it is an inference tensor.
-            with torch.inference_mode(False):
-                table = rotation_table(positions, self.params.axes_dim, self.params.theta)
-            self._rotations[key] = image_ids, table
-        return self._rotations[key][1]
 
 
 def approximator_inputs(params: ChromaParams, noise_level: Tensor, guidance: Tensor) -> Tensor:
