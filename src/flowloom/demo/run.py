@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+from flowloom.demo.captions import COLOURS, SHAPES
 from flowloom.demo.grid import draw_grid
 from flowloom.demo.judge import judge
 from flowloom.demo.network import write_base
+from flowloom.demo.pictures import CREDIT
 from flowloom.demo.pictures import build as build_pictures
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.preview import Drawing
@@ -22,14 +25,13 @@ from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
 
 ASSETS = Path(__file__).parent / "assets"
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white")
-SHAPES = ("heart", "circle", "square")
 SEEDS = (1, 2, 3)
 SIZE = 64
 DRAWING = Drawing(SIZE, SIZE, steps=24, cfg=4.0)
 FREE_PROMPTS = (
-    "grinning face", "cat face", "dog face", "sunflower", "red apple", "rainbow", "rocket", "house building",
-    "fish", "pizza", "evergreen tree", "octopus", "bicycle", "birthday cake", "full moon", "hot beverage",
+    "grinning face", "cat face", "sunflower", "red apple", "rainbow", "rocket", "fish", "slice of pizza",
+    "octopus", "evergreen tree", "house building", "birthday cake", "lady beetle", "hot beverage", "snowman",
+    "mushroom", "green book", "frog face",
 )  # fmt: skip
 Say = Callable[[str], None]
 
@@ -78,6 +80,7 @@ def demo_config(data_dir: Path, base: Path, minutes: float) -> RunConfig:
             "ema": {"decay": 0.998},
             "cache": {"latents": "memory", "text": "memory"},
             "limits": {"max_minutes": minutes},
+            "parallel": {"dtype": "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"},
             "preview": {"batch_caption": False},
         }
     )
@@ -100,8 +103,8 @@ def demo(runs_dir: Path, minutes: float, on_event: Callable[[dict[str, Any]], No
     """Train the small Chroma for `minutes`, measure it beside the untrained one; the grid's path."""
     started = time.monotonic()
     folder = runs_dir / "demo-data"
-    data = build_pictures(folder)
-    say(f"{data.num_pictures} OpenMoji pictures (CC BY-SA 4.0, openmoji.org) in {folder}")
+    data = build_pictures(folder, SIZE)
+    say(f"{data.num_pictures} pictures in {folder}: {CREDIT}")
     base = folder / "chroma.safetensors"
     if not base.exists():
         say("making a small Chroma with random weights ...")
@@ -117,7 +120,8 @@ def demo(runs_dir: Path, minutes: float, on_event: Callable[[dict[str, Any]], No
     grid = run_dir.path / "grid.png"
     painter = load_painter(SampleRequest(run_dir.path, (), run_dir.path, DRAWING))
     free = painter.draw(FREE_PROMPTS, range(len(FREE_PROMPTS)), DRAWING)
-    draw_grid(pictures, list(zip(FREE_PROMPTS, free, strict=True))).save(grid)
+    headline = f"{minutes:g} minutes of training on a CPU, from nothing"
+    draw_grid(pictures, list(zip(FREE_PROMPTS, free, strict=True)), headline).save(grid)
     say(f"trained:   {trained}\nuntrained: {untrained}")
     say(f"the pictures: {grid}   ({(time.monotonic() - started) / 60:.1f} minutes in all)")
     return grid

@@ -79,7 +79,7 @@ class Reporter:
             loss, grad_norm = metrics.loss.item(), metrics.grad_norm.item()
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 raise DivergedError(
-                    f"step {fields['step']}: the loss is {loss}, the gradient norm {grad_norm}. The last "
+                    f"step {fields['step']}: loss {loss}, gradient norm {grad_norm}. The last "
                     "checkpoint is whole: resume it with a lower training.lr, optimizer.max_grad_norm 1.0, or "
                     "without the rows that the last steps trained."
                 )

@@ -175,7 +175,7 @@ class Trainer:
             shares.append(done / limits.max_epochs)
         if limits.max_minutes:
             shares.append(position.seconds / (limits.max_minutes * 60))
-        share = max(shares, default=0.0)
+        share = min(max(shares, default=0.0), 1.0)
         return position.seconds * (1 - share) / share if share else None
 
 

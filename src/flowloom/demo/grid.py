@@ -1,0 +1,56 @@
+"""The demo's contact sheet: the measured prompts as a table, others beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from flowloom.demo.captions import COLOURS, SHAPES
+
+SCALE = 1.25
+GAP, MARGIN = 10, 36
+LABEL_HEIGHT = 20
+INK, PALE, GROUND = "#222222", "#8a8a8a", "#ffffff"
+Asked = tuple[str, str, int]
+
+
+def draw_grid(
+    measured: Mapping[Asked, Image.Image], others: Sequence[tuple[str, Image.Image]], headline: str
+) -> Image.Image:
+    """A sheet with colours as columns and shapes as rows, one row of `others` after another below.
+
+    Args:
+        measured: pictures by (colour, shape, seed); the first seed's are shown.
+        others: prompts with their pictures.
+        headline: one line of text above all.
+    """
+    first = min(seed for _, _, seed in measured)
+    side = round(next(iter(measured.values())).width * SCALE)
+    step, columns = side + GAP, len(COLOURS)
+    other_rows = -(-len(others) // columns)
+    width = 2 * MARGIN + columns * step - GAP + 50
+    top = MARGIN + 2 * LABEL_HEIGHT + 8
+    below = top + len(SHAPES) * step + 16
+    sheet = Image.new("RGB", (width, below + other_rows * (step + LABEL_HEIGHT) + MARGIN // 2), GROUND)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((MARGIN, MARGIN // 2), headline, INK, ImageFont.load_default(15))
+    label = ImageFont.load_default(12)
+    left = MARGIN + 50
+    for column, colour in enumerate(COLOURS):
+        x = left + column * step
+        pen.text((x + side / 2, top - 6), colour, PALE, label, anchor="ms")
+        for row, shape in enumerate(SHAPES):
+            y = top + row * step
+            sheet.paste(_scaled(measured[colour, shape, first], side), (x, y))
+            if column == 0:
+                pen.text((left - 12, y + side / 2), shape, PALE, label, anchor="rm")
+    for i, (prompt, picture) in enumerate(others):
+        x, y = left + i % columns * step, below + i // columns * (step + LABEL_HEIGHT)
+        sheet.paste(_scaled(picture, side), (x, y))
+        pen.text((x + side / 2, y + side + 12), prompt[:14], PALE, label, anchor="ms")
+    return sheet
+
+
+def _scaled(picture: Image.Image, side: int) -> Image.Image:
+    return picture.resize((side, side), Image.Resampling.LANCZOS)

@@ -1,0 +1,31 @@
+"""The demo's Chroma before it is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowloom.nn.chroma import ChromaParams
+from flowloom.nn.tiny import random_chroma_weights
+from flowloom.parts.families.weights import save_weights
+
+PARAMS = ChromaParams(
+    in_channels=64,
+    context_in_dim=128,
+    hidden_size=256,
+    mlp_ratio=4.0,
+    num_heads=8,
+    depth=2,
+    depth_single_blocks=4,
+    axes_dim=(4, 14, 14),
+    theta=10_000,
+    qkv_bias=True,
+    approximator_in_dim=64,
+    approximator_depth=2,
+    approximator_hidden_size=128,
+)
+"""The released architecture at a thousandth of its size."""
+
+
+def write_base(path: Path) -> None:
+    """Write random weights that training can start from, always the same, to `path`."""
+    save_weights(path, random_chroma_weights(PARAMS, seed=0), {"format": "pt"})
