@@ -55,6 +55,7 @@ def random_batch(seed: int = 0) -> LatentBatch:
         noise=normal(BATCH, IMAGE_TOKENS, SMALL.in_channels),
         noise_level=flow_quantile(torch.rand(BATCH, generator=generator)),
         texts=list(normal(BATCH, REAL_TOKENS, SMALL.context_in_dim)),
+        text_lengths=[REAL_TOKENS] * BATCH,
         is_captioned=torch.ones(BATCH, dtype=torch.bool),
         loss_weight=torch.ones(BATCH),
         image_ids=image_ids(32, 32),

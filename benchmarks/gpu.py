@@ -164,6 +164,7 @@ def random_batch(work: Work, params: ChromaParams, device: torch.device) -> Late
         noise=torch.randn(shape, generator=cpu).to(device),
         noise_level=flow_quantile(torch.rand(work.batch_size, generator=cpu)).to(device),
         texts=list(text.to(device)),
+        text_lengths=[work.text_tokens] * work.batch_size,
         is_captioned=torch.ones(work.batch_size, dtype=torch.bool, device=device),
         loss_weight=torch.ones(work.batch_size, device=device),
         image_ids=image_ids(side, side).to(device),

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from flowloom.parts.families.weights import open_weights
 from PIL import Image
 
 from flowloom.engine.__main__ import run_engine
 from flowloom.errors import DataError, DivergedError, FlowloomError, OutOfMemoryError
+from flowloom.parts.families.weights import open_weights
 from flowloom.spec.events import read_events
 from flowloom.spec.rundir import RunDir
 

@@ -177,3 +177,21 @@ def test_a_step_never_waits_for_the_device(make_config: Callable[..., RunConfig]
     with Watch():
         train_step(state, batch)
     assert read == []
+
+
+def test_flows_mask_shows_every_sample_as_much_text_as_the_longest_has(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    """Beyond a caption stand T5's own states of padding; the longest one's sample is the same either way."""
+    batches = {}
+    for mode in ("per_sample", "flow_union"):
+        config = make_config(objective={"mask_mode": mode}, dataloader={"batch_size": 8})
+        state, batch = state_and_batch(config)
+        with torch.no_grad():
+            batches[mode] = sample_losses(state.model, batch, state.objective), batch
+    (own, batch), (union, _) = batches["per_sample"], batches["flow_union"]
+    lengths = torch.tensor(batch.text_lengths)
+    longest = lengths == lengths.max()
+    assert 0 < longest.sum() < len(batch)
+    torch.testing.assert_close(union[longest], own[longest], rtol=1e-4, atol=1e-5)
+    assert ((union - own).abs()[~longest] > 1e-5).all()

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from flowloom.nn.chroma import CHROMA1
 from torch import nn
 
 from flowloom.engine.build import build
@@ -20,6 +19,7 @@ from flowloom.engine.prepare import prepare
 from flowloom.engine.step import train_step
 from flowloom.engine.trained import rotated_blocks, trained_names, turn_at
 from flowloom.errors import ConfigError
+from flowloom.nn.chroma import CHROMA1
 from flowloom.spec.run import RunConfig
 
 ROTATION = {"change_layer_every": 3, "trained_single_blocks": 2, "trained_double_blocks": 1}
@@ -70,7 +70,7 @@ def test_without_trained_inputs_the_backward_pass_stops_at_the_lowest_trained_bl
     parts = build(config, Ranks())
     graphs: dict[str, bool] = {}
 
-    def note(name: str) -> None:
+    def note(name: str, block: torch.nn.Module) -> None:
         def keeps_a_graph(_module: object, _inputs: object, output: object) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
             graphs[name] = any(tensor.requires_grad for tensor in outputs)
@@ -78,7 +78,7 @@ def test_without_trained_inputs_the_backward_pass_stops_at_the_lowest_trained_bl
         block.register_forward_hook(keeps_a_graph)
 
     for name, block in parts.state.model.blocks():
-        note(name)
+        note(name, block)
     batch = prepare(parts.state, next(iter(parts.loader.batches(0))), parts.encoders)
     train_step(parts.state, batch)
     trained = {name.rsplit(".", 1)[0] for name in parts.state.trained if "blocks" in name}

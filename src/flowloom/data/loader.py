@@ -86,13 +86,14 @@ class DataSet:
         """
         data, limits = config.dataloader, config.limits
         metadata = read_metadata(Path(data.jsonl_metadata_path))
+        red, green, blue = bytes.fromhex(limits.background[1:])
         sizes, row_buckets = _place(metadata, config)
         dataset = cls(
             metadata=metadata,
             sizes=sizes,
             row_buckets=row_buckets,
             folder=Path(data.image_folder_path),
-            background=tuple(bytes.fromhex(limits.background[1:])),
+            background=(red, green, blue),
             max_megapixels=limits.max_megapixels,
             skipped_limit=limits.skipped_percentage,
             dummy_image=data.dummy_image,

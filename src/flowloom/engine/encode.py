@@ -49,6 +49,8 @@ class Encoded(NamedTuple):
     """(B, L, D) float32 packed."""
     texts: list[Tensor]
     """B tensors (T_i, C)."""
+    text_lengths: list[int]
+    """What each caption itself needs of its tensor: all of it, but for FLOW's mask."""
 
 
 class Encoders:
@@ -67,6 +69,7 @@ class Encoders:
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.max_length = config.model.t5_max_length
         self.minibatch = 1 if device.type == "cpu" else config.training.cache_minibatch
+        self.union_mask = config.objective.mask_mode == "flow_union"
         self.keeps: CacheSection = config.cache
         self.cache = MemoryCache(config.cache.limit_mib * 2**20)
 
@@ -77,7 +80,15 @@ class Encoders:
     @torch.no_grad()
     def encode(self, batch: LoadedBatch) -> Encoded:
         """Latents and text states of every sample of `batch`."""
-        return Encoded(self._latents(batch), self.texts([sample.caption for sample in batch.samples]))
+        captions = [sample.caption for sample in batch.samples]
+        if self.union_mask:
+            # FLOW shows each sample what T5 made of padding: that depends on who else is in the batch.
+            texts = self.text_encoder.encode(captions, self.max_length, is_trimmed=False)
+            counts = self.text_encoder.count_tokens(captions)
+            lengths = [min(count + 1, self.max_length) for count in counts]
+            return Encoded(self._latents(batch), [states.cpu() for states in texts], lengths)
+        texts = self.texts(captions)
+        return Encoded(self._latents(batch), texts, [len(states) for states in texts])
 
     def _latents(self, batch: LoadedBatch) -> Tensor:
         keys = [("latents", sample.row, batch.size) for sample in batch.samples]

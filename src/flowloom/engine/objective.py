@@ -28,7 +28,9 @@ class LatentBatch:
     noise_level: Tensor
     """(B,) float32 in [0, 1]."""
     texts: list[Tensor]
-    """B tensors (T_i, C): each caption's own encoder states."""
+    """B tensors (T_i, C): each caption's own encoder states; for FLOW's mask all of one length."""
+    text_lengths: list[int]
+    """B numbers: the caption's own tokens and one more."""
     is_captioned: Tensor
     """(B,) bool: False where the caption was dropped."""
     loss_weight: Tensor
@@ -48,6 +50,7 @@ class LatentBatch:
             noise=self.noise[cut],
             noise_level=self.noise_level[cut],
             texts=self.texts[cut],
+            text_lengths=self.text_lengths[cut],
             is_captioned=self.is_captioned[cut],
             loss_weight=self.loss_weight[cut],
         )
@@ -100,9 +103,8 @@ def sample_losses(model: nn.Module, batch: LatentBatch, objective: Objective) ->
     x = interpolate(batch.latents, batch.noise, batch.noise_level)
 
     def velocity(texts: list[Tensor]) -> Tensor:
-        prediction = predict(
-            model, x, batch.noise_level, texts, batch.image_ids, union=objective.union_mask
-        ).float()
+        text = _union(texts, max(batch.text_lengths)) if objective.union_mask else texts
+        prediction = predict(model, x, batch.noise_level, text, batch.image_ids).float()
         if objective.predicts_x0:
             return velocity_from_x0(prediction, x, batch.noise_level, X0_TRAINING_EPS)
         return prediction
@@ -114,6 +116,11 @@ def sample_losses(model: nn.Module, batch: LatentBatch, objective: Objective) ->
     if objective.cfg_strength is not None:
         target = _guided_target(target, velocity, batch, objective)
     return _distance(velocity(batch.texts), target.float(), objective.huber_delta)
+
+
+def _union(texts: list[Tensor], longest: int) -> Tensor:
+    """As much of every text as the micro-batch's longest needs, (B, T, C)."""
+    return nn.utils.rnn.pad_sequence([states[:longest] for states in texts], batch_first=True)
 
 
 def _guided_target(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from flowloom.data.loader import LoadedBatch
-from flowloom.engine.encode import Encoders
+from flowloom.engine.encode import Encoded, Encoders
 from flowloom.engine.objective import LatentBatch
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import TrainState
@@ -22,13 +23,22 @@ def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> Laten
     resumed run draws them again. Noises are paired with latents over the whole batch, before it is cut
     into updates and micro-batches.
     """
-    device = state.precision.device
     encoded = encoders.encode(loaded)
-    draw = generator(state.config.training.master_seed, "noise", loaded.epoch, loaded.index, state.ranks.rank)
+    draw = generator(
+        state.config.training.master_seed, "noise", loaded.epoch, loaded.index, state.ranks.rank
+    )
     level = state.objective.quantile(torch.rand(len(loaded.samples), generator=draw, dtype=torch.float64))
     noise = torch.randn(encoded.latents.shape, generator=draw)
     if state.config.objective.pairing == "optimal_transport":
         noise = noise[optimal_transport(encoded.latents, noise)]
+    return assemble(loaded, encoded, noise, level, encoders)
+
+
+def assemble(
+    loaded: LoadedBatch, encoded: Encoded, noise: Tensor, level: Tensor, encoders: Encoders
+) -> LatentBatch:
+    """Everything about the samples of `loaded`, on the device."""
+    device = encoders.device
     width, height = loaded.size
     factor = encoders.autoencoder.factor
     weights = [sample.loss_weight for sample in loaded.samples]
@@ -37,6 +47,7 @@ def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> Laten
         noise=noise.to(device, non_blocking=True),
         noise_level=level.float().to(device, non_blocking=True),
         texts=[states.to(device, non_blocking=True) for states in encoded.texts],
+        text_lengths=encoded.text_lengths,
         is_captioned=torch.tensor([bool(sample.caption) for sample in loaded.samples], device=device),
         loss_weight=torch.tensor(weights, dtype=torch.float32, device=device),
         image_ids=image_ids(height // factor, width // factor).to(device),

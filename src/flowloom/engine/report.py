@@ -80,7 +80,7 @@ class Reporter:
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 raise DivergedError(
                     f"step {fields['step']}: loss {loss}, gradient norm {grad_norm}. The last "
-                    "checkpoint is whole: resume it with a lower training.lr, optimizer.max_grad_norm 1.0, or "
+                    "checkpoint is whole: resume it with a lower training.lr, optimizer.max_grad_norm 1, or "
                     "without the rows that the last steps trained."
                 )
             before = loss if position.loss_smooth is None else position.loss_smooth

@@ -9,9 +9,9 @@ import torch
 from flowloom.data.loader import LoadedBatch, Loader
 from flowloom.engine.encode import Encoders
 from flowloom.engine.objective import LatentBatch, sample_losses
+from flowloom.engine.prepare import assemble
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import TrainState
-from flowloom.nn.patches import image_ids
 
 
 @torch.no_grad()
@@ -37,26 +37,10 @@ def _at_quantiles(
 ) -> Iterator[tuple[float, LatentBatch]]:
     if not loaded.samples:
         return
-    device = state.precision.device
     encoded = encoders.encode(loaded)
-    seed = state.config.training.master_seed
-    noises = [
-        torch.randn(encoded.latents.shape[1:], generator=generator(seed, "validation", s.row))
-        for s in loaded.samples
-    ]
-    width, height = loaded.size
-    factor = encoders.autoencoder.factor
+    seed, shape = state.config.training.master_seed, encoded.latents.shape[1:]
+    draws = (generator(seed, "validation", sample.row) for sample in loaded.samples)
+    noise = torch.stack([torch.randn(shape, generator=draw) for draw in draws])
     for quantile in state.config.validation.quantiles:
-        level = state.objective.quantile(torch.full((len(noises),), quantile, dtype=torch.float64))
-        yield (
-            quantile,
-            LatentBatch(
-                latents=encoded.latents.to(device),
-                noise=torch.stack(noises).to(device),
-                noise_level=level.float().to(device),
-                texts=[states.to(device) for states in encoded.texts],
-                is_captioned=torch.tensor([bool(s.caption) for s in loaded.samples], device=device),
-                loss_weight=torch.ones(len(noises), device=device),
-                image_ids=image_ids(height // factor, width // factor).to(device),
-            ),
-        )
+        level = state.objective.quantile(torch.full((len(noise),), quantile, dtype=torch.float64))
+        yield quantile, assemble(loaded, encoded, noise, level, encoders)

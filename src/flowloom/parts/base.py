@@ -14,9 +14,7 @@ class Section(BaseModel):
     The docstring under a field is its help text: in `--help`, the JSON schema, the form.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def union_of(package: ModuleType, base: type[Section]) -> Any:
@@ -27,4 +25,4 @@ def union_of(package: ModuleType, base: type[Section]) -> Any:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     variants = sorted(base.__subclasses__(), key=lambda part: part.__name__)
-    return Annotated[Union[tuple(variants)], Field(discriminator="kind")]  # noqa: UP007
+    return Annotated[Union[tuple(variants)], Field(discriminator="kind")]

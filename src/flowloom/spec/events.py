@@ -147,7 +147,18 @@ class Stopped(Header):
 
 
 AnyEvent = (
-    Started | Phase | Step | Validated | Sampled | Saved | Uploaded | Skipped | Warned | Failed | Finished | Stopped
+    Started
+    | Phase
+    | Step
+    | Validated
+    | Sampled
+    | Saved
+    | Uploaded
+    | Skipped
+    | Warned
+    | Failed
+    | Finished
+    | Stopped
 )
 _KINDS: dict[str, type] = {
     "started": Started,

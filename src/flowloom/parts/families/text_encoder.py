@@ -41,10 +41,13 @@ class TextEncoder:
         return [len(self._tokenize(caption)) + 1 for caption in captions]
 
     @torch.no_grad()
-    def encode(self, captions: Sequence[str], max_length: int) -> list[Tensor]:
+    def encode(self, captions: Sequence[str], max_length: int, *, is_trimmed: bool = True) -> list[Tensor]:
         """The states (T_i, C) of each caption: its tokens, end included, and one padding token if it fits.
 
         Chroma attends to just these. A caption of more than `max_length` tokens loses its last ones.
+
+        Args:
+            is_trimmed: False keeps the states of padding up to the longest caption, for FLOW's mask.
         """
         if not captions:
             return []
@@ -56,7 +59,7 @@ class TextEncoder:
         lengths = torch.tensor([len(row) for row in rows])
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         states = self.encoder(ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
-        return [states[i, :length] for i, length in enumerate(seen)]
+        return [states[i, :length] if is_trimmed else states[i] for i, length in enumerate(seen)]
 
 
 class Float8Linear(nn.Module):
