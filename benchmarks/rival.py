@@ -36,16 +36,23 @@ def twin(model: Chroma) -> Any:
 
 
 def velocity(
-    theirs: Any, latents: Tensor, noise_level: Tensor, text: Tensor, image_ids: Tensor, text_mask: Tensor
+    theirs: Any,
+    latents: Tensor,
+    noise_level: Tensor,
+    text: Tensor,
+    image_ids: Tensor,
+    text_mask: Tensor | None,
 ) -> Tensor:
     """diffusers' prediction (B, L, D), given the boolean mask over text and image that Chroma means."""
-    seen = text_mask.new_ones(len(text), latents.shape[1])
+    mask = None
+    if text_mask is not None:
+        mask = torch.cat((text_mask, text_mask.new_ones(len(text), latents.shape[1])), dim=1)
     return theirs(
         hidden_states=latents,
         encoder_hidden_states=text,
         timestep=noise_level,
         img_ids=image_ids,
         txt_ids=image_ids.new_zeros(text.shape[1], 3),
-        attention_mask=torch.cat((text_mask, seen), dim=1),
+        attention_mask=mask,
         return_dict=False,
     )[0]

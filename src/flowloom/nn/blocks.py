@@ -60,9 +60,10 @@ class DoubleBlock(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qkv_bias: bool):
         super().__init__()
-        for stream in ("img", "txt"):
-            self.add_module(f"{stream}_attn", SelfAttention(hidden_size, num_heads, qkv_bias))
-            self.add_module(f"{stream}_mlp", _mlp(hidden_size, int(hidden_size * mlp_ratio)))
+        self.img_attn = SelfAttention(hidden_size, num_heads, qkv_bias)
+        self.img_mlp = _mlp(hidden_size, int(hidden_size * mlp_ratio))
+        self.txt_attn = SelfAttention(hidden_size, num_heads, qkv_bias)
+        self.txt_mlp = _mlp(hidden_size, int(hidden_size * mlp_ratio))
 
     def forward(
         self,

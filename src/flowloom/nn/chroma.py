@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import repeat
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -56,10 +56,14 @@ class Approximator(nn.Module):
         self.out_proj = nn.Linear(hidden_size, out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.out_proj(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """All but the last layer."""
         x = self.in_proj(x)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = x + layer(norm(x))
-        return self.out_proj(x)
+        return x
 
 
 class _ApproximatorLayer(nn.Module):
@@ -82,9 +86,9 @@ class Chroma(nn.Module):
         super().__init__()
         self.params = params
         size = params.hidden_size
-        if size // params.num_heads != sum(params.axes_dim):
+        if size != params.num_heads * sum(params.axes_dim):
             raise ValueError(
-                f"head size {size // params.num_heads} is not the sum of axes_dim {params.axes_dim}"
+                f"{params.num_heads} heads with rotary axes {params.axes_dim} do not make up width {size}"
             )
         self.img_in = nn.Linear(params.in_channels, size)
         self.txt_in = nn.Linear(params.context_in_dim, size)
@@ -121,28 +125,30 @@ class Chroma(nn.Module):
 
         Args:
             latents: (B, L, D) point on the path.
-            noise_level: (B,) in [0, 1].
+            noise_level: (B,) in [0, 1] or, one for all, (1,).
             text: (B, T, C) encoder states.
             image_ids: (L, 3) positions.
             text_mask: (B, T) bool, False where nobody may look; None where everything is seen.
-            guidance: (B,); None is 0, as Chroma is trained.
+            guidance: like `noise_level`; None is 0, as Chroma is trained.
         """
         image, text = self.img_in(latents), self.txt_in(text)
         num_text = text.shape[1]
         vectors = self.modulations(noise_level, guidance).to(image.dtype)
-        of_singles, of_images, of_texts, of_last = self._split(vectors)
+        doubles, singles = 6 * len(self.double_blocks), 3 * len(self.single_blocks)
+        of_singles, of_images, of_texts, of_last = vectors.split((singles, doubles, doubles, 2), dim=1)
         # Every text token is at the origin.
         positions = functional.pad(image_ids, (0, 0, num_text, 0))
         rotation = rotation_table(positions, self.params.axes_dim, self.params.theta)
         mask = None
         if text_mask is not None:
-            seen = text_mask.new_ones(len(text_mask), latents.shape[1])
-            mask = torch.cat((text_mask, seen), dim=1)[:, None, None, :]
+            mask = functional.pad(text_mask, (0, latents.shape[1]), value=True)[:, None, None, :]
         run = _Recompute(self.checkpointed_blocks)
-        for block, of_image, of_text in zip(self.double_blocks, of_images, of_texts, strict=True):
+        for block, of_image, of_text in zip(
+            self.double_blocks, _per_block(of_images, 6), _per_block(of_texts, 6), strict=True
+        ):
             image, text = run(block, image, text, of_image, of_text, rotation, mask)
         x = torch.cat((text, image), dim=1)
-        for block, modulation in zip(self.single_blocks, of_singles, strict=True):
+        for block, modulation in zip(self.single_blocks, _per_block(of_singles, 3), strict=True):
             x = run(block, x, modulation, rotation, mask)
         return self.final_layer(x[:, num_text:], of_last)
 
@@ -154,15 +160,13 @@ class Chroma(nn.Module):
         """
         if guidance is None:
             guidance = torch.zeros_like(noise_level)
-        inputs = approximator_inputs(self.params, noise_level, guidance)
+        inputs = approximator_inputs(self.params, *torch.broadcast_tensors(noise_level, guidance))
         return self.distilled_guidance_layer(inputs.to(self.distilled_guidance_layer.in_proj.weight.dtype))
 
-    def _split(
-        self, vectors: Tensor
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...], Tensor]:
-        singles, doubles = self.params.depth_single_blocks, self.params.depth
-        parts = vectors.split([3] * singles + [6] * 2 * doubles + [2], dim=1)
-        return parts[:singles], parts[singles : singles + doubles], parts[singles + doubles : -1], parts[-1]
+
+def _per_block(vectors: Tensor, count: int) -> Tensor:
+    """`count` vectors for each block, (blocks, B, count, E), to be iterated over."""
+    return rearrange(vectors, "B (block count) E -> block B count E", count=count)
 
 
 def approximator_inputs(params: ChromaParams, noise_level: Tensor, guidance: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from flowloom.nn.chroma import Approximator, Chroma, ChromaParams, approximator_inputs
 
@@ -53,7 +54,8 @@ def make_approximator(params: ChromaParams, seed: int) -> dict[str, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = params.approximator_in_dim, params.hidden_size, params.approximator_hidden_size
-    model = Approximator(*sizes, params.approximator_depth)
+    with torch.random.fork_rng(devices=[]):
+        model = Approximator(*sizes, params.approximator_depth)
     for name, weight in model.named_parameters():
         if not name.endswith("scale"):
             gain = weight.shape[1] ** -0.5 if weight.ndim == 2 else 0.3
@@ -64,9 +66,9 @@ def make_approximator(params: ChromaParams, seed: int) -> dict[str, Tensor]:
     model.in_proj.weight *= torch.cat((slow, torch.zeros(part), torch.ones(2 * part)))
 
     level = torch.linspace(0, 1, _NUM_LEVELS)
-    last, model.out_proj = model.out_proj, nn.Identity()
-    features = model(approximator_inputs(params, level, torch.zeros_like(level))).flatten(0, 1).double()
-    features = nn.functional.pad(features, (0, 1), value=1.0)
+    inputs = approximator_inputs(params, level, torch.zeros_like(level)).flatten(0, 1)
+    features = model.features(inputs).double()
+    features = functional.pad(features, (0, 1), value=1.0)
     wanted = _modulation_curves(params.num_modulations, level).flatten(0, 1)
     ridge = 1e-5 * len(features) * torch.eye(features.shape[1], dtype=torch.float64)
     fit = torch.linalg.solve(features.T @ features + ridge, features.T @ wanted).float()
@@ -74,9 +76,8 @@ def make_approximator(params: ChromaParams, seed: int) -> dict[str, Tensor]:
     directions = torch.randn(_NUM_CURVES, params.hidden_size, generator=generator)
     directions *= SHIFT_DEVIATION / (_NUM_CURVES / 2) ** 0.5
     table = fit @ torch.cat((torch.ones(1, params.hidden_size), directions))
-    last.weight.copy_(table[:-1].T)
-    last.bias.copy_(table[-1])
-    model.out_proj = last
+    model.out_proj.weight.copy_(table[:-1].T)
+    model.out_proj.bias.copy_(table[-1])
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
