@@ -10,10 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from flowloom.demo.captions import UNSEEN, caption_of
+from flowloom.demo.captions import COLOURS, SHAPES, UNSEEN, caption_of
 from flowloom.spec.rundir import write_json
 
 SKIN_TONES = re.compile("1F3F[BCDEF]")
+MEASURED = frozenset(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+REPEATS = 12
 CREDIT = "OpenMoji, the open-source emoji and icon project (openmoji.org), CC BY-SA 4.0"
 
 
@@ -60,7 +62,7 @@ def build(folder: Path, size: int) -> DemoData:
     """Draw every picture into `folder` and write `data.jsonl`, unless that was done before."""
     jsonl = folder / "data.jsonl"
     done = folder / "made.json"
-    made = {"size": size, "pictures": [[p.code, p.caption] for p in drawings()]}
+    made = {"size": size, "repeats": REPEATS, "pictures": [[p.code, p.caption] for p in drawings()]}
     if not (done.exists() and json.loads(done.read_text()) == made):
         folder.mkdir(parents=True, exist_ok=True)
         found = list(drawings())
@@ -68,11 +70,15 @@ def build(folder: Path, size: int) -> DemoData:
             pngs = pool.map(lambda picture: rasterise(picture.svg, size), found)
             for picture, png in zip(found, pngs, strict=True):
                 (folder / f"{picture.code}.png").write_bytes(png)
-        with jsonl.open("w") as file:
-            for picture in found:
-                file.write(json.dumps(_row(picture, size)) + "\n")
+        rows = [json.dumps(_row(picture, size)) for picture in found for _ in range(_repeats(picture))]
+        jsonl.write_text("".join(f"{row}\n" for row in rows))
         write_json(done, made)
     return DemoData(folder, jsonl, len(made["pictures"]))
+
+
+def _repeats(picture: Picture) -> int:
+    """Rows a picture has: the few that the demo measures must be seen often in ten minutes."""
+    return REPEATS if picture.caption in MEASURED else 1
 
 
 def _row(picture: Picture, size: int) -> dict[str, object]:
