@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowloom.nn.attention import rotate, rotation_table
 from flowloom.nn.chroma import CHROMA1, Chroma, ChromaParams, params_from_shapes
@@ -168,6 +170,25 @@ def test_recomputation_is_spent_on_blocks_that_need_gradients(
             parameter.requires_grad = name.startswith("single_blocks.2.")
         kept.append(kept_bytes(chroma, inputs))
     assert kept[1] < kept[0] / 2
+
+
+class ProductCount(TorchDispatchMode):
+    """Counts linear layers that are really computed forwards."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.addmm.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_recomputation_leaves_out_the_last_product_of_each_block(chroma: Chroma, inputs: dict[str, Tensor]):
+    linears = sum(isinstance(m, nn.Linear) for _, block in chroma.blocks() for m in block.modules())
+    chroma.checkpointed_blocks = len(chroma.blocks())
+    loss = chroma(**inputs).sum()
+    with ProductCount() as products:
+        loss.backward()
+    assert products.count == linears - len(chroma.blocks())
 
 
 def test_bfloat16_is_float32_rounded(chroma: Chroma, inputs: dict[str, Tensor]):

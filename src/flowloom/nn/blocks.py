@@ -1,4 +1,8 @@
-"""The two kinds of blocks of a multimodal diffusion transformer, and what they are made of."""
+"""The two kinds of blocks of a multimodal diffusion transformer, and what they are made of.
+
+A block leaves the gate of its last product to its caller. No gradient needs the product itself, so a backward
+pass that recomputes the block stops before it: a third less to compute again.
+"""
 
 from __future__ import annotations
 
@@ -73,8 +77,9 @@ class DoubleBlock(nn.Module):
         text_modulation: Tensor,
         rotation: Tensor,
         mask: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The text, the image, and what the image still has to gain, before its last gate.
+
         Args:
             image: (B, L, E).
             text: (B, T, E).
@@ -88,11 +93,10 @@ class DoubleBlock(nn.Module):
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(text_qkv, image_qkv, strict=True))
         mixed = attention(q, k, v, rotation, mask)
         text_mixed, image_mixed = mixed.split((text.shape[1], image.shape[1]), dim=1)
-        image = torch.addcmul(image, img[2], self.img_attn.proj(image_mixed))
-        image = torch.addcmul(image, img[5], self.img_mlp(modulate(image, img[3], img[4])))
         text = torch.addcmul(text, txt[2], self.txt_attn.proj(text_mixed))
         text = torch.addcmul(text, txt[5], self.txt_mlp(modulate(text, txt[3], txt[4])))
-        return image, text
+        image = torch.addcmul(image, img[2], self.img_attn.proj(image_mixed))
+        return text, image, self.img_mlp(modulate(image, img[3], img[4]))
 
 
 class SingleBlock(nn.Module):
@@ -108,18 +112,19 @@ class SingleBlock(nn.Module):
         self.norm = QKNorm(hidden_size // num_heads)
 
     def forward(self, x: Tensor, modulation: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
-        """
+        """What `x` has to gain, before the gate.
+
         Args:
             x: (B, T + L, E), text first.
             modulation: (B, 3, E): shift, scale, gate.
             rotation, mask: as in `attention`.
         """
-        shift, scale, gate = modulation.split(1, dim=1)
+        shift, scale, _ = modulation.split(1, dim=1)
         *qkv, hidden = self.linear1(modulate(x, shift, scale)).split(self.parts, dim=-1)
         q, k, v = (split_heads(part, self.num_heads) for part in qkv)
         mixed = attention(self.norm.query_norm(q), self.norm.key_norm(k), v, rotation, mask)
         hidden = functional.gelu(hidden, approximate="tanh")
-        return torch.addcmul(x, gate, self.linear2(torch.cat((mixed, hidden), dim=-1)))
+        return self.linear2(torch.cat((mixed, hidden), dim=-1))
 
 
 class LastLayer(nn.Module):

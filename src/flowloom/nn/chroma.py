@@ -146,10 +146,11 @@ class Chroma(nn.Module):
         for block, of_image, of_text in zip(
             self.double_blocks, _per_block(of_images, 6), _per_block(of_texts, 6), strict=True
         ):
-            image, text = run(block, image, text, of_image, of_text, rotation, mask)
+            text, image, gain = run(block, image, text, of_image, of_text, rotation, mask)
+            image = torch.addcmul(image, of_image[:, -1:], gain)
         x = torch.cat((text, image), dim=1)
         for block, modulation in zip(self.single_blocks, _per_block(of_singles, 3), strict=True):
-            x = run(block, x, modulation, rotation, mask)
+            x = torch.addcmul(x, modulation[:, -1:], run(block, x, modulation, rotation, mask))
         return self.final_layer(x[:, num_text:], of_last)
 
     @torch.no_grad()
