@@ -15,7 +15,18 @@ DRAFT_MARGIN = 2.0
 """A JPEG is decoded at a fraction of its size only while that stays so many times the bucket's."""
 JXL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")
 """How JPEG XL files begin: the bare stream, and the container."""
-_BROKEN = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError, EOFError)
+JXL_CURE = ".venv/bin/pip install pillow-jxl-plugin"
+"""Not among the dependencies: the plugin is under the GPL, Flowloom under Apache-2.0."""
+# RuntimeError is what the JPEG XL plugin raises.
+_BROKEN = (
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    EOFError,
+)
 
 
 def load_image(
@@ -49,30 +60,11 @@ def _open(source: bytes | Path) -> Image.Image:
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         is_jxl = file.read(12).startswith(JXL)
     if is_jxl:
-        return _open_jxl(source)
+        try:
+            import pillow_jxl  # noqa: F401 -- importing it teaches Pillow the format
+        except ImportError as error:
+            raise ImageError(f"JPEG XL needs a decoder: {JXL_CURE}") from error
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-
-
-def _open_jxl(source: bytes | Path) -> Image.Image:
-    """JPEG XL by libvips, upright: Pillow reads it only with a plugin under the GPL."""
-    import pyvips
-
-    try:
-        if isinstance(source, bytes):
-            image = pyvips.Image.new_from_buffer(source, "")
-        else:
-            image = pyvips.Image.new_from_file(str(source))
-        profile = image.get("icc-profile-data") if "icc-profile-data" in image.get_fields() else None
-        eight = image.autorot().numpy()
-    except pyvips.Error as error:
-        raise OSError(str(error).strip()) from error
-    if eight.dtype != np.uint8:
-        top = 1.0 if eight.dtype.kind == "f" else np.iinfo(eight.dtype).max
-        eight = (eight / top * 255).round().clip(0, 255).astype(np.uint8)
-    picture = Image.fromarray(eight.squeeze())
-    if profile:
-        picture.info["icc_profile"] = bytes(profile)
-    return picture
 
 
 def _draft(image: Image.Image, size: tuple[int, int]) -> None:

@@ -87,7 +87,7 @@ def read_metadata(path: Path) -> Metadata:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file. dataloader.jsonl_metadata_path names the JSONL to train on.")
-    values: list[tuple[int, int, int, float, int]] = []
+    values: list[tuple[int, int, int, int, float]] = []
     problems: list[RowProblem] = []
     offset = 0
     with path.open("rb") as file:

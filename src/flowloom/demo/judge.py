@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,8 @@ _PALETTE = {
     "white": ("1F90D", "2B1C"),
 }
 Mask = NDArray[np.bool_]
+measure: Any = ndimage
+"""scipy's own annotations say None where arrays come back."""
 
 
 class Verdict(NamedTuple):
@@ -69,9 +71,9 @@ def find_figure(picture: NDArray[np.uint8]) -> Mask | None:
     The ground is what is white and connected with the border; so an outlined white figure is a figure.
     """
     ground = picture.min(axis=2) >= WHITE_LEVEL
-    labels, _ = ndimage.label(np.pad(ground, 1, constant_values=True))
+    labels, _ = measure.label(np.pad(ground, 1, constant_values=True))
     inside = labels[1:-1, 1:-1] != labels[0, 0]
-    parts, count = ndimage.label(ndimage.binary_opening(inside, np.ones((2, 2))))
+    parts, count = measure.label(measure.binary_opening(inside, np.ones((2, 2))))
     if count == 0:
         return None
     areas = np.bincount(parts.ravel())[1:]
@@ -79,7 +81,7 @@ def find_figure(picture: NDArray[np.uint8]) -> Mask | None:
     is_one = areas.sum() - largest <= MAX_STRAY * largest
     if not is_one or not MIN_AREA <= largest / inside.size <= MAX_AREA:
         return None
-    return ndimage.binary_fill_holes(parts == areas.argmax() + 1)
+    return measure.binary_fill_holes(parts == areas.argmax() + 1)
 
 
 def _shape(figure: Mask) -> str | None:
@@ -117,7 +119,7 @@ def _colour(picture: NDArray[np.uint8], figure: Mask) -> str | None:
 
 def _filling(figure: Mask) -> Mask:
     """The figure without its outline."""
-    depth = ndimage.distance_transform_edt(np.pad(figure, 1))[1:-1, 1:-1]
+    depth = measure.distance_transform_edt(np.pad(figure, 1))[1:-1, 1:-1]
     return depth > 0.35 * depth.max()
 
 

@@ -96,7 +96,7 @@ def demo_config(data_dir: Path, base: Path, minutes: float, max_steps: int) -> R
 
 
 def steps_in(minutes: float, config: RunConfig) -> int:
-    """About as many steps as this machine makes in `minutes`: the learning rate must know where the end is."""
+    """About as many steps as this machine makes in `minutes`: the learning rate must know the end."""
     parts = build(config, Ranks())
     first = itertools.islice(parts.loader.batches(0), 6)
     batches = [prepare(parts.state, loaded, parts.encoders) for loaded in first]

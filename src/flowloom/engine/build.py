@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from flowloom.data.captions import CaptionRules
 from flowloom.data.loader import DataSet, Loader
@@ -17,6 +16,7 @@ from flowloom.engine.objective import Objective, density
 from flowloom.engine.preview import Painter
 from flowloom.engine.state import Precision, TrainState
 from flowloom.errors import ConfigError, Problem
+from flowloom.nn.chroma import Chroma
 from flowloom.parts.adapters.adapter import Adapter, attach, quantize_base
 from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.chroma import load_chroma, read_chroma_params
@@ -100,7 +100,7 @@ def build(config: RunConfig, ranks: Ranks) -> Parts:
     )
 
 
-def _attach_adapter(config: RunConfig, model: nn.Module) -> Adapter | None:
+def _attach_adapter(config: RunConfig, model: Chroma) -> Adapter | None:
     kind = config.method_kind
     if kind not in ("lora", "dora", "lokr"):
         return None

@@ -38,17 +38,17 @@ class Ranks:
         """
         if self.size == 1:
             return
-        by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
+        by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            by_dtype.setdefault(parameter.dtype, []).append(parameter)
-        for group in by_dtype.values():
-            flat = torch.cat([parameter.grad.flatten() for parameter in group])
+            by_dtype.setdefault(parameter.dtype, []).append(parameter.grad)
+        for gradients in by_dtype.values():
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(flat)
-            pieces = flat.split([parameter.numel() for parameter in group])
-            for parameter, piece in zip(group, pieces, strict=True):
-                parameter.grad.copy_(piece.view_as(parameter))
+            pieces = flat.split([gradient.numel() for gradient in gradients])
+            for gradient, piece in zip(gradients, pieces, strict=True):
+                gradient.copy_(piece.view_as(gradient))
 
     def agree(self, *wishes: bool) -> tuple[bool, ...]:
         """For each wish whether any rank has it: all ranks must stop, save and draw at the same step."""

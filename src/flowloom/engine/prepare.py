@@ -24,9 +24,7 @@ def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> Laten
     into updates and micro-batches.
     """
     encoded = encoders.encode(loaded)
-    draw = generator(
-        state.config.training.master_seed, "noise", loaded.epoch, loaded.index, state.ranks.rank
-    )
+    draw = generator(state.config.training.master_seed, "noise", loaded.epoch, loaded.index, state.ranks.rank)
     level = state.objective.quantile(torch.rand(len(loaded.samples), generator=draw, dtype=torch.float64))
     noise = torch.randn(encoded.latents.shape, generator=draw)
     if state.config.objective.pairing == "optimal_transport":

@@ -64,7 +64,7 @@ class Painter:
         with self.precision.autocast():
             levels = schedule(drawing.steps, tokens)
             velocity = self._velocity(prompts, ids, drawing, levels)
-            latents = SAMPLERS[drawing.sampler](velocity, x, levels)
+            latents = SAMPLERS[drawing.sampler](velocity, x, levels, None)
         return [self._decode(one, rows * 2, columns * 2) for one in latents.split(1)]
 
     def _velocity(self, prompts: Sequence[str], ids: Tensor, drawing: Drawing, levels: list[float]) -> Any:

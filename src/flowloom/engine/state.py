@@ -15,6 +15,7 @@ from flowloom.engine.ema import Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.objective import Objective
 from flowloom.engine.trained import trained_names, turn_at
+from flowloom.nn.chroma import Chroma
 from flowloom.parts.adapters.adapter import Adapter
 from flowloom.spec.run import RunConfig
 
@@ -58,7 +59,7 @@ class TrainState:
     def __init__(
         self,
         config: RunConfig,
-        model: nn.Module,
+        model: Chroma,
         adapter: Adapter | None,
         objective: Objective,
         precision: Precision,
