@@ -4,10 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from flowloom.nn.chroma import Chroma, ChromaParams
 from flowloom.nn.patches import image_ids
+
+# Properties hold however long a busy machine takes to show them.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 SMALL = ChromaParams(16, 24, 64, 4.0, 2, 2, 3, (4, 14, 14), 10_000, True, 32, 2, 48)
 
