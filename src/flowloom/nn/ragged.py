@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 OVERHEAD_TOKENS = {"cpu": 40, "cuda": 500}
 """What one more pass through the network costs, in tokens, by device.
 
-On a CPU measured with the small network of the benchmarks; on GPUs estimated: the released network starts some
-2,500 kernels a pass, in the time of 500 of its tokens at 13 GFLOP each.
+On a CPU measured with the small network of the benchmarks; on GPUs estimated: the released network starts
+some 2,500 kernels a pass, in the time of 500 of its tokens at 13 GFLOP each.
 """
 
 
