@@ -92,7 +92,7 @@ def test_the_plan_knows_how_many_parameters_are_trained(plan_of, kind, tiny_fami
     found = rows(plan_of(method={"kind": kind}, lora={"rank": 2, "target_layers": ["txt_in"]}))
     shapes = open_weights(tiny_family.chroma_path).shapes
     width, depth = shapes["txt_in.weight"]
-    trained = int(found["trained"].split(",", 1)[0].replace(",", "")) if kind != "full" else None
+    trained = int(found["trained"].split(", ")[0].replace(",", "")) if kind != "full" else None
     expected = {"lora": 2 * (width + depth), "dora": 2 * (width + depth) + width}
     if kind in expected:
         assert trained == expected[kind]

@@ -30,8 +30,8 @@ class Precision(NamedTuple):
     """Of the weights that the optimizer changes."""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Casts trained float32 weights to the compute format where the two differ."""
-        enabled = self.compute != torch.float32
+        """Computes in bfloat16 where the weights, or some of them, are."""
+        enabled = torch.bfloat16 in (self.compute, self.trained)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

@@ -10,12 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Protocol
 
 from torch import Tensor
 
 Model = Callable[[Tensor, float], Tensor]
 Callback = Callable[[int, Tensor], None]
-Sampler = Callable[[Model, Tensor, Sequence[float], Callback | None], Tensor]
+
+
+class Sampler(Protocol):
+    """What every sampler is."""
+
+    def __call__(
+        self, model: Model, x: Tensor, levels: Sequence[float], callback: Callback | None = None, /
+    ) -> Tensor: ...
 
 
 def schedule(steps: int, num_image_tokens: int) -> list[float]:
