@@ -28,4 +28,4 @@ def test_two_ranks_train_every_row_once_and_stop_together(make_run: Callable[...
     assert checkpoint is not None
     position = json.loads((checkpoint / "state" / "trainer.json").read_text())
     assert (position["epoch"], position["batch"]) == (1, 0)
-    assert read_events(run_dir.events_jsonl)[-1]["kind"] == "finished"
+    assert list(read_events(run_dir.events_jsonl))[-1]["kind"] == "finished"
