@@ -107,7 +107,10 @@ def _attach_adapter(config: RunConfig, model: Chroma) -> Adapter | None:
     assert config.lora is not None
     quantize_base(model, config.lora.base_model_quant_level)
     lora = config.lora
-    return attach(model, kind, lora.rank, lora.alpha, lora.target_layers, config.method.lokr_factor)
+    with torch.random.fork_rng(devices=[]):
+        # The adapter's first values are drawn from torch's global stream by their packages.
+        torch.manual_seed(config.training.master_seed)
+        return attach(model, kind, lora.rank, lora.alpha, lora.target_layers, config.method.lokr_factor)
 
 
 def _objective(config: RunConfig, encoders: Encoders, device: torch.device) -> Objective:

@@ -17,16 +17,12 @@ def find_image(folder: Path, filename: str) -> Path:
     Raises:
         ImageError: there is none, or the name leads out of the folder.
     """
-    try:
-        root = folder.resolve()
-        named = root / filename
-        for path in (named.with_suffix(TWIN), named, *(named.with_suffix(end) for end in OTHER_SUFFIXES)):
-            resolved = path.resolve()
-            if not resolved.is_relative_to(root):
-                raise ImageError(f"leads out of {folder}")
-            if resolved.is_file():
-                return resolved
-    except (OSError, ValueError, RuntimeError) as error:
-        # Too long, a NUL within, a forbidden folder; RuntimeError: links in a circle.
-        raise ImageError(f"cannot be looked up in {folder}: {error}") from error
+    root = folder.resolve()
+    named = root / filename
+    for path in (named.with_suffix(TWIN), named, *(named.with_suffix(suffix) for suffix in OTHER_SUFFIXES)):
+        resolved = path.resolve()
+        if not resolved.is_relative_to(root):
+            raise ImageError(f"{filename} leads out of {folder}")
+        if resolved.is_file():
+            return resolved
     raise ImageError(f"no such file in {folder}")
