@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.stand_ins.hub import hub  # noqa: F401 -- a fixture
+
 # Before torch is imported: tiny tensors on several threads spend their time waiting for one another, most of
 # all where tests run side by side.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,6 +22,11 @@ SENTENCES = (
     "a picture of a cat under a tree at night", "grinning face, sunflower, heavy black heart, rocket",
     "RED, GREEN, BLUE and YELLOW: numbers 4, 5, 6, 7, 8 and 9!", "portrait of an old man in a boat",
 )  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of our own."""
+    parser.addoption("--write-golden", action="store_true", help="write golden losses instead of comparing")
 
 
 class TinyFamily(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from flowloom.errors import DataError, DivergedError, FlowloomError, OutOfMemory
 from flowloom.parts.families.weights import open_weights
 from flowloom.spec.events import read_events
 from flowloom.spec.rundir import RunDir
+from tests.stand_ins.hub import Hub
 
 INFERENCE = {"inference_every": 3, "steps": 2, "prompts": ["red", "blue"], "image_dim": [64, 48], "cfg": 3.0}
 
@@ -232,3 +234,42 @@ def test_a_checkpoint_says_how_it_was_made(make_run: Callable[..., RunDir]) -> N
     names = set(weights)
     assert "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight" in names
     assert weights["diffusion_model.double_blocks.0.img_attn.qkv.alpha"].item() == 6
+
+
+def test_profiling_writes_a_trace_of_a_few_steps(make_run: Callable[..., RunDir]) -> None:
+    run_dir = make_run(training={"do_profiling": True}, limits={"max_steps": 6})
+    run_engine(run_dir)
+    trace = json.loads((run_dir.path / "trace.json").read_text())
+    names = Counter(event["name"] for event in trace["traceEvents"])
+    assert [name for name in sorted(names) if name.startswith("ProfilerStep#")] == [
+        "ProfilerStep#1",
+        "ProfilerStep#2",
+        "ProfilerStep#3",
+    ]
+    assert names["aten::addmm"] > 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_blocks_train_alike(make_run: Callable[..., RunDir]) -> None:
+    losses = []
+    for name in ("plain", "compiled"):
+        run_dir = make_run(name, memory={"compile": name == "compiled"}, limits={"max_steps": 4})
+        run_engine(run_dir)
+        losses.append([event["loss"] for event in events(run_dir, "step")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+def test_checkpoints_go_to_the_hub(
+    make_run: Callable[..., RunDir], hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, repo = {"save_every": 2}, {"repo_id": "me/model"}
+    run_dir = make_run(training=training, hub=repo, lora={"rank": 2, "alpha": 2}, limits={"max_steps": 4})
+    run_engine(run_dir)
+    assert [event["step"] for event in events(run_dir, "uploaded")] == [2, 4]
+    sent = {path for path in hub.files if path.endswith("adapter.safetensors")}
+    assert len(sent) == 2
+    latest = run_dir.latest_checkpoint()
+    assert latest is not None
+    assert (latest / "adapter.safetensors").read_bytes() in [hub.files[path] for path in sent]

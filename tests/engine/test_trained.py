@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.ema import Ema
@@ -21,6 +22,7 @@ from flowloom.engine.trained import rotated_blocks, trained_names, turn_at
 from flowloom.errors import ConfigError
 from flowloom.nn.chroma import CHROMA1
 from flowloom.spec.run import RunConfig
+from flowloom.spec.rundir import RunDir
 
 ROTATION = {"change_layer_every": 3, "trained_single_blocks": 2, "trained_double_blocks": 1}
 
@@ -140,12 +142,27 @@ def test_schedules_end_where_they_should() -> None:
                 "limits": {"max_steps": 100},
             }
         )
-        factors = [lr_factor(config, step) for step in range(1, 101)]
+        factors = [lr_factor(config, step, step / 100) for step in range(1, 101)]
         assert factors[-1] == pytest.approx(0.1)
         assert factors[0] == pytest.approx(1.0, abs=0.01)
         assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(factors))
         if kind == "wsd":
             assert factors[74] == 1.0 > factors[75]
+
+
+@pytest.mark.parametrize("limits", [{"max_steps": 12}, {"max_epochs": 2}, {"max_minutes": 0.05}])
+def test_the_rate_falls_towards_whatever_ends_the_run(
+    make_run: Callable[..., RunDir], limits: dict[str, float]
+) -> None:
+    schedule = {"kind": "wsd", "decay_share": 1.0, "min_ratio": 0.0}
+    rates: list[float] = []
+    run_engine(
+        make_run(lr_schedule=schedule, limits={"max_steps": None} | limits, training={"warmup_steps": 0}),
+        lambda event: rates.append(event["lr"]) if event["kind"] == "step" else None,
+    )
+    assert rates[0] > 0.85e-3
+    assert rates[-1] < 0.15e-3
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
 
 
 def test_the_average_is_float32_and_follows() -> None:

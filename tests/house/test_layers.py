@@ -73,6 +73,9 @@ def test_the_door_check_sees_nested_imports():
     assert imported("def f():\n    from wandb.sdk import x\n    import torch.nn\n") == {"wandb", "torch"}
 
 
+OPTIONAL = {"pillow_jxl": "pillow-jxl-plugin"}
+
+
 def canonical(name: str) -> str:
     return re.split(r"[^\w.-]", name, maxsplit=1)[0].lower().replace("_", "-")
 
@@ -81,8 +84,13 @@ def test_what_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [name for group in project["optional-dependencies"].values() for name in group]
     declared = {canonical(name) for name in [*project["dependencies"], *extras]}
-    providers = metadata.packages_distributions()
     sources = (ROOT / "src" / "flowloom").rglob("*.py")
     names = {name for path in sources for name in imported(path.read_text())}
     foreign = names - set(sys.stdlib_module_names) - {"flowloom", "pydantic_core", ""}
-    assert not [n for n in foreign if not {canonical(p) for p in providers.get(n, [n])} & declared]
+    assert not [name for name in foreign if not distributions(name) & declared]
+
+
+def distributions(module: str) -> set[str]:
+    """What installs `module`; of an optional one that is not installed, its declared name."""
+    providers = metadata.packages_distributions().get(module, [OPTIONAL.get(module, module)])
+    return {canonical(name) for name in providers}

@@ -196,7 +196,7 @@ def test_all_problems_are_listed_with_where_they_stand(write, problems):
         "memory.checkpointed_blocks": "must be auto|all or int >= 0, not -3.",
         "--dataloader.batch_size": 'must be int >= 1, not "many".',
         "--inference.stepps": "unknown key; did you mean inference.steps?",
-        "lr_schedule.kind": "cosine decays towards the last step: set limits.max_steps, or use constant.",
+        "lr_schedule.kind": "cosine decays towards the end: set limits.max_steps, max_epochs or max_minutes.",
     }
 
 

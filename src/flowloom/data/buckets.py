@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 LEFT_OUT = -1
 """Bucket of a row whose aspect ratio is beyond the cutoff."""
+CELLS_PER_UNIT = 4096
+"""Of aspect ratio; a power of two, so that the cell of a ratio is exact."""
+_COMPARE = -2
 
 
 def make_buckets(base: int, step: int, cutoff: float) -> list[tuple[int, int]]:
@@ -36,8 +39,8 @@ def assign(
     """For each image the number of its bucket: the nearest in the plane of unit-area (width, height).
 
     A unit-area shape is a point (sqrt r, 1 / sqrt r) on a hyperbola, and which of two such points is nearer
-    changes once along it: so the border between neighbours is one aspect ratio, and a search among the
-    borders replaces the comparison with every bucket. Ties go to the first bucket, the wider one.
+    changes once along it: so the border between neighbours is one aspect ratio. Ties go to the first bucket,
+    the wider one.
 
     Returns:
         (N,) int64; LEFT_OUT where cutoff > width / height > 1 / cutoff does not hold, strictly.
@@ -45,6 +48,18 @@ def assign(
     # A fraction in Python's own arithmetic, rounded once: the strict comparisons must not move.
     ratios = np.divide(widths, heights, out=np.zeros(len(widths)), where=heights > 0)
     borders = _borders(buckets)
+    # Most ratios are looked up in a table of cells; those in a cell with a border in it are compared.
+    lows = np.arange(np.ceil(cutoff * CELLS_PER_UNIT) + 2) / CELLS_PER_UNIT
+    table = _compare(lows, borders, cutoff)
+    highs = np.nextafter(lows + 1 / CELLS_PER_UNIT, 0)
+    table[table != _compare(highs, borders, cutoff)] = _COMPARE
+    found = table[np.minimum(ratios * CELLS_PER_UNIT, len(table) - 1).astype(np.intp)]
+    open_ones = np.flatnonzero(found == _COMPARE)
+    found[open_ones] = _compare(ratios[open_ones], borders, cutoff)
+    return found
+
+
+def _compare(ratios: NDArray[np.float64], borders: NDArray[np.float64], cutoff: float) -> NDArray[np.int64]:
     # Borders fall from wide to tall; a ratio on a border belongs to the wider side.
     found = len(borders) - np.searchsorted(borders[::-1], ratios, side="right")
     return np.where((ratios < cutoff) & (ratios > 1 / cutoff), found, LEFT_OUT)

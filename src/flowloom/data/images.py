@@ -61,7 +61,7 @@ def _open(source: bytes | Path) -> Image.Image:
         is_jxl = file.read(12).startswith(JXL)
     if is_jxl:
         try:
-            import pillow_jxl  # noqa: F401 -- importing it teaches Pillow the format
+            import pillow_jxl  # pyright: ignore[reportMissingImports]  # noqa: F401 -- importing it teaches Pillow the format
         except ImportError as error:
             raise ImageError(f"JPEG XL needs a decoder: {JXL_CURE}") from error
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)

@@ -15,7 +15,7 @@ from flowloom.spec.rundir import write_json
 
 SKIN_TONES = re.compile("1F3F[BCDEF]")
 MEASURED = frozenset(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
-REPEATS = 12
+REPEATS = 8
 CREDIT = "OpenMoji, the open-source emoji and icon project (openmoji.org), CC BY-SA 4.0"
 
 

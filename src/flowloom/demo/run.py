@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +19,8 @@ from flowloom.demo.network import write_base
 from flowloom.demo.pictures import CREDIT
 from flowloom.demo.pictures import build as build_pictures
 from flowloom.engine.__main__ import run_engine
-from flowloom.engine.build import build
-from flowloom.engine.distributed import Ranks
-from flowloom.engine.prepare import prepare
 from flowloom.engine.preview import Drawing
 from flowloom.engine.sample import SampleRequest, load_painter
-from flowloom.engine.step import train_step
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
 
@@ -35,12 +29,9 @@ SEEDS = (1, 2, 3)
 SIZE = 64
 DRAWING = Drawing(SIZE, SIZE, steps=24, cfg=4.0)
 FREE_PROMPTS = (
-    "grinning face", "cat face", "sunflower", "red apple", "rainbow", "rocket", "fish", "slice of pizza",
-    "octopus", "evergreen tree", "house building", "birthday cake", "lady beetle", "hot beverage", "snowman",
-    "mushroom", "green book", "frog face",
+    "smiling face", "winking face", "kissing face", "crying face", "full moon", "broken heart", "green apple",
+    "purple apple", "orange book",
 )  # fmt: skip
-SHARE_OF_TIME = 0.85
-"""Spent in steps; the rest goes to encoding everything once, and to previews."""
 Say = Callable[[str], None]
 
 
@@ -57,8 +48,8 @@ class Score:
         return f"{share:5.1f} % colour and shape ({self.right} of {self.total}), {colour:.1f} % colour"
 
 
-def demo_config(data_dir: Path, base: Path, minutes: float, max_steps: int) -> RunConfig:
-    """The demo's run: FLOW's own sections, with paths into the assets; over after `minutes` at the latest."""
+def demo_config(data_dir: Path, base: Path, minutes: float) -> RunConfig:
+    """The demo's run: FLOW's own sections, with paths into the assets; over after `minutes`."""
     return RunConfig.model_validate(
         {
             "training": {
@@ -88,24 +79,11 @@ def demo_config(data_dir: Path, base: Path, minutes: float, max_steps: int) -> R
             "ema": {"decay": 0.995},
             "lr_schedule": {"kind": "wsd", "decay_share": 0.35, "min_ratio": 0.05},
             "cache": {"latents": "memory", "text": "memory"},
-            "limits": {"max_minutes": minutes, "max_steps": max_steps},
+            "limits": {"max_minutes": minutes},
             "parallel": {"dtype": "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"},
             "preview": {"batch_caption": False},
         }
     )
-
-
-def steps_in(minutes: float, config: RunConfig) -> int:
-    """About as many steps as this machine makes in `minutes`: the learning rate must know the end."""
-    parts = build(config, Ranks())
-    first = itertools.islice(parts.loader.batches(0), 6)
-    batches = [prepare(parts.state, loaded, parts.encoders) for loaded in first]
-    times = []
-    for batch in batches * 3:
-        start = time.perf_counter()
-        train_step(parts.state, batch)
-        times.append(time.perf_counter() - start)
-    return max(1, round(SHARE_OF_TIME * minutes * 60 / statistics.median(times[6:])))
 
 
 def model_section(base: Path) -> dict[str, Any]:
@@ -132,8 +110,7 @@ def demo(runs_dir: Path, minutes: float, on_event: Callable[[dict[str, Any]], No
         say("making a small Chroma with random weights ...")
         write_base(base)
     run_dir = RunDir.create(f"demo-{time.strftime('%Y%m%d-%H%M%S')}", runs_dir)
-    config = demo_config(folder, base, minutes, max_steps=1)
-    config = demo_config(folder, base, minutes, steps_in(minutes, config))
+    config = demo_config(folder, base, minutes)
     run_dir.write_run(config, "flowloom demo")
     say(f"training for {minutes:g} minutes in {run_dir.path}; Ctrl-C stops early and still draws")
     run_engine(run_dir, on_event)

@@ -50,13 +50,13 @@ class Ranks:
             for gradient, piece in zip(gradients, pieces, strict=True):
                 gradient.copy_(piece.view_as(gradient))
 
-    def agree(self, *wishes: bool) -> tuple[bool, ...]:
-        """For each wish whether any rank has it: all ranks must stop, save and draw at the same step."""
+    def largest(self, *values: float) -> tuple[float, ...]:
+        """The largest of each value over all ranks: they must stop, save and draw at the same step."""
         if self.size == 1:
-            return wishes
-        votes = torch.tensor([float(wish) for wish in wishes], device=_collective_device())
-        dist.all_reduce(votes)
-        return tuple(vote > 0 for vote in votes.tolist())
+            return values
+        all_values = torch.tensor(values, dtype=torch.float64, device=_collective_device())
+        dist.all_reduce(all_values, dist.ReduceOp.MAX)
+        return tuple(all_values.tolist())
 
     def wait(self) -> None:
         """Return once every rank is here."""

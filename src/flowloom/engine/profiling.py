@@ -1,36 +1,32 @@
-"""`training.do_profiling`: a trace of the first steps, for chrome://tracing or Perfetto."""
+"""`training.do_profiling`: a trace of some early steps, for chrome://tracing or Perfetto."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, schedule
 
-PROFILED_STEPS = 3
+# The first step allocates and chooses kernels, which says nothing of the others.
+FIRST_STEPS = schedule(wait=0, warmup=1, active=3, repeat=1)
 
 
-class StepProfiler:
-    """Records the first three steps and writes `trace.json`."""
+@contextmanager
+def step_profiler(trace_path: Path | None) -> Iterator[Callable[[], None]]:
+    """A function to call after every step: steps 2 to 4 are written to `trace_path`; None: none are."""
+    if trace_path is None:
+        yield lambda: None
+        return
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
 
-    def __init__(self, trace_path: Path):
-        self.trace_path = trace_path
-        self._steps_left = PROFILED_STEPS
-        activities = [ProfilerActivity.CPU]
-        if torch.cuda.is_available():
-            activities.append(ProfilerActivity.CUDA)
-        self._profile = profile(activities=activities, acc_events=True)
-        self._profile.__enter__()
+    def write(recorded: profile) -> None:
+        recorded.export_chrome_trace(str(trace_path))
 
-    def step(self) -> None:
-        """Count one step; after the last one, write the trace."""
-        self._steps_left -= 1
-        if self._steps_left == 0:
-            self.close()
-            self._profile.export_chrome_trace(str(self.trace_path))
-
-    def close(self) -> None:
-        """Stop recording."""
-        if self._profile is not None and self._steps_left >= 0:
-            self._profile.__exit__(None, None, None)
-            self._steps_left = -1
+    with profile(
+        activities=activities, schedule=FIRST_STEPS, on_trace_ready=write, acc_events=True
+    ) as recorder:
+        yield recorder.step

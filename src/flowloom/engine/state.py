@@ -48,6 +48,8 @@ class Position:
     """Samples trained, on all ranks."""
     seconds: float = 0.0
     """Time spent training, over all sittings."""
+    progress: float = 0.0
+    """Share of the run that is done with the update that is about to be made; 0 where there is no end."""
     skipped: dict[str, str] = field(default_factory=dict)
     """`file:line` of every row that could not be used, with the reason."""
     loss_smooth: float | None = None
@@ -117,7 +119,7 @@ class TrainState:
         if self.config.method_kind == "rotation" and self.config.method.rotation_states == "reset":
             assert self.config.training.change_layer_every is not None
             since = step % self.config.training.change_layer_every + 1
-        return self.config.training.lr * lr_factor(self.config, step + 1, since)
+        return self.config.training.lr * lr_factor(self.config, step + 1, self.position.progress, since)
 
     def _select(self, names: list[str]) -> None:
         chosen = set(names)

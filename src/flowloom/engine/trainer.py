@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -15,6 +15,7 @@ from flowloom.engine import checkpoint
 from flowloom.engine.build import Parts
 from flowloom.engine.prepare import prepare, updates_of
 from flowloom.engine.preview import draw_previews, sections_due
+from flowloom.engine.profiling import step_profiler
 from flowloom.engine.report import Reporter, Stopwatch
 from flowloom.engine.step import train_step
 from flowloom.engine.validation import validation_loss
@@ -31,30 +32,36 @@ class Trainer:
         self.config = parts.state.config
         self.reporter = reporter
         self.metadata = metadata
+        self.stop_is_wished = False
+        """By a signal to this rank."""
         self.must_stop = False
+        """By all ranks."""
         self._saved_step = -1
         self._started = time.monotonic() - self.state.position.seconds
 
     def fit(self) -> None:
         """Make updates from where the state stands until the run is over, then save."""
+        trace_path = self.run_dir.path / "trace.json" if self.config.training.do_profiling else None
+        with step_profiler(trace_path) as count_step:
+            self._train(count_step)
+        self.save()
+        step = self.state.position.step
+        self.reporter.say("stopped" if self.must_stop else "finished", step=step)
+
+    def _train(self, count_step: Callable[[], None]) -> None:
         watch = Stopwatch()
         for loaded in self._loaded_batches():
             waited = watch.lap()
             self.state.begin_turn()
             self._count_skipped(loaded)
             for metrics in self._updates(loaded):
-                self.state.position.seconds = time.monotonic() - self._started
                 self.reporter.step(self.state, metrics, waited + watch.lap(), waited, self._eta())
                 waited = 0.0
+                count_step()
                 self._after_step(loaded)
                 watch.lap()
                 if self._is_over():
-                    break
-            if self._is_over():
-                break
-        self.save()
-        step = self.state.position.step
-        self.reporter.say("stopped" if self.must_stop else "finished", step=step)
+                    return
 
     def _updates(self, loaded: LoadedBatch) -> Iterator[Any]:
         position = self.state.position
@@ -66,6 +73,7 @@ class Trainer:
                 position.samples += len(part) * self.state.ranks.size
                 if position.update == num_updates:
                     self._next_batch()
+                position.progress = self._progress(position.step + 1)
                 yield train_step(self.state, part)
         else:
             self._next_batch()
@@ -87,8 +95,7 @@ class Trainer:
 
     def _after_step(self, loaded: LoadedBatch) -> None:
         step, training = self.state.position.step, self.config.training
-        stop, checkpoint_asked, sample_asked = self._asked()
-        self.must_stop = stop
+        checkpoint_asked, sample_asked = self._agree()
         if step % (self.config.validation.every or training.save_every) == 0:
             self.validate()
         sections = sections_due(self.config, step, sample_asked)
@@ -99,13 +106,17 @@ class Trainer:
         if step % training.save_every == 0 or checkpoint_asked:
             self.save()
 
-    def _asked(self) -> tuple[bool, ...]:
-        """Whether a stop, a checkpoint, a preview is wished for, by a control file or a signal."""
+    def _agree(self) -> tuple[bool, bool]:
+        """Whether any rank wishes for a checkpoint, a preview; the same clock and the same end for all."""
         ranks = self.state.ranks
         stop, save, sample = (
             ranks.is_first and self.run_dir.take_control(name) for name in ("stop", "checkpoint", "sample")
         )
-        return ranks.agree(stop or self.must_stop, save, sample)
+        seconds = time.monotonic() - self._started
+        wishes = (stop or self.stop_is_wished, save, sample)
+        *wished, self.state.position.seconds = ranks.largest(*wishes, seconds)
+        self.must_stop, checkpoint_asked, sample_asked = map(bool, wished)
+        return checkpoint_asked, sample_asked
 
     def save(self) -> None:
         """Write a checkpoint of the current step, unless there is one, and retire old ones."""
@@ -164,19 +175,23 @@ class Trainer:
             or (limits.max_minutes is not None and position.seconds >= limits.max_minutes * 60)
         )
 
-    def _eta(self) -> float | None:
-        """Seconds until the first limit is reached, at the mean speed so far; None without a limit."""
+    def _progress(self, step: int) -> float:
+        """The share of the run that is done with update number `step`, by the nearest limit, or 0."""
         limits, position = self.config.limits, self.state.position
-        shares = []
+        shares = [0.0]
         if limits.max_steps:
-            shares.append(position.step / limits.max_steps)
+            shares.append(step / limits.max_steps)
         if limits.max_epochs:
             done = position.epoch + position.batch / max(self.parts.loader.num_batches(position.epoch), 1)
             shares.append(done / limits.max_epochs)
         if limits.max_minutes:
             shares.append(position.seconds / (limits.max_minutes * 60))
-        share = min(max(shares, default=0.0), 1.0)
-        return position.seconds * (1 - share) / share if share else None
+        return min(max(shares), 1.0)
+
+    def _eta(self) -> float | None:
+        """Seconds until the first limit is reached, at the mean speed so far; None without a limit."""
+        seconds, share = time.monotonic() - self._started, self._progress(self.state.position.step)
+        return seconds * (1 - share) / share if share else None
 
 
 @contextmanager
@@ -184,7 +199,7 @@ def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
     """SIGINT and SIGTERM let the current step end, save, and stop; the second one is not caught."""
 
     def ask(_number: int, _frame: FrameType | None) -> None:
-        trainer.must_stop = True
+        trainer.stop_is_wished = True
         for caught in kept:
             signal.signal(caught, kept[caught])
 

@@ -54,7 +54,7 @@ class TrainingSection(Section):
     save_every: Period = 1000
     """Checkpoint period."""
     do_profiling: bool = False
-    """Write a torch profiler trace of the first three steps into the run directory."""
+    """Write a torch profiler trace of steps 2 to 4 into the run directory."""
     cfg_scale_strength: float | None = None
     """Train towards the guided velocity: target = uncond + strength * (velocity - uncond)."""
 

@@ -127,7 +127,7 @@ class ObjectiveSection(Section):
 
 
 class LrScheduleSection(Section):
-    """The learning rate after FLOW's warm-up."""
+    """The learning rate after FLOW's warm-up, over the run as the nearest of its limits ends it."""
 
     kind: Literal["constant", "cosine", "wsd"] = "constant"
     """wsd: warm-up, stable, then a linear decay over the last part."""
@@ -233,6 +233,11 @@ class LimitsSection(Section):
     background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#ffffff"
     """Colour behind transparent images."""
 
+    @property
+    def has_end(self) -> bool:
+        """Whether the run ends by itself."""
+        return any((self.max_steps, self.max_epochs, self.max_minutes))
+
 
 class HubSection(Section):
     """Upload of checkpoints to the Hugging Face hub, in the background."""
@@ -325,9 +330,9 @@ class RunConfig(Section):
                 yield Problem(path, f"{APPROXIMATOR} is never trained: doing so breaks Chroma. Leave it out.")
 
     def _other_contradictions(self) -> Iterator[Problem]:
-        if self.lr_schedule.kind != "constant" and self.limits.max_steps is None:
+        if self.lr_schedule.kind != "constant" and not self.limits.has_end:
             kind = self.lr_schedule.kind
-            message = f"{kind} decays towards the last step: set limits.max_steps, or use constant."
+            message = f"{kind} decays towards the end: set limits.max_steps, max_epochs or max_minutes."
             yield Problem("lr_schedule.kind", message)
         step, smallest = self.dataloader.resolution_step, min(self.dataloader.base_resolution)
         if step > smallest:

@@ -35,7 +35,7 @@ class Aim(LoggerSpec):
     def build(self, run_dir: Path, config: dict[str, Any]) -> Logger:
         try:
             with quiet_imports():
-                import aim
+                import aim  # pyright: ignore[reportMissingImports] -- optional
         except ImportError as error:
             raise cannot_open("aim", error, "pip install aim") from error
         hash_path = run_dir / "aim_run_hash"
