@@ -178,9 +178,8 @@ def _config_of_run(source: Path) -> RunConfig | None:
     """The configuration of the run in which `source` lies, if it lies in one."""
     from flowloom.spec.rundir import RunDir
 
-    folders = (source, *source.absolute().parents)
-    run = next((folder for folder in folders if (folder / "run.json").is_file()), None)
-    return RunDir(run).read_config() if run else None
+    run_dir = RunDir.around(source)
+    return run_dir.read_config() if run_dir else None
 
 
 def _export(words: list[str]) -> int:

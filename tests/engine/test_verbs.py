@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from flowloom.cli import main
 from flowloom.parts.families.weights import open_weights
@@ -71,6 +73,21 @@ def test_sample_draws_what_it_is_asked_for(trained, tmp_path, capsys):
         ("red bar", 5, 32),
         ("blue bar", 6, 32),
     ]
+
+
+@pytest.mark.parametrize("form", ["comfy", "kohya", "diffusers"])
+def test_sample_takes_an_exported_adapter_and_a_config(trained, config_file, tmp_path, form, capsys):
+    adapter = tmp_path / "fox.safetensors"
+    assert main(["export", str(trained.path), "--format", form, "-o", str(adapter)]) == 0
+    asked = ["--prompt", "red bar", "--size", "32x32", "--steps", "2", "--cfg", "2"]
+    assert main(["sample", str(trained.path), *asked, "-o", str(tmp_path / "run")]) == 0
+    assert main(["sample", str(adapter), *asked, "-o", str(tmp_path / "none")]) == 2
+    assert "--config" in capsys.readouterr().err
+    words = ["sample", str(adapter), "--config", str(config_file), *asked, "-o", str(tmp_path / "file")]
+    assert main(words) == 0
+    pictures = [np.asarray(Image.open(tmp_path / name / "00.png")).astype(int) for name in ("run", "file")]
+    # Adapters are kept in float32; diffusers' layers are cut and joined again.
+    assert abs(pictures[0] - pictures[1]).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -121,6 +121,29 @@ def _load_weights(folder: Path, state: TrainState) -> None:
         return
     for name, weight in state.weights.items():
         weight.data = tensors[name].to(state.precision.device, copy=True)
+
+
+def find_weights(source: Path, weights: Literal["ema", "raw"] = "ema") -> Path:
+    """The model or adapter file of `source`: itself, a checkpoint's, or that of a run's newest checkpoint.
+
+    Args:
+        weights: ema is the average where there is one.
+
+    Raises:
+        RunError: there is none.
+    """
+    if source.is_file():
+        return source
+    folder: Path | None = source
+    if not source.name.startswith("step_"):
+        folder = RunDir.open(source).latest_checkpoint()
+    if folder is None or not folder.is_dir():
+        raise RunError(f"{source}: there is no checkpoint here.")
+    names = (EMA_ADAPTER, EMA_MODEL, ADAPTER, MODEL) if weights == "ema" else (ADAPTER, MODEL)
+    found = next((folder / name for name in names if (folder / name).exists()), None)
+    if found is None:
+        raise RunError(f"{folder}: neither {ADAPTER} nor {MODEL} is here.")
+    return found
 
 
 def retire(run_dir: RunDir, keep_last: int, keep_every: int | None) -> None:

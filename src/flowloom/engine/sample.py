@@ -11,7 +11,7 @@ from flowloom.engine import checkpoint
 from flowloom.engine.build import choose_device, choose_precision, load_encoders
 from flowloom.engine.preview import Drawing, Painter, draw_in_batches
 from flowloom.errors import RunError
-from flowloom.parts.adapters.formats import load_onto
+from flowloom.parts.adapters.formats import is_adapter, load_onto
 from flowloom.parts.families.chroma import load_chroma
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir, write_json
@@ -24,12 +24,12 @@ class SampleRequest:
     """What to draw, with what, and where to put it."""
 
     source: Path
-    """A run directory, one of its checkpoints, or a weights file."""
+    """A run directory, one of its checkpoints, or a file of weights or an adapter."""
     prompts: Sequence[str]
     out_dir: Path
     drawing: Drawing
     config: RunConfig | None = None
-    """Where the VAE and T5 are; needed when `source` is a weights file outside a run."""
+    """Where the VAE and T5 are; needed when `source` lies in no run; of an adapter, the base as well."""
     loras: Sequence[tuple[Path, float]] = ()
     """Adapter files with their strengths."""
     seed: int = 0
@@ -70,35 +70,12 @@ def load_painter(request: SampleRequest) -> Painter:
 
 def _resolve(request: SampleRequest) -> tuple[RunConfig, Path, list[tuple[Path, float]]]:
     """Configuration, base weights and the source's own adapter."""
-    folder = _checkpoint_folder(request.source)
-    if folder is None:
-        if request.config is None:
-            raise RunError(
-                f"{request.source}: a weights file does not say where the VAE and T5 are. "
-                "Name a configuration that does: --config CONFIG.json."
-            )
-        return request.config, request.source, []
-    config = request.config or RunDir(folder.parent.parent).read_config()
-    wanted = (checkpoint.EMA_MODEL, checkpoint.MODEL) if request.weights == "ema" else (checkpoint.MODEL,)
-    base = next((folder / name for name in wanted if (folder / name).exists()), None)
-    if base:
-        return config, base, []
-    wanted = (
-        (checkpoint.EMA_ADAPTER, checkpoint.ADAPTER) if request.weights == "ema" else (checkpoint.ADAPTER,)
-    )
-    adapter = next((folder / name for name in wanted if (folder / name).exists()), None)
-    if adapter is None:
-        raise RunError(f"{folder}: neither {checkpoint.MODEL} nor {checkpoint.ADAPTER} is here.")
-    return config, Path(config.model.chroma_path), [(adapter, 1.0)]
-
-
-def _checkpoint_folder(source: Path) -> Path | None:
-    """The checkpoint that `source` means: itself, a run's newest, or None for a file."""
-    if source.is_file():
-        return None
-    if source.name.startswith("step_"):
-        return source
-    latest = RunDir.open(source).latest_checkpoint()
-    if latest is None:
-        raise RunError(f"{source}: this run has no checkpoint yet.")
-    return latest
+    path = checkpoint.find_weights(request.source, request.weights)
+    run_dir = RunDir.around(path)
+    config = request.config or (run_dir.read_config() if run_dir else None)
+    if config is None:
+        raise RunError(
+            f"{path}: a weights file does not say where the VAE and T5 are. "
+            "Name a configuration that does: --config CONFIG.json."
+        )
+    return (config, Path(config.model.chroma_path), [(path, 1.0)]) if is_adapter(path) else (config, path, [])

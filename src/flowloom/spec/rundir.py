@@ -99,6 +99,12 @@ class RunDir:
             raise RunError(f"{run_dir.path} is not a run directory: it has no run.json.{beside}")
         return run_dir
 
+    @classmethod
+    def around(cls, path: Path) -> RunDir | None:
+        """The run in which `path` lies, or which it is; None where there is none."""
+        folders = (path, *path.absolute().parents)
+        return next((cls(folder) for folder in folders if (folder / "run.json").is_file()), None)
+
     def samples_dir(self, step: int) -> Path:
         """Where the previews of `step` lie."""
         return self.path / "samples" / f"step_{step:08d}"

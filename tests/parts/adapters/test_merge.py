@@ -8,6 +8,7 @@ import torch
 from flowloom.errors import WeightsError
 from flowloom.parts.adapters.formats import load_onto, to_comfy, to_diffusers
 from flowloom.parts.adapters.merge import merge
+from flowloom.parts.families import diffusers_names
 from flowloom.parts.families.weights import open_weights, save_weights
 
 KINDS = pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
@@ -51,6 +52,25 @@ def test_only_what_is_adapted_changes(make_network, attach_trained, base_path: P
     assert changed == {"single_blocks.0.linear1.weight", "single_blocks.1.linear1.weight"}
     assert merged.metadata["modelspec.title"] == "the base"
     assert "a.safetensors at strength 1" in merged.metadata["flowloom.merged"]
+
+
+@pytest.mark.parametrize("names", ["ComfyUI", "diffusers"])
+def test_a_base_may_have_any_names(
+    names: str, make_network, attach_trained, base_path: Path, tmp_path: Path
+) -> None:
+    adapter = attach_trained(make_network(), "lora")
+    save_weights(tmp_path / "a.safetensors", to_comfy(adapter.state_dict(), adapter.metadata), {})
+    weights = make_network().state_dict()
+    if names == "diffusers":
+        renamed = diffusers_names.to_diffusers(weights)
+    else:
+        renamed = {f"model.diffusion_model.{name}": weight for name, weight in weights.items()}
+    save_weights(tmp_path / "other.safetensors", {k: v.contiguous() for k, v in renamed.items()}, {})
+    for base, out in ((base_path, "x.safetensors"), (tmp_path / "other.safetensors", "y.safetensors")):
+        merge(base, tmp_path / "a.safetensors", tmp_path / out)
+    expected, found = open_weights(tmp_path / "x.safetensors"), open_weights(tmp_path / "y.safetensors")
+    assert set(found) == set(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_dtype_is_the_bases_unless_asked_for(make_network, attach_trained, tmp_path: Path) -> None:

@@ -48,6 +48,16 @@ SUFFIXES = {
 """How files end a tensor's name, and how we do."""
 
 
+def is_adapter(path: Path) -> bool:
+    """Whether the file at `path` has an adapter's tensors, by their names.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
+    endings = tuple(f".{suffix}" for suffix in SUFFIXES if suffix != "alpha")
+    return any(name.endswith(endings) for name in open_weights(path))
+
+
 def layers_of(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, Layer]:
     """An Adapter's canonical tensors, by the layer that they adapt."""
     layers: dict[str, Layer] = {}

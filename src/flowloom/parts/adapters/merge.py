@@ -11,7 +11,8 @@ from torch import Tensor
 from flowloom.errors import WeightsError
 from flowloom.parts.adapters.formats import layers_of, read_adapter
 from flowloom.parts.adapters.fused import Layer, lokr_as_lora
-from flowloom.parts.families.weights import Entry, Weights, open_weights, save_weights
+from flowloom.parts.families.chroma import open_chroma
+from flowloom.parts.families.weights import Entry, Weights, save_weights
 
 
 def merge(
@@ -21,14 +22,14 @@ def merge(
     strength: float = 1.0,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write the base's weights with the adapter in them; `dtype` None keeps the base's.
+    """Write the base's weights with the adapter in them, by the checkpoint's names; `dtype` None keeps its.
 
     One tensor is in memory at a time; sums are made in float32.
 
     Raises:
         WeightsError: the adapter adapts layers that the base does not have, or of other sizes.
     """
-    base = open_weights(base_path)
+    base = open_chroma(base_path)
     state, meta = read_adapter(adapter_path)
     layers = {f"{name}.weight": layer for name, layer in layers_of(state, meta).items()}
     strange = [name for name, layer in layers.items() if base.shapes.get(name) != layer.shape]

@@ -30,7 +30,7 @@ def load_chroma(path: Path, device: torch.device, dtype: torch.dtype) -> Chroma:
     Raises:
         WeightsError: the file is missing, damaged, or no Chroma.
     """
-    weights = _open(path)
+    weights = open_chroma(path)
     params = _params(weights)
     with torch.device("meta"):
         model = Chroma(params)
@@ -44,10 +44,15 @@ def read_chroma_params(path: Path) -> ChromaParams:
     Raises:
         WeightsError: the file is missing, damaged, or no Chroma.
     """
-    return _params(_open(path))
+    return _params(open_chroma(path))
 
 
-def _open(path: Path) -> Weights:
+def open_chroma(path: Path) -> Weights:
+    """The tensors in `path` by the checkpoint's names, not read yet, whichever names the file has.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
+    """
     path = Path(path)
     if (path / "model_index.json").is_file():
         path = path / "transformer"

@@ -1,0 +1,113 @@
+"""A run on a JSONL with everything in it that can be wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowloom.engine.__main__ import run_engine
+from flowloom.errors import DataError
+from flowloom.spec.events import read_events
+from flowloom.spec.rundir import RunDir
+
+RED = (220, 40, 40)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG whose header claims 20,000 x 10,000 pixels."""
+    picture = bytearray(encoded(Image.new("1", (20_000, 10_000)), "PNG"))
+    return bytes(picture)
+
+
+def good_files() -> dict[str, bytes]:
+    red = Image.new("RGB", (64, 64), RED)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    deep = Image.fromarray(np.full((64, 64), 40_000, np.uint16))
+    clear = Image.new("RGBA", (64, 64), (*RED, 128))
+    files = {f"plain {i} \u00e9\u732b.png": encoded(red, "PNG") for i in range(8)}
+    return files | {
+        "cmyk.jpg": encoded(red.convert("CMYK"), "JPEG"),
+        "deep.png": encoded(deep, "PNG"),
+        "clear.png": encoded(clear, "PNG"),
+        "turned.jpg": encoded(Image.new("RGB", (64, 64), RED), "JPEG", exif=turned),
+        "animated.webp": encoded(red, "WEBP", save_all=True, append_images=[Image.new("RGB", (64, 64))]),
+    }
+
+
+def line(filename: str, **changes: Any) -> str:
+    row = {"filename": filename, "caption_or_tags": "a red thing", "width": 64, "height": 64} | changes
+    return json.dumps({key: value for key, value in row.items() if value is not None})
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> tuple[dict[str, Any], dict[int, str]]:
+    """The data loader's keys, and for each bad line a word of what must be said about it."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    files = good_files()
+    lines = [line(name) for name in files]
+    bad = {
+        line("plain 0.png", width=0): "width is 0",
+        line("plain 0.png", height=None): "height",
+        line("plain 0.png", width="64"): "width",
+        line("plain 0.png", loss_weight=7): "loss_weight",
+        line("plain 0.png", caption_or_tags=["a", "b"]): "caption_or_tags",
+        '{"filename": "plain 0.png", "caption': "JSON",
+        "[1, 2, 3]": "object",
+        line("../secret.png"): "leads out",
+        line("missing.png"): "no such file",
+        line("bomb.png"): "pixels",
+        line("cut.jpg"): "not readable",
+        line("text.png"): "not readable",
+        line("ftp://host/a.png", is_url_based=True): "http",
+    }
+    (tmp_path / "secret.png").write_bytes(files["plain 0 \u00e9\u732b.png"])
+    files["bomb.png"] = bomb()
+    files["cut.jpg"] = files["cmyk.jpg"][:-200]
+    files["text.png"] = b"<html>not found</html>"
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    reasons = {len(lines) + number: word for number, word in enumerate(bad.values(), start=1)}
+    (tmp_path / "data.jsonl").write_text("\n".join([*lines, *bad]) + "\n", encoding="utf-8")
+    keys = {"jsonl_metadata_path": str(tmp_path / "data.jsonl"), "image_folder_path": str(folder)}
+    return keys, reasons
+
+
+def test_each_bad_row_is_named_and_the_others_are_trained(
+    make_run: Callable[..., RunDir], hostile: tuple[dict[str, Any], dict[int, str]]
+) -> None:
+    keys, reasons = hostile
+    run_dir = make_run(
+        dataloader=keys, limits={"skipped_percentage": 0.6, "max_epochs": 2, "max_steps": None}
+    )
+    run_engine(run_dir)
+    events = list(read_events(run_dir.events_jsonl))
+    said = {event["line"]: event["reason"] for event in events if event["kind"] == "skipped"}
+    assert said.keys() == reasons.keys()
+    assert not {number: said[number] for number, word in reasons.items() if word not in said[number]}
+    losses = [event["loss"] for event in events if event["kind"] == "step"]
+    assert losses
+    assert all(np.isfinite(losses))
+
+
+def test_too_many_bad_rows_stop_the_run_with_the_list(
+    make_run: Callable[..., RunDir], hostile: tuple[dict[str, Any], dict[int, str]]
+) -> None:
+    keys, _ = hostile
+    with pytest.raises(DataError, match=r"data\.jsonl:14: width is 0") as caught:
+        run_engine(make_run(dataloader=keys))
+    assert "skipped_percentage" in str(caught.value)
