@@ -250,6 +250,7 @@ def test_profiling_writes_a_trace_of_a_few_steps(make_run: Callable[..., RunDir]
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's own
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_blocks_train_alike(make_run: Callable[..., RunDir]) -> None:
     losses = []

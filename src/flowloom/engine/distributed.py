@@ -54,7 +54,8 @@ class Ranks:
         """The largest of each value over all ranks: they must stop, save and draw at the same step."""
         if self.size == 1:
             return values
-        all_values = torch.tensor(values, dtype=torch.float64, device=_collective_device())
+        # On the CPU, by gloo: asking the GPU would wait for it at every step.
+        all_values = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(all_values, dist.ReduceOp.MAX)
         return tuple(all_values.tolist())
 
@@ -64,10 +65,6 @@ class Ranks:
             dist.barrier()
 
 
-def _collective_device() -> torch.device:
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-
-
 def join_ranks(device_type: str) -> Ranks:
     """Join the process group that torchrun's environment describes; alone without one."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -75,7 +72,7 @@ def join_ranks(device_type: str) -> Ranks:
         return Ranks()
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
     return Ranks(dist.get_rank(), size)
 
 
