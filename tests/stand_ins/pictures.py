@@ -7,8 +7,9 @@ import io
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from PIL import Image
+
+from benchmarks import decode
 
 ORIENTATION = 0x0112
 """EXIF tag."""
@@ -36,19 +37,5 @@ def turned(kind: str, orientation: int) -> bytes:
 
 @lru_cache
 def photo(seed: int, width: int, height: int) -> Image.Image:
-    """Clouds with the spectrum of photographs, and discs with sharp edges."""
-    draw = np.random.default_rng(seed)
-    frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
-    frequencies[0, 0] = 1
-    shared = np.fft.rfft2(draw.standard_normal((height, width)))
-    planes = []
-    for _ in range(3):
-        mixed = 0.9 * shared + 0.3 * np.fft.rfft2(draw.standard_normal((height, width)))
-        plane = np.fft.irfft2(mixed / frequencies**1.35, s=(height, width))
-        planes.append((plane - plane.mean()) / plane.std())
-    levels = np.stack(planes, -1) * 50 + 120
-    rows, columns = np.mgrid[0:height, 0:width]
-    for _ in range(25):
-        y, x, radius = draw.integers(height), draw.integers(width), draw.integers(5, max(6, height // 6))
-        levels[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] += draw.uniform(-60, 60, 3)
-    return Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+    """The benchmark's picture."""
+    return decode.picture(seed, (width, height))
