@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from pyvips import voperation
 
+from flowloom.data import bmff
+from flowloom.data.byte_reader import ByteReader, NeedMore
 from flowloom.data.colour import flat, to_eight_bits, to_srgb
-from flowloom.data.headers import Header, NeedMore, image_size, read_header
+from flowloom.data.headers import Header, image_size, read_header
 from flowloom.errors import ImageError
 
 __all__ = ["NeedMore", "image_size", "load_alpha", "load_image"]
@@ -140,6 +142,9 @@ def _decode_jxl(data: bytes) -> Image.Image:
         import pyjpegxl
     except ImportError as error:
         raise ImageError(f"JPEG XL needs a decoder: {JXL_CURE}") from error
+    if data.startswith(b"\0"):  # boxes: one that goes beyond the file has the decoder wait for a second
+        for _ in bmff.boxes(ByteReader(io.BytesIO(data)), len(data)):
+            pass
     about, levels = pyjpegxl.decode_to_numpy(data, dtype="uint8")
     image = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
     if about.icc:
