@@ -1,0 +1,57 @@
+"""Reads numbers from the head of a file, and says how much of it would be needed."""
+
+from __future__ import annotations
+
+from typing import BinaryIO, Literal
+
+from flowloom.errors import ImageError
+
+
+class NeedMore(ImageError):
+    """The given bytes end before the size of the picture is told.
+
+    Attributes:
+        length: so many bytes from the beginning tell more; perhaps not yet all.
+    """
+
+    def __init__(self, given: int, length: int):
+        super().__init__(f"not readable as a picture: it ends within its header, {length} bytes or more")
+        self.given = given
+        self.length = length
+
+
+class ByteReader:
+    """A position in `file`; what is skipped is not read."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.position = 0
+        self.order: Literal["little", "big"] = "big"
+
+    def peek(self, count: int) -> bytes:
+        """Up to `count` of the next bytes."""
+        try:
+            self._file.seek(self.position)
+            return self._file.read(count)
+        except (OSError, OverflowError) as error:
+            raise ImageError(f"not readable as a picture at byte {self.position}: {error}") from error
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes.
+
+        Raises:
+            NeedMore: there are fewer.
+        """
+        data = self.peek(count)
+        if len(data) < count:
+            raise NeedMore(self.position + len(data), self.position + count)
+        self.position += count
+        return data
+
+    def skip(self, count: int) -> None:
+        """Move on by `count` bytes."""
+        self.position += count
+
+    def number(self, count: int) -> int:
+        """The next `count` bytes as an unsigned number."""
+        return int.from_bytes(self.take(count), self.order)

@@ -1,0 +1,41 @@
+"""Small pictures of every kind as files in memory."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image
+
+from benchmarks import decode
+
+ORIENTATION = 0x0112
+"""EXIF tag."""
+JXL_RED = base64.b64decode(
+    "/wpFBgATiAIA6AC1nyAAABUqo4wbvJzr+fJDh8W0jesMbbVtYQljs70wSEg4Q9zNe1DNQwJwBAKwNyjADMUQTQEAlSQA"
+)
+"""24 x 24 pixels of (220, 30, 20)."""
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """`image` as a file of Pillow's `kind`."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned(kind: str, orientation: int) -> bytes:
+    """A white picture, stored as 120 x 60, its upper left corner black, with an EXIF orientation."""
+    picture = Image.new("RGB", (120, 60), "white")
+    picture.paste("black", (0, 0, 60, 30))
+    exif = picture.getexif()
+    exif[ORIENTATION] = orientation
+    return encoded(picture, kind, exif=exif)
+
+
+@lru_cache
+def photo(seed: int, width: int, height: int) -> Image.Image:
+    """The benchmark's picture."""
+    return decode.picture(seed, (width, height))
