@@ -6,11 +6,17 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+import pytest
+
+from tests.stand_ins.seaweed import Seaweed
+
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
+AT_ONCE = struct.pack("ii", 1, 0)
+"""For SO_LINGER: closing sends RST in place of FIN."""
 FAULTS = ("slow down", "reset", "truncate", "drop", "slow")
 """503 SlowDown; a reset, or an end, in mid-body; a connection closed without an answer; a late first byte."""
 
@@ -87,7 +93,7 @@ class Request(BaseHTTPRequestHandler):
             number, proxy.seen = proxy.seen, proxy.seen + 1
             fault = proxy.plan(number, self.command, self.path)
             proxy.done[fault or "passed"] += 1
-        if fault == "drop":
+        if fault == "drop" or proxy.server is not self.server:
             self.close_connection = True
         elif fault == "slow down":
             self.answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
@@ -126,14 +132,22 @@ class Request(BaseHTTPRequestHandler):
         if is_cut:
             self.close_connection = True
             if cut == "reset":
-                reset(self.connection)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+                self.connection.close()
 
 
 def reset(connection: socket.socket) -> None:
-    """End a connection with RST in place of FIN."""
+    """End a connection, from another thread."""
     try:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        connection.shutdown(socket.SHUT_RD)
+        connection.shutdown(socket.SHUT_RDWR)
         connection.close()
     except OSError:
         return
+
+
+@pytest.fixture
+def faulty(seaweed: Seaweed) -> Iterator[Faulty]:
+    """A proxy before the store of the tests; it does nothing bad until it has a plan."""
+    proxy = Faulty(seaweed.endpoint)
+    yield proxy
+    proxy.down()

@@ -1,5 +1,7 @@
 """A real object store: SeaweedFS, started on free ports and ended by its process id."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import socket
@@ -11,9 +13,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import requests
+
+if TYPE_CHECKING:
+    from flowloom.parts.sources.base import StorageSection
 
 KEY, SECRET = "loom-test-key", "loom-test-s3cr3t-of-nobody"
 BUCKET = "loom"
@@ -70,10 +76,13 @@ def running_seaweed(folder: Path) -> Iterator[Seaweed]:
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(1)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for port in ports.values():
+            for left_behind in Path(tempfile.gettempdir()).glob(f"seaweedfs-*-{port}.sock"):
+                left_behind.unlink(missing_ok=True)
 
 
 def wait_until_it_writes(endpoint: str, process: subprocess.Popen, log: Path) -> None:
@@ -103,3 +112,15 @@ def seaweed() -> Iterator[Seaweed]:
         running_seaweed(Path(folder)) as seaweed,
     ):
         yield seaweed
+
+
+@pytest.fixture
+def storage(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> StorageSection:
+    """Settings that reach it, with its keys in the environment."""
+    from flowloom.parts.sources.base import StorageSection
+
+    for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in seaweed.environ.items():
+        monkeypatch.setenv(name, value)
+    return StorageSection(endpoint=seaweed.endpoint)

@@ -44,9 +44,9 @@ class Kept:
 class DiskCache:
     """Contents by address, for all threads and processes that use the folder.
 
-    An index in SQLite says what there is. A row is written before its file and a file is taken away before
-    its row, so that the files never exceed the limit, and a row without its whole file is a miss: a kill at
-    any moment costs nothing but that.
+    An index in SQLite says what there is; files come and go within its transactions, so that they never
+    exceed the limit. A row without its whole file is a miss, a file without a row is swept away when the
+    folder is opened: a kill at any moment costs nothing but that.
     """
 
     def __init__(self, folder: Path, limit_bytes: int):
@@ -115,29 +115,27 @@ class DiskCache:
             return
         key = _digest(address)
         path = self._path(key, etag)
+        partial = self.folder / "partial" / f"{os.getpid()}-{next(self._numbers)}"
 
-        def make_room_and_enter() -> None:
+        def take_in() -> None:
             self._note_uses()
             self._remove(key)
             self._make_room(len(content))
             now = time.time_ns()
             row = (key, etag, len(content), now, now)
             self._index.execute("INSERT INTO kept VALUES (?, ?, ?, ?, ?)", row)
-
-        with self._lock:
-            self._change(make_room_and_enter)
-        if self.fault:
-            return
-        partial = self.folder / "partial" / f"{os.getpid()}-{next(self._numbers)}"
-        try:
             path.parent.mkdir(exist_ok=True)
-            partial.write_bytes(content)
             partial.replace(path)
+
+        try:
+            partial.write_bytes(content)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            self._give_up(error)
+        else:
             with self._lock:
-                self._change(lambda: self._remove(key))
-                self._give_up(error)
+                self._change(take_in)
+        if self.fault:
+            partial.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Note the last uses and close the index."""
@@ -176,9 +174,14 @@ class DiskCache:
             times.clear()
 
     def _sweep(self) -> None:
+        """Take away what killed processes left: half-written files, and whole ones that no row tells of."""
         for path in (self.folder / "partial").iterdir():
             if time.time() - path.stat().st_mtime > ABANDONED_S:
                 path.unlink(missing_ok=True)
+        files = set(self.folder.glob("??/*"))
+        rows = self._index.execute("SELECT key, etag FROM kept")
+        for path in files.difference(self._path(key, etag) for key, etag in rows):
+            path.unlink(missing_ok=True)
 
     def _path(self, key: str, etag: str) -> Path:
         """Content and etag belong together, whoever writes: the name has both."""

@@ -21,7 +21,7 @@ from flowloom.parts.sources.base import (
     shown,
 )
 from flowloom.parts.sources.objects import Objects
-from tests.stand_ins.seaweed import SECRET, Seaweed
+from tests.stand_ins.seaweed import SECRET, Seaweed, free_ports
 
 ODD_NAMES = ["plain.png", "sub/deep/er.jpg", "mit Leerzeichen.png", "ünï/漢字 #1?.png", "per%20cent+plus.png"]
 
@@ -157,13 +157,14 @@ def test_no_message_and_no_log_has_a_secret(
     host, name = re.match(r"(http://[^/]+)/(.*)", url).groups()
     signature = re.search(r"Signature=(\w+)", url)[1]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", f"wrong-{SECRET}")
-    down = storage.model_copy(update={"endpoint": "http://127.0.0.1:9", "tries": 1, "patience_minutes": 0})
+    nowhere = f"127.0.0.1:{free_ports(1)[0]}"
+    down = storage.model_copy(update={"endpoint": f"http://{nowhere}", "tries": 1, "patience_minutes": 0})
     password = "".join(reversed("hsuhhsuh"))
     reads = [
         lambda: open_source("s3://loom", storage).read("a.png"),
         lambda: open_source("s3://loom", down).read("a.png"),
         lambda: open_source(host, storage).read(f"x{name}"),
-        lambda: open_source(f"http://me:{password}@127.0.0.1:9", down).read(name),
+        lambda: open_source(f"http://me:{password}@{nowhere}", down).read(name),
     ]
     assert open_source(host, storage).read(name) == b"x"
     texts = []

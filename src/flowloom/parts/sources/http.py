@@ -199,10 +199,10 @@ def _fault(error: Exception) -> str:
         return "no such host"
     if isinstance(cause, exceptions.SSLError):
         return "its certificate or TLS is not accepted"
-    if isinstance(cause, exceptions.ConnectTimeoutError | exceptions.ReadTimeoutError | TimeoutError):
-        return "timed out"
-    if isinstance(cause, exceptions.NewConnectionError):
+    if isinstance(cause, exceptions.NewConnectionError):  # before the timeouts, of which it is one
         return "no connection"
+    if isinstance(cause, exceptions.TimeoutError | TimeoutError):
+        return "timed out"
     return "the connection broke"
 
 
