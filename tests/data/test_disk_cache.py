@@ -122,10 +122,11 @@ for i in itertools.count(int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_processes_share_it_and_kills_do_it_no_harm(tmp_path: Path) -> None:
     words = [sys.executable, "-c", WRITER, str(tmp_path)]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    for turn in range(4):
+    for turn in range(3):
         writers = [
             subprocess.Popen([*words, str(start)], stdout=subprocess.PIPE, env=environ) for start in (0, 30)
         ]

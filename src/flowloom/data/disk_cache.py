@@ -90,7 +90,11 @@ class DiskCache:
             except sqlite3.Error as error:
                 self._give_up(error)
                 return None
-        return Kept(row[0], self._path(key, row[0]), *row[1:]) if row else None
+            compared_ns = self._comparisons.get(key, 0)
+        if not row:
+            return None
+        etag, size, noted_ns = row
+        return Kept(etag, self._path(key, etag), size, max(compared_ns, noted_ns))
 
     def read(self, address: str, kept: Kept, *, was_compared: bool = False) -> bytes | None:
         """Its content, or None when it is not there any more; `was_compared`: the store has the same now."""

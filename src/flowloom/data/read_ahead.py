@@ -25,11 +25,14 @@ class ReadAhead(Generic[Owner]):
     limit: int
     held: int = 0
     peak: int = 0
-    guess: float = FIRST_GUESS
+    guess: float = field(init=False)
     """Size of the next object, before the store says it: near the largest of late."""
     _shares: dict[Owner, int] = field(default_factory=dict)
     _waiting: OrderedDict[Owner, tuple[int, asyncio.Future[None]]] = field(default_factory=OrderedDict)
     _wanted: set[Owner] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.guess = min(FIRST_GUESS, self.limit / 8)
 
     async def reserve(self, owner: Owner, size: int | None = None) -> None:
         """Wait until `owner` may hold `size` bytes, or as many as objects have of late."""
