@@ -76,7 +76,7 @@ class _Address:
 
 
 class Fetcher:
-    """Brings images to any number of threads; one for a process.
+    """Brings images to any number of threads of the process that made it.
 
     `fetch` returns at once; callers keep the futures in their order and take each result when they need it.
     Images from stores are read concurrently on the sources' event loop; with `storage.cache_dir` they are

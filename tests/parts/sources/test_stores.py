@@ -54,6 +54,12 @@ def test_a_file_goes_up_whole_and_replaces_what_was_there(source: Source, tmp_pa
     assert source.look("a/b.bin").etag != before.etag
 
 
+def test_a_file_that_is_not_there_is_not_taken_for_a_missing_object(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such file to write") as caught:
+        source.write("a", tmp_path / "missing")
+    assert not isinstance(caught.value, NotFound)
+
+
 def test_what_is_deleted_is_gone_and_may_be_deleted_again(source: Source) -> None:
     source.write("a.txt", b"a")
     source.delete("a.txt")

@@ -75,6 +75,8 @@ class Folder:
                 yield self._entry(path)
 
     def write(self, name: str, content: bytes | Path) -> None:
+        if isinstance(content, Path) and not content.is_file():
+            raise SourceError(f"{content}: no such file to write to {self.root}/{name}.")
         with self._told(name):
             path = self._at(name)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -96,6 +96,8 @@ class Remote:
             after = page[-1].name if page else after
 
     def write(self, name: str, content: bytes | Path) -> None:
+        if isinstance(content, Path) and not content.is_file():
+            raise SourceError(f"{content}: no such file to write to {self.root}/{name}.")
         self._patiently(lambda: self._put(name, content))
 
     def delete(self, name: str) -> None:
