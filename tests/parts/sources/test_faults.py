@@ -142,7 +142,7 @@ def test_one_broken_object_is_named_and_holds_up_nothing(faulty: Faulty, opened:
     assert source.read("06") == content(6)
     with pytest.raises(Unavailable, match=r"filled/07"):
         source.read("07")
-    assert faulty.done["truncate"] == 3
+    assert faulty.done["truncate"] == 6
     assert not states
 
 

@@ -57,8 +57,8 @@ class StorageSection(Section):
     """Requests under way at a time, for each store."""
     read_ahead_mib: Annotated[float, Field(gt=0)] = 256.0
     """Memory for what is read ahead and not yet used."""
-    tries: Annotated[int, Field(ge=1)] = 8
-    """How often a read is tried before its store is looked at."""
+    tries: Annotated[int, Field(ge=1)] = 4
+    """How often a read is tried before its store is looked at, and again if that is there."""
     timeout_s: Annotated[float, Field(gt=0)] = 20.0
     """Longest silence of a store before a read is tried again."""
     patience_minutes: Annotated[float, Field(ge=0)] = 60.0

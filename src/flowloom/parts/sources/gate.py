@@ -22,8 +22,9 @@ LONGEST_PROBE_PAUSE_S = 15.0
 class Gate:
     """All requests to one store pass here. Used on the sources' event loop only.
 
-    A request that fails `tries` times asks whether the store is there at all. If it is, that one thing is at
-    fault, and its reader is told so. If it is not, everything waits, one request at a time looks whether it
+    A request that fails `tries` times asks whether the store is there at all. If it is, the request is tried
+    as often again, since the store may have come back just now; then that one thing is at fault, and its
+    reader is told so. If it is not, everything waits, one request at a time looks whether it
     is back, and all go on where they were.
     """
 
@@ -66,15 +67,19 @@ class Gate:
                 return result
             failures += 1
             if failures % self.storage.tries == 0:
-                await self._judge(fault, until)
+                is_last = failures >= 2 * self.storage.tries and (
+                    not fault.is_busy or time.monotonic() > until
+                )
+                if await self._was_down(fault, is_last):
+                    failures = 0
             pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failures - 1, 16))
             await asyncio.sleep(max(pause * random.uniform(0.5, 1.0), fault.retry_after_s))
 
-    async def _judge(self, fault: Unavailable, until: float) -> None:
-        """Return when another try makes sense.
+    async def _was_down(self, fault: Unavailable, is_last: bool) -> bool:
+        """Whether the store is to blame; returns when it is there.
 
         Raises:
-            Unavailable: it does not.
+            Unavailable: another try makes no sense, as the store never answered, or is there and `is_last`.
         """
         if not self.is_trusted:
             raise fault
@@ -86,8 +91,10 @@ class Gate:
                     self._probe = asyncio.create_task(self._wait_until_back(str(error)))
         if self._probe:
             await asyncio.shield(self._probe)
-        elif not fault.is_busy or time.monotonic() > until:
+            return True
+        if is_last:
             raise fault
+        return False
 
     async def _wait_until_back(self, reason: str) -> None:
         start = time.monotonic()
