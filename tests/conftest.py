@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.stand_ins.faulty import faulty  # noqa: F401 -- a fixture
 from tests.stand_ins.hub import hub  # noqa: F401 -- a fixture
+from tests.stand_ins.seaweed import seaweed, storage  # noqa: F401 -- fixtures
 
 # Before torch is imported: tiny tensors on several threads spend their time waiting for one another, most of
 # all where tests run side by side.

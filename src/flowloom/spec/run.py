@@ -19,6 +19,7 @@ from flowloom.parts import optimizers as optimizer_parts
 from flowloom.parts.base import Section, union_of
 from flowloom.parts.loggers.base import LoggerSpec
 from flowloom.parts.optimizers.base import OptimizerSpec
+from flowloom.parts.sources.base import StorageSection
 from flowloom.spec.flow_sections import (
     Count,
     DataloaderSection,
@@ -265,6 +266,7 @@ class RunConfig(Section):
     lr_schedule: LrScheduleSection = LrScheduleSection()
     ema: EmaSection = EmaSection()
     cache: CacheSection = CacheSection()
+    storage: StorageSection = StorageSection()
     memory: MemorySection = MemorySection()
     parallel: ParallelSection = ParallelSection()
     checkpoint: CheckpointSection = CheckpointSection()

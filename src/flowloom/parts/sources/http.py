@@ -1,17 +1,215 @@
-"""Images at HTTP(S) addresses."""
+"""Anything at HTTP(S) addresses, presigned ones too."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 import requests
 
-from flowloom.errors import ImageError
+from flowloom.errors import Denied, ImageError, NotFound, SourceError, Unavailable
+from flowloom.parts.sources.base import OnState, StorageSection, shown
+from flowloom.parts.sources.remote import Answer, Remote, Wanted
 
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse, PoolManager
+
+MAX_BYTES = 2**30
+"""A body of unstated length is read so far."""
+CHUNK = 2**16
+HOSTS = 256
+"""Servers whose connections are kept."""
+REDIRECTS = 5
+LONGEST_RETRY_AFTER_S = 120.0
+TRANSIENT = {408, 425, 429}
+"""Answers below 500 that another try may change."""
+
+
+def open_store(url: str, storage: StorageSection, on_state: OnState) -> Http:
+    """The server of `url`; names are what follows, path and query as they stand in the address.
+
+    Raises:
+        SourceError: the address has no host.
+    """
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and not parts.query and (parts.port is None or parts.port > 0)
+    except ValueError:  # such as an odd bracket in the host, or a port that is no number
+        is_address = False
+    if not is_address:
+        raise SourceError(f"{shown(url)}: write http://HOST or https://HOST/FOLDER.")
+    return Http(url, storage, on_state)
+
+
+class Http(Remote):
+    """Everything at one server, by urllib3 in threads: obstore takes no queries and no unstated lengths."""
+
+    def __init__(self, url: str, storage: StorageSection, on_state: OnState):
+        super().__init__(shown(url), storage, on_state, is_trusted=False)
+        self._headers = _sign_in(url)
+        self._threads, self._pool = _client(storage.connections, storage.timeout_s, os.getpid())
+
+    async def ask(self, wanted: Wanted) -> Answer:
+        headers = dict(self._headers)
+        if wanted.start is not None and wanted.length is not None:
+            headers["Range"] = f"bytes={wanted.start}-{wanted.start + wanted.length - 1}"
+        if wanted.etag:
+            headers["If-None-Match"] = wanted.etag
+        where = shown(f"{self.root}/{wanted.name}")
+        loop = asyncio.get_running_loop()
+        response = await loop.run_in_executor(self._threads, self._request, wanted.name, headers, where)
+        stated = response.headers.get("Content-Length", "")
+
+        async def body() -> bytes:
+            return await loop.run_in_executor(self._threads, _body, response, wanted, where)
+
+        return Answer(
+            size=int(stated) if stated.isdecimal() else None,
+            etag=response.headers.get("ETag"),
+            body=body,
+            drop=response.close,
+            is_unchanged=response.status == 304,
+        )
+
+    async def _knock(self) -> None:
+        parts = urlsplit(self.root)
+        loop = asyncio.get_running_loop()
+        root = f"{parts.scheme}://{parts.netloc}/"
+        try:
+            response = await loop.run_in_executor(self._threads, self._send, root, {}, self.root)
+        except Unavailable:
+            raise
+        except SourceError:
+            return
+        response.close()
+
+    def _request(self, name: str, headers: dict[str, str], where: str) -> BaseHTTPResponse:
+        return self._send(f"{self.root}/{name}" if name else self.root, headers, where)
+
+    def _send(self, address: str, headers: dict[str, str], where: str) -> BaseHTTPResponse:
+        """The head of the answer.
+
+        Raises:
+            SourceError: it is not one that a body follows.
+        """
+        from urllib3.exceptions import HTTPError, LocationParseError
+
+        try:
+            response = self._pool.request(
+                "GET", address, headers=headers, preload_content=False, redirect=True
+            )
+        except LocationParseError:
+            raise SourceError(f"{where}: not an address.") from None
+        except (HTTPError, OSError, ValueError) as error:
+            raise Unavailable(f"{where}: {_fault(error)}") from None
+        if response.status in (200, 206, 304):
+            return response
+        response.close()
+        raise _refusal(response, where)
+
+
+@cache
+def _client(connections: int, timeout_s: float, pid: int) -> tuple[ThreadPoolExecutor, PoolManager]:  # noqa: ARG001
+    """Threads and connections for all servers together; a forked process has its own."""
+    import urllib3
+
+    # Its debug lines quote whole addresses, and with them the signatures of presigned ones.
+    for name in ("urllib3.connectionpool", "urllib3.poolmanager", "urllib3.util.retry"):
+        logging.getLogger(name).addFilter(_above_debug)
+    pool = urllib3.PoolManager(
+        num_pools=HOSTS,
+        maxsize=connections,
+        timeout=urllib3.Timeout(connect=min(5.0, timeout_s), read=timeout_s),
+        retries=urllib3.Retry(None, connect=0, read=0, status=0, other=0, redirect=REDIRECTS),
+    )
+    return ThreadPoolExecutor(connections, thread_name_prefix="http"), pool
+
+
+def _sign_in(url: str) -> dict[str, str]:
+    """What every request says; the name and password of `url` go where no message has them."""
+    import urllib3
+
+    parts = urlsplit(url)
+    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+    return {"user-agent": "flowloom", "accept-encoding": "identity", **urllib3.make_headers(basic_auth=user)}
+
+
+def _above_debug(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO
+
+
+def _body(response: BaseHTTPResponse, wanted: Wanted, where: str) -> bytes:
+    """The body, or the part of it that is wanted where the server gives all.
+
+    Raises:
+        Unavailable: it broke off.
+        SourceError: it is larger than memory should hold.
+    """
+    from urllib3.exceptions import HTTPError
+
+    skipped, end = 0, MAX_BYTES
+    if wanted.start is not None and wanted.length is not None:
+        skipped = wanted.start if response.status == 200 else 0
+        end = skipped + wanted.length
+    content = bytearray()
+    try:
+        for chunk in response.stream(CHUNK, decode_content=True):
+            content += chunk
+            if len(content) >= end:
+                break
+        else:
+            response.release_conn()
+            return bytes(content[skipped:])
+    except (HTTPError, OSError) as error:
+        raise Unavailable(f"{where}: {_fault(error)} after {len(content)} bytes") from None
+    response.close()
+    if wanted.length is None and len(content) > MAX_BYTES:
+        raise SourceError(f"{where}: larger than {MAX_BYTES // 2**20} MiB.")
+    return bytes(content[skipped:end])
+
+
+def _refusal(response: BaseHTTPResponse, where: str) -> SourceError:
+    status = response.status
+    if status in (404, 410):
+        return NotFound(f"{where}: the server answered {status}, nothing is there.")
+    if status in (401, 403):
+        return Denied(f"{where}: the server answered {status}, access denied. Is the address still valid?")
+    if status < 500 and status not in TRANSIENT:
+        return SourceError(f"{where}: the server answered {status}.")
+    asked = response.headers.get("Retry-After", "")
+    after = min(float(asked), LONGEST_RETRY_AFTER_S) if asked.isdecimal() else 0.0
+    return Unavailable(
+        f"{where}: the server answered {status}", is_busy=status in (429, 503), retry_after_s=after
+    )
+
+
+def _fault(error: Exception) -> str:
+    """What went wrong, without the words of the error, which quote the address."""
+    from urllib3 import exceptions
+
+    cause = getattr(error, "reason", None) or error
+    if isinstance(cause, exceptions.NameResolutionError):
+        return "no such host"
+    if isinstance(cause, exceptions.SSLError):
+        return "its certificate or TLS is not accepted"
+    if isinstance(cause, exceptions.NewConnectionError):  # before the timeouts, of which it is one
+        return "no connection"
+    if isinstance(cause, exceptions.TimeoutError | TimeoutError):
+        return "timed out"
+    return "the connection broke"
+
+
+# Read by the loader until it reads by data/fetch.py.
 TIMEOUT_S = 20.0
 TRIES = 4
-MAX_BYTES = 256 * 2**20
+MAX_IMAGE_BYTES = 256 * 2**20
 
 
 def fetch_image(url: str, session: requests.Session) -> bytes:
@@ -29,7 +227,7 @@ def fetch_image(url: str, session: requests.Session) -> bytes:
         try:
             with session.get(url, timeout=TIMEOUT_S, stream=True) as answer:
                 if answer.ok:
-                    return _body(answer)
+                    return _image_body(answer)
                 reason = f"the server answered {answer.status_code}"
                 if answer.status_code < 500 and answer.status_code != 429:
                     break
@@ -38,10 +236,10 @@ def fetch_image(url: str, session: requests.Session) -> bytes:
     raise ImageError(f"{url:.200}: {reason}")
 
 
-def _body(answer: requests.Response) -> bytes:
+def _image_body(answer: requests.Response) -> bytes:
     body = bytearray()
     for chunk in answer.iter_content(2**16):
         body += chunk
-        if len(body) > MAX_BYTES:
-            raise ImageError(f"larger than {MAX_BYTES // 2**20} MiB")
+        if len(body) > MAX_IMAGE_BYTES:
+            raise ImageError(f"larger than {MAX_IMAGE_BYTES // 2**20} MiB")
     return bytes(body)

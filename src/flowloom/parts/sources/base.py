@@ -1,0 +1,174 @@
+"""Where images and caches come from: one file a store, one face for all of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field
+
+from flowloom.errors import Denied, NotFound, SourceError, Unavailable
+from flowloom.parts.base import Section
+
+__all__ = [
+    "Denied",
+    "Entry",
+    "NotFound",
+    "OnState",
+    "Source",
+    "SourceError",
+    "StorageSection",
+    "StoreState",
+    "Unavailable",
+    "open_source",
+    "shown",
+]
+
+STORES = {
+    "": "local",
+    "file": "local",
+    "http": "http",
+    "https": "http",
+    "s3": "s3",
+    "gs": "gcs",
+    "az": "azure",
+}
+"""The module beside this one for each scheme; it has `open_store(url, storage, on_state)`."""
+
+
+class StorageSection(Section):
+    """How stores are reached. Keys come from the environment (AWS_ACCESS_KEY_ID ...) or a profile file."""
+
+    endpoint: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+    """S3: address of the store; null: AWS_ENDPOINT_URL, the profile's, or Amazon's own."""
+    region: str | None = None
+    """S3: region; null: AWS_REGION, the profile's, or us-east-1."""
+    addressing: Literal["path", "virtual"] = "path"
+    """S3: bucket in the path of the address, or in the host (then `endpoint` has it too)."""
+    profile: str | None = None
+    """S3: profile of ~/.aws/credentials; null: keys of the environment, else AWS_PROFILE, else `default`."""
+    anonymous: bool = False
+    """Send no keys: for public buckets."""
+    connections: Annotated[int, Field(ge=1)] = 64
+    """Requests under way at a time, for each store."""
+    read_ahead_mib: Annotated[float, Field(gt=0)] = 256.0
+    """Memory for what is read ahead and not yet used."""
+    tries: Annotated[int, Field(ge=1)] = 4
+    """How often a read is tried before its store is looked at, and again if that is there."""
+    timeout_s: Annotated[float, Field(gt=0)] = 20.0
+    """Longest silence of a store before a read is tried again."""
+    patience_minutes: Annotated[float, Field(ge=0)] = 60.0
+    """How long a store may be down: training waits so long, then its rows count as skipped."""
+    cache_dir: str | None = None
+    """Folder on a fast disk that keeps what was read; null: none."""
+    cache_gib: Annotated[float, Field(gt=0)] = 50.0
+    """Size of that folder; the longest unused goes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a store says of one thing it holds."""
+
+    name: str
+    """Below the source's address."""
+    size: int
+    """Bytes."""
+    etag: str | None
+    """Changes when the content does; null where the store has none."""
+    modified: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """A store went down or came back."""
+
+    store: str
+    is_up: bool
+    reason: str
+    """Why it counts as down."""
+    seconds: float
+    """How long it was down so far."""
+
+    def __str__(self) -> str:
+        if self.is_up:
+            return f"{self.store} is back after {self.seconds:.0f} s."
+        return f"{self.store} is down ({self.reason}); reading waits for it."
+
+
+OnState = Callable[[StoreState], None]
+"""Called from the thread that talks to stores."""
+
+
+class Source(Protocol):
+    """Things by name below one address; every method may be called from any thread.
+
+    Raises:
+        NotFound, Denied, Unavailable, SourceError: from every method.
+    """
+
+    root: str
+    """The address, fit for messages."""
+
+    def read(self, name: str) -> bytes:
+        """All of it."""
+        ...
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start` on; fewer where it ends before."""
+        ...
+
+    def look(self, name: str) -> Entry:
+        """Its size and etag, without its content."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """All things whose name begins with the folder `prefix`, by name."""
+        ...
+
+    def write(self, name: str, content: bytes | Path) -> None:
+        """Put `content`, of a file where it is a path, in place of what was there; whole or not at all."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove it; nothing happens where it is not there."""
+        ...
+
+
+def open_source(url: str | Path, storage: StorageSection, on_state: OnState | None = None) -> Source:
+    """The source at `url`: a folder, `file://`, `http(s)://host`, `s3://bucket/prefix`, `gs://`, `az://`.
+
+    `on_state` hears when the store goes down and when it is back. Nothing is asked of the store yet.
+
+    Raises:
+        SourceError: no store is known by this kind of address.
+    """
+    scheme = scheme_of(str(url))
+    if scheme not in STORES:
+        known = ", ".join(f"{name}://" for name in STORES if name)
+        raise SourceError(f"{shown(str(url))}: give a folder, or an address that begins with {known}.")
+    module = importlib.import_module(f"flowloom.parts.sources.{STORES[scheme]}")
+    return module.open_store(str(url), storage, on_state or _quiet)
+
+
+def _quiet(state: StoreState) -> None:
+    """Nobody listens."""
+
+
+def scheme_of(url: str) -> str:
+    """The part of `url` before ://, in lower case; "" for a path."""
+    return url.partition("://")[0].lower() if "://" in url else ""
+
+
+def shown(url: str) -> str:
+    """`url` for people and logs: without the password before @ and the signature after ?."""
+    if not scheme_of(url):
+        return url
+    scheme, _, rest = url.partition("://")
+    if scheme_of(url).startswith("http"):
+        rest = rest.partition("?")[0].partition("#")[0]
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"

@@ -1,0 +1,193 @@
+"""Object stores by obstore: what S3, Google and Azure have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowloom.errors import Denied, NotFound, SourceError, Unavailable
+from flowloom.parts.sources.base import Entry, OnState, StorageSection, shown
+from flowloom.parts.sources.remote import PAGE, Answer, Remote, Wanted
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+NO_RETRIES: RetryConfig = {"max_retries": 0}
+"""The gate tries again, so that it knows how the store is."""
+LONGEST_TRANSFER = timedelta(hours=1)
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w{1,64})</Code>")
+_FAULTS = (("timed out", ("TimedOut", "timed out")), ("no connection", ("Connect", "dns error")))
+_KEYS_AT_FAULT = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
+_BUSY = {"429", "503"}
+
+
+def client_options(storage: StorageSection, endpoint: str | None = None) -> ClientConfig:
+    """How the HTTP client waits; plain HTTP only where the endpoint says so."""
+    return {
+        "allow_http": (endpoint or "").startswith("http://"),
+        "connect_timeout": timedelta(seconds=min(5.0, storage.timeout_s)),
+        "read_timeout": timedelta(seconds=storage.timeout_s),
+        "timeout": LONGEST_TRANSFER,
+        "pool_max_idle_per_host": str(storage.connections),
+    }
+
+
+def bucket_and_prefix(url: str) -> tuple[str, str | None]:
+    """The two parts of `s3://bucket/prefix`.
+
+    Raises:
+        SourceError: there is no bucket.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")  # not by urlsplit: names of objects may have ? and #
+    if not bucket or "@" in bucket:
+        raise SourceError(f"{shown(url)}: write {scheme}://BUCKET or {scheme}://BUCKET/FOLDER.")
+    return bucket, prefix.strip("/") or None
+
+
+def open_objects(
+    url: str, storage: StorageSection, on_state: OnState, make: Callable[..., ObjectStore]
+) -> Objects:
+    """The store that `make` gives for the bucket and prefix of `url`.
+
+    Raises:
+        SourceError: the address has no bucket, or settings that this kind of store needs are missing.
+    """
+    from obstore.exceptions import BaseError
+
+    bucket, prefix = bucket_and_prefix(url)
+    try:
+        store = make(bucket, prefix=prefix, retry_config=NO_RETRIES)
+    except (BaseError, ValueError) as error:
+        reason = str(error).partition("\n")[0]  # such as "Account must be specified"
+        raise SourceError(f"{shown(url)}: {reason}. Set it in the environment.") from None
+    return Objects(url, store, storage, on_state)
+
+
+class Objects(Remote):
+    """Things in one bucket, below one prefix."""
+
+    def __init__(self, root: str, store: ObjectStore, storage: StorageSection, on_state: OnState):
+        super().__init__(root, storage, on_state, is_trusted=True)
+        self.store = store
+
+    async def ask(self, wanted: Wanted) -> Answer:
+        if wanted.start is not None and wanted.length is not None:
+            return await self._ask_range(wanted.name, wanted.start, wanted.start + wanted.length)
+        options: Any = {"if_none_match": wanted.etag} if wanted.etag else None
+        try:
+            with self._told(wanted.name):
+                got = await self.store.get_async(wanted.name, options=options)
+        except _Unchanged:
+            return Answer(0, wanted.etag, _no_body, _nothing, is_unchanged=True)
+        meta = got.meta
+
+        async def body() -> bytes:
+            with self._told(wanted.name):
+                content = bytes(await got.bytes_async())
+            if len(content) != meta["size"]:
+                raise Unavailable(f"{self.root}/{wanted.name}: broke off at byte {len(content)}")
+            return content
+
+        return Answer(meta["size"], meta["e_tag"], body, _nothing)
+
+    async def _ask_range(self, name: str, start: int, end: int) -> Answer:
+        with self._told(name):
+            content = bytes(await self.store.get_range_async(name, start=start, end=end))
+
+        async def body() -> bytes:
+            return content
+
+        return Answer(len(content), None, body, _nothing)
+
+    async def _knock(self) -> None:
+        try:
+            await self._look("is-anybody-there")
+        except (NotFound, Denied):
+            return
+
+    async def _look(self, name: str) -> Entry:
+        with self._told(name):
+            return _entry(await self.store.head_async(name))
+
+    async def _pages(self, prefix: str, after: str | None) -> AsyncIterator[list[Entry]]:
+        with self._told(prefix):
+            stream = self.store.list_async(prefix or None, offset=after, chunk_size=PAGE)
+        while True:
+            with self._told(prefix):
+                metas = await anext(stream, None)
+            if metas is None:
+                return
+            yield [_entry(meta) for meta in metas]
+
+    async def _put(self, name: str, content: bytes | Path) -> None:
+        with self._told(name):
+            await self.store.put_async(name, content)
+
+    async def _remove(self, name: str) -> None:
+        with self._told(name):
+            await self.store.delete_async(name)
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Obstore's errors in our words: its own quote whole requests."""
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, OSError, ValueError) as error:
+            raise translated(error, f"{self.root}/{name}" if name else self.root) from None
+
+
+class _Unchanged(SourceError):
+    """The content is still that of the etag."""
+
+
+def translated(error: Exception, where: str) -> SourceError:
+    """What `error` of obstore means, without its text, which may hold signatures."""
+    from obstore import exceptions
+
+    text = str(error)
+    status = _first(_STATUS, text)
+    code = _first(_CODE, text)
+    said = " ".join(word for word in (status, code) if word)
+    if isinstance(error, exceptions.NotModifiedError):
+        return _Unchanged(where)
+    if isinstance(error, FileNotFoundError):
+        bucket = "the bucket does not exist." if code == "NoSuchBucket" else "no such object."
+        return NotFound(f"{where}: {bucket}")
+    is_refused = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
+    if is_refused or code in _KEYS_AT_FAULT or status in ("401", "403"):
+        cure = "Check the keys in the environment or the profile, or set storage.anonymous."
+        return Denied(f"{where}: access denied ({said or 'no valid keys'}). {cure}")
+    if isinstance(error, ValueError):
+        return SourceError(f"{where}: not a name that an object can have.")
+    if status and status[0] == "4" and status not in ("408", "429"):
+        return SourceError(f"{where}: the store answered {said}.")
+    if status:
+        return Unavailable(f"{where}: the store answered {said}", is_busy=status in _BUSY)
+    fault = next((name for name, signs in _FAULTS if any(s in text for s in signs)), "the connection broke")
+    return Unavailable(f"{where}: {fault}")
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(text)
+    return found[1] if found else ""
+
+
+def _entry(meta: ObjectMeta) -> Entry:
+    return Entry(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
+
+
+async def _no_body() -> bytes:
+    return b""
+
+
+def _nothing() -> None:
+    """The body of an answer that is let go is closed with it."""
