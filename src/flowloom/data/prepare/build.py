@@ -1,0 +1,186 @@
+"""Any data set to FLOW's JSONL: read in order, measured by headers, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from flowloom.data.prepare.items import Found, Held, Item, Reading, Unusable
+from flowloom.data.prepare.open import open_dataset
+from flowloom.data.prepare.options import BuildOptions
+from flowloom.data.prepare.pairs import split_suffix
+from flowloom.data.prepare.readers.listing import address
+from flowloom.data.prepare.settle import Known, Row, Settled, Settler
+from flowloom.data.prepare.state import State
+from flowloom.errors import DataError
+
+CHUNK = 512
+"""Items looked up, read and written together."""
+CHUNK_BYTES = 2**26
+"""Less of them when they hold their pictures in memory."""
+AHEAD = 4
+"""Chunks read before the first of them is written."""
+EXAMPLES = 5
+
+
+@dataclass
+class BuildReport:
+    """What became of a source."""
+
+    source: str
+    output: Path
+    kind: str = ""
+    root: Path | None = None
+    """Training's image_folder_path; None when every row is a URL."""
+    num_rows: int = 0
+    num_pictures: int = 0
+    num_read: int = 0
+    """Pictures whose header was read; the others were known from earlier builds."""
+    num_tag_based: int = 0
+    unusable: list[Unusable] = field(default_factory=list)
+    remarks: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Places of the first few of each remark."""
+    seconds: float = 0.0
+    problems_path: Path | None = None
+    """Where everything unusable is listed, one JSON object a line; None when there is nothing."""
+
+
+def build(
+    source: str, output: Path, options: BuildOptions, on_progress: Callable[[BuildReport], None]
+) -> BuildReport:
+    """Write the data set `source` as FLOW's JSONL to `output`, replacing it at the end.
+
+    Beside it: `.state`, from which a rerun knows what did not change, and `.problems` with everything that
+    did not become a row.
+
+    Raises:
+        DataError: the source cannot be read, or not one row came of it; `output` is as it was.
+        SourceError: the store cannot be reached.
+    """
+    report = BuildReport(source, output)
+    started = time.perf_counter()
+    reading = open_dataset(source, options)
+    report.kind, report.root = reading.kind, _root(reading, output, options)
+    settler = Settler(options, report.root)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f"{output.name}.tmp")
+    try:
+        with State(output.with_name(f"{output.name}.state")) as state, partial.open("wb") as file:
+            for settled in _settle_all(reading, settler, state, options.threads):
+                for row in _count(settled, report):
+                    file.write(_line(row, options))
+                state.keep(settled.learned)
+                report.seconds = time.perf_counter() - started
+                on_progress(report)
+        _finish(report, partial)
+    finally:
+        partial.unlink(missing_ok=True)
+    return report
+
+
+def _root(reading: Reading, output: Path, options: BuildOptions) -> Path | None:
+    """The folder of the pictures; where they will be written to when they come out of archives."""
+    root = reading.root
+    if reading.kind in ("webdataset", "huggingface"):
+        beside = output.with_name(f"{output.stem}-images").absolute()
+        root = (options.extract_dir or options.root or beside).absolute()
+    return root
+
+
+def _settle_all(reading: Reading, settler: Settler, state: State, threads: int) -> Iterator[Settled]:
+    waiting: deque[Future[Settled]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="dataset build") as pool:
+        for chunk in _chunks(_named_apart(reading.items)):
+            waiting.append(pool.submit(settler.settle, chunk, _known(chunk, state)))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _chunks(items: Iterator[Found]) -> Iterator[list[Found]]:
+    chunk: list[Found] = []
+    held = 0
+    for found in items:
+        chunk.append(found)
+        if isinstance(found, Item) and isinstance(found.picture, Held):
+            held += len(found.picture.data)
+        if len(chunk) == CHUNK or held > CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+def _named_apart(items: Iterator[Found]) -> Iterator[Found]:
+    """Pictures that are written out get names that differ, by more than suffix and case: FLOW takes a .jxl
+    of the same stem for the picture, and some file systems take A for a."""
+    taken: set[str] = set()
+    for item in items:
+        if not isinstance(item, Item) or not item.is_inside:
+            yield item
+            continue
+        stem, suffix = split_suffix(item.filename)
+        number, name = 1, stem
+        while name.casefold() in taken:
+            number, name = number + 1, f"{stem}-{number + 1}"
+        taken.add(name.casefold())
+        yield item if number == 1 else replace(item, filename=name + suffix)
+
+
+def _known(chunk: list[Found], state: State) -> Known:
+    contents = (
+        content
+        for item in chunk
+        if isinstance(item, Item)
+        for content in (item.picture, item.sidecar)
+        if content is not None
+    )
+    return state.look_up(content.key for content in contents)
+
+
+def _count(settled: Settled, report: BuildReport) -> Iterator[Row]:
+    report.unusable += settled.unusable
+    report.num_read += settled.num_read
+    for remark in settled.remarks:
+        report.remarks[remark.text] += 1
+        if len(report.examples[remark.text]) < EXAMPLES:
+            report.examples[remark.text].append(remark.place)
+    for row in settled.rows:
+        report.num_pictures += 1
+        report.num_rows += row.repeats
+        report.num_tag_based += row.fields["is_tag_based"] * row.repeats
+        yield row
+
+
+def _line(row: Row, options: BuildOptions) -> bytes:
+    fields: dict[str, Any] = row.fields
+    if options.url_prefix and not fields["is_url_based"]:
+        url = address(options.url_prefix, fields["filename"])
+        fields = fields | {"filename": url, "is_url_based": True}
+    return (orjson.dumps(fields) + b"\n") * row.repeats
+
+
+def _finish(report: BuildReport, partial: Path) -> None:
+    problems = report.output.with_name(f"{report.output.name}.problems")
+    problems.unlink(missing_ok=True)
+    if report.unusable:
+        lines = (orjson.dumps({"place": bad.place, "reason": bad.reason}) for bad in report.unusable)
+        problems.write_bytes(b"\n".join(lines) + b"\n")
+        report.problems_path = problems
+    if not report.num_rows:
+        first = report.unusable[:1]
+        why = f" The first of {len(report.unusable)}: {first[0].place}: {first[0].reason}." if first else ""
+        raise DataError(f"{report.source}: not one picture with a caption was found as {report.kind}.{why}")
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(report.output)

@@ -1,0 +1,66 @@
+"""What earlier builds read, so that a rerun reads only what changed: an SQLite file beside the output."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+
+VERSION = 1
+_AT_ONCE = 500
+"""Keys in one question; SQLite takes 999 on old systems."""
+
+
+class State:
+    """Values by key, each valid for one stamp of what it was read from; committed chunk by chunk.
+
+    The file may be deleted at any time: everything is read again. Not for several threads.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._open()
+        except sqlite3.DatabaseError:
+            # Damaged, or something else of that name: it holds nothing that cannot be read again.
+            path.unlink()
+            self._open()
+
+    def _open(self) -> None:
+        self._base = sqlite3.connect(self.path)
+        try:
+            (version,) = self._base.execute("PRAGMA user_version").fetchone()
+            if version != VERSION:
+                self._base.execute("DROP TABLE IF EXISTS seen")
+                self._base.execute(f"PRAGMA user_version = {VERSION}")
+            self._base.execute("PRAGMA journal_mode = WAL")
+            self._base.execute("PRAGMA synchronous = OFF")
+            self._base.execute(
+                "CREATE TABLE IF NOT EXISTS seen (key TEXT PRIMARY KEY, stamp TEXT, value TEXT) WITHOUT ROWID"
+            )
+        except sqlite3.DatabaseError:
+            self._base.close()
+            raise
+
+    def __enter__(self) -> State:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._base.commit()
+        self._base.close()
+
+    def look_up(self, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """(stamp, value) of those `keys` that are known."""
+        wanted = list(keys)
+        found: dict[str, tuple[str, str]] = {}
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            question = f"SELECT key, stamp, value FROM seen WHERE key IN ({marks})"
+            found |= {key: (stamp, value) for key, stamp, value in self._base.execute(question, some)}
+        return found
+
+    def keep(self, entries: Iterable[tuple[str, str, str]]) -> None:
+        """Remember (key, stamp, value) of each."""
+        self._base.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", entries)
+        self._base.commit()
