@@ -19,7 +19,7 @@ from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.pairs import split_suffix
 from flowloom.data.prepare.readers.listing import address
 from flowloom.data.prepare.settle import Known, Row, Settled, Settler
-from flowloom.data.prepare.state import State
+from flowloom.data.prepare.state import SUFFIX, State
 from flowloom.errors import DataError
 
 CHUNK = 512
@@ -66,15 +66,21 @@ def build(
         DataError: the source cannot be read, or not one row came of it; `output` is as it was.
         SourceError: the store cannot be reached.
     """
-    report = BuildReport(source, output)
-    started = time.perf_counter()
-    reading = open_dataset(source, options)
+    return build_from(open_dataset(source, options), BuildReport(source, output), options, on_progress)
+
+
+def build_from(
+    reading: Reading, report: BuildReport, options: BuildOptions, on_progress: Callable[[BuildReport], None]
+) -> BuildReport:
+    """`build` for a source that has been opened."""
+    started, output = time.perf_counter(), report.output
     report.kind, report.root = reading.kind, _root(reading, output, options)
     settler = Settler(options, report.root)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f"{output.name}.tmp")
     try:
-        with State(output.with_name(f"{output.name}.state")) as state, partial.open("wb") as file:
+        with State(output.with_name(f"{output.name}{SUFFIX}")) as state, partial.open("wb") as file:
+            state.keep_root(report.root)
             for settled in _settle_all(reading, settler, state, options.threads):
                 for row in _count(settled, report):
                     file.write(_line(row, options))
@@ -170,13 +176,19 @@ def _line(row: Row, options: BuildOptions) -> bytes:
     return (orjson.dumps(fields) + b"\n") * row.repeats
 
 
+def write_problems(output: Path, unusable: list[Unusable]) -> Path | None:
+    """List what is unusable in a file beside `output`; None, and no such file, when there is nothing."""
+    path = output.with_name(f"{output.name}.problems")
+    path.unlink(missing_ok=True)
+    if not unusable:
+        return None
+    lines = (orjson.dumps({"place": bad.place, "reason": bad.reason}) for bad in unusable)
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
 def _finish(report: BuildReport, partial: Path) -> None:
-    problems = report.output.with_name(f"{report.output.name}.problems")
-    problems.unlink(missing_ok=True)
-    if report.unusable:
-        lines = (orjson.dumps({"place": bad.place, "reason": bad.reason}) for bad in report.unusable)
-        problems.write_bytes(b"\n".join(lines) + b"\n")
-        report.problems_path = problems
+    report.problems_path = write_problems(report.output, report.unusable)
     if not report.num_rows:
         first = report.unusable[:1]
         why = f" The first of {len(report.unusable)}: {first[0].place}: {first[0].reason}." if first else ""

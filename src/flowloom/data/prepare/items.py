@@ -245,6 +245,12 @@ def reason_of(error: OSError) -> str:
     return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
+def good_name(name: object) -> str | None:
+    """`name` where it is a picture's path below a folder; an address is none."""
+    is_good = isinstance(name, str) and PurePosixPath(name).suffix.lower() in PICTURES
+    return name if is_good and "://" not in name and not wrong_name(name) else None
+
+
 def is_archive(path: Path) -> bool:
     """Whether `path` is named like a tar."""
     return path.name.lower().endswith((".tar", ".tar.gz", ".tgz"))

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 VERSION = 1
+SUFFIX = ".state"
+_ROOT = "\0root"
+"""Key of the folder that the rows' names are relative to; no path begins so."""
 _AT_ONCE = 500
 """Keys in one question; SQLite takes 999 on old systems."""
 
@@ -64,3 +67,17 @@ class State:
         """Remember (key, stamp, value) of each."""
         self._base.executemany("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", entries)
         self._base.commit()
+
+    def keep_root(self, root: Path | None) -> None:
+        """Remember the folder that the rows' names are relative to."""
+        self.keep([(_ROOT, "", str(root))] if root else [])
+
+
+def recorded_root(jsonl: Path) -> Path | None:
+    """The folder that names in `jsonl` are relative to, where its build left that beside it."""
+    path = jsonl.with_name(f"{jsonl.name}{SUFFIX}")
+    if not path.is_file():
+        return None
+    with State(path) as state:
+        found = state.look_up([_ROOT])
+    return Path(found[_ROOT][1]) if found else None

@@ -40,7 +40,6 @@ _FUNCTION_WORDS = frozenset(
         "which",
         "who",
         "while",
-        "and",
         "his",
         "her",
         "its",

@@ -9,19 +9,18 @@ from typing import Any
 import orjson
 
 from flowloom.data.prepare.items import (
-    PICTURES,
     CaptionRule,
     Found,
     Held,
     Item,
     Reading,
     Unusable,
+    good_name,
     shown,
     stamp_of,
     wrong_name,
 )
 from flowloom.data.prepare.options import BuildOptions
-from flowloom.data.prepare.pairs import split_suffix
 from flowloom.data.prepare.readers.table import FILENAME_KEYS, filename_of, item_of
 from flowloom.data.prepare.text import caption_of, weight_of
 from flowloom.errors import DataError
@@ -139,8 +138,8 @@ def _name(path: Path, number: int, fields: dict[str, Any], picture: dict[str, An
     """The recorded name where it is a good one; else the row's number."""
     known = {key: value for key, value in fields.items() if isinstance(value, str)}
     for name in (_filename(known), picture.get("path")):
-        if isinstance(name, str) and split_suffix(name)[1] in PICTURES and not wrong_name(name):
-            return name
+        if good := good_name(name):
+            return good
     return f"{path.stem}/{number:08d}{suffix_of(picture['bytes']) or '.png'}"
 
 

@@ -142,8 +142,9 @@ def _read(path: Path, subsets: list[Subset], root: Path, options: BuildOptions) 
 
 def _settled(item: Item, subset: Subset, options: BuildOptions) -> Item:
     weight = options.reg_weight if subset.settings.get("is_reg") else item.loss_weight
+    # What must not be shuffled there must not be here, whatever it looks like.
     shuffled = subset.settings.get("shuffle_caption")
-    is_tags = True if shuffled and item.is_tag_based is None else item.is_tag_based
+    is_tags = shuffled if isinstance(shuffled, bool) and item.is_tag_based is None else item.is_tag_based
     return replace(item, loss_weight=weight, is_tag_based=is_tags)
 
 
@@ -204,4 +205,4 @@ def _caption(fields: dict[str, Any]) -> tuple[str | None, bool | None]:
         raise DataError("its caption and tags must be text")
     if caption is None:
         return tags, True if tags is not None else None
-    return (f"{caption}, {tags}" if tags else caption), (None if tags else False)
+    return (f"{caption}, {tags}" if tags else caption), None

@@ -23,6 +23,7 @@ from flowloom.data.prepare.items import (
     Remark,
     Unusable,
     archive_error,
+    good_name,
     is_archive,
     shown,
     stamp_of,
@@ -139,9 +140,7 @@ def _sample(shard: Path, key: str, members: dict[str, Content], options: BuildOp
     except DataError as error:
         yield Unusable(place, str(error))
         return
-    known = fields.get(_FILENAME)
-    if isinstance(known, str) and not wrong_name(known) and split_suffix(known)[1] in PICTURES:
-        filename = known
+    filename = good_name(fields.get(_FILENAME)) or filename
     reason = wrong_name(filename)
     if reason:
         yield Unusable(place, reason)
