@@ -197,7 +197,7 @@ def _suffix(word: str) -> str:
 
 def _check_encoding(parser: argparse.ArgumentParser, name: str) -> None:
     try:
-        b"".decode(name)
+        "x".encode(name)
     except LookupError:
         parser.error(f"argument --caption-encoding: there is no encoding {name}")
 

@@ -4,6 +4,10 @@ FlowloomError
 ├── ConfigError           the configuration is wrong; carries every problem at once
 ├── DataError             a data set cannot be used (a file, a row, too many skipped rows)
 │   └── ImageError        one image cannot be used; the row is skipped and counted
+├── SourceError           a store cannot give or take something
+│   ├── NotFound          it has no such thing
+│   ├── Denied            it does not let us
+│   └── Unavailable       it did not answer as it should, for as long as we waited
 ├── WeightsError          a weights file is missing, unsafe or does not fit the network
 ├── RunError              a run directory cannot be made, read or resumed
 └── TrainingError         the run itself went wrong
@@ -53,6 +57,29 @@ class DataError(FlowloomError):
 
 class ImageError(DataError):
     """One image cannot be used; the loader skips its row, counts and reports it."""
+
+
+class SourceError(FlowloomError):
+    """A store cannot give or take something; the message holds no key, token or signature."""
+
+
+class NotFound(SourceError):
+    """The store has no such thing."""
+
+
+class Denied(SourceError):
+    """The store does not let us: a wrong key, an expired one, or none."""
+
+
+class Unavailable(SourceError):
+    """The store did not answer as it should; another try may help."""
+
+    def __init__(self, message: str, *, is_busy: bool = False, retry_after_s: float = 0.0):
+        super().__init__(message)
+        self.is_busy = is_busy
+        """Whether it asked to be asked less often (503 SlowDown, 429)."""
+        self.retry_after_s = retry_after_s
+        """How long it asked to be left alone."""
 
 
 class WeightsError(FlowloomError):

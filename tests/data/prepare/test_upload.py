@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from PIL import Image
 
 from flowloom.data.prepare.build import BuildReport, build_from
+from flowloom.data.prepare.index_pages import IndexPages
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.readers.listing import open_listing
 from flowloom.data.prepare.upload import Uploader, UploadReport
-from flowloom.errors import DataError
+from flowloom.errors import DataError, NotFound, SourceError, Unavailable
 from tests.data.prepare.pictures import built, picture, write
 
 URL = "s3://bucket/set"
@@ -41,6 +46,7 @@ class FolderStore:
     asked: list[str] = field(default_factory=list)
     fails_after: int = 10**9
     loses: str = ""
+    fails_with: dict[str, SourceError] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def _say(self, what: str) -> None:
@@ -53,6 +59,8 @@ class FolderStore:
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         self._say(f"range {name} {length}")
+        if name in self.fails_with:
+            raise self.fails_with[name]
         return (self.root / name).read_bytes()[start : start + length]
 
     def list(self, prefix: str) -> Iterator[Object]:
@@ -61,12 +69,12 @@ class FolderStore:
             etag = f'"{hashlib.md5(data).hexdigest()}"' if self.has_md5 else '"1-multipart"'
             yield Object(path.relative_to(self.root).as_posix(), len(data), etag, path.stat().st_mtime)
 
-    def write(self, name: str, data: bytes | Path) -> None:
+    def write(self, name: str, content: bytes | Path) -> None:
         self._say(f"write {name}")
         if len([what for what in self.asked if what.startswith("write")]) > self.fails_after:
-            raise DataError("the store is down")
+            raise Unavailable("the store is down")
         if name != self.loses:
-            write(self.root / name, data.read_bytes() if isinstance(data, Path) else data)
+            write(self.root / name, content.read_bytes() if isinstance(content, Path) else content)
 
     def written(self) -> list[str]:
         return sorted(what.removeprefix("write ") for what in self.asked if what.startswith("write"))
@@ -121,7 +129,7 @@ def test_public_addresses_are_escaped(jsonl: Path, store: FolderStore) -> None:
 def test_an_interrupted_upload_goes_on(jsonl: Path, store: FolderStore, has_md5: bool) -> None:
     store.has_md5 = has_md5
     store.fails_after = 2
-    with pytest.raises(DataError, match="the store is down"):
+    with pytest.raises(Unavailable, match="the store is down"):
         upload(jsonl, store)
     assert not jsonl.with_name("new.jsonl").exists()
     store.fails_after = 10**9
@@ -194,3 +202,79 @@ def built_from(
     reading = open_listing(URL, store, options)
     report = build_from(reading, BuildReport(URL, folder / "d.jsonl"), options, lambda report: None)
     return [orjson.loads(line) for line in (folder / "d.jsonl").read_bytes().splitlines()], report
+
+
+def test_an_object_that_fails_is_told_and_a_store_that_is_down_stops(
+    store: FolderStore, tmp_path: Path
+) -> None:
+    write(store.root / "a.png", picture(1))
+    write(store.root / "b.png", picture(2))
+    options = BuildOptions(default_caption="x")
+    store.fails_with["b.png"] = NotFound("b.png: nothing is there.")
+    rows, report = built_from(store, tmp_path, options)
+    assert len(rows) == 1
+    assert [(bad.place, bad.reason) for bad in report.unusable] == [("b.png", "b.png: nothing is there.")]
+    store.fails_with["b.png"] = Unavailable("no answer")
+    (tmp_path / "d.jsonl.state").unlink()
+    with pytest.raises(Unavailable):
+        built_from(store, tmp_path, options)
+    assert len((tmp_path / "d.jsonl").read_bytes().splitlines()) == 1
+
+
+class WebStore:
+    """What a web server gives, asked plainly."""
+
+    def __init__(self, url: str):
+        self.url = url
+
+    def read(self, name: str) -> bytes:
+        with urllib.request.urlopen(f"{self.url}/{name}") as answer:
+            return answer.read()
+
+    def read_range(self, name: str, start: int, length: int) -> bytes:
+        return self.read(name)[start : start + length]
+
+    def list(self, prefix: str) -> Iterator[Object]:
+        raise DataError("web servers have no listings of their own")
+
+    def write(self, name: str, content: bytes | Path) -> None:
+        raise DataError("web servers are read only")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The address of a web server over the folder `web`."""
+    (tmp_path / "web").mkdir()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Quiet."""
+
+    served = partial(Handler, directory=str(tmp_path / "web"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), served) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+        thread.join()
+
+
+def test_a_web_servers_pages_of_links_become_rows(server: str, tmp_path: Path) -> None:
+    for number, name in enumerate(["a b/ü & #1.png", "top.png", "x/y/deep?.png"]):
+        write(tmp_path / "web" / name, picture(number, (20 + number, 10)))
+        write((tmp_path / "web" / name).with_suffix(".txt"), f"caption {number}")
+    pages = IndexPages(server, WebStore(server))
+    reading = open_listing(server, pages, BuildOptions())
+    report = build_from(
+        reading, BuildReport(server, tmp_path / "d.jsonl"), BuildOptions(), lambda report: None
+    )
+    rows = [orjson.loads(line) for line in (tmp_path / "d.jsonl").read_bytes().splitlines()]
+    assert not report.unusable
+    assert sorted((row["caption_or_tags"], row["width"]) for row in rows) == [
+        ("caption 0", 20),
+        ("caption 1", 21),
+        ("caption 2", 22),
+    ]
+    for row in rows:
+        with urllib.request.urlopen(row["filename"]) as answer, Image.open(answer) as image:
+            assert image.width == row["width"]

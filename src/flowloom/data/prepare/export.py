@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from flowloom.data.prepare.items import Unusable
 from flowloom.data.prepare.rows import Fetched, Fetcher, FlowRow, flow_rows, image_folder
@@ -100,14 +100,6 @@ class Export:
         return self.output
 
 
-class Writer(Protocol):
-    """What a module under writers/ has."""
-
-    def write(self, export: Export) -> None:
-        """Write all rows."""
-        ...
-
-
 def export(
     jsonl: Path,
     target: Target,
@@ -123,9 +115,10 @@ def export(
     started = time.perf_counter()
     report = ExportReport(output)
     fetcher = Fetcher(image_folder(jsonl, options.images_dir))
-    writer: Writer = importlib.import_module(f"flowloom.data.prepare.writers.{_WRITERS[target]}")
+    module = importlib.import_module(f"flowloom.data.prepare.writers.{_WRITERS[target]}")
+    write: Callable[[Export], None] = module.write
     output.parent.mkdir(parents=True, exist_ok=True)
-    writer.write(Export(jsonl, output, options, fetcher, report, on_progress))
+    write(Export(jsonl, output, options, fetcher, report, on_progress))
     report.seconds = time.perf_counter() - started
     if not report.num_rows:
         first = (

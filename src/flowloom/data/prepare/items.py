@@ -247,8 +247,9 @@ def reason_of(error: OSError) -> str:
 
 def good_name(name: object) -> str | None:
     """`name` where it is a picture's path below a folder; an address is none."""
-    is_good = isinstance(name, str) and PurePosixPath(name).suffix.lower() in PICTURES
-    return name if is_good and "://" not in name and not wrong_name(name) else None
+    if not isinstance(name, str) or "://" in name or PurePosixPath(name).suffix.lower() not in PICTURES:
+        return None
+    return None if wrong_name(name) else name
 
 
 def is_archive(path: Path) -> bool:

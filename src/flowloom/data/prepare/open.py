@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flowloom.data.prepare.index_pages import IndexPages
 from flowloom.data.prepare.items import Reading, is_archive
 from flowloom.data.prepare.options import BuildOptions, Kind
 from flowloom.data.prepare.pairs import split_suffix
@@ -14,7 +15,7 @@ from flowloom.data.prepare.readers.kohya_toml import open_kohya_toml
 from flowloom.data.prepare.readers.listing import open_listing
 from flowloom.data.prepare.readers.table import REMOTE, TABLES, open_table
 from flowloom.data.prepare.readers.webdataset import open_webdataset
-from flowloom.data.prepare.stores import open_store
+from flowloom.data.prepare.stores import Store, open_store
 from flowloom.errors import DataError
 
 IMAGEFOLDER = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -31,7 +32,7 @@ def open_dataset(source: str, options: BuildOptions) -> Reading:
     path = Path(source)
     match kind:
         case "listing":
-            return open_listing(source, open_store(source), options)
+            return open_listing(source, _listed(source), options)
         case "webdataset":
             return open_webdataset(source, options)
         case "kohya-toml":
@@ -84,6 +85,15 @@ def _kind_of_folder(folder: Path) -> tuple[Kind, str]:
     if {".tar", ".tgz"} & suffixes:
         return "webdataset", str(folder)
     return "folder", str(folder)
+
+
+def _listed(url: str) -> Store:
+    if not url.startswith(("http://", "https://")):
+        return open_store(url)
+    suffix = split_suffix(url.rpartition("/")[2])[1]
+    if suffix in (*TABLES, ".parquet", ".tar", ".toml"):
+        raise DataError(f"{url}: download it first, then build from the file.")
+    return IndexPages(url, open_store(url.rstrip("/")))
 
 
 def _existing(path: Path) -> Path:

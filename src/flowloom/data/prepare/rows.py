@@ -15,7 +15,7 @@ from flowloom.data.prepare.readers.table import filename_of, records
 from flowloom.data.prepare.state import recorded_root
 from flowloom.data.prepare.stores import Store, open_store, split_url
 from flowloom.data.prepare.text import caption_of
-from flowloom.errors import DataError
+from flowloom.errors import DataError, SourceError, Unavailable
 from flowloom.parts.sources.local import find_image
 
 THREADS = 16
@@ -136,7 +136,9 @@ class Fetcher:
                 return Fetched(row, self._read_url(row.filename), Path(row.filename.partition("?")[0]).suffix)
             path = find_image(self.folder, row.filename)
             return Fetched(row, path, path.suffix)
-        except DataError as error:
+        except Unavailable:
+            raise  # the store is down: no row is to blame
+        except (DataError, SourceError) as error:
             return Unusable(row.place, f"{row.filename}: {error}")
         except OSError as error:
             return Unusable(row.place, f"{row.filename}: {reason_of(error)}")

@@ -15,7 +15,7 @@ from flowloom.data.prepare.readers.listing import StoreObject
 from flowloom.data.prepare.sizes import LONGEST_HEAD, measure
 from flowloom.data.prepare.stores import Store, open_store, split_url
 from flowloom.data.prepare.text import Caption, looks_tag_based, read_sidecar
-from flowloom.errors import DataError
+from flowloom.errors import DataError, SourceError, Unavailable
 
 Known: TypeAlias = dict[str, tuple[str, str]]
 """Stamp and value by key, as the state has them."""
@@ -61,7 +61,9 @@ class Settler:
             else:
                 try:
                     done.rows.append(self._row(item, known, done))
-                except DataError as error:
+                except Unavailable:
+                    raise  # the store is down: no row is to blame
+                except (DataError, SourceError) as error:
                     done.unusable.append(Unusable(item.place, str(error)))
                 except OSError as error:
                     done.unusable.append(Unusable(item.place, reason_of(error)))

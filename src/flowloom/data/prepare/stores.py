@@ -29,20 +29,23 @@ class Store(Protocol):
     def read(self, name: str) -> bytes: ...
     def read_range(self, name: str, start: int, length: int) -> bytes: ...
     def list(self, prefix: str) -> Iterator[Entry]: ...
-    def write(self, name: str, data: bytes | Path) -> None: ...
+    def write(self, name: str, content: bytes | Path) -> None: ...
 
 
 def open_store(url: str) -> Store:
     """The store at `url`, with keys from the environment or profile files.
 
     Raises:
-        DataError: this installation has none for such an address.
+        SourceError: none is known for such an address, or there are no keys for it.
     """
     try:
-        from flowloom.parts.sources.base import open_source  # pyright: ignore[reportMissingImports]
+        from flowloom.parts.sources.base import (  # pyright: ignore[reportMissingImports]
+            StorageSection,
+            open_source,
+        )
     except ImportError as error:
         raise DataError(f"{url}: object stores are not there in this version.") from error
-    return open_source(url)
+    return open_source(url, StorageSection())
 
 
 def split_url(url: str) -> tuple[str, str]:

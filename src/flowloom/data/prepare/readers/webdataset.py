@@ -80,7 +80,7 @@ def _read_shard(shard: Path, options: BuildOptions) -> Iterator[Found]:
     key, members = "", {}
     with tarfile.open(shard, "r:" if is_plain else "r|*") as tar:
         for member in tar:
-            tar.members = []  # or it remembers every header of the archive
+            tar.members = []  # pyright: ignore[reportAttributeAccessIssue] -- or it keeps every header
             if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
                 continue
             if member.size > LARGEST_MEMBER:

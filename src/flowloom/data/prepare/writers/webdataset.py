@@ -53,7 +53,7 @@ class _Shard:
         member = tarfile.TarInfo(name)
         member.size = len(data)
         self._tar.addfile(member, io.BytesIO(data))
-        self._tar.members = []  # or it remembers every header
+        self._tar.members = []  # pyright: ignore[reportAttributeAccessIssue] -- or it keeps every header
         self.size += len(data) + 512
 
     def finish(self) -> Path:
