@@ -48,6 +48,7 @@ def _build(words: list[str]) -> int:
     add("--captions", choices=("auto", "tags", "prose"), default="auto", help="default: seen from each one")
     add("--caption", metavar="TEXT", help="for pictures without one; default: they are reported")
     add("--caption-suffixes", default=".txt,.caption,.json", metavar="LIST", help="default: %(default)s")
+    add("--each-line", action="store_true", help="of a text file is a caption; they take turns over epochs")
     add("--caption-encoding", default="utf-8", metavar="NAME", help="default: utf-8; cp1252, shift_jis ...")
     add("--caption-column", default="", metavar="NAME", help="of tables; default: the usual names")
     add("--filename-column", default="", metavar="NAME", help="of tables; default: the usual names")
@@ -71,6 +72,7 @@ def _build(words: list[str]) -> int:
         caption_suffixes=tuple(_suffix(word) for word in asked.caption_suffixes.split(",")),
         caption_encoding=asked.caption_encoding,
         default_caption=asked.caption,
+        each_line=asked.each_line,
         is_tag_based={"auto": None, "tags": True, "prose": False}[asked.captions],
         loss_weight=asked.loss_weight,
         reg_weight=asked.reg_weight,

@@ -71,7 +71,7 @@ BROKEN = {
     "broken.json": (b'{"caption": ', "not JSON"),
     "odd.json": (b'{"caption": 7}', "must be text"),
     "none.json": (b'{"author": "me"}', "none of its fields"),
-    "list.json": (b'{"caption": ["a", "b"]}', "list of 2 captions"),
+    "list.json": (b'{"caption": ["a", 2]}', "list of texts"),
     "heavy.json": (b'{"caption": "a", "loss_weight": 3}', "loss_weight is 3"),
     "lone.json": (b'{"caption": "\\ud800"}', "not JSON"),
 }

@@ -192,3 +192,24 @@ def test_any_caption_survives(tmp_path: Path, texts: list[str], target: Target) 
     rows, report = built(folder / OUTPUTS[target], folder / "back.jsonl")
     expected = {number * 20: [line["caption_or_tags"]] for number, line in enumerate(lines)}
     assert greys(rows, report.root) == expected
+
+
+def test_captions_that_take_turns_come_back(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.png", picture(1))
+    write(tmp_path / "in/a.txt", "one\n\n two  three \n")
+    write(tmp_path / "in/b.png", picture(2))
+    write(tmp_path / "in/b.json", orjson.dumps({"caption": ["four", "five"]}))
+    write(tmp_path / "in/c.png", picture(3))
+    write(tmp_path / "in/c.txt", "alone")
+    rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl", each_line=True)
+    expected = {1: [["one", "two three"]], 2: [["four", "five"]], 3: ["alone"]}
+    assert greys(rows, tmp_path / "in") == expected
+    for target in OUTPUTS:
+        report = exported(tmp_path / "d.jsonl", target, tmp_path / OUTPUTS[target])
+        assert not report.unusable
+        rows, back = built(tmp_path / OUTPUTS[target], tmp_path / f"{target}.jsonl")
+        if target == "kohya":
+            assert greys(rows, back.root) == {1: ["one"], 2: ["four"], 3: ["alone"]}
+            assert any("enable_wildcard" in remark for remark in report.remarks)
+        else:
+            assert greys(rows, back.root) == expected, target

@@ -18,6 +18,7 @@ ROWS = pa.schema(
     [
         ("filename", pa.string()),
         ("caption_or_tags", pa.string()),
+        ("captions", pa.list_(pa.string())),
         ("width", pa.int64()),
         ("height", pa.int64()),
         ("is_tag_based", pa.bool_()),
@@ -66,8 +67,11 @@ class ParquetWriter:
     def __init__(self, path: Path, with_pictures: bool):
         schema = ROWS.append(pa.field("image", PICTURE)) if with_pictures else ROWS
         features: dict[str, Any] = {
-            field.name: {"dtype": _DTYPES[str(field.type)], "_type": "Value"} for field in ROWS
+            field.name: {"dtype": _DTYPES[str(field.type)], "_type": "Value"}
+            for field in ROWS
+            if field.name != "captions"
         }
+        features["captions"] = [{"dtype": "string", "_type": "Value"}]
         if with_pictures:
             features["image"] = {"_type": "Image"}
         about = orjson.dumps({"info": {"features": features}})

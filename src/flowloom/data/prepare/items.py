@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from flowloom.errors import ImageError
 
@@ -134,18 +134,25 @@ class CaptionRule:
 
     fallback: str | None = None
     """The caption where there is no file; None: the picture cannot be used."""
-    first_line: bool = False
-    """Kohya's rule: only the first line counts."""
+    lines: Literal["joined", "first", "each"] = "joined"
+    """All lines are one caption; or the first alone, Kohya's rule; or each is a caption of its own."""
     prefix: str = ""
     suffix: str = ""
 
-    def apply(self, text: str) -> str:
-        """The caption that `text` means: one line, as T5's tokenizer takes line breaks for spaces."""
-        lines = [line.strip() for line in text.strip().splitlines()]
-        if self.first_line:
-            lines = lines[:1]
-        caption = " ".join(line for line in lines if line)
-        return " ".join(part for part in (self.prefix, caption, self.suffix) if part)
+    def apply(self, texts: Sequence[str]) -> tuple[str, ...]:
+        """The captions that `texts` mean, one or more, each of one line: T5 takes line breaks for spaces."""
+        captions: list[str] = []
+        for text in texts:
+            lines = [" ".join(line.split()) for line in text.strip().splitlines()]
+            captions += (
+                lines
+                if self.lines == "each"
+                else lines[:1]
+                if self.lines == "first"
+                else [" ".join(line for line in lines if line)]
+            )
+        good = [caption for caption in captions if caption] or [""]
+        return tuple(" ".join(part for part in (self.prefix, one, self.suffix) if part) for one in good)
 
 
 PLAIN = CaptionRule()
@@ -161,9 +168,9 @@ class Item:
     """As the row will name it: below the root with `/`, or a URL."""
     picture: Content | None
     """None where only what is recorded is known of it."""
-    caption: str | None = None
+    captions: tuple[str, ...] | None = None
     sidecar: Content | None = None
-    """The file with the caption, read when `caption` is None."""
+    """The file with the caption, read when `captions` is None."""
     rule: CaptionRule = PLAIN
     is_tag_based: bool | None = None
     """None: seen from the caption."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from flowloom.data.prepare.items import CaptionRule
+
 Kind = Literal[
     "auto", "folder", "kohya", "kohya-toml", "table", "parquet", "webdataset", "huggingface", "listing"
 ]
@@ -28,6 +30,8 @@ class BuildOptions:
     caption_encoding: str = "utf-8"
     default_caption: str | None = None
     """For pictures without a caption; None: they are reported, not written."""
+    each_line: bool = False
+    """Every line of a text file is a caption of its own; they take turns over the epochs."""
     is_tag_based: bool | None = None
     """None: as recorded, or else seen from each caption."""
     loss_weight: float = 1.0
@@ -43,3 +47,13 @@ class BuildOptions:
     split: str = ""
     """Of a Hugging Face data set; empty: train, or the only one."""
     threads: int = 4
+
+    @property
+    def default_captions(self) -> tuple[str] | None:
+        """The default caption as the only one."""
+        return None if self.default_caption is None else (self.default_caption,)
+
+    @property
+    def caption_rule(self) -> CaptionRule:
+        """How captions follow from their files where the source has no rule of its own."""
+        return CaptionRule(self.default_caption, "each" if self.each_line else "joined")

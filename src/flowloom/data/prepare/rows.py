@@ -37,9 +37,10 @@ class FlowRow:
         return self.fields["filename"]
 
     @property
-    def caption(self) -> str:
-        """Prose or tags."""
-        return self.fields["caption_or_tags"]
+    def captions(self) -> tuple[str, ...]:
+        """Prose or tags, one or several in turn."""
+        value = self.fields["caption_or_tags"]
+        return tuple(value) if isinstance(value, list) else (value,)
 
     @property
     def is_tag_based(self) -> bool:

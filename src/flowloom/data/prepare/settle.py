@@ -71,18 +71,18 @@ class Settler:
 
     def _row(self, item: Item, known: Known, done: Settled) -> Row:
         caption = self._caption(item, known, done)
-        text = caption.text
-        if not text:
+        texts = caption.texts
+        if not any(texts):
             done.remarks.append(Remark(item.place, "an empty caption"))
         width, height = self._size(item, known, done)
         is_tags = next((stated for stated in self._statements(item, caption) if stated is not None), None)
         weights = (item.loss_weight, caption.loss_weight, self.options.loss_weight)
         fields = {
             "filename": item.filename,
-            "caption_or_tags": text,
+            "caption_or_tags": texts[0] if len(texts) == 1 else list(texts),
             "width": width,
             "height": height,
-            "is_tag_based": looks_tag_based(text) if is_tags is None else is_tags,
+            "is_tag_based": all(map(looks_tag_based, texts)) if is_tags is None else is_tags,
             "is_url_based": item.is_url_based,
             "loss_weight": next(weight for weight in weights if weight is not None),
         }
@@ -92,27 +92,28 @@ class Settler:
         return self.options.is_tag_based, item.is_tag_based, caption.is_tag_based
 
     def _caption(self, item: Item, known: Known, done: Settled) -> Caption:
-        if item.caption is not None:
-            return Caption(item.caption)
+        if item.captions is not None:
+            return Caption(item.captions)
         if item.sidecar is None:
             if item.rule.fallback is None:
                 raise DataError(
                     "it has no caption: write one beside it, or give all such pictures one by --caption"
                 )
-            return Caption(item.rule.apply(item.rule.fallback))
+            return Caption(item.rule.apply([item.rule.fallback]))
         raw = self._read_caption(item.sidecar, known, done)
-        return Caption(item.rule.apply(raw.text), raw.is_tag_based, raw.loss_weight)
+        return Caption(item.rule.apply(raw.texts), raw.is_tag_based, raw.loss_weight)
 
     def _read_caption(self, sidecar: Content, known: Known, done: Settled) -> Caption:
         encoding = self.options.caption_encoding
         stamp = f"{sidecar.stamp} {encoding}"
         if known.get(sidecar.key, ("",))[0] == stamp:
-            return Caption(*orjson.loads(known[sidecar.key][1]))
+            texts, is_tag_based, weight = orjson.loads(known[sidecar.key][1])
+            return Caption(tuple(texts), is_tag_based, weight)
         try:
             caption = read_sidecar(sidecar.key, sidecar.read(), encoding)
         except DataError as error:
             raise DataError(f"{shown(Path(sidecar.key).name)}: {error}") from error
-        value = orjson.dumps([caption.text, caption.is_tag_based, caption.loss_weight]).decode()
+        value = orjson.dumps([caption.texts, caption.is_tag_based, caption.loss_weight]).decode()
         done.learned.append((sidecar.key, stamp, value))
         return caption
 

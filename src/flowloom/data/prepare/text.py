@@ -10,7 +10,16 @@ import orjson
 
 from flowloom.errors import DataError
 
-CAPTION_KEYS = ("caption_or_tags", "caption", "text", "prompt", "description", "tags", "tag_string")
+CAPTION_KEYS = (
+    "captions",
+    "caption_or_tags",
+    "caption",
+    "text",
+    "prompt",
+    "description",
+    "tags",
+    "tag_string",
+)
 """Names under which tables and JSON files keep a caption, the first one found wins; lower case."""
 TAG_KEYS = ("tags", "tag_string")
 _MARKS = (
@@ -52,9 +61,9 @@ _LONGEST_TAG = 6
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A caption, and what stood beside it."""
+    """One or more captions of a picture, and what stood beside them."""
 
-    text: str
+    texts: tuple[str, ...]
     is_tag_based: bool | None = None
     loss_weight: float | None = None
 
@@ -86,13 +95,13 @@ def read_sidecar(name: str, data: bytes, encoding: str) -> Caption:
     """
     text = decode(data, encoding)
     if not name.lower().endswith(".json"):
-        return Caption(text)
+        return Caption((text,))
     try:
         fields = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise DataError(f"not JSON: {error}") from error
     if isinstance(fields, str):
-        return Caption(fields)
+        return Caption((fields,))
     if not isinstance(fields, dict):
         raise DataError("neither a JSON object nor a text")
     caption = caption_of(fields)
@@ -114,17 +123,16 @@ def caption_of(fields: dict[str, Any], column: str = "") -> Caption | None:
         return None
     is_tags = True if name.lower() in TAG_KEYS else None
     value = fields[name]
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        if not is_tags:
-            raise DataError(f"{name} is a list of {len(value)} captions; one is needed")
-        value = ", ".join(value)
-    elif is_tags and isinstance(value, str) and "," not in value:
-        value = ", ".join(value.split())  # as boorus keep them: blue_hair long_hair
-    if not isinstance(value, str):
-        raise DataError(f"{name} is {value!r:.60}; it must be text")
+    texts: list[Any] = value if isinstance(value, list) and value else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{name} is {value!r:.60}; it must be text, or a list of texts")
+    if is_tags and isinstance(value, list):
+        texts = [", ".join(value)]
+    elif is_tags and "," not in texts[0]:
+        texts = [", ".join(texts[0].split())]  # as boorus keep them: blue_hair long_hair
     stated = fields.get("is_tag_based")
     is_tags = stated if isinstance(stated, bool) else is_tags
-    return Caption(value, is_tags, weight_of(fields.get("loss_weight")))
+    return Caption(tuple(texts), is_tags, weight_of(fields.get("loss_weight")))
 
 
 def weight_of(value: Any) -> float | None:

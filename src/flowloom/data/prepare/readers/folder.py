@@ -52,7 +52,7 @@ class Place:
 
 def _walk(place: Place, options: BuildOptions) -> Iterator[Found]:
     """Depth first, names in order; a stack of our own, as folders may lie deeper than Python recurses."""
-    caption_rule = CaptionRule(options.default_caption)
+    caption_rule = options.caption_rule
     waiting = [str(place.folder)]
     while waiting:
         folder = waiting.pop()

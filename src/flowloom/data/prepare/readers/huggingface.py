@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from flowloom.data.prepare.items import (
-    CaptionRule,
+    PLAIN,
     Found,
     Held,
     Item,
@@ -151,14 +151,14 @@ def _filename(fields: dict[str, Any]) -> str | None:
 
 def _item(place: str, filename: str, fields: dict[str, Any], content: Held, options: BuildOptions) -> Item:
     caption = caption_of(fields, options.caption_column)
-    text = options.default_caption if caption is None else caption.text
-    if text is None:
+    texts = caption.texts if caption else options.default_captions
+    if texts is None:
         raise DataError("it has no caption")
     return Item(
         place,
         filename,
         content,
-        CaptionRule().apply(text),
+        PLAIN.apply(texts),
         is_tag_based=caption.is_tag_based if caption else None,
         is_inside=True,
         loss_weight=weight_of(fields.get("loss_weight")),

@@ -58,4 +58,4 @@ def _read_repeated(folder: Path, root: Path, options: BuildOptions) -> Iterator[
         for lower in deeper:
             yield Remark(shown(lower), "left out: Kohya does not look into folders of numbered folders")
         tokens = numbered[2] if options.default_caption is None else options.default_caption
-        yield from items_of(place, inner, CaptionRule(tokens, first_line=True), int(numbered[1]))
+        yield from items_of(place, inner, CaptionRule(tokens, lines="first"), int(numbered[1]))

@@ -156,8 +156,8 @@ def _remarks(subset: Subset) -> Iterator[Remark]:
 
 def _rule(subset: Subset, options: BuildOptions) -> CaptionRule:
     tokens = subset.text("class_tokens") or options.default_caption
-    is_single = not subset.settings.get("enable_wildcard")
-    return CaptionRule(tokens, is_single, subset.text("caption_prefix"), subset.text("caption_suffix"))
+    lines = "each" if subset.settings.get("enable_wildcard") else "first"
+    return CaptionRule(tokens, lines, subset.text("caption_prefix"), subset.text("caption_suffix"))
 
 
 def _by_folder(path: Path, subset: Subset, root: Path, options: BuildOptions) -> Iterator[Found]:
@@ -192,7 +192,7 @@ def _by_metadata(path: Path, subset: Subset, root: Path, options: BuildOptions) 
         except (DataError, OSError) as error:
             yield Unusable(place, str(error))
             continue
-        text = rule.apply(caption if caption is not None else rule.fallback or "")
+        text = rule.apply([caption if caption is not None else rule.fallback or ""])
         yield Item(
             place, filename, content, text, is_tag_based=is_tags, loss_weight=weight, repeats=subset.repeats()
         )

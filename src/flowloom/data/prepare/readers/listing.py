@@ -10,7 +10,6 @@ from pathlib import PurePosixPath
 
 from flowloom.data.prepare.items import (
     PICTURES,
-    CaptionRule,
     Found,
     Item,
     Reading,
@@ -60,7 +59,7 @@ def _read(url: str, store: Store, options: BuildOptions) -> Iterator[Found]:
         if split_suffix(path.name)[1] in wanted and not any(part.startswith(".") for part in path.parts):
             folder = entry.name[: -len(path.name)]
             folders[folder][path.name] = StoreObject(store, url, entry.name, entry.size, etag_of(entry))
-    rule = CaptionRule(options.default_caption)
+    rule = options.caption_rule
     for folder in sorted(folders):
         for found in pair(folders.pop(folder), folder, PairRule(options.caption_suffixes)):
             if not isinstance(found, tuple):

@@ -14,7 +14,7 @@ import orjson
 from flowloom.data.prepare.items import (
     JXL,
     PICTURES,
-    CaptionRule,
+    PLAIN,
     Found,
     Item,
     Reading,
@@ -165,19 +165,19 @@ def item_of(place: str, fields: Fields, root: Path, options: BuildOptions) -> It
     """
     name = filename_of(fields, options.filename_column)
     caption = caption_of(fields, options.caption_column)
-    text = options.default_caption if caption is None else caption.text
-    if text is None:
+    texts = caption.texts if caption else options.default_captions
+    if texts is None:
         raise DataError("it has no caption")
     is_tags = caption.is_tag_based if caption else None
     weight = weight_of(fields.get("loss_weight"))
     size = _recorded_size(fields)
-    text = CaptionRule().apply(text)
+    captions = PLAIN.apply(texts)
     if name.startswith(REMOTE):
         return Item(
             place,
             name,
             None,
-            text,
+            captions,
             is_tag_based=is_tags,
             is_url_based=True,
             loss_weight=weight,
@@ -188,7 +188,7 @@ def item_of(place: str, fields: Fields, root: Path, options: BuildOptions) -> It
         raise DataError(f"{shown(name)}: {picture}")
     filename = picture.relative_to(root).as_posix()
     content = local_file(picture)
-    return Item(place, filename, content, text, is_tag_based=is_tags, loss_weight=weight, size=size)
+    return Item(place, filename, content, captions, is_tag_based=is_tags, loss_weight=weight, size=size)
 
 
 def filename_of(fields: Fields, column: str = "") -> str:

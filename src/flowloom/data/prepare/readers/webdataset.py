@@ -14,7 +14,6 @@ import orjson
 from flowloom.data.prepare.items import (
     PICTURES,
     ArchiveMember,
-    CaptionRule,
     Content,
     Found,
     Held,
@@ -145,17 +144,25 @@ def _sample(shard: Path, key: str, members: dict[str, Content], options: BuildOp
     if reason:
         yield Unusable(place, reason)
         return
+    several = _texts(fields.get("caption_or_tags"))
     is_tags, weight = fields.get("is_tag_based"), fields.get("loss_weight")
     yield Item(
         place,
         filename,
         picture,
+        captions=several,
         sidecar=sidecar,
-        rule=CaptionRule(options.default_caption),
+        rule=options.caption_rule,
         is_tag_based=is_tags if isinstance(is_tags, bool) else None,
         is_inside=True,
         loss_weight=weight if isinstance(weight, float | int) and 0 <= weight <= 1 else None,
     )
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    """Several captions; a single one stands in the .txt as well, where people edit it."""
+    is_good = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
+    return tuple(value) if is_good else None
 
 
 def _fields(described: Content) -> dict[str, Any]:

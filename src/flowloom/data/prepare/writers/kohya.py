@@ -12,8 +12,8 @@ from flowloom.data.prepare.export import Export
 from flowloom.data.prepare.items import reason_of
 from flowloom.data.prepare.rows import Fetched, FlowRow
 
-Sample: TypeAlias = tuple[str, str, bool, float]
-"""Name, caption, kind and loss weight: rows that are equal in them are one picture repeated."""
+Sample: TypeAlias = tuple[str, tuple[str, ...], bool, float]
+"""Name, captions, kind and loss weight: rows that are equal in them are one picture repeated."""
 
 
 def write(export: Export) -> None:
@@ -36,6 +36,10 @@ def write(export: Export) -> None:
             export.refuse(fetched.row, reason_of(error))
             export.report.num_rows -= count - 1
             continue
+        if len(fetched.row.captions) > 1:
+            export.report.remarks[
+                "several captions, one a line: Kohya needs --enable_wildcard to use them"
+            ] += 1
         if fetched.row.loss_weight != 1:
             export.report.remarks["loss_weight is lost: Kohya's folders have no place for it"] += count
     export.report.files = sorted(output.iterdir())
@@ -43,7 +47,7 @@ def write(export: Export) -> None:
 
 def sample_of(row: FlowRow) -> Sample:
     """What makes two rows the same sample."""
-    return row.filename, row.caption, row.is_tag_based, row.loss_weight
+    return row.filename, row.captions, row.is_tag_based, row.loss_weight
 
 
 def _folder_of(row: FlowRow) -> str:
@@ -84,4 +88,5 @@ def _place(fetched: Fetched, folder: Path, stem: str, export: Export) -> None:
     else:
         shutil.copyfile(fetched.picture, target)
     # Never without a line: sd-scripts stops at an empty file.
-    (folder / f"{stem}.txt").write_text(f"{' '.join(fetched.row.caption.split())}\n", "utf-8")
+    lines = (" ".join(caption.split()) for caption in fetched.row.captions)
+    (folder / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")

@@ -12,8 +12,8 @@ import orjson
 from flowloom.data.prepare.export import Export
 from flowloom.data.prepare.writers.kohya import Sample, sample_of
 
-Group: TypeAlias = tuple[str, int, bool, int]
-"""Folder, repeats, whether the captions are tags, and which of several captions of a picture it is."""
+Group: TypeAlias = tuple[str, int, bool, bool, int]
+"""Folder, repeats, whether captions are tags, whether there are several, which row of the picture it is."""
 
 
 def write(export: Export) -> None:
@@ -26,13 +26,17 @@ def write(export: Export) -> None:
         sample = sample_of(row)
         if isinstance(path, bytes):
             export.refuse(row, "an address: Kohya reads local files only. The form kohya fetches them")
-        elif not row.caption.strip():
+        elif not all(caption.strip() for caption in row.captions):
             export.refuse(row, "an empty caption, which Kohya's metadata cannot have")
         elif sample in repeats:
             variant = captions_of[str(path)]
             captions_of[str(path)] += 1
-            group = (str(path.parent), repeats.pop(sample), row.is_tag_based, variant)
-            fields: dict[str, Any] = {"tags" if row.is_tag_based else "caption": row.caption}
+            group = (str(path.parent), repeats.pop(sample), row.is_tag_based, len(row.captions) > 1, variant)
+            fields: dict[str, Any] = {
+                "tags" if row.is_tag_based else "caption": "\n".join(
+                    " ".join(caption.split()) for caption in row.captions
+                )
+            }
             if row.loss_weight != 1:
                 fields["loss_weight"] = row.loss_weight
                 export.report.remarks["loss_weight is kept in the metadata, where Kohya passes over it"] += 1
@@ -43,7 +47,7 @@ def write(export: Export) -> None:
 def _write_files(export: Export, groups: dict[Group, dict[str, dict[str, Any]]]) -> None:
     lines = ["[general]", "enable_bucket = true", "", "[[datasets]]", "resolution = 1024", "batch_size = 1"]
     for number, (group, entries) in enumerate(sorted(groups.items())):
-        folder, repeats, is_tag_based, _ = group
+        folder, repeats, is_tag_based, has_several, _ = group
         metadata = export.output.with_name(f"{export.output.stem}-{number}.json")
         _replace(metadata, orjson.dumps(entries, option=orjson.OPT_INDENT_2))
         lines += [
@@ -53,6 +57,7 @@ def _write_files(export: Export, groups: dict[Group, dict[str, dict[str, Any]]])
             f"metadata_file = {quoted(str(metadata.absolute()))}",
             f"num_repeats = {repeats}",
             f"shuffle_caption = {str(is_tag_based).lower()}",
+            f"enable_wildcard = {str(has_several).lower()}",
         ]
         export.report.files.append(metadata)
     _replace(export.output, "\n".join([*lines, ""]).encode())

@@ -23,7 +23,8 @@ def write(export: Export) -> None:
             row = fetched.row
             fields = {
                 "filename": row.filename,
-                "caption_or_tags": row.caption,
+                "caption_or_tags": row.captions[0],
+                "captions": list(row.captions) if len(row.captions) > 1 else None,
                 "width": row.fields["width"],
                 "height": row.fields["height"],
                 "is_tag_based": row.is_tag_based,

@@ -46,7 +46,7 @@ class _Shard:
         """Add a sample."""
         row = fetched.row
         self._add(f"{key}{fetched.suffix.lower()}", picture)
-        self._add(f"{key}.txt", row.caption.encode())
+        self._add(f"{key}.txt", "\n".join(row.captions).encode())
         self._add(f"{key}.json", orjson.dumps(row.fields))
 
     def _add(self, name: str, data: bytes) -> None:
