@@ -7,8 +7,6 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.readers.listing import open_listing
 from flowloom.data.prepare.upload import Uploader, UploadReport
 from flowloom.errors import DataError, NotFound, SourceError, Unavailable
-from tests.data.prepare.pictures import built, picture, write
+from tests.data.prepare.pictures import built, picture, serving, write
 
 URL = "s3://bucket/set"
 
@@ -241,25 +239,12 @@ class WebStore:
         raise DataError("web servers are read only")
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """The address of a web server over the folder `web`."""
-    (tmp_path / "web").mkdir()
-
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
-
-    served = partial(Handler, directory=str(tmp_path / "web"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), served) as http:
-        thread = threading.Thread(target=http.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
-        thread.join()
+def test_a_web_servers_pages_of_links_become_rows(tmp_path: Path) -> None:
+    with serving(tmp_path / "web") as server:
+        check_pages(server, tmp_path)
 
 
-def test_a_web_servers_pages_of_links_become_rows(server: str, tmp_path: Path) -> None:
+def check_pages(server: str, tmp_path: Path) -> None:
     for number, name in enumerate(["a b/ü & #1.png", "top.png", "x/y/deep?.png"]):
         write(tmp_path / "web" / name, picture(number, (20 + number, 10)))
         write((tmp_path / "web" / name).with_suffix(".txt"), f"caption {number}")
