@@ -14,7 +14,8 @@ from PIL import Image
 
 from flowloom.data.images import load_image
 from flowloom.data.metadata import read_metadata
-from flowloom.data.prepare.build import BuildReport
+from flowloom.data.prepare.build import CHUNK, BuildReport, build
+from flowloom.data.prepare.options import BuildOptions
 from flowloom.errors import DataError
 from flowloom.parts.sources.local import find_image
 from tests.data.prepare.pictures import built, greys, picture, write
@@ -279,3 +280,28 @@ def test_a_deep_tree_is_read_to_its_end(tmp_path: Path) -> None:
         os.chdir(here)
     rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl", default_caption="x")
     assert rows[0]["filename"] == f"{deep.relative_to(folder).as_posix()}/a.png"
+
+
+def test_an_output_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.png", picture())
+    write(tmp_path / "file", "")
+    (tmp_path / "folder.jsonl").mkdir()
+    for output in (tmp_path / "file/d.jsonl", tmp_path / "folder.jsonl"):
+        with pytest.raises(DataError, match="cannot be written"):
+            built(tmp_path / "in", output, default_caption="x")
+
+
+def test_an_interrupted_build_goes_on_and_leaves_the_old_file(tmp_path: Path) -> None:
+    for i in range(CHUNK + 10):
+        write(tmp_path / f"in/{i}.png", picture())
+    write(tmp_path / "d.jsonl", "old")
+
+    def interrupt(report: BuildReport) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(str(tmp_path / "in"), tmp_path / "d.jsonl", BuildOptions(default_caption="x"), interrupt)
+    assert (tmp_path / "d.jsonl").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.jsonl", "d.jsonl.state", "in"]
+    rows, report = built(tmp_path / "in", tmp_path / "d.jsonl", default_caption="x")
+    assert (len(rows), report.num_read) == (CHUNK + 10, 10)

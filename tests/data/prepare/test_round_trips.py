@@ -157,6 +157,9 @@ def test_an_output_that_is_in_use_is_left_alone(jsonl: Path, tmp_path: Path) -> 
     write(tmp_path / "kohya/mine.txt", "mine")
     with pytest.raises(DataError, match="not an empty folder"):
         exported(jsonl, "kohya", tmp_path / "kohya")
+    for target in OUTPUTS:
+        with pytest.raises(DataError, match=r"cannot be written|not an empty folder"):
+            exported(jsonl, target, jsonl / "below a file")
     with pytest.raises(DataError, match="no such file"):
         exported(tmp_path / "no.jsonl", "kohya", tmp_path / "other")
 

@@ -177,23 +177,37 @@ def test_hugging_face_s_saved_sets_are_read(tmp_path: Path) -> None:
         built(folder.parent, tmp_path / "d.jsonl", split="nope")
 
 
-def test_parquet_may_hold_bytes_structs_names_or_addresses(tmp_path: Path, folder: Path) -> None:
-    def rows_of(column: str, values: list[Any]) -> dict[int, list[str]]:
-        table = pa.table({column: values, "caption": ["x", "y"]})
-        pq.write_table(table, folder / "t.parquet")
-        found, report = built(
-            folder / "t.parquet", tmp_path / f"{column}.jsonl", root=None if column != "path" else folder
-        )
-        assert not report.unusable
-        return greys(found, report.root)
+PARQUETS: dict[str, list[Any]] = {
+    "jpg": [picture(0), picture(100)],
+    "image": [{"bytes": picture(0), "path": "a.png"}, {"bytes": picture(100), "path": "a.png"}],
+    "path": ["a.png", "c.jpg"],
+    "img": [{"bytes": None, "path": "a.png"}, {"bytes": None, "path": "c.jpg"}],
+}
 
-    expected = {0: ["x"], 100: ["y"]}
-    assert rows_of("jpg", [picture(0), picture(100)]) == expected
-    assert (
-        rows_of("image", [{"bytes": picture(0), "path": "a.png"}, {"bytes": picture(100), "path": "a.png"}])
-        == expected
-    )
-    assert rows_of("path", ["a.png", "c.jpg"]) == expected
+
+@pytest.mark.parametrize("column", PARQUETS)
+def test_parquet_may_hold_bytes_structs_or_names(tmp_path: Path, folder: Path, column: str) -> None:
+    pq.write_table(pa.table({column: PARQUETS[column], "caption": ["x", "y"]}), folder / "t.parquet")
+    rows, report = built(folder / "t.parquet", tmp_path / "d.jsonl")
+    assert not report.unusable
+    assert greys(rows, report.root) == {0: ["x"], 100: ["y"]}
+    assert (report.root == folder) == (column in ("path", "img"))
+
+
+def test_parquet_may_hold_addresses(tmp_path: Path) -> None:
+    row = {"url": "https://host/a.png", "caption": "x", "width": 3, "height": 4}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "t.parquet")
+    (row,), report = built(tmp_path / "t.parquet", tmp_path / "d.jsonl")
+    assert (row["filename"], row["is_url_based"], report.root) == ("https://host/a.png", True, None)
+
+
+def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": [picture(1), picture(2)], "text": ["x", "y"]}), tmp_path / "t.parquet")
+    mine = write(tmp_path / "pictures/t/00000001.png", "mine")
+    rows, report = built(tmp_path / "t.parquet", tmp_path / "d.jsonl", extract_dir=tmp_path / "pictures")
+    assert mine.read_text() == "mine"
+    assert [row["caption_or_tags"] for row in rows] == ["y"]
+    assert "is there already with other content" in report.unusable[0].reason
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,8 @@ class BuildReport:
     num_read: int = 0
     """Pictures whose header was read; the others were known from earlier builds."""
     num_tag_based: int = 0
+    num_local: int = 0
+    """Rows that name a file and not an address."""
     unusable: list[Unusable] = field(default_factory=list)
     remarks: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -74,38 +79,51 @@ def build_from(
 ) -> BuildReport:
     """`build` for a source that has been opened."""
     started, output = time.perf_counter(), report.output
-    report.kind, report.root = reading.kind, _root(reading, output, options)
-    settler = Settler(options, report.root)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.name}.tmp")
+    items, is_inside = _with_first(reading.items)
+    root = _extract_dir(output, options) if is_inside else reading.root
+    report.kind, report.root = reading.kind, root
+    settler = Settler(options, root)
+    partial = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         with State(output.with_name(f"{output.name}{SUFFIX}")) as state, partial.open("wb") as file:
-            state.keep_root(report.root)
-            for settled in _settle_all(reading, settler, state, options.threads):
+            for settled in _settle_all(_named_apart(items, is_inside), settler, state, options.threads):
                 for row in _count(settled, report):
                     file.write(_line(row, options))
                 state.keep(settled.learned)
                 report.seconds = time.perf_counter() - started
                 on_progress(report)
+            report.root = root if report.num_local else None
+            state.keep_root(report.root)
         _finish(report, partial)
+    except (OSError, sqlite3.Error) as error:
+        raise DataError(f"{output}, or what lies beside it, cannot be written: {error}.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
     return report
 
 
-def _root(reading: Reading, output: Path, options: BuildOptions) -> Path | None:
-    """The folder of the pictures; where they will be written to when they come out of archives."""
-    root = reading.root
-    if reading.kind in ("webdataset", "huggingface"):
-        beside = output.with_name(f"{output.stem}-images").absolute()
-        root = (options.extract_dir or options.root or beside).absolute()
-    return root
+def _with_first(items: Iterator[Found]) -> tuple[Iterator[Found], bool]:
+    """The items again, and whether the first picture is inside an archive or a table."""
+    seen: list[Found] = []
+    for item in items:
+        seen.append(item)
+        if isinstance(item, Item):
+            return chain(seen, items), item.is_inside
+    return iter(seen), False
 
 
-def _settle_all(reading: Reading, settler: Settler, state: State, threads: int) -> Iterator[Settled]:
+def _extract_dir(output: Path, options: BuildOptions) -> Path:
+    """Where pictures out of archives and tables go."""
+    beside = output.with_name(f"{output.stem}-images")
+    return (options.extract_dir or beside).absolute()
+
+
+def _settle_all(items: Iterator[Found], settler: Settler, state: State, threads: int) -> Iterator[Settled]:
     waiting: deque[Future[Settled]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="dataset build") as pool:
-        for chunk in _chunks(_named_apart(reading.items)):
+        for chunk in _chunks(items):
             waiting.append(pool.submit(settler.settle, chunk, _known(chunk, state)))
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
@@ -127,12 +145,17 @@ def _chunks(items: Iterator[Found]) -> Iterator[list[Found]]:
         yield chunk
 
 
-def _named_apart(items: Iterator[Found]) -> Iterator[Found]:
+def _named_apart(items: Iterator[Found], is_inside: bool) -> Iterator[Found]:
     """Pictures that are written out get names that differ, by more than suffix and case: FLOW takes a .jxl
     of the same stem for the picture, and some file systems take A for a."""
     taken: set[str] = set()
     for item in items:
-        if not isinstance(item, Item) or not item.is_inside:
+        if not isinstance(item, Item) or item.picture is None or item.is_inside != is_inside:
+            is_other = isinstance(item, Item) and item.picture is not None
+            reason = "pictures inside and outside of the source cannot be relative to one folder"
+            yield Unusable(item.place, reason) if is_other else item
+            continue
+        if not is_inside:
             yield item
             continue
         stem, suffix = split_suffix(item.filename)
@@ -164,6 +187,7 @@ def _count(settled: Settled, report: BuildReport) -> Iterator[Row]:
     for row in settled.rows:
         report.num_pictures += 1
         report.num_rows += row.repeats
+        report.num_local += (not row.fields["is_url_based"]) * row.repeats
         report.num_tag_based += row.fields["is_tag_based"] * row.repeats
         yield row
 

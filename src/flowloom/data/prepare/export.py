@@ -117,8 +117,11 @@ def export(
     fetcher = Fetcher(image_folder(jsonl, options.images_dir))
     module = importlib.import_module(f"flowloom.data.prepare.writers.{_WRITERS[target]}")
     write: Callable[[Export], None] = module.write
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write(Export(jsonl, output, options, fetcher, report, on_progress))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write(Export(jsonl, output, options, fetcher, report, on_progress))
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written: {error}.") from error
     report.seconds = time.perf_counter() - started
     if not report.num_rows:
         first = (

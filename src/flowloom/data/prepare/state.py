@@ -24,6 +24,8 @@ class State:
         self.path = path
         try:
             self._open()
+        except sqlite3.OperationalError:
+            raise  # the folder is read only, the disk full: the file may be good
         except sqlite3.DatabaseError:
             # Damaged, or something else of that name: it holds nothing that cannot be read again.
             path.unlink()
@@ -78,6 +80,13 @@ def recorded_root(jsonl: Path) -> Path | None:
     path = jsonl.with_name(f"{jsonl.name}{SUFFIX}")
     if not path.is_file():
         return None
-    with State(path) as state:
-        found = state.look_up([_ROOT])
-    return Path(found[_ROOT][1]) if found else None
+    try:
+        # Only read: the folder may be another's.
+        base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        try:
+            found = base.execute("SELECT value FROM seen WHERE key = ?", [_ROOT]).fetchone()
+        finally:
+            base.close()
+    except sqlite3.Error:
+        return None
+    return Path(found[0]) if found else None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,12 +87,12 @@ class Uploader:
         started = time.perf_counter()
         if output.resolve() == self.jsonl.resolve():
             raise DataError(f"{output} is what is uploaded: name another file for the new names.")
-        output.parent.mkdir(parents=True, exist_ok=True)
         names = {entry.name: entry for entry in self.store.list("")}
         self._there = names
-        partial = output.with_name(f"{output.name}.tmp")
+        partial = output.with_name(f"{output.name}.{os.getpid()}.tmp")
         sent_sizes: dict[str, tuple[int, str]] = {}
         try:
+            output.parent.mkdir(parents=True, exist_ok=True)
             with State(output.with_name(f"{output.name}.sent")) as state, partial.open("wb") as file:
                 for row, sent in self._send_all(state, report, on_progress):
                     if sent:
@@ -107,8 +110,11 @@ class Uploader:
             self._check(sent_sizes)
             partial.replace(output)
             self.store.write(output.name, output)
+        except (OSError, sqlite3.Error) as error:
+            raise DataError(f"{output}, or what lies beside it, cannot be written: {error}.") from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
         return report
 
     def _send_all(
