@@ -57,7 +57,7 @@ def _build(words: list[str]) -> int:
     add("--loss-weight", type=_weight, default=1.0, metavar="W", help="where none is recorded; default: 1")
     add("--reg-weight", type=_weight, default=1.0, metavar="W", help="of Kohya's regularisation; default: 1")
     add("--no-repeats", action="store_true", help="one row a picture, whatever Kohya's numbers say")
-    add("--threads", type=int, default=4, metavar="N", help="more for slow disks and stores; default: 4")
+    add("--threads", type=_count, metavar="N", help="more for slow disks; default: 4, for stores 64")
     asked = parser.parse_args(words)
     _check_encoding(parser, asked.caption_encoding)
 
@@ -81,7 +81,7 @@ def _build(words: list[str]) -> int:
         caption_column=asked.caption_column,
         image_column=asked.image_column,
         split=asked.split,
-        threads=max(1, asked.threads),
+        threads=asked.threads,
     )
     with _Ticker("pictures") as ticker:
         report = build(asked.source, asked.out, options, lambda report: ticker.tick(report.num_pictures))
@@ -112,7 +112,9 @@ def _export(words: list[str]) -> int:
     add("--images", type=Path, metavar="DIR", help="what names are relative to; default: as it was built")
     add("--link", choices=("copy", "hard", "soft"), default="copy", help="kohya: pictures; default: copy")
     add("--name", default="", metavar="NAME", help="kohya, webdataset: default: that of FILE.jsonl")
-    add("--shard-mib", type=int, default=1024, metavar="N", help="webdataset: size of a tar; default: 1024")
+    add(
+        "--shard-mib", type=_count, default=1024, metavar="N", help="webdataset: size of a tar; default: 1024"
+    )
     add("--without-pictures", action="store_true", help="parquet: names and captions alone")
     asked = parser.parse_args(words)
 
@@ -191,6 +193,12 @@ def _weight(text: str) -> float:
     if not 0 <= weight <= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text}")
     return weight
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text}")
+    return int(text)
 
 
 def _suffix(word: str) -> str:

@@ -25,12 +25,12 @@ from flowloom.data.prepare.settle import Known, Row, Settled, Settler
 from flowloom.data.prepare.state import SUFFIX, State
 from flowloom.errors import DataError
 
-CHUNK = 512
-"""Items looked up, read and written together."""
+CHUNK, CHUNK_REMOTE = 512, 16
+"""Items looked up, read and written together; fewer where each is a wait for a store."""
 CHUNK_BYTES = 2**26
 """Less of them when they hold their pictures in memory."""
-AHEAD = 4
-"""Chunks read before the first of them is written."""
+THREADS, THREADS_REMOTE = 4, 64
+"""That each take a chunk, where the user does not say."""
 EXAMPLES = 5
 
 
@@ -79,7 +79,10 @@ def build_from(
 ) -> BuildReport:
     """`build` for a source that has been opened."""
     started, output = time.perf_counter(), report.output
-    items, is_inside = _with_first(reading.items)
+    items, first = _with_first(reading.items)
+    is_inside, is_remote = first is not None and first.is_inside, first is not None and first.is_url_based
+    chunks = _chunks(_named_apart(items, is_inside), CHUNK_REMOTE if is_remote else CHUNK)
+    threads = options.threads or (THREADS_REMOTE if is_remote else THREADS)
     root = _extract_dir(output, options) if is_inside else reading.root
     report.kind, report.root = reading.kind, root
     settler = Settler(options, root)
@@ -87,7 +90,7 @@ def build_from(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with State(output.with_name(f"{output.name}{SUFFIX}")) as state, partial.open("wb") as file:
-            for settled in _settle_all(_named_apart(items, is_inside), settler, state, options.threads):
+            for settled in _settle_all(chunks, settler, state, threads):
                 for row in _count(settled, report):
                     file.write(_line(row, options))
                 state.keep(settled.learned)
@@ -104,14 +107,14 @@ def build_from(
     return report
 
 
-def _with_first(items: Iterator[Found]) -> tuple[Iterator[Found], bool]:
-    """The items again, and whether the first picture is inside an archive or a table."""
+def _with_first(items: Iterator[Found]) -> tuple[Iterator[Found], Item | None]:
+    """The items again, and the first picture among them: they are all of one kind."""
     seen: list[Found] = []
     for item in items:
         seen.append(item)
         if isinstance(item, Item):
-            return chain(seen, items), item.is_inside
-    return iter(seen), False
+            return chain(seen, items), item
+    return iter(seen), None
 
 
 def _extract_dir(output: Path, options: BuildOptions) -> Path:
@@ -120,25 +123,27 @@ def _extract_dir(output: Path, options: BuildOptions) -> Path:
     return (options.extract_dir or beside).absolute()
 
 
-def _settle_all(items: Iterator[Found], settler: Settler, state: State, threads: int) -> Iterator[Settled]:
+def _settle_all(
+    chunks: Iterator[list[Found]], settler: Settler, state: State, threads: int
+) -> Iterator[Settled]:
     waiting: deque[Future[Settled]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="dataset build") as pool:
-        for chunk in _chunks(items):
+        for chunk in chunks:
             waiting.append(pool.submit(settler.settle, chunk, _known(chunk, state)))
-            if len(waiting) > AHEAD:
+            if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _chunks(items: Iterator[Found]) -> Iterator[list[Found]]:
+def _chunks(items: Iterator[Found], size: int) -> Iterator[list[Found]]:
     chunk: list[Found] = []
     held = 0
     for found in items:
         chunk.append(found)
         if isinstance(found, Item) and isinstance(found.picture, Held):
             held += len(found.picture.data)
-        if len(chunk) == CHUNK or held > CHUNK_BYTES:
+        if len(chunk) == size or held > CHUNK_BYTES:
             yield chunk
             chunk, held = [], 0
     if chunk:

@@ -46,7 +46,8 @@ class BuildOptions:
     """Of tables; empty: the usual names are looked for."""
     split: str = ""
     """Of a Hugging Face data set; empty: train, or the only one."""
-    threads: int = 4
+    threads: int | None = None
+    """None: few for local files, many for stores."""
 
     @property
     def default_captions(self) -> tuple[str] | None:
