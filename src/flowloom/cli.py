@@ -239,6 +239,12 @@ def _schema(words: list[str]) -> int:
     return _complain(f"{asked.check} is not this version's schema:\n{difference}")
 
 
+def _dataset(words: list[str]) -> int:
+    from flowloom.dataset_cli import dataset
+
+    return dataset(words)
+
+
 def _doctor(words: list[str]) -> int:
     _parser("doctor", "").parse_args(words)
     from flowloom.engine.doctor import examine
@@ -254,6 +260,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "resume": ("goes on with a run that was stopped or killed", _resume),
     "sample": ("draws pictures with a run, a checkpoint or a weights file", _sample),
     "export": ("writes a LoRA for ComfyUI, kohya or diffusers, or merges it", _export),
+    "dataset": ("makes FLOW's JSONL of pictures and captions, and the way back", _dataset),
     "schema": ("prints the JSON schema of the configuration", _schema),
     "doctor": ("says what this machine has and lacks", _doctor),
 }

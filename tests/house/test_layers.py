@@ -41,6 +41,7 @@ DOORS = {
     "huggingface_hub": "parts/hub.py",
     "lycoris": "parts/adapters/",
     "orjson": "data/",
+    "pyarrow": "data/prepare/arrow.py",
     "peft": "parts/adapters/",
     "safetensors": "parts/families/",
     "tensorboard": "parts/loggers/",

@@ -1,0 +1,164 @@
+"""Captions: from the bytes of a file to text, and whether a text is tags or prose."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from flowloom.errors import DataError
+
+CAPTION_KEYS = (
+    "captions",
+    "caption_or_tags",
+    "caption",
+    "text",
+    "prompt",
+    "description",
+    "tags",
+    "tag_string",
+)
+"""Names under which tables and JSON files keep a caption, the first one found wins; lower case."""
+TAG_KEYS = ("tags", "tag_string")
+_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_SENTENCE_END = re.compile(r"[^\W\d_]{2,}[.!?](\s|$)")
+_FUNCTION_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "has",
+        "have",
+        "this",
+        "that",
+        "these",
+        "there",
+        "which",
+        "who",
+        "while",
+        "his",
+        "her",
+        "its",
+        "their",
+    ]
+)
+_LONGEST_TAG = 6
+"""Words; what has more between two commas is a clause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """One or more captions of a picture, and what stood beside them."""
+
+    texts: tuple[str, ...]
+    is_tag_based: bool | None = None
+    loss_weight: float | None = None
+
+
+def decode(data: bytes, encoding: str) -> str:
+    """`data` as text: by its byte order mark, or else by `encoding`.
+
+    Raises:
+        DataError: it is not text in that encoding.
+    """
+    encoding = next((known for mark, known in _MARKS if data.startswith(mark)), encoding)
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{data[error.start]:02x} at {error.start}" if error.start < len(data) else "its end"
+        raise DataError(
+            f"not {encoding} ({byte}): save it as UTF-8, or name what it is by --caption-encoding"
+        ) from error
+    if "\0" in text:
+        raise DataError("not text: it has zero bytes")
+    return text
+
+
+def read_sidecar(name: str, data: bytes, encoding: str) -> Caption:
+    """The caption in the file `name`: all of a text, or the field of a JSON object that holds one.
+
+    Raises:
+        DataError: there is none.
+    """
+    text = decode(data, encoding)
+    if not name.lower().endswith(".json"):
+        return Caption((text,))
+    try:
+        fields = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"not JSON: {error}") from error
+    if isinstance(fields, str):
+        return Caption((fields,))
+    if not isinstance(fields, dict):
+        raise DataError("neither a JSON object nor a text")
+    caption = caption_of(fields)
+    if caption is None:
+        raise DataError(f"none of its fields is {', '.join(CAPTION_KEYS)}")
+    return caption
+
+
+def caption_of(fields: dict[str, Any], column: str = "") -> Caption | None:
+    """The caption in `fields`, under `column` or one of the usual names; None when there is none.
+
+    Raises:
+        DataError: what stands there is no caption.
+    """
+    lower = {key.lower(): key for key in reversed(fields) if isinstance(key, str)}
+    names = [column] if column else [lower[key] for key in CAPTION_KEYS if key in lower]
+    name = next((name for name in names if fields.get(name) is not None), None)
+    if name is None:
+        return None
+    is_tags = True if name.lower() in TAG_KEYS else None
+    value = fields[name]
+    texts: list[Any] = value if isinstance(value, list) and value else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{name} is {value!r:.60}; it must be text, or a list of texts")
+    if is_tags and isinstance(value, list):
+        texts = [", ".join(value)]
+    elif is_tags and "," not in texts[0]:
+        texts = [", ".join(texts[0].split())]  # as boorus keep them: blue_hair long_hair
+    stated = fields.get("is_tag_based")
+    is_tags = stated if isinstance(stated, bool) else is_tags
+    return Caption(tuple(texts), is_tags, weight_of(fields.get("loss_weight")))
+
+
+def weight_of(value: Any) -> float | None:
+    """A recorded loss weight; None when there is none.
+
+    Raises:
+        DataError: it is not a number from 0 to 1.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = -1.0
+    if not 0 <= weight <= 1:
+        raise DataError(f"loss_weight is {value!r:.60}; it must be a number from 0 to 1")
+    return weight
+
+
+def looks_tag_based(caption: str) -> bool:
+    """Whether `caption` is a list of tags: three or more short parts between commas, and no sentence."""
+    parts = [part.split() for part in caption.lower().split(",")]
+    parts = [words for words in parts if words]
+    if len(parts) < 3 or _SENTENCE_END.search(caption):
+        return False
+    if max(len(words) for words in parts) > _LONGEST_TAG:
+        return False
+    like_prose = sum(any(word in _FUNCTION_WORDS for word in words) for words in parts)
+    return like_prose * 3 < len(parts)

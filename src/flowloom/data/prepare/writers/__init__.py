@@ -1,0 +1,1 @@
+"""One file a form: `write(export)` writes all rows."""

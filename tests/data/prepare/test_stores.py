@@ -1,0 +1,104 @@
+"""With a real object store: up, listed, read by headers, and down again, the same pictures all the way."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from flowloom.cli import main
+from tests.data.prepare.pictures import built, greys, picture, serving, write
+
+stand_in: Any = pytest.importorskip("tests.stand_ins.seaweed")
+
+
+seaweed = stand_in.seaweed
+
+
+@pytest.fixture
+def bucket(seaweed: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a bucket that the environment opens."""
+    for name, value in seaweed.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", seaweed.endpoint)
+    return f"s3://{seaweed.bucket}"
+
+
+@pytest.mark.slow
+def test_a_data_set_goes_up_is_listed_and_comes_down(
+    tmp_path: Path,
+    bucket: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    seaweed: Any,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    for number, name in enumerate(["a.png", "ordner/Bär & #1 100%.png", "ordner/c+d e.png", "x.jpg"]):
+        padded = picture(number * 50, (30 + number, 20), Path(name).suffix) + bytes(100_000)
+        write(tmp_path / "in" / name, padded)
+        write((tmp_path / "in" / name).with_suffix(".txt"), f"caption {number}")
+    rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl")
+    expected = greys(rows, tmp_path / "in")
+    up = ["dataset", "upload", str(tmp_path / "d.jsonl"), f"{bucket}/set", "-o", str(tmp_path / "up.jsonl")]
+    assert main(up) == 0
+    assert "4 sent" in capsys.readouterr().out
+    assert main(up) == 0
+    assert "0 sent (0.0 MiB" in capsys.readouterr().out
+
+    for path in (tmp_path / "in").rglob("*.txt"):
+        seaweed_name = path.relative_to(tmp_path / "in").as_posix()
+        store(bucket).write(seaweed_name, path)
+    listed, report = built(f"{bucket}/set", tmp_path / "listed.jsonl")
+    assert not report.unusable
+    uploaded = [orjson.loads(line) for line in (tmp_path / "up.jsonl").read_bytes().splitlines()]
+    key = "filename"
+    assert sorted(listed, key=lambda row: row[key]) == sorted(uploaded, key=lambda row: row[key])
+
+    assert (
+        main(["dataset", "export", str(tmp_path / "up.jsonl"), "--to", "kohya", "-o", str(tmp_path / "k")])
+        == 0
+    )
+    back, report = built(tmp_path / "k", tmp_path / "back.jsonl")
+    assert greys(back, report.root) == expected
+    assert seaweed.secret not in caplog.text + "".join(capsys.readouterr())
+    for path in tmp_path.glob("*.jsonl*"):
+        assert seaweed.secret.encode() not in path.read_bytes()
+
+
+def store(bucket: str) -> Any:
+    from flowloom.data.prepare.stores import open_store
+
+    return open_store(f"{bucket}/set")
+
+
+@pytest.mark.slow
+def test_a_store_that_does_not_let_us_is_one_line(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-s3cr3t")
+    assert main(["dataset", "build", f"{bucket}/set", "-o", str(tmp_path / "d.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "wrong-s3cr3t" not in error
+
+
+def test_a_web_server_is_listed_and_its_pictures_fetched(tmp_path: Path) -> None:
+    for number, name in enumerate(["a b/ü & #1 100%.png", "top.jpg"]):
+        write(tmp_path / "web/set" / name, picture(number * 60, (20 + number, 10), Path(name).suffix))
+        write((tmp_path / "web/set" / name).with_suffix(".txt"), f"caption {number}")
+    write(tmp_path / "web/other/no.png", picture(9))
+    with serving(tmp_path / "web") as server:
+        rows, report = built(f"{server}/set/", tmp_path / "d.jsonl")
+        assert not report.unusable
+        assert all(row["filename"].startswith(f"{server}/set/") for row in rows)
+        sizeless = [{k: v for k, v in row.items() if k not in ("width", "height")} for row in rows]
+        write(tmp_path / "sizeless.jsonl", b"\n".join(orjson.dumps(row) for row in sizeless))
+        again, _ = built(tmp_path / "sizeless.jsonl", tmp_path / "again.jsonl")
+        assert again == rows
+        out = str(tmp_path / "w")
+        assert main(["dataset", "export", str(tmp_path / "d.jsonl"), "--to", "webdataset", "-o", out]) == 0
+    back, report = built(tmp_path / "w", tmp_path / "back.jsonl")
+    assert greys(back, report.root) == {0: ["caption 0"], 60: ["caption 1"]}
