@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.flops import flops
+from flowloom.engine.flops import flops
 from benchmarks.timing import Measured
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.memory import checkpointed_blocks

@@ -56,9 +56,10 @@ def spread(values: Sequence[int]) -> Spread | None:
     if not values:
         return None
     numbers = np.asarray(values)
-    width = max(1, -(-(int(numbers.max()) + 1) // NUM_BARS))
-    bars = np.bincount(numbers // width)
     low, median, most_have, most = np.percentile(numbers, [0, 50, 95, 100], method="higher")
+    # A few outliers would press all others into the first bar: what is far beyond shares the last one.
+    width = max(1, -(-(min(int(most), 2 * int(most_have)) + 1) // NUM_BARS))
+    bars = np.bincount(np.minimum(numbers // width, NUM_BARS - 1))
     return Spread(
         int(low),
         int(median),

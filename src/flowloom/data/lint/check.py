@@ -138,12 +138,16 @@ def _about_picture(dataset: DataSet, row: Row, look: Look, options: LintOptions)
     if bucket == LEFT_OUT:
         cutoff = options.config.dataloader.ratio_cutoff
         ratio = max(row.width / row.height, row.height / row.width)
-        yield found("left_out", f"{row.width} x {row.height} is {ratio:.2f} to 1; {cutoff:g} is the limit", ratio)
+        yield found(
+            "left_out", f"{row.width} x {row.height} is {ratio:.2f} to 1; {cutoff:g} is the limit", ratio
+        )
         return
     size = dataset.sizes[bucket]
     scale = max(size[0] / width, size[1] / height)
     if scale > options.upscale:
-        yield found("small", f"{width} x {height} is upscaled {scale:.2f} times to {size[0]} x {size[1]}", scale)
+        yield found(
+            "small", f"{width} x {height} is upscaled {scale:.2f} times to {size[0]} x {size[1]}", scale
+        )
 
 
 def _copies(dataset: DataSet, looks: list[Look], near_bits: int) -> Iterator[Finding]:
@@ -178,7 +182,9 @@ def _same_bytes(rows: list[Row], group: int) -> Iterator[Finding]:
         yield Finding("same_file", first.line, first.filename, f"the first of {len(rows)}", group)
     for row in rows[1:]:
         if row.filename == first.filename:
-            yield Finding("repeated_row", row.line, row.filename, f"the file of line {first.line} again", group)
+            yield Finding(
+                "repeated_row", row.line, row.filename, f"the file of line {first.line} again", group
+            )
         else:
             message = f"the same bytes as {first.filename} in line {first.line}"
             yield Finding("same_file", row.line, row.filename, message, group)

@@ -77,9 +77,7 @@ class Looker:
         except ImageError as error:
             return Look(missing=str(error))
         try:
-            pixels = load_image(
-                source, (SIDE, SIDE), self.dataset.background, self.dataset.max_megapixels
-            )
+            pixels = load_image(source, (SIDE, SIDE), self.dataset.background, self.dataset.max_megapixels)
             size = shown_size(source)
         except ImageError as error:
             return Look(damaged=str(error))
@@ -99,14 +97,14 @@ class Looker:
                 yield waiting.popleft().result()
 
 
-def shown_size(source: bytes) -> tuple[int, int]:
+def shown_size(source: bytes | Path) -> tuple[int, int]:
     """Width and height of the picture in `source`, turned as EXIF says, from its header.
 
     Raises:
         ImageError: it is none.
     """
     try:
-        with Image.open(io.BytesIO(source)) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             is_turned = image.getexif().get(_ORIENTATION) in _TURNED
             return (image.height, image.width) if is_turned else image.size
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:

@@ -45,7 +45,10 @@ def fingerprint(pixels: NDArray[np.uint8]) -> Fingerprint:
 
 
 def groups_alike(
-    bits: NDArray[np.uint64], colours: NDArray[np.uint8], aspects: NDArray[np.float64], max_bits: int = MAX_BITS
+    bits: NDArray[np.uint64],
+    colours: NDArray[np.uint8],
+    aspects: NDArray[np.float64],
+    max_bits: int = MAX_BITS,
 ) -> NDArray[np.int64]:
     """For each picture the number of its group; pictures that look alike, directly or by way of others,
     share one.
@@ -103,7 +106,10 @@ def _near_pairs(bits: NDArray[np.uint64], max_bits: int) -> tuple[NDArray[np.int
 
 
 def _agree(
-    colours: NDArray[np.uint8], aspects: NDArray[np.float64], left: NDArray[np.int64], right: NDArray[np.int64]
+    colours: NDArray[np.uint8],
+    aspects: NDArray[np.float64],
+    left: NDArray[np.int64],
+    right: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
     """Whether the pictures of each pair have the same colours and shape."""
     same_shape = np.abs(np.log(aspects[left] / aspects[right])) <= np.log(MAX_ASPECT)

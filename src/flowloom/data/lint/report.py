@@ -75,7 +75,7 @@ class Spread:
     """95 of 100 rows have at most this."""
     most: int
     bars: list[tuple[int, int]] = field(default_factory=list)
-    """Lower edge and rows of each class."""
+    """Lower edge and rows of each class; the last one has what is beyond it, too."""
 
 
 @dataclass
@@ -136,5 +136,9 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        levels = {"errors": self.count("error"), "warnings": self.count("warning"), "notes": self.count("note")}
+        levels = {
+            "errors": self.count("error"),
+            "warnings": self.count("warning"),
+            "notes": self.count("note"),
+        }
         return {**levels, "counts": self.counts, **asdict(self)}

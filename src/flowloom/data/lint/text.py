@@ -12,7 +12,9 @@ WIDTH = 32
 
 def report_text(report: Report, shown: int) -> str:
     """The whole report, with the first `shown` findings of each kind."""
-    return "\n".join([*_head(report), *_findings(report, shown), *_buckets(report), *_captions(report.captions)])
+    return "\n".join(
+        [*_head(report), *_findings(report, shown), *_buckets(report), *_captions(report.captions)]
+    )
 
 
 def _head(report: Report) -> Iterator[str]:
@@ -69,4 +71,6 @@ def _captions(stats: CaptionStats) -> Iterator[str]:
 
 def spread_text(numbers: Spread) -> str:
     """A spread in words."""
-    return f"{numbers.least:,} to {numbers.most:,}, median {numbers.median:,}, 95% up to {numbers.most_have:,}"
+    return (
+        f"{numbers.least:,} to {numbers.most:,}, median {numbers.median:,}, 95% up to {numbers.most_have:,}"
+    )
