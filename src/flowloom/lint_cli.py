@@ -60,7 +60,8 @@ def fix(words: list[str]) -> int:
     for change in done.changes:
         print(f"{asked.jsonl}:{change.line}: {change.action}")
     print(
-        f"written    {done.path}: {done.num_written:,} of {done.num_read:,} rows, {len(done.changes):,} changes"
+        f"written    {done.path}: {done.num_written:,} of {done.num_read:,} rows, "
+        f"{len(done.changes):,} changes"
     )
     return OK
 

@@ -1,4 +1,4 @@
-"""What a step holds in memory, by part, and how many blocks must recompute their activations for it to fit."""
+"""What a step holds in memory, by part, and how many blocks must recompute for it to fit."""
 
 from __future__ import annotations
 

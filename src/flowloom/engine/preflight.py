@@ -1,4 +1,4 @@
-"""`flowloom preflight`: what a run will take, before anything is loaded; what to change if it does not fit."""
+"""`flowloom preflight`: what a run will take, before anything is loaded; and what to change."""
 
 from __future__ import annotations
 
@@ -310,7 +310,7 @@ def _step_rates(events: Path) -> list[float]:
 def _measured_rate(
     config: RunConfig, networks: Networks, device: torch.device, data: dict[str, Any], asked: Asked
 ) -> Rate | None:
-    """From operations a sample and the speed of a matrix product here; nothing for a device that is elsewhere."""
+    """From operations a sample and a matrix product's speed; nothing for a device that is elsewhere."""
     if asked.gpu_gib:
         return None
     speed = _product_speed(device)
@@ -356,9 +356,10 @@ def _sections(found: Preflight) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         reasons = [(reason, f"{count:,}") for reason, count in found.data["left_out"].items() if count]
         yield "rows left out", reasons or [("none", "")]
     if found.memory:
+        recomputing = ("recomputing", "{recomputed_blocks} of {blocks} blocks".format(**found.memory))
         yield (
             "memory",
-            [*_sizes(found.memory), ("recomputing", "{recomputed_blocks} of {blocks} blocks".format(**found.memory))],
+            [*_sizes(found.memory), recomputing],
         )
     if found.disk:
         caches = [(f"cache: {name}", _size(size)) for name, size in found.disk["caches"].items()]

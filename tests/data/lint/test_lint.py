@@ -1,4 +1,4 @@
-"""Each thing wrong with a data set is found, told in three forms, and mended without touching what was there."""
+"""Each thing wrong with a data set is found, told in three forms, and mended in a new file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`flowloom dataset lint`: looks at every row and every picture, as training would, and says what is wrong."""
+"""`flowloom dataset lint`: looks at every row and picture as training would, and says what is wrong."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
@@ -87,7 +86,7 @@ def fix(options: FixOptions, out: Path) -> Fixed:
         if not rows:
             raise DataError(f"{source}: no row is left of {num_read}: nothing was written.")
         partial.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows.values()))
-        os.replace(partial, out)
+        partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
     changes.sort(key=lambda change: change.line)
@@ -229,15 +228,15 @@ def _drop_broken(rows: Rows, path: Path, changes: list[Change]) -> None:
 
 def _apply(rows: Rows, seen: Seen, options: FixOptions, changes: list[Change]) -> None:
     """Take out the rows that the lint of the mended file finds beyond mending, and copies."""
+    dropped = {"missing_file", "damaged_file", *(["empty_caption"] if options.drop_empty else [])}
+    copies = {"same_file", *(["alike"] if options.drop_near else [])}
     groups: dict[int, list[Finding]] = defaultdict(list)
     for finding in seen.report.findings:
-        if finding.kind in ("missing_file", "damaged_file"):
-            _drop(rows, changes, finding.line, finding.message)
-        elif finding.kind == "empty_caption" and options.drop_empty:
+        if finding.kind in dropped:
             _drop(rows, changes, finding.line, finding.message)
         elif finding.kind == "wrong_size":
             _correct(rows, changes, finding, seen)
-        elif finding.kind == "same_file" or (finding.kind == "alike" and options.drop_near):
+        elif finding.kind in copies:
             groups[finding.group or 0].append(finding)
     for found in groups.values():
         left = [finding for finding in found if finding.line in rows]

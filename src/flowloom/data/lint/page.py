@@ -90,7 +90,8 @@ def _sections(seen: Seen) -> Iterator[str]:
         )
         body = _table(found) if kind in _WITHOUT_PICTURES else _cards(found, thumbnails)
         yield (
-            f'<section id="{kind}"><h2><i class="dot {level}"></i>{title} <span class="count">{count:,}</span></h2>'
+            f'<section id="{kind}"><h2><i class="dot {level}"></i>{title} '
+            f'<span class="count">{count:,}</span></h2>'
             f'<p class="quiet">{escape(cure)}</p>{body}{more}</section>'
         )
 
@@ -171,14 +172,15 @@ def _statistics(report: Report) -> Iterator[str]:
     )
     tags = "".join(f"<li>{escape(tag)} <b>{count:,}</b></li>" for tag, count in stats.top_tags)
     listed = (
-        f"<h3>Most used tags</h3><p class='quiet'>{stats.distinct_tags:,} distinct, {stats.tags_once:,} of them "
-        f'in one row only</p><ul class="tags">{tags}</ul>'
+        f"<h3>Most used tags</h3><p class='quiet'>{stats.distinct_tags:,} distinct, "
+        f'{stats.tags_once:,} of them in one row only</p><ul class="tags">{tags}</ul>'
         if tags
         else ""
     )
     yield (
-        f'<section id="captions"><h2>Captions</h2><p class="quiet">{stats.tag_based:,} tags, {prose:,} prose, '
-        f'{stats.empty:,} empty; {stats.distinct:,} distinct</p><div class="charts">{charts}</div>{listed}</section>'
+        f'<section id="captions"><h2>Captions</h2><p class="quiet">{stats.tag_based:,} tags, '
+        f"{prose:,} prose, {stats.empty:,} empty; {stats.distinct:,} distinct</p>"
+        f'<div class="charts">{charts}</div>{listed}</section>'
     )
 
 
@@ -186,10 +188,12 @@ def _buckets(report: Report) -> str:
     most = max((bucket.rows for bucket in report.buckets), default=1)
     largest = max((max(bucket.width, bucket.height) for bucket in report.buckets), default=1)
     rows = "".join(_bucket(bucket, most, largest) for bucket in report.buckets)
-    head = "<thead><tr><th></th><th>size</th><th>rows</th><th></th><th>batches</th><th>last batch</th></tr></thead>"
+    names = ("", "size", "rows", "", "batches", "last batch")
+    head = f"<thead><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr></thead>"
     return (
         '<section id="buckets"><h2>Buckets</h2><p class="quiet">Every row is trained once an epoch: the last '
-        f"batch of a bucket is as short as it comes.</p><table class='buckets'>{head}<tbody>{rows}</tbody></table></section>"
+        f"batch of a bucket is as short as it comes.</p><table class='buckets'>{head}"
+        f"<tbody>{rows}</tbody></table></section>"
     )
 
 

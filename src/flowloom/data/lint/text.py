@@ -54,7 +54,8 @@ def _batches(bucket: BucketUse) -> str:
 
 def _captions(stats: CaptionStats) -> Iterator[str]:
     prose = stats.rows - stats.tag_based
-    yield f"\ncaptions   {stats.tag_based:,} tags, {prose:,} prose, {stats.empty:,} empty; {stats.distinct:,} distinct"
+    kinds = f"{stats.tag_based:,} tags, {prose:,} prose, {stats.empty:,} empty"
+    yield f"\ncaptions   {kinds}; {stats.distinct:,} distinct"
     for name, numbers in (
         ("characters", stats.characters),
         ("tokens", stats.tokens),
