@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.flops import flops
 from benchmarks.timing import Measured
 from flowloom.engine.distributed import Ranks
+from flowloom.engine.flops import flops
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.objective import LatentBatch, Objective, predict
 from flowloom.engine.state import Precision, TrainState

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {verb:<8} {line}" for verb, (line, _) in VERBS.items())
+    verbs = "\n".join(f"  {verb:<9} {line}" for verb, (line, _) in VERBS.items())
     return (
         "usage: flowloom VERB ...\n\n"
         "Trains Chroma and other flow-matching image models.\n\n"
@@ -245,6 +245,12 @@ def _dataset(words: list[str]) -> int:
     return dataset(words)
 
 
+def _preflight(words: list[str]) -> int:
+    from flowloom.lint_cli import preflight
+
+    return preflight(words)
+
+
 def _doctor(words: list[str]) -> int:
     _parser("doctor", "").parse_args(words)
     from flowloom.engine.doctor import examine
@@ -261,6 +267,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "sample": ("draws pictures with a run, a checkpoint or a weights file", _sample),
     "export": ("writes a LoRA for ComfyUI, kohya or diffusers, or merges it", _export),
     "dataset": ("makes FLOW's JSONL of pictures and captions, and the way back", _dataset),
+    "preflight": ("tells memory, disk, time and bad data of a run before it starts", _preflight),
     "schema": ("prints the JSON schema of the configuration", _schema),
     "doctor": ("says what this machine has and lacks", _doctor),
 }

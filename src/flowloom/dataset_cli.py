@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowloom.lint_cli import LINT_VERBS
+
 if TYPE_CHECKING:
     from flowloom.data.prepare.build import BuildReport
     from flowloom.data.prepare.items import Unusable
@@ -175,7 +177,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     ),
     "export": ("writes a JSONL's data set for Kohya, as webdataset or as parquet", _export),
     "upload": ("puts a JSONL's pictures into a bucket, and names them there", _upload),
-}
+} | LINT_VERBS
 
 
 def _parser(verb: str, usage: str) -> argparse.ArgumentParser:

@@ -1,7 +1,8 @@
-"""How many blocks must recompute their activations for a step to fit."""
+"""What a step holds in memory, by part, and how many blocks must recompute for it to fit."""
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -13,11 +14,38 @@ ELEMENTS_PER_TOKEN = 25
 """Activations that one block saves for its backward pass, a token, in multiples of hidden_size. Measured."""
 HEADROOM = 0.85
 """Share of the free memory to plan with: fragmentation and workspaces take the rest."""
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.03, "adamw_bf16": 4.0, "adamw_lowbit": 2.03}
+"""Of both moments a trained parameter; block-wise scales are the odd part."""
+QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.516}
+"""A weight of a quantised base."""
 
 
 def activation_bytes_per_block(params: ChromaParams, tokens: int, bytes_per_element: int) -> int:
     """What one block keeps for a micro-batch of `tokens` tokens in all."""
     return ELEMENTS_PER_TOKEN * params.hidden_size * tokens * bytes_per_element
+
+
+def activation_bytes(params: ChromaParams, tokens: int, recomputed: int, bytes_per_element: int) -> int:
+    """The most that all blocks keep at a time: `recomputed` ones their input alone.
+
+    These are the first ones: when one of them is made anew, those above it have been let go.
+    """
+    blocks = params.depth + params.depth_single_blocks
+    each = activation_bytes_per_block(params, tokens, bytes_per_element)
+    inputs = recomputed * params.hidden_size * tokens * bytes_per_element
+    return max(blocks - recomputed, min(recomputed, 1)) * each + inputs
+
+
+def micro_batch_tokens(config: RunConfig) -> int:
+    """Image and text tokens of a micro-batch at the largest resolution, captions half of the longest."""
+    image_tokens = max(config.dataloader.base_resolution) ** 2 // 16**2
+    return config.training.train_minibatch * (image_tokens + config.model.t5_max_length // 2)
+
+
+def optimizer_bytes(config: RunConfig) -> float:
+    """Bytes of the optimizer's states a trained parameter."""
+    usual = OPTIMIZER_BYTES.get(config.optimizer.kind, OPTIMIZER_BYTES["adamw"])
+    return 1.06 if getattr(config.optimizer, "bits", None) == 4 else usual
 
 
 def free_bytes(device: torch.device) -> int:
@@ -26,8 +54,6 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    import os
-
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -39,14 +65,17 @@ def checkpointed_blocks(
     Args:
         trained_bytes: bytes of the trained weights; gradients and AdamW's moments will take three times that.
     """
+    room = HEADROOM * free_bytes(device) - 3 * trained_bytes
+    return blocks_for_room(config, params, room, bytes_per_element)
+
+
+def blocks_for_room(config: RunConfig, params: ChromaParams, room: float, bytes_per_element: int) -> int:
+    """`checkpointed_blocks` where `room` bytes are left for activations."""
     wanted: Literal["auto", "all"] | int = config.memory.checkpointed_blocks
     num_blocks = params.depth + params.depth_single_blocks
     if wanted == "all":
         return num_blocks
     if wanted != "auto":
         return min(wanted, num_blocks)
-    image_tokens = max(config.dataloader.base_resolution) ** 2 // 16**2
-    tokens = config.training.train_minibatch * (image_tokens + config.model.t5_max_length // 2)
-    each = activation_bytes_per_block(params, tokens, bytes_per_element)
-    room = max(0.0, HEADROOM * free_bytes(device) - 3 * trained_bytes)
-    return max(0, num_blocks - int(room // max(each, 1)))
+    each = activation_bytes_per_block(params, micro_batch_tokens(config), bytes_per_element)
+    return max(0, num_blocks - int(max(0.0, room) // max(each, 1)))

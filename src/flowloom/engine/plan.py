@@ -68,7 +68,7 @@ def make_plan(loaded: LoadedConfig) -> Plan:
         )
     steps = None
     if dataset:
-        steps = _steps_per_epoch(config, dataset)
+        steps = steps_per_epoch(config, dataset)
         plan.sections.append(("data", _data_rows(plan, config, dataset)))
         if not steps:
             plan.problems.append(Problem("dataloader", "no row is left to train on."))
@@ -122,15 +122,15 @@ def _network_rows(plan: Plan, config: RunConfig) -> Rows:
     plan.check("model.t5_path", lambda: load_text_encoder(*t5_paths, META, torch.float32))
     if chroma:
         total = sum(weight.numel() for weight in chroma.parameters())
-        trained = plan.check("method", lambda: _trained_params(config, chroma))
+        trained = plan.check("method", lambda: count_trained(config, chroma))
         rows.append(("parameters", f"{total:,}"))
         if trained is not None:
             rows.append(("trained", f"{trained:,}, {trained / total:.2%} of them"))
     return rows
 
 
-def _trained_params(config: RunConfig, chroma: Chroma) -> int:
-    """How many parameters are trained at a time."""
+def count_trained(config: RunConfig, chroma: Chroma) -> int:
+    """How many parameters are trained at a time; an adapter is attached to `chroma` for that."""
     kind = config.method_kind
     if kind in ADAPTERS:
         assert config.lora is not None
@@ -141,7 +141,8 @@ def _trained_params(config: RunConfig, chroma: Chroma) -> int:
     return sum(weights[name].numel() for name in trained_names(config, list(weights), 0))
 
 
-def _steps_per_epoch(config: RunConfig, dataset: DataSet) -> int:
+def steps_per_epoch(config: RunConfig, dataset: DataSet) -> int:
+    """Updates that one epoch makes."""
     order = plan_epoch(
         dataset.training.row_buckets, config.dataloader.batch_size, config.training.master_seed, 0
     )

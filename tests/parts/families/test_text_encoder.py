@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from flowloom.errors import WeightsError
-from flowloom.parts.families.text_encoder import Float8Linear, TextEncoder, load_text_encoder, load_tokenizer
+from flowloom.parts.families.text_encoder import Float8Linear, TextEncoder, load_text_encoder
+from flowloom.parts.families.tokenizer import load_tokenizer
 from flowloom.parts.families.weights import open_weights, save_weights
 from flowloom.parts.quiet import quiet_imports
 

@@ -1,0 +1,138 @@
+"""`flowloom preflight`: steps, rows left out, memory, disk and time are told before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowloom.cli import main
+from flowloom.engine.footprint import Networks, advise, checkpoint_bytes, memory, with_key
+from flowloom.engine.memory import HEADROOM
+from flowloom.engine.preflight import Asked, preflight
+from flowloom.parts.families.weights import open_weights
+from flowloom.spec.flow_json import LoadedConfig
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture
+def found(make_config, tmp_path):
+    def found(asked: Asked | None = None, **sections):
+        loaded = LoadedConfig(make_config(**sections), {}, [], Path("config.json"))
+        return preflight(loaded, asked or Asked(tmp_path / "runs"))
+
+    return found
+
+
+def test_steps_buckets_and_rows_left_out_are_counted(found):
+    told = found(dataloader={"batch_size": 4, "ratio_cutoff": 1.5})
+    assert told.data["rows"] == 14
+    assert told.data["steps_per_epoch"] == 4
+    assert told.data["left_out"]["aspect ratio beyond 1.5 to 1"] == 8
+    assert [(b["rows"], b["batches"], b["remainder"]) for b in told.data["buckets"]] == [(14, 3, 2)]
+    assert told.can_run
+
+
+def test_memory_counts_every_weight_once(make_config, tiny_family):
+    config = make_config()
+    networks = Networks.from_config(config)
+    numbers = sum(shape.numel() if hasattr(shape, "numel") else torch.Size(shape).numel()
+                  for shape in open_weights(tiny_family.chroma_path).shapes.values())  # fmt: skip
+    assert networks.total == numbers
+    parts = memory(config, networks, CPU, 10**12).parts
+    assert parts["frozen weights"] + parts["trained weights"] == 4 * numbers
+    assert parts["gradients"] == parts["trained weights"] == parts["optimizer"] // 2
+    on_gpu = memory(config, networks, CUDA, 10**12).parts
+    assert on_gpu["frozen weights"] == 2 * (networks.total - networks.trained)
+    assert on_gpu["t5"] == 2 * networks.text_encoder
+
+
+@pytest.mark.parametrize("level", ["8bit", "4bit"])
+def test_a_quantised_base_takes_less(make_config, level):
+    config = make_config(method={"kind": "lora"}, lora={"base_model_quant_level": level})
+    networks = Networks.from_config(config)
+    whole = memory(make_config(method={"kind": "lora"}), networks, CUDA, 10**12).parts["frozen weights"]
+    smaller = memory(config, networks, CUDA, 10**12).parts["frozen weights"]
+    assert smaller < {"8bit": 0.7, "4bit": 0.5}[level] * whole
+
+
+def test_blocks_recompute_only_where_they_must(make_config):
+    config = make_config(training={"train_minibatch": 64})
+    networks = Networks.from_config(config)
+    roomy = memory(config, networks, CPU, 10**12)
+    tight = memory(config, networks, CPU, int(roomy.total / HEADROOM * 0.9))
+    assert roomy.recomputed == 0
+    assert tight.recomputed > 0
+    assert tight.total < roomy.total
+
+
+def test_the_advice_makes_it_fit_and_says_by_how_much(make_config):
+    config = make_config(training={"train_minibatch": 16}, ema={"decay": 0.99})
+    networks = Networks.from_config(config)
+    least = memory(
+        make_config(method={"kind": "lora"}, training={"train_minibatch": 1}), networks, CUDA, 10**12
+    )
+    capacity = int(least.total / HEADROOM)
+    advice, is_enough = advise(config, networks, CUDA, capacity)
+    assert is_enough
+    for change in advice:
+        config = with_key(config, change.key, change.value)
+    after = Networks.from_config(config)
+    assert memory(config, after, CUDA, capacity).total == advice[-1].total <= HEADROOM * capacity
+    totals = [change.total for change in advice]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_a_run_that_does_not_fit_is_told_keys_and_values(found):
+    told = found(Asked(gpu_gib=0.1), training={"train_minibatch": 16})
+    assert not told.can_run
+    assert not told.memory["fits"]
+    assert any(line.startswith("set training.train_minibatch to 1: then ") for line in told.advice)
+
+
+def test_the_checkpoint_is_as_large_as_said(make_run):
+    from flowloom.engine.__main__ import run_engine
+
+    for name, sections in (("full", {}), ("lora", {"method": {"kind": "lora"}, "lora": {"rank": 4}})):
+        run_dir = make_run(
+            name, limits={"max_steps": 1}, training={"save_every": 1}, ema={"decay": 0.9}, **sections
+        )
+        run_engine(run_dir)
+        config = run_dir.read_config()
+        folder = run_dir.checkpoints()[-1]
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        assert checkpoint_bytes(config, Networks.from_config(config), CPU) == pytest.approx(size, rel=0.05)
+
+
+def test_the_rate_of_an_earlier_run_like_this_one_is_used(found, make_run, tmp_path):
+    run_dir = make_run("earlier", limits={"max_epochs": 2})
+    events = [{"kind": "step", "samples_per_s": rate} for rate in (1.0, 4.0, 4.0, 4.0, 5.0)]
+    (run_dir.path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    told = found(limits={"max_steps": None, "max_epochs": 2})
+    assert told.time["samples_per_s"] == 4.0
+    assert "earlier" in told.time["source"]
+    assert told.time["total_s"] == pytest.approx(2 * 22 / 4)
+    other = found(training={"train_minibatch": 2})
+    assert other.time["source"].startswith("estimated")
+
+
+def test_nothing_is_estimated_for_a_card_that_is_not_here(found):
+    assert found(Asked(gpu_gib=24)).time["samples_per_s"] is None
+    assert found(Asked(gpu_gib=24, samples_per_s=11.0)).time["epoch_s"] == 2.0
+
+
+def test_the_verb_prints_text_and_json(make_config, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(make_config().model_dump_json())
+    words = ["preflight", str(path), "--runs-dir", str(tmp_path)]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    for word in ("rows left out", "memory", "optimizer", "disk", "checkpoints", "time", "This can run."):
+        assert word in text
+    assert main([*words, "--json", "--model.vae_path", "gone.safetensors"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert [problem["path"] for problem in told["problems"]] == ["model.vae_path"]
+    assert told["data"]["steps_per_epoch"] == 6
