@@ -107,3 +107,22 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
     except (ImageCms.PyCMSError, OSError):
         # A profile for another kind of colours than the image has: browsers ignore it, too.
         return image
+
+
+def load_alpha(source: bytes | Path, size: tuple[int, int], max_megapixels: float) -> NDArray[np.uint8]:
+    """How opaque each pixel (h, w) of `source` is, scaled and cropped as `load_image` does; 255: wholly.
+
+    Raises:
+        ImageError: the file is no picture, is damaged, or is larger than `max_megapixels`.
+    """
+    try:
+        with _open(source) as image:
+            if image.width * image.height / 1e6 > max_megapixels:
+                raise ImageError(
+                    f"{image.width} x {image.height}: limits.max_megapixels is {max_megapixels:g}"
+                )
+            picture = ImageOps.exif_transpose(image)
+            alpha = picture.convert("RGBA").getchannel("A")
+    except _BROKEN as error:
+        raise ImageError(f"not readable as a picture: {error}") from error
+    return np.asarray(ImageOps.fit(alpha, size, Image.Resampling.LANCZOS))

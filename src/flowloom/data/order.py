@@ -42,6 +42,11 @@ class EpochExtras:
     """(N,) what each row costs; batches are then filled up to `max_cost` instead of to a number of rows."""
     max_cost: int = 0
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether every epoch has the same number of batches."""
+        return self.repeats is None and self.row_costs is None
+
 
 NOTHING_EXTRA = EpochExtras()
 
@@ -110,7 +115,7 @@ def _cuts(
     """Where batches start in `rows`, which are sorted by bucket, `counts` of each."""
     ends = np.cumsum(counts)
     firsts = ends - counts
-    sizes = np.broadcast_to(batch_size, counts.shape)
+    sizes = np.full(len(counts), batch_size) if isinstance(batch_size, int) else batch_size[: len(counts)]
     if extra.row_costs is None:
         each = -(-counts // sizes)
         first_batches = np.cumsum(each) - each
@@ -133,8 +138,6 @@ def _cuts_by_cost(
         while position < end:
             starts.append(position)
             position = following[position]
-            if position > end:
-                break
     return np.array(starts, dtype=np.int64)
 
 

@@ -45,7 +45,7 @@ def checkpointed_blocks(
         return num_blocks
     if wanted != "auto":
         return min(wanted, num_blocks)
-    image_tokens = max(config.dataloader.base_resolution) ** 2 // 16**2
+    image_tokens = max(config.resolutions) ** 2 // 16**2
     tokens = config.training.train_minibatch * (image_tokens + config.model.t5_max_length // 2)
     each = activation_bytes_per_block(params, tokens, bytes_per_element)
     room = max(0.0, HEADROOM * free_bytes(device) - 3 * trained_bytes)
