@@ -116,7 +116,7 @@ def _write(place: Path, key: dict[str, Any], scanned: Scanned) -> bool:
             file.write(MAGIC + len(head).to_bytes(8, "little") + head)
             for name, kind in KINDS.items():
                 file.write(bytes(_aligned(file.tell()) - file.tell()))
-                file.write(memoryview(np.ascontiguousarray(scanned.columns[name], kind)))
+                file.write(np.ascontiguousarray(scanned.columns[name], kind).data)
         written.replace(place)
     except OSError:
         # Read-only, or full: the rows are at hand all the same.
@@ -176,7 +176,7 @@ def _packed(scanned: Scanned) -> Iterator[bytes | memoryview]:
     problems = [(problem.line, problem.reason) for problem in scanned.problems]
     yield orjson.dumps([scanned.num_lines, len(scanned.columns["line"]), problems]) + b"\n"
     for name, kind in KINDS.items():
-        yield memoryview(np.ascontiguousarray(scanned.columns[name], kind)).cast("B")
+        yield np.ascontiguousarray(scanned.columns[name], kind).data.cast("B")
 
 
 def _unpacked(told: bytes) -> Scanned:

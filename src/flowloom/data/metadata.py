@@ -7,7 +7,6 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,15 +45,20 @@ class Row:
 class Rows(Protocol):
     """The usable rows of one data set or of several."""
 
-    widths: NDArray[np.int64]
-    heights: NDArray[np.int64]
-    loss_weights: NDArray[np.float32]
-    lines: NDArray[np.int64]
-    caption_chars: NDArray[np.int32]
-    """Length of the longest caption."""
-    path: Path
-    problems: list[RowProblem]
-
+    @property
+    def path(self) -> Path: ...
+    @property
+    def problems(self) -> list[RowProblem]: ...
+    @property
+    def widths(self) -> NDArray[np.int64]: ...
+    @property
+    def heights(self) -> NDArray[np.int64]: ...
+    @property
+    def loss_weights(self) -> NDArray[np.float32]: ...
+    @property
+    def lines(self) -> NDArray[np.int64]: ...
+    @property
+    def caption_chars(self) -> NDArray[np.int32]: ...
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> Row:
@@ -138,27 +142,27 @@ class JoinedMetadata:
         row = self.parts[dataset].row(index - self.starts[dataset])
         return replace(row, index=index, dataset=dataset)
 
-    @cached_property
+    @property
     def widths(self) -> NDArray[np.int64]:
         """Recorded, in pixels."""
         return self._column("widths")
 
-    @cached_property
+    @property
     def heights(self) -> NDArray[np.int64]:
         """Recorded, in pixels."""
         return self._column("heights")
 
-    @cached_property
+    @property
     def loss_weights(self) -> NDArray[np.float32]:
         """0 to 1."""
         return self._column("loss_weights")
 
-    @cached_property
+    @property
     def lines(self) -> NDArray[np.int64]:
         """In the row's own file, from 1."""
         return self._column("lines")
 
-    @cached_property
+    @property
     def caption_chars(self) -> NDArray[np.int32]:
         """Length of the longest caption."""
         return self._column("caption_chars")

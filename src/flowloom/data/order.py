@@ -101,7 +101,7 @@ def _repeated(
         mine = np.flatnonzero(fractions == fraction)
         np.random.default_rng([seed & 0xFFFFFFFF, 2]).shuffle(mine)
         # Where an epoch ends in the circle, the next one begins.
-        start, stop = (int(edge * fraction * len(mine)) for edge in (epoch, epoch + 1))
+        start, stop = (round(edge * fraction * len(mine)) for edge in (epoch, epoch + 1))
         times[mine[np.arange(start, stop) % len(mine)]] += 1
     return np.repeat(rows, times)
 
