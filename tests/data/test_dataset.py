@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flowloom.data.captions import CaptionRules, vary
 from flowloom.data.dataset import DataSet, OneSet, repeats_of
 from flowloom.data.loader import Loader, Sample, Skipped
 from flowloom.data.metadata import JoinedMetadata, read_metadata
+from flowloom.errors import DataError
 from flowloom.spec.files import check_files
 from flowloom.spec.run import RunConfig
 
@@ -91,6 +93,30 @@ def test_repeats_are_exact_over_epochs(tmp_path: Path) -> None:
         assert sum(of_epoch.values()) == 6 + 23
         counts += of_epoch
     assert counts == dict.fromkeys(range(6), 10) | dict.fromkeys(range(6, 16), 23)
+
+
+@pytest.mark.parametrize("repeats", [1, 1.3])
+def test_epochs_follow_each_other_without_a_gap(tmp_path: Path, repeats: float) -> None:
+    """Read on over the end of an epoch: the same batches as epoch by epoch, from anywhere on."""
+    loader = make_loader(config_of(None, draw_set(tmp_path, "cats", 7, 40) | {"repeats": repeats}))
+    expected = [
+        (epoch, batch.index, [sample.row for sample in batch.samples])
+        for epoch in range(2, 6)
+        for batch in loader.batches(epoch)
+    ]
+    for start in range(loader.num_batches(2)):
+        found = []
+        endless = loader.endless(2, start)
+        for batch in islice(endless, len(expected) - start):
+            assert batch.index < loader.num_batches(batch.epoch)
+            found.append((batch.epoch, batch.index, [sample.row for sample in batch.samples]))
+        assert found == expected[start:]
+
+
+def test_nothing_to_train_is_an_error(tmp_path: Path) -> None:
+    loader = make_loader(config_of(draw_set(tmp_path, "cats", 3, 40, width=1000)))
+    with pytest.raises(DataError, match="no row is left"):
+        loader.endless(0)
 
 
 def test_regularisation_comes_as_often_as_the_rest(tmp_path: Path) -> None:

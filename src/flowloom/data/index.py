@@ -166,9 +166,9 @@ def _joined(parts: list[Scanned]) -> Scanned:
     before = 0
     for part in parts:
         problems += [RowProblem(before + problem.line, problem.reason) for problem in part.problems]
-        part.columns["line"] += before
+        part.columns["line"] = part.columns["line"] + before
         before += part.num_lines
-    columns = {name: np.concatenate([part.columns[name] for part in parts]) for name in KINDS}
+    columns = {name: np.concatenate([part.columns.pop(name) for part in parts]) for name in KINDS}
     return Scanned(columns, problems, before)
 
 
@@ -180,15 +180,12 @@ def _packed(scanned: Scanned) -> Iterator[bytes | memoryview]:
 
 
 def _unpacked(told: bytes) -> Scanned:
-    head, _, body = told.partition(b"\n")
-    num_lines, num_rows, problems = orjson.loads(head)
+    end = told.index(b"\n") + 1
+    num_lines, num_rows, problems = orjson.loads(told[:end])
     columns: Columns = {}
-    start = 0
     for name, kind in KINDS.items():
-        columns[name] = np.frombuffer(
-            bytearray(body[start : start + num_rows * np.dtype(kind).itemsize]), kind
-        )
-        start += columns[name].nbytes
+        columns[name] = np.frombuffer(told, kind, num_rows, end)
+        end += columns[name].nbytes
     return Scanned(columns, [RowProblem(line, reason) for line, reason in problems], num_lines)
 
 

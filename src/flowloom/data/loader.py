@@ -84,32 +84,53 @@ class Loader:
 
     def __post_init__(self) -> None:
         self._session = requests.Session()
-        self._planned = 0, self.dataset.plan(self.batch_size, self.seed, 0)
+        self._plans = {0: self.dataset.plan(self.batch_size, self.seed, 0)}
 
     def num_batches(self, epoch: int) -> int:
         """Batches of an epoch."""
         # Only where rows take turns do epochs differ in their number.
-        return len(self._planned[1] if self.dataset.extras.is_steady else self._plan(epoch))
+        known = next(iter(self._plans.values()))
+        return len(known if self.dataset.extras.is_steady else self._plan(epoch))
 
     def _plan(self, epoch: int) -> EpochPlan:
-        if self._planned[0] != epoch:
-            self._planned = epoch, self.dataset.plan(self.batch_size, self.seed, epoch)
-        return self._planned[1]
+        if epoch not in self._plans:
+            # The epoch that is trained, and the one that is read ahead.
+            kept = dict(list(self._plans.items())[-1:])
+            self._plans = kept | {epoch: self.dataset.plan(self.batch_size, self.seed, epoch)}
+        return self._plans[epoch]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[LoadedBatch]:
         """The batches of `epoch` from number `start` on, in order."""
-        plan = self._plan(epoch)
-        waiting: deque[tuple[int, list[Future[Sample | Skipped]]]] = deque()
-        numbers = iter(range(start, len(plan)))
+        return self._read((epoch, number) for number in range(start, self.num_batches(epoch)))
+
+    def endless(self, epoch: int, start: int = 0) -> Iterator[LoadedBatch]:
+        """The batches from number `start` of `epoch` on, epoch after epoch, read ahead over their ends.
+
+        Raises:
+            DataError: there is nothing to train.
+        """
+        if not self.num_batches(epoch):
+            raise DataError(f"{self.dataset.path}: no row is left to train on.")
+        return self._read(self._places(epoch, start))
+
+    def _places(self, epoch: int, start: int) -> Iterator[tuple[int, int]]:
+        while True:
+            for number in range(start, self.num_batches(epoch)):
+                yield epoch, number
+            epoch, start = epoch + 1, 0
+
+    def _read(self, places: Iterator[tuple[int, int]]) -> Iterator[LoadedBatch]:
+        """The batches at (epoch, number)."""
+        waiting: deque[tuple[EpochPlan, int, int, list[Future[Sample | Skipped]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
             try:
                 while True:
-                    while len(waiting) <= self.prefetch and (number := next(numbers, None)) is not None:
-                        waiting.append((number, self._submit(pool, plan, epoch, number)))
+                    while len(waiting) <= self.prefetch and (place := next(places, None)) is not None:
+                        plan = self._plan(place[0])
+                        waiting.append((plan, *place, self._submit(pool, plan, *place)))
                     if not waiting:
                         return
-                    number, futures = waiting.popleft()
-                    yield self._collect(plan, epoch, number, futures)
+                    yield self._collect(*waiting.popleft())
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 

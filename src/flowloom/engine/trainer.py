@@ -90,8 +90,8 @@ class Trainer:
         position = self.state.position
         if position.step == 0 and position.epoch == 0 and position.batch == 0:
             position.batch = min(self.config.dataloader.offset, self.parts.loader.num_batches(0) - 1)
-        while not self._is_over():
-            yield from self.parts.loader.batches(position.epoch, start=position.batch)
+        if not self._is_over():
+            yield from self.parts.loader.endless(position.epoch, start=position.batch)
 
     def _after_step(self, loaded: LoadedBatch) -> None:
         step, training = self.state.position.step, self.config.training
