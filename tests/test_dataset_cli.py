@@ -34,14 +34,15 @@ def test_build_says_what_became_of_everything(folder: Path, capsys: pytest.Captu
     assert captured.out.splitlines()[0] == "source     in (folder)"
     assert "pictures   2, 2 of them read anew" in captured.out
     assert "rows       2: 0 tags, 2 prose" in captured.out
-    assert "unusable   1, all listed in d.jsonl.problems\n  broken.png: not readable as a picture" in captured.out
+    assert "unusable   1, all listed in d.jsonl.problems\n  broken.png: not readable" in captured.out
     assert f"images     {folder} (dataloader.image_folder_path)" in captured.out
     assert json.loads(Path("d.jsonl.problems").read_text())["place"] == "broken.png"
 
 
 def test_a_data_set_goes_out_and_comes_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dataset", "build", "in", "-o", "d.jsonl"]) == 0
-    for form, out in [("kohya", "k"), ("kohya-toml", "k.toml"), ("webdataset", "w"), ("parquet", "p.parquet")]:
+    outs = {"kohya": "k", "kohya-toml": "k.toml", "webdataset": "w", "parquet": "p.parquet"}
+    for form, out in outs.items():
         assert main(["dataset", "export", "d.jsonl", "--to", form, "-o", out]) == 0
         assert main(["dataset", "build", out, "-o", f"{form}.jsonl"]) == 0
         rows = [json.loads(line) for line in Path(f"{form}.jsonl").read_text().splitlines()]

@@ -28,9 +28,18 @@ def vary(row: Row, epoch: int, rules: CaptionRules, seed: int) -> str:
     draw = random.Random(f"{seed} {epoch} {row.index}")
     if draw.random() < rules.uncond:
         return ""
-    caption = row.caption
+    caption = chosen_caption(row, epoch, seed)
     if row.is_tag_based and rules.shuffle_tags:
         tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
         kept = math.ceil(len(tags) * draw.uniform(1 - rules.tag_drop, 1))
         caption = ", ".join(draw.sample(tags, kept))
     return caption.lower() if draw.random() < rules.lowercase else caption
+
+
+def chosen_caption(row: Row, epoch: int, seed: int) -> str:
+    """One of several captions of `row`: they take turns over the epochs, from a drawn one on."""
+    captions = (row.caption, *row.more_captions)
+    if len(captions) == 1:
+        return row.caption
+    first = random.Random(f"{seed} caption {row.index}").randrange(len(captions))
+    return captions[(first + epoch) % len(captions)]

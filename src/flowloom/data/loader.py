@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import requests
 from numpy.typing import NDArray
 
-from flowloom.data.buckets import LEFT_OUT, assign, make_buckets
 from flowloom.data.captions import CaptionRules, vary
+from flowloom.data.dataset import DataSet, Size
 from flowloom.data.images import load_image
-from flowloom.data.metadata import Metadata, Row, check_skipped, read_metadata
-from flowloom.data.order import EpochPlan, plan_epoch, rank_rows
-from flowloom.errors import ImageError
+from flowloom.data.masks import load_mask
+from flowloom.data.metadata import Row
+from flowloom.data.order import EpochPlan, rank_rows
+from flowloom.errors import DataError, ImageError
 from flowloom.parts.sources.http import fetch_image
 from flowloom.parts.sources.local import find_image
-from flowloom.spec.run import RunConfig
 
-Size = tuple[int, int]
+__all__ = ["DataSet", "LoadedBatch", "Loader", "Sample", "Size", "Skipped"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,10 @@ class Sample:
     loss_weight: float
     pixels: NDArray[np.uint8] | None
     """(h, w, 3), or None where nobody needs them."""
+    mask: NDArray[np.uint8] | None = None
+    """(h, w), 255 where the loss counts in full; None: everywhere."""
+    dataset: int = 0
+    """Which of several data sets it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Skipped:
     line: int
     filename: str
     reason: str
+    dataset: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,112 +66,6 @@ class LoadedBatch:
     """Rows of the global batch, over all ranks."""
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """Rows with their buckets; `row_buckets` is LEFT_OUT for rows that this part does not train."""
-
-    metadata: Metadata
-    sizes: list[Size]
-    row_buckets: NDArray[np.int64]
-    folder: Path
-    background: tuple[int, int, int]
-    max_megapixels: float
-    skipped_limit: float
-    dummy_image: bool
-    held_out: NDArray[np.bool_]
-
-    @classmethod
-    def from_config(cls, config: RunConfig) -> DataSet:
-        """The data set that `dataloader` names.
-
-        Raises:
-            DataError: the JSONL cannot be read, or too many of its rows cannot be used.
-        """
-        data, limits = config.dataloader, config.limits
-        metadata = read_metadata(Path(data.jsonl_metadata_path))
-        red, green, blue = bytes.fromhex(limits.background[1:])
-        sizes, row_buckets = _place(metadata, config)
-        dataset = cls(
-            metadata=metadata,
-            sizes=sizes,
-            row_buckets=row_buckets,
-            folder=Path(data.image_folder_path),
-            background=(red, green, blue),
-            max_megapixels=limits.max_megapixels,
-            skipped_limit=limits.skipped_percentage,
-            dummy_image=data.dummy_image,
-            held_out=_held_out(metadata, config.validation.share),
-        )
-        dataset.check_skipped({})
-        return dataset
-
-    @property
-    def path(self) -> Path:
-        """The JSONL file."""
-        return self.metadata.path
-
-    @property
-    def training(self) -> DataSet:
-        """The rows that are trained."""
-        return replace(self, row_buckets=np.where(self.held_out, LEFT_OUT, self.row_buckets))
-
-    def validation(self, max_rows: int) -> DataSet:
-        """At most `max_rows` of the rows that are held out."""
-        chosen = np.flatnonzero(self.held_out & (self.row_buckets != LEFT_OUT))[:max_rows]
-        mine = np.zeros(len(self.metadata), dtype=bool)
-        mine[chosen] = True
-        return replace(self, row_buckets=np.where(mine, self.row_buckets, LEFT_OUT))
-
-    def check_skipped(self, skipped: dict[str, str]) -> None:
-        """Stop when the unusable lines and the `skipped` rows are too large a share of the file.
-
-        Raises:
-            DataError: with the first of them.
-        """
-        lines = {f"{self.path}:{problem.line}": problem.reason for problem in self.metadata.problems}
-        check_skipped(self.path, lines | skipped, len(self.metadata) + len(lines), self.skipped_limit)
-
-    def summary(self) -> dict[str, Any]:
-        """What a checkpoint says of the data it was trained on."""
-        used = self.row_buckets[self.row_buckets != LEFT_OUT]
-        counts = np.bincount(used, minlength=len(self.sizes))
-        buckets = {f"{w}x{h}": int(n) for (w, h), n in zip(self.sizes, counts, strict=True) if n}
-        return {
-            "file": self.path.name,
-            "rows": len(used),
-            "left_out": len(self.metadata) - len(used),
-            "unusable": len(self.metadata.problems),
-            "buckets": buckets,
-        }
-
-
-def _place(metadata: Metadata, config: RunConfig) -> tuple[list[Size], NDArray[np.int64]]:
-    """All bucket sizes, and each row's; with several base resolutions each row draws one."""
-    data = config.dataloader
-    draw = np.random.default_rng([config.training.master_seed & 0xFFFFFFFF, 1])
-    drawn = draw.integers(len(data.base_resolution), size=len(metadata))
-    sizes: list[Size] = []
-    placed = np.full(len(metadata), LEFT_OUT)
-    for i, base in enumerate(data.base_resolution):
-        buckets = make_buckets(base, data.resolution_step, data.ratio_cutoff)
-        mine = drawn == i
-        found = assign(metadata.widths[mine], metadata.heights[mine], buckets, data.ratio_cutoff)
-        placed[mine] = np.where(found == LEFT_OUT, LEFT_OUT, found + len(sizes))
-        sizes += buckets
-    return sizes, placed
-
-
-def _held_out(metadata: Metadata, share: float) -> NDArray[np.bool_]:
-    """Whether each row is kept for validation: by its file name, so that rows added later change nothing."""
-    if not share:
-        return np.zeros(len(metadata), dtype=bool)
-    digests = (
-        hashlib.blake2b(metadata.row(i).filename.encode(), digest_size=4).digest()
-        for i in range(len(metadata))
-    )
-    return np.array([int.from_bytes(digest) < share * 2**32 for digest in digests])
-
-
 @dataclass(kw_only=True)
 class Loader:
     """Batches of `dataset` for one rank, read by `threads` threads up to `prefetch` batches ahead."""
@@ -179,6 +76,7 @@ class Loader:
     rank: int
     world_size: int
     batch_size: int
+    """Rows a batch, where the data set's buckets have no size of their own."""
     threads: int
     prefetch: int
     needs_pixels: Callable[[int, Size], bool]
@@ -186,30 +84,53 @@ class Loader:
 
     def __post_init__(self) -> None:
         self._session = requests.Session()
-        # All epochs cut the buckets alike: one plan tells how many batches each has.
-        self._num_batches = len(self._plan(0))
+        self._plans = {0: self.dataset.plan(self.batch_size, self.seed, 0)}
 
-    def num_batches(self, epoch: int) -> int:  # noqa: ARG002
+    def num_batches(self, epoch: int) -> int:
         """Batches of an epoch."""
-        return self._num_batches
+        # Only where rows take turns do epochs differ in their number.
+        known = next(iter(self._plans.values()))
+        return len(known if self.dataset.extras.is_steady else self._plan(epoch))
 
     def _plan(self, epoch: int) -> EpochPlan:
-        return plan_epoch(self.dataset.row_buckets, self.batch_size, self.seed, epoch)
+        if epoch not in self._plans:
+            # The epoch that is trained, and the one that is read ahead.
+            kept = dict(list(self._plans.items())[-1:])
+            self._plans = kept | {epoch: self.dataset.plan(self.batch_size, self.seed, epoch)}
+        return self._plans[epoch]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[LoadedBatch]:
         """The batches of `epoch` from number `start` on, in order."""
-        plan = self._plan(epoch)
-        waiting: deque[tuple[int, list[Future[Sample | Skipped]]]] = deque()
-        numbers = iter(range(start, len(plan)))
+        return self._read((epoch, number) for number in range(start, self.num_batches(epoch)))
+
+    def endless(self, epoch: int, start: int = 0) -> Iterator[LoadedBatch]:
+        """The batches from number `start` of `epoch` on, epoch after epoch, read ahead over their ends.
+
+        Raises:
+            DataError: there is nothing to train.
+        """
+        if not self.num_batches(epoch):
+            raise DataError(f"{self.dataset.path}: no row is left to train on.")
+        return self._read(self._places(epoch, start))
+
+    def _places(self, epoch: int, start: int) -> Iterator[tuple[int, int]]:
+        while True:
+            for number in range(start, self.num_batches(epoch)):
+                yield epoch, number
+            epoch, start = epoch + 1, 0
+
+    def _read(self, places: Iterator[tuple[int, int]]) -> Iterator[LoadedBatch]:
+        """The batches at (epoch, number)."""
+        waiting: deque[tuple[EpochPlan, int, int, list[Future[Sample | Skipped]]]] = deque()
         with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
             try:
                 while True:
-                    while len(waiting) <= self.prefetch and (number := next(numbers, None)) is not None:
-                        waiting.append((number, self._submit(pool, plan, epoch, number)))
+                    while len(waiting) <= self.prefetch and (place := next(places, None)) is not None:
+                        plan = self._plan(place[0])
+                        waiting.append((plan, *place, self._submit(pool, plan, *place)))
                     if not waiting:
                         return
-                    number, futures = waiting.popleft()
-                    yield self._collect(plan, epoch, number, futures)
+                    yield self._collect(*waiting.popleft())
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
@@ -235,21 +156,36 @@ class Loader:
         )
 
     def _load(self, index: int, size: Size, epoch: int) -> Sample | Skipped:
-        row = self.dataset.metadata.row(index)
-        try:
-            pixels = self._pixels(row, size) if self.needs_pixels(index, size) else None
-        except ImageError as error:
-            return Skipped(row.line, row.filename, str(error))
-        caption = vary(row, epoch, self.rules, self.seed)
-        return Sample(index, row.line, row.filename, caption, row.loss_weight, pixels)
-
-    def _pixels(self, row: Row, size: Size) -> NDArray[np.uint8]:
         data = self.dataset
+        try:
+            row = data.metadata.row(index)
+        except DataError as error:
+            return Skipped(int(data.metadata.lines[index]), "", str(error))
+        one = data.set_of(row)
+        try:
+            pixels, mask = self._picture(row, size)
+        except ImageError as error:
+            return Skipped(row.line, row.filename, str(error), row.dataset)
+        caption = vary(row, epoch, self.rules, self.seed)
+        loss_weight = row.loss_weight * one.loss_weight
+        return Sample(index, row.line, row.filename, caption, loss_weight, pixels, mask, row.dataset)
+
+    def _picture(self, row: Row, size: Size) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
+        """What is wanted of the pixels, and the mask where the data set has any."""
+        data, one = self.dataset, self.dataset.set_of(row)
+        is_wanted = self.needs_pixels(row.index, size)
         if data.dummy_image:
-            return np.zeros((size[1], size[0], 3), np.uint8)
-        source = (
-            fetch_image(row.filename, self._session)
-            if row.is_url_based
-            else find_image(data.folder, row.filename)
-        )
-        return load_image(source, size, data.background, data.max_megapixels)
+            return np.zeros((size[1], size[0], 3), np.uint8) if is_wanted else None, None
+        source = self._source(row) if is_wanted or one.mask == "alpha" else None
+        pixels = mask = None
+        if is_wanted and source is not None:
+            pixels = load_image(source, size, data.background, data.max_megapixels)
+        if one.mask != "none":
+            mask = load_mask(one, row, source, size, data.max_megapixels)
+        return pixels, mask
+
+    def _source(self, row: Row) -> bytes | Path:
+        """Where the picture of `row` comes from: the one place that knows."""
+        if row.is_url_based:
+            return fetch_image(row.filename, self._session)
+        return find_image(self.dataset.set_of(row).folder, row.filename)

@@ -1,22 +1,25 @@
-"""FLOW's metadata JSONL as columns: what is needed of every row in arrays, the rest left in the file."""
+"""FLOW's metadata JSONL: what is needed of every row in arrays, the rest left in the file until asked for."""
 
 from __future__ import annotations
 
-import math
-import mmap
+import os
+import weakref
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from flowloom.data.index import read_columns
+from flowloom.data.rows import Columns, RowProblem, Unusable, captions_of, check_row
 from flowloom.errors import DataError
 
-MAX_SIDE = 1_000_000
-"""Pixels; a larger recorded size is a mistake."""
+__all__ = ["JoinedMetadata", "Metadata", "Row", "RowProblem", "Rows", "check_skipped", "read_metadata"]
+
 EXAMPLES = 20
 
 
@@ -28,55 +31,144 @@ class Row:
     line: int
     filename: str
     caption: str
+    """The first, where there are several."""
     width: int
     height: int
     is_tag_based: bool
     is_url_based: bool
     loss_weight: float
+    more_captions: tuple[str, ...] = ()
+    dataset: int = 0
+    """Which of several data sets it belongs to."""
 
 
-@dataclass(frozen=True)
-class RowProblem:
-    """A line that cannot be trained, and why."""
+class Rows(Protocol):
+    """The usable rows of one data set or of several."""
 
-    line: int
-    reason: str
+    @property
+    def path(self) -> Path: ...
+    @property
+    def problems(self) -> list[RowProblem]: ...
+    @property
+    def widths(self) -> NDArray[np.int64]: ...
+    @property
+    def heights(self) -> NDArray[np.int64]: ...
+    @property
+    def loss_weights(self) -> NDArray[np.float32]: ...
+    @property
+    def lines(self) -> NDArray[np.int64]: ...
+    @property
+    def caption_chars(self) -> NDArray[np.int32]: ...
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> Row:
+        """The row number `index` of the usable ones."""
+        ...
 
 
 class Metadata:
     """The usable rows of a JSONL file; captions and names are read again from the file when asked for."""
 
-    def __init__(self, path: Path, columns: dict[str, NDArray[Any]], problems: list[RowProblem]):
+    def __init__(self, path: Path, columns: Columns, problems: list[RowProblem]):
         self.path = path
         self.widths: NDArray[np.int64] = columns["width"]
         self.heights: NDArray[np.int64] = columns["height"]
         self.loss_weights: NDArray[np.float32] = columns["loss_weight"]
         self.lines: NDArray[np.int64] = columns["line"]
+        self.caption_chars: NDArray[np.int32] = columns["caption_chars"]
         self.problems = problems
         self._offsets: NDArray[np.int64] = columns["offset"]
-        with path.open("rb") as file:
-            # A map of its own keeps the file open; it goes with this object.
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._lengths: NDArray[np.int32] = columns["length"]
+        # Read at an offset, not mapped: what was read of a large file must not count as this process's.
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def row(self, index: int) -> Row:
-        """The row number `index` of the usable ones."""
-        start = int(self._offsets[index])
-        end = self._bytes.find(b"\n", start)
-        fields = orjson.loads(self._bytes[start : end if end >= 0 else len(self._bytes)])
+        """The row number `index` of the usable ones.
+
+        Raises:
+            DataError: the line is not what it was when the file was indexed.
+        """
+        line = int(self.lines[index])
+        width, height, loss_weight = (
+            column[index].item() for column in (self.widths, self.heights, self.loss_weights)
+        )
+        text = os.pread(self._file, int(self._lengths[index]), int(self._offsets[index]))
+        try:
+            fields = orjson.loads(text)
+            now_width, now_height, *_ = check_row(fields)
+        except (orjson.JSONDecodeError, Unusable) as error:
+            raise self._changed(line) from error
+        if (now_width, now_height) != (width, height):
+            raise self._changed(line)
+        caption, *more = captions_of(fields)
         return Row(
             index=index,
-            line=int(self.lines[index]),
+            line=line,
             filename=fields["filename"],
-            caption=fields["caption_or_tags"],
-            width=int(self.widths[index]),
-            height=int(self.heights[index]),
+            caption=caption,
+            width=width,
+            height=height,
             is_tag_based=fields.get("is_tag_based") or False,
             is_url_based=fields.get("is_url_based") or False,
-            loss_weight=float(self.loss_weights[index]),
+            loss_weight=loss_weight,
+            more_captions=tuple(more),
         )
+
+    def _changed(self, line: int) -> DataError:
+        return DataError(f"{self.path}:{line}: the file was changed while it is used: start again.")
+
+
+class JoinedMetadata:
+    """The rows of several files, one after the other."""
+
+    def __init__(self, parts: Sequence[Metadata]):
+        self.parts = tuple(parts)
+        self.path = parts[0].path
+        self.problems = [replace(p, dataset=i) for i, part in enumerate(parts) for p in part.problems]
+        self.starts = [0, *np.cumsum([len(part) for part in parts]).tolist()]
+        """Number of each file's first row, and of all rows."""
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def row(self, index: int) -> Row:
+        """Row number `index` of all; a negative one counts from the end."""
+        index = range(len(self))[index]
+        dataset = bisect_right(self.starts, index) - 1
+        row = self.parts[dataset].row(index - self.starts[dataset])
+        return replace(row, index=index, dataset=dataset)
+
+    @property
+    def widths(self) -> NDArray[np.int64]:
+        """Recorded, in pixels."""
+        return self._column("widths")
+
+    @property
+    def heights(self) -> NDArray[np.int64]:
+        """Recorded, in pixels."""
+        return self._column("heights")
+
+    @property
+    def loss_weights(self) -> NDArray[np.float32]:
+        """0 to 1."""
+        return self._column("loss_weights")
+
+    @property
+    def lines(self) -> NDArray[np.int64]:
+        """In the row's own file, from 1."""
+        return self._column("lines")
+
+    @property
+    def caption_chars(self) -> NDArray[np.int32]:
+        """Length of the longest caption."""
+        return self._column("caption_chars")
+
+    def _column(self, name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, name) for part in self.parts])
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -87,77 +179,11 @@ def read_metadata(path: Path) -> Metadata:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file. dataloader.jsonl_metadata_path names the JSONL to train on.")
-    values: list[tuple[int, int, int, int, float]] = []
-    problems: list[RowProblem] = []
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            start, offset = offset, offset + len(line)
-            if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-                start, line = start + 3, line[3:]
-            if not line.strip():
-                continue
-            try:
-                row = orjson.loads(line)
-                values.append((number, start, *_numbers(row)))
-            except orjson.JSONDecodeError as error:
-                problems.append(RowProblem(number, f"not JSON: {error}"))
-            except _Unusable as error:
-                problems.append(RowProblem(number, str(error)))
-    if not values:
+    columns, problems = read_columns(path)
+    if not len(columns["line"]):
         first = f" Line {problems[0].line}: {problems[0].reason}." if problems else ""
         raise DataError(f"{path}: no usable row.{first}")
-    return Metadata(path, _columns(values), problems)
-
-
-class _Unusable(Exception):
-    """Why a row cannot be trained."""
-
-
-def _columns(values: Sequence[tuple[int, int, int, int, float]]) -> dict[str, NDArray[Any]]:
-    kinds = {
-        "line": np.int64,
-        "offset": np.int64,
-        "width": np.int64,
-        "height": np.int64,
-        "loss_weight": np.float32,
-    }
-    columns = zip(*values, strict=True)
-    return {
-        name: np.array(column, dtype=kind)
-        for (name, kind), column in zip(kinds.items(), columns, strict=True)
-    }
-
-
-def _numbers(row: Any) -> tuple[int, int, float]:
-    """Width, height and loss weight of a parsed line, after everything about it was checked."""
-    if type(row) is not dict:
-        raise _Unusable("not a JSON object")
-    for key in ("filename", "caption_or_tags"):
-        if type(row.get(key)) is not str:
-            raise _Unusable(f"{key} is {row.get(key)!r:.60}; it must be text")
-    if not row["filename"]:
-        raise _Unusable("filename is empty")
-    return _side(row, "width"), _side(row, "height"), _loss_weight(row.get("loss_weight", 1.0))
-
-
-def _side(row: dict[str, Any], key: str) -> int:
-    value = row.get(key)
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    if type(value) is not int:
-        raise _Unusable(f"{key} is {value!r:.60}; every row needs the size of its image in pixels")
-    if not 0 < value <= MAX_SIDE:
-        raise _Unusable(f"{key} is {value}; every row needs the size of its image in pixels")
-    return value
-
-
-def _loss_weight(value: Any) -> float:
-    if value is None:
-        return 1.0
-    if type(value) not in (int, float) or not 0 <= value <= 1 or math.isnan(value):
-        raise _Unusable(f"loss_weight is {value!r:.60}; it must be a number from 0 to 1")
-    return float(value)
+    return Metadata(path, columns, problems)
 
 
 def check_skipped(path: Path, skipped: dict[str, str], num_rows: int, limit: float) -> None:

@@ -32,24 +32,113 @@ class EpochPlan:
         return Batch(self.rows[start:stop], int(self.buckets[index]))
 
 
-def plan_epoch(row_buckets: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> EpochPlan:
+@dataclass(frozen=True)
+class EpochExtras:
+    """What a plan does beyond every row once, in batches of a number of rows."""
+
+    repeats: NDArray[np.float64] | None = None
+    """(N,) times that each row comes an epoch, on average; None: once."""
+    row_costs: NDArray[np.int64] | None = None
+    """(N,) what each row costs; batches are then filled up to `max_cost` instead of to a number of rows."""
+    max_cost: int = 0
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether every epoch has the same number of batches."""
+        return self.repeats is None and self.row_costs is None
+
+
+NOTHING_EXTRA = EpochExtras()
+
+
+def plan_epoch(
+    row_buckets: NDArray[np.int64],
+    batch_size: int | NDArray[np.int64],
+    seed: int,
+    epoch: int,
+    extra: EpochExtras = NOTHING_EXTRA,
+) -> EpochPlan:
     """Every row of a bucket (0 or more) once, in batches of one bucket, shuffled anew each epoch.
 
-    The last batch of a bucket is as short as it comes: nothing is dropped and nothing repeated.
+    The last batch of a bucket is as short as it comes: nothing is dropped and nothing repeated, but for
+    what `extra` says. Batches of all buckets are mixed: each stretch has of each bucket about its share.
+
+    Args:
+        row_buckets: (N,) each row's bucket, negative for rows that are left out.
+        batch_size: rows a batch, one number for all buckets or one for each.
     """
     draw = np.random.default_rng([seed & 0xFFFFFFFF, epoch])
     rows = np.flatnonzero(row_buckets >= 0)
+    if extra.repeats is not None:
+        rows = _repeated(rows, extra.repeats, seed, epoch)
     draw.shuffle(rows)
-    rows = rows[np.argsort(row_buckets[rows], kind="stable")]
-    buckets, first, counts = np.unique(row_buckets[rows], return_index=True, return_counts=True)
-    cuts = [np.arange(f, f + c, batch_size) for f, c in zip(first, counts, strict=True)]
-    starts = np.concatenate(cuts) if cuts else np.zeros(0, np.int64)
-    stops = np.append(starts[1:], len(rows))
-    of_batch = np.repeat(buckets, [len(cut) for cut in cuts])
+    of_row = row_buckets[rows]
+    num_buckets = int(of_row.max(initial=-1)) + 1
+    # Sorting numbers of 16 bits is counting them.
+    rows = rows[np.argsort(of_row.astype(np.uint16) if num_buckets < 2**16 else of_row, kind="stable")]
+    counts = np.bincount(of_row, minlength=num_buckets)
+    starts = _cuts(rows, counts, batch_size, extra)
+    edges = np.append(starts, len(rows))
+    of_batch = np.searchsorted(np.cumsum(counts), starts, side="right")
     order = draw.permutation(len(starts))
-    shuffled = np.concatenate([rows[starts[i] : stops[i]] for i in order]) if len(order) else rows
-    lengths = (stops - starts)[order]
-    return EpochPlan(shuffled, np.concatenate(([0], np.cumsum(lengths))), of_batch[order])
+    lengths = np.diff(edges)[order]
+    new_starts = np.concatenate(([0], np.cumsum(lengths)))
+    moved = np.arange(len(rows)) + np.repeat(starts[order] - new_starts[:-1], lengths)
+    return EpochPlan(rows[moved], new_starts, of_batch[order])
+
+
+def _repeated(
+    rows: NDArray[np.int64], repeats: NDArray[np.float64], seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """`rows` as many times each as `repeats` says for the epoch, on average over epochs where it is no whole.
+
+    Rows with the same fraction take turns: of n such rows about fraction * n get one more each epoch, the
+    next ones in a fixed random circle.
+    """
+    times = np.floor(repeats[rows]).astype(np.int64)
+    fractions = repeats[rows] - times
+    for fraction in np.unique(fractions[fractions > 0]):
+        mine = np.flatnonzero(fractions == fraction)
+        np.random.default_rng([seed & 0xFFFFFFFF, 2]).shuffle(mine)
+        # Where an epoch ends in the circle, the next one begins.
+        start, stop = (round(edge * fraction * len(mine)) for edge in (epoch, epoch + 1))
+        times[mine[np.arange(start, stop) % len(mine)]] += 1
+    return np.repeat(rows, times)
+
+
+def _cuts(
+    rows: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    batch_size: int | NDArray[np.int64],
+    extra: EpochExtras,
+) -> NDArray[np.int64]:
+    """Where batches start in `rows`, which are sorted by bucket, `counts` of each."""
+    ends = np.cumsum(counts)
+    firsts = ends - counts
+    sizes = np.full(len(counts), batch_size) if isinstance(batch_size, int) else batch_size[: len(counts)]
+    if extra.row_costs is None:
+        each = -(-counts // sizes)
+        first_batches = np.cumsum(each) - each
+        number = np.arange(each.sum()) - np.repeat(first_batches, each)
+        return np.repeat(firsts, each) + number * np.repeat(sizes, each)
+    return _cuts_by_cost(extra.row_costs[rows], firsts, ends, extra.max_cost)
+
+
+def _cuts_by_cost(
+    costs: NDArray[np.int64], firsts: NDArray[np.int64], ends: NDArray[np.int64], max_cost: int
+) -> NDArray[np.int64]:
+    """Where batches start that take rows while these cost up to `max_cost` together; always one row."""
+    before = np.cumsum(costs) - costs
+    # For each row, where the next batch would start if one started there.
+    following = np.searchsorted(before + costs, before + max_cost, side="right")
+    following = np.maximum(following, np.arange(len(costs)) + 1).tolist()
+    starts: list[int] = []
+    for first, end in zip(firsts.tolist(), ends.tolist(), strict=True):
+        position = first
+        while position < end:
+            starts.append(position)
+            position = following[position]
+    return np.array(starts, dtype=np.int64)
 
 
 def rank_rows(batch: Batch, rank: int, world_size: int) -> NDArray[np.int64]:

@@ -38,7 +38,7 @@ def activation_bytes(params: ChromaParams, tokens: int, recomputed: int, bytes_p
 
 def micro_batch_tokens(config: RunConfig) -> int:
     """Image and text tokens of a micro-batch at the largest resolution, captions half of the longest."""
-    image_tokens = max(config.dataloader.base_resolution) ** 2 // 16**2
+    image_tokens = max(config.resolutions) ** 2 // 16**2
     return config.training.train_minibatch * (image_tokens + config.model.t5_max_length // 2)
 
 

@@ -37,6 +37,8 @@ class LatentBatch:
     """(B,) float32."""
     image_ids: Tensor
     """(L, 3)."""
+    token_weight: Tensor | None = None
+    """(B, L) float32 in [0, 1]: how much of each token's place the loss counts; None: all of it."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -53,6 +55,7 @@ class LatentBatch:
             text_lengths=self.text_lengths[cut],
             is_captioned=self.is_captioned[cut],
             loss_weight=self.loss_weight[cut],
+            token_weight=None if self.token_weight is None else self.token_weight[cut],
         )
 
     def split(self, size: int) -> Iterator[LatentBatch]:
@@ -115,7 +118,12 @@ def sample_losses(model: nn.Module, batch: LatentBatch, objective: Objective) ->
         target = velocity_target(batch.latents, batch.noise)
     if objective.cfg_strength is not None:
         target = _guided_target(target, velocity, batch, objective)
-    return _distance(velocity(batch.texts), target.float(), objective.huber_delta)
+    error = _errors(velocity(batch.texts), target.float(), objective.huber_delta)
+    if batch.token_weight is None:
+        return error.mean(dim=(1, 2))
+    # The mean over what counts: of a mask of ones, exactly the mean over everything.
+    counted = batch.token_weight.mean(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    return (error * batch.token_weight[:, :, None]).mean(dim=(1, 2)) / counted
 
 
 def _union(texts: list[Tensor], longest: int) -> Tensor:
@@ -135,9 +143,7 @@ def _guided_target(
     return torch.where(batch.is_captioned[:, None, None], guided, target)
 
 
-def _distance(prediction: Tensor, target: Tensor, huber_delta: float | None) -> Tensor:
+def _errors(prediction: Tensor, target: Tensor, huber_delta: float | None) -> Tensor:
     if huber_delta is None:
-        error = (prediction - target).square()
-    else:
-        error = nn.functional.huber_loss(prediction, target, reduction="none", delta=huber_delta)
-    return error.mean(dim=(1, 2))
+        return (prediction - target).square()
+    return nn.functional.huber_loss(prediction, target, reduction="none", delta=huber_delta)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 
 from flowloom.data.loader import DataSet
-from flowloom.data.order import plan_epoch
 from flowloom.engine.build import choose_device, choose_precision
 from flowloom.engine.trained import trained_names
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
@@ -143,9 +141,7 @@ def count_trained(config: RunConfig, chroma: Chroma) -> int:
 
 def steps_per_epoch(config: RunConfig, dataset: DataSet) -> int:
     """Updates that one epoch makes."""
-    order = plan_epoch(
-        dataset.training.row_buckets, config.dataloader.batch_size, config.training.master_seed, 0
-    )
+    order = dataset.training.plan(config.dataloader.batch_size, config.training.master_seed, 0)
     rows = np.diff(order.starts)
     return int(np.minimum(rows, config.training.updates_per_large_batch).sum())
 
@@ -153,11 +149,13 @@ def steps_per_epoch(config: RunConfig, dataset: DataSet) -> int:
 def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:
     summary = dataset.training.summary()
     whole = dataset.summary()
-    batch_size, cutoff = config.dataloader.batch_size, config.dataloader.ratio_cutoff
-    num_batches = sum(math.ceil(n / batch_size) for n in summary["buckets"].values())
+    cutoff = config.dataloader.ratio_cutoff
+    order = dataset.training.plan(config.dataloader.batch_size, config.training.master_seed, 0)
+    largest = int(np.diff(order.starts).max(initial=0))
+    files = ", ".join(str(one.path) for one in dataset.sets)
     rows = [
-        ("rows", f"{summary['rows']:,} of {dataset.path}"),
-        ("batches", f"{num_batches:,} an epoch, of up to {batch_size}"),
+        ("rows", f"{summary['rows']:,} of {files}"),
+        ("batches", f"{len(order):,} an epoch, of up to {largest}"),
         ("buckets", ", ".join(f"{size} ({n:,})" for size, n in summary["buckets"].items())),
     ]
     if whole["rows"] != summary["rows"]:
@@ -165,7 +163,8 @@ def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:
     if whole["left_out"]:
         rows.append(("left out", f"{whole['left_out']:,} rows wider or taller than {cutoff:g} to 1"))
     for problem in dataset.metadata.problems[:SHOWN]:
-        plan.notes.append(f"{dataset.path}:{problem.line}: left out: {problem.reason}.")
+        path = dataset.sets[problem.dataset].path
+        plan.notes.append(f"{path}:{problem.line}: left out: {problem.reason}.")
     if whole["unusable"]:
         rows.append(("unusable", f"{whole['unusable']:,} lines; the first are in the notes"))
     rows.append(("images", _look_at_images(plan, config, dataset)))
@@ -184,9 +183,9 @@ def _look_at_images(plan: Plan, config: RunConfig, dataset: DataSet) -> str:
     missing = []
     for row in rows:
         try:
-            find_image(dataset.folder, row.filename)
+            find_image(dataset.set_of(row).folder, row.filename)
         except ImageError as error:
-            missing.append(f"{dataset.path}:{row.line}: {error}")
+            missing.append(f"{dataset.set_of(row).path}:{row.line}: {error}")
     plan.notes += missing[:SHOWN]
     if len(missing) > config.limits.skipped_percentage * max(len(rows), 1):
         text = f"{len(missing)} of {len(rows)} images looked for are not there; the first are in the notes."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowloom.data.loader import LoadedBatch
 from flowloom.engine.encode import Encoded, Encoders
@@ -14,6 +15,9 @@ from flowloom.engine.randomness import generator
 from flowloom.engine.state import TrainState
 from flowloom.flow.coupling import optimal_transport
 from flowloom.nn.patches import image_ids
+
+PATCH = 2
+"""Sides of a token in latents, see nn/patches.py."""
 
 
 def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> LatentBatch:
@@ -38,7 +42,7 @@ def assemble(
     """Everything about the samples of `loaded`, on the device."""
     device = encoders.device
     width, height = loaded.size
-    factor = encoders.autoencoder.factor
+    grid = height // encoders.autoencoder.factor, width // encoders.autoencoder.factor
     weights = [sample.loss_weight for sample in loaded.samples]
     return LatentBatch(
         latents=encoded.latents.to(device, non_blocking=True),
@@ -48,8 +52,23 @@ def assemble(
         text_lengths=encoded.text_lengths,
         is_captioned=torch.tensor([bool(sample.caption) for sample in loaded.samples], device=device),
         loss_weight=torch.tensor(weights, dtype=torch.float32, device=device),
-        image_ids=image_ids(height // factor, width // factor).to(device),
+        image_ids=image_ids(*grid).to(device),
+        token_weight=_token_weight(loaded, grid, device),
     )
+
+
+def _token_weight(loaded: LoadedBatch, grid: tuple[int, int], device: torch.device) -> Tensor | None:
+    """(B, L): the mean of each sample's mask over the pixels of each token; None where none has a mask."""
+    masks = [sample.mask for sample in loaded.samples]
+    if all(mask is None for mask in masks):
+        return None
+    width, height = loaded.size
+    everything = np.full((height, width), 255, np.uint8)
+    planes = torch.from_numpy(np.stack([everything if mask is None else mask for mask in masks]))
+    # Latents of a token, each of so many pixels.
+    sides = PATCH * (height // grid[0]), PATCH * (width // grid[1])
+    weight = nn.functional.avg_pool2d(planes[:, None].double() / 255, sides)
+    return weight.flatten(1).float().to(device)
 
 
 def updates_of(batch: LatentBatch, num_updates: int, done: int) -> Iterator[LatentBatch]:

@@ -90,8 +90,8 @@ class Trainer:
         position = self.state.position
         if position.step == 0 and position.epoch == 0 and position.batch == 0:
             position.batch = min(self.config.dataloader.offset, self.parts.loader.num_batches(0) - 1)
-        while not self._is_over():
-            yield from self.parts.loader.batches(position.epoch, start=position.batch)
+        if not self._is_over():
+            yield from self.parts.loader.endless(position.epoch, start=position.batch)
 
     def _after_step(self, loaded: LoadedBatch) -> None:
         step, training = self.state.position.step, self.config.training
@@ -154,15 +154,17 @@ class Trainer:
         dataset = self.parts.loader.dataset
         if self.state.position.step == 0:
             for problem in dataset.metadata.problems:
-                self.reporter.say("skipped", file=str(dataset.path), line=problem.line, reason=problem.reason)
+                file = str(dataset.sets[problem.dataset].path)
+                self.reporter.say("skipped", file=file, line=problem.line, reason=problem.reason)
 
     def _count_skipped(self, loaded: LoadedBatch) -> None:
         dataset, known = self.parts.loader.dataset, self.state.position.skipped
         for skipped in loaded.skipped:
-            place = f"{dataset.path}:{skipped.line}"
+            file = str(dataset.sets[skipped.dataset].path)
+            place = f"{file}:{skipped.line}"
             if place not in known:
                 known[place] = f"{skipped.filename}: {skipped.reason}"
-                self.reporter.say("skipped", file=str(dataset.path), line=skipped.line, reason=known[place])
+                self.reporter.say("skipped", file=file, line=skipped.line, reason=known[place])
         if loaded.skipped:
             dataset.check_skipped(known)
 

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from flowloom.errors import Problem
+from flowloom.spec.data_sections import DataSetSection
 from flowloom.spec.run import DataloaderSection, ModelSection, RunConfig
 
-Paths = TypeVar("Paths", ModelSection, DataloaderSection, RunConfig)
+Paths = TypeVar("Paths", ModelSection, DataloaderSection, DataSetSection, RunConfig)
 
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 def check_files(config: RunConfig) -> list[Problem]:
     """Everything that training reads and that is not there; `config` with absolute paths."""
-    return missing_files(config.model, config.dataloader)
+    return missing_files(config.model, config.dataloader, config.datasets)
 
 
-def missing_files(model: ModelSection, dataloader: DataloaderSection) -> list[Problem]:
-    """`check_files` for the two sections that name files."""
-    return [*missing_model_files(model), *_missing_data(dataloader)]
+def missing_files(
+    model: ModelSection, dataloader: DataloaderSection, datasets: Sequence[DataSetSection] = ()
+) -> list[Problem]:
+    """`check_files` for the sections that name files."""
+    is_used = dataloader.jsonl_metadata_path or not datasets
+    others = (_missing_set(f"datasets.{i}", section, dataloader) for i, section in enumerate(datasets))
+    return [
+        *missing_model_files(model),
+        *(_missing_data(dataloader) if is_used else ()),
+        *(problem for problems in others for problem in problems),
+    ]
 
 
 def missing_model_files(model: ModelSection) -> Iterator[Problem]:
@@ -40,11 +49,26 @@ def missing_model_files(model: ModelSection) -> Iterator[Problem]:
         yield Problem("model.t5_tokenizer_path", f"{folder} has neither {' nor '.join(_TOKENIZERS)}.")
 
 
+def _missing_set(place: str, section: DataSetSection, dataloader: DataloaderSection) -> Iterator[Problem]:
+    yield from _missing_jsonl(f"{place}.jsonl_metadata_path", section.jsonl_metadata_path)
+    if section.image_folder_path is not None and not dataloader.dummy_image:
+        what = "the folder that file names are relative to"
+        yield from _missing(f"{place}.image_folder_path", section.image_folder_path, what)
+    if section.mask == "folder":
+        yield from _missing(
+            f"{place}.mask_folder_path", section.mask_folder_path, "the folder with the masks"
+        )
+
+
+def _missing_jsonl(place: str, path: str) -> Iterator[Problem]:
+    yield from _missing(place, path, "the JSONL file with one sample a line")
+    if path and Path(path).is_dir():
+        yield Problem(place, f"{path} is a folder.")
+
+
 def _missing_data(dataloader: DataloaderSection) -> Iterator[Problem]:
-    rows, images = "dataloader.jsonl_metadata_path", "dataloader.image_folder_path"
-    yield from _missing(rows, dataloader.jsonl_metadata_path, "the JSONL file with one sample a line")
-    if Path(dataloader.jsonl_metadata_path).is_dir() and dataloader.jsonl_metadata_path:
-        yield Problem(rows, f"{dataloader.jsonl_metadata_path} is a folder.")
+    images = "dataloader.image_folder_path"
+    yield from _missing_jsonl("dataloader.jsonl_metadata_path", dataloader.jsonl_metadata_path)
     if not dataloader.dummy_image:
         yield from _missing(
             images, dataloader.image_folder_path, "the folder that file names are relative to"
@@ -64,7 +88,10 @@ def resolve_paths(section: Paths, folder: Path) -> Paths:
     T5's config.json and tokenizer are looked for beside its weights when the configuration names none.
     """
     if isinstance(section, RunConfig):
-        update = {name: resolve_paths(getattr(section, name), folder) for name in ("model", "dataloader")}
+        update: dict[str, object] = {
+            name: resolve_paths(getattr(section, name), folder) for name in ("model", "dataloader")
+        }
+        update["datasets"] = [resolve_paths(one, folder) for one in section.datasets]
         return section.model_copy(update=update)
     paths = {name: value for name, value in section if name.endswith("_path") and value}
     absolute = {name: str(_absolute(value, folder)) for name, value in paths.items()}

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flowloom.errors import ConfigError, Problem
+from flowloom.spec.data_sections import DataSetSection
 from flowloom.spec.files import missing_files, resolve_paths
 from flowloom.spec.flags import Laid, Overrides, lay_over
 from flowloom.spec.flow_keys import FLOW_KEYS
@@ -153,9 +154,11 @@ def _placed(problems: Sequence[Problem], laid: Laid) -> list[Problem]:
 def _missing(valid: dict[str, Any], source: Path, laid: Laid) -> list[Problem]:
     model = ModelSection.model_validate(valid.get("model", {}))
     dataloader = DataloaderSection.model_validate(valid.get("dataloader", {}))
-    return _placed(
-        missing_files(resolve_paths(model, source.parent), resolve_paths(dataloader, source.parent)), laid
-    )
+    datasets = [DataSetSection.model_validate(section) for section in valid.get("datasets", [])]
+    folder = source.parent
+    absolute = [resolve_paths(section, folder) for section in datasets]
+    found = missing_files(resolve_paths(model, folder), resolve_paths(dataloader, folder), absolute)
+    return _placed(found, laid)
 
 
 def _advice(config: RunConfig, secrets: dict[str, str]) -> list[str]:

@@ -21,6 +21,8 @@ FIXED = (
     "dataloader.resolution_step",
     "dataloader.ratio_cutoff",
     "dataloader.offset",
+    "datasets",
+    "batching",
     "model.use_x0",
     "lora",
     "method",

@@ -20,6 +20,7 @@ from flowloom.parts.base import Section, union_of
 from flowloom.parts.loggers.base import LoggerSpec
 from flowloom.parts.optimizers.base import OptimizerSpec
 from flowloom.parts.sources.base import StorageSection
+from flowloom.spec.data_sections import BatchingSection, DataSetSection
 from flowloom.spec.flow_sections import (
     Count,
     DataloaderSection,
@@ -257,6 +258,9 @@ class RunConfig(Section):
     extra_inference_config: list[InferenceSection] = []
     """Further previews, each with its own prompts, period and settings."""
     dataloader: DataloaderSection = DataloaderSection()
+    datasets: list[DataSetSection] = []
+    """Further data sets; the first one is `dataloader`'s, where that names a JSONL."""
+    batching: BatchingSection = BatchingSection()
     model: ModelSection = ModelSection()
     lora: LoraSection | None = None
     method: MethodSection = MethodSection()
@@ -289,6 +293,12 @@ class RunConfig(Section):
         return "rotation" if self.training.change_layer_every else "full"
 
     @property
+    def resolutions(self) -> list[int]:
+        """Every base resolution that is trained."""
+        own = [side for section in self.datasets for side in section.base_resolution or ()]
+        return [*self.dataloader.base_resolution, *own]
+
+    @property
     def previews(self) -> list[InferenceSection]:
         """Every inference section, FLOW's main one first."""
         return [*([self.inference] if self.inference else []), *self.extra_inference_config]
@@ -305,7 +315,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> RunConfig:
-        problems = [*self._method_contradictions(), *self._other_contradictions()]
+        problems = [
+            *self._method_contradictions(),
+            *self._other_contradictions(),
+            *self._data_contradictions(),
+        ]
         if problems:
             text = "; ".join(str(problem) for problem in problems)
             raise PydanticCustomError("contradiction", "{text}", {"text": text, "problems": problems})
@@ -336,7 +350,23 @@ class RunConfig(Section):
             kind = self.lr_schedule.kind
             message = f"{kind} decays towards the end: set limits.max_steps, max_epochs or max_minutes."
             yield Problem("lr_schedule.kind", message)
-        step, smallest = self.dataloader.resolution_step, min(self.dataloader.base_resolution)
-        if step > smallest:
-            message = f"a grid of {step} pixels has no buckets for base_resolution {smallest}."
-            yield Problem("dataloader.resolution_step", message)
+
+    def _data_contradictions(self) -> Iterator[Problem]:
+        data, sizes = self.dataloader, self.batching.sizes
+        places = [("dataloader", data.resolution_step, data.base_resolution)]
+        for i, own in enumerate(self.datasets):
+            step = own.resolution_step or data.resolution_step
+            places.append((f"datasets.{i}", step, own.base_resolution or data.base_resolution))
+            if own.repeats and own.weight:
+                message = "a data set has repeats or a weight, not both: take one out."
+                yield Problem(f"datasets.{i}.weight", message)
+            if own.mask == "folder" and not own.mask_folder_path:
+                yield Problem(f"datasets.{i}.mask_folder_path", "is needed: the folder with the masks.")
+        for path, step, resolutions in places:
+            if step > min(resolutions):
+                message = f"a grid of {step} pixels has no buckets for base_resolution {min(resolutions)}."
+                yield Problem(f"{path}.resolution_step", message)
+        if sizes and len(sizes) != len(data.base_resolution):
+            count = len(data.base_resolution)
+            message = f"has {len(sizes)} batch sizes for {count} base resolutions: give one for each."
+            yield Problem("batching.sizes", message)

@@ -1,0 +1,277 @@
+"""One JSONL or several as the rows of a run: each with its bucket, its folder, and how often it comes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowloom.data.buckets import LEFT_OUT, assign, make_buckets
+from flowloom.data.metadata import JoinedMetadata, Row, Rows, check_skipped, read_metadata
+from flowloom.data.order import EpochExtras, EpochPlan, plan_epoch
+from flowloom.spec.data_sections import DataSetSection
+from flowloom.spec.run import RunConfig
+
+Size = tuple[int, int]
+
+PIXELS_PER_TOKEN = 16 * 16
+CHARS_PER_TOKEN = 3.5
+"""Of a caption, for T5's tokenizer: English prose has a little more, tags a little less."""
+
+
+@dataclass(frozen=True)
+class OneSet:
+    """One JSONL with its pictures, and how they are trained."""
+
+    path: Path
+    folder: Path
+    base_resolution: Sequence[int]
+    batch_sizes: Sequence[int]
+    """One for each base resolution; 0: the loader's own."""
+    resolution_step: int
+    ratio_cutoff: float
+    repeats: float | None = None
+    weight: float | None = None
+    loss_weight: float = 1.0
+    is_regularisation: bool = False
+    mask: Literal["none", "alpha", "folder"] = "none"
+    mask_folder: Path = Path()
+    unmasked_weight: float = 0.0
+
+
+def sets_of(config: RunConfig) -> list[OneSet]:
+    """The data sets that `config` names, `dataloader`'s first."""
+    data = config.dataloader
+    sizes = dict(zip(data.base_resolution, config.batching.sizes, strict=False))
+    first = OneSet(
+        path=Path(data.jsonl_metadata_path),
+        folder=Path(data.image_folder_path),
+        base_resolution=data.base_resolution,
+        batch_sizes=[sizes.get(base, 0) for base in data.base_resolution],
+        resolution_step=data.resolution_step,
+        ratio_cutoff=data.ratio_cutoff,
+    )
+    others = [_other_set(section, first, sizes) for section in config.datasets]
+    return others if others and not data.jsonl_metadata_path else [first, *others]
+
+
+def _other_set(section: DataSetSection, first: OneSet, sizes: dict[int, int]) -> OneSet:
+    resolutions = section.base_resolution or first.base_resolution
+    return OneSet(
+        path=Path(section.jsonl_metadata_path),
+        folder=first.folder if section.image_folder_path is None else Path(section.image_folder_path),
+        base_resolution=resolutions,
+        batch_sizes=[section.batch_size or sizes.get(base, 0) for base in resolutions],
+        resolution_step=section.resolution_step or first.resolution_step,
+        ratio_cutoff=section.ratio_cutoff or first.ratio_cutoff,
+        repeats=section.repeats,
+        weight=section.weight,
+        loss_weight=section.loss_weight,
+        is_regularisation=section.is_regularisation,
+        mask=section.mask,
+        mask_folder=Path(section.mask_folder_path),
+        unmasked_weight=section.unmasked_weight,
+    )
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Rows with their buckets; `row_buckets` is LEFT_OUT for rows that this part does not train."""
+
+    sets: list[OneSet]
+    metadata: Rows
+    sizes: list[Size]
+    batch_sizes: NDArray[np.int64]
+    """Of each bucket; 0: the loader's own."""
+    row_buckets: NDArray[np.int64]
+    extras: EpochExtras
+    background: tuple[int, int, int]
+    max_megapixels: float
+    skipped_limit: float
+    dummy_image: bool
+    held_out: NDArray[np.bool_]
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> DataSet:
+        """The data sets that `dataloader` and `datasets` name, as one.
+
+        Raises:
+            DataError: a JSONL cannot be read, or too many rows cannot be used.
+        """
+        limits, sets = config.limits, sets_of(config)
+        parts = [read_metadata(one.path) for one in sets]
+        metadata = parts[0] if len(parts) == 1 else JoinedMetadata(parts)
+        red, green, blue = bytes.fromhex(limits.background[1:])
+        sizes, batch_sizes, row_buckets = _place(sets, parts, config.training.master_seed)
+        held_out = _held_out(metadata, config.validation.share)
+        counts = [
+            int(np.count_nonzero(mine))
+            for mine in _by_set((row_buckets != LEFT_OUT) & ~held_out, [len(part) for part in parts])
+        ]
+        repeats = repeats_of(sets, counts)
+        dataset = cls(
+            sets=sets,
+            metadata=metadata,
+            sizes=sizes,
+            batch_sizes=batch_sizes,
+            row_buckets=row_buckets,
+            extras=EpochExtras(
+                repeats=np.repeat(repeats, [len(part) for part in parts]) if set(repeats) != {1.0} else None,
+                row_costs=_costs(metadata, sizes, row_buckets, config),
+                max_cost=config.batching.batch_tokens or 0,
+            ),
+            background=(red, green, blue),
+            max_megapixels=limits.max_megapixels,
+            skipped_limit=limits.skipped_percentage,
+            dummy_image=config.dataloader.dummy_image,
+            held_out=held_out,
+        )
+        dataset.check_skipped({})
+        return dataset
+
+    @property
+    def path(self) -> Path:
+        """The JSONL file, the first of several."""
+        return self.sets[0].path
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the pictures, the first of several."""
+        return self.sets[0].folder
+
+    def set_of(self, row: Row) -> OneSet:
+        """The data set that `row` belongs to."""
+        return self.sets[row.dataset]
+
+    def plan(self, batch_size: int, seed: int, epoch: int) -> EpochPlan:
+        """The batches of `epoch`; of `batch_size` rows where neither bucket nor `batch_tokens` says else."""
+        sizes = np.where(self.batch_sizes > 0, self.batch_sizes, batch_size)
+        return plan_epoch(self.row_buckets, sizes, seed, epoch, self.extras)
+
+    @property
+    def training(self) -> DataSet:
+        """The rows that are trained."""
+        return replace(self, row_buckets=np.where(self.held_out, LEFT_OUT, self.row_buckets))
+
+    def validation(self, max_rows: int) -> DataSet:
+        """At most `max_rows` of the rows that are held out, each once."""
+        chosen = np.flatnonzero(self.held_out & (self.row_buckets != LEFT_OUT))[:max_rows]
+        mine = np.zeros(len(self.metadata), dtype=bool)
+        mine[chosen] = True
+        once = replace(self.extras, repeats=None)
+        return replace(self, row_buckets=np.where(mine, self.row_buckets, LEFT_OUT), extras=once)
+
+    def check_skipped(self, skipped: dict[str, str]) -> None:
+        """Stop when the unusable lines and the `skipped` rows are too large a share of the file.
+
+        Raises:
+            DataError: with the first of them.
+        """
+        lines = {
+            f"{self.sets[problem.dataset].path}:{problem.line}": problem.reason
+            for problem in self.metadata.problems
+        }
+        check_skipped(self.path, lines | skipped, len(self.metadata) + len(lines), self.skipped_limit)
+
+    def summary(self) -> dict[str, Any]:
+        """What a checkpoint says of the data it was trained on."""
+        used = self.row_buckets[self.row_buckets != LEFT_OUT]
+        counts = np.bincount(used, minlength=len(self.sizes))
+        buckets: dict[str, int] = {}
+        for (w, h), n in zip(self.sizes, counts.tolist(), strict=True):
+            if n:
+                # Sets of different batch sizes have buckets of their own.
+                buckets[f"{w}x{h}"] = buckets.get(f"{w}x{h}", 0) + n
+        told = {
+            "file": self.path.name,
+            "rows": len(used),
+            "left_out": len(self.metadata) - len(used),
+            "unusable": len(self.metadata.problems),
+            "buckets": buckets,
+        }
+        return told | ({"files": [one.path.name for one in self.sets]} if len(self.sets) > 1 else {})
+
+
+def repeats_of(sets: Sequence[OneSet], counts: Sequence[int]) -> list[float]:
+    """How often a row of each set comes an epoch, by `repeats`, `weight`, or as regularisation.
+
+    Sets with weights have together as many samples as rows, in the proportion of their weights.
+    """
+    weighted = [i for i, one in enumerate(sets) if one.weight and counts[i]]
+    num_samples = sum(counts[i] for i in weighted)
+    total = sum(sets[i].weight or 0.0 for i in weighted)
+    repeats = [one.repeats or 1.0 for one in sets]
+    for i in weighted:
+        repeats[i] = (sets[i].weight or 0.0) / total * num_samples / counts[i]
+    balanced = {
+        i
+        for i, one in enumerate(sets)
+        if one.is_regularisation and not one.weight and not one.repeats and counts[i]
+    }
+    if balanced:
+        others = sum(r * n for i, (r, n) in enumerate(zip(repeats, counts, strict=True)) if i not in balanced)
+        for i in balanced:
+            repeats[i] = others / sum(counts[j] for j in balanced)
+    return repeats
+
+
+def _by_set(rows: NDArray[Any], lengths: Sequence[int]) -> Iterator[NDArray[Any]]:
+    yield from np.split(rows, np.cumsum(lengths)[:-1])
+
+
+def _place(
+    sets: Sequence[OneSet], parts: Sequence[Rows], seed: int
+) -> tuple[list[Size], NDArray[np.int64], NDArray[np.int64]]:
+    """All bucket sizes, their batch sizes, and each row's bucket.
+
+    With several base resolutions each row draws one. Sets share the buckets that are alike.
+    """
+    sizes: list[Size] = []
+    batch_sizes: list[int] = []
+    placed: list[NDArray[np.int64]] = []
+    for i, (one, part) in enumerate(zip(sets, parts, strict=True)):
+        draw = np.random.default_rng([seed & 0xFFFFFFFF, 1, *([i] if i else [])])
+        drawn = draw.integers(len(one.base_resolution), size=len(part))
+        known = {key: number for number, key in enumerate(zip(sizes, batch_sizes, strict=True))} if i else {}
+        mine = np.full(len(part), LEFT_OUT)
+        for j, (base, batch_size) in enumerate(zip(one.base_resolution, one.batch_sizes, strict=True)):
+            buckets = make_buckets(base, one.resolution_step, one.ratio_cutoff)
+            numbers = []
+            for size in buckets:
+                number = known.get((size, batch_size), len(sizes))
+                numbers.append(number)
+                if number == len(sizes):
+                    sizes.append(size)
+                    batch_sizes.append(batch_size)
+            chosen = drawn == j
+            found = assign(part.widths[chosen], part.heights[chosen], buckets, one.ratio_cutoff)
+            mine[chosen] = np.array([*numbers, LEFT_OUT])[found]
+        placed.append(mine)
+    return sizes, np.array(batch_sizes), np.concatenate(placed) if len(placed) > 1 else placed[0]
+
+
+def _costs(
+    metadata: Rows, sizes: Sequence[Size], row_buckets: NDArray[np.int64], config: RunConfig
+) -> NDArray[np.int64] | None:
+    """About how many tokens each row is, with its caption; None where batches are not filled by tokens."""
+    if not config.batching.batch_tokens:
+        return None
+    image_tokens = np.array([w * h // PIXELS_PER_TOKEN for w, h in sizes])[row_buckets]
+    text_tokens = (metadata.caption_chars / CHARS_PER_TOKEN).astype(np.int64) + 2
+    return image_tokens + np.minimum(text_tokens, config.model.t5_max_length)
+
+
+def _held_out(metadata: Rows, share: float) -> NDArray[np.bool_]:
+    """Whether each row is kept for validation: by its file name, so that rows added later change nothing."""
+    if not share:
+        return np.zeros(len(metadata), dtype=bool)
+    digests = (
+        hashlib.blake2b(metadata.row(i).filename.encode(), digest_size=4).digest()
+        for i in range(len(metadata))
+    )
+    return np.array([int.from_bytes(digest) < share * 2**32 for digest in digests])
