@@ -37,8 +37,6 @@ def assemble(
 ) -> LatentBatch:
     """Everything about the samples of `loaded`, on the device."""
     device = encoders.device
-    width, height = loaded.size
-    factor = encoders.autoencoder.factor
     weights = [sample.loss_weight for sample in loaded.samples]
     return LatentBatch(
         latents=encoded.latents.to(device, non_blocking=True),
@@ -48,7 +46,7 @@ def assemble(
         text_lengths=encoded.text_lengths,
         is_captioned=torch.tensor([bool(sample.caption) for sample in loaded.samples], device=device),
         loss_weight=torch.tensor(weights, dtype=torch.float32, device=device),
-        image_ids=image_ids(height // factor, width // factor).to(device),
+        image_ids=image_ids(*encoded.grid).to(device),
     )
 
 

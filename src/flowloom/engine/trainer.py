@@ -44,6 +44,7 @@ class Trainer:
         trace_path = self.run_dir.path / "trace.json" if self.config.training.do_profiling else None
         with step_profiler(trace_path) as count_step:
             self._train(count_step)
+        self.parts.encoders.begin_epoch()
         self.save()
         step = self.state.position.step
         self.reporter.say("stopped" if self.must_stop else "finished", step=step)
@@ -91,6 +92,7 @@ class Trainer:
         if position.step == 0 and position.epoch == 0 and position.batch == 0:
             position.batch = min(self.config.dataloader.offset, self.parts.loader.num_batches(0) - 1)
         while not self._is_over():
+            self.parts.encoders.begin_epoch()
             yield from self.parts.loader.batches(position.epoch, start=position.batch)
 
     def _after_step(self, loaded: LoadedBatch) -> None:
