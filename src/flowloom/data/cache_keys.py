@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ CROP_RULE = "cover, centre, Lanczos, sRGB; 1"
 DIGESTS = "files-*.digests"
 _LINE = np.dtype([("high", "<u8"), ("low", "<u8"), ("content", "V16"), ("check", "<u8")])
 _CHUNK = 2**20
+JUST_WRITTEN_NS = 2_000_000_000
+"""A file that was changed so shortly ago may change again and show the same time."""
 Digests = tuple[NDArray[np.uint64], NDArray[np.void]]
 """Lines by the first half of their signature, sorted."""
 
@@ -116,8 +119,10 @@ class Contents:
         )
         known = self._new.get(signature) or _look_up(self._old, signature)
         if known is None:
+            now = time.time_ns()
             known = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-            self._remember(signature, known)
+            if now - max(stat.st_mtime_ns, stat.st_ctime_ns) >= JUST_WRITTEN_NS:
+                self._remember(signature, known)
         return known
 
     def _remember(self, signature: bytes, content: bytes) -> None:

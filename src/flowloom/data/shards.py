@@ -130,13 +130,13 @@ class ShardWriter:
         Raises:
             OSError: it could not be written, the disk is full say; the shard stays whole.
         """
-        check = checksum(memoryview(array.reshape(-1).view(np.uint8)))
+        check = checksum(array.reshape(-1).view(np.uint8).data)
         record = Record(kind, dtype, array.shape, key, sample, 0, array.nbytes, check, int(time.time()))
         return self.append_copy(record, array)
 
     def append_copy(self, record: Record, array: NDArray[Any]) -> Record:
         """Add a record of another shard; what it says of its place is corrected."""
-        payload = memoryview(array.reshape(-1).view(np.uint8))
+        payload = array.reshape(-1).view(np.uint8).data
         record = record._replace(offset=self.size + HEADER.size)
         end = record.offset + len(payload)
         self._write(record.packed(), payload, bytes(_aligned(end) - end))
