@@ -1,8 +1,8 @@
-"""Filling a cache of 96 pictures on small networks: share of the slowest stage's time in its phase.
+"""Filling a cache of 48 pictures on small networks: share of the slowest stage's time in its phase.
 
 Images go through reading and decoding (threads), the VAE and writing; then captions through T5 and writing.
-In each phase one thread drives the network: what it waits for is time that the network stands still. The
-figure is the busier of the two in the phase that does worse; `slowest` says which stage it is.
+In each phase one thread drives the network, and writes: what it waits for is time that the network stands
+still. The figure is the share of the slowest stage in the phase that does worse; `slowest` says which it is.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.timing import Measured, one_thread
+from flowloom.demo.run import model_section
 from flowloom.engine.fill import Filled, fill, stats, verify
 from flowloom.spec.run import RunConfig
 
 TARGET = 0.85
-NUM_IMAGES = 96
+NUM_IMAGES = 48
 WIDTH, HEIGHT = 1600, 1200
 
 
@@ -39,11 +39,9 @@ def write_data(folder: Path) -> None:
 
 def config_of(folder: Path) -> RunConfig:
     """A run on the demo's networks."""
-    assets = Path(__file__).parents[1] / "src" / "flowloom" / "demo" / "assets"
-    model: dict[str, Any] = demo_model(assets)
     return RunConfig.model_validate(
         {
-            "model": model,
+            "model": model_section(folder / "none.safetensors"),
             "dataloader": {
                 "jsonl_metadata_path": str(folder / "data.jsonl"),
                 "image_folder_path": str(folder),
@@ -60,6 +58,8 @@ def busiest(filled: Filled) -> tuple[str, float]:
     shares = []
     for network, waits in (("VAE", "reading images"), ("T5", "reading captions")):
         phase = {name: filled.seconds.get(name, 0.0) for name in (network, waits)}
+        # Writing is not told by phase: all of it is held against each.
+        phase["writing"] = filled.seconds.get("writing", 0.0)
         stage = max(phase, key=lambda name: phase[name])
         shares.append((phase[stage] / max(sum(phase.values()), 1e-9), stage))
     share, stage = min(shares)

@@ -2,7 +2,8 @@
 
 A sample is 16 x 64 x 64 latents and 64 x 4096 states in bfloat16. Ours are records of shards, each checked
 the first time that a process reads it (`first_pass_ratio` has that in it); every pass looks keys up, compares
-sample ids and stacks batches. `cold_ratio` is with the page cache emptied before each pass (target 5), where this process may do so.
+sample ids and stacks batches. `cold_ratio` (target 5) is with the page cache emptied before each pass, where
+this process may do so.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def write(folder: Path) -> None:
         for kind, (key, source), tensor in zip(KINDS, names(i), sample, strict=True):
             array, dtype = kind.to_array(tensor)
             cache.put(kind.name, key, source, array, dtype)
-    cache.close()
+    cache.seal()
 
 
 def batches(seed: int) -> Iterator[list[int]]:
@@ -111,7 +112,7 @@ def cold_seconds(read: Callable[[], None]) -> float | None:
 
 
 def run() -> Measured:
-    """Ratio of times of a warm epoch; correct when all tensors are equal and, where measured, cold is reached."""
+    """Ratio of times of a warm epoch; correct when all tensors are equal to the last bit."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("CACHED_READ_DIR")) as place:
         folder = Path(place)
         write(folder)

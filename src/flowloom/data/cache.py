@@ -7,6 +7,7 @@ sees what others added once they have sealed theirs and `refresh` has looked. Im
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -81,6 +82,8 @@ class Cache:
         self.shard_bytes = shard_bytes
         self.full: str | None = None
         """Why nothing more is taken in."""
+        self.writing_s = 0.0
+        """Seconds that this process has spent writing records."""
         self.faults: list[str] = []
         """Shards and records that are not what was written; they count as missing."""
         self._names: list[str] = []
@@ -253,6 +256,7 @@ class Cache:
             return True
 
     def _append(self, kind: str, key: bytes, sample: bytes, array: NDArray[Any], dtype: str) -> None:
+        start = time.perf_counter()
         if self._writer is None:
             self._writer = ShardWriter(self.store.spool)
         before = self._writer.size
@@ -260,6 +264,7 @@ class Cache:
         self._bytes += self._writer.size - before
         if self._writer.size >= self.shard_bytes:
             self.seal()
+        self.writing_s += time.perf_counter() - start
 
     def seal(self) -> None:
         """Make what this process added readable for all; a later `put` begins a new shard."""

@@ -33,7 +33,8 @@ class Filled:
     captions: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    """Of the main thread by stage: reading (waiting for decoded images), VAE, T5, and writing."""
+    """Of the main thread by stage: reading images (waiting for the threads that decode), VAE, reading
+    captions, T5, writing."""
     full: str | None = None
     """Why not everything was taken in."""
 
@@ -45,16 +46,20 @@ class Filled:
 
 
 class _Clock:
-    """Seconds by stage."""
+    """Seconds by stage; what the cache spent writing counts as a stage of its own."""
 
-    def __init__(self, seconds: dict[str, float]):
+    def __init__(self, seconds: dict[str, float], cache: Cache):
         self._seconds = seconds
-        self._last = time.perf_counter()
+        self._cache = cache
+        self._last, self._written = time.perf_counter(), cache.writing_s
 
     def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self._seconds[stage] = self._seconds.get(stage, 0.0) + now - self._last
-        self._last = now
+        """What passed since the last lap was `stage`, or writing."""
+        now, written = time.perf_counter(), self._cache.writing_s
+        writing = written - self._written
+        for name, seconds in ((stage, now - self._last - writing), ("writing", writing)):
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        self._last, self._written = now, written
 
 
 def fill(
@@ -111,9 +116,9 @@ def _fill_latents(
     keeper = encoders.keep.latents
     assert isinstance(keeper, DiskKeeper)
     loader = _loader(config, dataset, place, lambda row, size: not keeper.knows((row, size)))
-    clock, total = _Clock(filled.seconds), loader.num_batches(0)
+    clock, total = _Clock(filled.seconds, keeper.cache), loader.num_batches(0)
     for batch in loader.batches(0):
-        clock.lap("reading")
+        clock.lap("reading images")
         filled.skipped += batch.skipped
         filled.images += _encode_missing(batch, encoders)
         clock.lap("VAE")
@@ -160,7 +165,7 @@ def _fill_texts(
     keeper = encoders.keep.texts
     assert isinstance(keeper, DiskKeeper)
     rank, world_size = place
-    clock, seen, total = _Clock(filled.seconds), set[bytes](), len(dataset.metadata)
+    clock, seen, total = _Clock(filled.seconds, keeper.cache), set[bytes](), len(dataset.metadata)
     keeper.adds = True
 
     def missing() -> Iterator[str]:
@@ -176,7 +181,7 @@ def _fill_texts(
 
     waiting = missing()
     while captions := list(islice(waiting, CAPTIONS_AT_A_TIME)):
-        clock.lap("reading")
+        clock.lap("reading captions")
         encoders.texts(captions)
         clock.lap("T5")
         filled.captions += len(captions)
