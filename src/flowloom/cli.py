@@ -251,6 +251,12 @@ def _preflight(words: list[str]) -> int:
     return preflight(words)
 
 
+def _cache(words: list[str]) -> int:
+    from flowloom.cache_cli import run
+
+    return run(words)
+
+
 def _doctor(words: list[str]) -> int:
     _parser("doctor", "").parse_args(words)
     from flowloom.engine.doctor import examine
@@ -264,6 +270,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("trains a small Chroma on OpenMoji pictures and draws a grid of samples", _demo),
     "train": ("trains what a configuration file describes", _train),
     "resume": ("goes on with a run that was stopped or killed", _resume),
+    "cache": ("encodes a data set once, and tells, checks and prunes what is kept of it", _cache),
     "sample": ("draws pictures with a run, a checkpoint or a weights file", _sample),
     "export": ("writes a LoRA for ComfyUI, kohya or diffusers, or merges it", _export),
     "dataset": ("makes FLOW's JSONL of pictures and captions, and the way back", _dataset),

@@ -3,6 +3,7 @@
 FlowloomError
 ├── ConfigError           the configuration is wrong; carries every problem at once
 ├── DataError             a data set cannot be used (a file, a row, too many skipped rows)
+│   ├── CacheError        a cache, or one of its shards, cannot be used
 │   └── ImageError        one image cannot be used; the row is skipped and counted
 ├── SourceError           a store cannot give or take something
 │   ├── NotFound          it has no such thing
@@ -53,6 +54,10 @@ class ConfigError(FlowloomError):
 
 class DataError(FlowloomError):
     """A data set, one of its files, or too large a share of its rows cannot be used."""
+
+
+class CacheError(DataError):
+    """A cache, or one of its shards, cannot be used."""
 
 
 class ImageError(DataError):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowloom.engine.encode import Encoders
+from flowloom.engine.lazily import opened
 from flowloom.engine.preview import Drawing, Painter
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision
@@ -187,7 +188,7 @@ def test_the_mask_and_both_prompts_matter_to_the_picture(
 
 def test_the_painter_draws_the_pipelines_picture(ours: Ours, pipeline: ChromaPipeline):
     config = RunConfig.model_validate({"model": {"t5_max_length": MAX_LENGTH}})
-    encoders = Encoders(ours.autoencoder, ours.text_encoder, config, CPU)
+    encoders = Encoders(opened(ours.autoencoder), opened(ours.text_encoder), config, CPU)
     painter = Painter(ours.model, encoders, Precision(CPU, torch.float32, torch.float32))
     seeds = [7, 8]
     drawing = Drawing(WIDTH, HEIGHT, STEPS, cfg=4.0, negative="blue circle")

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
-from flowloom.data.captions import CaptionRules
 from flowloom.data.loader import DataSet, Loader
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders
+from flowloom.engine.keepers import DiskKeeper
+from flowloom.engine.lazily import Lazily
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.objective import Objective, density
+from flowloom.engine.open_cache import PLAIN, caption_rules, open_keepers
 from flowloom.engine.preview import Painter
 from flowloom.engine.state import Precision, TrainState
 from flowloom.errors import ConfigError, Problem
@@ -60,19 +62,32 @@ def choose_precision(config: RunConfig, device: torch.device) -> Precision:
     return Precision(device, compute, formats.get(config.parallel.trained_dtype, default))
 
 
-def load_encoders(model: ModelSection, config: RunConfig, device: torch.device) -> Encoders:
-    """The VAE and T5 that `model` points at."""
+def load_encoders(
+    model: ModelSection, config: RunConfig, device: torch.device, dataset: DataSet | None = None
+) -> Encoders:
+    """The VAE and T5 that `model` points at, opened now unless a cache on disk may do for them.
+
+    Args:
+        dataset: whose images and captions the cache holds; without it there is no cache.
+    """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    autoencoder = load_autoencoder(Path(model.vae_path), device, dtype)
-    text_encoder = load_text_encoder(
-        Path(model.t5_path),
-        Path(model.t5_config_path),
-        Path(model.t5_tokenizer_path),
-        device,
-        dtype,
-        to_8bit=model.t5_to_8bit,
+    autoencoder = Lazily(lambda: load_autoencoder(Path(model.vae_path), device, dtype))
+    text_encoder = Lazily(
+        lambda: load_text_encoder(
+            Path(model.t5_path),
+            Path(model.t5_config_path),
+            Path(model.t5_tokenizer_path),
+            device,
+            dtype,
+            to_8bit=model.t5_to_8bit,
+        )
     )
-    return Encoders(autoencoder, text_encoder, config, device)
+    keepers = open_keepers(config, dataset, dtype) if dataset and config.cache.is_on_disk else None
+    encoders = Encoders(autoencoder, text_encoder, config, device, keepers)
+    for keeper, network in ((encoders.keep.latents, autoencoder), (encoders.keep.texts, text_encoder)):
+        if not isinstance(keeper, DiskKeeper):
+            network.get()
+    return encoders
 
 
 def build(config: RunConfig, ranks: Ranks) -> Parts:
@@ -86,7 +101,7 @@ def build(config: RunConfig, ranks: Ranks) -> Parts:
     device = choose_device(config.parallel.device)
     precision = choose_precision(config, device)
     dataset = DataSet.from_config(config)
-    encoders = load_encoders(config.model, config, device)
+    encoders = load_encoders(config.model, config, device, dataset)
     model = load_chroma(Path(config.model.chroma_path), device, precision.compute)
     adapter = _attach_adapter(config, model)
     state = TrainState(config, model, adapter, _objective(config, encoders, device), precision, ranks)
@@ -141,12 +156,7 @@ def _training_loader(config: RunConfig, dataset: DataSet, encoders: Encoders, ra
     data = config.dataloader
     return Loader(
         dataset=dataset.training,
-        rules=CaptionRules(
-            uncond=data.uncond_percentage,
-            shuffle_tags=data.shuffle_tags,
-            tag_drop=data.tag_drop_percentage,
-            lowercase=config.objective.lowercase_percentage,
-        ),
+        rules=caption_rules(config),
         seed=config.training.master_seed,
         rank=ranks.rank,
         world_size=ranks.size,
@@ -162,7 +172,7 @@ def _validation_loader(config: RunConfig, dataset: DataSet, encoders: Encoders) 
         return None
     return Loader(
         dataset=dataset.validation(config.validation.max_rows),
-        rules=CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0),
+        rules=PLAIN,
         seed=config.training.master_seed,
         rank=0,
         world_size=1,

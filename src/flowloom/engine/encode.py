@@ -1,8 +1,9 @@
-"""Images and captions to latents and text states, encoded once where memory allows."""
+"""Images and captions to latents and text states, encoded once where they may be kept."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -10,36 +11,33 @@ import torch
 from torch import Tensor
 
 from flowloom.data.loader import LoadedBatch, Sample
+from flowloom.engine.keepers import Keeper, MemoryKeeper, MemoryRoom, NothingKept
+from flowloom.engine.lazily import Lazily
+from flowloom.engine.randomness import generator
+from flowloom.errors import CacheError
 from flowloom.nn.patches import pack
 from flowloom.parts.families.autoencoder import Autoencoder
 from flowloom.parts.families.text_encoder import TextEncoder
-from flowloom.spec.run import CacheSection, RunConfig
+from flowloom.spec.run import RunConfig
+
+Image = tuple[int, tuple[int, int]]
+"""A row and the bucket's width and height, in pixels, that its image is brought to."""
 
 
-class MemoryCache:
-    """Tensors by key on the CPU, until a number of bytes is reached; then no more are taken in.
+class Keepers(NamedTuple):
+    """Where what is encoded stays."""
 
-    Nothing is ever dropped: an epoch reads every row once, so the longest unused is the next one needed,
-    and the loader may rely on what it was told is here.
-    """
+    latents: Keeper[Image]
+    texts: Keeper[str]
 
-    def __init__(self, limit_bytes: int):
-        self.free_bytes = limit_bytes
-        self._tensors: dict[Hashable, Tensor] = {}
 
-    def __contains__(self, key: Hashable) -> bool:
-        return key in self._tensors
-
-    def get(self, key: Hashable) -> Tensor | None:
-        """The tensor under `key`, or None."""
-        return self._tensors.get(key)
-
-    def put(self, key: Hashable, tensor: Tensor) -> None:
-        """Keep `tensor`, a CPU tensor, if there is room for it."""
-        if key not in self._tensors and tensor.nbytes <= self.free_bytes:
-            # A slice of a batch would keep the whole batch alive.
-            self._tensors[key] = tensor.clone()
-            self.free_bytes -= tensor.nbytes
+def keepers_without_disk(config: RunConfig) -> Keepers:
+    """As `cache` says; where it says disk, nothing is kept."""
+    room, keep = MemoryRoom(config.cache.limit_mib * 2**20), config.cache
+    return Keepers(
+        MemoryKeeper(room) if keep.latents == "memory" else NothingKept(),
+        MemoryKeeper(room) if keep.text == "memory" else NothingKept(),
+    )
 
 
 class Encoded(NamedTuple):
@@ -47,6 +45,8 @@ class Encoded(NamedTuple):
 
     latents: Tensor
     """(B, L, D) float32 packed."""
+    grid: tuple[int, int]
+    """Height and width of the latent planes before they were packed."""
     texts: list[Tensor]
     """B tensors (T_i, C)."""
     text_lengths: list[int]
@@ -54,75 +54,135 @@ class Encoded(NamedTuple):
 
 
 class Encoders:
-    """The frozen networks in front of the trained one.
+    """The frozen networks in front of the trained one, each opened when something is not kept yet.
 
     On a CPU every image and caption is encoded alone: the size of an encoder's batch changes the last
     bits of its result, and a resumed run must see the same latents as one that never stopped.
     """
 
     def __init__(
-        self, autoencoder: Autoencoder, text_encoder: TextEncoder, config: RunConfig, device: torch.device
+        self,
+        autoencoder: Lazily[Autoencoder],
+        text_encoder: Lazily[TextEncoder],
+        config: RunConfig,
+        device: torch.device,
+        keepers: Keepers | None = None,
     ):
-        self.autoencoder = autoencoder
-        self.text_encoder = text_encoder
+        self._autoencoder = autoencoder
+        self._text_encoder = text_encoder
         self.device = device
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.max_length = config.model.t5_max_length
         self.minibatch = 1 if device.type == "cpu" else config.training.cache_minibatch
         self.union_mask = config.objective.mask_mode == "flow_union"
-        self.keeps: CacheSection = config.cache
-        self.cache = MemoryCache(config.cache.limit_mib * 2**20)
+        self.seed = config.training.master_seed
+        self.draws = config.cache.sampling == "draw"
+        self.keep = keepers or keepers_without_disk(config)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The VAE, opened if it is not."""
+        return self._autoencoder.get()
+
+    @property
+    def text_encoder(self) -> TextEncoder:
+        """T5, opened if it is not."""
+        return self._text_encoder.get()
+
+    @property
+    def open_now(self) -> tuple[bool, bool]:
+        """Whether the VAE and T5 take memory now."""
+        return self._autoencoder.is_open, self._text_encoder.is_open
+
+    def free(self, *, autoencoder: bool = True, text_encoder: bool = True) -> None:
+        """Put away the networks whose results outlive the process; they come back when they are needed."""
+        if autoencoder and self.keep.latents.is_lasting:
+            self._autoencoder.free()
+        if text_encoder and self.keep.texts.is_lasting:
+            self._text_encoder.free()
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """What is opened inside, for a preview say, is put away at the end."""
+        autoencoder, text_encoder = self.open_now
+        try:
+            yield
+        finally:
+            self.free(autoencoder=not autoencoder, text_encoder=not text_encoder)
+
+    def begin_epoch(self) -> None:
+        """What the last epoch encoded becomes readable for all ranks, and the networks go until missed."""
+        self.keep.latents.share()
+        self.keep.texts.share()
+        self.free()
 
     def needs_pixels(self, row: int, size: tuple[int, int]) -> bool:
         """Whether the loader must read the image of `row` for a bucket of `size` pixels."""
-        return self.keeps.latents == "off" or ("latents", row, size) not in self.cache
+        return not self.keep.latents.has((row, size))
 
     @torch.no_grad()
     def encode(self, batch: LoadedBatch) -> Encoded:
         """Latents and text states of every sample of `batch`."""
+        planes = self._drawn(batch, self.planes(batch.samples, batch.size))
+        latents, grid = pack(planes.float()), (planes.shape[-2], planes.shape[-1])
         captions = [sample.caption for sample in batch.samples]
         if self.union_mask:
             # FLOW shows each sample what T5 made of padding: that depends on who else is in the batch.
             texts = self.text_encoder.encode(captions, self.max_length, is_trimmed=False)
             counts = self.text_encoder.count_tokens(captions)
             lengths = [min(count + 1, self.max_length) for count in counts]
-            return Encoded(self._latents(batch), [states.cpu() for states in texts], lengths)
+            return Encoded(latents, grid, [states.cpu() for states in texts], lengths)
         texts = self.texts(captions)
-        return Encoded(self._latents(batch), texts, [len(states) for states in texts])
+        return Encoded(latents, grid, texts, [len(states) for states in texts])
 
-    def _latents(self, batch: LoadedBatch) -> Tensor:
-        keys = [("latents", sample.row, batch.size) for sample in batch.samples]
-        known = [self.cache.get(key) for key in keys]
-        missing = [i for i, latents in enumerate(known) if latents is None]
+    def planes(self, samples: Sequence[Sample], size: tuple[int, int]) -> list[Tensor]:
+        """Of each sample (C, h, w), or (2, C, h, w) where latents are drawn, as the autoencoder gave them."""
+        subjects = [(sample.row, size) for sample in samples]
+        known = self.keep.latents.get(subjects)
+        missing = [i for i, planes in enumerate(known) if planes is None]
         for start in range(0, len(missing), self.minibatch):
             chunk = missing[start : start + self.minibatch]
-            fresh = self._encode_images([batch.samples[i] for i in chunk])
-            for i, latents in zip(chunk, fresh, strict=True):
-                known[i] = latents
-                if self.keeps.latents == "memory":
-                    self.cache.put(keys[i], latents)
-        return torch.stack([latents for latents in known if latents is not None])
+            fresh = self._encode_images([samples[i] for i in chunk])
+            for i, planes in zip(chunk, fresh, strict=True):
+                known[i] = self.keep.latents.put(subjects[i], planes)
+        return [planes for planes in known if planes is not None]
 
+    @torch.no_grad()
     def _encode_images(self, samples: Sequence[Sample]) -> Tensor:
         pixels = np.stack([_pixels(sample) for sample in samples])
         images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
-        latents = self.autoencoder.encode(images.to(self.dtype) / 127.5 - 1)
-        return pack(latents.float()).cpu()
+        images = images.to(self.dtype) / 127.5 - 1
+        vae = self.autoencoder
+        return (vae.encode_spread(images) if self.draws else vae.encode(images)).cpu()
+
+    def _drawn(self, batch: LoadedBatch, planes: list[Tensor]) -> Tensor:
+        """(B, C, h, w): the mean, or a draw of its own for every epoch and row."""
+        if not self.draws:
+            return torch.stack(planes)
+        drawn = []
+        for sample, (mean, log_variance) in zip(batch.samples, planes, strict=True):
+            draw = generator(self.seed, "latents", batch.epoch, sample.row)
+            noise = torch.randn(mean.shape, generator=draw)
+            drawn.append(mean.float() + (log_variance.float() / 2).exp() * noise)
+        return torch.stack(drawn)
 
     @torch.no_grad()
     def texts(self, captions: Sequence[str]) -> list[Tensor]:
         """The encoder states of each caption, (T_i, C), trimmed to its real tokens and one more."""
-        found = {caption: self.cache.get(("text", caption)) for caption in dict.fromkeys(captions)}
+        unique = list(dict.fromkeys(captions))
+        found = dict(zip(unique, self.keep.texts.get(unique), strict=True))
         missing = [caption for caption, states in found.items() if states is None]
         for start in range(0, len(missing), self.minibatch):
             chunk = missing[start : start + self.minibatch]
             for caption, states in zip(chunk, self.text_encoder.encode(chunk, self.max_length), strict=True):
-                found[caption] = states.cpu()
-                if self.keeps.text == "memory":
-                    self.cache.put(("text", caption), states.cpu())
+                found[caption] = self.keep.texts.put(caption, states.cpu())
         return [states for caption in captions if (states := found[caption]) is not None]
 
 
 def _pixels(sample: Sample) -> np.ndarray:
-    assert sample.pixels is not None, "the loader reads every image that is not cached"
+    if sample.pixels is None:
+        raise CacheError(
+            f"{sample.filename}: its latents went out of the cache while it was in use. Let nobody prune a "
+            "cache that is trained from, then resume the run."
+        )
     return sample.pixels

@@ -41,8 +41,6 @@ def assemble(
 ) -> LatentBatch:
     """Everything about the samples of `loaded`, on the device."""
     device = encoders.device
-    width, height = loaded.size
-    grid = height // encoders.autoencoder.factor, width // encoders.autoencoder.factor
     weights = [sample.loss_weight for sample in loaded.samples]
     return LatentBatch(
         latents=encoded.latents.to(device, non_blocking=True),
@@ -52,8 +50,8 @@ def assemble(
         text_lengths=encoded.text_lengths,
         is_captioned=torch.tensor([bool(sample.caption) for sample in loaded.samples], device=device),
         loss_weight=torch.tensor(weights, dtype=torch.float32, device=device),
-        image_ids=image_ids(*grid).to(device),
-        token_weight=_token_weight(loaded, grid, device),
+        image_ids=image_ids(*encoded.grid).to(device),
+        token_weight=_token_weight(loaded, encoded.grid, device),
     )
 
 

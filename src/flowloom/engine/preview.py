@@ -124,7 +124,7 @@ def draw_previews(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     records: list[dict[str, Any]] = []
-    with averaged(state):
+    with averaged(state), painter.encoders.borrowed():
         for section in sections:
             prompts = [*section.prompts]
             if batch_caption is not None and state.config.preview.batch_caption:

@@ -44,6 +44,7 @@ class Trainer:
         trace_path = self.run_dir.path / "trace.json" if self.config.training.do_profiling else None
         with step_profiler(trace_path) as count_step:
             self._train(count_step)
+        self.parts.encoders.begin_epoch()
         self.save()
         step = self.state.position.step
         self.reporter.say("stopped" if self.must_stop else "finished", step=step)
@@ -90,8 +91,14 @@ class Trainer:
         position = self.state.position
         if position.step == 0 and position.epoch == 0 and position.batch == 0:
             position.batch = min(self.config.dataloader.offset, self.parts.loader.num_batches(0) - 1)
-        if not self._is_over():
-            yield from self.parts.loader.endless(position.epoch, start=position.batch)
+        if self._is_over():
+            return
+        epoch = -1
+        for loaded in self.parts.loader.endless(position.epoch, start=position.batch):
+            if loaded.epoch != epoch:
+                epoch = loaded.epoch
+                self.parts.encoders.begin_epoch()
+            yield loaded
 
     def _after_step(self, loaded: LoadedBatch) -> None:
         step, training = self.state.position.step, self.config.training

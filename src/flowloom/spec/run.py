@@ -151,12 +151,30 @@ class EmaSection(Section):
 class CacheSection(Section):
     """What is kept instead of encoded again."""
 
-    latents: Literal["off", "memory"] = "off"
-    """Latents of images already seen."""
-    text: Literal["off", "memory"] = "off"
-    """Encoder states of captions already seen."""
+    latents: Literal["off", "memory", "disk"] = "off"
+    """Latents of images already seen: in memory, or in `dir`, so that later runs need no VAE."""
+    text: Literal["off", "memory", "disk"] = "off"
+    """Encoder states of captions already seen: in memory, or in `dir`, so that later runs need no T5."""
     limit_mib: Period = 2048
-    """Memory for both together; the longest unused goes first."""
+    """memory: for both together; when it is used up, no more is taken in."""
+    dir: str = "cache"
+    """disk: folder, shared by as many runs, ranks and data sets as there are; filled by `flowloom cache`,
+    and by training itself."""
+    limit_gib: Annotated[float, Field(gt=0)] | None = None
+    """disk: size of `dir` at which no more is taken in; null: none but the disk's."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """disk: number format of what is kept; auto: as the encoders compute, bf16 on CUDA, fp32 elsewhere."""
+    sampling: Literal["mean", "draw"] = "mean"
+    """Latents are the autoencoder's mean, or each epoch draws them anew from its mean and variance; with any
+    cache or none."""
+    caption_variants: Count = 8
+    """text disk: in how many ways a caption is shuffled, shortened and lower-cased, one an epoch in turn;
+    0: anew each epoch, with T5 at hand for the captions that are shuffled."""
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether `dir` is used."""
+        return "disk" in (self.latents, self.text)
 
 
 class MemorySection(Section):
@@ -346,6 +364,9 @@ class RunConfig(Section):
                 yield Problem(path, f"{APPROXIMATOR} is never trained: doing so breaks Chroma. Leave it out.")
 
     def _other_contradictions(self) -> Iterator[Problem]:
+        if self.cache.text == "disk" and self.objective.mask_mode == "flow_union":
+            message = "objective.mask_mode flow_union makes texts depend on their batch: set it to off."
+            yield Problem("cache.text", message)
         if self.lr_schedule.kind != "constant" and not self.limits.has_end:
             kind = self.lr_schedule.kind
             message = f"{kind} decays towards the end: set limits.max_steps, max_epochs or max_minutes."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,12 @@ class Autoencoder:
         """Latents (B, C, H/factor, W/factor) of `pixels` (B, 3, H, W) in [-1, 1]: the mean, not a draw."""
         mean = self.model.encode(pixels.to(self.model.dtype), return_dict=False)[0].mode()
         return (mean - SHIFT) * SCALE
+
+    @torch.no_grad()
+    def encode_spread(self, pixels: Tensor) -> Tensor:
+        """Mean and log-variance of the latents, (B, 2, C, H/factor, W/factor), of `pixels` as in `encode`."""
+        spread = self.model.encode(pixels.to(self.model.dtype), return_dict=False)[0]
+        return torch.stack(((spread.mean - SHIFT) * SCALE, spread.logvar + 2 * math.log(SCALE)), dim=1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

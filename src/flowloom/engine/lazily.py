@@ -1,0 +1,48 @@
+"""A network that is opened when it is first needed, and may be put away again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Lazily(Generic[T]):
+    """What `opening` makes, from the first `get` until `free`."""
+
+    def __init__(self, opening: Callable[[], T]):
+        self._opening = opening
+        self._thing: T | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes memory now."""
+        return self._thing is not None
+
+    def get(self) -> T:
+        """The network, opened if it is not open."""
+        with self._lock:
+            if self._thing is None:
+                self._thing = self._opening()
+            return self._thing
+
+    def free(self) -> None:
+        """Give its memory back; the next `get` opens it again."""
+        with self._lock:
+            if self._thing is None:
+                return
+            self._thing = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def opened(thing: T) -> Lazily[T]:
+    """`thing`, which is there already."""
+    lazily = Lazily(lambda: thing)
+    lazily.get()
+    return lazily

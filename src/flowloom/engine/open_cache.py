@@ -1,0 +1,175 @@
+"""RunConfig to the cache on disk: where it lies, and the keys of a run's images and captions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowloom.data.cache import Cache
+from flowloom.data.cache_keys import (
+    Contents,
+    Crop,
+    EncodedBy,
+    caption_key,
+    digest,
+    hash_files,
+    latents_key,
+)
+from flowloom.data.captions import CaptionRules
+from flowloom.data.loader import DataSet
+from flowloom.data.shard_stores import LocalShards, RangeStore, RemoteShards, ShardStore
+from flowloom.engine.encode import Image, Keepers, keepers_without_disk
+from flowloom.engine.keepers import DiskKeeper
+from flowloom.errors import CacheError, WeightsError
+from flowloom.parts.families.weights import PICKLED, SAFE
+from flowloom.parts.records import caption_states, image_latents
+from flowloom.spec.run import RunConfig
+
+ENCODERS = "encoders.json"
+"""In the cache's folder: what was at the encoders' paths when they were last hashed."""
+PLAIN = CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0)
+"""Captions as they stand, for validation."""
+_PARTS = (*SAFE, *PICKLED, ".json", ".model")
+_STORED = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def caption_rules(config: RunConfig) -> CaptionRules:
+    """What the run makes of captions."""
+    data = config.dataloader
+    return CaptionRules(
+        uncond=data.uncond_percentage,
+        shuffle_tags=data.shuffle_tags,
+        tag_drop=data.tag_drop_percentage,
+        lowercase=config.objective.lowercase_percentage,
+        variants=config.cache.caption_variants if config.cache.text == "disk" else 0,
+    )
+
+
+def shard_store(place: str, remote: RangeStore | None = None) -> ShardStore:
+    """The shards at `place`, a folder, or an address whose store is `remote`.
+
+    Raises:
+        CacheError: it is an address, and there is no store for it.
+    """
+    if "://" not in place:
+        return LocalShards(Path(place))
+    if remote is None:
+        raise CacheError(f"{place}: cache.dir must be a folder.")
+    spool = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowloom" / "spool"
+    return RemoteShards(remote, spool / digest(place).hex(), place)
+
+
+def open_cache(config: RunConfig) -> Cache:
+    """The cache in `cache.dir`, made if there is none."""
+    limit = config.cache.limit_gib
+    return Cache(shard_store(config.cache.dir), None if limit is None else int(limit * 2**30))
+
+
+def open_keepers(
+    config: RunConfig, dataset: DataSet, dtype: torch.dtype, cache: Cache | None = None
+) -> Keepers:
+    """Where the latents and states of `dataset` are kept, when encoders compute in `dtype`.
+
+    Raises:
+        WeightsError: an encoder is not there, and this cache has never seen it.
+    """
+    cache = cache or open_cache(config)
+    latents, texts = keepers_without_disk(config)
+    stored = _STORED[config.cache.dtype]
+    if config.cache.latents == "disk":
+        latents = DiskKeeper(cache, image_latents.KIND, _ImageKeys(config, dataset, cache, dtype), stored)
+    if config.cache.text == "disk":
+        # Captions that are shuffled anew each epoch never come back.
+        adds = config.cache.caption_variants > 0 or not config.dataloader.shuffle_tags
+        key_of = partial(_caption_key, _text_encoder(config, cache, dtype))
+        texts = DiskKeeper(cache, caption_states.KIND, key_of, stored, adds)
+    return Keepers(latents, texts)
+
+
+class _ImageKeys:
+    """Key and sample of a row's image in a bucket."""
+
+    def __init__(self, config: RunConfig, dataset: DataSet, cache: Cache, dtype: torch.dtype):
+        self._metadata = dataset.metadata
+        self._background = dataset.background
+        self._contents = Contents(dataset.folder, cache.store.spool, is_black=dataset.dummy_image)
+        weights = EncoderFiles(cache.store.spool).digest([Path(config.model.vae_path)])
+        form = "mean and log-variance" if config.cache.sampling == "draw" else "mean"
+        self._by = EncodedBy(weights, str(dtype), _stored_name(config, dtype), form)
+
+    def __call__(self, image: Image) -> tuple[bytes, bytes]:
+        row, size = image
+        content = self._contents.of(self._metadata.row(row))
+        crop = Crop(size, self._background)
+        return latents_key(image_latents.KIND.name, content, crop, self._by), content
+
+
+def _text_encoder(config: RunConfig, cache: Cache, dtype: torch.dtype) -> EncodedBy:
+    model = config.model
+    paths = (model.t5_path, model.t5_config_path, model.t5_tokenizer_path)
+    weights = EncoderFiles(cache.store.spool).digest([Path(path) for path in paths])
+    settings = f"{model.t5_max_length} tokens{', 8 bits' if model.t5_to_8bit else ''}"
+    return EncodedBy(weights, str(dtype), _stored_name(config, dtype), settings)
+
+
+def _caption_key(by: EncodedBy, caption: str) -> tuple[bytes, bytes]:
+    return caption_key(caption_states.KIND.name, caption, by), digest(caption)
+
+
+def _stored_name(config: RunConfig, dtype: torch.dtype) -> str:
+    return str(_STORED[config.cache.dtype] or dtype)
+
+
+class EncoderFiles:
+    """Hashes of encoders' files, taken once: a run whose cache is full needs the files no more."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / ENCODERS
+
+    def digest(self, paths: Sequence[Path]) -> bytes:
+        """16 bytes of the content of the files at `paths`; where one is gone, of what lay there last.
+
+        Raises:
+            WeightsError: one is gone, and nobody knows what it was.
+        """
+        known = self._read()
+        name = "\n".join(str(path.resolve()) for path in paths)
+        gone = [path for path in paths if not path.exists()]
+        if gone and name not in known:
+            raise WeightsError(
+                f"{gone[0]}: no such file, and {self._path.parent} does not know what it was. Correct the "
+                "path, or copy the file there."
+            )
+        if gone:
+            return bytes.fromhex(known[name]["digest"])
+        files = [file for path in paths for file in _files(path)]
+        stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        if name not in known or known[name]["files"] != stats:
+            known = self._read() | {name: {"digest": hash_files(files).hex(), "files": stats}}
+            self._write(known)
+        return bytes.fromhex(known[name]["digest"])
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            return json.loads(self._path.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def _write(self, content: dict[str, dict[str, Any]]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Ranks write it at the same time: each under a name of its own, and the last one stays.
+        partial_path = self._path.with_name(f"{ENCODERS}.{os.getpid()}.tmp")
+        partial_path.write_text(json.dumps(content, indent=1))
+        partial_path.replace(self._path)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.suffix in _PARTS and file.is_file())

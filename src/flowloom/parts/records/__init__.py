@@ -1,0 +1,1 @@
+"""What a cache holds, one file a kind of record."""

@@ -1,0 +1,172 @@
+"""Training from a filled cache equals training without one, and needs neither VAE nor T5."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowloom.engine.__main__ import run_engine
+from flowloom.engine.fill import fill, prune, stats, verify
+from flowloom.errors import WeightsError
+from flowloom.spec.run import RunConfig
+from flowloom.spec.rundir import RunDir
+
+EPOCHS = {"max_steps": None, "max_epochs": 3}
+
+
+def losses(run_dir: RunDir) -> list[float]:
+    found: list[float] = []
+    run_engine(run_dir, lambda event: found.append(event["loss"]) if event["kind"] == "step" else None)
+    return found
+
+
+def on_disk(folder: Path, **more: Any) -> dict[str, Any]:
+    return {"latents": "disk", "text": "disk", "dir": str(folder), **more}
+
+
+@pytest.fixture
+def own_encoders(tmp_path: Path, tiny_family: Any) -> dict[str, str]:
+    """Model paths to encoders of this test's own, so that it may delete them."""
+    vae, t5 = tmp_path / "encoders" / "ae.safetensors", tmp_path / "encoders" / "t5"
+    vae.parent.mkdir()
+    shutil.copy(tiny_family.vae_path, vae)
+    shutil.copytree(tiny_family.t5_path, t5)
+    return {
+        "vae_path": str(vae),
+        "t5_path": str(t5),
+        "t5_config_path": str(t5 / "config.json"),
+        "t5_tokenizer_path": str(t5),
+    }
+
+
+@pytest.mark.parametrize("sampling", ["mean", "draw"])
+def test_losses_are_equal_without_a_cache_while_filling_it_and_from_it(
+    make_run: Callable[..., RunDir],
+    make_config: Callable[..., RunConfig],
+    own_encoders: dict[str, str],
+    tmp_path: Path,
+    sampling: str,
+) -> None:
+    sections = {
+        "limits": EPOCHS,
+        "model": own_encoders,
+        "validation": {"share": 0.2, "every": 5},
+        "training": {"cfg_scale_strength": 2.0, "lr": 1e-3, "save_every": 1000},
+    }
+    plain = losses(make_run("plain", **sections, cache={"sampling": sampling}))
+    by_itself = on_disk(tmp_path / "by-itself", sampling=sampling)
+    assert losses(make_run("filling", **sections, cache=by_itself)) == plain
+    cache = on_disk(tmp_path / "filled", sampling=sampling)
+    report = fill(make_config(**sections, cache=cache))
+    assert report.images == 22
+    assert report.captions > 22
+    shutil.rmtree(tmp_path / "encoders")
+    assert losses(make_run("filled", **sections, cache=cache)) == plain
+    assert losses(make_run("filled-by-itself", **sections, cache=by_itself)) == plain
+    assert losses(make_run("memory", **(sections | {"model": {}}), cache={"sampling": sampling})) == plain
+
+
+def test_a_cache_that_was_never_filled_asks_for_the_encoders(
+    make_run: Callable[..., RunDir], own_encoders: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "encoders")
+    with pytest.raises(WeightsError, match="does not know what it was"):
+        losses(make_run(model=own_encoders, cache=on_disk(tmp_path / "cache")))
+
+
+def test_filling_again_does_nothing_and_a_changed_image_or_caption_is_made_anew(
+    make_config: Callable[..., RunConfig], drawn_data: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(drawn_data, data)
+    loader = {"jsonl_metadata_path": str(data / "data.jsonl"), "image_folder_path": str(data)}
+    config = make_config(dataloader=loader, cache=on_disk(tmp_path / "cache", caption_variants=2))
+    first = fill(config)
+    again = fill(config)
+    assert (first.images, again.images, again.captions) == (22, 0, 0)
+    shutil.copy(data / "01.png", data / "02.png")
+    (data / "03.png").touch()
+    changed = fill(config)
+    assert (changed.images, changed.captions) == (0, 0), "these bytes are known, whatever the file is called"
+    raw = (data / "01.png").read_bytes()
+    (data / "05.png").write_bytes(raw + b"x")
+    assert fill(config).images == 1
+    rows = [json.loads(line) for line in (data / "data.jsonl").read_text().splitlines()]
+    rows[0]["caption_or_tags"] = "something else"
+    (data / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert 1 <= fill(config).captions <= 2
+    assert fill(config.model_copy(update={"cache": config.cache.model_copy(update={"dtype": "bf16"})})).images
+
+
+def test_two_ranks_fill_what_one_does(make_config: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = make_config(cache=on_disk(tmp_path / "cache"))
+    parts = [fill(config, rank=rank, world_size=2) for rank in (0, 1)]
+    assert sum(part.images for part in parts) == 22
+    assert min(part.images for part in parts) > 5
+    assert fill(config).captions == 0
+    assert stats(config).twice == 0
+
+
+def test_pruning_keeps_what_the_configurations_use(
+    make_config: Callable[..., RunConfig], make_run: Callable[..., RunDir], tmp_path: Path
+) -> None:
+    small = make_config(cache=on_disk(tmp_path / "cache"))
+    large = make_config(cache=on_disk(tmp_path / "cache"), dataloader={"base_resolution": [96]})
+    fill(small)
+    before = stats(small).kinds
+    fill(large)
+    assert stats(small).kinds["image-latents"][0] == 44
+    assert prune([small, large])[0] == 0
+    assert prune([small]) == (22, sum(count for count, _ in before.values()))
+    assert stats(small).kinds == before
+    assert list(verify(small)) == []
+    assert fill(small).images == 0
+
+
+def test_a_damaged_record_is_encoded_again_and_changes_nothing(
+    make_run: Callable[..., RunDir], make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    cache = on_disk(tmp_path / "cache")
+    plain = losses(make_run("plain"))
+    fill(make_config(cache=cache))
+    for path in (tmp_path / "cache").glob("*.shard"):
+        raw = bytearray(path.read_bytes())
+        raw[200] ^= 255
+        raw[len(raw) // 2] ^= 255
+        path.write_bytes(raw)
+    assert list(verify(make_config(cache=cache)))
+    assert losses(make_run("damaged", cache=cache)) == plain
+
+
+def test_a_full_cache_is_no_obstacle(
+    make_run: Callable[..., RunDir], make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    plain = losses(make_run("plain", limits=EPOCHS))
+    cache = on_disk(tmp_path / "cache", limit_gib=20_000 / 2**30)
+    assert "limit" in str(fill(make_config(cache=cache)).full)
+    assert losses(make_run("full", limits=EPOCHS, cache=cache)) == plain
+
+
+def test_shuffled_captions_come_back_after_their_variants(
+    make_run: Callable[..., RunDir], make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    cache = on_disk(tmp_path / "cache", caption_variants=2)
+    report = fill(make_config(cache=cache))
+    run = make_run(limits={"max_steps": None, "max_epochs": 5}, cache=cache)
+    losses(run)
+    assert stats(make_config(cache=cache)).kinds["caption-states"][0] == report.captions
+
+
+def test_captions_that_are_shuffled_anew_are_not_kept(
+    make_run: Callable[..., RunDir], make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    cache = on_disk(tmp_path / "cache", caption_variants=0)
+    prose = fill(make_config(cache=cache)).captions
+    assert 0 < prose <= 23
+    assert losses(make_run("fly", limits=EPOCHS, cache=cache)) == losses(make_run("plain", limits=EPOCHS))
+    assert stats(make_config(cache=cache)).kinds["caption-states"][0] == prose
