@@ -199,7 +199,10 @@ def check(path: Path, given_lines: list[bytes]) -> None:
         if number not in told and line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
             (row,) = [row for row in rows if row.line == number]
             fields = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-            assert (row.filename, row.caption) == (fields["filename"], fields["caption_or_tags"])
+            captions = fields["caption_or_tags"]
+            captions = captions if isinstance(captions, list) else [captions]
+            assert (row.filename, [row.caption, *row.more_captions]) == (fields["filename"], captions)
+            assert (type(row.is_tag_based), type(row.is_url_based)) == (bool, bool)
             assert (row.width, row.height) == (fields["width"], fields["height"])
             assert 0 <= row.loss_weight <= 1
 

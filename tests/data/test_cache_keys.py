@@ -14,6 +14,7 @@ from flowloom.data import cache_keys
 from flowloom.data.cache_keys import Contents, Crop, EncodedBy, caption_key, digest, latents_key
 from flowloom.data.captions import CaptionRules, captions_of, vary
 from flowloom.data.metadata import Row
+from flowloom.data.pictures import Pictures
 from flowloom.errors import ImageError
 
 sides = st.integers(16, 4096)
@@ -58,13 +59,17 @@ def row(name: str, caption: str = "", is_tag_based: bool = False) -> Row:
     return Row(3, 4, name, caption, 8, 8, is_tag_based, False, 1.0)
 
 
+def contents_of(folder: Path) -> Contents:
+    return Contents(lambda row: str(folder), folder / "memory", Pictures())
+
+
 def test_a_file_is_known_by_its_bytes_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_keys, "JUST_WRITTEN_NS", 0)
     (tmp_path / "a.png").write_bytes(b"one")
     (tmp_path / "b.png").write_bytes(b"one")
     remembered = []
     for _ in range(2):
-        contents = Contents(tmp_path, tmp_path / "memory")
+        contents = contents_of(tmp_path)
         assert contents.of(row("b.png")) == contents.of(row("a.png")) == contents.of(row("a.png"))
         contents.close()
         remembered.append([path.stat().st_size for path in (tmp_path / "memory").iterdir()])
@@ -74,7 +79,7 @@ def test_a_file_is_known_by_its_bytes_and_read_once(tmp_path: Path, monkeypatch:
 
 
 def test_a_file_that_changes_within_the_clocks_tick_is_seen(tmp_path: Path) -> None:
-    contents = Contents(tmp_path, tmp_path / "memory")
+    contents = contents_of(tmp_path)
     found = set()
     for content in (b"one", b"two", b"six"):
         (tmp_path / "a.png").write_bytes(content)
@@ -86,14 +91,14 @@ def test_a_file_that_changes_within_the_clocks_tick_is_seen(tmp_path: Path) -> N
 def test_a_torn_memory_of_digests_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_keys, "JUST_WRITTEN_NS", 0)
     (tmp_path / "a.png").write_bytes(b"one")
-    contents = Contents(tmp_path, tmp_path / "memory")
+    contents = contents_of(tmp_path)
     one = contents.of(row("a.png"))
     contents.close()
     (path,) = (tmp_path / "memory").iterdir()
     raw = path.read_bytes()
     for damaged in (raw[:-3], raw[:20] + b"x" + raw[21:], raw + raw[:13]):
         path.write_bytes(damaged)
-        again = Contents(tmp_path, tmp_path / "memory")
+        again = contents_of(tmp_path)
         assert again.of(row("a.png")) == one
         again.close()
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from PIL import Image
 from flowloom.data.captions import CaptionRules
 from flowloom.data.loader import DataSet, Loader
 from flowloom.errors import DataError, ImageError
-from flowloom.parts.sources.http import fetch_image
 from flowloom.parts.sources.local import find_image
 from flowloom.spec.run import RunConfig
 
@@ -162,46 +159,3 @@ def test_a_jxl_twin_wins_then_the_file_then_other_formats(tmp_path: Path) -> Non
     (tmp_path / "inner" / "link.png").symlink_to("/etc/passwd")
     with pytest.raises(ImageError, match="leads out of"):
         find_image(tmp_path / "inner", "link.png")
-
-
-class Shop(BaseHTTPRequestHandler):
-    """Serves a picture; `/flaky` fails twice first."""
-
-    tries: dict[str, int] = {}
-
-    def do_GET(self) -> None:
-        seen = self.tries[self.path] = self.tries.get(self.path, 0) + 1
-        if self.path == "/missing" or (self.path == "/flaky" and seen < 3):
-            self.send_error(404 if self.path == "/missing" else 503)
-            return
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(b"picture")
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def shop() -> Iterator[str]:
-    Shop.tries = {}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Shop)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_passing_faults_are_tried_again_and_missing_pictures_are_not(shop: str) -> None:
-    import requests
-
-    with requests.Session() as session:
-        assert fetch_image(f"{shop}/flaky", session) == b"picture"
-        assert Shop.tries["/flaky"] == 3
-        with pytest.raises(ImageError, match="404"):
-            fetch_image(f"{shop}/missing", session)
-        assert Shop.tries["/missing"] == 1
-        with pytest.raises(ImageError, match="http"):
-            fetch_image("file:///etc/passwd", session)

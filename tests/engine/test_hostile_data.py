@@ -65,7 +65,7 @@ def hostile(tmp_path: Path) -> tuple[dict[str, Any], dict[int, str]]:
         line("plain 0.png", height=None): "height",
         line("plain 0.png", width="64"): "width",
         line("plain 0.png", loss_weight=7): "loss_weight",
-        line("plain 0.png", caption_or_tags=["a", "b"]): "caption_or_tags",
+        line("plain 0.png", caption_or_tags={"a": "b"}): "caption_or_tags",
         '{"filename": "plain 0.png", "caption': "JSON",
         "[1, 2, 3]": "object",
         line("../secret.png"): "leads out",

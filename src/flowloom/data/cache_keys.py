@@ -11,18 +11,17 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import requests
 import xxhash
 from numpy.typing import NDArray
 
 from flowloom.data.metadata import Row
+from flowloom.data.pictures import Pictures
 from flowloom.errors import ImageError
-from flowloom.parts.sources.http import TIMEOUT_S, fetch_image
-from flowloom.parts.sources.local import find_image
 
 CROP_RULE = "cover, centre, Lanczos, sRGB; 1"
 """How data/images.py makes pixels of a file: counted up when it makes other ones."""
@@ -83,11 +82,14 @@ def caption_key(kind: str, caption: str, by: EncodedBy) -> bytes:
 class Contents:
     """What the image of each row holds, as 16 bytes: its own, or its server's ETag and size."""
 
-    def __init__(self, images: Path, memory: Path, *, is_black: bool = False):
-        self._images = images
+    def __init__(
+        self, folder_of: Callable[[Row], str], memory: Path, pictures: Pictures, *, is_black: bool = False
+    ):
+        """`folder_of` says where the file name of a row begins."""
+        self._folder_of = folder_of
         self._memory = memory
+        self._pictures = pictures
         self._is_black = is_black
-        self._session = requests.Session()
         self._of_urls: dict[str, bytes] = {}
         self._new: dict[bytes, bytes] = {}
         self._old = _read_digests(memory)
@@ -102,11 +104,14 @@ class Contents:
         """
         if self._is_black:
             return digest("black")
-        if row.is_url_based:
-            if row.filename not in self._of_urls:
-                self._of_urls[row.filename] = self._of_url(row.filename)
-            return self._of_urls[row.filename]
-        path = find_image(self._images, row.filename)
+        folder = self._folder_of(row)
+        if self._pictures.is_remote(row, folder):
+            address = row.filename if row.is_url_based else f"{folder}/{row.filename}"
+            if address not in self._of_urls:
+                self._of_urls[address] = self._of_stored(row, folder)
+            return self._of_urls[address]
+        path = self._pictures.source(row, folder)
+        assert isinstance(path, Path)
         try:
             return self._of_file(path)
         except OSError as error:
@@ -135,20 +140,15 @@ class Contents:
                 self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
             os.write(self._file, line + xxhash.xxh3_64_intdigest(line).to_bytes(8, "little"))
 
-    def _of_url(self, url: str) -> bytes:
-        try:
-            with self._session.head(url, timeout=TIMEOUT_S, allow_redirects=True) as answer:
-                etag, size = answer.headers.get("ETag"), answer.headers.get("Content-Length")
-                if answer.ok and etag and size:
-                    return digest("etag", etag, size)
-        except requests.RequestException:
-            # Whether it is there at all, the reading says, with its own patience.
-            pass
-        return hashlib.blake2b(fetch_image(url, self._session), digest_size=16).digest()
+    def _of_stored(self, row: Row, folder: str) -> bytes:
+        entry = self._pictures.look(row, folder)
+        if entry.etag:
+            return digest("etag", entry.etag, entry.size)
+        content = self._pictures.source(row, folder)
+        return hashlib.blake2b(content if isinstance(content, bytes) else b"", digest_size=16).digest()
 
     def close(self) -> None:
         """Close what is open."""
-        self._session.close()
         if self._file is not None:
             os.close(self._file)
             self._file = None

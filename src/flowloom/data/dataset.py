@@ -29,7 +29,8 @@ class OneSet:
     """One JSONL with its pictures, and how they are trained."""
 
     path: Path
-    folder: Path
+    folder: str
+    """Where file names begin: a folder, or an address such as s3://bucket/set."""
     base_resolution: Sequence[int]
     batch_sizes: Sequence[int]
     """One for each base resolution; 0: the loader's own."""
@@ -50,7 +51,7 @@ def sets_of(config: RunConfig) -> list[OneSet]:
     sizes = dict(zip(data.base_resolution, config.batching.sizes, strict=False))
     first = OneSet(
         path=Path(data.jsonl_metadata_path),
-        folder=Path(data.image_folder_path),
+        folder=data.image_folder_path,
         base_resolution=data.base_resolution,
         batch_sizes=[sizes.get(base, 0) for base in data.base_resolution],
         resolution_step=data.resolution_step,
@@ -64,7 +65,7 @@ def _other_set(section: DataSetSection, first: OneSet, sizes: dict[int, int]) ->
     resolutions = section.base_resolution or first.base_resolution
     return OneSet(
         path=Path(section.jsonl_metadata_path),
-        folder=first.folder if section.image_folder_path is None else Path(section.image_folder_path),
+        folder=first.folder if section.image_folder_path is None else section.image_folder_path,
         base_resolution=resolutions,
         batch_sizes=[section.batch_size or sizes.get(base, 0) for base in resolutions],
         resolution_step=section.resolution_step or first.resolution_step,
@@ -140,7 +141,7 @@ class DataSet:
         return self.sets[0].path
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> str:
         """The folder of the pictures, the first of several."""
         return self.sets[0].folder
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from flowloom.data.disk_cache import DiskCache, Kept
 from flowloom.data.read_ahead import ReadAhead
 from flowloom.errors import ImageError, SourceError
-from flowloom.parts.sources.base import OnState, StorageSection, open_source, scheme_of, shown
+from flowloom.parts.sources.base import Entry, OnState, StorageSection, open_source, scheme_of, shown
 from flowloom.parts.sources.local import Folder, find_image
 from flowloom.parts.sources.remote import Remote, Wanted, event_loop
 
@@ -118,6 +118,17 @@ class Fetcher:
         else:
             self._loop.call_soon_threadsafe(self._start, fetch, address)
         return fetch
+
+    def look(self, row_name: str, is_url_based: bool, folder: str | Path) -> Entry:
+        """What a store says of the image that a row names.
+
+        Raises:
+            SourceError: the store does not have it, or it is a local file.
+        """
+        address = self._address(row_name, is_url_based, folder)
+        if isinstance(address, Path):
+            raise SourceError(f"{row_name}: lies in a folder, which no store speaks for.")
+        return address.source.look(address.name)
 
     def want(self, fetch: Fetch) -> None:
         """Somebody waits for `fetch`."""

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
-import requests
 from numpy.typing import NDArray
 
 from flowloom.data.captions import CaptionRules, vary
 from flowloom.data.dataset import DataSet, Size
+from flowloom.data.fetch import Fetch
 from flowloom.data.images import load_image
 from flowloom.data.masks import load_mask
 from flowloom.data.metadata import Row
 from flowloom.data.order import EpochPlan, rank_rows
+from flowloom.data.pictures import Pictures
 from flowloom.errors import DataError, ImageError
-from flowloom.parts.sources.http import fetch_image
-from flowloom.parts.sources.local import find_image
+from flowloom.parts.sources.base import shown
+
+ROWS_AHEAD = 512
+"""Rows whose pictures are asked of a store before their turn to be decoded; bytes are bounded besides."""
 
 __all__ = ["DataSet", "LoadedBatch", "Loader", "Sample", "Size", "Skipped"]
 
@@ -66,6 +69,27 @@ class LoadedBatch:
     """Rows of the global batch, over all ranks."""
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A row, and its picture on its way where that lies in a store."""
+
+    row: Row
+    fetch: Fetch | None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A batch that is being read."""
+
+    plan: EpochPlan
+    epoch: int
+    number: int
+
+    @property
+    def bucket(self) -> int:
+        return self.plan[self.number].bucket
+
+
 @dataclass(kw_only=True)
 class Loader:
     """Batches of `dataset` for one rank, read by `threads` threads up to `prefetch` batches ahead."""
@@ -81,9 +105,9 @@ class Loader:
     prefetch: int
     needs_pixels: Callable[[int, Size], bool]
     """Whether the image of a row is wanted for a bucket: not where its latents are at hand."""
+    pictures: Pictures = field(default_factory=Pictures)
 
     def __post_init__(self) -> None:
-        self._session = requests.Session()
         self._plans = {0: self.dataset.plan(self.batch_size, self.seed, 0)}
 
     def num_batches(self, epoch: int) -> int:
@@ -120,63 +144,92 @@ class Loader:
             epoch, start = epoch + 1, 0
 
     def _read(self, places: Iterator[tuple[int, int]]) -> Iterator[LoadedBatch]:
-        """The batches at (epoch, number)."""
-        waiting: deque[tuple[EpochPlan, int, int, list[Future[Sample | Skipped]]]] = deque()
+        """The batches at (epoch, number): first begun, so that stores are asked early, then decoded."""
+        begun: deque[tuple[_Place, list[Future[_Begun | Skipped]]]] = deque()
+        waiting: deque[tuple[_Place, list[Future[_Begun | Skipped]], list[Future[Sample | Skipped]]]] = (
+            deque()
+        )
+        ahead = self.prefetch + min(ROWS_AHEAD, len(self.dataset.metadata)) // self.batch_size
         with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
             try:
                 while True:
-                    while len(waiting) <= self.prefetch and (place := next(places, None)) is not None:
-                        plan = self._plan(place[0])
-                        waiting.append((plan, *place, self._submit(pool, plan, *place)))
+                    while len(begun) <= ahead and (at := next(places, None)) is not None:
+                        place = _Place(self._plan(at[0]), *at)
+                        begun.append((place, self._begin(pool, place)))
+                    while begun and len(waiting) <= self.prefetch:
+                        place, rows = begun.popleft()
+                        size = self.dataset.sizes[place.bucket]
+                        samples = [pool.submit(self._load, row, size, place.epoch) for row in rows]
+                        waiting.append((place, rows, samples))
                     if not waiting:
                         return
-                    yield self._collect(*waiting.popleft())
+                    place, _, samples = waiting.popleft()
+                    yield self._collect(place, samples)
             finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+                pool.shutdown(wait=False, cancel_futures=True)
+                for future in itertools.chain(*(rows for _, rows, *_ in (*begun, *waiting))):
+                    _give_up(future)
 
-    def _submit(
-        self, pool: ThreadPoolExecutor, plan: EpochPlan, epoch: int, number: int
-    ) -> list[Future[Sample | Skipped]]:
-        batch = plan[number]
+    def _begin(self, pool: ThreadPoolExecutor, place: _Place) -> list[Future[_Begun | Skipped]]:
+        batch = place.plan[place.number]
         size = self.dataset.sizes[batch.bucket]
         rows = rank_rows(batch, self.rank, self.world_size)
-        return [pool.submit(self._load, int(row), size, epoch) for row in rows]
+        return [pool.submit(self._begin_row, int(row), size) for row in rows]
 
-    def _collect(
-        self, plan: EpochPlan, epoch: int, number: int, futures: list[Future[Sample | Skipped]]
-    ) -> LoadedBatch:
-        results = [future.result() for future in futures]
-        return LoadedBatch(
-            epoch=epoch,
-            index=number,
-            size=self.dataset.sizes[plan[number].bucket],
-            samples=[result for result in results if isinstance(result, Sample)],
-            skipped=[result for result in results if isinstance(result, Skipped)],
-            num_planned=len(plan[number].rows),
-        )
-
-    def _load(self, index: int, size: Size, epoch: int) -> Sample | Skipped:
+    def _begin_row(self, index: int, size: Size) -> _Begun | Skipped:
         data = self.dataset
         try:
             row = data.metadata.row(index)
         except DataError as error:
             return Skipped(int(data.metadata.lines[index]), "", str(error))
         one = data.set_of(row)
+        if data.dummy_image or not self.pictures.is_remote(row, one.folder):
+            return _Begun(row, None)
         try:
-            pixels, mask = self._picture(row, size)
+            is_wanted = one.mask == "alpha" or self.needs_pixels(index, size)
         except ImageError as error:
-            return Skipped(row.line, row.filename, str(error), row.dataset)
-        caption = vary(row, epoch, self.rules, self.seed)
-        loss_weight = row.loss_weight * one.loss_weight
-        return Sample(index, row.line, row.filename, caption, loss_weight, pixels, mask, row.dataset)
+            return Skipped(row.line, shown(row.filename), str(error), row.dataset)
+        return _Begun(row, self.pictures.begin(row, one.folder) if is_wanted else None)
 
-    def _picture(self, row: Row, size: Size) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
+    def _collect(self, place: _Place, futures: list[Future[Sample | Skipped]]) -> LoadedBatch:
+        results = [future.result() for future in futures]
+        return LoadedBatch(
+            epoch=place.epoch,
+            index=place.number,
+            size=self.dataset.sizes[place.bucket],
+            samples=[result for result in results if isinstance(result, Sample)],
+            skipped=[result for result in results if isinstance(result, Skipped)],
+            num_planned=len(place.plan[place.number].rows),
+        )
+
+    def _load(self, future: Future[_Begun | Skipped], size: Size, epoch: int) -> Sample | Skipped:
+        begun = future.result()
+        if isinstance(begun, Skipped):
+            return begun
+        row = begun.row
+        try:
+            pixels, mask = self._picture(begun, size)
+        except ImageError as error:
+            return Skipped(row.line, shown(row.filename), str(error), row.dataset)
+        finally:
+            if begun.fetch:
+                begun.fetch.cancel()
+        caption = vary(row, epoch, self.rules, self.seed)
+        loss_weight = row.loss_weight * self.dataset.set_of(row).loss_weight
+        return Sample(row.index, row.line, row.filename, caption, loss_weight, pixels, mask, row.dataset)
+
+    def _picture(
+        self, begun: _Begun, size: Size
+    ) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
         """What is wanted of the pixels, and the mask where the data set has any."""
-        data, one = self.dataset, self.dataset.set_of(row)
+        data, row = self.dataset, begun.row
+        one = data.set_of(row)
         is_wanted = self.needs_pixels(row.index, size)
         if data.dummy_image:
             return np.zeros((size[1], size[0], 3), np.uint8) if is_wanted else None, None
-        source = self._source(row) if is_wanted or one.mask == "alpha" else None
+        source = None
+        if is_wanted or one.mask == "alpha":
+            source = self.pictures.source(row, one.folder, begun.fetch)
         pixels = mask = None
         if is_wanted and source is not None:
             pixels = load_image(source, size, data.background, data.max_megapixels)
@@ -184,8 +237,10 @@ class Loader:
             mask = load_mask(one, row, source, size, data.max_megapixels)
         return pixels, mask
 
-    def _source(self, row: Row) -> bytes | Path:
-        """Where the picture of `row` comes from: the one place that knows."""
-        if row.is_url_based:
-            return fetch_image(row.filename, self._session)
-        return find_image(self.dataset.set_of(row).folder, row.filename)
+
+def _give_up(future: Future[_Begun | Skipped]) -> None:
+    """Whoever waits for a picture of a store that is down need not wait any more."""
+    if future.done() and not future.cancelled():
+        begun = future.result()
+        if isinstance(begun, _Begun) and begun.fetch:
+            begun.fetch.cancel()

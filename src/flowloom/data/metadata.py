@@ -112,8 +112,8 @@ class Metadata:
             caption=caption,
             width=width,
             height=height,
-            is_tag_based=fields.get("is_tag_based") or False,
-            is_url_based=fields.get("is_url_based") or False,
+            is_tag_based=bool(fields.get("is_tag_based")),
+            is_url_based=bool(fields.get("is_url_based")),
             loss_weight=loss_weight,
             more_captions=tuple(more),
         )

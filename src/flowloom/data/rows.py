@@ -26,6 +26,7 @@ KINDS: dict[str, str] = {
 """Line number from 1; where its bytes start, and how many; pixels; 0 to 1; of the longest caption."""
 MAX_SIDE = 1_000_000
 """Pixels; a larger recorded size is a mistake."""
+FLAGS = ("is_tag_based", "is_url_based")
 BLOCK_BYTES = 2**20
 """Read and parsed at a time: some 2,500 rows, which stay in the processor's cache."""
 _BOM = b"\xef\xbb\xbf"
@@ -106,6 +107,7 @@ def _whole(lines: Sequence[bytes], offset: int) -> Columns | None:
         captions = [row["caption_or_tags"] for row in rows]
         sides = [row["width"] for row in rows], [row["height"] for row in rows]
         weights = [row.get("loss_weight", 1.0) for row in rows]
+        flags = [row.get(name, False) for name in FLAGS for row in rows]
     except (orjson.JSONDecodeError, LookupError, TypeError):
         return None
     is_text = {*map(type, names), *map(type, captions)} <= {str} and all(names)
@@ -113,6 +115,7 @@ def _whole(lines: Sequence[bytes], offset: int) -> Columns | None:
         not is_text
         or set(map(type, (*sides[0], *sides[1]))) - {int}
         or set(map(type, weights)) - {int, float}
+        or set(map(type, flags)) - {bool}
     ):
         return None
     used = np.flatnonzero(lengths)
@@ -163,6 +166,9 @@ def check_row(row: Any) -> tuple[int, int, float, int]:
     if type(row.get("filename")) is not str:
         raise Unusable(f"filename is {row.get('filename')!r:.60}; it must be text")
     longest = max(map(len, captions_of(row)))
+    for name in FLAGS:
+        if row.get(name) not in (None, False, True):  # 0 and 1 are what some tables write
+            raise Unusable(f"{name} is {row[name]!r:.60}; it must be true or false")
     if not row["filename"]:
         raise Unusable("filename is empty")
     return _side(row, "width"), _side(row, "height"), _loss_weight(row.get("loss_weight", 1.0)), longest

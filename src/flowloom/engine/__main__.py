@@ -64,7 +64,7 @@ def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEven
 
 def _train(run_dir: RunDir, config: RunConfig, ranks: Ranks, reporter: Reporter) -> None:
     reporter.say("phase", name="loading")
-    parts = build(config, ranks)
+    parts = build(config, ranks, lambda state: reporter.say("warning", message=str(state)))
     state = parts.state
     latest = run_dir.latest_checkpoint()
     if latest:
@@ -81,8 +81,11 @@ def _train(run_dir: RunDir, config: RunConfig, ranks: Ranks, reporter: Reporter)
     reporter.say("phase", name="training")
     trainer = Trainer(run_dir, parts, reporter, _metadata(parts))
     trainer.report_unusable_rows()
-    with stopping_on_signals(trainer):
-        trainer.fit()
+    try:
+        with stopping_on_signals(trainer):
+            trainer.fit()
+    finally:
+        parts.pictures.close()
 
 
 def _metadata(parts: Parts) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from flowloom.data.loader import DataSet, Loader
+from flowloom.data.pictures import Pictures
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders
 from flowloom.engine.keepers import DiskKeeper
@@ -23,6 +24,7 @@ from flowloom.parts.adapters.adapter import Adapter, attach, quantize_base
 from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.chroma import load_chroma, read_chroma_params
 from flowloom.parts.families.text_encoder import load_text_encoder
+from flowloom.parts.sources.base import OnState
 from flowloom.spec.run import ModelSection, RunConfig
 
 
@@ -35,6 +37,7 @@ class Parts:
     loader: Loader
     validation: Loader | None
     painter: Painter
+    pictures: Pictures
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -63,7 +66,11 @@ def choose_precision(config: RunConfig, device: torch.device) -> Precision:
 
 
 def load_encoders(
-    model: ModelSection, config: RunConfig, device: torch.device, dataset: DataSet | None = None
+    model: ModelSection,
+    config: RunConfig,
+    device: torch.device,
+    dataset: DataSet | None = None,
+    pictures: Pictures | None = None,
 ) -> Encoders:
     """The VAE and T5 that `model` points at, opened now unless a cache on disk may do for them.
 
@@ -82,7 +89,11 @@ def load_encoders(
             to_8bit=model.t5_to_8bit,
         )
     )
-    keepers = open_keepers(config, dataset, dtype) if dataset and config.cache.is_on_disk else None
+    keepers = (
+        open_keepers(config, dataset, dtype, pictures=pictures)
+        if dataset and config.cache.is_on_disk
+        else None
+    )
     encoders = Encoders(autoencoder, text_encoder, config, device, keepers)
     for keeper, network in ((encoders.keep.latents, autoencoder), (encoders.keep.texts, text_encoder)):
         if not isinstance(keeper, DiskKeeper):
@@ -90,8 +101,8 @@ def load_encoders(
     return encoders
 
 
-def build(config: RunConfig, ranks: Ranks) -> Parts:
-    """Load and wire everything that `config` describes.
+def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> Parts:
+    """Load and wire everything that `config` describes; `on_state` hears of stores that are down.
 
     Raises:
         ConfigError, WeightsError, DataError: something it names is missing or does not fit.
@@ -101,7 +112,8 @@ def build(config: RunConfig, ranks: Ranks) -> Parts:
     device = choose_device(config.parallel.device)
     precision = choose_precision(config, device)
     dataset = DataSet.from_config(config)
-    encoders = load_encoders(config.model, config, device, dataset)
+    pictures = Pictures(config.storage, on_state)
+    encoders = load_encoders(config.model, config, device, dataset, pictures)
     model = load_chroma(Path(config.model.chroma_path), device, precision.compute)
     adapter = _attach_adapter(config, model)
     state = TrainState(config, model, adapter, _objective(config, encoders, device), precision, ranks)
@@ -109,8 +121,9 @@ def build(config: RunConfig, ranks: Ranks) -> Parts:
     return Parts(
         state=state,
         encoders=encoders,
-        loader=_training_loader(config, dataset, encoders, ranks),
-        validation=_validation_loader(config, dataset, encoders),
+        loader=_training_loader(config, dataset, encoders, ranks, pictures),
+        validation=_validation_loader(config, dataset, encoders, pictures),
+        pictures=pictures,
         painter=Painter(model, encoders, precision, config.model.use_x0),
     )
 
@@ -152,7 +165,9 @@ def _fit_to_memory(config: RunConfig, state: TrainState) -> None:
             block.compile(dynamic=True)
 
 
-def _training_loader(config: RunConfig, dataset: DataSet, encoders: Encoders, ranks: Ranks) -> Loader:
+def _training_loader(
+    config: RunConfig, dataset: DataSet, encoders: Encoders, ranks: Ranks, pictures: Pictures
+) -> Loader:
     data = config.dataloader
     return Loader(
         dataset=dataset.training,
@@ -164,10 +179,13 @@ def _training_loader(config: RunConfig, dataset: DataSet, encoders: Encoders, ra
         threads=max(1, data.num_workers * data.thread_per_worker),
         prefetch=data.prefetch_factor,
         needs_pixels=encoders.needs_pixels,
+        pictures=pictures,
     )
 
 
-def _validation_loader(config: RunConfig, dataset: DataSet, encoders: Encoders) -> Loader | None:
+def _validation_loader(
+    config: RunConfig, dataset: DataSet, encoders: Encoders, pictures: Pictures
+) -> Loader | None:
     if not config.validation.share:
         return None
     return Loader(
@@ -180,4 +198,5 @@ def _validation_loader(config: RunConfig, dataset: DataSet, encoders: Encoders) 
         threads=max(1, config.dataloader.num_workers),
         prefetch=1,
         needs_pixels=encoders.needs_pixels,
+        pictures=pictures,
     )

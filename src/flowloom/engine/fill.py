@@ -13,6 +13,7 @@ import torch
 from flowloom.data.cache import Cache, Stats
 from flowloom.data.captions import captions_of
 from flowloom.data.loader import DataSet, LoadedBatch, Loader, Skipped
+from flowloom.data.pictures import Pictures
 from flowloom.engine.build import choose_device, load_encoders
 from flowloom.engine.encode import Encoders
 from flowloom.engine.keepers import DiskKeeper
@@ -151,6 +152,7 @@ def _loader(
         threads=max(1, data.num_workers * data.thread_per_worker),
         prefetch=max(2, data.prefetch_factor),
         needs_pixels=needs_pixels,
+        pictures=Pictures(config.storage),
     )
 
 

@@ -23,12 +23,14 @@ from flowloom.data.cache_keys import (
 )
 from flowloom.data.captions import CaptionRules
 from flowloom.data.loader import DataSet
-from flowloom.data.shard_stores import LocalShards, RangeStore, RemoteShards, ShardStore
+from flowloom.data.pictures import Pictures
+from flowloom.data.shard_stores import LocalShards, RemoteShards, ShardStore
 from flowloom.engine.encode import Image, Keepers, keepers_without_disk
 from flowloom.engine.keepers import DiskKeeper
-from flowloom.errors import CacheError, WeightsError
+from flowloom.errors import WeightsError
 from flowloom.parts.families.weights import PICKLED, SAFE
 from flowloom.parts.records import caption_states, image_latents
+from flowloom.parts.sources.base import StorageSection, open_source
 from flowloom.spec.run import RunConfig
 
 ENCODERS = "encoders.json"
@@ -51,16 +53,15 @@ def caption_rules(config: RunConfig) -> CaptionRules:
     )
 
 
-def shard_store(place: str, remote: RangeStore | None = None) -> ShardStore:
-    """The shards at `place`, a folder, or an address whose store is `remote`.
+def shard_store(place: str, storage: StorageSection | None = None) -> ShardStore:
+    """The shards at `place`, a folder or the address of a store.
 
     Raises:
-        CacheError: it is an address, and there is no store for it.
+        SourceError: no store is known by this kind of address.
     """
     if "://" not in place:
         return LocalShards(Path(place))
-    if remote is None:
-        raise CacheError(f"{place}: cache.dir must be a folder.")
+    remote = open_source(place, storage or StorageSection())
     spool = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowloom" / "spool"
     return RemoteShards(remote, spool / digest(place).hex(), place)
 
@@ -68,11 +69,15 @@ def shard_store(place: str, remote: RangeStore | None = None) -> ShardStore:
 def open_cache(config: RunConfig) -> Cache:
     """The cache in `cache.dir`, made if there is none."""
     limit = config.cache.limit_gib
-    return Cache(shard_store(config.cache.dir), None if limit is None else int(limit * 2**30))
+    return Cache(shard_store(config.cache.dir, config.storage), None if limit is None else int(limit * 2**30))
 
 
 def open_keepers(
-    config: RunConfig, dataset: DataSet, dtype: torch.dtype, cache: Cache | None = None
+    config: RunConfig,
+    dataset: DataSet,
+    dtype: torch.dtype,
+    cache: Cache | None = None,
+    pictures: Pictures | None = None,
 ) -> Keepers:
     """Where the latents and states of `dataset` are kept, when encoders compute in `dtype`.
 
@@ -83,7 +88,8 @@ def open_keepers(
     latents, texts = keepers_without_disk(config)
     stored = _STORED[config.cache.dtype]
     if config.cache.latents == "disk":
-        latents = DiskKeeper(cache, image_latents.KIND, _ImageKeys(config, dataset, cache, dtype), stored)
+        keys = _ImageKeys(config, dataset, cache, dtype, pictures or Pictures(config.storage))
+        latents = DiskKeeper(cache, image_latents.KIND, keys, stored)
     if config.cache.text == "disk":
         # Captions that are shuffled anew each epoch never come back.
         adds = config.cache.caption_variants > 0 or not config.dataloader.shuffle_tags
@@ -95,10 +101,14 @@ def open_keepers(
 class _ImageKeys:
     """Key and sample of a row's image in a bucket."""
 
-    def __init__(self, config: RunConfig, dataset: DataSet, cache: Cache, dtype: torch.dtype):
+    def __init__(
+        self, config: RunConfig, dataset: DataSet, cache: Cache, dtype: torch.dtype, pictures: Pictures
+    ):
         self._metadata = dataset.metadata
         self._background = dataset.background
-        self._contents = Contents(dataset.folder, cache.store.spool, is_black=dataset.dummy_image)
+        self._contents = Contents(
+            lambda row: dataset.set_of(row).folder, cache.store.spool, pictures, is_black=dataset.dummy_image
+        )
         weights = EncoderFiles(cache.store.spool).digest([Path(config.model.vae_path)])
         form = "mean and log-variance" if config.cache.sampling == "draw" else "mean"
         self._by = EncodedBy(weights, str(dtype), _stored_name(config, dtype), form)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from flowloom.data.loader import DataSet
+from flowloom.data.pictures import Pictures
 from flowloom.engine.build import choose_device, choose_precision
 from flowloom.engine.trained import trained_names
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
@@ -20,7 +21,6 @@ from flowloom.parts.adapters.adapter import attach
 from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.chroma import load_chroma
 from flowloom.parts.families.text_encoder import load_text_encoder
-from flowloom.parts.sources.local import find_image
 from flowloom.spec.flow_json import LoadedConfig
 from flowloom.spec.run import ADAPTERS, InferenceSection, RunConfig
 
@@ -179,11 +179,12 @@ def _look_at_images(plan: Plan, config: RunConfig, dataset: DataSet) -> str:
     chosen = (
         used[np.linspace(0, len(used) - 1, min(len(used), ROWS_LOOKED_AT)).astype(int)] if len(used) else used
     )
-    rows = [row for row in (dataset.metadata.row(int(index)) for index in chosen) if not row.is_url_based]
-    missing = []
+    looked_at = (dataset.metadata.row(int(index)) for index in chosen)
+    rows = [row for row in looked_at if not Pictures.is_remote(row, dataset.set_of(row).folder)]
+    missing, pictures = [], Pictures()
     for row in rows:
         try:
-            find_image(dataset.set_of(row).folder, row.filename)
+            pictures.source(row, dataset.set_of(row).folder)
         except ImageError as error:
             missing.append(f"{dataset.set_of(row).path}:{row.line}: {error}")
     plan.notes += missing[:SHOWN]
@@ -193,7 +194,7 @@ def _look_at_images(plan: Plan, config: RunConfig, dataset: DataSet) -> str:
     return (
         f"{len(rows) - len(missing)} of {len(rows)} looked for are there"
         if rows
-        else "all from URLs, not looked at"
+        else "all in stores, not looked at"
     )
 
 

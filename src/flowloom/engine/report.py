@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,19 +33,22 @@ class Reporter:
         self.on_event = on_event
         self._pending: list[tuple[dict[str, Any], StepMetrics]] = []
         self._step_seconds: float | None = None
+        self._lock = threading.RLock()
 
     def say(self, kind: str, **fields: Any) -> None:
         """Write one event and pass it on; on ranks other than the first, nothing."""
         if self.writer is None:
             return
-        event = self.writer.write(kind, **fields)
-        self.on_event(event)
-        for logger in list(self.loggers):
-            try:
-                logger.log(event)
-            except TrainingError as error:
-                self.loggers.remove(logger)
-                self.say("warning", message=str(error))
+        # Stores say from their own thread that they are down, while the engine's waits for them.
+        with self._lock:
+            event = self.writer.write(kind, **fields)
+            self.on_event(event)
+            for logger in list(self.loggers):
+                try:
+                    logger.log(event)
+                except TrainingError as error:
+                    self.loggers.remove(logger)
+                    self.say("warning", message=str(error))
 
     def step(
         self, state: TrainState, metrics: StepMetrics, seconds: float, waited: float, eta: float | None

@@ -78,7 +78,7 @@ def _missing_data(dataloader: DataloaderSection) -> Iterator[Problem]:
 def _missing(path: str, value: str, what: str) -> Iterator[Problem]:
     if not value:
         yield Problem(path, f"is needed: {what}.")
-    elif not Path(value).exists():
+    elif not _is_address(value) and not Path(value).exists():
         yield Problem(path, f"{value} does not exist.")
 
 
@@ -94,16 +94,23 @@ def resolve_paths(section: Paths, folder: Path) -> Paths:
         update["datasets"] = [resolve_paths(one, folder) for one in section.datasets]
         return section.model_copy(update=update)
     paths = {name: value for name, value in section if name.endswith("_path") and value}
-    absolute = {name: str(_absolute(value, folder)) for name, value in paths.items()}
+    absolute = {name: _absolute(value, folder) for name, value in paths.items()}
     if isinstance(section, ModelSection) and "t5_path" in absolute:
         absolute = _beside_t5(Path(absolute["t5_path"])) | absolute
     return section.model_copy(update=absolute)
 
 
-def _absolute(text: str, folder: Path) -> Path:
+def _absolute(text: str, folder: Path) -> str:
+    if _is_address(text):
+        return text
     path = Path(text).expanduser()
     beside = folder / path
-    return (beside if beside.exists() and not path.exists() else path).absolute()
+    return str((beside if beside.exists() and not path.exists() else path).absolute())
+
+
+def _is_address(text: str) -> bool:
+    """Whether `text` names a store, s3://bucket say, and no file of this machine."""
+    return "://" in text
 
 
 def _beside_t5(folder: Path) -> dict[str, str]:

@@ -104,7 +104,7 @@ def open_dataset(config: RunConfig) -> DataSet:
 def _looks(dataset: DataSet, options: LintOptions) -> list[Look]:
     if not options.with_pictures:
         return [Look()] * len(dataset.metadata)
-    if not dataset.folder.is_dir():
+    if "://" not in dataset.folder and not Path(dataset.folder).is_dir():
         raise DataError(f"{dataset.folder}: no such folder. --images names the one that the rows mean.")
     return list(Looker(dataset, options.with_urls).look_at_all(options.threads, options.progress))
 

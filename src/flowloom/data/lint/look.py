@@ -10,16 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests
 from PIL import Image
 
 from flowloom.data.images import load_image
 from flowloom.data.lint.near import SIDE, Fingerprint, fingerprint
 from flowloom.data.loader import DataSet
 from flowloom.data.metadata import Row
+from flowloom.data.pictures import Pictures
 from flowloom.errors import ImageError
-from flowloom.parts.sources.http import fetch_image
-from flowloom.parts.sources.local import find_image
 
 AHEAD = 64
 """Pictures read ahead of the one that is waited for."""
@@ -52,7 +50,7 @@ class Looker:
     def __init__(self, dataset: DataSet, with_urls: bool):
         self.dataset = dataset
         self.with_urls = with_urls
-        self._session = requests.Session()
+        self._pictures = Pictures()
 
     def source(self, row: Row) -> bytes:
         """The bytes of a row's file.
@@ -60,11 +58,9 @@ class Looker:
         Raises:
             ImageError: there is none.
         """
-        if row.is_url_based:
-            found = fetch_image(row.filename, self._session)
-            return found if isinstance(found, bytes) else Path(found).read_bytes()
         try:
-            return find_image(self.dataset.folder, row.filename).read_bytes()
+            found = self._pictures.source(row, self.dataset.set_of(row).folder)
+            return found if isinstance(found, bytes) else found.read_bytes()
         except (OSError, ValueError) as error:
             raise ImageError(str(error)) from error
 

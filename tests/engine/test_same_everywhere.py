@@ -1,0 +1,93 @@
+"""The same pictures from a folder, a web server, an object store and a filled cache train alike."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowloom.engine.__main__ import run_engine
+from flowloom.parts.sources.base import StorageSection, open_source
+from flowloom.spec.events import read_events
+from flowloom.spec.rundir import RunDir
+from tests.stand_ins.seaweed import Seaweed
+
+pytestmark = pytest.mark.slow
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(drawn_data: Path) -> Iterator[str]:
+    """The folder of the pictures, served."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(drawn_data)))
+    thread = threading.Thread(target=server.serve_forever, args=[0.02])
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def losses(run_dir: RunDir) -> list[float]:
+    run_engine(run_dir)
+    events = list(read_events(run_dir.events_jsonl))
+    assert not [event for event in events if event["kind"] == "skipped"]
+    return [event["loss"] for event in events if event["kind"] == "step"]
+
+
+def with_names(drawn_data: Path, out: Path, prefix: str) -> dict[str, Any]:
+    """The same rows, each picture at an address."""
+    rows = [json.loads(line) for line in (drawn_data / "data.jsonl").read_text().splitlines()]
+    named = [row | {"filename": f"{prefix}/{row['filename']}", "is_url_based": True} for row in rows]
+    out.write_text("".join(json.dumps(row) + "\n" for row in named))
+    return {"jsonl_metadata_path": str(out)}
+
+
+def test_losses_are_equal_wherever_the_pictures_come_from(
+    make_run: Callable[..., RunDir],
+    drawn_data: Path,
+    tmp_path: Path,
+    seaweed: Seaweed,
+    storage: StorageSection,
+    web: str,
+) -> None:
+    bucket = f"{seaweed.bucket}/{tmp_path.name}"
+    store = open_source(f"s3://{bucket}/set", storage)
+    for path in drawn_data.glob("*.png"):
+        store.write(path.name, path)
+    stored = storage.model_dump()
+    cache = {"latents": "disk", "text": "disk"}
+    runs: dict[str, dict[str, Any]] = {
+        "web": {"dataloader": with_names(drawn_data, tmp_path / "web.jsonl", web)},
+        "s3 names": {
+            "dataloader": with_names(drawn_data, tmp_path / "s3.jsonl", f"s3://{bucket}/set"),
+            "storage": stored,
+        },
+        "s3 folder": {"dataloader": {"image_folder_path": f"s3://{bucket}/set"}, "storage": stored},
+        "cache, filled by the run": {"cache": cache | {"dir": str(tmp_path / "cache")}},
+        "cache, filled": {"cache": cache | {"dir": str(tmp_path / "cache")}},
+        "cache of what is in the store": {
+            "dataloader": {"image_folder_path": f"s3://{bucket}/set"},
+            "storage": stored,
+            "cache": cache | {"dir": str(tmp_path / "other")},
+        },
+        "cache in the store": {"storage": stored, "cache": cache | {"dir": f"s3://{bucket}/cache"}},
+        "cache in the store, filled": {
+            "storage": stored, "cache": cache | {"dir": f"s3://{bucket}/cache"},
+        },
+    }  # fmt: skip
+    expected = losses(make_run("folder", limits={"max_steps": 8}))
+    assert len(expected) == 8
+    for name, sections in runs.items():
+        found = losses(make_run(name.replace(" ", "-").replace(",", ""), limits={"max_steps": 8}, **sections))
+        assert found == expected, name
