@@ -102,7 +102,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("jsonl", type=Path, metavar="FILE.jsonl", help="FLOW's JSONL")
     add("--config", type=Path, metavar="CONFIG.json", help="of the run: its buckets, batch size, tokenizer")
-    add("--images", type=Path, metavar="DIR", help="what names are relative to; default: the JSONL's folder")
+    add(
+        "--images", metavar="DIR", help="what names are relative to; default: as its build or the config says"
+    )
     add("--resolution", type=_numbers, metavar="N[,N]", help="default: the config's, else 512")
     add("--batch-size", type=int, metavar="N", help="default: the config's, else 1")
     add("--tokenizer", type=Path, metavar="DIR", help="T5's, to count tokens; default: the config's")
@@ -122,11 +124,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _options(asked: argparse.Namespace) -> LintOptions:
     from flowloom.data.lint.check import LintOptions
+    from flowloom.data.prepare.rows import image_folder
     from flowloom.spec.flow_json import read_config
     from flowloom.spec.run import RunConfig
 
     config = read_config(asked.config, []).config if asked.config else RunConfig()
-    images = asked.images or (config.dataloader.image_folder_path if asked.config else asked.jsonl.parent)
+    known = config.dataloader.image_folder_path if asked.config else image_folder(asked.jsonl, None)
+    images = asked.images or known
     data: dict[str, Any] = {"jsonl_metadata_path": str(asked.jsonl), "image_folder_path": str(images)}
     data |= {"base_resolution": asked.resolution} if asked.resolution else {}
     data |= {"batch_size": max(1, asked.batch_size)} if asked.batch_size else {}
