@@ -103,7 +103,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("jsonl", type=Path, metavar="FILE.jsonl", help="FLOW's JSONL")
     add("--config", type=Path, metavar="CONFIG.json", help="of the run: its buckets, batch size, tokenizer")
     add(
-        "--images", metavar="DIR", help="what names are relative to; default: as its build or the config says"
+        "--images", metavar="DIR", help="where names begin; default: as its build or the config says"
     )
     add("--resolution", type=_numbers, metavar="N[,N]", help="default: the config's, else 512")
     add("--batch-size", type=int, metavar="N", help="default: the config's, else 1")
