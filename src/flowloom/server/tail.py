@@ -43,31 +43,36 @@ class EventTail:
             # The first look, or the engine cut off lines that a crash had spoilt.
             self._begin_again(size)
         while self._offset is not None and self._offset < size:
-            found, whole = self._chunk(self._offset)
-            if found or not whole:
+            found, taken = self._chunk(self._offset)
+            if found or not taken:
                 return found
         return []
 
     def _chunk(self, offset: int) -> tuple[list[Found], int]:
-        """The events of the next chunk, and how many bytes of it are whole lines."""
+        """The events of the next chunk, and how far it was read: not beyond what may yet be written anew."""
         with self.path.open("rb") as file:
             file.seek(offset)
             data = file.read(_CHUNK_BYTES)
             if b"\n" not in data and len(data) == _CHUNK_BYTES:
                 data += file.readline()
-        whole = data.rfind(b"\n") + 1
-        found = []
-        for line in data[:whole].splitlines():
+        found, end, good = [], 0, 0
+        for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
+            end += len(line)
             event = _parsed(line)
-            if event is None or event["seq"] <= self.seq:
+            if event is None:
+                continue
+            good = end
+            if event["seq"] <= self.seq:
                 continue
             if self._is_in_step and event["seq"] != self.seq + 1:
                 self._offset = None
                 return [], 0
             self.seq, self._is_in_step = event["seq"], True
-            found.append(Found(self.seq, event, line))
-        self._offset = offset + whole
-        return found, whole
+            found.append(Found(self.seq, event, line.rstrip()))
+        # Spoilt lines at the end are cut off by the next engine; a whole chunk of them is nobody's.
+        taken = good or (end if len(data) >= _CHUNK_BYTES else 0)
+        self._offset = offset + taken
+        return found, taken
 
     def _begin_again(self, size: int) -> None:
         """Go to where the events up to `seq` end, or before: as numbers only grow, by halving the file."""
