@@ -59,6 +59,8 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for routes in _ROUTES:
         app.include_router(routes.router, prefix="/api")
+    plain = app.openapi
+    app.openapi = lambda: app.openapi_schema or problems.describe(plain())
     return app
 
 

@@ -27,6 +27,7 @@ from starlette.exceptions import HTTPException
 from flowloom.errors import ConfigError, FlowloomError, Problem
 
 MEDIA_TYPE = "application/problem+json"
+_REFERENCE = "#/components/schemas/ProblemView"
 
 
 class Place(BaseModel):
@@ -57,6 +58,11 @@ class ServiceError(FlowloomError):
     def __init__(self, detail: str, todo: str = "", errors: Iterable[Place] = ()):
         super().__init__(detail)
         self.todo, self.errors = todo, list(errors)
+
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """What it may look like."""
+        return {"type": f"urn:flowloom:{cls.code}", "title": cls.title, "status": cls.status, "detail": "..."}
 
     def view(self) -> ProblemView:
         """As it is sent."""
@@ -150,17 +156,27 @@ def _pointer(below: str, path: str) -> str:
 
 
 def problems(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses`: the errors that it answers, beside 422."""
-    by_status: dict[int | str, list[str]] = {}
-    for error in (*errors, Invalid):
-        by_status.setdefault(error.status, []).append(error.title)
+    """For a route's `responses`: the errors that it answers, beside those that all do."""
+    by_status: dict[int | str, list[type[ServiceError]]] = {}
+    for error in (*errors, NotSignedIn, Forbidden, Invalid):
+        by_status.setdefault(error.status, []).append(error)
     return {
         status: {
-            "description": " ".join(titles),
-            "content": {MEDIA_TYPE: {"schema": ProblemView.model_json_schema()}},
+            "description": " ".join(error.title for error in found),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE}, "example": found[0].example()}},
         }
-        for status, titles in by_status.items()
+        for status, found in by_status.items()
     }
+
+
+def describe(openapi: dict[str, Any]) -> dict[str, Any]:
+    """Put the shape of problems into an OpenAPI document, once, in place of FastAPI's own."""
+    schemas = openapi.setdefault("components", {}).setdefault("schemas", {})
+    view = ProblemView.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= {**view.pop("$defs"), "ProblemView": view}
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return openapi
 
 
 def answer(error: ServiceError) -> JSONResponse:

@@ -10,7 +10,7 @@ from flowloom.server.deps import StudioDep
 from flowloom.server.problems import NotSignedIn, problems
 from flowloom.server.security import COOKIE, is_token, session_of
 
-router = APIRouter(tags=["session"])
+router = APIRouter(tags=["session"], responses=problems())
 
 
 class Health(BaseModel):
