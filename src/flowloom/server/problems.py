@@ -1,6 +1,8 @@
 """Everything that the service answers with an error, as RFC 9457 problem+json.
 
 ServiceError
+├── NotJson                                              400
+├── TooLarge                                             413
 ├── NoSuchRun, NoSuchTrainer, NoSuchFile, NoSuchRoot     404
 ├── OutsideRoots, Forbidden                              403
 ├── NotSignedIn                                          401
@@ -74,6 +76,14 @@ class ServiceError(FlowloomError):
             todo=self.todo,
             errors=self.errors,
         )
+
+
+class NotJson(ServiceError):
+    status, code, title = 400, "not-json", "The body is no JSON."
+
+
+class TooLarge(ServiceError):
+    status, code, title = 413, "too-large", "That is too much at once."
 
 
 class NoSuchRun(ServiceError):
@@ -155,10 +165,13 @@ def _pointer(below: str, path: str) -> str:
     return "/".join([below, *parts])
 
 
+_ANYWHERE = (NotJson, NotSignedIn, Forbidden, TooLarge, Invalid, Unwritable)
+
+
 def problems(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`: the errors that it answers, beside those that all do."""
     by_status: dict[int | str, list[type[ServiceError]]] = {}
-    for error in (*errors, NotSignedIn, Forbidden, Invalid):
+    for error in (*errors, *_ANYWHERE):
         by_status.setdefault(error.status, []).append(error)
     return {
         status: {
@@ -217,6 +230,9 @@ def _on_invalid(_: Request, error: Exception) -> JSONResponse:
 
 def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    known = {400: NotJson, 413: TooLarge}.get(error.status_code)
+    if known:
+        return answer(known(str(error.detail), "Send a JSON object of at most 4 MiB."))
     view = ProblemView(
         type="about:blank",
         title=str(error.detail),
