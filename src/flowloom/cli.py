@@ -224,12 +224,9 @@ def _demo(words: list[str]) -> int:
 
 
 def _up(words: list[str]) -> int:
-    from flowloom.server.up import USAGE, add_flags, up
+    from flowloom.server.up import USAGE, up
 
-    parser = _parser("up", USAGE)
-    add_flags(parser)
-    up(parser.parse_args(words))
-    return OK
+    return up(_parser("up", USAGE), words)
 
 
 def _schema(words: list[str]) -> int:

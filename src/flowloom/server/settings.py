@@ -38,7 +38,9 @@ class Settings:
     def roots(self) -> dict[str, Path]:
         """Every folder that the studio may use, by name."""
         own = {name: self.home / name for name in ("runs", "data", "models")}
-        return own | self.more_roots
+        # Where `cache.dir` leads by default: relative paths begin where the studio was started, as for the
+        # command line.
+        return own | {"cache": Path("cache").absolute()} | self.more_roots
 
 
 def is_loopback(host: str) -> bool:

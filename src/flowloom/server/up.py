@@ -18,8 +18,7 @@ USAGE = "[--home DIR] [--host ADDRESS] [--port N] [--root NAME=DIR ...] [--token
 _GRACE_S = 3
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `flowloom up`."""
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     home = Path(os.environ.get("FLOWLOOM_HOME", "."))
     add(
@@ -58,12 +57,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def up(asked: argparse.Namespace) -> None:
-    """Serve until a signal ends it; runs go on.
+def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """Serve what the command line says until a signal ends it; runs go on. The exit status.
 
     Raises:
         RunError: another studio serves this home, or the address is taken.
     """
+    _add_flags(parser)
+    asked = parser.parse_args(words)
     home = asked.home.expanduser().absolute()
     (home / ".flowloom").mkdir(mode=0o700, parents=True, exist_ok=True)
     token = asked.token or (None if is_loopback(asked.host) else _kept_token(home))
@@ -77,6 +78,7 @@ def up(asked: argparse.Namespace) -> None:
         sign_in = f"/#token={token}" if token else ""
         sys.stderr.write(f"studio     {url}{sign_in}\nhome       {home}\n")
         _serve(settings, listener)
+    return 0
 
 
 def _serve(settings: Settings, listener: socket.socket) -> None:

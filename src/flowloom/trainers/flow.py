@@ -1,5 +1,7 @@
-import json, sys
+import json
+import sys
 from pathlib import Path
+
 from flowloom.errors import ConfigError
 from flowloom.spec.flow_json import load_config
 from flowloom.spec.run import RunConfig
