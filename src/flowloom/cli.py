@@ -223,6 +223,12 @@ def _demo(words: list[str]) -> int:
     return OK
 
 
+def _up(words: list[str]) -> int:
+    from flowloom.server.up import USAGE, up
+
+    return up(_parser("up", USAGE), words)
+
+
 def _schema(words: list[str]) -> int:
     parser = _parser("schema", "[--check FILE]")
     parser.add_argument("--check", metavar="FILE", help="only say whether FILE holds this schema")
@@ -268,6 +274,7 @@ def _doctor(words: list[str]) -> int:
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": ("trains a small Chroma on OpenMoji pictures and draws a grid of samples", _demo),
+    "up": ("starts the studio: runs, queue and files by HTTP", _up),
     "train": ("trains what a configuration file describes", _train),
     "resume": ("goes on with a run that was stopped or killed", _resume),
     "cache": ("encodes a data set once, and tells, checks and prunes what is kept of it", _cache),

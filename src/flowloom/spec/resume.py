@@ -41,7 +41,7 @@ def change_run(run_dir: RunDir, overrides: Overrides) -> LoadedConfig:
     content = run_dir.read_run()
     loaded = load_config(content["config"], overrides, run_dir.run_json)
     config = loaded.config.model_dump(mode="json")
-    changes = dict(_changes("", run_dir.read_config().model_dump(mode="json"), config))
+    changes = dict(differences("", run_dir.read_config().model_dump(mode="json"), config))
     fixed = [path for path in changes if path.startswith(FIXED)]
     if fixed:
         message = "is fixed by the run's checkpoints: start a new run to change it."
@@ -53,12 +53,12 @@ def change_run(run_dir: RunDir, overrides: Overrides) -> LoadedConfig:
     return loaded
 
 
-def _changes(path: str, old: Any, new: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What differs, by dotted path: from what, to what."""
+def differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where two configurations differ, by dotted path below `path`: from what, to what."""
     if old == new:
         return
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
-            yield from _changes(f"{path}.{name}".lstrip("."), old.get(name), new.get(name))
+            yield from differences(f"{path}.{name}".lstrip("."), old.get(name), new.get(name))
     else:
         yield path, {"from": old, "to": new}

@@ -36,6 +36,24 @@ def read_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     return found | {name: environ[name] for name in NAMES if environ.get(name)}
 
 
+def write_secret(name: str, value: str | None, environ: Mapping[str, str] = os.environ) -> None:
+    """Set a secret in the file, or with None take it out; only its owner may read the file.
+
+    Raises:
+        ConfigError: the file as it is cannot be used.
+    """
+    path = secrets_path(environ)
+    known = {key: kept for key, kept in _read_file(path).items() if key != name}
+    content = known if value is None else known | {name: value}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
 def redact(text: str, secrets: Collection[str]) -> str:
     """`text` with every one of the `secrets` masked."""
     for secret in sorted(secrets, key=len, reverse=True):

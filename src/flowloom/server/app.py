@@ -1,0 +1,114 @@
+"""The service: `create_app(settings)` is all of it, ready for any ASGI server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+import flowloom
+from flowloom.errors import FlowloomError
+from flowloom.server import problems
+from flowloom.server.deps import Studio
+from flowloom.server.queue import Queue
+from flowloom.server.roots import Roots
+from flowloom.server.routes import (
+    checkpoints,
+    events,
+    files,
+    runs,
+    samples,
+    secrets,
+    session,
+    system,
+    training,
+)
+from flowloom.server.security import Guard
+from flowloom.server.settings import Settings
+from flowloom.server.shelf import Shelf
+from flowloom.server.store import Store
+from flowloom.server.system import Gauge, find_devices
+from flowloom.trainers import ALL
+
+TICK_S = 0.2
+TICKS_BETWEEN_SCANS = 5
+_ROUTES = (session, runs, events, samples, checkpoints, system, files, secrets, training)
+_log = logging.getLogger("flowloom")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The studio over `settings.home`."""
+    app = FastAPI(
+        title="Flowloom studio",
+        version=flowloom.__version__,
+        summary="Runs, queue and files of Flowloom, by HTTP.",
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        generate_unique_id_function=_route_id,
+    )
+    app.state.settings = settings
+    app.state.is_closing = lambda: False
+    app.add_middleware(Guard, token=settings.token)
+    problems.install(app)
+    for routes in _ROUTES:
+        app.include_router(routes.router, prefix="/api")
+    plain = app.openapi
+    app.openapi = lambda: app.openapi_schema or problems.describe(plain())
+    return app
+
+
+def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
+    """Find everything again that is in the folders."""
+    for folder in (settings.runs_dir, settings.state_dir / "locks"):
+        folder.mkdir(parents=True, exist_ok=True)
+    shelf = Shelf(settings.runs_dir, Store(settings.state_dir / "studio.sqlite"))
+    shelf.clear_away()
+    shelf.look_at_all()
+    devices = settings.devices or find_devices()
+    return Studio(
+        settings=settings,
+        roots=Roots(settings.roots),
+        shelf=shelf,
+        queue=Queue(shelf, ALL, devices, settings.state_dir / "locks"),
+        trainers=ALL,
+        gauge=Gauge(settings.roots),
+        is_closing=is_closing,
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    studio = await asyncio.to_thread(open_studio, app.state.settings, lambda: app.state.is_closing())
+    app.state.studio = studio
+    ticking = asyncio.create_task(_tick_for_ever(studio))
+    yield
+    ticking.cancel()
+    with suppress(asyncio.CancelledError):
+        await ticking
+    studio.shelf.store.close()
+
+
+async def _tick_for_ever(studio: Studio) -> None:
+    count = 0
+    while True:
+        try:
+            await asyncio.to_thread(studio.queue.tick)
+            if count % TICKS_BETWEEN_SCANS == 0:
+                await asyncio.to_thread(studio.shelf.look_at_all)
+        except (OSError, sqlite3.Error, FlowloomError):
+            _log.exception("the queue could not go on; trying again")
+            await asyncio.sleep(1)
+        count += 1
+        await asyncio.sleep(TICK_S)
+
+
+def _route_id(route: APIRoute) -> str:
+    """`runs-read_run`: what generated clients call it."""
+    return f"{route.tags[0] if route.tags else 'studio'}-{route.name}"

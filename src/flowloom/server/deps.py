@@ -1,0 +1,71 @@
+"""What routes are given: a route's signature says all that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+
+from flowloom.server.metrics import Charts
+from flowloom.server.problems import NoSuchTrainer
+from flowloom.server.queue import Queue
+from flowloom.server.roots import Roots
+from flowloom.server.settings import Settings
+from flowloom.server.shelf import Shelf
+from flowloom.server.system import Gauge
+from flowloom.spec.rundir import RunDir
+from flowloom.trainers.base import Trainer
+
+
+@dataclass
+class Studio:
+    """Everything that lives as long as the server."""
+
+    settings: Settings
+    roots: Roots
+    shelf: Shelf
+    queue: Queue
+    trainers: Mapping[str, Trainer]
+    gauge: Gauge
+    charts: Charts = field(default_factory=Charts)
+    is_closing: Callable[[], bool] = lambda: False
+    """Whether streams shall end because the server does."""
+
+
+def _studio(request: Request) -> Studio:
+    return request.app.state.studio
+
+
+StudioDep = Annotated[Studio, Depends(_studio)]
+
+
+def _shelf(studio: StudioDep) -> Shelf:
+    return studio.shelf
+
+
+def _queue(studio: StudioDep) -> Queue:
+    return studio.queue
+
+
+def _run_dir(
+    studio: StudioDep,
+    run_id: Annotated[str, Path(description="Name of the run's directory.", examples=["fox-lora"])],
+) -> RunDir:
+    return RunDir(studio.shelf.path(run_id))
+
+
+def _trainer(
+    studio: StudioDep,
+    trainer: Annotated[str, Path(description="flow, kohya or flow-upstream.", examples=["flow"])],
+) -> Trainer:
+    if trainer not in studio.trainers:
+        raise NoSuchTrainer(trainer, sorted(studio.trainers))
+    return studio.trainers[trainer]
+
+
+ShelfDep = Annotated[Shelf, Depends(_shelf)]
+QueueDep = Annotated[Queue, Depends(_queue)]
+RunDep = Annotated[RunDir, Depends(_run_dir)]
+TrainerDep = Annotated[Trainer, Depends(_trainer)]

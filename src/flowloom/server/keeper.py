@@ -1,0 +1,125 @@
+"""`python -m flowloom.server.keeper ORDER`: one small process beside each run, detached from the server.
+
+It takes the run's lock and its devices' locks, takes the run out of the queue, starts the run's process
+in a group of its own, waits for it, and notes how it ended. A server that is killed at any moment thus
+neither loses a run nor starts it twice: whether a run waits, runs or ended stands in its directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from flowloom.server.locks import hold
+from flowloom.server.records import BUSY, KEPT, NOT_WANTED, Exit, Keeping, Ticket, Wish, born, lock_path
+
+_CANNOT_START = 127
+_SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER: orphans of the run become ours to bury
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be kept."""
+
+    run: str
+    ticket: str
+    argv: list[str]
+    cwd: str | None
+    locks: list[str]
+
+    def to_argument(self) -> str:
+        """As one word of a command line."""
+        return json.dumps(asdict(self))
+
+
+def main() -> int:
+    """Keep the run that the command line names; 0 when its process was started."""
+    order = Order(**json.loads(sys.argv[1]))
+    run = Path(order.run)
+    locks = [hold(path) for path in (lock_path(run), *map(Path, order.locks))]
+    if None in locks:
+        return BUSY
+    ticket = Ticket.read(run)
+    if ticket is None or ticket.id != order.ticket:
+        return NOT_WANTED
+    keeping = _take(run, ticket)
+    _outlive_the_server()
+    process = _start(order, run, [lock for lock in locks if lock is not None])
+    if process is None:
+        return KEPT
+    keeping.model_copy(update={"pid": process.pid, "born": born(process.pid)}).write(run)
+    status = process.wait()
+    _bury(process.pid)
+    Exit(status=status, time=time.time()).write(run)
+    return KEPT
+
+
+def _take(run: Path, ticket: Ticket) -> Keeping:
+    """Take the run out of the queue; from here on it has been started."""
+    events = run / "events.jsonl"
+    keeping = Keeping(
+        ticket=ticket.id,
+        keeper=os.getpid(),
+        keeper_born=born(os.getpid()) or "",
+        devices=ticket.devices,
+        time=time.time(),
+        events_size=events.stat().st_size if events.exists() else 0,
+    )
+    Exit.remove(run)
+    Wish.remove(run)
+    keeping.write(run)
+    Ticket.remove(run)
+    return keeping
+
+
+def _outlive_the_server() -> None:
+    """Go on when a terminal closes or a service is stopped: the run itself decides when it ends."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def _start(order: Order, run: Path, locks: list[int]) -> subprocess.Popen[bytes] | None:
+    with (run / "log.txt").open("ab") as log:
+        try:
+            return subprocess.Popen(
+                order.argv,
+                cwd=order.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=locks,
+            )
+        except OSError as error:
+            message = f"{order.argv[0]} could not be started: {error.strerror}."
+            log.write(f"{message}\n".encode())
+            Exit(status=_CANNOT_START, time=time.time(), message=message).write(run)
+            return None
+
+
+def _bury(group: int) -> None:
+    """End what the run left behind in its group, and take in every exit status."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""Everything that the service answers with an error, as RFC 9457 problem+json.
+
+ServiceError
+├── NotJson                                              400
+├── TooLarge                                             413
+├── NoSuchRun, NoSuchTrainer, NoSuchFile, NoSuchRoot     404
+├── OutsideRoots, Forbidden                              403
+├── NotSignedIn                                          401
+├── NotNow                                               409  the run is in another state
+├── NameTaken                                            409
+├── Invalid                                              422  every problem with its JSON pointer
+└── Unwritable                                           507  the disk is full or read-only
+
+`title` says what is wrong, `detail` where it came from, `todo` what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from flowloom.errors import ConfigError, FlowloomError, Problem
+
+MEDIA_TYPE = "application/problem+json"
+_REFERENCE = "#/components/schemas/ProblemView"
+
+
+class Place(BaseModel):
+    """One thing wrong with what was sent."""
+
+    pointer: str = Field(examples=["/config/training/lr"])
+    detail: str = Field(examples=["must be greater than 0, not -1."])
+
+
+class ProblemView(BaseModel):
+    """RFC 9457: one shape for every error."""
+
+    type: str = Field(examples=["urn:flowloom:no-such-run"])
+    title: str = Field(examples=["There is no such run."])
+    status: int = Field(examples=[404])
+    detail: str = Field(examples=["No run is called 'fox'."])
+    todo: str = Field("", examples=["GET /api/runs lists them."])
+    errors: list[Place] = []
+
+
+class ServiceError(FlowloomError):
+    """What is answered as a problem."""
+
+    status: ClassVar[int] = 400
+    code: ClassVar[str] = "bad-request"
+    title: ClassVar[str] = "This cannot be answered."
+
+    def __init__(self, detail: str, todo: str = "", errors: Iterable[Place] = ()):
+        super().__init__(detail)
+        self.todo, self.errors = todo, list(errors)
+
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """What it may look like."""
+        return {"type": f"urn:flowloom:{cls.code}", "title": cls.title, "status": cls.status, "detail": "..."}
+
+    def view(self) -> ProblemView:
+        """As it is sent."""
+        return ProblemView(
+            type=f"urn:flowloom:{self.code}",
+            title=self.title,
+            status=self.status,
+            detail=str(self),
+            todo=self.todo,
+            errors=self.errors,
+        )
+
+
+class NotJson(ServiceError):
+    status, code, title = 400, "not-json", "The body is no JSON."
+
+
+class TooLarge(ServiceError):
+    status, code, title = 413, "too-large", "That is too much at once."
+
+
+class NoSuchRun(ServiceError):
+    status, code, title = 404, "no-such-run", "There is no such run."
+
+    def __init__(self, run_id: str):
+        super().__init__(f"No run is called {run_id!r}.", "GET /api/runs lists them.")
+
+
+class NoSuchTrainer(ServiceError):
+    status, code, title = 404, "no-such-trainer", "There is no such trainer."
+
+    def __init__(self, name: str, known: Iterable[str]):
+        super().__init__(f"{name!r} is no trainer.", f"Choose one of {', '.join(known)}.")
+
+
+class NoSuchFile(ServiceError):
+    status, code, title = 404, "no-such-file", "There is no such file."
+
+    def __init__(self, name: str):
+        super().__init__(f"{name!r} is not there.", "List the folder above it to see what is.")
+
+
+class NoSuchRoot(ServiceError):
+    status, code, title = 404, "no-such-root", "There is no such folder."
+
+    def __init__(self, name: str, known: Iterable[str]):
+        super().__init__(f"{name!r} is none of the studio's folders.", f"They are {', '.join(known)}.")
+
+
+class OutsideRoots(ServiceError):
+    status, code, title = 403, "outside-roots", "That is outside of the studio's folders."
+
+    def __init__(self, name: str):
+        todo = "Start the studio with --root NAME=DIR to open a folder to it."
+        super().__init__(f"{name!r} leads out of the folder.", todo)
+
+
+class Forbidden(ServiceError):
+    status, code, title = 403, "forbidden", "This request is refused."
+
+
+class NotSignedIn(ServiceError):
+    status, code, title = 401, "not-signed-in", "This studio wants its token."
+
+    def __init__(self) -> None:
+        todo = "Send 'Authorization: Bearer TOKEN', or open the address that the studio printed."
+        super().__init__("The request came without the token, or with another one.", todo)
+
+
+class NotNow(ServiceError):
+    status, code, title = 409, "not-now", "The run is in another state."
+
+
+class NameTaken(ServiceError):
+    status, code, title = 409, "name-taken", "There is a run of this name."
+
+
+class Invalid(ServiceError):
+    status, code, title = 422, "invalid", "What was sent cannot be used."
+
+    @classmethod
+    def of(cls, problems: Iterable[Problem], below: str = "/config") -> Invalid:
+        """From our own problems, dotted paths of what was sent at `below`."""
+        places = [
+            Place(pointer=_pointer(below, problem.path), detail=problem.message) for problem in problems
+        ]
+        return cls(
+            f"{len(places)} problem{'s' * (len(places) != 1)}.", "Mend each of them, then send again.", places
+        )
+
+
+class Unwritable(ServiceError):
+    status, code, title = 507, "unwritable", "The studio cannot write there."
+
+
+def _pointer(below: str, path: str) -> str:
+    parts = [part.replace("~", "~0").replace("/", "~1") for part in path.split(".") if part]
+    return "/".join([below, *parts])
+
+
+_ANYWHERE = (NotJson, NotSignedIn, Forbidden, TooLarge, Invalid, Unwritable)
+
+
+def problems(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses`: the errors that it answers, beside those that all do."""
+    by_status: dict[int | str, list[type[ServiceError]]] = {}
+    for error in (*errors, *_ANYWHERE):
+        by_status.setdefault(error.status, []).append(error)
+    return {
+        status: {
+            "description": " ".join(error.title for error in found),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE}, "example": found[0].example()}},
+        }
+        for status, found in by_status.items()
+    }
+
+
+def describe(openapi: dict[str, Any]) -> dict[str, Any]:
+    """Put the shape of problems into an OpenAPI document, once, in place of FastAPI's own."""
+    schemas = openapi.setdefault("components", {}).setdefault("schemas", {})
+    view = ProblemView.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= {**view.pop("$defs"), "ProblemView": view}
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return openapi
+
+
+def answer(error: ServiceError) -> JSONResponse:
+    """The problem as a response."""
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    return JSONResponse(error.view().model_dump(), error.status, headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error as a problem."""
+    app.add_exception_handler(FlowloomError, _on_ours)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(OSError, _on_system)
+    app.add_exception_handler(Exception, _on_fault)
+
+
+def _on_ours(_: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, ServiceError):
+        return answer(error)
+    if isinstance(error, ConfigError):
+        return answer(Invalid.of(error.problems))
+    return answer(NotNow(str(error)))
+
+
+def _on_invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    places = []
+    for detail in error.errors():
+        where, *path = detail["loc"]
+        below = "" if where == "body" else f"/{where}"
+        pointer = "/".join([below, *(str(part).replace("~", "~0").replace("/", "~1") for part in path)])
+        places.append(Place(pointer=pointer, detail=detail["msg"]))
+    return answer(
+        Invalid(f"{len(places)} problem{'s' * (len(places) != 1)}.", "See /api/openapi.json.", places)
+    )
+
+
+def _on_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    known = {400: NotJson, 413: TooLarge}.get(error.status_code)
+    if known:
+        return answer(known(str(error.detail), "Send a JSON object of at most 4 MiB."))
+    view = ProblemView(
+        type="about:blank",
+        title=str(error.detail),
+        status=error.status_code,
+        detail=f"{request.method} {request.url.path}",
+        todo="See /api/openapi.json for what there is.",
+    )
+    headers = dict(error.headers or {})
+    return JSONResponse(view.model_dump(), error.status_code, headers, media_type=MEDIA_TYPE)
+
+
+def _on_system(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError)
+    reasons = {
+        errno.ENOSPC: "Make room on the disk, then try again.",
+        errno.EDQUOT: "Make room in your quota, then try again.",
+        errno.EROFS: "The file system is read-only: mount it writable, or move the studio's home.",
+        errno.EACCES: "Give the studio's user the right to write there.",
+    }
+    if error.errno in reasons:
+        return answer(Unwritable(f"{error.strerror}: {error.filename}", reasons[error.errno]))
+    return _on_fault(request, error)
+
+
+def _on_fault(_: Request, error: Exception) -> JSONResponse:
+    view = ProblemView(
+        type="urn:flowloom:fault",
+        title="The studio has a fault here.",
+        status=500,
+        detail=f"{type(error).__name__}; the studio's log has the traceback.",
+        todo="Please report it with the log.",
+    )
+    return JSONResponse(view.model_dump(), 500, media_type=MEDIA_TYPE)

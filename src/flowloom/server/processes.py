@@ -1,0 +1,40 @@
+"""Telling a run's processes to end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from contextlib import suppress
+
+from flowloom.server.records import Keeping, born, is_alive
+from flowloom.spec.rundir import RunDir
+
+
+def press(run_dir: RunDir, *, save: bool) -> None:
+    """Ask for a stop by the run's own protocol, or end its process group at once."""
+    if save:
+        run_dir.request("stop")
+    else:
+        end_group(run_dir)
+
+
+def end_group(run_dir: RunDir) -> None:
+    """Kill the run's process group, if its head is still the process that was noted."""
+    keeping = Keeping.read(run_dir.path)
+    if keeping and is_alive(keeping.pid, keeping.born):
+        assert keeping.pid
+        with suppress(ProcessLookupError):
+            os.killpg(keeping.pid, signal.SIGKILL)
+    elif keeping is None or not is_alive(keeping.keeper, keeping.keeper_born):
+        _end_by_hand(run_dir)
+
+
+def _end_by_hand(run_dir: RunDir) -> None:
+    """Kill the engine that was started by hand: alone, its group may be a person's shell."""
+    if not run_dir.is_running():
+        return
+    with suppress(OSError, ValueError, KeyError):
+        pid = json.loads(run_dir.pid_json.read_text())["pid"]
+        if born(pid):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,221 @@
+"""The queue: which run goes next, on which devices, and what is asked of those that run.
+
+All of it stands in the run directories (records.py); the devices' locks are the system's. This object
+can be dropped at any moment and made again: it will find the same queue and the same runs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flowloom.errors import FlowloomError, Problem
+from flowloom.server.keeper import Order
+from flowloom.server.locks import hold, is_held
+from flowloom.server.problems import Invalid, NotNow
+from flowloom.server.processes import press
+from flowloom.server.records import BUSY, KEPT, NOT_WANTED, Ticket, Wish, lock_path
+from flowloom.server.runs import RunView
+from flowloom.server.shelf import Shelf
+from flowloom.spec.rundir import Control, RunDir
+from flowloom.spec.secrets import read_secrets
+from flowloom.trainers.base import Command, Trainer
+
+
+class Queue:
+    """Starts what waits as soon as its devices are free; `tick` does all that is due."""
+
+    def __init__(
+        self, shelf: Shelf, trainers: Mapping[str, Trainer], devices: Sequence[str], locks_dir: Path
+    ):
+        self.shelf, self.trainers, self.devices = shelf, trainers, tuple(devices)
+        self.locks_dir = locks_dir
+        self._mutex = threading.RLock()
+        self._keepers: dict[str, subprocess.Popen[bytes]] = {}
+
+    def require_devices(self, devices: Sequence[str]) -> None:
+        """Raises Invalid where one of `devices` is not here."""
+        if unknown := sorted(set(devices) - set(self.devices)):
+            message = f"{', '.join(unknown)}: the devices here are {', '.join(self.devices)}."
+            raise Invalid.of([Problem("", message)], "/devices")
+
+    def resume(self, run_dir: RunDir, devices: Sequence[str], *, first: bool) -> RunView:
+        """Queue a run that is over before its time, again.
+
+        Raises:
+            NotNow: it is not, or it is finished.
+            Invalid: there is no such device.
+        """
+        self.require_devices(devices)
+        run_id = run_dir.path.name
+        with self._mutex:
+            view = self.shelf.look(run_id)
+            if not view.can_resume:
+                todo = "To train on, duplicate it, or resume it by hand with a higher limit."
+                raise NotNow(f"{run_id!r} is {view.state}: there is nothing to go on with.", todo)
+            self.shelf.notes.pop(run_id, None)
+            here = [device for device in view.devices if device in self.devices]
+            self.submit(run_dir, devices or here, first=first, resume=view.state != "created")
+            return self.shelf.look(run_id)
+
+    def submit(
+        self, run_dir: RunDir, devices: Sequence[str], *, first: bool = False, resume: bool = False
+    ) -> None:
+        """Queue a run, last or first; it starts when its devices (none named: the first one) are free."""
+        with self._mutex:
+            places = [run.position for run in self.shelf.store.queue() if run.position is not None]
+            position = min(places, default=1.0) - 1 if first else max(places, default=0.0) + 1
+            wanted = tuple(dict.fromkeys(devices)) or self.devices[:1]
+            Ticket(id=uuid.uuid4().hex, position=position, devices=wanted, resume=resume).write(run_dir.path)
+
+    def cancel(self, run_id: str) -> RunView:
+        """Take a run that waits out of the queue.
+
+        Raises:
+            NotNow: it does not wait.
+        """
+        return self._change(run_id, None)
+
+    def move(self, run_id: str, before: str | None) -> RunView:
+        """Put a run that waits before another one, or last.
+
+        Raises:
+            NotNow: it does not wait, or the other one does not.
+        """
+        with self._mutex:
+            others = [run for run in self.shelf.store.queue() if run.id != run_id]
+            places = [run.position or 0.0 for run in others]
+            at = next((i for i, run in enumerate(others) if run.id == before), None)
+            if before is not None and at is None:
+                raise NotNow(f"{before!r} does not wait in the queue.", "GET /api/queue shows who does.")
+            if at is None:
+                return self._change(run_id, max(places, default=0.0) + 1)
+            return self._change(run_id, (places[at - 1] + places[at]) / 2 if at else places[0] - 1)
+
+    def _change(self, run_id: str, position: float | None) -> RunView:
+        """Move or take out, under the run's lock: a keeper that starts it has it, or waits for it."""
+        path = self.shelf.path(run_id)
+        with self._mutex:
+            lock = hold(lock_path(path))
+            try:
+                ticket = Ticket.read(path) if lock is not None else None
+                if ticket is None:
+                    raise NotNow(f"{run_id!r} does not wait in the queue.", "GET /api/queue shows who does.")
+                if position is None:
+                    Ticket.remove(path)
+                else:
+                    ticket.model_copy(update={"position": position}).write(path)
+            finally:
+                if lock is not None:
+                    os.close(lock)
+            return self.shelf.look(run_id)
+
+    def stop(self, run_id: str, *, save: bool) -> RunView:
+        """Ask a run to save and stop, or end it now; its newest checkpoint stays whole either way.
+
+        Raises:
+            NotNow: it does not run.
+        """
+        run_dir = self.shelf.running(run_id)
+        Wish(kind="stop" if save else "kill", time=time.time()).write(run_dir.path)
+        press(run_dir, save=save)
+        return self.shelf.look(run_id)
+
+    def ask(self, run_id: str, what: Control) -> RunView:
+        """Ask a run to save or draw, or to stop, at its next step.
+
+        Raises:
+            NotNow: it does not run, or has not begun to train.
+        """
+        if what == "stop":
+            return self.stop(run_id, save=True)
+        run_dir = self.shelf.running(run_id)
+        view = self.shelf.get(run_id)
+        if view.phase in (None, "loading"):
+            raise NotNow(f"{run_id!r} still loads.", "Ask again when its phase is 'training'.")
+        run_dir.request(what)
+        return view
+
+    def tick(self) -> None:
+        """Bury keepers that ended, insist on stops, start what can start."""
+        with self._mutex:
+            self._bury()
+            for run in self.shelf.look_at_active():
+                if run.state == "stopping":
+                    self._insist(RunDir(self.shelf.path(run.id)))
+            held = self._held()
+            for run in self.shelf.store.queue():
+                if held.isdisjoint(run.devices) and run.id not in self._keepers:
+                    self._launch(run)
+                # Who waits keeps its devices from those behind it: a run on all of them gets its turn.
+                held |= set(run.devices)
+
+    def _held(self) -> set[str]:
+        """The devices that are taken: locked, of a run about to start, or of one started by hand."""
+        held = {device for device in self.devices if is_held(self._lock_of(device))}
+        for run in self.shelf.store.with_states("running", "stopping"):
+            held |= set(run.devices or self.devices[:1])
+        for name in self._keepers:
+            ticket = Ticket.read(self.shelf.path(name))
+            held |= set(ticket.devices if ticket else ())
+        return held
+
+    def _lock_of(self, device: str) -> Path:
+        return self.locks_dir / f"{device.replace(':', '-')}.lock"
+
+    def _launch(self, run: RunView) -> None:
+        run_dir = RunDir(self.shelf.path(run.id))
+        ticket = Ticket.read(run_dir.path)
+        trainer = self.trainers.get(run.trainer)
+        if ticket is None or trainer is None or run.id in self.shelf.notes:
+            return
+        try:
+            command = trainer.command(run_dir, ticket.resume)
+        except FlowloomError as error:
+            self.shelf.notes[run.id] = str(error)
+            return
+        order = Order(
+            run=str(run_dir.path.absolute()),
+            ticket=ticket.id,
+            argv=command.argv,
+            cwd=str(command.cwd) if command.cwd else None,
+            locks=[str(self._lock_of(device)) for device in ticket.devices],
+        )
+        with (self.locks_dir / "keepers.log").open("ab") as log:
+            self._keepers[run.id] = subprocess.Popen(
+                [sys.executable, "-m", "flowloom.server.keeper", order.to_argument()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(command, ticket.devices),
+                start_new_session=True,
+            )
+
+    def _bury(self) -> None:
+        for run_id, keeper in list(self._keepers.items()):
+            status = keeper.poll()
+            if status is None:
+                continue
+            del self._keepers[run_id]
+            if status not in (KEPT, BUSY, NOT_WANTED):
+                self.shelf.notes[run_id] = f"It could not be started (status {status}): see the studio's log."
+            self.shelf.look(run_id)
+
+    def _insist(self, run_dir: RunDir) -> None:
+        """An engine that still loads clears old wishes away: ask until it is over."""
+        wish = Wish.read(run_dir.path)
+        if wish:
+            press(run_dir, save=wish.kind == "stop")
+
+
+def _environment(command: Command, devices: Sequence[str]) -> dict[str, str]:
+    """The run's: ours, the secrets, the trainer's, and the accelerators it may see."""
+    cards = [device.removeprefix("cuda:") for device in devices if device.startswith("cuda:")]
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {}
+    return {**os.environ, **read_secrets(), **command.env, **visible}

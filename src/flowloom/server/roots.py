@@ -1,0 +1,79 @@
+"""The named folders below which everything lies that the studio reads or writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeGuard
+
+from flowloom.errors import Problem
+from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
+
+_NAMES_A_PATH = re.compile(r"(^|_)(path|dir|folder|file)s?$")
+
+
+class Roots:
+    """Names and folders; what leads out of them, by `..` or by a symbolic link, is refused."""
+
+    def __init__(self, folders: Mapping[str, Path]):
+        self.folders = {name: folder.expanduser().absolute() for name, folder in folders.items()}
+
+    def resolve(self, root: str, relative: str) -> Path:
+        """The real path of what is at `relative` below `root`.
+
+        Raises:
+            NoSuchRoot, NoSuchFile, OutsideRoots: as their names say.
+        """
+        if root not in self.folders:
+            raise NoSuchRoot(root, sorted(self.folders))
+        return inside(self.folders[root], relative)
+
+    def holds(self, path: Path) -> bool:
+        """Whether the real place of `path` is below one of the folders; it need not exist."""
+        real = path.expanduser().resolve()
+        return any(real.is_relative_to(folder.resolve()) for folder in self.folders.values())
+
+    def strays(self, config: Any, place: str = "") -> Iterator[Problem]:
+        """The paths in a configuration that lead out of the folders."""
+        if isinstance(config, dict | list):
+            pairs = config.items() if isinstance(config, dict) else enumerate(config)
+            for name, value in pairs:
+                yield from self.strays(value, f"{place}.{name}".lstrip("."))
+        elif _is_path(place, config) and ("\0" in config or not self.holds(Path(config))):
+            names = ", ".join(f"{name} ({folder})" for name, folder in self.folders.items())
+            message = (
+                f"{config!r} is outside of the studio's folders: {names}. Start it with --root NAME=DIR."
+            )
+            yield Problem(place, message)
+
+
+def _is_path(place: str, value: Any) -> TypeGuard[str]:
+    """Whether `value`, found at `place` in a configuration, is the path of a file or folder."""
+    words = [word for word in place.split(".") if not word.isdecimal()]
+    return (
+        isinstance(value, str)
+        and value != ""
+        and "://" not in value
+        and bool(words)
+        and bool(_NAMES_A_PATH.search(words[-1]))
+    )
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """The real path of `folder / relative`, which is there and below `folder`.
+
+    Raises:
+        NoSuchFile: nothing is there.
+        OutsideRoots: it leads out of `folder`.
+    """
+    parts = PurePosixPath(relative)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in relative or "\\" in relative:
+        raise OutsideRoots(relative)
+    try:
+        real = (folder / parts).resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise NoSuchFile(relative) from None
+    if not real.is_relative_to(folder.resolve()):
+        raise OutsideRoots(relative)
+    return real

@@ -1,0 +1,95 @@
+"""The named folders, and what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi.responses import FileResponse
+from pydantic import BaseModel, Field
+
+from flowloom.server.deps import StudioDep
+from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots, problems
+from flowloom.server.routes.samples import Size
+from flowloom.server.thumbnails import NotAnImage, thumbnail
+
+router = APIRouter(tags=["files"], responses=problems())
+Below = Annotated[str, Query(description="Relative to the root; empty: the root itself.", max_length=4096)]
+
+
+class Root(BaseModel):
+    """A folder that the studio may use."""
+
+    name: str = Field(examples=["models"])
+    path: str
+    exists: bool
+
+
+class Entry(BaseModel):
+    """A file or folder."""
+
+    name: str
+    path: str = Field(description="Absolute: what a configuration names it by.")
+    is_folder: bool
+    size: int
+    time: float
+
+
+class Folder(BaseModel):
+    """Some of what is in a folder, by name, folders first."""
+
+    total: int
+    entries: list[Entry]
+
+
+@router.get("/roots", summary="The studio's folders")
+def list_roots(studio: StudioDep) -> list[Root]:
+    """Nothing outside of these is ever read or written."""
+    folders = studio.roots.folders.items()
+    return [Root(name=name, path=str(path), exists=path.is_dir()) for name, path in folders]
+
+
+@router.get(
+    "/roots/{root}/list", summary="List a folder", responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots)
+)
+def list_folder(
+    root: str,
+    studio: StudioDep,
+    path: Below = "",
+    limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
+    skip: Annotated[int, Query(ge=0, le=10**9)] = 0,
+) -> Folder:
+    """Hidden files and links that lead out are left out."""
+    folder = studio.roots.resolve(root, path)
+    if not folder.is_dir():
+        raise NoSuchFile(path)
+    seen = [
+        entry for entry in folder.iterdir() if not entry.name.startswith(".") and studio.roots.holds(entry)
+    ]
+    seen = [entry for entry in seen if entry.exists()]
+    seen.sort(key=lambda entry: (entry.is_file(), entry.name))
+    return Folder(total=len(seen), entries=[_entry(entry) for entry in seen[skip : skip + limit]])
+
+
+@router.get(
+    "/roots/{root}/file",
+    summary="Read a file, or a picture's thumbnail",
+    response_class=FileResponse,
+    responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots, NotAnImage),
+)
+def read_file(root: str, studio: StudioDep, path: Below, size: Size | None = None) -> FileResponse:
+    """As a download; with `size`, a WebP no larger than that."""
+    file = studio.roots.resolve(root, path)
+    if not file.is_file():
+        raise NoSuchFile(path)
+    if size:
+        return FileResponse(thumbnail(file, int(size), studio.settings.state_dir / "thumbnails"))
+    return FileResponse(file, media_type="application/octet-stream", filename=file.name)
+
+
+def _entry(path: Path) -> Entry:
+    stat = path.stat()
+    return Entry(
+        name=path.name, path=str(path), is_folder=path.is_dir(), size=stat.st_size, time=stat.st_mtime
+    )

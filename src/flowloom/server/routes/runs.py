@@ -1,0 +1,180 @@
+"""Runs and their queue."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, status
+from pydantic import BaseModel, Field
+
+from flowloom.server.deps import QueueDep, RunDep, ShelfDep, StudioDep
+from flowloom.server.making import NewRun, make_run, patched
+from flowloom.server.problems import Invalid, NameTaken, NoSuchRun, NotNow, problems
+from flowloom.server.runs import RunView, State
+from flowloom.server.tail import LogPart, read_log
+from flowloom.spec.resume import differences
+from flowloom.spec.rundir import Control
+
+router = APIRouter(tags=["runs"], responses=problems())
+
+
+class RunPage(BaseModel):
+    """Some of the runs, the newest first."""
+
+    total: int
+    runs: list[RunView]
+
+
+class QueuePage(BaseModel):
+    """The runs that wait, in their order."""
+
+    devices: list[str] = Field(description="What runs can be put on.", examples=[["cuda:0", "cpu"]])
+    runs: list[RunView]
+
+
+class Place(BaseModel):
+    """A place in the queue."""
+
+    before: str | None = Field(
+        None, description="The run to go before; null: to the end.", examples=["fox-lora"]
+    )
+
+
+class Restart(BaseModel):
+    """How a run goes on."""
+
+    devices: list[str] = Field([], description="None: those it had.", examples=[["cuda:0"]])
+    first: bool = Field(False, description="Go before all that wait.")
+
+
+class Copy(BaseModel):
+    """A new run like another one."""
+
+    name: str | None = Field(None, examples=["fox-lora-2"])
+    changes: dict[str, Any] = Field(
+        {},
+        description="Laid over its configuration (JSON merge patch).",
+        examples=[{"training": {"lr": 5e-5}}],
+    )
+    devices: list[str] = []
+    first: bool = False
+
+
+class Difference(BaseModel):
+    """Where two configurations differ."""
+
+    changes: dict[str, dict[str, Any]] = Field(examples=[{"training.lr": {"from": 1e-4, "to": 5e-5}}])
+
+
+@router.get("/runs", summary="List runs")
+async def list_runs(
+    shelf: ShelfDep,
+    state: Annotated[list[State], Query(description="Only runs in one of these states.")] = [],  # noqa: B006
+    trainer: Annotated[str | None, Query(examples=["flow"])] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    skip: Annotated[int, Query(ge=0, le=10**9)] = 0,
+) -> RunPage:
+    """Whatever lies in the runs folder, also what was started by hand."""
+    total, runs = shelf.store.page(state, trainer, limit, skip)
+    return RunPage(total=total, runs=runs)
+
+
+@router.get("/queue", summary="Show the queue")
+async def read_queue(queue: QueueDep) -> QueuePage:
+    """What waits, in the order in which it will start."""
+    return QueuePage(devices=list(queue.devices), runs=queue.shelf.store.queue())
+
+
+@router.get("/runs/{run_id}", summary="How a run stands", responses=problems(NoSuchRun))
+async def read_run(run_id: str, shelf: ShelfDep) -> RunView:
+    """State, progress, and what to do when it failed."""
+    return shelf.get(run_id)
+
+
+@router.delete(
+    "/runs/{run_id}",
+    summary="Delete a run",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(NoSuchRun, NotNow),
+)
+def delete_run(run_id: str, shelf: ShelfDep) -> None:
+    """With its checkpoints and samples, for good."""
+    shelf.remove(run_id)
+
+
+@router.get("/runs/{run_id}/config", summary="A run's run.json", responses=problems(NoSuchRun))
+def read_config(run: RunDep) -> dict[str, Any]:
+    """Configuration, versions and origin; it holds no secrets."""
+    return run.read_run()
+
+
+@router.get("/runs/{run_id}/compare/{other}", summary="Compare two runs", responses=problems(NoSuchRun))
+def compare(run: RunDep, other: str, shelf: ShelfDep) -> Difference:
+    """Where the other run's configuration differs, key by key."""
+    theirs = shelf.other(other).read_run()["config"]
+    return Difference(changes=dict(differences("", run.read_run()["config"], theirs)))
+
+
+@router.get("/runs/{run_id}/log", summary="Read the log", responses=problems(NoSuchRun))
+def read_run_log(
+    run: RunDep,
+    offset: Annotated[
+        int, Query(description="In bytes; negative: from the end.", ge=-(2**53), le=2**53)
+    ] = -65_536,
+    limit: Annotated[int, Query(ge=4, le=4 * 2**20)] = 65_536,
+) -> LogPart:
+    """A part of it; ask again with its `next_offset` to follow it."""
+    return read_log(run.log_txt, offset, limit)
+
+
+@router.post("/runs/{run_id}/stop", summary="Save and stop", responses=problems(NoSuchRun, NotNow))
+def stop_run(run_id: str, queue: QueueDep) -> RunView:
+    """It ends at its next step, with a checkpoint to go on from."""
+    return queue.stop(run_id, save=True)
+
+
+@router.post("/runs/{run_id}/kill", summary="Stop now", responses=problems(NoSuchRun, NotNow))
+def kill_run(run_id: str, queue: QueueDep) -> RunView:
+    """It ends at once; what it made since its newest checkpoint is lost, the checkpoint is not."""
+    return queue.stop(run_id, save=False)
+
+
+@router.post("/runs/{run_id}/ask/{what}", summary="Save or sample now", responses=problems(NoSuchRun, NotNow))
+def ask_run(run_id: str, what: Control, queue: QueueDep) -> RunView:
+    """Done at its next step; events tell when."""
+    return queue.ask(run_id, what)
+
+
+@router.post("/runs/{run_id}/resume", summary="Go on", responses=problems(NoSuchRun, NotNow, Invalid))
+def resume_run(run: RunDep, body: Restart, queue: QueueDep) -> RunView:
+    """Queues a run that ended early; it goes on from its newest checkpoint."""
+    return queue.resume(run, body.devices, first=body.first)
+
+
+@router.post(
+    "/runs/{run_id}/cancel", summary="Take it out of the queue", responses=problems(NoSuchRun, NotNow)
+)
+def cancel_run(run_id: str, queue: QueueDep) -> RunView:
+    """It keeps its directory, and can be queued again by resuming it."""
+    return queue.cancel(run_id)
+
+
+@router.post("/runs/{run_id}/move", summary="Move it in the queue", responses=problems(NoSuchRun, NotNow))
+def move_run(run_id: str, body: Place, queue: QueueDep) -> RunView:
+    """Before another one, or to the end."""
+    return queue.move(run_id, body.before)
+
+
+@router.post(
+    "/runs/{run_id}/duplicate",
+    summary="Run it again, with changes",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(NoSuchRun, NameTaken),
+)
+def duplicate_run(run: RunDep, body: Copy, studio: StudioDep) -> RunView:
+    """Queues a new run with this one's configuration and `changes` over it."""
+    content = run.read_run()
+    config = patched(content["config"], body.changes)
+    new = NewRun(name=body.name, config=config, devices=body.devices, first=body.first)
+    trainer = studio.trainers[content.get("trainer", "flow")]
+    return make_run(studio, trainer, new, f"{run.path.name}, changed" if body.changes else run.path.name)

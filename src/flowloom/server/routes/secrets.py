@@ -1,0 +1,46 @@
+"""Tokens of other services: set, never read back."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter, status
+from pydantic import BaseModel, Field
+
+from flowloom.server.problems import problems
+from flowloom.spec.secrets import NAMES, read_secrets, write_secret
+
+router = APIRouter(tags=["secrets"], responses=problems())
+Name = Literal["HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
+
+
+class Secret(BaseModel):
+    """Whether a secret is known."""
+
+    name: str
+    is_set: bool
+
+
+class Value(BaseModel):
+    """A secret's new value."""
+
+    value: str = Field(min_length=1, max_length=4096, examples=["the token"])
+
+
+@router.get("/secrets", summary="Which secrets are set")
+def list_secrets() -> list[Secret]:
+    """Their names only."""
+    known = read_secrets()
+    return [Secret(name=name, is_set=name in known) for name in NAMES]
+
+
+@router.put("/secrets/{name}", summary="Set a secret", status_code=status.HTTP_204_NO_CONTENT)
+def set_secret(name: Name, body: Value) -> None:
+    """Kept in a file that only its owner may read; runs get it by their environment."""
+    write_secret(name, body.value)
+
+
+@router.delete("/secrets/{name}", summary="Forget a secret", status_code=status.HTTP_204_NO_CONTENT)
+def forget_secret(name: Name) -> None:
+    """From the file; one that the environment holds stays."""
+    write_secret(name, None)

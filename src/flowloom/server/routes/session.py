@@ -1,0 +1,54 @@
+"""Signing in, and whether the studio is there."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response, status
+from pydantic import BaseModel, Field
+
+import flowloom
+from flowloom.server.deps import StudioDep
+from flowloom.server.problems import NotSignedIn, problems
+from flowloom.server.security import COOKIE, is_token, session_of
+
+router = APIRouter(tags=["session"], responses=problems())
+
+
+class Health(BaseModel):
+    """The studio answers."""
+
+    version: str = Field(examples=["0.1.0"])
+    wants_token: bool
+
+
+class SignIn(BaseModel):
+    """The token that the studio printed."""
+
+    token: str = Field(max_length=500, examples=["the one that the studio printed"])
+
+
+@router.get("/health", summary="Is the studio there?")
+async def read_health(studio: StudioDep) -> Health:
+    """Answers without a token."""
+    return Health(version=flowloom.__version__, wants_token=studio.settings.token is not None)
+
+
+@router.post(
+    "/session", summary="Sign in", status_code=status.HTTP_204_NO_CONTENT, responses=problems(NotSignedIn)
+)
+async def sign_in(body: SignIn, studio: StudioDep, request: Request, response: Response) -> None:
+    """Trades the token for a cookie; scripts send the token itself, as a bearer."""
+    token = studio.settings.token
+    if token is None:
+        return
+    if not is_token(body.token, token):
+        raise NotSignedIn
+    is_https = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
+    response.set_cookie(
+        COOKIE, session_of(token), max_age=30 * 86400, httponly=True, samesite="strict", secure=is_https
+    )
+
+
+@router.delete("/session", summary="Sign out", status_code=status.HTTP_204_NO_CONTENT)
+async def sign_out(response: Response) -> None:
+    """Takes the cookie away."""
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")

@@ -1,0 +1,38 @@
+"""The machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter
+
+from flowloom.server.deps import Studio, StudioDep
+from flowloom.server.problems import problems
+from flowloom.server.routes.events import EventStream, event_stream
+from flowloom.server.system import System
+
+router = APIRouter(tags=["system"], responses=problems())
+_EVERY_S = 2.0
+
+
+@router.get("/system", summary="The machine now")
+def read_system(studio: StudioDep) -> System:
+    """Processors, memory, disks, accelerators."""
+    return studio.gauge.read()
+
+
+@router.get("/system/events", summary="Follow the machine", response_class=EventStream)
+async def follow_system(studio: StudioDep) -> EventStream:
+    """The same every two seconds, as server-sent events."""
+    return event_stream(_figures(studio))
+
+
+async def _figures(studio: Studio) -> AsyncIterator[bytes]:
+    while not studio.is_closing():
+        system = await asyncio.to_thread(studio.gauge.read)
+        yield b"event: system\ndata: %b\n\n" % system.model_dump_json().encode()
+        for _ in range(round(_EVERY_S / 0.2)):
+            if studio.is_closing():
+                return
+            await asyncio.sleep(0.2)

@@ -1,0 +1,245 @@
+"""How each run stands, read from its directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from flowloom.server.locks import is_held
+from flowloom.server.records import Exit, Keeping, Ticket, Wish, lock_path
+from flowloom.spec.rundir import RunDir
+
+State = Literal["created", "queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
+ACTIVE: frozenset[State] = frozenset({"queued", "running", "stopping"})
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+_ENDS: dict[str, State] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
+_TAIL_BYTES = 65_536
+_MOST_TAIL_BYTES = 262_144
+
+
+class RunProblem(BaseModel):
+    """Why a run ended before its time, and what to do."""
+
+    error: str
+    message: str
+    cure: str
+
+
+class RunView(BaseModel):
+    """How a run stands."""
+
+    id: str = Field(description="Name of its directory.", examples=["fox-lora"])
+    trainer: str = Field(examples=["flow"])
+    state: State
+    phase: str | None = Field(None, description="What its process does now: loading, training, ...")
+    created: float = Field(description="Seconds since 1970.")
+    step: int = 0
+    max_steps: int | None = None
+    epoch: int | None = None
+    loss: float | None = Field(None, description="Smoothed.")
+    lr: float | None = None
+    samples_per_s: float | None = None
+    eta_s: float | None = None
+    peak_memory_mib: float | None = None
+    last_seq: int = Field(-1, description="Number of its newest event.")
+    devices: list[str] = []
+    position: float | None = Field(None, description="Its place in the queue: lower ones go first.")
+    pid: int | None = None
+    checkpoint: str | None = Field(None, description="Its newest whole checkpoint.")
+    can_resume: bool = False
+    error: RunProblem | None = None
+    note: str | None = Field(None, description="Why it still waits, where that is not the queue.")
+
+
+def view_of(path: Path) -> RunView:
+    """How the run at `path` stands.
+
+    Raises:
+        RunError: its run.json is damaged.
+    """
+    run_dir = RunDir(path)
+    content = run_dir.read_run()
+    ticket, keeping = Ticket.read(path), Keeping.read(path)
+    is_running = is_held(lock_path(path)) or run_dir.is_running()
+    events = _tail(run_dir.events_jsonl, keeping.events_size if keeping else 0)
+    view = RunView(
+        id=path.name,
+        trainer=content.get("trainer", "flow"),
+        state=_state(path, events, is_running),
+        created=content.get("created") or run_dir.run_json.stat().st_mtime,
+        max_steps=_max_steps(content["config"]),
+        **_progress(events),
+    )
+    checkpoint = _latest_checkpoint(path)
+    idle = view.state not in ACTIVE
+    return view.model_copy(
+        update={
+            "devices": _devices(ticket, keeping, content["config"]),
+            "position": ticket.position if ticket and not is_running else None,
+            "pid": _pid(run_dir, keeping) if is_running else None,
+            "checkpoint": checkpoint,
+            "can_resume": idle and view.state != "finished",
+            "error": _problem(path, view.state, events, checkpoint) if idle else None,
+        }
+    )
+
+
+def _state(path: Path, events: _Tail, is_running: bool) -> State:
+    wish = Wish.read(path)
+    if is_running:
+        return "stopping" if wish else "running"
+    if Ticket.read(path):
+        return "queued"
+    if events.end:
+        return _ENDS[events.end["kind"]]
+    if Keeping.read(path) is None and events.newest is None:
+        return "created"
+    if wish:
+        return "stopped"
+    ended = Exit.read(path)
+    if ended is None or ended.status < 0:
+        return "interrupted"
+    return "finished" if ended.status == 0 else "failed"
+
+
+class _Tail:
+    """The newest events of each sort that the state is told from."""
+
+    def __init__(self) -> None:
+        self.newest: dict[str, Any] | None = None
+        self.step: dict[str, Any] | None = None
+        self.phase: dict[str, Any] | None = None
+        self.end: dict[str, Any] | None = None
+        self.has_begun = False
+        self.is_current = False
+        """Whether the newest sitting has said anything yet."""
+
+    def take(self, event: dict[str, Any], is_of_this_sitting: bool) -> bool:
+        """Take in an event, the newest ones first; whether enough is known."""
+        kind = event["kind"]
+        self.newest = self.newest or event
+        self.is_current = self.is_current or is_of_this_sitting
+        if kind in _ENDS and not self.has_begun and is_of_this_sitting:
+            self.end = self.end or event
+        if kind in ("started", "phase", "step"):
+            self.has_begun = True
+        if kind == "phase":
+            self.phase = self.phase or event
+        if kind == "step":
+            self.step = event
+        return self.step is not None
+
+
+def _tail(path: Path, sitting_begins: int) -> _Tail:
+    """What the end of events.jsonl says; `sitting_begins` is where the newest sitting's part begins."""
+    found = _Tail()
+    for offset, line in _lines_backwards(path):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "kind" in event and found.take(event, offset >= sitting_begins):
+            break
+    return found
+
+
+def _lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The last whole lines with their offsets, newest first, as far back as is worth reading."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return
+    with path.open("rb") as file:
+        end, rest = size, b""
+        while end > max(0, size - _MOST_TAIL_BYTES):
+            start = max(0, end - _TAIL_BYTES)
+            file.seek(start)
+            first, *lines = (file.read(end - start) + rest).split(b"\n")
+            at = start + len(first) + 1 + sum(len(line) + 1 for line in lines)
+            for line in reversed(lines):
+                at -= len(line) + 1
+                yield at, line
+            end, rest = start, first
+        if end == 0 and rest:
+            yield 0, rest
+
+
+def _progress(events: _Tail) -> dict[str, Any]:
+    step = events.step or {}
+    wanted = ("step", "epoch", "lr", "samples_per_s", "eta_s", "peak_memory_mib")
+    progress = {name: step[name] for name in wanted if step.get(name) is not None}
+    return progress | {
+        "loss": step.get("loss_smooth", step.get("loss")),
+        "phase": None if events.end or not events.is_current else _phase(events),
+        "last_seq": events.newest.get("seq", -1) if events.newest else -1,
+    }
+
+
+def _phase(events: _Tail) -> str | None:
+    if events.phase:
+        return events.phase["name"]
+    return "training" if events.step else None
+
+
+def _max_steps(config: Any) -> int | None:
+    limits = config.get("limits") if isinstance(config, dict) else None
+    steps = limits.get("max_steps") if isinstance(limits, dict) else config.get("max_train_steps")
+    return steps if isinstance(steps, int) else None
+
+
+def _devices(ticket: Ticket | None, keeping: Keeping | None, config: Any) -> list[str]:
+    """Those it waits for or was given; of a run started by hand, what its configuration says."""
+    noted = ticket or keeping
+    if noted:
+        return list(noted.devices)
+    device = (config.get("parallel") or {}).get("device", "auto") if isinstance(config, dict) else "auto"
+    return [] if device == "auto" else [device]
+
+
+def _pid(run_dir: RunDir, keeping: Keeping | None) -> int | None:
+    """The process at the head of the run."""
+    if keeping and is_held(lock_path(run_dir.path)):
+        return keeping.pid
+    try:
+        return json.loads(run_dir.pid_json.read_text())["pid"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _latest_checkpoint(path: Path) -> str | None:
+    try:
+        names = [name for name in os.listdir(path / "checkpoints") if not name.endswith(".tmp")]  # noqa: PTH208
+    except FileNotFoundError:
+        return None
+    return max(names, default=None)
+
+
+def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) -> RunProblem | None:
+    go_on = f"resume it: it goes on from {checkpoint}." if checkpoint else "resume it: it begins anew."
+    ended = Exit.read(path)
+    if state == "failed" and events.end:
+        return RunProblem(**{name: str(events.end.get(name, "")) for name in ("error", "message", "cure")})
+    if state == "failed" and ended:
+        message = ended.message or f"Its process ended with status {ended.status}. {_last_words(path)}"
+        return RunProblem(error="ProcessFailed", message=message, cure=f"See its log, then {go_on}")
+    if state == "interrupted":
+        how = f"was killed by signal {-ended.status}" if ended else "is gone, and nobody saw it end"
+        return RunProblem(error="Interrupted", message=f"Its process {how}.", cure=f"To go on, {go_on}")
+    return None
+
+
+def _last_words(path: Path) -> str:
+    """The end of the log."""
+    log = path / "log.txt"
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 2000))
+        return file.read().decode(errors="replace").strip()[-1000:]

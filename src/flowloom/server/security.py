@@ -1,0 +1,118 @@
+"""Who may ask: loopback by name, or whoever has the token; from pages of ours only.
+
+- Without a token, the studio answers only requests for a loopback name: a page elsewhere that points its
+  own name at 127.0.0.1 (DNS rebinding) or a reverse proxy that was set up without a token gets nothing.
+- With one, every request carries it: a bearer header from scripts, a cookie (HttpOnly, SameSite=Strict,
+  made from the token, not the token itself) from the browser.
+- No body is read beyond BODY_BYTES.
+- A request that changes something and that another site made is refused, whatever it carries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from http.cookies import CookieError, SimpleCookie
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flowloom.server.problems import Forbidden, NotSignedIn, ServiceError, answer
+from flowloom.server.settings import LOCAL_NAMES
+
+COOKIE = "flowloom_session"
+BODY_BYTES = 4 * 2**20
+_OPEN = {"/api/health", "/api/session"}
+_READING = {"GET", "HEAD", "OPTIONS"}
+_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
+    "style-src 'self' 'unsafe-inline'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+
+
+def session_of(token: str) -> str:
+    """What the browser's cookie holds: it proves the token without giving it away."""
+    return hmac.new(token.encode(), b"flowloom session", hashlib.sha256).hexdigest()
+
+
+def is_token(given: str, token: str) -> bool:
+    """Whether `given` is the token, in the same time whatever it is."""
+    return hmac.compare_digest(given.encode(), token.encode())
+
+
+class Guard:
+    """In front of everything: lets a request through or answers why not; adds the security headers."""
+
+    def __init__(self, app: ASGIApp, token: str | None):
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is allowed."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["path"].startswith("/api/"):
+                    headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        num_bytes = 0
+
+        async def receive_so_much() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > BODY_BYTES:
+                # FastAPI lets no other error through while it reads a body.
+                raise HTTPException(413, f"A body has at most {BODY_BYTES:,} bytes here.")
+            return message
+
+        refusal = self._refusal(scope, Headers(scope=scope))
+        await (answer(refusal) if refusal else self.app)(scope, receive_so_much, send_with_headers)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> ServiceError | None:
+        if scope["method"] not in _READING and not _is_same_origin(headers):
+            return Forbidden("Another site made this request.", "Use the studio's own pages, or a script.")
+        if self.token is None:
+            host = _name_of(headers.get("host", ""))
+            if host in LOCAL_NAMES:
+                return None
+            todo = "To be reached by another name, through a proxy say, start the studio with a token."
+            return Forbidden(f"{host!r} is no name of this machine's loopback.", todo)
+        is_open = scope["path"] in _OPEN or not scope["path"].startswith("/api/")
+        return None if is_open or self._has_token(headers) else NotSignedIn()
+
+    def _has_token(self, headers: Headers) -> bool:
+        assert self.token
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and is_token(given.strip(), self.token):
+            return True
+        try:
+            morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        except CookieError:
+            return False
+        return morsel is not None and is_token(morsel.value, session_of(self.token))
+
+
+def _is_same_origin(headers: Headers) -> bool:
+    """Whether no browser says that another site's page made the request."""
+    if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        return False
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2] == headers.get("host")
+
+
+def _name_of(host: str) -> str:
+    """The name in a Host header, without the port."""
+    return host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]

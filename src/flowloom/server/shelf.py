@@ -1,0 +1,183 @@
+"""The runs folder, and the list of what is in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flowloom.errors import RunError
+from flowloom.server.locks import is_held
+from flowloom.server.problems import NameTaken, NoSuchRun, NotNow
+from flowloom.server.records import lock_path
+from flowloom.server.runs import NAME, RunView, view_of
+from flowloom.server.store import Store
+from flowloom.spec.rundir import RunDir
+
+
+class Shelf:
+    """Runs by name; what the store says of them is never older than the last `look`."""
+
+    def __init__(self, runs_dir: Path, store: Store):
+        self.runs_dir, self.store = runs_dir, store
+        self.notes: dict[str, str] = {}
+        """Why a run that waits is not tried again, by name."""
+        self._lock = threading.RLock()
+        store.refill = self.look_at_all
+
+    def path(self, run_id: str) -> Path:
+        """Where a run lies.
+
+        Raises:
+            NoSuchRun: there is none, or its name leads elsewhere.
+        """
+        path = self.runs_dir / run_id
+        is_run = NAME.fullmatch(run_id) and not path.is_symlink() and (path / "run.json").is_file()
+        if not is_run or _marker(path).exists():
+            raise NoSuchRun(run_id)
+        return path
+
+    def get(self, run_id: str) -> RunView:
+        """How a run stands.
+
+        Raises:
+            NoSuchRun: there is none.
+        """
+        return self.store.get(run_id) or self.look(run_id)
+
+    def other(self, run_id: str) -> RunDir:
+        """A run's directory.
+
+        Raises:
+            NoSuchRun: there is none.
+        """
+        return RunDir(self.path(run_id))
+
+    def running(self, run_id: str) -> RunDir:
+        """The run, which runs.
+
+        Raises:
+            NotNow: it does not.
+        """
+        view = self.look(run_id)
+        if view.state not in ("running", "stopping"):
+            raise NotNow(
+                f"{run_id!r} does not run: it is {view.state}.", "Only a run that runs can be told that."
+            )
+        return RunDir(self.path(run_id))
+
+    @contextmanager
+    def making(self, name: str) -> Iterator[RunDir]:
+        """A new run directory; should making it fail, or the studio die, nothing stays of it.
+
+        Raises:
+            NameTaken: there is such a run.
+        """
+        path = self.runs_dir / name
+        _remove_hollow(path)
+        try:
+            run_dir = RunDir.create(name, self.runs_dir)
+        except RunError:
+            raise NameTaken(
+                f"{name!r} is there already.", "Choose another name, or resume that run."
+            ) from None
+        try:
+            _marker(path).parent.mkdir()
+            _marker(path).touch()
+            yield run_dir
+            _marker(path).unlink()
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+
+    def clear_away(self) -> None:
+        """Remove what was being made or removed when a studio died here."""
+        for marker in self.runs_dir.glob("*/studio/preparing"):
+            shutil.rmtree(marker.parents[1], ignore_errors=True)
+        for leftover in self.runs_dir.glob(".*.removed"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def remove(self, run_id: str) -> None:
+        """Delete a run and all that it made.
+
+        Raises:
+            NotNow: it waits or runs.
+        """
+        path = self.path(run_id)
+        if self.look(run_id).state in ("queued", "running", "stopping"):
+            raise NotNow(f"{run_id!r} waits or runs.", "Cancel or stop it first.")
+        gone = path.with_name(f".{run_id}.removed")
+        path.rename(gone)
+        self.store.forget(run_id)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def look(self, run_id: str) -> RunView:
+        """Look at a run's directory now.
+
+        Raises:
+            NoSuchRun: there is none.
+        """
+        path = self.path(run_id)
+        with self._lock:
+            signature = _signature(path)
+            try:
+                view = view_of(path)
+            except RunError:
+                raise NoSuchRun(run_id) from None
+            view = view.model_copy(update={"note": self.notes.get(run_id)})
+            self.store.put(view, signature)
+            return view
+
+    def look_at_active(self) -> list[RunView]:
+        """Look at those that wait or run."""
+        return [
+            found
+            for run in self.store.with_states("queued", "running", "stopping")
+            if (found := self._try(run.id))
+        ]
+
+    def look_at_all(self) -> None:
+        """Look at whatever changed in the folder: runs that came, went, or were started by hand."""
+        known = self.store.signatures()
+        names = {entry.name for entry in os.scandir(self.runs_dir) if entry.is_dir(follow_symlinks=False)}
+        for name in names:
+            path = self.runs_dir / name
+            signature, state = known.get(name, ("", ""))
+            if state not in ("queued", "running", "stopping") and signature != _signature(path):
+                self._try(name)
+        for name in known.keys() - names:
+            self.store.forget(name)
+
+    def _try(self, run_id: str) -> RunView | None:
+        try:
+            return self.look(run_id)
+        except NoSuchRun:
+            self.store.forget(run_id)
+            return None
+
+
+def _marker(path: Path) -> Path:
+    return path / "studio" / "preparing"
+
+
+def _remove_hollow(path: Path) -> None:
+    """Remove the empty folders of a run whose making ended before it held any file."""
+    for folder in (*(path / name for name in ("control", "samples", "checkpoints", "studio")), path):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _signature(path: Path) -> str:
+    """Changes whenever how the run stands may have changed."""
+    marks = []
+    for part in (path / "run.json", path / "studio", path / "events.jsonl", path / "checkpoints"):
+        try:
+            stat = part.stat()
+        except OSError:
+            continue
+        marks.append(f"{stat.st_mtime_ns}:{stat.st_size}")
+    held = is_held(lock_path(path)) or RunDir(path).is_running()
+    return " ".join([*marks, str(held)])

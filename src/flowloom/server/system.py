@@ -1,0 +1,124 @@
+"""What this machine does: processors, memory, disks, accelerators."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, Field
+
+_FRESH_S = 1.0
+_FIELDS = {
+    "name": "name",
+    "load_percent": "utilization.gpu",
+    "memory_used_mib": "memory.used",
+    "memory_total_mib": "memory.total",
+    "temperature_c": "temperature.gpu",
+    "power_w": "power.draw",
+}
+
+
+class Card(BaseModel):
+    """One accelerator; null is what its driver does not tell."""
+
+    device: str = Field(examples=["cuda:0"])
+    name: str
+    load_percent: float | None
+    memory_used_mib: float | None
+    memory_total_mib: float | None
+    temperature_c: float | None
+    power_w: float | None
+
+
+class Disk(BaseModel):
+    """The disk that a root lies on."""
+
+    root: str
+    free_gib: float
+    total_gib: float
+
+
+class System(BaseModel):
+    """The machine now."""
+
+    time: float
+    cpu_percent: float
+    num_cpus: int
+    memory_used_mib: float
+    memory_total_mib: float
+    studio_memory_mib: float
+    disks: list[Disk]
+    cards: list[Card]
+
+
+class Gauge:
+    """Reads the machine, at most once a second however many ask."""
+
+    def __init__(self, roots: Mapping[str, Path]):
+        self._roots = roots
+        self._lock = threading.Lock()
+        self._process = psutil.Process()
+        self._last: System | None = None
+        psutil.cpu_percent()
+
+    def read(self) -> System:
+        """The machine now."""
+        with self._lock:
+            if self._last is None or time.monotonic() - self._read_at > _FRESH_S:
+                self._last, self._read_at = self._measure(), time.monotonic()
+            return self._last
+
+    def _measure(self) -> System:
+        memory = psutil.virtual_memory()
+        return System(
+            time=round(time.time(), 3),
+            cpu_percent=psutil.cpu_percent(),
+            num_cpus=psutil.cpu_count() or 1,
+            memory_used_mib=(memory.total - memory.available) / 2**20,
+            memory_total_mib=memory.total / 2**20,
+            studio_memory_mib=self._process.memory_info().rss / 2**20,
+            disks=[_disk(name, path) for name, path in self._roots.items() if path.exists()],
+            cards=read_cards(),
+        )
+
+
+def _disk(name: str, path: Path) -> Disk:
+    usage = shutil.disk_usage(path)
+    return Disk(root=name, free_gib=usage.free / 2**30, total_gib=usage.total / 2**30)
+
+
+def read_cards() -> list[Card]:
+    """The NVIDIA accelerators, as their driver's own tool sees them; none without it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    command = [tool, f"--query-gpu={','.join(_FIELDS.values())}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [_card(i, line.split(", ")) for i, line in enumerate(done.stdout.splitlines())]
+
+
+def _card(index: int, values: list[str]) -> Card:
+    name, *numbers = values
+    figures = dict(zip(list(_FIELDS)[1:], map(_number, numbers), strict=True))
+    return Card.model_validate({"device": f"cuda:{index}", "name": name} | figures)
+
+
+def _number(text: str) -> float | None:
+    """None for `[N/A]` and its like."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def find_devices() -> tuple[str, ...]:
+    """What runs can be put on, the usual one first."""
+    return (*(card.device for card in read_cards()), "cpu")

@@ -1,0 +1,137 @@
+"""`flowloom up`: the studio on a port of this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+
+from flowloom.errors import RunError
+from flowloom.server.locks import hold
+from flowloom.server.settings import Settings, is_loopback
+from flowloom.spec.rundir import write_json
+
+USAGE = "[--home DIR] [--host ADDRESS] [--port N] [--root NAME=DIR ...] [--token TOKEN]"
+_GRACE_S = 3
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    home = Path(os.environ.get("FLOWLOOM_HOME", "."))
+    add(
+        "--home",
+        type=Path,
+        default=home,
+        metavar="DIR",
+        help="holds runs, data, models; default: FLOWLOOM_HOME, or here",
+    )
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="to listen on; any but loopback demands a token",
+    )
+    add("--port", type=int, default=7860, metavar="N", help="default: 7860; 0: a free one")
+    add(
+        "--root",
+        type=_root,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="one more folder it may use; repeat it",
+    )
+    add(
+        "--token",
+        default=os.environ.get("FLOWLOOM_TOKEN"),
+        help="demand it; default: FLOWLOOM_TOKEN, or one is made when needed",
+    )
+    add(
+        "--device",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="to share out, cuda:0 say; default: all that are found",
+    )
+
+
+def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """Serve what the command line says until a signal ends it; runs go on. The exit status.
+
+    Raises:
+        RunError: another studio serves this home, or the address is taken.
+    """
+    _add_flags(parser)
+    asked = parser.parse_args(words)
+    home = asked.home.expanduser().absolute()
+    (home / ".flowloom").mkdir(mode=0o700, parents=True, exist_ok=True)
+    token = asked.token or (None if is_loopback(asked.host) else _kept_token(home))
+    settings = Settings(home, dict(asked.root), asked.host, asked.port, token, tuple(asked.device))
+    if hold(settings.state_dir / "lock", patience_s=0.5) is None:
+        raise RunError(f"{home}: another studio serves it already: {_who(settings.state_dir)}")
+    with _listen(settings) as listener:
+        port = listener.getsockname()[1]
+        url = f"http://{_shown(settings.host)}:{port}"
+        write_json(settings.state_dir / "server.json", {"pid": os.getpid(), "url": url})
+        sign_in = f"/#token={token}" if token else ""
+        sys.stderr.write(f"studio     {url}{sign_in}\nhome       {home}\n")
+        _serve(settings, listener)
+    return 0
+
+
+def _serve(settings: Settings, listener: socket.socket) -> None:
+    import uvicorn
+
+    from flowloom.server.app import create_app
+
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False
+    )
+    server = uvicorn.Server(config)
+    app.state.is_closing = lambda: server.should_exit
+    server.run(sockets=[listener])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # Named TCP, or asyncio leaves Nagle's algorithm on: 40 ms more for each answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        where = f"{settings.host}:{settings.port}"
+        todo = "Choose another --port, or end what listens there."
+        raise RunError(f"{where}: {error.strerror}. {todo}") from error
+    return listener
+
+
+def _kept_token(home: Path) -> str:
+    """The token of this home: made once, readable by its owner only."""
+    path = home / ".flowloom" / "token"
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(32))
+    return path.read_text().strip()
+
+
+def _who(state_dir: Path) -> str:
+    note = state_dir / "server.json"
+    return note.read_text().strip() if note.exists() else "an unknown one"
+
+
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _root(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition("=")
+    if not name.isidentifier() or not folder or not Path(folder).expanduser().is_dir():
+        raise argparse.ArgumentTypeError(f"write it as NAME=DIR, with a folder that is there, not {text!r}")
+    return name, Path(folder).expanduser().absolute()

@@ -1,0 +1,3 @@
+from flowloom.trainers.flow import TRAINER
+
+ALL = {TRAINER.name: TRAINER}
