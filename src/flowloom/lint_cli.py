@@ -102,9 +102,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("jsonl", type=Path, metavar="FILE.jsonl", help="FLOW's JSONL")
     add("--config", type=Path, metavar="CONFIG.json", help="of the run: its buckets, batch size, tokenizer")
-    add(
-        "--images", metavar="DIR", help="where names begin; default: as its build or the config says"
-    )
+    add("--images", metavar="DIR", help="where names begin; default: as its build or the config says")
     add("--resolution", type=_numbers, metavar="N[,N]", help="default: the config's, else 512")
     add("--batch-size", type=int, metavar="N", help="default: the config's, else 1")
     add("--tokenizer", type=Path, metavar="DIR", help="T5's, to count tokens; default: the config's")

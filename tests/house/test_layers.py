@@ -4,6 +4,8 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -78,9 +80,6 @@ def test_the_door_check_sees_nested_imports():
     assert imported("def f():\n    from wandb.sdk import x\n    import torch.nn\n") == {"wandb", "torch"}
 
 
-OPTIONAL = {"pillow_jxl": "pillow-jxl-plugin"}
-
-
 def canonical(name: str) -> str:
     return re.split(r"[^\w.-]", name, maxsplit=1)[0].lower().replace("_", "-")
 
@@ -96,6 +95,11 @@ def test_what_is_imported_is_declared():
 
 
 def distributions(module: str) -> set[str]:
-    """What installs `module`; of an optional one that is not installed, its declared name."""
-    providers = metadata.packages_distributions().get(module, [OPTIONAL.get(module, module)])
-    return {canonical(name) for name in providers}
+    """What installs `module`; of an optional one that is not installed, its own name."""
+    found = providers().get(module, [module])
+    return {canonical(name) for name in found}
+
+
+@cache
+def providers() -> Mapping[str, list[str]]:
+    return metadata.packages_distributions()

@@ -1,4 +1,4 @@
-"""What every trainer is to the studio."""
+"""What every trainer is to the studio: it prepares a run directory, and says what to start there."""
 
 from __future__ import annotations
 
@@ -13,29 +13,62 @@ from flowloom.spec.rundir import RunDir
 
 @dataclass(frozen=True)
 class Command:
+    """A process to start, in a group of its own."""
+
     argv: list[str]
     env: dict[str, str] = field(default_factory=dict)
+    """Beside the studio's own environment."""
     cwd: Path | None = None
 
 
 @dataclass(frozen=True)
 class Preset:
+    """A configuration to begin with."""
+
     name: str
     title: str
     note: str
     config: dict[str, Any]
+    """What differs from the defaults, by section."""
 
 
 class Trainer(Protocol):
+    """One trainer; all of them are in `trainers.ALL`, by name. Imports no torch."""
+
     name: str
+    """In the API's paths: /api/NAME/..."""
     title: str
     abilities: frozenset[str]
+    """Of stop, checkpoint, sample: which files in control/ its runs obey."""
 
-    def schema(self) -> dict[str, Any]: ...
-    def defaults(self) -> dict[str, Any]: ...
-    def presets(self) -> list[Preset]: ...
-    def check(self, config: dict[str, Any]) -> list[Problem]: ...
-    def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None: ...
-    def command(self, run_dir: RunDir, resume: bool) -> Command: ...
-    def parse(self, line: str) -> dict[str, Any] | None: ...
-    def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]: ...
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of its configuration."""
+        ...
+
+    def defaults(self) -> dict[str, Any]:
+        """The configuration when nothing is given."""
+        ...
+
+    def presets(self) -> list[Preset]:
+        """Configurations to begin with."""
+        ...
+
+    def check(self, config: dict[str, Any]) -> list[Problem]:
+        """All that is wrong with `config`, missing files included; empty when it can run."""
+        ...
+
+    def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
+        """Write run.json and every file that the process reads; secrets never."""
+        ...
+
+    def command(self, run_dir: RunDir, resume: bool) -> Command:
+        """What to start in a prepared `run_dir`, from its beginning or from where it was."""
+        ...
+
+    def parse(self, line: str) -> dict[str, Any] | None:
+        """The event that a line of the process's output means, where it writes no events itself."""
+        ...
+
+    def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:
+        """Files below `roots` that fit each path of the configuration, such as model.chroma_path."""
+        ...

@@ -1,0 +1,63 @@
+"""What holds for every trainer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowloom.spec.run import RunConfig
+from flowloom.spec.rundir import RunDir
+from flowloom.trainers import ALL
+from flowloom.trainers.base import Trainer
+from flowloom.trainers.flow import TRAINER as FLOW
+
+EVERY = pytest.mark.parametrize("trainer", ALL.values(), ids=list(ALL))
+
+
+@EVERY
+def test_what_is_wrong_is_told_by_path_all_at_once(trainer: Trainer) -> None:
+    problems = trainer.check({"training": {"lr": "fast", "lrr": 1}})
+    assert {"training.lr", "training.lrr"} <= {problem.path for problem in problems}
+
+
+@EVERY
+def test_presets_fit_the_schema(trainer: Trainer) -> None:
+    sections = trainer.schema()["properties"]
+    for preset in trainer.presets():
+        assert preset.config.keys() <= sections.keys()
+        paths = {problem.path for problem in trainer.check(preset.config)}
+        given = {f"{section}.{key}" for section, keys in preset.config.items() for key in keys}
+        assert not paths & given, preset.name
+    assert trainer.defaults().keys() <= sections.keys()
+
+
+def test_no_trainer_imports_torch() -> None:
+    code = "import sys, flowloom.trainers; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_flow_prepares_a_run_that_its_command_trains(
+    make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config: dict[str, Any] = make_config(limits={"max_steps": 2}).model_dump(mode="json")
+    assert not FLOW.check(config)
+    run_dir = RunDir.create("one", tmp_path)
+    FLOW.prepare(config, run_dir, "a test")
+    assert run_dir.read_run()["trainer"] == "flow"
+    command = FLOW.command(run_dir, resume=False)
+    assert subprocess.run(command.argv, check=False, timeout=200).returncode == 0
+    assert run_dir.latest_checkpoint() == run_dir.checkpoint_dir(2)
+
+
+def test_flow_finds_its_models_by_their_tensors(tiny_family: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"{")
+    roots = [tmp_path, tiny_family.chroma_path.parent, tiny_family.vae_path.parent, tiny_family.t5_path]
+    found = FLOW.models(roots)
+    assert found["model.chroma_path"] == [tiny_family.chroma_path]
+    assert found["model.vae_path"] == [tiny_family.vae_path]
+    assert [path.parent for path in found["model.t5_path"]] == [tiny_family.t5_path]
