@@ -73,7 +73,7 @@ def test_the_verb_fills_tells_checks_and_prunes(
     [
         (["--cache.latents", "off", "--cache.text", "off"], "set cache.latents"),
         (["--objective.mask_mode", "flow_union"], "depend on their batch"),
-        (["--cache.dir", "s3://bucket/cache"], "must be a folder"),
+        (["--cache.dir", "ftp://host/cache"], "give a folder, or an address"),
     ],
 )
 def test_what_cannot_be_cached_is_said(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -180,8 +181,10 @@ class DiskCache:
     def _sweep(self) -> None:
         """Take away what killed processes left: half-written files, and whole ones that no row tells of."""
         for path in (self.folder / "partial").iterdir():
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
-                path.unlink(missing_ok=True)
+            # Of those that live, others finish theirs while we look.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > ABANDONED_S:
+                    path.unlink()
         files = set(self.folder.glob("??/*"))
         rows = self._index.execute("SELECT key, etag FROM kept")
         for path in files.difference(self._path(key, etag) for key, etag in rows):
