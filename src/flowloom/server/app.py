@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 import flowloom
+from flowloom.chores import ALL as CHORES
 from flowloom.errors import FlowloomError
 from flowloom.server import problems
 from flowloom.server.deps import Studio
@@ -20,6 +21,7 @@ from flowloom.server.queue import Queue
 from flowloom.server.roots import Roots
 from flowloom.server.routes import (
     checkpoints,
+    chores,
     events,
     files,
     runs,
@@ -38,7 +40,7 @@ from flowloom.trainers import ALL
 
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
-_ROUTES = (session, runs, events, samples, checkpoints, system, files, secrets, training)
+_ROUTES = (session, runs, events, samples, checkpoints, system, files, secrets, training, chores)
 _log = logging.getLogger("flowloom")
 
 
@@ -79,7 +81,7 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
         settings=settings,
         roots=Roots(settings.roots),
         shelf=shelf,
-        queue=Queue(shelf, ALL, devices, settings.state_dir / "locks"),
+        queue=Queue(shelf, {**ALL, **CHORES}, devices, settings.state_dir / "locks"),
         trainers=ALL,
         gauge=Gauge(settings.roots),
         is_closing=is_closing,

@@ -71,8 +71,13 @@ class Queue:
         with self._mutex:
             places = [run.position for run in self.shelf.store.queue() if run.position is not None]
             position = min(places, default=1.0) - 1 if first else max(places, default=0.0) + 1
-            wanted = tuple(dict.fromkeys(devices)) or self.devices[:1]
+            wanted = tuple(dict.fromkeys(devices)) or self._first_device(run_dir)
             Ticket(id=uuid.uuid4().hex, position=position, devices=wanted, resume=resume).write(run_dir.path)
+
+    def _first_device(self, run_dir: RunDir) -> tuple[str, ...]:
+        """What a run that names no device is given: the first one, or none where it needs none."""
+        trainer = self.trainers.get(run_dir.read_run().get("trainer", "flow"))
+        return self.devices[:1] if trainer is None or trainer.needs_device else ()
 
     def cancel(self, run_id: str) -> RunView:
         """Take a run that waits out of the queue.
@@ -160,7 +165,7 @@ class Queue:
         """The devices that are taken: locked, of a run about to start, or of one started by hand."""
         held = {device for device in self.devices if is_held(self._lock_of(device))}
         for run in self.shelf.store.with_states("running", "stopping"):
-            held |= set(run.devices or self.devices[:1])
+            held |= set(run.devices or self._first_device(RunDir(self.shelf.path(run.id))))
         for name in self._keepers:
             ticket = Ticket.read(self.shelf.path(name))
             held |= set(ticket.devices if ticket else ())

@@ -74,8 +74,7 @@ def view_of(path: Path) -> RunView:
         trainer=content.get("trainer", "flow"),
         state=_state(path, events, is_running),
         created=content.get("created") or run_dir.run_json.stat().st_mtime,
-        max_steps=_max_steps(content["config"]),
-        **_progress(events),
+        **_progress(events, content["config"]),
     )
     checkpoint = _latest_checkpoint(path)
     idle = view.state not in ACTIVE
@@ -128,11 +127,11 @@ class _Tail:
         self.is_current = self.is_current or is_of_this_sitting
         if kind in _ENDS and not self.has_begun and is_of_this_sitting:
             self.end = self.end or event
-        if kind in ("started", "phase", "step"):
+        if kind in ("started", "phase", "step", "progress"):
             self.has_begun = True
         if kind == "phase":
             self.phase = self.phase or event
-        if kind == "step":
+        if kind in ("step", "progress"):
             self.step = event
         return self.step is not None
 
@@ -171,11 +170,11 @@ def _lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
             yield 0, rest
 
 
-def _progress(events: _Tail) -> dict[str, Any]:
+def _progress(events: _Tail, config: Any) -> dict[str, Any]:
     step = events.step or {}
-    wanted = ("step", "epoch", "lr", "samples_per_s", "eta_s", "peak_memory_mib")
+    wanted = ("step", "epoch", "lr", "samples_per_s", "eta_s", "peak_memory_mib", "max_steps")
     progress = {name: step[name] for name in wanted if step.get(name) is not None}
-    return progress | {
+    return {"max_steps": _max_steps(config), **progress} | {
         "loss": step.get("loss_smooth", step.get("loss")),
         "phase": None if events.end or not events.is_current else _phase(events),
         "last_seq": events.newest.get("seq", -1) if events.newest else -1,

@@ -73,6 +73,16 @@ class Step(Header):
     """Mean loss in each eighth of [0, 1]; null where no sample fell."""
 
 
+class Progressed(Header):
+    """A chore (a download, tagging ...) came so far; `step` counts items or bytes."""
+
+    kind: Literal["progress"]
+    step: int
+    max_steps: int | None
+    samples_per_s: float | None
+    eta_s: float | None
+
+
 class Validated(Header):
     """The loss on held-out rows was measured."""
 
@@ -150,6 +160,7 @@ AnyEvent = (
     Started
     | Phase
     | Step
+    | Progressed
     | Validated
     | Sampled
     | Saved
@@ -164,6 +175,7 @@ _KINDS: dict[str, type] = {
     "started": Started,
     "phase": Phase,
     "step": Step,
+    "progress": Progressed,
     "validated": Validated,
     "sampled": Sampled,
     "saved": Saved,

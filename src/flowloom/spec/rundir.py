@@ -27,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import flowloom
 from flowloom.errors import RunError
@@ -122,11 +122,15 @@ class RunDir:
         """The newest complete checkpoint."""
         return next(reversed(self.checkpoints()), None)
 
-    def write_run(self, config: RunConfig, source: str, notes: list[str] | None = None) -> None:
+    def write_run(
+        self, config: BaseModel, source: str, notes: list[str] | None = None, *, trainer: str = "flow"
+    ) -> None:
         """Write `run.json`: what decides the run, what it was read from, and what it is made with."""
+        seed = {"seed": config.training.master_seed} if isinstance(config, RunConfig) else {}
         content = {
+            "trainer": trainer,
             "config": config.model_dump(mode="json"),
-            "seed": config.training.master_seed,
+            **seed,
             "source": source,
             "notes": notes or [],
             "versions": versions(),

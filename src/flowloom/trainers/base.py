@@ -40,6 +40,8 @@ class Trainer(Protocol):
     title: str
     abilities: frozenset[str]
     """Of stop, checkpoint, sample: which files in control/ its runs obey."""
+    needs_device: bool
+    """Whether its runs wait for a device of their own."""
 
     def schema(self) -> dict[str, Any]:
         """JSON schema of its configuration."""

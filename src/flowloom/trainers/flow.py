@@ -11,7 +11,7 @@ from typing import Any
 from flowloom.errors import ConfigError, Problem
 from flowloom.spec.flow_json import load_config
 from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir, write_json
+from flowloom.spec.rundir import RunDir
 from flowloom.trainers.base import Command, Preset
 
 LORA: dict[str, Any] = {"lora": {"rank": 16, "alpha": 16}, "training": {"lr": 1e-4, "warmup_steps": 100}}
@@ -54,6 +54,7 @@ class Flow:
     """`python -m flowloom.engine`, which writes events and obeys control/ itself."""
 
     name, title, abilities = "flow", "FLOW", frozenset({"stop", "checkpoint", "sample"})
+    needs_device = True
 
     def schema(self) -> dict[str, Any]:
         """See Trainer."""
@@ -75,11 +76,10 @@ class Flow:
             return list(error.problems)
         return []
 
-    def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
-        """See Trainer."""
+    def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str, name: str = "flow") -> None:
+        """See Trainer; `name` is of a chore that takes the same configuration."""
         loaded = load_config(config, [], Path("config"))
-        run_dir.write_run(loaded.config, source, loaded.notes)
-        write_json(run_dir.run_json, json.loads(run_dir.run_json.read_text()) | {"trainer": self.name})
+        run_dir.write_run(loaded.config, source, loaded.notes, trainer=name)
 
     def command(self, run_dir: RunDir, resume: bool) -> Command:  # noqa: ARG002 -- the engine sees it itself
         """See Trainer."""

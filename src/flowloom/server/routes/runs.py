@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, status
@@ -108,6 +109,15 @@ def read_config(run: RunDep) -> dict[str, Any]:
     return run.read_run()
 
 
+@router.get("/runs/{run_id}/result", summary="What a chore found", responses=problems(NoSuchRun, NotNow))
+def read_result(run: RunDep) -> Any:
+    """Its result.json; a run that trains has none."""
+    try:
+        return json.loads((run.path / "result.json").read_bytes())
+    except FileNotFoundError:
+        raise NotNow(f"{run.path.name!r} has no result.", "Ask again when it is finished.") from None
+
+
 @router.get("/runs/{run_id}/compare/{other}", summary="Compare two runs", responses=problems(NoSuchRun))
 def compare(run: RunDep, other: str, shelf: ShelfDep) -> Difference:
     """Where the other run's configuration differs, key by key."""
@@ -176,5 +186,5 @@ def duplicate_run(run: RunDep, body: Copy, studio: StudioDep) -> RunView:
     content = run.read_run()
     config = patched(content["config"], body.changes)
     new = NewRun(name=body.name, config=config, devices=body.devices, first=body.first)
-    trainer = studio.trainers[content.get("trainer", "flow")]
+    trainer = studio.queue.trainers[content.get("trainer", "flow")]
     return make_run(studio, trainer, new, f"{run.path.name}, changed" if body.changes else run.path.name)

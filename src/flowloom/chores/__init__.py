@@ -1,0 +1,8 @@
+"""What runs beside training: caching, downloads, tagging ..., each a run in the same queue and directory."""
+
+from typing import Any
+
+from flowloom.chores.base import Chore
+from flowloom.chores.cache import CHORE as CACHE
+
+ALL: dict[str, Chore[Any]] = {chore.name: chore for chore in (CACHE,)}

@@ -1,0 +1,76 @@
+"""The chores' door: `python -m flowloom.chores RUN_DIR` does what its run.json says, or goes on with it."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from flowloom.chores import ALL
+from flowloom.chores.base import Chore, Progress
+from flowloom.errors import DiskFullError, FlowloomError, RunError, is_disk_full
+from flowloom.spec.events import EventWriter
+from flowloom.spec.rundir import RunDir
+from flowloom.spec.secrets import read_secrets, redact
+
+
+def run_chore(run_dir: RunDir) -> None:
+    """Work `run_dir` off until it is over; every end is an event: finished, stopped or failed.
+
+    Raises:
+        FlowloomError: it failed; the event has been written.
+    """
+    content = run_dir.read_run()
+    name = content.get("trainer")
+    if name not in ALL:
+        raise RunError(f"{run_dir.run_json}: {name!r} is no chore of this version: {', '.join(sorted(ALL))}.")
+    with run_dir.locked():
+        writer = EventWriter(run_dir.events_jsonl, read_secrets().values())
+        try:
+            _work_off(ALL[name], content["config"], Progress(run_dir, writer))
+        except Exception as error:
+            failure = _explained(error, run_dir)
+            sys.stderr.write(redact("".join(traceback.format_exception(error)), read_secrets().values()))
+            cure = "Mend the cause, then resume it: it goes on from where it was."
+            writer.write("failed", error=type(failure).__name__, message=str(failure), cure=cure)
+            raise failure from error
+        finally:
+            writer.close()
+
+
+def _work_off(chore: Chore, config: object, progress: Progress) -> None:
+    def stop(*_: object) -> None:
+        progress.stop_is_wished = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    progress.phase("loading")
+    module, _, function = chore.work.partition(":")
+    work = getattr(importlib.import_module(module), function)
+    work(chore.config_type.model_validate(config), progress)
+    progress.end()
+
+
+def _explained(error: Exception, run_dir: RunDir) -> Exception:
+    if isinstance(error, OSError) and is_disk_full(error):
+        return DiskFullError(f"{run_dir.path}: the disk is full. Make room, then resume the run.")
+    return error
+
+
+def main() -> int:
+    """Work off the run directory named on the command line; 0 when it ended well, 2 when it failed."""
+    if len(sys.argv) != 2:
+        sys.stderr.write("usage: python -m flowloom.chores RUN_DIR\n")
+        return 2
+    try:
+        run_chore(RunDir(Path(sys.argv[1])))
+    except FlowloomError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
