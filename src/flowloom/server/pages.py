@@ -26,13 +26,14 @@ from flowloom.server.security import POLICY
 
 STATIC = Path(__file__).parent / "static"
 _FOR_EVER = "public, max-age=31536000, immutable"
-_INLINE = re.compile(rb"<script(?:\s[^>]*)?>(.+?)</script>", re.DOTALL)
+_INLINE = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script>", re.DOTALL)
 _UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Flowloom</title>
-<style>body{font:16px/1.6 system-ui;max-width:38rem;margin:15vh auto;padding:0 1rem}code{font-size:.9em}</style>
+<style>body{font:16px/1.6 system-ui;max-width:38rem;margin:15vh auto;padding:0 1rem}</style>
 <h1>The studio runs; its pages are not built.</h1>
 <p>In the checkout, run <code>./loom web</code> once: it brings its own Node and needs about two minutes.
 Then load this page again; the studio need not be restarted.</p>
-<p>All that the pages do is in the API as well: <a href="/api/openapi.json">/api/openapi.json</a>.</p></html>"""
+<p>All that the pages do is in the API as well: <a href="/api/openapi.json">/api/openapi.json</a>.</p>
+</html>"""
 
 
 class Pages:
@@ -90,6 +91,6 @@ def _file(path: Path, asked: Headers, is_hashed: bool, status: int = 200) -> Res
 @lru_cache(maxsize=64)
 def _policy(path: Path, changed_ns: int) -> str:  # noqa: ARG001 -- a page that changed has another policy
     """The studio's content security policy, with the inline scripts of this page let through."""
-    hashes = [hashlib.sha256(script).digest() for script in _INLINE.findall(path.read_bytes())]
+    hashes = [hashlib.sha256(script).digest() for script in _INLINE.findall(path.read_bytes()) if script]
     allowed = " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in dict.fromkeys(hashes))
     return f"{POLICY}; script-src 'self' {allowed}".rstrip()

@@ -24,7 +24,9 @@ function useSteps(): Step[] {
     queryFn: () => got(api.GET("/api/roots/{root}/list", { params: { path: { root: "data" }, query: { limit: 1 } } })),
     retry: false,
   });
-  const missing = Object.entries(PARTS).filter(([key]) => models && !models[key]?.length);
+  // The demo's own small ones train nothing but the demo.
+  const has = (key: string) => models?.[key]?.some((path) => !path.includes("/models/demo/"));
+  const missing = Object.entries(PARTS).filter(([key]) => models && !has(key));
   const own = made?.runs.filter((run) => run.trainer !== "demo");
   return [
     {

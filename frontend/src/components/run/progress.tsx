@@ -1,5 +1,5 @@
-import type { RunView } from "@/lib/api/client";
 import { Meter } from "@/components/ui/surface";
+import type { RunView } from "@/lib/api/client";
 import { count } from "@/lib/format";
 
 export function stepsOf(run: RunView): string {

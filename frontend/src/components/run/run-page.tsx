@@ -29,6 +29,9 @@ function Readings({ run, live }: { run: RunView; live: Live }) {
   const last = steps.length - 1;
   const step = Math.max(run.step ?? 0, steps[last] ?? 0);
   const isActive = ACTIVE.has(run.state);
+  // Where time ends the run and not a number of steps, what is left is known in steps all the same.
+  const left = run.eta_s != null && curves.step_s[last] ? run.eta_s / (curves.step_s[last] ?? 1) : null;
+  const most = run.max_steps ?? (left === null ? null : step + left);
   return (
     <Panel className="mb-4">
       <dl className="grid grid-cols-2 gap-x-6 gap-y-4 sm:grid-cols-4 lg:grid-cols-7">
@@ -46,7 +49,7 @@ function Readings({ run, live }: { run: RunView; live: Live }) {
       </dl>
       <div className="mt-4">
         <Meter
-          value={run.max_steps ? step / run.max_steps : run.state === "finished" ? 1 : 0}
+          value={run.state === "finished" ? 1 : most ? step / most : 0}
           label="Progress"
           tone={run.state === "finished" ? "nettle" : run.state === "failed" ? "madder" : "indigo"}
         />

@@ -3,19 +3,19 @@ import type { InputHTMLAttributes, SelectHTMLAttributes, TextareaHTMLAttributes 
 import { cx } from "./classes";
 
 const SHAPE =
-  "w-full min-w-0 rounded border border-line-strong/70 bg-panel px-2.5 text-sm text-ink placeholder:text-ink-faint " +
+  "w-full min-w-0 rounded border border-line-strong/70 bg-panel pr-2.5 text-sm text-ink placeholder:text-ink-faint " +
   "hover:border-line-strong disabled:opacity-60 aria-[invalid=true]:border-madder";
 
 export function Input({ className, ...rest }: InputHTMLAttributes<HTMLInputElement>) {
-  return <input {...rest} className={cx(SHAPE, "h-8", className)} />;
+  return <input {...rest} className={cx(SHAPE, !className?.includes("h-") && "h-8", !className?.includes("pl-") && "pl-2.5", className)} />;
 }
 
 export function TextArea({ className, ...rest }: TextareaHTMLAttributes<HTMLTextAreaElement>) {
-  return <textarea {...rest} className={cx(SHAPE, "py-1.5", className)} />;
+  return <textarea {...rest} className={cx(SHAPE, "py-1.5 pl-2.5", className)} />;
 }
 
 export function Select({ className, ...rest }: SelectHTMLAttributes<HTMLSelectElement>) {
-  return <select {...rest} className={cx(SHAPE, "h-8 pr-6", className)} />;
+  return <select {...rest} className={cx(SHAPE, "h-8 pl-2", className)} />;
 }
 
 /** A switch: on or off, at once. */
