@@ -2,5 +2,5 @@ import { defineConfig } from "vitest/config";
 
 export default defineConfig({
   resolve: { alias: { "@": new URL("./src", import.meta.url).pathname } },
-  test: { environment: "happy-dom", include: ["tests/**/*.test.ts", "tests/**/*.test.tsx"], pool: "threads" },
+  test: { environment: "node", include: ["tests/**/*.test.ts", "tests/**/*.test.tsx"], pool: "threads" },
 });

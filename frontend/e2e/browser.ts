@@ -6,7 +6,8 @@ const PLACES = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/goog
 /** The system's own Chromium; none is ever downloaded. `FLOWLOOM_CHROMIUM` names another one. */
 export function launch(): Promise<Browser> {
   const path = process.env.FLOWLOOM_CHROMIUM ?? PLACES.find((place) => existsSync(place));
-  if (!path) throw new Error("No Chromium was found: install the package `chromium`, or set FLOWLOOM_CHROMIUM.");
+  if (!path)
+    throw new Error("No Chromium was found: install the package `chromium`, or set FLOWLOOM_CHROMIUM.");
   return chromium.launch({
     executablePath: path,
     args: [

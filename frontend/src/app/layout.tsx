@@ -29,7 +29,6 @@ export default function Layout({ children }: { children: ReactNode }) {
   return (
     <html lang="en" className={`${plex.variable} ${mono.variable}`} suppressHydrationWarning>
       <head>
-        {/* biome-ignore lint/performance/noSyncScripts: the theme is set before the first paint */}
         <script src="/theme.js" />
       </head>
       <body>

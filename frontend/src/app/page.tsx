@@ -6,7 +6,11 @@ import { Page } from "@/components/ui/surface";
 
 export default function Home() {
   return (
-    <Page title="Studio" lead="Train Chroma and other flow-matching image models on this machine." actions={<Begin />}>
+    <Page
+      title="Studio"
+      lead="Train Chroma and other flow-matching image models on this machine."
+      actions={<Begin />}
+    >
       <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1.700fr)_minmax(0,1fr)]">
         <Now />
         <div className="grid gap-4">

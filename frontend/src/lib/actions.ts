@@ -7,12 +7,17 @@ const at = (id: string) => ({ params: { path: { run_id: id } } });
 
 /** What can be done to a run; each is one request. */
 export const ACTIONS = {
-  stop: { said: "It saves, then stops.", ask: (id: string) => got(api.POST("/api/runs/{run_id}/stop", at(id))) },
+  stop: {
+    said: "It saves, then stops.",
+    ask: (id: string) => got(api.POST("/api/runs/{run_id}/stop", at(id))),
+  },
   kill: { said: "It is stopped.", ask: (id: string) => got(api.POST("/api/runs/{run_id}/kill", at(id))) },
   save: {
     said: "It saves at its next step.",
     ask: (id: string) =>
-      got(api.POST("/api/runs/{run_id}/ask/{what}", { params: { path: { run_id: id, what: "checkpoint" } } })),
+      got(
+        api.POST("/api/runs/{run_id}/ask/{what}", { params: { path: { run_id: id, what: "checkpoint" } } }),
+      ),
   },
   sample: {
     said: "It draws at its next step.",
@@ -23,7 +28,10 @@ export const ACTIONS = {
     said: "It goes on as soon as its device is free.",
     ask: (id: string) => got(api.POST("/api/runs/{run_id}/resume", { ...at(id), body: {} })),
   },
-  cancel: { said: "It left the queue.", ask: (id: string) => got(api.POST("/api/runs/{run_id}/cancel", at(id))) },
+  cancel: {
+    said: "It left the queue.",
+    ask: (id: string) => got(api.POST("/api/runs/{run_id}/cancel", at(id))),
+  },
   delete: { said: "It is deleted.", ask: (id: string) => got(api.DELETE("/api/runs/{run_id}", at(id))) },
 } as const;
 

@@ -12,7 +12,11 @@ export function gridOf(samples: readonly Sample[]): SampleGrid {
   const steps = new Set<number>();
   for (const sample of samples) {
     const step = sample.step ?? 0;
-    const place = sample.file.split("/").pop()?.replace(/\.\w+$/, "") ?? sample.file;
+    const place =
+      sample.file
+        .split("/")
+        .pop()
+        ?.replace(/\.\w+$/, "") ?? sample.file;
     const isPlace = /^\d{1,3}$/.test(place);
     const key = isPlace ? place : (sample.prompt ?? "all");
     steps.add(step);

@@ -28,6 +28,8 @@ export interface Field {
   isSimple: boolean;
   options: Json[];
   range: string | null;
+  /** Under which heading a flat schema's field stands. */
+  group: string | null;
   /** Of a group; of each item of `items`. */
   fields: Field[];
   /** Of `variants`: the fields of each kind. */
@@ -94,13 +96,16 @@ const isSection = (field: Field) => ["group", "variants", "items"].includes(fiel
 function groupsOf(fields: Field[]): Field[] {
   const groups = new Map<string, Field[]>();
   for (const field of fields) {
-    const name = groupNames.get(field) ?? "General";
+    const name = field.group ?? "General";
     groups.set(name, [...(groups.get(name) ?? []), field]);
   }
-  return [...groups].map(([name, members]) => ({ ...blank(name, []), kind: "group", title: name, fields: members }));
+  return [...groups].map(([name, members]) => ({
+    ...blank(name, []),
+    kind: "group",
+    title: name,
+    fields: members,
+  }));
 }
-
-const groupNames = new WeakMap<Field, string>();
 
 function blank(name: string, path: string[]): Field {
   return {
@@ -116,6 +121,7 @@ function blank(name: string, path: string[]): Field {
     isSimple: true,
     options: [],
     range: null,
+    group: null,
     fields: [],
     variants: {},
   };
@@ -146,14 +152,15 @@ function fieldOf(name: string, given: Tree, path: string[], context: Context, de
   const field: Field = {
     ...blank(name, path),
     help: String(whole.description ?? schema.description ?? "").replaceAll("\n", " "),
-    title: typeof whole.title === "string" && whole.title.includes(" ") === false ? titleOf(name) : titleOf(name),
+    title:
+      typeof whole.title === "string" && whole.title.includes(" ") === false ? titleOf(name) : titleOf(name),
     unit: unitOf(name, whole),
     initial: whole.default,
     isNullable,
     isSimple: whole.simple === true || context.simple.has(dotted) || context.simple.has(path[0] ?? ""),
     range: rangeOf(schema),
+    group: typeof whole.group === "string" ? whole.group : null,
   };
-  if (typeof whole.group === "string") groupNames.set(field, whole.group);
   return shaped(field, schema, context, depth);
 }
 
@@ -179,11 +186,13 @@ function shaped(field: Field, schema: Tree, context: Context, depth: number): Fi
     const options = parts.flatMap((part) => (Array.isArray(part.enum) ? part.enum : []));
     return { ...field, kind: "text", options, range: parts.map(rangeOf).find(Boolean) ?? null };
   }
-  if (isTree(schema.properties)) return { ...field, kind: "group", fields: fieldsOf(schema, field.path, context, depth + 1) };
+  if (isTree(schema.properties))
+    return { ...field, kind: "group", fields: fieldsOf(schema, field.path, context, depth + 1) };
   if (schema.type === "array") return listed(field, schema, context, depth);
   if (schema.type === "boolean") return { ...field, kind: "switch" };
   if (schema.type === "integer" || schema.type === "number") return { ...field, kind: schema.type };
-  if (schema.type === "string") return { ...field, kind: /(^|_)(path|dir|folder|file)$/.test(field.name) ? "path" : "text" };
+  if (schema.type === "string")
+    return { ...field, kind: /(^|_)(path|dir|folder|file)$/.test(field.name) ? "path" : "text" };
   return field;
 }
 
@@ -191,16 +200,19 @@ function listed(field: Field, schema: Tree, context: Context, depth: number): Fi
   const first = Array.isArray(schema.prefixItems) ? schema.prefixItems[0] : schema.items;
   const item = isTree(first) ? resolved(first, context.defs) : {};
   if (item.type === "string") return { ...field, kind: "lines" };
-  if (item.type === "number" || item.type === "integer") return { ...field, kind: "numbers", range: rangeOf(item) };
+  if (item.type === "number" || item.type === "integer")
+    return { ...field, kind: "numbers", range: rangeOf(item) };
   if (isTree(item.discriminator)) {
     return { ...field, kind: "items", variants: variantsOf(item, [], context, depth) };
   }
-  if (isTree(item.properties)) return { ...field, kind: "items", fields: fieldsOf(item, [], context, depth + 1) };
+  if (isTree(item.properties))
+    return { ...field, kind: "items", fields: fieldsOf(item, [], context, depth + 1) };
   return field;
 }
 
 function variantsOf(schema: Tree, path: string[], context: Context, depth: number): Record<string, Field[]> {
-  const mapping = isTree(schema.discriminator) && isTree(schema.discriminator.mapping) ? schema.discriminator.mapping : {};
+  const mapping =
+    isTree(schema.discriminator) && isTree(schema.discriminator.mapping) ? schema.discriminator.mapping : {};
   return Object.fromEntries(
     Object.entries(mapping).map(([kind, ref]) => [
       kind,

@@ -9,8 +9,12 @@ const Waiting = () => (
     <Skeleton className="h-96" />
   </Page>
 );
-const RunsPage = dynamic(() => import("@/components/runs/runs-page").then((module) => module.RunsPage), { loading: Waiting });
-const RunPage = dynamic(() => import("@/components/run/run-page").then((module) => module.RunPage), { loading: Waiting });
+const RunsPage = dynamic(() => import("@/components/runs/runs-page").then((module) => module.RunsPage), {
+  loading: Waiting,
+});
+const RunPage = dynamic(() => import("@/components/run/run-page").then((module) => module.RunPage), {
+  loading: Waiting,
+});
 
 /** The list, or with `?id=` one run; `&with=` compares it with others. */
 function Chosen() {

@@ -15,7 +15,15 @@ interface Spot {
   path: string;
 }
 
-function Listing({ spot, onGo, onChoose }: { spot: Spot; onGo: (path: string) => void; onChoose: (path: string) => void }) {
+function Listing({
+  spot,
+  onGo,
+  onChoose,
+}: {
+  spot: Spot;
+  onGo: (path: string) => void;
+  onChoose: (path: string) => void;
+}) {
   const { data, error } = useQuery({
     queryKey: ["roots", spot.root, spot.path, 5000],
     queryFn: () =>
@@ -34,10 +42,16 @@ function Listing({ spot, onGo, onChoose }: { spot: Spot; onGo: (path: string) =>
         <li key={entry.path}>
           <button
             type="button"
-            onClick={() => (entry.is_folder ? onGo([spot.path, entry.name].filter(Boolean).join("/")) : onChoose(entry.path))}
+            onClick={() =>
+              entry.is_folder ? onGo([spot.path, entry.name].filter(Boolean).join("/")) : onChoose(entry.path)
+            }
             className="flex h-8 w-full items-center gap-2 px-3 text-left text-sm hover:bg-sunken"
           >
-            {entry.is_folder ? <ChevronIcon className="size-3.5 text-indigo" /> : <DataIcon className="size-3.5 text-ink-faint" />}
+            {entry.is_folder ? (
+              <ChevronIcon className="size-3.5 text-indigo" />
+            ) : (
+              <DataIcon className="size-3.5 text-ink-faint" />
+            )}
             <span className="min-w-0 flex-1 truncate">{entry.name}</span>
             {!entry.is_folder && <span className="figure text-xs text-ink-faint">{bytes(entry.size)}</span>}
           </button>
@@ -63,7 +77,8 @@ export function Browse({
   const [spot, setSpot] = useState<Spot | null>(null);
   const root = data?.find((one) => one.name === spot?.root);
   const here = spot && root ? [root.path, spot.path].filter(Boolean).join("/") : null;
-  const up = () => setSpot(spot?.path ? { root: spot.root, path: spot.path.split("/").slice(0, -1).join("/") } : null);
+  const up = () =>
+    setSpot(spot?.path ? { root: spot.root, path: spot.path.split("/").slice(0, -1).join("/") } : null);
   return (
     <Dialog title={title} isOpen onClose={onClose} width="max-w-2xl">
       <div className="grid gap-4">
@@ -115,13 +130,16 @@ export function Browse({
                     className="flex w-full items-center justify-between gap-3 px-3 py-2 text-left text-sm hover:bg-sunken disabled:opacity-60"
                   >
                     <span className="font-medium">{one.name}</span>
-                    <code className="figure min-w-0 truncate text-xs text-ink-faint">{one.exists ? one.path : "not there yet"}</code>
+                    <code className="figure min-w-0 truncate text-xs text-ink-faint">
+                      {one.exists ? one.path : "not there yet"}
+                    </code>
                   </button>
                 </li>
               ))}
             </ul>
             <p className="mt-2 text-xs text-ink-faint">
-              Start the studio with <code className="figure">--root NAME=DIR</code> to open another folder to it.
+              Start the studio with <code className="figure">--root NAME=DIR</code> to open another folder to
+              it.
             </p>
           </section>
         )}

@@ -39,7 +39,15 @@ export function known(sections: readonly Field[]): Set<string> {
 }
 
 async function read(file: File, trainer: string, sections: Field[]): Promise<Report> {
-  const report: Report = { file: file.name, config: null, known: 0, others: [], secrets: [], problems: [], error: null };
+  const report: Report = {
+    file: file.name,
+    config: null,
+    known: 0,
+    others: [],
+    secrets: [],
+    problems: [],
+    error: null,
+  };
   try {
     const content: unknown = JSON.parse(await file.text());
     if (!isTree(content)) throw new Error("The file holds no JSON object.");
@@ -50,7 +58,14 @@ async function read(file: File, trainer: string, sections: Field[]): Promise<Rep
     const fields = known(sections);
     const others = paths.filter((path) => !fields.has(path));
     const verdict = await fetchJson<{ problems: Place[] }>(`/api/${trainer}/config`, { config });
-    return { ...report, config, known: paths.length - others.length, others, secrets: taken, problems: verdict.problems };
+    return {
+      ...report,
+      config,
+      known: paths.length - others.length,
+      others,
+      secrets: taken,
+      problems: verdict.problems,
+    };
   } catch (problem) {
     return { ...report, error: problem instanceof Error ? problem.message : String(problem) };
   }
@@ -90,8 +105,8 @@ export function Import({
       )}
     >
       <p className="text-sm text-ink-soft">
-        Drop a configuration here: a FLOW <code className="figure text-xs">training_config.json</code>, or a run's{" "}
-        <code className="figure text-xs">run.json</code>.
+        Drop a configuration here: a FLOW <code className="figure text-xs">training_config.json</code>, or a
+        run's <code className="figure text-xs">run.json</code>.
       </p>
       <input
         ref={input}
@@ -147,7 +162,8 @@ function Told({ report, onTake, onClose }: { report: Report; onTake: () => void;
       )}
       {report.secrets.length > 0 && (
         <p className="rounded border border-weld bg-weld-soft px-3 py-2">
-          Tokens are left out ({report.secrets.join(", ")}): set them under Settings, where nobody can read them back.
+          Tokens are left out ({report.secrets.join(", ")}): set them under Settings, where nobody can read
+          them back.
         </p>
       )}
       {report.problems.length > 0 ? (
@@ -156,7 +172,8 @@ function Told({ report, onTake, onClose }: { report: Report; onTake: () => void;
           <ul className="mt-1 grid max-h-56 gap-1 overflow-y-auto text-xs">
             {report.problems.map((problem) => (
               <li key={problem.pointer + problem.detail}>
-                <code className="figure">{problem.pointer.replace("/config/", "").replaceAll("/", ".")}</code> {problem.detail}
+                <code className="figure">{problem.pointer.replace("/config/", "").replaceAll("/", ".")}</code>{" "}
+                {problem.detail}
               </li>
             ))}
           </ul>

@@ -80,7 +80,11 @@ export function JsonSide({ config, whole, base, onChange, fileName }: Props) {
             onChange={(event) => type(event.target.value)}
           />
           <p className="mt-1 min-h-5 text-xs text-ink-faint" role="status">
-            {error ? <span className="text-madder">{error}</span> : "Only what differs from the defaults; the rest is implied."}
+            {error ? (
+              <span className="text-madder">{error}</span>
+            ) : (
+              "Only what differs from the defaults; the rest is implied."
+            )}
           </p>
         </div>
       )}
@@ -90,7 +94,6 @@ export function JsonSide({ config, whole, base, onChange, fileName }: Props) {
         </div>
       )}
       {view === "all" && (
-        // biome-ignore lint/a11y/noNoninteractiveTabindex: a scrolled region must be reachable by keys
         <pre tabIndex={0} className="figure max-h-[26rem] overflow-auto p-3 text-xs leading-5">
           {JSON.stringify(whole, null, 2)}
         </pre>
@@ -105,7 +108,9 @@ export function JsonSide({ config, whole, base, onChange, fileName }: Props) {
         <Button
           size="small"
           kind="quiet"
-          onClick={() => void navigator.clipboard.writeText(JSON.stringify(config, null, 2)).then(() => say("Copied."))}
+          onClick={() =>
+            void navigator.clipboard.writeText(JSON.stringify(config, null, 2)).then(() => say("Copied."))
+          }
         >
           Copy
         </Button>

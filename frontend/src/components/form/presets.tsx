@@ -20,7 +20,6 @@ export function Presets({
         const isChosen = (preset?.name ?? null) === chosen;
         const changes = preset ? differences({}, preset.config as Json) : [];
         return (
-          // biome-ignore lint/a11y/useSemanticElements: a card is more than an input can hold
           <button
             key={preset?.name ?? ""}
             type="button"
@@ -33,7 +32,9 @@ export function Presets({
             )}
           >
             <span className="text-sm font-semibold">{preset?.title ?? "Defaults"}</span>
-            <span className="text-xs text-ink-soft">{preset?.note ?? "FLOW's own behaviour, with its faults mended."}</span>
+            <span className="text-xs text-ink-soft">
+              {preset?.note ?? "FLOW's own behaviour, with its faults mended."}
+            </span>
             {changes.length > 0 && (
               <span className="figure mt-1 line-clamp-2 text-2xs text-ink-faint">
                 {changes.flatMap(flat).join("  ")}

@@ -55,14 +55,29 @@ function Items({ field, path, isShown }: { field: Field; path: string[] } & Filt
         const fields = kind ? (field.variants[kind] ?? []) : field.fields;
         return (
           <fieldset key={index} className="rounded border">
-            <legend className="ml-3 px-1 text-xs font-medium text-ink-soft">{kind ?? `${field.title} ${index + 1}`}</legend>
+            <legend className="ml-3 px-1 text-xs font-medium text-ink-soft">
+              {kind ?? `${field.title} ${index + 1}`}
+            </legend>
             <div className="flex justify-end pr-2">
-              <IconButton label={`Remove ${kind ?? index + 1}`} onClick={() => set(path, items.filter((_, i) => i !== index))}>
+              <IconButton
+                label={`Remove ${kind ?? index + 1}`}
+                onClick={() =>
+                  set(
+                    path,
+                    items.filter((_, i) => i !== index),
+                  )
+                }
+              >
                 <TrashIcon className="size-3.5" />
               </IconButton>
             </div>
             {fields.map((each) => (
-              <AnyField key={each.name} field={each} path={[...path, String(index), each.name]} isShown={isShown} />
+              <AnyField
+                key={each.name}
+                field={each}
+                path={[...path, String(index), each.name]}
+                isShown={isShown}
+              />
             ))}
           </fieldset>
         );
@@ -92,12 +107,21 @@ function Optional({ field, path, isShown }: { field: Field; path: string[] } & F
   return (
     <>
       <div className="flex items-center gap-3 px-4 py-2.5">
-        <Switch aria-label={`Use ${field.title}`} checked={isOn} onChange={(on) => set(path, on ? {} : null)} />
-        <span className="text-sm text-ink-soft">{isOn ? "In use" : `Off: there is no “${titleOf(field.name)}” in the configuration.`}</span>
+        <Switch
+          aria-label={`Use ${field.title}`}
+          checked={isOn}
+          onChange={(on) => set(path, on ? {} : null)}
+        />
+        <span className="text-sm text-ink-soft">
+          {isOn ? "In use" : `Off: there is no “${titleOf(field.name)}” in the configuration.`}
+        </span>
       </div>
-      {isOn && field.fields.filter(isShown).map((each) => (
-        <AnyField key={each.name} field={each} path={[...path, each.name]} isShown={isShown} />
-      ))}
+      {isOn &&
+        field.fields
+          .filter(isShown)
+          .map((each) => (
+            <AnyField key={each.name} field={each} path={[...path, each.name]} isShown={isShown} />
+          ))}
     </>
   );
 }
@@ -105,7 +129,8 @@ function Optional({ field, path, isShown }: { field: Field; path: string[] } & F
 function AnyField({ field, path, isShown }: { field: Field; path: string[] } & Filter) {
   if (field.kind === "variants") return <Variants field={field} path={path} isShown={isShown} />;
   if (field.kind === "items") return <Items field={field} path={path} isShown={isShown} />;
-  if (field.kind === "group" && field.isNullable) return <Optional field={field} path={path} isShown={isShown} />;
+  if (field.kind === "group" && field.isNullable)
+    return <Optional field={field} path={path} isShown={isShown} />;
   if (field.kind === "group") {
     return field.fields
       .filter(isShown)
@@ -126,7 +151,9 @@ export function Section({ section, isShown }: { section: Field } & Filter) {
       </header>
       <div className="py-1">
         {isLoose ? (
-          section.fields.filter(isShown).map((each) => <AnyField key={each.name} field={each} path={each.path} isShown={isShown} />)
+          section.fields
+            .filter(isShown)
+            .map((each) => <AnyField key={each.name} field={each} path={each.path} isShown={isShown} />)
         ) : (
           <AnyField field={section} path={section.path} isShown={isShown} />
         )}

@@ -37,7 +37,9 @@ export function Start({ trainer, draft, problems, isChecking, onPatch, onShow }:
       router.push(runHref(run.id));
     },
   });
-  const isNameBad = start.error instanceof Problem && (start.error.status === 409 || start.error.places.some((p) => p.pointer === "/name"));
+  const isNameBad =
+    start.error instanceof Problem &&
+    (start.error.status === 409 || start.error.places.some((p) => p.pointer === "/name"));
   const count = [...problems.values()].reduce((sum, messages) => sum + messages.length, 0);
   const devices = data?.devices ?? [];
   return (
@@ -79,7 +81,9 @@ export function Start({ trainer, draft, problems, isChecking, onPatch, onShow }:
         )}
         <div role="status" className="min-h-5 text-sm">
           {count === 0 ? (
-            <span className={isChecking ? "text-ink-faint" : "text-nettle"}>{isChecking ? "Checking …" : "It can run."}</span>
+            <span className={isChecking ? "text-ink-faint" : "text-nettle"}>
+              {isChecking ? "Checking …" : "It can run."}
+            </span>
           ) : (
             <span className="font-medium text-madder">
               {count} thing{count > 1 ? "s" : ""} to mend
@@ -90,7 +94,11 @@ export function Start({ trainer, draft, problems, isChecking, onPatch, onShow }:
           <ul className="grid max-h-56 gap-1 overflow-y-auto">
             {[...problems].map(([path, messages]) => (
               <li key={path}>
-                <button type="button" className="w-full rounded px-2 py-1 text-left text-xs hover:bg-sunken" onClick={() => onShow(path)}>
+                <button
+                  type="button"
+                  className="w-full rounded px-2 py-1 text-left text-xs hover:bg-sunken"
+                  onClick={() => onShow(path)}
+                >
                   <code className="figure text-ink-soft">{path || "all"}</code> {messages.join(" ")}
                 </button>
               </li>

@@ -43,15 +43,24 @@ function Contents({
   problems: ReadonlyMap<string, string[]>;
 }) {
   return (
-    <nav aria-label="Sections" className="sticky top-4 hidden max-h-[calc(100dvh-2rem)] overflow-y-auto xl:block">
+    <nav
+      aria-label="Sections"
+      className="sticky top-4 hidden max-h-[calc(100dvh-2rem)] overflow-y-auto xl:block"
+    >
       <ul className="grid gap-px">
         {sections.map((section) => {
           const fields = leavesOf(section);
           const changed = fields.filter(
-            (field) => !same(at(whole, field.path) ?? field.initial ?? null, at(base, field.path) ?? field.initial ?? null),
+            (field) =>
+              !same(
+                at(whole, field.path) ?? field.initial ?? null,
+                at(base, field.path) ?? field.initial ?? null,
+              ),
           ).length;
           const paths = new Set(fields.map((field) => field.path.join(".")));
-          const wrong = [...problems.keys()].filter((path) => paths.has(path) || path.split(".")[0] === section.name).length;
+          const wrong = [...problems.keys()].filter(
+            (path) => paths.has(path) || path.split(".")[0] === section.name,
+          ).length;
           return (
             <li key={section.name}>
               <a
@@ -95,7 +104,11 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
   const defaults = made?.defaults as Tree | undefined;
   const [presetName, setPresetName] = useState<string | null>(null);
   const preset = made?.presets.find((each) => each.name === presetName);
-  const { draft, isLoaded, base, whole, set, setConfig, patch } = useDraft(trainer, defaults, preset?.config as Tree | undefined);
+  const { draft, isLoaded, base, whole, set, setConfig, patch } = useDraft(
+    trainer,
+    defaults,
+    preset?.config as Tree | undefined,
+  );
   useEffect(() => setPresetName(draft.preset), [draft.preset]);
   useFrom(setConfig, defaults);
   const { verdict, isChecking } = useCheck(trainer, draft.config, isLoaded && made !== undefined);
@@ -123,8 +136,12 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
   }
 
   const hasSimple = sections.flatMap(leavesOf).some((field) => field.isSimple);
-  const isWrong = (field: Field) => [...problems.keys()].some((path) => path === field.path.join(".") || path.startsWith(`${field.path.join(".")}.`));
-  const isChanged = (field: Field) => !same(at(whole, field.path) ?? field.initial ?? null, at(base, field.path) ?? field.initial ?? null);
+  const isWrong = (field: Field) =>
+    [...problems.keys()].some(
+      (path) => path === field.path.join(".") || path.startsWith(`${field.path.join(".")}.`),
+    );
+  const isChanged = (field: Field) =>
+    !same(at(whole, field.path) ?? field.initial ?? null, at(base, field.path) ?? field.initial ?? null);
   const isShown = (field: Field) => {
     if (words.length > 0) return leavesOf(field).some((leaf) => isFound(leaf, words));
     return isAdvanced || !hasSimple || field.isSimple || isWrong(field) || isChanged(field);
@@ -167,8 +184,14 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
         <div className="grid items-start gap-5 lg:grid-cols-[minmax(0,1fr)_21rem] xl:grid-cols-[10rem_minmax(0,1fr)_23rem]">
           <Contents sections={shown} whole={whole} base={base} problems={problems} />
           <div className="grid min-w-0 gap-4">
-            {made.presets.length > 0 && <Presets presets={made.presets} chosen={draft.preset} onChoose={choosePreset} />}
-            <Import trainer={trainer} sections={sections} onTake={(config) => patch({ config, preset: null })} />
+            {made.presets.length > 0 && (
+              <Presets presets={made.presets} chosen={draft.preset} onChoose={choosePreset} />
+            )}
+            <Import
+              trainer={trainer}
+              sections={sections}
+              onTake={(config) => patch({ config, preset: null })}
+            />
             <div className="flex flex-wrap items-center justify-between gap-3">
               <label className="relative block min-w-48 flex-1">
                 <span className="sr-only">Search fields</span>
@@ -193,13 +216,22 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
                 />
               )}
             </div>
-            {shown.length === 0 && <Empty title="No field fits">Search for a key, a word of its help, or a section.</Empty>}
+            {shown.length === 0 && (
+              <Empty title="No field fits">Search for a key, a word of its help, or a section.</Empty>
+            )}
             {shown.map((section) => (
               <Section key={section.name} section={section} isShown={isShown} />
             ))}
           </div>
           <aside className={cx("grid min-w-0 gap-4 lg:sticky lg:top-4")}>
-            <Start trainer={trainer} draft={draft} problems={problems} isChecking={isChecking} onPatch={patch} onShow={onShow} />
+            <Start
+              trainer={trainer}
+              draft={draft}
+              problems={problems}
+              isChecking={isChecking}
+              onPatch={patch}
+              onShow={onShow}
+            />
             <JsonSide
               config={draft.config}
               whole={whole}

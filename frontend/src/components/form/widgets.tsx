@@ -23,7 +23,11 @@ const aria = ({ id, describedBy, isInvalid }: WidgetProps) => ({
 });
 
 /** Text that is read as something else: kept as it was typed while it is being typed. */
-function useTyped(value: Json | undefined, show: (value: Json | undefined) => string, read: (text: string) => Json) {
+function useTyped(
+  value: Json | undefined,
+  show: (value: Json | undefined) => string,
+  read: (text: string) => Json,
+) {
   const [text, setText] = useState(() => show(value));
   // biome-ignore lint/correctness/useExhaustiveDependencies: only a value from elsewhere replaces what was typed
   useEffect(() => {
@@ -54,7 +58,8 @@ function NumberInput(props: WidgetProps) {
 function TextInput(props: WidgetProps) {
   const { field, value, onChange } = props;
   const listId = `${props.id}-options`;
-  const read = (text: string): Json => (field.options.length > 0 ? numberFrom(text) : text === "" && field.isNullable ? null : text);
+  const read = (text: string): Json =>
+    field.options.length > 0 ? numberFrom(text) : text === "" && field.isNullable ? null : text;
   return (
     <>
       <Input
@@ -91,7 +96,9 @@ function PathInput(props: WidgetProps) {
         value={textOf(value)}
         placeholder={found.length > 0 ? `${found.length} found` : field.isNullable ? "none" : ""}
         list={found.length > 0 ? listId : undefined}
-        onChange={(event) => onChange(event.target.value === "" && field.isNullable ? null : event.target.value)}
+        onChange={(event) =>
+          onChange(event.target.value === "" && field.isNullable ? null : event.target.value)
+        }
       />
       {found.length > 0 && (
         <datalist id={listId}>
@@ -125,7 +132,9 @@ function ChoiceInput(props: WidgetProps) {
     <Select
       {...aria(props)}
       value={value == null ? none : JSON.stringify(value)}
-      onChange={(event) => onChange(event.target.value === none ? null : (JSON.parse(event.target.value) as Json))}
+      onChange={(event) =>
+        onChange(event.target.value === none ? null : (JSON.parse(event.target.value) as Json))
+      }
     >
       {(field.isNullable || value == null) && <option value={none}>none</option>}
       {field.options.map((option) => (
@@ -137,7 +146,8 @@ function ChoiceInput(props: WidgetProps) {
   );
 }
 
-const linesOf = (value: Json | undefined) => (Array.isArray(value) ? value.map(String).join("\n") : textOf(value));
+const linesOf = (value: Json | undefined) =>
+  Array.isArray(value) ? value.map(String).join("\n") : textOf(value);
 const readLines = (text: string): Json => (text === "" ? [] : text.split("\n"));
 
 function LinesInput(props: WidgetProps) {
@@ -155,7 +165,8 @@ function LinesInput(props: WidgetProps) {
   );
 }
 
-const numbersOf = (value: Json | undefined) => (Array.isArray(value) ? value.map(textOf).join(", ") : textOf(value));
+const numbersOf = (value: Json | undefined) =>
+  Array.isArray(value) ? value.map(textOf).join(", ") : textOf(value);
 const readNumbers = (text: string): Json =>
   text
     .split(/[\s,;x×]+/)

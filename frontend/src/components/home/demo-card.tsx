@@ -8,7 +8,11 @@ export function Begin() {
   const demo = useDemo();
   return (
     <>
-      <Button onClick={() => demo.mutate()} isBusy={demo.isPending} title={`Trains a small Chroma for ${DEMO_MINUTES} minutes`}>
+      <Button
+        onClick={() => demo.mutate()}
+        isBusy={demo.isPending}
+        title={`Trains a small Chroma for ${DEMO_MINUTES} minutes`}
+      >
         <PlayIcon />
         Try the demo
       </Button>

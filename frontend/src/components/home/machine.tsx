@@ -5,7 +5,17 @@ import { Meter, Panel, Skeleton } from "@/components/ui/surface";
 import { system } from "@/lib/api/queries";
 import { mib, percent } from "@/lib/format";
 
-function Row({ name, note, figure, share }: { name: ReactNode; note?: ReactNode; figure: string; share: number }) {
+function Row({
+  name,
+  note,
+  figure,
+  share,
+}: {
+  name: ReactNode;
+  note?: ReactNode;
+  figure: string;
+  share: number;
+}) {
   return (
     <li className="grid gap-1.5">
       <div className="flex items-baseline justify-between gap-3 text-sm">
@@ -14,7 +24,11 @@ function Row({ name, note, figure, share }: { name: ReactNode; note?: ReactNode;
         </span>
         <span className="figure text-xs whitespace-nowrap text-ink-soft">{figure}</span>
       </div>
-      <Meter value={share} label={String(name)} tone={share > 0.92 ? "madder" : share > 0.8 ? "weld" : "indigo"} />
+      <Meter
+        value={share}
+        label={String(name)}
+        tone={share > 0.92 ? "madder" : share > 0.8 ? "weld" : "indigo"}
+      />
     </li>
   );
 }
@@ -22,7 +36,9 @@ function Row({ name, note, figure, share }: { name: ReactNode; note?: ReactNode;
 /** What this machine has, and what of it is in use. */
 export function Machine() {
   const { data } = useQuery(system);
-  const disks = new Map(data?.disks.map((disk) => [`${disk.free_gib.toFixed(1)}/${disk.total_gib.toFixed(1)}`, disk]));
+  const disks = new Map(
+    data?.disks.map((disk) => [`${disk.free_gib.toFixed(1)}/${disk.total_gib.toFixed(1)}`, disk]),
+  );
   return (
     <Panel title="This machine">
       {!data ? (
@@ -37,7 +53,11 @@ export function Machine() {
             <Row
               key={card.device}
               name={card.name}
-              note={[card.device, card.temperature_c && `${card.temperature_c} °C`, card.power_w && `${Math.round(card.power_w)} W`]
+              note={[
+                card.device,
+                card.temperature_c && `${card.temperature_c} °C`,
+                card.power_w && `${Math.round(card.power_w)} W`,
+              ]
                 .filter(Boolean)
                 .join(" · ")}
               figure={`${mib(card.memory_used_mib)} of ${mib(card.memory_total_mib)}`}
@@ -46,10 +66,16 @@ export function Machine() {
           ))}
           {data.cards.length === 0 && (
             <li className="text-sm text-ink-soft">
-              No accelerator was found: runs go on the CPU, which is enough for the demo and for trying things out.
+              No accelerator was found: runs go on the CPU, which is enough for the demo and for trying things
+              out.
             </li>
           )}
-          <Row name="Processors" note={`${data.num_cpus}`} figure={percent(data.cpu_percent / 100)} share={data.cpu_percent / 100} />
+          <Row
+            name="Processors"
+            note={`${data.num_cpus}`}
+            figure={percent(data.cpu_percent / 100)}
+            share={data.cpu_percent / 100}
+          />
           <Row
             name="Memory"
             figure={`${mib(data.memory_used_mib)} of ${mib(data.memory_total_mib)}`}

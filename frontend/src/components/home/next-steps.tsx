@@ -14,14 +14,19 @@ interface Step {
   isDone: boolean | undefined;
 }
 
-const PARTS = { "model.chroma_path": "a Chroma base", "model.vae_path": "the VAE", "model.t5_path": "the T5 encoder" };
+const PARTS = {
+  "model.chroma_path": "a Chroma base",
+  "model.vae_path": "the VAE",
+  "model.t5_path": "the T5 encoder",
+};
 
 function useSteps(): Step[] {
   const { data: models } = useQuery(trainerModels("flow"));
   const { data: made } = useQuery(runs([], 50));
   const { data: folder } = useQuery({
     queryKey: ["roots", "data", ""],
-    queryFn: () => got(api.GET("/api/roots/{root}/list", { params: { path: { root: "data" }, query: { limit: 1 } } })),
+    queryFn: () =>
+      got(api.GET("/api/roots/{root}/list", { params: { path: { root: "data" }, query: { limit: 1 } } })),
     retry: false,
   });
   // The demo's own small ones train nothing but the demo.
@@ -31,13 +36,17 @@ function useSteps(): Step[] {
   return [
     {
       title: "Models",
-      note: missing.length ? `Missing: ${missing.map(([, name]) => name).join(", ")}.` : "A base, its VAE and T5 are here.",
+      note: missing.length
+        ? `Missing: ${missing.map(([, name]) => name).join(", ")}.`
+        : "A base, its VAE and T5 are here.",
       href: "/models/",
       isDone: models && missing.length === 0,
     },
     {
       title: "A data set",
-      note: folder?.total ? `${folder.total} in the data folder.` : "Pictures with captions, or a FLOW JSONL.",
+      note: folder?.total
+        ? `${folder.total} in the data folder.`
+        : "Pictures with captions, or a FLOW JSONL.",
       href: "/datasets/",
       isDone: folder ? folder.total > 0 : undefined,
     },

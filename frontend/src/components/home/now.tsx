@@ -67,7 +67,8 @@ export function Now() {
         </div>
       ) : all.length === 0 ? (
         <Empty title="Nothing was trained here yet">
-          The demo trains a small Chroma on drawn pictures for ten minutes, on any machine: no download, no account.
+          The demo trains a small Chroma on drawn pictures for ten minutes, on any machine: no download, no
+          account.
         </Empty>
       ) : (
         <ul className="divide-y">

@@ -6,8 +6,8 @@ import { Button } from "@/components/ui/button";
 import { Confirm } from "@/components/ui/dialog";
 import { BrushIcon, PlayIcon, SaveIcon, StopIcon } from "@/components/ui/icons";
 import { Menu, type MenuItem } from "@/components/ui/menu";
-import type { RunView } from "@/lib/api/client";
 import { type Action, useAction } from "@/lib/actions";
+import type { RunView } from "@/lib/api/client";
 import { ACTIVE, trainers } from "@/lib/api/queries";
 import { DuplicateDialog } from "./duplicate";
 
@@ -54,7 +54,8 @@ export function Actions({ run }: { run: RunView }) {
   if (isRunning || run.state === "stopping") {
     items.push({ label: "Stop now …", isDangerous: true, onChoose: () => setAsked("kill") });
   }
-  if (!ACTIVE.has(run.state)) items.push({ label: "Delete …", isDangerous: true, onChoose: () => setAsked("delete") });
+  if (!ACTIVE.has(run.state))
+    items.push({ label: "Delete …", isDangerous: true, onChoose: () => setAsked("delete") });
 
   return (
     <>

@@ -10,7 +10,10 @@ export function Banner({ run, notes }: { run: RunView; notes: RunEvent[] }) {
   return (
     <>
       {run.error && (
-        <div role="alert" className="mb-4 flex gap-3 rounded-lg border border-madder bg-madder-soft px-4 py-3 text-sm">
+        <div
+          role="alert"
+          className="mb-4 flex gap-3 rounded-lg border border-madder bg-madder-soft px-4 py-3 text-sm"
+        >
           <WarnIcon className="mt-0.5 size-4 text-madder" />
           <div className="min-w-0">
             <p className="font-semibold [overflow-wrap:anywhere]">{run.error.message}</p>
@@ -18,7 +21,9 @@ export function Banner({ run, notes }: { run: RunView; notes: RunEvent[] }) {
           </div>
         </div>
       )}
-      {run.note && <p className="mb-4 rounded-lg border bg-panel px-4 py-2.5 text-sm text-ink-soft">{run.note}</p>}
+      {run.note && (
+        <p className="mb-4 rounded-lg border bg-panel px-4 py-2.5 text-sm text-ink-soft">{run.note}</p>
+      )}
       {(warnings.length > 0 || skipped.length > 0) && (
         <details className="mb-4 rounded-lg border border-weld bg-weld-soft px-4 py-2.5 text-sm">
           <summary className="font-medium">

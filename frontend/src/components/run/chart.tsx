@@ -37,7 +37,10 @@ function faded(colour: string, alpha: number): string {
 
 function make(box: HTMLElement, props: () => Props): uPlot {
   const { lines, height, isLog } = props();
-  const font = AXIS.replace("var(--font-plex)", getComputedStyle(document.body).fontFamily.split(",")[0] ?? "sans-serif");
+  const font = AXIS.replace(
+    "var(--font-plex)",
+    getComputedStyle(document.body).fontFamily.split(",")[0] ?? "sans-serif",
+  );
   const axis: uPlot.Axis = {
     stroke: token("ink-faint"),
     font,
@@ -62,7 +65,11 @@ function make(box: HTMLElement, props: () => Props): uPlot {
       },
       axes: [
         { ...axis, size: 26, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en")) },
-        { ...axis, size: 56, values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : figure(tick, 3))) },
+        {
+          ...axis,
+          size: 56,
+          values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : figure(tick, 3))),
+        },
       ],
       series: [
         {},
@@ -132,7 +139,15 @@ export function Chart(props: Props) {
     applySpan(plot.current, span);
   }, [steps, lines, span]);
 
-  return <div ref={box} role="img" aria-label={props.label} style={{ height }} className="min-w-0 overflow-hidden" />;
+  return (
+    <div
+      ref={box}
+      role="img"
+      aria-label={props.label}
+      style={{ height }}
+      className="min-w-0 overflow-hidden"
+    />
+  );
 }
 
 function applySpan(plot: uPlot, span: [number, number] | null | undefined) {

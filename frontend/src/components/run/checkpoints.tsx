@@ -26,7 +26,11 @@ function Row({ checkpoint, onDelete }: { checkpoint: Checkpoint; onDelete: () =>
       <ul className="mt-1 flex flex-wrap gap-x-4 gap-y-1">
         {checkpoint.files.map((file) => (
           <li key={file.url}>
-            <a href={file.url} download className="inline-flex min-h-6 items-center gap-1.5 text-xs font-medium text-indigo hover:underline">
+            <a
+              href={file.url}
+              download
+              className="inline-flex min-h-6 items-center gap-1.5 text-xs font-medium text-indigo hover:underline"
+            >
               <DownloadIcon className="size-3.5" />
               {file.name}
               <span className="font-normal text-ink-faint">{bytes(file.size)}</span>
@@ -40,7 +44,10 @@ function Row({ checkpoint, onDelete }: { checkpoint: Checkpoint; onDelete: () =>
 
 /** What the run saved, to download. */
 export function Checkpoints({ id, isActive }: { id: string; isActive: boolean }) {
-  const { data, error, refetch } = useQuery({ ...checkpoints(id), refetchInterval: isActive ? 15_000 : false });
+  const { data, error, refetch } = useQuery({
+    ...checkpoints(id),
+    refetchInterval: isActive ? 15_000 : false,
+  });
   const [doomed, setDoomed] = useState<string | null>(null);
   const client = useQueryClient();
   const { complain, say } = useToasts();

@@ -25,7 +25,9 @@ export function DiffTable({ from, to, names }: { from: Json; to: Json; names: [s
           {found.map(({ path, from: before, to: after }) => (
             <tr key={path} className="align-top">
               <td className="figure px-4 py-1.5 text-xs">{path}</td>
-              <td className="figure px-4 py-1.5 text-xs text-ink-faint [overflow-wrap:anywhere]">{shown(before)}</td>
+              <td className="figure px-4 py-1.5 text-xs text-ink-faint [overflow-wrap:anywhere]">
+                {shown(before)}
+              </td>
               <td className="figure px-4 py-1.5 text-xs [overflow-wrap:anywhere]">{shown(after)}</td>
             </tr>
           ))}
@@ -63,7 +65,9 @@ export function Config({ id, trainer }: { id: string; trainer: string }) {
           <Button
             size="small"
             kind="quiet"
-            onClick={() => void navigator.clipboard.writeText(JSON.stringify(config, null, 2)).then(() => say("Copied."))}
+            onClick={() =>
+              void navigator.clipboard.writeText(JSON.stringify(config, null, 2)).then(() => say("Copied."))
+            }
           >
             Copy JSON
           </Button>
@@ -77,7 +81,6 @@ export function Config({ id, trainer }: { id: string; trainer: string }) {
       ) : view === "changes" && made ? (
         <DiffTable from={made.defaults as Json} to={config} names={["Default", "This run"]} />
       ) : (
-        // biome-ignore lint/a11y/noNoninteractiveTabindex: a scrolled region must be reachable by keys
         <pre tabIndex={0} className="figure max-h-[36rem] overflow-auto p-4 text-xs leading-5">
           {text}
         </pre>

@@ -24,7 +24,10 @@ const DIALS: Dial[] = [
 function One({ dial, columns }: { dial: Dial; columns: Columns }) {
   const [point, setPoint] = useState<number | null>(null);
   const values = columns.curves[dial.curve];
-  const lines = useMemo(() => [{ label: dial.title, colour: "thread-5", values, width: 1.25 }], [dial.title, values]);
+  const lines = useMemo(
+    () => [{ label: dial.title, colour: "thread-5", values, width: 1.25 }],
+    [dial.title, values],
+  );
   const index = point ?? values.length - 1;
   return (
     <section className="min-w-0 border-line p-3">

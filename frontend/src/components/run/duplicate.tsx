@@ -10,7 +10,15 @@ import { api, got, type RunView } from "@/lib/api/client";
 import { runHref } from "./progress";
 
 /** A new run like this one, with a few keys changed. */
-export function DuplicateDialog({ run, isOpen, onClose }: { run: RunView; isOpen: boolean; onClose: () => void }) {
+export function DuplicateDialog({
+  run,
+  isOpen,
+  onClose,
+}: {
+  run: RunView;
+  isOpen: boolean;
+  onClose: () => void;
+}) {
   const router = useRouter();
   const [name, setName] = useState("");
   const [changes, setChanges] = useState("");
@@ -38,7 +46,11 @@ export function DuplicateDialog({ run, isOpen, onClose }: { run: RunView; isOpen
       >
         <label className="grid gap-1 font-medium">
           Name
-          <Input value={name} onChange={(event) => setName(event.target.value)} placeholder="one is made up" />
+          <Input
+            value={name}
+            onChange={(event) => setName(event.target.value)}
+            placeholder="one is made up"
+          />
         </label>
         <label className="grid gap-1 font-medium">
           Changes, as JSON

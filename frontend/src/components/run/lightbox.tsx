@@ -53,17 +53,17 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
     <Dialog title={`Step ${count(step)} · ${row?.prompt ?? ""}`} isOpen onClose={onClose} width="max-w-4xl">
       <div className="relative grid place-items-center overflow-hidden rounded bg-sunken">
         {sample ? (
-          // biome-ignore lint/performance/noImgElement: as it was drawn, pixel by pixel
           <img
             src={sample.url}
             alt={row?.prompt ?? ""}
             className="h-[56dvh] w-full object-contain [image-rendering:auto]"
           />
         ) : (
-          <p className="grid h-[56dvh] place-items-center text-sm text-ink-faint">No picture of this prompt at this step.</p>
+          <p className="grid h-[56dvh] place-items-center text-sm text-ink-faint">
+            No picture of this prompt at this step.
+          </p>
         )}
         {isComparing && first && (
-          // biome-ignore lint/performance/noImgElement: as above
           <img
             src={first.url}
             alt={`The same prompt at step ${firstStep}`}
@@ -88,7 +88,14 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
         {isComparing && (
           <label className="grid grid-cols-[4rem_minmax(0,1fr)_5rem] items-center gap-3 text-xs text-ink-soft">
             Before
-            <input type="range" min={0} max={100} value={cut} onChange={(event) => setCut(Number(event.target.value))} className="accent-indigo" />
+            <input
+              type="range"
+              min={0}
+              max={100}
+              value={cut}
+              onChange={(event) => setCut(Number(event.target.value))}
+              className="accent-indigo"
+            />
             <span className="figure text-right">step {count(firstStep)}</span>
           </label>
         )}
@@ -102,11 +109,20 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
             ))}
           </dl>
           <div className="flex gap-2">
-            <Button size="small" aria-pressed={isComparing} onClick={() => setComparing(!isComparing)} disabled={!first}>
+            <Button
+              size="small"
+              aria-pressed={isComparing}
+              onClick={() => setComparing(!isComparing)}
+              disabled={!first}
+            >
               {isComparing ? "Only this step" : "Before and after"}
             </Button>
             {sample && (
-              <a className="inline-flex h-7 items-center rounded border bg-panel px-2 text-xs font-medium hover:bg-sunken" href={sample.url} download>
+              <a
+                className="inline-flex h-7 items-center rounded border bg-panel px-2 text-xs font-medium hover:bg-sunken"
+                href={sample.url}
+                download
+              >
                 Download
               </a>
             )}

@@ -13,7 +13,11 @@ const EVERY_MS = 1500;
 type Part = Schemas["LogPart"];
 
 const ask = (id: string, offset: number): Promise<Part> =>
-  got(api.GET("/api/runs/{run_id}/log", { params: { path: { run_id: id }, query: { offset, limit: 262_144 } } }));
+  got(
+    api.GET("/api/runs/{run_id}/log", {
+      params: { path: { run_id: id }, query: { offset, limit: 262_144 } },
+    }),
+  );
 
 /** Follows the log by bytes: nothing twice, nothing left out. */
 function useLog(id: string, isActive: boolean) {
@@ -67,7 +71,12 @@ export function Log({ id, isActive }: { id: string; isActive: boolean }) {
           <Button size="small" kind="quiet" onClick={() => void navigator.clipboard.writeText(text ?? "")}>
             Copy
           </Button>
-          <Button size="small" kind="quiet" aria-pressed={isFollowing} onClick={() => setFollowing(!isFollowing)}>
+          <Button
+            size="small"
+            kind="quiet"
+            aria-pressed={isFollowing}
+            onClick={() => setFollowing(!isFollowing)}
+          >
             {isFollowing ? "Following" : "Follow"}
           </Button>
         </>
@@ -78,11 +87,12 @@ export function Log({ id, isActive }: { id: string; isActive: boolean }) {
           <Trouble error={error} />
         </div>
       ) : text === "" ? (
-        <Empty title="The log is empty">Only tracebacks and other text of the process go here; what it does is above.</Empty>
+        <Empty title="The log is empty">
+          Only tracebacks and other text of the process go here; what it does is above.
+        </Empty>
       ) : (
         <pre
           ref={box}
-          // biome-ignore lint/a11y/noNoninteractiveTabindex: a scrolled region must be reachable by keys
           tabIndex={0}
           role="log"
           aria-label={`Log of ${id}`}

@@ -3,8 +3,8 @@ import { useQueries, useQuery } from "@tanstack/react-query";
 import { useMemo, useState } from "react";
 import uPlot from "uplot";
 import { Button } from "@/components/ui/button";
-import { Choice } from "@/components/ui/tabs";
 import { Empty, Panel } from "@/components/ui/surface";
+import { Choice } from "@/components/ui/tabs";
 import { metrics } from "@/lib/api/queries";
 import { count, figure } from "@/lib/format";
 import type { Columns } from "@/lib/live";
@@ -33,7 +33,11 @@ function useDetail(id: string, columns: Columns, span: Span | null): Columns {
 }
 
 /** This run's lines, and the others' on the same steps. */
-function joined(own: Columns, weight: number, others: { id: string; steps: number[]; loss: (number | null)[] }[]) {
+function joined(
+  own: Columns,
+  weight: number,
+  others: { id: string; steps: number[]; loss: (number | null)[] }[],
+) {
   const smooth = smoothed(own.curves.loss, weight);
   const lines: ChartLine[] = [
     { label: "loss", colour: "thread-1", values: own.curves.loss, width: 1, alpha: weight ? 0.3 : 1 },
@@ -47,7 +51,14 @@ function joined(own: Columns, weight: number, others: { id: string; steps: numbe
   const [steps = [], ...values] = table as unknown as [number[], ...(number | null)[][]];
   const named = [
     ...lines,
-    ...others.map((other, index): ChartLine => ({ label: other.id, colour: `thread-${2 + (index % 7)}`, values: [], width: 1.5 })),
+    ...others.map(
+      (other, index): ChartLine => ({
+        label: other.id,
+        colour: `thread-${2 + (index % 7)}`,
+        values: [],
+        width: 1.5,
+      }),
+    ),
   ];
   return { steps, lines: named.map((line, index) => ({ ...line, values: values[index] ?? [] })) };
 }
@@ -74,7 +85,8 @@ export function LossChart({ id, columns, others }: { id: string; columns: Column
         <span className="flex items-baseline gap-3">
           Loss
           <span className="figure text-xs font-normal text-ink-soft">
-            {steps.length > 0 && `step ${count(steps[index])}  ${lines.map((line) => figure(line.values[index])).join("  ")}`}
+            {steps.length > 0 &&
+              `step ${count(steps[index])}  ${lines.map((line) => figure(line.values[index])).join("  ")}`}
           </span>
         </span>
       }
@@ -116,7 +128,10 @@ export function LossChart({ id, columns, others }: { id: string; columns: Column
           />
           {others.length > 0 && (
             <ul className="mt-2 flex flex-wrap gap-x-4 gap-y-1 text-xs text-ink-soft">
-              {[{ label: id, colour: "thread-1" }, ...lines.filter((line) => others.includes(line.label))].map((line) => (
+              {[
+                { label: id, colour: "thread-1" },
+                ...lines.filter((line) => others.includes(line.label)),
+              ].map((line) => (
                 <li key={line.label} className="flex items-center gap-1.5">
                   <span className="h-0.5 w-4" style={{ background: `var(--${line.colour})` }} />
                   {line.label}

@@ -13,7 +13,11 @@ export function Progress({ run }: { run: RunView }) {
     <div className="grid gap-1">
       <span className="figure text-xs whitespace-nowrap">{stepsOf(run)}</span>
       {run.max_steps ? (
-        <Meter value={share} label={`Progress of ${run.id}`} tone={run.state === "finished" ? "nettle" : "indigo"} />
+        <Meter
+          value={share}
+          label={`Progress of ${run.id}`}
+          tone={run.state === "finished" ? "nettle" : "indigo"}
+        />
       ) : null}
     </div>
   );

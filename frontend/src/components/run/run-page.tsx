@@ -35,10 +35,22 @@ function Readings({ run, live }: { run: RunView; live: Live }) {
   return (
     <Panel className="mb-4">
       <dl className="grid grid-cols-2 gap-x-6 gap-y-4 sm:grid-cols-4 lg:grid-cols-7">
-        <Reading label="Step" value={stepsOf({ ...run, step })} note={run.epoch != null ? `epoch ${run.epoch}` : undefined} />
-        <Reading label="Loss" value={figure(curves.loss_smooth[last] ?? run.loss)} note={`raw ${figure(curves.loss[last])}`} />
+        <Reading
+          label="Step"
+          value={stepsOf({ ...run, step })}
+          note={run.epoch != null ? `epoch ${run.epoch}` : undefined}
+        />
+        <Reading
+          label="Loss"
+          value={figure(curves.loss_smooth[last] ?? run.loss)}
+          note={`raw ${figure(curves.loss[last])}`}
+        />
         <Reading label="Learning rate" value={rate(curves.lr[last] ?? run.lr)} />
-        <Reading label="Speed" value={figure(curves.samples_per_s[last] ?? run.samples_per_s, 3)} note="samples a second" />
+        <Reading
+          label="Speed"
+          value={figure(curves.samples_per_s[last] ?? run.samples_per_s, 3)}
+          note="samples a second"
+        />
         <Reading label="Peak memory" value={mib(curves.peak_memory_mib[last] ?? run.peak_memory_mib)} />
         <Reading
           label={isActive ? "Remaining" : "Began"}

@@ -61,7 +61,11 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
               const step = grid.steps[item.index] ?? 0;
               const sample = row.byStep.get(step);
               return (
-                <div key={item.key} className="absolute top-0" style={{ left: item.start + LABEL, width: size, height: size }}>
+                <div
+                  key={item.key}
+                  className="absolute top-0"
+                  style={{ left: item.start + LABEL, width: size, height: size }}
+                >
                   {sample ? (
                     <button
                       type="button"
@@ -69,7 +73,6 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
                       onClick={() => onOpen({ row: index, column: item.index })}
                       aria-label={`${row.prompt}, step ${step}`}
                     >
-                      {/* biome-ignore lint/performance/noImgElement: a static export has no image service; the studio makes thumbnails */}
                       <img
                         src={`${sample.url}?size=${size > 128 ? 512 : 256}`}
                         alt=""
@@ -105,7 +108,9 @@ export function Samples({ id, isActive }: { id: string; isActive: boolean }) {
       flush
       actions={
         <>
-          <span className="text-xs text-ink-faint">{data && data.length > 0 ? `${count(data.length)} pictures` : ""}</span>
+          <span className="text-xs text-ink-faint">
+            {data && data.length > 0 ? `${count(data.length)} pictures` : ""}
+          </span>
           <Choice label="Size of pictures" options={SIZES} value={size} onChange={setSize} />
         </>
       }
@@ -122,7 +127,9 @@ export function Samples({ id, isActive }: { id: string; isActive: boolean }) {
         </div>
       ) : data.length === 0 ? (
         <Empty title="No samples yet">
-          {isActive ? "They appear here as the run draws them; “Sample now” asks for some at once." : "This run drew none."}
+          {isActive
+            ? "They appear here as the run draws them; “Sample now” asks for some at once."
+            : "This run drew none."}
         </Empty>
       ) : (
         <Grid grid={grid} size={size} onOpen={setSpot} />

@@ -7,7 +7,15 @@ import { smoothed } from "@/lib/smooth";
 const POINTS = 60;
 
 /** A run's loss in a word. */
-export function Sparkline({ run, width = 96, height = 24 }: { run: RunView; width?: number; height?: number }) {
+export function Sparkline({
+  run,
+  width = 96,
+  height = 24,
+}: {
+  run: RunView;
+  width?: number;
+  height?: number;
+}) {
   const { data } = useQuery({
     ...metrics(run.id, POINTS),
     enabled: (run.step ?? 0) > 1,
@@ -24,7 +32,13 @@ export function Sparkline({ run, width = 96, height = 24 }: { run: RunView; widt
   return (
     <svg width={width} height={height} className="text-indigo" role="img" aria-label={`Loss of ${run.id}`}>
       {points.length > 1 && (
-        <polyline points={points.join(" ")} fill="none" stroke="currentColor" strokeWidth="1.400" strokeLinejoin="round" />
+        <polyline
+          points={points.join(" ")}
+          fill="none"
+          stroke="currentColor"
+          strokeWidth="1.400"
+          strokeLinejoin="round"
+        />
       )}
     </svg>
   );

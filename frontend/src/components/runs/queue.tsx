@@ -36,7 +36,8 @@ export function Queue() {
   const ids = runs.map((run) => run.id);
   const shift = (from: number, to: number) => {
     const id = ids[from];
-    if (id && to >= 0 && to < ids.length && to !== from) move.mutate({ id, before: placeBefore(ids, from, to) });
+    if (id && to >= 0 && to < ids.length && to !== from)
+      move.mutate({ id, before: placeBefore(ids, from, to) });
   };
   if (runs.length === 0) return null;
   return (
@@ -64,14 +65,27 @@ export function Queue() {
           >
             <GripIcon className="size-4 cursor-grab text-ink-faint" />
             <span className="figure w-5 text-right text-xs text-ink-faint">{index + 1}</span>
-            <Link href={runHref(run.id)} className="min-w-0 flex-1 truncate text-sm font-medium hover:underline">
+            <Link
+              href={runHref(run.id)}
+              className="min-w-0 flex-1 truncate text-sm font-medium hover:underline"
+            >
               {run.id}
             </Link>
-            <span className="text-xs text-ink-faint max-sm:hidden">{run.note ?? run.devices?.join(", ")}</span>
-            <IconButton label={`Move ${run.id} up`} disabled={index === 0} onClick={() => shift(index, index - 1)}>
+            <span className="text-xs text-ink-faint max-sm:hidden">
+              {run.note ?? run.devices?.join(", ")}
+            </span>
+            <IconButton
+              label={`Move ${run.id} up`}
+              disabled={index === 0}
+              onClick={() => shift(index, index - 1)}
+            >
               <UpIcon className="size-3.5" />
             </IconButton>
-            <IconButton label={`Move ${run.id} down`} disabled={index === runs.length - 1} onClick={() => shift(index, index + 1)}>
+            <IconButton
+              label={`Move ${run.id} down`}
+              disabled={index === runs.length - 1}
+              onClick={() => shift(index, index + 1)}
+            >
               <DownIcon className="size-3.5" />
             </IconButton>
             <Button size="small" kind="quiet" onClick={() => mutate({ action: "cancel", id: run.id })}>

@@ -98,7 +98,8 @@ export function RunsPage() {
   const all = useMemo(() => data?.runs ?? [], [data]);
   const shown = useMemo(() => {
     const words = search.toLowerCase().split(/\s+/).filter(Boolean);
-    const isFound = (run: RunView) => words.every((word) => `${run.id} ${run.trainer}`.toLowerCase().includes(word));
+    const isFound = (run: RunView) =>
+      words.every((word) => `${run.id} ${run.trainer}`.toLowerCase().includes(word));
     return all.filter((run) => FILTERS[filter](run) && isFound(run));
   }, [all, filter, search]);
   const choose = (ids: string[], isChosen: boolean) =>
@@ -166,7 +167,12 @@ export function RunsPage() {
             runs={shown}
             chosen={chosen}
             onChoose={(id, isChosen) => choose([id], isChosen)}
-            onChooseAll={(isChosen) => choose(shown.map((run) => run.id), isChosen)}
+            onChooseAll={(isChosen) =>
+              choose(
+                shown.map((run) => run.id),
+                isChosen,
+              )
+            }
           />
         )}
       </Panel>

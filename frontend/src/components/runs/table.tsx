@@ -15,14 +15,30 @@ interface Props {
   onChooseAll: (isChosen: boolean) => void;
 }
 
-function Row({ run, isChosen, onChoose }: { run: RunView; isChosen: boolean; onChoose: (isChosen: boolean) => void }) {
+function Row({
+  run,
+  isChosen,
+  onChoose,
+}: {
+  run: RunView;
+  isChosen: boolean;
+  onChoose: (isChosen: boolean) => void;
+}) {
   return (
     <tr className="h-14 hover:bg-sunken has-checked:bg-indigo-soft">
       <td className="w-10 pl-4">
-        <Checkbox aria-label={`Choose ${run.id}`} checked={isChosen} onChange={(event) => onChoose(event.target.checked)} />
+        <Checkbox
+          aria-label={`Choose ${run.id}`}
+          checked={isChosen}
+          onChange={(event) => onChoose(event.target.checked)}
+        />
       </td>
       <td className="max-w-72 min-w-40 py-1.5 pr-4">
-        <Link href={runHref(run.id)} className="block truncate text-sm font-medium hover:text-indigo hover:underline" title={run.id}>
+        <Link
+          href={runHref(run.id)}
+          className="block truncate text-sm font-medium hover:text-indigo hover:underline"
+          title={run.id}
+        >
           {run.id}
         </Link>
         <span className="text-xs text-ink-faint">
@@ -61,7 +77,6 @@ const HEADS = [
 
 export function RunsTable({ runs, chosen, onChoose, onChooseAll }: Props) {
   return (
-    // biome-ignore lint/a11y/noNoninteractiveTabindex: a scrolled region must be reachable by keys
     <div className="overflow-x-auto" role="region" aria-label="Runs" tabIndex={0}>
       <table className="w-full border-collapse">
         <thead>
@@ -82,7 +97,12 @@ export function RunsTable({ runs, chosen, onChoose, onChooseAll }: Props) {
         </thead>
         <tbody className="divide-y">
           {runs.map((run) => (
-            <Row key={run.id} run={run} isChosen={chosen.has(run.id)} onChoose={(is) => onChoose(run.id, is)} />
+            <Row
+              key={run.id}
+              run={run}
+              isChosen={chosen.has(run.id)}
+              onChoose={(is) => onChoose(run.id, is)}
+            />
           ))}
         </tbody>
       </table>

@@ -9,7 +9,8 @@ export function Folders() {
   return (
     <Panel title="Folders" flush>
       <p className="border-b px-4 py-2.5 text-sm text-ink-soft">
-        Nothing outside of these is read or written. <code className="figure text-xs">flowloom up --root NAME=DIR</code> adds one.
+        Nothing outside of these is read or written.{" "}
+        <code className="figure text-xs">flowloom up --root NAME=DIR</code> adds one.
       </p>
       {!data ? (
         <div className="p-4">
@@ -52,11 +53,15 @@ export function Trainers() {
             <p className="text-sm font-medium">
               {trainer.title} <code className="figure text-xs text-ink-faint">{trainer.name}</code>
             </p>
-            <p className="text-xs text-ink-soft">Obeys {trainer.abilities.join(", ") || "nothing while it runs"}.</p>
+            <p className="text-xs text-ink-soft">
+              Obeys {trainer.abilities.join(", ") || "nothing while it runs"}.
+            </p>
           </li>
         ))}
         {chores && chores.length > 0 && (
-          <li className="px-4 py-2 text-xs text-ink-soft">{chores.map((chore) => chore.title).join(" · ")}</li>
+          <li className="px-4 py-2 text-xs text-ink-soft">
+            {chores.map((chore) => chore.title).join(" · ")}
+          </li>
         )}
       </ul>
     </Panel>

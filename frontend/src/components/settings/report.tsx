@@ -20,14 +20,23 @@ export function Report() {
     }
   };
   return (
-    <Panel title="Doctor" actions={<Button size="small" onClick={() => void copy()}>Copy a report</Button>}>
+    <Panel
+      title="Doctor"
+      actions={
+        <Button size="small" onClick={() => void copy()}>
+          Copy a report
+        </Button>
+      }
+    >
       <p className="text-sm text-ink-soft">
         Versions, machine and trainers, without secrets or paths, for a report of a fault. In a terminal,{" "}
         <code className="figure text-xs">flowloom doctor</code> looks further: drivers, packages, disks.
       </p>
       {text && (
-        // biome-ignore lint/a11y/noNoninteractiveTabindex: a scrolled region must be reachable by keys
-        <pre tabIndex={0} className="figure mt-3 max-h-80 overflow-auto rounded bg-sunken p-3 text-xs leading-5">
+        <pre
+          tabIndex={0}
+          className="figure mt-3 max-h-80 overflow-auto rounded bg-sunken p-3 text-xs leading-5"
+        >
           {text}
         </pre>
       )}

@@ -16,7 +16,12 @@ const USES: Record<string, string> = {
   AWS_SECRET_ACCESS_KEY: "S3: secret key",
   AWS_SESSION_TOKEN: "S3: session, where the key has one",
 };
-type Name = "HF_TOKEN" | "WANDB_API_KEY" | "AWS_ACCESS_KEY_ID" | "AWS_SECRET_ACCESS_KEY" | "AWS_SESSION_TOKEN";
+type Name =
+  | "HF_TOKEN"
+  | "WANDB_API_KEY"
+  | "AWS_ACCESS_KEY_ID"
+  | "AWS_SECRET_ACCESS_KEY"
+  | "AWS_SESSION_TOKEN";
 
 function One({ name, isSet }: { name: Name; isSet: boolean }) {
   const [value, setValue] = useState("");
@@ -78,8 +83,8 @@ export function Secrets() {
   return (
     <Panel title="Secrets" flush>
       <p className="border-b px-4 py-2.5 text-sm text-ink-soft">
-        Kept in a file that only the studio's user may read. Runs get them by their environment; they are in no configuration, log or
-        answer.
+        Kept in a file that only the studio's user may read. Runs get them by their environment; they are in
+        no configuration, log or answer.
       </p>
       {error ? (
         <div className="p-4">

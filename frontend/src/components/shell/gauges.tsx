@@ -32,8 +32,16 @@ export function Gauges() {
       ))}
       {data && (
         <>
-          <Gauge label={`${data.num_cpus} CPUs`} value={percent(data.cpu_percent / 100)} share={data.cpu_percent / 100} />
-          <Gauge label="Memory" value={mib(data.memory_used_mib)} share={data.memory_used_mib / data.memory_total_mib} />
+          <Gauge
+            label={`${data.num_cpus} CPUs`}
+            value={percent(data.cpu_percent / 100)}
+            share={data.cpu_percent / 100}
+          />
+          <Gauge
+            label="Memory"
+            value={mib(data.memory_used_mib)}
+            share={data.memory_used_mib / data.memory_total_mib}
+          />
         </>
       )}
       <p className="text-2xs text-ink-faint" role="status">

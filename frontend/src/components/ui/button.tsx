@@ -43,7 +43,13 @@ export function Button({
   );
 }
 
-export function LinkButton({ kind = "plain", size = "normal", className, children, href }: Look & { href: string }) {
+export function LinkButton({
+  kind = "plain",
+  size = "normal",
+  className,
+  children,
+  href,
+}: Look & { href: string }) {
   return (
     <Link href={href} className={cx(SHAPE, KINDS[kind], SIZES[size], className)}>
       {children}

@@ -21,7 +21,9 @@ function icon(paths: ReactNode) {
 }
 
 export const HomeIcon = icon(<path d="M2.500 7 8 2.500 13.500 7v6.500h-4V9.500h-3v4h-4z" />);
-export const RunsIcon = icon(<path d="M2 12.500c2 0 2.500-8 4.500-8s2 5 3.500 5 1.500-2.500 4-2.500M2 14.500h12" />);
+export const RunsIcon = icon(
+  <path d="M2 12.500c2 0 2.500-8 4.500-8s2 5 3.500 5 1.500-2.500 4-2.500M2 14.500h12" />,
+);
 export const TrainIcon = icon(
   <path d="M2 4.500h3M8 4.500h6M2 8h1M6 8h3M12 8h2M2 11.500h4M9 11.500h5M4.500 2v1M4.500 6v8M10.500 2v4M10.500 10v4" />,
 );
@@ -33,9 +35,13 @@ export const DataIcon = icon(
     <circle cx="10.800" cy="6" r="1" />
   </>,
 );
-export const ModelIcon = icon(<path d="m8 1.800 5.500 3v6.400L8 14.200l-5.500-3V4.800zM2.800 5 8 8l5.200-3M8 8v6" />);
+export const ModelIcon = icon(
+  <path d="m8 1.800 5.500 3v6.400L8 14.200l-5.500-3V4.800zM2.800 5 8 8l5.200-3M8 8v6" />,
+);
 export const PlayIcon = icon(<path d="M4.500 3v10l8-5z" />);
-export const BrushIcon = icon(<path d="M13.500 2.500c-3 1-5.500 3.500-6.500 6l1 1c2.500-1 5-3.500 5.500-7zM6.500 9.500c-2 0-2 2.500-4 3.500 2.500 1 5 0 5-2.500" />);
+export const BrushIcon = icon(
+  <path d="M13.500 2.500c-3 1-5.500 3.500-6.500 6l1 1c2.500-1 5-3.500 5.500-7zM6.500 9.500c-2 0-2 2.500-4 3.500 2.500 1 5 0 5-2.500" />,
+);
 export const SettingsIcon = icon(
   <path d="M2 4.500h6M11 4.500h3M2 8h2M7 8h7M2 11.500h7M12 11.500h2M9.500 3v3M5.500 6.500v3M10.500 10v3" />,
 );
@@ -56,7 +62,9 @@ export const DownIcon = icon(<path d="M8 3.500v9M4.500 9 8 12.500 11.500 9" />);
 export const DownloadIcon = icon(<path d="M8 2.500v7.500M5 7.500l3 3 3-3M3 13.500h10" />);
 export const UploadIcon = icon(<path d="M8 10.500V3M5 5.500l3-3 3 3M3 13.500h10" />);
 export const CopyIcon = icon(<path d="M5.500 5.500h8v8h-8zM10.500 5.500v-3h-8v8h3" />);
-export const TrashIcon = icon(<path d="M3 4.500h10M6 4.500v-2h4v2M4.500 4.500l.5 9h6l.5-9M6.800 7v4M9.200 7v4" />);
+export const TrashIcon = icon(
+  <path d="M3 4.500h10M6 4.500v-2h4v2M4.500 4.500l.5 9h6l.5-9M6.800 7v4M9.200 7v4" />,
+);
 export const SearchIcon = icon(
   <>
     <circle cx="7" cy="7" r="4.200" />
@@ -82,7 +90,10 @@ export function Mark({ className = "size-5" }: { className?: string }) {
       aria-hidden="true"
     >
       <path d="M4 7h1M10 7h10M4 12h6M14.500 12H20M4 17h1M10 17h10" />
-      <path d="M7.500 3v11M7.500 19.500V21M12 3v1.500M12 9.500V14.500M12 19.500V21M16.500 3v6.500M16.500 14.500V21" opacity=".55" />
+      <path
+        d="M7.500 3v11M7.500 19.500V21M12 3v1.500M12 9.500V14.500M12 19.500V21M16.500 3v6.500M16.500 14.500V21"
+        opacity=".55"
+      />
     </svg>
   );
 }

@@ -1,5 +1,5 @@
 "use client";
-import type { InputHTMLAttributes, SelectHTMLAttributes, TextareaHTMLAttributes } from "react";
+import type { ComponentProps, InputHTMLAttributes, SelectHTMLAttributes } from "react";
 import { cx } from "./classes";
 
 const SHAPE =
@@ -7,10 +7,20 @@ const SHAPE =
   "hover:border-line-strong disabled:opacity-60 aria-[invalid=true]:border-madder";
 
 export function Input({ className, ...rest }: InputHTMLAttributes<HTMLInputElement>) {
-  return <input {...rest} className={cx(SHAPE, !className?.includes("h-") && "h-8", !className?.includes("pl-") && "pl-2.5", className)} />;
+  return (
+    <input
+      {...rest}
+      className={cx(
+        SHAPE,
+        !className?.includes("h-") && "h-8",
+        !className?.includes("pl-") && "pl-2.5",
+        className,
+      )}
+    />
+  );
 }
 
-export function TextArea({ className, ...rest }: TextareaHTMLAttributes<HTMLTextAreaElement>) {
+export function TextArea({ className, ...rest }: ComponentProps<"textarea">) {
   return <textarea {...rest} className={cx(SHAPE, "py-1.5 pl-2.5", className)} />;
 }
 

@@ -13,7 +13,15 @@ export interface MenuItem {
 }
 
 /** A button with more behind it. Escape, a click elsewhere, or a choice closes it; arrows move. */
-export function Menu({ label, items, size = "normal" }: { label: ReactNode; items: MenuItem[]; size?: "small" | "normal" }) {
+export function Menu({
+  label,
+  items,
+  size = "normal",
+}: {
+  label: ReactNode;
+  items: MenuItem[];
+  size?: "small" | "normal";
+}) {
   const [isOpen, setOpen] = useState(false);
   const box = useRef<HTMLDivElement>(null);
   useEffect(() => {
@@ -34,7 +42,9 @@ export function Menu({ label, items, size = "normal" }: { label: ReactNode; item
           box.current?.querySelector<HTMLElement>("button")?.focus();
         }
         if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
-        const found = [...(box.current?.querySelectorAll<HTMLElement>('[role="menuitem"]:not(:disabled)') ?? [])];
+        const found = [
+          ...(box.current?.querySelectorAll<HTMLElement>('[role="menuitem"]:not(:disabled)') ?? []),
+        ];
         const index = found.indexOf(document.activeElement as HTMLElement);
         event.preventDefault();
         found[(index + (event.key === "ArrowDown" ? 1 : -1) + found.length) % found.length]?.focus();
@@ -45,7 +55,10 @@ export function Menu({ label, items, size = "normal" }: { label: ReactNode; item
         <DownIcon className="size-3" />
       </Button>
       {isOpen && (
-        <div role="menu" className="absolute right-0 z-30 mt-1 min-w-52 rounded-lg border bg-panel p-1 shadow-float">
+        <div
+          role="menu"
+          className="absolute right-0 z-30 mt-1 min-w-52 rounded-lg border bg-panel p-1 shadow-float"
+        >
           {items.map((item, index) => (
             <button
               key={index}

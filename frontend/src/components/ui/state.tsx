@@ -16,7 +16,13 @@ const LOOKS: Record<RunState, { dot: string; text: string; label: string }> = {
 export function State({ state, className }: { state: RunState; className?: string }) {
   const look = LOOKS[state];
   return (
-    <span className={cx("inline-flex items-center gap-1.5 text-xs font-medium whitespace-nowrap", look.text, className)}>
+    <span
+      className={cx(
+        "inline-flex items-center gap-1.5 text-xs font-medium whitespace-nowrap",
+        look.text,
+        className,
+      )}
+    >
       <span className={cx("size-2 rounded-full", look.dot)} />
       {look.label}
     </span>

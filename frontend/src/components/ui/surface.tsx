@@ -42,7 +42,11 @@ export function Page({
   wide?: boolean;
 }) {
   return (
-    <main id="main" tabIndex={-1} className={cx("mx-auto w-full px-4 py-5 outline-none sm:px-6", wide ? "max-w-[140rem]" : "max-w-6xl")}>
+    <main
+      id="main"
+      tabIndex={-1}
+      className={cx("mx-auto w-full px-4 py-5 outline-none sm:px-6", wide ? "max-w-[140rem]" : "max-w-6xl")}
+    >
       <div className="mb-5 flex flex-wrap items-start justify-between gap-x-4 gap-y-3">
         <div className="min-w-0">
           <h1 className="text-xl font-semibold tracking-tight [overflow-wrap:anywhere]">{title}</h1>
@@ -56,11 +60,21 @@ export function Page({
 }
 
 export function Skeleton({ className }: { className?: string }) {
-  return <div className={cx("animate-[breathe_1.6s_infinite] rounded bg-sunken", className)} aria-hidden="true" />;
+  return (
+    <div className={cx("animate-[breathe_1.6s_infinite] rounded bg-sunken", className)} aria-hidden="true" />
+  );
 }
 
 /** Nothing here yet, and what to do about it. */
-export function Empty({ title, children, actions }: { title: string; children?: ReactNode; actions?: ReactNode }) {
+export function Empty({
+  title,
+  children,
+  actions,
+}: {
+  title: string;
+  children?: ReactNode;
+  actions?: ReactNode;
+}) {
   return (
     <div className="grid place-items-center px-6 py-10 text-center">
       <div className="weave mb-4 h-10 w-16 rounded border" aria-hidden="true" />
@@ -71,7 +85,15 @@ export function Empty({ title, children, actions }: { title: string; children?: 
   );
 }
 
-export function Meter({ value, label, tone = "indigo" }: { value: number; label: string; tone?: "indigo" | "weld" | "madder" | "nettle" }) {
+export function Meter({
+  value,
+  label,
+  tone = "indigo",
+}: {
+  value: number;
+  label: string;
+  tone?: "indigo" | "weld" | "madder" | "nettle";
+}) {
   const share = Math.max(0, Math.min(1, value));
   const tones = { indigo: "bg-indigo", weld: "bg-weld", madder: "bg-madder", nettle: "bg-nettle" };
   return (
@@ -83,7 +105,10 @@ export function Meter({ value, label, tone = "indigo" }: { value: number; label:
       aria-valuenow={Math.round(share * 100)}
       className="h-1.5 w-full overflow-hidden rounded-full bg-sunken ring-1 ring-line ring-inset"
     >
-      <div className={cx("h-full origin-left rounded-full", tones[tone])} style={{ width: `${share * 100}%` }} />
+      <div
+        className={cx("h-full origin-left rounded-full", tones[tone])}
+        style={{ width: `${share * 100}%` }}
+      />
     </div>
   );
 }

@@ -34,7 +34,13 @@ export function Tabs<Name extends string>({
     list.current?.querySelector<HTMLElement>(`[data-tab="${next.name}"]`)?.focus();
   };
   return (
-    <div ref={list} role="tablist" aria-label={label} onKeyDown={onKey} className={cx("flex gap-1 overflow-x-auto", className)}>
+    <div
+      ref={list}
+      role="tablist"
+      aria-label={label}
+      onKeyDown={onKey}
+      className={cx("flex gap-1 overflow-x-auto", className)}
+    >
       {tabs.map((tab) => (
         <button
           key={tab.name}
@@ -48,7 +54,9 @@ export function Tabs<Name extends string>({
           onClick={() => onChoose(tab.name)}
           className={cx(
             "h-9 shrink-0 border-b-2 px-3 text-sm font-medium whitespace-nowrap",
-            tab.name === chosen ? "border-indigo text-ink" : "border-transparent text-ink-soft hover:text-ink",
+            tab.name === chosen
+              ? "border-indigo text-ink"
+              : "border-transparent text-ink-soft hover:text-ink",
           )}
         >
           {tab.label}
@@ -88,7 +96,9 @@ export function Choice<Value extends string | number>({
           onClick={() => onChange(option.value)}
           className={cx(
             "h-6 rounded-[3px] px-2 text-xs font-medium",
-            option.value === value ? "bg-panel text-ink shadow-[0_0_0_1px_var(--line)]" : "text-ink-soft hover:text-ink",
+            option.value === value
+              ? "bg-panel text-ink shadow-[0_0_0_1px_var(--line)]"
+              : "text-ink-soft hover:text-ink",
           )}
         >
           {option.label}

@@ -53,11 +53,16 @@ export function ToastProvider({ children }: { children: ReactNode }) {
         {toasts.map((toast) => (
           <div
             key={toast.id}
-            className={cx("flex gap-2 rounded-lg border bg-panel py-2 pr-1 pl-3 text-sm shadow-float", toast.isBad && "border-madder")}
+            className={cx(
+              "flex gap-2 rounded-lg border bg-panel py-2 pr-1 pl-3 text-sm shadow-float",
+              toast.isBad && "border-madder",
+            )}
           >
             <div className="min-w-0 flex-1 py-0.5">
               <p className="font-medium">{toast.title}</p>
-              {toast.detail && <p className="text-xs text-ink-soft [overflow-wrap:anywhere]">{toast.detail}</p>}
+              {toast.detail && (
+                <p className="text-xs text-ink-soft [overflow-wrap:anywhere]">{toast.detail}</p>
+              )}
             </div>
             <IconButton label="Dismiss" onClick={() => drop(toast.id)}>
               <CloseIcon />
