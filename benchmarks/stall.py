@@ -1,6 +1,6 @@
-"""The loader before a fake 30 ms step, from disk, an object store and a cache: at most 2% of the time is waiting.
+"""The loader before a fake 30 ms step, from disk, object store and cache: at most 2% of the time is waiting.
 
-With the cache, waiting is also what it takes to make tensors of the records, as the engine does before a step.
+With the cache, waiting is also what it takes to make tensors of records, as the engine does before a step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Use = Callable[[Any], Any]
 
 
 def stalled(loader: Any, use: Use = lambda _batch: None) -> tuple[float, bool]:
-    """The share of the time spent waiting after the first batch; whether every sample came as often as due."""
+    """The share of the time spent waiting after the first batch; whether samples came as often as due."""
     seen: list[int] = []
     waited, begun = 0.0, None
     for _ in range(NUM_STEPS):

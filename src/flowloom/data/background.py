@@ -11,9 +11,7 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
-def in_background(
-    items: Generator[Item], is_stopped: Callable[[], bool] = lambda: False
-) -> Generator[Item]:
+def in_background(items: Generator[Item], is_stopped: Callable[[], bool] = lambda: False) -> Generator[Item]:
     """The items of `items`, the next one made in a thread of its own while one is used.
 
     Whoever waits for the next one is let go as soon as `is_stopped` says so: a store may be down for hours.
