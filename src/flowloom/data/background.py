@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -23,8 +24,10 @@ def in_background(items: Generator[Item], is_stopped: Callable[[], bool] = lambd
             future = with_one.submit(_next, items)
             yield found[0]
     finally:
-        # After the item at hand: a generator that runs cannot be closed.
-        with_one.submit(items.close)
+        # After the item at hand: a generator that runs cannot be closed. While Python ends, no thread can be
+        # asked any more; what is left behind ends with the process.
+        with suppress(RuntimeError):
+            with_one.submit(items.close)
         with_one.shutdown(wait=False)
 
 

@@ -176,6 +176,7 @@ class Cache:
             fault, payload = place.shard.fetch(place.record)
             if fault is None:
                 self._hold(key, payload)
+                return True
         elif self._verified[place.number][place.row]:
             return True
         else:
@@ -208,17 +209,16 @@ class Cache:
         own = self._from_own(key)
         if own or (place := self._find(key, sample)) is None:
             return own
-        if isinstance(place.shard, FetchedShard):
-            payload = self._release(key)
-            if payload is None:
-                fault, payload = place.shard.fetch(place.record)
-                if fault:
-                    self._reject(key, f"{place}: {fault}.")
-                    return None
-        elif self._is_sound(key, place):
+        payload = self._release(key)
+        if payload is None and isinstance(place.shard, FetchedShard):
+            fault, payload = place.shard.fetch(place.record)
+            if fault:
+                self._reject(key, f"{place}: {fault}.")
+                return None
+        elif payload is None:
+            if not self._is_sound(key, place):
+                return None
             payload = place.shard.payload(place.record)
-        else:
-            return None
         return Found(place.record.dtype, place.record.shape, payload)
 
     def _from_own(self, key: bytes) -> Found | None:
