@@ -72,13 +72,17 @@ def tool(name: str, *words: str) -> None:
 
 
 def install() -> None:
-    """`npm ci`, where package-lock.json is another than the last time."""
+    """What package-lock.json says, where it is another than the last time.
+
+    Not by `npm ci`: that one wants the binaries of every system in the lock, and registries have not all of them.
+    `--no-save` takes the locked versions, checks their sums, and leaves the lock as it is.
+    """
     stamp, wanted = HERE / "node_modules" / ".stamp", digest(HERE / "package-lock.json")
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    say("npm ci")
+    say("npm install")
     npm = node_home() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    node(str(npm), "ci", "--no-audit", "--no-fund", "--no-progress", "--loglevel=error")
+    node(str(npm), "install", "--no-save", "--no-audit", "--no-fund", "--no-progress", "--loglevel=error")
     stamp.write_text(wanted)
 
 

@@ -62,6 +62,6 @@ def read_metrics(
         int | None, Query(description="Step to end with; none: the newest.", ge=0, le=2**53)
     ] = None,
 ) -> Metrics:
-    """Every curve in at most `max_points` stretches of steps, each with mean and bounds; a shorter span of steps
-    is told the more finely."""
+    """Every curve in at most `max_points` stretches of steps, each with mean and bounds; a shorter
+    span of steps is told the more finely."""
     return studio.charts.of(run.events_jsonl).chart(max_points, first, last)
