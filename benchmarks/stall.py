@@ -28,7 +28,7 @@ Use = Callable[[Any], Any]
 
 
 def stalled(loader: Any, use: Use = lambda _batch: None) -> tuple[float, float, bool]:
-    """Shares of the time in next() and in `use`, after the first batch; whether samples came as often as due."""
+    """Shares of the time in next() and in `use` after the first batch; whether all came as often as due."""
     batches = loader.endless(0)
     first = next(batches)
     use(first)

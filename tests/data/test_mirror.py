@@ -13,7 +13,7 @@ from flowloom.data import mirror
 from flowloom.data.cache import Cache
 from flowloom.data.shard_stores import RemoteShards
 from flowloom.errors import SourceError
-from tests.data.test_shards import Bucket, key, numbers, put
+from tests.data.test_shards import Bucket, key, numbers, put, sample
 
 NUM_RECORDS = 40
 EXPECTED = [[i] * (i % 50 + 1) * 2 for i in range(NUM_RECORDS)]
@@ -73,18 +73,20 @@ def test_copies_stay_within_their_limit(bucket: Bucket, tmp_path: Path) -> None:
     assert not (tmp_path / "b" / "mirror").exists()
 
 
-def test_a_copy_that_is_not_what_was_written_is_not_taken(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_damaged_copy_is_left_for_the_store(bucket: Bucket, tmp_path: Path) -> None:
     whole = bucket.read_range
 
     def torn(name: str, start: int, length: int) -> bytes:
         content = whole(name, start, length)
-        return content[::-1] if length == 1000 else content
+        return content[:200] + bytes(len(content) - 200) if length == 1000 and not start else content
 
     bucket.read_range = torn
     cache, store = opened(bucket, tmp_path / "a")
     until(lambda: not any(thread.is_alive() for thread in store.mirror._threads))
-    assert all(len(bucket.things[name]) < 1000 for name in copies(tmp_path / "a"))
+    assert all(cache.has(key(i), sample(i)) for i in range(0, NUM_RECORDS, 2))
     assert read_all(cache) == EXPECTED
+    assert not cache.faults
+    assert all(len(bucket.things[name]) < 1000 for name in copies(tmp_path / "a"))
 
 
 def test_a_store_that_fails_leaves_reading_as_it_was(bucket: Bucket, tmp_path: Path) -> None:

@@ -113,6 +113,14 @@ class Mirror:
             self._here.pop(name, None)
             return None
 
+    def drop(self, name: str) -> bool:
+        """Do without the copy of `name`, which is damaged; False when there is none."""
+        with self._lock:
+            if self._here.pop(name, None) is None:
+                return False
+            (self.folder / name).unlink(missing_ok=True)
+            return True
+
     def read(self, name: str, start: int, length: int) -> bytes | None:
         """A range of a shard that is on its way, if that part is here."""
         with self._lock:
@@ -166,23 +174,14 @@ class Mirror:
         return None
 
     def _finish(self, coming: _Coming) -> None:
-        """Take the copy in, when every record in it is what was written."""
+        """Take the copy in; its records are checked when they are first read, as those of every shard."""
         part = self.folder / f"{coming.name}{PART}"
-        is_sound = not coming.is_given_up and _is_sound(part)
-        if is_sound:
-            part.rename(self.folder / coming.name)
-        else:
+        if coming.is_given_up:
             part.unlink()
+        else:
+            part.rename(self.folder / coming.name)
         with self._lock:
-            if is_sound:
+            if not coming.is_given_up:
                 self._here[coming.name] = coming.size
             del self._coming[coming.name]
             os.close(coming.file)
-
-
-def _is_sound(path: Path) -> bool:
-    try:
-        shard = MappedShard(path)
-        return not any(shard.fault(shard.record(row)) for row in range(len(shard.columns)))
-    except CacheError:
-        return False

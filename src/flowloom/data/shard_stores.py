@@ -101,6 +101,10 @@ class ShardStore(Protocol):
         """The shard `name`. Raises CacheError where it is gone or damaged."""
         ...
 
+    def drop_copy(self, name: str) -> bool:
+        """Go back to the shard itself where a copy of it is damaged; False when there is no copy."""
+        ...
+
     def publish(self, path: Path) -> None:
         """Take in a shard that was sealed in the spool."""
         ...
@@ -125,6 +129,10 @@ class LocalShards:
             if entry.name.endswith(SEALED):
                 found[entry.name] = entry.stat().st_size
         return found
+
+    def drop_copy(self, name: str) -> bool:  # noqa: ARG002
+        """See ShardStore: here are the shards themselves."""
+        return False
 
     def publish(self, path: Path) -> None:
         """Nothing to do: it is where it belongs."""
@@ -190,6 +198,10 @@ class RemoteShards:
     def open(self, name: str) -> Shard:
         """See ShardStore; the copy, where there is one."""
         return self.mirror.shard(name) or self._fetched(name)
+
+    def drop_copy(self, name: str) -> bool:
+        """See ShardStore."""
+        return self.mirror.drop(name)
 
     def names(self) -> dict[str, int]:
         """See ShardStore; what a killed process sealed and did not send is sent first."""
