@@ -1,4 +1,5 @@
 import { Begin } from "@/components/home/demo-card";
+import { Latest } from "@/components/home/latest";
 import { Machine } from "@/components/home/machine";
 import { NextSteps } from "@/components/home/next-steps";
 import { Now } from "@/components/home/now";
@@ -12,7 +13,10 @@ export default function Home() {
       actions={<Begin />}
     >
       <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1.700fr)_minmax(0,1fr)]">
-        <Now />
+        <div className="grid gap-4">
+          <Now />
+          <Latest />
+        </div>
         <div className="grid gap-4">
           <NextSteps />
           <Machine />

@@ -2,6 +2,7 @@
 import { IconButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
 import { UndoIcon } from "@/components/ui/icons";
+import { Prose } from "@/components/ui/prose";
 import { type Json, shown } from "@/lib/json";
 import type { Field } from "@/lib/schema";
 import { useForm, useValue } from "./context";
@@ -17,13 +18,21 @@ export function Row({ field, path = field.path }: { field: Field; path?: string[
     .filter(([place]) => place === dotted || place.startsWith(`${dotted}.`))
     .flatMap(([, messages]) => messages);
   const onChange = (next: Json | undefined) => set(path, next);
+  // What was not yet said is no mistake: it is marked in another colour.
+  const isOpen = wrong.every((message) => message.startsWith("is needed"));
   const note = [field.unit, field.range].filter(Boolean).join(" · ");
   return (
     <div
       data-field={dotted}
       className={cx(
         "grid gap-x-5 gap-y-1 border-l-2 py-2.5 pr-4 pl-3.5 sm:grid-cols-[minmax(9rem,13rem)_minmax(0,1fr)]",
-        wrong.length > 0 ? "border-l-madder" : isChanged ? "border-l-indigo" : "border-l-transparent",
+        wrong.length > 0
+          ? isOpen
+            ? "border-l-weld"
+            : "border-l-madder"
+          : isChanged
+            ? "border-l-indigo"
+            : "border-l-transparent",
       )}
     >
       <div className="min-w-0 pt-1.5">
@@ -42,7 +51,7 @@ export function Row({ field, path = field.path }: { field: Field; path?: string[
               field={field}
               id={id}
               describedBy={`${id}-help`}
-              isInvalid={wrong.length > 0}
+              isInvalid={wrong.length > 0 && !isOpen}
               value={value}
               onChange={onChange}
             />
@@ -57,11 +66,12 @@ export function Row({ field, path = field.path }: { field: Field; path?: string[
         </div>
         <div id={`${id}-help`} className="mt-1 max-w-[75ch] text-xs text-ink-faint">
           {wrong.map((message) => (
-            <p key={message} role="alert" className="font-medium text-madder">
+            <p key={message} role="alert" className={cx("font-medium", isOpen ? "text-weld" : "text-madder")}>
               {message}
             </p>
           ))}
-          {field.help} {note && <span className="whitespace-nowrap text-ink-faint">({note})</span>}
+          <Prose text={field.help} />{" "}
+          {note && <span className="whitespace-nowrap text-ink-faint">({note})</span>}
           {isChanged && (
             <span className="text-indigo">
               {" "}

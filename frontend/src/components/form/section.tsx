@@ -2,6 +2,7 @@
 import { Button, IconButton } from "@/components/ui/button";
 import { TrashIcon } from "@/components/ui/icons";
 import { Select, Switch } from "@/components/ui/inputs";
+import { Prose } from "@/components/ui/prose";
 import { isTree, type Json } from "@/lib/json";
 import { type Field, titleOf } from "@/lib/schema";
 import { useForm, useValue } from "./context";
@@ -30,7 +31,9 @@ function Variants({ field, path, isShown }: { field: Field; path: string[] } & F
               <option key={each}>{each}</option>
             ))}
           </Select>
-          <p className="mt-1 max-w-[75ch] text-xs text-ink-faint">{field.help}</p>
+          <p className="mt-1 max-w-[75ch] text-xs text-ink-faint">
+            <Prose text={field.help} />
+          </p>
         </div>
       </div>
       {(field.variants[kind] ?? []).filter(isShown).map((each) => (
@@ -49,7 +52,9 @@ function Items({ field, path, isShown }: { field: Field; path: string[] } & Filt
   const add = (item: Json) => set(path, [...items, item]);
   return (
     <div className="grid gap-3 p-4">
-      <p className="max-w-[75ch] text-xs text-ink-faint">{field.help}</p>
+      <p className="max-w-[75ch] text-xs text-ink-faint">
+        <Prose text={field.help} />
+      </p>
       {items.map((item, index) => {
         const kind = isTree(item) && typeof item.kind === "string" ? item.kind : null;
         const fields = kind ? (field.variants[kind] ?? []) : field.fields;
@@ -147,7 +152,11 @@ export function Section({ section, isShown }: { section: Field } & Filter) {
     <section id={`section-${section.name}`} className="scroll-mt-16 rounded-lg border bg-panel">
       <header className="border-b px-4 py-2">
         <h2 className="text-sm font-semibold">{section.title}</h2>
-        {section.help && section.kind === "group" && <p className="text-xs text-ink-faint">{section.help}</p>}
+        {section.help && section.kind === "group" && (
+          <p className="text-xs text-ink-faint">
+            <Prose text={section.help} />
+          </p>
+        )}
       </header>
       <div className="py-1">
         {isLoose ? (

@@ -85,7 +85,7 @@ export function Start({ trainer, draft, problems, isChecking, onPatch, onShow }:
               {isChecking ? "Checking …" : "It can run."}
             </span>
           ) : (
-            <span className="font-medium text-madder">
+            <span className="font-medium text-weld">
               {count} thing{count > 1 ? "s" : ""} to mend
             </span>
           )}

@@ -17,6 +17,7 @@ import { useDraft } from "@/lib/draft";
 import { at, changesFrom, laidOver, same, type Tree } from "@/lib/json";
 import { type Field, isFound, leavesOf, sectionsOf } from "@/lib/schema";
 import { FormContext } from "./context";
+import { Essentials } from "./essentials";
 import { Import } from "./import";
 import { JsonSide } from "./json-side";
 import { Presets } from "./presets";
@@ -187,6 +188,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
             {made.presets.length > 0 && (
               <Presets presets={made.presets} chosen={draft.preset} onChoose={choosePreset} />
             )}
+            {trainer === "flow" && <Essentials />}
             <Import
               trainer={trainer}
               sections={sections}

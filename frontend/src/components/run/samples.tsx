@@ -15,7 +15,7 @@ const SIZES = [
   { value: 144, label: "M" },
   { value: 224, label: "L" },
 ];
-const LABEL = 176;
+const LABEL = { wide: 176, narrow: 92 };
 
 interface Spot {
   row: number;
@@ -24,6 +24,8 @@ interface Spot {
 
 function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: (spot: Spot) => void }) {
   const scroller = useRef<HTMLDivElement>(null);
+  const [label, setLabel] = useState(LABEL.wide);
+  useEffect(() => setLabel(window.innerWidth < 640 ? LABEL.narrow : LABEL.wide), []);
   const columns = useVirtualizer({
     horizontal: true,
     count: grid.steps.length,
@@ -36,13 +38,13 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
   useEffect(() => columns.scrollToIndex(num - 1), [num, size]);
   return (
     <div ref={scroller} className="overflow-x-auto px-4 pb-4">
-      <div className="relative" style={{ width: columns.getTotalSize() + LABEL }}>
+      <div className="relative" style={{ width: columns.getTotalSize() + label }}>
         <div className="relative h-7">
           {columns.getVirtualItems().map((item) => (
             <span
               key={item.key}
               className="figure absolute top-1.5 text-2xs text-ink-faint"
-              style={{ left: item.start + LABEL, width: size }}
+              style={{ left: item.start + label, width: size }}
             >
               {count(grid.steps[item.index])}
             </span>
@@ -52,7 +54,7 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
           <div key={row.key} className="relative mb-1.5" style={{ height: size }}>
             <p
               className="sticky left-0 z-10 line-clamp-4 h-full bg-panel pr-3 text-xs leading-5 text-ink-soft"
-              style={{ width: LABEL }}
+              style={{ width: label }}
               title={row.prompt}
             >
               {row.prompt}
@@ -64,7 +66,7 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
                 <div
                   key={item.key}
                   className="absolute top-0"
-                  style={{ left: item.start + LABEL, width: size, height: size }}
+                  style={{ left: item.start + label, width: size, height: size }}
                 >
                   {sample ? (
                     <button

@@ -26,7 +26,7 @@ function Row({
 }) {
   return (
     <tr className="h-14 hover:bg-sunken has-checked:bg-indigo-soft">
-      <td className="w-10 pl-4">
+      <td className="w-11 min-w-11 pl-4">
         <Checkbox
           aria-label={`Choose ${run.id}`}
           checked={isChosen}
@@ -77,11 +77,11 @@ const HEADS = [
 
 export function RunsTable({ runs, chosen, onChoose, onChooseAll }: Props) {
   return (
-    <div className="overflow-x-auto" role="region" aria-label="Runs" tabIndex={0}>
+    <div className="relative overflow-x-auto" role="region" aria-label="Runs" tabIndex={0}>
       <table className="w-full border-collapse">
         <thead>
           <tr className="h-9 border-b text-left">
-            <th className="w-10 pl-4">
+            <th className="w-11 min-w-11 pl-4">
               <Checkbox
                 aria-label="Choose all"
                 checked={runs.length > 0 && runs.every((run) => chosen.has(run.id))}

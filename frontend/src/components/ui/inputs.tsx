@@ -64,5 +64,7 @@ export function Switch({
 }
 
 export function Checkbox({ className, ...rest }: InputHTMLAttributes<HTMLInputElement>) {
-  return <input type="checkbox" {...rest} className={cx("size-4 cursor-pointer accent-indigo", className)} />;
+  return (
+    <input type="checkbox" {...rest} className={cx("block size-4 cursor-pointer accent-indigo", className)} />
+  );
 }

@@ -97,7 +97,7 @@ export function Choice<Value extends string | number>({
           className={cx(
             "h-6 rounded-[3px] px-2 text-xs font-medium",
             option.value === value
-              ? "bg-panel text-ink shadow-[0_0_0_1px_var(--line)]"
+              ? "bg-panel text-indigo shadow-[0_0_0_1px_var(--line-strong)]"
               : "text-ink-soft hover:text-ink",
           )}
         >
