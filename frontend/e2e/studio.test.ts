@@ -24,6 +24,7 @@ before(async () => {
 });
 
 afterEach(async () => {
+  await studio.quiet();
   for (const context of contexts.splice(0)) await context.close();
 });
 
@@ -37,7 +38,7 @@ async function open(path: string, where = studio): Promise<Page> {
   const context = await browser.newContext({ viewport: { width: 1366, height: 900 } });
   contexts.push(context);
   const page = await context.newPage();
-  page.setDefaultTimeout(60_000);
+  page.setDefaultTimeout(180_000);
   page.on("pageerror", (error) => {
     throw error;
   });
@@ -105,7 +106,7 @@ test("the first load is small and nothing jumps", async () => {
     }).observe({ type: "layout-shift", buffered: true });
   });
   await page.goto(studio.url);
-  await page.getByText("This machine").waitFor();
+  await page.getByRole("heading", { name: "This machine" }).waitFor();
   await page.getByRole("link", { name: /first/ }).first().waitFor();
   await page.waitForTimeout(1000);
   const scripts = await page.evaluate(() =>
@@ -216,7 +217,7 @@ test("what is wrong is told at its field, in the server's words", async () => {
   await rate.fill("fast");
   const row = page.locator('[data-field="training.lr"]');
   await row.getByRole("alert").waitFor();
-  assert.match((await row.getByRole("alert").textContent()) ?? "", /number/);
+  assert.match((await row.getByRole("alert").textContent()) ?? "", /must be/);
   assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
   await rate.fill("2e-5");
   await row.getByRole("alert").waitFor({ state: "detached" });

@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 
-const PATIENCE_MS = 120_000;
+const PATIENCE_MS = 180_000;
 
 export async function until<T>(
   what: () => Promise<T | undefined | false> | T | undefined | false,
@@ -113,6 +113,15 @@ export class Studio {
     const answer = await fetch(this.url + path, { method: "POST", headers, body: JSON.stringify(body) });
     if (!answer.ok) throw new Error(`${path}: ${await answer.text()}`);
     return (await answer.json()) as T;
+  }
+
+  /** Ends what runs and waits: a failed test leaves nothing to the next one. */
+  async quiet(): Promise<void> {
+    const busy = async (state: string) =>
+      (await this.get<{ runs: { id: string }[] }>(`/api/runs?state=${state}`)).runs.map((run) => run.id);
+    for (const id of await busy("queued")) await this.post(`/api/runs/${id}/cancel`, {});
+    for (const id of await busy("running")) await this.post(`/api/runs/${id}/kill`, {});
+    await until(async () => (await busy("running")).length + (await busy("stopping")).length === 0);
   }
 
   /** A small real run that is over; its pictures and models serve the tests after it. */

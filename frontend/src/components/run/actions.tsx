@@ -36,6 +36,8 @@ export function Actions({ run }: { run: RunView }) {
   const abilities = known?.find((trainer) => trainer.name === run.trainer)?.abilities;
   const can = (ability: string) => abilities === undefined || abilities.includes(ability);
   const isRunning = run.state === "running";
+  // A wish that comes before the engine listens would be lost.
+  const isListening = isRunning && (run.step ?? 0) > 0;
   const act = (action: Action) =>
     mutate({ action, id: run.id }, { onSuccess: () => action === "delete" && router.push("/runs/") });
   const isBusy = (action: Action) => isPending && variables?.action === action;
@@ -60,12 +62,12 @@ export function Actions({ run }: { run: RunView }) {
   return (
     <>
       {isRunning && can("sample") && (
-        <Button onClick={() => act("sample")} isBusy={isBusy("sample")}>
+        <Button disabled={!isListening} onClick={() => act("sample")} isBusy={isBusy("sample")}>
           <BrushIcon /> Sample now
         </Button>
       )}
       {isRunning && can("checkpoint") && (
-        <Button onClick={() => act("save")} isBusy={isBusy("save")}>
+        <Button disabled={!isListening} onClick={() => act("save")} isBusy={isBusy("save")}>
           <SaveIcon /> Save now
         </Button>
       )}

@@ -95,7 +95,7 @@ export function Choice<Value extends string | number>({
           aria-pressed={option.value === value}
           onClick={() => onChange(option.value)}
           className={cx(
-            "h-6 rounded-[3px] px-2 text-xs font-medium",
+            "h-6 min-w-6 rounded-[3px] px-2 text-xs font-medium",
             option.value === value
               ? "bg-panel text-indigo shadow-[0_0_0_1px_var(--line-strong)]"
               : "text-ink-soft hover:text-ink",
