@@ -13,6 +13,7 @@ const KINDS = [
   "started",
   "phase",
   "step",
+  "progress",
   "validated",
   "sampled",
   "saved",

@@ -1,13 +1,30 @@
+"use client";
+import { useSearchParams } from "next/navigation";
+import { Suspense } from "react";
 import { ChoreForm } from "@/components/form/chore";
+import { Tries } from "@/components/playground/tries";
 import { Page } from "@/components/ui/surface";
+
+/** `?source=` names what draws: a run's folder, a checkpoint, a LoRA. */
+function Form() {
+  const source = useSearchParams().get("source");
+  const initial = { prompts: [], ...(source && { source_path: source }) };
+  return <ChoreForm key={source} chore="sample" initial={initial} start="Draw" stay />;
+}
 
 export default function Playground() {
   return (
     <Page
       title="Playground"
-      lead="Draw with a base, a checkpoint or a LoRA. Each try is a run: its pictures stay with their settings."
+      wide
+      lead="Draw with a base, a checkpoint or a LoRA. Each try is a run: its pictures stay, with their settings."
     >
-      <ChoreForm chore="sample" initial={{}} start="Draw" />
+      <div className="grid items-start gap-4 xl:grid-cols-[minmax(0,1fr)_minmax(0,1fr)]">
+        <Suspense>
+          <Form />
+        </Suspense>
+        <Tries />
+      </div>
     </Page>
   );
 }

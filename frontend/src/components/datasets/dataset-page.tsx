@@ -6,6 +6,7 @@ import { Button, LinkButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
 import { SearchIcon } from "@/components/ui/icons";
 import { Input } from "@/components/ui/inputs";
+import { Menu } from "@/components/ui/menu";
 import { Empty, Page, Skeleton } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { Trouble } from "@/components/ui/trouble";
@@ -16,6 +17,7 @@ import { Bulk } from "./bulk";
 import { Editor } from "./editor";
 import { Gallery, usePictures } from "./gallery";
 import { Uploader } from "./uploader";
+import { type Asked, Work } from "./work";
 
 type Show = "all" | "bare" | "bad";
 
@@ -57,6 +59,7 @@ export function DataSetPage({ name }: { name: string }) {
   const [pages, setPages] = useState([0]);
   const [isEditing, setEditing] = useState(false);
   const [asked, setAsked] = useState<AskedChore | null>(null);
+  const [work, setWork] = useState<Asked | null>(null);
   const { data: shelf } = useQuery(datasets);
   const found = shelf?.find((each) => each.name === name);
   const place = {
@@ -105,12 +108,34 @@ export function DataSetPage({ name }: { name: string }) {
           <LinkButton href="/datasets/" kind="quiet">
             All data sets
           </LinkButton>
-          <Button onClick={() => setAsked({ chore: "tag", title: `Tag ${name}`, initial: place })}>
-            Tag …
-          </Button>
-          <Button onClick={() => setAsked({ chore: "caption", title: `Caption ${name}`, initial: place })}>
-            Caption …
-          </Button>
+          <Menu
+            label="Work on it"
+            items={[
+              {
+                label: "Tag …",
+                note: "By a WD14 tagger; first a few, to look at",
+                onChoose: () => setAsked({ chore: "tag", title: `Tag ${name}`, initial: place }),
+              },
+              {
+                label: "Caption …",
+                note: "In words, by Florence-2, BLIP or a chat model",
+                onChoose: () => setAsked({ chore: "caption", title: `Caption ${name}`, initial: place }),
+              },
+              { label: "Lint …", note: "Damaged, missing, alike, too long", onChoose: () => setWork("lint") },
+              {
+                label: "Make a JSONL …",
+                note: "What FLOW training reads",
+                isDisabled: found?.kind === "jsonl",
+                onChoose: () => setWork("convert"),
+              },
+              {
+                label: "Export …",
+                note: "To Kohya, webdataset, parquet",
+                isDisabled: found?.kind !== "jsonl",
+                onChoose: () => setWork("export"),
+              },
+            ]}
+          />
           <Button onClick={() => setEditing(true)} disabled={total === 0}>
             Edit captions
           </Button>
@@ -172,6 +197,17 @@ export function DataSetPage({ name }: { name: string }) {
           <Tags dataset={name} wanted={wanted} onTag={onTag} />
         </div>
       </div>
+      {found && (
+        <Work
+          dataset={found}
+          asked={work}
+          onClose={() => setWork(null)}
+          onItem={(item) => {
+            setWork(null);
+            filter({ show: "all", search: item });
+          }}
+        />
+      )}
       <ChoreDialog asked={asked} onClose={() => setAsked(null)} />
       <Bulk
         dataset={name}

@@ -6,6 +6,7 @@ import { runHref } from "@/components/run/progress";
 import { Button } from "@/components/ui/button";
 import { Dialog } from "@/components/ui/dialog";
 import { Empty, Skeleton } from "@/components/ui/surface";
+import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
 import { fetchJson, Problem, type RunView } from "@/lib/api/client";
 import { trainerConfig } from "@/lib/api/queries";
@@ -19,9 +20,21 @@ const ALL = () => true;
 const EVERYTHING: ReadonlySet<string> = new Set();
 
 /** The form of a chore, from its schema; started, it is a run like every other. */
-export function ChoreForm({ chore, initial, start }: { chore: string; initial: Tree; start: string }) {
+export function ChoreForm({
+  chore,
+  initial,
+  start,
+  stay = false,
+}: {
+  chore: string;
+  initial: Tree;
+  start: string;
+  /** Whether the form stays, for the next one. */
+  stay?: boolean;
+}) {
   const router = useRouter();
   const client = useQueryClient();
+  const { say } = useToasts();
   const { data: made, error } = useQuery({ ...trainerConfig(`chores/${chore}`), retry: false });
   const [config, setConfig] = useState<Tree>(initial);
   const defaults = made?.defaults as Tree | undefined;
@@ -42,7 +55,8 @@ export function ChoreForm({ chore, initial, start }: { chore: string; initial: T
     mutationFn: () => fetchJson<RunView>(`/api/chores/${chore}/start`, { config }),
     onSuccess: (started) => {
       void client.invalidateQueries({ queryKey: ["runs"] });
-      router.push(runHref(started.id));
+      if (stay) say(`${started.id} is queued.`);
+      else router.push(runHref(started.id));
     },
   });
   const state = useMemo(() => ({ whole, base, problems, candidates: {}, set }), [whole, base, problems, set]);

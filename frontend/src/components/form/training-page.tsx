@@ -20,6 +20,7 @@ import { FormContext } from "./context";
 import { Essentials } from "./essentials";
 import { Import } from "./import";
 import { JsonSide } from "./json-side";
+import { Preflight } from "./preflight";
 import { Presets } from "./presets";
 import { Section } from "./section";
 import { Start } from "./start";
@@ -234,6 +235,9 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
               onPatch={patch}
               onShow={onShow}
             />
+            {trainer === "flow" && (
+              <Preflight config={draft.config} isReady={problems.size === 0 && !isChecking} />
+            )}
             <JsonSide
               config={draft.config}
               whole={whole}

@@ -1,23 +1,66 @@
 "use client";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useRouter } from "next/navigation";
 import { useState } from "react";
+import { type AskedChore, ChoreDialog } from "@/components/form/chore";
 import { IconButton } from "@/components/ui/button";
 import { Confirm } from "@/components/ui/dialog";
 import { DownloadIcon, TrashIcon } from "@/components/ui/icons";
+import { Menu } from "@/components/ui/menu";
 import { Empty, Panel, Skeleton } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
 import { api, type Checkpoint, got } from "@/lib/api/client";
-import { checkpoints } from "@/lib/api/queries";
+import { checkpoints, roots } from "@/lib/api/queries";
 import { ago, bytes } from "@/lib/format";
 
-function Row({ checkpoint, onDelete }: { checkpoint: Checkpoint; onDelete: () => void }) {
+interface RowProps {
+  checkpoint: Checkpoint;
+  /** Where it lies; null where the studio has not said. */
+  path: string | null;
+  onDelete: () => void;
+  onAsk: (asked: AskedChore) => void;
+}
+
+function Row({ checkpoint, path, onDelete, onAsk }: RowProps) {
+  const router = useRouter();
   return (
     <li className="px-4 py-2.5">
       <div className="flex items-center justify-between gap-2">
         <span className="figure text-sm">{checkpoint.name}</span>
         <span className="flex items-center gap-2 text-xs text-ink-faint">
           {bytes(checkpoint.size)} · {ago(checkpoint.time)}
+          {path && (
+            <Menu
+              size="small"
+              label="Use"
+              items={[
+                {
+                  label: "Draw with it",
+                  onChoose: () => router.push(`/playground/?source=${encodeURIComponent(path)}`),
+                },
+                {
+                  label: "Export …",
+                  note: "A LoRA for ComfyUI, sd-scripts or diffusers",
+                  onChoose: () =>
+                    onAsk({
+                      chore: "export",
+                      title: `Export ${checkpoint.name}`,
+                      initial: { source_path: path },
+                    }),
+                },
+                {
+                  label: "Merge into the base …",
+                  onChoose: () =>
+                    onAsk({
+                      chore: "merge",
+                      title: `Merge ${checkpoint.name}`,
+                      initial: { source_path: path },
+                    }),
+                },
+              ]}
+            />
+          )}
           <IconButton label={`Delete ${checkpoint.name}`} onClick={onDelete}>
             <TrashIcon className="size-3.5" />
           </IconButton>
@@ -49,6 +92,9 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
     refetchInterval: isActive ? 15_000 : false,
   });
   const [doomed, setDoomed] = useState<string | null>(null);
+  const [asked, setAsked] = useState<AskedChore | null>(null);
+  const { data: folders } = useQuery(roots);
+  const runsDir = folders?.find((root) => root.name === "runs")?.path;
   const client = useQueryClient();
   const { complain, say } = useToasts();
   const remove = useMutation({
@@ -77,10 +123,17 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
       ) : (
         <ul className="max-h-96 divide-y overflow-y-auto">
           {data.checkpoints.map((checkpoint) => (
-            <Row key={checkpoint.name} checkpoint={checkpoint} onDelete={() => setDoomed(checkpoint.name)} />
+            <Row
+              key={checkpoint.name}
+              checkpoint={checkpoint}
+              path={runsDir ? `${runsDir}/${id}/checkpoints/${checkpoint.name}` : null}
+              onDelete={() => setDoomed(checkpoint.name)}
+              onAsk={setAsked}
+            />
           ))}
         </ul>
       )}
+      <ChoreDialog asked={asked} onClose={() => setAsked(null)} />
       <Confirm
         title={`Delete ${doomed}?`}
         isOpen={doomed !== null}

@@ -19,7 +19,11 @@ import { Levels } from "./levels";
 import { Log } from "./log";
 import { LossChart } from "./loss-chart";
 import { stepsOf } from "./progress";
+import { Result } from "./result";
 import { Samples } from "./samples";
+
+/** All others are chores: without loss, and mostly without pictures. */
+const TRAINS = new Set(["flow", "kohya", "flow-upstream", "demo"]);
 
 type View = "overview" | "log" | "config";
 
@@ -102,6 +106,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
     );
   }
   const isActive = ACTIVE.has(run.state);
+  const isTraining = TRAINS.has(run.trainer) || live.columns.steps.length > 0;
   return (
     <Page title={run.id} wide lead={<Lead run={run} live={live} />} actions={<Actions run={run} />}>
       <Banner run={run} notes={live.notes} />
@@ -126,8 +131,9 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
       <TabPanel name={view}>
         {view === "overview" && (
           <div className="grid gap-4">
-            <LossChart id={id} columns={live.columns} others={others} />
-            <Samples id={id} isActive={isActive} />
+            {isTraining && <LossChart id={id} columns={live.columns} others={others} />}
+            {!isTraining && <Result id={id} isOver={!isActive} />}
+            {(isTraining || run.trainer === "sample") && <Samples id={id} isActive={isActive} />}
             <div className="grid items-start gap-4 xl:grid-cols-[minmax(0,2fr)_minmax(0,1fr)]">
               <Dials columns={live.columns} />
               <div className="grid gap-4">

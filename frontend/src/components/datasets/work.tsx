@@ -1,0 +1,209 @@
+"use client";
+import { useMutation, useQueryClient } from "@tanstack/react-query";
+import { useRouter } from "next/navigation";
+import { type FormEvent, useState } from "react";
+import { runHref } from "@/components/run/progress";
+import { Button } from "@/components/ui/button";
+import { Dialog } from "@/components/ui/dialog";
+import { Input, Select } from "@/components/ui/inputs";
+import { Trouble } from "@/components/ui/trouble";
+import { fetchJson, type RunView } from "@/lib/api/client";
+import type { DataSet } from "@/lib/api/datasets";
+import { count } from "@/lib/format";
+
+export type Asked = "lint" | "convert" | "export";
+
+interface Finding {
+  kind: string;
+  line: number;
+  filename: string;
+  message: string;
+}
+
+interface Result {
+  errors?: number;
+  warnings?: number;
+  counts?: Record<string, number>;
+  findings?: Finding[];
+  rows?: number;
+  usable?: number;
+  buckets?: { width: number; height: number; rows: number }[];
+}
+
+interface Answer {
+  result: Result | null;
+  run: RunView | null;
+}
+
+const TITLES: Record<Asked, string> = { lint: "Lint", convert: "Make a JSONL", export: "Export" };
+const MOST_SHOWN = 300;
+
+/** What lint found: numbers first, then each finding with its row. */
+function Report({ result, onItem }: { result: Result; onItem: (item: string) => void }) {
+  const [kind, setKind] = useState<string | null>(null);
+  const findings = (result.findings ?? []).filter((each) => kind === null || each.kind === kind);
+  const most = Math.max(...(result.buckets ?? []).map((bucket) => bucket.rows), 1);
+  return (
+    <div className="grid gap-3 text-sm">
+      <p>
+        <strong>{count(result.usable)}</strong> of {count(result.rows)} rows can be trained on;{" "}
+        {count(result.errors)} errors, {count(result.warnings)} warnings.
+      </p>
+      <div className="flex flex-wrap gap-1.5">
+        {Object.entries(result.counts ?? {}).map(([name, number]) => (
+          <Button
+            key={name}
+            size="small"
+            aria-pressed={kind === name}
+            onClick={() => setKind(kind === name ? null : name)}
+          >
+            {name.replaceAll("_", " ")} <span className="figure text-ink-faint">{count(number)}</span>
+          </Button>
+        ))}
+      </div>
+      {result.buckets && result.buckets.length > 0 && (
+        <ul className="flex h-24 items-end gap-px rounded bg-sunken p-2" aria-label="Rows in each bucket">
+          {result.buckets.map((bucket) => (
+            <li
+              key={`${bucket.width}x${bucket.height}`}
+              title={`${bucket.width} × ${bucket.height}: ${bucket.rows} rows`}
+              className="min-w-1 flex-1 rounded-t bg-indigo"
+              style={{ height: `${Math.max(3, (bucket.rows / most) * 100)}%` }}
+            />
+          ))}
+        </ul>
+      )}
+      <ul className="max-h-80 divide-y overflow-y-auto rounded border text-xs">
+        {findings.slice(0, MOST_SHOWN).map((each) => (
+          <li key={`${each.kind}${each.line}${each.message}`}>
+            <button
+              type="button"
+              className="grid w-full gap-0.5 px-3 py-1.5 text-left hover:bg-sunken"
+              onClick={() => onItem(each.filename)}
+            >
+              <span className="figure">{each.filename}</span>
+              <span className="text-ink-soft">
+                {each.kind.replaceAll("_", " ")}: {each.message}
+              </span>
+            </button>
+          </li>
+        ))}
+      </ul>
+      {findings.length > MOST_SHOWN && (
+        <p className="text-xs text-ink-faint">
+          The first {MOST_SHOWN} of {count(findings.length)}.
+        </p>
+      )}
+    </div>
+  );
+}
+
+interface Props {
+  dataset: DataSet;
+  asked: Asked | null;
+  onClose: () => void;
+  onItem: (item: string) => void;
+}
+
+/** Lint, conversion and export: small sets are answered at once, large ones become a run. */
+export function Work({ dataset, asked, onClose, onItem }: Props) {
+  return (
+    <Dialog
+      title={asked ? `${TITLES[asked]}: ${dataset.name}` : ""}
+      isOpen={asked !== null}
+      onClose={onClose}
+      width="max-w-2xl"
+    >
+      {asked && <Form dataset={dataset} asked={asked} onClose={onClose} onItem={onItem} />}
+    </Dialog>
+  );
+}
+
+function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
+  const router = useRouter();
+  const client = useQueryClient();
+  const [name, setName] = useState(asked === "convert" ? `${dataset.name}.jsonl` : `${dataset.name}-kohya`);
+  const [captions, setCaptions] = useState("auto");
+  const [to, setTo] = useState("kohya");
+  const [resolution, setResolution] = useState("512");
+  const bodies: Record<Asked, unknown> = {
+    lint: {
+      base_resolution: resolution
+        .split(/[\s,]+/)
+        .filter(Boolean)
+        .map(Number),
+    },
+    convert: { name: name.trim(), captions, replace: true },
+    export: { name: name.trim(), to },
+  };
+  const work = useMutation({
+    mutationFn: () =>
+      fetchJson<Answer>(`/api/datasets/${encodeURIComponent(dataset.name)}/${asked}`, bodies[asked]),
+    onSuccess: ({ run }) => {
+      void client.invalidateQueries({ queryKey: ["datasets"] });
+      if (run) router.push(runHref(run.id));
+    },
+  });
+  const onSubmit = (event: FormEvent) => {
+    event.preventDefault();
+    work.mutate();
+  };
+  const made = work.data?.result;
+  return (
+    <form className="grid gap-3" onSubmit={onSubmit}>
+      {asked === "lint" && (
+        <label className="grid gap-1 text-sm font-medium">
+          Resolutions of the buckets
+          <Input
+            value={resolution}
+            onChange={(event) => setResolution(event.target.value)}
+            inputMode="numeric"
+          />
+        </label>
+      )}
+      {asked !== "lint" && (
+        <label className="grid gap-1 text-sm font-medium">
+          Name of what is made
+          <Input value={name} onChange={(event) => setName(event.target.value)} required />
+        </label>
+      )}
+      {asked === "convert" && (
+        <label className="grid gap-1 text-sm font-medium">
+          Captions are
+          <Select value={captions} onChange={(event) => setCaptions(event.target.value)}>
+            <option value="auto">seen from each one</option>
+            <option value="tags">tags</option>
+            <option value="prose">prose</option>
+          </Select>
+        </label>
+      )}
+      {asked === "export" && (
+        <label className="grid gap-1 text-sm font-medium">
+          To
+          <Select value={to} onChange={(event) => setTo(event.target.value)}>
+            <option value="kohya">Kohya's folders</option>
+            <option value="kohya-toml">Kohya's TOML, pictures stay</option>
+            <option value="webdataset">webdataset</option>
+            <option value="parquet">parquet</option>
+          </Select>
+        </label>
+      )}
+      {work.error && <Trouble error={work.error} />}
+      {made && asked === "lint" && <Report result={made} onItem={onItem} />}
+      {made && asked !== "lint" && (
+        <p role="status" className="text-sm text-nettle">
+          {name} is made{made.rows != null && `, with ${count(made.rows)} rows`}. It stands among the data
+          sets, and training can be given it.
+        </p>
+      )}
+      <div className="flex justify-end gap-2">
+        <Button onClick={onClose}>{made ? "Close" : "Cancel"}</Button>
+        {!(made && asked !== "lint") && (
+          <Button type="submit" kind="primary" isBusy={work.isPending}>
+            {TITLES[asked]}
+          </Button>
+        )}
+      </div>
+    </form>
+  );
+}

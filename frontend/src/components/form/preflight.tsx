@@ -1,0 +1,182 @@
+"use client";
+import { useMutation } from "@tanstack/react-query";
+import { useEffect } from "react";
+import { Button } from "@/components/ui/button";
+import { cx } from "@/components/ui/classes";
+import { Panel } from "@/components/ui/surface";
+import { Trouble } from "@/components/ui/trouble";
+import { fetchJson } from "@/lib/api/client";
+import { bytes, count, duration, figure } from "@/lib/format";
+import type { Tree } from "@/lib/json";
+import { remedies } from "@/lib/remedies";
+import { useForm } from "./context";
+
+interface Parts {
+  parts: Record<string, number>;
+  total: number;
+  free: number;
+  fits: boolean;
+}
+
+interface Found {
+  can_run: boolean;
+  problems: { path: string; message: string }[];
+  data: {
+    rows: number;
+    steps_per_epoch: number;
+    buckets: { width: number; height: number; rows: number }[];
+    left_out: Record<string, number>;
+  } | null;
+  memory: (Parts & { usable_share?: number }) | null;
+  disk: Parts | null;
+  time: {
+    samples_per_s: number;
+    source: string;
+    epoch_s: number;
+    total_s: number | null;
+    steps: number | null;
+  } | null;
+  advice: string[];
+}
+
+/** What a total is made of, against what there is. */
+function Stack({ title, found }: { title: string; found: Parts }) {
+  const parts = Object.entries(found.parts).filter(([, size]) => size > 0);
+  const whole = Math.max(found.total, found.free);
+  return (
+    <div className="grid gap-1.5">
+      <div className="flex items-baseline justify-between text-xs">
+        <span className="font-medium">{title}</span>
+        <span className={cx("figure", found.fits ? "text-ink-soft" : "text-madder")}>
+          {bytes(found.total)} of {bytes(found.free)}
+        </span>
+      </div>
+      <div
+        className="flex h-3 overflow-hidden rounded bg-sunken ring-1 ring-line ring-inset"
+        aria-hidden="true"
+      >
+        {parts.map(([name, size], index) => (
+          <span
+            key={name}
+            title={`${name}: ${bytes(size)}`}
+            style={{ width: `${(size / whole) * 100}%`, background: `var(--thread-${(index % 8) + 1})` }}
+          />
+        ))}
+      </div>
+      <ul className="flex flex-wrap gap-x-3 gap-y-0.5 text-2xs text-ink-soft">
+        {parts.map(([name, size], index) => (
+          <li key={name} className="flex items-center gap-1">
+            <span className="size-2 rounded-sm" style={{ background: `var(--thread-${(index % 8) + 1})` }} />
+            {name} <span className="figure">{bytes(size)}</span>
+          </li>
+        ))}
+      </ul>
+    </div>
+  );
+}
+
+function Buckets({ data }: { data: NonNullable<Found["data"]> }) {
+  const most = Math.max(...data.buckets.map((bucket) => bucket.rows), 1);
+  const left = Object.entries(data.left_out).filter(([, number]) => number > 0);
+  return (
+    <div className="grid gap-1.5">
+      <p className="text-xs">
+        <span className="font-medium">{count(data.rows)} rows</span>, {count(data.steps_per_epoch)} steps an
+        epoch
+      </p>
+      <ul className="grid max-h-40 gap-0.5 overflow-y-auto">
+        {data.buckets.map((bucket) => (
+          <li
+            key={`${bucket.width}x${bucket.height}`}
+            className="grid grid-cols-[6rem_minmax(0,1fr)_3.5rem] items-center gap-2 text-2xs"
+          >
+            <span className="figure">
+              {bucket.width} × {bucket.height}
+            </span>
+            <span className="h-1.5 rounded bg-indigo" style={{ width: `${(bucket.rows / most) * 100}%` }} />
+            <span className="figure text-right text-ink-faint">{count(bucket.rows)}</span>
+          </li>
+        ))}
+      </ul>
+      {left.map(([why, number]) => (
+        <p key={why} className="text-2xs text-weld">
+          {count(number)} left out: {why}
+        </p>
+      ))}
+    </div>
+  );
+}
+
+/** What a run will need, told before it starts; and how to make it fit. */
+export function Preflight({ config, isReady }: { config: Tree; isReady: boolean }) {
+  const { set } = useForm();
+  const look = useMutation({ mutationFn: () => fetchJson<Found>("/api/flow/preflight", { config }) });
+  const { reset } = look;
+  // biome-ignore lint/correctness/useExhaustiveDependencies: what was found is of another configuration
+  useEffect(() => reset(), [config]);
+  const found = look.data;
+  const changes = remedies(found?.advice ?? []);
+  return (
+    <Panel
+      title="Preflight"
+      actions={
+        <Button size="small" disabled={!isReady} isBusy={look.isPending} onClick={() => look.mutate()}>
+          {look.isPending ? "Examining …" : "Examine"}
+        </Button>
+      }
+    >
+      {look.error ? (
+        <Trouble error={look.error} />
+      ) : !found ? (
+        <p className="text-sm text-ink-soft">
+          {isReady
+            ? "Memory by part, time, buckets, rows that are left out, disk: before anything starts."
+            : "It can be examined once nothing is left to mend."}
+        </p>
+      ) : (
+        <div className="grid gap-4" role="status">
+          {found.problems.map((problem) => (
+            <p key={problem.path + problem.message} className="text-sm text-madder">
+              {problem.path}: {problem.message}
+            </p>
+          ))}
+          {found.memory && <Stack title="Memory" found={found.memory} />}
+          {found.disk && <Stack title="Disk" found={found.disk} />}
+          {found.time && (
+            <p className="text-xs">
+              <span className="font-medium">
+                {found.time.total_s == null
+                  ? `${duration(found.time.epoch_s)} an epoch`
+                  : duration(found.time.total_s)}
+              </span>{" "}
+              at {figure(found.time.samples_per_s, 3)} samples/s{" "}
+              <span className="text-ink-faint">({found.time.source})</span>
+            </p>
+          )}
+          {found.data && <Buckets data={found.data} />}
+          {found.advice.length > 0 && (
+            <div className="grid gap-1.5">
+              <p className="text-xs font-medium">What to change, in this order and together</p>
+              <ol className="grid list-decimal gap-1 pl-4 text-xs text-ink-soft">
+                {found.advice.map((each) => (
+                  <li key={each}>{each}</li>
+                ))}
+              </ol>
+              {changes.length > 0 && (
+                <Button
+                  size="small"
+                  kind="primary"
+                  onClick={() => {
+                    for (const change of changes) set(change.path, change.value);
+                  }}
+                >
+                  Make it fit
+                </Button>
+              )}
+            </div>
+          )}
+        </div>
+      )}
+    </Panel>
+  );
+}
