@@ -5,11 +5,13 @@ import { ChoreForm } from "@/components/form/chore";
 import { Tries } from "@/components/playground/tries";
 import { Page } from "@/components/ui/surface";
 
+const FIRST = ["source_path", "prompts", "negative", "width", "height", "steps", "cfg", "seed", "loras"];
+
 /** `?source=` names what draws: a run's folder, a checkpoint, a LoRA. */
 function Form() {
   const source = useSearchParams().get("source");
   const initial = { prompts: [], ...(source && { source_path: source }) };
-  return <ChoreForm key={source} chore="sample" initial={initial} start="Draw" stay />;
+  return <ChoreForm key={source} chore="sample" initial={initial} start="Draw" stay first={FIRST} />;
 }
 
 export default function Playground() {

@@ -88,6 +88,7 @@ export function DataSetPage({ name }: { name: string }) {
   );
   const onSee = useCallback((next: number[]) => setPages(next.length > 0 ? next : [0]), []);
   const picture = chosen === null ? undefined : at(chosen);
+  const hasAside = picture !== undefined || (facts?.captioned ?? 0) > 0;
   const filter = (next: Partial<{ show: Show; search: string }>) => {
     if (next.show) setShow(next.show);
     if (next.search !== undefined) setSearch(next.search);
@@ -172,7 +173,7 @@ export function DataSetPage({ name }: { name: string }) {
         />
         <span className="figure text-xs text-ink-faint">{count(total)}</span>
       </div>
-      <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1fr)_20rem]">
+      <div className={cx("grid items-start gap-4", hasAside && "lg:grid-cols-[minmax(0,1fr)_20rem]")}>
         {facts && total === 0 ? (
           <Empty title={facts.images === 0 ? "No pictures yet" : "No picture fits"}>
             {facts.images === 0 ? "Drop some above." : "Search for something else, or show all."}

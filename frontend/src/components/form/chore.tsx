@@ -5,6 +5,7 @@ import { useCallback, useMemo, useState } from "react";
 import { runHref } from "@/components/run/progress";
 import { Button } from "@/components/ui/button";
 import { Dialog } from "@/components/ui/dialog";
+import { ChevronIcon } from "@/components/ui/icons";
 import { Empty, Skeleton } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
@@ -12,11 +13,10 @@ import { fetchJson, Problem, type RunView } from "@/lib/api/client";
 import { trainerConfig } from "@/lib/api/queries";
 import { byPath, useCheck } from "@/lib/check";
 import { changesFrom, type Json, laidOver, type Tree, withAt } from "@/lib/json";
-import { sectionsOf } from "@/lib/schema";
+import { type Field, leavesOf, sectionsOf } from "@/lib/schema";
 import { FormContext } from "./context";
 import { Section } from "./section";
 
-const ALL = () => true;
 const EVERYTHING: ReadonlySet<string> = new Set();
 
 /** The form of a chore, from its schema; started, it is a run like every other. */
@@ -25,12 +25,15 @@ export function ChoreForm({
   initial,
   start,
   stay = false,
+  first,
 }: {
   chore: string;
   initial: Tree;
   start: string;
   /** Whether the form stays, for the next one. */
   stay?: boolean;
+  /** What stands above, in this order; all else is folded away. */
+  first?: string[];
 }) {
   const router = useRouter();
   const client = useQueryClient();
@@ -73,9 +76,11 @@ export function ChoreForm({
   return (
     <FormContext value={state}>
       <div className="grid gap-3">
-        {sections.map((section) => (
-          <Section key={section.name} section={section} isShown={ALL} />
-        ))}
+        {first ? (
+          <Folded sections={sections} first={first} problems={problems} />
+        ) : (
+          sections.map((section) => <Section key={section.name} section={section} isShown={() => true} />)
+        )}
         {problems.get("")?.map((message) => (
           <p key={message} role="alert" className="text-sm text-madder">
             {message}
@@ -92,6 +97,55 @@ export function ChoreForm({
         </div>
       </div>
     </FormContext>
+  );
+}
+
+/** The fields that matter on top, in their order; the rest below a fold, open where something is wrong there. */
+function Folded({
+  sections,
+  first,
+  problems,
+}: {
+  sections: Field[];
+  first: string[];
+  problems: ReadonlyMap<string, string[]>;
+}) {
+  const loose = sections.find((section) => section.path.length === 0);
+  const byName = new Map([...(loose?.fields ?? []), ...sections].map((field) => [field.name, field]));
+  const top = first.flatMap((name) => byName.get(name) ?? []);
+  const isTop = (field: Field) =>
+    top.some((each) => each.name === field.name && each.path.length === field.path.length);
+  const rest = sections.flatMap((section) => {
+    if (section.path.length > 0) return isTop(section) ? [] : [section];
+    const fields = section.fields.filter((field) => !isTop(field));
+    return fields.length > 0 ? [{ ...section, fields }] : [];
+  });
+  const isWrong = rest.flatMap(leavesOf).some((field) => problems.has(field.path.join(".")));
+  const plain = top.filter((field) => !["group", "items", "variants"].includes(field.kind));
+  const nested = top.filter((field) => !plain.includes(field));
+  return (
+    <>
+      {loose && (
+        <Section
+          section={{ ...loose, name: "first", title: "What to draw", fields: plain }}
+          isShown={() => true}
+        />
+      )}
+      {nested.map((section) => (
+        <Section key={section.name} section={section} isShown={() => true} />
+      ))}
+      <details open={isWrong || undefined} className="group">
+        <summary className="flex h-9 cursor-pointer items-center gap-2 rounded px-2 text-sm font-medium text-ink-soft hover:bg-sunken">
+          <ChevronIcon className="size-3.5 transition-transform group-open:rotate-90" />
+          More settings
+        </summary>
+        <div className="mt-2 grid gap-3">
+          {rest.map((section) => (
+            <Section key={section.name} section={section} isShown={() => true} />
+          ))}
+        </div>
+      </details>
+    </>
   );
 }
 

@@ -19,7 +19,7 @@ export function Row({ field, path = field.path }: { field: Field; path?: string[
     .flatMap(([, messages]) => messages);
   const onChange = (next: Json | undefined) => set(path, next);
   // What was not yet said is no mistake: it is marked in another colour.
-  const isOpen = wrong.every((message) => message.startsWith("is needed"));
+  const isOpen = wrong.every((message) => /^(is needed|needs at least 1 )/.test(message));
   const note = [field.unit, field.range].filter(Boolean).join(" · ");
   return (
     <div

@@ -71,7 +71,7 @@ function Contents({
               >
                 <span className="truncate">{section.title}</span>
                 {wrong > 0 ? (
-                  <span className="figure text-2xs font-semibold text-madder">{wrong} wrong</span>
+                  <span className="figure text-2xs font-semibold text-weld">{wrong} to mend</span>
                 ) : (
                   changed > 0 && <span className="figure text-2xs text-indigo">{changed}</span>
                 )}

@@ -1,0 +1,107 @@
+/** From pictures on somebody's disk to a trained LoRA, all in the browser. */
+import assert from "node:assert/strict";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import type { Browser, Page } from "playwright-core";
+import { launch } from "./browser.ts";
+import { Studio, until } from "./studio.ts";
+
+let browser: Browser;
+let studio: Studio;
+let config: Record<string, Record<string, unknown>>;
+
+before(async () => {
+  browser = await launch();
+  studio = await new Studio().start();
+  config = await studio.trained("first", 1);
+});
+
+after(async () => {
+  await browser?.close();
+  await studio?.clear();
+});
+
+async function open(path: string): Promise<Page> {
+  const page = await browser.newPage({ viewport: { width: 1366, height: 900 } });
+  page.setDefaultTimeout(180_000);
+  await page.goto(studio.url + path);
+  return page;
+}
+
+/** Some of the demo's own pictures, as somebody's disk may have them. */
+function somePictures(count: number): string[] {
+  const folder = join(studio.home, "mine");
+  mkdirSync(folder);
+  const names = readdirSync(join(studio.home, "data", "demo")).filter((name) => name.endsWith(".png"));
+  return names.slice(0, count).flatMap((name, index) => {
+    const path = join(folder, `${index}.png`);
+    copyFileSync(join(studio.home, "data", "demo", name), path);
+    if (index === 0) return [path];
+    const caption = join(folder, `${index}.txt`);
+    writeFileSync(caption, `drawing, number ${index}`);
+    return [path, caption];
+  });
+}
+
+test("upload, caption, edit many, JSONL, training", async () => {
+  const page = await open("/datasets/");
+  await page.getByRole("button", { name: "New data set" }).click();
+  await page.getByRole("dialog").getByLabel("Name", { exact: true }).fill("mine");
+  await page.getByRole("button", { name: "Make it" }).click();
+  await page.waitForURL(/name=mine/);
+
+  await page.getByLabel("Files to upload").setInputFiles(somePictures(6));
+  await page.getByText("11 of 11 files").waitFor();
+  assert.ok(existsSync(join(studio.home, "data", "mine", "5.png")));
+
+  await page.getByRole("button", { name: "0.png" }).click();
+  const caption = page.getByLabel("Caption").getByRole("textbox");
+  await caption.fill("drawing, number 0");
+  await page.getByText("Saved", { exact: true }).waitFor();
+  await page.keyboard.press("Alt+ArrowRight");
+  await until(async () => (await caption.inputValue()) === "drawing, number 1");
+
+  await page.getByRole("button", { name: "Edit captions" }).click();
+  await page.getByLabel("Tags, by commas").fill("inked");
+  await page.getByRole("button", { name: "Preview" }).click();
+  await page.getByText("6 of 6 captions would change").waitFor();
+  await page.getByRole("button", { name: "Change them" }).click();
+  await page.getByText("6 captions are changed.").waitFor();
+  await page.keyboard.press("Escape");
+
+  await page.getByRole("button", { name: "Work on it" }).click();
+  await page.getByRole("menuitem", { name: /Make a JSONL/ }).click();
+  await page.getByRole("dialog").getByRole("button", { name: "Make a JSONL" }).click();
+  await page.getByText(/mine\.jsonl is made/).waitFor();
+
+  await page.goto(`${studio.url}/flow-training/`);
+  await page.getByLabel("Data set", { exact: true }).selectOption({ label: "mine.jsonl" });
+  await page.getByLabel("Base model").selectOption(String(config.model?.chroma_path));
+  const json = page.getByLabel(/Configuration as JSON/);
+  const written = JSON.parse(await json.inputValue()) as Record<string, Record<string, unknown>>;
+  const { base_resolution, resolution_step } = config.dataloader ?? {};
+  await json.fill(
+    JSON.stringify({
+      ...written,
+      dataloader: { ...written.dataloader, base_resolution, resolution_step },
+      model: config.model,
+      lora: { rank: 4, alpha: 4 },
+      limits: { max_steps: 2 },
+      parallel: { dtype: "fp32" },
+    }),
+  );
+  await page.getByText("It can run.").waitFor();
+  await page.getByRole("button", { name: "Examine" }).click();
+  await page.getByText("steps an epoch").waitFor();
+  await page.getByLabel("Name of the run").fill("mine-lora");
+  await page.getByRole("button", { name: "Start training" }).click();
+  await page.waitForURL(/id=mine-lora/);
+  await page.getByText("Finished", { exact: true }).first().waitFor();
+  const download = page.waitForEvent("download");
+  await page
+    .getByRole("link", { name: /adapter.*safetensors/ })
+    .first()
+    .click();
+  assert.match((await download).suggestedFilename(), /mine-lora.*\.safetensors/);
+});
