@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from flowloom.data.prepare.items import Unusable
+from flowloom.data.prepare.readers.table import REMOTE
 from flowloom.data.prepare.rows import image_folder
 from flowloom.data.prepare.stores import Store, open_store, split_url
 from flowloom.data.prepare.text import caption_of
@@ -63,7 +64,7 @@ class Rows:
 
     def picture(self, target: Target) -> bytes:
         """The bytes of the file below the folder, or at the address."""
-        if "://" not in target.name:
+        if not target.name.startswith(REMOTE):
             return find_image(self.folder, target.name).read_bytes()
         host, name = split_url(target.name)
         with self._lock:
