@@ -65,7 +65,7 @@ def test_a_folder_is_tagged_by_the_queue(tagging_studio: Studio, data: Path):
     if stop.is_success:  # else it was faster
         studio.wait("all", "stopped", "finished")
         if studio.run("all")["state"] == "stopped":
-            studio.post("/api/runs/all/resume")
+            studio.post("/api/runs/all/resume", {})
     studio.wait("all", "finished")
     assert len(list(pictures.glob("*.txt"))) == 100
     assert (pictures / "p000.txt").read_text() == FOX

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -184,6 +185,19 @@ def test_weights_that_lack_some_are_not_filled_up_by_chance(tmp_path: Path):
     weights.pop(next(name for name in weights if "multi_modal_projector" in name))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(WeightsError, match="its weights lack 1"):
+        load_captioner(folder, CPU, torch.float32)
+
+
+def test_a_model_that_needs_torchvision_says_so(tmp_path: Path):
+    if importlib.util.find_spec("torchvision"):
+        pytest.skip("torchvision is here")
+    folder = write_chat(tmp_path / "qwen")
+    (folder / "config.json").write_text('{"model_type": "qwen2_vl"}')
+    about = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps(about | {"processor_class": "Qwen2VLProcessor"}))
+    kind = {"video_processor_type": "Qwen2VLVideoProcessor"}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(kind))
+    with pytest.raises(WeightsError, match="needs torchvision"):
         load_captioner(folder, CPU, torch.float32)
 
 

@@ -322,7 +322,7 @@ def test_rows_edited_meanwhile_stay_as_they_were_edited(runs: Runs, tagger: Path
     jsonl.write_text(edited, encoding="utf-8")
     result = runs.go_on(run_dir)
     assert rows_of(jsonl)[1]["caption_or_tags"] == "mine"
-    assert result["changed_since"] == ["2"]
+    assert result["changed_since"] == ["set.jsonl:2"]
     assert "stay as they are" in events_of(run_dir, "warning")[0]["message"]
 
 

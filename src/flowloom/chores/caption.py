@@ -35,6 +35,7 @@ class CaptionConfig(DescribingConfig):
             "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         ],
     )
+    batch_size: int = Field(4, ge=1, description="Pictures described at once.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         "auto", description="auto: CUDA, else MPS, else the CPU."
     )

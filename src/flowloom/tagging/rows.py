@@ -122,6 +122,7 @@ class Rows:
             ) from error
         finally:
             partial.unlink(missing_ok=True)
+        applied.changed_since = [f"{self.path.name}:{place}" for place in applied.changed_since]
         return applied
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from flowloom.chores.base import Progress
 from flowloom.chores.tag import LABELS, MODEL, TagConfig
 from flowloom.data.headers import image_size
 from flowloom.data.images import load_image
-from flowloom.errors import ConfigError, Problem, WeightsError
+from flowloom.errors import ConfigError, OutOfMemoryError, Problem, WeightsError
 from flowloom.tagging.base import describe
 from flowloom.tagging.merging import Description
 from flowloom.tagging.models import find_model
@@ -71,7 +71,7 @@ class Wd14Tagger:
         parts: list[NDArray[np.float32]] = []
         for start in range(0, len(pictures), self._batch):
             batch = np.stack(pictures[start : start + self._batch])
-            parts.append(self._session.run(None, {self._input: batch})[0])
+            parts.append(self._run(batch))
         found = np.concatenate(parts)
         if found.shape != (len(pictures), len(self.labels.names)):
             raise WeightsError(
@@ -81,6 +81,17 @@ class Wd14Tagger:
         if not (np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1):
             raise WeightsError(f"{MODEL} gives no probabilities, but {found.min():g} to {found.max():g}.")
         return found
+
+    def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            return self._session.run(None, {self._input: batch})[0]
+        except _onnx_errors() as error:
+            if "memory" not in str(error).lower():
+                raise WeightsError(f"{MODEL} cannot be run: {error}") from error
+            raise OutOfMemoryError(
+                f"{len(batch)} pictures at once are too many for the device's memory: lower batch_size, then "
+                "resume the run."
+            ) from error
 
 
 def to_square(picture: bytes, side: int, max_megapixels: float) -> NDArray[np.float32]:
@@ -120,7 +131,6 @@ def _open_session(path: Path, device: str) -> Any:
         raise WeightsError(f"{path}: there is no such file.")
     try:
         import onnxruntime
-        import onnxruntime.capi.onnxruntime_pybind11_state as errors  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise WeightsError("Tagging needs onnxruntime: .venv/bin/pip install onnxruntime") from error
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -133,9 +143,15 @@ def _open_session(path: Path, device: str) -> Any:
         providers.insert(0, "CUDAExecutionProvider")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    damaged = (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf,
-               errors.NoModel, errors.NotImplemented, errors.RuntimeException)  # fmt: skip
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except damaged as error:
+    except _onnx_errors() as error:
         raise WeightsError(f"{path}: onnxruntime cannot open it ({error}). Download it again.") from error
+
+
+def _onnx_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises; these have no parent of their own."""
+    import onnxruntime.capi.onnxruntime_pybind11_state as state  # pyright: ignore[reportMissingImports]
+
+    names = "Fail InvalidArgument InvalidGraph InvalidProtobuf NoModel NotImplemented RuntimeException EPFail"
+    return tuple(getattr(state, name) for name in names.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def load_captioner(folder: Path, device: torch.device, dtype: torch.dtype) -> Ca
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **here
         )
     except (*_UNUSABLE, SafetensorError) as error:
-        raise WeightsError(f"{folder}: transformers cannot load it: {_first_line(error)}") from error
+        raise WeightsError(f"{folder}: transformers cannot load it: {_told(error)}") from error
     model, told = found
     if told["missing_keys"]:
         raise WeightsError(
@@ -133,10 +134,14 @@ def _check_folder(folder: Path) -> None:
         raise WeightsError(f"{folder / 'config.json'}: not a model's configuration: it has no model_type.")
 
 
-def _first_line(error: Exception) -> str:
+def _told(error: Exception) -> str:
     """What transformers says, without its advice of several lines."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    text = str(error).strip()
+    lacks_torchvision = importlib.util.find_spec("torchvision") is None
+    if lacks_torchvision and ("video processor" in text or "torchvision" in text.lower()):
+        # Its processor for films is loaded for pictures, too.
+        return "this one needs torchvision. Install the version that belongs to this torch."
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
 
 def _prepare_tokenizer(tokenizer: Any) -> None:
