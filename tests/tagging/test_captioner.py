@@ -147,6 +147,31 @@ def test_large_pictures_are_scaled_down_first(captioners: dict[str, Path]):
     assert writer._question.prompt == DEFAULT_PROMPT
 
 
+LLAMA = (
+    "{% for message in messages %}{{ message.role }} : {{ message.content | trim }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
+JOINED = LLAMA.replace("{{ message.content | trim }}", "{{ 'what ' + message.content }}")
+PLACED = LLAMA.replace("{{ message.content | trim }}", "{{ '<image> ' + message.content }}")
+
+
+@pytest.mark.parametrize(
+    "template", [LLAMA, JOINED, PLACED], ids=["lists printed", "texts only", "own token"]
+)
+def test_templates_that_know_texts_alone_see_the_picture_once(tmp_path: Path, template: str):
+    captioner = load_captioner(write_chat(tmp_path / "texts", template), CPU, torch.float32)
+    question = Question(prompt="describe this", system_prompt="", max_tokens=8)
+    answers = captioner.describe(some_pictures(), question, seed=0)
+    assert len(set(answers)) > 1
+    assert [captioner.describe([one], question, seed=0)[0] for one in some_pictures()] == answers
+
+
+def test_a_template_without_a_place_for_text_is_told(tmp_path: Path):
+    captioner = load_captioner(write_chat(tmp_path / "deaf", "hello :"), CPU, torch.float32)
+    with pytest.raises(WeightsError, match="no place for a picture"):
+        captioner.describe(some_pictures(), Question(prompt="describe"), seed=0)
+
+
 BAD = {
     "pickles": ({"model.safetensors": None, "pytorch_model.bin": b"\x80\x04."}, "Pickles are never opened"),
     "no configuration": ({"config.json": None}, "config.json: not readable"),

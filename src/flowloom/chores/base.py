@@ -59,9 +59,7 @@ class Chore(Generic[Config]):
             for name, field in fields
             if not field.is_required()
         }
-        return self.config_type.model_construct(**given).model_dump(
-            mode="json", include=set(given), warnings=False
-        )
+        return self.config_type.model_construct(**given).model_dump(mode="json", warnings=False)
 
     def presets(self) -> list[Preset]:
         """See Trainer."""

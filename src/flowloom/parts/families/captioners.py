@@ -163,26 +163,49 @@ def _ask_florence(processor: Any, images: Pictures, question: Question) -> tuple
 
 
 def _ask_chat(processor: Any, images: Pictures, question: Question) -> tuple[Any, int]:
-    before = [{"role": "system", "content": [{"type": "text", "text": question.system_prompt}]}]
-    conversations = [
-        [
-            *(before if question.system_prompt else []),
-            {
-                "role": "user",
-                "content": [{"type": "image", "image": image}, {"type": "text", "text": question.prompt}],
-            },
-        ]
-        for image in images
-    ]
-    inputs = processor.apply_chat_template(
-        conversations,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
+    text = _chat_text(processor, question)
+    bos = processor.tokenizer.bos_token
+    inputs = processor(
+        images=[[image] for image in images],
+        text=[text] * len(images),
         return_tensors="pt",
-        processor_kwargs={"padding": True},
+        padding=True,
+        add_special_tokens=not (bos and text.startswith(bos)),
     )
     return inputs, inputs["input_ids"].shape[1]
+
+
+def _chat_text(processor: Any, question: Question) -> str:
+    """The conversation about one picture as the model's template writes it.
+
+    Most templates take a message in parts, of which one is the picture. Others know texts alone: the
+    picture's token goes into the text then, unless they put it there themselves.
+    """
+    parts = [{"type": "image"}, {"type": "text", "text": question.prompt}]
+    with_picture, without = (_rendered(processor, question, content) for content in (parts, parts[1:]))
+    if with_picture and with_picture != without and "'type': 'text'" not in with_picture:
+        return with_picture
+    token = processor.image_token
+    for content in (question.prompt, f"{token}\n{question.prompt}"):
+        text = _rendered(processor, question, content)
+        if text and token in text:
+            return text
+    raise WeightsError("the captioner's chat template has no place for a picture.")
+
+
+def _rendered(processor: Any, question: Question, content: Any) -> str | None:
+    """None where the template does not take such a message."""
+    from jinja2 import TemplateError
+
+    before = question.system_prompt
+    if before and not isinstance(content, str):
+        before = [{"type": "text", "text": before}]
+    messages = [{"role": "system", "content": before}] if before else []
+    messages.append({"role": "user", "content": content})
+    try:
+        return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except (TemplateError, TypeError):
+        return None
 
 
 _ASKED: dict[str, Callable[[Any, Pictures, Question], tuple[Any, int]]] = {
