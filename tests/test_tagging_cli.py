@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from flowloom.data.prepare.build import build
+from flowloom.data.prepare.options import BuildOptions
 from flowloom.errors import ConfigError
 from flowloom.tagging_cli import caption, tag
 from tests.tagging.conftest import pictures, runs, tagger  # noqa: F401 -- fixtures
@@ -35,6 +38,21 @@ def test_a_folder_is_looked_at_tagged_and_put_back(
     assert not list(pictures.glob("*.txt"))
     assert tag(["--resume", "runs/all"]) == 0
     assert len(list(pictures.glob("*.txt"))) == 3
+
+
+def test_names_in_a_jsonl_are_below_the_folder_that_its_build_recorded(
+    pictures: Path,  # noqa: F811
+    tagger: Path,  # noqa: F811
+    tmp_path: Path,
+):
+    jsonl = tmp_path / "elsewhere" / "set.jsonl"
+    jsonl.parent.mkdir()
+    (pictures / "red.txt").write_text("a fox")
+    build(str(pictures), jsonl, BuildOptions(default_caption=""), lambda _: None)
+    assert tag([str(jsonl), "--model", str(tagger)]) == 0
+    rows = {row["filename"]: row for row in map(json.loads, jsonl.read_text().splitlines())}
+    assert rows["red.png"]["caption_or_tags"] == "a fox"
+    assert rows["blue.png"]["caption_or_tags"] == "blue theme, ^_^, long hair, 1girl"
 
 
 def test_what_is_wrong_is_told_before_anything_is_made(

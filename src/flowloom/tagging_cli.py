@@ -110,6 +110,10 @@ def _config(chore: Chore[Any], asked: dict[str, Any]) -> dict[str, Any]:
     for name in ("data_path", "image_folder_path", "models_dir"):
         if config.get(name):
             config[name] = str(Path(config[name]).expanduser().absolute())
+    if Path(config["data_path"]).is_file() and not config.get("image_folder_path"):
+        from flowloom.data.prepare.rows import image_folder
+
+        config["image_folder_path"] = str(image_folder(Path(config["data_path"]), None))
     model = asked["model"]
     if model and Path(model).expanduser().is_dir():
         config["model_path"] = str(Path(model).expanduser().absolute())

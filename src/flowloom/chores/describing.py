@@ -23,7 +23,7 @@ class DescribingConfig(BaseModel):
     )
     image_folder_path: str = Field(
         "",
-        description="What names in a JSONL are relative to; empty: as its build recorded, or its own folder.",
+        description="The folder that names in a JSONL are relative to; empty: its own.",
     )
     caption_suffix: Literal[".txt", ".caption"] = Field(
         ".txt", description="Of the files beside the pictures of a folder."

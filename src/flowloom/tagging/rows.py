@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 
 from flowloom.data.prepare.items import Unusable
 from flowloom.data.prepare.readers.table import REMOTE
-from flowloom.data.prepare.rows import image_folder
 from flowloom.data.prepare.stores import Store, open_store, split_url
 from flowloom.data.prepare.text import caption_of
 from flowloom.errors import DataError
@@ -38,7 +37,8 @@ class Rows:
         if not jsonl.is_file():
             raise DataError(f"{jsonl}: there is no such file.")
         self.path = jsonl.resolve()
-        self.folder = image_folder(self.path, folder)
+        # What a build recorded beside it is not asked: in the studio, that may lead out of its folders.
+        self.folder = folder or self.path.parent
         self.unusable: list[Unusable] = []
         self._offsets = array("q", [0])
         self._file = self.path.open("rb")
