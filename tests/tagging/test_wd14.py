@@ -61,6 +61,17 @@ def test_what_shines_through_is_white():
     assert (to_square(encoded(clear, "PNG"), 8, 1.0) == 255).all()
 
 
+def test_preprocessing_is_that_of_the_published_app_to_the_last_level():
+    draw = np.random.default_rng(3)
+    picture = Image.fromarray(draw.integers(0, 256, (61, 37, 4), dtype=np.uint8), "RGBA")
+    white = Image.new("RGBA", picture.size, (255, 255, 255))
+    white.alpha_composite(picture)
+    square = Image.new("RGB", (61, 61), (255, 255, 255))
+    square.paste(white.convert("RGB"), (12, 0))
+    expected = np.asarray(square.resize((16, 16), Image.Resampling.BICUBIC), np.float32)[:, :, ::-1]
+    assert np.array_equal(to_square(encoded(picture, "PNG"), 16, 1.0), expected)
+
+
 def test_pictures_stand_upright():
     square = to_square(turned("JPEG", 6), 120, 1.0)
     assert square[10, 85].max() < 60, "the dark corner is at the upper right"
