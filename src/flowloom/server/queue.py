@@ -181,7 +181,7 @@ class Queue:
         if ticket is None or trainer is None or run.id in self.shelf.notes:
             return
         try:
-            command = trainer.command(run_dir, ticket.resume)
+            command = trainer.command(run_dir, ticket.resume, ticket.devices)
         except FlowloomError as error:
             self.shelf.notes[run.id] = str(error)
             return
@@ -191,6 +191,7 @@ class Queue:
             argv=command.argv,
             cwd=str(command.cwd) if command.cwd else None,
             locks=[str(self._lock_of(device)) for device in ticket.devices],
+            trainer="" if trainer.writes_events else trainer.name,
         )
         with (self.locks_dir / "keepers.log").open("ab") as log:
             self._keepers[run.id] = subprocess.Popen(
@@ -222,5 +223,5 @@ class Queue:
 def _environment(command: Command, devices: Sequence[str]) -> dict[str, str]:
     """The run's: ours, the secrets, the trainer's, and the accelerators it may see."""
     cards = [device.removeprefix("cuda:") for device in devices if device.startswith("cuda:")]
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {}
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if devices else {}
     return {**os.environ, **read_secrets(), **command.env, **visible}
