@@ -7,13 +7,12 @@ still being written is told from a whole file by its end.
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
-
-import orjson
 
 from flowloom.errors import RunError
 from flowloom.spec.events import read_events
@@ -78,7 +77,7 @@ def _is_whole_safetensors(path: Path) -> bool:
         length = int.from_bytes(file.read(8), "little")
         if length > _MAX_HEADER:
             return False
-        header = orjson.loads(file.read(length))
+        header = json.loads(file.read(length))
     ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
     return path.stat().st_size >= 8 + length + max(ends, default=0)
 

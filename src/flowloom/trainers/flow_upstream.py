@@ -91,7 +91,9 @@ class FlowUpstream:
         except ValidationError as error:
             unknown = _strange_by_hand(config)
             return [*problems, *chain.from_iterable(problems_of(error, config).values()), *unknown]
-        return [*problems, *strange_keys(read), *_missing_files(read), *_misfits(read, config)]
+        found = [*problems, *strange_keys(read), *_missing_files(read), *_misfits(read, config)]
+        # One thing a key: what is strange to all of FLOW is strange to this trainer as well.
+        return list({problem.path: problem for problem in reversed(found)}.values())[::-1]
 
     def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
         """See Trainer."""
