@@ -45,20 +45,26 @@ class Queue:
             message = f"{', '.join(unknown)}: the devices here are {', '.join(self.devices)}."
             raise Invalid.of([Problem("", message)], "/devices")
 
-    def resume(self, run_dir: RunDir, devices: Sequence[str], *, first: bool) -> RunView:
-        """Queue a run that is over before its time, again.
+    def require_rest(self, view: RunView, *, is_changed: bool) -> None:
+        """Raises NotNow where a run waits or runs, or is finished and nothing was changed."""
+        if not (view.can_resume or (is_changed and view.state == "finished")):
+            todo = "A run that is finished goes on with `changes`, such as a higher limit."
+            raise NotNow(f"{view.id!r} is {view.state}: there is nothing to go on with.", todo)
+
+    def resume(
+        self, run_dir: RunDir, devices: Sequence[str], *, first: bool, is_changed: bool = False
+    ) -> RunView:
+        """Queue a run that is over, again.
 
         Raises:
-            NotNow: it is not, or it is finished.
+            NotNow: it is not, or it is finished and was not changed.
             Invalid: there is no such device.
         """
         self.require_devices(devices)
         run_id = run_dir.path.name
         with self._mutex:
             view = self.shelf.look(run_id)
-            if not view.can_resume:
-                todo = "To train on, duplicate it, or resume it by hand with a higher limit."
-                raise NotNow(f"{run_id!r} is {view.state}: there is nothing to go on with.", todo)
+            self.require_rest(view, is_changed=is_changed)
             self.shelf.notes.pop(run_id, None)
             here = [device for device in view.devices if device in self.devices]
             self.submit(run_dir, devices or here, first=first, resume=view.state != "created")

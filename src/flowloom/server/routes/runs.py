@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, status
 from pydantic import BaseModel, Field
 
 from flowloom.server.deps import QueueDep, RunDep, ShelfDep, StudioDep
-from flowloom.server.making import NewRun, make_run, patched
+from flowloom.server.making import NewRun, Restart, make_run, patched, resume_run
 from flowloom.server.problems import Invalid, NameTaken, NoSuchRun, NotNow, problems
 from flowloom.server.runs import RunView, State
 from flowloom.server.tail import LogPart, read_log
@@ -39,13 +39,6 @@ class Place(BaseModel):
     before: str | None = Field(
         None, description="The run to go before; null: to the end.", examples=["fox-lora"]
     )
-
-
-class Restart(BaseModel):
-    """How a run goes on."""
-
-    devices: list[str] = Field([], description="None: those it had.", examples=[["cuda:0"]])
-    first: bool = Field(False, description="Go before all that wait.")
 
 
 class Copy(BaseModel):
@@ -156,9 +149,9 @@ def ask_run(run_id: str, what: Control, queue: QueueDep) -> RunView:
 
 
 @router.post("/runs/{run_id}/resume", summary="Go on", responses=problems(NoSuchRun, NotNow, Invalid))
-def resume_run(run: RunDep, body: Restart, queue: QueueDep) -> RunView:
-    """Queues a run that ended early; it goes on from its newest checkpoint."""
-    return queue.resume(run, body.devices, first=body.first)
+def resume(run: RunDep, body: Restart, studio: StudioDep) -> RunView:
+    """Queues a run that is over; it goes on from its newest checkpoint, changed where you say so."""
+    return resume_run(studio, run, body)
 
 
 @router.post(
