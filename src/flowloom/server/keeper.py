@@ -72,10 +72,11 @@ def main() -> int:
     keeping.model_copy(update={"pid": process.pid, "born": born(process.pid)}).write(run)
     status = _wait_listening(process, scribe) if scribe else process.wait()
     _bury(process.pid)
-    if scribe:
-        with _noted():
+    with _noted():
+        if scribe:
             scribe.end(status)
-    Exit(status=status, time=time.time()).write(run)
+    with _noted():
+        Exit(status=status, time=time.time()).write(run)
     return KEPT
 
 
@@ -110,7 +111,7 @@ def _wait_listening(process: subprocess.Popen[bytes], scribe: Scribe) -> int:
 
 @contextlib.contextmanager
 def _noted() -> Iterator[None]:
-    """Events are worth less than the run: a disk that is full ends none."""
+    """Notes are worth less than the run: a disk that is full ends none."""
     try:
         yield
     except (OSError, FlowloomError) as error:

@@ -27,6 +27,8 @@ from flowloom.spec.rundir import Control, RunDir
 from flowloom.spec.secrets import read_secrets
 from flowloom.trainers.base import Command, Trainer
 
+SECONDS_UNTIL_ANOTHER_TRY = 30.0
+
 
 class Queue:
     """Starts what waits as soon as its devices are free; `tick` does all that is due."""
@@ -38,6 +40,7 @@ class Queue:
         self.locks_dir = locks_dir
         self._mutex = threading.RLock()
         self._keepers: dict[str, subprocess.Popen[bytes]] = {}
+        self._try_again_at: dict[str, float] = {}
 
     def require_devices(self, devices: Sequence[str]) -> None:
         """Raises Invalid where one of `devices` is not here."""
@@ -66,6 +69,7 @@ class Queue:
             view = self.shelf.look(run_id)
             self.require_rest(view, is_changed=is_changed)
             self.shelf.notes.pop(run_id, None)
+            self._try_again_at.pop(run_id, None)
             here = [device for device in view.devices if device in self.devices]
             self.submit(run_dir, devices or here, first=first, resume=view.state != "created")
             return self.shelf.look(run_id)
@@ -184,13 +188,15 @@ class Queue:
         run_dir = RunDir(self.shelf.path(run.id))
         ticket = Ticket.read(run_dir.path)
         trainer = self.trainers.get(run.trainer)
-        if ticket is None or trainer is None or run.id in self.shelf.notes:
+        is_too_soon = time.monotonic() < self._try_again_at.get(run.id, 0.0)
+        if ticket is None or trainer is None or is_too_soon:
             return
         try:
             command = trainer.command(run_dir, ticket.resume, ticket.devices)
         except FlowloomError as error:
-            self.shelf.notes[run.id] = str(error)
+            self._note(run.id, str(error))
             return
+        self.shelf.notes.pop(run.id, None)
         order = Order(
             run=str(run_dir.path.absolute()),
             ticket=ticket.id,
@@ -209,6 +215,11 @@ class Queue:
                 start_new_session=True,
             )
 
+    def _note(self, run_id: str, why: str) -> None:
+        """Say why a run still waits; it is tried again now and then, as the cause may be mended meanwhile."""
+        self.shelf.notes[run_id] = why
+        self._try_again_at[run_id] = time.monotonic() + SECONDS_UNTIL_ANOTHER_TRY
+
     def _bury(self) -> None:
         for run_id, keeper in list(self._keepers.items()):
             status = keeper.poll()
@@ -216,7 +227,7 @@ class Queue:
                 continue
             del self._keepers[run_id]
             if status not in (KEPT, BUSY, NOT_WANTED):
-                self.shelf.notes[run_id] = f"It could not be started (status {status}): see the studio's log."
+                self._note(run_id, f"It could not be started (status {status}): see the studio's log.")
             self.shelf.look(run_id)
 
     def _insist(self, run_dir: RunDir) -> None:
