@@ -70,10 +70,10 @@ def _queue(studio: StudioDep) -> Queue:
     return studio.queue
 
 
-def _run_dir(
-    studio: StudioDep,
-    run_id: Annotated[str, Path(description="Name of the run's directory.", examples=["fox-lora"])],
-) -> RunDir:
+RunId = Annotated[str, Path(description="Name of the run's directory.", examples=["fox-lora"])]
+
+
+def _run_dir(studio: StudioDep, run_id: RunId) -> RunDir:
     return RunDir(studio.shelf.path(run_id))
 
 

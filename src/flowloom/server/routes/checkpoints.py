@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, status
+from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
@@ -16,6 +18,10 @@ from flowloom.server.runs import ACTIVE
 from flowloom.spec.results import checkpoints_of
 
 router = APIRouter(tags=["checkpoints"], responses=problems())
+Name = Annotated[str, UrlPath(description="As listed.", examples=["step_00000100"])]
+File = Annotated[
+    str, UrlPath(description="A checkpoint's file.", examples=["step_00000100/adapter.safetensors"])
+]
 
 
 class SavedFile(BaseModel):
@@ -55,7 +61,7 @@ def list_checkpoints(run: RunDep, studio: StudioDep) -> Checkpoints:
     response_class=FileResponse,
     responses=problems(NoSuchRun, NoSuchFile, OutsideRoots),
 )
-def download(run: RunDep, file: str, studio: StudioDep) -> FileResponse:
+def download(run: RunDep, file: File, studio: StudioDep) -> FileResponse:
     """As a download that can be resumed (Range)."""
     path = studio.result(run, "checkpoints", file)
     if not path.is_file():
@@ -69,7 +75,7 @@ def download(run: RunDep, file: str, studio: StudioDep) -> FileResponse:
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(NoSuchRun, NoSuchFile, OutsideRoots, NotNow),
 )
-def delete_checkpoint(run: RunDep, name: str, studio: StudioDep) -> None:
+def delete_checkpoint(run: RunDep, name: Name, studio: StudioDep) -> None:
     """For good. The newest one of a run that is not over stays: it is what the run goes on from."""
     path = studio.result(run, "checkpoints", name)
     view = studio.shelf.look(run.path.name)

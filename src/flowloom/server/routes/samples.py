@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query
+from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
@@ -69,7 +70,7 @@ def list_samples(
 )
 def read_sample(
     run: RunDep,
-    file: str,
+    file: Annotated[str, UrlPath(description="As listed.", examples=["step_00000100/00.png"])],
     studio: StudioDep,
     size: Annotated[
         Size | None, Query(description="Longer side in pixels; none: the picture itself.")
