@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowloom.spec.results import checkpoints_of, is_whole, last_saved_step, samples_of
+from flowloom.spec.results import as_it_is, checkpoints_of, is_whole, last_saved_step, samples_of
 from flowloom.spec.rundir import RunDir
 
 HEADER = json.dumps(
@@ -20,7 +20,7 @@ WHOLE = len(HEADER).to_bytes(8, "little") + HEADER + b"\0" * 16
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> RunDir:
-    """An empty run that was made at second 1000."""
+    """An empty run."""
     found = RunDir.create("run", tmp_path / "runs")
     found.run_json.write_text(json.dumps({"config": {}, "created": 1000.0}))
     return found
@@ -70,16 +70,11 @@ def test_checkpoints_come_newest_first_and_kohyas_and_flows_files_as_well(run_di
 def test_in_a_folder_of_the_user_only_what_is_newer_than_the_run_counts(
     run_dir: RunDir, tmp_path: Path
 ) -> None:
-    run_dir.run_json.write_text(
-        json.dumps(
-            {
-                "config": {},
-                "created": 1000.0,
-                "folders": {"checkpoints": [str(tmp_path / "out")], "samples": [str(tmp_path / "none")]},
-            }
-        )
-    )
+    out, none = str(tmp_path / "out"), str(tmp_path / "none")
     written(tmp_path / "out" / "of-another-run.safetensors", WHOLE, 999)
+    folders = {"checkpoints": as_it_is(out), "samples": as_it_is(none)}
+    assert folders == {"checkpoints": {out: 999.0}, "samples": {none: 0.0}}
+    run_dir.run_json.write_text(json.dumps({"config": {}, "folders": folders}))
     mine = written(tmp_path / "out" / "mine.safetensors", WHOLE, 1001)
     assert checkpoints_of(run_dir) == [mine]
     assert list(samples_of(run_dir)) == []

@@ -150,7 +150,7 @@ def test_results_go_into_the_run_or_where_the_user_wants_them(config: dict[str, 
     config["training"]["save_folder"] = str(tmp_path / "saved")
     run_dir = RunDir.create("run", tmp_path / "runs")
     TRAINER.prepare(config, run_dir, "a test")
-    assert run_dir.read_run()["folders"] == {"checkpoints": [str(tmp_path / "saved")], "samples": []}
+    assert run_dir.read_run()["folders"] == {"checkpoints": {str(tmp_path / "saved"): 0.0}, "samples": {}}
     command = TRAINER.command(run_dir, resume=False)
     written = json.loads((run_dir.path / "flow" / "training_config.json").read_text())
     assert written["training"]["save_folder"] == str(tmp_path / "saved")

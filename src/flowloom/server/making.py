@@ -102,7 +102,8 @@ def _change(studio: Studio, run_dir: RunDir, changes: dict[str, Any]) -> None:
     new = run_dir.read_run()
     record = {"time": new["created"], "changes": dict(differences("", old["config"], new["config"]))}
     changed = [*old.get("changed", []), record]
-    write_json(run_dir.run_json, new | {"created": old["created"], "changed": changed})
+    kept = {name: old[name] for name in ("created", "folders") if name in old}
+    write_json(run_dir.run_json, new | kept | {"changed": changed})
 
 
 def patched(value: Any, patch: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class Scribe:
         self.run_dir, self.trainer = run_dir, trainer
         self._writer = EventWriter(run_dir.events_jsonl, read_secrets().values())
         self._config: Fields = run_dir.read_run()["config"]
-        self._known = set(checkpoints_of(run_dir))
+        self._known = {_identity(path) for path in checkpoints_of(run_dir)}
         self._from = last_saved_step(run_dir) if resumes and self._known else None
         self._device = ", ".join(devices)
         self._step = self._base = self._from or 0
@@ -42,6 +43,7 @@ class Scribe:
         self._phase = ""
         self._has_begun = False
         self._waiting: Fields | None = None
+        self._said: Fields | None = None
         self._said_at = self._looked_at = 0.0
         self._offset = run_dir.log_txt.stat().st_size if run_dir.log_txt.exists() else 0
         self._log_begins = self._offset
@@ -53,6 +55,11 @@ class Scribe:
         """Take in what is new: lines of the log, checkpoints."""
         while self._read():
             continue
+        # A progress bar ends its line only when it begins the next one.
+        with suppress(ValueError, LookupError, TypeError):
+            bar = self._meaning(self._rest)
+            if bar and bar["kind"] == "progress":
+                self._hear(bar)
         if time.monotonic() - self._looked_at > SECONDS_BETWEEN_LOOKS:
             self._looked_at = time.monotonic()
             self._find_checkpoints()
@@ -93,9 +100,15 @@ class Scribe:
         return bool(data)
 
     def _hear_line(self, line: bytes) -> None:
-        event = self.trainer.parse(_ESCAPES.sub("", line.decode(errors="replace")).strip())
-        if event:
-            self._hear(event)
+        # Whatever a process prints, also half a line of it, ends no keeper.
+        with suppress(ValueError, LookupError, TypeError):
+            if event := self._meaning(line):
+                self._hear(event)
+
+    def _meaning(self, line: bytes) -> Fields | None:
+        text = _ESCAPES.sub("", line.decode(errors="replace")).strip()
+        event = self.trainer.parse(text)
+        return event if event and event.get("kind") in FIELDS else None
 
     def _hear(self, event: Fields) -> None:
         kind = event["kind"]
@@ -107,7 +120,7 @@ class Scribe:
             self._save(self.run_dir.path / event["dir"], event)
         elif kind == "sampled":
             self._write(kind, {**event, "dir": self._relative(Path(event["dir"]))})
-        elif kind in FIELDS:
+        else:
             self._has_begun = self._has_begun or kind == "started"
             self._write(kind, event)
 
@@ -158,8 +171,8 @@ class Scribe:
 
     def _save(self, path: Path, event: Fields) -> None:
         """Told once, by a line or by the file itself, whichever comes first."""
-        if path not in self._known:
-            self._known.add(path)
+        if _identity(path) not in self._known:
+            self._known.add(_identity(path))
             self._saved_since_stop = True
             self._write("saved", {**event, "dir": self._relative(path)})
 
@@ -169,7 +182,8 @@ class Scribe:
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, None
-        if waiting:
+        if waiting and waiting != self._said:
+            self._said = waiting
             self._said_at = time.monotonic()
             self._write("progress", waiting)
 
@@ -194,3 +208,8 @@ class Scribe:
             "message": message or f"Its process ended with status {status}.",
             "cure": f"The log has the traceback. Mend the cause; {after}",
         }
+
+
+def _identity(path: Path) -> tuple[Path, int]:
+    """Of a checkpoint: one that is written anew under its name is another one."""
+    return path, path.stat().st_mtime_ns if path.exists() else 0

@@ -1,8 +1,8 @@
 """What a run left: checkpoints and pictures, of our engine and of the trainers beside it.
 
-Those write where they are told to, mostly below the run directory; `folders` in run.json names the others.
-Only what they wrote since the run was made counts there. They write under the final name at once: what is
-still being written is told from a whole file by its end.
+Those write where they are told to, mostly below the run directory; `folders` in run.json names the others,
+each with the time of the newest file that lay there before: only what is newer counts. They write under the
+final name at once: what is still being written is told from a whole file by its end.
 """
 
 from __future__ import annotations
@@ -30,8 +30,13 @@ _MAX_HEADER = 100_000_000
 
 def result_folders(run_dir: RunDir, kind: Kind, content: dict[str, Any] | None = None) -> list[Path]:
     """Where a run's results lie, its own folders first; `content` is its run.json, where that is at hand."""
-    folders = _content(run_dir, content).get("folders", {})
-    return [*(run_dir.path / name for name in _OWN[kind]), *map(Path, folders.get(kind, ()))]
+    return list(_folders(run_dir, kind, _content(run_dir, content)))
+
+
+def as_it_is(folder: str) -> dict[str, float]:
+    """A folder of the user's as run.json names it; what lies there now is nothing that the run made."""
+    found = (entry.stat().st_mtime for entry in Path(folder).glob("**/*") if entry.is_file())
+    return {folder: max(found, default=0.0)} if folder else {}
 
 
 def checkpoints_of(run_dir: RunDir, content: dict[str, Any] | None = None) -> list[Path]:
@@ -39,8 +44,8 @@ def checkpoints_of(run_dir: RunDir, content: dict[str, Any] | None = None) -> li
     content = _content(run_dir, content)
     found = [
         entry
-        for folder in result_folders(run_dir, "checkpoints", content)
-        for entry in _written(folder, run_dir, content)
+        for folder, since in _folders(run_dir, "checkpoints", content).items()
+        for entry in _written(folder, since)
         if not _PASSING.search(entry.name) and (_is_folder_of_one(entry) or _are_weights(entry))
     ]
     return sorted(found, key=_age, reverse=True)
@@ -48,9 +53,8 @@ def checkpoints_of(run_dir: RunDir, content: dict[str, Any] | None = None) -> li
 
 def samples_of(run_dir: RunDir) -> Iterator[tuple[Path, Path]]:
     """The pictures, each with the folder that its name begins in."""
-    content = _content(run_dir, None)
-    for folder in result_folders(run_dir, "samples", content):
-        for entry in _written(folder, run_dir, content, "**/*"):
+    for folder, since in _folders(run_dir, "samples", _content(run_dir, None)).items():
+        for entry in _written(folder, since, "**/*"):
             passes = any(_PASSING.search(part) for part in entry.relative_to(folder).parts)
             if entry.suffix.lower() in PICTURES and not passes:
                 yield folder, entry
@@ -82,6 +86,13 @@ def _is_whole_safetensors(path: Path) -> bool:
     return path.stat().st_size >= 8 + length + max(ends, default=0)
 
 
+def _folders(run_dir: RunDir, kind: Kind, content: dict[str, Any]) -> dict[Path, float]:
+    """Where results lie, and since when they count."""
+    others = content.get("folders", {}).get(kind, {})
+    own = {run_dir.path / name: float("-inf") for name in _OWN[kind]}
+    return own | {Path(folder): since for folder, since in others.items()}
+
+
 def _content(run_dir: RunDir, content: dict[str, Any] | None) -> dict[str, Any]:
     try:
         return run_dir.read_run() if content is None else content
@@ -89,12 +100,11 @@ def _content(run_dir: RunDir, content: dict[str, Any] | None) -> dict[str, Any]:
         return {}
 
 
-def _written(folder: Path, run_dir: RunDir, content: dict[str, Any], pattern: str = "*") -> Iterator[Path]:
-    """What is in a folder; in one that is not the run's own, only what is newer than the run."""
-    since = 0.0 if folder.is_relative_to(run_dir.path) else content.get("created", 0.0)
+def _written(folder: Path, since: float, pattern: str = "*") -> Iterator[Path]:
+    """What is in a folder and newer than `since`."""
     for entry in folder.glob(pattern):
         try:
-            if entry.stat().st_mtime >= since:
+            if entry.stat().st_mtime > since:
                 yield entry
         except OSError:
             continue

@@ -21,7 +21,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -129,11 +129,12 @@ class RunDir:
         notes: list[str] | None = None,
         *,
         trainer: str = "flow",
-        folders: Mapping[str, Sequence[str]] | None = None,
+        folders: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """Write `run.json`: what decides the run, what it was read from, and what it is made with.
 
-        `folders` are those outside of the run directory where it puts checkpoints and samples (results.py).
+        `folders` are those outside of the run directory where it puts checkpoints and samples, and how new
+        the newest file there was before (`results.as_it_is`).
         """
         seed = {"seed": config.training.master_seed} if isinstance(config, RunConfig) else {}
         content = {

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from flowloom.errors import ConfigError, Problem, RunError
 from flowloom.spec.files import resolve_paths
 from flowloom.spec.problems import booleans_for_numbers, problems_of
-from flowloom.spec.results import checkpoints_of, last_saved_step
+from flowloom.spec.results import as_it_is, checkpoints_of, last_saved_step
 from flowloom.spec.rundir import RunDir, write_json
 from flowloom.trainers import flow_start
 from flowloom.trainers.base import Command, Preset
@@ -51,7 +51,7 @@ PRESETS = [
 ]
 
 _TRAINING = re.compile(
-    r"(?<!minibatch )training, Rank 0: .*?\b(\d+)/(\d+) \[[\d:]+<[\d:?]+, +([\d.]+|\?) ?(s/it|it/s|)"
+    r"(?<!minibatch )training, Rank 0: .*?\b(\d+)/(\d+) \[[\d:]+<[\d:?]+, +([\d.]+|\?) ?(s/it|it/s)"
 )
 _DRAWN = re.compile(r"^Combined image grid saved to (.+)$")
 _LOADING = re.compile(r"(preparing captions and buckets|creating multi-res buckets):")
@@ -102,8 +102,8 @@ class FlowUpstream:
         model = resolve_paths(read.model, Path())
         read = read.model_copy(update={"checkout": str(checkout.path), "model": model})
         folders = {
-            "checkpoints": [folder] if (folder := _absolute(read.training.save_folder)) else [],
-            "samples": [folder] if (folder := _absolute(read.inference.inference_folder)) else [],
+            "checkpoints": as_it_is(_absolute(read.training.save_folder)),
+            "samples": as_it_is(_absolute(read.inference.inference_folder)),
         }
         run_dir.write_run(read, source, trainer=self.name, folders=folders)
 
