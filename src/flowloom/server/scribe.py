@@ -108,7 +108,7 @@ class Scribe:
     def _meaning(self, line: bytes) -> Fields | None:
         text = _ESCAPES.sub("", line.decode(errors="replace")).strip()
         event = self.trainer.parse(text)
-        return event if event and event.get("kind") in FIELDS else None
+        return event if isinstance(event, dict) and event.get("kind") in FIELDS else None
 
     def _hear(self, event: Fields) -> None:
         kind = event["kind"]
