@@ -274,3 +274,19 @@ def test_checkpoints_go_to_the_hub(
     latest = run_dir.latest_checkpoint()
     assert latest is not None
     assert (latest / "adapter.safetensors").read_bytes() in [hub.files[path] for path in sent]
+
+
+def test_short_batches_of_several_buckets_share_an_update(make_run: Callable[..., RunDir]) -> None:
+    counts = {}
+    for packs in (False, True):
+        run_dir = make_run(
+            f"packs-{packs}",
+            batching={"pack_aspect_ratios": packs},
+            dataloader={"batch_size": 32},
+            limits={"max_steps": None, "max_epochs": 1},
+        )
+        run_engine(run_dir)
+        steps = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
+        counts[packs] = len(steps)
+        assert steps[-1]["epoch"] == 1
+    assert counts[True] < counts[False]
