@@ -36,7 +36,9 @@ def images(studio: Studio, name: str, **asked: Any) -> list[str]:
     return [one["item"] for one in studio.get(f"/api/datasets/{name}/images", **asked)["images"]]
 
 
-def test_folders_jsonls_and_what_lies_elsewhere_are_data_sets(studio_at: Callable[..., Studio], tmp_path: Path):
+def test_folders_jsonls_and_what_lies_elsewhere_are_data_sets(
+    studio_at: Callable[..., Studio], tmp_path: Path
+):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     (tmp_path / "secret").mkdir()
@@ -59,7 +61,8 @@ def test_folders_jsonls_and_what_lies_elsewhere_are_data_sets(studio_at: Callabl
 
 
 @pytest.mark.parametrize(
-    "name", ["", " ", "..", ".", ".hidden", "a/b", "../a", "a\\b", "a\0b", "x" * 151, "a\n", "x.jsonl", "\ud800"]
+    "name",
+    ["", " ", "..", ".", ".hidden", "a/b", "../a", "a\\b", "a\0b", "x" * 151, "a\n", "x.jsonl", "\ud800"],
 )
 def test_no_name_leads_out_or_hides(one_studio: Studio, name: str):
     body = json.dumps({"name": name})
@@ -174,7 +177,13 @@ def test_a_caption_in_json_keeps_the_fields_beside_it(one_studio: Studio, fox: P
 
 def test_rows_of_a_jsonl_are_shown_and_edited(one_studio: Studio, fox: Path):
     rows = [
-        {"filename": "1.png", "caption_or_tags": "fox, snow", "width": 40, "height": 30, "is_tag_based": True},
+        {
+            "filename": "1.png",
+            "caption_or_tags": "fox, snow",
+            "width": 40,
+            "height": 30,
+            "is_tag_based": True,
+        },
         {"filename": "2.png", "caption_or_tags": ["one", "two"], "width": 50, "height": 30, "note": "kept ü"},
     ]
     jsonl = fox / "rows.jsonl"
@@ -188,14 +197,19 @@ def test_rows_of_a_jsonl_are_shown_and_edited(one_studio: Studio, fox: Path):
     assert one_studio.http.get(page["images"][0]["url"]).headers["content-type"] == "image/png"
     place = f"/api/datasets/{name}/captions/2"
     tag = one_studio.http.get(place).headers["etag"]
-    assert one_studio.http.put(place, json={"caption": "one\n2"}, headers={"if-match": tag}).status_code == 200
+    assert (
+        one_studio.http.put(place, json={"caption": "one\n2"}, headers={"if-match": tag}).status_code == 200
+    )
     assert one_studio.http.put(place, json={"caption": "x"}, headers={"if-match": tag}).status_code == 412
     lines = jsonl.read_text().splitlines()
     assert json.loads(lines[0]) == rows[0]
     assert json.loads(lines[1]) == rows[1] | {"caption_or_tags": ["one", "2"]}
     assert lines[2] == "broken"
     assert images(one_studio, name, text="2") == ["2"]
-    assert one_studio.http.put(place[:-1] + "3", json={"caption": "x"}, headers={"if-match": "*"}).status_code == 409
+    assert (
+        one_studio.http.put(place[:-1] + "3", json={"caption": "x"}, headers={"if-match": "*"}).status_code
+        == 409
+    )
 
 
 def test_a_thumbnail_is_made_once_and_follows_its_picture(one_studio: Studio, fox: Path):
@@ -235,7 +249,9 @@ def test_a_file_that_is_no_picture_has_no_thumbnail_and_hurts_nobody(one_studio:
     assert "attachment" in drawn["content-disposition"]
 
 
-@pytest.mark.parametrize("item", ["../1.png", "..%2f..%2fserver.log", "%2fetc%2fpasswd", "out.png", "nothing.png", "a%00b"])
+@pytest.mark.parametrize(
+    "item", ["../1.png", "..%2f..%2fserver.log", "%2fetc%2fpasswd", "out.png", "nothing.png", "a%00b"]
+)
 def test_no_item_leads_out_of_its_data_set(one_studio: Studio, fox: Path, item: str):
     (fox / "out.png").symlink_to("/etc/hostname")
     for kind in ("pictures", "captions"):

@@ -139,7 +139,12 @@ def test_a_part_with_a_wrong_checksum_is_not_kept(one_studio: Studio, uploads: s
     value = base64.b64encode(hashlib.sha256(b"12345").digest()).decode()
     headers = PART | {"upload-offset": "0", "upload-checksum": f"sha256 {value}"}
     assert one_studio.http.patch(place, headers=headers, content=b"12345").headers["upload-offset"] == "5"
-    assert one_studio.http.patch(place, headers=headers | {"upload-offset": "5", "upload-checksum": "crc 1"}, content=b"").status_code == 422
+    assert (
+        one_studio.http.patch(
+            place, headers=headers | {"upload-offset": "5", "upload-checksum": "crc 1"}, content=b""
+        ).status_code
+        == 422
+    )
 
 
 def test_an_upload_that_was_ended_leaves_nothing(one_studio: Studio, uploads: str):
@@ -152,7 +157,9 @@ def test_an_upload_that_was_ended_leaves_nothing(one_studio: Studio, uploads: st
 def test_an_upload_that_nobody_went_on_with_expires(one_studio: Studio, uploads: str):
     answer = begin(one_studio, uploads, 10, filename="a.txt")
     assert answer.headers["upload-expires"].endswith("GMT")
-    data = folder_of(one_studio, uploads) / ".uploads" / answer.headers["location"].rpartition("/")[2] / "data"
+    data = (
+        folder_of(one_studio, uploads) / ".uploads" / answer.headers["location"].rpartition("/")[2] / "data"
+    )
     os.utime(data, (1, 1))
     begin(one_studio, uploads, 10, filename="b.txt")
     assert one_studio.http.head(answer.headers["location"], headers=TUS).status_code == 404
@@ -206,7 +213,15 @@ def test_a_zip_brings_captions_and_folders(one_studio: Studio, uploads: str):
 
 def test_what_would_leave_the_data_set_is_left_out_of_a_zip(one_studio: Studio, uploads: str):
     content = io.BytesIO()
-    names = ["../out.txt", "/out.txt", "a/../../out.txt", "..\\out.txt", "C:/out.txt", "x.sh", "__MACOSX/._a.png"]
+    names = [
+        "../out.txt",
+        "/out.txt",
+        "a/../../out.txt",
+        "..\\out.txt",
+        "C:/out.txt",
+        "x.sh",
+        "__MACOSX/._a.png",
+    ]
     with zipfile.ZipFile(content, "w") as archive:
         for name in names:
             archive.writestr(name, b"out")
@@ -272,7 +287,9 @@ def test_names_in_other_encodings_become_unicode(one_studio: Studio, uploads: st
     folder = folder_of(one_studio, uploads)
     assert (folder / "é狐.txt").read_bytes() == b"1"
     assert (folder / "狐.txt").read_bytes() == b"2"
-    told = unpacked(one_studio, uploads, renamed(zipped({"z" * 5: b"3"}), b"zzzzz", b"\xff.txt"), encoding="nonsense")
+    told = unpacked(
+        one_studio, uploads, renamed(zipped({"z" * 5: b"3"}), b"zzzzz", b"\xff.txt"), encoding="nonsense"
+    )
     assert told["num_files"] == 1
 
 
@@ -283,10 +300,14 @@ def test_unpacking_goes_on_after_a_crash(studio_at: Callable[..., Studio]):
     content = zipped({f"{i}.png": picture() for i in range(50)})
     answer = begin(studio, uploads, len(content), filename="a.zip")
     # All bytes are there, and the studio was killed before it could say so.
-    (studio.home / "data" / "fox" / ".uploads" / answer.headers["location"].rpartition("/")[2] / "data").write_bytes(content)
+    (
+        studio.home / "data" / "fox" / ".uploads" / answer.headers["location"].rpartition("/")[2] / "data"
+    ).write_bytes(content)
     studio.end(signal.SIGKILL)
     studio.start()
-    told = wait_for(lambda: (told := studio.get(answer.headers["location"])["unpacking"])["state"] == "done" and told)
+    told = wait_for(
+        lambda: (told := studio.get(answer.headers["location"])["unpacking"])["state"] == "done" and told
+    )
     assert told["num_files"] == 50
 
 

@@ -26,12 +26,14 @@ from flowloom.server.routes import (
     datasets_edits,
     datasets_images,
     datasets_uploads,
+    datasets_work,
     events,
     files,
     runs,
     samples,
     secrets,
     session,
+    stores,
     system,
     training,
 )
@@ -44,7 +46,7 @@ from flowloom.trainers import ALL
 
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
-_DATASETS = (datasets, datasets_images, datasets_edits, datasets_uploads)
+_DATASETS = (datasets, datasets_images, datasets_edits, datasets_uploads, datasets_work, stores)
 _ROUTES = (session, runs, events, samples, checkpoints, system, files, secrets, *_DATASETS, training, chores)
 _log = logging.getLogger("flowloom")
 

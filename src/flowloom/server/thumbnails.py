@@ -11,9 +11,12 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flowloom.server.problems import ServiceError
+from flowloom.spec.secrets import read_secrets
 
 SIZES = (128, 256, 512, 1024)
 NUM_PROCESSES = 2
@@ -37,14 +40,40 @@ def thumbnail(source: Path, size: int, cache_dir: Path) -> Path:
         NotAnImage: `source` cannot be read as a picture.
     """
     stat = source.stat()
-    key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_size}\0{size}"
-    name = hashlib.sha256(key.encode()).hexdigest()
+    key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_size}"
+    return _made(key, {"source": str(source), "size": size}, cache_dir)
+
+
+@dataclass(frozen=True)
+class InStore:
+    """A picture in a bucket."""
+
+    url: str
+    storage: dict[str, Any]
+    name: str
+    stamp: str
+    """Another one when the picture changed."""
+
+
+def thumbnail_from_store(source: InStore, size: int, cache_dir: Path) -> Path:
+    """As `thumbnail`, of a picture in a bucket.
+
+    Raises:
+        NotAnImage: it cannot be had, or cannot be read as a picture.
+    """
+    work = {"url": source.url, "storage": source.storage, "source": source.name, "size": size}
+    return _made(f"{source.url}\0{source.name}\0{source.stamp}", work, cache_dir)
+
+
+def _made(key: str, work: dict[str, Any], cache_dir: Path) -> Path:
+    """The file of the thumbnail that `work` asks for, which is made where it is not there."""
+    name = hashlib.sha256(f"{key}\0{work['size']}".encode()).hexdigest()
     path = cache_dir / name[:2] / f"{name}.webp"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
         try:
-            _POOL.shrink(source, size, partial)
+            _POOL.shrink(work | {"to": str(partial)})
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -75,22 +104,25 @@ class _Shrinker:
         self._lock = threading.Lock()
         self._expiry: threading.Timer | None = None
 
-    def shrink(self, source: Path, size: int, to: Path) -> str:
+    def shrink(self, work: dict[str, Any]) -> str:
         """Why it could not be done; nothing where it was."""
         with self._lock:
             if self._expiry:
                 self._expiry.cancel()
             try:
-                return self._ask({"source": str(source), "size": size, "to": str(to)})
+                return self._ask(work)
             finally:
                 self._expiry = threading.Timer(IDLE_S, self._expire)
                 self._expiry.daemon = True
                 self._expiry.start()
 
-    def _ask(self, work: dict[str, object]) -> str:
+    def _ask(self, work: dict[str, Any]) -> str:
         if self._process is None or self._process.poll() is not None:
             words = [sys.executable, "-m", "flowloom.server.shrink"]
-            self._process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            environ = {**os.environ, **read_secrets()}
+            self._process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ
+            )
         process = self._process
         assert process.stdin
         assert process.stdout
@@ -133,19 +165,21 @@ class _Pool:
             self._idle.put(_Shrinker())
         self._num_made = 0
 
-    def shrink(self, source: Path, size: int, to: Path) -> None:
+    def shrink(self, work: dict[str, Any]) -> None:
         """Make one thumbnail.
 
         Raises:
-            NotAnImage: `source` cannot be read as a picture.
+            NotAnImage: its source cannot be read as a picture.
         """
         shrinker = self._idle.get()
         try:
-            reason = shrinker.shrink(source, size, to)
+            reason = shrinker.shrink(work)
         finally:
             self._idle.put(shrinker)
         if reason:
-            raise NotAnImage(f"{source.name}: {reason}.", "Only whole pictures have thumbnails.")
+            raise NotAnImage(
+                f"{Path(work['source']).name}: {reason.rstrip('.')}.", "Only whole pictures have thumbnails."
+            )
 
     def sweep_at_times(self, cache_dir: Path) -> None:
         """Keep the cache within its bounds, after every few hundred thumbnails."""

@@ -59,7 +59,7 @@ class Book(Protocol):
     """The captions of a data set, by item."""
 
     def raws(self, items: Iterable[str]) -> Iterator[Raw]:
-        """What holds the captions of `items`, given in the data set's order; those that are gone are left out."""
+        """What holds the captions of `items`, given in the data set's order; what is gone is left out."""
         ...
 
     def caption(self, raw: Raw) -> Caption:

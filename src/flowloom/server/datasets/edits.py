@@ -20,7 +20,8 @@ from typing import Any
 from flowloom.server.datasets.books import Book, Change, Raw, one, open_book
 from flowloom.server.datasets.captions import Caption
 from flowloom.server.datasets.changes import Operation, applied
-from flowloom.server.datasets.index import Filter, Index
+from flowloom.server.datasets.index import Index
+from flowloom.server.datasets.table import Filter
 from flowloom.server.problems import Place, ServiceError
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")

@@ -141,7 +141,7 @@ class Places:
         Raises:
             DataSetTaken, UnfitName: as their names say.
         """
-        name = self._free_name(name)
+        name = self.free_name(name)
         if name.lower().endswith(".jsonl"):
             raise UnfitName(f"{name!r} is the name of a JSONL.", "Call the folder otherwise.")
         self.home.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ class Places:
             DataSetTaken, UnfitName: as their names say.
             OutsideRoots, NoSuchFile: the path is not one in a root.
         """
-        name = self._free_name(name)
+        name = self.free_name(name)
         if isinstance(where, Path):
             if not self._holds(where):
                 raise OutsideRoots(str(where))
@@ -203,7 +203,7 @@ class Places:
             DataSetTaken: another one has its name now.
         """
         folder, known = self._in_trash(trash_id)
-        self._free_name(known.name)
+        self.free_name(known.name)
         for path in sorted((folder / "content").iterdir()):
             path.rename(self.home / path.name)
         shutil.rmtree(folder)
@@ -225,7 +225,12 @@ class Places:
             raise NoSuchDataSet(trash_id)
         return folder, known
 
-    def _free_name(self, name: str) -> str:
+    def free_name(self, name: str) -> str:
+        """`name`, where no data set has it.
+
+        Raises:
+            UnfitName, DataSetTaken: as their names say.
+        """
         name = unicodedata.normalize("NFC", name)
         if reason := _unfitness(name):
             raise UnfitName(f"{name!r} {reason}.", "Choose another name.")

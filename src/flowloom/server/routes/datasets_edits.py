@@ -26,7 +26,11 @@ class Wish(BaseModel):
     operation: Operation = Field(examples=[{"kind": "add", "tags": ["snow"], "where": "end"}])
     wanted: Wanted = Field(default_factory=Wanted, description="As for GET .../images; nothing: all.")
     items: list[Annotated[str, Field(max_length=4096)]] | None = Field(
-        None, min_length=1, max_length=10_000, description="Only these of them; null: all.", examples=[["a.png"]]
+        None,
+        min_length=1,
+        max_length=10_000,
+        description="Only these of them; null: all.",
+        examples=[["a.png"]],
     )
 
 

@@ -15,15 +15,16 @@ from flowloom.errors import ImageError
 from flowloom.parts.sources.local import find_image
 from flowloom.server.datasets.captions import Caption
 from flowloom.server.datasets.edits import CaptionChanged
-from flowloom.server.datasets.index import Filter, Index, Sort
+from flowloom.server.datasets.index import Index
 from flowloom.server.datasets.places import DataSet, NoSuchDataSet, WrongKind
 from flowloom.server.datasets.scan import Row
+from flowloom.server.datasets.table import Filter, Sort
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.problems import NoSuchFile, OutsideRoots, ServiceError, problems
 from flowloom.server.roots import inside
 from flowloom.server.routes.datasets import DataSetDep, LibraryDep
 from flowloom.server.routes.samples import Size
-from flowloom.server.thumbnails import NotAnImage, thumbnail
+from flowloom.server.thumbnails import InStore, NotAnImage, thumbnail, thumbnail_from_store
 
 router = APIRouter(tags=["datasets"], responses=problems(NoSuchDataSet))
 TAG = Annotated[str, Field(max_length=500)]
@@ -212,9 +213,12 @@ def read_picture(
     if_none_match: Annotated[str, Header()] = "",
 ) -> Response:
     """The file as it lies there; with `size` a WebP of it that is made once."""
-    path = _picture(index, item, studio)
-    if size:
-        path = thumbnail(path, int(size), studio.settings.state_dir / "thumbnails")
+    thumbnails = studio.settings.state_dir / "thumbnails"
+    if size and index.dataset.kind == "bucket":
+        path = thumbnail_from_store(_in_store(index, item), int(size), thumbnails)
+    else:
+        path = _picture(index, item, studio)
+        path = thumbnail(path, int(size), thumbnails) if size else path
     status = path.stat()
     tag = f'"{path.stem if size else f"{status.st_size:x}-{status.st_mtime_ns:x}"}"'
     headers = {"etag": tag, "cache-control": "private, max-age=3600" if size else "private, no-cache"}
@@ -280,6 +284,14 @@ def _image(dataset: DataSet, row: Row) -> Image:
     )
 
 
+def _in_store(index: Index, item: str) -> InStore:
+    row = index.get(item)
+    if row is None:
+        raise NoSuchFile(item)
+    dataset = index.dataset
+    return InStore(dataset.url, dataset.storage, row.item, row.stamp.partition("|")[0])
+
+
 def _picture(index: Index, item: str, studio: Studio) -> Path:
     """The file of a picture.
 
@@ -295,7 +307,7 @@ def _picture(index: Index, item: str, studio: Studio) -> Path:
     if row is None or not row.file:
         raise NoSuchFile(item)
     if folder is None or "://" in row.file:
-        raise WrongKind(f"{row.file} lies in a store.", "Download the data set to see its pictures here.")
+        raise WrongKind(f"{row.file} lies in a store.", "Ask for its thumbnail, or fetch it from there.")
     try:
         path = find_image(folder, row.file) if index.dataset.kind == "jsonl" else inside(folder, row.file)
     except ImageError:
