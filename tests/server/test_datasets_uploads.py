@@ -39,7 +39,8 @@ def folder_of(studio: Studio, uploads: str) -> Path:
 
 
 def metadata(**values: str) -> str:
-    return ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in values.items())
+    pairs = (f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in values.items())
+    return ",".join(pair.strip() for pair in pairs)
 
 
 def begin(studio: Studio, uploads: str, length: int, **values: str) -> httpx.Response:

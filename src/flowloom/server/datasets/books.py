@@ -162,7 +162,7 @@ class _Lines:
         item = next(wanted, None)
         with self.path.open("rb") as file:
             for number, line in enumerate(_whole_lines(file, self.path), start=1):
-                while item is not None and (not item.isdecimal() or int(item) < number):
+                while item is not None and (not _is_number(item) or int(item) < number):
                     item = next(wanted, None)
                 if item is None:
                     return
@@ -214,6 +214,11 @@ class _Lines:
             self.index.put(rows)
             self.index.keep_stamp(stamp_of(self.path))
         return changed
+
+
+def _is_number(item: str) -> bool:
+    """Whether a line may be called so."""
+    return item.isdecimal() and len(item) < 19
 
 
 def _whole_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:

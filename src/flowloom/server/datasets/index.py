@@ -26,6 +26,7 @@ REST = 20
 """A scan is followed by a rest of so many times its length."""
 SHORT_S, LEAST_REST_S = 0.1, 0.3
 """A short scan is done again for nearly every request."""
+LEAST_REST_IN_STORES_S = 30.0
 SIZES_WAIT_S = 0.2
 AT_ONCE = 500
 
@@ -74,7 +75,8 @@ class Index(Table):
         return state
 
     def _is_due(self) -> bool:
-        rest = LEAST_REST_S if self._length_s < SHORT_S else REST * self._length_s
+        least = LEAST_REST_IN_STORES_S if self.dataset.kind == "bucket" else LEAST_REST_S
+        rest = least if self._length_s < SHORT_S else max(least, REST * self._length_s)
         if self.is_lost:
             self.is_lost = False
             return True
@@ -82,22 +84,19 @@ class Index(Table):
 
     def _scan(self, state: ScanState) -> None:
         began = time.monotonic()
+        scans = {"folder": self._scan_folder, "jsonl": self._scan_jsonl, "bucket": self._scan_bucket}
         try:
+            scans[self.dataset.kind](state)
+            self._length_s = time.monotonic() - began
             if self.dataset.kind == "folder":
-                self._scan_folder(state)
-                self._length_s = time.monotonic() - began
                 state.phase = "sizes"
                 state.names_are_read.set()
                 self._measure(state)
-            elif self.dataset.kind == "jsonl":
-                self._scan_jsonl(state)
-            else:
-                self._scan_bucket(state)
-            self._rested, state.finished = time.monotonic(), time.time()
+            state.finished = time.time()
         except (OSError, sqlite3.Error, ServiceError) as error:
             state.error = str(error)
-            self._rested = time.monotonic()
         finally:
+            self._rested = time.monotonic()
             state.is_running, state.phase = False, ""
             state.names_are_read.set()
             state.all_is_read.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ class DataSets:
     def __init__(self, roots: Roots, state_dir: Path):
         self.places = Places(roots)
         self.state_dir = state_dir
+        shutil.rmtree(state_dir / "answers", ignore_errors=True)  # of a studio that was killed
         self._kept: dict[tuple[str, str], _Kept] = {}
         self._lock = threading.Lock()
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from flowloom.data.prepare.items import JUNK, PICTURES
 from flowloom.data.prepare.pairs import split_suffix
-from flowloom.server.problems import OutsideRoots
 
 TEXTS = frozenset((".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".toml", ".parquet"))
 """Suffixes of what may stand beside pictures."""
@@ -51,7 +50,7 @@ def place_for(folder: Path, fitting: str) -> Path:
     """The path of `fitting` below `folder`, the folders above it made.
 
     Raises:
-        OutsideRoots: a link on the way leads elsewhere.
+        Unfit: a link on the way leads elsewhere.
         OSError: a file is in the way, or the disk is full.
     """
     path = folder
@@ -59,7 +58,7 @@ def place_for(folder: Path, fitting: str) -> Path:
     for part in above:
         path = path / part
         if path.is_symlink():
-            raise OutsideRoots(fitting)
+            raise Unfit("a link is in the way")
         path.mkdir(exist_ok=True)
     return path / last
 

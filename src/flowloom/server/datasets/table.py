@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -73,6 +73,8 @@ class Table:
         self.is_lost = False
         """Whether it was made anew, and is to be filled."""
         self._writing = threading.RLock()
+        self._readers = threading.local()
+        self._generation = 0
         self._open()
 
     def begin_seeing(self) -> None:
@@ -199,8 +201,13 @@ class Table:
 
     @contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
-        with self._told(), closing(sqlite3.connect(self.path, timeout=10)) as base:
-            yield base
+        with self._told():
+            own = self._readers
+            if getattr(own, "generation", None) != self._generation:
+                # Opened anew in each thread, and after the file was: many small questions share one.
+                own.generation = self._generation
+                own.base = sqlite3.connect(self.path, timeout=10)
+            yield own.base
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -242,6 +249,7 @@ class Table:
             for end in ("", "-wal", "-shm"):
                 self.path.with_name(self.path.name + end).unlink(missing_ok=True)
             self._base = self._connect()
+            self._generation += 1
             self.is_lost = True
 
 

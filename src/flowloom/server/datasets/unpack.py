@@ -27,8 +27,6 @@ from typing import Any
 from flowloom.data.prepare.items import PICTURES
 from flowloom.data.prepare.pairs import split_suffix
 from flowloom.server.datasets.names import Unfit, fit, move_new, place_for
-from flowloom.server.problems import ServiceError
-from flowloom.spec.rundir import write_json
 
 MAX_ENTRIES = 1_000_000
 MAX_RATIO = 100
@@ -151,7 +149,7 @@ def _extract(
             raise Refused(f"{name} would become {entry.file_size:,} bytes: that is a bomb, not a picture")
         try:
             target = place_for(what.staging, fitting)
-        except (FileExistsError, NotADirectoryError):
+        except (FileExistsError, NotADirectoryError, Unfit):
             done.leave_out(name, "a file and a folder have the same name")
             continue
         with archive.open(entry) as source, target.open("wb") as file:
@@ -193,7 +191,7 @@ def _move_in(names: list[str], what: Unpacking, done: Unpacked) -> None:
             elif not move_new(source, target) and not _is_same(source, target):
                 done.leave_out(name, "another file of this name is there")
                 continue
-        except (FileExistsError, NotADirectoryError, ServiceError):
+        except (FileExistsError, NotADirectoryError, Unfit):
             done.leave_out(name, "a file or a link is in the way")
             continue
         done.num_files += 1
@@ -225,10 +223,17 @@ def main() -> int:
             about["replaces"],
             about["encoding"],
         )
-        write_json(upload_dir / "report.json", asdict(_reported(what, upload_dir / "progress.json")))
+        _write(upload_dir / "report.json", asdict(_reported(what, upload_dir / "progress.json")))
         (upload_dir / "data").unlink(missing_ok=True)
         shutil.rmtree(upload_dir / "unpacked", ignore_errors=True)
     return 0
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
 
 
 def _reported(what: Unpacking, progress: Path) -> Unpacked:
@@ -238,7 +243,7 @@ def _reported(what: Unpacking, progress: Path) -> Unpacked:
         nonlocal told_at
         if time.monotonic() - told_at > SECONDS_BETWEEN_REPORTS:
             told_at = time.monotonic()
-            write_json(progress, {"num_done": done.num_done, "num_entries": done.num_entries})
+            _write(progress, {"num_done": done.num_done, "num_entries": done.num_entries})
 
     try:
         done = unpack(what, tell)

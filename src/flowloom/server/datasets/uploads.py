@@ -29,7 +29,7 @@ from typing import Any
 
 from flowloom.server.datasets.names import TEXTS, ZIP, Unfit, fit, move_new, place_for
 from flowloom.server.datasets.places import DataSet, UnfitName
-from flowloom.server.problems import ServiceError, TooLarge
+from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge
 from flowloom.spec.rundir import write_json
 
 FOLDER = ".uploads"
@@ -105,8 +105,10 @@ class Upload:
     @property
     def expires(self) -> float:
         """When it is given up, in seconds since 1970."""
-        about = self.data if self.data.exists() else self.folder
-        return about.stat().st_mtime + EXPIRES_AFTER_S
+        for path in (self.data, self.folder):
+            with suppress(FileNotFoundError):
+                return path.stat().st_mtime + EXPIRES_AFTER_S
+        return time.time()
 
 
 class Uploads:
@@ -208,7 +210,14 @@ class Uploads:
             return
         if not upload.data.exists():
             return
-        target = place_for(dataset.folder, upload.name)
+        try:
+            target = place_for(dataset.folder, upload.name)
+        except Unfit:
+            raise OutsideRoots(upload.name) from None
+        except (FileExistsError, NotADirectoryError):
+            raise FileTaken(
+                f"A file is where {upload.name} wants a folder.", "Upload it elsewhere."
+            ) from None
         if upload.replaces and not target.is_dir():
             upload.data.replace(target)
         elif not move_new(upload.data, target):
