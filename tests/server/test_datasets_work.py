@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,8 +108,6 @@ def test_a_build_that_was_stopped_reads_on(tmp_path: Path):
     config = {"source_path": str(folder), "out_path": str(tmp_path / "fox.jsonl")}
     chore.prepare(config, run_dir, "a test")
     run_dir.request("stop")
-    import subprocess
-
     for _ in range(2):
         subprocess.run(chore.command(run_dir, resume=False).argv, check=True, cwd=tmp_path)
     kinds = [json.loads(line)["kind"] for line in run_dir.events_jsonl.read_text().splitlines()]
@@ -147,33 +145,32 @@ def with_store(tmp_path_factory: pytest.TempPathFactory, seaweed: Seaweed) -> It
     secrets = home.parent / "secrets.json"
     secrets.write_text(json.dumps(seaweed.environ))
     secrets.chmod(0o600)
-    before = {name: os.environ.get(name) for name in ("FLOWLOOM_SECRETS", "AWS_ACCESS_KEY_ID")}
-    os.environ["FLOWLOOM_SECRETS"] = str(secrets)
-    studio = Studio(home).start()
-    yield studio
-    studio.end()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWLOOM_SECRETS", str(secrets))
+        patch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+        studio = Studio(home).start()
+        yield studio
+        studio.end()
 
 
-def tested(studio: Studio, url: str, **storage: Any) -> dict[str, Any]:
+def verdict_on(studio: Studio, url: str, **storage: Any) -> dict[str, Any]:
     return studio.post("/api/stores/test", {"url": url, "storage": storage}, 200)
 
 
 @pytest.mark.slow
 def test_each_way_not_to_reach_a_bucket_has_its_word(with_store: Studio, seaweed: Seaweed):
-    assert tested(with_store, f"s3://{seaweed.bucket}", endpoint=seaweed.endpoint)["ok"]
+    assert verdict_on(with_store, f"s3://{seaweed.bucket}", endpoint=seaweed.endpoint)["ok"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
     with elsewhere() as other:
         words = {
-            "dns": tested(with_store, "s3://loom", endpoint="http://no-such-host.invalid"),
-            "refused": tested(with_store, "s3://loom", endpoint=nobody),
-            "tls": tested(with_store, "s3://loom", endpoint=seaweed.endpoint.replace("http:", "https:")),
-            "no-bucket": tested(with_store, "s3://no-such-bucket", endpoint=seaweed.endpoint),
-            "region": tested(with_store, "s3://loom", endpoint=other, region="us-west-2"),
-            "denied": tested(with_store, "s3://loom", endpoint=seaweed.endpoint, anonymous=True),
+            "dns": verdict_on(with_store, "s3://loom", endpoint="http://no-such-host.invalid"),
+            "refused": verdict_on(with_store, "s3://loom", endpoint=nobody),
+            "tls": verdict_on(with_store, "s3://loom", endpoint=seaweed.endpoint.replace("http:", "https:")),
+            "no-bucket": verdict_on(with_store, "s3://no-such-bucket", endpoint=seaweed.endpoint),
+            "region": verdict_on(with_store, "s3://loom", endpoint=other, region="us-west-2"),
+            "denied": verdict_on(with_store, "s3://loom", endpoint=seaweed.endpoint, anonymous=True),
         }
     assert {word: told["problem"] for word, told in words.items()} == {word: word for word in words}
     assert all(told["todo"] for told in words.values())
@@ -181,7 +178,7 @@ def test_each_way_not_to_reach_a_bucket_has_its_word(with_store: Studio, seaweed
     assert seaweed.secret not in json.dumps(words)
     wrong = with_store.http.put("/api/secrets/AWS_SECRET_ACCESS_KEY", json={"value": "a-wrong-secret-key"})
     assert wrong.status_code == 204
-    told = tested(with_store, f"s3://{seaweed.bucket}", endpoint=seaweed.endpoint)
+    told = verdict_on(with_store, f"s3://{seaweed.bucket}", endpoint=seaweed.endpoint)
     assert told["problem"] == "denied"
     assert "a-wrong-secret-key" not in json.dumps(told)
     with_store.http.put("/api/secrets/AWS_SECRET_ACCESS_KEY", json={"value": seaweed.secret})

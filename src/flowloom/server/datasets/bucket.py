@@ -140,7 +140,7 @@ def _word_for(error: SourceError) -> tuple[str, str]:
     said = str(error)
     if "AuthorizationHeaderMalformed" in said or "301" in said or "PermanentRedirect" in said:
         return "region", "Write the region that the bucket is in."
-    if isinstance(error, NotFound):
+    if isinstance(error, NotFound) or "NoSuchBucket" in said:
         return "no-bucket", "Correct the name of the bucket, or create it."
     if isinstance(error, Denied):
         return "denied", "Check that the keys are those of this store, and that they may list this bucket."

@@ -12,7 +12,6 @@ Tag = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^,\r\n\x00]+$")
 ]
 Tags = Annotated[list[Tag], Field(min_length=1, max_length=1000)]
-_EXAMPLE = {"examples": [["fox", "snow"]]}
 
 
 class _Operation(BaseModel):
@@ -23,7 +22,7 @@ class AddTags(_Operation):
     """Add tags that are not there yet; to prose, at its beginning or end as well."""
 
     kind: Literal["add"]
-    tags: Tags = Field(json_schema_extra=_EXAMPLE)
+    tags: Tags = Field(examples=[["fox", "snow"]])
     where: Literal["start", "end"] = "end"
 
     def apply(self, line: str) -> str:
@@ -38,7 +37,7 @@ class RemoveTags(_Operation):
     """Take tags out, whatever their letter case."""
 
     kind: Literal["remove"]
-    tags: Tags = Field(json_schema_extra=_EXAMPLE)
+    tags: Tags = Field(examples=[["fox", "snow"]])
 
     def apply(self, line: str) -> str:
         """One caption with it done."""

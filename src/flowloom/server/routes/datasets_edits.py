@@ -24,7 +24,7 @@ class Wish(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     operation: Operation = Field(examples=[{"kind": "add", "tags": ["snow"], "where": "end"}])
-    wanted: Wanted = Field(default_factory=Wanted, description="As for GET .../images; nothing: all.")
+    wanted: Wanted = Field(Wanted.model_validate({}), description="As for GET .../images; {}: all.")
     items: list[Annotated[str, Field(max_length=4096)]] | None = Field(
         None,
         min_length=1,

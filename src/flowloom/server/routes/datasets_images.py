@@ -141,9 +141,17 @@ class Wanted(BaseModel):
 
     def filter(self, items: list[str] | None = None) -> Filter:
         """For the index."""
-        given = self.model_dump(include=set(Wanted.model_fields)) | {"items": items or []}
         return Filter(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+            text=self.text,
+            tags=tuple(self.tags),
+            without_tags=tuple(self.without_tags),
+            has_caption=self.has_caption,
+            is_tags=self.is_tags,
+            has_problem=self.has_problem,
+            folder=self.folder,
+            min_side=self.min_side,
+            max_side=self.max_side,
+            items=tuple(items or ()),
         )
 
 

@@ -163,7 +163,8 @@ def _answer(
     if not is_run:
         return Answer(result=answer_of(chore, config, studio.settings.state_dir), run=None)
     response.status_code = 202
-    return Answer(result=None, run=make_run(studio, chore, NewRun(config=config)))
+    new = NewRun(name=None, config=config, devices=[], first=False)
+    return Answer(result=None, run=make_run(studio, chore, new))
 
 
 def _is_large(studio: Studio, dataset: DataSet, body: Work) -> bool:
