@@ -66,11 +66,12 @@ def scan(path: Path, start: int = 0, stop: int | None = None) -> Scanned:
     num_lines = 0
     for offset, block in _blocks(path, start, stop):
         columns = _whole(block, offset)
+        num_more = len(columns["line"]) if columns else block.count(b"\n") + (not block.endswith(b"\n"))
         if columns is None:
             columns, found = _one_by_one(block, offset)
             problems += [RowProblem(num_lines + problem.line, problem.reason) for problem in found]
         columns["line"] += num_lines
-        num_lines += block.count(b"\n") + (not block.endswith(b"\n"))
+        num_lines += num_more
         parts.append(columns)
     joined = {
         name: np.concatenate([np.empty(0, kind), *(p[name] for p in parts)]) for name, kind in KINDS.items()
@@ -112,12 +113,16 @@ _USABLE = msgspec.json.Decoder(_Usable)
 
 def _whole(block: bytes, offset: int) -> Columns | None:
     """The columns of the lines of `block` when every one of them is a usable row; else None."""
-    ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
+    letters = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(letters == ord("\n")) + 1
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block) + 1)
     # Inside of an object no bracket that closes is followed by one that opens: every row ends where its
     # line does, or two share one, and then there are more rows than lines.
-    if block.count(b"}\n{") + block.count(b"}\r\n{") != len(ends) - 1:
+    inner = ends[:-1]
+    before = letters[inner - 2]
+    before = np.where(before == ord("\r"), letters[inner - 3], before)
+    if letters[0] != ord("{") or (before != ord("}")).any() or (letters[inner] != ord("{")).any():
         return None
     try:
         block.decode()  # The decoder does not look at the texts that it passes over.
