@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import secrets
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
 from flowloom.server.datasets.captions import (
@@ -21,7 +23,7 @@ from flowloom.server.datasets.captions import (
 )
 from flowloom.server.datasets.index import Index, stamp_of
 from flowloom.server.datasets.scan import MAX_LINE_BYTES, Row, fields_of, row_of, seen_one, text_of
-from flowloom.server.problems import NoSuchFile, ServiceError
+from flowloom.server.problems import ServiceError
 from flowloom.server.roots import inside
 
 AT_ONCE = 500
@@ -55,11 +57,19 @@ class Change(NamedTuple):
     after: bytes | None
 
 
+class Spot(NamedTuple):
+    """Where a caption is looked for."""
+
+    item: str
+    place: str = ""
+    """As in `Raw`; empty: where a new caption of the item would go."""
+
+
 class Book(Protocol):
     """The captions of a data set, by item."""
 
-    def raws(self, items: Iterable[str]) -> Iterator[Raw]:
-        """What holds the captions of `items`, given in the data set's order; what is gone is left out."""
+    def raws(self, spots: Iterable[Spot]) -> Iterator[Raw]:
+        """What holds the captions at `spots`, given in the data set's order; what is gone is left out."""
         ...
 
     def caption(self, raw: Raw) -> Caption:
@@ -86,29 +96,17 @@ def open_book(index: Index) -> Book:
     return _Files(index, index.dataset.folder)
 
 
-def one(book: Book, item: str) -> Raw:
-    """What holds the caption of `item`.
-
-    Raises:
-        NoSuchFile: there is no such picture.
-    """
-    for raw in book.raws([item]):
-        return raw
-    raise NoSuchFile(item)
-
-
 class _Files:
     """Captions in files beside the pictures of a folder."""
 
     def __init__(self, index: Index, top: Path):
         self.index, self.top = index, top
+        self._inside: dict[str, Path] = {}
+        """Folders below the top that were found to lie there."""
 
-    def raws(self, items: Iterable[str]) -> Iterator[Raw]:
-        for item in items:
-            row = self.index.get(item)
-            if row is None or not self._is_there(item):
-                continue
-            place = row.sidecar or self._new_place(item)
+    def raws(self, spots: Iterable[Spot]) -> Iterator[Raw]:
+        for item, place in spots:
+            place = place or self._new_place(item)
             yield Raw(item, place, self._content(place))
 
     def _new_place(self, item: str) -> str:
@@ -117,17 +115,24 @@ class _Files:
         is_alone = dot and len(self.index.namesakes(stem)) < 2
         return f"{stem}.txt" if is_alone else f"{item}.txt"
 
-    def _is_there(self, item: str) -> bool:
-        try:
-            return inside(self.top, item).is_file()
-        except ServiceError:
-            return False
+    def _path(self, place: str) -> Path:
+        """Of a file that may not be there, in a folder that is below the top."""
+        folder, _, name = place.rpartition("/")
+        if folder not in self._inside:
+            self._inside[folder] = inside(self.top, folder)
+        return self._inside[folder] / name
 
     def _content(self, place: str) -> bytes | None:
-        path = self.top / place
-        if not path.is_symlink() and not path.exists():
+        try:
+            number = os.open(self._path(place), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
             return None
-        return inside(self.top, place).read_bytes()
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise Unreadable(f"{place}: {error.strerror}.", "Look at the file's rights.") from None
+            return inside(self.top, place).read_bytes()
+        with os.fdopen(number, "rb") as file:
+            return file.read()
 
     def caption(self, raw: Raw) -> Caption:
         return NO_CAPTION if raw.data is None else parsed(Path(raw.place).name, raw.data)
@@ -144,8 +149,7 @@ class _Files:
                 if self._content(change.place) != change.before:
                     changed.append(change.item)
                     continue
-                folder = inside(self.top, PurePosixPath(change.place).parent.as_posix())
-                put(folder / PurePosixPath(change.place).name, change.after)
+                put(self._path(change.place), change.after)
                 written += seen_one(self.top, change.item, change.place if change.after is not None else "")
             self.index.look_again(written)
         return changed
@@ -157,8 +161,8 @@ class _Lines:
     def __init__(self, index: Index, path: Path):
         self.index, self.path = index, path
 
-    def raws(self, items: Iterable[str]) -> Iterator[Raw]:
-        wanted = iter(items)
+    def raws(self, spots: Iterable[Spot]) -> Iterator[Raw]:
+        wanted = (spot.item for spot in spots)
         item = next(wanted, None)
         with self.path.open("rb") as file:
             for number, line in enumerate(_whole_lines(file, self.path), start=1):

@@ -12,18 +12,21 @@ import json
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from flowloom.server.datasets.books import Book, Change, Raw, one, open_book
-from flowloom.server.datasets.captions import Caption
+from flowloom.server.datasets.books import Book, Change, Raw, Spot, open_book
+from flowloom.server.datasets.captions import NONE, Caption
 from flowloom.server.datasets.changes import Operation, applied
 from flowloom.server.datasets.index import Index
+from flowloom.server.datasets.scan import Row
 from flowloom.server.datasets.table import Filter
-from flowloom.server.problems import Place, ServiceError
+from flowloom.server.problems import NoSuchFile, Place, ServiceError
 
+T = TypeVar("T")
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 KEPT = 200
 """Edits of a data set that can still be undone."""
@@ -130,7 +133,7 @@ class Editor:
         """What `operation` would do to the captions that are meant."""
         self.index.refresh(is_strict=True)
         plan = Plan()
-        for _ in self._changes(operation, wanted, plan, num_examples):
+        for _ in self._wishes(operation, wanted, plan, num_examples):
             pass
         return plan
 
@@ -145,13 +148,13 @@ class Editor:
         """
         with self._lock:
             self.index.refresh(is_strict=True)
-            plan = Plan()
-            journal = self._write_down(self._changes(operation, wanted, plan, 0))
+            plan, others = Plan(), list[str]()
+            journal = self._write_down(self._changes(self._wishes(operation, wanted, plan, 0), others))
             if version not in (None, plan.version):
                 journal.unlink()
                 todo = "Ask for the preview again, and send its version."
                 raise EditChanged(f"{plan.num_changed:,} captions would be changed now.", todo)
-            return self._carry_out(journal, title, None)
+            return self._carry_out(journal, title, None, others)
 
     def undo(self, edit_id: str, *, is_partial: bool) -> Edit:
         """Put back what `edit_id` changed; that itself is an edit.
@@ -178,10 +181,7 @@ class Editor:
                 raise ChangedMeanwhile(
                     f"{len(others):,} of {edit.num_changed:,} captions were changed since.", todo, places
                 )
-            done = self._carry_out(journal, f"undone: {edit.title}", edit_id)
-            return Edit(
-                done.id, done.time, done.title, done.num_changed, edit_id, (*others, *done.changed_meanwhile)
-            )
+            return self._carry_out(journal, f"undone: {edit.title}", edit_id, others)
 
     def edits(self) -> list[Edit]:
         """Those that can be undone, the latest first."""
@@ -189,47 +189,56 @@ class Editor:
         return [found for path in paths if (found := _read(path))]
 
     def _raw(self, item: str) -> Raw:
-        if self.index.get(item) is None:
+        row = self.index.get(item)
+        if row is None:
             self.index.refresh(is_strict=True)
-        return one(self.book, item)
+            row = self.index.get(item)
+        for raw in self.book.raws([Spot(item, row.sidecar)] if row else []):
+            return raw
+        raise NoSuchFile(item)
 
     def _caption(self, raw: Raw) -> Caption:
         found = self.book.caption(raw)
         return Caption(found.text, raw.version, found.is_tags, found.problem)
 
-    def _changes(
+    def _wishes(
         self, operation: Operation, wanted: Filter, plan: Plan, num_examples: int
-    ) -> Iterator[Change]:
+    ) -> Iterator[tuple[Row, str]]:
+        """The captions that `operation` changes, with what they shall say, by the list of pictures."""
         digest = hashlib.blake2b(digest_size=12)
-        for raw in self.book.raws(row.item for row in self.index.rows(wanted)):
+        for row in self.index.rows(wanted):
             plan.num_meant += 1
-            now = self.book.caption(raw)
-            if now.problem:
-                plan.unreadable.append(raw.item)
+            if row.problem and not row.caption and row.version != NONE:
+                plan.unreadable.append(row.item)
                 continue
-            text = applied(operation, now.text).strip()
-            if text == now.text:
-                continue
-            after = self.book.edited(raw, text)
-            if after == raw.data:
+            text = applied(operation, row.caption).strip()
+            if text == row.caption:
                 continue
             plan.num_changed += 1
-            digest.update(f"{raw.item}\0{raw.version}\0".encode() + (after or b""))
+            digest.update(f"{row.item}\0{row.version}\0{text}\0".encode())
             if len(plan.examples) < num_examples:
-                plan.examples.append(Example(raw.item, now.text, text))
-            yield Change(raw.item, raw.place, raw.data, after)
+                plan.examples.append(Example(row.item, row.caption, text))
+            yield row, text
         plan.version = digest.hexdigest()
+
+    def _changes(self, wishes: Iterable[tuple[Row, str]], others: list[str]) -> Iterator[Change]:
+        """What carries `wishes` out; `others` gets the items that were changed since the list was made."""
+        spots = ((Spot(row.item, row.sidecar), (row, text)) for row, text in wishes)
+        for (row, text), raw in _side_by_side(spots, self.book):
+            if raw is None or raw.version != row.version:
+                others.append(row.item)
+            else:
+                yield Change(row.item, raw.place, raw.data, self.book.edited(raw, text))
 
     def _reversals(self, edit_id: str, others: list[str]) -> Iterator[Change]:
         """What puts the captions of an edit back; `others` gets the items that somebody changed since."""
         written = _entries(self.folder / f"{edit_id}.jsonl")
-        found = _side_by_side(written, self.book)
-        for change, raw in found:
+        spots = ((Spot(change.item, change.place), change) for change in written)
+        for change, raw in _side_by_side(spots, self.book):
             if raw is None or raw.data not in (change.before, change.after):
                 others.append(change.item)
             elif raw.data != change.before:
-                place = change.place if raw.data is None else raw.place
-                yield Change(change.item, place, raw.data, change.before)
+                yield Change(change.item, change.place, raw.data, change.before)
 
     def _write_down(self, changes: Iterable[Change]) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -244,7 +253,7 @@ class Editor:
             raise
         return path
 
-    def _carry_out(self, journal: Path, title: str, undoes: str | None) -> Edit:
+    def _carry_out(self, journal: Path, title: str, undoes: str | None, others: list[str]) -> Edit:
         """Make the changes that are written down."""
         with journal.open("rb") as file:
             num_changes = sum(1 for _ in file)
@@ -256,7 +265,7 @@ class Editor:
         for old in sorted(self.folder.glob("*.json"), reverse=True)[KEPT:]:
             old.unlink()
             old.with_suffix(".jsonl").unlink(missing_ok=True)
-        return Edit(journal.stem, **about, changed_meanwhile=tuple(changed))
+        return Edit(journal.stem, **about, changed_meanwhile=(*others, *changed))
 
     def _known(self, edit_id: str) -> Edit:
         path = self.folder / f"{edit_id}.json"
@@ -266,21 +275,21 @@ class Editor:
         return found
 
 
-def _side_by_side(changes: Iterable[Change], book: Book) -> Iterator[tuple[Change, Raw | None]]:
-    """Each change with what holds its caption now; both come in the data set's order."""
-    waiting: list[Change] = []
+def _side_by_side(spots: Iterator[tuple[Spot, T]], book: Book) -> Iterator[tuple[T, Raw | None]]:
+    """What came with each spot, and what holds the caption there now; both in the data set's order."""
+    waiting: deque[tuple[str, T]] = deque()
 
-    def items() -> Iterator[str]:
-        for change in changes:
-            waiting.append(change)
-            yield change.item
+    def asked() -> Iterator[Spot]:
+        for spot, known in spots:
+            waiting.append((spot.item, known))
+            yield spot
 
-    for raw in book.raws(items()):
-        while waiting and waiting[0].item != raw.item:
-            yield waiting.pop(0), None
-        yield waiting.pop(0), raw
-    yield from ((change, None) for change in waiting)
-    yield from ((change, None) for change in changes)
+    for raw in book.raws(asked()):
+        while waiting[0][0] != raw.item:
+            yield waiting.popleft()[1], None
+        yield waiting.popleft()[1], raw
+    yield from ((known, None) for _, known in waiting)
+    yield from ((known, None) for _, known in spots)
 
 
 def _entries(path: Path) -> Iterator[Change]:
