@@ -13,11 +13,12 @@ import torch
 
 from flowloom.data.loader import DataSet
 from flowloom.data.pictures import Pictures
-from flowloom.engine.build import choose_device, choose_precision
+from flowloom.engine.build import choose_precision
 from flowloom.engine.trained import trained_names
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
 from flowloom.nn.chroma import Chroma
 from flowloom.parts.adapters.adapter import attach
+from flowloom.parts.devices import choose_device
 from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.chroma import load_chroma
 from flowloom.parts.families.text_encoder import load_text_encoder
