@@ -23,6 +23,7 @@ from flowloom.server.routes import (
     chores,
     events,
     files,
+    models,
     runs,
     samples,
     secrets,
@@ -39,7 +40,7 @@ from flowloom.trainers import ALL
 
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
-_ROUTES = (session, runs, events, samples, checkpoints, system, files, secrets, training, chores)
+_ROUTES = (session, runs, events, samples, checkpoints, system, files, secrets, training, chores, models)
 _log = logging.getLogger("flowloom")
 
 
