@@ -28,7 +28,7 @@ def models_dir(tmp_path: Path) -> Path:
         write_model(tmp_path / f"{name}.safetensors", shapes)
     (tmp_path / "t5").mkdir()
     (tmp_path / "t5" / "spiece.model").write_bytes(b"x")
-    (tmp_path / "t5" / "config.json").write_text('{"d_model": 4096, "relative_attention_num_buckets": 32}')
+    (tmp_path / "t5" / "config.json").write_text('{"d_model": 4096, "d_kv": 64}')
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip" / "config.json").write_text('{"model_type": "clip_text_model"}')
     (tmp_path / "clip" / "tokenizer.json").write_text('{"added_tokens": [{"id": 49407, "content": "</s>"}]}')

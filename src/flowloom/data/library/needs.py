@@ -100,10 +100,8 @@ def missing(section: ModelSection, roots: Sequence[Path]) -> list[Need]:
 
 
 def _t5_configs(roots: Iterable[Path]) -> list[Path]:
-    # Of the models that transformers has, only those of T5's kind have such buckets.
-    return _found(
-        roots, "config.json", lambda path: "relative_attention_num_buckets" in read_small_json(path)
-    )
+    # Of the models that transformers has, only those of T5's kind speak of the width of a head so.
+    return _found(roots, "config.json", lambda path: {"d_model", "d_kv"} <= read_small_json(path).keys())
 
 
 def _tokenizers(roots: Iterable[Path]) -> list[Path]:
