@@ -94,11 +94,17 @@ class Trainer:
         if self._is_over():
             return
         epoch = -1
-        for loaded in self.parts.loader.endless(position.epoch, start=position.batch):
+        for loaded in self.parts.loader.endless(position.epoch, position.batch, self._gives_up):
             if loaded.epoch != epoch:
                 epoch = loaded.epoch
                 self.parts.encoders.begin_epoch()
             yield loaded
+
+    def _gives_up(self) -> bool:
+        """Whether to stop while a batch is waited for; one of several ranks would leave the others alone."""
+        if self.state.ranks.size == 1 and not self.must_stop:
+            self.must_stop = self.stop_is_wished or self.run_dir.take_control("stop")
+        return self.must_stop
 
     def _after_step(self, loaded: LoadedBatch) -> None:
         step, training = self.state.position.step, self.config.training
