@@ -152,3 +152,40 @@ def test_a_sum_that_a_run_made_is_shown_in_the_list(one_studio: Studio, models_d
     path.touch()
     (lora,) = one_studio.get("/api/models", root="models", kind="lora")["models"]
     assert lora["sha256"] is None, "it was changed since"
+
+
+@pytest.mark.slow
+def test_pictures_and_exports_come_out_of_the_routes_of_runs(
+    studio: Studio, tiny_config: Callable[..., dict[str, Any]], tmp_path: Path
+):
+    config = tiny_config(lora={"rank": 2, "alpha": 2}, limits={"max_steps": 1})
+    studio.post("/api/flow/train/start", {"config": config, "name": "fox"})
+    assert studio.wait("fox")["state"] == "finished"
+    source = str(studio.home / "runs" / "fox")
+    asked = {
+        "source_path": source,
+        "prompts": ["red bar", "blue bar"],
+        "width": 32,
+        "height": 32,
+        "steps": 1,
+        "grid": {"cfg": [1.0, 2.0]},
+        "parallel": {"device": "cpu", "num_threads": 1},
+    }
+    drawn = studio.post("/api/chores/sample/start", {"config": asked})["id"]
+    exported = studio.post("/api/chores/export/start", {"config": {"source_path": source, "form": "kohya"}})[
+        "id"
+    ]
+    assert studio.wait(drawn)["state"] == "finished"
+    listed = studio.get(f"/api/runs/{drawn}/samples")
+    assert listed["total"] == 4
+    assert [(one["prompt"], one["settings"]["cfg"], one["step"]) for one in listed["samples"]] == [
+        ("red bar", 1.0, 0), ("red bar", 2.0, 0), ("blue bar", 1.0, 0), ("blue bar", 2.0, 0),
+    ]  # fmt: skip
+    assert studio.http.get(listed["samples"][0]["url"]).content.startswith(b"\x89PNG")
+    assert studio.wait(exported)["state"] == "finished"
+    (saved,) = studio.get(f"/api/runs/{exported}/checkpoints")["checkpoints"]
+    assert saved["name"] == "fox-step_00000001-kohya.safetensors"
+    content = studio.http.get(saved["files"][0]["url"]).content
+    assert len(content) == saved["size"]
+    (mine,) = studio.get("/api/models", root="runs", kind="lora")["models"][:1]
+    assert mine["adapter"]["base"] == "chroma"

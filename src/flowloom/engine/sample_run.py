@@ -30,9 +30,7 @@ def sample_in_a_run(config: SampleConfig, progress: Progress) -> None:
     source = Path(config.source_path or loaded.model.chroma_path)
     loras = [(Path(lora.lora_path), lora.strength) for lora in config.loras]
     drawing = _drawing(config, left[0])
-    request = SampleRequest(
-        source, config.prompts, folder, drawing, loaded, loras, weights=config.weights
-    )
+    request = SampleRequest(source, config.prompts, folder, drawing, loaded, loras, weights=config.weights)
     painter, adapters = load_with_adapters(request)
     progress.phase("sampling")
     progress.step(len(records), len(planned))
