@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -73,7 +74,7 @@ def test_a_download_killed_in_the_middle_goes_on_where_it_was(
     hub_studio.post(f"/api/runs/{run_id}/resume", {})
     assert hub_studio.wait(run_id)["state"] == "finished"
     assert part.with_suffix("").read_bytes() == CONTENT
-    assert elsewhere.ranges() == [None, f"bytes={have}-"]
+    assert elsewhere.ranges() == ["bytes=0-0", None, "bytes=0-0", f"bytes={have}-"]
 
 
 def test_a_stopped_download_can_be_resumed(hub_studio: Studio, on_hub: dict[str, Any], elsewhere: Files):
@@ -87,25 +88,45 @@ def test_a_stopped_download_can_be_resumed(hub_studio: Studio, on_hub: dict[str,
     hub_studio.post(f"/api/runs/{run_id}/resume", {})
     assert hub_studio.wait(run_id)["state"] == "finished"
     assert part.with_suffix("").read_bytes() == CONTENT
-    assert elsewhere.ranges() == [None, f"bytes={3 * 2**20}-"]
+    assert elsewhere.ranges()[-1] == f"bytes={3 * 2**20}-"
 
 
 def test_several_files_are_one_run_and_those_that_came_do_not_come_again(
     hub_studio: Studio, on_hub: dict[str, Any], files: Files
 ):
-    files.contents["/me/model/resolve/main/config.json"] = b"{}"
+    files.contents |= {"/me/model/resolve/main/config.json": b"{}", "/wrong.bin": CONTENT[::-1]}
     config = {"repo": "me/model", "name": "config.json", "save_as": "t5/config.json"}
-    wrong = {"url": f"{files.url}/none.safetensors"}
+    wrong = {"url": f"{files.url}/wrong.bin", "sha256": SHA256}
     run_id = start(hub_studio, config, on_hub, wrong)
     run = hub_studio.wait(run_id)
     assert run["state"] == "failed"
-    assert "404" in run["error"]["message"]
-    files.contents["/none.safetensors"] = CONTENT
+    assert "not what it should be" in run["error"]["message"]
+    assert run["max_steps"] == 2 * len(CONTENT) + 2, "the sizes of all of them"
+    files.contents["/wrong.bin"] = CONTENT
     before = len(files.requests)
     hub_studio.post(f"/api/runs/{run_id}/resume", {})
     assert hub_studio.wait(run_id)["state"] == "finished"
-    assert [path for path, _ in files.requests[before:]] == ["/none.safetensors"]
+    assert {path for path, _ in files.requests[before:]} == {"/wrong.bin"}
     assert len(hub_studio.get(f"/api/runs/{run_id}/result")["files"]) == 3
+
+
+def test_what_cannot_be_had_is_told_before_anything_comes(
+    hub_studio: Studio, on_hub: dict[str, Any], files: Files, elsewhere: Files
+):
+    run = hub_studio.wait(start(hub_studio, on_hub, {"url": f"{files.url}/none.bin"}))
+    assert run["state"] == "failed"
+    assert "404" in run["error"]["message"]
+    assert elsewhere.ranges() == ["bytes=0-0"]
+
+
+def test_too_little_room_for_all_is_told_before_anything_comes(
+    hub_studio: Studio, on_hub: dict[str, Any], files: Files, elsewhere: Files
+):
+    files.contents["/huge.bin"], files.claims, files.has_ranges = b"x", 2**60, False
+    run = hub_studio.wait(start(hub_studio, on_hub, {"url": f"{files.url}/huge.bin"}))
+    assert run["error"]["error"] == "DiskFullError"
+    assert "Make room" in run["error"]["message"]
+    assert elsewhere.ranges() == ["bytes=0-0"]
 
 
 def test_what_is_here_is_not_fetched_twice_nor_written_over(
@@ -115,8 +136,7 @@ def test_what_is_here_is_not_fetched_twice_nor_written_over(
     target.parent.mkdir(parents=True)
     target.write_bytes(CONTENT)
     assert hub_studio.wait(start(hub_studio, on_hub))["state"] == "finished"
-    asked = [headers for _, headers in elsewhere.requests if "range" in headers]
-    assert asked == []
+    assert elsewhere.ranges() == ["bytes=0-0"], "asked what it is, and not fetched"
     target.write_bytes(b"mine")
     run = hub_studio.wait(start(hub_studio, on_hub))
     assert run["state"] == "failed"
@@ -153,6 +173,33 @@ def test_a_link_that_leads_out_is_not_written_through(
     assert list((tmp_path / "outside").iterdir()) == []
 
 
+def test_a_repository_is_listed_to_choose_from(hub_studio: Studio, files: Files):
+    entries = [
+        {"type": "directory", "path": "vae"},
+        {"type": "file", "path": "README.md", "size": 900, "oid": "1" * 40},
+        {
+            "type": "file",
+            "path": "x.safetensors",
+            "size": 4_000_000,
+            "lfs": {"oid": SHA256, "size": 4_000_000},
+        },
+    ]
+    files.contents["/api/models/me/model/tree/main"] = json.dumps(entries).encode()
+    found = hub_studio.get("/api/hub/me/model")
+    assert found["files"] == [
+        {"name": "README.md", "size": 900, "sha256": None},
+        {"name": "x.safetensors", "size": 4_000_000, "sha256": SHA256},
+    ]
+    assert files.requests[-1][1]["authorization"] == f"Bearer {TOKEN}"
+    answers = {"/api/hub/me/none": 404, "/api/hub/me/model?revision=a/b": 404, "/api/hub/me/..": 404}
+    for path, status in answers.items():
+        assert hub_studio.http.get(path).status_code == status
+    files.states = [403]
+    assert hub_studio.http.get("/api/hub/me/model").status_code == 403
+    files.contents["/api/models/me/model/tree/main"] = b"<html>"
+    assert hub_studio.http.get("/api/hub/me/model").status_code == 502
+
+
 HUB_ITEM = {"repo": "me/model", "name": "x.safetensors"}
 WRONG = {
     "nothing": ({}, "give repo and name, or url"),
@@ -164,6 +211,8 @@ WRONG = {
     "hidden": (HUB_ITEM | {"save_as": ".flowloom/x"}, "no name of a file below"),
     "a folder": ({"url": "https://example.org/"}, "no name of a file below"),
     "part": (HUB_ITEM | {"save_as": "x.part"}, "no name of a file below"),
+    "a program": ({"url": "https://example.org/setup.py"}, "of no kind that is downloaded"),
+    "no ending": (HUB_ITEM | {"save_as": "authorized_keys"}, "of no kind that is downloaded"),
     "file": ({"url": "file:///etc/passwd"}, "not an address"),
     "password": ({"url": "https://me:secret@example.org/x"}, "name and password"),
     "secret": ({"url": "https://example.org/x?token=abc"}, "secret"),
@@ -185,6 +234,15 @@ def test_downloads_stay_in_the_studio_s_folders(one_studio: Studio, tmp_path: Pa
     config = {"target_dir": str(tmp_path / "outside"), "items": [HUB_ITEM]}
     (problem,) = one_studio.post("/api/chores/download/config", {"config": config})["problems"]
     assert problem["pointer"] == "/config/target_dir"
+
+
+def test_a_run_s_own_folder_is_not_written_to(one_studio: Studio):
+    folder = one_studio.home / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"config": {}}')
+    config = {"target_dir": str(folder / "samples"), "items": [HUB_ITEM]}
+    (problem,) = one_studio.post("/api/chores/download/config", {"config": config})["problems"]
+    assert "lies in a run" in problem["detail"]
 
 
 def test_two_items_of_one_name_are_told(one_studio: Studio):

@@ -70,27 +70,32 @@ class Request(BaseHTTPRequestHandler):
     def send(self, content: bytes) -> None:
         server = self.server
         etag = f'"{server.etag or hashlib.md5(content).hexdigest()}"'
-        begin, wanted = 0, self.headers.get("Range", "")
+        begin, end, wanted = 0, len(content), self.headers.get("Range", "")
         fresh = self.headers.get("If-Range", etag) == etag
-        if wanted and server.has_ranges and fresh:
-            begin = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        is_part = bool(wanted) and server.has_ranges and fresh
+        if is_part:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            begin, end = int(first), min(end, int(last) + 1) if last else end
             if begin >= len(content):
                 self.end(416, {"Content-Range": f"bytes */{len(content)}"})
                 return
-        self.send_response(206 if begin else 200)
-        if begin:
-            self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+        self.send_response(206 if is_part else 200)
+        if is_part:
+            self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
         self.send_header("ETag", etag)
         self.send_header("Content-Type", server.kind)
         if server.states_length:
-            self.send_header("Content-Length", str(server.claims or len(content) - begin))
+            self.send_header("Content-Length", str(server.claims or end - begin))
         else:
             self.send_header("Connection", "close")
         self.end_headers()
-        self.pour(content[begin:])
+        self.pour(content[begin:end], is_whole=end == len(content))
 
-    def pour(self, body: bytes) -> None:
+    def pour(self, body: bytes, is_whole: bool) -> None:
         server = self.server
+        if not is_whole:
+            self.wfile.write(body)
+            return
         end = server.breaks_after.pop(0) if server.breaks_after else len(body)
         if server.holds_after is not None and not server.go_on.is_set():
             self.wfile.write(body[: server.holds_after])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -12,8 +12,15 @@ from flowloom.chores.base import Chore
 from flowloom.errors import Problem, SourceError
 from flowloom.parts.base import Section
 from flowloom.parts.downloads.addresses import host_of
+from flowloom.spec.rundir import RunDir
 
 MAX_ITEMS = 200
+KINDS = frozenset({
+    ".safetensors", ".sft", ".gguf", ".onnx", ".onnx_data", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".model",
+    ".json", ".jsonl", ".txt", ".csv", ".md", ".yaml", ".yml", ".parquet", ".zip", ".tar",
+    ".png", ".jpg", ".jpeg", ".webp", ".jxl", ".gif", ".avif",
+})  # fmt: skip
+"""Endings of what may be downloaded: weights, what belongs to them, and data; no programs."""
 _SECRETS = {"token", "api_key", "apikey", "key", "access_token"}
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^([0-9a-fA-F]{64})?$")]
@@ -63,6 +70,8 @@ def _look(config: DownloadConfig) -> list[Problem]:
         if message
     ]
     names = [item.saved_as for item in config.items]
+    if RunDir.around(Path(config.target_dir)):
+        problems.append(Problem("target_dir", "lies in a run, which is the run's own."))
     twice = sorted({name for name in names if names.count(name) > 1})
     return problems + [
         Problem("items", f"{name} is written twice: give one of them save_as.") for name in twice
@@ -87,6 +96,8 @@ def _where_to(item: Item) -> tuple[str, str]:
     name = item.saved_as
     if not _is_below(name) or name.endswith((".part", ".part.json")):
         return "save_as", f"{name!r} is no name of a file below target_dir."
+    if PurePosixPath(name).suffix.lower() not in KINDS:
+        return "save_as", f"{name!r} is of no kind that is downloaded: {', '.join(sorted(KINDS))}."
     return "", ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,33 @@ from flowloom.data.library.hashes import known_hashes, mark_of, recorded
 from flowloom.data.library.look import SAFE, look
 from flowloom.errors import RunError
 from flowloom.parts.downloads.addresses import Allowed
-from flowloom.parts.downloads.ask import HUB, Asker
-from flowloom.parts.downloads.fetch import Stopped, Watch, already_there, fetch
+from flowloom.parts.downloads.ask import HUB, Asker, Facts
+from flowloom.parts.downloads.fetch import (
+    Stopped,
+    Watch,
+    already_there,
+    check_room,
+    facts_of,
+    fetch,
+    unfinished_size,
+)
 
 
 @dataclass
-class _Sum:
-    """How far all files are together."""
+class _Plan:
+    """One file to bring."""
 
-    progress: Progress
-    count: int
-    before: int = 0
-    """Bytes of the files that are finished."""
-    number: int = 0
-    sizes: dict[int, int] = field(default_factory=dict)
+    item: Item
+    url: str
+    target: Path
+    done: str | None
+    """Its SHA-256, where an earlier sitting brought it."""
+    facts: Facts
 
-    def on_bytes(self, done: int, size: int | None) -> None:
-        if size is not None:
-            self.sizes[self.number] = size
-        # Of files that have not begun, nobody knows the size yet.
-        total = sum(self.sizes.values()) if len(self.sizes) == self.count else None
-        self.progress.step(self.before + done, total)
-
-    def finish(self, size: int) -> None:
-        """The file at hand is here."""
-        self.sizes[self.number] = size
-        self.before += size
-        self.progress.step(self.before, self.before if self.number + 1 == self.count else None)
+    @property
+    def size(self) -> int | None:
+        """Bytes in all, as far as is told."""
+        return self.target.stat().st_size if self.done else self.facts.size
 
 
 def work(config: DownloadConfig, progress: Progress) -> None:
@@ -49,20 +49,47 @@ def work(config: DownloadConfig, progress: Progress) -> None:
     asker = Asker(
         Allowed.from_environment(), os.environ.get("HF_ENDPOINT") or HUB, os.environ.get("HF_TOKEN")
     )
-    total = _Sum(progress, len(config.items))
-    watch = Watch(total.on_bytes, progress.is_stopped, progress.phase)
-    earlier = known_hashes(progress.run_dir.path / "result.json")
+    before, total = 0, None
+
+    def on_bytes(done: int, _size: int | None) -> None:
+        progress.step(before + done, total)
+
+    watch = Watch(on_bytes, progress.is_stopped, progress.phase)
     files: list[dict[str, Any]] = []
-    for total.number, item in enumerate(config.items):
+    try:
+        plans = _plans(config, folder, asker, watch, progress.run_dir.path / "result.json")
+        sizes = [plan.size for plan in plans]
+        total = None if None in sizes else sum(size or 0 for size in sizes)
+        for plan in plans:
+            found = plan.done or _bring(plan, asker, watch, config.overwrite)
+            files.append(recorded(plan.target, found))
+            before += plan.target.stat().st_size
+            progress.save_result({"files": files})
+            _tell_damage(plan.target, progress)
+    except Stopped:
+        return
+    progress.step(before, before)
+
+
+def _plans(
+    config: DownloadConfig, folder: Path, asker: Asker, watch: Watch, result_json: Path
+) -> list[_Plan]:
+    """Every file, with what its server tells of it: what cannot be had is known before the first one comes.
+
+    Raises:
+        DiskFullError: there is no room for all of them.
+    """
+    earlier, plans = known_hashes(result_json), list[_Plan]()
+    for item in config.items:
+        url = asker.hub_url(item.repo, item.name, item.revision) if item.repo else asker.file_url(item.url)
         target = _target(folder, item)
-        try:
-            done = earlier.get(mark_of(target)) or _one(asker, item, target, watch, config.overwrite)
-        except Stopped:
-            return
-        files.append(recorded(target, done))
-        total.finish(target.stat().st_size)
-        progress.save_result({"files": files})
-        _tell_damage(target, progress)
+        done = earlier.get(mark_of(target))
+        facts = Facts() if done else facts_of(asker, url, watch)
+        facts = replace(facts, sha256=item.sha256.lower() or facts.sha256)
+        plans.append(_Plan(item, url, target, done, facts))
+    coming = [plan for plan in plans if plan.done is None and not plan.target.exists()]
+    check_room(folder, sum(max(0, (plan.size or 0) - unfinished_size(plan.target)) for plan in coming))
+    return plans
 
 
 def _target(folder: Path, item: Item) -> Path:
@@ -73,20 +100,18 @@ def _target(folder: Path, item: Item) -> Path:
     return target
 
 
-def _one(asker: Asker, item: Item, target: Path, watch: Watch, overwrite: bool) -> str:
-    """Bring one file; its SHA-256."""
-    url = asker.hub_url(item.repo, item.name, item.revision) if item.repo else asker.file_url(item.url)
-    wanted = item.sha256.lower() or None
-    watch.on_phase("downloading")
-    if target.exists():
-        same = already_there(asker, url, target, watch, wanted)
+def _bring(plan: _Plan, asker: Asker, watch: Watch, overwrite: bool) -> str:
+    """Bring one file, unless it is here; its SHA-256."""
+    if plan.target.exists():
+        same = already_there(plan.facts, plan.target, watch)
         if same:
             return same
         if not overwrite:
             raise RunError(
-                f"{target}: there is another file of that name. Give this one save_as, or say overwrite."
+                f"{plan.target}: there is another file of that name. Give this one save_as, or say overwrite."
             )
-    return fetch(asker, url, target, watch, wanted).sha256
+    watch.on_phase("downloading")
+    return fetch(asker, plan.url, plan.target, watch, plan.item.sha256.lower() or None).sha256
 
 
 def _tell_damage(target: Path, progress: Progress) -> None:

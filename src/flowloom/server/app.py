@@ -23,6 +23,7 @@ from flowloom.server.routes import (
     chores,
     events,
     files,
+    hub,
     models,
     runs,
     samples,
@@ -40,7 +41,7 @@ from flowloom.trainers import ALL
 
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
-_ROUTES = (session, runs, events, samples, checkpoints, system, files, secrets, training, chores, models)
+_ROUTES = (session, runs, events, samples, checkpoints, system, files, secrets, training, chores, models, hub)
 _log = logging.getLogger("flowloom")
 
 

@@ -14,7 +14,7 @@ from flowloom.errors import Denied, DiskFullError, NotFound, SourceError
 from flowloom.parts.downloads import fetch as fetching
 from flowloom.parts.downloads.addresses import Allowed
 from flowloom.parts.downloads.ask import Asker
-from flowloom.parts.downloads.fetch import Stopped, Watch, already_there, fetch
+from flowloom.parts.downloads.fetch import Stopped, Watch, already_there, facts_of, fetch
 from tests.stand_ins.files import Files
 
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -221,22 +221,18 @@ def test_a_file_that_is_all_here_is_only_checked(served: Files, tmp_path: Path):
     assert len(served.requests) == before
 
 
-@pytest.mark.parametrize("tell", ["sha256", "hub", "nothing"])
+@pytest.mark.parametrize("tell", ["hub", "nothing"])
 def test_what_is_there_already_is_known_again(served: Files, tmp_path: Path, tell: str):
     target, path = tmp_path / "x", "/me/model/resolve/main/x"
     served.moved[path] = f"{served.url}/x.safetensors"
     if tell == "hub":
         served.linked[path] = CONTENT
     asker = Asker(LOCAL, served.url)
-    wanted = SHA256 if tell == "sha256" else None
-
-    def known() -> str | None:
-        return already_there(asker, asker.hub_url("me/model", "x", "main"), target, QUIET, wanted)
-
-    target.write_bytes(CONTENT)
-    assert known() == (None if tell == "nothing" else SHA256)
-    target.write_bytes(CONTENT[:-1])
-    assert known() is None
+    facts = facts_of(asker, asker.hub_url("me/model", "x", "main"), QUIET)
+    assert facts.size == len(CONTENT)
+    for content, known in ((CONTENT, SHA256), (CONTENT[::-1], None), (CONTENT[:-1], None)):
+        target.write_bytes(content)
+        assert already_there(facts, target, QUIET) == (known if tell == "hub" else None)
 
 
 def test_a_small_file_of_the_hub_is_known_by_git_s_name(files: Files, tmp_path: Path):
@@ -244,8 +240,15 @@ def test_a_small_file_of_the_hub_is_known_by_git_s_name(files: Files, tmp_path: 
     files.contents["/me/model/resolve/main/config.json"] = content
     files.etag = hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
     asker, target = Asker(LOCAL, files.url), tmp_path / "config.json"
-    url = asker.hub_url("me/model", "config.json", "main")
+    facts = facts_of(asker, asker.hub_url("me/model", "config.json", "main"), QUIET)
     target.write_bytes(content)
-    assert already_there(asker, url, target, QUIET) == hashlib.sha256(content).hexdigest()
-    target.write_bytes(content + b" ")
-    assert already_there(asker, url, target, QUIET) is None
+    assert already_there(facts, target, QUIET) == hashlib.sha256(content).hexdigest()
+    target.write_bytes(content[::-1])
+    assert already_there(facts, target, QUIET) is None
+
+
+def test_facts_cost_no_download(served: Files):
+    served.states = [503]
+    facts = facts_of(Asker(LOCAL), f"{served.url}/x.safetensors", QUIET)
+    assert facts.size == len(CONTENT)
+    assert served.ranges() == ["bytes=0-0"] * 2

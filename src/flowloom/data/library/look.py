@@ -17,8 +17,11 @@ from flowloom.errors import WeightsError
 
 SAFE = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
-MAX_FILES = 100_000
-"""So many entries of folders are looked at; a folder of more is no folder of models."""
+MAX_FILES = 5_000
+"""A folder with more files is no folder of models."""
+MAX_FOLDERS = 20_000
+"""So many folders of a root are looked into."""
+Folder = tuple[Path, list[str]]
 _REMEMBERED = 8192
 
 _VERSION = re.compile(r"(?:^|[-_ .])v[-_]?(\d+(?:[._]\d+)*)(?=$|[-_ .a-zA-Z])", re.IGNORECASE)
@@ -85,24 +88,32 @@ def look(path: Path) -> ModelFile:
 
 def find(roots: Iterable[Path]) -> list[ModelFile]:
     """Every model below `roots`, in the order of their paths; hidden folders are left out."""
-    found: dict[Path, ModelFile] = {}
+    return find_in(walk(roots))
+
+
+def walk(roots: Iterable[Path]) -> list[Folder]:
+    """The folders below `roots` that may have models in them, with the names of their files."""
+    found: dict[Path, list[str]] = {}
     for root in roots:
-        for path in _candidates(root):
+        for count, (folder, subfolders, names) in enumerate(os.walk(root)):
+            if count > MAX_FOLDERS:
+                break
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            if len(names) <= MAX_FILES:
+                found[Path(folder)] = names
+    return sorted(found.items())
+
+
+def find_in(folders: Iterable[Folder]) -> list[ModelFile]:
+    """Every model in `folders`, as `walk` gave them, in the order of their paths."""
+    found: dict[Path, ModelFile] = {}
+    for folder, names in folders:
+        for path in _models_in(folder, names):
             try:
                 found[path] = look(path)
             except OSError:
                 continue  # it went away while we looked, or leads nowhere
     return [found[path] for path in sorted(found)]
-
-
-def _candidates(root: Path) -> Iterator[Path]:
-    count = 0
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        count += len(names)
-        if count > MAX_FILES:
-            return
-        yield from _models_in(Path(folder), names)
 
 
 def _models_in(folder: Path, names: Sequence[str]) -> Iterator[Path]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowloom.data.library.catalogue import Offer, offer_for
 from flowloom.data.library.header import read_small_json
-from flowloom.data.library.look import ModelFile, find, look
+from flowloom.data.library.look import Folder, ModelFile, find_in, look, walk
 from flowloom.errors import Problem
 from flowloom.spec.files import missing_model_files
 from flowloom.spec.run import ModelSection
@@ -37,11 +37,14 @@ class Need:
 
 def choices(roots: Sequence[Path]) -> dict[str, list[Path]]:
     """Files below `roots` for each key of the model section, the tokenizer's folders included."""
-    models = find(roots)
+    folders = walk(roots)
+    models = find_in(folders)
     found = {f"model.{key}": [one.path for one in models if _fits(key, one)] for key in WANTED}
-    configs = _t5_configs(roots)
+    configs = [path for path in _named("config.json", folders) if _is_t5s(path)]
+    vocabularies = [path for path in _named("tokenizer.json", folders) if _has_t5s_ids(path)]
+    pieces = _named("spiece.model", folders)
     found["model.t5_config_path"] = configs
-    found["model.t5_tokenizer_path"] = _tokenizers(roots)
+    found["model.t5_tokenizer_path"] = sorted({path.parent for path in (*pieces, *vocabularies)})
     return found
 
 
@@ -99,23 +102,16 @@ def missing(section: ModelSection, roots: Sequence[Path]) -> list[Need]:
     return [Need(key, whys[key], here[key], offer_for(key)) for key in here if key in whys]
 
 
-def _t5_configs(roots: Iterable[Path]) -> list[Path]:
+def _named(name: str, folders: Iterable[Folder]) -> list[Path]:
+    return [folder / name for folder, names in folders if name in names]
+
+
+def _is_t5s(config: Path) -> bool:
     # Of the models that transformers has, only those of T5's kind speak of the width of a head so.
-    return _found(roots, "config.json", lambda path: {"d_model", "d_kv"} <= read_small_json(path).keys())
+    return {"d_model", "d_kv"} <= read_small_json(config).keys()
 
 
-def _tokenizers(roots: Iterable[Path]) -> list[Path]:
-    pieces = _found(roots, "spiece.model", lambda _: True)
-    vocabularies = _found(roots, "tokenizer.json", _is_t5s)
-    return sorted({path.parent for path in (*pieces, *vocabularies)})
-
-
-def _is_t5s(path: Path) -> bool:
-    added = read_small_json(path, 2**24).get("added_tokens")
+def _has_t5s_ids(tokenizer: Path) -> bool:
+    added = read_small_json(tokenizer, 2**24).get("added_tokens")
     ids = {token.get("content"): token.get("id") for token in added or () if isinstance(token, dict)}
     return ids.get("<pad>") == 0 and ids.get("</s>") == 1
-
-
-def _found(roots: Iterable[Path], name: str, fits: Callable[[Path], bool]) -> list[Path]:
-    paths = {path for root in roots for path in root.rglob(name)}
-    return sorted(path for path in paths if path.is_file() and fits(path))

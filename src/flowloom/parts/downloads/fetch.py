@@ -91,25 +91,42 @@ def fetch(asker: Asker, url: str, target: Path, watch: Watch, sha256: str | None
     return Fetched(found, size, wanted is not None)
 
 
-def already_there(
-    asker: Asker, url: str, target: Path, watch: Watch, sha256: str | None = None
-) -> str | None:
-    """The SHA-256 of `target`, if that is the file at `url` or has the `sha256` that is wanted; else None.
+def facts_of(asker: Asker, url: str, watch: Watch) -> Facts:
+    """What is told of the file at `url`, without fetching it.
 
     Raises:
         Stopped, SourceError: as `fetch`.
     """
-    etag = ""
-    if sha256 is None:
-        response, facts = ask(asker, url, {})
+
+    def attempt() -> Facts:
+        response, facts = ask(asker, url, {"Range": "bytes=0-0"})
         response.close()
-        sha256, etag = facts.sha256, (facts.validator or "").strip('"')
-    if sha256:
-        watch.on_phase("checking")
+        return facts
+
+    return _patiently(attempt, lambda: 0, watch)
+
+
+def unfinished_size(target: Path) -> int:
+    """Bytes of `target` that lie here from a download that was broken off."""
+    part = _Part(target).path
+    return part.stat().st_size if part.exists() else 0
+
+
+def already_there(facts: Facts, target: Path, watch: Watch) -> str | None:
+    """The SHA-256 of `target`, if that is the file that `facts` tell of; else None.
+
+    Raises:
+        Stopped: `watch` said so.
+    """
+    size, etag = target.stat().st_size, (facts.validator or "").strip('"')
+    if facts.size not in (None, size):
+        return None
+    watch.on_phase("checking")
+    if facts.sha256:
         found = sha256_of(target, watch)
-        return found if found == sha256 else None
+        return found if found == facts.sha256 else None
     # The hub tells small files by git's name for them.
-    content = target.read_bytes() if target.stat().st_size <= CHUNK * 16 else b""
+    content = target.read_bytes() if size <= CHUNK * 16 else b""
     is_same = etag == hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
     return sha256_of(target, watch) if is_same else None
 
@@ -161,13 +178,18 @@ def _hold(file: IO[bytes], target: Path) -> None:
 
 def _fill(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch) -> Facts:
     """Fetch what is lacking, through as many breaks as bring something in between."""
+    return _patiently(lambda: _attempt(asker, url, part, file, watch), part.size, watch)
+
+
+def _patiently(attempt: Callable[[], Facts], have: Callable[[], int], watch: Watch) -> Facts:
+    """What `attempt` gives, tried again after passing faults, as long as some of them bring bytes."""
     failures = 0
     while True:
-        before = part.size()
+        before = have()
         try:
-            return _attempt(asker, url, part, file, watch)
+            return attempt()
         except Unavailable as error:
-            failures = 1 if part.size() > before else failures + 1
+            failures = 1 if have() > before else failures + 1
             if failures > len(WAITS):
                 raise SourceError(
                     f"{error} Tried {failures} times; resume the run to go on later."
@@ -202,7 +224,7 @@ def _attempt(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch)
             have = 0
         _check_kind(url, part.target, response)
         _cut(file, have)
-        _check_room(part.target, facts.size, have)
+        check_room(part.target, (facts.size or have) - have)
         part.write_note(url, facts)
         return replace(facts, size=_pour(response, file, have, facts, watch, url))
 
@@ -241,11 +263,16 @@ def _check_kind(url: str, target: Path, response: BaseHTTPResponse) -> None:
         )
 
 
-def _check_room(target: Path, size: int | None, have: int) -> None:
+def check_room(target: Path, to_come: int) -> None:
+    """Whether `to_come` bytes have room beside `target`.
+
+    Raises:
+        DiskFullError: they have not.
+    """
     free = shutil.disk_usage(target.parent).free
-    if size is not None and size - have + SPARE > free:
+    if to_come + SPARE > free:
         raise DiskFullError(
-            f"{target}: {(size - have) / 2**20:,.0f} MiB are to come, and {free / 2**20:,.0f} MiB are free. "
+            f"{target}: {to_come / 2**20:,.0f} MiB are to come, and {free / 2**20:,.0f} MiB are free. "
             "Make room, then resume the run."
         )
 
