@@ -29,6 +29,8 @@ from flowloom.server.routes import (
     datasets_work,
     events,
     files,
+    hub,
+    models,
     runs,
     samples,
     secrets,
@@ -46,8 +48,9 @@ from flowloom.trainers import ALL
 
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
+_RUNS = (runs, events, samples, checkpoints, training, chores)
 _DATASETS = (datasets, datasets_images, datasets_edits, datasets_uploads, datasets_work, stores)
-_ROUTES = (session, runs, events, samples, checkpoints, system, files, secrets, *_DATASETS, training, chores)
+_ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)
 _log = logging.getLogger("flowloom")
 
 
