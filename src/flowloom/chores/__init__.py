@@ -6,6 +6,7 @@ from flowloom.chores.base import Chore
 from flowloom.chores.cache import CHORE as CACHE
 from flowloom.chores.caption import CHORE as CAPTION
 from flowloom.chores.datasets import CHORES as DATASETS
+from flowloom.chores.demo import CHORE as DEMO
 from flowloom.chores.download import CHORE as DOWNLOAD
 from flowloom.chores.export import EXPORT, MERGE
 from flowloom.chores.hash import CHORE as HASH
@@ -15,4 +16,4 @@ from flowloom.chores.tag import CHORE as TAG
 
 _CAPTIONING = (TAG, CAPTION, RESTORE_CAPTIONS)
 _MODELS = (DOWNLOAD, HASH, EXPORT, MERGE, SAMPLE)
-ALL: dict[str, Chore[Any]] = {chore.name: chore for chore in (CACHE, *_CAPTIONING, *_MODELS, *DATASETS)}
+ALL: dict[str, Chore[Any]] = {chore.name: chore for chore in (CACHE, DEMO, *_CAPTIONING, *_MODELS, *DATASETS)}

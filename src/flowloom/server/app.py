@@ -17,6 +17,7 @@ from flowloom.errors import FlowloomError
 from flowloom.server import problems
 from flowloom.server.datasets.library import DataSets
 from flowloom.server.deps import Studio
+from flowloom.server.pages import Pages
 from flowloom.server.queue import Queue
 from flowloom.server.roots import Roots
 from flowloom.server.routes import (
@@ -72,6 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for routes in _ROUTES:
         app.include_router(routes.router, prefix="/api")
+    # Not mounted: a path that has a route, asked in a wrong way, is the API's to answer.
+    app.router.default = Pages()
     plain = app.openapi
     app.openapi = lambda: app.openapi_schema or problems.describe(plain())
     return app
