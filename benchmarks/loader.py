@@ -39,13 +39,13 @@ def nothing(row: int, size: tuple[int, int]) -> bool:  # noqa: ARG001
     return False
 
 
-def make_loader(path: Path, **options: Any) -> Any:
-    """Our loader over the photos at `path`."""
+def make_loader(path: Path, folder: str = "", **options: Any) -> Any:
+    """Our loader over the photos at `path`, which lie beside it or in `folder`."""
     from flowloom.data.captions import CaptionRules
     from flowloom.data.loader import DataSet, Loader
     from flowloom.spec.run import RunConfig
 
-    data = {"jsonl_metadata_path": str(path), "image_folder_path": str(path.parent)}
+    data = {"jsonl_metadata_path": str(path), "image_folder_path": folder or str(path.parent)}
     given: dict[str, Any] = {"batch_size": BATCH_SIZE, "threads": WORKERS, "prefetch": 2}
     return Loader(
         dataset=DataSet.from_config(RunConfig.model_validate({"dataloader": data})),

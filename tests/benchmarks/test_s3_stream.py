@@ -9,6 +9,6 @@ from tests.stand_ins.seaweed import KEY, SECRET
 def test_both_ways_read_the_written_images_in_order(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    measured = run(num_images=48, num_records=30, repeats=1)
+    measured = run(num_images=48, repeats=1)
     assert measured.correct
-    assert measured.detail["shard_samples_per_s"] > 0
+    assert measured.detail["latents_per_s"] > 0

@@ -34,6 +34,16 @@ LINES = [
     b'{"a":[{}',
     b"{}]}",
     b"\xff",
+    json.dumps(GOOD).encode() + b"\r",
+    json.dumps(GOOD).encode() * 2,  # two objects in one line
+    b'{"filename": "a", "caption_or_tags": "b", "more": {}',  # with the next one: one object in two lines
+    b', "width": 1, "height": 1}',
+    b'{"filename": "a", "caption_or_tags": "b", "width": 1, "height": 1, "more": "\xff"}',
+    b'{"filename": "a", "caption_or_tags": "b", "width": 1, "height": 1, "width": 0}',
+    json.dumps(GOOD | {"caption_or_tags": []}).encode(),
+    json.dumps(GOOD | {"is_tag_based": None, "other": [{}]}).encode(),
+    json.dumps(GOOD | {"is_url_based": 1, "filename": "ö\ud83d\ude00"}).encode(),
+    b'{"a":' + b"[" * 5000,
 ]
 
 
@@ -59,7 +69,7 @@ def is_same(one: Metadata, other: Metadata) -> bool:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     lines=st.lists(st.sampled_from(LINES), max_size=12),
     block=st.integers(1, 400),
@@ -72,7 +82,7 @@ def test_blocks_find_what_single_lines_do(
     """Wherever the file is cut into blocks or ranges, each line is judged alone."""
     path = tmp_path_factory.mktemp("scan") / "d.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" * bom + b"\n".join(lines) + b"\n" * newline)
-    expected, problems = rows._one_by_one(lines, 3 * bom)
+    expected, problems = rows._one_by_one(b"\n".join(lines), 3 * bom)
     before, rows.BLOCK_BYTES = rows.BLOCK_BYTES, block
     try:
         whole = scan(path)

@@ -16,6 +16,7 @@ from flowloom.engine.__main__ import run_engine
 from flowloom.parts.sources.base import StorageSection, open_source
 from flowloom.spec.events import read_events
 from flowloom.spec.rundir import RunDir
+from tests.stand_ins.faulty import Faulty
 from tests.stand_ins.seaweed import Seaweed
 
 pytestmark = pytest.mark.slow
@@ -91,3 +92,31 @@ def test_losses_are_equal_wherever_the_pictures_come_from(
     for name, sections in runs.items():
         found = losses(make_run(name.replace(" ", "-").replace(",", ""), limits={"max_steps": 8}, **sections))
         assert found == expected, name
+
+
+def test_a_stop_is_heard_while_a_store_is_down(
+    make_run: Callable[..., RunDir], drawn_data: Path, tmp_path: Path, faulty: Faulty, storage: StorageSection
+) -> None:
+    store = open_source(f"s3://loom/{tmp_path.name}", storage)
+    for path in drawn_data.glob("*.png"):
+        store.write(path.name, path)
+    stored = storage.model_dump() | {"endpoint": faulty.url, "read_ahead_mib": 0.01}
+    run_dir = make_run(
+        "run",
+        dataloader={"image_folder_path": f"s3://loom/{tmp_path.name}", "batch_size": 2, "prefetch_factor": 1},
+        storage=stored,
+        limits={"max_steps": 1000},
+    )
+
+    def outage(event: dict[str, Any]) -> None:
+        if event["kind"] == "step" and event["step"] == 2:
+            faulty.down()
+        if event["kind"] == "warning":
+            run_dir.request("stop")
+
+    run_engine(run_dir, outage)
+    events = list(read_events(run_dir.events_jsonl))
+    assert [event["kind"] for event in events][-2:] == ["saved", "stopped"]
+    step = events[-1]["step"]
+    assert 2 <= step < 1000
+    assert run_dir.latest_checkpoint() == run_dir.checkpoint_dir(step)

@@ -165,8 +165,10 @@ class Cache:
         """
         if key in self._own:
             return True
-        place = self._find(key, sample)
-        return place is not None and self._is_sound(key, place)
+        while (place := self._find(key, sample)) is not None:
+            if self._is_sound(key, place):
+                return True
+        return False
 
     def _is_sound(self, key: bytes, place: _Place) -> bool:
         """Whether the payload is what was written; from an object store it is fetched for that, and held."""
@@ -176,12 +178,15 @@ class Cache:
             fault, payload = place.shard.fetch(place.record)
             if fault is None:
                 self._hold(key, payload)
+                return True
         elif self._verified[place.number][place.row]:
             return True
         else:
             fault = place.shard.fault(place.record)
         if fault:
-            self._reject(key, f"{place}: {fault}.")
+            # Of a copy, the store may have the right one.
+            if not self.store.drop_copy(place.shard.name):
+                self._reject(key, f"{place}: {fault}.")
             return False
         self._verified[place.number][place.row] = True
         return True
@@ -205,21 +210,24 @@ class Cache:
 
     def get(self, key: bytes, sample: bytes) -> Found | None:
         """The record under `key`, made from `sample`; None where there is none, or a damaged one."""
-        own = self._from_own(key)
-        if own or (place := self._find(key, sample)) is None:
-            return own
-        if isinstance(place.shard, FetchedShard):
-            payload = self._release(key)
-            if payload is None:
-                fault, payload = place.shard.fetch(place.record)
-                if fault:
-                    self._reject(key, f"{place}: {fault}.")
-                    return None
-        elif self._is_sound(key, place):
-            payload = place.shard.payload(place.record)
-        else:
-            return None
-        return Found(place.record.dtype, place.record.shape, payload)
+        found = self._from_own(key)
+        while found is None and (place := self._find(key, sample)) is not None:
+            payload = self._payload(key, place)
+            if payload is not None:
+                found = Found(place.record.dtype, place.record.shape, payload)
+        return found
+
+    def _payload(self, key: bytes, place: _Place) -> NDArray[np.uint8] | None:
+        """The payload at `place`, checked; None where it is to be looked for anew."""
+        held = self._release(key)
+        if held is not None:
+            return held
+        if not isinstance(place.shard, FetchedShard):
+            return place.shard.payload(place.record) if self._is_sound(key, place) else None
+        fault, payload = place.shard.fetch(place.record)
+        if fault:
+            self._reject(key, f"{place}: {fault}.")
+        return None if fault else payload
 
     def _from_own(self, key: bytes) -> Found | None:
         """From the shard that this process writes."""

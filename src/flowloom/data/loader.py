@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flowloom.data.background import in_background
 from flowloom.data.captions import CaptionRules, vary
 from flowloom.data.dataset import DataSet, Size
 from flowloom.data.fetch import Fetch
@@ -67,6 +68,8 @@ class LoadedBatch:
     skipped: list[Skipped]
     num_planned: int
     """Rows of the global batch, over all ranks."""
+    goes_on: bool = False
+    """Whether the next batch, of another bucket, belongs to the same update."""
 
 
 @dataclass(frozen=True)
@@ -117,25 +120,31 @@ class Loader:
         return len(known if self.dataset.extras.is_steady else self._plan(epoch))
 
     def _plan(self, epoch: int) -> EpochPlan:
-        if epoch not in self._plans:
-            # The epoch that is trained, and the one that is read ahead.
-            kept = dict(list(self._plans.items())[-1:])
-            self._plans = kept | {epoch: self.dataset.plan(self.batch_size, self.seed, epoch)}
-        return self._plans[epoch]
+        known = self._plans
+        if epoch not in known:
+            # The epoch that is trained, and the one that is read ahead, in a thread of its own.
+            known = dict(list(known.items())[-1:])
+            known[epoch] = self.dataset.plan(self.batch_size, self.seed, epoch)
+            self._plans = known
+        return known[epoch]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[LoadedBatch]:
         """The batches of `epoch` from number `start` on, in order."""
         return self._read((epoch, number) for number in range(start, self.num_batches(epoch)))
 
-    def endless(self, epoch: int, start: int = 0) -> Iterator[LoadedBatch]:
+    def endless(
+        self, epoch: int, start: int = 0, is_stopped: Callable[[], bool] = lambda: False
+    ) -> Iterator[LoadedBatch]:
         """The batches from number `start` of `epoch` on, epoch after epoch, read ahead over their ends.
+
+        They end when `is_stopped` says so while the next one is waited for.
 
         Raises:
             DataError: there is nothing to train.
         """
         if not self.num_batches(epoch):
             raise DataError(f"{self.dataset.path}: no row is left to train on.")
-        return self._read(self._places(epoch, start))
+        return in_background(self._read(self._places(epoch, start)), is_stopped)
 
     def _places(self, epoch: int, start: int) -> Iterator[tuple[int, int]]:
         while True:
@@ -143,7 +152,7 @@ class Loader:
                 yield epoch, number
             epoch, start = epoch + 1, 0
 
-    def _read(self, places: Iterator[tuple[int, int]]) -> Iterator[LoadedBatch]:
+    def _read(self, places: Iterator[tuple[int, int]]) -> Generator[LoadedBatch]:
         """The batches at (epoch, number): first begun, so that stores are asked early, then decoded."""
         begun: deque[tuple[_Place, list[Future[_Begun | Skipped]]]] = deque()
         waiting: deque[tuple[_Place, list[Future[_Begun | Skipped]], list[Future[Sample | Skipped]]]] = (
@@ -200,6 +209,7 @@ class Loader:
             samples=[result for result in results if isinstance(result, Sample)],
             skipped=[result for result in results if isinstance(result, Skipped)],
             num_planned=len(place.plan[place.number].rows),
+            goes_on=place.plan.goes_on(place.number),
         )
 
     def _load(self, future: Future[_Begun | Skipped], size: Size, epoch: int) -> Sample | Skipped:

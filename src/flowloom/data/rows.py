@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import orjson
 from numpy.typing import NDArray
@@ -64,15 +65,13 @@ def scan(path: Path, start: int = 0, stop: int | None = None) -> Scanned:
     problems: list[RowProblem] = []
     num_lines = 0
     for offset, block in _blocks(path, start, stop):
-        lines = block.split(b"\n")
-        if not lines[-1]:
-            del lines[-1]
-        columns = _whole(lines, offset)
+        columns = _whole(block, offset)
+        num_more = len(columns["line"]) if columns else block.count(b"\n") + (not block.endswith(b"\n"))
         if columns is None:
-            columns, found = _one_by_one(lines, offset)
+            columns, found = _one_by_one(block, offset)
             problems += [RowProblem(num_lines + problem.line, problem.reason) for problem in found]
         columns["line"] += num_lines
-        num_lines += len(lines)
+        num_lines += num_more
         parts.append(columns)
     joined = {
         name: np.concatenate([np.empty(0, kind), *(p[name] for p in parts)]) for name, kind in KINDS.items()
@@ -97,51 +96,58 @@ def _blocks(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, byt
             start += len(block)
 
 
-def _whole(lines: Sequence[bytes], offset: int) -> Columns | None:
-    """The columns of `lines` when every one of them is a usable row, or empty; else None."""
-    lengths = np.fromiter(map(len, lines), np.int64, len(lines))
-    starts = offset + np.cumsum(lengths + 1) - lengths - 1
+class _Usable(msgspec.Struct, gc=False):
+    """A row about which nothing needs to be said; other keys are passed over."""
+
+    filename: Annotated[str, msgspec.Meta(min_length=1)]
+    caption_or_tags: str | Annotated[list[str], msgspec.Meta(min_length=1)]
+    width: Annotated[int, msgspec.Meta(gt=0, le=MAX_SIDE)]
+    height: Annotated[int, msgspec.Meta(gt=0, le=MAX_SIDE)]
+    loss_weight: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    is_tag_based: bool | None = False
+    is_url_based: bool | None = False
+
+
+_USABLE = msgspec.json.Decoder(_Usable)
+
+
+def _whole(block: bytes, offset: int) -> Columns | None:
+    """The columns of the lines of `block` when every one of them is a usable row; else None."""
+    letters = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(letters == ord("\n")) + 1
+    if not block.endswith(b"\n"):
+        ends = np.append(ends, len(block) + 1)
+    # Inside of an object no bracket that closes is followed by one that opens: every row ends where its
+    # line does, or two share one, and then there are more rows than lines.
+    inner = ends[:-1]
+    before = letters[inner - 2]
+    before = np.where(before == ord("\r"), letters[inner - 3], before)
+    if letters[0] != ord("{") or (before != ord("}")).any() or (letters[inner] != ord("{")).any():
+        return None
     try:
-        rows = [orjson.loads(line) for line in lines if line]
-        names = [row["filename"] for row in rows]
-        captions = [row["caption_or_tags"] for row in rows]
-        sides = [row["width"] for row in rows], [row["height"] for row in rows]
-        weights = [row.get("loss_weight", 1.0) for row in rows]
-        flags = [row.get(name, False) for name in FLAGS for row in rows]
-    except (orjson.JSONDecodeError, LookupError, TypeError):
+        block.decode()  # The decoder does not look at the texts that it passes over.
+        rows = _USABLE.decode_lines(block)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    is_text = {*map(type, names), *map(type, captions)} <= {str} and all(names)
-    if (
-        not is_text
-        or set(map(type, (*sides[0], *sides[1]))) - {int}
-        or set(map(type, weights)) - {int, float}
-        or set(map(type, flags)) - {bool}
-    ):
+    if len(rows) != len(ends):
         return None
-    used = np.flatnonzero(lengths)
-    try:
-        width, height = (np.fromiter(side, np.int64, len(used)) for side in sides)
-    except OverflowError:
-        return None
-    weight = np.fromiter(weights, np.float64, len(used))
-    both = np.concatenate((width, height))
-    if ((both <= 0) | (both > MAX_SIDE)).any() or not ((weight >= 0) & (weight <= 1)).all():
-        return None
+    longest = [len(c) if type(c) is str else max(map(len, c)) for c in (row.caption_or_tags for row in rows)]
+    starts = np.concatenate(([0], ends[:-1]))
     return {
-        "line": used + 1,
-        "offset": starts[used],
-        "length": lengths[used].astype(np.int32),
-        "width": width,
-        "height": height,
-        "loss_weight": weight.astype(np.float32),
-        "caption_chars": np.fromiter(map(len, captions), np.int32, len(used)),
+        "line": np.arange(1, len(rows) + 1),
+        "offset": offset + starts,
+        "length": (ends - 1 - starts).astype(np.int32),
+        "width": np.array([row.width for row in rows]),
+        "height": np.array([row.height for row in rows]),
+        "loss_weight": np.array([row.loss_weight for row in rows], np.float32),
+        "caption_chars": np.array(longest, np.int32),
     }
 
 
-def _one_by_one(lines: Sequence[bytes], offset: int) -> tuple[Columns, list[RowProblem]]:
+def _one_by_one(block: bytes, offset: int) -> tuple[Columns, list[RowProblem]]:
     values: list[tuple[float, ...]] = []
     problems: list[RowProblem] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(block.split(b"\n"), start=1):
         if line.strip():
             try:
                 values.append((number, offset, len(line), *check_row(orjson.loads(line))))

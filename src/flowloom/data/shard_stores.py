@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Iterator
 from functools import lru_cache
@@ -12,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flowloom.data.mapped_shards import MAPS, MappedShard, find_fault
+from flowloom.data.mirror import Mirror
 from flowloom.data.shards import (
     COLUMNS,
     HEADER,
@@ -20,14 +21,10 @@ from flowloom.data.shards import (
     TRAILER,
     Record,
     check_footer,
-    checksum,
     read_trailer,
     unpack_header,
 )
-from flowloom.errors import CacheError
 
-MAPS = 256
-"""Shards of a folder that are mapped at a time: each one takes a file descriptor."""
 FOOTERS = 4096
 """Indexes of remote shards that are kept in memory."""
 
@@ -104,6 +101,10 @@ class ShardStore(Protocol):
         """The shard `name`. Raises CacheError where it is gone or damaged."""
         ...
 
+    def drop_copy(self, name: str) -> bool:
+        """Go back to the shard itself where a copy of it is damaged; False when there is no copy."""
+        ...
+
     def publish(self, path: Path) -> None:
         """Take in a shard that was sealed in the spool."""
         ...
@@ -111,57 +112,6 @@ class ShardStore(Protocol):
     def delete(self, name: str) -> None:
         """Remove a shard."""
         ...
-
-
-class MappedShard:
-    """A shard file in memory's address space: only what is looked at is read."""
-
-    def __init__(self, path: Path):
-        self.name = path.name
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                # A private copy that nobody writes to: torch refuses what is read-only.
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:
-            raise CacheError(f"{path}: not readable as a shard ({error}).") from error
-        if hasattr(mmap, "MADV_RANDOM"):
-            # The neighbours of a record are not what is wanted next.
-            self._map.madvise(mmap.MADV_RANDOM)
-        count, self._start, check = read_trailer(self.name, self._map[-TRAILER.size :], size)
-        footer = self._map[self._start : self._start + count * HEADER.size]
-        self.columns = np.frombuffer(check_footer(self.name, footer, check), COLUMNS)
-
-    def record(self, row: int) -> Record:
-        """See Shard."""
-        found = unpack_header(self._map, self._start + row * HEADER.size)
-        if found is None:
-            raise CacheError(f"{self.name}: entry {row} of its index is damaged.")
-        return found
-
-    def payload(self, record: Record) -> NDArray[np.uint8]:
-        """See Shard."""
-        return np.frombuffer(self._map, np.uint8, record.length, record.offset)
-
-    def fault(self, record: Record) -> str | None:
-        """See Shard."""
-        self.read_ahead(record)
-        return find_fault(unpack_header(self._map, record.offset - HEADER.size), record, self.payload(record))
-
-    def read_ahead(self, record: Record) -> None:
-        """Ask the system to fetch the pages of `record` in one go."""
-        if hasattr(mmap, "MADV_WILLNEED"):
-            start = (record.offset - HEADER.size) // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, start, record.offset + record.length - start)
-
-
-def find_fault(found: Record | None, expected: Record, payload: Any) -> str | None:
-    """What is wrong with a record: `found` is the header beside its payload, `expected` the index's."""
-    if found != expected:
-        return "the header is damaged or another record's"
-    if checksum(payload) != expected.checksum:
-        return "the payload is not what was written"
-    return None
 
 
 class LocalShards:
@@ -180,6 +130,10 @@ class LocalShards:
                 found[entry.name] = entry.stat().st_size
         return found
 
+    def drop_copy(self, name: str) -> bool:  # noqa: ARG002
+        """See ShardStore: here are the shards themselves."""
+        return False
+
     def publish(self, path: Path) -> None:
         """Nothing to do: it is where it belongs."""
 
@@ -191,9 +145,10 @@ class LocalShards:
 class FetchedShard:
     """A shard in an object store: its index is fetched once, records one by one."""
 
-    def __init__(self, store: RangeStore, name: str, size: int):
+    def __init__(self, store: RangeStore, name: str, size: int, mirror: Mirror):
         self.name = name
         self._store = store
+        self._mirror = mirror
         tail = store.read_range(name, max(size - TRAILER.size, 0), TRAILER.size)
         count, start, check = read_trailer(name, tail, size)
         footer = store.read_range(name, start, count * HEADER.size)
@@ -217,20 +172,36 @@ class FetchedShard:
     def fetch(self, record: Record) -> tuple[str | None, NDArray[np.uint8]]:
         """What is wrong with `record`, and its payload, in one request."""
         start = record.offset - HEADER.size
-        whole = bytearray(self._store.read_range(self.name, start, HEADER.size + record.length))
+        length = HEADER.size + record.length
+        found = self._mirror.read(self.name, start, length)
+        whole = bytearray(self._store.read_range(self.name, start, length) if found is None else found)
         payload = np.frombuffer(whole, np.uint8)[HEADER.size :]
         return find_fault(unpack_header(whole, 0), record, payload), payload
 
 
 class RemoteShards:
-    """The shards in an object store; new ones are written in `spool` and sent when they are sealed."""
+    """The shards in an object store; new ones are written in `spool` and sent when they are sealed.
 
-    def __init__(self, store: RangeStore, spool: Path, root: str):
+    Copies of at most `mirror_bytes` come to this machine.
+    """
+
+    def __init__(self, store: RangeStore, spool: Path, root: str, mirror_bytes: int = 0):
         self.spool = spool
         self.root = root
+        self.mirror = Mirror(store.read_range, spool / "mirror", mirror_bytes)
         self._store = store
         self._sizes: dict[str, int] = {}
-        self.open = lru_cache(FOOTERS)(lambda name: FetchedShard(store, name, self._sizes[name]))
+        self._fetched = lru_cache(FOOTERS)(
+            lambda name: FetchedShard(store, name, self._sizes[name], self.mirror)
+        )
+
+    def open(self, name: str) -> Shard:
+        """See ShardStore; the copy, where there is one."""
+        return self.mirror.shard(name) or self._fetched(name)
+
+    def drop_copy(self, name: str) -> bool:
+        """See ShardStore."""
+        return self.mirror.drop(name)
 
     def names(self) -> dict[str, int]:
         """See ShardStore; what a killed process sealed and did not send is sent first."""
@@ -238,6 +209,7 @@ class RemoteShards:
             self.publish(path)
         entries = self._store.list("")
         self._sizes = {entry.name: entry.size for entry in entries if entry.name.endswith(SEALED)}
+        self.mirror.follow(self._sizes)
         return dict(self._sizes)
 
     def publish(self, path: Path) -> None:

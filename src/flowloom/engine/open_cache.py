@@ -53,8 +53,8 @@ def caption_rules(config: RunConfig) -> CaptionRules:
     )
 
 
-def shard_store(place: str, storage: StorageSection | None = None) -> ShardStore:
-    """The shards at `place`, a folder or the address of a store.
+def shard_store(place: str, storage: StorageSection | None = None, mirror_gib: float = 0) -> ShardStore:
+    """The shards at `place`, a folder or the address of a store, of which so much is copied to this machine.
 
     Raises:
         SourceError: no store is known by this kind of address.
@@ -63,13 +63,14 @@ def shard_store(place: str, storage: StorageSection | None = None) -> ShardStore
         return LocalShards(Path(place))
     remote = open_source(place, storage or StorageSection())
     spool = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowloom" / "spool"
-    return RemoteShards(remote, spool / digest(place).hex(), place)
+    return RemoteShards(remote, spool / digest(place).hex(), place, int(mirror_gib * 2**30))
 
 
 def open_cache(config: RunConfig) -> Cache:
     """The cache in `cache.dir`, made if there is none."""
-    limit = config.cache.limit_gib
-    return Cache(shard_store(config.cache.dir, config.storage), None if limit is None else int(limit * 2**30))
+    keep = config.cache
+    store = shard_store(keep.dir, config.storage, keep.mirror_gib)
+    return Cache(store, None if keep.limit_gib is None else int(keep.limit_gib * 2**30))
 
 
 def open_keepers(

@@ -143,8 +143,7 @@ def count_trained(config: RunConfig, chroma: Chroma) -> int:
 def steps_per_epoch(config: RunConfig, dataset: DataSet) -> int:
     """Updates that one epoch makes."""
     order = dataset.training.plan(config.dataloader.batch_size, config.training.master_seed, 0)
-    rows = np.diff(order.starts)
-    return int(np.minimum(rows, config.training.updates_per_large_batch).sum())
+    return order.num_updates(config.training.updates_per_large_batch)
 
 
 def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:

@@ -162,6 +162,8 @@ class CacheSection(Section):
     and by training itself."""
     limit_gib: Annotated[float, Field(gt=0)] | None = None
     """disk: size of `dir` at which no more is taken in; null: none but the disk's."""
+    mirror_gib: Annotated[float, Field(ge=0)] = 64.0
+    """disk, where `dir` is in a store: how much of it is copied to this machine while it is read; 0: none."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """disk: number format of what is kept; auto: as the encoders compute, bf16 on CUDA, fp32 elsewhere."""
     sampling: Literal["mean", "draw"] = "mean"
