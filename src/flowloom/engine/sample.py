@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from flowloom.engine import checkpoint
-from flowloom.engine.build import choose_device, choose_precision, load_encoders
+from flowloom.engine.build import choose_precision, load_encoders
 from flowloom.engine.preview import Drawing, Painter, draw_in_batches
 from flowloom.errors import RunError
 from flowloom.parts.adapters.adapter import Adapter
 from flowloom.parts.adapters.formats import is_adapter, load_onto
+from flowloom.parts.devices import choose_device
 from flowloom.parts.families.chroma import load_chroma
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir, write_json

@@ -10,6 +10,7 @@ from typing import Any
 from flowloom.data.library.needs import choices, unfit_models
 from flowloom.errors import ConfigError, Problem
 from flowloom.spec.flow_json import load_config
+from flowloom.spec.resume import FIXED
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
 from flowloom.trainers.base import Command, Preset
@@ -49,7 +50,8 @@ class Flow:
     """`python -m flowloom.engine`, which writes events and obeys control/ itself."""
 
     name, title, abilities = "flow", "FLOW", frozenset({"stop", "checkpoint", "sample"})
-    needs_device = True
+    needs_device = writes_events = True
+    fixed: tuple[str, ...] = FIXED
 
     def schema(self) -> dict[str, Any]:
         """See Trainer."""
@@ -78,9 +80,13 @@ class Flow:
         loaded = load_config(config, [], Path("config"))
         run_dir.write_run(loaded.config, source, loaded.notes, trainer=name)
 
-    def command(self, run_dir: RunDir, resume: bool) -> Command:  # noqa: ARG002 -- the engine sees it itself
-        """See Trainer."""
-        return Command([sys.executable, "-m", "flowloom.engine", str(run_dir.path)])
+    def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
+        """See Trainer; a process for each device. Whether it resumes, the engine sees itself."""
+        engine = ["-m", "flowloom.engine", str(run_dir.path)]
+        if len(devices) < 2:
+            return Command([sys.executable, *engine])
+        ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(devices))]
+        return Command([sys.executable, *ranks, *engine])
 
     def parse(self, line: str) -> None:
         """See Trainer: the engine writes its events."""
