@@ -46,6 +46,8 @@ class Chore(Generic[Config]):
     look: Callable[[Config], list[Problem]] = _nothing
     """What is wrong with a well-formed configuration: files that are not there ..."""
     abilities: frozenset[str] = frozenset({"stop"})
+    writes_events: bool = True
+    fixed: tuple[str, ...] = ("",)
 
     def schema(self) -> dict[str, Any]:
         """See Trainer."""
@@ -54,9 +56,14 @@ class Chore(Generic[Config]):
     def defaults(self) -> dict[str, Any]:
         """See Trainer; what must be given is not there."""
         fields = self.config_type.model_fields.items()
-        given = {name: field.get_default(call_default_factory=True) for name, field in fields}
-        plain = self.config_type.model_construct(**given).model_dump(mode="json", warnings=False)
-        return {name: plain[name] for name, field in fields if not field.is_required()}
+        given = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in fields
+            if not field.is_required()
+        }
+        return self.config_type.model_construct(**given).model_dump(
+            mode="json", include=set(given), warnings=False
+        )
 
     def presets(self) -> list[Preset]:
         """See Trainer."""
@@ -73,8 +80,8 @@ class Chore(Generic[Config]):
         """See Trainer."""
         run_dir.write_run(self.config_type.model_validate(config), source, trainer=self.name)
 
-    def command(self, run_dir: RunDir, resume: bool) -> Command:  # noqa: ARG002 -- the work sees it itself
-        """See Trainer."""
+    def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
+        """See Trainer; whether it resumes, the work sees itself."""
         return Command([sys.executable, "-m", "flowloom.chores", str(run_dir.path)])
 
     def parse(self, line: str) -> None:

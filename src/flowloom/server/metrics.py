@@ -47,7 +47,7 @@ class Metrics(BaseModel):
 
     num_steps: int
     last_seq: int = Field(description="Follow /events with this as Last-Event-ID: nothing is missed.")
-    steps: list[int] = Field(description="The last step of each stretch.")
+    steps: list[int] = Field(description="The last step of each stretch.", examples=[[100, 200, 300]])
     series: dict[str, Series]
     marks: list[Mark] = Field(description="Validations, samples, checkpoints.")
 
