@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class _DemoChore(Chore[RunConfig]):
         merged = {name: sections.get(name, {}) | keys for name, keys in given.items()}
         FLOW.prepare(sections | config | merged, run_dir, source, self.name)
 
-    def command(self, run_dir: RunDir, resume: bool) -> Command:  # noqa: ARG002 -- it sees what is there
+    def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
         return Command([sys.executable, "-m", "flowloom.demo", str(run_dir.path)])
 
 
