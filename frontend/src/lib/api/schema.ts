@@ -4,6 +4,428 @@
  */
 
 export interface paths {
+    "/api/chores": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List chores
+         * @description Each has the routes below under its name.
+         */
+        get: operations["chores-list_chores"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/chores/{chore}/config": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Schema and defaults
+         * @description All that a form needs.
+         */
+        get: operations["chores-read_chore_config"];
+        put?: never;
+        /**
+         * Check a configuration
+         * @description Every problem at once, each with its JSON pointer.
+         */
+        post: operations["chores-check_chore_config"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/chores/{chore}/start": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Queue a chore
+         * @description A run like every other: follow it at `/api/runs/{id}/events`; what it found is its result.
+         */
+        post: operations["chores-start_chore"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List data sets
+         * @description Every folder and JSONL in the root `data`, and what lies elsewhere and was remembered there.
+         */
+        get: operations["datasets-list_datasets"];
+        put?: never;
+        /**
+         * Make or remember a data set
+         * @description A new folder to upload to; or, with `path` or `url`, a name for what is there already.
+         */
+        post: operations["datasets-create_dataset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * A data set
+         * @description Where it lies; GET .../images says what is in it.
+         */
+        get: operations["datasets-read_dataset"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete a data set
+         * @description Into the trash; of one that lies elsewhere, only its name goes there.
+         */
+        delete: operations["datasets-delete_dataset"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/captions/{item}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Read a caption
+         * @description As it is now, with its version as ETag.
+         */
+        get: operations["datasets-read_caption"];
+        /**
+         * Write a caption
+         * @description Only over the version that was read: two editors do not undo each other. An empty one is taken away.
+         */
+        put: operations["datasets-write_caption"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/convert": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Convert to FLOW's JSONL
+         * @description Of a folder or a bucket; the JSONL becomes a data set of its own; the pictures stay where they are.
+         */
+        post: operations["datasets-convert_dataset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/edits": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List edits
+         * @description Those that can be undone, the latest first.
+         */
+        get: operations["datasets-list_edits"];
+        put?: never;
+        /**
+         * Edit many captions
+         * @description Each caption as it was is kept first, so that the edit can be undone.
+         */
+        post: operations["datasets-make_edit"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/edits/preview": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Show what an edit would do
+         * @description How many captions it would change, and some of them before and after; nothing is changed.
+         */
+        post: operations["datasets-preview_edit"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/edits/{edit_id}/undo": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Undo an edit
+         * @description Puts the captions back as they were; refused, with what is in the way, where some were changed since.
+         *     The answer is an edit itself, which can be undone again.
+         */
+        post: operations["datasets-undo_edit"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/export": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Export to Kohya, webdataset or parquet
+         * @description Of a JSONL: convert a folder first. Kohya's folders become a data set of their own.
+         */
+        post: operations["datasets-export_dataset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/images": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List pictures
+         * @description A page of them; the first look at a large data set goes on behind the scenes, as `scan` says.
+         */
+        get: operations["datasets-list_images"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/lint": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Lint a data set
+         * @description Damaged and missing files, wrong sizes, captions, duplicates, buckets; each finding with its row.
+         */
+        post: operations["datasets-lint_dataset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/pictures/{item}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * A picture, or its thumbnail
+         * @description The file as it lies there; with `size` a WebP of it that is made once.
+         */
+        get: operations["datasets-read_picture"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/summary": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * What is in a data set
+         * @description Pictures, captions, problems, bytes.
+         */
+        get: operations["datasets-read_summary"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/tags": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Count tags
+         * @description Of the pictures that are asked for: with `tags=fox`, what stands beside the tag fox.
+         */
+        get: operations["datasets-count_tags"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/uploads": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List uploads
+         * @description Those under way, and archives that were unpacked of late.
+         */
+        get: operations["uploads-list_uploads"];
+        put?: never;
+        /**
+         * Begin an upload
+         * @description Answers where to PATCH to; with a body, that is its first part already.
+         */
+        post: operations["uploads-create_upload"];
+        delete?: never;
+        /**
+         * What uploads can do
+         * @description The tus protocol's own answer.
+         */
+        options: operations["uploads-describe_uploads"];
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/uploads/{upload_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * An upload
+         * @description How far it is; of a zip, what became of each entry.
+         */
+        get: operations["uploads-read_upload"];
+        put?: never;
+        post?: never;
+        /**
+         * End an upload
+         * @description What came of it is removed; of a zip that was unpacked, only the report.
+         */
+        delete: operations["uploads-end_upload"];
+        options?: never;
+        /**
+         * How far it is
+         * @description The tus protocol's own answer: go on from Upload-Offset.
+         */
+        head: operations["uploads-look_at_upload"];
+        /**
+         * Send a part
+         * @description From the offset on; what came before a connection broke is kept. With the last part the file is in its
+         *     place, and a zip begins to be unpacked.
+         */
+        patch: operations["uploads-append"];
+        trace?: never;
+    };
+    "/api/flow/preflight": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Examine a run before it starts
+         * @description Steps, buckets, rows left out, memory, disk, time; and what to change where it does not fit.
+         */
+        post: operations["datasets-preflight"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/health": {
         parameters: {
             query?: never;
@@ -16,6 +438,126 @@ export interface paths {
          * @description Answers without a token.
          */
         get: operations["session-read_health"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/hub/{owner}/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List a repository of the hub
+         * @description Each file's name goes into an item of the chore `download`, with `repo` and `revision`.
+         */
+        get: operations["models-list_repository"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List model files
+         * @description Told by headers and names alone: no tensor is read, and a pickle is never opened.
+         */
+        get: operations["models-list_models"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models/details": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * A file's header
+         * @description Metadata and tensors' names as the file has them.
+         */
+        get: operations["models-read_details"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models/file": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Delete a model file
+         * @description For good: a file of weights, or what a broken download left. Not what a run that is not over names.
+         */
+        delete: operations["models-delete_model"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models/missing": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * What a configuration lacks
+         * @description Each file that its model section lacks or names wrongly, why, what is here, and its download.
+         */
+        post: operations["models-list_missing"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models/offers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Models to download
+         * @description What Chroma's trainers need, from where its authors offer it.
+         */
+        get: operations["models-list_offers"];
         put?: never;
         post?: never;
         delete?: never;
@@ -197,7 +739,7 @@ export interface paths {
         };
         /**
          * List a run's checkpoints
-         * @description Only whole ones: a checkpoint has its name when it is on the disk.
+         * @description Only whole ones: what is still being written is not there yet.
          */
         get: operations["checkpoints-list_checkpoints"];
         put?: never;
@@ -377,7 +919,8 @@ export interface paths {
         };
         /**
          * A run's charts
-         * @description Every curve in at most `max_points` stretches of steps, each with mean and bounds.
+         * @description Every curve in at most `max_points` stretches of steps, each with mean and bounds; a shorter
+         *     span of steps is told the more finely.
          */
         get: operations["events-read_metrics"];
         put?: never;
@@ -408,6 +951,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/runs/{run_id}/result": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * What a chore found
+         * @description Its result.json; a run that trains has none.
+         */
+        get: operations["runs-read_result"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/runs/{run_id}/resume": {
         parameters: {
             query?: never;
@@ -419,9 +982,9 @@ export interface paths {
         put?: never;
         /**
          * Go on
-         * @description Queues a run that ended early; it goes on from its newest checkpoint.
+         * @description Queues a run that is over; it goes on from its newest checkpoint, changed where you say so.
          */
-        post: operations["runs-resume_run"];
+        post: operations["runs-resume"];
         delete?: never;
         options?: never;
         head?: never;
@@ -556,6 +1119,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/stores/test": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Test a bucket's connection
+         * @description From the name's look-up to the first object, and a word for what fails; keys are never told.
+         */
+        post: operations["stores-test_store"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/system": {
         parameters: {
             query?: never;
@@ -610,6 +1193,66 @@ export interface paths {
         get: operations["training-list_trainers"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/trash": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List deleted data sets
+         * @description The latest first.
+         */
+        get: operations["datasets-list_trash"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/trash/{trash_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Delete for good
+         * @description With all its pictures; there is no way back.
+         */
+        delete: operations["datasets-destroy_dataset"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/trash/{trash_id}/restore": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Undelete
+         * @description By its old name.
+         */
+        post: operations["datasets-restore_dataset"];
         delete?: never;
         options?: never;
         head?: never;
@@ -725,6 +1368,86 @@ export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
         /**
+         * AdapterView
+         * @description What a LoRA says of itself.
+         */
+        AdapterView: {
+            /**
+             * Alpha
+             * @description Null: not stated; then it counts as the rank.
+             */
+            alpha: number | null;
+            /**
+             * Base
+             * @description The model it is for.
+             * @example chroma
+             */
+            base: string | null;
+            /**
+             * Base Told By
+             * @description tensors, metadata or name: how sure that is.
+             */
+            base_told_by: string | null;
+            /** Has Text Encoder */
+            has_text_encoder: boolean;
+            /**
+             * Kind
+             * @example lora
+             */
+            kind: string;
+            /** Max Rank */
+            max_rank: number | null;
+            /**
+             * Naming
+             * @description Whose names it uses: kohya, comfy, diffusers, peft.
+             * @example comfy
+             */
+            naming: string;
+            /** Num Layers */
+            num_layers: number;
+            /** Rank */
+            rank: number | null;
+        };
+        /**
+         * AddTags
+         * @description Add tags that are not there yet; to prose, at its beginning or end as well.
+         */
+        AddTags: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "add";
+            /**
+             * Tags
+             * @example [
+             *       "fox",
+             *       "snow"
+             *     ]
+             */
+            tags: string[];
+            /**
+             * Where
+             * @default end
+             * @enum {string}
+             */
+            where?: "start" | "end";
+        };
+        /**
+         * Answer
+         * @description What was found, or the run that is going to find it.
+         */
+        Answer: {
+            /**
+             * Result
+             * @description As the run's result would be.
+             */
+            result: {
+                [key: string]: unknown;
+            } | null;
+            run: components["schemas"]["RunView"] | null;
+        };
+        /**
          * Candidate
          * @description A configuration to be checked.
          */
@@ -740,6 +1463,22 @@ export interface components {
             config: {
                 [key: string]: unknown;
             };
+        };
+        /**
+         * CaptionView
+         * @description A caption.
+         */
+        CaptionView: {
+            /** Caption */
+            caption: string;
+            /** Is Tags */
+            is_tags: boolean;
+            /** Item */
+            item: string;
+            /** Problem */
+            problem: string;
+            /** Version */
+            version: string;
         };
         /**
          * Card
@@ -793,11 +1532,56 @@ export interface components {
             checkpoints: components["schemas"]["Checkpoint"][];
         };
         /**
+         * ChoreConfig
+         * @description What a chore's configuration is made of.
+         */
+        ChoreConfig: {
+            /**
+             * Defaults
+             * @example {
+             *       "limits": {}
+             *     }
+             */
+            defaults: {
+                [key: string]: unknown;
+            };
+            /**
+             * Schema
+             * @description JSON schema.
+             */
+            schema: {
+                [key: string]: unknown;
+            };
+        };
+        /**
+         * ChoreView
+         * @description A chore.
+         */
+        ChoreView: {
+            /**
+             * Name
+             * @example cache
+             */
+            name: string;
+            /**
+             * Needs Device
+             * @description Whether it waits for a device, as training does.
+             */
+            needs_device: boolean;
+            /** Title */
+            title: string;
+        };
+        /**
          * ConfigView
          * @description What a trainer's configuration is made of.
          */
         ConfigView: {
-            /** Defaults */
+            /**
+             * Defaults
+             * @example {
+             *       "limits": {}
+             *     }
+             */
             defaults: {
                 [key: string]: unknown;
             };
@@ -810,6 +1594,57 @@ export interface components {
             schema: {
                 [key: string]: unknown;
             };
+        };
+        /**
+         * Convert
+         * @description How a folder or a bucket becomes FLOW's JSONL.
+         */
+        Convert: {
+            /**
+             * As Run
+             * @description As a run of the queue; null: only beyond 300 pictures.
+             * @example null
+             */
+            as_run?: boolean | null;
+            /**
+             * Captions
+             * @default auto
+             * @enum {string}
+             */
+            captions?: "auto" | "tags" | "prose";
+            /**
+             * Default Caption
+             * @description For pictures without one.
+             */
+            default_caption?: string | null;
+            /**
+             * Each Line
+             * @default false
+             */
+            each_line?: boolean;
+            /**
+             * Loss Weight
+             * @default 1
+             */
+            loss_weight?: number;
+            /**
+             * Name
+             * @description Of the new data set; empty: NAME.jsonl.
+             * @default
+             * @example
+             */
+            name?: string;
+            /**
+             * Replace
+             * @description Whether a JSONL of that name is replaced.
+             * @default false
+             */
+            replace?: boolean;
+            /**
+             * With Repeats
+             * @default true
+             */
+            with_repeats?: boolean;
         };
         /**
          * Copy
@@ -846,6 +1681,68 @@ export interface components {
             name?: string | null;
         };
         /**
+         * DataSetView
+         * @description A data set.
+         */
+        DataSetView: {
+            /**
+             * Images Dir
+             * @description What the names of its pictures are relative to.
+             */
+            images_dir: string | null;
+            /**
+             * Is Link
+             * @description It lies elsewhere: to delete it forgets it, and what it has stays.
+             */
+            is_link: boolean;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "folder" | "jsonl" | "bucket";
+            /**
+             * Name
+             * @example fox
+             */
+            name: string;
+            /**
+             * Path
+             * @description The folder or the JSONL; null of a bucket.
+             */
+            path: string | null;
+            /**
+             * Storage
+             * @description How the bucket is reached; no keys.
+             */
+            storage: {
+                [key: string]: unknown;
+            };
+            /**
+             * Url
+             * @description Of a bucket.
+             * @example s3://bucket/fox
+             */
+            url: string | null;
+        };
+        /**
+         * Details
+         * @description What a file's header says.
+         */
+        Details: {
+            /** Metadata */
+            metadata: {
+                [key: string]: string;
+            };
+            model: components["schemas"]["ModelView"];
+            /** Num Tensors */
+            num_tensors: number;
+            /**
+             * Tensors
+             * @description At most 5000 of them.
+             */
+            tensors: components["schemas"]["TensorView"][];
+        };
+        /**
          * Difference
          * @description Where two configurations differ.
          */
@@ -878,6 +1775,79 @@ export interface components {
             total_gib: number;
         };
         /**
+         * Doing
+         * @description A wish, to be carried out.
+         */
+        Doing: {
+            /**
+             * Items
+             * @description Only these of them; null: all.
+             * @example [
+             *       "a.png"
+             *     ]
+             */
+            items?: string[] | null;
+            /**
+             * Operation
+             * @example {
+             *       "kind": "add",
+             *       "tags": [
+             *         "snow"
+             *       ],
+             *       "where": "end"
+             *     }
+             */
+            operation: components["schemas"]["AddTags"] | components["schemas"]["RemoveTags"] | components["schemas"]["ReplaceTag"] | components["schemas"]["ReorderTags"] | components["schemas"]["ReplaceText"] | components["schemas"]["SetText"];
+            /**
+             * Version
+             * @description Of the preview: refused where it would do something else by now.
+             */
+            version?: string | null;
+            /**
+             * @description As for GET .../images; {}: all.
+             * @default {
+             *       "folder": "",
+             *       "max_side": 0,
+             *       "min_side": 0,
+             *       "tags": [],
+             *       "text": "",
+             *       "without_tags": []
+             *     }
+             */
+            wanted?: components["schemas"]["Wanted"];
+        };
+        /**
+         * EditView
+         * @description An edit that was made.
+         */
+        EditView: {
+            /**
+             * Changed Meanwhile
+             * @description Items that were left as they are, since somebody changed them.
+             * @default []
+             */
+            changed_meanwhile?: string[];
+            /**
+             * Id
+             * @example 20260102-030405-0a1b2c3d
+             */
+            id: string;
+            /** Num Changed */
+            num_changed: number;
+            /**
+             * Time
+             * @description When, in seconds since 1970.
+             */
+            time: number;
+            /** Title */
+            title: string;
+            /**
+             * Undoes
+             * @description The edit that this one undid.
+             */
+            undoes: string | null;
+        };
+        /**
          * Entry
          * @description A file or folder.
          */
@@ -897,13 +1867,82 @@ export interface components {
             time: number;
         };
         /**
+         * ExampleView
+         * @description One caption, before and after.
+         */
+        ExampleView: {
+            /** After */
+            after: string;
+            /** Before */
+            before: string;
+            /** Item */
+            item: string;
+        };
+        /**
+         * Export
+         * @description How FLOW's JSONL becomes what other trainers read.
+         */
+        Export: {
+            /**
+             * As Run
+             * @description As a run of the queue; null: only beyond 300 pictures.
+             * @example null
+             */
+            as_run?: boolean | null;
+            /**
+             * Concept
+             * @description In Kohya's folder names.
+             * @default
+             */
+            concept?: string;
+            /**
+             * Link
+             * @default copy
+             * @enum {string}
+             */
+            link?: "copy" | "hard" | "soft";
+            /**
+             * Name
+             * @description Of the new folder or file.
+             * @example fox-kohya
+             */
+            name: string;
+            /**
+             * To
+             * @default kohya
+             * @enum {string}
+             */
+            to?: "kohya" | "kohya-toml" | "webdataset" | "parquet";
+        };
+        /**
+         * Family
+         * @description Versions of one model, side by side.
+         */
+        Family: {
+            /**
+             * Name
+             * @example Chroma
+             */
+            name: string;
+            /**
+             * Paths
+             * @description By variant, then by version, newest first.
+             */
+            paths: string[];
+            /** Size */
+            size: number;
+        };
+        /**
          * Folder
          * @description Some of what is in a folder, by name, folders first.
          */
         Folder: {
             /** Entries */
             entries: components["schemas"]["Entry"][];
-            /** Total */
+            /**
+             * Total
+             * @example 12
+             */
             total: number;
         };
         /**
@@ -918,6 +1957,175 @@ export interface components {
             version: string;
             /** Wants Token */
             wants_token: boolean;
+        };
+        /**
+         * HubFile
+         * @description One file of a repository.
+         */
+        HubFile: {
+            /**
+             * Name
+             * @example Chroma1-HD.safetensors
+             */
+            name: string;
+            /**
+             * Sha256
+             * @description Of large files.
+             */
+            sha256: string | null;
+            /**
+             * Size
+             * @description In bytes.
+             */
+            size: number;
+        };
+        /**
+         * Image
+         * @description A picture of a data set.
+         */
+        Image: {
+            /**
+             * Caption
+             * @description Several of a row, one a line.
+             */
+            caption: string;
+            /** Changed */
+            changed: number | null;
+            /**
+             * File
+             * @description As training names it.
+             */
+            file: string;
+            /** Height */
+            height: number | null;
+            /** Is Tags */
+            is_tags: boolean;
+            /**
+             * Item
+             * @description Its path below the folder, or its line in the JSONL.
+             * @example den/03.webp
+             */
+            item: string;
+            /**
+             * Problem
+             * @description Why it cannot be trained on as it is.
+             */
+            problem: string;
+            /**
+             * Size
+             * @description Bytes, where known.
+             */
+            size: number | null;
+            /**
+             * Url
+             * @description The picture; with ?size=256 its thumbnail.
+             */
+            url: string;
+            /**
+             * Version
+             * @description Of the caption: what If-Match wants.
+             */
+            version: string;
+            /**
+             * Width
+             * @description Pixels; null: not read yet.
+             */
+            width: number | null;
+        };
+        /**
+         * Images
+         * @description Some of the pictures.
+         */
+        Images: {
+            /** Images */
+            images: components["schemas"]["Image"][];
+            scan: components["schemas"]["Scan"];
+            /**
+             * Total
+             * @description Of those that are asked for.
+             */
+            total: number;
+        };
+        /**
+         * Lacking
+         * @description What a configuration lacks; nothing when it has all.
+         */
+        Lacking: {
+            /**
+             * Download
+             * @description All of it at once: send it to POST /api/chores/download/start.
+             */
+            download: {
+                [key: string]: unknown;
+            } | null;
+            /** Needs */
+            needs: components["schemas"]["NeedView"][];
+        };
+        /**
+         * Library
+         * @description Every model in some of the studio's folders.
+         */
+        Library: {
+            /** Families */
+            families: components["schemas"]["Family"][];
+            /** Models */
+            models: components["schemas"]["ModelView"][];
+            /** Roots */
+            roots: string[];
+            /**
+             * Size
+             * @description Of all of them, in bytes.
+             */
+            size: number;
+        };
+        /**
+         * Lint
+         * @description How a data set is looked over.
+         */
+        Lint: {
+            /**
+             * As Run
+             * @description As a run of the queue; null: only beyond 300 pictures.
+             * @example null
+             */
+            as_run?: boolean | null;
+            /**
+             * Base Resolution
+             * @default [
+             *       512
+             *     ]
+             * @example [
+             *       512,
+             *       1024
+             *     ]
+             */
+            base_resolution?: number[];
+            /**
+             * Batch Size
+             * @default 1
+             */
+            batch_size?: number;
+            /**
+             * Max Tokens
+             * @default 512
+             */
+            max_tokens?: number;
+            /**
+             * Near Bits
+             * @description For pictures that look alike; -1: none.
+             * @default 8
+             */
+            near_bits?: number;
+            /**
+             * Tokenizer Path
+             * @description T5's, to count tokens.
+             */
+            tokenizer_path?: string | null;
+            /**
+             * With Pictures
+             * @default true
+             */
+            with_pictures?: boolean;
         };
         /**
          * LogPart
@@ -939,7 +2147,10 @@ export interface components {
              * @description How long the log is now.
              */
             size: number;
-            /** Text */
+            /**
+             * Text
+             * @example step 100 ...
+             */
             text: string;
         };
         /**
@@ -978,8 +2189,147 @@ export interface components {
             /**
              * Steps
              * @description The last step of each stretch.
+             * @example [
+             *       100,
+             *       200,
+             *       300
+             *     ]
              */
             steps: number[];
+        };
+        /**
+         * ModelView
+         * @description A model on the disk: a file, or a folder of parts.
+         */
+        ModelView: {
+            adapter: components["schemas"]["AdapterView"] | null;
+            /**
+             * Architecture
+             * @example chroma
+             */
+            architecture: string | null;
+            /**
+             * Family
+             * @description What its versions stand under.
+             * @example Chroma
+             */
+            family: string | null;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "network" | "checkpoint" | "vae" | "text-encoder" | "lora" | "controlnet" | "embedding" | "pipeline" | "pickle" | "damaged" | "unknown";
+            /** Name */
+            name: string;
+            /** Num Params */
+            num_params: number | null;
+            /**
+             * Parts
+             * @description Of a checkpoint or pipeline: what is in it.
+             */
+            parts: string[];
+            /** Path */
+            path: string;
+            /**
+             * Precision
+             * @example BF16
+             */
+            precision: string | null;
+            /**
+             * Problem
+             * @description Why it cannot be used.
+             */
+            problem: string | null;
+            /**
+             * Root
+             * @example models
+             */
+            root: string;
+            /**
+             * Sha256
+             * @description Known after a download, or the chore `hash`.
+             */
+            sha256: string | null;
+            /**
+             * Size
+             * @description In bytes.
+             */
+            size: number;
+            /** Time */
+            time: number;
+            /** Title */
+            title: string | null;
+            /**
+             * Variant
+             * @description As its name tells.
+             * @example HD
+             */
+            variant: string | null;
+            /**
+             * Version
+             * @description As its name tells.
+             * @example 48
+             */
+            version: string | null;
+            /**
+             * Words
+             * @description What it is, for a person.
+             */
+            words: string;
+        };
+        /**
+         * NeedView
+         * @description A file that a configuration lacks.
+         */
+        NeedView: {
+            /**
+             * Here
+             * @description Files at hand that would do.
+             */
+            here: string[];
+            offer: components["schemas"]["OfferView"];
+            /**
+             * Path
+             * @example model.vae_path
+             */
+            path: string;
+            /** Why */
+            why: string;
+        };
+        /**
+         * NewCaption
+         * @description What a caption shall say.
+         */
+        NewCaption: {
+            /**
+             * Caption
+             * @example a fox in the snow
+             */
+            caption: string;
+        };
+        /**
+         * NewDataSet
+         * @description A data set to be made, or one that lies elsewhere to be remembered.
+         */
+        NewDataSet: {
+            /**
+             * Name
+             * @example fox
+             */
+            name: string;
+            /**
+             * Path
+             * @description A folder or JSONL in one of the studio's roots; none: a new folder is made.
+             * @example null
+             */
+            path?: string | null;
+            /** @description How the bucket is reached: endpoint, region ... */
+            storage?: components["schemas"]["StorageSection"];
+            /**
+             * Url
+             * @description s3://, gs:// or az://BUCKET/FOLDER.
+             */
+            url?: string | null;
         };
         /**
          * NewRun
@@ -1019,6 +2369,46 @@ export interface components {
              * @example fox-lora
              */
             name?: string | null;
+        };
+        /**
+         * OfferView
+         * @description A model to download.
+         */
+        OfferView: {
+            /** Architecture */
+            architecture: string;
+            /**
+             * Download
+             * @description Send it to POST /api/chores/download/start.
+             */
+            download: {
+                [key: string]: unknown;
+            };
+            /**
+             * Id
+             * @example chroma1-hd
+             */
+            id: string;
+            /** Is Here */
+            is_here: boolean;
+            /** License */
+            license: string;
+            /** Note */
+            note: string;
+            /**
+             * Sets
+             * @description What of a configuration it fills, and with which path.
+             */
+            sets: {
+                [key: string]: string;
+            };
+            /**
+             * Size
+             * @description About, in bytes.
+             */
+            size: number;
+            /** Title */
+            title: string;
         };
         /**
          * Place
@@ -1081,6 +2471,74 @@ export interface components {
             title: string;
         };
         /**
+         * Preview
+         * @description A wish, to be shown first.
+         */
+        Preview: {
+            /**
+             * Examples
+             * @description How many captions to show.
+             * @default 10
+             */
+            examples?: number;
+            /**
+             * Items
+             * @description Only these of them; null: all.
+             * @example [
+             *       "a.png"
+             *     ]
+             */
+            items?: string[] | null;
+            /**
+             * Operation
+             * @example {
+             *       "kind": "add",
+             *       "tags": [
+             *         "snow"
+             *       ],
+             *       "where": "end"
+             *     }
+             */
+            operation: components["schemas"]["AddTags"] | components["schemas"]["RemoveTags"] | components["schemas"]["ReplaceTag"] | components["schemas"]["ReorderTags"] | components["schemas"]["ReplaceText"] | components["schemas"]["SetText"];
+            /**
+             * @description As for GET .../images; {}: all.
+             * @default {
+             *       "folder": "",
+             *       "max_side": 0,
+             *       "min_side": 0,
+             *       "tags": [],
+             *       "text": "",
+             *       "without_tags": []
+             *     }
+             */
+            wanted?: components["schemas"]["Wanted"];
+        };
+        /**
+         * PreviewView
+         * @description What an edit would do.
+         */
+        PreviewView: {
+            /** Examples */
+            examples: components["schemas"]["ExampleView"][];
+            /**
+             * Num Changed
+             * @description Those that would be changed.
+             */
+            num_changed: number;
+            /**
+             * Num Meant
+             * @description Captions that were looked at.
+             */
+            num_meant: number;
+            /**
+             * Num Unreadable
+             * @description Those that cannot be read, and stay as they are.
+             */
+            num_unreadable: number;
+            /** Version */
+            version: string;
+        };
+        /**
          * ProblemView
          * @description RFC 9457: one shape for every error.
          */
@@ -1118,6 +2576,33 @@ export interface components {
             type: string;
         };
         /**
+         * Question
+         * @description A FLOW run, to be examined before it starts.
+         */
+        Question: {
+            /**
+             * Config
+             * @example {
+             *       "dataloader": {
+             *         "jsonl_metadata_path": "data/fox.jsonl"
+             *       }
+             *     }
+             */
+            config: {
+                [key: string]: unknown;
+            };
+            /**
+             * Gpu Gib
+             * @description Of a CUDA card that is not here.
+             */
+            gpu_gib?: number | null;
+            /**
+             * Samples Per S
+             * @description A known rate.
+             */
+            samples_per_s?: number | null;
+        };
+        /**
          * QueuePage
          * @description The runs that wait, in their order.
          */
@@ -1135,10 +2620,134 @@ export interface components {
             runs: components["schemas"]["RunView"][];
         };
         /**
+         * RemoveTags
+         * @description Take tags out, whatever their letter case.
+         */
+        RemoveTags: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "remove";
+            /**
+             * Tags
+             * @example [
+             *       "fox",
+             *       "snow"
+             *     ]
+             */
+            tags: string[];
+        };
+        /**
+         * ReorderTags
+         * @description Some tags first, the others as they stand or by the alphabet, none twice; prose stays as it is.
+         */
+        ReorderTags: {
+            /**
+             * Drop Repeated
+             * @default true
+             */
+            drop_repeated?: boolean;
+            /**
+             * First
+             * @default []
+             * @example [
+             *       "fox"
+             *     ]
+             */
+            first?: string[];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "reorder";
+            /**
+             * Rest
+             * @default as_is
+             * @enum {string}
+             */
+            rest?: "as_is" | "sorted";
+        };
+        /**
+         * ReplaceTag
+         * @description Write one tag for another, and only once.
+         */
+        ReplaceTag: {
+            /**
+             * By
+             * @example silver fur
+             */
+            by: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "replace";
+            /**
+             * Tag
+             * @example grey fur
+             */
+            tag: string;
+        };
+        /**
+         * ReplaceText
+         * @description Write one text for another anywhere in a caption.
+         */
+        ReplaceText: {
+            /**
+             * By
+             * @default
+             */
+            by?: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "replace_text";
+            /**
+             * Text
+             * @example a picture of
+             */
+            text: string;
+        };
+        /**
+         * Repository
+         * @description What a repository has.
+         */
+        Repository: {
+            /** Files */
+            files: components["schemas"]["HubFile"][];
+            /**
+             * Repo
+             * @example lodestones/Chroma1-HD
+             */
+            repo: string;
+            /** Revision */
+            revision: string;
+            /**
+             * Url
+             * @description Its page, where its license is.
+             */
+            url: string;
+        };
+        /**
          * Restart
          * @description How a run goes on.
          */
         Restart: {
+            /**
+             * Changes
+             * @description Laid over its configuration (JSON merge patch), as far as its checkpoints bear it. A run that is finished goes on with a higher limit.
+             * @default {}
+             * @example {
+             *       "limits": {
+             *         "max_steps": 4000
+             *       }
+             *     }
+             */
+            changes?: {
+                [key: string]: unknown;
+            };
             /**
              * Devices
              * @description None: those it had.
@@ -1287,7 +2896,7 @@ export interface components {
         Sample: {
             /**
              * File
-             * @description Below the run's samples/.
+             * @description Below the folder that it was drawn into.
              * @example step_00000100/00.png
              */
             file: string;
@@ -1336,13 +2945,39 @@ export interface components {
             url: string;
         };
         /**
+         * Scan
+         * @description How far the list agrees with the files.
+         */
+        Scan: {
+            /** Error */
+            error: string;
+            /**
+             * Finished
+             * @description When a scan last ended, in seconds since 1970; 0: never.
+             */
+            finished: number;
+            /** Is Running */
+            is_running: boolean;
+            /** Num Done */
+            num_done: number;
+            /**
+             * Phase
+             * @description `sizes`: all but width and height is known.
+             * @enum {string}
+             */
+            phase: "" | "names" | "sizes";
+        };
+        /**
          * Secret
          * @description Whether a secret is known.
          */
         Secret: {
             /** Is Set */
             is_set: boolean;
-            /** Name */
+            /**
+             * Name
+             * @example HF_TOKEN
+             */
             name: string;
         };
         /**
@@ -1356,6 +2991,22 @@ export interface components {
             low: (number | null)[];
             /** Mean */
             mean: (number | null)[];
+        };
+        /**
+         * SetText
+         * @description One caption for all: for those without one, say.
+         */
+        SetText: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "set";
+            /**
+             * Text
+             * @example a fox
+             */
+            text: string;
         };
         /**
          * SignIn
@@ -1391,6 +3042,109 @@ export interface components {
             run?: string | null;
         };
         /**
+         * StorageSection
+         * @description How stores are reached. Keys come from the environment (AWS_ACCESS_KEY_ID ...) or a profile file.
+         */
+        StorageSection: {
+            /**
+             * Addressing
+             * @description S3: bucket in the path of the address, or in the host (then `endpoint` has it too).
+             * @default path
+             * @enum {string}
+             */
+            addressing?: "path" | "virtual";
+            /**
+             * Anonymous
+             * @description Send no keys: for public buckets.
+             * @default false
+             */
+            anonymous?: boolean;
+            /**
+             * Cache Dir
+             * @description Folder on a fast disk that keeps what was read; null: none.
+             */
+            cache_dir?: string | null;
+            /**
+             * Cache Gib
+             * @description Size of that folder; the longest unused goes first.
+             * @default 50
+             */
+            cache_gib?: number;
+            /**
+             * Connections
+             * @description Requests under way at a time, for each store.
+             * @default 64
+             */
+            connections?: number;
+            /**
+             * Endpoint
+             * @description S3: address of the store; null: AWS_ENDPOINT_URL, the profile's, or Amazon's own.
+             */
+            endpoint?: string | null;
+            /**
+             * Patience Minutes
+             * @description How long a store may be down: training waits so long, then its rows count as skipped.
+             * @default 60
+             */
+            patience_minutes?: number;
+            /**
+             * Profile
+             * @description S3: profile of ~/.aws/credentials; null: keys of the environment, else AWS_PROFILE, else `default`.
+             */
+            profile?: string | null;
+            /**
+             * Read Ahead Mib
+             * @description Memory for what is read ahead and not yet used.
+             * @default 256
+             */
+            read_ahead_mib?: number;
+            /**
+             * Region
+             * @description S3: region; null: AWS_REGION, the profile's, or us-east-1.
+             */
+            region?: string | null;
+            /**
+             * Timeout S
+             * @description Longest silence of a store before a read is tried again.
+             * @default 20
+             */
+            timeout_s?: number;
+            /**
+             * Tries
+             * @description How often a read is tried before its store is looked at, and again if that is there.
+             * @default 4
+             */
+            tries?: number;
+        };
+        /**
+         * Store
+         * @description A bucket, and how it is reached.
+         */
+        Store: {
+            /** @description endpoint, region ...; keys are the studio's secrets. */
+            storage?: components["schemas"]["StorageSection"];
+            /**
+             * Url
+             * @example s3://bucket/fox
+             */
+            url: string;
+        };
+        /**
+         * Summary
+         * @description What is in a data set.
+         */
+        Summary: {
+            /** Bytes */
+            bytes: number;
+            /** Captioned */
+            captioned: number;
+            /** Images */
+            images: number;
+            /** Problems */
+            problems: number;
+            scan: components["schemas"]["Scan"];
+        };
+        /**
          * System
          * @description The machine now.
          */
@@ -1411,6 +3165,46 @@ export interface components {
             studio_memory_mib: number;
             /** Time */
             time: number;
+        };
+        /**
+         * TagCount
+         * @description A tag, and how many captions have it.
+         */
+        TagCount: {
+            /** Count */
+            count: number;
+            /** Tag */
+            tag: string;
+        };
+        /**
+         * TagPage
+         * @description The most frequent tags.
+         */
+        TagPage: {
+            /**
+             * Captions
+             * @description Captions of tags that were counted.
+             */
+            captions: number;
+            /**
+             * Distinct
+             * @description Tags in them.
+             */
+            distinct: number;
+            /** Tags */
+            tags: components["schemas"]["TagCount"][];
+        };
+        /**
+         * TensorView
+         * @description A tensor that was not read.
+         */
+        TensorView: {
+            /** Dtype */
+            dtype: string;
+            /** Name */
+            name: string;
+            /** Shape */
+            shape: number[];
         };
         /**
          * TrainerView
@@ -1435,6 +3229,74 @@ export interface components {
             title: string;
         };
         /**
+         * TrashView
+         * @description A data set that was deleted.
+         */
+        TrashView: {
+            /**
+             * Id
+             * @example 20260102-030405-0a1b2c3d
+             */
+            id: string;
+            /** Name */
+            name: string;
+            /**
+             * Time
+             * @description When, in seconds since 1970.
+             */
+            time: number;
+        };
+        /**
+         * Undoing
+         * @description How an edit is undone.
+         */
+        Undoing: {
+            /**
+             * Is Partial
+             * @description Leave captions that were changed since as they are.
+             * @default false
+             * @example false
+             */
+            is_partial?: boolean;
+        };
+        /**
+         * UploadView
+         * @description An upload.
+         */
+        UploadView: {
+            /**
+             * Expires
+             * @description When it is given up, in seconds since 1970.
+             */
+            expires: number | null;
+            /** Id */
+            id: string;
+            /**
+             * Length
+             * @description Bytes in all.
+             */
+            length: number;
+            /** Name */
+            name: string;
+            /**
+             * Offset
+             * @description Bytes that came.
+             */
+            offset: number;
+            /**
+             * Unpacking
+             * @description Of a zip that came whole: state (unpacking, done, refused, failed), num_done, num_entries, num_files, num_pictures, num_left_out, left_out, error.
+             * @example {
+             *       "num_files": 24,
+             *       "num_left_out": 0,
+             *       "state": "done"
+             *     }
+             */
+            unpacking: {
+                [key: string]: unknown;
+            } | null;
+        };
+        /**
          * Value
          * @description A secret's new value.
          */
@@ -1446,10 +3308,83 @@ export interface components {
             value: string;
         };
         /**
+         * Wanted
+         * @description Which pictures are meant; all where nothing is said.
+         */
+        Wanted: {
+            /**
+             * Folder
+             * @description Below it.
+             * @default
+             */
+            folder?: string;
+            /** Has Caption */
+            has_caption?: boolean | null;
+            /** Has Problem */
+            has_problem?: boolean | null;
+            /**
+             * Is Tags
+             * @description Whether the caption is tags, or prose.
+             */
+            is_tags?: boolean | null;
+            /**
+             * Max Side
+             * @description Pixels of the longer side; 0: any.
+             * @default 0
+             */
+            max_side?: number;
+            /**
+             * Min Side
+             * @description Pixels of the shorter side.
+             * @default 0
+             */
+            min_side?: number;
+            /**
+             * Tags
+             * @description All of these.
+             * @default []
+             */
+            tags?: string[];
+            /**
+             * Text
+             * @description In the caption or the name.
+             * @default
+             */
+            text?: string;
+            /**
+             * Without Tags
+             * @description None of these.
+             * @default []
+             */
+            without_tags?: string[];
+        };
+        /**
+         * Verdict
+         * @description How a store answers.
+         */
+        flowloom__server__routes__stores__Verdict: {
+            /** Detail */
+            detail: string;
+            /**
+             * First
+             * @description The first thing that lies there.
+             */
+            first: string | null;
+            /** Ok */
+            ok: boolean;
+            /**
+             * Problem
+             * @enum {string}
+             */
+            problem: "" | "dns" | "refused" | "timeout" | "unreachable" | "tls" | "region" | "no-keys" | "denied" | "no-bucket" | "unavailable" | "other";
+            /** Todo */
+            todo: string;
+        };
+        /**
          * Verdict
          * @description Whether a configuration can run.
          */
-        Verdict: {
+        flowloom__server__routes__training__Verdict: {
             /** Is Valid */
             is_valid: boolean;
             /** Problems */
@@ -1464,6 +3399,4783 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
+    "chores-list_chores": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChoreView"][];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such trainer. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such trainer.",
+                     *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "chores-read_chore_config": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                chore: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChoreConfig"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such trainer. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such trainer.",
+                     *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "chores-check_chore_config": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                chore: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Candidate"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["flowloom__server__routes__training__Verdict"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such trainer. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such trainer.",
+                     *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "chores-start_chore": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                chore: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewRun"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RunView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such trainer. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such trainer.",
+                     *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is a run of this name. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "There is a run of this name.",
+                     *       "type": "urn:flowloom:name-taken"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-list_datasets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DataSetView"][];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-create_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewDataSet"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DataSetView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is outside of the studio's folders. This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "That is outside of the studio's folders.",
+                     *       "type": "urn:flowloom:outside-roots"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such file. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such file.",
+                     *       "type": "urn:flowloom:no-such-file"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is a data set of this name. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "There is a data set of this name.",
+                     *       "type": "urn:flowloom:data-set-taken"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That name cannot be used. What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "That name cannot be used.",
+                     *       "type": "urn:flowloom:unfit-name"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-read_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DataSetView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-delete_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TrashView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-read_caption": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                item: string;
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CaptionView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is outside of the studio's folders. This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "That is outside of the studio's folders.",
+                     *       "type": "urn:flowloom:outside-roots"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. There is no such file. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-write_caption": {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The ETag that was read; * for any. */
+                "if-match"?: string | null;
+            };
+            path: {
+                item: string;
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewCaption"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CaptionView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is outside of the studio's folders. This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "That is outside of the studio's folders.",
+                     *       "type": "urn:flowloom:outside-roots"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. There is no such file. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The caption was changed meanwhile. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 412,
+                     *       "title": "The caption was changed meanwhile.",
+                     *       "type": "urn:flowloom:caption-changed"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description Say which caption you have read. */
+            428: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 428,
+                     *       "title": "Say which caption you have read.",
+                     *       "type": "urn:flowloom:no-version"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-convert_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Convert"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Answer"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. There is a data set of this name. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That name cannot be used. What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "That name cannot be used.",
+                     *       "type": "urn:flowloom:unfit-name"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-list_edits": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EditView"][];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-make_edit": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Doing"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EditView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The captions are no longer those of the preview. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 412,
+                     *       "title": "The captions are no longer those of the preview.",
+                     *       "type": "urn:flowloom:edit-changed"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-preview_edit": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Preview"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PreviewView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-undo_edit": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                edit_id: string;
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Undoing"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EditView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. There is no such edit. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. Some captions were changed since. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-export_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Export"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Answer"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. There is a data set of this name. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That name cannot be used. What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "That name cannot be used.",
+                     *       "type": "urn:flowloom:unfit-name"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-list_images": {
+        parameters: {
+            query?: {
+                /** @description In the caption or the name. */
+                text?: string;
+                /** @description All of these. */
+                tags?: string[];
+                /** @description None of these. */
+                without_tags?: string[];
+                has_caption?: boolean | null;
+                /** @description Whether the caption is tags, or prose. */
+                is_tags?: boolean | null;
+                has_problem?: boolean | null;
+                /** @description Below it. */
+                folder?: string;
+                /** @description Pixels of the shorter side. */
+                min_side?: number;
+                /** @description Pixels of the longer side; 0: any. */
+                max_side?: number;
+                sort?: "name" | "newest" | "largest" | "smallest";
+                skip?: number;
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Images"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-lint_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Lint"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Answer"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-read_picture": {
+        parameters: {
+            query?: {
+                /** @description Longer side in pixels; none: the picture itself. */
+                size?: ("128" | "256" | "512" | "1024") | null;
+            };
+            header?: {
+                "if-none-match"?: string;
+            };
+            path: {
+                item: string;
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is outside of the studio's folders. This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "That is outside of the studio's folders.",
+                     *       "type": "urn:flowloom:outside-roots"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. There is no such file. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That file is no picture. */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 415,
+                     *       "title": "That file is no picture.",
+                     *       "type": "urn:flowloom:not-an-image"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-read_summary": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Summary"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-count_tags": {
+        parameters: {
+            query?: {
+                /** @description In the caption or the name. */
+                text?: string;
+                /** @description All of these. */
+                tags?: string[];
+                /** @description None of these. */
+                without_tags?: string[];
+                has_caption?: boolean | null;
+                /** @description Whether the caption is tags, or prose. */
+                is_tags?: boolean | null;
+                has_problem?: boolean | null;
+                /** @description Below it. */
+                folder?: string;
+                /** @description Pixels of the shorter side. */
+                min_side?: number;
+                /** @description Pixels of the longer side; 0: any. */
+                max_side?: number;
+                /** @description Only tags with this in them. */
+                contains?: string;
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TagPage"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "uploads-list_uploads": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UploadView"][];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is another version of the tus protocol. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 412,
+                     *       "title": "That is another version of the tus protocol.",
+                     *       "type": "urn:flowloom:wrong-tus"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "uploads-create_upload": {
+        parameters: {
+            query?: never;
+            header: {
+                /** @description In bytes. */
+                "upload-length": number;
+                /** @description tus: filename or relativePath (with its folders), conflict (keep, the default, or replace), encoding of a zip's names; values in base64. */
+                "upload-metadata": string;
+                "upload-checksum"?: string;
+                /** @description Of the tus protocol. */
+                "tus-resumable"?: string;
+            };
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": unknown;
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is outside of the studio's folders. This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "That is outside of the studio's folders.",
+                     *       "type": "urn:flowloom:outside-roots"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. There is a file of this name. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is another version of the tus protocol. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 412,
+                     *       "title": "That is another version of the tus protocol.",
+                     *       "type": "urn:flowloom:wrong-tus"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That name cannot be used. What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "That name cannot be used.",
+                     *       "type": "urn:flowloom:unfit-name"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "uploads-describe_uploads": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is another version of the tus protocol. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 412,
+                     *       "title": "That is another version of the tus protocol.",
+                     *       "type": "urn:flowloom:wrong-tus"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "uploads-read_upload": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                upload_id: string;
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UploadView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. There is no such upload. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is another version of the tus protocol. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 412,
+                     *       "title": "That is another version of the tus protocol.",
+                     *       "type": "urn:flowloom:wrong-tus"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "uploads-end_upload": {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Of the tus protocol. */
+                "tus-resumable"?: string;
+            };
+            path: {
+                /** @description Its name. */
+                dataset: string;
+                upload_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. There is no such upload. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is another version of the tus protocol. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 412,
+                     *       "title": "That is another version of the tus protocol.",
+                     *       "type": "urn:flowloom:wrong-tus"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "uploads-look_at_upload": {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Of the tus protocol. */
+                "tus-resumable"?: string;
+            };
+            path: {
+                upload_id: string;
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": unknown;
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. There is no such upload. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is another version of the tus protocol. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 412,
+                     *       "title": "That is another version of the tus protocol.",
+                     *       "type": "urn:flowloom:wrong-tus"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "uploads-append": {
+        parameters: {
+            query?: never;
+            header: {
+                "upload-offset": number;
+                "upload-checksum"?: string;
+                /** @description Of the tus protocol. */
+                "tus-resumable"?: string;
+            };
+            path: {
+                /** @description Its name. */
+                dataset: string;
+                upload_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. There is no such upload. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. The upload is at another offset. There is a file of this name. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is another version of the tus protocol. */
+            412: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 412,
+                     *       "title": "That is another version of the tus protocol.",
+                     *       "type": "urn:flowloom:wrong-tus"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is no part of an upload. */
+            415: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 415,
+                     *       "title": "That is no part of an upload.",
+                     *       "type": "urn:flowloom:wrong-type"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description Another request is writing to this upload. */
+            423: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 423,
+                     *       "title": "Another request is writing to this upload.",
+                     *       "type": "urn:flowloom:busy"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What came is not what was sent. */
+            460: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 460,
+                     *       "title": "What came is not what was sent.",
+                     *       "type": "urn:flowloom:wrong-checksum"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-preflight": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Question"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        [key: string]: unknown;
+                    };
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such trainer. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such trainer.",
+                     *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That takes longer than an answer may. That could not be done. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "That takes longer than an answer may.",
+                     *       "type": "urn:flowloom:takes-long"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
     "session-read_health": {
         parameters: {
             query?: never;
@@ -1528,6 +8240,895 @@ export interface operations {
                      *       "status": 403,
                      *       "title": "This request is refused.",
                      *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "models-list_repository": {
+        parameters: {
+            query?: {
+                /** @description Branch, tag or commit. */
+                revision?: string;
+            };
+            header?: never;
+            path: {
+                owner: string;
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Repository"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The hub does not show this repository. This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "The hub does not show this repository.",
+                     *       "type": "urn:flowloom:hub-denied"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The hub has no such repository. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "The hub has no such repository.",
+                     *       "type": "urn:flowloom:no-such-repository"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The hub did not answer as it should. */
+            502: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 502,
+                     *       "title": "The hub did not answer as it should.",
+                     *       "type": "urn:flowloom:hub-unreachable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "models-list_models": {
+        parameters: {
+            query?: {
+                /** @description Folders to look through; none: all but runs, data and cache. */
+                root?: string[];
+                /** @description Only these. */
+                kind?: ("network" | "checkpoint" | "vae" | "text-encoder" | "lora" | "controlnet" | "embedding" | "pipeline" | "pickle" | "damaged" | "unknown")[];
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Library"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such folder. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such folder.",
+                     *       "type": "urn:flowloom:no-such-root"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "models-read_details": {
+        parameters: {
+            query: {
+                root: string;
+                /** @description Relative to the root. */
+                path: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Details"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is outside of the studio's folders. This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "That is outside of the studio's folders.",
+                     *       "type": "urn:flowloom:outside-roots"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such folder. There is no such file. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such folder.",
+                     *       "type": "urn:flowloom:no-such-root"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "models-delete_model": {
+        parameters: {
+            query: {
+                root: string;
+                /** @description Relative to the root. */
+                path: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is outside of the studio's folders. This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "That is outside of the studio's folders.",
+                     *       "type": "urn:flowloom:outside-roots"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such folder. There is no such file. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such folder.",
+                     *       "type": "urn:flowloom:no-such-root"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The run is in another state. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "The run is in another state.",
+                     *       "type": "urn:flowloom:not-now"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "models-list_missing": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Candidate"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Lacking"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such folder. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such folder.",
+                     *       "type": "urn:flowloom:no-such-root"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "models-list_offers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OfferView"][];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such folder. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such folder.",
+                     *       "type": "urn:flowloom:no-such-root"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -1839,6 +9440,7 @@ export interface operations {
             };
             header?: never;
             path: {
+                /** @description As listed. */
                 root: string;
             };
             cookie?: never;
@@ -2000,6 +9602,7 @@ export interface operations {
             };
             header?: never;
             path: {
+                /** @description As listed. */
                 root: string;
             };
             cookie?: never;
@@ -2269,6 +9872,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description Name of the run's directory. */
                 run_id: string;
             };
             cookie?: never;
@@ -2410,6 +10014,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description Name of the run's directory. */
                 run_id: string;
             };
             cookie?: never;
@@ -2566,6 +10171,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description Name of the run's directory. */
                 run_id: string;
                 what: "stop" | "checkpoint" | "sample";
             };
@@ -2725,6 +10331,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description Name of the run's directory. */
                 run_id: string;
             };
             cookie?: never;
@@ -3025,6 +10632,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description A checkpoint's file. */
                 file: string;
                 /** @description Name of the run's directory. */
                 run_id: string;
@@ -3166,6 +10774,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description As listed. */
                 name: string;
                 /** @description Name of the run's directory. */
                 run_id: string;
@@ -3324,6 +10933,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description Name of the run's directory. */
                 other: string;
                 /** @description Name of the run's directory. */
                 run_id: string;
@@ -3480,6 +11090,17 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "config": {
+                     *         "training": {
+                     *           "lr": 0.0001
+                     *         }
+                     *       },
+                     *       "source": "the studio",
+                     *       "trainer": "flow"
+                     *     }
+                     */
                     "application/json": {
                         [key: string]: unknown;
                     };
@@ -3927,6 +11548,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description Name of the run's directory. */
                 run_id: string;
             };
             cookie?: never;
@@ -4230,6 +11852,10 @@ export interface operations {
         parameters: {
             query?: {
                 max_points?: number;
+                /** @description Step to begin with. */
+                first?: number;
+                /** @description Step to end with; none: the newest. */
+                last?: number | null;
             };
             header?: never;
             path: {
@@ -4375,6 +12001,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description Name of the run's directory. */
                 run_id: string;
             };
             cookie?: never;
@@ -4532,7 +12159,172 @@ export interface operations {
             };
         };
     };
-    "runs-resume_run": {
+    "runs-read_result": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Name of the run's directory. */
+                run_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "num_images": 1200,
+                     *       "num_skipped": 3
+                     *     }
+                     */
+                    "application/json": unknown;
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such run. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such run.",
+                     *       "type": "urn:flowloom:no-such-run"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The run is in another state. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "The run is in another state.",
+                     *       "type": "urn:flowloom:not-now"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "runs-resume": {
         parameters: {
             query?: never;
             header?: never;
@@ -4848,6 +12640,7 @@ export interface operations {
             };
             header?: never;
             path: {
+                /** @description As listed. */
                 file: string;
                 /** @description Name of the run's directory. */
                 run_id: string;
@@ -5006,6 +12799,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description Name of the run's directory. */
                 run_id: string;
             };
             cookie?: never;
@@ -5773,6 +13567,149 @@ export interface operations {
             };
         };
     };
+    "stores-test_store": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Store"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["flowloom__server__routes__stores__Verdict"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That takes longer than an answer may. That could not be done. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "That takes longer than an answer may.",
+                     *       "type": "urn:flowloom:takes-long"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
     "system-read_system": {
         parameters: {
             query?: never;
@@ -6156,6 +14093,425 @@ export interface operations {
             };
         };
     };
+    "datasets-list_trash": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TrashView"][];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-destroy_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                trash_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-restore_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                trash_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DataSetView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is a data set of this name. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "There is a data set of this name.",
+                     *       "type": "urn:flowloom:data-set-taken"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
     "training-read_trainer_config": {
         parameters: {
             query?: never;
@@ -6320,7 +14676,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Verdict"];
+                    "application/json": components["schemas"]["flowloom__server__routes__training__Verdict"];
                 };
             };
             /** @description The body is no JSON. */
@@ -6462,6 +14818,13 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "model.chroma_path": [
+                     *         "models/chroma.safetensors"
+                     *       ]
+                     *     }
+                     */
                     "application/json": {
                         [key: string]: string[];
                     };
