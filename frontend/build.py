@@ -163,9 +163,7 @@ def check() -> None:
 def end_to_end() -> None:
     """The tests in a browser, where there is one: none is downloaded."""
     if not any(os.environ.get(CHROMIUM) or shutil.which(name) for name in BROWSERS):
-        say(
-            f"no Chromium was found, so its tests are left out; install the package chromium, or set {CHROMIUM}"
-        )
+        say(f"no Chromium was found: its tests are left out. Install chromium, or set {CHROMIUM}.")
         return
     build()
     node("--test", "--test-concurrency=1", *(str(path) for path in sorted((HERE / "e2e").glob("*.test.ts"))))
