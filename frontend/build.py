@@ -144,7 +144,8 @@ def write_api_types(path: Path) -> None:
     CACHE.mkdir(exist_ok=True)
     document = CACHE / "openapi.json"
     printer = [sys.executable, str(HERE / "scripts" / "openapi.py")]
-    document.write_bytes(subprocess.run(printer, check=True, capture_output=True).stdout)
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent / "src")}
+    document.write_bytes(subprocess.run(printer, check=True, capture_output=True, env=environment).stdout)
     tool("openapi-typescript", str(document), "-o", str(path), "--default-non-nullable=false")
 
 

@@ -37,6 +37,8 @@ export interface Field {
 }
 
 const MOST_DEPTH = 6;
+/** Limits beyond this are of number formats, not of the thing. */
+const UNBOUND = 1e12;
 
 interface Context {
   defs: Tree;
@@ -225,8 +227,8 @@ function rangeOf(schema: Tree): string | null {
   const parts: string[] = [];
   if (schema.minimum !== undefined) parts.push(`≥ ${schema.minimum}`);
   if (schema.exclusiveMinimum !== undefined) parts.push(`> ${schema.exclusiveMinimum}`);
-  if (schema.maximum !== undefined) parts.push(`≤ ${schema.maximum}`);
-  if (schema.exclusiveMaximum !== undefined) parts.push(`< ${schema.exclusiveMaximum}`);
+  if (Number(schema.maximum) < UNBOUND) parts.push(`≤ ${schema.maximum}`);
+  if (Number(schema.exclusiveMaximum) < UNBOUND) parts.push(`< ${schema.exclusiveMaximum}`);
   if (schema.multipleOf !== undefined) parts.push(`multiples of ${schema.multipleOf}`);
   return parts.length > 0 ? parts.join(", ") : null;
 }
@@ -254,6 +256,7 @@ const WORDS: Record<string, string> = {
   lr: "Learning rate",
   ema: "EMA",
   lora: "LoRA",
+  loras: "LoRAs",
   t5: "T5",
   vae: "VAE",
   cfg: "CFG",
