@@ -174,12 +174,16 @@ def move_run(run_id: RunId, body: Place, queue: QueueDep) -> RunView:
     "/runs/{run_id}/duplicate",
     summary="Run it again, with changes",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(NoSuchRun, NameTaken),
+    responses=problems(NoSuchRun, NameTaken, NotNow),
 )
 def duplicate_run(run: RunDep, body: Copy, studio: StudioDep) -> RunView:
     """Queues a new run with this one's configuration and `changes` over it."""
     content = run.read_run()
     config = patched(content["config"], body.changes)
     new = NewRun(name=body.name, config=config, devices=body.devices, first=body.first)
-    trainer = studio.queue.trainers[content.get("trainer", "flow")]
-    return make_run(studio, trainer, new, f"{run.path.name}, changed" if body.changes else run.path.name)
+    return make_run(
+        studio,
+        studio.queue.trainer_of(run),
+        new,
+        f"{run.path.name}, changed" if body.changes else run.path.name,
+    )
