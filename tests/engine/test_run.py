@@ -18,7 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
+from flowloom.data.loader import DataSet
 from flowloom.engine.__main__ import run_engine
+from flowloom.engine.plan import steps_per_epoch
 from flowloom.errors import DataError, DivergedError, FlowloomError, OutOfMemoryError
 from flowloom.parts.families.weights import open_weights
 from flowloom.spec.events import read_events
@@ -288,5 +290,7 @@ def test_short_batches_of_several_buckets_share_an_update(make_run: Callable[...
         run_engine(run_dir)
         steps = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
         counts[packs] = len(steps)
+        config = run_dir.read_config()
+        assert len(steps) == steps_per_epoch(config, DataSet.from_config(config))
         assert steps[-1]["epoch"] == 1
     assert counts[True] < counts[False]

@@ -56,9 +56,14 @@ class Chore(Generic[Config]):
     def defaults(self) -> dict[str, Any]:
         """See Trainer; what must be given is not there."""
         fields = self.config_type.model_fields.items()
-        given = {name: field.get_default(call_default_factory=True) for name, field in fields}
-        plain = self.config_type.model_construct(**given).model_dump(mode="json", warnings=False)
-        return {name: plain[name] for name, field in fields if not field.is_required()}
+        given = {
+            name: field.get_default(call_default_factory=True)
+            for name, field in fields
+            if not field.is_required()
+        }
+        return self.config_type.model_construct(**given).model_dump(
+            mode="json", include=set(given), warnings=False
+        )
 
     def presets(self) -> list[Preset]:
         """See Trainer."""

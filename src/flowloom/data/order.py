@@ -30,6 +30,14 @@ class EpochPlan:
         """Whether the next batch is trained in one update with this one."""
         return self.joined is not None and index + 1 < len(self) and bool(self.joined[index + 1])
 
+    def num_updates(self, per_batch: int) -> int:
+        """Updates of the epoch, where a batch makes `per_batch`, but no more than it has rows; a pack one."""
+        each = np.minimum(np.diff(self.starts), per_batch)
+        if self.joined is not None:
+            each[np.append(self.joined[1:], False) | self.joined] = 1
+            each[self.joined] = 0
+        return int(each.sum())
+
     def __len__(self) -> int:
         return len(self.buckets)
 

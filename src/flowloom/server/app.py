@@ -15,18 +15,28 @@ import flowloom
 from flowloom.chores import ALL as CHORES
 from flowloom.errors import FlowloomError
 from flowloom.server import problems
+from flowloom.server.datasets.library import DataSets
 from flowloom.server.deps import Studio
+from flowloom.server.pages import Pages
 from flowloom.server.queue import Queue
 from flowloom.server.roots import Roots
 from flowloom.server.routes import (
     checkpoints,
     chores,
+    datasets,
+    datasets_edits,
+    datasets_images,
+    datasets_uploads,
+    datasets_work,
     events,
     files,
+    hub,
+    models,
     runs,
     samples,
     secrets,
     session,
+    stores,
     system,
     training,
 )
@@ -39,7 +49,9 @@ from flowloom.trainers import ALL
 
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
-_ROUTES = (session, runs, events, samples, checkpoints, system, files, secrets, training, chores)
+_RUNS = (runs, events, samples, checkpoints, training, chores)
+_DATASETS = (datasets, datasets_images, datasets_edits, datasets_uploads, datasets_work, stores)
+_ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)
 _log = logging.getLogger("flowloom")
 
 
@@ -61,6 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for routes in _ROUTES:
         app.include_router(routes.router, prefix="/api")
+    # Not mounted: a path that has a route, asked in a wrong way, is the API's to answer.
+    app.router.default = Pages()
     plain = app.openapi
     app.openapi = lambda: app.openapi_schema or problems.describe(plain())
     return app
@@ -74,13 +88,15 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
     shelf.clear_away()
     shelf.look_at_all()
     devices = settings.devices or find_devices()
+    roots = Roots(settings.roots)
     return Studio(
         settings=settings,
-        roots=Roots(settings.roots),
+        roots=roots,
         shelf=shelf,
         queue=Queue(shelf, {**ALL, **CHORES}, devices, settings.state_dir / "locks"),
         trainers=ALL,
         gauge=Gauge(settings.roots),
+        datasets=DataSets(roots, settings.state_dir),
         is_closing=is_closing,
     )
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Request
 
+from flowloom.server.datasets.library import DataSets
+from flowloom.server.datasets.uploads import Uploads
 from flowloom.server.metrics import Charts
 from flowloom.server.problems import NoSuchFile, NoSuchTrainer
 from flowloom.server.queue import Queue
@@ -31,7 +33,9 @@ class Studio:
     queue: Queue
     trainers: Mapping[str, Trainer]
     gauge: Gauge
+    datasets: DataSets
     charts: Charts = field(default_factory=Charts)
+    uploads: Uploads = field(default_factory=Uploads)
     is_closing: Callable[[], bool] = lambda: False
     """Whether streams shall end because the server does."""
 

@@ -4,7 +4,7 @@
   own name at 127.0.0.1 (DNS rebinding) or a reverse proxy that was set up without a token gets nothing.
 - With one, every request carries it: a bearer header from scripts, a cookie (HttpOnly, SameSite=Strict,
   made from the token, not the token itself) from the browser.
-- No body is read beyond BODY_BYTES.
+- No body is read beyond BODY_BYTES, but for uploads, which go to the disk and have their own limit.
 - A request that changes something and that another site made is refused, whatever it carries.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,11 +24,15 @@ from flowloom.server.settings import LOCAL_NAMES
 
 COOKIE = "flowloom_session"
 BODY_BYTES = 4 * 2**20
+_UPLOADS = re.compile(r"/api/datasets/[^/]+/uploads(/[^/]+)?")
 _OPEN = {"/api/health", "/api/session"}
 _READING = {"GET", "HEAD", "OPTIONS"}
+POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
+    "style-src 'self' 'unsafe-inline'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
 _HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
-    "style-src 'self' 'unsafe-inline'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+    "content-security-policy": POLICY,
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
@@ -73,7 +78,7 @@ class Guard:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > BODY_BYTES:
+            if num_bytes > BODY_BYTES and not _UPLOADS.fullmatch(scope["path"]):
                 # FastAPI lets no other error through while it reads a body.
                 raise HTTPException(413, f"A body has at most {BODY_BYTES:,} bytes here.")
             return message

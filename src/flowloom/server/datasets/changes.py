@@ -1,0 +1,129 @@
+"""What can be done to many captions at once: pure functions of one caption."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from flowloom.server.datasets.captions import is_tags
+
+Tag = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^,\r\n\x00]+$")
+]
+Tags = Annotated[list[Tag], Field(min_length=1, max_length=1000)]
+
+
+class _Operation(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class AddTags(_Operation):
+    """Add tags that are not there yet; to prose, at its beginning or end as well."""
+
+    kind: Literal["add"]
+    tags: Tags = Field(examples=[["fox", "snow"]])
+    where: Literal["start", "end"] = "end"
+
+    def apply(self, line: str) -> str:
+        """One caption with it done."""
+        tags = split(line)
+        known = {tag.casefold() for tag in tags}
+        new = [tag for tag in dict.fromkeys(self.tags) if tag.casefold() not in known]
+        return joined([*new, *tags] if self.where == "start" else [*tags, *new], line)
+
+
+class RemoveTags(_Operation):
+    """Take tags out, whatever their letter case."""
+
+    kind: Literal["remove"]
+    tags: Tags = Field(examples=[["fox", "snow"]])
+
+    def apply(self, line: str) -> str:
+        """One caption with it done."""
+        gone = {tag.casefold() for tag in self.tags}
+        return joined([tag for tag in split(line) if tag.casefold() not in gone], line)
+
+
+class ReplaceTag(_Operation):
+    """Write one tag for another, and only once."""
+
+    kind: Literal["replace"]
+    tag: Tag = Field(examples=["grey fur"])
+    by: Tag = Field(examples=["silver fur"])
+
+    def apply(self, line: str) -> str:
+        """One caption with it done."""
+        old, new = self.tag.casefold(), self.by.casefold()
+        tags: list[str] = []
+        for tag in split(line):
+            tag = self.by if tag.casefold() == old else tag
+            if tag.casefold() != new or new not in {known.casefold() for known in tags}:
+                tags.append(tag)
+        return joined(tags, line)
+
+
+class ReorderTags(_Operation):
+    """Some tags first, the others as they stand or by the alphabet, none twice; prose stays as it is."""
+
+    kind: Literal["reorder"]
+    first: list[Tag] = Field([], max_length=1000, examples=[["fox"]])
+    rest: Literal["as_is", "sorted"] = "as_is"
+    drop_repeated: bool = True
+
+    def apply(self, line: str) -> str:
+        """One caption with it done."""
+        if not is_tags(line):
+            return line
+        places = {tag.casefold(): place for place, tag in enumerate(self.first)}
+        tags = split(line)
+        if self.drop_repeated:
+            tags = list({tag.casefold(): tag for tag in reversed(tags)}.values())[::-1]
+        is_sorted = self.rest == "sorted"
+        order = sorted(tags, key=lambda tag: tag.casefold() if is_sorted else "")
+        return joined(sorted(order, key=lambda tag: places.get(tag.casefold(), len(places))), line)
+
+
+class ReplaceText(_Operation):
+    """Write one text for another anywhere in a caption."""
+
+    kind: Literal["replace_text"]
+    text: str = Field(min_length=1, max_length=10_000, examples=["a picture of "])
+    by: str = Field("", max_length=10_000)
+
+    def apply(self, line: str) -> str:
+        """One caption with it done."""
+        return line.replace(self.text, self.by)
+
+
+class SetText(_Operation):
+    """One caption for all: for those without one, say."""
+
+    kind: Literal["set"]
+    text: str = Field(max_length=10_000, examples=["a fox"])
+
+    def apply(self, line: str) -> str:  # noqa: ARG002 -- whatever stood there
+        """One caption with it done."""
+        return self.text
+
+
+Operation = Annotated[
+    AddTags | RemoveTags | ReplaceTag | ReorderTags | ReplaceText | SetText, Field(discriminator="kind")
+]
+
+
+def applied(operation: Operation, caption: str) -> str:
+    """`caption` with the operation done to each of its lines."""
+    if isinstance(operation, ReplaceText | SetText):
+        return operation.apply(caption)
+    return "\n".join(operation.apply(line) for line in caption.split("\n"))
+
+
+def split(line: str) -> list[str]:
+    """The tags of a caption."""
+    return [tag for part in line.split(",") if (tag := part.strip())]
+
+
+def joined(tags: list[str], before: str) -> str:
+    """The tags as a caption; `before` itself, with its own spaces, where they are still the same."""
+    return before if tags == split(before) else ", ".join(tags)

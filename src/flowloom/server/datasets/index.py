@@ -1,0 +1,178 @@
+"""The list of a data set's pictures, held in step with its files.
+
+It holds nothing that the files do not: it is made anew whenever it is damaged or missing. Small sets are
+looked at again for every request, large ones behind the scenes.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+from flowloom.server.datasets.answers import running
+from flowloom.server.datasets.places import DataSet
+from flowloom.server.datasets.scan import Row, Seen, lines_of, opened, pixels_of, row_of, seen_in
+from flowloom.server.datasets.table import Table
+from flowloom.server.problems import ServiceError
+
+REST = 20
+"""A scan is followed by a rest of so many times its length."""
+SHORT_S, LEAST_REST_S = 0.1, 0.3
+"""A short scan is done again for nearly every request."""
+LEAST_REST_IN_STORES_S = 30.0
+SIZES_WAIT_S = 0.2
+AT_ONCE = 500
+
+
+@dataclass
+class ScanState:
+    """How far the list agrees with the files."""
+
+    is_running: bool = False
+    phase: Literal["", "names", "sizes"] = ""
+    num_done: int = 0
+    finished: float = 0.0
+    """When the last scan ended, in seconds since 1970; 0: never."""
+    error: str = ""
+    names_are_read: threading.Event = field(default_factory=threading.Event)
+    all_is_read: threading.Event = field(default_factory=threading.Event)
+
+
+class Index(Table):
+    """The pictures of one data set. Every method may be called from any thread."""
+
+    def __init__(self, dataset: DataSet, state_dir: Path):
+        super().__init__(dataset, state_dir)
+        self.state = ScanState()
+        self._starting = threading.Lock()
+        self._rested: float | None = None
+        """When the last scan ended, by a clock that nobody sets."""
+        self._length_s = 0.0
+
+    def refresh(self, wait_s: float = 2.0, *, is_strict: bool = False) -> ScanState:
+        """Have the files looked at again where that is due, and wait a little for what they say.
+
+        Args:
+            is_strict: wait until a scan that begins now has read all names and captions.
+        """
+        with self._starting:
+            if is_strict and self.state.is_running:
+                self.state.names_are_read.wait()
+            if is_strict or (not self.state.is_running and self._is_due()):
+                self.state = ScanState(True, "names", finished=self.state.finished)
+                name = "data set scan"
+                threading.Thread(target=self._scan, args=(self.state,), daemon=True, name=name).start()
+            state = self.state
+        if state.names_are_read.wait(None if is_strict else wait_s):
+            state.all_is_read.wait(SIZES_WAIT_S)
+        return state
+
+    def _is_due(self) -> bool:
+        least = LEAST_REST_IN_STORES_S if self.dataset.kind == "bucket" else LEAST_REST_S
+        rest = least if self._length_s < SHORT_S else max(least, REST * self._length_s)
+        if self.is_lost:
+            self.is_lost = False
+            return True
+        return self._rested is None or time.monotonic() - self._rested > rest
+
+    def _scan(self, state: ScanState) -> None:
+        began = time.monotonic()
+        scans = {"folder": self._scan_folder, "jsonl": self._scan_jsonl, "bucket": self._scan_bucket}
+        try:
+            scans[self.dataset.kind](state)
+            self._length_s = time.monotonic() - began
+            if self.dataset.kind == "folder":
+                state.phase = "sizes"
+                state.names_are_read.set()
+                self._measure(state)
+            state.finished = time.time()
+        except (OSError, sqlite3.Error, ServiceError) as error:
+            state.error = str(error)
+        finally:
+            self._rested = time.monotonic()
+            state.is_running, state.phase = False, ""
+            state.names_are_read.set()
+            state.all_is_read.set()
+
+    def _scan_folder(self, state: ScanState) -> None:
+        top = self.dataset.folder
+        self.begin_seeing()
+        for batch in seen_in(top):
+            known = self.stamps([seen.item for seen in batch])
+            rows = [opened(top, seen) for seen in batch if known.get(seen.item) != seen.stamp]
+            self.see([seen.item for seen in batch], rows)
+            state.num_done += len(batch)
+        self.end_seeing()
+
+    def _scan_jsonl(self, state: ScanState) -> None:
+        assert self.dataset.path
+        stamp = stamp_of(self.dataset.path)
+        with self._write() as base:
+            if base.execute("SELECT value FROM notes WHERE name = 'stamp'").fetchall() == [(stamp,)]:
+                return
+            base.execute("DELETE FROM images")
+            rows: list[Row] = []
+            for number, line in lines_of(self.dataset.path):
+                rows.append(row_of(number, line))
+                if len(rows) == AT_ONCE:
+                    state.num_done += len(rows)
+                    self._put(base, rows)
+                    rows.clear()
+            self._put(base, rows)
+            base.execute("INSERT OR REPLACE INTO notes VALUES ('stamp', ?)", (stamp,))
+            self.version += 1
+
+    def _scan_bucket(self, state: ScanState) -> None:
+        told = {
+            "verb": "list",
+            "url": self.dataset.url,
+            "storage": self.dataset.storage,
+            "index": str(self.path),
+        }
+        self.begin_seeing()
+        with running("flowloom.server.datasets.bucket", json.dumps(told)) as lines:
+            while some := [json.loads(line) for line in islice(lines, AT_ONCE)]:
+                rows = [Row._make(row) for row in some if len(row) > 1]
+                self.see([row[0] for row in some], rows)
+                state.num_done += len(some)
+        self.end_seeing()
+
+    def _measure(self, state: ScanState) -> None:
+        """Read the headers of pictures whose size is not known yet."""
+        state.num_done, last = 0, 0
+        question = (
+            "SELECT rowid, item, problem FROM images WHERE rowid > ? AND width IS NULL ORDER BY rowid LIMIT ?"
+        )
+        while self.state is state:
+            with self._read() as base:
+                found = base.execute(question, (last, AT_ONCE)).fetchall()
+            if not found:
+                return
+            measured = []
+            for last, item, problem in found:
+                width, height, reason = pixels_of(self.dataset.folder / item)
+                measured.append((width, height, problem or reason, last))
+            with self._write() as base:
+                change = (
+                    "UPDATE images SET width = ?, height = ?, problem = ? WHERE rowid = ? AND width IS NULL"
+                )
+                base.executemany(change, measured)
+                self.version += 1
+            state.num_done += len(found)
+
+    def look_again(self, seen: Iterable[Seen]) -> None:
+        """Open what was just written."""
+        self.put([opened(self.dataset.folder, one) for one in seen])
+
+
+def stamp_of(jsonl: Path) -> str:
+    """What changes when the file does."""
+    status = jsonl.stat()
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"

@@ -1,0 +1,242 @@
+"""What lies in a data set's folder or JSONL: names and times first, content where those changed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flowloom.data.headers import image_size
+from flowloom.data.prepare.items import JUNK, Remark, Unusable, reason_of, shown, wrong_name
+from flowloom.data.prepare.pairs import PairRule, pair
+from flowloom.errors import ImageError
+from flowloom.server.datasets.captions import SUFFIXES, is_tags, read_caption, version_of
+
+AT_ONCE = 500
+"""Pictures handed on together."""
+MAX_LINE_BYTES = 2**22
+_RULE = PairRule(SUFFIXES)
+
+
+class Row(NamedTuple):
+    """A picture of a data set, as the index keeps it."""
+
+    item: str
+    """Its path below the folder, or the number of its line."""
+    position: int
+    file: str
+    """As training will name it."""
+    stamp: str
+    """Another one when the picture or its caption changed."""
+    size: int | None
+    """Bytes."""
+    changed: float | None
+    width: int | None
+    height: int | None
+    caption: str
+    folded: str
+    """The caption as it is searched."""
+    version: str
+    is_tags: bool
+    sidecar: str
+    """The file with the caption, below the folder."""
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A picture and its caption file, not yet opened."""
+
+    item: str
+    sidecar: str
+    stamp: str
+    size: int
+    changed: float
+    problem: str = ""
+
+
+def folded(caption: str) -> str:
+    """`caption` as it is searched: letter case does not count, and each tag stands between two commas."""
+    parts = caption.casefold().replace("\n", ",").split(",")
+    return f",{','.join(part.strip() for part in parts)},"
+
+
+def seen_in(top: Path) -> Iterator[list[Seen]]:
+    """Every picture below `top`, some at a time.
+
+    Hidden files are left out; links to folders are not followed, nor are those that lead out of `top`.
+    """
+    batch: list[Seen] = []
+    for prefix, names in _folders(top):
+        # Names that belong together have what stands before their first dot in common, and lie side by side.
+        for _, group in groupby(names, key=lambda name: name.partition(".")[0]):
+            batch += _pictures(top, prefix, list(group))
+            if len(batch) >= AT_ONCE:
+                yield batch
+                batch = []
+    yield batch
+
+
+def _folders(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below `top`, as a prefix of names, with the files in it."""
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        names: list[str] = []
+        try:
+            with os.scandir(top / prefix) as entries:
+                for entry in entries:
+                    if entry.name.startswith(".") or entry.name.lower() in JUNK:
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{prefix}{entry.name}/")
+                    elif not entry.is_symlink() or _leads_within(entry.path, top):
+                        names.append(entry.name)
+        except OSError:
+            continue  # it went away, or is not ours to read
+        yield prefix, sorted(names)
+
+
+def _leads_within(path: str, top: Path) -> bool:
+    try:
+        target = Path(path).resolve(strict=True)
+    except (OSError, RuntimeError):
+        return False
+    return target.is_relative_to(top) and target.is_file()
+
+
+def _pictures(top: Path, prefix: str, names: list[str]) -> Iterator[Seen]:
+    """The pictures among `names`, which are all that begin alike, as `flowloom dataset build` pairs them."""
+    by_shown = {shown(prefix + name): name for name in names}
+    for found in pair({name: name for name in names}, prefix, _RULE):
+        if isinstance(found, tuple):
+            name, _, sidecar = found
+            yield from seen_one(top, prefix + name, prefix + sidecar if sidecar else "")
+        elif isinstance(found, Unusable):
+            yield from seen_one(top, prefix + by_shown[found.place], "", found.reason)
+        elif isinstance(found, Remark) and found.text.startswith("left out"):
+            yield from seen_one(top, prefix + by_shown[found.place], "", found.text)
+
+
+def seen_one(top: Path, item: str, sidecar: str, problem: str = "") -> Iterator[Seen]:
+    """The picture `item` as it lies there now; nothing where it went away."""
+    if wrong_name(item):
+        return  # it cannot be told to anybody in JSON: lint names it
+    try:
+        status = (top / item).stat()
+        beside = _stamp((top / sidecar).stat()) if sidecar else ""
+    except OSError:
+        return  # it went away
+    stamp = f"{_stamp(status)}|{sidecar}|{beside}|{problem}"
+    yield Seen(item, sidecar, stamp, status.st_size, status.st_mtime, problem)
+
+
+def _stamp(status: os.stat_result) -> str:
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def opened(top: Path, seen: Seen) -> Row:
+    """The row of a picture with its caption read; its size in pixels is still unknown."""
+    caption = read_caption(top, seen.sidecar)
+    return Row(
+        item=seen.item,
+        position=0,
+        file=seen.item,
+        stamp=seen.stamp,
+        size=seen.size,
+        changed=seen.changed,
+        width=None,
+        height=None,
+        caption=caption.text,
+        folded=folded(caption.text),
+        version=caption.version,
+        is_tags=caption.is_tags,
+        sidecar=seen.sidecar,
+        problem=seen.problem or caption.problem,
+    )
+
+
+def pixels_of(path: Path) -> tuple[int, int, str]:
+    """Width, height and what is wrong with the picture at `path`; 0 and 0 where it has none."""
+    try:
+        return (*image_size(path), "")
+    except ImageError as error:
+        return 0, 0, str(error)
+    except OSError as error:
+        return 0, 0, reason_of(error)
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a JSONL that are not empty, by number from 1; of an overlong one the beginning."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES):
+            number += 1
+            whole = line.endswith(b"\n")
+            while not whole and (rest := file.readline(MAX_LINE_BYTES)):
+                whole = rest.endswith(b"\n")
+            if line.strip():
+                yield number, line.rstrip(b"\r\n")
+
+
+def row_of(number: int, line: bytes) -> Row:
+    """What a line of a JSONL says."""
+    fields, problem = fields_of(line)
+    text = text_of(fields)
+    stated = fields.get("is_tag_based")
+    width, height = (_side(fields.get(name)) for name in ("width", "height"))
+    if not problem and not (width and height):
+        problem = "width and height are not those of a picture"
+    return Row(
+        item=str(number),
+        position=number,
+        file=str(fields.get("filename", "")),
+        stamp="",
+        size=None,
+        changed=None,
+        width=width,
+        height=height,
+        caption=text,
+        folded=folded(text),
+        version=version_of(line),
+        is_tags=stated if isinstance(stated, bool) else is_tags(text),
+        sidecar="",
+        problem=problem,
+    )
+
+
+def fields_of(line: bytes) -> tuple[dict[str, Any], str]:
+    """The fields of a line of a JSONL, and what is wrong with it."""
+    try:
+        fields = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError) as error:
+        return {}, f"not JSON: {error}"
+    if not isinstance(fields, dict):
+        return {}, "not a JSON object"
+    if not isinstance(fields.get("filename"), str) or _has_surrogates(fields):
+        return {}, "filename or caption is not text"
+    return fields, ""
+
+
+def text_of(fields: dict[str, Any]) -> str:
+    """The captions of a row, one a line."""
+    value = fields.get("caption_or_tags")
+    texts = value if isinstance(value, list) else [value]
+    return "\n".join(text.strip() for text in texts if isinstance(text, str))
+
+
+def _has_surrogates(fields: dict[str, Any]) -> bool:
+    """Whether a name or caption has halves of characters, which nothing can store."""
+    try:
+        f"{fields['filename']}{text_of(fields)}".encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _side(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and 0 < value < 2**31 else 0

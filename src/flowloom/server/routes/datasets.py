@@ -1,0 +1,157 @@
+"""Data sets: folders, JSONL files and buckets; what was deleted waits in the trash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, status
+from fastapi import Path as InPath
+from pydantic import BaseModel, ConfigDict, Field
+
+from flowloom.parts.sources.base import StorageSection
+from flowloom.server.datasets.library import DataSets
+from flowloom.server.datasets.places import (
+    DataSet,
+    DataSetTaken,
+    Kind,
+    NoSuchDataSet,
+    Trashed,
+    UnfitName,
+)
+from flowloom.server.deps import StudioDep
+from flowloom.server.problems import Invalid, NoSuchFile, OutsideRoots, Place, problems
+
+router = APIRouter(tags=["datasets"], responses=problems())
+
+
+class DataSetView(BaseModel):
+    """A data set."""
+
+    name: str = Field(examples=["fox"])
+    kind: Kind
+    path: str | None = Field(description="The folder or the JSONL; null of a bucket.")
+    url: str | None = Field(description="Of a bucket.", examples=["s3://bucket/fox"])
+    storage: dict[str, Any] = Field(description="How the bucket is reached; no keys.")
+    images_dir: str | None = Field(description="What the names of its pictures are relative to.")
+    is_link: bool = Field(description="It lies elsewhere: to delete it forgets it, and what it has stays.")
+
+    @classmethod
+    def of(cls, dataset: DataSet) -> DataSetView:
+        """As it is answered."""
+        return cls(
+            name=dataset.name,
+            kind=dataset.kind,
+            path=str(dataset.path) if dataset.path else None,
+            url=dataset.url or None,
+            storage=dataset.storage,
+            images_dir=str(dataset.images_dir) if dataset.images_dir else None,
+            is_link=dataset.is_link,
+        )
+
+
+class NewDataSet(BaseModel):
+    """A data set to be made, or one that lies elsewhere to be remembered."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=200, examples=["fox"])
+    path: str | None = Field(
+        None,
+        max_length=4096,
+        description="A folder or JSONL in one of the studio's roots; none: a new folder is made.",
+        examples=[None],
+    )
+    url: str | None = Field(None, max_length=2048, description="s3://, gs:// or az://BUCKET/FOLDER.")
+    storage: StorageSection = Field(
+        default_factory=StorageSection, description="How the bucket is reached: endpoint, region ..."
+    )
+
+
+class TrashView(BaseModel):
+    """A data set that was deleted."""
+
+    id: str = Field(examples=["20260102-030405-0a1b2c3d"])
+    name: str
+    time: float = Field(description="When, in seconds since 1970.")
+
+    @classmethod
+    def of(cls, trashed: Trashed) -> TrashView:
+        """As it is answered."""
+        return cls.model_validate(trashed, from_attributes=True)
+
+
+def _library(studio: StudioDep) -> DataSets:
+    return studio.datasets
+
+
+LibraryDep = Annotated[DataSets, Depends(_library)]
+
+
+def _dataset(
+    library: LibraryDep, dataset: Annotated[str, InPath(description="Its name.", examples=["fox"])]
+) -> DataSet:
+    return library.get(dataset)
+
+
+DataSetDep = Annotated[DataSet, Depends(_dataset)]
+
+
+@router.get("/datasets", summary="List data sets")
+def list_datasets(library: LibraryDep) -> list[DataSetView]:
+    """Every folder and JSONL in the root `data`, and what lies elsewhere and was remembered there."""
+    return [DataSetView.of(found) for found in library.places.all()]
+
+
+@router.post(
+    "/datasets",
+    summary="Make or remember a data set",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(DataSetTaken, UnfitName, OutsideRoots, NoSuchFile),
+)
+def create_dataset(library: LibraryDep, body: NewDataSet) -> DataSetView:
+    """A new folder to upload to; or, with `path` or `url`, a name for what is there already."""
+    if body.path is not None and body.url is not None:
+        raise Invalid(
+            "1 problem.", "Give one of both.", [Place(pointer="/url", detail="path is given, too.")]
+        )
+    where = Path(body.path) if body.path is not None else body.url
+    if where is None:
+        return DataSetView.of(library.places.create(body.name))
+    storage = body.storage.model_dump(mode="json", exclude_defaults=True)
+    return DataSetView.of(library.places.link(body.name, where, storage if body.url else {}))
+
+
+@router.get("/datasets/{dataset}", summary="A data set", responses=problems(NoSuchDataSet))
+def read_dataset(dataset: DataSetDep) -> DataSetView:
+    """Where it lies; GET .../images says what is in it."""
+    return DataSetView.of(dataset)
+
+
+@router.delete("/datasets/{dataset}", summary="Delete a data set", responses=problems(NoSuchDataSet))
+def delete_dataset(library: LibraryDep, dataset: DataSetDep) -> TrashView:
+    """Into the trash; of one that lies elsewhere, only its name goes there."""
+    return TrashView.of(library.places.delete(dataset.name))
+
+
+@router.get("/trash", summary="List deleted data sets")
+def list_trash(library: LibraryDep) -> list[TrashView]:
+    """The latest first."""
+    return [TrashView.of(found) for found in library.places.trash()]
+
+
+@router.post("/trash/{trash_id}/restore", summary="Undelete", responses=problems(NoSuchDataSet, DataSetTaken))
+def restore_dataset(library: LibraryDep, trash_id: str) -> DataSetView:
+    """By its old name."""
+    return DataSetView.of(library.places.restore(trash_id))
+
+
+@router.delete(
+    "/trash/{trash_id}",
+    summary="Delete for good",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(NoSuchDataSet),
+)
+def destroy_dataset(library: LibraryDep, trash_id: str) -> None:
+    """With all its pictures; there is no way back."""
+    library.places.destroy(trash_id)

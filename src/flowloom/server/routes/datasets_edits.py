@@ -1,0 +1,143 @@
+"""Edits of many captions at once: shown before they are made, and undone."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, status
+from pydantic import BaseModel, ConfigDict, Field
+
+from flowloom.server.datasets.changes import Operation
+from flowloom.server.datasets.edits import ChangedMeanwhile, Edit, EditChanged, Editor, NoSuchEdit
+from flowloom.server.datasets.places import NoSuchDataSet, WrongKind
+from flowloom.server.problems import problems
+from flowloom.server.routes.datasets import DataSetDep, LibraryDep
+from flowloom.server.routes.datasets_images import Wanted
+
+router = APIRouter(tags=["datasets"], responses=problems(NoSuchDataSet, WrongKind))
+SHOWN = 100
+
+
+class Wish(BaseModel):
+    """What shall be done, and to which pictures."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    operation: Operation = Field(examples=[{"kind": "add", "tags": ["snow"], "where": "end"}])
+    wanted: Wanted = Field(Wanted.model_validate({}), description="As for GET .../images; {}: all.")
+    items: list[Annotated[str, Field(max_length=4096)]] | None = Field(
+        None,
+        min_length=1,
+        max_length=10_000,
+        description="Only these of them; null: all.",
+        examples=[["a.png"]],
+    )
+
+
+class Preview(Wish):
+    """A wish, to be shown first."""
+
+    examples: int = Field(10, ge=0, le=SHOWN, description="How many captions to show.")
+
+
+class Doing(Wish):
+    """A wish, to be carried out."""
+
+    version: str | None = Field(
+        None, max_length=100, description="Of the preview: refused where it would do something else by now."
+    )
+
+
+class Undoing(BaseModel):
+    """How an edit is undone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    is_partial: bool = Field(
+        False, description="Leave captions that were changed since as they are.", examples=[False]
+    )
+
+
+class ExampleView(BaseModel):
+    """One caption, before and after."""
+
+    item: str
+    before: str
+    after: str
+
+
+class PreviewView(BaseModel):
+    """What an edit would do."""
+
+    num_meant: int = Field(description="Captions that were looked at.")
+    num_changed: int = Field(description="Those that would be changed.")
+    num_unreadable: int = Field(description="Those that cannot be read, and stay as they are.")
+    examples: list[ExampleView]
+    version: str
+
+
+class EditView(BaseModel):
+    """An edit that was made."""
+
+    id: str = Field(examples=["20260102-030405-0a1b2c3d"])
+    time: float = Field(description="When, in seconds since 1970.")
+    title: str
+    num_changed: int
+    undoes: str | None = Field(description="The edit that this one undid.")
+    changed_meanwhile: list[str] = Field(
+        [], description="Items that were left as they are, since somebody changed them."
+    )
+
+    @classmethod
+    def of(cls, edit: Edit) -> EditView:
+        """As it is answered."""
+        return cls.model_validate(edit, from_attributes=True)
+
+
+def _editor(library: LibraryDep, dataset: DataSetDep) -> Editor:
+    return library.editor(dataset)
+
+
+EditorDep = Annotated[Editor, Depends(_editor)]
+
+
+@router.post("/datasets/{dataset}/edits/preview", summary="Show what an edit would do")
+def preview_edit(editor: EditorDep, body: Preview) -> PreviewView:
+    """How many captions it would change, and some of them before and after; nothing is changed."""
+    plan = editor.plan(body.operation, body.wanted.filter(body.items), body.examples)
+    return PreviewView(
+        num_meant=plan.num_meant,
+        num_changed=plan.num_changed,
+        num_unreadable=len(plan.unreadable),
+        examples=[ExampleView.model_validate(one, from_attributes=True) for one in plan.examples],
+        version=plan.version,
+    )
+
+
+@router.post(
+    "/datasets/{dataset}/edits",
+    summary="Edit many captions",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(NoSuchDataSet, WrongKind, EditChanged),
+)
+def make_edit(editor: EditorDep, body: Doing) -> EditView:
+    """Each caption as it was is kept first, so that the edit can be undone."""
+    title = str(body.operation.model_dump(exclude_defaults=True))
+    return EditView.of(editor.make(body.operation, body.wanted.filter(body.items), body.version, title))
+
+
+@router.get("/datasets/{dataset}/edits", summary="List edits")
+def list_edits(editor: EditorDep) -> list[EditView]:
+    """Those that can be undone, the latest first."""
+    return [EditView.of(edit) for edit in editor.edits()]
+
+
+@router.post(
+    "/datasets/{dataset}/edits/{edit_id}/undo",
+    summary="Undo an edit",
+    responses=problems(NoSuchDataSet, WrongKind, NoSuchEdit, ChangedMeanwhile),
+)
+def undo_edit(editor: EditorDep, edit_id: str, body: Undoing) -> EditView:
+    """Puts the captions back as they were; refused, with what is in the way, where some were changed since.
+    The answer is an edit itself, which can be undone again."""
+    return EditView.of(editor.undo(edit_id, is_partial=body.is_partial))

@@ -1,0 +1,266 @@
+"""Uploads into a data set, to be resumed by the tus protocol 1.0: pictures, captions and zips."""
+
+from __future__ import annotations
+
+import asyncio
+from email.utils import formatdate
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Depends, Header, Request, Response, status
+from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
+
+from flowloom.server.datasets.places import DataSet, NoSuchDataSet, UnfitName, WrongKind
+from flowloom.server.datasets.uploads import (
+    ALGORITHMS,
+    MAX_BYTES,
+    Busy,
+    FileTaken,
+    NoSuchUpload,
+    Upload,
+    Uploads,
+    WrongChecksum,
+    WrongOffset,
+)
+from flowloom.server.deps import StudioDep
+from flowloom.server.problems import OutsideRoots, ServiceError, problems
+from flowloom.server.routes.datasets import DataSetDep
+
+VERSION = "1.0.0"
+PART = "application/offset+octet-stream"
+IDLE_S = 60.0
+"""A request that brings nothing for so long is over; what it brought is kept."""
+AT_ONCE = 2**20
+_TOLD = {
+    "tus-version": VERSION,
+    "tus-extension": "creation,creation-with-upload,termination,checksum,expiration",
+    "tus-max-size": str(MAX_BYTES),
+    "tus-checksum-algorithm": ",".join(ALGORITHMS),
+}
+
+
+class WrongTus(ServiceError):
+    status, code, title = 412, "wrong-tus", "That is another version of the tus protocol."
+
+
+class WrongType(ServiceError):
+    status, code, title = 415, "wrong-type", "That is no part of an upload."
+
+
+router = APIRouter(tags=["uploads"], responses=problems(NoSuchDataSet, WrongKind, WrongTus))
+
+
+class UploadView(BaseModel):
+    """An upload."""
+
+    id: str
+    name: str
+    offset: int = Field(description="Bytes that came.")
+    length: int = Field(description="Bytes in all.")
+    expires: float | None = Field(description="When it is given up, in seconds since 1970.")
+    unpacking: dict[str, Any] | None = Field(
+        description="Of a zip that came whole: state (unpacking, done, refused, failed), num_done, "
+        "num_entries, num_files, num_pictures, num_left_out, left_out, error.",
+        examples=[{"state": "done", "num_files": 24, "num_left_out": 0}],
+    )
+
+
+def _uploads(studio: StudioDep) -> Uploads:
+    return studio.uploads
+
+
+def _version(
+    tus_resumable: Annotated[str, Header(description="Of the tus protocol.", examples=[VERSION])] = "",
+) -> None:
+    if tus_resumable != VERSION:
+        raise WrongTus(f"Tus-Resumable is {tus_resumable!r}.", f"Send Tus-Resumable: {VERSION}.")
+
+
+def _upload(dataset: DataSetDep, upload_id: str, studio: StudioDep) -> Upload:
+    return studio.uploads.get(dataset, upload_id)
+
+
+UploadsDep = Annotated[Uploads, Depends(_uploads)]
+UploadDep = Annotated[Upload, Depends(_upload)]
+_TUS = [Depends(_version)]
+
+
+@router.options(
+    "/datasets/{dataset}/uploads", summary="What uploads can do", status_code=status.HTTP_204_NO_CONTENT
+)
+def describe_uploads(dataset: DataSetDep) -> Response:  # noqa: ARG001 -- it must be there
+    """The tus protocol's own answer."""
+    return Response(status_code=204, headers=_TOLD | {"tus-resumable": VERSION})
+
+
+@router.get("/datasets/{dataset}/uploads", summary="List uploads")
+def list_uploads(dataset: DataSetDep, uploads: UploadsDep) -> list[UploadView]:
+    """Those under way, and archives that were unpacked of late."""
+    return [_view(uploads, upload) for upload in uploads.all(dataset)]
+
+
+@router.post(
+    "/datasets/{dataset}/uploads",
+    summary="Begin an upload",
+    status_code=status.HTTP_201_CREATED,
+    dependencies=_TUS,
+    responses=problems(NoSuchDataSet, WrongKind, WrongTus, UnfitName, FileTaken, OutsideRoots),
+)
+async def create_upload(
+    dataset: DataSetDep,
+    uploads: UploadsDep,
+    request: Request,
+    upload_length: Annotated[int, Header(ge=0, le=2**53, description="In bytes.")],
+    upload_metadata: Annotated[
+        str,
+        Header(
+            max_length=8192,
+            description="tus: filename or relativePath (with its folders), conflict (keep, the default, or "
+            "replace), encoding of a zip's names; values in base64.",
+            examples=["filename Zm94LnBuZw=="],
+        ),
+    ],
+    upload_checksum: Annotated[str, Header(max_length=200)] = "",
+) -> Response:
+    """Answers where to PATCH to; with a body, that is its first part already."""
+    upload = await asyncio.to_thread(uploads.create, dataset, upload_length, upload_metadata)
+    place = f"/api/datasets/{quote(dataset.name, safe='')}/uploads/{upload.id}"
+    if request.headers.get("content-type") == PART or not upload_length:
+        await _receive(uploads, dataset, upload, _Incoming(request, 0, upload_checksum))
+    return Response(status_code=201, headers=_headers(upload) | {"location": place})
+
+
+@router.head("/datasets/{dataset}/uploads/{upload_id}", summary="How far it is", dependencies=_TUS,
+             responses=problems(NoSuchDataSet, WrongKind, WrongTus, NoSuchUpload))  # fmt: skip
+def look_at_upload(upload: UploadDep) -> Response:
+    """The tus protocol's own answer: go on from Upload-Offset."""
+    told = {"upload-length": str(upload.length), "upload-metadata": upload.metadata}
+    return Response(status_code=200, headers=_headers(upload) | told)
+
+
+@router.get(
+    "/datasets/{dataset}/uploads/{upload_id}",
+    summary="An upload",
+    responses=problems(NoSuchDataSet, WrongKind, NoSuchUpload),
+)
+def read_upload(upload: UploadDep, uploads: UploadsDep) -> UploadView:
+    """How far it is; of a zip, what became of each entry."""
+    return _view(uploads, upload)
+
+
+@router.patch(
+    "/datasets/{dataset}/uploads/{upload_id}",
+    summary="Send a part",
+    status_code=status.HTTP_204_NO_CONTENT,
+    dependencies=_TUS,
+    responses=problems(
+        *(
+            NoSuchDataSet,
+            WrongKind,
+            WrongTus,
+            NoSuchUpload,
+            WrongOffset,
+            FileTaken,
+            Busy,
+            WrongType,
+            WrongChecksum,
+        )
+    ),
+)
+async def append(
+    dataset: DataSetDep,
+    uploads: UploadsDep,
+    upload: UploadDep,
+    request: Request,
+    upload_offset: Annotated[int, Header(ge=0, le=2**53)],
+    upload_checksum: Annotated[str, Header(max_length=200, examples=["sha256 ..."])] = "",
+) -> Response:
+    """From the offset on; what came before a connection broke is kept. With the last part the file is in its
+    place, and a zip begins to be unpacked."""
+    if request.headers.get("content-type") != PART:
+        raise WrongType(f"The content type is {request.headers.get('content-type')!r}.", f"Send {PART}.")
+    await _receive(uploads, dataset, upload, _Incoming(request, upload_offset, upload_checksum))
+    return Response(status_code=204, headers=_headers(upload))
+
+
+@router.delete(
+    "/datasets/{dataset}/uploads/{upload_id}",
+    summary="End an upload",
+    status_code=status.HTTP_204_NO_CONTENT,
+    dependencies=_TUS,
+    responses=problems(NoSuchDataSet, WrongKind, WrongTus, NoSuchUpload),
+)
+def end_upload(dataset: DataSetDep, uploads: UploadsDep, upload: UploadDep) -> Response:
+    """What came of it is removed; of a zip that was unpacked, only the report."""
+    uploads.end(dataset, upload)
+    return Response(status_code=204, headers={"tus-resumable": VERSION})
+
+
+class _Incoming:
+    """A request's body that belongs to an upload."""
+
+    def __init__(self, request: Request, offset: int, checksum: str):
+        self.request, self.offset, self.checksum = request, offset, checksum
+
+
+_deadlines: dict[str, asyncio.Timeout] = {}
+"""Of the requests that write now, by upload."""
+
+
+async def _receive(uploads: Uploads, dataset: DataSet, upload: Upload, incoming: _Incoming) -> None:
+    loop = asyncio.get_running_loop()
+    if upload.id in _deadlines:
+        # Whoever comes back after a broken connection goes before what is left of it.
+        _deadlines[upload.id].reschedule(loop.time())
+        await asyncio.sleep(0.1)
+    with uploads.writing(upload, incoming.offset) as part:
+        part.begin(incoming.checksum)
+        is_whole = False
+        try:
+            async with asyncio.timeout(IDLE_S) as deadline:
+                _deadlines[upload.id] = deadline
+                await _write(part.write, incoming.request, deadline)
+            is_whole = True
+        except (ClientDisconnect, TimeoutError):
+            pass  # what came is kept, and the client asks how much that is
+        finally:
+            _deadlines.pop(upload.id, None)
+            part.close(is_whole=is_whole)
+    if upload.offset == upload.length:
+        await asyncio.to_thread(uploads.finish, dataset, upload)
+
+
+async def _write(write: Any, request: Request, deadline: asyncio.Timeout) -> None:
+    """What the request brings, to the disk, some at a time."""
+    loop = asyncio.get_running_loop()
+    waiting = bytearray()
+    try:
+        async for chunk in request.stream():
+            deadline.reschedule(loop.time() + IDLE_S)
+            waiting += chunk
+            if len(waiting) >= AT_ONCE:
+                content, waiting = bytes(waiting), bytearray()
+                await asyncio.to_thread(write, content)
+    finally:
+        write(bytes(waiting))
+
+
+def _headers(upload: Upload) -> dict[str, str]:
+    told = {"tus-resumable": VERSION, "upload-offset": str(upload.offset), "cache-control": "no-store"}
+    if upload.data.exists() and upload.offset < upload.length:
+        told["upload-expires"] = formatdate(upload.expires, usegmt=True)
+    return told
+
+
+def _view(uploads: Uploads, upload: Upload) -> UploadView:
+    is_there = upload.folder.exists()
+    is_whole = upload.offset == upload.length
+    return UploadView(
+        id=upload.id,
+        name=upload.name,
+        offset=upload.offset,
+        length=upload.length,
+        expires=upload.expires if is_there else None,
+        unpacking=uploads.report(upload) if upload.is_zip and is_whole and is_there else None,
+    )

@@ -1,0 +1,192 @@
+"""The library's work on a data set: lint, conversion, export, preflight; small ones answered at once."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from flowloom.chores.base import Chore
+from flowloom.chores.datasets import BUILD, EXPORT, LINT
+from flowloom.server.datasets.answers import Failed, TakesLong, answer_of, last_words, run_process
+from flowloom.server.datasets.places import DataSet, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
+from flowloom.server.deps import Studio, StudioDep
+from flowloom.server.making import NewRun, make_run, problems_of
+from flowloom.server.problems import Invalid, NoSuchTrainer, problems
+from flowloom.server.routes.datasets import DataSetDep
+from flowloom.server.runs import RunView
+
+router = APIRouter(tags=["datasets"], responses=problems(TakesLong, Failed))
+DIRECT = 300
+"""Pictures of a data set that is worked on at once."""
+
+
+class Work(BaseModel):
+    """How the answer comes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    as_run: bool | None = Field(
+        None, description=f"As a run of the queue; null: only beyond {DIRECT} pictures.", examples=[None]
+    )
+
+
+class Lint(Work):
+    """How a data set is looked over."""
+
+    base_resolution: list[int] = Field([512], min_length=1, max_length=16, examples=[[512, 1024]])
+    batch_size: int = Field(1, ge=1, le=10**6)
+    tokenizer_path: str | None = Field(None, max_length=4096, description="T5's, to count tokens.")
+    max_tokens: int = Field(512, ge=1, le=10**6)
+    near_bits: int = Field(8, ge=-1, le=64, description="For pictures that look alike; -1: none.")
+    with_pictures: bool = True
+
+
+class Convert(Work):
+    """How a folder or a bucket becomes FLOW's JSONL."""
+
+    name: str = Field(
+        "", max_length=200, description="Of the new data set; empty: NAME.jsonl.", examples=[""]
+    )
+    replace: bool = Field(False, description="Whether a JSONL of that name is replaced.")
+    captions: Literal["auto", "tags", "prose"] = "auto"
+    default_caption: str | None = Field(None, max_length=10_000, description="For pictures without one.")
+    each_line: bool = False
+    loss_weight: float = Field(1.0, ge=0, le=1)
+    with_repeats: bool = True
+
+
+class Export(Work):
+    """How FLOW's JSONL becomes what other trainers read."""
+
+    name: str = Field(max_length=200, description="Of the new folder or file.", examples=["fox-kohya"])
+    to: Literal["kohya", "kohya-toml", "webdataset", "parquet"] = "kohya"
+    link: Literal["copy", "hard", "soft"] = "copy"
+    concept: str = Field("", max_length=100, pattern=r"^[^/\\\x00]*$", description="In Kohya's folder names.")
+
+
+class Answer(BaseModel):
+    """What was found, or the run that is going to find it."""
+
+    result: dict[str, Any] | None = Field(description="As the run's result would be.")
+    run: RunView | None
+
+
+class Question(BaseModel):
+    """A FLOW run, to be examined before it starts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: dict[str, Any] = Field(examples=[{"dataloader": {"jsonl_metadata_path": "data/fox.jsonl"}}])
+    gpu_gib: float | None = Field(None, gt=0, le=10_000, description="Of a CUDA card that is not here.")
+    samples_per_s: float | None = Field(None, gt=0, le=10**6, description="A known rate.")
+
+
+@router.post(
+    "/datasets/{dataset}/lint", summary="Lint a data set", responses=problems(NoSuchDataSet, WrongKind)
+)
+def lint_dataset(dataset: DataSetDep, body: Lint, studio: StudioDep, response: Response) -> Answer:
+    """Damaged and missing files, wrong sizes, captions, duplicates, buckets; each finding with its row."""
+    if dataset.path is None:
+        raise WrongKind(f"{dataset.name!r} is a bucket.", "Convert it to a JSONL, and lint that.")
+    config = body.model_dump(exclude={"as_run"}) | {"source_path": str(dataset.path)}
+    return _answer(studio, LINT, config, _is_large(studio, dataset, body), response)
+
+
+@router.post(
+    "/datasets/{dataset}/convert",
+    summary="Convert to FLOW's JSONL",
+    responses=problems(NoSuchDataSet, WrongKind, DataSetTaken, UnfitName),
+)
+def convert_dataset(dataset: DataSetDep, body: Convert, studio: StudioDep, response: Response) -> Answer:
+    """Of a folder or a bucket; the JSONL becomes a data set of its own; the pictures stay where they are."""
+    if dataset.kind == "jsonl":
+        raise WrongKind(f"{dataset.name!r} is a JSONL already.", "Export it to another form.")
+    out = _out(studio, body.name or f"{dataset.name}.jsonl", ".jsonl", replace=body.replace)
+    config = body.model_dump(exclude={"as_run", "name", "replace"})
+    config |= {
+        "source_path": dataset.url or str(dataset.path),
+        "out_path": str(out),
+        "storage": dataset.storage,
+    }
+    return _answer(studio, BUILD, config, _is_large(studio, dataset, body), response)
+
+
+@router.post(
+    "/datasets/{dataset}/export",
+    summary="Export to Kohya, webdataset or parquet",
+    responses=problems(NoSuchDataSet, WrongKind, DataSetTaken, UnfitName),
+)
+def export_dataset(dataset: DataSetDep, body: Export, studio: StudioDep, response: Response) -> Answer:
+    """Of a JSONL: convert a folder first. Kohya's folders become a data set of their own."""
+    if dataset.kind != "jsonl":
+        raise WrongKind(f"{dataset.name!r} is a {dataset.kind}.", "Convert it to a JSONL, and export that.")
+    ends = {"kohya-toml": ".toml", "parquet": ".parquet"}
+    out = _out(studio, body.name, ends.get(body.to, ""), replace=False)
+    config = {"jsonl_path": str(dataset.path), "out_path": str(out), "to": body.to, "link": body.link}
+    return _answer(
+        studio, EXPORT, config | {"name": body.concept}, _is_large(studio, dataset, body), response
+    )
+
+
+@router.post("/flow/preflight", summary="Examine a run before it starts", responses=problems(NoSuchTrainer))
+def preflight(body: Question, studio: StudioDep) -> dict[str, Any]:
+    """Steps, buckets, rows left out, memory, disk, time; and what to change where it does not fit."""
+    if found := problems_of(studio, studio.trainers["flow"], body.config):
+        raise Invalid.of(found)
+    path = studio.settings.state_dir / f"preflight-{secrets.token_hex(8)}.json"
+    words = ["flowloom.cli", "preflight", str(path), "--json", "--runs-dir", str(studio.settings.runs_dir)]
+    words += ["--gpu-gib", str(body.gpu_gib)] if body.gpu_gib else []
+    words += ["--samples-per-s", str(body.samples_per_s)] if body.samples_per_s else []
+    try:
+        path.write_text(json.dumps(body.config))
+        done = run_process(words)
+    finally:
+        path.unlink(missing_ok=True)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        raise Failed(
+            last_words(done.stderr).replace(str(path), "config"), "Mend it, and ask again."
+        ) from None
+
+
+def _answer(
+    studio: Studio, chore: Chore[Any], config: dict[str, Any], is_run: bool, response: Response
+) -> Answer:
+    if strays := list(studio.roots.strays(config)):
+        raise Invalid.of(strays, "")
+    if not is_run:
+        return Answer(result=answer_of(chore, config, studio.settings.state_dir), run=None)
+    response.status_code = 202
+    new = NewRun(name=None, config=config, devices=[], first=False)
+    return Answer(result=None, run=make_run(studio, chore, new))
+
+
+def _is_large(studio: Studio, dataset: DataSet, body: Work) -> bool:
+    if body.as_run is not None:
+        return body.as_run
+    if dataset.kind == "bucket":
+        return True
+    index = studio.datasets.index(dataset)
+    index.refresh()
+    return index.totals()["images"] > DIRECT
+
+
+def _out(studio: Studio, name: str, suffix: str, *, replace: bool) -> Path:
+    """Where a new data set called `name` goes.
+
+    Raises:
+        UnfitName, DataSetTaken: as their names say.
+    """
+    places = studio.datasets.places
+    if suffix and not name.lower().endswith(suffix):
+        name += suffix
+    if replace and (places.home / name).is_file():
+        return places.get(name).path or places.home / name
+    places.home.mkdir(parents=True, exist_ok=True)
+    return places.home / places.free_name(name)

@@ -1,0 +1,51 @@
+"""Object stores: whether they can be reached."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from flowloom.parts.sources.base import StorageSection
+from flowloom.server.datasets.answers import Failed, TakesLong, last_words, run_process
+from flowloom.server.problems import problems
+
+router = APIRouter(tags=["stores"], responses=problems(TakesLong, Failed))
+
+
+class Store(BaseModel):
+    """A bucket, and how it is reached."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(
+        pattern=r"^(s3|gs|az)://[^/@\s]+(/[^\x00-\x1f]*)?$", max_length=2048, examples=["s3://bucket/fox"]
+    )
+    storage: StorageSection = Field(
+        default_factory=StorageSection, description="endpoint, region ...; keys are the studio's secrets."
+    )
+
+
+class Verdict(BaseModel):
+    """How a store answers."""
+
+    ok: bool
+    problem: Literal[
+        "", "dns", "refused", "timeout", "unreachable", "tls", "region", "no-keys", "denied", "no-bucket",
+        "unavailable", "other",
+    ]  # fmt: skip
+    detail: str
+    todo: str
+    first: str | None = Field(description="The first thing that lies there.")
+
+
+@router.post("/stores/test", summary="Test a bucket's connection")
+def test_store(body: Store) -> Verdict:
+    """From the name's look-up to the first object, and a word for what fails; keys are never told."""
+    request = {"verb": "test", "url": body.url, "storage": body.storage.model_dump(mode="json")}
+    done = run_process(["flowloom.server.datasets.bucket"], json.dumps(request))
+    if done.returncode:
+        raise Failed(last_words(done.stderr), "Look at the address and its settings.")
+    return Verdict.model_validate_json(done.stdout)

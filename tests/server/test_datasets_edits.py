@@ -1,0 +1,204 @@
+"""Many captions edited at once: seen before, undone after, and never over what somebody else wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from flowloom.server.datasets.changes import (
+    AddTags,
+    RemoveTags,
+    ReorderTags,
+    ReplaceTag,
+    ReplaceText,
+    applied,
+)
+from tests.server.conftest import Studio
+
+CAPTIONS = {
+    "1.png": "fox, snow, grey fur",
+    "2.png": "Fox,snow ,  FOX",
+    "3.png": "A fox looks back.",
+    "4.png": "",
+    "den/5.png": "cubs, two, silver fur, grey fur",
+}
+
+
+@pytest.fixture(params=["folder", "jsonl"])
+def fox(one_studio: Studio, request: pytest.FixtureRequest) -> str:
+    """The path of a data set's edits: of a folder, and of a JSONL."""
+    name = "".join(letter for letter in request.node.name if letter.isalnum() or letter in " _")[:80]
+    folder = one_studio.home / "data" / name
+    (folder / "den").mkdir(parents=True)
+    rows = []
+    for item, caption in CAPTIONS.items():
+        Image.new("RGB", (8, 8)).save(folder / item)
+        rows.append({"filename": item, "caption_or_tags": caption, "width": 8, "height": 8, "note": "é"})
+        if caption:
+            (folder / item).with_suffix(".txt").write_text(caption)
+    if request.param == "jsonl":
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\r\n" for row in rows))
+        one_studio.post("/api/datasets", {"name": f"{name} rows", "path": str(folder / "rows.jsonl")}, 201)
+        name = f"{name} rows"
+    return f"/api/datasets/{name}/edits"
+
+
+def captions(studio: Studio, edits: str) -> dict[str, str]:
+    """By the pictures' names, as the API shows them."""
+    shown = studio.get(edits.replace("/edits", "/images"))["images"]
+    return {one["file"]: one["caption"] for one in shown}
+
+
+def held(studio: Studio, edits: str) -> bytes:
+    """Everything that holds captions, as it lies on the disk."""
+    name = edits.split("/")[3].removesuffix(" rows")
+    files = sorted((studio.home / "data" / name).rglob("*"))
+    wanted = (".jsonl",) if edits.endswith(" rows/edits") else (".txt",)
+    return b"|".join(f"{path.name}: ".encode() + path.read_bytes() for path in files if path.suffix in wanted)
+
+
+def put(studio: Studio, edits: str, item: str, caption: str) -> httpx.Response:
+    place = edits.replace("/edits", f"/captions/{item}")
+    return studio.http.put(place, json={"caption": caption}, headers={"if-match": "*"})
+
+
+def item_of(edits: str, number: int) -> str:
+    return str(number) if " rows/" in edits else list(CAPTIONS)[number - 1]
+
+
+@pytest.mark.parametrize(
+    ("operation", "before", "after"),
+    [
+        (AddTags(kind="add", tags=["snow", "fox"]), "fox, red", "fox, red, snow"),
+        (AddTags(kind="add", tags=["a", "b"], where="start"), "c", "a, b, c"),
+        (AddTags(kind="add", tags=["a"]), "", "a"),
+        (AddTags(kind="add", tags=["A"]), "b,a", "b,a"),
+        (RemoveTags(kind="remove", tags=["fox"]), "Fox, fox cub, fox", "fox cub"),
+        (RemoveTags(kind="remove", tags=["fox"]), "a,  b", "a,  b"),
+        (RemoveTags(kind="remove", tags=["fox"]), "A fox, by a lake.", "A fox, by a lake."),
+        (ReplaceTag(kind="replace", tag="grey", by="silver"), "Grey, fox, silver, grey", "silver, fox"),
+        (ReplaceTag(kind="replace", tag="fox", by="FOX"), "fox", "FOX"),
+        (ReorderTags(kind="reorder", first=["c"], rest="sorted"), "b, a, C, a", "C, a, b"),
+        (ReorderTags(kind="reorder", first=["c"]), "b, a, c", "c, b, a"),
+        (ReorderTags(kind="reorder", rest="sorted"), "The fox is, and so am I.", "The fox is, and so am I."),
+        (ReplaceText(kind="replace_text", text="(.*", by="x"), "a(.*b", "axb"),
+        (AddTags(kind="add", tags=["z"]), "one\ntwo", "one, z\ntwo, z"),
+    ],
+)  # fmt: skip
+def test_each_operation_does_what_it_says(operation: Any, before: str, after: str):
+    assert applied(operation, before) == after
+    assert applied(operation, after) == after
+
+
+def test_a_preview_shows_what_will_be_done_and_changes_nothing(one_studio: Studio, fox: str):
+    before = held(one_studio, fox)
+    wish = {"operation": {"kind": "replace", "tag": "grey fur", "by": "silver fur"}}
+    told = one_studio.post(f"{fox}/preview", wish | {"examples": 1}, 200)
+    assert (told["num_meant"], told["num_changed"]) == (5, 2)
+    assert told["examples"] == [
+        {"item": item_of(fox, 1), "before": "fox, snow, grey fur", "after": "fox, snow, silver fur"}
+    ]
+    assert held(one_studio, fox) == before
+    edit = one_studio.post(fox, wish | {"version": told["version"]}, 201)
+    assert edit["num_changed"] == 2
+    assert captions(one_studio, fox)["den/5.png"] == "cubs, two, silver fur"
+
+
+def test_an_edit_is_undone_to_the_last_byte_and_done_again(one_studio: Studio, fox: str):
+    before = held(one_studio, fox)
+    edit = one_studio.post(fox, {"operation": {"kind": "add", "tags": ["new"]}}, 201)
+    assert edit["num_changed"] == 5
+    after = held(one_studio, fox)
+    assert captions(one_studio, fox)["4.png"] == "new"
+    undone = one_studio.post(f"{fox}/{edit['id']}/undo", {}, 200)
+    assert undone["undoes"] == edit["id"]
+    assert held(one_studio, fox) == before
+    assert captions(one_studio, fox) == CAPTIONS
+    one_studio.post(f"{fox}/{undone['id']}/undo", {}, 200)
+    assert held(one_studio, fox) == after
+    assert len(one_studio.get(fox)) == 3
+
+
+def test_an_edit_is_not_undone_over_what_was_written_since(one_studio: Studio, fox: str):
+    edit = one_studio.post(fox, {"operation": {"kind": "add", "tags": ["new"]}}, 201)
+    assert put(one_studio, fox, item_of(fox, 2), "by somebody else").status_code == 200
+    before = held(one_studio, fox)
+    refused = one_studio.http.post(f"{fox}/{edit['id']}/undo", json={})
+    assert refused.status_code == 409
+    assert [place["pointer"] for place in refused.json()["errors"]] == [f"/{item_of(fox, 2)}"]
+    assert held(one_studio, fox) == before
+    undone = one_studio.post(f"{fox}/{edit['id']}/undo", {"is_partial": True}, 200)
+    assert undone["changed_meanwhile"] == [item_of(fox, 2)]
+    assert captions(one_studio, fox) == CAPTIONS | {"2.png": "by somebody else"}
+
+
+def test_an_edit_that_is_no_longer_its_preview_is_refused(one_studio: Studio, fox: str):
+    wish = {"operation": {"kind": "add", "tags": ["new"]}}
+    version = one_studio.post(f"{fox}/preview", wish, 200)["version"]
+    put(one_studio, fox, item_of(fox, 1), "changed")
+    before = held(one_studio, fox)
+    assert one_studio.http.post(fox, json=wish | {"version": version}).status_code == 412
+    assert held(one_studio, fox) == before
+    assert one_studio.get(fox) == []
+
+
+def test_only_what_is_meant_is_edited(one_studio: Studio, fox: str):
+    wish = {"operation": {"kind": "add", "tags": ["new"]}, "wanted": {"tags": ["snow"]}}
+    one_studio.post(fox, wish | {"items": [item_of(fox, 2), item_of(fox, 3)]}, 201)
+    assert captions(one_studio, fox) == CAPTIONS | {"2.png": "Fox, snow, FOX, new"}
+    missing = {"operation": {"kind": "set", "text": "a fox"}, "wanted": {"has_caption": False}}
+    one_studio.post(fox, missing, 201)
+    assert captions(one_studio, fox)["4.png"] == "a fox"
+
+
+def test_an_edit_that_was_cut_short_is_undone_like_any_other(one_studio: Studio, fox: str):
+    if " rows/" in fox:
+        return  # a JSONL is written as a whole
+    before = held(one_studio, fox)
+    edit = one_studio.post(fox, {"operation": {"kind": "remove", "tags": ["snow"]}}, 201)
+    # As if the studio had died after the first of two captions.
+    (one_studio.home / "data" / fox.split("/")[3] / "2.txt").write_text(CAPTIONS["2.png"])
+    one_studio.post(f"{fox}/{edit['id']}/undo", {}, 200)
+    assert held(one_studio, fox) == before
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"kind": "add", "tags": []},
+        {"kind": "add", "tags": ["a, b"]},
+        {"kind": "add", "tags": ["a\nb"]},
+        {"kind": "add", "tags": [" "]},
+        {"kind": "replace", "tag": "a"},
+        {"kind": "nothing"},
+        {"kind": "replace_text", "text": ""},
+        {},
+    ],
+)
+def test_an_operation_that_makes_no_sense_is_refused(one_studio: Studio, operation: dict[str, Any]):
+    one_studio.http.post("/api/datasets", json={"name": "plain"})
+    answer = one_studio.http.post("/api/datasets/plain/edits", json={"operation": operation})
+    assert answer.status_code == 422
+
+
+def test_edits_outlive_the_studio(studio_at: Callable[..., Studio]):
+    studio = studio_at().start()
+    studio.post("/api/datasets", {"name": "fox"}, 201)
+    folder: Path = studio.home / "data" / "fox"
+    Image.new("RGB", (8, 8)).save(folder / "1.png")
+    (folder / "1.txt").write_bytes("füchse, schnee".encode("cp1252"))
+    Image.new("RGB", (8, 8)).save(folder / "2.png")
+    edit = studio.post("/api/datasets/fox/edits", {"operation": {"kind": "set", "text": "fox"}}, 201)
+    assert edit["num_changed"] == 1
+    studio.end()
+    studio.start()
+    studio.post(f"/api/datasets/fox/edits/{edit['id']}/undo", {}, 200)
+    assert not (folder / "2.txt").exists()
+    assert (folder / "1.txt").read_bytes() == "füchse, schnee".encode("cp1252")
+    assert studio.http.post("/api/datasets/fox/edits/..%2f..%2fx/undo", json={}).status_code == 404

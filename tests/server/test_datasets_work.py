@@ -1,0 +1,215 @@
+"""The library's work on data sets by HTTP: lint, conversion there and back, preflight, buckets."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from flowloom.chores import ALL
+from flowloom.spec.rundir import RunDir
+from tests.server.conftest import Studio, wait_for
+from tests.stand_ins.seaweed import Seaweed
+
+
+def drawn(folder: Path, count: int = 4) -> Path:
+    """Pictures with captions of tags, the last one without."""
+    (folder / "den").mkdir(parents=True)
+    for number in range(count):
+        path = folder / ("den" if number % 2 else ".") / f"{number} é.png"
+        Image.linear_gradient("L").rotate(40 * number).resize((64 + 8 * number, 64)).save(path)
+        if number < count - 1:
+            path.with_suffix(".txt").write_text(f"fox, snow, number {number}")
+    return folder
+
+
+@pytest.fixture
+def fox(one_studio: Studio, request: pytest.FixtureRequest) -> str:
+    """The path of a new data set."""
+    name = request.node.name[:80]
+    drawn(one_studio.home / "data" / name)
+    return f"/api/datasets/{name}"
+
+
+def test_a_folder_is_linted_at_once(one_studio: Studio, fox: str):
+    folder = one_studio.home / "data" / fox.rpartition("/")[2]
+    (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 100)
+    (folder / "bad.txt").write_text("a, b, c")
+    answer = one_studio.post(f"{fox}/lint", {"near_bits": -1}, 200)
+    assert answer["run"] is None
+    report = answer["result"]
+    assert report["usable"] == 4
+    assert report["counts"]["empty_caption"] == 1
+    assert [one["place"] for one in report["unusable"]] == ["bad.png"]
+    assert not list((one_studio.home / ".flowloom" / "answers").iterdir())
+
+
+def test_a_large_set_is_linted_by_a_run(one_studio: Studio, fox: str):
+    answer = one_studio.http.post(f"{fox}/lint", json={"as_run": True})
+    assert answer.status_code == 202
+    run = one_studio.wait(answer.json()["run"]["id"], "finished")
+    report = json.loads((one_studio.home / "runs" / run["id"] / "result.json").read_text())
+    assert report["looked_at"] == 4
+
+
+def test_a_folder_becomes_a_jsonl_and_kohyas_folders(one_studio: Studio, fox: str):
+    name = fox.rpartition("/")[2]
+    done = one_studio.post(f"{fox}/convert", {"default_caption": "a fox"}, 200)["result"]
+    assert (done["num_rows"], done["num_unusable"]) == (4, 0)
+    rows = one_studio.get(f"{fox}.jsonl/images")["images"]
+    assert {row["file"] for row in rows} == {"0 é.png", "2 é.png", "den/1 é.png", "den/3 é.png"}
+    assert one_studio.http.get(rows[0]["url"], params={"size": 128}).status_code == 200
+    assert one_studio.http.post(f"{fox}/convert", json={}).status_code == 409
+    assert one_studio.post(f"{fox}/convert", {"replace": True}, 200)["result"]["num_rows"] == 3
+    kohya = {"name": f"{name} kohya", "to": "kohya", "concept": "fox"}
+    assert one_studio.post(f"{fox}.jsonl/export", kohya, 200)["result"]["num_rows"] == 3
+    shown = {one["item"]: one["caption"] for one in one_studio.get(f"{fox} kohya/images")["images"]}
+    assert shown["1_fox/0 é.png"] == "fox, snow, number 0"
+    assert one_studio.http.post(f"{fox}.jsonl/export", json=kohya).status_code == 409
+    assert one_studio.http.post(f"{fox}/export", json={"name": "x"}).status_code == 409
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".x", "x\0"])
+def test_nothing_is_written_outside_of_the_data_folder(one_studio: Studio, name: str):
+    one_studio.http.post("/api/datasets", json={"name": "plain"})
+    assert one_studio.http.post("/api/datasets/plain/convert", json={"name": name}).status_code == 422
+    (one_studio.home / "data" / "one.jsonl").touch()
+    body = {"name": name, "to": "kohya"}
+    assert one_studio.http.post("/api/datasets/one.jsonl/export", json=body).status_code == 422
+
+
+def test_what_cannot_be_done_is_told_with_its_reason(one_studio: Studio):
+    one_studio.http.post("/api/datasets", json={"name": "empty"})
+    answer = one_studio.http.post("/api/datasets/empty/convert", json={})
+    assert answer.status_code == 409
+    assert "not one picture" in answer.json()["detail"]
+
+
+def test_a_run_is_examined_before_it_starts(one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]):
+    told = one_studio.post("/api/flow/preflight", {"config": tiny_config(), "samples_per_s": 2.0}, 200)
+    assert told["data"]["rows"] > 0
+    assert told["time"]["samples_per_s"] == 2.0
+    wrong = tiny_config(dataloader={"jsonl_metadata_path": "/etc/passwd"})
+    assert one_studio.http.post("/api/flow/preflight", json={"config": wrong}).status_code == 422
+
+
+def test_a_build_that_was_stopped_reads_on(tmp_path: Path):
+    folder = drawn(tmp_path / "fox", 6)
+    chore, run_dir = ALL["dataset-build"], RunDir.create("build", tmp_path)
+    config = {"source_path": str(folder), "out_path": str(tmp_path / "fox.jsonl")}
+    chore.prepare(config, run_dir, "a test")
+    run_dir.request("stop")
+    for _ in range(2):
+        subprocess.run(chore.command(run_dir, resume=False).argv, check=True, cwd=tmp_path)
+    kinds = [json.loads(line)["kind"] for line in run_dir.events_jsonl.read_text().splitlines()]
+    assert kinds[-1] == "finished"
+    assert json.loads((run_dir.path / "result.json").read_text())["num_rows"] == 5
+
+
+class _Elsewhere(BaseHTTPRequestHandler):
+    """A store whose buckets are in another region."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(301)
+        self.send_header("x-amz-bucket-region", "eu-central-1")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def elsewhere() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Elsewhere)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def with_store(tmp_path_factory: pytest.TempPathFactory, seaweed: Seaweed) -> Iterator[Studio]:
+    """A studio with a store's keys among its secrets."""
+    home = tmp_path_factory.mktemp("store") / "home"
+    secrets = home.parent / "secrets.json"
+    secrets.write_text(json.dumps(seaweed.environ))
+    secrets.chmod(0o600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWLOOM_SECRETS", str(secrets))
+        patch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+        studio = Studio(home).start()
+        yield studio
+        studio.end()
+
+
+def verdict_on(studio: Studio, url: str, **storage: Any) -> dict[str, Any]:
+    return studio.post("/api/stores/test", {"url": url, "storage": storage}, 200)
+
+
+@pytest.mark.slow
+def test_each_way_not_to_reach_a_bucket_has_its_word(with_store: Studio, seaweed: Seaweed):
+    assert verdict_on(with_store, f"s3://{seaweed.bucket}", endpoint=seaweed.endpoint)["ok"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with elsewhere() as other:
+        words = {
+            "dns": verdict_on(with_store, "s3://loom", endpoint="http://no-such-host.invalid"),
+            "refused": verdict_on(with_store, "s3://loom", endpoint=nobody),
+            "tls": verdict_on(with_store, "s3://loom", endpoint=seaweed.endpoint.replace("http:", "https:")),
+            "no-bucket": verdict_on(with_store, "s3://no-such-bucket", endpoint=seaweed.endpoint),
+            "region": verdict_on(with_store, "s3://loom", endpoint=other, region="us-west-2"),
+            "denied": verdict_on(with_store, "s3://loom", endpoint=seaweed.endpoint, anonymous=True),
+        }
+    assert {word: told["problem"] for word, told in words.items()} == {word: word for word in words}
+    assert all(told["todo"] for told in words.values())
+    assert "eu-central-1" in words["region"]["todo"]
+    assert seaweed.secret not in json.dumps(words)
+    wrong = with_store.http.put("/api/secrets/AWS_SECRET_ACCESS_KEY", json={"value": "a-wrong-secret-key"})
+    assert wrong.status_code == 204
+    told = verdict_on(with_store, f"s3://{seaweed.bucket}", endpoint=seaweed.endpoint)
+    assert told["problem"] == "denied"
+    assert "a-wrong-secret-key" not in json.dumps(told)
+    with_store.http.put("/api/secrets/AWS_SECRET_ACCESS_KEY", json={"value": seaweed.secret})
+
+
+@pytest.mark.slow
+def test_a_bucket_is_browsed_and_becomes_a_jsonl(
+    with_store: Studio, storage: Any, seaweed: Seaweed, tmp_path: Path
+):
+    from flowloom.parts.sources.base import open_source
+
+    url = f"s3://{seaweed.bucket}/fox set"
+    store = open_source(url, storage)
+    folder = drawn(tmp_path / "fox")
+    for path in folder.rglob("*.*"):
+        store.write(path.relative_to(folder).as_posix(), path)
+    body = {"name": "far", "url": url, "storage": {"endpoint": seaweed.endpoint}}
+    with_store.post("/api/datasets", body, 201)
+    place = "/api/datasets/far"
+    wait_for(lambda: with_store.get(f"{place}/images")["total"] == 4)
+    shown = with_store.get(f"{place}/images", tags="snow")["images"]
+    assert [one["item"] for one in shown] == ["0 é.png", "2 é.png", "den/1 é.png"]
+    small = with_store.http.get(shown[0]["url"], params={"size": 128})
+    assert small.headers["content-type"] == "image/webp"
+    assert with_store.http.get(shown[0]["url"]).status_code == 409
+    refused = with_store.http.put(f"{place}/captions/x", json={"caption": "x"}, headers={"if-match": "*"})
+    assert refused.status_code == 409
+    done = with_store.post(f"{place}/convert", {"as_run": False}, 200)["result"]
+    assert done["num_rows"] == 3
+    rows = with_store.get("/api/datasets/far.jsonl/images")["images"]
+    assert rows[0]["file"] == f"{url}/0 é.png"
+    missing = {"name": "gone", "url": "s3://no-such-bucket", "storage": {"endpoint": seaweed.endpoint}}
+    with_store.post("/api/datasets", missing, 201)
+    wait_for(lambda: "bucket" in with_store.get("/api/datasets/gone/images")["scan"]["error"])
