@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from flowloom.server.deps import QueueDep, RunDep, RunId, ShelfDep, StudioDep
 from flowloom.server.making import NewRun, Restart, make_run, patched, resume_run
 from flowloom.server.problems import Invalid, NameTaken, NoSuchRun, NotNow, problems, shows
-from flowloom.server.runs import RunView, State
+from flowloom.server.runs import NAME, RunView, State
 from flowloom.server.tail import LogPart, read_log
 from flowloom.spec.resume import differences
 from flowloom.spec.rundir import Control
@@ -46,7 +46,7 @@ class Place(BaseModel):
 class Copy(BaseModel):
     """A new run like another one."""
 
-    name: str | None = Field(None, examples=["fox-lora-2"])
+    name: str | None = Field(None, pattern=f"^{NAME.pattern}$", examples=["fox-lora-2"])
     changes: dict[str, Any] = Field(
         {},
         description="Laid over its configuration (JSON merge patch).",
