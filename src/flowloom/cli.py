@@ -245,22 +245,15 @@ def _schema(words: list[str]) -> int:
     return _complain(f"{asked.check} is not this version's schema:\n{difference}")
 
 
-def _dataset(words: list[str]) -> int:
-    from flowloom.dataset_cli import dataset
+def _by(module: str, function: str) -> Callable[[list[str]], int]:
+    """A verb that lives in a module of its own, imported when it is called."""
 
-    return dataset(words)
+    def verb(words: list[str]) -> int:
+        from importlib import import_module
 
+        return getattr(import_module(f"flowloom.{module}"), function)(words)
 
-def _preflight(words: list[str]) -> int:
-    from flowloom.lint_cli import preflight
-
-    return preflight(words)
-
-
-def _cache(words: list[str]) -> int:
-    from flowloom.cache_cli import run
-
-    return run(words)
+    return verb
 
 
 def _doctor(words: list[str]) -> int:
@@ -277,11 +270,16 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "up": ("starts the studio: runs, queue and files by HTTP", _up),
     "train": ("trains what a configuration file describes", _train),
     "resume": ("goes on with a run that was stopped or killed", _resume),
-    "cache": ("encodes a data set once, and tells, checks and prunes what is kept of it", _cache),
+    "cache": ("encodes a data set once; tells, checks, prunes what is kept", _by("cache_cli", "run")),
     "sample": ("draws pictures with a run, a checkpoint or a weights file", _sample),
     "export": ("writes a LoRA for ComfyUI, kohya or diffusers, or merges it", _export),
-    "dataset": ("makes FLOW's JSONL of pictures and captions, and the way back", _dataset),
-    "preflight": ("tells memory, disk, time and bad data of a run before it starts", _preflight),
+    "dataset": (
+        "makes FLOW's JSONL of pictures and captions, and the way back",
+        _by("dataset_cli", "dataset"),
+    ),
+    "tag": ("writes tags of pictures by a WD14 tagger", _by("tagging_cli", "tag")),
+    "caption": ("writes captions by BLIP, Florence-2 or a chat model", _by("tagging_cli", "caption")),
+    "preflight": ("tells memory, disk, time and bad data of a run before it", _by("lint_cli", "preflight")),
     "schema": ("prints the JSON schema of the configuration", _schema),
     "doctor": ("says what this machine has and lacks", _doctor),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,81 @@ def test_pictures_and_exports_come_out_of_the_routes_of_runs(
     assert len(content) == saved["size"]
     (mine,) = studio.get("/api/models", root="runs", kind="lora")["models"][:1]
     assert mine["adapter"]["base"] == "chroma"
+
+
+def delete(studio: Studio, root: str, path: str) -> int:
+    return studio.http.delete("/api/models/file", params={"root": root, "path": path}).status_code
+
+
+def test_a_model_is_deleted_unless_a_run_needs_it(studio: Studio, tiny_config: Callable[..., dict[str, Any]]):
+    folder = studio.home / "models"
+    chroma = folder / "chroma.safetensors"
+    chroma.parent.mkdir(exist_ok=True)
+    config = tiny_config(limits={"max_steps": 100_000})
+    chroma.write_bytes(Path(config["model"]["chroma_path"]).read_bytes())
+    config["model"]["chroma_path"] = str(chroma)
+    studio.post("/api/flow/train/start", {"config": config, "name": "fox"})
+    assert delete(studio, "models", "chroma.safetensors") == 409
+    studio.wait("fox", "running")
+    studio.post("/api/runs/fox/kill")
+    studio.wait("fox")
+    assert delete(studio, "models", "chroma.safetensors") == 204
+    assert not chroma.exists()
+    assert delete(studio, "models", "chroma.safetensors") == 404
+
+
+def test_only_model_files_are_deleted_here(one_studio: Studio, models_dir: Path):
+    for name in ("x.part", "x.part.json", "notes.txt"):
+        (models_dir / name).write_text("x")
+    assert delete(one_studio, "models", "x.part") == 204
+    assert not (models_dir / "x.part.json").exists()
+    assert delete(one_studio, "models", "notes.txt") == 404
+    assert delete(one_studio, "models", "chroma") == 404
+    assert delete(one_studio, "models", "link.safetensors") == 403
+    assert delete(one_studio, "runs", "fox/checkpoints/x.safetensors") == 404
+
+
+NASTY = [
+    "\ud800",
+    "a" * 5000,
+    "a/" * 3000,
+    "\x7f\x01",
+    "~nobody/x",
+    "C:\\x",
+    "%00",
+    "?",
+    "ſ́" * 50,
+    " ",
+    ".",
+    "/",
+]
+
+
+@pytest.mark.parametrize("is_inside", [True, False])
+@pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
+def test_no_text_in_place_of_a_path_is_a_fault(one_studio: Studio, text: str, is_inside: bool):
+    text = f"{one_studio.home}/models/{text}" if is_inside else text
+    chores: dict[str, dict[str, Any]] = {
+        "download": {
+            "target_dir": text,
+            "items": [{"url": text, "save_as": text}, {"repo": "a/b", "name": text}],
+        },
+        "hash": {"paths": [text]},
+        "export": {"source_path": text, "out_path": text},
+        "merge": {"source_path": text, "base_path": text},
+        "sample": {"prompts": [text], "source_path": text, "loras": [{"lora_path": text}]},
+    }
+    model = dict.fromkeys(("chroma_path", "vae_path", "t5_path", "t5_config_path", "t5_tokenizer_path"), text)
+    asked = [(f"/api/chores/{name}/config", config) for name, config in chores.items()]
+    asked += [("/api/models/missing", {"model": model}), ("/api/flow/config", {"model": model})]
+    asked += [
+        ("/api/chores/hash/config", {text: text}),
+        ("/api/flow/config", {text: text, "model": {text: 1}}),
+    ]
+    for path, config in asked:
+        body = json.dumps({"config": config})
+        answer = one_studio.http.post(path, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code < 500, (path, answer.text)
+    if "\ud800" not in text:
+        assert details(one_studio, text).status_code < 500
+        assert one_studio.http.get("/api/models", params={"root": text}).status_code < 500

@@ -104,7 +104,9 @@ def _where_to(item: Item) -> tuple[str, str]:
 def _is_below(name: str) -> bool:
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") for part in path.parts)
-    return bool(path.parts) and not path.is_absolute() and not hidden and not set(name) & {"\\", "\0"}
+    is_short = all(len(part) < 240 for part in path.parts) and len(name) < 1000
+    is_plain = name.isprintable() and "\\" not in name
+    return bool(path.parts) and is_short and is_plain and not path.is_absolute() and not hidden
 
 
 CHORE = Chore(

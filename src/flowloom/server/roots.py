@@ -35,17 +35,38 @@ class Roots:
         return any(real.is_relative_to(folder.resolve()) for folder in self.folders.values())
 
     def strays(self, config: Any, place: str = "") -> Iterator[Problem]:
-        """The paths in a configuration that lead out of the folders."""
+        """The paths in a configuration that lead out of the folders, and texts that cannot be written."""
         if isinstance(config, dict | list):
             pairs = config.items() if isinstance(config, dict) else enumerate(config)
             for name, value in pairs:
-                yield from self.strays(value, f"{place}.{name}".lstrip("."))
-        elif _is_path(place, config) and ("\0" in config or not self.holds(Path(config))):
+                if not _can_be_written(name):
+                    yield Problem(place, f"{name!r} is no text.")
+                else:
+                    yield from self.strays(value, f"{place}.{name}".lstrip("."))
+        elif not _can_be_written(config):
+            yield Problem(place, f"{config!r} is no text: a half of a surrogate pair is in it.")
+        elif _is_path(place, config) and not _can_be_there(config):
+            yield Problem(place, f"{config[:100]!r} is no path: it is too long, or has a zero in it.")
+        elif _is_path(place, config) and not self.holds(Path(config)):
             names = ", ".join(f"{name} ({folder})" for name, folder in self.folders.items())
             message = (
                 f"{config!r} is outside of the studio's folders: {names}. Start it with --root NAME=DIR."
             )
             yield Problem(place, message)
+
+
+def _can_be_written(value: Any) -> bool:
+    """Whether a text can be, which JSON does not promise; all else can."""
+    try:
+        return not isinstance(value, str) or bool(value.encode()) or value == ""
+    except UnicodeEncodeError:
+        return False
+
+
+def _can_be_there(path: str) -> bool:
+    """Whether the system can be asked for a path at all."""
+    parts = path.encode().split(b"/")
+    return "\0" not in path and max(map(len, parts)) <= 255 and sum(map(len, parts)) + len(parts) <= 4000
 
 
 def _is_path(place: str, value: Any) -> TypeGuard[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import shutil
 import socket
+import ssl
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -148,3 +151,44 @@ def test_a_page_of_the_hub_means_its_file():
     assert asker.file_url(page) == page.replace("/blob/", "/resolve/")
     other = "https://example.org/blob/x"
     assert asker.file_url(other) == other
+
+
+@pytest.fixture
+def tls_files(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    """The same server by TLS, with a certificate for files.example alone that this process trusts."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the program openssl to make a certificate")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=files.example"]
+    names = ["-addext", "subjectAltName=DNS:files.example", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, *words, *names], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    files.socket = context.wrap_socket(files.socket, server_side=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *more, **named: real("127.0.0.1" if host.endswith(".example") else host, *more, **named),
+    )
+    return files
+
+
+def test_the_certificate_must_be_the_host_s_though_the_address_is_pinned(tls_files: Files):
+    tls_files.contents["/x"] = b"content"
+    asker = Asker(Allowed(names=frozenset({"files.example", "other.example"})))
+    response, _ = ask(asker, f"https://files.example:{tls_files.server_port}/x", {})
+    assert response.read() == b"content"
+    assert tls_files.requests[0][1]["host"] == f"files.example:{tls_files.server_port}"
+    with pytest.raises(SourceError, match="certificate"):
+        ask(asker, f"https://other.example:{tls_files.server_port}/x", {})
+    assert len(tls_files.requests) == 1
+
+
+def test_https_is_not_left_for_http(tls_files: Files):
+    tls_files.moved["/x"] = "http://files.example/x"
+    asker = Asker(Allowed(names=frozenset({"files.example"})))
+    with pytest.raises(SourceError, match="not safe"):
+        ask(asker, f"https://files.example:{tls_files.server_port}/x", {})

@@ -17,6 +17,8 @@ from flowloom.errors import WeightsError
 
 SAFE = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+QUANTIZED = (".gguf",)
+LISTED = SAFE + PICKLES + QUANTIZED
 MAX_FILES = 5_000
 """A folder with more files is no folder of models."""
 MAX_FOLDERS = 20_000
@@ -126,7 +128,7 @@ def _models_in(folder: Path, names: Sequence[str]) -> Iterator[Path]:
     else:
         yield from (folder / name for name in indexes)
     for name in names:
-        is_model = name.endswith(SAFE + PICKLES) and not name.startswith(".")
+        is_model = name.endswith(LISTED) and not name.startswith(".")
         if is_model and name not in sharded:
             yield folder / name
 
@@ -157,7 +159,7 @@ def _files_of(path: Path) -> list[Path]:
 def _looked_at(name: str, mark: tuple[tuple[str, int, int], ...]) -> ModelFile:
     """Read once for each size and time of its files."""
     path, files = Path(name), [Path(file) for file, _, _ in mark]
-    weights = [part for part in mark if part[0].endswith(SAFE + PICKLES)] or mark
+    weights = [part for part in mark if part[0].endswith(LISTED)] or mark
     plain = ModelFile(
         path, sum(size for _, size, _ in weights), max(time for _, _, time in weights), "unknown"
     )
@@ -165,6 +167,8 @@ def _looked_at(name: str, mark: tuple[tuple[str, int, int], ...]) -> ModelFile:
     plain = replace(plain, variant=variant, version=version)
     if path.name.endswith(PICKLES):
         return replace(plain, kind="pickle", family="Pickles")
+    if path.name.endswith(QUANTIZED):
+        return replace(plain, family="GGUF", problem="GGUF is for pictures; no trainer here reads it.")
     if files[0].name == "model_index.json":
         return _pipeline(plain, files[0])
     try:

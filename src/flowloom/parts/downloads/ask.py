@@ -18,6 +18,8 @@ HUB = "https://huggingface.co"
 REDIRECTS = 8
 TIMEOUT_S = 60.0
 CONNECT_S = 15.0
+_KEPT = "%/?:@!$&'()*+,;=~[]"
+"""What an address may hold as it is; the rest, spaces and letters with accents, is written in numbers."""
 _MOVED = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -87,7 +89,7 @@ def _send(asker: Asker, url: str, headers: dict[str, str]) -> BaseHTTPResponse:
     sent = {"user-agent": "flowloom", "accept-encoding": "identity", "host": parts.netloc, **headers}
     if asker.token and origin_of(url) == origin_of(asker.hub):
         sent["authorization"] = f"Bearer {asker.token}"
-    target = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
+    target = quote(f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}", safe=_KEPT)
     fault = "no connection"
     for address in resolve(host, port, asker.allowed):
         pool = _pool(parts.scheme, host, address, port)

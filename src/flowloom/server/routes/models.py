@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, status
 from pydantic import BaseModel, Field, ValidationError
 
 from flowloom.data.library.adapters import AdapterFacts
@@ -14,14 +14,16 @@ from flowloom.data.library.architectures import Kind
 from flowloom.data.library.catalogue import OFFERS, Offer
 from flowloom.data.library.hashes import Mark, known_hashes, mark_of
 from flowloom.data.library.header import read_header
-from flowloom.data.library.look import SAFE, ModelFile, find, look
+from flowloom.data.library.look import LISTED, SAFE, ModelFile, find, look
 from flowloom.data.library.needs import missing
 from flowloom.errors import Problem
 from flowloom.server.deps import Studio, StudioDep
-from flowloom.server.problems import Invalid, NoSuchFile, NoSuchRoot, OutsideRoots, problems
+from flowloom.server.problems import Invalid, NoSuchFile, NoSuchRoot, NotNow, OutsideRoots, problems
 from flowloom.server.routes.training import Candidate
+from flowloom.server.runs import ACTIVE
 from flowloom.spec.files import resolve_paths
 from flowloom.spec.run import ModelSection
+from flowloom.spec.rundir import RunDir
 
 router = APIRouter(tags=["models"], responses=problems(NoSuchRoot))
 _NO_MODELS = {"runs", "data", "cache"}
@@ -187,6 +189,32 @@ def read_details(
     )
 
 
+@router.delete(
+    "/models/file",
+    summary="Delete a model file",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots, NotNow),
+)
+def delete_model(
+    studio: StudioDep,
+    root: Annotated[str, Query(examples=["models"])],
+    path: Annotated[str, Query(description="Relative to the root.", max_length=4096)],
+) -> None:
+    """For good: a file of weights, or what a broken download left. Not what a run that is not over names."""
+    place = studio.roots.resolve(root, path)
+    if root in _NO_MODELS or not place.is_file() or not place.name.endswith((*LISTED, ".part")):
+        raise NoSuchFile(path)
+    # A folder of shards is named by itself; a root, as of a download, names no model.
+    names = {place, studio.roots.folders[root] / path, place.parent} - set(studio.roots.folders.values())
+    for run in studio.shelf.store.with_states(*sorted(ACTIVE)):
+        config = RunDir(studio.settings.runs_dir / run.id).read_run()["config"]
+        if any(Path(text).absolute() in names for text in _texts(config)):
+            raise NotNow(f"{run.id!r} uses {place.name}.", "Stop or cancel that run first.")
+    place.unlink()
+    if place.suffix == ".part":
+        place.with_name(f"{place.name}.json").unlink(missing_ok=True)
+
+
 @router.get("/models/offers", summary="Models to download")
 def list_offers(studio: StudioDep) -> list[OfferView]:
     """What Chroma's trainers need, from where its authors offer it."""
@@ -216,6 +244,15 @@ def list_missing(body: Candidate, studio: StudioDep) -> Lacking:
         ],
         download=_download(studio, offers) if offers else None,
     )
+
+
+def _texts(config: Any) -> Iterator[str]:
+    """Every text in a configuration, paths among them."""
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, dict | list):
+        for value in config.values() if isinstance(config, dict) else config:
+            yield from _texts(value)
 
 
 def _section(section: Any) -> ModelSection:
