@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.timing import Measured, one_thread
-from flowloom.demo.run import model_section
+from flowloom.chores.demo import model_section
 from flowloom.engine.fill import Filled, fill, stats, verify
 from flowloom.spec.run import RunConfig
 

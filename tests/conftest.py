@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.stand_ins.faulty import faulty  # noqa: F401 -- a fixture
+from tests.stand_ins.files import elsewhere, files  # noqa: F401 -- fixtures
 from tests.stand_ins.hub import hub  # noqa: F401 -- a fixture
 from tests.stand_ins.seaweed import seaweed, storage  # noqa: F401 -- fixtures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,6 +167,38 @@ def test_an_epoch_goes_on_with_any_number_of_ranks(
             assert len(plan[i].rows) <= batch_sizes[plan[i].bucket]
             seen += plan[i].rows.tolist()
     assert sorted(seen) == [i for i, bucket in enumerate(row_buckets) if bucket >= 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    **PLANS,
+    batch_sizes=st.lists(st.integers(1, 9), min_size=5, max_size=5),
+    costs=st.none() | st.lists(st.integers(1, 30), min_size=80, max_size=80),
+)
+def test_short_batches_of_all_buckets_are_packed_into_few_updates(
+    row_buckets: list[int], seed: int, epoch: int, batch_sizes: list[int], costs: list[int] | None
+) -> None:
+    """The same batches as without packing, and no update is fuller than a whole batch."""
+    column, sizes, max_cost = np.array(row_buckets), np.array(batch_sizes), 40
+    row_costs = None if costs is None else np.array(costs[: len(row_buckets)])
+    extras = EpochExtras(row_costs=row_costs, max_cost=max_cost if costs else 0)
+    plain = plan_epoch(column, sizes, seed, epoch, extras)
+    packed = plan_epoch(column, sizes, seed, epoch, replace(extras, packs=True))
+    batches = [packed[i] for i in range(len(packed))]
+    assert {tuple(b.rows) for b in batches} == {tuple(plain[i].rows) for i in range(len(plain))}
+    fills = [
+        len(b.rows) / sizes[b.bucket] if row_costs is None else row_costs[b.rows].sum() / max_cost
+        for b in batches
+    ]
+    packs: list[list[float]] = []
+    for i, fill in enumerate(fills):
+        if i and packed.goes_on(i - 1):
+            packs[-1].append(fill)
+        else:
+            packs.append([fill])
+    assert all(sum(pack) <= 1 + 1e-9 for pack in packs if len(pack) > 1)
+    if row_costs is None:
+        assert sum(sum(pack) <= 0.5 for pack in packs) <= 1, "two updates would fit into one"
 
 
 @settings(max_examples=100, deadline=None)

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
+from flowloom.chores.demo import ASSETS, SIZE
 from flowloom.demo.captions import COLOURS, SHAPES, UNSEEN, caption_of
 from flowloom.demo.judge import Verdict, example, judge
 from flowloom.demo.pictures import Picture, build, drawings
-from flowloom.demo.run import ASSETS, SIZE, demo, score
+from flowloom.demo.run import demo, score
 from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.text_encoder import load_text_encoder
 

@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "method": {"rotation_states": "reset"},
     },
     "lora": {"lora": {"rank": 2, "alpha": 4}, "ema": {"decay": 0.9}},
+    "packed": {"batching": {"pack_aspect_ratios": True}, "training": {"save_every": 2, "lr": 1e-3}},
     "cached": {"cache": {"latents": "memory", "text": "memory"}, "optimizer": {"kind": "adamw_bf16"}},
 }
 PREVIEW = {"inference_every": 4, "steps": 2, "prompts": ["red, bar"], "image_dim": [64, 64], "cfg": 2.0}

@@ -18,7 +18,9 @@ import pytest
 import torch
 from PIL import Image
 
+from flowloom.data.loader import DataSet
 from flowloom.engine.__main__ import run_engine
+from flowloom.engine.plan import steps_per_epoch
 from flowloom.errors import DataError, DivergedError, FlowloomError, OutOfMemoryError
 from flowloom.parts.families.weights import open_weights
 from flowloom.spec.events import read_events
@@ -274,3 +276,21 @@ def test_checkpoints_go_to_the_hub(
     latest = run_dir.latest_checkpoint()
     assert latest is not None
     assert (latest / "adapter.safetensors").read_bytes() in [hub.files[path] for path in sent]
+
+
+def test_short_batches_of_several_buckets_share_an_update(make_run: Callable[..., RunDir]) -> None:
+    counts = {}
+    for packs in (False, True):
+        run_dir = make_run(
+            f"packs-{packs}",
+            batching={"pack_aspect_ratios": packs},
+            dataloader={"batch_size": 32},
+            limits={"max_steps": None, "max_epochs": 1},
+        )
+        run_engine(run_dir)
+        steps = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
+        counts[packs] = len(steps)
+        config = run_dir.read_config()
+        assert len(steps) == steps_per_epoch(config, DataSet.from_config(config))
+        assert steps[-1]["epoch"] == 1
+    assert counts[True] < counts[False]

@@ -55,6 +55,25 @@ def test_one_micro_batch_of_eight_equals_eight_of_one(
             torch.testing.assert_close(cut[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_batches_of_two_sizes_make_one_update_that_is_the_mean_over_all(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    parts = build(make_config(), Ranks())
+    sizes: dict[tuple[int, int], LatentBatch] = {}
+    for loaded in parts.loader.batches(0):
+        sizes[loaded.size] = prepare(parts.state, loaded, parts.encoders)
+    one, other = list(sizes.values())[:2]
+    assert one.latents.shape[1] != other.latents.shape[1]
+    with torch.no_grad():
+        losses = [sample_losses(parts.state.model, batch, parts.state.objective) for batch in (one, other)]
+    weights = torch.cat([one.loss_weight, other.loss_weight])
+    expected = (torch.cat(losses) * weights).sum() / weights.sum()
+    metrics = train_step(parts.state, one, other)
+    assert parts.state.position.step == 1
+    assert metrics.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert len(metrics.losses) == len(metrics.noise_level) == len(one) + len(other)
+
+
 def test_a_weight_of_zero_takes_a_sample_out(make_config: Callable[..., RunConfig]) -> None:
     state, batch = state_and_batch(make_config())
     weights = torch.tensor([1.0, 0.0, 0.5, 0.0])

@@ -58,6 +58,33 @@ def test_every_body_has_an_example(operation: dict[str, Any], one_studio: Studio
     assert [name for name, value in schema["properties"].items() if "examples" in value]
 
 
+def has_example(node: Any, schemas: dict[str, Any], seen: frozenset[str] = frozenset()) -> bool:
+    """Whether a part of the document, or a schema that it refers to, shows a value."""
+    if isinstance(node, list):
+        return any(has_example(item, schemas, seen) for item in node)
+    if not isinstance(node, dict):
+        return False
+    if {"example", "examples", "enum", "const", "default"} & node.keys():
+        return True
+    reference = str(node.get("$ref", "")).rpartition("/")[2]
+    if reference and reference not in seen:
+        return has_example(schemas[reference], schemas, seen | {reference})
+    return any(has_example(item, schemas, seen) for item in node.values())
+
+
+@pytest.mark.parametrize("operation", operations())
+def test_every_route_shows_an_example_of_its_names_and_of_its_answer(
+    operation: dict[str, Any], one_studio: Studio
+):
+    schemas = one_studio.get("/api/openapi.json")["components"]["schemas"]
+    names = [each for each in operation.get("parameters", []) if each["in"] == "path"]
+    assert not [each["name"] for each in names if not has_example(each, schemas)]
+    answers = [answer for code, answer in operation["responses"].items() if int(code) < 300]
+    told = [content for answer in answers for content in answer.get("content", {}).values()]
+    is_bytes = any(content.get("schema") in ({}, {"type": "string"}, None) for content in told)
+    assert is_bytes or all(has_example(content, schemas) for content in told)
+
+
 def test_the_names_of_routes_are_unique():
     names = [operation.values[0]["operationId"] for operation in operations()]
     assert len(names) == len(set(names))

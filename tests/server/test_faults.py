@@ -202,6 +202,25 @@ def test_a_clock_set_back_changes_no_order(studio: Studio, tiny_config: Configs)
     studio.wait("one", "stopped")
 
 
+def test_events_of_a_clock_set_back_stand_in_the_order_of_their_numbers(studio: Studio):
+    run = studio.home / "runs" / "back"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"config": {}, "created": time.time() + 1e6}))
+    events = [
+        {"kind": "started", "resumed_from": None},
+        {"kind": "phase", "name": "training"},
+        *({"kind": "step", "step": i, "loss": i / 10, "loss_smooth": i / 10} for i in range(1, 9)),
+        {"kind": "finished", "step": 8},
+    ]
+    lines = [{"seq": i, "time": time.time() - 1000 * i, **event} for i, event in enumerate(events)]
+    (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = wait_for(lambda: [one for one in studio.get("/api/runs")["runs"] if one["state"] == "finished"])
+    assert (found[0]["step"], found[0]["loss"]) == (8, 0.8)
+    assert studio.get("/api/runs/back/metrics")["steps"] == list(range(1, 9))
+    (run / "run.json").write_text(json.dumps({"config": {"limits": {"max_steps": 9}}, "created": 1.0}))
+    assert wait_for(lambda: studio.run("back")["max_steps"]) == 9
+
+
 def test_a_read_only_runs_folder_is_answered_clearly(studio: Studio, tiny_config: Configs, tmp_path: Path):
     if os.geteuid() == 0:
         pytest.skip("root writes everywhere")

@@ -282,3 +282,15 @@ def test_the_machine_is_told_once_and_again(one_studio: Studio):
         lines = answer.iter_lines()
         assert next(lines) == "event: system"
         assert json.loads(next(lines).removeprefix("data: "))["num_cpus"] == system["num_cpus"]
+
+
+def test_a_span_of_steps_is_told_more_finely_than_the_whole(tmp_path: Path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"".join(line(i, step=i + 1, loss=float(i + 1)) for i in range(1000)))
+    columns = Columns(path)
+    whole, part = columns.chart(10), columns.chart(10, 101, 110)
+    assert (whole.num_steps, whole.steps[-1]) == (1000, 1000)
+    assert part.steps == list(range(101, 111))
+    assert part.series["loss"].mean == [float(step) for step in range(101, 111)]
+    assert columns.chart(10, 995).steps == list(range(995, 1001))
+    assert columns.chart(10, 2000).steps == []

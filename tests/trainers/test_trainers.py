@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from flowloom.spec.events import FIELDS
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
 from flowloom.trainers import ALL
 from flowloom.trainers.base import Trainer
 from flowloom.trainers.flow import TRAINER as FLOW
 
+COUNTED = {"batch", "batches", "batches_per_s"}
+"""Of a progress within one epoch (Trainer.parse)."""
 EVERY = pytest.mark.parametrize("trainer", ALL.values(), ids=list(ALL))
 
 
@@ -34,6 +37,26 @@ def test_presets_fit_the_schema(trainer: Trainer) -> None:
         given = {f"{section}.{key}" for section, keys in preset.config.items() for key in keys}
         assert not paths & given, preset.name
     assert trainer.defaults().keys() <= sections.keys()
+
+
+@EVERY
+def test_a_line_that_means_nothing_is_no_event_and_others_have_known_fields(trainer: Trainer) -> None:
+    lines = [
+        "",
+        "Traceback (most recent call last):",
+        "\x00\ufffd",
+        "training, Rank 0:   8%|8| 2/24 [00:11<02:00,  5.50s/it]",
+        "steps:  10%|1         | 10/100 [00:05<00:45,  2.00it/s, avr_loss=0.123]",
+    ]
+    for event in filter(None, map(trainer.parse, lines)):
+        assert not trainer.writes_events
+        assert event.keys() - COUNTED <= FIELDS[event["kind"]] | {"kind"}
+
+
+@EVERY
+def test_what_a_trainer_fixes_are_places_in_its_configuration(trainer: Trainer) -> None:
+    sections = trainer.schema()["properties"]
+    assert not [path for path in trainer.fixed if path and path.split(".")[0] not in sections]
 
 
 def test_no_trainer_imports_torch() -> None:

@@ -46,6 +46,8 @@ class Chore(Generic[Config]):
     look: Callable[[Config], list[Problem]] = _nothing
     """What is wrong with a well-formed configuration: files that are not there ..."""
     abilities: frozenset[str] = frozenset({"stop"})
+    writes_events: bool = True
+    fixed: tuple[str, ...] = ("",)
 
     def schema(self) -> dict[str, Any]:
         """See Trainer."""
@@ -78,8 +80,8 @@ class Chore(Generic[Config]):
         """See Trainer."""
         run_dir.write_run(self.config_type.model_validate(config), source, trainer=self.name)
 
-    def command(self, run_dir: RunDir, resume: bool) -> Command:  # noqa: ARG002 -- the work sees it itself
-        """See Trainer."""
+    def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
+        """See Trainer; whether it resumes, the work sees itself."""
         return Command([sys.executable, "-m", "flowloom.chores", str(run_dir.path)])
 
     def parse(self, line: str) -> None:

@@ -125,6 +125,7 @@ class DataSet:
                 repeats=np.repeat(repeats, [len(part) for part in parts]) if set(repeats) != {1.0} else None,
                 row_costs=_costs(metadata, sizes, row_buckets, config),
                 max_cost=config.batching.batch_tokens or 0,
+                packs=config.batching.pack_aspect_ratios,
             ),
             background=(red, green, blue),
             max_megapixels=limits.max_megapixels,

@@ -68,6 +68,8 @@ class LoadedBatch:
     skipped: list[Skipped]
     num_planned: int
     """Rows of the global batch, over all ranks."""
+    goes_on: bool = False
+    """Whether the next batch, of another bucket, belongs to the same update."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ class Loader:
             samples=[result for result in results if isinstance(result, Sample)],
             skipped=[result for result in results if isinstance(result, Skipped)],
             num_planned=len(place.plan[place.number].rows),
+            goes_on=place.plan.goes_on(place.number),
         )
 
     def _load(self, future: Future[_Begun | Skipped], size: Size, epoch: int) -> Sample | Skipped:

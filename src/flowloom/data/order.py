@@ -23,6 +23,20 @@ class EpochPlan:
     rows: NDArray[np.int64]
     starts: NDArray[np.int64]
     buckets: NDArray[np.int64]
+    joined: NDArray[np.bool_] | None = None
+    """Whether a batch is trained in one update with the one before it; None: each alone."""
+
+    def goes_on(self, index: int) -> bool:
+        """Whether the next batch is trained in one update with this one."""
+        return self.joined is not None and index + 1 < len(self) and bool(self.joined[index + 1])
+
+    def num_updates(self, per_batch: int) -> int:
+        """Updates of the epoch, where a batch makes `per_batch`, but no more than it has rows; a pack one."""
+        each = np.minimum(np.diff(self.starts), per_batch)
+        if self.joined is not None:
+            each[np.append(self.joined[1:], False) | self.joined] = 1
+            each[self.joined] = 0
+        return int(each.sum())
 
     def __len__(self) -> int:
         return len(self.buckets)
@@ -41,6 +55,8 @@ class EpochExtras:
     row_costs: NDArray[np.int64] | None = None
     """(N,) what each row costs; batches are then filled up to `max_cost` instead of to a number of rows."""
     max_cost: int = 0
+    packs: bool = False
+    """Short batches, the last ones of their buckets, are joined to updates of up to a whole batch."""
 
     @property
     def is_steady(self) -> bool:
@@ -80,11 +96,52 @@ def plan_epoch(
     starts = _cuts(rows, counts, batch_size, extra)
     edges = np.append(starts, len(rows))
     of_batch = np.searchsorted(np.cumsum(counts), starts, side="right")
-    order = draw.permutation(len(starts))
+    order, joined = draw.permutation(len(starts)), None
+    if extra.packs:
+        order, joined = _packed(order, _fills(rows, edges, of_batch, batch_size, extra))
     lengths = np.diff(edges)[order]
     new_starts = np.concatenate(([0], np.cumsum(lengths)))
     moved = np.arange(len(rows)) + np.repeat(starts[order] - new_starts[:-1], lengths)
-    return EpochPlan(rows[moved], new_starts, of_batch[order])
+    return EpochPlan(rows[moved], new_starts, of_batch[order], joined)
+
+
+def _fills(
+    rows: NDArray[np.int64],
+    edges: NDArray[np.int64],
+    of_batch: NDArray[np.int64],
+    batch_size: int | NDArray[np.int64],
+    extra: EpochExtras,
+) -> NDArray[np.float64]:
+    """How full the last batch of each bucket is, from 0 to 1; 1 for all other batches."""
+    if extra.row_costs is None:
+        fills = np.diff(edges) / (batch_size if isinstance(batch_size, int) else batch_size[of_batch])
+    else:
+        fills = np.diff(np.append(0, np.cumsum(extra.row_costs[rows]))[edges]) / extra.max_cost
+    is_last = np.append(of_batch[1:] != of_batch[:-1], True)[: len(of_batch)]
+    return np.where(is_last, np.minimum(fills, 1.0), 1.0)
+
+
+def _packed(
+    order: NDArray[np.int64], fills: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """`order` with batches that are not full moved behind others of which they fill up the update."""
+    groups: list[list[int]] = []
+    room: list[float] = []
+    short = order[fills[order] < 1.0]
+    for batch, fill in zip(short.tolist(), fills[short].tolist(), strict=True):
+        fitting = next((i for i, free in enumerate(room) if fill <= free), None)
+        if fitting is None:
+            groups.append([])
+            room.append(1.0)
+            fitting = -1
+        groups[fitting].append(batch)
+        room[fitting] -= fill
+    followers = {group[0]: group[1:] for group in groups}
+    moved = np.isin(order, [batch for group in groups for batch in group[1:]])
+    units = [[batch, *followers.get(batch, [])] for batch in order[~moved].tolist()]
+    joined = [is_follower for unit in units for is_follower in [False, *[True] * (len(unit) - 1)]]
+    flat = [batch for unit in units for batch in unit]
+    return np.array(flat, dtype=np.int64), np.array(joined, dtype=bool)
 
 
 def _repeated(

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
+from flowloom.chores.demo import CFG, SAMPLER_STEPS, SIZE, demo_sections, model_section
 from flowloom.demo.captions import COLOURS, SHAPES
 from flowloom.demo.grid import draw_grid
 from flowloom.demo.judge import judge
@@ -24,10 +24,8 @@ from flowloom.engine.sample import SampleRequest, load_painter
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
 
-ASSETS = Path(__file__).parent / "assets"
 SEEDS = (1, 2, 3)
-SIZE = 64
-DRAWING = Drawing(SIZE, SIZE, steps=24, cfg=4.0)
+DRAWING = Drawing(SIZE, SIZE, steps=SAMPLER_STEPS, cfg=CFG)
 FREE_PROMPTS = (
     "smiling face", "winking face", "kissing face", "crying face", "full moon", "broken heart", "green apple",
     "purple apple", "orange book",
@@ -48,57 +46,6 @@ class Score:
         return f"{share:5.1f} % colour and shape ({self.right} of {self.total}), {colour:.1f} % colour"
 
 
-def demo_config(data_dir: Path, base: Path, minutes: float) -> RunConfig:
-    """The demo's run: FLOW's own sections, with paths into the assets; over after `minutes`."""
-    return RunConfig.model_validate(
-        {
-            "training": {
-                "master_seed": 7,
-                "train_minibatch": 32,
-                "lr": 1.3e-3,
-                "warmup_steps": 50,
-                "save_every": 1000,
-            },
-            "inference": {
-                "inference_every": 250,
-                "steps": DRAWING.steps,
-                "cfg": DRAWING.cfg,
-                "prompts": ["red heart", "blue circle", "green square", "grinning face"],
-                "image_dim": [SIZE, SIZE],
-            },
-            "dataloader": {
-                "batch_size": 32,
-                "jsonl_metadata_path": str(data_dir / "data.jsonl"),
-                "image_folder_path": str(data_dir),
-                "base_resolution": [SIZE],
-                "resolution_step": 16,
-                "uncond_percentage": 0.1,
-            },
-            "model": model_section(base),
-            "optimizer": {"kind": "adamw", "betas": [0.9, 0.99], "max_grad_norm": 1.0},
-            "ema": {"decay": 0.995},
-            "lr_schedule": {"kind": "wsd", "decay_share": 0.35, "min_ratio": 0.05},
-            "cache": {"latents": "memory", "text": "memory"},
-            "limits": {"max_minutes": minutes},
-            "parallel": {"dtype": "bf16" if torch.cpu.get_capabilities().get("avx512_bf16") else "fp32"},
-            "preview": {"batch_caption": False},
-        }
-    )
-
-
-def model_section(base: Path) -> dict[str, Any]:
-    """FLOW's `model` section, pointing at the shipped VAE and T5."""
-    t5 = ASSETS / "t5"
-    return {
-        "chroma_path": str(base),
-        "vae_path": str(ASSETS / "ae.safetensors"),
-        "t5_path": str(t5),
-        "t5_config_path": str(t5 / "config.json"),
-        "t5_tokenizer_path": str(t5),
-        "t5_max_length": 64,
-    }
-
-
 def demo(runs_dir: Path, minutes: float, on_event: Callable[[dict[str, Any]], None], say: Say) -> Path:
     """Train the small Chroma for `minutes`, measure it beside the untrained one; the grid's path."""
     started = time.monotonic()
@@ -110,7 +57,7 @@ def demo(runs_dir: Path, minutes: float, on_event: Callable[[dict[str, Any]], No
         say("making a small Chroma with random weights ...")
         write_base(base)
     run_dir = RunDir.create(f"demo-{time.strftime('%Y%m%d-%H%M%S')}", runs_dir)
-    config = demo_config(folder, base, minutes)
+    config = RunConfig.model_validate(demo_sections(folder, model_section(base), minutes))
     run_dir.write_run(config, "flowloom demo")
     say(f"training for {minutes:g} minutes in {run_dir.path}; Ctrl-C stops early and still draws")
     run_engine(run_dir, on_event)

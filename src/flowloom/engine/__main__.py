@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 
 from flowloom.engine import checkpoint
-from flowloom.engine.build import Parts, build, choose_device
+from flowloom.engine.build import Parts, build
 from flowloom.engine.distributed import Ranks, join_ranks, leave_ranks
 from flowloom.engine.hub import HubUploads
 from flowloom.engine.report import OnEvent, Reporter
 from flowloom.engine.trainer import Trainer, stopping_on_signals
 from flowloom.errors import DiskFullError, FlowloomError, OutOfMemoryError, is_disk_full
 from flowloom.parts.adapters.formats import adapter_metadata
+from flowloom.parts.devices import choose_device
 from flowloom.spec.events import EventWriter
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir, versions

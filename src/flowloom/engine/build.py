@@ -18,9 +18,9 @@ from flowloom.engine.objective import Objective, density
 from flowloom.engine.open_cache import PLAIN, caption_rules, open_keepers
 from flowloom.engine.preview import Painter
 from flowloom.engine.state import Precision, TrainState
-from flowloom.errors import ConfigError, Problem
 from flowloom.nn.chroma import Chroma
 from flowloom.parts.adapters.adapter import Adapter, attach, quantize_base
+from flowloom.parts.devices import choose_device
 from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.chroma import load_chroma, read_chroma_params
 from flowloom.parts.families.text_encoder import load_text_encoder
@@ -38,23 +38,6 @@ class Parts:
     validation: Loader | None
     painter: Painter
     pictures: Pictures
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device that `parallel.device` names; `auto` is CUDA, else MPS, else the CPU.
-
-    Raises:
-        ConfigError: the device is not there.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        wanted = next(name for name, is_there in available.items() if is_there)
-    if not available[wanted]:
-        cure = "set parallel.device to auto, or install a torch build with it"
-        raise ConfigError(
-            "the configuration", [Problem("parallel.device", f"no {wanted} device here: {cure}.")]
-        )
-    return torch.device(wanted, torch.cuda.current_device()) if wanted == "cuda" else torch.device(wanted)
 
 
 def choose_precision(config: RunConfig, device: torch.device) -> Precision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -42,8 +43,9 @@ def merge_adapter(
     out_path: Path,
     strength: float = 1.0,
     weights: Literal["ema", "raw"] = "ema",
+    on_tensor: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `base` with the adapter of `source` in it, at `strength`.
+    """Write `base` with the adapter of `source` in it, at `strength`; see `merge` for `on_tensor`.
 
     Raises:
         RunError: `source` holds no adapter, or nothing says what it was trained on.
@@ -52,7 +54,7 @@ def merge_adapter(
     path = _find_adapter(source, weights)
     if base is None:
         raise RunError(f"{path} does not say what it was trained on: name the base model with --base FILE.")
-    merge(base, path, out_path, strength)
+    merge(base, path, out_path, strength, on_tensor=on_tensor)
 
 
 def _find_adapter(source: Path, weights: Literal["ema", "raw"]) -> Path:

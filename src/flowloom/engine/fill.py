@@ -14,11 +14,12 @@ from flowloom.data.cache import Cache, Stats
 from flowloom.data.captions import captions_of
 from flowloom.data.loader import DataSet, LoadedBatch, Loader, Skipped
 from flowloom.data.pictures import Pictures
-from flowloom.engine.build import choose_device, load_encoders
+from flowloom.engine.build import load_encoders
 from flowloom.engine.encode import Encoders
 from flowloom.engine.keepers import DiskKeeper
 from flowloom.engine.open_cache import PLAIN, caption_rules, open_cache, open_keepers
 from flowloom.errors import ConfigError, ImageError, Problem
+from flowloom.parts.devices import choose_device
 from flowloom.spec.run import RunConfig
 
 CAPTIONS_AT_A_TIME = 256

@@ -13,11 +13,12 @@ import torch
 
 from flowloom.data.loader import DataSet
 from flowloom.data.pictures import Pictures
-from flowloom.engine.build import choose_device, choose_precision
+from flowloom.engine.build import choose_precision
 from flowloom.engine.trained import trained_names
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
 from flowloom.nn.chroma import Chroma
 from flowloom.parts.adapters.adapter import attach
+from flowloom.parts.devices import choose_device
 from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.chroma import load_chroma
 from flowloom.parts.families.text_encoder import load_text_encoder
@@ -142,8 +143,7 @@ def count_trained(config: RunConfig, chroma: Chroma) -> int:
 def steps_per_epoch(config: RunConfig, dataset: DataSet) -> int:
     """Updates that one epoch makes."""
     order = dataset.training.plan(config.dataloader.batch_size, config.training.master_seed, 0)
-    rows = np.diff(order.starts)
-    return int(np.minimum(rows, config.training.updates_per_large_batch).sum())
+    return order.num_updates(config.training.updates_per_large_batch)
 
 
 def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:

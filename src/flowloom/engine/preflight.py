@@ -19,7 +19,6 @@ from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.lint.captions import count_tokens
 from flowloom.data.lint.check import bucket_uses, open_dataset
 from flowloom.data.loader import DataSet
-from flowloom.engine.build import choose_device
 from flowloom.engine.flops import flops
 from flowloom.engine.footprint import (
     Advice,
@@ -33,6 +32,7 @@ from flowloom.engine.memory import HEADROOM, free_bytes
 from flowloom.engine.plan import Plan, make_plan, steps_per_epoch
 from flowloom.engine.progress import duration
 from flowloom.errors import FlowloomError
+from flowloom.parts.devices import choose_device
 from flowloom.parts.families.tokenizer import load_tokenizer
 from flowloom.spec.flow_json import LoadedConfig
 from flowloom.spec.run import ADAPTERS, RunConfig

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from flowloom.engine import checkpoint
-from flowloom.engine.build import choose_device, choose_precision, load_encoders
+from flowloom.engine.build import choose_precision, load_encoders
 from flowloom.engine.preview import Drawing, Painter, draw_in_batches
 from flowloom.errors import RunError
+from flowloom.parts.adapters.adapter import Adapter
 from flowloom.parts.adapters.formats import is_adapter, load_onto
+from flowloom.parts.devices import choose_device
 from flowloom.parts.families.chroma import load_chroma
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir, write_json
@@ -58,14 +60,18 @@ def sample(request: SampleRequest) -> list[Path]:
 
 def load_painter(request: SampleRequest) -> Painter:
     """The network that `request.source` means, with its LoRAs and encoders."""
+    return load_with_adapters(request)[0]
+
+
+def load_with_adapters(request: SampleRequest) -> tuple[Painter, list[tuple[Adapter, float]]]:
+    """`load_painter`, and every adapter in it with its strength, the source's own first."""
     config, base, adapters = _resolve(request)
     device = choose_device(config.parallel.device)
     precision = choose_precision(config, device)
     model = load_chroma(base, device, precision.compute)
-    for path, strength in (*adapters, *request.loras):
-        load_onto(model, path, strength)
+    loaded = [(load_onto(model, path, at), at) for path, at in (*adapters, *request.loras)]
     encoders = load_encoders(config.model, config, device)
-    return Painter(model, encoders, precision, config.model.use_x0)
+    return Painter(model, encoders, precision, config.model.use_x0), loaded
 
 
 def _resolve(request: SampleRequest) -> tuple[RunConfig, Path, list[tuple[Path, float]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -25,16 +26,18 @@ class StepMetrics(NamedTuple):
     """(B,) of this rank."""
 
 
-def train_step(state: TrainState, batch: LatentBatch) -> StepMetrics:
-    """Make one optimizer update out of `batch`, in micro-batches of `training.train_minibatch`.
+def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
+    """Make one optimizer update out of `batches`, each of one size, in `training.train_minibatch` at a time.
 
     The loss is the mean over every sample of the update, on all ranks, weighted by its `loss_weight`:
-    how samples are cut into micro-batches and ranks does not change it.
+    how samples are cut into batches, micro-batches and ranks does not change it.
     """
-    total_weight = state.ranks.sum(batch.loss_weight.sum()).clamp(min=torch.finfo(torch.float32).tiny)
+    weight = torch.stack([batch.loss_weight.sum() for batch in batches]).sum()
+    total_weight = state.ranks.sum(weight).clamp(min=torch.finfo(torch.float32).tiny)
     loss = torch.zeros_like(total_weight)
-    losses = [batch.loss_weight.new_zeros(0)]
-    for micro_batch in batch.split(state.config.training.train_minibatch):
+    losses = [total_weight.new_zeros(0)]
+    size = state.config.training.train_minibatch
+    for micro_batch in chain.from_iterable(batch.split(size) for batch in batches):
         with state.precision.autocast():
             micro_losses = sample_losses(state.model, micro_batch, state.objective)
         share = (micro_losses * micro_batch.loss_weight).sum() / total_weight
@@ -50,7 +53,8 @@ def train_step(state: TrainState, batch: LatentBatch) -> StepMetrics:
     state.position.step += 1
     if state.ema:
         state.ema.update(state.weights, state.position.step)
-    return StepMetrics(state.ranks.sum(loss), grad_norm, torch.cat(losses), batch.noise_level)
+    levels = torch.cat([batch.noise_level for batch in batches])
+    return StepMetrics(state.ranks.sum(loss), grad_norm, torch.cat(losses), levels)
 
 
 def _clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:

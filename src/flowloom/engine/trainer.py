@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from flowloom.data.loader import LoadedBatch
 from flowloom.engine import checkpoint
@@ -17,7 +16,7 @@ from flowloom.engine.prepare import prepare, updates_of
 from flowloom.engine.preview import draw_previews, sections_due
 from flowloom.engine.profiling import step_profiler
 from flowloom.engine.report import Reporter, Stopwatch
-from flowloom.engine.step import train_step
+from flowloom.engine.step import StepMetrics, train_step
 from flowloom.engine.validation import validation_loss
 from flowloom.spec.rundir import RunDir
 
@@ -51,38 +50,42 @@ class Trainer:
 
     def _train(self, count_step: Callable[[], None]) -> None:
         watch = Stopwatch()
-        for loaded in self._loaded_batches():
+        for pack in _packs(self._loaded_batches()):
             waited = watch.lap()
             self.state.begin_turn()
-            self._count_skipped(loaded)
-            for metrics in self._updates(loaded):
+            for loaded in pack:
+                self._count_skipped(loaded)
+            for metrics in self._updates(pack):
                 self.reporter.step(self.state, metrics, waited + watch.lap(), waited, self._eta())
                 waited = 0.0
                 count_step()
-                self._after_step(loaded)
+                self._after_step(pack)
                 watch.lap()
                 if self._is_over():
                     return
 
-    def _updates(self, loaded: LoadedBatch) -> Iterator[Any]:
-        position = self.state.position
-        num_updates = min(self.config.training.updates_per_large_batch, loaded.num_planned)
-        if loaded.samples or self.state.ranks.size > 1:
-            batch = prepare(self.state, loaded, self.parts.encoders)
-            for part in updates_of(batch, num_updates, position.update):
-                position.update += 1
-                position.samples += len(part) * self.state.ranks.size
-                if position.update == num_updates:
-                    self._next_batch()
-                position.progress = self._progress(position.step + 1)
-                yield train_step(self.state, part)
-        else:
-            self._next_batch()
+    def _updates(self, pack: list[LoadedBatch]) -> Iterator[StepMetrics]:
+        """One update or several of a batch; of a pack of batches, one."""
+        is_one, position = len(pack) == 1, self.state.position
+        num_updates = min(self.config.training.updates_per_large_batch, pack[0].num_planned) if is_one else 1
+        here = pack if self.state.ranks.size > 1 else [loaded for loaded in pack if loaded.samples]
+        if not here:
+            self._next_batch(len(pack))
+            return
+        batches = [prepare(self.state, loaded, self.parts.encoders) for loaded in here]
+        updates = zip(*(updates_of(batch, num_updates, position.update) for batch in batches), strict=True)
+        for parts in updates:
+            position.update += 1
+            position.samples += sum(map(len, parts)) * self.state.ranks.size
+            if position.update == num_updates:
+                self._next_batch(len(pack))
+            position.progress = self._progress(position.step + 1)
+            yield train_step(self.state, *parts)
 
-    def _next_batch(self) -> None:
+    def _next_batch(self, count: int) -> None:
         position = self.state.position
         position.update = 0
-        position.batch += 1
+        position.batch += count
         if position.batch >= self.parts.loader.num_batches(position.epoch):
             position.epoch, position.batch = position.epoch + 1, 0
 
@@ -106,14 +109,14 @@ class Trainer:
             self.must_stop = self.stop_is_wished or self.run_dir.take_control("stop")
         return self.must_stop
 
-    def _after_step(self, loaded: LoadedBatch) -> None:
+    def _after_step(self, pack: list[LoadedBatch]) -> None:
         step, training = self.state.position.step, self.config.training
         checkpoint_asked, sample_asked = self._agree()
         if step % (self.config.validation.every or training.save_every) == 0:
             self.validate()
         sections = sections_due(self.config, step, sample_asked)
         if sections and self.state.ranks.is_first:
-            caption = loaded.samples[0].caption if loaded.samples else None
+            caption = next((sample.caption for loaded in pack for sample in loaded.samples), None)
             folder = draw_previews(self.run_dir, self.state, self.parts.painter, sections, caption)
             self.reporter.say("sampled", step=step, dir=str(folder.relative_to(self.run_dir.path)))
         if step % training.save_every == 0 or checkpoint_asked:
@@ -207,6 +210,16 @@ class Trainer:
         """Seconds until the first limit is reached, at the mean speed so far; None without a limit."""
         seconds, share = time.monotonic() - self._started, self._progress(self.state.position.step)
         return seconds * (1 - share) / share if share else None
+
+
+def _packs(batches: Iterator[LoadedBatch]) -> Iterator[list[LoadedBatch]]:
+    """Batches that are trained in one update, together; what was begun and given up is left out."""
+    pack: list[LoadedBatch] = []
+    for loaded in batches:
+        pack.append(loaded)
+        if not loaded.goes_on:
+            yield pack
+            pack = []
 
 
 @contextmanager

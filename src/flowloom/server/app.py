@@ -17,6 +17,7 @@ from flowloom.errors import FlowloomError
 from flowloom.server import problems
 from flowloom.server.datasets.library import DataSets
 from flowloom.server.deps import Studio
+from flowloom.server.pages import Pages
 from flowloom.server.queue import Queue
 from flowloom.server.roots import Roots
 from flowloom.server.routes import (
@@ -29,6 +30,8 @@ from flowloom.server.routes import (
     datasets_work,
     events,
     files,
+    hub,
+    models,
     runs,
     samples,
     secrets,
@@ -46,8 +49,9 @@ from flowloom.trainers import ALL
 
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
+_RUNS = (runs, events, samples, checkpoints, training, chores)
 _DATASETS = (datasets, datasets_images, datasets_edits, datasets_uploads, datasets_work, stores)
-_ROUTES = (session, runs, events, samples, checkpoints, system, files, secrets, *_DATASETS, training, chores)
+_ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)
 _log = logging.getLogger("flowloom")
 
 
@@ -69,6 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for routes in _ROUTES:
         app.include_router(routes.router, prefix="/api")
+    # Not mounted: a path that has a route, asked in a wrong way, is the API's to answer.
+    app.router.default = Pages()
     plain = app.openapi
     app.openapi = lambda: app.openapi_schema or problems.describe(plain())
     return app

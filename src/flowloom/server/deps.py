@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -11,12 +12,13 @@ from fastapi import Depends, Path, Request
 from flowloom.server.datasets.library import DataSets
 from flowloom.server.datasets.uploads import Uploads
 from flowloom.server.metrics import Charts
-from flowloom.server.problems import NoSuchTrainer
+from flowloom.server.problems import NoSuchFile, NoSuchTrainer
 from flowloom.server.queue import Queue
-from flowloom.server.roots import Roots
+from flowloom.server.roots import Roots, inside
 from flowloom.server.settings import Settings
 from flowloom.server.shelf import Shelf
 from flowloom.server.system import Gauge
+from flowloom.spec.results import Kind, result_folders
 from flowloom.spec.rundir import RunDir
 from flowloom.trainers.base import Trainer
 
@@ -37,6 +39,25 @@ class Studio:
     is_closing: Callable[[], bool] = lambda: False
     """Whether streams shall end because the server does."""
 
+    def result_folders(self, run: RunDir, kind: Kind) -> list[pathlib.Path]:
+        """Where a run's results lie that the studio may show: in the run, or below the named folders."""
+        folders = result_folders(run, kind)
+        return [folder for folder in folders if folder.is_relative_to(run.path) or self.roots.holds(folder)]
+
+    def result(self, run: RunDir, kind: Kind, name: str) -> pathlib.Path:
+        """The real path of one of a run's results.
+
+        Raises:
+            NoSuchFile, OutsideRoots: as their names say.
+        """
+        missing = NoSuchFile(name)
+        for folder in self.result_folders(run, kind):
+            try:
+                return inside(folder, name)
+            except NoSuchFile as error:
+                missing = error
+        raise missing
+
 
 def _studio(request: Request) -> Studio:
     return request.app.state.studio
@@ -53,10 +74,10 @@ def _queue(studio: StudioDep) -> Queue:
     return studio.queue
 
 
-def _run_dir(
-    studio: StudioDep,
-    run_id: Annotated[str, Path(description="Name of the run's directory.", examples=["fox-lora"])],
-) -> RunDir:
+RunId = Annotated[str, Path(description="Name of the run's directory.", examples=["fox-lora"])]
+
+
+def _run_dir(studio: StudioDep, run_id: RunId) -> RunDir:
     return RunDir(studio.shelf.path(run_id))
 
 

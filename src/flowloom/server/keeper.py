@@ -15,13 +15,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import psutil
+
+from flowloom.errors import FlowloomError
 from flowloom.server.locks import hold
 from flowloom.server.records import BUSY, KEPT, NOT_WANTED, Exit, Keeping, Ticket, Wish, born, lock_path
+from flowloom.spec.rundir import RunDir
+
+if TYPE_CHECKING:
+    from flowloom.server.scribe import Scribe
 
 _CANNOT_START = 127
+_LOOK_EVERY_S = 0.2
+_GRACE_S = 10.0
 _SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER: orphans of the run become ours to bury
 
 
@@ -34,6 +45,8 @@ class Order:
     argv: list[str]
     cwd: str | None
     locks: list[str]
+    trainer: str = ""
+    """Whose `parse` reads the log; none: the process writes its events itself."""
 
     def to_argument(self) -> str:
         """As one word of a command line."""
@@ -52,14 +65,57 @@ def main() -> int:
         return NOT_WANTED
     keeping = _take(run, ticket)
     _outlive_the_server()
+    scribe = _scribe(order, ticket) if order.trainer else None
     process = _start(order, run, [lock for lock in locks if lock is not None])
     if process is None:
         return KEPT
     keeping.model_copy(update={"pid": process.pid, "born": born(process.pid)}).write(run)
-    status = process.wait()
+    status = _wait_listening(process, scribe) if scribe else process.wait()
     _bury(process.pid)
-    Exit(status=status, time=time.time()).write(run)
+    with _noted():
+        if scribe:
+            scribe.end(status)
+    with _noted():
+        Exit(status=status, time=time.time()).write(run)
     return KEPT
+
+
+def _scribe(order: Order, ticket: Ticket) -> Scribe | None:
+    """Who writes the events of a process that writes none."""
+    from flowloom.server.scribe import Scribe
+    from flowloom.trainers import ALL
+
+    run_dir = RunDir(order.run)
+    for request in run_dir.control_dir.glob("*"):
+        # What was asked of an earlier sitting is not meant for this one.
+        request.unlink()
+    with _noted():
+        return Scribe(run_dir, ALL[order.trainer], ticket.devices, resumes=ticket.resume)
+    return None
+
+
+def _wait_listening(process: subprocess.Popen[bytes], scribe: Scribe) -> int:
+    """Wait for the process and write its events; end it where it was asked to stop and cannot hear that."""
+    ending = 0.0
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(_LOOK_EVERY_S)
+        with _noted():
+            scribe.look()
+            if ending and time.monotonic() - ending > _GRACE_S:
+                os.killpg(process.pid, signal.SIGKILL)
+            elif not ending and scribe.is_to_end():
+                ending = time.monotonic()
+                os.killpg(process.pid, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[None]:
+    """Notes are worth less than the run: a disk that is full ends none."""
+    try:
+        yield
+    except (OSError, FlowloomError) as error:
+        sys.stderr.write(f"{error}\n")
 
 
 def _take(run: Path, ticket: Ticket) -> Keeping:
@@ -108,11 +164,15 @@ def _start(order: Order, run: Path, locks: list[int]) -> subprocess.Popen[bytes]
 
 
 def _bury(group: int) -> None:
-    """End what the run left behind in its group, and take in every exit status."""
+    """End what the run left behind, in its group and beside it, and take in every exit status."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
+        for child in psutil.Process().children(recursive=True):
+            # Ranks have sessions of their own; orphans of the run are ours.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:

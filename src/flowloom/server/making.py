@@ -10,7 +10,8 @@ from flowloom.errors import Problem
 from flowloom.server.deps import Studio
 from flowloom.server.problems import Invalid
 from flowloom.server.runs import NAME, RunView
-from flowloom.spec.rundir import default_name
+from flowloom.spec.resume import differences
+from flowloom.spec.rundir import RunDir, default_name, write_json
 from flowloom.trainers.base import Trainer
 
 
@@ -30,6 +31,21 @@ class NewRun(BaseModel):
     )
     devices: list[str] = Field([], description="None: the first one.", examples=[["cuda:0"]])
     first: bool = Field(False, description="Go before all that wait.")
+
+
+class Restart(BaseModel):
+    """How a run goes on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    devices: list[str] = Field([], description="None: those it had.", examples=[["cuda:0"]])
+    first: bool = Field(False, description="Go before all that wait.")
+    changes: dict[str, Any] = Field(
+        {},
+        description="Laid over its configuration (JSON merge patch), as far as its checkpoints bear it. "
+        "A run that is finished goes on with a higher limit.",
+        examples=[{"limits": {"max_steps": 4000}}],
+    )
 
 
 def problems_of(studio: Studio, trainer: Trainer, config: dict[str, Any]) -> list[Problem]:
@@ -54,6 +70,40 @@ def make_run(studio: Studio, trainer: Trainer, new: NewRun, source: str = "the s
         trainer.prepare(new.config, run_dir, source)
         studio.queue.submit(run_dir, new.devices, first=new.first)
     return studio.shelf.look(name)
+
+
+def resume_run(studio: Studio, run_dir: RunDir, how: Restart) -> RunView:
+    """Queue a run again, from its newest checkpoint, changed as far as that bears it.
+
+    Raises:
+        Invalid: with everything that is wrong with the changes, or fixed by the run's checkpoints.
+        NotNow: it waits or runs, or it is finished and nothing is changed.
+    """
+    queue, view = studio.queue, studio.shelf.look(run_dir.path.name)
+    queue.require_devices(how.devices)
+    queue.require_rest(view, is_changed=bool(how.changes))
+    if how.changes:
+        _change(studio, run_dir, how.changes)
+    return queue.resume(run_dir, how.devices, first=how.first, is_changed=bool(how.changes))
+
+
+def _change(studio: Studio, run_dir: RunDir, changes: dict[str, Any]) -> None:
+    """Write the changed configuration, and what it was before, or leave everything as it is."""
+    old = run_dir.read_run()
+    trainer = studio.queue.trainers[old.get("trainer", "flow")]
+    config = patched(old["config"], changes)
+    fixed = [path for path, _ in differences("", old["config"], config) if path.startswith(trainer.fixed)]
+    if fixed:
+        message = "is fixed by what the run has made so far: duplicate the run to change it."
+        raise Invalid.of([Problem(path, message) for path in fixed], "/changes")
+    if problems := problems_of(studio, trainer, config):
+        raise Invalid.of(problems, "/changes")
+    trainer.prepare(config, run_dir, old["source"])
+    new = run_dir.read_run()
+    record = {"time": new["created"], "changes": dict(differences("", old["config"], new["config"]))}
+    changed = [*old.get("changed", []), record]
+    kept = {name: old[name] for name in ("created", "folders") if name in old}
+    write_json(run_dir.run_json, new | kept | {"changed": changed})
 
 
 def patched(value: Any, patch: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Metrics(BaseModel):
 
     num_steps: int
     last_seq: int = Field(description="Follow /events with this as Last-Event-ID: nothing is missed.")
-    steps: list[int] = Field(description="The last step of each stretch.")
+    steps: list[int] = Field(description="The last step of each stretch.", examples=[[100, 200, 300]])
     series: dict[str, Series]
     marks: list[Mark] = Field(description="Validations, samples, checkpoints.")
 
@@ -62,19 +62,20 @@ class Columns:
         self._steps = array("q")
         self._marks: list[Mark] = []
 
-    def chart(self, max_points: int) -> Metrics:
-        """All up to now, in at most `max_points` stretches."""
+    def chart(self, max_points: int, first: int = 0, last: int | None = None) -> Metrics:
+        """Steps `first` to `last`, or all up to now, in at most `max_points` stretches."""
         import numpy as np
 
         with self._lock:
             while found := self._tail.read():
                 for each in found:
                     self._take(each.event)
-            num = len(self._steps)
+            begin = bisect_left(self._steps, first)
+            num = max(0, (len(self._steps) if last is None else bisect_right(self._steps, last)) - begin)
             points = min(num, max_points)
-            edges = np.arange(points + 1) * num // max(points, 1)
+            edges = begin + np.arange(points + 1) * num // max(points, 1)
             return Metrics(
-                num_steps=num,
+                num_steps=len(self._steps),
                 last_seq=self._tail.seq,
                 steps=[self._steps[end - 1] for end in edges[1:]],
                 series={name: _series(column, edges) for name, column in self._columns.items()},
@@ -106,7 +107,7 @@ def _series(column: array[float], edges: Any) -> Series:
 
     if len(edges) < 2:
         return Series(mean=[], low=[], high=[])
-    values, starts = np.frombuffer(column, np.float32), edges[:-1]
+    values, starts = np.frombuffer(column, np.float32)[: edges[-1]], edges[:-1]
     known = np.isfinite(values)
     counts = np.add.reduceat(known, starts, dtype=np.int64)
     sums = np.add.reduceat(np.where(known, values, 0), starts, dtype=np.float64)

@@ -7,6 +7,8 @@ import os
 import signal
 from contextlib import suppress
 
+import psutil
+
 from flowloom.server.records import Keeping, born, is_alive
 from flowloom.spec.rundir import RunDir
 
@@ -24,10 +26,20 @@ def end_group(run_dir: RunDir) -> None:
     keeping = Keeping.read(run_dir.path)
     if keeping and is_alive(keeping.pid, keeping.born):
         assert keeping.pid
-        with suppress(ProcessLookupError):
-            os.killpg(keeping.pid, signal.SIGKILL)
+        _kill_group(keeping.pid)
     elif keeping is None or not is_alive(keeping.keeper, keeping.keeper_born):
         _end_by_hand(run_dir)
+
+
+def _kill_group(head: int) -> None:
+    """Kill a process group, and the head's ranks, which have sessions of their own."""
+    with suppress(psutil.NoSuchProcess):
+        ranks = psutil.Process(head).children(recursive=True)
+        with suppress(ProcessLookupError):
+            os.killpg(head, signal.SIGKILL)
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.kill()
 
 
 def _end_by_hand(run_dir: RunDir) -> None:

@@ -27,6 +27,8 @@ from flowloom.spec.rundir import Control, RunDir
 from flowloom.spec.secrets import read_secrets
 from flowloom.trainers.base import Command, Trainer
 
+SECONDS_UNTIL_ANOTHER_TRY = 30.0
+
 
 class Queue:
     """Starts what waits as soon as its devices are free; `tick` does all that is due."""
@@ -38,6 +40,7 @@ class Queue:
         self.locks_dir = locks_dir
         self._mutex = threading.RLock()
         self._keepers: dict[str, subprocess.Popen[bytes]] = {}
+        self._try_again_at: dict[str, float] = {}
 
     def require_devices(self, devices: Sequence[str]) -> None:
         """Raises Invalid where one of `devices` is not here."""
@@ -45,21 +48,28 @@ class Queue:
             message = f"{', '.join(unknown)}: the devices here are {', '.join(self.devices)}."
             raise Invalid.of([Problem("", message)], "/devices")
 
-    def resume(self, run_dir: RunDir, devices: Sequence[str], *, first: bool) -> RunView:
-        """Queue a run that is over before its time, again.
+    def require_rest(self, view: RunView, *, is_changed: bool) -> None:
+        """Raises NotNow where a run waits or runs, or is finished and nothing was changed."""
+        if not (view.can_resume or (is_changed and view.state == "finished")):
+            todo = "A run that is finished goes on with `changes`, such as a higher limit."
+            raise NotNow(f"{view.id!r} is {view.state}: there is nothing to go on with.", todo)
+
+    def resume(
+        self, run_dir: RunDir, devices: Sequence[str], *, first: bool, is_changed: bool = False
+    ) -> RunView:
+        """Queue a run that is over, again.
 
         Raises:
-            NotNow: it is not, or it is finished.
+            NotNow: it is not, or it is finished and was not changed.
             Invalid: there is no such device.
         """
         self.require_devices(devices)
         run_id = run_dir.path.name
         with self._mutex:
             view = self.shelf.look(run_id)
-            if not view.can_resume:
-                todo = "To train on, duplicate it, or resume it by hand with a higher limit."
-                raise NotNow(f"{run_id!r} is {view.state}: there is nothing to go on with.", todo)
+            self.require_rest(view, is_changed=is_changed)
             self.shelf.notes.pop(run_id, None)
+            self._try_again_at.pop(run_id, None)
             here = [device for device in view.devices if device in self.devices]
             self.submit(run_dir, devices or here, first=first, resume=view.state != "created")
             return self.shelf.look(run_id)
@@ -178,19 +188,22 @@ class Queue:
         run_dir = RunDir(self.shelf.path(run.id))
         ticket = Ticket.read(run_dir.path)
         trainer = self.trainers.get(run.trainer)
-        if ticket is None or trainer is None or run.id in self.shelf.notes:
+        is_too_soon = time.monotonic() < self._try_again_at.get(run.id, 0.0)
+        if ticket is None or trainer is None or is_too_soon:
             return
         try:
-            command = trainer.command(run_dir, ticket.resume)
+            command = trainer.command(run_dir, ticket.resume, ticket.devices)
         except FlowloomError as error:
-            self.shelf.notes[run.id] = str(error)
+            self._note(run.id, str(error))
             return
+        self.shelf.notes.pop(run.id, None)
         order = Order(
             run=str(run_dir.path.absolute()),
             ticket=ticket.id,
             argv=command.argv,
             cwd=str(command.cwd) if command.cwd else None,
             locks=[str(self._lock_of(device)) for device in ticket.devices],
+            trainer="" if trainer.writes_events else trainer.name,
         )
         with (self.locks_dir / "keepers.log").open("ab") as log:
             self._keepers[run.id] = subprocess.Popen(
@@ -202,6 +215,11 @@ class Queue:
                 start_new_session=True,
             )
 
+    def _note(self, run_id: str, why: str) -> None:
+        """Say why a run still waits; it is tried again now and then, as the cause may be mended meanwhile."""
+        self.shelf.notes[run_id] = why
+        self._try_again_at[run_id] = time.monotonic() + SECONDS_UNTIL_ANOTHER_TRY
+
     def _bury(self) -> None:
         for run_id, keeper in list(self._keepers.items()):
             status = keeper.poll()
@@ -209,7 +227,7 @@ class Queue:
                 continue
             del self._keepers[run_id]
             if status not in (KEPT, BUSY, NOT_WANTED):
-                self.shelf.notes[run_id] = f"It could not be started (status {status}): see the studio's log."
+                self._note(run_id, f"It could not be started (status {status}): see the studio's log.")
             self.shelf.look(run_id)
 
     def _insist(self, run_dir: RunDir) -> None:
@@ -222,5 +240,5 @@ class Queue:
 def _environment(command: Command, devices: Sequence[str]) -> dict[str, str]:
     """The run's: ours, the secrets, the trainer's, and the accelerators it may see."""
     cards = [device.removeprefix("cuda:") for device in devices if device.startswith("cuda:")]
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if cards else {}
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if devices else {}
     return {**os.environ, **read_secrets(), **command.env, **visible}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from flowloom.server.locks import is_held
 from flowloom.server.records import Exit, Keeping, Ticket, Wish, lock_path
+from flowloom.spec.results import checkpoints_of
 from flowloom.spec.rundir import RunDir
 
 State = Literal["created", "queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
@@ -76,7 +76,8 @@ def view_of(path: Path) -> RunView:
         created=content.get("created") or run_dir.run_json.stat().st_mtime,
         **_progress(events, content["config"]),
     )
-    checkpoint = _latest_checkpoint(path)
+    newest = next(iter(checkpoints_of(run_dir, content)), None)
+    checkpoint = newest.name if newest else None
     idle = view.state not in ACTIVE
     return view.model_copy(
         update={
@@ -210,14 +211,6 @@ def _pid(run_dir: RunDir, keeping: Keeping | None) -> int | None:
         return json.loads(run_dir.pid_json.read_text())["pid"]
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _latest_checkpoint(path: Path) -> str | None:
-    try:
-        names = [name for name in os.listdir(path / "checkpoints") if not name.endswith(".tmp")]  # noqa: PTH208
-    except FileNotFoundError:
-        return None
-    return max(names, default=None)
 
 
 def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) -> RunProblem | None:

@@ -27,9 +27,12 @@ BODY_BYTES = 4 * 2**20
 _UPLOADS = re.compile(r"/api/datasets/[^/]+/uploads(/[^/]+)?")
 _OPEN = {"/api/health", "/api/session"}
 _READING = {"GET", "HEAD", "OPTIONS"}
+POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
+    "style-src 'self' 'unsafe-inline'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
 _HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
-    "style-src 'self' 'unsafe-inline'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+    "content-security-policy": POLICY,
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",

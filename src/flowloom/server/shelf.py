@@ -24,7 +24,7 @@ class Shelf:
     def __init__(self, runs_dir: Path, store: Store):
         self.runs_dir, self.store = runs_dir, store
         self.notes: dict[str, str] = {}
-        """Why a run that waits is not tried again, by name."""
+        """Why a run that waits was not started, by name."""
         self._lock = threading.RLock()
         store.refill = self.look_at_all
 

@@ -123,7 +123,7 @@ def _frame(found: Found) -> bytes:
 class LogPart(BaseModel):
     """A part of a log."""
 
-    text: str
+    text: str = Field(examples=["step 100 ...\n"])
     offset: int = Field(description="Where the text begins, in bytes.")
     next_offset: int = Field(description="Ask for this next.")
     size: int = Field(description="How long the log is now.")

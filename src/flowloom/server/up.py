@@ -7,9 +7,11 @@ import os
 import secrets
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from flowloom.errors import RunError
+from flowloom.errors import RunError, is_disk_full
 from flowloom.server.locks import hold
 from flowloom.server.settings import Settings, is_loopback
 from flowloom.spec.rundir import write_json
@@ -61,24 +63,37 @@ def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """Serve what the command line says until a signal ends it; runs go on. The exit status.
 
     Raises:
-        RunError: another studio serves this home, or the address is taken.
+        RunError: another studio serves this home, it cannot be written, or the address is taken.
     """
     _add_flags(parser)
     asked = parser.parse_args(words)
     home = asked.home.expanduser().absolute()
-    (home / ".flowloom").mkdir(mode=0o700, parents=True, exist_ok=True)
-    token = asked.token or (None if is_loopback(asked.host) else _kept_token(home))
+    with _writing_to(home):
+        (home / ".flowloom").mkdir(mode=0o700, parents=True, exist_ok=True)
+        token = asked.token or (None if is_loopback(asked.host) else _kept_token(home))
+        lock = hold(home / ".flowloom" / "lock", patience_s=0.5)
     settings = Settings(home, dict(asked.root), asked.host, asked.port, token, tuple(asked.device))
-    if hold(settings.state_dir / "lock", patience_s=0.5) is None:
+    if lock is None:
         raise RunError(f"{home}: another studio serves it already: {_who(settings.state_dir)}")
     with _listen(settings) as listener:
         port = listener.getsockname()[1]
         url = f"http://{_shown(settings.host)}:{port}"
-        write_json(settings.state_dir / "server.json", {"pid": os.getpid(), "url": url})
+        with _writing_to(home):
+            write_json(settings.state_dir / "server.json", {"pid": os.getpid(), "url": url})
         sign_in = f"/#token={token}" if token else ""
         sys.stderr.write(f"studio     {url}{sign_in}\nhome       {home}\n")
         _serve(settings, listener)
     return 0
+
+
+@contextmanager
+def _writing_to(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if is_disk_full(error) else error.strerror
+        todo = "Make it writable, with room on its disk, or choose another --home."
+        raise RunError(f"{home}: {reason}. {todo}") from error
 
 
 def _serve(settings: Settings, listener: socket.socket) -> None:

@@ -52,3 +52,5 @@ class BatchingSection(Section):
     batch_tokens: Period | None = None
     """Fill batches, over all ranks, up to so many tokens instead: 256 pixels are one, and 3.5 characters of
     a caption about one."""
+    pack_aspect_ratios: bool = False
+    """The last, short batches of several buckets make one update together instead of one each."""

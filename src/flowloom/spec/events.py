@@ -40,8 +40,9 @@ class Started(Header):
     versions: dict[str, str]
     device: str
     method: str
-    trained_params: int
-    total_params: int
+    trained_params: int | None
+    """Null, like whatever else they do not tell, for trainers other than our own."""
+    total_params: int | None
     resumed_from: int | None
     """The step of the checkpoint it goes on from; null at the first start."""
 

@@ -21,7 +21,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -123,9 +123,19 @@ class RunDir:
         return next(reversed(self.checkpoints()), None)
 
     def write_run(
-        self, config: BaseModel, source: str, notes: list[str] | None = None, *, trainer: str = "flow"
+        self,
+        config: BaseModel,
+        source: str,
+        notes: list[str] | None = None,
+        *,
+        trainer: str = "flow",
+        folders: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        """Write `run.json`: what decides the run, what it was read from, and what it is made with."""
+        """Write `run.json`: what decides the run, what it was read from, and what it is made with.
+
+        `folders` are those outside of the run directory where it puts checkpoints and samples, and how new
+        the newest file there was before (`results.as_it_is`).
+        """
         seed = {"seed": config.training.master_seed} if isinstance(config, RunConfig) else {}
         content = {
             "trainer": trainer,
@@ -135,6 +145,7 @@ class RunDir:
             "notes": notes or [],
             "versions": versions(),
             "created": round(time.time(), 3),
+            **({"folders": folders} if folders else {}),
         }
         write_json(self.run_json, content)
 

@@ -1,6 +1,7 @@
 """The trainers that the studio drives: one file each."""
 
 from flowloom.trainers.base import Trainer
-from flowloom.trainers.flow import TRAINER
+from flowloom.trainers.flow import TRAINER as FLOW
+from flowloom.trainers.flow_upstream import TRAINER as FLOW_UPSTREAM
 
-ALL: dict[str, Trainer] = {TRAINER.name: TRAINER}
+ALL: dict[str, Trainer] = {trainer.name: trainer for trainer in (FLOW, FLOW_UPSTREAM)}

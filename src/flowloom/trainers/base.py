@@ -42,6 +42,11 @@ class Trainer(Protocol):
     """Of stop, checkpoint, sample: which files in control/ its runs obey."""
     needs_device: bool
     """Whether its runs wait for a device of their own."""
+    writes_events: bool
+    """Whether its process writes events.jsonl itself. For others their keeper does (server/scribe.py)."""
+    fixed: tuple[str, ...]
+    """Where the keys begin that a run keeps when it is resumed with changes: its checkpoints depend on them.
+    An empty text stands for all keys."""
 
     def schema(self) -> dict[str, Any]:
         """JSON schema of its configuration."""
@@ -63,12 +68,17 @@ class Trainer(Protocol):
         """Write run.json and every file that the process reads; secrets never."""
         ...
 
-    def command(self, run_dir: RunDir, resume: bool) -> Command:
-        """What to start in a prepared `run_dir`, from its beginning or from where it was."""
+    def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:
+        """What to start in a prepared `run_dir` on `devices`, from its beginning or from where it was."""
         ...
 
     def parse(self, line: str) -> dict[str, Any] | None:
-        """The event that a line of the process's output means, where it writes no events itself."""
+        """The event that a line of the process's output means, where it writes no events itself.
+
+        `kind` and what the line tells of that kind's fields (spec/events.py); the keeper adds the others.
+        A `progress` may say `batch`, `batches` and `batches_per_s` in place of the rest: counts within one
+        epoch, which the keeper adds up.
+        """
         ...
 
     def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:

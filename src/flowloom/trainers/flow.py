@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowloom.data.library.needs import choices, unfit_models
 from flowloom.errors import ConfigError, Problem
 from flowloom.spec.flow_json import load_config
+from flowloom.spec.resume import FIXED
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
 from flowloom.trainers.base import Command, Preset
@@ -43,18 +44,14 @@ PRESETS = [
         },
     ),
 ]
-MAX_HEADER = 100_000_000
-"""Bytes; the format allows no longer header."""
-CHROMA = "distilled_guidance_layer.in_proj.weight"
-VAE = "decoder.conv_in.weight"
-T5 = "encoder.block.0.layer.0.SelfAttention.q.weight"
 
 
 class Flow:
     """`python -m flowloom.engine`, which writes events and obeys control/ itself."""
 
     name, title, abilities = "flow", "FLOW", frozenset({"stop", "checkpoint", "sample"})
-    needs_device = True
+    needs_device = writes_events = True
+    fixed: tuple[str, ...] = FIXED
 
     def schema(self) -> dict[str, Any]:
         """See Trainer."""
@@ -70,49 +67,33 @@ class Flow:
 
     def check(self, config: dict[str, Any]) -> list[Problem]:
         """See Trainer."""
+        model = config.get("model")
+        unfit = unfit_models(model) if isinstance(model, dict) else []
         try:
             load_config(config, [], Path("config"), with_files=True)
         except ConfigError as error:
-            return list(error.problems)
-        return []
+            return [*error.problems, *unfit]
+        return unfit
 
     def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str, name: str = "flow") -> None:
         """See Trainer; `name` is of a chore that takes the same configuration."""
         loaded = load_config(config, [], Path("config"))
         run_dir.write_run(loaded.config, source, loaded.notes, trainer=name)
 
-    def command(self, run_dir: RunDir, resume: bool) -> Command:  # noqa: ARG002 -- the engine sees it itself
-        """See Trainer."""
-        return Command([sys.executable, "-m", "flowloom.engine", str(run_dir.path)])
+    def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
+        """See Trainer; a process for each device. Whether it resumes, the engine sees itself."""
+        engine = ["-m", "flowloom.engine", str(run_dir.path)]
+        if len(devices) < 2:
+            return Command([sys.executable, *engine])
+        ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(devices))]
+        return Command([sys.executable, *ranks, *engine])
 
     def parse(self, line: str) -> None:
         """See Trainer: the engine writes its events."""
 
     def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:
-        """See Trainer; told by the names of tensors, from headers alone."""
-        marks = {"model.chroma_path": CHROMA, "model.vae_path": VAE, "model.t5_path": T5}
-        found: dict[str, list[Path]] = {key: [] for key in marks}
-        for path in sorted(_weights_below(roots)):
-            names = _tensor_names(path)
-            for key, mark in marks.items():
-                if any(name.endswith(mark) for name in names):
-                    found[key].append(path)
-        return found
-
-
-def _weights_below(roots: Sequence[Path]) -> Iterable[Path]:
-    return (path for root in roots for suffix in ("safetensors", "sft") for path in root.rglob(f"*.{suffix}"))
-
-
-def _tensor_names(path: Path) -> Collection[str]:
-    """From the JSON that a safetensors file begins with; of a damaged file, none."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            names = json.loads(file.read(length)) if length <= MAX_HEADER else {}
-    except (OSError, ValueError):
-        return ()
-    return names.keys() if isinstance(names, dict) else ()
+        """See Trainer; told by headers alone."""
+        return choices(roots)
 
 
 TRAINER = Flow()

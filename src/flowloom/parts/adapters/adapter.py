@@ -52,6 +52,8 @@ class Adapter:
         """The adapted layers by the base's name: a LokrLinear or peft's layer, around its `base_layer`."""
         self.metadata = metadata
         """kind, rank, alpha, targets; `sites` of their own for layers that differ."""
+        self._scalings: dict[str, float] = {}
+        self._hooks: list[Any] = []
         self.parameters: dict[str, nn.Parameter] = {}
         """Float32, by canonical name: "double_blocks.0.img_attn.qkv.lora_A.weight", ".lokr_w1" ..."""
         for name, layer in layers.items():
@@ -96,14 +98,18 @@ class Adapter:
                 parameter.requires_grad_(requires_grad)  # peft freezes what it disables
 
     def set_strength(self, strength: float) -> None:
-        """Move every layer's output from the base's (0) to the adapted one's (1), and beyond."""
-        for layer in self.layers.values():
+        """Put every layer's output between the base's (0) and the adapted one's (1), or beyond them."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        for name, layer in self.layers.items():
             if self.kind == "lora":
-                layer.scaling[_NAME] *= strength
+                scaling = self._scalings.setdefault(name, layer.scaling[_NAME])
+                layer.scaling[_NAME] = scaling * strength
             elif self.kind == "lokr":
                 layer.strength = strength
-            else:  # DoRA's output is not linear in anything that could be scaled
-                layer.register_forward_hook(_between(strength))
+            elif strength != 1.0:  # DoRA's output is not linear in anything that could be scaled
+                self._hooks.append(layer.register_forward_hook(_between(strength)))
 
 
 def attach(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -21,10 +23,12 @@ def merge(
     out_path: Path,
     strength: float = 1.0,
     dtype: torch.dtype | None = None,
+    on_tensor: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the base's weights with the adapter in them, by the checkpoint's names; `dtype` None keeps its.
 
-    One tensor is in memory at a time; sums are made in float32.
+    One tensor is in memory at a time; sums are made in float32. `on_tensor` is told how many of how many
+    are made.
 
     Raises:
         WeightsError: the adapter adapts layers that the base does not have, or of other sizes.
@@ -38,13 +42,16 @@ def merge(
             f"{adapter_path} adapts {len(strange)} layers that {base_path} does not have in that size, the "
             f"first is {strange[0]!r}. Name the base that it was trained on."
         )
+    made = count(1)
+
+    def read(name: str) -> Tensor:
+        merged = _merged(base, name, layers.get(name), strength, dtype or base.dtypes[name])
+        if on_tensor:
+            on_tensor(next(made), len(base))
+        return merged
+
     entries = {
-        name: Entry(
-            base.shapes[name],
-            dtype or base.dtypes[name],
-            partial(_merged, base, name, layers.get(name), strength, dtype or base.dtypes[name]),
-        )
-        for name in base
+        name: Entry(base.shapes[name], dtype or base.dtypes[name], partial(read, name)) for name in base
     }
     history = {"flowloom.merged": f"{adapter_path.name} at strength {strength:g} into {base_path.name}"}
     metadata = base.metadata | history

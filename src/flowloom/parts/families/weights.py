@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
@@ -338,7 +339,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     except OSError as error:
         if not is_disk_full(error):
             raise
-        size_mib = sum(tensor.nbytes for tensor in tensors.values()) / 2**20
+        size_mib = sum(nbytes for _, _, nbytes in _sizes(tensors).values()) / 2**20
         raise DiskFullError(f"{path}: no room for {size_mib:.0f} MiB. Make room and try again.") from error
     finally:
         unfinished.unlink(missing_ok=True)
@@ -348,19 +349,25 @@ def _write_safe(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mappin
     # safetensors' own writer copies every tensor before the first byte is written, and hides errno.
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     # The widest formats first keep every tensor aligned to its own width.
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    sizes = _sizes(tensors)
+    order = sorted(sizes, key=lambda name: (-sizes[name][0].itemsize, name))
     end = 0
     for name in order:
-        tensor = tensors[name]
-        start, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+        dtype, shape, nbytes = sizes[name]
+        start, end = end, end + nbytes
+        header[name] = {"dtype": _DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         file.write(flat.view(torch.uint8).numpy().data)
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...], int]]:
+    """Number format, shape and bytes of each; of weights on disk nothing is read for it."""
+    if isinstance(tensors, Weights):
+        told = ((name, tensors.dtypes[name], shape) for name, shape in tensors.shapes.items())
+    else:
+        told = ((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
+    return {name: (dtype, shape, math.prod(shape) * dtype.itemsize) for name, dtype, shape in told}

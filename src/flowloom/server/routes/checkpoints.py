@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, status
+from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from flowloom.server.deps import RunDep, ShelfDep
+from flowloom.server.deps import RunDep, StudioDep
 from flowloom.server.problems import NoSuchFile, NoSuchRun, NotNow, OutsideRoots, problems
-from flowloom.server.roots import inside
 from flowloom.server.runs import ACTIVE
+from flowloom.spec.results import checkpoints_of
 
 router = APIRouter(tags=["checkpoints"], responses=problems())
+Name = Annotated[str, UrlPath(description="As listed.", examples=["step_00000100"])]
+File = Annotated[
+    str, UrlPath(description="A checkpoint's file.", examples=["step_00000100/adapter.safetensors"])
+]
 
 
 class SavedFile(BaseModel):
@@ -42,15 +48,11 @@ class Checkpoints(BaseModel):
 
 
 @router.get("/runs/{run_id}/checkpoints", summary="List a run's checkpoints", responses=problems(NoSuchRun))
-def list_checkpoints(run: RunDep) -> Checkpoints:
-    """Only whole ones: a checkpoint has its name when it is on the disk."""
-    folder = run.path / "checkpoints"
-    entries = (
-        [entry for entry in folder.glob("*") if not entry.name.endswith(".tmp")] if folder.exists() else []
-    )
-    return Checkpoints(
-        checkpoints=[_checkpoint(run.path.name, entry) for entry in sorted(entries, reverse=True)]
-    )
+def list_checkpoints(run: RunDep, studio: StudioDep) -> Checkpoints:
+    """Only whole ones: what is still being written is not there yet."""
+    folders = studio.result_folders(run, "checkpoints")
+    entries = [entry for entry in checkpoints_of(run) if entry.parent in folders]
+    return Checkpoints(checkpoints=[_checkpoint(run.path.name, entry) for entry in entries])
 
 
 @router.get(
@@ -59,9 +61,9 @@ def list_checkpoints(run: RunDep) -> Checkpoints:
     response_class=FileResponse,
     responses=problems(NoSuchRun, NoSuchFile, OutsideRoots),
 )
-def download(run: RunDep, file: str) -> FileResponse:
+def download(run: RunDep, file: File, studio: StudioDep) -> FileResponse:
     """As a download that can be resumed (Range)."""
-    path = inside(run.path / "checkpoints", file)
+    path = studio.result(run, "checkpoints", file)
     if not path.is_file():
         raise NoSuchFile(file)
     return FileResponse(path, media_type="application/octet-stream", filename=f"{run.path.name}-{path.name}")
@@ -73,15 +75,15 @@ def download(run: RunDep, file: str) -> FileResponse:
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(NoSuchRun, NoSuchFile, OutsideRoots, NotNow),
 )
-def delete_checkpoint(run: RunDep, name: str, shelf: ShelfDep) -> None:
+def delete_checkpoint(run: RunDep, name: Name, studio: StudioDep) -> None:
     """For good. The newest one of a run that is not over stays: it is what the run goes on from."""
-    path = inside(run.path / "checkpoints", name)
-    view = shelf.look(run.path.name)
+    path = studio.result(run, "checkpoints", name)
+    view = studio.shelf.look(run.path.name)
     if view.state in ACTIVE and view.checkpoint == path.name:
         raise NotNow(f"{name} is what {run.path.name!r} goes on from.", "Stop or cancel the run first.")
     gone = path.rename(path.with_name(f"{path.name}.removed.tmp"))
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    shelf.look(run.path.name)
+    studio.shelf.look(run.path.name)
 
 
 def _checkpoint(run_id: str, entry: Path) -> Checkpoint:

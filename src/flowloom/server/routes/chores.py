@@ -30,7 +30,7 @@ class ChoreConfig(BaseModel):
     """What a chore's configuration is made of."""
 
     schema_: dict[str, Any] = Field(serialization_alias="schema", description="JSON schema.")
-    defaults: dict[str, Any]
+    defaults: dict[str, Any] = Field(examples=[{"limits": {"max_steps": None}}])
 
 
 def _chore(chore: Annotated[str, Path(examples=["cache"])]) -> Chore[Any]:

@@ -54,7 +54,14 @@ async def follow_events(
 
 @router.get("/runs/{run_id}/metrics", summary="A run's charts", responses=problems(NoSuchRun))
 def read_metrics(
-    run: RunDep, studio: StudioDep, max_points: Annotated[int, Query(ge=10, le=10_000)] = 1000
+    run: RunDep,
+    studio: StudioDep,
+    max_points: Annotated[int, Query(ge=10, le=10_000)] = 1000,
+    first: Annotated[int, Query(description="Step to begin with.", ge=0, le=2**53)] = 0,
+    last: Annotated[
+        int | None, Query(description="Step to end with; none: the newest.", ge=0, le=2**53)
+    ] = None,
 ) -> Metrics:
-    """Every curve in at most `max_points` stretches of steps, each with mean and bounds."""
-    return studio.charts.of(run.events_jsonl).chart(max_points)
+    """Every curve in at most `max_points` stretches of steps, each with mean and bounds; a shorter
+    span of steps is told the more finely."""
+    return studio.charts.of(run.events_jsonl).chart(max_points, first, last)

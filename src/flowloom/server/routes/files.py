@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query
+from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
@@ -16,6 +17,9 @@ from flowloom.server.thumbnails import NotAnImage, thumbnail
 
 router = APIRouter(tags=["files"], responses=problems())
 Below = Annotated[str, Query(description="Relative to the root; empty: the root itself.", max_length=4096)]
+
+
+RootName = Annotated[str, UrlPath(description="As listed.", examples=["models"])]
 
 
 class Root(BaseModel):
@@ -39,7 +43,7 @@ class Entry(BaseModel):
 class Folder(BaseModel):
     """Some of what is in a folder, by name, folders first."""
 
-    total: int
+    total: int = Field(examples=[12])
     entries: list[Entry]
 
 
@@ -54,7 +58,7 @@ def list_roots(studio: StudioDep) -> list[Root]:
     "/roots/{root}/list", summary="List a folder", responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots)
 )
 def list_folder(
-    root: str,
+    root: RootName,
     studio: StudioDep,
     path: Below = "",
     limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
@@ -78,7 +82,7 @@ def list_folder(
     response_class=FileResponse,
     responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots, NotAnImage),
 )
-def read_file(root: str, studio: StudioDep, path: Below, size: Size | None = None) -> FileResponse:
+def read_file(root: RootName, studio: StudioDep, path: Below, size: Size | None = None) -> FileResponse:
     """As a download; with `size`, a WebP no larger than that."""
     file = studio.roots.resolve(root, path)
     if not file.is_file():

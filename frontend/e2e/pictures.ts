@@ -1,0 +1,29 @@
+/** Pictures of pages: `node e2e/pictures.ts URL FOLDER NAME=PATH ...`, three sizes, two themes. */
+import { mkdirSync } from "node:fs";
+import { join } from "node:path";
+import { launch } from "./browser.ts";
+
+const SIZES = { phone: [390, 844], laptop: [1366, 768], desk: [1920, 1200] } as const;
+
+const [url = "", folder = "", ...pages] = process.argv.slice(2);
+const only = process.env.ONLY?.split(",");
+mkdirSync(folder, { recursive: true });
+const browser = await launch();
+for (const theme of ["light", "dark"]) {
+  for (const [size, [width, height]] of Object.entries(SIZES)) {
+    if (only && !only.includes(size) && !only.includes(theme) && !only.includes(`${size}-${theme}`)) continue;
+    const context = await browser.newContext({ viewport: { width, height } });
+    await context.addInitScript((wish) => localStorage.setItem("flowloom.theme", wish), theme);
+    const page = await context.newPage();
+    page.on("console", (message) => message.type() === "error" && console.error("console:", message.text()));
+    page.on("pageerror", (error) => console.error("page:", error.message));
+    for (const each of pages) {
+      const [name, ...path] = each.split("=");
+      await page.goto(url + path.join("="));
+      await page.waitForTimeout(2500);
+      await page.screenshot({ path: join(folder, `${name}-${size}-${theme}.png`), fullPage: true });
+    }
+    await context.close();
+  }
+}
+await browser.close();

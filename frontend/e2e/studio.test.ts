@@ -1,0 +1,275 @@
+/** The studio as a person meets it: a real browser, a real service, real training. */
+import assert from "node:assert/strict";
+import { readFileSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+import { after, afterEach, before, test } from "node:test";
+import type { Browser, BrowserContext, Page } from "playwright-core";
+import { launch } from "./browser.ts";
+import { Studio, until } from "./studio.ts";
+
+const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+const MOST_SCRIPT_BYTES = 250_000;
+const MOST_SHIFT = 0.05;
+
+let browser: Browser;
+let studio: Studio;
+let config: Record<string, Record<string, unknown>>;
+const contexts: BrowserContext[] = [];
+
+before(async () => {
+  browser = await launch();
+  studio = await new Studio().start();
+  config = await studio.trained("first");
+});
+
+afterEach(async () => {
+  await studio.quiet();
+  for (const context of contexts.splice(0)) await context.close();
+});
+
+after(async () => {
+  await browser?.close();
+  await studio?.clear();
+});
+
+/** A page whose faults fail the test. */
+async function open(path: string, where = studio): Promise<Page> {
+  const context = await browser.newContext({ viewport: { width: 1366, height: 900 } });
+  contexts.push(context);
+  const page = await context.newPage();
+  page.setDefaultTimeout(180_000);
+  page.on("pageerror", (error) => {
+    throw error;
+  });
+  await page.goto(where.url + path);
+  return page;
+}
+
+const stateOf = async (id: string) => (await studio.get<{ state: string }>(`/api/runs/${id}`)).state;
+
+async function violations(page: Page): Promise<string[]> {
+  await page.addScriptTag({ content: AXE }).catch(() => page.evaluate(AXE));
+  const found = await page.evaluate(async () => {
+    const { axe } = window as unknown as {
+      axe: { run: (options: object) => Promise<{ violations: Found[] }> };
+    };
+    interface Found {
+      id: string;
+      impact: string;
+      nodes: { html: string }[];
+    }
+    const tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
+    const result = await axe.run({ runOnly: tags });
+    return result.violations.map(
+      (each) =>
+        `${each.impact} ${each.id}: ${each.nodes.map((node) => node.html.slice(0, 160)).join("\n   ")}`,
+    );
+  });
+  return found.filter((each) => /^(serious|critical)/.test(each));
+}
+
+for (const path of [
+  "/",
+  "/runs/",
+  "/runs/?id=first",
+  "/flow-training/",
+  "/kohya-training/",
+  "/datasets/",
+  "/models/",
+  "/playground/",
+  "/settings/",
+]) {
+  test(`${path} is accessible in both themes`, async () => {
+    for (const theme of ["light", "dark"]) {
+      const context = await browser.newContext({ viewport: { width: 1366, height: 900 }, bypassCSP: true });
+      contexts.push(context);
+      await context.addInitScript((wish) => localStorage.setItem("flowloom.theme", wish), theme);
+      const page = await context.newPage();
+      await page.goto(studio.url + path);
+      await page.waitForSelector("h1");
+      await page.waitForTimeout(1200);
+      assert.deepEqual(await violations(page), [], `${path}, ${theme}`);
+    }
+  });
+}
+
+test("the first load is small and nothing jumps", async () => {
+  const context = await browser.newContext({ viewport: { width: 1366, height: 900 } });
+  contexts.push(context);
+  const page = await context.newPage();
+  await page.addInitScript(() => {
+    const kept = window as unknown as { shift: number };
+    kept.shift = 0;
+    new PerformanceObserver((list) => {
+      for (const entry of list.getEntries()) kept.shift += (entry as unknown as { value: number }).value;
+    }).observe({ type: "layout-shift", buffered: true });
+  });
+  await page.goto(studio.url);
+  await page.getByRole("heading", { name: "This machine" }).waitFor();
+  await page.getByRole("link", { name: /first/ }).first().waitFor();
+  await page.waitForTimeout(1000);
+  const scripts = await page.evaluate(() =>
+    (performance.getEntriesByType("resource") as PerformanceResourceTiming[])
+      .filter((entry) => entry.name.endsWith(".js"))
+      .reduce((sum, entry) => sum + entry.encodedBodySize, 0),
+  );
+  assert.ok(scripts > 0 && scripts < MOST_SCRIPT_BYTES, `${scripts} bytes of compressed script`);
+  const shift = await page.evaluate(() => (window as unknown as { shift: number }).shift);
+  assert.ok(shift < MOST_SHIFT, `layout shift of ${shift}`);
+});
+
+test("nothing is fetched from elsewhere", async () => {
+  const context = await browser.newContext();
+  contexts.push(context);
+  const page = await context.newPage();
+  const asked: string[] = [];
+  page.on("request", (request) => asked.push(request.url()));
+  for (const path of ["/", "/runs/?id=first", "/flow-training/"]) {
+    await page.goto(studio.url + path);
+    await page.waitForTimeout(800);
+  }
+  assert.deepEqual(
+    asked.filter(
+      (url) => !url.startsWith(studio.url) && !url.startsWith("data:") && !url.startsWith("blob:"),
+    ),
+    [],
+  );
+});
+
+test("first visit, demo, samples on screen; stop; the server restarts; resume", async () => {
+  const page = await open("/");
+  await page.getByRole("button", { name: "Try the demo" }).click();
+  await page.waitForURL(/\/runs\/\?id=demo/);
+  const id = new URL(page.url()).searchParams.get("id") ?? "";
+  await page.getByRole("heading", { level: 1, name: id }).waitFor();
+  await page.getByRole("button", { name: "Sample now" }).click();
+  await page.locator(`img[src*="/api/runs/${id}/samples/"]`).first().waitFor();
+  await page.getByRole("button", { name: "Save and stop" }).click();
+  await page.getByText("Stopped", { exact: true }).first().waitFor();
+  await page
+    .getByText(/^step_\d{8}$/)
+    .first()
+    .waitFor();
+
+  await studio.end("SIGKILL");
+  await studio.start();
+  await page.getByRole("button", { name: "Resume" }).click();
+  await page.getByText("Running", { exact: true }).first().waitFor();
+  const before = (await studio.get<{ step: number }>(`/api/runs/${id}`)).step;
+  await until(async () => (await studio.get<{ step: number }>(`/api/runs/${id}`)).step > before + 2);
+  await page.getByRole("button", { name: "More" }).click();
+  await page.getByRole("menuitem", { name: "Stop now" }).click();
+  await page.getByRole("button", { name: "Stop now", exact: true }).click();
+  await until(async () => (await stateOf(id)) !== "running" && (await stateOf(id)) !== "stopping");
+});
+
+test("two tabs follow a run while the connection is lost and comes back", async () => {
+  await studio.post("/api/chores/demo/start", { name: "both", config: { limits: { max_minutes: 3 } } });
+  const pages = [await open("/runs/?id=both"), await open("/runs/?id=both")];
+  const stepOn = async (page: Page) =>
+    Number(((await page.locator("dl dd").first().textContent()) ?? "").replace(/\D.*$/s, ""));
+  await until(async () => (await Promise.all(pages.map(stepOn))).every((step) => step >= 2));
+  await studio.end("SIGKILL");
+  await pages[0]?.getByText("The connection is lost").waitFor();
+  await studio.start();
+  const { step } = await studio.get<{ step: number }>("/api/runs/both");
+  await until(async () => (await Promise.all(pages.map(stepOn))).every((shown) => shown > step));
+  await studio.post("/api/runs/both/kill", {});
+  for (const page of pages) await page.getByText("Stopped", { exact: true }).first().waitFor();
+});
+
+test("a FLOW file is imported, told about, and started", async () => {
+  const path = join(studio.home, "training_config.json");
+  const { dataloader, model, inference, optimizer } = config;
+  const file = {
+    training: { master_seed: 7, train_minibatch: 4, lr: 1e-3, wandb_key: "not-a-real-key-0123" },
+    inference: { ...inference, inference_every: 100 },
+    dataloader: { ...dataloader, batch_size: 4 },
+    model,
+    optimizer,
+    limits: { max_steps: 2 },
+    parallel: { dtype: "fp32" },
+  };
+  writeFileSync(path, JSON.stringify(file));
+  const page = await open("/flow-training/");
+  await page.getByLabel("Configuration file").setInputFiles(path);
+  const report = page.getByRole("dialog");
+  await report.getByText("keys are fields of this form").waitFor();
+  await report.getByText("Tokens are left out (training.wandb_key)").waitFor();
+  await report.getByText("It can run as it is.").waitFor();
+  await report.getByRole("button", { name: "Take it over" }).click();
+  assert.equal(await page.getByLabel("Learning rate").inputValue(), "0.001");
+  await page.reload();
+  assert.equal(await page.getByLabel("Learning rate").inputValue(), "0.001", "the draft survives a reload");
+  assert.ok(!JSON.stringify(await page.evaluate(() => ({ ...localStorage }))).includes("not-a-real-key"));
+  await page.getByLabel("Name of the run").fill("imported");
+  await page.getByText("It can run.").waitFor();
+  await page.getByRole("button", { name: "Start training" }).click();
+  await page.waitForURL(/id=imported/);
+  await page.getByText("Finished", { exact: true }).first().waitFor();
+  assert.equal(await stateOf("imported"), "finished");
+});
+
+test("what is wrong is told at its field, in the server's words", async () => {
+  const page = await open("/flow-training/");
+  const rate = page.getByLabel("Learning rate");
+  await rate.fill("fast");
+  const row = page.locator('[data-field="training.lr"]');
+  await row.getByRole("alert").waitFor();
+  assert.match((await row.getByRole("alert").textContent()) ?? "", /must be/);
+  assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
+  await rate.fill("2e-5");
+  await row.getByRole("alert").waitFor({ state: "detached" });
+  await row.getByRole("button", { name: /Back to/ }).click();
+  assert.equal(await rate.inputValue(), "1e-5");
+});
+
+test("form and JSON are one", async () => {
+  const page = await open("/flow-training/");
+  const json = page.getByLabel(/Configuration as JSON/);
+  await json.fill('{"training": {"lr": 0.5}, "optimizer": {"kind": "adamw8bit"}}');
+  assert.equal(await page.getByLabel("Learning rate").inputValue(), "0.5");
+  await page.getByLabel("Learning rate").fill("0.25");
+  await until(async () => (await json.inputValue()).includes("0.25"));
+  assert.match(await json.inputValue(), /adamw8bit/);
+  await page.getByRole("radio", { name: /16 GB LoRA/ }).click();
+  await until(async () => (await json.inputValue()).includes("rank"));
+  assert.match(await json.inputValue(), /0\.25/, "what was set by hand stays");
+});
+
+test("a studio with a token asks for it, and takes it from the address", async () => {
+  const guarded = await new Studio("--token", "open-sesame").start();
+  try {
+    const page = await open("/", guarded);
+    await page.getByLabel("Token").fill("wrong");
+    await page.getByRole("button", { name: "Sign in" }).click();
+    await page.getByText("That is not this studio's token.").waitFor();
+    await page.getByLabel("Token").fill("open-sesame");
+    await page.getByRole("button", { name: "Sign in" }).click();
+    await page.getByText("Nothing was trained here yet").waitFor();
+    const other = await open("/#token=open-sesame", guarded);
+    await other.getByText("Nothing was trained here yet").waitFor();
+    assert.ok(!other.url().includes("sesame"), "the token does not stay in the address");
+  } finally {
+    await guarded.clear();
+  }
+});
+
+test("the keyboard reaches everything: menu, dialog, tabs", async () => {
+  const page = await open("/runs/?id=first");
+  await page.getByRole("tab", { name: "Overview" }).focus();
+  await page.keyboard.press("ArrowRight");
+  await page.getByRole("log").or(page.getByText("The log is empty")).first().waitFor();
+  await page.keyboard.press("ArrowRight");
+  await page.getByRole("heading", { name: "Configuration" }).waitFor();
+  await page.getByRole("button", { name: "More" }).press("Enter");
+  await page.keyboard.press("ArrowDown");
+  await page.keyboard.press("Escape");
+  assert.equal(await page.getByRole("menu").count(), 0);
+  await page.keyboard.press("Enter");
+  await page.getByRole("menuitem", { name: "Duplicate" }).press("Enter");
+  await page.getByRole("dialog").getByLabel("Name").waitFor();
+  await page.keyboard.press("Escape");
+  await page.getByRole("dialog").waitFor({ state: "hidden" });
+});

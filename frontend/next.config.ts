@@ -1,0 +1,15 @@
+import type { NextConfig } from "next";
+
+// A static export: the studio's own process serves it, there is no Node at run time.
+const config: NextConfig = {
+  output: "export",
+  trailingSlash: true,
+  images: { unoptimized: true },
+  reactStrictMode: true,
+  poweredByHeader: false,
+  devIndicators: false,
+  typescript: { ignoreBuildErrors: false },
+  experimental: { cpus: 1 },
+};
+
+export default config;

@@ -1,0 +1,41 @@
+import type { Metadata, Viewport } from "next";
+import localFont from "next/font/local";
+import type { ReactNode } from "react";
+import { Providers } from "@/components/shell/providers";
+import { Shell } from "@/components/shell/shell";
+import "@/styles/globals.css";
+
+const plex = localFont({
+  src: "../../node_modules/@fontsource-variable/ibm-plex-sans/files/ibm-plex-sans-latin-wght-normal.woff2",
+  variable: "--font-plex",
+  weight: "100 700",
+  display: "swap",
+});
+const mono = localFont({
+  src: "../../node_modules/@fontsource/ibm-plex-mono/files/ibm-plex-mono-latin-400-normal.woff2",
+  variable: "--font-plex-mono",
+  weight: "400",
+  display: "swap",
+});
+
+export const metadata: Metadata = {
+  title: { default: "Flowloom", template: "%s · Flowloom" },
+  description: "Trains Chroma and other flow-matching image models.",
+};
+
+export const viewport: Viewport = { width: "device-width", initialScale: 1 };
+
+export default function Layout({ children }: { children: ReactNode }) {
+  return (
+    <html lang="en" className={`${plex.variable} ${mono.variable}`} suppressHydrationWarning>
+      <head>
+        <script src="/theme.js" />
+      </head>
+      <body>
+        <Providers>
+          <Shell>{children}</Shell>
+        </Providers>
+      </body>
+    </html>
+  );
+}

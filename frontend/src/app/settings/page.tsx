@@ -1,0 +1,22 @@
+import type { Metadata } from "next";
+import { Folders, Trainers } from "@/components/settings/folders";
+import { Report } from "@/components/settings/report";
+import { Secrets } from "@/components/settings/secrets";
+import { Page } from "@/components/ui/surface";
+
+export const metadata: Metadata = { title: "Settings" };
+
+export default function Settings() {
+  return (
+    <Page title="Settings" lead="Secrets, folders, trainers, and what to send when something is wrong.">
+      <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1.400fr)_minmax(0,1fr)]">
+        <Secrets />
+        <div className="grid gap-4">
+          <Folders />
+          <Trainers />
+          <Report />
+        </div>
+      </div>
+    </Page>
+  );
+}

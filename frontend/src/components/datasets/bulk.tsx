@@ -1,0 +1,183 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useState } from "react";
+import { Button } from "@/components/ui/button";
+import { Dialog } from "@/components/ui/dialog";
+import { Input, Select } from "@/components/ui/inputs";
+import { useToasts } from "@/components/ui/toasts";
+import { Trouble } from "@/components/ui/trouble";
+import { datasetApi, edits, type Operation, type Wanted } from "@/lib/api/datasets";
+import { ago, count } from "@/lib/format";
+
+const KINDS = {
+  add: "Add tags",
+  remove: "Remove tags",
+  replace: "Replace a tag",
+  replace_text: "Replace text",
+  set: "Set the caption",
+} as const;
+type Kind = keyof typeof KINDS;
+
+const list = (text: string) =>
+  text
+    .split(",")
+    .map((tag) => tag.trim())
+    .filter(Boolean);
+
+export function operationOf(kind: Kind, first: string, second: string, where: string): Operation {
+  if (kind === "add") return { kind, tags: list(first), where };
+  if (kind === "remove") return { kind, tags: list(first) };
+  if (kind === "replace") return { kind, tag: first.trim(), by: second.trim() };
+  if (kind === "replace_text") return { kind, text: first, by: second };
+  return { kind, text: first };
+}
+
+/** Many captions at once: first what it would do, then it is done, and it can be undone. */
+export function Bulk({
+  dataset,
+  wanted,
+  total,
+  isOpen,
+  onClose,
+}: {
+  dataset: string;
+  wanted: Wanted;
+  total: number;
+  isOpen: boolean;
+  onClose: () => void;
+}) {
+  const [kind, setKind] = useState<Kind>("add");
+  const [first, setFirst] = useState("");
+  const [second, setSecond] = useState("");
+  const [where, setWhere] = useState("start");
+  const client = useQueryClient();
+  const { say, complain } = useToasts();
+  const { data: made } = useQuery({ ...edits(dataset), enabled: isOpen });
+  const operation = operationOf(kind, first, second, where);
+  const refresh = () => void client.invalidateQueries({ queryKey: ["dataset", dataset] });
+  const preview = useMutation({ mutationFn: () => datasetApi.preview(dataset, operation, wanted) });
+  const doing = useMutation({
+    mutationFn: (version: string) => datasetApi.edit(dataset, operation, wanted, version),
+    onSuccess: (edit) => {
+      say(`${count(edit.num_changed)} captions are changed.`, "It can be undone here.");
+      preview.reset();
+      refresh();
+    },
+    onError: complain,
+  });
+  const undo = useMutation({
+    mutationFn: (id: string) => datasetApi.undo(dataset, id),
+    onSuccess: (edit) => {
+      say(`${count(edit.num_changed)} captions are as they were.`);
+      refresh();
+    },
+    onError: complain,
+  });
+  const change = (set: (value: string) => void) => (event: { target: { value: string } }) => {
+    set(event.target.value);
+    preview.reset();
+  };
+  return (
+    <Dialog title={`Edit ${count(total)} captions`} isOpen={isOpen} onClose={onClose} width="max-w-2xl">
+      <form
+        className="grid gap-3"
+        onSubmit={(event) => {
+          event.preventDefault();
+          preview.mutate();
+        }}
+      >
+        <div className="grid gap-2 sm:grid-cols-[11rem_minmax(0,1fr)]">
+          <Select
+            aria-label="What to do"
+            value={kind}
+            onChange={(event) => {
+              setKind(event.target.value as Kind);
+              preview.reset();
+            }}
+          >
+            {Object.entries(KINDS).map(([name, label]) => (
+              <option key={name} value={name}>
+                {label}
+              </option>
+            ))}
+          </Select>
+          <Input
+            aria-label={kind === "add" || kind === "remove" ? "Tags, by commas" : "Text"}
+            placeholder={
+              kind === "add" || kind === "remove"
+                ? "tags, by commas"
+                : kind === "replace"
+                  ? "this tag"
+                  : "this text"
+            }
+            value={first}
+            onChange={change(setFirst)}
+          />
+          {kind === "add" && (
+            <Select aria-label="Where" className="sm:col-start-2" value={where} onChange={change(setWhere)}>
+              <option value="start">at the beginning</option>
+              <option value="end">at the end</option>
+            </Select>
+          )}
+          {(kind === "replace" || kind === "replace_text") && (
+            <Input
+              aria-label="By"
+              className="sm:col-start-2"
+              placeholder="by this one"
+              value={second}
+              onChange={change(setSecond)}
+            />
+          )}
+        </div>
+        {preview.error && <Trouble error={preview.error} />}
+        {preview.data && (
+          <div className="rounded border">
+            <p className="border-b px-3 py-2 text-sm font-medium" role="status">
+              {count(preview.data.num_changed)} of {count(preview.data.num_meant)} captions would change
+            </p>
+            <ul className="max-h-64 divide-y overflow-y-auto text-xs">
+              {preview.data.examples.map((each) => (
+                <li key={each.item} className="grid gap-0.5 px-3 py-2">
+                  <span className="text-ink-faint">{each.item}</span>
+                  <del className="text-ink-soft decoration-madder">{each.before || "–"}</del>
+                  <ins className="no-underline">{each.after || "–"}</ins>
+                </li>
+              ))}
+            </ul>
+          </div>
+        )}
+        <div className="flex justify-end gap-2">
+          <Button type="submit" disabled={!first && kind !== "set"} isBusy={preview.isPending}>
+            Preview
+          </Button>
+          <Button
+            kind="primary"
+            disabled={!preview.data || preview.data.num_changed === 0}
+            isBusy={doing.isPending}
+            onClick={() => preview.data && doing.mutate(preview.data.version)}
+          >
+            Change them
+          </Button>
+        </div>
+      </form>
+      {made && made.length > 0 && (
+        <section className="mt-4 border-t pt-3">
+          <h3 className="label mb-1">Done before</h3>
+          <ul className="grid max-h-40 gap-1 overflow-y-auto text-xs">
+            {made.map((edit) => (
+              <li key={edit.id} className="flex items-center justify-between gap-3">
+                <span className="min-w-0 truncate">
+                  {count(edit.num_changed)} captions, {ago(edit.time)}{" "}
+                  <span className="text-ink-faint">{edit.title}</span>
+                </span>
+                <Button size="small" isBusy={undo.isPending} onClick={() => undo.mutate(edit.id)}>
+                  Undo
+                </Button>
+              </li>
+            ))}
+          </ul>
+        </section>
+      )}
+    </Dialog>
+  );
+}

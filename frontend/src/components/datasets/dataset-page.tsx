@@ -1,0 +1,185 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { useCallback, useMemo, useState } from "react";
+import { type AskedChore, ChoreDialog } from "@/components/form/chore";
+import { Button, LinkButton } from "@/components/ui/button";
+import { cx } from "@/components/ui/classes";
+import { SearchIcon } from "@/components/ui/icons";
+import { Input } from "@/components/ui/inputs";
+import { Empty, Page, Skeleton } from "@/components/ui/surface";
+import { Choice } from "@/components/ui/tabs";
+import { Trouble } from "@/components/ui/trouble";
+import { datasets, summary, tags as tagsQuery, type Wanted } from "@/lib/api/datasets";
+import { useDebounced } from "@/lib/check";
+import { bytes, count } from "@/lib/format";
+import { Bulk } from "./bulk";
+import { Editor } from "./editor";
+import { Gallery, usePictures } from "./gallery";
+import { Uploader } from "./uploader";
+
+type Show = "all" | "bare" | "bad";
+
+function Tags({ dataset, wanted, onTag }: { dataset: string; wanted: Wanted; onTag: (tag: string) => void }) {
+  const { data } = useQuery(tagsQuery(dataset, wanted));
+  if (!data || data.tags.length === 0) return null;
+  const most = data.tags[0]?.count ?? 1;
+  return (
+    <section aria-label="Tags" className="rounded-lg border bg-panel p-3">
+      <h2 className="label mb-2">{count(data.distinct)} tags</h2>
+      <ul className="flex max-h-96 flex-wrap gap-1 overflow-y-auto">
+        {data.tags.map(({ tag, count: number }) => (
+          <li key={tag}>
+            <button
+              type="button"
+              aria-pressed={wanted.tags?.includes(tag) ?? false}
+              onClick={() => onTag(tag)}
+              className={cx(
+                "rounded border px-1.5 py-0.5 text-xs hover:border-line-strong",
+                wanted.tags?.includes(tag) ? "border-indigo bg-indigo-soft text-indigo" : "bg-sunken",
+              )}
+              style={{ fontWeight: 400 + Math.round((number / most) * 250) }}
+            >
+              {tag} <span className="figure text-2xs text-ink-faint">{number}</span>
+            </button>
+          </li>
+        ))}
+      </ul>
+    </section>
+  );
+}
+
+export function DataSetPage({ name }: { name: string }) {
+  const { data: facts, error } = useQuery(summary(name));
+  const [search, setSearch] = useState("");
+  const [show, setShow] = useState<Show>("all");
+  const [tags, setTags] = useState<string[]>([]);
+  const [chosen, setChosen] = useState<number | null>(null);
+  const [pages, setPages] = useState([0]);
+  const [isEditing, setEditing] = useState(false);
+  const [asked, setAsked] = useState<AskedChore | null>(null);
+  const { data: shelf } = useQuery(datasets);
+  const found = shelf?.find((each) => each.name === name);
+  const place = {
+    data_path: found?.path ?? "",
+    ...(found?.kind === "jsonl" && { image_folder_path: found.images_dir }),
+  };
+  const text = useDebounced(search);
+  const wanted = useMemo<Wanted>(
+    () => ({
+      ...(text && { text }),
+      ...(tags.length > 0 && { tags }),
+      ...(show === "bare" && { has_caption: false }),
+      ...(show === "bad" && { has_problem: true }),
+    }),
+    [text, tags, show],
+  );
+  const { at, total = 0, error: trouble } = usePictures(name, wanted, pages);
+  const onTag = useCallback((tag: string) => {
+    setTags((old) => (old.includes(tag) ? old.filter((each) => each !== tag) : [...old, tag]));
+    setChosen(null);
+    setPages([0]);
+  }, []);
+  const onMove = useCallback(
+    (by: number) => setChosen((old) => (old === null ? null : Math.max(0, Math.min(total - 1, old + by)))),
+    [total],
+  );
+  const onSee = useCallback((next: number[]) => setPages(next.length > 0 ? next : [0]), []);
+  const picture = chosen === null ? undefined : at(chosen);
+  const filter = (next: Partial<{ show: Show; search: string }>) => {
+    if (next.show) setShow(next.show);
+    if (next.search !== undefined) setSearch(next.search);
+    setChosen(null);
+    setPages([0]);
+  };
+  return (
+    <Page
+      title={name}
+      wide
+      lead={
+        facts
+          ? `${count(facts.images)} pictures, ${count(facts.captioned)} with captions, ${bytes(facts.bytes)}${facts.scan.is_running ? " (still reading)" : ""}`
+          : "\u00a0"
+      }
+      actions={
+        <>
+          <LinkButton href="/datasets/" kind="quiet">
+            All data sets
+          </LinkButton>
+          <Button onClick={() => setAsked({ chore: "tag", title: `Tag ${name}`, initial: place })}>
+            Tag …
+          </Button>
+          <Button onClick={() => setAsked({ chore: "caption", title: `Caption ${name}`, initial: place })}>
+            Caption …
+          </Button>
+          <Button onClick={() => setEditing(true)} disabled={total === 0}>
+            Edit captions
+          </Button>
+        </>
+      }
+    >
+      {(error || trouble) && (
+        <div className="mb-4">
+          <Trouble error={error ?? trouble} />
+        </div>
+      )}
+      <Uploader dataset={name} />
+      <div className="mb-3 flex flex-wrap items-center gap-3">
+        <label className="relative block min-w-48 flex-1">
+          <span className="sr-only">Search captions and names</span>
+          <SearchIcon className="absolute top-2 left-2.5 size-4 text-ink-faint" />
+          <Input
+            type="search"
+            className="pl-8"
+            placeholder="Search captions and names"
+            value={search}
+            onChange={(event) => filter({ search: event.target.value })}
+          />
+        </label>
+        <Choice
+          label="Which pictures"
+          value={show}
+          onChange={(next) => filter({ show: next })}
+          options={[
+            { value: "all", label: "All" },
+            { value: "bare", label: "No caption" },
+            { value: "bad", label: facts?.problems ? `Problems ${facts.problems}` : "Problems" },
+          ]}
+        />
+        <span className="figure text-xs text-ink-faint">{count(total)}</span>
+      </div>
+      <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1fr)_20rem]">
+        {facts && total === 0 ? (
+          <Empty title={facts.images === 0 ? "No pictures yet" : "No picture fits"}>
+            {facts.images === 0 ? "Drop some above." : "Search for something else, or show all."}
+          </Empty>
+        ) : facts ? (
+          <Gallery total={total} chosen={chosen} at={at} onSee={onSee} onChoose={setChosen} />
+        ) : (
+          <Skeleton className="h-96" />
+        )}
+        <div className="grid gap-4">
+          {picture && chosen !== null && (
+            <Editor
+              key={picture.item}
+              dataset={name}
+              picture={picture}
+              place={`${count(chosen + 1)} of ${count(total)}`}
+              onMove={onMove}
+              onClose={() => setChosen(null)}
+              onTag={onTag}
+            />
+          )}
+          <Tags dataset={name} wanted={wanted} onTag={onTag} />
+        </div>
+      </div>
+      <ChoreDialog asked={asked} onClose={() => setAsked(null)} />
+      <Bulk
+        dataset={name}
+        wanted={wanted}
+        total={total}
+        isOpen={isEditing}
+        onClose={() => setEditing(false)}
+      />
+    </Page>
+  );
+}

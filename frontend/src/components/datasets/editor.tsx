@@ -1,0 +1,162 @@
+"use client";
+import { useQueryClient } from "@tanstack/react-query";
+import { useCallback, useEffect, useRef, useState } from "react";
+import { Button, IconButton } from "@/components/ui/button";
+import { CloseIcon } from "@/components/ui/icons";
+import { TextArea } from "@/components/ui/inputs";
+import { type Picture, saveCaption } from "@/lib/api/datasets";
+import { bytes } from "@/lib/format";
+
+const QUIET_MS = 700;
+
+type Saving = "saved" | "typing" | "saving" | "failed";
+
+/** What is typed is saved a moment later, over the version that was read; Ctrl-Z is the browser's own. */
+function useCaption(dataset: string, picture: Picture) {
+  const client = useQueryClient();
+  const [text, setText] = useState(picture.caption);
+  const [state, setState] = useState<Saving>("saved");
+  const [error, setError] = useState<string | null>(null);
+  const version = useRef(picture.version);
+  const latest = useRef(picture.caption);
+  const kept = useRef(picture.caption);
+  const timer = useRef<ReturnType<typeof setTimeout> | undefined>(undefined);
+
+  const save = useCallback(async () => {
+    clearTimeout(timer.current);
+    const wanted = latest.current;
+    if (wanted === kept.current) return;
+    setState("saving");
+    try {
+      const caption = await saveCaption(dataset, picture.item, wanted, version.current);
+      version.current = caption.version;
+      kept.current = wanted;
+      setState(latest.current === wanted ? "saved" : "typing");
+      setError(null);
+      void client.invalidateQueries({ queryKey: ["dataset", dataset] });
+    } catch (problem) {
+      setState("failed");
+      setError(problem instanceof Error ? problem.message : String(problem));
+    }
+  }, [client, dataset, picture.item]);
+  const type = (next: string) => {
+    setText(next);
+    latest.current = next;
+    setState("typing");
+    clearTimeout(timer.current);
+    timer.current = setTimeout(save, QUIET_MS);
+  };
+  // What is typed is not lost by going on to the next picture.
+  useEffect(() => () => void save(), [save]);
+  return { text, type, state, error, save };
+}
+
+const SAYS: Record<Saving, string> = { saved: "Saved", typing: "…", saving: "Saving …", failed: "Not saved" };
+
+interface Props {
+  dataset: string;
+  picture: Picture;
+  place: string;
+  onMove: (by: number) => void;
+  onClose: () => void;
+  onTag: (tag: string) => void;
+}
+
+/** One picture with its caption. Alt with an arrow goes to the next or previous one. */
+export function Editor({ dataset, picture, place, onMove, onClose, onTag }: Props) {
+  const { text, type, state, error, save } = useCaption(dataset, picture);
+  const area = useRef<HTMLTextAreaElement>(null);
+  useEffect(() => area.current?.focus({ preventScroll: true }), []);
+  useEffect(() => {
+    const onKey = (event: KeyboardEvent) => {
+      if (event.key === "Escape") onClose();
+      if (!event.altKey || (event.key !== "ArrowRight" && event.key !== "ArrowLeft")) return;
+      event.preventDefault();
+      onMove(event.key === "ArrowRight" ? 1 : -1);
+    };
+    window.addEventListener("keydown", onKey);
+    return () => window.removeEventListener("keydown", onKey);
+  }, [onMove, onClose]);
+  const chips = picture.is_tags
+    ? text
+        .split(",")
+        .map((tag) => tag.trim())
+        .filter(Boolean)
+    : [];
+  return (
+    <section aria-label="Caption" className="grid content-start gap-3 rounded-lg border bg-panel p-3">
+      <div className="flex items-center justify-between gap-2">
+        <p className="min-w-0 truncate text-sm font-medium" title={picture.file}>
+          {picture.item}
+        </p>
+        <IconButton label="Close" onClick={onClose}>
+          <CloseIcon />
+        </IconButton>
+      </div>
+      <img
+        src={`${picture.url}?size=1024`}
+        alt={picture.caption || picture.item}
+        className="h-64 w-full rounded bg-sunken object-contain"
+      />
+      <p className="figure text-xs text-ink-faint">
+        {place} · {picture.width && `${picture.width} × ${picture.height} · `}
+        {bytes(picture.size)}
+      </p>
+      {picture.problem && <p className="text-sm text-madder">{picture.problem}</p>}
+      <label className="grid gap-1 text-sm font-medium">
+        <span className="flex items-baseline justify-between">
+          Caption
+          <span
+            role="status"
+            className={state === "failed" ? "text-xs text-madder" : "text-xs font-normal text-ink-faint"}
+          >
+            {SAYS[state]}
+          </span>
+        </span>
+        <TextArea
+          ref={area}
+          rows={6}
+          value={text}
+          onChange={(event) => type(event.target.value)}
+          onBlur={() => void save()}
+        />
+      </label>
+      {error && (
+        <p role="alert" className="text-xs text-madder">
+          {error}
+        </p>
+      )}
+      {chips.length > 0 && (
+        <ul className="flex flex-wrap gap-1">
+          {chips.map((tag, index) => (
+            <li key={index} className="flex items-center rounded border bg-sunken text-xs">
+              <button
+                type="button"
+                className="px-1.5 py-1 hover:text-indigo"
+                onClick={() => onTag(tag)}
+                title="Show pictures with this tag"
+              >
+                {tag}
+              </button>
+              <IconButton
+                label={`Remove ${tag}`}
+                className="size-6"
+                onClick={() => type(chips.filter((_, i) => i !== index).join(", "))}
+              >
+                <CloseIcon className="size-3" />
+              </IconButton>
+            </li>
+          ))}
+        </ul>
+      )}
+      <div className="flex justify-between gap-2">
+        <Button size="small" onClick={() => onMove(-1)} title="Alt + left arrow">
+          Previous
+        </Button>
+        <Button size="small" onClick={() => onMove(1)} title="Alt + right arrow">
+          Next
+        </Button>
+      </div>
+    </section>
+  );
+}

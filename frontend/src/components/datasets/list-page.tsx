@@ -1,0 +1,226 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import Link from "next/link";
+import { useRouter } from "next/navigation";
+import { useState } from "react";
+import { Button, IconButton } from "@/components/ui/button";
+import { Dialog } from "@/components/ui/dialog";
+import { DataIcon, PlusIcon, TrashIcon } from "@/components/ui/icons";
+import { Input } from "@/components/ui/inputs";
+import { Empty, Page, Panel, Skeleton } from "@/components/ui/surface";
+import { useToasts } from "@/components/ui/toasts";
+import { Trouble } from "@/components/ui/trouble";
+import { Problem } from "@/lib/api/client";
+import { type DataSet, datasetApi, datasets, pictures, summary, trash } from "@/lib/api/datasets";
+import { ago, bytes, count } from "@/lib/format";
+
+const hrefOf = (name: string) => `/datasets/?name=${encodeURIComponent(name)}`;
+
+function Thumbs({ name }: { name: string }) {
+  const { data } = useQuery(pictures(name, {}, 0));
+  return (
+    <div className="grid h-24 grid-cols-4 gap-px overflow-hidden rounded-t-lg bg-line">
+      {[0, 1, 2, 3].map((index) => {
+        const picture = data?.images[index];
+        return picture ? (
+          <img
+            key={index}
+            src={`${picture.url}?size=256`}
+            alt=""
+            loading="lazy"
+            className="size-full bg-sunken object-cover"
+          />
+        ) : (
+          <div key={index} className="weave" />
+        );
+      })}
+    </div>
+  );
+}
+
+function Card({ dataset, onDelete }: { dataset: DataSet; onDelete: () => void }) {
+  const { data } = useQuery(summary(dataset.name));
+  return (
+    <li className="relative rounded-lg border bg-panel hover:border-line-strong">
+      <Thumbs name={dataset.name} />
+      <div className="flex items-start justify-between gap-2 p-3">
+        <div className="min-w-0">
+          <Link
+            href={hrefOf(dataset.name)}
+            className="block truncate text-sm font-semibold after:absolute after:inset-0"
+          >
+            {dataset.name}
+          </Link>
+          <p className="mt-0.5 text-xs text-ink-soft">
+            {data ? (
+              <>
+                {count(data.images)} pictures · {count(data.captioned)} captioned · {bytes(data.bytes)}
+              </>
+            ) : (
+              "\u00a0"
+            )}
+          </p>
+          <p className="text-xs text-ink-faint">
+            {dataset.kind}
+            {dataset.is_link && ", lies elsewhere"}
+            {data && data.problems > 0 && (
+              <span className="text-weld"> · {count(data.problems)} with problems</span>
+            )}
+          </p>
+        </div>
+        <IconButton label={`Delete ${dataset.name}`} className="relative z-10" onClick={onDelete}>
+          <TrashIcon className="size-3.5" />
+        </IconButton>
+      </div>
+    </li>
+  );
+}
+
+function NewDialog({ isOpen, onClose }: { isOpen: boolean; onClose: () => void }) {
+  const router = useRouter();
+  const client = useQueryClient();
+  const [name, setName] = useState("");
+  const [where, setWhere] = useState("");
+  const make = useMutation({
+    mutationFn: () => {
+      const place = where.trim();
+      const from = place === "" ? {} : place.includes("://") ? { url: place } : { path: place };
+      return datasetApi.create({ name: name.trim(), ...from });
+    },
+    onSuccess: (made) => {
+      void client.invalidateQueries({ queryKey: ["datasets"] });
+      router.push(hrefOf(made.name));
+    },
+  });
+  return (
+    <Dialog title="New data set" isOpen={isOpen} onClose={onClose}>
+      <form
+        className="grid gap-3"
+        onSubmit={(event) => {
+          event.preventDefault();
+          make.mutate();
+        }}
+      >
+        <label className="grid gap-1 text-sm font-medium">
+          Name
+          <Input value={name} onChange={(event) => setName(event.target.value)} autoComplete="off" required />
+        </label>
+        <label className="grid gap-1 text-sm font-medium">
+          Where it lies already
+          <Input
+            value={where}
+            onChange={(event) => setWhere(event.target.value)}
+            placeholder="none: a new folder, to upload to"
+            autoComplete="off"
+          />
+          <span className="text-xs font-normal text-ink-faint">
+            A folder or JSONL in one of the studio's folders, or s3://bucket/folder.
+          </span>
+        </label>
+        {make.error && <Trouble error={make.error} />}
+        <div className="flex justify-end gap-2">
+          <Button onClick={onClose}>Cancel</Button>
+          <Button type="submit" kind="primary" isBusy={make.isPending} disabled={!name.trim()}>
+            Make it
+          </Button>
+        </div>
+      </form>
+    </Dialog>
+  );
+}
+
+function Trash() {
+  const { data } = useQuery(trash);
+  const client = useQueryClient();
+  const { complain, say } = useToasts();
+  const restore = useMutation({
+    mutationFn: datasetApi.restore,
+    onSuccess: (made) => {
+      say(`${made.name} is back.`);
+      void client.invalidateQueries({ queryKey: ["datasets"] });
+      void client.invalidateQueries({ queryKey: ["trash"] });
+    },
+    onError: complain,
+  });
+  if (!data || data.length === 0) return null;
+  return (
+    <Panel title="Trash" flush className="mt-6">
+      <ul className="divide-y">
+        {data.map((each) => (
+          <li key={each.id} className="flex items-center justify-between gap-3 px-4 py-1.5 text-sm">
+            <span>
+              {each.name} <span className="text-xs text-ink-faint">deleted {ago(each.time)}</span>
+            </span>
+            <Button size="small" onClick={() => restore.mutate(each.id)}>
+              Restore
+            </Button>
+          </li>
+        ))}
+      </ul>
+    </Panel>
+  );
+}
+
+export function DataSetsPage() {
+  const { data, error, refetch } = useQuery(datasets);
+  const [isMaking, setMaking] = useState(false);
+  const client = useQueryClient();
+  const { complain, say } = useToasts();
+  const remove = useMutation({
+    mutationFn: datasetApi.remove,
+    onSuccess: (gone) => {
+      say(`${gone.name} is in the trash.`, "Restore it from there as long as it is.");
+      void client.invalidateQueries({ queryKey: ["datasets"] });
+      void client.invalidateQueries({ queryKey: ["trash"] });
+    },
+    onError: complain,
+  });
+  const isOld = error instanceof Problem && error.status === 404;
+  return (
+    <Page
+      title="Data sets"
+      lead="Pictures with captions: folders, FLOW's JSONL, buckets."
+      actions={
+        <Button kind="primary" onClick={() => setMaking(true)}>
+          <PlusIcon /> New data set
+        </Button>
+      }
+    >
+      {isOld ? (
+        <Empty title="This studio has no shelf of data sets">
+          Name a JSONL in the training form; it works all the same.
+        </Empty>
+      ) : error && !data ? (
+        <Trouble error={error} onRetry={() => void refetch()} />
+      ) : !data ? (
+        <div className="grid gap-4 sm:grid-cols-2 lg:grid-cols-3">
+          <Skeleton className="h-44" />
+          <Skeleton className="h-44" />
+          <Skeleton className="h-44" />
+        </div>
+      ) : data.length === 0 ? (
+        <div className="rounded-lg border bg-panel">
+          <Empty
+            title="No data sets yet"
+            actions={
+              <Button kind="primary" onClick={() => setMaking(true)}>
+                <DataIcon /> Make the first one
+              </Button>
+            }
+          >
+            Then drop pictures, folders or zips on it. Captions come along: text files beside the pictures, or
+            a JSONL.
+          </Empty>
+        </div>
+      ) : (
+        <ul className="grid gap-4 sm:grid-cols-2 lg:grid-cols-3">
+          {data.map((each) => (
+            <Card key={each.name} dataset={each} onDelete={() => remove.mutate(each.name)} />
+          ))}
+        </ul>
+      )}
+      <Trash />
+      <NewDialog isOpen={isMaking} onClose={() => setMaking(false)} />
+    </Page>
+  );
+}

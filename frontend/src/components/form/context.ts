@@ -1,0 +1,27 @@
+"use client";
+import { createContext, useContext } from "react";
+import { at, type Json, same, type Tree } from "@/lib/json";
+
+/** What every field of a form needs to know. */
+export interface FormState {
+  whole: Tree;
+  base: Tree;
+  problems: ReadonlyMap<string, string[]>;
+  candidates: Record<string, string[]>;
+  set: (path: readonly string[], value: Json | undefined) => void;
+}
+
+export const FormContext = createContext<FormState | null>(null);
+
+export function useForm(): FormState {
+  const state = useContext(FormContext);
+  if (!state) throw new Error("A field stands outside of its form.");
+  return state;
+}
+
+export function useValue(path: readonly string[], initial: Json | undefined) {
+  const { whole, base } = useForm();
+  const value = at(whole, path) ?? initial;
+  const before = at(base, path) ?? initial;
+  return { value, before, isChanged: !same(value ?? null, before ?? null) };
+}

@@ -1,0 +1,187 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { Button, LinkButton } from "@/components/ui/button";
+import { cx } from "@/components/ui/classes";
+import { CheckIcon, DownloadIcon } from "@/components/ui/icons";
+import { Select } from "@/components/ui/inputs";
+import { Panel } from "@/components/ui/surface";
+import { Choice } from "@/components/ui/tabs";
+import { useToasts } from "@/components/ui/toasts";
+import { datasets } from "@/lib/api/datasets";
+import { download, lacking } from "@/lib/api/models";
+import { useDebounced } from "@/lib/check";
+import { bytes } from "@/lib/format";
+import { at, type Json, type Tree } from "@/lib/json";
+import { useForm } from "./context";
+
+const NONE = "";
+const nameOf = (path: string) => path.split("/").slice(-2).join("/");
+
+function Data() {
+  const { whole, set } = useForm();
+  const { data } = useQuery({ ...datasets, retry: false });
+  const path = String(at(whole, ["dataloader", "jsonl_metadata_path"]) ?? "");
+  const fitting = data?.filter((each) => each.kind === "jsonl" && each.path) ?? [];
+  const others = data?.filter((each) => each.kind !== "jsonl") ?? [];
+  const choose = (chosen: string) => {
+    const found = fitting.find((each) => each.path === chosen);
+    set(["dataloader", "jsonl_metadata_path"], chosen);
+    if (found?.images_dir) set(["dataloader", "image_folder_path"], found.images_dir);
+  };
+  return (
+    <div className="grid content-start gap-1.5">
+      <label htmlFor="essential-data" className="label">
+        Data set
+      </label>
+      <Select id="essential-data" value={path} onChange={(event) => choose(event.target.value)}>
+        <option value={NONE}>choose one, or name a JSONL below</option>
+        {path && !fitting.some((each) => each.path === path) && <option value={path}>{nameOf(path)}</option>}
+        {fitting.map((each) => (
+          <option key={each.name} value={each.path ?? ""}>
+            {each.name}
+          </option>
+        ))}
+      </Select>
+      <p className="text-xs text-ink-faint">
+        {fitting.length === 0 && others.length > 0
+          ? `${others.length} more are folders: make a JSONL of one, there.`
+          : "Its JSONL and the folder of its pictures are filled in."}
+      </p>
+      <div>
+        <LinkButton size="small" href="/datasets/">
+          Data sets
+        </LinkButton>
+      </div>
+    </div>
+  );
+}
+
+function Model() {
+  const { whole, set, candidates } = useForm();
+  const client = useQueryClient();
+  const { say, complain } = useToasts();
+  const section = useDebounced((at(whole, ["model"]) ?? {}) as Tree);
+  const { data } = useQuery(lacking(section));
+  const bases = candidates["model.chroma_path"] ?? [];
+  const path = String(at(whole, ["model", "chroma_path"]) ?? "");
+  const here = data?.needs.filter((need) => need.here.length > 0) ?? [];
+  const absent = data?.needs.filter((need) => need.here.length === 0) ?? [];
+  const get = useMutation({
+    mutationFn: (body: { config: Record<string, unknown> }) => download(body),
+    onSuccess: (run) => {
+      say(`${run.id} is queued.`, "What it brings is filled in when it is here.");
+      void client.invalidateQueries({ queryKey: ["runs"] });
+    },
+    onError: complain,
+  });
+  const fill = () => {
+    for (const need of here) set(need.path.split("."), need.here[0] ?? "");
+  };
+  return (
+    <div className="grid content-start gap-1.5">
+      <label htmlFor="essential-model" className="label">
+        Base model
+      </label>
+      <Select
+        id="essential-model"
+        value={path}
+        onChange={(event) => set(["model", "chroma_path"], event.target.value)}
+      >
+        <option value={NONE}>choose one</option>
+        {path && !bases.includes(path) && <option value={path}>{nameOf(path)}</option>}
+        {bases.map((base) => (
+          <option key={base} value={base}>
+            {nameOf(base)}
+          </option>
+        ))}
+      </Select>
+      {data && data.needs.length === 0 ? (
+        <p className="flex items-center gap-1 text-xs text-nettle">
+          <CheckIcon className="size-3.5" /> VAE and T5 are where they should be.
+        </p>
+      ) : (
+        <p className="text-xs text-ink-faint">
+          {absent.length > 0
+            ? `Not here: ${absent.map((need) => need.offer.title).join(", ")}.`
+            : "VAE and T5 can be filled in from what is here."}
+        </p>
+      )}
+      <div className="flex flex-wrap gap-1.5">
+        {here.length > 0 && (
+          <Button size="small" onClick={fill}>
+            Fill in {here.length} paths
+          </Button>
+        )}
+        {absent.length > 0 && data?.download && (
+          <Button
+            size="small"
+            isBusy={get.isPending}
+            onClick={() => data.download && get.mutate(data.download)}
+          >
+            <DownloadIcon className="size-3.5" /> Get them,{" "}
+            {bytes(absent.reduce((sum, need) => sum + need.offer.size, 0))}
+          </Button>
+        )}
+        <LinkButton size="small" href="/models/">
+          Models
+        </LinkButton>
+      </div>
+    </div>
+  );
+}
+
+type Method = "lora" | "rotation" | "full";
+
+export function methodOf(whole: Tree): Method {
+  if (at(whole, ["lora"])) return "lora";
+  return at(whole, ["training", "change_layer_every"]) ? "rotation" : "full";
+}
+
+const ROTATION: Tree = { change_layer_every: 20, trained_single_blocks: 2, trained_double_blocks: 1 };
+
+function How() {
+  const { whole, set } = useForm();
+  const method = methodOf(whole);
+  const choose = (next: Method) => {
+    set(["lora"], next === "lora" ? ((at(whole, ["lora"]) as Json) ?? { rank: 16 }) : null);
+    for (const [key, value] of Object.entries(ROTATION)) {
+      set(["training", key], next === "rotation" ? (at(whole, ["training", key]) ?? value) : null);
+    }
+  };
+  const notes: Record<Method, string> = {
+    lora: "A small adapter beside the frozen base: megabytes, and little memory.",
+    rotation: "All weights in turn, a few blocks at a time: 24 GB are enough.",
+    full: "All weights at once: the most memory, the most change.",
+  };
+  return (
+    <div className="grid content-start gap-1.5">
+      <p className="label">Method</p>
+      <div>
+        <Choice
+          label="Method"
+          value={method}
+          onChange={choose}
+          options={[
+            { value: "lora", label: "LoRA" },
+            { value: "rotation", label: "Rotation" },
+            { value: "full", label: "Full" },
+          ]}
+        />
+      </div>
+      <p className="text-xs text-ink-faint">{notes[method]}</p>
+    </div>
+  );
+}
+
+/** What has no right default: data, base, and what of it is trained. */
+export function Essentials() {
+  return (
+    <Panel>
+      <div className={cx("grid gap-x-6 gap-y-5 sm:grid-cols-2 2xl:grid-cols-3")}>
+        <Data />
+        <Model />
+        <How />
+      </div>
+    </Panel>
+  );
+}

@@ -1,0 +1,56 @@
+"use client";
+import { cx } from "@/components/ui/classes";
+import type { Preset } from "@/lib/api/client";
+import { differences, type Json, shown } from "@/lib/json";
+
+/** Where to begin: each says what it changes before it is chosen. */
+export function Presets({
+  presets,
+  chosen,
+  onChoose,
+}: {
+  presets: Preset[];
+  chosen: string | null;
+  onChoose: (preset: Preset | null) => void;
+}) {
+  const all: (Preset | null)[] = [null, ...presets];
+  return (
+    <div role="radiogroup" aria-label="Preset" className="grid gap-2 sm:grid-cols-2 xl:grid-cols-3">
+      {all.map((preset) => {
+        const isChosen = (preset?.name ?? null) === chosen;
+        const changes = preset ? differences({}, preset.config as Json) : [];
+        return (
+          <button
+            key={preset?.name ?? ""}
+            type="button"
+            role="radio"
+            aria-checked={isChosen}
+            onClick={() => onChoose(preset)}
+            className={cx(
+              "grid content-start gap-1 rounded-lg border bg-panel p-3 text-left",
+              isChosen ? "border-indigo ring-1 ring-indigo" : "hover:border-line-strong",
+            )}
+          >
+            <span className="text-sm font-semibold">{preset?.title ?? "Defaults"}</span>
+            <span className="text-xs text-ink-soft">
+              {preset?.note ?? "FLOW's own behaviour, with its faults mended."}
+            </span>
+            {changes.length > 0 && (
+              <span className="figure mt-1 line-clamp-2 text-2xs text-ink-faint">
+                {changes.flatMap(flat).join("  ")}
+              </span>
+            )}
+          </button>
+        );
+      })}
+    </div>
+  );
+}
+
+function flat({ path, to }: { path: string; to: Json | undefined }): string[] {
+  return differences({}, to ?? null, path).flatMap((each) =>
+    each.to !== null && typeof each.to === "object" && !Array.isArray(each.to)
+      ? Object.entries(each.to).map(([key, value]) => `${each.path}.${key} ${shown(value)}`)
+      : [`${each.path} ${shown(each.to)}`],
+  );
+}

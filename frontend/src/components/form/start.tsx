@@ -1,0 +1,120 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useRouter } from "next/navigation";
+import { runHref } from "@/components/run/progress";
+import { Button } from "@/components/ui/button";
+import { Checkbox, Input } from "@/components/ui/inputs";
+import { Panel } from "@/components/ui/surface";
+import { Trouble } from "@/components/ui/trouble";
+import { fetchJson, Problem, type RunView } from "@/lib/api/client";
+import { queue } from "@/lib/api/queries";
+import type { Draft } from "@/lib/draft";
+
+interface Props {
+  trainer: string;
+  draft: Draft;
+  problems: ReadonlyMap<string, string[]>;
+  isChecking: boolean;
+  onPatch: (part: Partial<Draft>) => void;
+  onShow: (path: string) => void;
+}
+
+/** Name, device, what is still wrong, and the button. */
+export function Start({ trainer, draft, problems, isChecking, onPatch, onShow }: Props) {
+  const router = useRouter();
+  const client = useQueryClient();
+  const { data } = useQuery(queue);
+  const start = useMutation({
+    mutationFn: () =>
+      fetchJson<RunView>(`/api/${trainer}/train/start`, {
+        name: draft.name.trim() || null,
+        config: draft.config,
+        devices: draft.devices,
+      }),
+    onSuccess: (run) => {
+      void client.invalidateQueries({ queryKey: ["runs"] });
+      onPatch({ name: "" });
+      router.push(runHref(run.id));
+    },
+  });
+  const isNameBad =
+    start.error instanceof Problem &&
+    (start.error.status === 409 || start.error.places.some((p) => p.pointer === "/name"));
+  const count = [...problems.values()].reduce((sum, messages) => sum + messages.length, 0);
+  const devices = data?.devices ?? [];
+  return (
+    <Panel title="Start">
+      <div className="grid gap-3">
+        <label className="grid gap-1 text-sm font-medium">
+          Name of the run
+          <Input
+            value={draft.name}
+            onChange={(event) => onPatch({ name: event.target.value })}
+            placeholder="one is made up"
+            autoComplete="off"
+            spellCheck={false}
+            aria-invalid={isNameBad || undefined}
+          />
+        </label>
+        {devices.length > 1 && (
+          <fieldset className="grid gap-1">
+            <legend className="text-sm font-medium">Devices</legend>
+            <div className="flex flex-wrap gap-x-4 gap-y-1">
+              {devices.map((device) => (
+                <label key={device} className="flex h-7 items-center gap-2 text-sm">
+                  <Checkbox
+                    checked={draft.devices.includes(device)}
+                    onChange={(event) =>
+                      onPatch({
+                        devices: event.target.checked
+                          ? [...draft.devices, device]
+                          : draft.devices.filter((each) => each !== device),
+                      })
+                    }
+                  />
+                  {device}
+                </label>
+              ))}
+            </div>
+            <p className="text-xs text-ink-faint">None: the first one that is free.</p>
+          </fieldset>
+        )}
+        <div role="status" className="min-h-5 text-sm">
+          {count === 0 ? (
+            <span className={isChecking ? "text-ink-faint" : "text-nettle"}>
+              {isChecking ? "Checking …" : "It can run."}
+            </span>
+          ) : (
+            <span className="font-medium text-weld">
+              {count} thing{count > 1 ? "s" : ""} to mend
+            </span>
+          )}
+        </div>
+        {count > 0 && (
+          <ul className="grid max-h-56 gap-1 overflow-y-auto">
+            {[...problems].map(([path, messages]) => (
+              <li key={path}>
+                <button
+                  type="button"
+                  className="w-full rounded px-2 py-1 text-left text-xs hover:bg-sunken"
+                  onClick={() => onShow(path)}
+                >
+                  <code className="figure text-ink-soft">{path || "all"}</code> {messages.join(" ")}
+                </button>
+              </li>
+            ))}
+          </ul>
+        )}
+        {start.error && <Trouble error={start.error} />}
+        <Button kind="primary" isBusy={start.isPending} disabled={count > 0} onClick={() => start.mutate()}>
+          Start training
+        </Button>
+        {data && data.runs.length > 0 && (
+          <p className="text-xs text-ink-faint">
+            {data.runs.length} run{data.runs.length > 1 ? "s wait" : " waits"} before it.
+          </p>
+        )}
+      </div>
+    </Panel>
+  );
+}

@@ -1,0 +1,82 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import Link from "next/link";
+import { Progress, runHref } from "@/components/run/progress";
+import { Sparkline } from "@/components/run/sparkline";
+import { LinkButton } from "@/components/ui/button";
+import { State } from "@/components/ui/state";
+import { Empty, Panel, Skeleton } from "@/components/ui/surface";
+import { Trouble } from "@/components/ui/trouble";
+import type { RunView } from "@/lib/api/client";
+import { ACTIVE, runs } from "@/lib/api/queries";
+import { ago, duration, figure } from "@/lib/format";
+
+function Row({ run }: { run: RunView }) {
+  const isActive = ACTIVE.has(run.state);
+  return (
+    <li>
+      <Link
+        href={runHref(run.id)}
+        className="grid grid-cols-[minmax(0,1fr)_auto] items-center gap-x-5 gap-y-2 px-4 py-3 hover:bg-sunken sm:grid-cols-[minmax(0,1fr)_6rem_6rem_5.500rem]"
+      >
+        <span className="grid min-w-0 gap-1">
+          <span className="truncate text-sm font-medium">{run.id}</span>
+          <span className="flex items-center gap-2 text-xs text-ink-faint">
+            <State state={run.state} />
+            {run.phase && run.phase !== "training" && <span className="truncate">{run.phase}</span>}
+          </span>
+        </span>
+        <span className="max-sm:hidden">
+          <Sparkline run={run} />
+        </span>
+        <Progress run={run} />
+        <span className="grid text-right text-xs text-ink-soft max-sm:hidden">
+          <span className="figure">{figure(run.loss)}</span>
+          <span className="text-ink-faint">{isActive ? duration(run.eta_s) : ago(run.created)}</span>
+        </span>
+      </Link>
+    </li>
+  );
+}
+
+/** What runs, what waits, and what was made lately. */
+export function Now() {
+  const { data, error, refetch } = useQuery(runs([], 50));
+  const all = data?.runs ?? [];
+  const active = all.filter((run) => ACTIVE.has(run.state));
+  const past = all.filter((run) => !ACTIVE.has(run.state)).slice(0, Math.max(3, 7 - active.length));
+  return (
+    <Panel
+      title="Runs"
+      flush
+      actions={
+        <LinkButton href="/runs/" kind="quiet" size="small">
+          All {data?.total ?? ""}
+        </LinkButton>
+      }
+    >
+      {error && !data ? (
+        <div className="p-4">
+          <Trouble error={error} onRetry={() => void refetch()} />
+        </div>
+      ) : !data ? (
+        <div className="grid gap-3 p-4">
+          <Skeleton className="h-10" />
+          <Skeleton className="h-10" />
+          <Skeleton className="h-10" />
+        </div>
+      ) : all.length === 0 ? (
+        <Empty title="Nothing was trained here yet">
+          The demo trains a small Chroma on drawn pictures for ten minutes, on any machine: no download, no
+          account.
+        </Empty>
+      ) : (
+        <ul className="divide-y">
+          {[...active, ...past].map((run) => (
+            <Row key={run.id} run={run} />
+          ))}
+        </ul>
+      )}
+    </Panel>
+  );
+}

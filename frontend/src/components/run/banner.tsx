@@ -1,0 +1,54 @@
+"use client";
+import { WarnIcon } from "@/components/ui/icons";
+import type { RunView } from "@/lib/api/client";
+import type { RunEvent } from "@/lib/events";
+
+/** Why it failed, and the cure; or what there is to know while it goes on. */
+export function Banner({ run, notes }: { run: RunView; notes: RunEvent[] }) {
+  const warnings = notes.filter((note) => note.kind === "warning");
+  const skipped = notes.filter((note) => note.kind === "skipped");
+  return (
+    <>
+      {run.error && (
+        <div
+          role="alert"
+          className="mb-4 flex gap-3 rounded-lg border border-madder bg-madder-soft px-4 py-3 text-sm"
+        >
+          <WarnIcon className="mt-0.5 size-4 text-madder" />
+          <div className="min-w-0">
+            <p className="font-semibold [overflow-wrap:anywhere]">{run.error.message}</p>
+            {run.error.cure && <p className="mt-1 text-ink-soft">{run.error.cure}</p>}
+          </div>
+        </div>
+      )}
+      {run.note && (
+        <p className="mb-4 rounded-lg border bg-panel px-4 py-2.5 text-sm text-ink-soft">{run.note}</p>
+      )}
+      {(warnings.length > 0 || skipped.length > 0) && (
+        <details className="mb-4 rounded-lg border border-weld bg-weld-soft px-4 py-2.5 text-sm">
+          <summary className="font-medium">
+            {[
+              warnings.length > 0 && `${warnings.length} warning${warnings.length > 1 ? "s" : ""}`,
+              skipped.length > 0 && `${skipped.length} row${skipped.length > 1 ? "s" : ""} left out`,
+            ]
+              .filter(Boolean)
+              .join(", ")}
+          </summary>
+          <ul className="mt-2 grid max-h-48 gap-1 overflow-y-auto text-xs [overflow-wrap:anywhere]">
+            {warnings.map((note) => (
+              <li key={note.seq}>{String(note.message)}</li>
+            ))}
+            {skipped.map((note) => (
+              <li key={note.seq}>
+                <code className="figure">
+                  {String(note.file)}:{String(note.line)}
+                </code>{" "}
+                {String(note.reason)}
+              </li>
+            ))}
+          </ul>
+        </details>
+      )}
+    </>
+  );
+}

@@ -1,0 +1,155 @@
+"use client";
+import { useEffect, useRef } from "react";
+import uPlot from "uplot";
+import "uplot/dist/uPlot.min.css";
+import { figure } from "@/lib/format";
+
+export interface ChartLine {
+  label: string;
+  /** A token's name, such as thread-1. */
+  colour: string;
+  values: (number | null)[];
+  width?: number;
+  alpha?: number;
+}
+
+interface Props {
+  label: string;
+  steps: number[];
+  lines: ChartLine[];
+  height: number;
+  isLog?: boolean;
+  /** Steps that are shown; null: all. */
+  span?: [number, number] | null;
+  onSpan?: (span: [number, number] | null) => void;
+  onPoint?: (index: number | null) => void;
+}
+
+const AXIS = "11px var(--font-plex), sans-serif";
+
+function token(name: string): string {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+function faded(colour: string, alpha: number): string {
+  return alpha >= 1 ? colour : colour.replace(/\)$/, ` / ${alpha})`);
+}
+
+function make(box: HTMLElement, props: () => Props): uPlot {
+  const { lines, height, isLog } = props();
+  const font = AXIS.replace(
+    "var(--font-plex)",
+    getComputedStyle(document.body).fontFamily.split(",")[0] ?? "sans-serif",
+  );
+  const axis: uPlot.Axis = {
+    stroke: token("ink-faint"),
+    font,
+    grid: { stroke: token("line"), width: 1 },
+    ticks: { show: false },
+    gap: 4,
+  };
+  return new uPlot(
+    {
+      width: Math.max(200, box.clientWidth),
+      height,
+      padding: [8, 8, 0, 0],
+      legend: { show: false },
+      cursor: {
+        drag: { x: true, y: false, uni: 20 },
+        points: { size: 6 },
+        focus: { prox: -1 },
+      },
+      scales: {
+        x: { time: false },
+        y: isLog ? { distr: 3, log: 10 } : { range: (_, low, high) => uPlot.rangeNum(low, high, 0.08, true) },
+      },
+      axes: [
+        { ...axis, size: 26, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en")) },
+        {
+          ...axis,
+          size: 56,
+          values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : figure(tick, 3))),
+        },
+      ],
+      series: [
+        {},
+        ...lines.map((line) => ({
+          label: line.label,
+          stroke: faded(token(line.colour), line.alpha ?? 1),
+          width: line.width ?? 1.5,
+          points: { show: false },
+          spanGaps: true,
+        })),
+      ],
+      hooks: {
+        setSelect: [
+          (plot) => {
+            const { left, width } = plot.select;
+            if (width < 5) return;
+            props().onSpan?.([plot.posToVal(left, "x"), plot.posToVal(left + width, "x")]);
+            plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+          },
+        ],
+        setCursor: [(plot) => props().onPoint?.(plot.cursor.idx ?? null)],
+      },
+    },
+    [props().steps, ...lines.map((line) => line.values)] as uPlot.AlignedData,
+    box,
+  );
+}
+
+/** Curves over steps. Drag to zoom, double-click to see all. */
+export function Chart(props: Props) {
+  const box = useRef<HTMLDivElement>(null);
+  const plot = useRef<uPlot | null>(null);
+  const latest = useRef(props);
+  latest.current = props;
+  const { steps, lines, height, isLog, span } = props;
+  const shape = lines.map((line) => `${line.label}/${line.colour}/${line.alpha}/${line.width}`).join("|");
+
+  // biome-ignore lint/correctness/useExhaustiveDependencies: a chart is made anew when its shape changes
+  useEffect(() => {
+    const element = box.current;
+    if (!element) return;
+    const build = () => {
+      plot.current?.destroy();
+      plot.current = make(element, () => latest.current);
+      applySpan(plot.current, latest.current.span);
+    };
+    build();
+    const seeAll = () => latest.current.onSpan?.(null);
+    element.addEventListener("dblclick", seeAll);
+    window.addEventListener("flowloom:theme", build);
+    const observer = new ResizeObserver(() =>
+      plot.current?.setSize({ width: Math.max(200, element.clientWidth), height }),
+    );
+    observer.observe(element);
+    return () => {
+      observer.disconnect();
+      element.removeEventListener("dblclick", seeAll);
+      window.removeEventListener("flowloom:theme", build);
+      plot.current?.destroy();
+      plot.current = null;
+    };
+  }, [shape, height, isLog]);
+
+  useEffect(() => {
+    if (!plot.current) return;
+    plot.current.setData([steps, ...lines.map((line) => line.values)] as uPlot.AlignedData, true);
+    applySpan(plot.current, span);
+  }, [steps, lines, span]);
+
+  return (
+    <div
+      ref={box}
+      role="img"
+      aria-label={props.label}
+      style={{ height }}
+      className="min-w-0 overflow-hidden"
+    />
+  );
+}
+
+function applySpan(plot: uPlot, span: [number, number] | null | undefined) {
+  if (span) plot.setScale("x", { min: span[0], max: span[1] });
+}

@@ -1,0 +1,134 @@
+"use client";
+import { useEffect, useState } from "react";
+import { Button } from "@/components/ui/button";
+import { Dialog } from "@/components/ui/dialog";
+import { count } from "@/lib/format";
+import type { SampleGrid } from "@/lib/grid";
+
+interface Spot {
+  row: number;
+  column: number;
+}
+
+interface Props {
+  grid: SampleGrid;
+  spot: Spot;
+  onMove: (spot: Spot) => void;
+  onClose: () => void;
+}
+
+const MOVES: Record<string, [number, number]> = {
+  ArrowLeft: [0, -1],
+  ArrowRight: [0, 1],
+  ArrowUp: [-1, 0],
+  ArrowDown: [1, 0],
+};
+
+/** One picture, large. Arrows: left and right through the steps, up and down through the prompts. */
+export function Lightbox({ grid, spot, onMove, onClose }: Props) {
+  const [isComparing, setComparing] = useState(false);
+  const [cut, setCut] = useState(50);
+  const row = grid.rows[spot.row];
+  const step = grid.steps[spot.column] ?? 0;
+  const sample = row?.byStep.get(step);
+  const firstStep = grid.steps.find((each) => row?.byStep.has(each));
+  const first = firstStep === undefined ? undefined : row?.byStep.get(firstStep);
+
+  useEffect(() => {
+    const onKey = (event: KeyboardEvent) => {
+      const move = MOVES[event.key];
+      if (!move || (event.target as HTMLElement).tagName === "INPUT") return;
+      event.preventDefault();
+      const clamp = (value: number, most: number) => Math.max(0, Math.min(most, value));
+      onMove({
+        row: clamp(spot.row + move[0], grid.rows.length - 1),
+        column: clamp(spot.column + move[1], grid.steps.length - 1),
+      });
+    };
+    window.addEventListener("keydown", onKey);
+    return () => window.removeEventListener("keydown", onKey);
+  }, [grid, spot, onMove]);
+
+  return (
+    <Dialog title={`Step ${count(step)} · ${row?.prompt ?? ""}`} isOpen onClose={onClose} width="max-w-4xl">
+      <div className="relative grid place-items-center overflow-hidden rounded bg-sunken">
+        {sample ? (
+          <img
+            src={sample.url}
+            alt={row?.prompt ?? ""}
+            className="h-[56dvh] w-full object-contain [image-rendering:auto]"
+          />
+        ) : (
+          <p className="grid h-[56dvh] place-items-center text-sm text-ink-faint">
+            No picture of this prompt at this step.
+          </p>
+        )}
+        {isComparing && first && (
+          <img
+            src={first.url}
+            alt={`The same prompt at step ${firstStep}`}
+            className="absolute inset-0 h-[56dvh] w-full object-contain"
+            style={{ clipPath: `inset(0 ${100 - cut}% 0 0)` }}
+          />
+        )}
+      </div>
+      <div className="mt-3 grid gap-3">
+        <label className="grid grid-cols-[4rem_minmax(0,1fr)_5rem] items-center gap-3 text-xs text-ink-soft">
+          Step
+          <input
+            type="range"
+            min={0}
+            max={grid.steps.length - 1}
+            value={spot.column}
+            onChange={(event) => onMove({ ...spot, column: Number(event.target.value) })}
+            className="accent-indigo"
+          />
+          <span className="figure text-right">{count(step)}</span>
+        </label>
+        {isComparing && (
+          <label className="grid grid-cols-[4rem_minmax(0,1fr)_5rem] items-center gap-3 text-xs text-ink-soft">
+            Before
+            <input
+              type="range"
+              min={0}
+              max={100}
+              value={cut}
+              onChange={(event) => setCut(Number(event.target.value))}
+              className="accent-indigo"
+            />
+            <span className="figure text-right">step {count(firstStep)}</span>
+          </label>
+        )}
+        <div className="flex flex-wrap items-center justify-between gap-2">
+          <dl className="figure flex flex-wrap gap-x-4 text-xs text-ink-soft">
+            {sample?.seed != null && <div>seed {sample.seed}</div>}
+            {Object.entries(sample?.settings ?? {}).map(([name, value]) => (
+              <div key={name}>
+                {name} {String(value)}
+              </div>
+            ))}
+          </dl>
+          <div className="flex gap-2">
+            <Button
+              size="small"
+              aria-pressed={isComparing}
+              onClick={() => setComparing(!isComparing)}
+              disabled={!first}
+            >
+              {isComparing ? "Only this step" : "Before and after"}
+            </Button>
+            {sample && (
+              <a
+                className="inline-flex h-7 items-center rounded border bg-panel px-2 text-xs font-medium hover:bg-sunken"
+                href={sample.url}
+                download
+              >
+                Download
+              </a>
+            )}
+          </div>
+        </div>
+      </div>
+    </Dialog>
+  );
+}

@@ -1,0 +1,146 @@
+"use client";
+import { useQueries, useQuery } from "@tanstack/react-query";
+import { useMemo, useState } from "react";
+import uPlot from "uplot";
+import { Button } from "@/components/ui/button";
+import { Empty, Panel } from "@/components/ui/surface";
+import { Choice } from "@/components/ui/tabs";
+import { metrics } from "@/lib/api/queries";
+import { count, figure } from "@/lib/format";
+import type { Columns } from "@/lib/live";
+import { smoothed } from "@/lib/smooth";
+import { Chart, type ChartLine } from "./chart";
+
+const SMOOTH = [
+  { value: 0, label: "Raw" },
+  { value: 0.8, label: "Some" },
+  { value: 0.95, label: "Smooth" },
+  { value: 0.99, label: "Very" },
+];
+const DETAIL = 2000;
+
+type Span = [number, number];
+
+/** The columns of a stretch of steps, as finely as the studio can tell them. */
+function useDetail(id: string, columns: Columns, span: Span | null): Columns {
+  const first = span ? Math.max(0, Math.floor(span[0])) : 0;
+  const last = span ? Math.ceil(span[1]) : 0;
+  const { data } = useQuery({ ...metrics(id, DETAIL, { first, last }), enabled: span !== null });
+  return useMemo(() => {
+    if (!span || !data || data.steps.length === 0) return columns;
+    return { steps: data.steps, curves: { ...columns.curves, loss: data.series.loss?.mean ?? [] } };
+  }, [columns, data, span]);
+}
+
+/** This run's lines, and the others' on the same steps. */
+function joined(
+  own: Columns,
+  weight: number,
+  others: { id: string; steps: number[]; loss: (number | null)[] }[],
+) {
+  const smooth = smoothed(own.curves.loss, weight);
+  const lines: ChartLine[] = [
+    { label: "loss", colour: "thread-1", values: own.curves.loss, width: 1, alpha: weight ? 0.3 : 1 },
+  ];
+  if (weight) lines.push({ label: "smoothed", colour: "thread-1", values: smooth, width: 2 });
+  if (others.length === 0) return { steps: own.steps, lines };
+  const table = uPlot.join([
+    [own.steps, ...lines.map((line) => line.values)] as uPlot.AlignedData,
+    ...others.map((other) => [other.steps, smoothed(other.loss, weight)] as uPlot.AlignedData),
+  ]);
+  const [steps = [], ...values] = table as unknown as [number[], ...(number | null)[][]];
+  const named = [
+    ...lines,
+    ...others.map(
+      (other, index): ChartLine => ({
+        label: other.id,
+        colour: `thread-${2 + (index % 7)}`,
+        values: [],
+        width: 1.5,
+      }),
+    ),
+  ];
+  return { steps, lines: named.map((line, index) => ({ ...line, values: values[index] ?? [] })) };
+}
+
+export function LossChart({ id, columns, others }: { id: string; columns: Columns; others: string[] }) {
+  const [weight, setWeight] = useState(0.95);
+  const [isLog, setLog] = useState(false);
+  const [span, setSpan] = useState<Span | null>(null);
+  const [point, setPoint] = useState<number | null>(null);
+  const detail = useDetail(id, columns, span);
+  const theirs = useQueries({ queries: others.map((other) => metrics(other, DETAIL)) });
+  const otherColumns = others.map((other, index) => ({
+    id: other,
+    steps: theirs[index]?.data?.steps ?? [],
+    loss: theirs[index]?.data?.series.loss?.mean ?? [],
+  }));
+  const key = otherColumns.map((other) => `${other.id}:${other.steps.length}`).join();
+  // biome-ignore lint/correctness/useExhaustiveDependencies: key stands for the others
+  const { steps, lines } = useMemo(() => joined(detail, weight, otherColumns), [detail, weight, key]);
+  const index = point ?? steps.length - 1;
+  return (
+    <Panel
+      title={
+        <span className="flex items-baseline gap-3">
+          Loss
+          <span className="figure text-xs font-normal text-ink-soft">
+            {steps.length > 0 &&
+              `step ${count(steps[index])}  ${lines.map((line) => figure(line.values[index])).join("  ")}`}
+          </span>
+        </span>
+      }
+      actions={
+        <>
+          {span && (
+            <Button size="small" kind="quiet" onClick={() => setSpan(null)}>
+              See all
+            </Button>
+          )}
+          <Choice label="Smoothing" options={SMOOTH} value={weight} onChange={setWeight} />
+          <Choice
+            label="Axis"
+            options={[
+              { value: 0, label: "Linear" },
+              { value: 1, label: "Log" },
+            ]}
+            value={isLog ? 1 : 0}
+            onChange={(value) => setLog(value === 1)}
+          />
+        </>
+      }
+    >
+      {columns.steps.length < 2 ? (
+        <div className="h-[280px]">
+          <Empty title="No steps yet">The curve begins with the second step.</Empty>
+        </div>
+      ) : (
+        <>
+          <Chart
+            label={`Loss of ${id}; drag to zoom, double-click to see all`}
+            steps={steps}
+            lines={lines}
+            height={280}
+            isLog={isLog}
+            span={span}
+            onSpan={setSpan}
+            onPoint={setPoint}
+          />
+          {others.length > 0 && (
+            <ul className="mt-2 flex flex-wrap gap-x-4 gap-y-1 text-xs text-ink-soft">
+              {[
+                { label: id, colour: "thread-1" },
+                ...lines.filter((line) => others.includes(line.label)),
+              ].map((line) => (
+                <li key={line.label} className="flex items-center gap-1.5">
+                  <span className="h-0.5 w-4" style={{ background: `var(--${line.colour})` }} />
+                  {line.label}
+                </li>
+              ))}
+            </ul>
+          )}
+        </>
+      )}
+    </Panel>
+  );
+}

@@ -1,0 +1,145 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { useState } from "react";
+import { LinkButton } from "@/components/ui/button";
+import { State } from "@/components/ui/state";
+import { Meter, Page, Panel, Reading, Skeleton } from "@/components/ui/surface";
+import { TabPanel, Tabs } from "@/components/ui/tabs";
+import { Trouble } from "@/components/ui/trouble";
+import type { RunView } from "@/lib/api/client";
+import { ACTIVE, run as runQuery } from "@/lib/api/queries";
+import { ago, duration, figure, mib, moment, rate } from "@/lib/format";
+import { type Live, useLive } from "@/lib/live";
+import { Actions } from "./actions";
+import { Banner } from "./banner";
+import { Checkpoints } from "./checkpoints";
+import { Config } from "./config";
+import { Dials } from "./dials";
+import { Levels } from "./levels";
+import { Log } from "./log";
+import { LossChart } from "./loss-chart";
+import { stepsOf } from "./progress";
+import { Samples } from "./samples";
+
+type View = "overview" | "log" | "config";
+
+/** The newest figures: the stream is ahead of the run's view. */
+function Readings({ run, live }: { run: RunView; live: Live }) {
+  const { steps, curves } = live.columns;
+  const last = steps.length - 1;
+  const step = Math.max(run.step ?? 0, steps[last] ?? 0);
+  const isActive = ACTIVE.has(run.state);
+  // Where time ends the run and not a number of steps, what is left is known in steps all the same.
+  const left = run.eta_s != null && curves.step_s[last] ? run.eta_s / (curves.step_s[last] ?? 1) : null;
+  const most = run.max_steps ?? (left === null ? null : step + left);
+  return (
+    <Panel className="mb-4">
+      <dl className="grid grid-cols-2 gap-x-6 gap-y-4 sm:grid-cols-4 lg:grid-cols-7">
+        <Reading
+          label="Step"
+          value={stepsOf({ ...run, step })}
+          note={run.epoch != null ? `epoch ${run.epoch}` : undefined}
+        />
+        <Reading
+          label="Loss"
+          value={figure(curves.loss_smooth[last] ?? run.loss)}
+          note={`raw ${figure(curves.loss[last])}`}
+        />
+        <Reading label="Learning rate" value={rate(curves.lr[last] ?? run.lr)} />
+        <Reading
+          label="Speed"
+          value={figure(curves.samples_per_s[last] ?? run.samples_per_s, 3)}
+          note="samples a second"
+        />
+        <Reading label="Peak memory" value={mib(curves.peak_memory_mib[last] ?? run.peak_memory_mib)} />
+        <Reading
+          label={isActive ? "Remaining" : "Began"}
+          value={isActive ? duration(run.eta_s) : ago(run.created)}
+          note={moment(run.created)}
+        />
+        <Reading label="On" value={run.devices?.join(", ") || "–"} note={run.trainer} />
+      </dl>
+      <div className="mt-4">
+        <Meter
+          value={run.state === "finished" ? 1 : most ? step / most : 0}
+          label="Progress"
+          tone={run.state === "finished" ? "nettle" : run.state === "failed" ? "madder" : "indigo"}
+        />
+      </div>
+    </Panel>
+  );
+}
+
+function Lead({ run, live }: { run: RunView; live: Live }) {
+  return (
+    <span className="flex flex-wrap items-center gap-x-3 gap-y-1" aria-live="polite">
+      <State state={run.state} />
+      {run.phase && <span>{run.phase}</span>}
+      {ACTIVE.has(run.state) && live.line === "lost" && (
+        <span className="text-weld">The connection is lost; it comes back by itself.</span>
+      )}
+    </span>
+  );
+}
+
+export function RunPage({ id, others }: { id: string; others: string[] }) {
+  const { data: run, error, refetch } = useQuery(runQuery(id));
+  const live = useLive(id);
+  const [view, setView] = useState<View>("overview");
+  if (error && !run) {
+    return (
+      <Page title={id} actions={<LinkButton href="/runs/">All runs</LinkButton>}>
+        <Trouble error={error} onRetry={() => void refetch()} />
+      </Page>
+    );
+  }
+  if (!run) {
+    return (
+      <Page title={id} lead={"\u00a0"} wide>
+        <Skeleton className="mb-4 h-28" />
+        <Skeleton className="h-96" />
+      </Page>
+    );
+  }
+  const isActive = ACTIVE.has(run.state);
+  return (
+    <Page title={run.id} wide lead={<Lead run={run} live={live} />} actions={<Actions run={run} />}>
+      <Banner run={run} notes={live.notes} />
+      <Readings run={run} live={live} />
+      <div className="mb-4 flex items-center justify-between border-b">
+        <Tabs
+          label="Run"
+          chosen={view}
+          onChoose={setView}
+          tabs={[
+            { name: "overview", label: "Overview" },
+            { name: "log", label: "Log" },
+            { name: "config", label: "Configuration" },
+          ]}
+        />
+        {others.length > 0 && (
+          <LinkButton kind="quiet" size="small" href={`/runs/?id=${encodeURIComponent(id)}`}>
+            End comparison
+          </LinkButton>
+        )}
+      </div>
+      <TabPanel name={view}>
+        {view === "overview" && (
+          <div className="grid gap-4">
+            <LossChart id={id} columns={live.columns} others={others} />
+            <Samples id={id} isActive={isActive} />
+            <div className="grid items-start gap-4 xl:grid-cols-[minmax(0,2fr)_minmax(0,1fr)]">
+              <Dials columns={live.columns} />
+              <div className="grid gap-4">
+                <Levels levels={live.levels} />
+                <Checkpoints id={id} isActive={isActive} />
+              </div>
+            </div>
+          </div>
+        )}
+        {view === "log" && <Log id={id} isActive={isActive} />}
+        {view === "config" && <Config id={id} trainer={run.trainer} />}
+      </TabPanel>
+    </Page>
+  );
+}

@@ -1,0 +1,142 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { useVirtualizer } from "@tanstack/react-virtual";
+import { useEffect, useMemo, useRef, useState } from "react";
+import { Empty, Panel, Skeleton } from "@/components/ui/surface";
+import { Choice } from "@/components/ui/tabs";
+import { Trouble } from "@/components/ui/trouble";
+import { samples } from "@/lib/api/queries";
+import { count } from "@/lib/format";
+import { gridOf, type SampleGrid } from "@/lib/grid";
+import { Lightbox } from "./lightbox";
+
+const SIZES = [
+  { value: 96, label: "S" },
+  { value: 144, label: "M" },
+  { value: 224, label: "L" },
+];
+const LABEL = { wide: 176, narrow: 92 };
+
+interface Spot {
+  row: number;
+  column: number;
+}
+
+function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: (spot: Spot) => void }) {
+  const scroller = useRef<HTMLDivElement>(null);
+  const [label, setLabel] = useState(LABEL.wide);
+  useEffect(() => setLabel(window.innerWidth < 640 ? LABEL.narrow : LABEL.wide), []);
+  const columns = useVirtualizer({
+    horizontal: true,
+    count: grid.steps.length,
+    getScrollElement: () => scroller.current,
+    estimateSize: () => size + 6,
+    overscan: 4,
+  });
+  const num = grid.steps.length;
+  // biome-ignore lint/correctness/useExhaustiveDependencies: the newest step comes into sight when it is there
+  useEffect(() => columns.scrollToIndex(num - 1), [num, size]);
+  return (
+    <div ref={scroller} className="overflow-x-auto px-4 pb-4">
+      <div className="relative" style={{ width: columns.getTotalSize() + label }}>
+        <div className="relative h-7">
+          {columns.getVirtualItems().map((item) => (
+            <span
+              key={item.key}
+              className="figure absolute top-1.5 text-2xs text-ink-faint"
+              style={{ left: item.start + label, width: size }}
+            >
+              {count(grid.steps[item.index])}
+            </span>
+          ))}
+        </div>
+        {grid.rows.map((row, index) => (
+          <div key={row.key} className="relative mb-1.5" style={{ height: size }}>
+            <p
+              className="sticky left-0 z-10 line-clamp-4 h-full bg-panel pr-3 text-xs leading-5 text-ink-soft"
+              style={{ width: label }}
+              title={row.prompt}
+            >
+              {row.prompt}
+            </p>
+            {columns.getVirtualItems().map((item) => {
+              const step = grid.steps[item.index] ?? 0;
+              const sample = row.byStep.get(step);
+              return (
+                <div
+                  key={item.key}
+                  className="absolute top-0"
+                  style={{ left: item.start + label, width: size, height: size }}
+                >
+                  {sample ? (
+                    <button
+                      type="button"
+                      className="block size-full cursor-zoom-in overflow-hidden rounded border bg-sunken"
+                      onClick={() => onOpen({ row: index, column: item.index })}
+                      aria-label={`${row.prompt}, step ${step}`}
+                    >
+                      <img
+                        src={`${sample.url}?size=${size > 128 ? 512 : 256}`}
+                        alt=""
+                        loading="lazy"
+                        decoding="async"
+                        width={size}
+                        height={size}
+                        className="size-full object-contain"
+                      />
+                    </button>
+                  ) : (
+                    <div className="weave size-full rounded opacity-40" />
+                  )}
+                </div>
+              );
+            })}
+          </div>
+        ))}
+      </div>
+    </div>
+  );
+}
+
+/** The wall of samples: a row for each prompt, a column for each step. */
+export function Samples({ id, isActive }: { id: string; isActive: boolean }) {
+  const { data, error, refetch } = useQuery({ ...samples(id), refetchInterval: isActive ? 15_000 : false });
+  const [size, setSize] = useState(144);
+  const [spot, setSpot] = useState<Spot | null>(null);
+  const grid = useMemo(() => gridOf(data ?? []), [data]);
+  return (
+    <Panel
+      title="Samples"
+      flush
+      actions={
+        <>
+          <span className="text-xs text-ink-faint">
+            {data && data.length > 0 ? `${count(data.length)} pictures` : ""}
+          </span>
+          <Choice label="Size of pictures" options={SIZES} value={size} onChange={setSize} />
+        </>
+      }
+    >
+      {error && !data ? (
+        <div className="p-4">
+          <Trouble error={error} onRetry={() => void refetch()} />
+        </div>
+      ) : !data ? (
+        <div className="flex gap-2 p-4">
+          {[0, 1, 2, 3].map((index) => (
+            <Skeleton key={index} className="size-36" />
+          ))}
+        </div>
+      ) : data.length === 0 ? (
+        <Empty title="No samples yet">
+          {isActive
+            ? "They appear here as the run draws them; “Sample now” asks for some at once."
+            : "This run drew none."}
+        </Empty>
+      ) : (
+        <Grid grid={grid} size={size} onOpen={setSpot} />
+      )}
+      {spot && <Lightbox grid={grid} spot={spot} onMove={setSpot} onClose={() => setSpot(null)} />}
+    </Panel>
+  );
+}

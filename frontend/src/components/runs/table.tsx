@@ -1,0 +1,111 @@
+"use client";
+import Link from "next/link";
+import { Progress, runHref } from "@/components/run/progress";
+import { Sparkline } from "@/components/run/sparkline";
+import { Checkbox } from "@/components/ui/inputs";
+import { State } from "@/components/ui/state";
+import type { RunView } from "@/lib/api/client";
+import { ACTIVE } from "@/lib/api/queries";
+import { ago, duration, figure, moment } from "@/lib/format";
+
+interface Props {
+  runs: RunView[];
+  chosen: ReadonlySet<string>;
+  onChoose: (id: string, isChosen: boolean) => void;
+  onChooseAll: (isChosen: boolean) => void;
+}
+
+function Row({
+  run,
+  isChosen,
+  onChoose,
+}: {
+  run: RunView;
+  isChosen: boolean;
+  onChoose: (isChosen: boolean) => void;
+}) {
+  return (
+    <tr className="h-14 hover:bg-sunken has-checked:bg-indigo-soft">
+      <td className="w-11 min-w-11 pl-4">
+        <Checkbox
+          aria-label={`Choose ${run.id}`}
+          checked={isChosen}
+          onChange={(event) => onChoose(event.target.checked)}
+        />
+      </td>
+      <td className="max-w-72 min-w-40 py-1.5 pr-4">
+        <Link
+          href={runHref(run.id)}
+          className="block truncate text-sm font-medium hover:text-indigo hover:underline"
+          title={run.id}
+        >
+          {run.id}
+        </Link>
+        <span className="text-xs text-ink-faint">
+          {run.trainer}
+          {run.devices?.length ? ` · ${run.devices.join(", ")}` : ""}
+        </span>
+      </td>
+      <td className="pr-4">
+        <State state={run.state} />
+        {run.phase && <span className="block pl-3.5 text-xs text-ink-faint">{run.phase}</span>}
+      </td>
+      <td className="w-36 pr-6">
+        <Progress run={run} />
+      </td>
+      <td className="w-28 pr-4">
+        <Sparkline run={run} />
+      </td>
+      <td className="figure pr-6 text-right text-sm">{figure(run.loss)}</td>
+      <td className="figure pr-6 text-right text-sm">{figure(run.samples_per_s, 3)}</td>
+      <td className="pr-4 text-right text-xs whitespace-nowrap text-ink-soft" title={moment(run.created)}>
+        {ACTIVE.has(run.state) && run.eta_s != null ? `${duration(run.eta_s)} left` : ago(run.created)}
+      </td>
+    </tr>
+  );
+}
+
+const HEADS = [
+  { name: "Run", look: "pr-4" },
+  { name: "State", look: "pr-4" },
+  { name: "Steps", look: "pr-6" },
+  { name: "Loss", look: "pr-4" },
+  { name: "", look: "pr-6 text-right" },
+  { name: "Samples/s", look: "pr-6 text-right" },
+  { name: "When", look: "pr-4 text-right" },
+];
+
+export function RunsTable({ runs, chosen, onChoose, onChooseAll }: Props) {
+  return (
+    <div className="relative overflow-x-auto" role="region" aria-label="Runs" tabIndex={0}>
+      <table className="w-full border-collapse">
+        <thead>
+          <tr className="h-9 border-b text-left">
+            <th className="w-11 min-w-11 pl-4">
+              <Checkbox
+                aria-label="Choose all"
+                checked={runs.length > 0 && runs.every((run) => chosen.has(run.id))}
+                onChange={(event) => onChooseAll(event.target.checked)}
+              />
+            </th>
+            {HEADS.map((head, index) => (
+              <th key={index} scope="col" className={`label ${head.look}`}>
+                {head.name || <span className="sr-only">Newest loss</span>}
+              </th>
+            ))}
+          </tr>
+        </thead>
+        <tbody className="divide-y">
+          {runs.map((run) => (
+            <Row
+              key={run.id}
+              run={run}
+              isChosen={chosen.has(run.id)}
+              onChoose={(is) => onChoose(run.id, is)}
+            />
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}

@@ -1,0 +1,90 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { Panel, Skeleton } from "@/components/ui/surface";
+import { api, fetchJson, got } from "@/lib/api/client";
+import { roots, trainers } from "@/lib/api/queries";
+
+export function Folders() {
+  const { data } = useQuery(roots);
+  return (
+    <Panel title="Folders" flush>
+      <p className="border-b px-4 py-2.5 text-sm text-ink-soft">
+        Nothing outside of these is read or written.{" "}
+        <code className="figure text-xs">flowloom up --root NAME=DIR</code> adds one.
+      </p>
+      {!data ? (
+        <div className="p-4">
+          <Skeleton className="h-24" />
+        </div>
+      ) : (
+        <ul className="divide-y">
+          {data.map((root) => (
+            <li key={root.name} className="flex flex-wrap items-baseline justify-between gap-x-4 px-4 py-2">
+              <span className="text-sm font-medium">{root.name}</span>
+              <code className="figure min-w-0 text-xs text-ink-soft [overflow-wrap:anywhere]">
+                {root.path}
+                {!root.exists && <span className="text-ink-faint"> (not there yet)</span>}
+              </code>
+            </li>
+          ))}
+        </ul>
+      )}
+    </Panel>
+  );
+}
+
+interface ChoreView {
+  name: string;
+  title: string;
+}
+
+export function Trainers() {
+  const { data } = useQuery(trainers);
+  const { data: chores } = useQuery({
+    queryKey: ["chores"],
+    queryFn: () => fetchJson<ChoreView[]>("/api/chores"),
+    retry: false,
+  });
+  return (
+    <Panel title="Trainers and chores" flush>
+      <ul className="divide-y">
+        {data?.map((trainer) => (
+          <li key={trainer.name} className="px-4 py-2">
+            <p className="text-sm font-medium">
+              {trainer.title} <code className="figure text-xs text-ink-faint">{trainer.name}</code>
+            </p>
+            <p className="text-xs text-ink-soft">
+              Obeys {trainer.abilities.join(", ") || "nothing while it runs"}.
+            </p>
+          </li>
+        ))}
+        {chores && chores.length > 0 && (
+          <li className="px-4 py-2 text-xs text-ink-soft">
+            {chores.map((chore) => chore.title).join(" · ")}
+          </li>
+        )}
+      </ul>
+    </Panel>
+  );
+}
+
+/** All that is needed to help from afar; no secrets. */
+export async function systemReport(): Promise<string> {
+  const [health, machine, known, folders] = await Promise.all([
+    got(api.GET("/api/health")),
+    got(api.GET("/api/system")),
+    got(api.GET("/api/trainers")),
+    got(api.GET("/api/roots")),
+  ]);
+  return JSON.stringify(
+    {
+      flowloom: health.version,
+      machine,
+      trainers: known.map((each) => each.name),
+      folders: folders.map(({ name, exists }) => ({ name, exists })),
+      browser: navigator.userAgent,
+    },
+    null,
+    2,
+  );
+}

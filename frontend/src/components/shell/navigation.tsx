@@ -1,0 +1,78 @@
+"use client";
+import Link from "next/link";
+import { usePathname } from "next/navigation";
+import type { ComponentType } from "react";
+import { cx } from "@/components/ui/classes";
+import {
+  BrushIcon,
+  DataIcon,
+  HomeIcon,
+  KohyaIcon,
+  ModelIcon,
+  RunsIcon,
+  SettingsIcon,
+  TrainIcon,
+} from "@/components/ui/icons";
+
+interface Place {
+  href: string;
+  label: string;
+  Icon: ComponentType<{ className?: string }>;
+}
+
+const PLACES: { title: string | null; places: Place[] }[] = [
+  {
+    title: null,
+    places: [
+      { href: "/", label: "Home", Icon: HomeIcon },
+      { href: "/runs/", label: "Runs", Icon: RunsIcon },
+    ],
+  },
+  {
+    title: "Train",
+    places: [
+      { href: "/flow-training/", label: "FLOW training", Icon: TrainIcon },
+      { href: "/kohya-training/", label: "Kohya training", Icon: KohyaIcon },
+    ],
+  },
+  {
+    title: "Shelves",
+    places: [
+      { href: "/datasets/", label: "Data sets", Icon: DataIcon },
+      { href: "/models/", label: "Models", Icon: ModelIcon },
+      { href: "/playground/", label: "Playground", Icon: BrushIcon },
+    ],
+  },
+  { title: null, places: [{ href: "/settings/", label: "Settings", Icon: SettingsIcon }] },
+];
+
+export function Navigation({ onGo }: { onGo?: () => void }) {
+  const here = usePathname();
+  return (
+    <nav aria-label="Studio" className="grid gap-4">
+      {PLACES.map(({ title, places }, index) => (
+        <div key={index} className="grid gap-px">
+          {title && <p className="label px-2 pb-1">{title}</p>}
+          {places.map(({ href, label, Icon }) => {
+            const isHere = href === "/" ? here === "/" : here.startsWith(href.slice(0, -1));
+            return (
+              <Link
+                key={href}
+                href={href}
+                onClick={onGo}
+                aria-current={isHere ? "page" : undefined}
+                className={cx(
+                  "flex h-8 items-center gap-2.5 rounded px-2 text-sm font-medium",
+                  isHere ? "bg-indigo-soft text-indigo" : "text-ink-soft hover:bg-sunken hover:text-ink",
+                )}
+              >
+                <Icon />
+                {label}
+              </Link>
+            );
+          })}
+        </div>
+      ))}
+    </nav>
+  );
+}

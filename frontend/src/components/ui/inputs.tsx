@@ -1,0 +1,70 @@
+"use client";
+import type { ComponentProps, InputHTMLAttributes, SelectHTMLAttributes } from "react";
+import { cx } from "./classes";
+
+const SHAPE =
+  "w-full min-w-0 rounded border border-line-strong/70 bg-panel pr-2.5 text-sm text-ink placeholder:text-ink-faint " +
+  "hover:border-line-strong disabled:opacity-60 aria-[invalid=true]:border-madder";
+
+export function Input({ className, ...rest }: InputHTMLAttributes<HTMLInputElement>) {
+  return (
+    <input
+      {...rest}
+      className={cx(
+        SHAPE,
+        !className?.includes("h-") && "h-8",
+        !className?.includes("pl-") && "pl-2.5",
+        className,
+      )}
+    />
+  );
+}
+
+export function TextArea({ className, ...rest }: ComponentProps<"textarea">) {
+  return <textarea {...rest} className={cx(SHAPE, "py-1.5 pl-2.5", className)} />;
+}
+
+export function Select({ className, ...rest }: SelectHTMLAttributes<HTMLSelectElement>) {
+  return <select {...rest} className={cx(SHAPE, "h-8 pl-2", className)} />;
+}
+
+/** A switch: on or off, at once. */
+export function Switch({
+  checked,
+  onChange,
+  ...rest
+}: {
+  checked: boolean;
+  onChange: (checked: boolean) => void;
+  id?: string;
+  disabled?: boolean;
+  "aria-label"?: string;
+  "aria-describedby"?: string;
+}) {
+  return (
+    <button
+      {...rest}
+      type="button"
+      role="switch"
+      aria-checked={checked}
+      onClick={() => onChange(!checked)}
+      className={cx(
+        "relative h-5 w-9 shrink-0 rounded-full border transition-colors",
+        checked ? "border-indigo bg-indigo" : "border-line-strong bg-sunken",
+      )}
+    >
+      <span
+        className={cx(
+          "absolute top-[3px] left-[3px] size-3 rounded-full transition-transform",
+          checked ? "translate-x-4 bg-on-indigo" : "bg-ink-faint",
+        )}
+      />
+    </button>
+  );
+}
+
+export function Checkbox({ className, ...rest }: InputHTMLAttributes<HTMLInputElement>) {
+  return (
+    <input type="checkbox" {...rest} className={cx("block size-4 cursor-pointer accent-indigo", className)} />
+  );
+}

@@ -1,0 +1,85 @@
+"use client";
+import { type ReactNode, useEffect, useRef, useState } from "react";
+import { Button } from "./button";
+import { cx } from "./classes";
+import { DownIcon } from "./icons";
+
+export interface MenuItem {
+  label: ReactNode;
+  onChoose: () => void;
+  isDangerous?: boolean;
+  isDisabled?: boolean;
+  note?: string;
+}
+
+/** A button with more behind it. Escape, a click elsewhere, or a choice closes it; arrows move. */
+export function Menu({
+  label,
+  items,
+  size = "normal",
+}: {
+  label: ReactNode;
+  items: MenuItem[];
+  size?: "small" | "normal";
+}) {
+  const [isOpen, setOpen] = useState(false);
+  const box = useRef<HTMLDivElement>(null);
+  useEffect(() => {
+    if (!isOpen) return;
+    const onDown = (event: PointerEvent) => !box.current?.contains(event.target as Node) && setOpen(false);
+    document.addEventListener("pointerdown", onDown);
+    box.current?.querySelector<HTMLElement>('[role="menuitem"]:not(:disabled)')?.focus();
+    return () => document.removeEventListener("pointerdown", onDown);
+  }, [isOpen]);
+  return (
+    // biome-ignore lint/a11y/noStaticElementInteractions: keys are for the menu in it
+    <div
+      ref={box}
+      className="relative"
+      onKeyDown={(event) => {
+        if (event.key === "Escape") {
+          setOpen(false);
+          box.current?.querySelector<HTMLElement>("button")?.focus();
+        }
+        if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
+        const found = [
+          ...(box.current?.querySelectorAll<HTMLElement>('[role="menuitem"]:not(:disabled)') ?? []),
+        ];
+        const index = found.indexOf(document.activeElement as HTMLElement);
+        event.preventDefault();
+        found[(index + (event.key === "ArrowDown" ? 1 : -1) + found.length) % found.length]?.focus();
+      }}
+    >
+      <Button size={size} aria-haspopup="menu" aria-expanded={isOpen} onClick={() => setOpen(!isOpen)}>
+        {label}
+        <DownIcon className="size-3" />
+      </Button>
+      {isOpen && (
+        <div
+          role="menu"
+          className="absolute right-0 z-30 mt-1 min-w-52 rounded-lg border bg-panel p-1 shadow-float"
+        >
+          {items.map((item, index) => (
+            <button
+              key={index}
+              type="button"
+              role="menuitem"
+              disabled={item.isDisabled}
+              onClick={() => {
+                setOpen(false);
+                item.onChoose();
+              }}
+              className={cx(
+                "block w-full rounded px-2.5 py-1.5 text-left text-sm hover:bg-sunken disabled:opacity-50",
+                item.isDangerous && "text-madder",
+              )}
+            >
+              {item.label}
+              {item.note && <span className="block text-xs text-ink-faint">{item.note}</span>}
+            </button>
+          ))}
+        </div>
+      )}
+    </div>
+  );
+}

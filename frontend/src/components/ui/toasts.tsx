@@ -1,0 +1,75 @@
+"use client";
+import { createContext, type ReactNode, useCallback, useContext, useMemo, useRef, useState } from "react";
+import { Problem } from "@/lib/api/client";
+import { IconButton } from "./button";
+import { cx } from "./classes";
+import { CloseIcon } from "./icons";
+
+interface Toast {
+  id: number;
+  title: string;
+  detail?: string;
+  isBad: boolean;
+}
+
+interface Toasts {
+  say: (title: string, detail?: string) => void;
+  complain: (error: unknown) => void;
+}
+
+const Context = createContext<Toasts>({ say: () => {}, complain: () => {} });
+const SHOWN_MS = 5000;
+
+export const useToasts = () => useContext(Context);
+
+/** Short notes in the corner; bad ones stay until they are closed. */
+export function ToastProvider({ children }: { children: ReactNode }) {
+  const [toasts, setToasts] = useState<Toast[]>([]);
+  const next = useRef(1);
+  const drop = useCallback((id: number) => setToasts((all) => all.filter((toast) => toast.id !== id)), []);
+  const add = useCallback(
+    (toast: Omit<Toast, "id">) => {
+      const id = next.current++;
+      setToasts((all) => [...all.slice(-3), { ...toast, id }]);
+      if (!toast.isBad) setTimeout(() => drop(id), SHOWN_MS);
+    },
+    [drop],
+  );
+  const value = useMemo<Toasts>(
+    () => ({
+      say: (title, detail) => add({ title, detail, isBad: false }),
+      complain: (error) => {
+        const problem = error instanceof Problem ? error : null;
+        const title = problem?.title ?? (error instanceof Error ? error.message : String(error));
+        add({ title, detail: problem ? `${problem.detail} ${problem.todo}`.trim() : undefined, isBad: true });
+      },
+    }),
+    [add],
+  );
+  return (
+    <Context value={value}>
+      {children}
+      <div role="status" className="fixed right-4 bottom-4 z-50 grid w-[min(24rem,calc(100vw-2rem))] gap-2">
+        {toasts.map((toast) => (
+          <div
+            key={toast.id}
+            className={cx(
+              "flex gap-2 rounded-lg border bg-panel py-2 pr-1 pl-3 text-sm shadow-float",
+              toast.isBad && "border-madder",
+            )}
+          >
+            <div className="min-w-0 flex-1 py-0.5">
+              <p className="font-medium">{toast.title}</p>
+              {toast.detail && (
+                <p className="text-xs text-ink-soft [overflow-wrap:anywhere]">{toast.detail}</p>
+              )}
+            </div>
+            <IconButton label="Dismiss" onClick={() => drop(toast.id)}>
+              <CloseIcon />
+            </IconButton>
+          </div>
+        ))}
+      </div>
+    </Context>
+  );
+}

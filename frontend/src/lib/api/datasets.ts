@@ -1,0 +1,177 @@
+import { keepPreviousData, queryOptions } from "@tanstack/react-query";
+import { fetchJson } from "./client";
+
+export interface DataSet {
+  name: string;
+  kind: "folder" | "jsonl" | "bucket" | string;
+  path: string | null;
+  url: string | null;
+  images_dir: string | null;
+  is_link: boolean;
+}
+
+export interface Scan {
+  is_running: boolean;
+  phase: string;
+  num_done: number;
+  finished: number;
+  error: string;
+}
+
+export interface Picture {
+  item: string;
+  file: string;
+  caption: string;
+  version: string;
+  is_tags: boolean;
+  width: number | null;
+  height: number | null;
+  size: number | null;
+  problem: string;
+  url: string;
+}
+
+export interface PicturePage {
+  total: number;
+  images: Picture[];
+  scan: Scan;
+}
+
+export interface Summary {
+  images: number;
+  captioned: number;
+  problems: number;
+  bytes: number;
+  scan: Scan;
+}
+
+export interface TagPage {
+  captions: number;
+  distinct: number;
+  tags: { tag: string; count: number }[];
+}
+
+export interface Caption {
+  item: string;
+  caption: string;
+  version: string;
+  is_tags: boolean;
+  problem: string;
+}
+
+export interface Trashed {
+  id: string;
+  name: string;
+  time: number;
+}
+
+export interface Edit {
+  id: string;
+  time: number;
+  title: string;
+  num_changed: number;
+  undoes: string | null;
+}
+
+export interface EditPreview {
+  num_meant: number;
+  num_changed: number;
+  num_unreadable: number;
+  examples: { item: string; before: string; after: string }[];
+  version: string;
+}
+
+/** Which pictures are meant. */
+export interface Wanted {
+  text?: string;
+  tags?: string[];
+  has_caption?: boolean;
+  has_problem?: boolean;
+}
+
+export type Operation = { kind: string; [key: string]: unknown };
+
+const base = (name: string) => `/api/datasets/${encodeURIComponent(name)}`;
+
+function queryOf(wanted: Wanted): URLSearchParams {
+  const query = new URLSearchParams();
+  if (wanted.text) query.set("text", wanted.text);
+  for (const tag of wanted.tags ?? []) query.append("tags", tag);
+  if (wanted.has_caption !== undefined) query.set("has_caption", String(wanted.has_caption));
+  if (wanted.has_problem !== undefined) query.set("has_problem", String(wanted.has_problem));
+  return query;
+}
+
+export const PAGE = 100;
+
+export const datasets = queryOptions({
+  queryKey: ["datasets"],
+  queryFn: () => fetchJson<DataSet[]>("/api/datasets"),
+  refetchInterval: 10_000,
+});
+
+export const trash = queryOptions({ queryKey: ["trash"], queryFn: () => fetchJson<Trashed[]>("/api/trash") });
+
+export const summary = (name: string) =>
+  queryOptions({
+    queryKey: ["dataset", name, "summary"],
+    queryFn: () => fetchJson<Summary>(`${base(name)}/summary`),
+    refetchInterval: (query) => (query.state.data?.scan.is_running ? 1000 : 15_000),
+  });
+
+export const pictures = (name: string, wanted: Wanted, page: number) =>
+  queryOptions({
+    queryKey: ["dataset", name, "images", wanted, page],
+    queryFn: () => {
+      const query = queryOf(wanted);
+      query.set("skip", String(page * PAGE));
+      query.set("limit", String(PAGE));
+      return fetchJson<PicturePage>(`${base(name)}/images?${query}`);
+    },
+    staleTime: 10_000,
+    refetchInterval: (query) => (query.state.data?.scan.is_running ? 1500 : false),
+    placeholderData: keepPreviousData,
+  });
+
+export const tags = (name: string, wanted: Wanted) =>
+  queryOptions({
+    queryKey: ["dataset", name, "tags", wanted],
+    queryFn: () => fetchJson<TagPage>(`${base(name)}/tags?${queryOf(wanted)}&limit=150`),
+    placeholderData: keepPreviousData,
+    staleTime: 10_000,
+  });
+
+export const edits = (name: string) =>
+  queryOptions({
+    queryKey: ["dataset", name, "edits"],
+    queryFn: () => fetchJson<Edit[]>(`${base(name)}/edits`),
+  });
+
+export async function saveCaption(
+  name: string,
+  item: string,
+  caption: string,
+  version: string,
+): Promise<Caption> {
+  const { problemOf } = await import("./client");
+  const place = item.split("/").map(encodeURIComponent).join("/");
+  const response = await fetch(`${base(name)}/captions/${place}`, {
+    method: "PUT",
+    headers: { "content-type": "application/json", "if-match": `"${version}"` },
+    body: JSON.stringify({ caption }),
+  });
+  const content: unknown = await response.json().catch(() => undefined);
+  if (!response.ok) throw problemOf(content, response.status);
+  return content as Caption;
+}
+
+export const datasetApi = {
+  create: (body: { name: string; path?: string; url?: string }) => fetchJson<DataSet>("/api/datasets", body),
+  remove: (name: string) => fetchJson<Trashed>(base(name), undefined, "DELETE"),
+  restore: (id: string) => fetchJson<DataSet>(`/api/trash/${id}/restore`, {}),
+  preview: (name: string, operation: Operation, wanted: Wanted) =>
+    fetchJson<EditPreview>(`${base(name)}/edits/preview`, { operation, wanted, examples: 20 }),
+  edit: (name: string, operation: Operation, wanted: Wanted, version: string) =>
+    fetchJson<Edit>(`${base(name)}/edits`, { operation, wanted, version }),
+  undo: (name: string, id: string) => fetchJson<Edit>(`${base(name)}/edits/${id}/undo`, { is_partial: true }),
+};

@@ -1,0 +1,138 @@
+import { keepPreviousData, QueryClient, queryOptions } from "@tanstack/react-query";
+import { api, fetchJson, got, isPassing, type RunState, type Sample, type Schemas } from "./client";
+
+export const ACTIVE: ReadonlySet<RunState> = new Set(["queued", "running", "stopping"]);
+export const TERMINAL: ReadonlySet<RunState> = new Set(["finished", "stopped", "failed", "interrupted"]);
+
+export function makeQueryClient(): QueryClient {
+  return new QueryClient({
+    defaultOptions: {
+      queries: {
+        staleTime: 1000,
+        refetchOnWindowFocus: true,
+        retry: (count, error) => isPassing(error) && count < 3,
+        retryDelay: (count) => Math.min(500 * 2 ** count, 5000),
+      },
+    },
+  });
+}
+
+export const health = queryOptions({
+  queryKey: ["health"],
+  queryFn: () => got(api.GET("/api/health")),
+  refetchInterval: 15_000,
+});
+
+export const system = queryOptions({
+  queryKey: ["system"],
+  queryFn: () => got(api.GET("/api/system")),
+  refetchInterval: 3000,
+});
+
+export const queue = queryOptions({
+  queryKey: ["queue"],
+  queryFn: () => got(api.GET("/api/queue")),
+  refetchInterval: 2000,
+});
+
+export const trainers = queryOptions({
+  queryKey: ["trainers"],
+  queryFn: () => got(api.GET("/api/trainers")),
+  staleTime: 60_000,
+});
+
+export const roots = queryOptions({ queryKey: ["roots"], queryFn: () => got(api.GET("/api/roots")) });
+
+export const secrets = queryOptions({ queryKey: ["secrets"], queryFn: () => got(api.GET("/api/secrets")) });
+
+export const runs = (states: RunState[] = [], limit = 500) =>
+  queryOptions({
+    queryKey: ["runs", states, limit],
+    queryFn: () => got(api.GET("/api/runs", { params: { query: { state: states, limit } } })),
+    refetchInterval: 2000,
+    placeholderData: keepPreviousData,
+  });
+
+export const run = (id: string) =>
+  queryOptions({
+    queryKey: ["run", id],
+    queryFn: () => got(api.GET("/api/runs/{run_id}", { params: { path: { run_id: id } } })),
+    refetchInterval: (query) => (query.state.data && !ACTIVE.has(query.state.data.state) ? 10_000 : 2000),
+  });
+
+export const runConfig = (id: string) =>
+  queryOptions({
+    queryKey: ["run", id, "config"],
+    queryFn: () => got(api.GET("/api/runs/{run_id}/config", { params: { path: { run_id: id } } })),
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+
+export interface Span {
+  first: number;
+  last: number;
+}
+
+export const metrics = (id: string, maxPoints: number, span?: Span) =>
+  queryOptions({
+    queryKey: ["run", id, "metrics", maxPoints, span ?? null],
+    queryFn: () =>
+      got(
+        api.GET("/api/runs/{run_id}/metrics", {
+          params: { path: { run_id: id }, query: { max_points: maxPoints, ...span } },
+        }),
+      ),
+    staleTime: 15_000,
+    placeholderData: keepPreviousData,
+  });
+
+const SAMPLE_PAGE = 1000;
+
+export const samples = (id: string) =>
+  queryOptions({
+    queryKey: ["run", id, "samples"],
+    queryFn: async () => {
+      const found: Sample[] = [];
+      for (;;) {
+        const page = await got(
+          api.GET("/api/runs/{run_id}/samples", {
+            params: { path: { run_id: id }, query: { limit: SAMPLE_PAGE, skip: found.length } },
+          }),
+        );
+        found.push(...page.samples);
+        if (found.length >= page.total || page.samples.length === 0) return found;
+      }
+    },
+    staleTime: 30_000,
+  });
+
+export const checkpoints = (id: string) =>
+  queryOptions({
+    queryKey: ["run", id, "checkpoints"],
+    queryFn: () => got(api.GET("/api/runs/{run_id}/checkpoints", { params: { path: { run_id: id } } })),
+    staleTime: 10_000,
+  });
+
+export const compare = (id: string, other: string) =>
+  queryOptions({
+    queryKey: ["run", id, "compare", other],
+    queryFn: () =>
+      got(api.GET("/api/runs/{run_id}/compare/{other}", { params: { path: { run_id: id, other } } })),
+    staleTime: Number.POSITIVE_INFINITY,
+  });
+
+export type ConfigView = Schemas["ConfigView"];
+
+/** A trainer's or a chore's schema, defaults and presets. */
+export const trainerConfig = (trainer: string) =>
+  queryOptions({
+    queryKey: ["trainer", trainer, "config"],
+    queryFn: () => fetchJson<ConfigView>(`/api/${trainer}/config`),
+    staleTime: 5 * 60_000,
+  });
+
+export const trainerModels = (trainer: string) =>
+  queryOptions({
+    queryKey: ["trainer", trainer, "models"],
+    queryFn: () => fetchJson<Record<string, string[]>>(`/api/${trainer}/models`),
+    staleTime: 30_000,
+  });

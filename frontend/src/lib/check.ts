@@ -1,0 +1,45 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { useEffect, useState } from "react";
+import { fetchJson, type Place } from "./api/client";
+import { pointed, type Tree } from "./json";
+
+const QUIET_MS = 350;
+
+export function useDebounced<T>(value: T, quietMs = QUIET_MS): T {
+  const [settled, setSettled] = useState(value);
+  useEffect(() => {
+    const timer = setTimeout(() => setSettled(value), quietMs);
+    return () => clearTimeout(timer);
+  }, [value, quietMs]);
+  return settled;
+}
+
+interface Verdict {
+  is_valid: boolean;
+  problems: Place[];
+}
+
+/** Problems by the dotted path of what they are about; "" for what is about the whole. */
+export function byPath(places: readonly Place[]): Map<string, string[]> {
+  const found = new Map<string, string[]>();
+  for (const place of places) {
+    const path = pointed(place.pointer).slice(1).join(".");
+    found.set(path, [...(found.get(path) ?? []), place.detail]);
+  }
+  return found;
+}
+
+/** What the server itself says of a configuration, a moment after it was changed. */
+export function useCheck(trainer: string, config: Tree, isReady: boolean) {
+  const settled = useDebounced(config);
+  const { data, error, isFetching } = useQuery({
+    queryKey: ["check", trainer, settled],
+    queryFn: () => fetchJson<Verdict>(`/api/${trainer}/config`, { config: settled }),
+    enabled: isReady,
+    placeholderData: (old) => old,
+    staleTime: 10_000,
+    gcTime: 30_000,
+  });
+  return { verdict: data, error, isChecking: isFetching || settled !== config };
+}

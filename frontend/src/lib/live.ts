@@ -1,0 +1,118 @@
+import { useQuery, useQueryClient } from "@tanstack/react-query";
+import { useCallback, useMemo, useRef, useState } from "react";
+import type { Metrics } from "./api/client";
+import { metrics } from "./api/queries";
+import { type Line, type RunEvent, useRunEvents } from "./events";
+
+export const CURVES = [
+  "loss",
+  "loss_smooth",
+  "lr",
+  "grad_norm",
+  "samples_per_s",
+  "data_wait_s",
+  "step_s",
+  "peak_memory_mib",
+] as const;
+export type Curve = (typeof CURVES)[number];
+
+/** Columns of a run's steps: those of its charts, and what came since. */
+export interface Columns {
+  steps: number[];
+  curves: Record<Curve, (number | null)[]>;
+}
+
+const POINTS = 2000;
+const MOST_LIVE = 1500;
+const LEVELS = 8;
+const BACK = 400;
+
+export function columnsOf(base: Metrics | undefined, live: readonly RunEvent[]): Columns {
+  const steps = base ? [...base.steps] : [];
+  const curves = Object.fromEntries(
+    CURVES.map((name) => [name, [...(base?.series[name]?.mean ?? [])]]),
+  ) as Columns["curves"];
+  for (const event of live) {
+    if (event.kind !== "step" || (base && event.seq <= base.last_seq)) continue;
+    const step = Number(event.step);
+    if (step <= (steps[steps.length - 1] ?? -1)) continue;
+    steps.push(step);
+    for (const name of CURVES) curves[name].push(numberOf(event[name]));
+  }
+  return { steps, curves };
+}
+
+function numberOf(value: unknown): number | null {
+  return typeof value === "number" ? value : null;
+}
+
+/** Mean loss in each eighth of the noise level, over the newest steps. */
+export function byNoiseLevel(events: readonly RunEvent[]): (number | null)[] {
+  const sums = new Array<number>(LEVELS).fill(0);
+  const counts = new Array<number>(LEVELS).fill(0);
+  for (const event of events) {
+    const levels = event.loss_by_noise_level;
+    if (!Array.isArray(levels)) continue;
+    levels.forEach((value: unknown, index) => {
+      if (typeof value !== "number" || index >= LEVELS) return;
+      sums[index] = (sums[index] ?? 0) + value;
+      counts[index] = (counts[index] ?? 0) + 1;
+    });
+  }
+  return sums.map((sum, index) => (counts[index] ? sum / (counts[index] ?? 1) : null));
+}
+
+export interface Live {
+  base: Metrics | undefined;
+  columns: Columns;
+  levels: (number | null)[];
+  notes: RunEvent[];
+  line: Line;
+  error: unknown;
+}
+
+const REFRESHES: Record<string, string[]> = {
+  sampled: ["samples"],
+  saved: ["checkpoints"],
+  started: ["metrics"],
+};
+const NOTED = new Set(["warning", "skipped", "failed", "uploaded", "validated"]);
+
+/** Everything that a run says, from its beginning to now. */
+export function useLive(id: string): Live {
+  const client = useQueryClient();
+  const { data: base, error } = useQuery({ ...metrics(id, POINTS), staleTime: 60_000 });
+  const events = useRef<RunEvent[]>([]);
+  const notes = useRef<RunEvent[]>([]);
+  const [count, setCount] = useState(0);
+
+  const take = useCallback(
+    (batch: RunEvent[]) => {
+      events.current.push(...batch.filter((event) => event.kind === "step"));
+      notes.current = [...notes.current, ...batch.filter((event) => NOTED.has(event.kind))].slice(-200);
+      for (const event of batch) {
+        for (const what of REFRESHES[event.kind] ?? []) {
+          void client.invalidateQueries({ queryKey: ["run", id, what] });
+        }
+      }
+      if (batch.some((event) => event.kind !== "step")) {
+        void client.invalidateQueries({ queryKey: ["run", id], exact: true });
+      }
+      if (events.current.length > MOST_LIVE) {
+        events.current = events.current.slice(-BACK);
+        void client.invalidateQueries({ queryKey: ["run", id, "metrics", POINTS, null] });
+      }
+      setCount((n) => n + 1);
+    },
+    [client, id],
+  );
+  const firstSeq = useRef<number | undefined>(undefined);
+  if (base && firstSeq.current === undefined) firstSeq.current = Math.max(-1, base.last_seq - BACK);
+  const line = useRunEvents(id, firstSeq.current, take);
+
+  // biome-ignore lint/correctness/useExhaustiveDependencies: count stands for the events, which are kept in place
+  const columns = useMemo(() => columnsOf(base, events.current), [base, count]);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: as above
+  const levels = useMemo(() => byNoiseLevel(events.current.slice(-BACK)), [count]);
+  return { base, columns, levels, notes: notes.current, line, error };
+}

@@ -1,0 +1,11 @@
+/** Exponential smoothing without the bias of its start; null values are passed over. */
+export function smoothed(values: readonly (number | null | undefined)[], weight: number): (number | null)[] {
+  let mean = 0;
+  let mass = 0;
+  return values.map((value) => {
+    if (value == null || !Number.isFinite(value)) return mass > 0 ? mean / mass : null;
+    mean = weight * mean + (1 - weight) * value;
+    mass = weight * mass + (1 - weight);
+    return mean / mass;
+  });
+}

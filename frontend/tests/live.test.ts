@@ -1,0 +1,80 @@
+import { describe, expect, test } from "vitest";
+import type { Metrics, Sample } from "@/lib/api/client";
+import type { RunEvent } from "@/lib/events";
+import { gridOf } from "@/lib/grid";
+import { byNoiseLevel, columnsOf } from "@/lib/live";
+import { smoothed } from "@/lib/smooth";
+
+const step = (seq: number, number: number, loss: number | null, more = {}): RunEvent => ({
+  seq,
+  time: 0,
+  kind: "step",
+  step: number,
+  loss,
+  ...more,
+});
+
+const base = {
+  num_steps: 2,
+  last_seq: 5,
+  steps: [10, 20],
+  series: { loss: { mean: [2, 1], low: [2, 1], high: [2, 1] } },
+  marks: [],
+} as unknown as Metrics;
+
+describe("charts and stream together", () => {
+  test("show each step once, however they overlap", () => {
+    const columns = columnsOf(base, [step(4, 19, 9), step(5, 20, 9), step(6, 21, 0.5), step(7, 22, null)]);
+    expect(columns.steps).toEqual([10, 20, 21, 22]);
+    expect(columns.curves.loss).toEqual([2, 1, 0.5, null]);
+  });
+
+  test("never go back: steps that a resumed run makes again wait for the charts", () => {
+    expect(columnsOf(base, [step(6, 15, 3)]).steps).toEqual([10, 20]);
+  });
+
+  test("leave the charts as they were", () => {
+    columnsOf(base, [step(6, 21, 0.5)]);
+    expect(base.steps).toEqual([10, 20]);
+  });
+});
+
+test("loss by noise level is the mean of what was measured", () => {
+  const levels = byNoiseLevel([
+    step(1, 1, 1, { loss_by_noise_level: [1, null, 3, null, null, null, null, null] }),
+    step(2, 2, 1, { loss_by_noise_level: [3, null, null, null, null, null, null, 4] }),
+  ]);
+  expect(levels).toEqual([2, null, 3, null, null, null, null, 4]);
+});
+
+describe("smoothing", () => {
+  test("has no bias at its start", () => {
+    expect(smoothed([5, 5, 5], 0.99)[0]).toBeCloseTo(5);
+  });
+  test("passes over what is missing", () => {
+    expect(smoothed([null, 4, Number.NaN, 4], 0.5)).toEqual([null, 4, 4, 4]);
+  });
+  test("is nothing at weight 0", () => {
+    expect(smoothed([3, 1, 2], 0)).toEqual([3, 1, 2]);
+  });
+});
+
+test("samples stand as prompt x step, whatever their order", () => {
+  const sample = (at: number, place: string, prompt: string): Sample => ({
+    file: `step_${at}/${place}.png`,
+    step: at,
+    url: "",
+    prompt,
+    seed: 1,
+    settings: {},
+  });
+  const grid = gridOf([
+    sample(200, "01", "fox"),
+    sample(100, "00", "cat"),
+    sample(200, "00", "cat"),
+    sample(100, "01", "fox"),
+  ]);
+  expect(grid.steps).toEqual([100, 200]);
+  expect(grid.rows.map((row) => row.prompt)).toEqual(["cat", "fox"]);
+  expect(grid.rows[1]?.byStep.get(200)?.file).toBe("step_200/01.png");
+});

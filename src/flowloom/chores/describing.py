@@ -1,0 +1,76 @@
+"""What tagging and captioning share: which pictures, by which model, and what becomes of older captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flowloom.errors import Problem
+
+JSONL = ".jsonl"
+
+
+class DescribingConfig(BaseModel):
+    """Pictures to be described, and where their captions go."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data_path: str = Field(
+        min_length=1, description="A folder of pictures, nested as one likes, or FLOW's JSONL."
+    )
+    image_folder_path: str = Field(
+        "",
+        description="The folder that names in a JSONL are relative to; empty: its own.",
+    )
+    caption_suffix: Literal[".txt", ".caption"] = Field(
+        ".txt", description="Of the files beside the pictures of a folder."
+    )
+    existing: Literal["skip", "replace", "append", "prepend"] = Field(
+        "skip",
+        description="What is done where a picture has a caption: left as it is, replaced, or added to.",
+    )
+    trigger: str = Field("", description="Put before every caption that is written: a trigger word.")
+    preview: int = Field(
+        0,
+        ge=0,
+        description="Only so many pictures, spread over the set: shown in the result, nothing is written.",
+    )
+    batch_size: int = Field(8, ge=1, description="Pictures described at once.")
+    max_megapixels: Annotated[float, Field(gt=0)] = Field(
+        100.0, description="Larger pictures are taken for decompression bombs, and named as unusable."
+    )
+    revision: str = Field(
+        "", description="Of the model on the hub: a branch, tag or commit; empty: the newest."
+    )
+    model_path: str = Field("", description="A folder with the model's files, in place of one from the hub.")
+    models_dir: str = Field("", description="Where models from the hub are kept; empty: the hub's own cache.")
+
+
+REPO_PATTERN = r"^[\w.-]+/[\w.-]+$"
+
+
+def look_for_data(config: DescribingConfig) -> list[Problem]:
+    """What of the pictures is not there."""
+    path = Path(config.data_path)
+    if not path.exists():
+        return [Problem("data_path", f"{path} does not exist.")]
+    if path.is_file() and path.suffix.lower() != JSONL:
+        return [Problem("data_path", f"{path} is neither a folder nor a {JSONL} file.")]
+    folder = config.image_folder_path
+    if folder and not Path(folder).is_dir():
+        return [Problem("image_folder_path", f"{folder} is no folder.")]
+    return []
+
+
+def look_for_model(config: DescribingConfig, needed: Sequence[str]) -> list[Problem]:
+    """What a local model lacks of the files `needed`, each a pattern."""
+    if not config.model_path:
+        return []
+    folder = Path(config.model_path)
+    if not folder.is_dir():
+        return [Problem("model_path", f"{folder} is no folder.")]
+    missing = [pattern for pattern in needed if not any(folder.glob(pattern))]
+    return [Problem("model_path", f"{folder} has no {pattern}.") for pattern in missing]

@@ -1,0 +1,117 @@
+"""What Chroma's trainers need of model files: which files fit, which do not and why, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowloom.data.library.catalogue import Offer, offer_for
+from flowloom.data.library.header import read_small_json
+from flowloom.data.library.look import Folder, ModelFile, find_in, look, walk
+from flowloom.errors import Problem
+from flowloom.spec.files import missing_model_files
+from flowloom.spec.run import ModelSection
+
+WANTED = {
+    "chroma_path": ("Chroma's network", frozenset({"chroma"})),
+    "vae_path": ("FLUX's VAE of 16 channels, ae.safetensors", frozenset({"vae-flux"})),
+    "t5_path": ("T5 XXL's encoder", frozenset({"t5-xxl", "t5"})),
+}
+"""Keys of the model section that name weights: what each is in words, and the architectures that fit."""
+_T5_WIDTH = 4096
+
+
+@dataclass(frozen=True)
+class Need:
+    """A file that a configuration lacks."""
+
+    path: str
+    """The key: model.vae_path."""
+    why: str
+    here: list[Path]
+    """Files at hand that would do."""
+    offer: Offer
+
+
+def choices(roots: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files below `roots` for each key of the model section, the tokenizer's folders included."""
+    folders = walk(roots)
+    models = find_in(folders)
+    found = {f"model.{key}": [one.path for one in models if _fits(key, one)] for key in WANTED}
+    configs = [path for path in _named("config.json", folders) if _is_t5s(path)]
+    vocabularies = [path for path in _named("tokenizer.json", folders) if _has_t5s_ids(path)]
+    pieces = _named("spiece.model", folders)
+    found["model.t5_config_path"] = configs
+    found["model.t5_tokenizer_path"] = sorted({path.parent for path in (*pieces, *vocabularies)})
+    return found
+
+
+def _fits(key: str, model: ModelFile) -> bool:
+    is_plain = model.kind in ("network", "vae", "text-encoder", "checkpoint") and not model.is_scaled
+    return is_plain and model.architecture in WANTED[key][1]
+
+
+def unfit_models(model: Mapping[str, Any]) -> list[Problem]:
+    """What in a model section names a file of another kind; what is not there is not looked at."""
+    seen: dict[str, ModelFile] = {}
+    for key in WANTED:
+        value = model.get(key)
+        if isinstance(value, str) and value and "\0" not in value and Path(value).exists():
+            seen[key] = look(Path(value))
+    problems = [Problem(f"model.{key}", told) for key, one in seen.items() if (told := _unfit(key, one))]
+    return problems or list(_at_odds(seen))
+
+
+def _unfit(key: str, model: ModelFile) -> str | None:
+    """Why `model` does not go where `key` is; None where it fits, or nobody can tell."""
+    needed, architectures = WANTED[key]
+    if model.problem:
+        return model.problem
+    if model.kind in ("unknown", "pickle", "pipeline"):
+        return None
+    if model.kind == "lora":
+        return f"{model.path.name} is {model.words}: {needed} goes here."
+    if not architectures & {model.architecture, *model.parts}:
+        return f"{model.path.name} is {model.words}: {needed} goes here."
+    if model.is_scaled:
+        return f"{model.path.name} has few bits and scales beside them: take it in 16 bits."
+    return None
+
+
+def _at_odds(seen: Mapping[str, ModelFile]) -> Iterator[Problem]:
+    network, encoder = seen.get("chroma_path"), seen.get("t5_path")
+    if not network or not encoder or None in (network.width, encoder.width):
+        return
+    if network.width != encoder.width:
+        message = (
+            f"{encoder.path.name} gives {encoder.width} numbers a token, and {network.path.name} takes "
+            f"{network.width}. Take the T5 that belongs to it{', XXL' * (network.width == _T5_WIDTH)}."
+        )
+        yield Problem("model.t5_path", message)
+
+
+def missing(section: ModelSection, roots: Sequence[Path]) -> list[Need]:
+    """The model files that a configuration lacks, or names wrongly; for each what is here and what to get."""
+    problems = [*missing_model_files(section), *unfit_models(section.model_dump())]
+    whys = {problem.path: problem.message for problem in reversed(problems)}
+    if not whys:
+        return []
+    here = choices(roots)
+    return [Need(key, whys[key], here[key], offer_for(key)) for key in here if key in whys]
+
+
+def _named(name: str, folders: Iterable[Folder]) -> list[Path]:
+    return [folder / name for folder, names in folders if name in names]
+
+
+def _is_t5s(config: Path) -> bool:
+    # Of the models that transformers has, only those of T5's kind speak of the width of a head so.
+    return {"d_model", "d_kv"} <= read_small_json(config).keys()
+
+
+def _has_t5s_ids(tokenizer: Path) -> bool:
+    added = read_small_json(tokenizer, 2**24).get("added_tokens")
+    ids = {token.get("content"): token.get("id") for token in added or () if isinstance(token, dict)}
+    return ids.get("<pad>") == 0 and ids.get("</s>") == 1

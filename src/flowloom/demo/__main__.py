@@ -1,0 +1,38 @@
+"""`python -m flowloom.demo RUN_DIR`: makes the demo's pictures and models where they are not, then trains.
+
+The process becomes the engine's: signals, locks and exit status are those of every run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from flowloom.chores.demo import ASSETS, SIZE
+from flowloom.spec.run import RunConfig
+from flowloom.spec.rundir import RunDir
+
+
+def make_what_it_needs(config: RunConfig) -> None:
+    """Pictures, encoders and an untrained base, where `config` looks for them."""
+    from flowloom.demo.network import write_base
+    from flowloom.demo.pictures import build
+
+    build(Path(config.dataloader.image_folder_path), SIZE)
+    base = Path(config.model.chroma_path)
+    shutil.copytree(ASSETS, base.parent, dirs_exist_ok=True)
+    if not base.exists():
+        write_base(base)
+
+
+def main() -> None:
+    """See the module's docstring."""
+    run_dir = RunDir.open(sys.argv[1])
+    make_what_it_needs(run_dir.read_config())
+    os.execv(sys.executable, [sys.executable, "-m", "flowloom.engine", str(run_dir.path)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Pictures over a grid of settings as a run of the studio (chores/sample.py)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from flowloom.chores.base import Progress
+from flowloom.chores.sample import SampleConfig, Shot, run_config, shots
+from flowloom.engine.preview import Drawing
+from flowloom.engine.sample import SampleRequest, load_with_adapters
+from flowloom.spec.rundir import write_json
+
+
+def sample_in_a_run(config: SampleConfig, progress: Progress) -> None:
+    """Work of the chore `sample`: every picture is one of its samples, of step 0, as soon as it is drawn."""
+    folder = progress.run_dir.samples_dir(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = _drawn(folder)
+    planned = list(shots(config))
+    done = {record["file"] for record in records}
+    left = [shot for shot in planned if shot.file not in done]
+    if not left:
+        return
+    loaded = run_config(config)
+    source = Path(config.source_path or loaded.model.chroma_path)
+    loras = [(Path(lora.lora_path), lora.strength) for lora in config.loras]
+    drawing = _drawing(config, left[0])
+    request = SampleRequest(source, config.prompts, folder, drawing, loaded, loras, weights=config.weights)
+    painter, adapters = load_with_adapters(request)
+    progress.phase("sampling")
+    progress.step(len(records), len(planned))
+    for shot in left:
+        if progress.is_stopped():
+            return
+        for adapter, strength in adapters:
+            adapter.set_strength(strength * shot.lora_strength)
+        drawing = _drawing(config, shot)
+        (picture,) = painter.draw([shot.prompt], [shot.seed], drawing)
+        _save(picture, folder / shot.file)
+        told = {"file": shot.file, "prompt": shot.prompt, "seed": shot.seed, "source": str(source)}
+        records.append(told | asdict(drawing) | _with_loras(config, shot))
+        write_json(folder / "samples.json", records)
+        progress.say("sampled", step=0, dir=f"samples/{folder.name}")
+        progress.step(len(records), len(planned))
+    progress.save_result({"pictures": len(records)})
+
+
+def _drawn(folder: Path) -> list[dict[str, Any]]:
+    """What an earlier sitting drew."""
+    try:
+        records = json.loads((folder / "samples.json").read_text())
+    except FileNotFoundError:
+        return []
+    return [record for record in records if (folder / record["file"]).is_file()]
+
+
+def _drawing(config: SampleConfig, shot: Shot) -> Drawing:
+    return Drawing(
+        config.width,
+        config.height,
+        steps=shot.steps,
+        cfg=shot.cfg,
+        guidance=config.guidance,
+        first_n_steps_wo_cfg=config.first_n_steps_wo_cfg,
+        sampler=shot.sampler,
+        negative=config.negative,
+    )
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.tmp")
+    picture.save(partial, "png")
+    partial.replace(path)
+
+
+def _with_loras(config: SampleConfig, shot: Shot) -> dict[str, Any]:
+    if not config.loras and not config.grid.lora_strengths:
+        return {}
+    loras = [
+        {"path": lora.lora_path, "strength": lora.strength * shot.lora_strength} for lora in config.loras
+    ]
+    return {"loras": loras, "lora_strength": shot.lora_strength}

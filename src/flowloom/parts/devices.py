@@ -1,0 +1,22 @@
+"""The device that networks run on."""
+
+from __future__ import annotations
+
+import torch
+
+from flowloom.errors import ConfigError, Problem
+
+
+def choose_device(wanted: str, key: str = "parallel.device") -> torch.device:
+    """The device that `key` of the configuration names; `auto` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        wanted = next(name for name, is_there in available.items() if is_there)
+    if not available[wanted]:
+        cure = f"set {key} to auto, or install a torch build with it"
+        raise ConfigError("the configuration", [Problem(key, f"no {wanted} device here: {cure}.")])
+    return torch.device(wanted, torch.cuda.current_device()) if wanted == "cuda" else torch.device(wanted)

@@ -1,0 +1,96 @@
+"""The studio's pages: a static export of `frontend/`, served beside the API from the same port.
+
+Files below `_next/static/` carry a hash in their name and are kept for a year; all others are asked for
+again each time, and answered with 304 where they did not change. Each page's inline scripts are allowed
+by their hashes, nothing else that is inline.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import mimetypes
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from flowloom.server.problems import NoSuchFile
+from flowloom.server.roots import inside
+from flowloom.server.security import POLICY
+
+STATIC = Path(__file__).parent / "static"
+_FOR_EVER = "public, max-age=31536000, immutable"
+_INLINE = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script>", re.DOTALL)
+_UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Flowloom</title>
+<style>body{font:16px/1.6 system-ui;max-width:38rem;margin:15vh auto;padding:0 1rem}</style>
+<h1>The studio runs; its pages are not built.</h1>
+<p>In the checkout, run <code>./loom web</code> once: it brings its own Node and needs about two minutes.
+Then load this page again; the studio need not be restarted.</p>
+<p>All that the pages do is in the API as well: <a href="/api/openapi.json">/api/openapi.json</a>.</p>
+</html>"""
+
+
+class Pages:
+    """An ASGI app for what no route answers: the files below `folder`."""
+
+    def __init__(self, folder: Path = STATIC):
+        self.folder = folder
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with a page, a file of one, or that there is none."""
+        if scope["type"] != "http":
+            raise HTTPException(404)
+        if scope["path"].startswith("/api/") or scope["path"] == "/api":
+            raise HTTPException(404)
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(405, headers={"allow": "GET, HEAD"})
+        response = await run_in_threadpool(self._answer, scope)
+        await response(scope, receive, send)
+
+    def _answer(self, scope: Scope) -> Response:
+        if not (self.folder / "index.html").is_file():
+            return HTMLResponse(_UNBUILT, headers={"cache-control": "no-cache"})
+        try:
+            path = inside(self.folder, scope["path"].strip("/"))
+        except NoSuchFile:
+            path = self.folder / "404.html"
+        if path.is_dir() and path != self.folder.resolve() and not scope["path"].endswith("/"):
+            query = scope["query_string"].decode("latin-1")
+            return RedirectResponse(f"{scope['path']}/{'?' * bool(query)}{query}", 308)
+        page = path / "index.html" if path.is_dir() else path
+        if page.is_file() and page.suffix != ".gz" and page.name != "404.html":
+            return _file(page, Headers(scope=scope), "_next/static/" in scope["path"])
+        return _file(self.folder / "404.html", Headers(scope=scope), is_hashed=False, status=404)
+
+
+def _file(path: Path, asked: Headers, is_hashed: bool, status: int = 200) -> Response:
+    packed = path.with_name(f"{path.name}.gz")
+    is_packed = "gzip" in asked.get("accept-encoding", "") and packed.is_file()
+    stat = path.stat()
+    headers = {
+        "cache-control": _FOR_EVER if is_hashed else "no-cache",
+        "etag": f'"{stat.st_mtime_ns:x}-{stat.st_size:x}{"-gz" * is_packed}"',
+        "vary": "accept-encoding",
+    }
+    if path.suffix == ".html":
+        headers["content-security-policy"] = _policy(path, stat.st_mtime_ns)
+    if status == 200 and asked.get("if-none-match") == headers["etag"]:
+        return Response(status_code=304, headers=headers)
+    if is_packed:
+        headers["content-encoding"] = "gzip"
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return FileResponse(packed if is_packed else path, status, headers, media_type=kind)
+
+
+@lru_cache(maxsize=64)
+def _policy(path: Path, changed_ns: int) -> str:  # noqa: ARG001 -- a page that changed has another policy
+    """The studio's content security policy, with the inline scripts of this page let through."""
+    hashes = [hashlib.sha256(script).digest() for script in _INLINE.findall(path.read_bytes()) if script]
+    allowed = " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in dict.fromkeys(hashes))
+    return f"{POLICY}; script-src 'self' {allowed}".rstrip()

@@ -1,0 +1,96 @@
+"""What a repository of the Hugging Face hub offers, to choose downloads from."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, Field
+
+from flowloom.errors import Denied, NotFound, SourceError
+from flowloom.parts.downloads.addresses import Allowed
+from flowloom.parts.downloads.ask import HUB, Asker, ask
+from flowloom.server.problems import ServiceError, problems
+from flowloom.spec.secrets import read_secrets
+
+MAX_LISTING = 2**23
+"""Bytes of JSON, about 40,000 files."""
+
+
+class NoSuchRepository(ServiceError):
+    status, code, title = 404, "no-such-repository", "The hub has no such repository."
+
+
+class HubDenied(ServiceError):
+    status, code, title = 403, "hub-denied", "The hub does not show this repository."
+
+
+class HubUnreachable(ServiceError):
+    status, code, title = 502, "hub-unreachable", "The hub did not answer as it should."
+
+
+router = APIRouter(tags=["models"], responses=problems(NoSuchRepository, HubDenied, HubUnreachable))
+Part = Annotated[str, Path(pattern=r"^[\w.-]+$", max_length=100)]
+
+
+class HubFile(BaseModel):
+    """One file of a repository."""
+
+    name: str = Field(examples=["Chroma1-HD.safetensors"])
+    size: int = Field(description="In bytes.")
+    sha256: str | None = Field(description="Of large files.")
+
+
+class Repository(BaseModel):
+    """What a repository has."""
+
+    repo: str = Field(examples=["lodestones/Chroma1-HD"])
+    revision: str
+    url: str = Field(description="Its page, where its license is.")
+    files: list[HubFile]
+
+
+@router.get("/hub/{owner}/{name}", summary="List a repository of the hub")
+def list_repository(
+    owner: Part,
+    name: Part,
+    revision: Annotated[
+        str, Query(description="Branch, tag or commit.", pattern=r"^[\w./-]+$", max_length=200)
+    ] = "main",
+) -> Repository:
+    """Each file's name goes into an item of the chore `download`, with `repo` and `revision`."""
+    hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    asker = Asker(Allowed.from_environment(), hub, read_secrets().get("HF_TOKEN"))
+    entries = _entries(
+        asker, f"{hub}/api/models/{owner}/{name}/tree/{quote(revision, safe='')}?recursive=true"
+    )
+    files = [_file(entry) for entry in entries if entry.get("type") == "file"]
+    return Repository(repo=f"{owner}/{name}", revision=revision, url=f"{hub}/{owner}/{name}", files=files)
+
+
+def _entries(asker: Asker, url: str) -> list[dict[str, Any]]:
+    from urllib3.exceptions import HTTPError
+
+    try:
+        response, _ = ask(asker, url, {})
+        content = json.loads(response.read(MAX_LISTING))
+    except NotFound as error:
+        raise NoSuchRepository(str(error), "Correct its name or revision.") from error
+    except Denied as error:
+        raise HubDenied(str(error), "See the page of the repository.") from error
+    except (SourceError, HTTPError, ValueError) as error:
+        raise HubUnreachable(str(error), "Check the network, then try again.") from error
+    if not isinstance(content, list):
+        raise HubUnreachable("What it answered is no list of files.", "Check HF_ENDPOINT.")
+    return [entry for entry in content if isinstance(entry, dict)]
+
+
+def _file(entry: dict[str, Any]) -> HubFile:
+    large = entry.get("lfs") or {}
+    size = entry.get("size")
+    return HubFile(
+        name=str(entry.get("path")), size=size if isinstance(size, int) else 0, sha256=large.get("oid")
+    )

@@ -1,0 +1,306 @@
+"""Model files: what is here, what a configuration lacks, and where to get it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field, ValidationError
+
+from flowloom.data.library.adapters import AdapterFacts
+from flowloom.data.library.architectures import Kind
+from flowloom.data.library.catalogue import OFFERS, Offer
+from flowloom.data.library.hashes import Mark, known_hashes, mark_of
+from flowloom.data.library.header import read_header
+from flowloom.data.library.look import SAFE, ModelFile, find, look
+from flowloom.data.library.needs import missing
+from flowloom.errors import Problem
+from flowloom.server.deps import Studio, StudioDep
+from flowloom.server.problems import Invalid, NoSuchFile, NoSuchRoot, OutsideRoots, problems
+from flowloom.server.routes.training import Candidate
+from flowloom.spec.files import resolve_paths
+from flowloom.spec.run import ModelSection
+
+router = APIRouter(tags=["models"], responses=problems(NoSuchRoot))
+_NO_MODELS = {"runs", "data", "cache"}
+"""Roots that are looked through only when they are asked for."""
+MAX_TENSORS = 5000
+
+
+class AdapterView(BaseModel):
+    """What a LoRA says of itself."""
+
+    kind: str = Field(examples=["lora"])
+    naming: str = Field(description="Whose names it uses: kohya, comfy, diffusers, peft.", examples=["comfy"])
+    rank: int | None
+    max_rank: int | None
+    alpha: float | None = Field(description="Null: not stated; then it counts as the rank.")
+    base: str | None = Field(description="The model it is for.", examples=["chroma"])
+    base_told_by: str | None = Field(description="tensors, metadata or name: how sure that is.")
+    num_layers: int
+    has_text_encoder: bool
+
+
+class ModelView(BaseModel):
+    """A model on the disk: a file, or a folder of parts."""
+
+    path: str
+    root: str = Field(examples=["models"])
+    name: str
+    size: int = Field(description="In bytes.")
+    time: float
+    kind: Kind
+    architecture: str | None = Field(examples=["chroma"])
+    words: str = Field(description="What it is, for a person.")
+    family: str | None = Field(description="What its versions stand under.", examples=["Chroma"])
+    variant: str | None = Field(description="As its name tells.", examples=["HD"])
+    version: str | None = Field(description="As its name tells.", examples=["48"])
+    precision: str | None = Field(examples=["BF16"])
+    num_params: int | None
+    parts: list[str] = Field(description="Of a checkpoint or pipeline: what is in it.")
+    adapter: AdapterView | None
+    title: str | None
+    problem: str | None = Field(description="Why it cannot be used.")
+    sha256: str | None = Field(description="Known after a download, or the chore `hash`.")
+
+
+class Family(BaseModel):
+    """Versions of one model, side by side."""
+
+    name: str = Field(examples=["Chroma"])
+    size: int
+    paths: list[str] = Field(description="By variant, then by version, newest first.")
+
+
+class Library(BaseModel):
+    """Every model in some of the studio's folders."""
+
+    roots: list[str]
+    size: int = Field(description="Of all of them, in bytes.")
+    families: list[Family]
+    models: list[ModelView]
+
+
+class TensorView(BaseModel):
+    """A tensor that was not read."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
+class Details(BaseModel):
+    """What a file's header says."""
+
+    model: ModelView
+    metadata: dict[str, str]
+    num_tensors: int
+    tensors: list[TensorView] = Field(description=f"At most {MAX_TENSORS} of them.")
+
+
+class OfferView(BaseModel):
+    """A model to download."""
+
+    id: str = Field(examples=["chroma1-hd"])
+    title: str
+    note: str
+    architecture: str
+    license: str
+    size: int = Field(description="About, in bytes.")
+    is_here: bool
+    download: dict[str, Any] = Field(description="Send it to POST /api/chores/download/start.")
+    sets: dict[str, str] = Field(description="What of a configuration it fills, and with which path.")
+
+
+class NeedView(BaseModel):
+    """A file that a configuration lacks."""
+
+    path: str = Field(examples=["model.vae_path"])
+    why: str
+    here: list[str] = Field(description="Files at hand that would do.")
+    offer: OfferView
+
+
+class Lacking(BaseModel):
+    """What a configuration lacks; nothing when it has all."""
+
+    needs: list[NeedView]
+    download: dict[str, Any] | None = Field(
+        description="All of it at once: send it to POST /api/chores/download/start."
+    )
+
+
+@router.get("/models", summary="List model files")
+def list_models(
+    studio: StudioDep,
+    root: Annotated[
+        list[str],
+        Query(
+            description="Folders to look through; none: all but runs, data and cache.", examples=[["models"]]
+        ),
+    ] = [],  # noqa: B006
+    kind: Annotated[list[Kind], Query(description="Only these.")] = [],  # noqa: B006
+) -> Library:
+    """Told by headers and names alone: no tensor is read, and a pickle is never opened."""
+    folders = studio.roots.folders
+    names = root or [name for name in folders if name not in _NO_MODELS]
+    hashes = _hashes(studio)
+    models: dict[Path, ModelView] = {}
+    for name in names:
+        folder = studio.roots.resolve(name, "") if name not in folders or folders[name].is_dir() else None
+        for model in find([folder] if folder else []):
+            wanted = not kind or model.kind in kind
+            if wanted and model.path not in models and studio.roots.holds(model.path):
+                models[model.path] = _view(model, name, hashes)
+    found = list(models.values())
+    return Library(
+        roots=names, size=sum(model.size for model in found), families=_families(found), models=found
+    )
+
+
+@router.get(
+    "/models/details",
+    summary="A file's header",
+    responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots),
+)
+def read_details(
+    studio: StudioDep,
+    root: Annotated[str, Query(examples=["models"])],
+    path: Annotated[str, Query(description="Relative to the root.", max_length=4096)],
+) -> Details:
+    """Metadata and tensors' names as the file has them."""
+    place = studio.roots.resolve(root, path)
+    model = look(place)
+    is_whole = place.is_file() and place.suffix in SAFE and model.problem is None
+    header = read_header(place) if is_whole else None
+    tensors = [
+        TensorView(name=name, dtype=one.dtype, shape=list(one.shape))
+        for name, one in (header.tensors.items() if header else ())
+    ]
+    return Details(
+        model=_view(model, root, _hashes(studio)),
+        metadata=header.metadata if header else {},
+        num_tensors=len(tensors),
+        tensors=tensors[:MAX_TENSORS],
+    )
+
+
+@router.get("/models/offers", summary="Models to download")
+def list_offers(studio: StudioDep) -> list[OfferView]:
+    """What Chroma's trainers need, from where its authors offer it."""
+    return [_offer(studio, offer) for offer in OFFERS]
+
+
+@router.post("/models/missing", summary="What a configuration lacks")
+def list_missing(body: Candidate, studio: StudioDep) -> Lacking:
+    """Each file that its model section lacks or names wrongly, why, what is here, and its download."""
+    section = body.config.get("model") or {}
+    if strays := list(studio.roots.strays({"model": section})):
+        raise Invalid.of(strays)
+    folders = [
+        folder for name, folder in studio.roots.folders.items() if name not in _NO_MODELS and folder.is_dir()
+    ]
+    needs = missing(_section(section), folders)
+    offers = list({need.offer.id: need.offer for need in needs}.values())
+    return Lacking(
+        needs=[
+            NeedView(
+                path=need.path,
+                why=need.why,
+                here=[str(path) for path in need.here],
+                offer=_offer(studio, need.offer),
+            )
+            for need in needs
+        ],
+        download=_download(studio, offers) if offers else None,
+    )
+
+
+def _section(section: Any) -> ModelSection:
+    try:
+        return resolve_paths(ModelSection.model_validate(section), Path())
+    except ValidationError as error:
+        found = [Problem(".".join(map(str, ("model", *one["loc"]))), one["msg"]) for one in error.errors()]
+        raise Invalid.of(found) from None
+
+
+def _view(model: ModelFile, root: str, hashes: dict[Mark | None, str]) -> ModelView:
+    return ModelView(
+        path=str(model.path),
+        root=root,
+        name=model.path.name,
+        size=model.size,
+        time=model.mtime_ns / 1e9,
+        kind=model.kind,
+        architecture=model.architecture,
+        words=model.words,
+        family=model.family,
+        variant=model.variant,
+        version=model.version,
+        precision=model.precision,
+        num_params=model.num_params,
+        parts=list(model.parts),
+        adapter=_adapter(model.adapter),
+        title=model.title,
+        problem=model.problem,
+        sha256=hashes.get(mark_of(model.path)),
+    )
+
+
+def _adapter(facts: AdapterFacts | None) -> AdapterView | None:
+    return AdapterView.model_validate(facts, from_attributes=True) if facts else None
+
+
+def _families(models: Iterable[ModelView]) -> list[Family]:
+    by_name: dict[str, list[ModelView]] = {}
+    for model in models:
+        if model.family:
+            by_name.setdefault(model.family, []).append(model)
+    return [
+        Family(
+            name=name,
+            size=sum(one.size for one in those),
+            paths=[one.path for one in sorted(those, key=_by_version)],
+        )
+        for name, those in sorted(by_name.items())
+    ]
+
+
+def _by_version(model: ModelView) -> tuple[Any, ...]:
+    numbers = [-int(part) for part in (model.version or "").split(".") if part.isdecimal()]
+    return model.variant or "", numbers or [1], model.path
+
+
+def _hashes(studio: Studio) -> dict[Mark | None, str]:
+    """What downloads and sums that ran here found out, the newest last."""
+    found: dict[Mark | None, str] = {}
+    for name in ("download", "hash"):
+        for run in reversed(studio.shelf.store.page([], name, 500, 0)[1]):
+            found |= known_hashes(studio.settings.runs_dir / run.id / "result.json")
+    return found
+
+
+def _offer(studio: Studio, offer: Offer) -> OfferView:
+    folder = studio.roots.folders["models"]
+    return OfferView(
+        id=offer.id,
+        title=offer.title,
+        note=offer.note,
+        architecture=offer.architecture,
+        license=offer.license,
+        size=offer.size,
+        is_here=all((folder / file.save_as).exists() for file in offer.files),
+        download=_download(studio, [offer]),
+        sets={key: str(folder / value) for key, value in offer.sets},
+    )
+
+
+def _download(studio: Studio, offers: Iterable[Offer]) -> dict[str, Any]:
+    items = [
+        {"repo": file.repo, "name": file.name, "save_as": file.save_as}
+        for offer in offers
+        for file in offer.files
+    ]
+    return {"config": {"target_dir": str(studio.roots.folders["models"]), "items": items}}

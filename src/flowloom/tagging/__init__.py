@@ -1,0 +1,1 @@
+"""Tagging and captioning of pictures: runs beside training, in the same directory protocol."""

@@ -1,0 +1,105 @@
+"""Which keys a checkout of FLOW takes: its dataclasses, read and not run.
+
+FLOW builds `TrainingConfig(**json["training"])` and so on: a key too many or too few ends it before it
+trains, and which ones they are differs from revision to revision, and from trainer to trainer.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_CLASSES = {
+    "training": "TrainingConfig",
+    "inference": "InferenceConfig",
+    "dataloader": "DataloaderConfig",
+    "model": "ModelConfig",
+    "lora": "LoraConfig",
+}
+_IMPORT = re.compile(r"^\s*from (src\.trainer\.\w+) import", re.MULTILINE)
+_FILE = re.compile(r"""["'](\w+\.json)["']""")
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Of one section."""
+
+    needed: frozenset[str]
+    allowed: frozenset[str]
+
+
+@dataclass(frozen=True)
+class FlowTrainer:
+    """One of FLOW's trainers, as it stands in a checkout."""
+
+    script: Path
+    """A script at the checkout's top, or the module itself."""
+    module: str
+    """Dotted, `src.trainer.train_chroma`."""
+    sections: dict[str, Keys]
+    config_names: frozenset[str]
+    """Files that it may look for in the folder where it is started."""
+
+    wants_main: bool
+    """Whether its ranks want more than their numbers, which only its `main` gives them."""
+
+    @property
+    def is_script(self) -> bool:
+        """Whether it is started by its own script."""
+        return self.script.stem != self.module.rpartition(".")[2]
+
+
+def read_trainer(checkout: Path, name: str) -> FlowTrainer | None:
+    """The trainer called `name`, `train_mp.py` or `src.trainer.train_chroma`; None: there is none."""
+    if name.endswith(".py"):
+        script = checkout / name
+        found = _IMPORT.search(_text(script))
+        module = found[1] if found else ""
+    else:
+        module, script = name, checkout.joinpath(*name.split(".")).with_suffix(".py")
+    source = _text(checkout.joinpath(*module.split(".")).with_suffix(".py")) if module else ""
+    if not source:
+        return None
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return None
+    names = frozenset({"training_config.json", *_FILE.findall(source)})
+    return FlowTrainer(script, module, _sections(tree), names, _wants_main(tree))
+
+
+def names_of_trainers(checkout: Path) -> list[str]:
+    """The scripts at the top of a checkout that start a trainer, and its trainers."""
+    scripts = [path.name for path in sorted(checkout.glob("train_*.py")) if _IMPORT.search(_text(path))]
+    modules = sorted((checkout / "src" / "trainer").glob("train_*.py"))
+    return [*scripts, *(f"src.trainer.{path.stem}" for path in modules)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _wants_main(tree: ast.Module) -> bool:
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    trains = [node.args for node in functions if node.name.startswith("train_")]
+    return any(len(arguments.args) - len(arguments.defaults) > 2 for arguments in trains)
+
+
+def _sections(tree: ast.Module) -> dict[str, Keys]:
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    return {section: _keys(classes[name]) for section, name in _CLASSES.items() if name in classes}
+
+
+def _keys(node: ast.ClassDef) -> Keys:
+    fields = [
+        (statement.target.id, statement.value)
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    ]
+    needed = frozenset(name for name, value in fields if value is None)
+    return Keys(needed, frozenset(name for name, _ in fields))

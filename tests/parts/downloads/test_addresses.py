@@ -1,0 +1,150 @@
+"""Downloads connect to public addresses alone, however a private one is spelled or hidden."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from pathlib import Path
+
+import pytest
+
+from flowloom.errors import Denied, SourceError
+from flowloom.parts.downloads.addresses import VARIABLE, Allowed, host_of, is_public, resolve
+from flowloom.parts.downloads.ask import Asker, ask
+from tests.stand_ins.files import Files
+
+PRIVATE = [
+    "127.0.0.1", "127.8.8.8", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254",
+    "100.64.0.1", "192.0.0.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
+    "::", "::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254", "::ffff:10.0.0.1", "::127.0.0.1",
+    "fe80::1", "fc00::1", "fd12:3456::1", "fec0::1", "ff02::1", "2001:db8::1", "fd00:ec2::254",
+    "2002:7f00:1::", "2002:a9fe:a9fe::1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1",
+    "2001:0:4136:e378:8000:63bf:3fff:fdd2", "100::1",
+]  # fmt: skip
+PUBLIC = ["1.1.1.1", "8.8.8.8", "18.164.174.23", "2606:4700:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+SPELLINGS = ["http://2130706433/x", "http://0x7f.1/x", "http://0177.0.0.1/x", "http://127.1/x", "http://[::1]/x",
+             "http://[::ffff:7f00:1]/x", "http://localhost/x", "http://LOCALHOST/x"]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_private_addresses_are_private(address: str):
+    assert not is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+def test_public_addresses_are_public(address: str):
+    assert is_public(ipaddress.ip_address(address))
+
+
+@pytest.mark.parametrize("url", SPELLINGS)
+def test_this_machine_is_refused_however_it_is_spelled(url: str):
+    with pytest.raises(Denied, match=VARIABLE):
+        ask(Asker(), url, {})
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://x/y", "file:///etc/passwd", "http://", "http:///x", "//x/y", "http://a:99999/", "http://[::1/x"],
+)
+def test_what_is_no_address_is_refused(url: str):
+    with pytest.raises(SourceError, match="not an address"):
+        host_of(url)
+
+
+def test_passwords_have_no_place_in_an_address():
+    with pytest.raises(SourceError, match="name and password"):
+        host_of("https://me:secret@example.org/x")
+
+
+def test_the_operator_allows_by_name_address_and_network(monkeypatch: pytest.MonkeyPatch):
+    allowed = Allowed.from_environment({VARIABLE: "nas.lan, 10.0.0.0/8 fd00::/8,[::1]"})
+    for host, address, is_held in (
+        ("NAS.lan", "192.168.1.9", True),
+        ("x", "10.9.9.9", True),
+        ("x", "::1", True),
+        ("x", "fd00::1", True),
+        ("x", "11.0.0.1", False),
+        ("evil-nas.lan", "192.168.1.9", False),
+    ):
+        assert allowed.holds(host, ipaddress.ip_address(address)) is is_held
+
+
+def test_a_hub_that_the_operator_names_is_allowed():
+    allowed = Allowed.from_environment({"HF_ENDPOINT": "http://127.0.0.1:8080"})
+    assert resolve("127.0.0.1", 8080, allowed) == ["127.0.0.1"]
+    with pytest.raises(Denied):
+        resolve("127.0.0.2", 8080, allowed)
+
+
+def answers(*addresses: str):
+    """A resolver in place of the system's: whoever owns a name decides what it answers."""
+    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in addresses]
+    return lambda *_, **__: entries
+
+
+def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(socket, "getaddrinfo", answers("8.8.8.8", "169.254.169.254"))
+    with pytest.raises(Denied, match=r"169\.254\.169\.254"):
+        resolve("rebound.example", 80, Allowed())
+
+
+def test_a_name_that_changes_its_address_after_the_check_does_not_get_in(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+):
+    files.contents["/x"] = b"what only this machine may see"
+    real, asked = socket.getaddrinfo, []
+
+    def rebinding(host: str, *more, **named):
+        if host != "rebound.example":
+            return real(host, *more, **named)
+        asked.append(host)
+        # Public when it is checked; what it would be the second time is this machine.
+        return answers("192.0.2.1" if len(asked) == 1 else "127.0.0.1")()
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    monkeypatch.setattr("flowloom.parts.downloads.ask.CONNECT_S", 0.3)
+    allowed = Allowed(networks=(ipaddress.ip_network("192.0.2.0/24"),))
+    with pytest.raises(SourceError, match=r"no connection|timed out|broke"):
+        ask(Asker(allowed), f"http://rebound.example:{files.server_port}/x", {})
+    assert asked == ["rebound.example"], "resolved once, and connected to what was checked"
+    assert files.requests == []
+
+
+def test_a_redirect_to_this_machine_is_refused(files: Files, elsewhere: Files):
+    files.moved["/x"] = f"http://127.0.0.2:{elsewhere.server_port}/secret"
+    asker = Asker(Allowed(networks=(ipaddress.ip_network("127.0.0.1/32"),)))
+    with pytest.raises(Denied, match=r"127\.0\.0\.2"):
+        ask(asker, f"{files.url}/x", {})
+    assert elsewhere.requests == []
+
+
+def test_a_redirect_to_another_scheme_is_refused(files: Files):
+    files.moved["/x"] = "file:///etc/passwd"
+    with pytest.raises(SourceError, match="not an address"):
+        ask(Asker(Allowed(networks=(ipaddress.ip_network("127.0.0.0/8"),))), f"{files.url}/x", {})
+
+
+def test_redirects_end(files: Files):
+    files.moved["/x"] = "/x"
+    with pytest.raises(SourceError, match="on and on"):
+        ask(Asker(Allowed(networks=(ipaddress.ip_network("127.0.0.0/8"),))), f"{files.url}/x", {})
+
+
+def test_the_token_goes_to_the_hub_alone(files: Files, elsewhere: Files, tmp_path: Path):
+    elsewhere.contents["/lies/here"] = b"model"
+    files.moved["/me/model/resolve/main/x.safetensors"] = f"{elsewhere.url}/lies/here"
+    asker = Asker(Allowed(networks=(ipaddress.ip_network("127.0.0.0/8"),)), files.url, "hf_secret")
+    response, _ = ask(asker, asker.hub_url("me/model", "x.safetensors", "main"), {})
+    response.close()
+    response, _ = ask(asker, f"{elsewhere.url}/lies/here", {})
+    response.close()
+    assert [headers.get("authorization") for _, headers in files.requests] == ["Bearer hf_secret"]
+    assert [headers.get("authorization") for _, headers in elsewhere.requests] == [None, None]
+
+
+def test_a_page_of_the_hub_means_its_file():
+    asker = Asker()
+    page = "https://huggingface.co/lodestones/Chroma1-HD/blob/main/Chroma1-HD.safetensors"
+    assert asker.file_url(page) == page.replace("/blob/", "/resolve/")
+    other = "https://example.org/blob/x"
+    assert asker.file_url(other) == other
