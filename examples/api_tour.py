@@ -3,9 +3,9 @@
     flowloom up --home studio &
     python examples/api_tour.py PICTURES --config model.json --tagger-repo SmilingWolf/wd-vit-tagger-v3
 
-`--config` holds what a FLOW configuration needs beside the data: paths of the model, as GET /api/flow/models or
-POST /api/models/missing give them. What the tour makes is left in the studio to be looked at; the LoRA and the
-samples are downloaded to `--out`.
+`--config` holds what a FLOW configuration needs beside the data: paths of the model, as GET /api/flow/models
+or POST /api/models/missing give them. What the tour makes is left in the studio to be looked at; the LoRA and
+the samples are downloaded to `--out`.
 """
 
 from __future__ import annotations
