@@ -17,6 +17,7 @@ describe("figures fit their place", () => {
   ])("%j", (value, text) => expect(figure(value)).toBe(text));
   test("rates as they are written by hand", () => {
     expect(rate(1e-4)).toBe("1e-4");
+    expect(rate(Math.fround(1e-4))).toBe("1e-4");
     expect(rate(0.0013)).toBe("1.3e-3");
   });
   test("times and sizes", () => {

@@ -20,8 +20,14 @@ from flowloom.server.settings import Settings
 from tests.server.conftest import Studio, end_runs
 
 EXAMPLES = 40
-SLOW = {"POST /api/session": 3}
-"""Examples of those that take their time: a wrong token costs a second."""
+SLOW = {
+    "POST /api/session": 3,
+    "POST /api/datasets/{dataset}/lint": 5,
+    "POST /api/datasets/{dataset}/convert": 5,
+    "POST /api/datasets/{dataset}/export": 5,
+    "POST /api/stores/test": 10,
+}
+"""Examples of those that take their time: a wrong token costs a second, others begin processes."""
 CHECKS = [response_schema_conformance, status_code_conformance]
 STREAMS = "text/event-stream"
 SCHEMA = schemathesis.openapi.from_dict(create_app(Settings(Path())).openapi())
@@ -35,7 +41,7 @@ def lone_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWLOOM_SECRETS", str(folder / "secrets.json"))
         patch.setenv("FLOWLOOM_TRAINERS", str(folder / "trainers.json"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
         studio = Studio(folder / "home").start()
     yield studio
     end_runs(studio.home)
@@ -44,7 +50,11 @@ def lone_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 @pytest.fixture
 def fox_studio(lone_studio: Studio) -> Studio:
-    """The same, with the run that examples name."""
+    """The same, with the run and the data set that examples name."""
+    den = lone_studio.home / "data" / "fox" / "den"
+    den.mkdir(parents=True, exist_ok=True)
+    (den / "03.webp").write_bytes(b"no picture")
+    (den / "03.txt").write_text("two cubs")
     run = lone_studio.home / "runs" / "fox-lora"
     for folder in ("studio", "samples/step_00000100", "checkpoints/step_00000100"):
         (run / folder).mkdir(parents=True, exist_ok=True)
@@ -73,10 +83,10 @@ def test_no_request_meets_a_fault(operation: Any, fox_studio: Studio) -> None:
         with requests.request(**request, timeout=20, stream=True) as answer:
             if answer.headers.get("content-type", "").startswith(STREAMS):
                 return
-            assert answer.status_code < 500, answer.text
+            assert answer.status_code != 500, answer.text
             if answer.status_code >= 400:
                 assert answer.headers["content-type"] == MEDIA_TYPE
-                assert answer.json()["title"]
+                assert operation.method == "head" or answer.json()["title"]
             case.validate_response(answer, checks=CHECKS)
 
     send()

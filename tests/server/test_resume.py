@@ -76,6 +76,16 @@ def one_finished(one_studio: Studio, make_config: Callable[..., Any]) -> Studio:
     return one_studio
 
 
+def test_a_run_of_a_trainer_that_is_not_here_is_shown_and_nothing_more(one_studio: Studio) -> None:
+    run = one_studio.home / "runs" / "foreign"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"config": {"a": 1}, "trainer": "sd"}))
+    assert one_studio.run("foreign")["trainer"] == "sd"
+    for path, body in (("duplicate", {}), ("resume", {"changes": {"a": 2}})):
+        answer = one_studio.http.post(f"/api/runs/foreign/{path}", json=body)
+        assert (answer.status_code, "'sd'" in answer.json()["detail"]) == (409, True)
+
+
 @pytest.fixture
 def two_devices(studio_at: Callable[..., Studio]) -> Studio:
     """A studio that shares out two devices."""

@@ -18,7 +18,7 @@ export function figure(value: number | null | undefined, digits = 4): string {
 /** A learning rate as it is written by hand: 1e-4. */
 export function rate(value: number | null | undefined): string {
   if (value == null) return DASH;
-  const [mantissa = "", exponent = ""] = value.toExponential().split("e");
+  const [mantissa = "", exponent = ""] = Number(value.toPrecision(3)).toExponential().split("e");
   return `${Number(Number(mantissa).toFixed(2))}e${Number(exponent)}`;
 }
 

@@ -90,7 +90,7 @@ def resume_run(studio: Studio, run_dir: RunDir, how: Restart) -> RunView:
 def _change(studio: Studio, run_dir: RunDir, changes: dict[str, Any]) -> None:
     """Write the changed configuration, and what it was before, or leave everything as it is."""
     old = run_dir.read_run()
-    trainer = studio.queue.trainers[old.get("trainer", "flow")]
+    trainer = studio.queue.trainer_of(run_dir)
     config = patched(old["config"], changes)
     fixed = [path for path, _ in differences("", old["config"], config) if path.startswith(trainer.fixed)]
     if fixed:

@@ -48,6 +48,18 @@ class Queue:
             message = f"{', '.join(unknown)}: the devices here are {', '.join(self.devices)}."
             raise Invalid.of([Problem("", message)], "/devices")
 
+    def trainer_of(self, run_dir: RunDir) -> Trainer:
+        """Whose run it is.
+
+        Raises:
+            NotNow: of a trainer that this studio does not have.
+        """
+        name = run_dir.read_run().get("trainer", "flow")
+        if not isinstance(name, str) or name not in self.trainers:
+            todo = f"There are {', '.join(sorted(self.trainers))}."
+            raise NotNow(f"{run_dir.path.name!r} is a run of {name!r}, which is not here.", todo)
+        return self.trainers[name]
+
     def require_rest(self, view: RunView, *, is_changed: bool) -> None:
         """Raises NotNow where a run waits or runs, or is finished and nothing was changed."""
         if not (view.can_resume or (is_changed and view.state == "finished")):
@@ -146,12 +158,16 @@ class Queue:
         """Ask a run to save or draw, or to stop, at its next step.
 
         Raises:
-            NotNow: it does not run, or has not begun to train.
+            NotNow: it does not run, or has not begun to train, or its trainer cannot do that.
         """
         if what == "stop":
             return self.stop(run_id, save=True)
         run_dir = self.shelf.running(run_id)
-        view = self.shelf.get(run_id)
+        trainer, view = self.trainer_of(run_dir), self.shelf.get(run_id)
+        if what not in trainer.abilities:
+            able = ", ".join(sorted(trainer.abilities)) or "nothing"
+            todo = f"It can be asked for {able}; stop it, or kill it."
+            raise NotNow(f"{run_id!r} cannot be asked for a {what}: {trainer.title} has no such thing.", todo)
         if view.phase in (None, "loading"):
             raise NotNow(f"{run_id!r} still loads.", "Ask again when its phase is 'training'.")
         run_dir.request(what)

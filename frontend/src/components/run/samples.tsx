@@ -15,7 +15,7 @@ const SIZES = [
   { value: 144, label: "M" },
   { value: 224, label: "L" },
 ];
-const LABEL = { wide: 176, narrow: 92 };
+const LABEL = { wide: 192, narrow: 104 };
 
 interface Spot {
   row: number;
@@ -37,7 +37,7 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
   // biome-ignore lint/correctness/useExhaustiveDependencies: the newest step comes into sight when it is there
   useEffect(() => columns.scrollToIndex(num - 1), [num, size]);
   return (
-    <div ref={scroller} className="overflow-x-auto px-4 pb-4">
+    <div ref={scroller} className="overflow-x-auto pb-4">
       <div className="relative" style={{ width: columns.getTotalSize() + label }}>
         <div className="relative h-7">
           {columns.getVirtualItems().map((item) => (
@@ -53,7 +53,7 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
         {grid.rows.map((row, index) => (
           <div key={row.key} className="relative mb-1.5" style={{ height: size }}>
             <p
-              className="sticky left-0 z-10 line-clamp-4 h-full bg-panel pr-3 text-xs leading-5 text-ink-soft"
+              className="sticky left-0 z-10 line-clamp-4 h-full bg-panel pr-3 pl-4 text-xs leading-5 text-ink-soft"
               style={{ width: label }}
               title={row.prompt}
             >

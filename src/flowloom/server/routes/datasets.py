@@ -23,6 +23,7 @@ from flowloom.server.deps import StudioDep
 from flowloom.server.problems import Invalid, NoSuchFile, OutsideRoots, Place, problems
 
 router = APIRouter(tags=["datasets"], responses=problems())
+TrashId = Annotated[str, InPath(description="As listed.", examples=["20260102-030405-0a1b2c3d"])]
 
 
 class DataSetView(BaseModel):
@@ -95,6 +96,7 @@ def _dataset(
 
 
 DataSetDep = Annotated[DataSet, Depends(_dataset)]
+TrashId = Annotated[str, InPath(description="As the trash lists it.", examples=["20260102-030405-0a1b2c3d"])]
 
 
 @router.get("/datasets", summary="List data sets")
@@ -141,7 +143,7 @@ def list_trash(library: LibraryDep) -> list[TrashView]:
 
 
 @router.post("/trash/{trash_id}/restore", summary="Undelete", responses=problems(NoSuchDataSet, DataSetTaken))
-def restore_dataset(library: LibraryDep, trash_id: str) -> DataSetView:
+def restore_dataset(library: LibraryDep, trash_id: TrashId) -> DataSetView:
     """By its old name."""
     return DataSetView.of(library.places.restore(trash_id))
 
@@ -152,6 +154,6 @@ def restore_dataset(library: LibraryDep, trash_id: str) -> DataSetView:
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(NoSuchDataSet),
 )
-def destroy_dataset(library: LibraryDep, trash_id: str) -> None:
+def destroy_dataset(library: LibraryDep, trash_id: TrashId) -> None:
     """With all its pictures; there is no way back."""
     library.places.destroy(trash_id)

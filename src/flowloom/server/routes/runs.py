@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from flowloom.server.deps import QueueDep, RunDep, RunId, ShelfDep, StudioDep
 from flowloom.server.making import NewRun, Restart, make_run, patched, resume_run
 from flowloom.server.problems import Invalid, NameTaken, NoSuchRun, NotNow, problems, shows
-from flowloom.server.runs import RunView, State
+from flowloom.server.runs import NAME, RunView, State
 from flowloom.server.tail import LogPart, read_log
 from flowloom.spec.resume import differences
 from flowloom.spec.rundir import Control
@@ -46,7 +46,7 @@ class Place(BaseModel):
 class Copy(BaseModel):
     """A new run like another one."""
 
-    name: str | None = Field(None, examples=["fox-lora-2"])
+    name: str | None = Field(None, pattern=f"^{NAME.pattern}$", examples=["fox-lora-2"])
     changes: dict[str, Any] = Field(
         {},
         description="Laid over its configuration (JSON merge patch).",
@@ -174,12 +174,16 @@ def move_run(run_id: RunId, body: Place, queue: QueueDep) -> RunView:
     "/runs/{run_id}/duplicate",
     summary="Run it again, with changes",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(NoSuchRun, NameTaken),
+    responses=problems(NoSuchRun, NameTaken, NotNow),
 )
 def duplicate_run(run: RunDep, body: Copy, studio: StudioDep) -> RunView:
     """Queues a new run with this one's configuration and `changes` over it."""
     content = run.read_run()
     config = patched(content["config"], body.changes)
     new = NewRun(name=body.name, config=config, devices=body.devices, first=body.first)
-    trainer = studio.queue.trainers[content.get("trainer", "flow")]
-    return make_run(studio, trainer, new, f"{run.path.name}, changed" if body.changes else run.path.name)
+    return make_run(
+        studio,
+        studio.queue.trainer_of(run),
+        new,
+        f"{run.path.name}, changed" if body.changes else run.path.name,
+    )

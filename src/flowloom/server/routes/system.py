@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import APIRouter
 
@@ -14,6 +15,9 @@ from flowloom.server.system import System
 
 router = APIRouter(tags=["system"], responses=problems())
 _EVERY_S = 2.0
+_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"example": "event: system\ndata: {...}\n\n"}}}
+}
 
 
 @router.get("/system", summary="The machine now")
@@ -22,7 +26,7 @@ def read_system(studio: StudioDep) -> System:
     return studio.gauge.read()
 
 
-@router.get("/system/events", summary="Follow the machine", response_class=EventStream)
+@router.get("/system/events", summary="Follow the machine", response_class=EventStream, responses=_STREAM)
 async def follow_system(studio: StudioDep) -> EventStream:
     """The same every two seconds, as server-sent events."""
     return event_stream(_figures(studio))
