@@ -1473,11 +1473,18 @@ export interface components {
             caption: string;
             /** Is Tags */
             is_tags: boolean;
-            /** Item */
+            /**
+             * Item
+             * @example den/03.webp
+             */
             item: string;
             /** Problem */
             problem: string;
-            /** Version */
+            /**
+             * Version
+             * @description What If-Match wants.
+             * @example 9f86d081884c7d659a2feaa0
+             */
             version: string;
         };
         /**
@@ -3173,7 +3180,10 @@ export interface components {
         TagCount: {
             /** Count */
             count: number;
-            /** Tag */
+            /**
+             * Tag
+             * @example snow
+             */
             tag: string;
         };
         /**
@@ -4557,6 +4567,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description As GET .../images names it. */
                 item: string;
                 /** @description Its name. */
                 dataset: string;
@@ -4720,6 +4731,7 @@ export interface operations {
                 "if-match"?: string | null;
             };
             path: {
+                /** @description As GET .../images names it. */
                 item: string;
                 /** @description Its name. */
                 dataset: string;
@@ -4931,6 +4943,15 @@ export interface operations {
         responses: {
             /** @description Successful Response */
             200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Answer"];
+                };
+            };
+            /** @description It is large: a run was queued, whose result will be the answer. */
+            202: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -5583,6 +5604,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description As GET .../edits lists it. */
                 edit_id: string;
                 /** @description Its name. */
                 dataset: string;
@@ -5760,6 +5782,15 @@ export interface operations {
         responses: {
             /** @description Successful Response */
             200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Answer"];
+                };
+            };
+            /** @description It is large: a run was queued, whose result will be the answer. */
+            202: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -6092,6 +6123,15 @@ export interface operations {
                     "application/json": components["schemas"]["Answer"];
                 };
             };
+            /** @description It is large: a run was queued, whose result will be the answer. */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Answer"];
+                };
+            };
             /** @description The body is no JSON. */
             400: {
                 headers: {
@@ -6160,7 +6200,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A data set of this kind cannot do that. That takes longer than an answer may. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6240,6 +6280,7 @@ export interface operations {
                 "if-none-match"?: string;
             };
             path: {
+                /** @description As GET .../images names it. */
                 item: string;
                 /** @description Its name. */
                 dataset: string;
@@ -6250,6 +6291,13 @@ export interface operations {
         responses: {
             /** @description Successful Response */
             200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description It is as it was: If-None-Match names its ETag. */
+            304: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -7253,6 +7301,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description From the Location. */
                 upload_id: string;
                 /** @description Its name. */
                 dataset: string;
@@ -7435,6 +7484,7 @@ export interface operations {
             path: {
                 /** @description Its name. */
                 dataset: string;
+                /** @description From the Location. */
                 upload_id: string;
             };
             cookie?: never;
@@ -7611,6 +7661,7 @@ export interface operations {
                 "tus-resumable"?: string;
             };
             path: {
+                /** @description From the Location. */
                 upload_id: string;
                 /** @description Its name. */
                 dataset: string;
@@ -7795,6 +7846,7 @@ export interface operations {
             path: {
                 /** @description Its name. */
                 dataset: string;
+                /** @description From the Location. */
                 upload_id: string;
             };
             cookie?: never;
@@ -8033,6 +8085,12 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example {
+                     *       "advice": [],
+                     *       "can_run": true
+                     *     }
+                     */
                     "application/json": {
                         [key: string]: unknown;
                     };
@@ -8084,23 +8142,6 @@ export interface operations {
                      *       "status": 403,
                      *       "title": "This request is refused.",
                      *       "type": "urn:flowloom:forbidden"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description There is no such trainer. */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 404,
-                     *       "title": "There is no such trainer.",
-                     *       "type": "urn:flowloom:no-such-trainer"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -11320,7 +11361,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is a run of this name. */
+            /** @description There is a run of this name. The run is in another state. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -13847,6 +13888,10 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
+                    /**
+                     * @example event: system
+                     *     data: {...}
+                     */
                     "text/event-stream": string;
                 };
             };
@@ -14220,6 +14265,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description As the trash lists it. */
                 trash_id: string;
             };
             cookie?: never;
@@ -14359,6 +14405,7 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
+                /** @description As the trash lists it. */
                 trash_id: string;
             };
             cookie?: never;
