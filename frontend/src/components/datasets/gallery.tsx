@@ -71,12 +71,13 @@ export function Gallery({ total, chosen, at, onSee, onChoose }: Props) {
                 {picture ? (
                   <button
                     type="button"
-                    aria-label={picture.item}
                     aria-pressed={index === chosen}
                     onClick={() => onChoose(index)}
                     className={cx(
                       "relative block size-full overflow-hidden rounded border bg-sunken",
-                      index === chosen ? "border-indigo ring-2 ring-indigo" : "hover:border-line-strong",
+                      index === chosen
+                        ? "border-indigo ring-2 ring-indigo ring-inset"
+                        : "hover:border-line-strong",
                     )}
                   >
                     <img
@@ -86,6 +87,7 @@ export function Gallery({ total, chosen, at, onSee, onChoose }: Props) {
                       decoding="async"
                       className="size-full object-contain"
                     />
+                    <span className="sr-only">{picture.item}: </span>
                     <span className="absolute inset-x-0 bottom-0 truncate bg-panel/85 px-1.5 py-0.5 text-left text-2xs">
                       {picture.problem ? (
                         <span className="text-madder">{picture.problem}</span>

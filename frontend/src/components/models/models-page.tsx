@@ -193,7 +193,7 @@ function Offers({ onCustom }: { onCustom: () => void }) {
                   size="small"
                   isBusy={get.isPending && get.variables?.id === offer.id}
                   onClick={() => get.mutate(offer)}
-                  aria-label={`Download ${offer.title}`}
+                  aria-label={`Get ${offer.title}`}
                 >
                   <DownloadIcon className="size-3.5" /> Get
                 </Button>

@@ -100,14 +100,14 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
           </label>
         )}
         <div className="flex flex-wrap items-center justify-between gap-2">
-          <dl className="figure flex flex-wrap gap-x-4 text-xs text-ink-soft">
-            {sample?.seed != null && <div>seed {sample.seed}</div>}
+          <ul className="figure flex flex-wrap gap-x-4 text-xs text-ink-soft">
+            {sample?.seed != null && <li>seed {sample.seed}</li>}
             {Object.entries(sample?.settings ?? {}).map(([name, value]) => (
-              <div key={name}>
+              <li key={name}>
                 {name} {String(value)}
-              </div>
+              </li>
             ))}
-          </dl>
+          </ul>
           <div className="flex gap-2">
             <Button
               size="small"

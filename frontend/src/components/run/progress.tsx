@@ -2,7 +2,7 @@ import { Meter } from "@/components/ui/surface";
 import type { RunView } from "@/lib/api/client";
 import { count } from "@/lib/format";
 
-export function stepsOf(run: RunView): string {
+function stepsOf(run: RunView): string {
   return run.max_steps ? `${count(run.step)} / ${count(run.max_steps)}` : count(run.step);
 }
 

@@ -8,7 +8,7 @@ import { TabPanel, Tabs } from "@/components/ui/tabs";
 import { Trouble } from "@/components/ui/trouble";
 import type { RunView } from "@/lib/api/client";
 import { ACTIVE, run as runQuery } from "@/lib/api/queries";
-import { ago, duration, figure, mib, moment, rate } from "@/lib/format";
+import { ago, count, duration, figure, mib, moment, rate } from "@/lib/format";
 import { type Live, useLive } from "@/lib/live";
 import { Actions } from "./actions";
 import { Banner } from "./banner";
@@ -18,7 +18,6 @@ import { Dials } from "./dials";
 import { Levels } from "./levels";
 import { Log } from "./log";
 import { LossChart } from "./loss-chart";
-import { stepsOf } from "./progress";
 import { Result } from "./result";
 import { Samples } from "./samples";
 
@@ -41,8 +40,10 @@ function Readings({ run, live }: { run: RunView; live: Live }) {
       <dl className="grid grid-cols-2 gap-x-6 gap-y-4 sm:grid-cols-4 lg:grid-cols-7">
         <Reading
           label="Step"
-          value={stepsOf({ ...run, step })}
-          note={run.epoch != null ? `epoch ${run.epoch}` : undefined}
+          value={count(step)}
+          note={[run.max_steps && `of ${count(run.max_steps)}`, run.epoch != null && `epoch ${run.epoch}`]
+            .filter(Boolean)
+            .join(", ")}
         />
         <Reading
           label="Loss"
