@@ -44,7 +44,7 @@ function Data() {
       </Select>
       <p className="text-xs text-ink-faint">
         {fitting.length === 0 && others.length > 0
-          ? `${others.length} more are folders: make a JSONL of one, there.`
+          ? "Folders are made into a JSONL there: “Work on it”."
           : "Its JSONL and the folder of its pictures are filled in."}
       </p>
       <div>

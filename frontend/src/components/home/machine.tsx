@@ -6,6 +6,7 @@ import { system } from "@/lib/api/queries";
 import { mib, percent } from "@/lib/format";
 
 function Row({
+  isCalm = false,
   name,
   note,
   figure,
@@ -15,6 +16,8 @@ function Row({
   note?: ReactNode;
   figure: string;
   share: number;
+  /** To be in full use is no alarm. */
+  isCalm?: boolean;
 }) {
   return (
     <li className="grid gap-1.5">
@@ -27,7 +30,7 @@ function Row({
       <Meter
         value={share}
         label={String(name)}
-        tone={share > 0.92 ? "madder" : share > 0.8 ? "weld" : "indigo"}
+        tone={isCalm ? "indigo" : share > 0.92 ? "madder" : share > 0.8 ? "weld" : "indigo"}
       />
     </li>
   );
@@ -72,6 +75,7 @@ export function Machine() {
           )}
           <Row
             name="Processors"
+            isCalm
             note={`${data.num_cpus}`}
             figure={percent(data.cpu_percent / 100)}
             share={data.cpu_percent / 100}

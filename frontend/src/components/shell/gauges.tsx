@@ -4,14 +4,28 @@ import { Meter } from "@/components/ui/surface";
 import { health, system } from "@/lib/api/queries";
 import { mib, percent } from "@/lib/format";
 
-function Gauge({ label, value, share }: { label: string; value: string; share: number }) {
+function Gauge({
+  label,
+  value,
+  share,
+  isCalm = false,
+}: {
+  label: string;
+  value: string;
+  share: number;
+  isCalm?: boolean;
+}) {
   return (
     <div className="grid gap-1">
       <div className="flex items-baseline justify-between gap-2 text-2xs text-ink-soft">
         <span className="truncate">{label}</span>
         <span className="figure whitespace-nowrap">{value}</span>
       </div>
-      <Meter value={share} label={label} tone={share > 0.92 ? "madder" : share > 0.8 ? "weld" : "indigo"} />
+      <Meter
+        value={share}
+        label={label}
+        tone={isCalm ? "indigo" : share > 0.92 ? "madder" : share > 0.8 ? "weld" : "indigo"}
+      />
     </div>
   );
 }
@@ -34,6 +48,7 @@ export function Gauges() {
         <>
           <Gauge
             label={`${data.num_cpus} CPUs`}
+            isCalm
             value={percent(data.cpu_percent / 100)}
             share={data.cpu_percent / 100}
           />
