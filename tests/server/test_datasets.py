@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from flowloom.server.problems import MEDIA_TYPE
+from flowloom.server.thumbnails import sweep
 from tests.server.conftest import Studio, wait_for
 
 TINY_GIF = b"GIF89a" + (3).to_bytes(2, "little") + (2).to_bytes(2, "little") + b"\0\0\0;"
@@ -299,3 +300,22 @@ def test_a_first_page_of_twenty_thousand_pictures_comes_at_once(one_studio: Stud
     told = time.perf_counter() - began
     print(f"\na page of 20,000: {told / 5 * 1000:.0f} ms")
     assert one_studio.get("/api/system")["studio_memory_mib"] < 150
+
+
+def test_the_longest_unseen_thumbnails_go_first(tmp_path: Path):
+    (tmp_path / "ab").mkdir()
+    for age in range(5):
+        path = tmp_path / "ab" / f"{age}.webp"
+        path.write_bytes(bytes(100))
+        os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    sweep(tmp_path, 250)
+    assert sorted(path.name for path in tmp_path.rglob("*.webp")) == ["0.webp", "1.webp"]
+
+
+def test_a_bomb_of_a_picture_has_no_thumbnail(one_studio: Studio, fox: Path):
+    head = b"GIF89a" + (60_000).to_bytes(2, "little") * 2 + b"\0\0\0,\0\0\0\0"
+    (fox / "huge.gif").write_bytes(head + (60_000).to_bytes(2, "little") * 2 + b"\0\x02\0;")
+    wait_for(lambda: "huge.gif" in images(one_studio, fox.name), 5)
+    answer = one_studio.http.get(f"/api/datasets/{fox.name}/pictures/huge.gif", params={"size": 128})
+    assert answer.status_code == 415
+    assert "megapixels" in answer.json()["detail"]

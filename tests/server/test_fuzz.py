@@ -20,8 +20,14 @@ from flowloom.server.settings import Settings
 from tests.server.conftest import Studio, end_runs
 
 EXAMPLES = 40
-SLOW = {"POST /api/session": 3}
-"""Examples of those that take their time: a wrong token costs a second."""
+SLOW = {
+    "POST /api/session": 3,
+    "POST /api/datasets/{dataset}/lint": 5,
+    "POST /api/datasets/{dataset}/convert": 5,
+    "POST /api/datasets/{dataset}/export": 5,
+    "POST /api/stores/test": 10,
+}
+"""Examples of those that take their time: a wrong token costs a second, others begin processes."""
 CHECKS = [response_schema_conformance, status_code_conformance]
 STREAMS = "text/event-stream"
 SCHEMA = schemathesis.openapi.from_dict(create_app(Settings(Path())).openapi())
@@ -44,7 +50,11 @@ def lone_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 @pytest.fixture
 def fox_studio(lone_studio: Studio) -> Studio:
-    """The same, with the run that examples name."""
+    """The same, with the run and the data set that examples name."""
+    den = lone_studio.home / "data" / "fox" / "den"
+    den.mkdir(parents=True, exist_ok=True)
+    (den / "03.webp").write_bytes(b"no picture")
+    (den / "03.txt").write_text("two cubs")
     run = lone_studio.home / "runs" / "fox-lora"
     for folder in ("studio", "samples/step_00000100", "checkpoints/step_00000100"):
         (run / folder).mkdir(parents=True, exist_ok=True)

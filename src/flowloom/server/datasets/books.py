@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
@@ -22,11 +23,12 @@ from flowloom.server.datasets.captions import (
     version_of,
 )
 from flowloom.server.datasets.index import Index, stamp_of
-from flowloom.server.datasets.scan import MAX_LINE_BYTES, Row, fields_of, row_of, seen_one, text_of
+from flowloom.server.datasets.scan import MAX_LINE_BYTES, Row, Seen, fields_of, row_of, seen_one, text_of
 from flowloom.server.problems import ServiceError
 from flowloom.server.roots import inside
 
-AT_ONCE = 500
+AT_ONCE, THREADS = 500, 8
+"""Each of many small files is a wait for the disk."""
 
 
 class Unreadable(ServiceError):
@@ -143,16 +145,21 @@ class _Files:
     def write(self, changes: Iterable[Change]) -> list[str]:
         changed: list[str] = []
         waiting = iter(changes)
-        while some := list(islice(waiting, AT_ONCE)):
-            written = []
-            for change in some:
-                if self._content(change.place) != change.before:
-                    changed.append(change.item)
-                    continue
-                put(self._path(change.place), change.after)
-                written += seen_one(self.top, change.item, change.place if change.after is not None else "")
-            self.index.look_again(written)
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="captions") as pool:
+            while some := list(islice(waiting, AT_ONCE)):
+                written: list[Seen] = []
+                for change, seen in zip(some, pool.map(self._replace, some), strict=True):
+                    changed += [change.item] if seen is None else []
+                    written += seen or ()
+                self.index.look_again(written)
         return changed
+
+    def _replace(self, change: Change) -> list[Seen] | None:
+        """The picture as it is to be looked at again; None where `before` is no longer there."""
+        if self._content(change.place) != change.before:
+            return None
+        put(self._path(change.place), change.after)
+        return list(seen_one(self.top, change.item, change.place if change.after is not None else ""))
 
 
 class _Lines:

@@ -96,6 +96,7 @@ def _dataset(
 
 
 DataSetDep = Annotated[DataSet, Depends(_dataset)]
+TrashId = Annotated[str, InPath(description="As the trash lists it.", examples=["20260102-030405-0a1b2c3d"])]
 
 
 @router.get("/datasets", summary="List data sets")

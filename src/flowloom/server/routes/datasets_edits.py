@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, status
+from fastapi import APIRouter, Depends, Path, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.datasets.changes import Operation
@@ -99,6 +99,7 @@ def _editor(library: LibraryDep, dataset: DataSetDep) -> Editor:
 
 
 EditorDep = Annotated[Editor, Depends(_editor)]
+EditId = Annotated[str, Path(description="As GET .../edits lists it.", examples=["20260102-030405-0a1b2c3d"])]
 
 
 @router.post("/datasets/{dataset}/edits/preview", summary="Show what an edit would do")
@@ -137,7 +138,7 @@ def list_edits(editor: EditorDep) -> list[EditView]:
     summary="Undo an edit",
     responses=problems(NoSuchDataSet, WrongKind, NoSuchEdit, ChangedMeanwhile),
 )
-def undo_edit(editor: EditorDep, edit_id: str, body: Undoing) -> EditView:
+def undo_edit(editor: EditorDep, edit_id: EditId, body: Undoing) -> EditView:
     """Puts the captions back as they were; refused, with what is in the way, where some were changed since.
     The answer is an edit itself, which can be undone again."""
     return EditView.of(editor.undo(edit_id, is_partial=body.is_partial))

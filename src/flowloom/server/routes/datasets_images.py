@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -94,7 +95,7 @@ class Summary(BaseModel):
 class TagCount(BaseModel):
     """A tag, and how many captions have it."""
 
-    tag: str
+    tag: str = Field(examples=["snow"])
     count: int
 
 
@@ -109,9 +110,9 @@ class TagPage(BaseModel):
 class CaptionView(BaseModel):
     """A caption."""
 
-    item: str
+    item: str = Field(examples=["den/03.webp"])
     caption: str
-    version: str
+    version: str = Field(description="What If-Match wants.", examples=["9f86d081884c7d659a2feaa0"])
     is_tags: bool
     problem: str
 
@@ -160,6 +161,7 @@ def _index(library: LibraryDep, dataset: DataSetDep) -> Index:
 
 
 IndexDep = Annotated[Index, Depends(_index)]
+Item = Annotated[str, InPath(description="As GET .../images names it.", examples=["den/03.webp"])]
 
 
 class TagQuery(Wanted):
@@ -209,11 +211,12 @@ def count_tags(index: IndexDep, asked: Annotated[TagQuery, Query()]) -> TagPage:
     "/datasets/{dataset}/pictures/{item:path}",
     summary="A picture, or its thumbnail",
     response_class=FileResponse,
-    responses=problems(NoSuchDataSet, NoSuchFile, OutsideRoots, NotAnImage, WrongKind),
+    responses=problems(NoSuchDataSet, NoSuchFile, OutsideRoots, NotAnImage, WrongKind)
+    | {304: {"description": "It is as it was: If-None-Match names its ETag."}},
 )
 def read_picture(
     index: IndexDep,
-    item: str,
+    item: Item,
     studio: StudioDep,
     size: Annotated[
         Size | None, Query(description="Longer side in pixels; none: the picture itself.")
@@ -243,7 +246,7 @@ def read_picture(
     summary="Read a caption",
     responses=problems(NoSuchDataSet, NoSuchFile, OutsideRoots, WrongKind),
 )
-def read_caption(library: LibraryDep, dataset: DataSetDep, item: str, response: Response) -> CaptionView:
+def read_caption(library: LibraryDep, dataset: DataSetDep, item: Item, response: Response) -> CaptionView:
     """As it is now, with its version as ETag."""
     return _told(item, library.editor(dataset).read(item), response)
 
@@ -256,7 +259,7 @@ def read_caption(library: LibraryDep, dataset: DataSetDep, item: str, response: 
 def write_caption(
     library: LibraryDep,
     dataset: DataSetDep,
-    item: str,
+    item: Item,
     body: NewCaption,
     response: Response,
     if_match: Annotated[str | None, Header(description="The ETag that was read; * for any.")] = None,

@@ -7,7 +7,7 @@ from email.utils import formatdate
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Header, Request, Response, status
+from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
@@ -77,7 +77,13 @@ def _version(
         raise WrongTus(f"Tus-Resumable is {tus_resumable!r}.", f"Send Tus-Resumable: {VERSION}.")
 
 
-def _upload(dataset: DataSetDep, upload_id: str, studio: StudioDep) -> Upload:
+def _upload(
+    dataset: DataSetDep,
+    studio: StudioDep,
+    upload_id: Annotated[
+        str, Path(description="From the Location.", examples=["0123456789abcdef0123456789abcdef"])
+    ],
+) -> Upload:
     return studio.uploads.get(dataset, upload_id)
 
 

@@ -16,13 +16,19 @@ from flowloom.server.datasets.answers import Failed, TakesLong, answer_of, last_
 from flowloom.server.datasets.places import DataSet, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.making import NewRun, make_run, problems_of
-from flowloom.server.problems import Invalid, NoSuchTrainer, problems
+from flowloom.server.problems import Invalid, problems
 from flowloom.server.routes.datasets import DataSetDep
 from flowloom.server.runs import RunView
 
 router = APIRouter(tags=["datasets"], responses=problems(TakesLong, Failed))
 DIRECT = 300
 """Pictures of a data set that is worked on at once."""
+
+
+_LARGE = "It is large: a run was queued, whose result will be the answer."
+_EXAMINED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"example": {"can_run": True, "advice": []}}}}
+}
 
 
 class Work(BaseModel):
@@ -76,6 +82,9 @@ class Answer(BaseModel):
     run: RunView | None
 
 
+_EITHER: dict[int | str, dict[str, Any]] = {202: {"model": Answer, "description": _LARGE}}
+
+
 class Question(BaseModel):
     """A FLOW run, to be examined before it starts."""
 
@@ -87,7 +96,9 @@ class Question(BaseModel):
 
 
 @router.post(
-    "/datasets/{dataset}/lint", summary="Lint a data set", responses=problems(NoSuchDataSet, WrongKind)
+    "/datasets/{dataset}/lint",
+    summary="Lint a data set",
+    responses=problems(NoSuchDataSet, WrongKind, TakesLong) | _EITHER,
 )
 def lint_dataset(dataset: DataSetDep, body: Lint, studio: StudioDep, response: Response) -> Answer:
     """Damaged and missing files, wrong sizes, captions, duplicates, buckets; each finding with its row."""
@@ -100,7 +111,7 @@ def lint_dataset(dataset: DataSetDep, body: Lint, studio: StudioDep, response: R
 @router.post(
     "/datasets/{dataset}/convert",
     summary="Convert to FLOW's JSONL",
-    responses=problems(NoSuchDataSet, WrongKind, DataSetTaken, UnfitName),
+    responses=problems(NoSuchDataSet, WrongKind, DataSetTaken, UnfitName) | _EITHER,
 )
 def convert_dataset(dataset: DataSetDep, body: Convert, studio: StudioDep, response: Response) -> Answer:
     """Of a folder or a bucket; the JSONL becomes a data set of its own; the pictures stay where they are."""
@@ -119,7 +130,7 @@ def convert_dataset(dataset: DataSetDep, body: Convert, studio: StudioDep, respo
 @router.post(
     "/datasets/{dataset}/export",
     summary="Export to Kohya, webdataset or parquet",
-    responses=problems(NoSuchDataSet, WrongKind, DataSetTaken, UnfitName),
+    responses=problems(NoSuchDataSet, WrongKind, DataSetTaken, UnfitName) | _EITHER,
 )
 def export_dataset(dataset: DataSetDep, body: Export, studio: StudioDep, response: Response) -> Answer:
     """Of a JSONL: convert a folder first. Kohya's folders become a data set of their own."""
@@ -133,7 +144,11 @@ def export_dataset(dataset: DataSetDep, body: Export, studio: StudioDep, respons
     )
 
 
-@router.post("/flow/preflight", summary="Examine a run before it starts", responses=problems(NoSuchTrainer))
+@router.post(
+    "/flow/preflight",
+    summary="Examine a run before it starts",
+    responses=problems(TakesLong, Failed) | _EXAMINED,
+)
 def preflight(body: Question, studio: StudioDep) -> dict[str, Any]:
     """Steps, buckets, rows left out, memory, disk, time; and what to change where it does not fit."""
     if found := problems_of(studio, studio.trainers["flow"], body.config):
