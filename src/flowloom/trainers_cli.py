@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-OK = 0
+OK, WRONG = 0, 2
 
 
 def trainers(words: list[str]) -> int:
-    """`flowloom trainers [list | install NAME --path DIR [--python FILE]]`; the exit status.
+    """`flowloom trainers [list | install NAME [--path DIR [--python FILE]] [--ref REV]]`; the exit status.
 
     Raises:
         ConfigError, RunError: what is to be installed is not there, or is something else.
     """
     asked = _parser().parse_args(words or ["list"])
-    return _list() if asked.action == "list" else _install(asked.name, asked.path, asked.python)
+    return _list() if asked.action == "list" else _install(asked.name, asked.path, asked.python, asked.ref)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,11 +25,12 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="which there are, and where")
     install = actions.add_parser("install", help="name a checkout, so that the studio may run it")
-    install.add_argument("name", choices=["flow-upstream"])
-    install.add_argument("--path", type=Path, required=True, metavar="DIR", help="the checkout")
+    install.add_argument("name", choices=["kohya", "flow-upstream"])
+    install.add_argument("--path", type=Path, metavar="DIR", help="the checkout; kohya: none clones one")
     install.add_argument(
         "--python", type=Path, metavar="FILE", help="with what it needs; default: its own .venv, or ours"
     )
+    install.add_argument("--ref", help="kohya, cloned: commit, tag or branch")
     return parser
 
 
@@ -44,14 +45,29 @@ def _list() -> int:
     return OK
 
 
-def _install(name: str, path: Path, python: Path | None) -> int:
+def _install(name: str, path: Path | None, python: Path | None, ref: str | None) -> int:
+    if name == "kohya":
+        return _install_kohya(path, python, ref)
+
     from flowloom.errors import RunError
     from flowloom.trainers.checkouts import name_checkout
     from flowloom.trainers.flow_dataclasses import names_of_trainers
 
-    found = names_of_trainers(path.expanduser())
-    if not found:
+    found = names_of_trainers(path.expanduser()) if path else []
+    if path is None or not found:
         raise RunError(f"{path}: no checkout of lodestone-rock/flow: nothing in src/trainer trains.")
     checkout = name_checkout(name, path, python)
     print(f"{name}: {checkout.path}, by {checkout.python}\nits trainers: {', '.join(found)}")
     return OK
+
+
+def _install_kohya(path: Path | None, python: Path | None, ref: str | None) -> int:
+    from flowloom.trainers.checkouts import name_checkout
+    from flowloom.trainers.kohya.install import install, missing
+
+    checkout = name_checkout("kohya", path, python) if path else install(ref, lambda step: print(f"  {step}"))
+    print(f"kohya: {checkout.path}, by {checkout.python}")
+    lacks = missing(checkout)
+    for lack in lacks:
+        print(f"  {lack}")
+    return WRONG if lacks else OK
