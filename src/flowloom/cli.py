@@ -280,6 +280,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "tag": ("writes tags of pictures by a WD14 tagger", _by("tagging_cli", "tag")),
     "caption": ("writes captions by BLIP, Florence-2 or a chat model", _by("tagging_cli", "caption")),
     "preflight": ("tells memory, disk, time and bad data of a run before it", _by("lint_cli", "preflight")),
+    "trainers": ("lists the trainers, and installs those of others", _by("trainers_cli", "trainers")),
     "schema": ("prints the JSON schema of the configuration", _schema),
     "doctor": ("says what this machine has and lacks", _doctor),
 }

@@ -312,10 +312,10 @@ def test_unpacking_goes_on_after_a_crash(studio_at: Callable[..., Studio]):
     assert told["num_files"] == 50
 
 
-def test_a_thousand_files_are_uploaded_in_no_time(one_studio: Studio, uploads: str):
-    for number in range(1000):
+def test_many_files_are_uploaded_with_one_request_each(one_studio: Studio, uploads: str):
+    for number in range(300):
         send_only(one_studio, uploads, f"{number}.txt", b"a fox")
-    assert len(list(folder_of(one_studio, uploads).glob("*.txt"))) == 1000
+    assert len(list(folder_of(one_studio, uploads).glob("*.txt"))) == 300
 
 
 def send_only(studio: Studio, uploads: str, name: str, content: bytes) -> None:

@@ -79,9 +79,9 @@ def test_lines_that_come_in_pieces_are_read_whole(run_dir: RunDir) -> None:
             file.write(line[i : i + 1])
         scribe.look()
     log(run_dir, 'say {"kind": "phase", "name": "without an end of line"}')
-    scribe.end(0)
+    scribe.end(-9)
     assert [e["message"] for e in told(run_dir) if e["kind"] == "warning"] == ["größer ✓"]
-    assert told(run_dir)[-2]["name"] == "without an end of line"
+    assert told(run_dir)[-1]["name"] == "without an end of line"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_lines_that_are_no_events_are_left_to_the_log(run_dir: RunDir, line: str
     scribe.look()
     log(run_dir, f"{line}")
     scribe.end(0)
-    assert [event["kind"] for event in told(run_dir)] == ["phase", "finished"]
+    assert [event["kind"] for event in told(run_dir)] == ["phase", "failed"]
 
 
 def test_what_a_step_does_not_tell_is_null_and_each_counts_once(run_dir: RunDir) -> None:
@@ -150,6 +150,15 @@ def test_a_stop_that_was_asked_for_is_no_failure(
         Wish(kind="kill", time=1.0).write(run_dir.path)
     scribe.end(status)
     assert told(run_dir)[-1]["kind"] == end
+
+
+def test_a_process_that_ends_well_and_trained_nothing_has_failed(run_dir: RunDir) -> None:
+    scribe = scribe_of(run_dir)
+    log(run_dir, "chroma loaded\n")
+    scribe.end(0)
+    failed = told(run_dir)[-1]
+    assert (failed["kind"], failed["error"]) == ("failed", "NothingTrained")
+    assert "chroma loaded" in failed["message"]
 
 
 def test_a_resumed_run_counts_on_from_what_was_saved(run_dir: RunDir) -> None:

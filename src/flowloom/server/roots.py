@@ -10,7 +10,9 @@ from typing import Any, TypeGuard
 from flowloom.errors import Problem
 from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
 
-_NAMES_A_PATH = re.compile(r"(^|_)(path|dir|folder|file)s?$")
+_NAMES_A_PATH = re.compile(
+    r"(^|_)(path|dir|folder|file)s?$|^(ae|vae|clip_[lg]|t5xxl|gemma2|network_weights)$"
+)
 
 
 class Roots:

@@ -82,9 +82,9 @@ class Scribe:
         self._flush()
         if self._is_ended or Wish.read(self.run_dir.path):
             self._write("stopped", {})
-        elif status == 0:
+        elif status == 0 and self._has_begun:
             self._write("finished", {})
-        elif status > 0:
+        elif status >= 0:
             self._write("failed", self._failure(status))
         self._writer.close()
 
@@ -201,6 +201,11 @@ class Scribe:
             text = _ESCAPES.sub("", log.read().decode(errors="replace")).strip()
         errors = _ERROR.findall(text)
         name, message = errors[-1] if errors else ("ProcessFailed", text[-1000:])
+        if status == 0:
+            name, message = (
+                "NothingTrained",
+                f"Its process ended without an error, and without a step. {message}",
+            )
         newest = next(iter(checkpoints_of(self.run_dir)), None)
         after = f"{newest.name} is whole: resume it to go on from there." if newest else "start it again."
         return {

@@ -3,5 +3,6 @@
 from flowloom.trainers.base import Trainer
 from flowloom.trainers.flow import TRAINER as FLOW
 from flowloom.trainers.flow_upstream import TRAINER as FLOW_UPSTREAM
+from flowloom.trainers.kohya.trainer import TRAINER as KOHYA
 
-ALL: dict[str, Trainer] = {trainer.name: trainer for trainer in (FLOW, FLOW_UPSTREAM)}
+ALL: dict[str, Trainer] = {trainer.name: trainer for trainer in (FLOW, KOHYA, FLOW_UPSTREAM)}

@@ -23,7 +23,6 @@ from flowloom.server.deps import StudioDep
 from flowloom.server.problems import Invalid, NoSuchFile, OutsideRoots, Place, problems
 
 router = APIRouter(tags=["datasets"], responses=problems())
-TrashId = Annotated[str, InPath(description="As listed.", examples=["20260102-030405-0a1b2c3d"])]
 
 
 class DataSetView(BaseModel):

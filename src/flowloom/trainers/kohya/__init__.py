@@ -1,0 +1,1 @@
+"""Kohya's sd-scripts as a trainer."""

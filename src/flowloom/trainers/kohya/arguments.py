@@ -1,0 +1,128 @@
+"""The arguments that a script of sd-scripts takes, read from its own argparse without importing it."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from flowloom.errors import Problem
+
+OWNED = frozenset(
+    {
+        "config_file",
+        "dataset_config",
+        "huggingface_repo_id",
+        "huggingface_token",
+        "log_with",
+        "logging_dir",
+        "network_module",
+        "output_config",
+        "output_dir",
+        "output_name",
+        "reg_data_dir",
+        "resume",
+        "sample_prompts",
+        "train_data_dir",
+        "wandb_api_key",
+    }
+)
+"""Arguments that would lead elsewhere, or hold a secret."""
+Known = dict[str, bool]
+"""Names of arguments, and whether a value follows."""
+
+
+@dataclass
+class _Function:
+    arguments: Known = field(default_factory=dict)
+    calls: list[tuple[str | None, str]] = field(default_factory=list)
+    """Module, where one is named, and function."""
+
+
+def known_arguments(checkout: Path, script: str) -> Known:
+    """Every argument that `setup_parser` of `script` adds, in the checkout; empty where that is not there."""
+    path = checkout / script
+    try:
+        return dict(_known(checkout, script, path.stat().st_mtime_ns))
+    except (OSError, SyntaxError, ValueError):
+        return {}
+
+
+@lru_cache(32)
+def _known(checkout: Path, script: str, _changed: int) -> Known:
+    modules = {path.stem: path for path in (*checkout.glob("*.py"), *checkout.glob("library/*.py"))}
+    read: dict[str, dict[str, _Function]] = {}
+    found: Known = {}
+    todo, seen = [(Path(script).stem, "setup_parser")], set()
+    while todo:
+        module, name = todo.pop()
+        if (module, name) in seen or module not in modules:
+            continue
+        seen.add((module, name))
+        if module not in read:
+            read[module] = _functions(modules[module])
+        function = read[module].get(name)
+        if function:
+            found |= function.arguments
+            todo += [(there or module, called) for there, called in function.calls]
+    return found
+
+
+def _functions(path: Path) -> dict[str, _Function]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name: _read(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def _read(function: ast.FunctionDef) -> _Function:
+    found = _Function()
+    for node in ast.walk(function):
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+            found.arguments |= dict(_argument(node))
+        elif isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+            found.calls.append((node.func.value.id, node.func.attr))
+        elif isinstance(node.func, ast.Name):
+            found.calls.append((None, node.func.id))
+    return found
+
+
+def _argument(call: ast.Call) -> Iterator[tuple[str, bool]]:
+    action = next((word.value for word in call.keywords if word.arg == "action"), None)
+    takes_value = not (isinstance(action, ast.Constant) and str(action.value).startswith("store_"))
+    for word in call.args:
+        if isinstance(word, ast.Constant) and isinstance(word.value, str) and word.value.startswith("--"):
+            yield word.value[2:], takes_value
+
+
+def raw_problems(text: str, known: Known) -> Iterator[Problem]:
+    """What is wrong with further arguments."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        yield Problem("raw_arguments", f"cannot be split into words: {error}.")
+        return
+    may_be_value = False
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--")
+        if "/" in word or "\\" in word or word.startswith("~"):
+            yield Problem(
+                "raw_arguments", f"{word!r} looks like a path: files and folders have their own keys."
+            )
+        if not word.startswith("--"):
+            if not may_be_value:
+                yield Problem(
+                    "raw_arguments", f"{word!r} belongs to no argument: they begin with two dashes."
+                )
+            continue
+        may_be_value = known.get(name, False)
+        if known and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f" Did you mean --{close[0]}?" if close else ""
+            yield Problem("raw_arguments", f"the script has no --{name}.{meant}")
+        if name in OWNED:
+            yield Problem("raw_arguments", f"--{name} has a place of its own, or is the studio's to set.")

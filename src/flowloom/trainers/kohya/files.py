@@ -1,0 +1,113 @@
+"""A configuration as the files that sd-scripts reads: config.toml, dataset.toml, prompts.txt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flowloom.trainers.kohya.config import KohyaConfig, Sampling
+from flowloom.trainers.kohya.families import FACTS, SAMPLING
+
+_SECTIONS = ("model", "network", "training", "flow", "memory", "saving")
+_PATHS = frozenset({"image_dir", "metadata_file", "conditioning_data_dir"})
+
+
+def script_of(config: KohyaConfig) -> str | None:
+    """The script that trains it; None: sd-scripts has none."""
+    facts = FACTS[config.family]
+    return facts.lora_script if config.method == "lora" else facts.full_script
+
+
+def arguments_of(config: KohyaConfig, folder: Path) -> dict[str, Any]:
+    """The script's arguments by name, as config.toml holds them; `folder` is the run's directory."""
+    facts = FACTS[config.family]
+    values: dict[str, Any] = dict(facts.values)
+    for name in _SECTIONS:
+        if (name == "network" and config.method == "full") or (name == "flow" and not facts.flows):
+            continue
+        section = getattr(config, name).model_dump(mode="json")
+        values |= {key: value for key, value in section.items() if value not in (None, [], "")}
+    values[values.pop("attention")] = True
+    if config.method == "lora":
+        values.setdefault("network_module", facts.network_module)
+    else:
+        values.pop("network_train_unet_only", None)
+    for key in type(config.model).model_fields:
+        if key in values:
+            values[key] = str(Path(values[key]).expanduser().absolute())
+    if config.training.max_train_epochs:
+        values.pop("max_train_steps", None)
+    values |= {
+        "dataset_config": str(folder / "dataset.toml"),
+        "output_dir": str(folder / "checkpoints"),
+        "save_model_as": "safetensors",
+        "logging_dir": str(folder / "logs"),
+        "log_with": "tensorboard",
+        "console_log_simple": True,
+    }
+    if config.sampling.prompts:
+        every, at_first = config.sampling.sample_every_n_steps, config.sampling.sample_at_first
+        values |= {"sample_prompts": str(folder / "prompts.txt"), "sample_every_n_steps": every}
+        values |= {"sample_at_first": True} if at_first else {}
+    return values
+
+
+def write_files(config: KohyaConfig, folder: Path) -> None:
+    """Write the three files into the run's directory."""
+    values = arguments_of(config, folder)
+    lines = [f"{key} = {toml(value)}" for key, value in values.items()]
+    (folder / "config.toml").write_text("\n".join(["[arguments]", *lines]) + "\n")
+    (folder / "dataset.toml").write_text("\n".join(_dataset_lines(config)) + "\n")
+    (folder / "prompts.txt").write_text("".join(f"{line}\n" for line in prompt_lines(config)))
+
+
+def prompt_lines(config: KohyaConfig) -> list[str]:
+    """Prompts with their options, as sd-scripts takes them."""
+    sampling = config.sampling
+    right = SAMPLING.get(config.family, {})
+    options = {
+        "n": sampling.negative,
+        "w": sampling.width,
+        "h": sampling.height,
+        "s": sampling.steps,
+        "d": sampling.seed,
+        "l": _given(sampling, "scale", right.get("l")),
+        "g": _given(sampling, "guidance", right.get("g")),
+    }
+    told = "".join(f" --{key} {_plain(value)}" for key, value in options.items() if value not in (None, ""))
+    # A line is a prompt, and what begins with two dashes an option.
+    return [f"{' '.join(prompt.split()).replace('--', '- -')}{told}" for prompt in sampling.prompts]
+
+
+def _given(sampling: Sampling, name: str, right: float | None) -> float | None:
+    value = getattr(sampling, name)
+    return right if value is None else value
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+def _dataset_lines(config: KohyaConfig) -> Iterator[str]:
+    for dataset in config.datasets:
+        yield "[[datasets]]"
+        own = dataset.model_dump(mode="json", exclude={"subsets"})
+        yield from (f"{key} = {toml(value)}" for key, value in own.items())
+        for subset in dataset.subsets:
+            yield "[[datasets.subsets]]"
+            for key, value in subset.model_dump(mode="json").items():
+                if value is not None:
+                    known = str(Path(value).expanduser().absolute()) if key in _PATHS else value
+                    yield f"{key} = {toml(known)}"
+
+
+def toml(value: Any) -> str:
+    """`value` as TOML: texts, numbers, booleans, and lists of these."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    # A basic string of TOML is one of JSON, but for what JSON leaves as it is.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

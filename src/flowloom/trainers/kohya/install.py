@@ -1,0 +1,69 @@
+"""sd-scripts on this machine: cloned, with a Python environment of its own, as its pins clash with ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flowloom.errors import RunError
+from flowloom.trainers.checkouts import Checkout, name_checkout
+
+SOURCE = "https://github.com/kohya-ss/sd-scripts"
+MODULES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "toml", "voluptuous", "cv2")
+"""What its trainers import first."""
+
+
+def install(ref: str | None, say: Callable[[str], None]) -> Checkout:
+    """Clone sd-scripts at `ref` and fill its environment; called again, it goes on where it was.
+
+    Raises:
+        RunError: a step failed.
+    """
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    path = data / "flowloom" / "sd-scripts"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not (path / ".git").is_dir():
+        _do(say, f"clone {SOURCE}", ["git", "clone", SOURCE, str(path)], path.parent)
+    if ref:
+        _do(say, "fetch", ["git", "fetch", "origin", "--tags"], path)
+        _do(say, f"check out {ref}", ["git", "checkout", "--detach", ref], path)
+    python = path / ".venv" / "bin" / "python"
+    if not python.is_file():
+        _do(say, "make its environment", [sys.executable, "-m", "venv", str(path / ".venv")], path)
+    pip = [str(python), "-m", "pip", "install"]
+    # Torch is not among its requirements: every machine needs another build.
+    _do(say, "install torch", [*pip, "torch", "torchvision"], path)
+    _do(say, "install its requirements", [*pip, "-r", "requirements.txt", "tensorboard"], path)
+    return name_checkout("kohya", path, python)
+
+
+def missing(checkout: Checkout) -> list[str]:
+    """What sd-scripts lacks before it can train, in words; empty when it can."""
+    if not (checkout.path / "train_network.py").is_file():
+        return [f"{checkout.path} holds no train_network.py: name the folder of sd-scripts itself."]
+    look = "import importlib.util as u, sys; print(*[m for m in sys.argv[1:] if not u.find_spec(m)])"
+    try:
+        asked = subprocess.run(
+            [str(checkout.python), "-c", look, *MODULES], capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        return [f"{checkout.python} does not start: {error.strerror}."]
+    if asked.returncode:
+        return [f"{checkout.python} does not start: {asked.stderr.strip()[-300:]}"]
+    lacks = asked.stdout.split()
+    return (
+        [f"{checkout.python} lacks {', '.join(lacks)}: install its requirements.txt there."] if lacks else []
+    )
+
+
+def _do(say: Callable[[str], None], step: str, words: Sequence[str], folder: Path) -> None:
+    say(step)
+    try:
+        done = subprocess.run(words, cwd=folder, check=False)
+    except FileNotFoundError as error:
+        raise RunError(f"{step}: {words[0]} is not installed. Install it, then run this again.") from error
+    if done.returncode:
+        raise RunError(f"{step}: failed, see above. Run this again to go on from here.")

@@ -1,0 +1,33 @@
+"""Lines of sd-scripts as events: those of our own hooks in its process (hooks.py), and its progress bar."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from flowloom.trainers.kohya.hooks import MARK
+
+_BAR = re.compile(r"steps:.*?\b(\d+)/(\d+) \[[\d:]+<[\d:?]+, +([\d.]+|\?) ?(s/it|it/s)")
+_SAVED = re.compile(r"^saving (?:checkpoint|model): (.+)$")
+
+
+def parse(line: str) -> dict[str, Any] | None:
+    """The event that a line means."""
+    begin = line.find(MARK)
+    if begin >= 0:
+        try:
+            return json.loads(line[begin + len(MARK) :])
+        except ValueError:
+            return None
+    if found := _BAR.search(line):
+        step, steps, speed, unit = found.groups()
+        number = float(speed) if speed != "?" else None
+        rate = 1 / number if number and unit == "s/it" else number
+        left = (int(steps) - int(step)) / rate if rate else None
+        return {"kind": "progress", "step": int(step), "max_steps": int(steps), "eta_s": left}
+    if found := _SAVED.search(line):
+        return {"kind": "saved", "dir": found[1]}
+    if "caching latents" in line or "caching text encoder" in line:
+        return {"kind": "phase", "name": "caching"}
+    return None

@@ -1,0 +1,204 @@
+"""Kohya's sd-scripts, in a checkout and with a Python of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from flowloom.data.library.needs import choices
+from flowloom.errors import ConfigError, Problem
+from flowloom.spec.problems import booleans_for_numbers, problems_of
+from flowloom.spec.rundir import RunDir
+from flowloom.trainers.base import Command, Preset
+from flowloom.trainers.checkouts import Checkout, checkouts_of
+from flowloom.trainers.kohya import hooks, lines
+from flowloom.trainers.kohya.arguments import known_arguments, raw_problems
+from flowloom.trainers.kohya.config import KohyaConfig
+from flowloom.trainers.kohya.families import FACTS
+from flowloom.trainers.kohya.files import arguments_of, script_of, write_files
+
+NAME = "kohya"
+PRESETS = [
+    Preset(
+        name="chroma-lora-16gb",
+        title="Chroma LoRA, 16 GB",
+        note="The base in 8 bits; the mask, guidance and prediction that Chroma needs.",
+        config={"family": "chroma", "memory": {"fp8_base": True}, "network": {"network_dim": 16}},
+    ),
+    Preset(
+        name="sdxl-lora",
+        title="SDXL LoRA",
+        note="With both text encoders frozen.",
+        config={"family": "sdxl", "network": {"network_dim": 32, "network_train_unet_only": True}},
+    ),
+    Preset(
+        name="flux-lora-24gb",
+        title="FLUX LoRA, 24 GB",
+        note="The base in 8 bits, captions encoded once.",
+        config={"family": "flux", "memory": {"fp8_base": True, "cache_text_encoder_outputs": True}},
+    ),
+]
+_STATE = re.compile(r"(?:-from(\d{8}))?-step(\d{8})-state$")
+
+
+class Kohya:
+    """Scripts of sd-scripts, started as they are but for what hooks.py adds."""
+
+    name, title, abilities = NAME, "Kohya SS", frozenset({"stop", "checkpoint"})
+    needs_device, writes_events = True, False
+    fixed: tuple[str, ...] = ("checkout", "family", "method", "model", "network", "saving.output_name")
+
+    def schema(self) -> dict[str, Any]:
+        """See Trainer."""
+        return KohyaConfig.model_json_schema()
+
+    def defaults(self) -> dict[str, Any]:
+        """See Trainer."""
+        return KohyaConfig().model_dump(mode="json")
+
+    def presets(self) -> list[Preset]:
+        """See Trainer."""
+        return PRESETS
+
+    def check(self, config: dict[str, Any]) -> list[Problem]:
+        """See Trainer; sd-scripts itself accepts unknown keys in silence."""
+        problems = booleans_for_numbers(config)
+        try:
+            read = KohyaConfig.model_validate(config)
+        except ValidationError as error:
+            return [*problems, *chain.from_iterable(problems_of(error, config).values())]
+        return [*problems, *_missing(read), *_misfits(read), *_unknown_to_the_script(read)]
+
+    def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
+        """See Trainer."""
+        read = KohyaConfig.model_validate(config)
+        run_dir.write_run(read, source, trainer=self.name)
+        write_files(read, run_dir.path.absolute())
+
+    def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
+        """See Trainer; one process, on the first card that it sees."""
+        config = KohyaConfig.model_validate(run_dir.read_run()["config"])
+        folder = run_dir.path.absolute()
+        write_files(config, folder)
+        checkout, script = _checkout(config), script_of(config)
+        assert script is not None, "checked when it was made"
+        base, more = _resumed(config, folder) if resume else (0, [])
+        name = f"{config.saving.output_name}-from{base:08d}" if base else config.saving.output_name
+        words = ["--config_file", str(folder / "config.toml"), *shlex.split(config.raw_arguments), *more]
+        words += ["--output_dir", str(folder / "checkpoints"), "--output_name", name]
+        start = [str(checkout.python), hooks.__file__, str(folder), str(checkout.path), script]
+        environment = {"PYTHONUNBUFFERED": "1", "COLUMNS": "200", hooks.BASE: str(base)}
+        return Command([*start, *words], environment, checkout.path)
+
+    def parse(self, line: str) -> dict[str, Any] | None:
+        """See Trainer."""
+        return lines.parse(line)
+
+    def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:
+        """See Trainer; of FLOW's files those that are the same here."""
+        found = choices(roots)
+        same = {"chroma_path": "pretrained_model_name_or_path", "vae_path": "ae", "t5_path": "t5xxl"}
+        return {f"model.{ours}": found.get(f"model.{flows}", []) for flows, ours in same.items()}
+
+
+def _checkout(config: KohyaConfig) -> Checkout:
+    """The sd-scripts that is used.
+
+    Raises:
+        ConfigError: none is named, or not this one.
+    """
+    known = checkouts_of(NAME)
+    if not known:
+        message = "no sd-scripts is named on this machine: flowloom trainers install kohya."
+        raise ConfigError(NAME, [Problem("checkout", message)])
+    found = next((one for one in known if not config.checkout or str(one.path) == config.checkout), None)
+    if found is None:
+        paths = ", ".join(str(one.path) for one in known)
+        raise ConfigError(NAME, [Problem("checkout", f"{config.checkout!r} is not one of {paths}.")])
+    return found
+
+
+def _missing(config: KohyaConfig) -> Iterator[Problem]:
+    """Files and folders that are not given, or not there."""
+    model = config.model.model_dump()
+    for key, value in model.items():
+        if value and not os.path.exists(Path(value).expanduser()):  # noqa: PTH110 -- any text
+            yield Problem(f"model.{key}", f"{value} does not exist.")
+        if not value and key in FACTS[config.family].needed:
+            yield Problem(f"model.{key}", f"is needed for {FACTS[config.family].title}.")
+    if not any(dataset.subsets for dataset in config.datasets):
+        yield Problem("datasets", "holds no folder of pictures: give one under subsets.")
+    for i, dataset in enumerate(config.datasets):
+        for j, subset in enumerate(dataset.subsets):
+            if not os.path.isdir(Path(subset.image_dir).expanduser()):  # noqa: PTH112 -- any text
+                place = f"datasets.{i}.subsets.{j}.image_dir"
+                yield Problem(place, f"{subset.image_dir!r} is no folder.")
+
+
+def _misfits(config: KohyaConfig) -> Iterator[Problem]:
+    """What sd-scripts would end at, or do otherwise than it reads."""
+    facts = FACTS[config.family]
+    if script_of(config) is None:
+        yield Problem(
+            "method", f"sd-scripts trains {facts.title} as a LoRA only; the trainer flow trains it whole."
+        )
+    for i, dataset in enumerate(config.datasets):
+        if dataset.bucket_reso_steps % facts.side:
+            yield Problem(
+                f"datasets.{i}.bucket_reso_steps", f"{facts.title} needs a multiple of {facts.side}."
+            )
+        for j, subset in enumerate(dataset.subsets):
+            varies = subset.shuffle_caption or subset.caption_dropout_rate or subset.caption_tag_dropout_rate
+            if config.memory.cache_text_encoder_outputs and varies:
+                message = "captions that are encoded once can be neither shuffled nor dropped."
+                yield Problem(f"datasets.{i}.subsets.{j}", message)
+    module = config.network.network_module
+    if module and not re.fullmatch(r"networks\.\w+|lycoris\.kohya", module):
+        yield Problem("network.network_module", f"{module!r} is none of networks.* and lycoris.kohya.")
+    if not re.fullmatch(r"[A-Za-z][\w.]*", config.training.optimizer_type):
+        yield Problem("training.optimizer_type", f"{config.training.optimizer_type!r} names no class.")
+
+
+def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
+    """Arguments that this very checkout does not take."""
+    try:
+        checkout, script = _checkout(config), script_of(config)
+    except ConfigError as error:
+        yield from error.problems
+        yield from raw_problems(config.raw_arguments, {})
+        return
+    known = known_arguments(checkout.path, script) if script else {}
+    yield from raw_problems(config.raw_arguments, known)
+    places = {
+        key: f"{name}.{key}" for name, part in config for key in getattr(type(part), "model_fields", ())
+    }
+    for key in arguments_of(config, Path()) if known else ():
+        if key not in known:
+            yield Problem(places.get(key, key), f"{script} of this checkout takes no --{key}.")
+
+
+def _resumed(config: KohyaConfig, folder: Path) -> tuple[int, list[str]]:
+    """How many updates the newest whole state has behind it, and the arguments that go on from there."""
+    found: list[tuple[int, Path]] = []
+    for state in (folder / "checkpoints").glob(f"{config.saving.output_name}*-state"):
+        counted = _STATE.search(state.name)
+        # sd-scripts writes it last.
+        if counted and (state / "random_states_0.pkl").exists():
+            found.append((int(counted[1] or 0) + int(counted[2]), state))
+    if not found:
+        return 0, []
+    done, state = max(found)
+    more = ["--resume", str(state)]
+    if config.training.max_train_steps and not config.training.max_train_epochs:
+        more += ["--max_train_steps", str(max(1, config.training.max_train_steps - done))]
+    return done, more
+
+
+TRAINER = Kohya()
