@@ -16,10 +16,10 @@ import pytest
 from flowloom.cli import main
 from flowloom.spec.rundir import RunDir
 from flowloom.trainers.checkouts import name_checkout
-from flowloom.trainers.kohya.trainer import TRAINER
 from flowloom.trainers.kohya.arguments import known_arguments, raw_problems
 from flowloom.trainers.kohya.files import toml
 from flowloom.trainers.kohya.hooks import MARK
+from flowloom.trainers.kohya.trainer import TRAINER
 
 SCRIPT = """
 import argparse, tomllib, sys, time
