@@ -31,6 +31,7 @@ from flowloom.server.routes import (
     events,
     files,
     hub,
+    kohya,
     models,
     runs,
     samples,
@@ -49,7 +50,7 @@ from flowloom.trainers import ALL
 
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
-_RUNS = (runs, events, samples, checkpoints, training, chores)
+_RUNS = (runs, events, samples, checkpoints, kohya, training, chores)
 _DATASETS = (datasets, datasets_images, datasets_edits, datasets_uploads, datasets_work, stores)
 _ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)
 _log = logging.getLogger("flowloom")
