@@ -273,3 +273,15 @@ test("the keyboard reaches everything: menu, dialog, tabs", async () => {
   await page.keyboard.press("Escape");
   await page.getByRole("dialog").waitFor({ state: "hidden" });
 });
+
+test("Kohya's form is drawn from its schema, and says at each field what it lacks", async () => {
+  const page = await open("/kohya-training/");
+  await page.getByRole("radio", { name: /Chroma LoRA, 16 GB/ }).click();
+  const base = page.locator('[data-field="model.pretrained_model_name_or_path"]');
+  await base.getByText("is needed for Chroma.").waitFor();
+  await base.getByRole("textbox").or(base.getByRole("combobox")).fill(String(config.model?.chroma_path));
+  await base.getByText("is needed for Chroma.").waitFor({ state: "detached" });
+  const json = page.getByLabel(/Configuration as JSON/);
+  assert.match(await json.inputValue(), /fp8_base/);
+  assert.match(await json.inputValue(), /chroma\.safetensors/);
+});

@@ -46,7 +46,7 @@ interface Context {
 }
 
 /** What a person looks at first; all else is behind "Advanced". A schema may say so itself. */
-export const SIMPLE: ReadonlySet<string> = new Set([
+const FLOW: ReadonlySet<string> = new Set([
   "training.lr",
   "training.train_minibatch",
   "training.warmup_steps",
@@ -83,7 +83,36 @@ export const SIMPLE: ReadonlySet<string> = new Set([
   "memory.checkpointed_blocks",
 ]);
 
-export function sectionsOf(schema: Tree, simple = SIMPLE): Field[] {
+const KOHYA: ReadonlySet<string> = new Set([
+  "family",
+  "method",
+  "model.pretrained_model_name_or_path",
+  "model.vae",
+  "model.ae",
+  "model.clip_l",
+  "model.t5xxl",
+  "datasets",
+  "network.network_dim",
+  "network.network_alpha",
+  "training.max_train_steps",
+  "training.learning_rate",
+  "training.optimizer_type",
+  "training.lr_scheduler",
+  "training.seed",
+  "memory.fp8_base",
+  "memory.blocks_to_swap",
+  "saving.output_name",
+  "saving.save_every_n_steps",
+  "sampling.prompts",
+  "sampling.width",
+  "sampling.height",
+  "sampling.sample_every_n_steps",
+]);
+
+/** By trainer; one that is not here shows all that its own schema does not call advanced. */
+export const SIMPLE: Record<string, ReadonlySet<string>> = { flow: FLOW, kohya: KOHYA };
+
+export function sectionsOf(schema: Tree, simple: ReadonlySet<string> = FLOW): Field[] {
   const context = { defs: isTree(schema.$defs) ? schema.$defs : {}, simple };
   const fields = fieldsOf(schema, [], context, 0);
   const loose = fields.filter((field) => !isSection(field));
@@ -240,7 +269,7 @@ const UNITS: [RegExp, string][] = [
   [/_minutes$|^max_minutes$/, "minutes"],
   [/_steps$|_every$|^every$/, "steps"],
   [/_percentage$|^share$/, "0 to 1"],
-  [/resolution|_dim$/, "pixels"],
+  [/resolution|image_dim$/, "pixels"],
   [/_megapixels$/, "megapixels"],
   [/_epochs$/, "epochs"],
   [/t5_max_length$|_tokens$/, "tokens"],
@@ -258,6 +287,10 @@ const WORDS: Record<string, string> = {
   lora: "LoRA",
   loras: "LoRAs",
   t5: "T5",
+  t5xxl: "T5 XXL",
+  clip: "CLIP",
+  ae: "AE",
+  fp8: "FP8",
   vae: "VAE",
   cfg: "CFG",
   jsonl: "JSONL",

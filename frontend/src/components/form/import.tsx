@@ -105,8 +105,17 @@ export function Import({
       )}
     >
       <p className="text-sm text-ink-soft">
-        Drop a configuration here: a FLOW <code className="figure text-xs">training_config.json</code>, or a
-        run's <code className="figure text-xs">run.json</code>.
+        {trainer === "flow" ? (
+          <>
+            Drop a configuration here: a FLOW <code className="figure text-xs">training_config.json</code>, or
+            a run's <code className="figure text-xs">run.json</code>.
+          </>
+        ) : (
+          <>
+            Drop a configuration here: one that was exported, or a run's{" "}
+            <code className="figure text-xs">run.json</code>.
+          </>
+        )}
       </p>
       <input
         ref={input}

@@ -33,7 +33,7 @@ export function Presets({
           >
             <span className="text-sm font-semibold">{preset?.title ?? "Defaults"}</span>
             <span className="text-xs text-ink-soft">
-              {preset?.note ?? "FLOW's own behaviour, with its faults mended."}
+              {preset?.note ?? "As the trainer has them, and nothing else."}
             </span>
             {changes.length > 0 && (
               <span className="figure mt-1 line-clamp-2 text-2xs text-ink-faint">

@@ -45,7 +45,7 @@ function Variants({ field, path, isShown }: { field: Field; path: string[] } & F
 
 /** A list of things that each have fields. */
 function Items({ field, path, isShown }: { field: Field; path: string[] } & Filter) {
-  const { set } = useForm();
+  const { set, problems } = useForm();
   const { value } = useValue(path, field.initial);
   const items = Array.isArray(value) ? value : [];
   const kinds = Object.keys(field.variants);
@@ -55,6 +55,11 @@ function Items({ field, path, isShown }: { field: Field; path: string[] } & Filt
       <p className="max-w-[75ch] text-xs text-ink-faint">
         <Prose text={field.help} />
       </p>
+      {problems.get(path.join("."))?.map((message) => (
+        <p key={message} role="alert" className="text-xs font-medium text-weld">
+          {message}
+        </p>
+      ))}
       {items.map((item, index) => {
         const kind = isTree(item) && typeof item.kind === "string" ? item.kind : null;
         const fields = kind ? (field.variants[kind] ?? []) : field.fields;

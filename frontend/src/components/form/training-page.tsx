@@ -15,7 +15,7 @@ import { runConfig, trainerConfig, trainerModels } from "@/lib/api/queries";
 import { byPath, useCheck } from "@/lib/check";
 import { useDraft } from "@/lib/draft";
 import { at, changesFrom, laidOver, same, type Tree } from "@/lib/json";
-import { type Field, isFound, leavesOf, sectionsOf } from "@/lib/schema";
+import { type Field, isFound, leavesOf, SIMPLE, sectionsOf } from "@/lib/schema";
 import { FormContext } from "./context";
 import { Essentials } from "./essentials";
 import { Import } from "./import";
@@ -115,7 +115,10 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
   useFrom(setConfig, defaults);
   const { verdict, isChecking } = useCheck(trainer, draft.config, isLoaded && made !== undefined);
   const problems = useMemo(() => byPath(verdict?.problems ?? []), [verdict]);
-  const sections = useMemo(() => (made ? sectionsOf(made.schema as Tree) : []), [made]);
+  const sections = useMemo(
+    () => (made ? sectionsOf(made.schema as Tree, SIMPLE[trainer] ?? new Set()) : []),
+    [made, trainer],
+  );
   const words = useMemo(() => search.toLowerCase().split(/\s+/).filter(Boolean), [search]);
 
   if (error && !made) {

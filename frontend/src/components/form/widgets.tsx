@@ -247,6 +247,8 @@ const WIDGETS: Partial<Record<Field["kind"], (props: WidgetProps) => React.React
 
 /** The control that fits a field. */
 export function Widget(props: WidgetProps) {
-  const Fitting = WIDGETS[props.field.kind] ?? JsonInput;
+  // Whatever the studio has found files for is the path of one.
+  const hasFiles = (useForm().candidates[props.field.path.join(".")] ?? []).length > 0;
+  const Fitting = hasFiles ? PathInput : (WIDGETS[props.field.kind] ?? JsonInput);
   return <Fitting {...props} />;
 }
