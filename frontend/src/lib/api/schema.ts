@@ -466,6 +466,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/kohya/import": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Read a configuration of sd-scripts or kohya_ss
+         * @description Nothing is kept: the answer is what a form begins with.
+         */
+        post: operations["training-import_config"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/models": {
         parameters: {
             query?: never;
@@ -1446,6 +1466,33 @@ export interface components {
                 [key: string]: unknown;
             } | null;
             run: components["schemas"]["RunView"] | null;
+        };
+        /**
+         * Brought
+         * @description One of the files that people have.
+         */
+        Brought: {
+            /**
+             * Bmaltais
+             * @description What kohya_ss saves, JSON.
+             * @default
+             * @example
+             */
+            bmaltais?: string;
+            /**
+             * Dataset Toml
+             * @description The one that it names.
+             * @default
+             * @example
+             */
+            dataset_toml?: string;
+            /**
+             * Toml
+             * @description sd-scripts' own.
+             * @default
+             * @example learning_rate = 1e-4
+             */
+            toml?: string;
         };
         /**
          * Candidate
@@ -3255,6 +3302,33 @@ export interface components {
              * @description When, in seconds since 1970.
              */
             time: number;
+        };
+        /**
+         * Understood
+         * @description What it says, in this studio's words.
+         */
+        Understood: {
+            /**
+             * Config
+             * @description For POST /api/kohya/config.
+             */
+            config: {
+                [key: string]: unknown;
+            };
+            /**
+             * Left Over
+             * @description Keys that have no place here, with their values.
+             */
+            left_over: {
+                [key: string]: unknown;
+            };
+            /**
+             * Problems
+             * @description What is wrong with it on this machine.
+             */
+            problems: components["schemas"]["Place-Output"][];
+            /** Understood */
+            understood: string[];
         };
         /**
          * Undoing
@@ -8477,6 +8551,132 @@ export interface operations {
                      *       "status": 502,
                      *       "title": "The hub did not answer as it should.",
                      *       "type": "urn:flowloom:hub-unreachable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "training-import_config": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Brought"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Understood"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
