@@ -115,7 +115,7 @@ class Hooks:
         return drawn
 
     def shortened(self, resume):
-        """Reading a state, if there is one; only what is left is trained then, by the schedule of the whole."""
+        """Reading a state, if there is one; then what is left is trained, by the schedule of the whole."""
 
         def resumed(accelerator, args, *rest, **kwargs):
             resume(accelerator, args, *rest, **kwargs)

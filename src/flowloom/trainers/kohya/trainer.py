@@ -89,7 +89,8 @@ class Kohya:
         folder = run_dir.path.absolute()
         write_files(config, folder)
         checkout, script = _checkout(config), script_of(config)
-        assert script is not None, "checked when it was made"
+        if script is None:
+            raise ConfigError(NAME, [_no_script(config)])
         base, state = _newest_state(config, folder) if resume else (0, None)
         more = ["--resume", str(state)] if state else []
         if state and "initial_step" in known_arguments(checkout.path, script):
@@ -151,9 +152,7 @@ def _misfits(config: KohyaConfig) -> Iterator[Problem]:
     """What sd-scripts would end at, or do otherwise than it reads."""
     facts = FACTS[config.family]
     if script_of(config) is None:
-        yield Problem(
-            "method", f"sd-scripts trains {facts.title} as a LoRA only; the trainer flow trains it whole."
-        )
+        yield _no_script(config)
     for i, dataset in enumerate(config.datasets):
         if dataset.bucket_reso_steps % facts.side:
             yield Problem(
@@ -169,6 +168,11 @@ def _misfits(config: KohyaConfig) -> Iterator[Problem]:
         yield Problem("network.network_module", f"{module!r} is none of networks.* and lycoris.kohya.")
     if not re.fullmatch(r"[A-Za-z][\w.]*", config.training.optimizer_type):
         yield Problem("training.optimizer_type", f"{config.training.optimizer_type!r} names no class.")
+
+
+def _no_script(config: KohyaConfig) -> Problem:
+    title = FACTS[config.family].title
+    return Problem("method", f"sd-scripts trains {title} as a LoRA only; the trainer flow trains it whole.")
 
 
 def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
