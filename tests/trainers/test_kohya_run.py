@@ -1,9 +1,7 @@
 """Kohya's sd-scripts, the real ones, train a small SD 1.5 of random weights through the studio.
 
-Needs a checkout of sd-scripts with its environment in `.venv`: FLOWLOOM_KOHYA=CHECKOUT. Of the copy that is
-used one line differs, the widths of its U-Net; and where its environment has no torchvision, what it uses of
-that is tests/stand_ins/torchvision_here. FLOWLOOM_KOHYA_WIDTH=320 leaves that line as it is: a U-Net of the
-released size, which takes 20 GB and some minutes.
+Of the copy that is used one line differs, the widths of its U-Net, which are constants there.
+FLOWLOOM_KOHYA_WIDTH=320 leaves that line as it is: a U-Net of the released size, which takes gigabytes.
 """
 
 from __future__ import annotations
@@ -18,22 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from flowloom.parts.families.weights import open_weights
 from flowloom.trainers.checkouts import name_checkout
 from tests.server.conftest import Studio, end_runs, wait_for
+from tests.stand_ins.sd_scripts import CHECKOUT, HERE, PYTHON, needs_sd_scripts, paint_with_captions, prepare
 
-CHECKOUT = os.environ.get("FLOWLOOM_KOHYA", "")
 WIDTH = int(os.environ.get("FLOWLOOM_KOHYA_WIDTH", "32"))
-STAND_INS = Path(__file__).parents[1] / "stand_ins"
 WIDTHS = "(320, 640, 1280, 1280)"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not CHECKOUT, reason="FLOWLOOM_KOHYA names no checkout of sd-scripts (with its .venv inside)"
-    ),
-]
+pytestmark = needs_sd_scripts
 
 
 @pytest.fixture(scope="module")
@@ -45,27 +36,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unet = folder / "sd-scripts" / "library" / "original_unet.py"
     assert WIDTHS in unet.read_text()
     unet.write_text(unet.read_text().replace(WIDTHS, str((WIDTH, 2 * WIDTH, 4 * WIDTH, 4 * WIDTH))))
-    python = Path(CHECKOUT) / ".venv" / "bin" / "python"
-    subprocess.run([python, STAND_INS / "sd15.py", folder, str(WIDTH)], check=True, capture_output=True)
-    (folder / "pictures").mkdir()
-    for i, colour in enumerate(["red", "green", "blue", "yellow"]):
-        size = (64, 128 if i % 2 else 64)
-        Image.new("RGB", size, colour).save(folder / "pictures" / f"{i}.png")
-        (folder / "pictures" / f"{i}.txt").write_text(f"a {colour} picture")
+    subprocess.run([PYTHON, HERE / "sd15.py", folder, str(WIDTH)], check=True, capture_output=True)
+    paint_with_captions(folder / "pictures")
     return folder
 
 
 @pytest.fixture(scope="module")
 def studio(home: Path) -> Iterator[Studio]:
     """A studio that knows the checkout."""
-    python = Path(CHECKOUT) / ".venv" / "bin" / "python"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWLOOM_TRAINERS", str(home / "trainers.json"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        look = [python, "-c", "import torchvision"]
-        if subprocess.run(look, capture_output=True, check=False).returncode:
-            patch.setenv("PYTHONPATH", str(STAND_INS / "torchvision_here"), prepend=os.pathsep)
-        name_checkout("kohya", home / "sd-scripts", python)
+        prepare(patch)
+        name_checkout("kohya", home / "sd-scripts", PYTHON)
         studio = Studio(home / "studio", "--root", f"kohya={home}").start()
         yield studio
         end_runs(studio.home)
@@ -139,6 +121,44 @@ def test_a_lora_is_trained_with_its_losses_rates_pictures_and_files(
     assert not of_kind(studio, "lora", "warning")
     samples = studio.get("/api/runs/lora/samples")["samples"]
     assert len(samples) == 2
+
+
+def test_a_whole_network_is_trained_saved_and_gone_on_with(
+    studio: Studio, make_config: Callable[..., dict[str, Any]], home: Path
+) -> None:
+    config = make_config(
+        method="full",
+        training=make_config()["training"] | {"max_train_steps": 30, "gradient_accumulation_steps": 2},
+        saving={"save_every_n_steps": 1000, "save_precision": "float"},
+    )
+    studio.post("/api/kohya/train/start", {"name": "whole", "config": config})
+    wait_for(lambda: of_kind(studio, "whole", "step"))
+    studio.post("/api/runs/whole/stop")
+    studio.wait("whole", "stopped")
+    done = of_kind(studio, "whole", "stopped")[0]["step"]
+    assert done < 30
+    (saved,) = of_kind(studio, "whole", "saved")
+    names = set(open_weights(studio.home / "runs" / "whole" / saved["dir"]))
+    assert any(name.startswith("model.diffusion_model.") for name in names)
+    studio.post("/api/runs/whole/resume", {})
+    studio.wait("whole", "finished")
+    assert [event["step"] for event in of_kind(studio, "whole", "step")] == list(range(1, 31))
+
+
+def test_a_finished_run_goes_on_with_more_steps(
+    studio: Studio, make_config: Callable[..., dict[str, Any]]
+) -> None:
+    config = make_config(
+        training=make_config()["training"] | {"max_train_steps": None, "max_train_epochs": 1}
+    )
+    studio.post("/api/kohya/train/start", {"name": "epochs", "config": config})
+    studio.wait("epochs", "finished")
+    steps = of_kind(studio, "epochs", "step")
+    studio.post("/api/runs/epochs/resume", {"changes": {"training": {"max_train_epochs": 2}}})
+    studio.wait("epochs", "queued", "running")
+    studio.wait("epochs", "finished")
+    numbers = [event["step"] for event in of_kind(studio, "epochs", "step")]
+    assert numbers == list(range(1, 2 * len(steps) + 1))
 
 
 def test_it_saves_draws_and_stops_when_asked_and_goes_on_where_it_was(

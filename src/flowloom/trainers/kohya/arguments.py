@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import shlex
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -74,7 +75,10 @@ def _known(checkout: Path, script: str, _changed: int) -> Known:
 
 def _functions(path: Path) -> dict[str, _Function]:
     """Those of a module, and by their names here those that it takes from others."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    with warnings.catch_warnings():
+        # Of its regular expressions: they are its own business.
+        warnings.simplefilter("ignore")
+        tree = ast.parse(path.read_text(encoding="utf-8"))
     found = {
         name.asname or name.name: _Function(calls=[(node.module.rpartition(".")[2], name.name)])
         for node in ast.walk(tree)

@@ -13,6 +13,7 @@ class Facts:
     title: str
     lora_script: str
     full_script: str | None
+    """Of whole networks, with captions beside the pictures."""
     network_module: str
     needed: tuple[str, ...]
     """Keys of `model` that must be given."""
@@ -22,12 +23,15 @@ class Facts:
     """Whether the keys of `flow` are known to its scripts."""
     side: int = 64
     """Sides of pictures are multiples of it at least."""
+    metadata_script: str | None = None
+    """Of whole networks, where captions come from a file; None: the same as full_script."""
 
 
 FACTS = {
     "sd15": Facts(
-        "SD 1.5", "train_network.py", "fine_tune.py", "networks.lora",
+        "SD 1.5", "train_network.py", "train_db.py", "networks.lora",
         ("pretrained_model_name_or_path",), {"max_token_length": 225}, flows=False,
+        metadata_script="fine_tune.py",
     ),
     "sdxl": Facts(
         "SDXL", "sdxl_train_network.py", "sdxl_train.py", "networks.lora",

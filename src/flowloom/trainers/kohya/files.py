@@ -7,21 +7,57 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from flowloom.trainers.kohya.config import KohyaConfig, Sampling
+from flowloom.trainers.kohya.config import ImageFolder, KohyaConfig, Sampling
 from flowloom.trainers.kohya.families import FACTS, SAMPLING
 
 _SECTIONS = ("model", "network", "training", "flow", "memory", "saving")
 _PATHS = frozenset({"image_dir", "metadata_file", "conditioning_data_dir"})
+STYLES = {
+    "metadata_file": ("is_reg", "class_tokens", "caption_extension", "conditioning_data_dir"),
+    "conditioning_data_dir": ("is_reg", "class_tokens", "alpha_mask"),
+}
+"""Keys that decide what sd-scripts takes a folder for, and those that it then refuses."""
 
 
 def script_of(config: KohyaConfig) -> str | None:
     """The script that trains it; None: sd-scripts has none."""
     facts = FACTS[config.family]
-    return facts.lora_script if config.method == "lora" else facts.full_script
+    if config.method == "lora":
+        return facts.lora_script
+    has_metadata = any(style_of(subset) == "metadata_file" for subset in _subsets(config))
+    return (facts.metadata_script if has_metadata else None) or facts.full_script
+
+
+def style_of(subset: ImageFolder) -> str | None:
+    """The key that decides what sd-scripts takes a folder for; None: pictures with captions beside them."""
+    return next((key for key in STYLES if getattr(subset, key)), None)
+
+
+def _subsets(config: KohyaConfig) -> Iterator[ImageFolder]:
+    return (subset for dataset in config.datasets for subset in dataset.subsets)
 
 
 def arguments_of(config: KohyaConfig, folder: Path) -> dict[str, Any]:
     """The script's arguments by name, as config.toml holds them; `folder` is the run's directory."""
+    values = _chosen(config) | {
+        "dataset_config": str(folder / "dataset.toml"),
+        "output_dir": str(folder / "checkpoints"),
+        "save_model_as": "safetensors",
+        "logging_dir": str(folder / "logs"),
+        "log_with": "tensorboard",
+        "console_log_simple": True,
+    }
+    if any(style_of(subset) == "conditioning_data_dir" for subset in _subsets(config)):
+        values["masked_loss"] = True
+    if config.sampling.prompts:
+        every, at_first = config.sampling.sample_every_n_steps, config.sampling.sample_at_first
+        values |= {"sample_prompts": str(folder / "prompts.txt"), "sample_every_n_steps": every}
+        values |= {"sample_at_first": True} if at_first else {}
+    return values
+
+
+def _chosen(config: KohyaConfig) -> dict[str, Any]:
+    """What the configuration says, and where it says nothing, what is right for the family."""
     facts = FACTS[config.family]
     values: dict[str, Any] = dict(facts.values)
     for name in _SECTIONS:
@@ -34,23 +70,10 @@ def arguments_of(config: KohyaConfig, folder: Path) -> dict[str, Any]:
         values.setdefault("network_module", facts.network_module)
     else:
         values.pop("network_train_unet_only", None)
-    for key in type(config.model).model_fields:
-        if key in values:
-            values[key] = str(Path(values[key]).expanduser().absolute())
+    for key in values.keys() & {*type(config.model).model_fields, "network_weights"}:
+        values[key] = str(Path(values[key]).expanduser().absolute())
     if config.training.max_train_epochs:
         values.pop("max_train_steps", None)
-    values |= {
-        "dataset_config": str(folder / "dataset.toml"),
-        "output_dir": str(folder / "checkpoints"),
-        "save_model_as": "safetensors",
-        "logging_dir": str(folder / "logs"),
-        "log_with": "tensorboard",
-        "console_log_simple": True,
-    }
-    if config.sampling.prompts:
-        every, at_first = config.sampling.sample_every_n_steps, config.sampling.sample_at_first
-        values |= {"sample_prompts": str(folder / "prompts.txt"), "sample_every_n_steps": every}
-        values |= {"sample_at_first": True} if at_first else {}
     return values
 
 
@@ -77,8 +100,8 @@ def prompt_lines(config: KohyaConfig) -> list[str]:
         "g": _given(sampling, "guidance", right.get("g")),
     }
     told = "".join(f" --{key} {_plain(value)}" for key, value in options.items() if value not in (None, ""))
-    # A line is a prompt, and what begins with two dashes an option.
-    return [f"{' '.join(prompt.split()).replace('--', '- -')}{told}" for prompt in sampling.prompts]
+    # A line that begins with a hash is a remark.
+    return [f"{' ' * prompt.lstrip().startswith('#')}{_plain(prompt)}{told}" for prompt in sampling.prompts]
 
 
 def _given(sampling: Sampling, name: str, right: float | None) -> float | None:
@@ -87,7 +110,8 @@ def _given(sampling: Sampling, name: str, right: float | None) -> float | None:
 
 
 def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
+    """On one line, where what begins with two dashes is an option."""
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split()).replace("--", "- -")
 
 
 def _dataset_lines(config: KohyaConfig) -> Iterator[str]:
@@ -97,7 +121,8 @@ def _dataset_lines(config: KohyaConfig) -> Iterator[str]:
         yield from (f"{key} = {toml(value)}" for key, value in own.items())
         for subset in dataset.subsets:
             yield "[[datasets.subsets]]"
-            for key, value in subset.model_dump(mode="json").items():
+            refused = set(STYLES.get(style_of(subset) or "", ()))
+            for key, value in subset.model_dump(mode="json", exclude=refused).items():
                 if value is not None:
                     known = str(Path(value).expanduser().absolute()) if key in _PATHS else value
                     yield f"{key} = {toml(known)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -22,8 +21,8 @@ from flowloom.trainers.checkouts import Checkout, checkouts_of
 from flowloom.trainers.kohya import hooks, lines
 from flowloom.trainers.kohya.arguments import known_arguments, raw_problems
 from flowloom.trainers.kohya.config import KohyaConfig
-from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.files import arguments_of, script_of, write_files
+from flowloom.trainers.kohya.misfits import misfits, missing_files, no_script
 
 NAME = "kohya"
 PRESETS = [
@@ -75,7 +74,7 @@ class Kohya:
             read = KohyaConfig.model_validate(config)
         except ValidationError as error:
             return [*problems, *chain.from_iterable(problems_of(error, config).values())]
-        return [*problems, *_missing(read), *_misfits(read), *_unknown_to_the_script(read)]
+        return [*problems, *missing_files(read), *misfits(read), *_unknown_to_the_script(read)]
 
     def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
         """See Trainer."""
@@ -90,7 +89,7 @@ class Kohya:
         write_files(config, folder)
         checkout, script = _checkout(config), script_of(config)
         if script is None:
-            raise ConfigError(NAME, [_no_script(config)])
+            raise ConfigError(NAME, [no_script(config)])
         base, state = _newest_state(config, folder) if resume else (0, None)
         more = ["--resume", str(state)] if state else []
         if state and "initial_step" in known_arguments(checkout.path, script):
@@ -131,50 +130,6 @@ def _checkout(config: KohyaConfig) -> Checkout:
     return found
 
 
-def _missing(config: KohyaConfig) -> Iterator[Problem]:
-    """Files and folders that are not given, or not there."""
-    model = config.model.model_dump()
-    for key, value in model.items():
-        if value and not os.path.exists(Path(value).expanduser()):  # noqa: PTH110 -- any text
-            yield Problem(f"model.{key}", f"{value} does not exist.")
-        if not value and key in FACTS[config.family].needed:
-            yield Problem(f"model.{key}", f"is needed for {FACTS[config.family].title}.")
-    if not any(dataset.subsets for dataset in config.datasets):
-        yield Problem("datasets", "holds no folder of pictures: give one under subsets.")
-    for i, dataset in enumerate(config.datasets):
-        for j, subset in enumerate(dataset.subsets):
-            if not os.path.isdir(Path(subset.image_dir).expanduser()):  # noqa: PTH112 -- any text
-                place = f"datasets.{i}.subsets.{j}.image_dir"
-                yield Problem(place, f"{subset.image_dir!r} is no folder.")
-
-
-def _misfits(config: KohyaConfig) -> Iterator[Problem]:
-    """What sd-scripts would end at, or do otherwise than it reads."""
-    facts = FACTS[config.family]
-    if script_of(config) is None:
-        yield _no_script(config)
-    for i, dataset in enumerate(config.datasets):
-        if dataset.bucket_reso_steps % facts.side:
-            yield Problem(
-                f"datasets.{i}.bucket_reso_steps", f"{facts.title} needs a multiple of {facts.side}."
-            )
-        for j, subset in enumerate(dataset.subsets):
-            varies = subset.shuffle_caption or subset.caption_dropout_rate or subset.caption_tag_dropout_rate
-            if config.memory.cache_text_encoder_outputs and varies:
-                message = "captions that are encoded once can be neither shuffled nor dropped."
-                yield Problem(f"datasets.{i}.subsets.{j}", message)
-    module = config.network.network_module
-    if module and not re.fullmatch(r"networks\.\w+|lycoris\.kohya", module):
-        yield Problem("network.network_module", f"{module!r} is none of networks.* and lycoris.kohya.")
-    if not re.fullmatch(r"[A-Za-z][\w.]*", config.training.optimizer_type):
-        yield Problem("training.optimizer_type", f"{config.training.optimizer_type!r} names no class.")
-
-
-def _no_script(config: KohyaConfig) -> Problem:
-    title = FACTS[config.family].title
-    return Problem("method", f"sd-scripts trains {title} as a LoRA only; the trainer flow trains it whole.")
-
-
 def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
     """Arguments that this very checkout does not take."""
     try:
@@ -184,6 +139,8 @@ def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
         yield from raw_problems(config.raw_arguments, {})
         return
     known = known_arguments(checkout.path, script) if script else {}
+    if script and not known:
+        yield Problem("checkout", f"{checkout.path} holds no {script}, or one that cannot be read.")
     yield from raw_problems(config.raw_arguments, known)
     places = {
         key: f"{name}.{key}" for name, part in config for key in getattr(type(part), "model_fields", ())
