@@ -36,13 +36,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _list() -> int:
     from flowloom.trainers import ALL
-    from flowloom.trainers.checkouts import checkouts_of
+    from flowloom.trainers.lacks import states
 
     for trainer in ALL.values():
-        places = [f"{one.path}, by {one.python}" for one in checkouts_of(trainer.name)]
-        own = ["a part of Flowloom"] if trainer.writes_events else ["not installed"]
-        print(f"{trainer.name:14} {trainer.title:16} {'; '.join(places or own)}")
+        own = [(None, "a part of Flowloom", [])] if trainer.writes_events else None
+        for _, told, missing in own or states(trainer.name):
+            print(f"{trainer.name:14} {trainer.title:16} {told}")
+            _print_lacks(missing)
     return OK
+
+
+def _print_lacks(missing: list[str]) -> int:
+    if missing:
+        print(f"  lacks {', '.join(missing)}")
+    return WRONG if missing else OK
 
 
 def _install(name: str, path: Path | None, python: Path | None, ref: str | None) -> int:
@@ -52,22 +59,21 @@ def _install(name: str, path: Path | None, python: Path | None, ref: str | None)
     from flowloom.errors import RunError
     from flowloom.trainers.checkouts import name_checkout
     from flowloom.trainers.flow_dataclasses import names_of_trainers
+    from flowloom.trainers.lacks import lacks
 
     found = names_of_trainers(path.expanduser()) if path else []
     if path is None or not found:
         raise RunError(f"{path}: no checkout of lodestone-rock/flow: nothing in src/trainer trains.")
     checkout = name_checkout(name, path, python)
     print(f"{name}: {checkout.path}, by {checkout.python}\nits trainers: {', '.join(found)}")
-    return OK
+    return _print_lacks(lacks(name, checkout))
 
 
 def _install_kohya(path: Path | None, python: Path | None, ref: str | None) -> int:
     from flowloom.trainers.checkouts import name_checkout
-    from flowloom.trainers.kohya.install import install, missing
+    from flowloom.trainers.kohya.install import install
+    from flowloom.trainers.lacks import lacks
 
     checkout = name_checkout("kohya", path, python) if path else install(ref, lambda step: print(f"  {step}"))
     print(f"kohya: {checkout.path}, by {checkout.python}")
-    lacks = missing(checkout)
-    for lack in lacks:
-        print(f"  {lack}")
-    return WRONG if lacks else OK
+    return _print_lacks(lacks("kohya", checkout))

@@ -14,6 +14,8 @@ import flowloom
 from flowloom.errors import ConfigError
 from flowloom.parts.quiet import quiet_imports
 from flowloom.spec.secrets import read_secrets
+from flowloom.trainers import ALL
+from flowloom.trainers.lacks import states
 
 NEEDED = {
     "diffusers": "diffusers",
@@ -38,7 +40,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Python, torch, the device, packages, secrets, disk."""
+    """Python, torch, the device, packages, trainers beside our own, secrets, disk."""
     python = Finding("python", f"{platform.python_version()} at {sys.executable}")
     return [
         Finding("flowloom", flowloom.__version__),
@@ -46,8 +48,19 @@ def examine() -> list[Finding]:
         *_torch(),
         *(_package(name, module) for name, module in NEEDED.items()),
         Finding("optional", ", ".join(f"{name} {_version(name) or '-'}" for name in OPTIONAL)),
+        *(finding for name in ALL for finding in trainer_findings(name)),
         _secrets(),
         _disk(),
+    ]
+
+
+def trainer_findings(trainer: str) -> list[Finding]:
+    """The checkouts of a trainer beside our own, a line each; none of our own."""
+    if ALL[trainer].writes_events:
+        return []
+    return [
+        Finding(trainer, f"{told}; lacks {', '.join(missing)}" if missing else told, is_well=not missing)
+        for _, told, missing in states(trainer)
     ]
 
 

@@ -12,8 +12,6 @@ from flowloom.errors import RunError
 from flowloom.trainers.checkouts import Checkout, name_checkout
 
 SOURCE = "https://github.com/kohya-ss/sd-scripts"
-MODULES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "toml", "voluptuous", "cv2")
-"""What its trainers import first."""
 
 
 def install(ref: str | None, say: Callable[[str], None]) -> Checkout:
@@ -38,25 +36,6 @@ def install(ref: str | None, say: Callable[[str], None]) -> Checkout:
     _do(say, "install torch", [*pip, "torch", "torchvision"], path)
     _do(say, "install its requirements", [*pip, "-r", "requirements.txt", "tensorboard"], path)
     return name_checkout("kohya", path, python)
-
-
-def missing(checkout: Checkout) -> list[str]:
-    """What sd-scripts lacks before it can train, in words; empty when it can."""
-    if not (checkout.path / "train_network.py").is_file():
-        return [f"{checkout.path} holds no train_network.py: name the folder of sd-scripts itself."]
-    look = "import importlib.util as u, sys; print(*[m for m in sys.argv[1:] if not u.find_spec(m)])"
-    try:
-        asked = subprocess.run(
-            [str(checkout.python), "-c", look, *MODULES], capture_output=True, text=True, check=False
-        )
-    except OSError as error:
-        return [f"{checkout.python} does not start: {error.strerror}."]
-    if asked.returncode:
-        return [f"{checkout.python} does not start: {asked.stderr.strip()[-300:]}"]
-    lacks = asked.stdout.split()
-    return (
-        [f"{checkout.python} lacks {', '.join(lacks)}: install its requirements.txt there."] if lacks else []
-    )
 
 
 def _do(say: Callable[[str], None], step: str, words: Sequence[str], folder: Path) -> None:

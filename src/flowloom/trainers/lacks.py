@@ -1,0 +1,119 @@
+"""What another trainer's checkout lacks before it can train: scripts, and modules that its Python has not.
+
+Its own import statements are read, from its scripts on; its Python only says which of those it finds. Nothing
+of it is imported, here or there.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from flowloom.errors import ConfigError
+from flowloom.trainers.checkouts import Checkout, checkouts_of
+from flowloom.trainers.flow_dataclasses import names_of_trainers
+from flowloom.trainers.kohya.families import FACTS
+
+PATIENCE_S = 20
+"""For a Python to start; it may lie on a slow disk."""
+_LATER = {"kohya": {"bitsandbytes", "tensorboard"}}
+"""Modules that a run imports only then, as the studio configures it."""
+_IMPORT = re.compile(r"^(?:import ([\w., ]+)|from ([\w.]+) import ([\w, ]+|\())", re.MULTILINE)
+_FIND = """
+import importlib.util, sys
+print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])
+"""
+
+
+def states(trainer: str) -> list[tuple[Checkout | None, str, list[str]]]:
+    """Each checkout of a trainer, what it is in words, and what it lacks; one of None where there is none."""
+    try:
+        known = checkouts_of(trainer)
+    except ConfigError as error:
+        return [(None, str(error), ["a list that can be read"])]
+    if not known:
+        return [(None, f"not installed: flowloom trainers install {trainer}", [])]
+    return [(one, f"{one.path}{_revision(one.path)}, by {one.python}", lacks(trainer, one)) for one in known]
+
+
+def lacks(trainer: str, checkout: Checkout) -> list[str]:
+    """What a checkout lacks, in words; empty when it can train."""
+    wanted = _kohyas_scripts() if trainer == "kohya" else names_of_trainers(checkout.path)
+    names = [name if name.endswith(".py") else f"{name.replace('.', '/')}.py" for name in wanted]
+    there = [name for name in names if (checkout.path / name).is_file()]
+    if not there:
+        return [f"its scripts: {checkout.path} is no checkout of it, or only a part"]
+    gone = sorted(set(names) - set(there))
+    modules = _outside(checkout.path, there) | _LATER.get(trainer, set())
+    return [*gone, *_not_found(checkout, sorted(modules))]
+
+
+def _kohyas_scripts() -> list[str]:
+    scripts = {
+        script for facts in FACTS.values() for script in (facts.lora_script, facts.full_script) if script
+    }
+    return sorted(scripts)
+
+
+def _not_found(checkout: Checkout, modules: list[str]) -> list[str]:
+    try:
+        asked = subprocess.run(
+            [checkout.python, "-c", _FIND, *modules],
+            cwd=checkout.path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [f"a Python that starts: {error}"]
+    return asked.stdout.split() if not asked.returncode else [f"a Python: {asked.stderr.strip()[-300:]}"]
+
+
+def _outside(checkout: Path, scripts: list[str]) -> set[str]:
+    """Packages that the scripts import at once, themselves or by what they import of the checkout."""
+    found: set[str] = set()
+    todo, seen = [checkout / script for script in scripts], set[Path]()
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in _imported(path):
+            files = _inside(checkout, name)
+            todo += files
+            if not files:
+                found.add(name.partition(".")[0])
+    own = {path.name for path in checkout.iterdir() if path.is_dir()} | {path.stem for path in seen}
+    return {name for name in found - own - sys.stdlib_module_names if name}
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Names of what a module imports without a condition: `a.b`, and `a.b.c` of `from a.b import c`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    for whole, origin, names in _IMPORT.findall(text):
+        yield from (name.split()[0] for name in whole.split(",") if name.strip())
+        if origin:
+            yield origin
+            yield from (f"{origin}.{name.split()[0]}" for name in names.split(",") if name.strip(" ("))
+
+
+def _inside(checkout: Path, name: str) -> list[Path]:
+    """The files of the checkout that a name stands for."""
+    place = checkout.joinpath(*name.split("."))
+    return [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+
+
+def _revision(path: Path) -> str:
+    try:
+        words = ["git", "-C", str(path), "rev-parse", "--short", "HEAD"]
+        asked = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return f" at {asked.stdout.strip()}" if not asked.returncode and asked.stdout else ""
