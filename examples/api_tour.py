@@ -2,10 +2,12 @@
 
     flowloom up --home studio &
     python examples/api_tour.py PICTURES --config model.json --tagger-repo SmilingWolf/wd-vit-tagger-v3
+    python examples/api_tour.py PICTURES --kohya kohya.json
 
 `--config` holds what a FLOW configuration needs beside the data: paths of the model, as GET /api/flow/models
-or POST /api/models/missing give them. What the tour makes is left in the studio to be looked at; the LoRA and
-the samples are downloaded to `--out`.
+or POST /api/models/missing give them. `--kohya` holds the same for Kohya's sd-scripts: its files and its
+command are shown, and where sd-scripts is installed, it trains too. What the tour makes is left in the studio
+to be looked at; LoRAs and samples are downloaded to `--out`.
 """
 
 from __future__ import annotations
@@ -110,12 +112,12 @@ def tag(studio: Studio, dataset: dict[str, Any], name: str, tagger: dict[str, st
         print(f"  {one['picture']}: {one['after'][0]}")
 
 
-def train(studio: Studio, name: str, config: dict[str, Any], steps: int) -> None:
+def train(studio: Studio, trainer: str, name: str, config: dict[str, Any], steps: int) -> None:
     """Train, stop half-way, go on; follow it meanwhile."""
-    verdict = studio.post("/api/flow/config", {"config": config})
+    verdict = studio.post(f"/api/{trainer}/config", {"config": config})
     if not verdict["is_valid"]:
         sys.exit("\n".join(f"{one['pointer']}: {one['detail']}" for one in verdict["problems"]))
-    studio.post("/api/flow/train/start", {"name": name, "config": config})
+    studio.post(f"/api/{trainer}/train/start", {"name": name, "config": config})
     for event in studio.events(name):
         if event["kind"] == "step":
             print(f"  step {event['step']}  loss {event['loss_smooth']:.4f}")
@@ -130,17 +132,56 @@ def train(studio: Studio, name: str, config: dict[str, Any], steps: int) -> None
     print(f"{name} is {studio.wait(name)['state']} at step {studio.get(f'/api/runs/{name}')['step']}")
 
 
-def fetch(studio: Studio, name: str, out: Path) -> None:
-    """The newest LoRA, as it is and by ComfyUI's names, and the newest samples."""
+def export(studio: Studio, name: str) -> str:
+    """Write a run's newest LoRA by ComfyUI's names, as a run of its own; its name."""
     roots = {root["name"]: root["path"] for root in studio.get("/api/roots")}
-    export = {"source_path": f"{roots['runs']}/{name}", "form": "comfy"}
-    studio.post("/api/chores/export/start", {"name": f"{name}-comfy", "config": export})
-    studio.wait(f"{name}-comfy")
-    for run in (name, f"{name}-comfy"):
-        for file in studio.get(f"/api/runs/{run}/checkpoints")["checkpoints"][0]["files"]:
-            studio.download(file["url"], out / run / file["name"])
+    config = {"source_path": f"{roots['runs']}/{name}", "form": "comfy"}
+    studio.post("/api/chores/export/start", {"name": f"{name}-comfy", "config": config})
+    return studio.wait(f"{name}-comfy")["id"]
+
+
+def fetch(studio: Studio, name: str, out: Path) -> None:
+    """The newest weights and samples of a run."""
+    for file in studio.get(f"/api/runs/{name}/checkpoints")["checkpoints"][0]["files"]:
+        studio.download(file["url"], out / name / file["name"])
     for sample in studio.get(f"/api/runs/{name}/samples")["samples"][:4]:
         studio.download(sample["url"], out / sample["file"])
+
+
+def flow_tour(studio: Studio, name: str, dataset: dict[str, Any], asked: argparse.Namespace) -> None:
+    """FLOW JSONL of the data set, and a LoRA of our own engine."""
+    rows = studio.post(f"/api/datasets/{name}/convert", {"as_run": False})["result"]
+    print(f"{rows['num_rows']} rows of FLOW JSONL")
+    config = json.loads(asked.config.read_text())
+    config["dataloader"] = config.get("dataloader", {}) | {
+        "jsonl_metadata_path": studio.get(f"/api/datasets/{name}.jsonl")["path"],
+        "image_folder_path": dataset["path"],
+    }
+    config["limits"] = {"max_steps": asked.steps}
+    train(studio, "flow", name, config, asked.steps)
+    fetch(studio, name, asked.out)
+    fetch(studio, export(studio, name), asked.out)
+
+
+def kohya_tour(studio: Studio, name: str, dataset: dict[str, Any], asked: argparse.Namespace) -> None:
+    """What sd-scripts would be given; and where it is installed, a LoRA of it."""
+    form = studio.get("/api/kohya/config")
+    print(f"a configuration of Kohya has {', '.join(form['schema']['properties'])}")
+    config = json.loads(asked.kohya.read_text())
+    first = next(iter(config.get("datasets", [])), {})
+    config["datasets"] = [first | {"subsets": [{"image_dir": dataset["path"]}]}]
+    config["training"] = config.get("training", {}) | {"max_train_steps": asked.steps}
+    shown = studio.post("/api/kohya/config/preview", {"config": config, "name": f"{name}-kohya"})
+    for file in shown["files"]:
+        print(f"--- {file['name']}\n{file['text']}")
+    for problem in shown["problems"]:
+        print(f"{problem['pointer']}: {problem['detail']}")
+    if shown["command"] is None:
+        print("sd-scripts is not on this machine, so this was a dry run: flowloom trainers install kohya")
+        return
+    print(f"$ {shown['command']['line']}")
+    train(studio, "kohya", f"{name}-kohya", config, asked.steps)
+    fetch(studio, f"{name}-kohya", asked.out)
 
 
 def main() -> None:
@@ -152,7 +193,8 @@ def main() -> None:
     parser.add_argument("--url", default="http://127.0.0.1:7860")
     parser.add_argument("--token")
     parser.add_argument("--name", default="tour")
-    parser.add_argument("--config", type=Path, required=True, help="a FLOW configuration without its data")
+    parser.add_argument("--config", type=Path, help="a FLOW configuration without its data")
+    parser.add_argument("--kohya", type=Path, help="a Kohya configuration without its data")
     parser.add_argument("--tagger-repo", help="of the Hugging Face hub")
     parser.add_argument("--tagger-path", help="a folder of the studio's machine")
     parser.add_argument("--steps", type=int, default=200)
@@ -163,16 +205,10 @@ def main() -> None:
     if asked.tagger_repo or asked.tagger_path:
         tagger = {"repo": asked.tagger_repo} if asked.tagger_repo else {"model_path": asked.tagger_path}
         tag(studio, dataset, name, tagger)
-    rows = studio.post(f"/api/datasets/{name}/convert", {"as_run": False})["result"]
-    print(f"{rows['num_rows']} rows of FLOW JSONL")
-    config = json.loads(asked.config.read_text())
-    config["dataloader"] = config.get("dataloader", {}) | {
-        "jsonl_metadata_path": studio.get(f"/api/datasets/{name}.jsonl")["path"],
-        "image_folder_path": dataset["path"],
-    }
-    config["limits"] = {"max_steps": asked.steps}
-    train(studio, name, config, asked.steps)
-    fetch(studio, name, asked.out)
+    if asked.config:
+        flow_tour(studio, name, dataset, asked)
+    if asked.kohya:
+        kohya_tour(studio, name, dataset, asked)
 
 
 if __name__ == "__main__":

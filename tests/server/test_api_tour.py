@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,24 @@ import pytest
 from flowloom.parts.families.weights import open_weights
 from tests.server.conftest import Studio
 from tests.stand_ins.onnx_tagger import write_tagger
+from tests.stand_ins.sd_scripts import needs_sd_scripts, sd_home, sd_studio, small_config  # noqa: F401
 from tests.tagging.conftest import BLUE, GREEN, RED, paint
 
 TOUR = Path(__file__).parents[2] / "examples" / "api_tour.py"
+
+
+def take_tour(folder: Path, *words: str) -> str:
+    """What the tour says, from `folder/pictures` on."""
+    done = subprocess.run(
+        [sys.executable, str(TOUR), str(folder / "pictures"), *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -32,23 +48,56 @@ def test_the_tour_goes_from_pictures_to_a_lora(
         inference={"inference_every": 30, "steps": 2, "prompts": ["red"], "image_dim": [64, 64]},
     )
     (tmp_path / "model.json").write_text(json.dumps(config))
-    words = [str(tmp_path / "pictures"), "--url", studio.url, "--config", str(tmp_path / "model.json")]
-    words += ["--tagger-path", str(tmp_path / "taggers" / "tiny"), "--steps", "60"]
-    done = subprocess.run(
-        [sys.executable, str(TOUR), *words],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"tour is stopped at step \d\d$", done.stdout, re.MULTILINE)
-    assert "tour is finished at step 60" in done.stdout
+    words = ["--url", studio.url, "--config", str(tmp_path / "model.json"), "--steps", "60"]
+    told = take_tour(tmp_path, *words, "--tagger-path", str(tmp_path / "taggers" / "tiny"))
+    assert re.search(r"tour is stopped at step \d\d$", told, re.MULTILINE)
+    assert "tour is finished at step 60" in told
     steps = [event["step"] for event in studio.events("tour") if event["kind"] == "step"]
     assert steps == list(range(1, 61)), "stopped and resumed, and none twice"
     assert len(list((studio.home / "data" / "tour").glob("*.txt"))) == 9
     assert len((studio.home / "data" / "tour.jsonl").read_text().splitlines()) == 9
     (lora,) = (tmp_path / "tour" / "tour-comfy").rglob("*.safetensors")
     assert all(name.startswith("diffusion_model.") for name in open_weights(lora))
+    assert list((tmp_path / "tour").rglob("*.png"))
+
+
+def kohya_tour(studio: Studio, folder: Path, config: dict[str, Any]) -> str:
+    """The tour of Kohya alone."""
+    paint(folder / "pictures", one=RED, two=GREEN)
+    for name in ("one", "two"):
+        (folder / "pictures" / f"{name}.txt").write_text(f"picture {name}")
+    (folder / "kohya.json").write_text(json.dumps(config))
+    return take_tour(
+        folder, "--url", studio.url, "--kohya", str(folder / "kohya.json"), "--steps", "12", "--name", "trip"
+    )
+
+
+def test_the_tour_shows_what_kohya_would_be_given_where_it_is_not_installed(
+    studio_at: Callable[..., Studio], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "none.json"))
+    studio = studio_at().start()
+    told = kohya_tour(studio, tmp_path, {"family": "chroma", "sampling": {"prompts": ["a fox"]}})
+    assert "dry run" in told
+    texts = told.split("--- ")
+    files = {text.partition("\n")[0]: text.partition("\n")[2] for text in texts[1:]}
+    arguments = tomllib.loads(files["config.toml"])["arguments"]
+    assert (arguments["max_train_steps"], arguments["model_type"]) == (12, "chroma")
+    ((subset,),) = (one["subsets"] for one in tomllib.loads(files["dataset.toml"])["datasets"])
+    assert subset["image_dir"] == str(studio.home / "data" / "trip")
+    assert files["prompts.txt"].startswith("a fox --")
+    assert studio.get("/api/runs")["runs"] == []
+
+
+@pytest.mark.slow
+@needs_sd_scripts
+def test_the_tour_trains_with_kohya_where_it_is_installed(
+    sd_home: Path,  # noqa: F811
+    sd_studio: Studio,  # noqa: F811
+    tmp_path: Path,
+):
+    told = kohya_tour(sd_studio, tmp_path, small_config(sd_home))
+    assert "trip-kohya is finished at step 12" in told
+    assert re.search(r"trip-kohya is stopped at step \d+$", told, re.MULTILINE)
+    assert list((tmp_path / "tour" / "trip-kohya").glob("*.safetensors"))
     assert list((tmp_path / "tour").rglob("*.png"))

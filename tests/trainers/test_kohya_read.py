@@ -17,7 +17,7 @@ from flowloom.trainers.kohya.files import script_of
 from flowloom.trainers.kohya.trainer import TRAINER
 from tests.stand_ins.sd_scripts import CHECKOUT, HERE, PYTHON, needs_sd_scripts, paint_with_captions, prepare
 
-pytestmark = needs_sd_scripts
+pytestmark = [pytest.mark.slow, needs_sd_scripts]
 WAYS = [
     (family, method)
     for family, facts in FACTS.items()

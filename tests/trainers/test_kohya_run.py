@@ -1,98 +1,18 @@
-"""Kohya's sd-scripts, the real ones, train a small SD 1.5 of random weights through the studio.
-
-Of the copy that is used one line differs, the widths of its U-Net, which are constants there.
-FLOWLOOM_KOHYA_WIDTH=320 leaves that line as it is: a U-Net of the released size, which takes gigabytes.
-"""
+"""Kohya's sd-scripts, the real ones, train a small SD 1.5 of random weights through the studio."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flowloom.parts.families.weights import open_weights
-from flowloom.trainers.checkouts import name_checkout
-from tests.server.conftest import Studio, end_runs, wait_for
-from tests.stand_ins.sd_scripts import CHECKOUT, HERE, PYTHON, needs_sd_scripts, paint_with_captions, prepare
+from tests.server.conftest import Studio, wait_for
+from tests.stand_ins.sd_scripts import needs_sd_scripts, sd_home, sd_studio, small_config  # noqa: F401
 
-WIDTH = int(os.environ.get("FLOWLOOM_KOHYA_WIDTH", "32"))
-WIDTHS = "(320, 640, 1280, 1280)"
-pytestmark = needs_sd_scripts
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a narrow copy of sd-scripts, a model for it, and pictures."""
-    folder = tmp_path_factory.mktemp("kohya")
-    kept = shutil.ignore_patterns(".*", "images", "docs", "tests")
-    shutil.copytree(CHECKOUT, folder / "sd-scripts", ignore=kept)
-    unet = folder / "sd-scripts" / "library" / "original_unet.py"
-    assert WIDTHS in unet.read_text()
-    unet.write_text(unet.read_text().replace(WIDTHS, str((WIDTH, 2 * WIDTH, 4 * WIDTH, 4 * WIDTH))))
-    subprocess.run([PYTHON, HERE / "sd15.py", folder, str(WIDTH)], check=True, capture_output=True)
-    paint_with_captions(folder / "pictures")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def studio(home: Path) -> Iterator[Studio]:
-    """A studio that knows the checkout."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLOWLOOM_TRAINERS", str(home / "trainers.json"))
-        prepare(patch)
-        name_checkout("kohya", home / "sd-scripts", PYTHON)
-        studio = Studio(home / "studio", "--root", f"kohya={home}").start()
-        yield studio
-        end_runs(studio.home)
-        studio.end(signal.SIGKILL)
-
-
-@pytest.fixture
-def make_config(home: Path) -> Callable[..., dict[str, Any]]:
-    """`make_config(training={...})`: a small run, merged over what all have."""
-    dataset = {"resolution": 64, "min_bucket_reso": 64, "max_bucket_reso": 128, "bucket_no_upscale": False}
-    base: dict[str, Any] = {
-        "family": "sd15",
-        "model": {
-            "pretrained_model_name_or_path": str(home / "model"),
-            "tokenizer_cache_dir": str(home / "tokenizers"),
-        },
-        "datasets": [dataset | {"subsets": [{"image_dir": str(home / "pictures")}]}],
-        "network": {"network_dim": 2, "network_alpha": 2},
-        "training": {
-            "max_train_steps": 10,
-            "learning_rate": 1e-3,
-            "optimizer_type": "AdamW",
-            "lr_scheduler": "linear",
-            "lr_warmup_steps": 0,
-            "mixed_precision": "no",
-            "max_data_loader_n_workers": 0,
-        },
-        "sampling": {
-            "prompts": ["a red picture"],
-            "width": 64,
-            "height": 64,
-            "steps": 2,
-            "sample_every_n_steps": 4,
-        },
-        "saving": {"save_every_n_steps": 6},
-    }
-
-    def make(**sections: Any) -> dict[str, Any]:
-        merged = {
-            name: base.get(name, {}) | more if isinstance(more, dict) else more
-            for name, more in sections.items()
-        }
-        return base | merged
-
-    return make
+pytestmark = [pytest.mark.slow, needs_sd_scripts]
 
 
 def of_kind(studio: Studio, run: str, kind: str) -> list[dict[str, Any]]:
@@ -100,97 +20,101 @@ def of_kind(studio: Studio, run: str, kind: str) -> list[dict[str, Any]]:
 
 
 def test_a_lora_is_trained_with_its_losses_rates_pictures_and_files(
-    studio: Studio, make_config: Callable[..., dict[str, Any]]
+    sd_studio: Studio,  # noqa: F811
+    sd_home: Path,  # noqa: F811
 ) -> None:
-    config = make_config()
-    assert studio.post("/api/kohya/config", {"config": config}) == {"is_valid": True, "problems": []}
-    studio.post("/api/kohya/train/start", {"name": "lora", "config": config})
-    studio.wait("lora", "finished")
-    steps = of_kind(studio, "lora", "step")
+    config = small_config(sd_home)
+    assert sd_studio.post("/api/kohya/config", {"config": config}) == {"is_valid": True, "problems": []}
+    sd_studio.post("/api/kohya/train/start", {"name": "lora", "config": config})
+    sd_studio.wait("lora", "finished")
+    steps = of_kind(sd_studio, "lora", "step")
     assert [event["step"] for event in steps] == list(range(1, 11))
     assert all(0.1 < event["loss"] < 10 for event in steps)
     assert [event["lr"] for event in steps] == pytest.approx([1e-3 * (1 - i / 10) for i in range(1, 11)])
-    assert [event["step"] for event in of_kind(studio, "lora", "sampled")] == [4, 8]
-    saved = of_kind(studio, "lora", "saved")
+    assert [event["step"] for event in of_kind(sd_studio, "lora", "sampled")] == [4, 8]
+    saved = of_kind(sd_studio, "lora", "saved")
     names = ["checkpoints/last-step00000006.safetensors", "checkpoints/last.safetensors"]
     assert [(event["step"], event["dir"]) for event in saved] == [(6, names[0]), (10, names[1])]
-    (started,) = of_kind(studio, "lora", "started")
+    (started,) = of_kind(sd_studio, "lora", "started")
     assert started["resumed_from"] is None
-    folder = studio.home / "runs" / "lora"
+    folder = sd_studio.home / "runs" / "lora"
     assert any(name.startswith("lora_unet_") for name in open_weights(folder / names[1]))
-    assert not of_kind(studio, "lora", "warning")
-    samples = studio.get("/api/runs/lora/samples")["samples"]
+    assert not of_kind(sd_studio, "lora", "warning")
+    samples = sd_studio.get("/api/runs/lora/samples")["samples"]
     assert len(samples) == 2
 
 
 def test_a_whole_network_is_trained_saved_and_gone_on_with(
-    studio: Studio, make_config: Callable[..., dict[str, Any]], home: Path
+    sd_studio: Studio,  # noqa: F811
+    sd_home: Path,  # noqa: F811
 ) -> None:
-    config = make_config(
+    config = small_config(
+        sd_home,
         method="full",
-        training=make_config()["training"] | {"max_train_steps": 30, "gradient_accumulation_steps": 2},
+        training={"max_train_steps": 30, "gradient_accumulation_steps": 2},
         saving={"save_every_n_steps": 1000, "save_precision": "float"},
     )
-    studio.post("/api/kohya/train/start", {"name": "whole", "config": config})
-    wait_for(lambda: of_kind(studio, "whole", "step"))
-    studio.post("/api/runs/whole/stop")
-    studio.wait("whole", "stopped")
-    done = of_kind(studio, "whole", "stopped")[0]["step"]
+    sd_studio.post("/api/kohya/train/start", {"name": "whole", "config": config})
+    wait_for(lambda: of_kind(sd_studio, "whole", "step"))
+    sd_studio.post("/api/runs/whole/stop")
+    sd_studio.wait("whole", "stopped")
+    done = of_kind(sd_studio, "whole", "stopped")[0]["step"]
     assert done < 30
-    (saved,) = of_kind(studio, "whole", "saved")
-    names = set(open_weights(studio.home / "runs" / "whole" / saved["dir"]))
+    (saved,) = of_kind(sd_studio, "whole", "saved")
+    names = set(open_weights(sd_studio.home / "runs" / "whole" / saved["dir"]))
     assert any(name.startswith("model.diffusion_model.") for name in names)
-    studio.post("/api/runs/whole/resume", {})
-    studio.wait("whole", "finished")
-    assert [event["step"] for event in of_kind(studio, "whole", "step")] == list(range(1, 31))
+    sd_studio.post("/api/runs/whole/resume", {})
+    sd_studio.wait("whole", "finished")
+    assert [event["step"] for event in of_kind(sd_studio, "whole", "step")] == list(range(1, 31))
 
 
 def test_a_finished_run_goes_on_with_more_steps(
-    studio: Studio, make_config: Callable[..., dict[str, Any]]
+    sd_studio: Studio,  # noqa: F811
+    sd_home: Path,  # noqa: F811
 ) -> None:
-    config = make_config(
-        training=make_config()["training"] | {"max_train_steps": None, "max_train_epochs": 1}
-    )
-    studio.post("/api/kohya/train/start", {"name": "epochs", "config": config})
-    studio.wait("epochs", "finished")
-    steps = of_kind(studio, "epochs", "step")
-    studio.post("/api/runs/epochs/resume", {"changes": {"training": {"max_train_epochs": 2}}})
-    studio.wait("epochs", "queued", "running")
-    studio.wait("epochs", "finished")
-    numbers = [event["step"] for event in of_kind(studio, "epochs", "step")]
+    config = small_config(sd_home, training={"max_train_steps": None, "max_train_epochs": 1})
+    sd_studio.post("/api/kohya/train/start", {"name": "epochs", "config": config})
+    sd_studio.wait("epochs", "finished")
+    steps = of_kind(sd_studio, "epochs", "step")
+    sd_studio.post("/api/runs/epochs/resume", {"changes": {"training": {"max_train_epochs": 2}}})
+    sd_studio.wait("epochs", "queued", "running")
+    sd_studio.wait("epochs", "finished")
+    numbers = [event["step"] for event in of_kind(sd_studio, "epochs", "step")]
     assert numbers == list(range(1, 2 * len(steps) + 1))
 
 
 def test_it_saves_draws_and_stops_when_asked_and_goes_on_where_it_was(
-    studio: Studio, make_config: Callable[..., dict[str, Any]]
+    sd_studio: Studio,  # noqa: F811
+    sd_home: Path,  # noqa: F811
 ) -> None:
-    config = make_config(
-        training=make_config()["training"] | {"max_train_steps": 40},
+    config = small_config(
+        sd_home,
+        training={"max_train_steps": 40},
         saving={"save_every_n_steps": 1000},
-        sampling=make_config()["sampling"] | {"sample_every_n_steps": 1000},
+        sampling={"sample_every_n_steps": 1000},
     )
-    studio.post("/api/kohya/train/start", {"name": "asked", "config": config})
-    wait_for(lambda: of_kind(studio, "asked", "step"))
-    studio.post("/api/runs/asked/ask/sample")
-    wait_for(lambda: of_kind(studio, "asked", "sampled"))
-    studio.post("/api/runs/asked/ask/checkpoint")
-    wait_for(lambda: of_kind(studio, "asked", "saved"))
-    studio.post("/api/runs/asked/stop")
-    studio.wait("asked", "stopped")
-    (sampled,) = of_kind(studio, "asked", "sampled")
-    first, last = of_kind(studio, "asked", "saved")
+    sd_studio.post("/api/kohya/train/start", {"name": "asked", "config": config})
+    wait_for(lambda: of_kind(sd_studio, "asked", "step"))
+    sd_studio.post("/api/runs/asked/ask/sample")
+    wait_for(lambda: of_kind(sd_studio, "asked", "sampled"))
+    sd_studio.post("/api/runs/asked/ask/checkpoint")
+    wait_for(lambda: of_kind(sd_studio, "asked", "saved"))
+    sd_studio.post("/api/runs/asked/stop")
+    sd_studio.wait("asked", "stopped")
+    (sampled,) = of_kind(sd_studio, "asked", "sampled")
+    first, last = of_kind(sd_studio, "asked", "saved")
     assert sampled["step"] <= first["step"] < last["step"] < 40
-    done = of_kind(studio, "asked", "stopped")[0]["step"]
-    assert done == last["step"] == of_kind(studio, "asked", "step")[-1]["step"]
-    folder = studio.home / "runs" / "asked" / "checkpoints"
+    done = of_kind(sd_studio, "asked", "stopped")[0]["step"]
+    assert done == last["step"] == of_kind(sd_studio, "asked", "step")[-1]["step"]
+    folder = sd_studio.home / "runs" / "asked" / "checkpoints"
     assert json.loads((folder / f"last-step{done:08d}-state" / "flowloom.json").read_text()) == {"step": done}
 
-    studio.post("/api/runs/asked/resume", {})
-    studio.wait("asked", "finished")
-    steps = of_kind(studio, "asked", "step")
+    sd_studio.post("/api/runs/asked/resume", {})
+    sd_studio.wait("asked", "finished")
+    steps = of_kind(sd_studio, "asked", "step")
     assert [event["step"] for event in steps] == list(range(1, 41)), "no step twice, none left out"
     assert steps[-1]["lr"] == pytest.approx(0), "by the schedule of the whole"
     assert steps[done]["lr"] == pytest.approx(1e-3 * (1 - (done + 1) / 40))
-    assert [event["resumed_from"] for event in of_kind(studio, "asked", "started")] == [None, done]
+    assert [event["resumed_from"] for event in of_kind(sd_studio, "asked", "started")] == [None, done]
     assert (folder / f"last-from{done:08d}.safetensors").exists()
-    assert max(event["step"] for event in of_kind(studio, "asked", "progress")) <= 40
+    assert max(event["step"] for event in of_kind(sd_studio, "asked", "progress")) <= 40

@@ -111,6 +111,8 @@ def _inside(checkout: Path, name: str) -> list[Path]:
 
 
 def _revision(path: Path) -> str:
+    if not (path / ".git").exists():
+        return ""
     try:
         words = ["git", "-C", str(path), "rev-parse", "--short", "HEAD"]
         asked = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
