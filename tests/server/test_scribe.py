@@ -176,3 +176,35 @@ def test_a_resumed_run_counts_on_from_what_was_saved(run_dir: RunDir) -> None:
     assert [event["seq"] for event in events] == list(range(len(events)))
     assert [event["resumed_from"] for event in events if event["kind"] == "started"] == [None, 4]
     assert events[-1]["step"] == 7
+
+
+def test_a_step_that_a_bar_was_ahead_of_is_told(run_dir: RunDir) -> None:
+    scribe = scribe_of(run_dir)
+    log(run_dir, 'say {"kind": "started", "resumed_from": 20, "device": "cpu"}\n')
+    for batch in (1, 2):
+        log(run_dir, bar(batch) + "\n")
+        log(run_dir, f'say {{"kind": "step", "step": {20 + batch}, "loss": 0.5}}\n' * 2)
+        scribe.look()
+    scribe.end(0)
+    events = told(run_dir)
+    assert [event["step"] for event in events if event["kind"] == "step"] == [21, 22]
+    (started,) = (event for event in events if event["kind"] == "started")
+    assert (started["resumed_from"], started["device"]) == (20, "cpu")
+    assert {event["max_steps"] for event in events if event["kind"] == "progress"} == {26}
+
+
+def test_a_process_that_says_that_it_stopped_has_not_finished(run_dir: RunDir) -> None:
+    scribe = scribe_of(run_dir)
+    log(run_dir, bar(3) + '\nsay {"kind": "stopped", "step": 3}\n')
+    scribe.end(0)
+    assert [event["kind"] for event in told(run_dir)][-1] == "stopped"
+
+
+def test_what_a_run_resumes_from_is_no_result(run_dir: RunDir) -> None:
+    scribe = scribe_of(run_dir)
+    log(run_dir, bar(3))
+    for name in ("last-step00000003-state", "step_00000003"):
+        (run_dir.path / "checkpoints" / name).mkdir()
+    scribe.end(0)
+    (saved,) = (event for event in told(run_dir) if event["kind"] == "saved")
+    assert saved["dir"] == "checkpoints/step_00000003"

@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import sys
+from collections import deque
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Hooks:
         self.accelerator: Any = None
         self.args: Any = None
         self.before = {}
+        self.losses = deque(maxlen=100)
         self.has_begun = self.hears_updates = self.is_stopping = False
         self.saved = self.results()
 
@@ -156,12 +158,13 @@ class Hooks:
         if self.step == self.told:
             return
         self.told = self.step
+        self.losses.append(float(loss))
         rates = [value for name, value in values.items() if name.startswith("lr/") or name == "lr"]
         say(
             "step",
             step=self.base + self.step,
             loss=float(loss),
-            loss_smooth=float(values.get("loss/average", loss)),
+            loss_smooth=float(values.get("loss/average", sum(self.losses) / len(self.losses))),
             lr=float(rates[0]) if rates else None,
         )
 

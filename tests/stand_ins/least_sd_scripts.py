@@ -1,0 +1,137 @@
+"""The least that a checkout of sd-scripts is, for what needs no training; and a configuration for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowloom.trainers.checkouts import name_checkout
+
+SCRIPT = """
+import argparse, tomllib, sys, time
+from pathlib import Path
+import accelerate
+from accelerate.tracking import TensorBoardTracker
+from library import train_util
+from library.words import add_words
+
+def setup_parser():
+    parser = argparse.ArgumentParser()
+    add_training_arguments(parser)
+    add_words(parser)
+    parser.add_argument("--config_file")
+    parser.add_argument("--lowram", action="store_true")
+    return parser
+
+def add_training_arguments(parser):
+    parser.add_argument("--max_train_steps", type=int)
+    parser.add_argument("--resume")
+    parser.add_argument("--output_dir")
+    parser.add_argument("--output_name")
+    parser.add_argument("--blocks_to_swap", type=int)
+
+if __name__ == "__main__":
+    args, _ = setup_parser().parse_known_args()
+    told = tomllib.loads(Path(args.config_file).read_text())["arguments"]
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    args = argparse.Namespace(**told | given)
+    accelerator = accelerate.Accelerator()
+    train_util.resume(accelerator, args)
+    tracker = TensorBoardTracker()
+    place = Path(args.output_dir) / args.output_name
+    for step in range(1, args.max_train_steps + 1):
+        train_util.draw(accelerator, args, None, step)
+        if step % args.save_every_n_steps == 0:
+            Path(f"{place}-step{step:08d}.safetensors").write_bytes(b"whole")
+            accelerator.save_state(f"{place}-step{step:08d}-state")
+        tracker.log({"loss/current": 1.0 / step, "loss/average": 1.0, "lr/unet": 0.5}, step=step)
+        time.sleep(0.01)
+    Path(f"{place}.safetensors").write_bytes(b"")
+"""
+LIBRARY = """
+from pathlib import Path
+
+def sample_images(accelerator, args, epoch, steps):
+    if args.sample_every_n_steps and steps % args.sample_every_n_steps == 0:
+        folder = Path(args.output_dir) / "sample"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{steps}.png").write_bytes(b"")
+
+def resume_from_local_or_hf_if_specified(accelerator, args):
+    pass
+
+def draw(*args):
+    sample_images(*args)
+
+def resume(*args):
+    resume_from_local_or_hf_if_specified(*args)
+"""
+OTHER_LIBRARY = """
+def draw(*args):
+    pass
+
+def resume(*args):
+    pass
+"""
+WORDS = """
+def add_words(parser):
+    parser.add_argument("--console_log_simple", action="store_true")
+"""
+ACCELERATE = """
+from pathlib import Path
+
+class Network:
+    def save_weights(self, file, dtype, metadata):
+        Path(file).write_bytes(b"weights")
+
+class Accelerator:
+    device = "cpu"
+
+    def __init__(self):
+        self._models = [Network()]
+    def unwrap_model(self, model):
+        return model
+    def save_state(self, folder):
+        Path(folder).mkdir()
+        (Path(folder) / "random_states_0.pkl").write_bytes(b"")
+"""
+TRACKING = """
+class TensorBoardTracker:
+    def log(self, values, step=None, **kwargs):
+        pass
+"""
+
+
+@pytest.fixture
+def least_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The least that a script of sd-scripts is: an argparse, an accelerator, a tracker."""
+    folder = tmp_path / "sd-scripts"
+    (folder / "accelerate").mkdir(parents=True)
+    (folder / "accelerate" / "__init__.py").write_text(ACCELERATE)
+    (folder / "accelerate" / "tracking.py").write_text(TRACKING)
+    (folder / "train_network.py").write_text(SCRIPT)
+    (folder / "library").mkdir()
+    (folder / "library" / "train_util.py").write_text(LIBRARY)
+    (folder / "library" / "words.py").write_text(WORDS)
+    monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "trainers.json"))
+    name_checkout("kohya", folder, Path(sys.executable))
+    return folder
+
+
+@pytest.fixture
+def kohya_config(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def make(**sections: Any) -> dict[str, Any]:
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        files = {}
+        for name in ("base", "ae", "t5", "clip"):
+            (tmp_path / f"{name}.safetensors").touch()
+            files[name] = str(tmp_path / f"{name}.safetensors")
+        model = {"pretrained_model_name_or_path": files["base"], "ae": files["ae"], "t5xxl": files["t5"]}
+        subsets = [{"image_dir": str(tmp_path / "pictures"), "class_tokens": 'a "fox"\\ é'}]
+        return {"model": model, "datasets": [{"subsets": subsets, "resolution": 512}], **sections}
+
+    return make

@@ -1,0 +1,118 @@
+"""What sd-scripts says and hears by our hooks: here the least of a script, in test_kohya_run.py the real."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowloom.spec.rundir import RunDir
+from flowloom.trainers.kohya.trainer import TRAINER
+from tests.stand_ins.least_sd_scripts import OTHER_LIBRARY
+
+
+def followed(run_dir: RunDir, resume: bool, when: dict[int, str]) -> list[dict[str, Any]]:
+    """The events of one sitting, in which `when` says what is asked for at which step."""
+    command = TRAINER.command(run_dir, resume=resume)
+    words = {"PATH": "/usr/bin", **command.env}
+    events = []
+    with subprocess.Popen(
+        command.argv, cwd=command.cwd, env=words, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if event := TRAINER.parse(line.strip()):
+                events.append(event)
+                if event["kind"] == "step" and event["step"] in when:
+                    run_dir.request(when[event["step"]])  # pyright: ignore[reportArgumentType]
+        assert process.wait(20) == 0
+    return events
+
+
+@pytest.fixture
+def run_dir(kohya_config: Callable[..., dict[str, Any]], least_checkout: Path, tmp_path: Path) -> RunDir:
+    """Of 300 steps, prepared."""
+    run_dir = RunDir.create("run", tmp_path / "runs")
+    config = kohya_config(
+        family="sd15",
+        training={"max_train_steps": 300},
+        saving={"save_every_n_steps": 1000},
+        sampling={"prompts": ["a fox"], "sample_every_n_steps": 1000},
+    )
+    TRAINER.prepare(config, run_dir, "a test")
+    return run_dir
+
+
+def of_kind(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [event for event in events if event["kind"] == kind]
+
+
+def test_the_hooks_tell_steps_and_obey_and_a_resume_counts_on(run_dir: RunDir) -> None:
+    run_dir.request("checkpoint")
+    events = followed(run_dir, False, {10: "sample", 20: "stop"})
+    checkpoints = run_dir.path / "checkpoints"
+    assert (checkpoints / "last-step00000001.safetensors").read_bytes() == b"whole", "by the script itself"
+    (sampled,) = of_kind(events, "sampled")
+    assert sampled["step"] > 10
+    assert Path(sampled["dir"]).exists()
+    done = of_kind(events, "stopped")[0]["step"]
+    assert 20 <= done < 300
+    assert [event["step"] for event in of_kind(events, "saved")] == [1, done]
+    assert len(list(checkpoints.glob("*-state"))) == 2
+    assert f"--resume {checkpoints}/last-step{done:08d}-state" in shlex.join(
+        TRAINER.command(run_dir, True).argv
+    )
+
+    again = followed(run_dir, True, {})
+    assert [event["step"] for event in of_kind(again, "step")] == list(range(done + 1, 301))
+    assert of_kind(again, "started")[0]["resumed_from"] == done
+    assert (checkpoints / f"last-from{done:08d}.safetensors").exists()
+    assert not of_kind(events + again, "warning")
+    assert json.loads(run_dir.run_json.read_text())["trainer"] == "kohya"
+
+
+def test_of_another_version_it_hears_what_it_can_and_says_what_is_missing(
+    run_dir: RunDir, least_checkout: Path
+) -> None:
+    (least_checkout / "library" / "train_util.py").write_text(OTHER_LIBRARY)
+    events = followed(run_dir, False, {3: "checkpoint", 20: "stop"})
+    (warning,) = of_kind(events, "warning")
+    assert "pictures" in warning["message"]
+    first, last = of_kind(events, "saved")
+    assert 3 <= first["step"] < last["step"] < 300
+    assert Path(last["dir"]).read_bytes() == b"weights", "by the hooks"
+    assert "again" in of_kind(followed(run_dir, True, {}), "warning")[0]["message"]
+
+
+def test_where_nothing_can_be_listened_to_the_run_goes_on(run_dir: RunDir, least_checkout: Path) -> None:
+    other = (least_checkout / "accelerate" / "tracking.py").read_text().replace("def log(", "def write(")
+    (least_checkout / "accelerate" / "tracking.py").write_text(
+        other + "    def __getattr__(self, name):\n        return lambda *_, **__: None\n"
+    )
+    events = followed(run_dir, False, {})
+    (warning,) = of_kind(events, "warning")
+    assert "log alone" in warning["message"]
+    assert (run_dir.path / "checkpoints" / "last.safetensors").exists()
+
+
+def test_a_state_that_was_cut_short_is_not_resumed(run_dir: RunDir) -> None:
+    checkpoints = run_dir.path / "checkpoints"
+    for name in (
+        "last-step00000010-state",
+        "last-step00000020-state",
+        "last-from00000010-step00000005-state",
+    ):
+        (checkpoints / name).mkdir()
+    for name in ("last-step00000010-state", "last-from00000010-step00000005-state"):
+        (checkpoints / name / "random_states_0.pkl").touch()
+    assert "last-from00000010-step00000005-state" in shlex.join(TRAINER.command(run_dir, True).argv)
+    (checkpoints / "last-state").mkdir()
+    (checkpoints / "last-state" / "flowloom.json").write_text('{"step": 30}')
+    assert f"--resume {checkpoints}/last-state" in shlex.join(TRAINER.command(run_dir, True).argv)
+    (checkpoints / "last-state" / "flowloom.json").write_text('{"st')
+    assert "last-from00000010-step00000005-state" in shlex.join(TRAINER.command(run_dir, True).argv)
