@@ -16,7 +16,12 @@ from flowloom.spec.rundir import RunDir
 
 @pytest.mark.slow
 def test_two_ranks_train_every_row_once_and_stop_together(make_run: Callable[..., RunDir]) -> None:
-    run_dir = make_run(limits={"max_steps": None, "max_epochs": 1}, training={"updates_per_large_batch": 2})
+    """Of the 14 wide pictures the last is alone in its batch: one rank has nothing of it."""
+    run_dir = make_run(
+        limits={"max_steps": None, "max_epochs": 1},
+        training={"updates_per_large_batch": 2},
+        dataloader={"batch_size": 13},
+    )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.run(

@@ -28,6 +28,8 @@ def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> Laten
     resumed run draws them again. Noises are paired with latents over the whole batch, before it is cut
     into updates and micro-batches.
     """
+    if not loaded.samples:
+        return _nothing(encoders.device)
     encoded = encoders.encode(loaded)
     draw = generator(state.config.training.master_seed, "noise", loaded.epoch, loaded.index, state.ranks.rank)
     level = state.objective.quantile(torch.rand(len(loaded.samples), generator=draw, dtype=torch.float64))
@@ -35,6 +37,12 @@ def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> Laten
     if state.config.objective.pairing == "optimal_transport":
         noise = noise[optimal_transport(encoded.latents, noise)]
     return assemble(loaded, encoded, noise, level, encoders)
+
+
+def _nothing(device: torch.device) -> LatentBatch:
+    """The part of a rank that got no row: the batch has fewer than there are ranks, or none could be read."""
+    none, tokens = torch.zeros(0, device=device), torch.zeros(0, 0, 0, device=device)
+    return LatentBatch(tokens, tokens, none, [], [], none.bool(), none, torch.zeros(0, 3, device=device))
 
 
 def assemble(
