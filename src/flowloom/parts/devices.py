@@ -23,7 +23,7 @@ def choose_device(wanted: str, key: str = "parallel.device") -> torch.device:
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on `device`, not waiting for what the device still computes: CUDA asks pinned memory for that."""
+    """`tensor` on `device`; CUDA, given pinned memory, takes it without a wait for what it computes."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
