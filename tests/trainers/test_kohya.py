@@ -26,10 +26,13 @@ import argparse, tomllib, sys, time
 from pathlib import Path
 import accelerate
 from accelerate.tracking import TensorBoardTracker
+from library import train_util
+from library.words import add_words
 
 def setup_parser():
     parser = argparse.ArgumentParser()
     add_training_arguments(parser)
+    add_words(parser)
     parser.add_argument("--config_file")
     parser.add_argument("--lowram", action="store_true")
     return parser
@@ -44,13 +47,49 @@ def add_training_arguments(parser):
 if __name__ == "__main__":
     args, _ = setup_parser().parse_known_args()
     told = tomllib.loads(Path(args.config_file).read_text())["arguments"]
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    args = argparse.Namespace(**told | given)
     accelerator = accelerate.Accelerator()
+    train_util.resume(accelerator, args)
     tracker = TensorBoardTracker()
-    steps = args.max_train_steps or told["max_train_steps"]
-    for step in range(1, steps + 1):
+    place = Path(args.output_dir) / args.output_name
+    for step in range(1, args.max_train_steps + 1):
+        train_util.draw(accelerator, args, None, step)
+        if step % args.save_every_n_steps == 0:
+            Path(f"{place}-step{step:08d}.safetensors").write_bytes(b"whole")
+            accelerator.save_state(f"{place}-step{step:08d}-state")
         tracker.log({"loss/current": 1.0 / step, "loss/average": 1.0, "lr/unet": 0.5}, step=step)
         time.sleep(0.01)
-    (Path(args.output_dir) / f"{args.output_name}.safetensors").write_bytes(b"")
+    Path(f"{place}.safetensors").write_bytes(b"")
+"""
+LIBRARY = """
+from pathlib import Path
+
+def sample_images(accelerator, args, epoch, steps):
+    if args.sample_every_n_steps and steps % args.sample_every_n_steps == 0:
+        folder = Path(args.output_dir) / "sample"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{steps}.png").write_bytes(b"")
+
+def resume_from_local_or_hf_if_specified(accelerator, args):
+    pass
+
+def draw(*args):
+    sample_images(*args)
+
+def resume(*args):
+    resume_from_local_or_hf_if_specified(*args)
+"""
+OTHER_LIBRARY = """
+def draw(*args):
+    pass
+
+def resume(*args):
+    pass
+"""
+WORDS = """
+def add_words(parser):
+    parser.add_argument("--console_log_simple", action="store_true")
 """
 ACCELERATE = """
 from pathlib import Path
@@ -60,6 +99,8 @@ class Network:
         Path(file).write_bytes(b"weights")
 
 class Accelerator:
+    device = "cpu"
+
     def __init__(self):
         self._models = [Network()]
     def unwrap_model(self, model):
@@ -83,6 +124,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "accelerate" / "__init__.py").write_text(ACCELERATE)
     (folder / "accelerate" / "tracking.py").write_text(TRACKING)
     (folder / "train_network.py").write_text(SCRIPT)
+    (folder / "library").mkdir()
+    (folder / "library" / "train_util.py").write_text(LIBRARY)
+    (folder / "library" / "words.py").write_text(WORDS)
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "trainers.json"))
     name_checkout("kohya", folder, Path(sys.executable))
     return folder
@@ -178,6 +222,7 @@ def test_the_scripts_own_arguments_are_known(checkout: Path) -> None:
     known = known_arguments(checkout, "train_network.py")
     assert known["blocks_to_swap"]
     assert not known["lowram"]
+    assert "console_log_simple" in known, "of a function that is imported by its name"
     assert not list(raw_problems("--lowram --blocks_to_swap 3", known))
     assert not list(raw_problems("--blocks_to_swap=3", known))
     told = [problem.message for problem in raw_problems("--block_to_swap 3", known)]
@@ -207,12 +252,21 @@ BAR = "steps:  12%|#2        | 240/2000 [04:10<30:34,  1.04s/it, avr_loss=0.412]
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (BAR, {"kind": "progress", "step": 240, "max_steps": 2000, "eta_s": pytest.approx(1830.4)}),
-        ("saving checkpoint: /runs/a/last.safetensors", {"kind": "saved", "dir": "/runs/a/last.safetensors"}),
+        (
+            BAR,
+            {
+                "kind": "progress",
+                "batch": 240,
+                "batches": 2000,
+                "batches_per_s": pytest.approx(1 / 1.04),
+            },
+        ),
+        ("saving checkpoint: /runs/a/last.safetensors", None),
+        ("caching latents...", {"kind": "phase", "name": "caching"}),
         (f'{MARK}{{"kind": "step", "step": 3, "loss": 0.5}}', {"kind": "step", "step": 3, "loss": 0.5}),
         (
             "steps:   0%|          | 0/10 [00:00<?, ?it/s]",
-            {"kind": "progress", "step": 0, "max_steps": 10, "eta_s": None},
+            {"kind": "progress", "batch": 0, "batches": 10, "batches_per_s": None},
         ),
         (f"{MARK}{{", None),
         ("epoch 3/10", None),
@@ -222,41 +276,106 @@ def test_lines_mean_events(line: str, expected: dict[str, Any] | None) -> None:
     assert TRAINER.parse(line) == expected
 
 
-def test_the_hooks_tell_steps_and_obey_and_a_resume_counts_on(
-    make_config: Callable[..., dict[str, Any]], checkout: Path, tmp_path: Path
-) -> None:
-    run_dir = RunDir.create("run", tmp_path / "runs")
-    config = make_config(family="sd15", training={"max_train_steps": 300})
-    TRAINER.prepare(config, run_dir, "a test")
-    first = TRAINER.command(run_dir, resume=False)
-    run_dir.request("checkpoint")
-    with subprocess.Popen(first.argv, cwd=first.cwd, stdout=subprocess.PIPE, text=True) as process:
+def followed(run_dir: RunDir, resume: bool, when: dict[int, str]) -> list[dict[str, Any]]:
+    """The events of one sitting, in which `when` says what is asked for at which step."""
+    command = TRAINER.command(run_dir, resume=resume)
+    words = {"PATH": "/usr/bin", **command.env}
+    events = []
+    with subprocess.Popen(
+        command.argv, cwd=command.cwd, env=words, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout
         for line in process.stdout:
-            event = TRAINER.parse(line.strip())
-            if event and event["kind"] == "step" and event["step"] == 20:
-                run_dir.request("stop")
+            if event := TRAINER.parse(line.strip()):
+                events.append(event)
+                if event["kind"] == "step" and event["step"] in when:
+                    run_dir.request(when[event["step"]])  # pyright: ignore[reportArgumentType]
         assert process.wait(20) == 0
-    checkpoints = run_dir.path / "checkpoints"
-    assert (checkpoints / "last-step00000001.safetensors").exists()
-    states = sorted(path.name for path in checkpoints.glob("*-state"))
-    assert len(states) == 2
-    done = int(states[-1].split("step")[1].split("-")[0])
-    assert 20 <= done < 300
+    return events
 
-    again = TRAINER.command(run_dir, resume=True)
-    words = shlex.join(again.argv)
-    assert f"--resume {checkpoints / states[-1]}" in words
-    assert f"--max_train_steps {300 - done}" in words
-    environment = {"PATH": "/usr/bin", **again.env}
-    told = subprocess.run(
-        again.argv, cwd=again.cwd, env=environment, capture_output=True, text=True, check=True
+
+@pytest.fixture
+def run_dir(make_config: Callable[..., dict[str, Any]], checkout: Path, tmp_path: Path) -> RunDir:
+    """Of 300 steps, prepared."""
+    run_dir = RunDir.create("run", tmp_path / "runs")
+    config = make_config(
+        family="sd15",
+        training={"max_train_steps": 300},
+        saving={"save_every_n_steps": 1000},
+        sampling={"prompts": ["a fox"], "sample_every_n_steps": 1000},
     )
-    events = [event for line in told.stdout.splitlines() if (event := TRAINER.parse(line))]
-    steps = [event["step"] for event in events if event["kind"] == "step"]
-    assert steps == list(range(done + 1, 301))
+    TRAINER.prepare(config, run_dir, "a test")
+    return run_dir
+
+
+def of_kind(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [event for event in events if event["kind"] == kind]
+
+
+def test_the_hooks_tell_steps_and_obey_and_a_resume_counts_on(run_dir: RunDir) -> None:
+    run_dir.request("checkpoint")
+    events = followed(run_dir, False, {10: "sample", 20: "stop"})
+    checkpoints = run_dir.path / "checkpoints"
+    assert (checkpoints / "last-step00000001.safetensors").read_bytes() == b"whole", "by the script itself"
+    (sampled,) = of_kind(events, "sampled")
+    assert sampled["step"] > 10
+    assert Path(sampled["dir"]).exists()
+    done = of_kind(events, "stopped")[0]["step"]
+    assert 20 <= done < 300
+    assert [event["step"] for event in of_kind(events, "saved")] == [1, done]
+    assert len(list(checkpoints.glob("*-state"))) == 2
+    assert f"--resume {checkpoints}/last-step{done:08d}-state" in shlex.join(
+        TRAINER.command(run_dir, True).argv
+    )
+
+    again = followed(run_dir, True, {})
+    assert [event["step"] for event in of_kind(again, "step")] == list(range(done + 1, 301))
+    assert of_kind(again, "started")[0]["resumed_from"] == done
     assert (checkpoints / f"last-from{done:08d}.safetensors").exists()
+    assert not of_kind(events + again, "warning")
     assert json.loads(run_dir.run_json.read_text())["trainer"] == "kohya"
+
+
+def test_of_another_version_it_hears_what_it_can_and_says_what_is_missing(
+    run_dir: RunDir, checkout: Path
+) -> None:
+    (checkout / "library" / "train_util.py").write_text(OTHER_LIBRARY)
+    events = followed(run_dir, False, {3: "checkpoint", 20: "stop"})
+    (warning,) = of_kind(events, "warning")
+    assert "pictures" in warning["message"]
+    first, last = of_kind(events, "saved")
+    assert 3 <= first["step"] < last["step"] < 300
+    assert Path(last["dir"]).read_bytes() == b"weights", "by the hooks"
+    assert "again" in of_kind(followed(run_dir, True, {}), "warning")[0]["message"]
+
+
+def test_where_nothing_can_be_listened_to_the_run_goes_on(run_dir: RunDir, checkout: Path) -> None:
+    other = (checkout / "accelerate" / "tracking.py").read_text().replace("def log(", "def write(")
+    (checkout / "accelerate" / "tracking.py").write_text(
+        other + "    def __getattr__(self, name):\n        return lambda *_, **__: None\n"
+    )
+    events = followed(run_dir, False, {})
+    (warning,) = of_kind(events, "warning")
+    assert "log alone" in warning["message"]
+    assert (run_dir.path / "checkpoints" / "last.safetensors").exists()
+
+
+def test_a_state_that_was_cut_short_is_not_resumed(run_dir: RunDir) -> None:
+    checkpoints = run_dir.path / "checkpoints"
+    for name in (
+        "last-step00000010-state",
+        "last-step00000020-state",
+        "last-from00000010-step00000005-state",
+    ):
+        (checkpoints / name).mkdir()
+    for name in ("last-step00000010-state", "last-from00000010-step00000005-state"):
+        (checkpoints / name / "random_states_0.pkl").touch()
+    assert "last-from00000010-step00000005-state" in shlex.join(TRAINER.command(run_dir, True).argv)
+    (checkpoints / "last-state").mkdir()
+    (checkpoints / "last-state" / "flowloom.json").write_text('{"step": 30}')
+    assert f"--resume {checkpoints}/last-state" in shlex.join(TRAINER.command(run_dir, True).argv)
+    (checkpoints / "last-state" / "flowloom.json").write_text('{"st')
+    assert "last-from00000010-step00000005-state" in shlex.join(TRAINER.command(run_dir, True).argv)
 
 
 def test_a_checkout_is_named_by_its_path(

@@ -38,7 +38,7 @@ class Scribe:
         self._known = {_identity(path) for path in checkpoints_of(run_dir)}
         self._from = last_saved_step(run_dir) if resumes and self._known else None
         self._device = ", ".join(devices)
-        self._step = self._base = self._from or 0
+        self._step = self._base = self._last = self._from or 0
         self._batch = 0
         self._phase = ""
         self._has_begun = False
@@ -120,8 +120,11 @@ class Scribe:
             self._save(self.run_dir.path / event["dir"], event)
         elif kind == "sampled":
             self._write(kind, {**event, "dir": self._relative(Path(event["dir"]))})
+        elif kind == "started":
+            self._begin(event)
+        elif kind == "stopped":
+            self._is_ended = True
         else:
-            self._has_begun = self._has_begun or kind == "started"
             self._write(kind, event)
 
     def _enter(self, phase: str) -> None:
@@ -130,23 +133,26 @@ class Scribe:
             self._write("phase", {"name": phase})
 
     def _advance(self, event: Fields) -> None:
-        if not self._has_begun:
-            self._begin()
+        self._begin({})
         if "batch" in event:
             event = self._counted_on(event)
-        is_next = event["step"] != self._step
         self._step = event["step"]
-        if event["kind"] == "step":
-            if is_next:
-                loss = event.get("loss")
-                self._write("step", {"loss_smooth": loss, "loss_by_noise_level": [], **event})
-            return
-        self._waiting = event
+        if event["kind"] == "progress":
+            self._waiting = event
+        elif self._step != self._last:
+            self._last = self._step
+            loss = event.get("loss")
+            self._write("step", {"loss_smooth": loss, "loss_by_noise_level": [], **event})
 
-    def _begin(self) -> None:
+    def _begin(self, event: Fields) -> None:
+        """The first update, or a process that says before it that it begins, and from where."""
+        if self._has_begun:
+            return
         self._has_begun = True
-        told = {"versions": versions(), "device": self._device, "method": self.trainer.name}
-        self._write("started", {**told, "resumed_from": self._from})
+        known = {"versions": versions(), "device": self._device, "method": self.trainer.name}
+        told = {**known, "resumed_from": self._from, **event}
+        self._base = self._step = self._last = told["resumed_from"] or 0
+        self._write("started", told)
         self._enter("training")
 
     def _counted_on(self, event: Fields) -> Fields:
@@ -167,7 +173,9 @@ class Scribe:
 
     def _find_checkpoints(self) -> None:
         for path in reversed(checkpoints_of(self.run_dir)):
-            self._save(path, {})
+            # What sd-scripts resumes from lies beside the weights that are told.
+            if not path.name.endswith("-state"):
+                self._save(path, {})
 
     def _save(self, path: Path, event: Fields) -> None:
         """Told once, by a line or by the file itself, whichever comes first."""

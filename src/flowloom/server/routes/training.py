@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from flowloom.server.deps import QueueDep, ShelfDep, StudioDep, TrainerDep
 from flowloom.server.making import NewRun, make_run, problems_of
+from flowloom.server.preview import preview, shell_line
 from flowloom.server.problems import (
     Invalid,
     NameTaken,
@@ -19,7 +20,8 @@ from flowloom.server.problems import (
     problems,
     shows,
 )
-from flowloom.server.runs import RunView
+from flowloom.server.runs import NAME, RunView
+from flowloom.trainers.base import Command
 
 router = APIRouter(tags=["training"], responses=problems(NoSuchTrainer))
 _MODELS = shows({"model.chroma_path": ["models/chroma.safetensors"]})
@@ -65,6 +67,40 @@ class Verdict(BaseModel):
     problems: list[Place]
 
 
+class Draft(Candidate):
+    """A run that may be made."""
+
+    name: str | None = Field(
+        None,
+        pattern=f"^{NAME.pattern}$",
+        description="Of its directory, as the paths below show it.",
+        examples=["fox-lora"],
+    )
+
+
+class FileView(BaseModel):
+    """A file of a run's directory."""
+
+    name: str = Field(examples=["config.toml"])
+    text: str
+
+
+class CommandView(BaseModel):
+    """What a run starts."""
+
+    line: str = Field(description="As one types it in a shell.", examples=["cd /opt/sd-scripts && ..."])
+    argv: list[str]
+    environment: dict[str, str] = Field(description="Beside the studio's own.")
+    folder: str | None = Field(description="Where it starts; none: anywhere.")
+
+
+class Preview(Verdict):
+    """What a configuration would become."""
+
+    files: list[FileView] = Field(description="None where it cannot be read.")
+    command: CommandView | None = Field(description="None where the trainer's code is not on this machine.")
+
+
 class Status(BaseModel):
     """A trainer's runs that are not over."""
 
@@ -99,6 +135,24 @@ def check_config(trainer: TrainerDep, body: Candidate, studio: StudioDep) -> Ver
     return Verdict(is_valid=not found.errors, problems=found.errors)
 
 
+@router.post("/{trainer}/config/preview", summary="Show the files and the command of a configuration")
+def preview_config(trainer: TrainerDep, body: Draft, studio: StudioDep) -> Preview:
+    """What its run would hold and start: by hand, the same command does the same. Nothing is kept.
+
+    What is wrong with it is told beside that, and is no error here.
+    """
+    found = Invalid.of(problems_of(studio, trainer, body.config))
+    is_within = not any(studio.roots.strays(body.config))
+    path = studio.shelf.runs_dir.absolute() / (body.name or "new-run")
+    files, command = preview(trainer, body.config, path) if is_within else ({}, None)
+    return Preview(
+        is_valid=not found.errors,
+        problems=found.errors,
+        files=[FileView(name=name, text=text) for name, text in files.items()],
+        command=command and _shown(command),
+    )
+
+
 @router.post(
     "/{trainer}/train/start",
     summary="Queue a run",
@@ -108,6 +162,15 @@ def check_config(trainer: TrainerDep, body: Candidate, studio: StudioDep) -> Ver
 def start_training(trainer: TrainerDep, body: NewRun, studio: StudioDep) -> RunView:
     """It starts as soon as its devices are free; follow it at `/api/runs/{id}/events`."""
     return make_run(studio, trainer, body)
+
+
+def _shown(command: Command) -> CommandView:
+    return CommandView(
+        line=shell_line(command),
+        argv=command.argv,
+        environment=command.env,
+        folder=str(command.cwd) if command.cwd else None,
+    )
 
 
 @router.post("/{trainer}/train/stop", summary="Save and stop", responses=problems(NoSuchRun, NotNow))

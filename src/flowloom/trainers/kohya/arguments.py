@@ -73,8 +73,16 @@ def _known(checkout: Path, script: str, _changed: int) -> Known:
 
 
 def _functions(path: Path) -> dict[str, _Function]:
+    """Those of a module, and by their names here those that it takes from others."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    return {node.name: _read(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    found = {
+        name.asname or name.name: _Function(calls=[(node.module.rpartition(".")[2], name.name)])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for name in node.names
+    }
+    own = {node.name: _read(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    return found | own
 
 
 def _read(function: ast.FunctionDef) -> _Function:

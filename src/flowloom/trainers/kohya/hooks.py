@@ -1,20 +1,30 @@
 """Runs one script of sd-scripts in its own Python, and says and hears more than it does by itself.
 
 `python hooks.py RUN_DIR CHECKOUT SCRIPT ARGUMENT...`: each update is told on standard output, where the run's
-keeper reads it; `control/stop` and `control/checkpoint` in the run directory are obeyed at the next one, with
-all that a resume needs. Stands alone: nothing of Flowloom is installed there.
+keeper reads it; `control/stop`, `control/checkpoint` and `control/sample` in the run directory are obeyed at
+the next one, by the script's own saving and drawing. What another version of sd-scripts lacks is told once,
+and the script runs without. Stands alone: nothing of Flowloom is installed there.
 """
 
+import copy
 import json
 import os
 import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 MARK = "flowloom-event: "
 BASE = "FLOWLOOM_BASE_STEP"
 """Environment: updates of earlier sittings; sd-scripts counts from 0 each time."""
+NOTE = "flowloom.json"
+"""In a state, written last: the updates behind it, of all sittings."""
+SAVES = {"save_every_n_steps": None, "save_state": True}
+"""What makes a script save after this update; the number of steps is the update's own."""
+DRAW, RESUME = "sample_images", "resume_from_local_or_hf_if_specified"
+"""Functions of sd-scripts' library that every script calls."""
+DRAWS = {"sample_every_n_steps": 1, "sample_every_n_epochs": None}
 
 
 def say(kind, **fields):
@@ -24,51 +34,151 @@ def say(kind, **fields):
 
 
 class Hooks:
-    """What is done after each update."""
+    """What is done around each update."""
 
     def __init__(self, run_dir, output_dir, output_name):
         self.control = Path(run_dir) / "control"
         self.output_dir, self.output_name = Path(output_dir), output_name
         self.base = int(os.environ.get(BASE, "0"))
+        self.step = self.told = 0
         self.accelerator: Any = None
+        self.args: Any = None
+        self.before = {}
+        self.has_begun = self.hears_updates = self.is_stopping = False
+        self.saved = self.results()
 
     def install(self):
-        """Listen where every script logs its losses."""
-        from importlib import import_module
-
-        accelerator_class = import_module("accelerate").Accelerator
-        tracker_class = import_module("accelerate.tracking").TensorBoardTracker
+        """Listen where every script makes its accelerator, saves its state, and logs its losses."""
+        try:
+            accelerator_class = import_module("accelerate").Accelerator
+            tracker_class = import_module("accelerate.tracking").TensorBoardTracker
+            begin, save, log = accelerator_class.__init__, accelerator_class.save_state, tracker_class.log
+        except (ImportError, AttributeError) as error:
+            say("warning", message=f"Its log alone is read, and nothing heard: {error}.")
+            return
         hooks = self
-        begin, log = accelerator_class.__init__, tracker_class.log
 
         def remember(accelerator, *args, **kwargs):
             begin(accelerator, *args, **kwargs)
             hooks.accelerator = accelerator
+            hooks.attach()
+
+        def noted(accelerator, output_dir=None, *args, **kwargs):
+            done = save(accelerator, output_dir, *args, **kwargs)
+            if output_dir:
+                note = {"step": hooks.base + hooks.step}
+                (Path(output_dir) / NOTE).write_text(json.dumps(note))
+            return done
 
         def told(tracker, values, step=None, **kwargs):
             log(tracker, values, step=step, **kwargs)
             hooks.after(values, step)
 
-        accelerator_class.__init__, tracker_class.log = remember, told
+        accelerator_class.__init__, accelerator_class.save_state = remember, noted
+        tracker_class.log = told
+
+    def attach(self):
+        """Listen in sd-scripts' library, once: where pictures may be drawn, and where a state is read."""
+        if self.has_begun:
+            return
+        self.has_begun = True
+        library = [module for name, module in sys.modules.items() if name.startswith("library.")]
+        for module in library:
+            if callable(draw := getattr(module, DRAW, None)):
+                setattr(module, DRAW, self.around(draw))
+                self.hears_updates = True
+        resumes = [module for module in library if hasattr(module, RESUME)]
+        for module in resumes:
+            setattr(module, RESUME, self.shortened(getattr(module, RESUME)))
+        lacks = [] if self.hears_updates else ["draw no pictures on request"]
+        if self.base and not resumes:
+            lacks.append(f"make the {self.base} steps again that are behind it")
+        if lacks:
+            say("warning", message=f"Of this sd-scripts not all is known. It will {', and '.join(lacks)}.")
+
+    def around(self, draw):
+        """A `sample_images` that every script calls after each update, before it saves."""
+
+        def drawn(accelerator, args, epoch, steps, *rest, **kwargs):
+            pictures = self.pictures()
+            if epoch is None and steps:
+                self.updated(args, int(steps))
+                if self.takes("sample"):
+                    if args.sample_prompts:
+                        args = altered(args, DRAWS)
+                    else:
+                        say("warning", message="There is nothing to draw: its configuration has no prompts.")
+            draw(accelerator, args, epoch, steps, *rest, **kwargs)
+            for path in sorted(self.pictures() - pictures):
+                say("sampled", step=self.base + self.step, dir=path)
+
+        return drawn
+
+    def shortened(self, resume):
+        """Reading a state, if there is one; then what is left is trained, by the schedule of the whole."""
+
+        def resumed(accelerator, args, *rest, **kwargs):
+            resume(accelerator, args, *rest, **kwargs)
+            args.max_train_steps = max(1, args.max_train_steps - self.base)
+            say("started", resumed_from=self.base or None, device=str(accelerator.device))
+
+        return resumed
+
+    def updated(self, args, step):
+        """An update was made, and the script is about to save if it has to: see that it does."""
+        self.step = step
+        self.is_stopping = self.takes("stop")
+        if self.takes("checkpoint") or self.is_stopping:
+            self.args, self.before = args, {name: getattr(args, name) for name in SAVES}
+            vars(args).update(SAVES, save_every_n_steps=step)
 
     def after(self, values, step):
-        """An update was logged: tell it, and do what was asked for."""
+        """A loss was logged: tell it, and what was saved; end if that was asked for."""
         loss = values.get("loss/current", values.get("loss"))
-        if loss is None or step is None:
+        if loss is None or not step:
             return
+        if self.before:
+            vars(self.args).update(self.before)
+            self.before = {}
+        self.step = int(step)
+        self.tell(values, loss)
+        if not self.hears_updates:
+            self.is_stopping = self.takes("stop")
+            if self.takes("checkpoint") or self.is_stopping:
+                self.save()
+        self.tell_saved()
+        if self.is_stopping:
+            say("stopped", step=self.base + self.step)
+            raise SystemExit(0)
+
+    def tell(self, values, loss):
+        """An update's numbers; what follows of it before the next one is logged again, and not told."""
+        if self.step == self.told:
+            return
+        self.told = self.step
         rates = [value for name, value in values.items() if name.startswith("lr/") or name == "lr"]
         say(
             "step",
-            step=self.base + int(step),
+            step=self.base + self.step,
             loss=float(loss),
-            loss_smooth=float(values.get("loss/average", values.get("avr_loss", loss))),
+            loss_smooth=float(values.get("loss/average", loss)),
             lr=float(rates[0]) if rates else None,
         )
-        if self.takes("checkpoint"):
-            self.save(int(step))
-        if self.takes("stop"):
-            self.save(int(step))
-            raise SystemExit(0)
+
+    def tell_saved(self):
+        """What is new beside the states."""
+        found = self.results()
+        for path in sorted(found - self.saved):
+            say("saved", step=self.base + self.step, dir=path)
+        self.saved = found
+
+    def results(self):
+        """Weights in the output folder."""
+        return {str(path) for path in self.output_dir.glob("*.safetensors") if ".tmp." not in path.name}
+
+    def pictures(self):
+        """All that was drawn."""
+        return {str(path) for path in self.output_dir.glob("sample/*")}
 
     def takes(self, what):
         """Whether `what` was asked for since the last look."""
@@ -78,9 +188,9 @@ class Hooks:
             return False
         return True
 
-    def save(self, step):
-        """Write the state, and an adapter's weights beside it."""
-        place = self.output_dir / f"{self.output_name}-step{step:08d}"
+    def save(self):
+        """Write the state and an adapter's weights, where the script's own saving is out of reach."""
+        place = self.output_dir / f"{self.output_name}-step{self.step:08d}"
         partial = Path(f"{place}-state.tmp")
         self.accelerator.save_state(str(partial))
         partial.rename(f"{place}-state")
@@ -89,11 +199,17 @@ class Hooks:
             if hasattr(network, "save_weights"):
                 network.save_weights(f"{place}.tmp.safetensors", None, {})
                 Path(f"{place}.tmp.safetensors").rename(f"{place}.safetensors")
-                say("saved", dir=f"{place}.safetensors")
+
+
+def altered(args, changes):
+    """Arguments with others than they were."""
+    args = copy.copy(args)
+    vars(args).update(changes)
+    return args
 
 
 def value_of(arguments, name):
-    """What follows --name, or stands in the configuration."""
+    """What follows --name."""
     for i, word in reversed(list(enumerate(arguments))):
         if word == f"--{name}":
             return arguments[i + 1]
@@ -103,10 +219,13 @@ def value_of(arguments, name):
 def main():
     """Run the script that the command line names."""
     run_dir, checkout, script, *arguments = sys.argv[1:]
-    sys.path.insert(0, checkout)
-    Hooks(run_dir, value_of(arguments, "output_dir"), value_of(arguments, "output_name")).install()
+    # Its own folder is ours, and its names are not sd-scripts'.
+    sys.path[:1] = [checkout]
+    hooks = Hooks(run_dir, value_of(arguments, "output_dir"), value_of(arguments, "output_name"))
+    hooks.install()
     sys.argv = [script, *arguments]
     runpy.run_path(str(Path(checkout) / script), run_name="__main__")
+    hooks.tell_saved()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from typing import Any
 from flowloom.trainers.kohya.hooks import MARK
 
 _BAR = re.compile(r"steps:.*?\b(\d+)/(\d+) \[[\d:]+<[\d:?]+, +([\d.]+|\?) ?(s/it|it/s)")
-_SAVED = re.compile(r"^saving (?:checkpoint|model): (.+)$")
 
 
 def parse(line: str) -> dict[str, Any] | None:
@@ -21,13 +20,11 @@ def parse(line: str) -> dict[str, Any] | None:
         except ValueError:
             return None
     if found := _BAR.search(line):
-        step, steps, speed, unit = found.groups()
+        batch, batches, speed, unit = found.groups()
         number = float(speed) if speed != "?" else None
         rate = 1 / number if number and unit == "s/it" else number
-        left = (int(steps) - int(step)) / rate if rate else None
-        return {"kind": "progress", "step": int(step), "max_steps": int(steps), "eta_s": left}
-    if found := _SAVED.search(line):
-        return {"kind": "saved", "dir": found[1]}
+        # It counts this sitting's updates, as the epochs of others are counted.
+        return {"kind": "progress", "batch": int(batch), "batches": int(batches), "batches_per_s": rate}
     if "caching latents" in line or "caching text encoder" in line:
         return {"kind": "phase", "name": "caching"}
     return None

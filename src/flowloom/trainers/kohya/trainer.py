@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -51,7 +52,7 @@ _STATE = re.compile(r"(?:-from(\d{8}))?-step(\d{8})-state$")
 class Kohya:
     """Scripts of sd-scripts, started as they are but for what hooks.py adds."""
 
-    name, title, abilities = NAME, "Kohya SS", frozenset({"stop", "checkpoint"})
+    name, title, abilities = NAME, "Kohya SS", frozenset({"stop", "checkpoint", "sample"})
     needs_device, writes_events = True, False
     fixed: tuple[str, ...] = ("checkout", "family", "method", "model", "network", "saving.output_name")
 
@@ -88,8 +89,13 @@ class Kohya:
         folder = run_dir.path.absolute()
         write_files(config, folder)
         checkout, script = _checkout(config), script_of(config)
-        assert script is not None, "checked when it was made"
-        base, more = _resumed(config, folder) if resume else (0, [])
+        if script is None:
+            raise ConfigError(NAME, [_no_script(config)])
+        base, state = _newest_state(config, folder) if resume else (0, None)
+        more = ["--resume", str(state)] if state else []
+        if state and "initial_step" in known_arguments(checkout.path, script):
+            # Or else it takes the state's steps for its own, and trains that many epochs less.
+            more += ["--initial_step", "0"]
         name = f"{config.saving.output_name}-from{base:08d}" if base else config.saving.output_name
         words = ["--config_file", str(folder / "config.toml"), *shlex.split(config.raw_arguments), *more]
         words += ["--output_dir", str(folder / "checkpoints"), "--output_name", name]
@@ -146,9 +152,7 @@ def _misfits(config: KohyaConfig) -> Iterator[Problem]:
     """What sd-scripts would end at, or do otherwise than it reads."""
     facts = FACTS[config.family]
     if script_of(config) is None:
-        yield Problem(
-            "method", f"sd-scripts trains {facts.title} as a LoRA only; the trainer flow trains it whole."
-        )
+        yield _no_script(config)
     for i, dataset in enumerate(config.datasets):
         if dataset.bucket_reso_steps % facts.side:
             yield Problem(
@@ -164,6 +168,11 @@ def _misfits(config: KohyaConfig) -> Iterator[Problem]:
         yield Problem("network.network_module", f"{module!r} is none of networks.* and lycoris.kohya.")
     if not re.fullmatch(r"[A-Za-z][\w.]*", config.training.optimizer_type):
         yield Problem("training.optimizer_type", f"{config.training.optimizer_type!r} names no class.")
+
+
+def _no_script(config: KohyaConfig) -> Problem:
+    title = FACTS[config.family].title
+    return Problem("method", f"sd-scripts trains {title} as a LoRA only; the trainer flow trains it whole.")
 
 
 def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
@@ -184,21 +193,24 @@ def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
             yield Problem(places.get(key, key), f"{script} of this checkout takes no --{key}.")
 
 
-def _resumed(config: KohyaConfig, folder: Path) -> tuple[int, list[str]]:
-    """How many updates the newest whole state has behind it, and the arguments that go on from there."""
-    found: list[tuple[int, Path]] = []
-    for state in (folder / "checkpoints").glob(f"{config.saving.output_name}*-state"):
+def _newest_state(config: KohyaConfig, folder: Path) -> tuple[int, Path | None]:
+    """The newest whole state, and how many updates it has behind it."""
+    states = (folder / "checkpoints").glob(f"{config.saving.output_name}*-state")
+    found = [(done, state) for state in states if (done := _updates_behind(state))]
+    return max(found, default=(0, None))
+
+
+def _updates_behind(state: Path) -> int | None:
+    """As its note says, or its name where nobody heard it being saved; None where it is not whole."""
+    try:
+        return int(json.loads((state / hooks.NOTE).read_text())["step"])
+    except FileNotFoundError:
         counted = _STATE.search(state.name)
         # sd-scripts writes it last.
-        if counted and (state / "random_states_0.pkl").exists():
-            found.append((int(counted[1] or 0) + int(counted[2]), state))
-    if not found:
-        return 0, []
-    done, state = max(found)
-    more = ["--resume", str(state)]
-    if config.training.max_train_steps and not config.training.max_train_epochs:
-        more += ["--max_train_steps", str(max(1, config.training.max_train_steps - done))]
-    return done, more
+        is_whole = counted and (state / "random_states_0.pkl").exists()
+        return int(counted[1] or 0) + int(counted[2]) if counted and is_whole else None
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 TRAINER = Kohya()
