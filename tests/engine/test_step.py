@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from flowloom.engine.build import build
 from flowloom.engine.distributed import Ranks
@@ -13,6 +16,7 @@ from flowloom.engine.objective import LatentBatch, sample_losses
 from flowloom.engine.prepare import prepare, updates_of
 from flowloom.engine.state import TrainState
 from flowloom.engine.step import train_step
+from flowloom.nn import ragged
 from flowloom.spec.run import RunConfig
 
 
@@ -196,6 +200,46 @@ def test_a_step_never_waits_for_the_device(make_config: Callable[..., RunConfig]
     with Watch():
         train_step(state, batch)
     assert read == []
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"lora": {"rank": 2, "alpha": 2}},
+        {"objective": {"mask_mode": "flow_union"}},
+        {"training": {"cfg_scale_strength": 3.0}, "objective": {"loss": "huber"}},
+        {"memory": {"checkpointed_blocks": "all"}},
+    ],
+    ids=lambda sections: ",".join(sections) or "full",
+)
+@pytest.mark.parametrize("overhead", [0, 1000])
+def test_a_step_makes_nothing_on_the_cpu(
+    make_config: Callable[..., RunConfig], sections: Any, overhead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index or a mask made there would have to be sent, and the CPU waits for the device with that."""
+    monkeypatch.setitem(ragged.OVERHEAD_TOKENS, "meta", overhead)
+    state, batch = state_and_batch(make_config(dataloader={"batch_size": 8}, **sections))
+
+    def there(value: Any) -> Any:
+        if isinstance(value, list) and isinstance(value[0], torch.Tensor):
+            return [one.to("meta") for one in value]
+        return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+    batch = LatentBatch(**{name: there(value) for name, value in batch.__dict__.items()})
+    objective = replace(state.objective, empty_text=there(state.objective.empty_text))
+    here: list[str] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            found = func(*args, **(kwargs or {}))
+            here.extend(str(func) for one in tree_leaves(found) if getattr(one, "is_cpu", False))
+            return found
+
+    model = state.model.to("meta")
+    with Watch():
+        sample_losses(model, batch, objective).sum().backward()
+    assert here == []
 
 
 def test_flows_mask_shows_every_sample_as_much_text_as_the_longest_has(

@@ -165,22 +165,24 @@ def test_the_rate_falls_towards_whatever_ends_the_run(
     assert all(later < earlier for earlier, later in itertools.pairwise(rates))
 
 
-def test_the_average_is_float32_and_follows() -> None:
-    weight = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
-    ema = Ema(0.999, on_cpu=False)
+@pytest.mark.parametrize("on_cpu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_average_is_float32_and_follows(dtype: torch.dtype, on_cpu: bool) -> None:
+    weight = nn.Parameter(torch.ones(3, dtype=dtype))
+    ema = Ema(0.999, on_cpu)
     ema.follow({"w": weight})
-    with torch.no_grad():
-        weight.fill_(2.0)
     expected = 1.0
     for step in range(1, 200):
+        with torch.no_grad():
+            weight.fill_(step)
         ema.update({"w": weight}, step)
         decay = min(0.999, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * 2.0
+        expected = decay * expected + (1 - decay) * step
     assert ema.shadow["w"].dtype == torch.float32
     torch.testing.assert_close(ema.shadow["w"], torch.full((3,), expected))
     with ema.swapped_in({"w": weight}):
         assert weight[0].item() == pytest.approx(expected, rel=1e-2)
-    assert weight[0].item() == 2.0
+    assert weight[0].item() == step
 
 
 def test_as_few_blocks_are_checkpointed_as_fit() -> None:

@@ -6,10 +6,13 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowloom.nn.attention import rotate, rotation_table
+from flowloom.nn.blocks import RMSNorm, modulate
 from flowloom.nn.chroma import CHROMA1, Chroma, ChromaParams, params_from_shapes
 from flowloom.nn.patches import image_ids
 from flowloom.nn.tiny import TINY
@@ -200,6 +203,27 @@ def test_bfloat16_is_float32_rounded(chroma: Chroma, inputs: dict[str, Tensor]):
     assert low.dtype == torch.bfloat16
     assert (mixed.float() - exact).abs().max() < 0.05 * exact.abs().max()
     assert (low.float() - exact).abs().max() < 0.08 * exact.abs().max()
+
+
+def test_norms_of_bfloat16_stay_bfloat16_where_autocast_would_widen_them():
+    """On CUDA it would; tensors without storage tell, on any machine, which kernels would run there."""
+    was_enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    with FakeTensorMode(), torch.no_grad():
+        x = torch.empty(2, 4, 8, device="cuda", dtype=torch.bfloat16)
+        norm = RMSNorm(8)
+        norm.scale = nn.Parameter(torch.empty(8, device="cuda", dtype=torch.bfloat16), requires_grad=False)
+        try:
+            torch.set_autocast_enabled("cuda", True)
+            torch.set_autocast_dtype("cuda", torch.bfloat16)
+            widened = functional.layer_norm(x, (8,))
+            found = norm(x), modulate(x, x, x)
+            is_still_enabled = torch.is_autocast_enabled("cuda")
+        finally:
+            torch.set_autocast_enabled("cuda", was_enabled)
+            torch.set_autocast_dtype("cuda", dtype)
+    assert widened.dtype == torch.float32
+    assert [one.dtype for one in found] == [torch.bfloat16] * 2
+    assert is_still_enabled
 
 
 def test_a_network_that_drew_pictures_can_be_trained(chroma: Chroma, inputs: dict[str, Tensor]):

@@ -5,10 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import chain
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=3)
+"""For the first rank, which alone draws pictures and validates. A rank that dies ends the others at once."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,14 @@ class Ranks:
         dist.all_reduce(all_values, dist.ReduceOp.MAX)
         return tuple(all_values.tolist())
 
+    def gathered(self, values: list[T]) -> list[T]:
+        """The values of all ranks, in their order."""
+        if self.size == 1:
+            return values
+        of_ranks: list[list[T]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(of_ranks, values)
+        return list(chain.from_iterable(of_ranks))
+
     def wait(self) -> None:
         """Return once every rank is here."""
         if self.size > 1:
@@ -72,7 +88,8 @@ def join_ranks(device_type: str) -> Ranks:
         return Ranks()
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     return Ranks(dist.get_rank(), size)
 
 

@@ -30,8 +30,8 @@ class Ema:
         """Take in weights that are not followed yet, as they are now."""
         for name, weight in weights.items():
             if name not in self.shadow:
-                shadow = weight.detach().float()
-                self.shadow[name] = shadow.cpu() if self.on_cpu else shadow.clone()
+                device = torch.device("cpu") if self.on_cpu else weight.device
+                self.shadow[name] = weight.detach().to(device, torch.float32, copy=True)
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, nn.Parameter], step: int) -> None:

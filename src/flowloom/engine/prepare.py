@@ -15,6 +15,7 @@ from flowloom.engine.randomness import generator
 from flowloom.engine.state import TrainState
 from flowloom.flow.coupling import optimal_transport
 from flowloom.nn.patches import image_ids
+from flowloom.parts.devices import sent
 
 PATCH = 2
 """Sides of a token in latents, see nn/patches.py."""
@@ -27,6 +28,8 @@ def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> Laten
     resumed run draws them again. Noises are paired with latents over the whole batch, before it is cut
     into updates and micro-batches.
     """
+    if not loaded.samples:
+        return _nothing(encoders.device)
     encoded = encoders.encode(loaded)
     draw = generator(state.config.training.master_seed, "noise", loaded.epoch, loaded.index, state.ranks.rank)
     level = state.objective.quantile(torch.rand(len(loaded.samples), generator=draw, dtype=torch.float64))
@@ -36,21 +39,29 @@ def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> Laten
     return assemble(loaded, encoded, noise, level, encoders)
 
 
+def _nothing(device: torch.device) -> LatentBatch:
+    """The part of a rank that got no row: the batch has fewer than there are ranks, or none could be read."""
+    none, tokens = torch.zeros(0, device=device), torch.zeros(0, 0, 0, device=device)
+    return LatentBatch(tokens, tokens, none, [], [], none.bool(), none, torch.zeros(0, 3, device=device))
+
+
 def assemble(
     loaded: LoadedBatch, encoded: Encoded, noise: Tensor, level: Tensor, encoders: Encoders
 ) -> LatentBatch:
     """Everything about the samples of `loaded`, on the device."""
     device = encoders.device
-    weights = [sample.loss_weight for sample in loaded.samples]
+    is_captioned = torch.tensor([bool(sample.caption) for sample in loaded.samples])
+    weights = torch.tensor([sample.loss_weight for sample in loaded.samples], dtype=torch.float32)
+    texts = sent(torch.cat(encoded.texts), device)
     return LatentBatch(
-        latents=encoded.latents.to(device, non_blocking=True),
-        noise=noise.to(device, non_blocking=True),
-        noise_level=level.float().to(device, non_blocking=True),
-        texts=[states.to(device, non_blocking=True) for states in encoded.texts],
+        latents=sent(encoded.latents, device),
+        noise=sent(noise, device),
+        noise_level=sent(level.float(), device),
+        texts=list(texts.split([len(states) for states in encoded.texts])),
         text_lengths=encoded.text_lengths,
-        is_captioned=torch.tensor([bool(sample.caption) for sample in loaded.samples], device=device),
-        loss_weight=torch.tensor(weights, dtype=torch.float32, device=device),
-        image_ids=image_ids(*encoded.grid).to(device),
+        is_captioned=sent(is_captioned, device),
+        loss_weight=sent(weights, device),
+        image_ids=image_ids(*encoded.grid, device),
         token_weight=_token_weight(loaded, encoded.grid, device),
     )
 
@@ -66,7 +77,7 @@ def _token_weight(loaded: LoadedBatch, grid: tuple[int, int], device: torch.devi
     # Latents of a token, each of so many pixels.
     sides = PATCH * (height // grid[0]), PATCH * (width // grid[1])
     weight = nn.functional.avg_pool2d(planes[:, None].double() / 255, sides)
-    return weight.flatten(1).float().to(device)
+    return sent(weight.flatten(1).float(), device)
 
 
 def updates_of(batch: LatentBatch, num_updates: int, done: int) -> Iterator[LatentBatch]:

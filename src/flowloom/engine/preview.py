@@ -57,13 +57,13 @@ class Painter:
         """
         factor = self.encoders.autoencoder.factor * 2
         rows, columns = drawing.height // factor, drawing.width // factor
-        ids = image_ids(rows * 2, columns * 2).to(self.precision.device)
+        ids = image_ids(rows * 2, columns * 2, self.precision.device)
         tokens = rows * columns
         noises = [torch.randn(tokens, 64, generator=generator(seed, "picture")) for seed in seeds]
         x = torch.stack(noises).to(self.precision.device)
+        levels = schedule(drawing.steps, tokens)
+        velocity = self._velocity(prompts, ids, drawing, levels)
         with self.precision.autocast():
-            levels = schedule(drawing.steps, tokens)
-            velocity = self._velocity(prompts, ids, drawing, levels)
             latents = SAMPLERS[drawing.sampler](velocity, x, levels, None)
         return [self._decode(one, rows * 2, columns * 2) for one in latents.split(1)]
 

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from types import FrameType
 
-from flowloom.data.loader import LoadedBatch
+from flowloom.data.loader import LoadedBatch, Skipped
 from flowloom.engine import checkpoint
 from flowloom.engine.build import Parts
 from flowloom.engine.prepare import prepare, updates_of
@@ -35,6 +36,8 @@ class Trainer:
         """By a signal to this rank."""
         self.must_stop = False
         """By all ranks."""
+        self._skipped_here: list[Skipped] = []
+        """By this rank since the ranks last agreed."""
         self._saved_step = -1
         self._started = time.monotonic() - self.state.position.seconds
 
@@ -53,8 +56,9 @@ class Trainer:
         for pack in _packs(self._loaded_batches()):
             waited = watch.lap()
             self.state.begin_turn()
-            for loaded in pack:
-                self._count_skipped(loaded)
+            self._skipped_here += chain.from_iterable(loaded.skipped for loaded in pack)
+            if self.state.ranks.size == 1:
+                self._count_skipped()
             for metrics in self._updates(pack):
                 self.reporter.step(self.state, metrics, waited + watch.lap(), waited, self._eta())
                 waited = 0.0
@@ -123,15 +127,17 @@ class Trainer:
             self.save()
 
     def _agree(self) -> tuple[bool, bool]:
-        """Whether any rank wishes for a checkpoint, a preview; the same clock and the same end for all."""
+        """Whether any rank wishes for a checkpoint, a preview; one clock and one end for all."""
         ranks = self.state.ranks
         stop, save, sample = (
             ranks.is_first and self.run_dir.take_control(name) for name in ("stop", "checkpoint", "sample")
         )
         seconds = time.monotonic() - self._started
-        wishes = (stop or self.stop_is_wished, save, sample)
+        wishes = (stop or self.stop_is_wished, save, sample, bool(self._skipped_here))
         *wished, self.state.position.seconds = ranks.largest(*wishes, seconds)
-        self.must_stop, checkpoint_asked, sample_asked = map(bool, wished)
+        self.must_stop, checkpoint_asked, sample_asked, is_skipped = map(bool, wished)
+        if is_skipped:
+            self._count_skipped()
         return checkpoint_asked, sample_asked
 
     def save(self) -> None:
@@ -173,15 +179,18 @@ class Trainer:
                 file = str(dataset.sets[problem.dataset].path)
                 self.reporter.say("skipped", file=file, line=problem.line, reason=problem.reason)
 
-    def _count_skipped(self, loaded: LoadedBatch) -> None:
+    def _count_skipped(self) -> None:
+        """Say what rows could not be used, by any rank; too many end the run, on all ranks at once."""
         dataset, known = self.parts.loader.dataset, self.state.position.skipped
-        for skipped in loaded.skipped:
+        everywhere = self.state.ranks.gathered(self._skipped_here)
+        self._skipped_here = []
+        for skipped in everywhere:
             file = str(dataset.sets[skipped.dataset].path)
             place = f"{file}:{skipped.line}"
             if place not in known:
                 known[place] = f"{skipped.filename}: {skipped.reason}"
                 self.reporter.say("skipped", file=file, line=skipped.line, reason=known[place])
-        if loaded.skipped:
+        if everywhere:
             dataset.check_skipped(known)
 
     def _is_over(self) -> bool:

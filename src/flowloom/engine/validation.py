@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from flowloom.data.loader import LoadedBatch, Loader
 from flowloom.engine.encode import Encoders
@@ -20,7 +21,7 @@ def validation_loss(state: TrainState, loader: Loader, encoders: Encoders) -> di
 
     Every row meets the same noise at every quantile and every time it is measured; captions are whole.
     """
-    sums = dict.fromkeys(state.config.validation.quantiles, 0.0)
+    sums: dict[float, list[Tensor]] = {quantile: [] for quantile in state.config.validation.quantiles}
     count = 0
     for loaded in loader.batches(epoch=0):
         count += len(loaded.samples)
@@ -28,8 +29,9 @@ def validation_loss(state: TrainState, loader: Loader, encoders: Encoders) -> di
             for micro_batch in batch.split(state.config.training.train_minibatch):
                 with state.precision.autocast():
                     losses = sample_losses(state.model, micro_batch, state.objective)
-                sums[quantile] += losses.sum().item()
-    return {str(quantile): total / max(count, 1) for quantile, total in sums.items()}
+                sums[quantile].append(losses.sum())
+    # Read at the end alone: each reading makes the CPU wait for the device.
+    return {str(q): sum(part.item() for part in parts) / max(count, 1) for q, parts in sums.items()}
 
 
 def _at_quantiles(

@@ -6,6 +6,9 @@ pass that recomputes the block stops before it: a third less to compute again.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -22,7 +25,8 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.scale.shape, self.scale.to(x.dtype), eps=1e-6)
+        with _in_its_dtype(x):
+            return functional.rms_norm(x, self.scale.shape, self.scale.to(x.dtype), eps=1e-6)
 
 
 class QKNorm(nn.Module):
@@ -56,7 +60,16 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without weights, then (1 + scale) * x + shift."""
-    return torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+    with _in_its_dtype(x):
+        return torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+def _in_its_dtype(x: Tensor) -> AbstractContextManager[Any]:
+    """Norms of bfloat16 in bfloat16. CUDA's autocast, and no other, widens them to float32.
+
+    Their kernels add up in float32 in any case; wide results would be kept for the backward pass.
+    """
+    return torch.autocast(x.device.type, enabled=False) if x.dtype == torch.bfloat16 else nullcontext()
 
 
 class DoubleBlock(nn.Module):

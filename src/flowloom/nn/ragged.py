@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +46,12 @@ def predict(  # noqa: PLR0913 -- the network's five inputs, and the rule
     groups = plan_groups([len(text) for text in texts], latents.shape[1], overhead)
     if len(groups) == 1:
         return model(latents, noise_level, *_padded(texts, image_ids), guidance)
-    parts = []
+    predictions = {}
     for group in groups:
-        rows = torch.tensor(group, device=latents.device)
         own = _padded([texts[i] for i in group], image_ids)
-        parts.append(model(latents[rows], _of(rows, noise_level), *own, _of(rows, guidance)))
-    order = torch.tensor([i for group in groups for i in group]).argsort()
-    return torch.cat(parts).index_select(0, order.to(latents.device))
+        found = model(_of(group, latents), _of(group, noise_level), *own, _of(group, guidance))
+        predictions.update(zip(group, found, strict=True))
+    return torch.stack([predictions[i] for i in range(len(texts))])
 
 
 def _padded(texts: Sequence[Tensor], image_ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -60,12 +60,19 @@ def _padded(texts: Sequence[Tensor], image_ids: Tensor) -> tuple[Tensor, Tensor,
     text = pad_sequence(list(texts), batch_first=True)
     if min(lengths) == max(lengths):
         return text, image_ids, None
-    ends = torch.tensor(lengths, device=text.device)
-    return text, image_ids, torch.arange(max(lengths), device=text.device) < ends[:, None]
+    is_text = [one.new_ones(len(one), dtype=torch.bool) for one in texts]
+    return text, image_ids, pad_sequence(is_text, batch_first=True)
 
 
-def _of(rows: Tensor, values: Tensor | None) -> Tensor | None:
-    return values if values is None or len(values) == 1 else values[rows]
+@overload
+def _of(group: Sequence[int], values: Tensor) -> Tensor: ...
+@overload
+def _of(group: Sequence[int], values: None) -> None: ...
+def _of(group: Sequence[int], values: Tensor | None) -> Tensor | None:
+    if values is None or len(values) == 1:
+        return values
+    # A tensor of indices would have to be sent to the device, and the CPU waits for that.
+    return torch.stack([values[i] for i in group])
 
 
 def plan_groups(lengths: Sequence[int], image_tokens: int, overhead_tokens: int) -> list[list[int]]:
