@@ -59,7 +59,7 @@ def sample_images(accelerator, args, epoch, steps):
     if args.sample_every_n_steps and steps % args.sample_every_n_steps == 0:
         folder = Path(args.output_dir) / "sample"
         folder.mkdir(exist_ok=True)
-        (folder / f"{steps}.png").write_bytes(b"")
+        (folder / f"last_{steps:06d}_00_20261123102648_42.png").write_bytes(b"")
 
 def resume_from_local_or_hf_if_specified(accelerator, args):
     pass

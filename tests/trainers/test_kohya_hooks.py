@@ -60,6 +60,10 @@ def test_the_hooks_tell_steps_and_obey_and_a_resume_counts_on(run_dir: RunDir) -
     (sampled,) = of_kind(events, "sampled")
     assert sampled["step"] > 10
     assert Path(sampled["dir"]).exists()
+    (record,) = json.loads((checkpoints / "sample" / "samples.json").read_text())
+    assert record["file"] == Path(sampled["dir"]).name
+    told = {"prompt": "a fox", "step": sampled["step"], "seed": 42, "width": 1024, "steps": 28}
+    assert told.items() <= record.items()
     done = of_kind(events, "stopped")[0]["step"]
     assert 20 <= done < 300
     assert [event["step"] for event in of_kind(events, "saved")] == [1, done]

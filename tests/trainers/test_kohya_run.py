@@ -41,7 +41,11 @@ def test_a_lora_is_trained_with_its_losses_rates_pictures_and_files(
     assert any(name.startswith("lora_unet_") for name in open_weights(folder / names[1]))
     assert not of_kind(sd_studio, "lora", "warning")
     samples = sd_studio.get("/api/runs/lora/samples")["samples"]
-    assert len(samples) == 2
+    assert [(one["step"], one["prompt"], one["seed"]) for one in samples] == [
+        (8, "a red picture", 42),
+        (4, "a red picture", 42),
+    ]
+    assert samples[0]["settings"] == {"width": 64, "height": 64, "steps": 2}
 
 
 def test_a_whole_network_is_trained_saved_and_gone_on_with(

@@ -109,10 +109,11 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _sample(run_id: str, file: Path, record: dict[str, Any]) -> Sample:
-    settings = {name: value for name, value in record.items() if name not in ("file", "prompt", "seed")}
+    own = ("file", "prompt", "seed", "step")
+    settings = {name: value for name, value in record.items() if name not in own}
     return Sample(
         file=file.as_posix(),
-        step=_step(file),
+        step=record.get("step", _step(file)),
         url=f"/api/runs/{run_id}/samples/{quote(file.as_posix())}",
         prompt=record.get("prompt"),
         seed=record.get("seed"),

@@ -9,9 +9,11 @@ and the script runs without. Stands alone: nothing of Flowloom is installed ther
 import copy
 import json
 import os
+import re
 import runpy
 import sys
 from collections import deque
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,11 @@ SAVES = {"save_every_n_steps": None, "save_state": True}
 """What makes a script save after this update; the number of steps is the update's own."""
 DRAW, RESUME = "sample_images", "resume_from_local_or_hf_if_specified"
 """Functions of sd-scripts' library that every script calls."""
+NOTES = {".json", ".tmp"}
+OPTIONS = {
+    "n": "negative", "w": "width", "h": "height", "s": "steps", "d": "seed", "l": "scale", "g": "guidance",
+}  # fmt: skip
+"""Of a line of prompts."""
 DRAWS = {"sample_every_n_steps": 1, "sample_every_n_epochs": None}
 
 
@@ -111,10 +118,28 @@ class Hooks:
                     else:
                         say("warning", message="There is nothing to draw: its configuration has no prompts.")
             draw(accelerator, args, epoch, steps, *rest, **kwargs)
-            for path in sorted(self.pictures() - pictures):
+            new = sorted(self.pictures() - pictures)
+            if new:
+                # A note is worth less than the run.
+                with suppress(OSError, ValueError):
+                    self.note_prompts(new, Path(args.sample_prompts))
+            for path in new:
                 say("sampled", step=self.base + self.step, dir=path)
 
         return drawn
+
+    def note_prompts(self, paths, prompts):
+        """Write beside the pictures what each was drawn by: their names tell no prompt."""
+        lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
+        notes = self.output_dir / "sample" / "samples.json"
+        known = json.loads(notes.read_text()) if notes.exists() else []
+        for path in paths:
+            number = re.search(r"_(\d+)_\d{14}", path)
+            line = lines[int(number[1])] if number and int(number[1]) < len(lines) else ""
+            known.append({"file": Path(path).name, "step": self.base + self.step, **drawn_by(line)})
+        partial = notes.with_suffix(".tmp")
+        partial.write_text(json.dumps(known, indent=1))
+        partial.replace(notes)
 
     def shortened(self, resume):
         """Reading a state, if there is one; then what is left is trained, by the schedule of the whole."""
@@ -181,7 +206,7 @@ class Hooks:
 
     def pictures(self):
         """All that was drawn."""
-        return {str(path) for path in self.output_dir.glob("sample/*")}
+        return {str(path) for path in self.output_dir.glob("sample/*") if path.suffix not in NOTES}
 
     def takes(self, what):
         """Whether `what` was asked for since the last look."""
@@ -202,6 +227,16 @@ class Hooks:
             if hasattr(network, "save_weights"):
                 network.save_weights(f"{place}.tmp.safetensors", None, {})
                 Path(f"{place}.tmp.safetensors").rename(f"{place}.safetensors")
+
+
+def drawn_by(line):
+    """A line of prompts as what is told of a picture."""
+    prompt, *options = line.split(" --")
+    words = (option.split(" ", 1) for option in options)
+    told = {OPTIONS[word[0]]: word[1] for word in words if len(word) == 2 and word[0] in OPTIONS}
+    numbers = {name: float(value) for name, value in told.items() if value.replace(".", "", 1).isdigit()}
+    whole = {name: int(value) for name, value in numbers.items() if value.is_integer()}
+    return {"prompt": prompt, **told, **numbers, **whole}
 
 
 def altered(args, changes):
