@@ -48,12 +48,12 @@ class Hooks:
         self.control = Path(run_dir) / "control"
         self.output_dir, self.output_name = Path(output_dir), output_name
         self.base = int(os.environ.get(BASE, "0"))
-        self.step = self.told = 0
+        self.step = self.told = self.heard = 0
         self.accelerator: Any = None
         self.args: Any = None
         self.before = {}
         self.losses = deque(maxlen=100)
-        self.has_begun = self.hears_updates = self.is_stopping = False
+        self.has_begun = self.is_stopping = False
         self.saved = self.results()
 
     def install(self):
@@ -92,14 +92,13 @@ class Hooks:
             return
         self.has_begun = True
         library = [module for name, module in sys.modules.items() if name.startswith("library.")]
-        for module in library:
-            if callable(draw := getattr(module, DRAW, None)):
-                setattr(module, DRAW, self.around(draw))
-                self.hears_updates = True
+        draws = [module for module in library if callable(getattr(module, DRAW, None))]
+        for module in draws:
+            setattr(module, DRAW, self.around(getattr(module, DRAW)))
         resumes = [module for module in library if hasattr(module, RESUME)]
         for module in resumes:
             setattr(module, RESUME, self.shortened(getattr(module, RESUME)))
-        lacks = [] if self.hears_updates else ["draw no pictures on request"]
+        lacks = [] if draws else ["draw no pictures on request"]
         if self.base and not resumes:
             lacks.append(f"make the {self.base} steps again that are behind it")
         if lacks:
@@ -108,7 +107,11 @@ class Hooks:
     def around(self, draw):
         """A `sample_images` that every script calls after each update, before it saves."""
 
-        def drawn(accelerator, args, epoch, steps, *rest, **kwargs):
+        def drawn(*given, **named):
+            if len(given) < 4:
+                # Of another version, which says it by name.
+                return draw(*given, **named)
+            (accelerator, args, epoch, steps), rest = given[:4], given[4:]
             pictures = self.pictures()
             if epoch is None and steps:
                 self.updated(args, int(steps))
@@ -117,7 +120,7 @@ class Hooks:
                         args = altered(args, DRAWS)
                     else:
                         say("warning", message="There is nothing to draw: its configuration has no prompts.")
-            draw(accelerator, args, epoch, steps, *rest, **kwargs)
+            draw(accelerator, args, epoch, steps, *rest, **named)
             new = sorted(self.pictures() - pictures)
             if new:
                 # A note is worth less than the run.
@@ -125,6 +128,7 @@ class Hooks:
                     self.note_prompts(new, Path(args.sample_prompts))
             for path in new:
                 say("sampled", step=self.base + self.step, dir=path)
+            return None
 
         return drawn
 
@@ -153,10 +157,10 @@ class Hooks:
 
     def updated(self, args, step):
         """An update was made, and the script is about to save if it has to: see that it does."""
-        self.step = step
+        self.step = self.heard = step
         self.is_stopping = self.takes("stop")
         if self.takes("checkpoint") or self.is_stopping:
-            self.args, self.before = args, {name: getattr(args, name) for name in SAVES}
+            self.args, self.before = args, {name: getattr(args, name, None) for name in SAVES}
             vars(args).update(SAVES, save_every_n_steps=step)
 
     def after(self, values, step):
@@ -169,7 +173,7 @@ class Hooks:
             self.before = {}
         self.step = int(step)
         self.tell(values, loss)
-        if not self.hears_updates:
+        if self.heard != self.step:
             self.is_stopping = self.takes("stop")
             if self.takes("checkpoint") or self.is_stopping:
                 self.save()
