@@ -59,7 +59,7 @@ def test_what_is_shown_is_what_a_run_holds_and_starts(one_studio: Studio) -> Non
 def test_the_trainer_named_here_is_started_by_the_command_that_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = {"kohya": [{"path": str(tmp_path), "python": "/opt/python"}]}
+    listed = {"kohya": [{"path": str(tmp_path), "python": "/usr/bin/python"}]}
     (tmp_path / "list.json").write_text(json.dumps(listed))
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "list.json"))
     files, command = preview(KOHYA, kohya_config(tmp_path), tmp_path / 'é "q"' / "fox")

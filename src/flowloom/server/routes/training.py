@@ -88,7 +88,7 @@ class FileView(BaseModel):
 class CommandView(BaseModel):
     """What a run starts."""
 
-    line: str = Field(description="As one types it in a shell.", examples=["cd /opt/sd-scripts && ..."])
+    line: str = Field(description="As one types it in a shell.", examples=["cd /srv/sd-scripts && ..."])
     argv: list[str]
     environment: dict[str, str] = Field(description="Beside the studio's own.")
     folder: str | None = Field(description="Where it starts; none: anywhere.")
