@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.timing import Measured
+from flowloom.chores.demo import SIZE, demo_sections, model_section
 from flowloom.demo.network import write_base
 from flowloom.demo.pictures import build
-from flowloom.demo.run import SIZE, demo_config
+from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
 
 TARGET = 1.0
@@ -104,7 +105,8 @@ def training(home: Path) -> Iterator[Path]:
     write_base(home / "base.safetensors")
     build(home / "pictures", SIZE)
     run_dir = RunDir.create("load", home / "runs")
-    run_dir.write_run(demo_config(home / "pictures", home / "base.safetensors", MINUTES), "a benchmark")
+    sections = demo_sections(home / "pictures", model_section(home / "base.safetensors"), MINUTES)
+    run_dir.write_run(RunConfig.model_validate(sections), "a benchmark")
     words = ["nice", "-n19", sys.executable, "-m", "flowloom.engine", str(run_dir.path)]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
         while b'"step"' not in (run_dir.events_jsonl.read_bytes() if run_dir.events_jsonl.exists() else b""):

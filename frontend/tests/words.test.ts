@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { operationOf } from "@/components/datasets/bulk";
+import { operationOf, stageWords } from "@/components/datasets/bulk";
 import { leaves } from "@/components/form/import";
 import { placeBefore } from "@/components/runs/queue";
 import { byPath } from "@/lib/check";
@@ -69,4 +69,11 @@ test("edits are sent as the studio wants them", () => {
     where: "start",
   });
   expect(operationOf("replace", " a ", " b ", "")).toEqual({ kind: "replace", tag: "a", by: "b" });
+});
+
+test("an edit says how far it is", () => {
+  const stage = { title: "add", phase: "looking" as const, num_done: 0, num_total: 0 };
+  expect(stageWords(stage)).toBe("Looking at the folder …");
+  const writing = { ...stage, phase: "writing" as const, num_done: 42, num_total: 100 };
+  expect(stageWords(writing)).toBe("42 of 100 captions are written");
 });

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from flowloom.server.datasets.changes import (
     ReplaceText,
     applied,
 )
+from flowloom.server.datasets.turns import EditUnderWay, Turns
 from tests.server.conftest import Studio
 
 CAPTIONS = {
@@ -146,6 +149,59 @@ def test_an_edit_that_is_no_longer_its_preview_is_refused(one_studio: Studio, fo
     assert one_studio.http.post(fox, json=wish | {"version": version}).status_code == 412
     assert held(one_studio, fox) == before
     assert one_studio.get(fox) == []
+
+
+def test_a_large_edit_tells_how_far_it_is_and_is_undone_to_the_last_byte(one_studio: Studio):
+    count = 3000
+    folder = one_studio.home / "data" / "many"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "0.png")
+    for number in range(1, count):
+        os.link(folder / "0.png", folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"fox, number {number}")
+    before = held(one_studio, "/api/datasets/many/edits")
+    stages: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(1) as others:
+
+        def followed(place: str, body: dict[str, Any]) -> dict[str, Any]:
+            answer = others.submit(httpx.post, one_studio.url + place, json=body, timeout=120)
+            stages.clear()
+            while not answer.done():
+                stages.append(one_studio.get("/api/datasets/many/edits/progress")["edit"])
+            return answer.result().raise_for_status().json()
+
+        def check(title: str) -> None:
+            known = [stage for stage in stages if stage and stage["num_total"]]
+            order = [(stage["phase"], stage["num_done"]) for stage in known]
+            assert order == sorted(order)  # reading comes before writing
+            assert {stage["num_total"] for stage in known if stage["phase"] == "writing"} == {count}
+            assert len({num for phase, num in order if phase == "writing"}) > 1
+            assert all(stage["title"].startswith(title) for stage in known)
+
+        edit = followed("/api/datasets/many/edits", {"operation": {"kind": "add", "tags": ["new"]}})
+        check("{'kind': 'add'")
+        assert edit["num_changed"] == count
+        followed(f"/api/datasets/many/edits/{edit['id']}/undo", {})
+        check("undone: ")
+    assert one_studio.get("/api/datasets/many/edits/progress") == {"edit": None}
+    assert held(one_studio, "/api/datasets/many/edits") == before
+
+
+def test_who_edits_meanwhile_is_told_what_to_wait_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("flowloom.server.datasets.turns.PATIENCE_S", 0.01)
+    turns = Turns()
+
+    def second() -> None:
+        with turns.take("second"):
+            pass
+
+    with ThreadPoolExecutor(1) as others:
+        with turns.take("first"):
+            list(turns.watch("writing", 1000, range(7)))
+            with pytest.raises(EditUnderWay, match="first: writing, 7 of 1,000 captions"):
+                others.submit(second).result()
+        others.submit(second).result()
+    assert turns.stage is None
 
 
 def test_only_what_is_meant_is_edited(one_studio: Studio, fox: str):

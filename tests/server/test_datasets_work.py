@@ -147,6 +147,7 @@ def with_store(tmp_path_factory: pytest.TempPathFactory, seaweed: Seaweed) -> It
     secrets.chmod(0o600)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWLOOM_SECRETS", str(secrets))
+        patch.setenv("FLOWLOOM_PRIVATE_HOSTS", "127.0.0.1")
         patch.delenv("AWS_ACCESS_KEY_ID", raising=False)
         studio = Studio(home).start()
         yield studio

@@ -62,7 +62,9 @@ class Pages:
             path = self.folder / "404.html"
         if path.is_dir() and path != self.folder.resolve() and not scope["path"].endswith("/"):
             query = scope["query_string"].decode("latin-1")
-            return RedirectResponse(f"{scope['path']}/{'?' * bool(query)}{query}", 308)
+            # One slash before it: two would name a host.
+            place = f"/{path.relative_to(self.folder.resolve()).as_posix()}/"
+            return RedirectResponse(f"{place}{'?' * bool(query)}{query}", 308)
         page = path / "index.html" if path.is_dir() else path
         if page.is_file() and page.suffix != ".gz" and page.name != "404.html":
             return _file(page, Headers(scope=scope), "_next/static/" in scope["path"])

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from flowloom.errors import Problem
+from flowloom.server.endpoints import unfit_endpoint
 from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
 
 _NAMES_A_PATH = re.compile(
@@ -36,6 +37,13 @@ class Roots:
         real = path.expanduser().resolve()
         return any(real.is_relative_to(folder.resolve()) for folder in self.folders.values())
 
+    def reaches_runs(self, path: Path) -> bool:
+        """Whether `path` lies in the folder of runs, or that in it: a file written there can be a run."""
+        if "runs" not in self.folders:
+            return False
+        real, runs = path.expanduser().resolve(), self.folders["runs"].resolve()
+        return real.is_relative_to(runs) or runs.is_relative_to(real)
+
     def strays(self, config: Any, place: str = "") -> Iterator[Problem]:
         """The paths in a configuration that lead out of the folders, and texts that cannot be written."""
         if isinstance(config, dict | list):
@@ -45,16 +53,25 @@ class Roots:
                     yield Problem(place, f"{name!r} is no text.")
                 else:
                     yield from self.strays(value, f"{place}.{name}".lstrip("."))
-        elif not _can_be_written(config):
-            yield Problem(place, f"{config!r} is no text: a half of a surrogate pair is in it.")
-        elif _is_path(place, config) and not _can_be_there(config):
-            yield Problem(place, f"{config[:100]!r} is no path: it is too long, or has a zero in it.")
-        elif _is_path(place, config) and not self.holds(Path(config)):
-            names = ", ".join(f"{name} ({folder})" for name, folder in self.folders.items())
-            message = (
-                f"{config!r} is outside of the studio's folders: {names}. Start it with --root NAME=DIR."
-            )
+        elif message := self._trouble(place, config):
             yield Problem(place, message)
+
+    def _trouble(self, place: str, value: Any) -> str:
+        """What is wrong with one value of a configuration; nothing where it may be."""
+        if not _can_be_written(value):
+            return f"{value!r} is no text: a half of a surrogate pair is in it."
+        if place.endswith("storage.endpoint"):
+            return unfit_endpoint(value)
+        if not _is_path(place, value):
+            return ""
+        if not _can_be_there(value):
+            return f"{value[:100]!r} is no path: it is too long, or has a zero in it."
+        if not self.holds(Path(value)):
+            names = ", ".join(f"{name} ({folder})" for name, folder in self.folders.items())
+            return f"{value!r} is outside of the studio's folders: {names}. Start it with --root NAME=DIR."
+        if place == "target_dir" and self.reaches_runs(Path(value)):
+            return f"{value!r} reaches into the folder of runs: these are the studio's to make."
+        return ""
 
 
 def _can_be_written(value: Any) -> bool:

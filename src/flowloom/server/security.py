@@ -5,7 +5,8 @@
 - With one, every request carries it: a bearer header from scripts, a cookie (HttpOnly, SameSite=Strict,
   made from the token, not the token itself) from the browser.
 - No body is read beyond BODY_BYTES, but for uploads, which go to the disk and have their own limit.
-- A request that changes something and that another site made is refused, whatever it carries.
+- A request that changes something and that another site made is refused, whatever it carries; so is one that
+  only reads, unless it is a link that somebody follows: reading can have the studio ask others.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; "
     "style-src 'self' 'unsafe-inline'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
+ANSWER_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
+"""Of everything below /api/: opened by itself, no file of anybody runs as ours."""
 _HEADERS = {
-    "content-security-policy": POLICY,
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
@@ -68,7 +70,9 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-                if scope["path"].startswith("/api/"):
+                is_page = not _is_api(scope)
+                headers.setdefault("content-security-policy", POLICY if is_page else ANSWER_POLICY)
+                if not is_page:
                     headers.setdefault("cache-control", "no-store")
             await send(message)
 
@@ -89,13 +93,17 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers) -> ServiceError | None:
         if scope["method"] not in _READING and not _is_same_origin(headers):
             return Forbidden("Another site made this request.", "Use the studio's own pages, or a script.")
+        if _is_api(scope) and _is_embedded_elsewhere(headers):
+            return Forbidden(
+                "Another site asks for this.", "Open it by itself, or use the studio's own pages."
+            )
         if self.token is None:
             host = _name_of(headers.get("host", ""))
             if host in LOCAL_NAMES:
                 return None
             todo = "To be reached by another name, through a proxy say, start the studio with a token."
             return Forbidden(f"{host!r} is no name of this machine's loopback.", todo)
-        is_open = scope["path"] in _OPEN or not scope["path"].startswith("/api/")
+        is_open = scope["path"] in _OPEN or not _is_api(scope)
         return None if is_open or self._has_token(headers) else NotSignedIn()
 
     def _has_token(self, headers: Headers) -> bool:
@@ -108,6 +116,16 @@ class Guard:
         except CookieError:
             return False
         return morsel is not None and is_token(morsel.value, session_of(self.token))
+
+
+def _is_api(scope: Scope) -> bool:
+    return scope["path"].startswith("/api/")
+
+
+def _is_embedded_elsewhere(headers: Headers) -> bool:
+    """Whether a browser says that a page of another site asks, to have it in itself: no link was followed."""
+    site, mode = headers.get("sec-fetch-site", "none"), headers.get("sec-fetch-mode", "navigate")
+    return site not in ("same-origin", "none") and mode != "navigate"
 
 
 def _is_same_origin(headers: Headers) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from flowloom.errors import ImageError, SourceError
 from flowloom.parts.sources.base import Source, StorageSection, open_source
+from flowloom.server.endpoints import unfit_endpoint
 
 MEMORY_BYTES = 6 * 2**30
 MAX_MEGAPIXELS = 200.0
@@ -53,6 +54,8 @@ class Stores:
         if key not in self._open:
             quick = {"tries": 2, "patience_minutes": 0.0, "timeout_s": 10.0}
             storage = StorageSection.model_validate(work["storage"] | quick)
+            if reason := unfit_endpoint(storage.endpoint):
+                raise SourceError(reason)
             self._open[key] = open_source(work["url"], storage)
         store = self._open[key]
         if store.look(work["source"]).size > MAX_BYTES:

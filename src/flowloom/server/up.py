@@ -70,8 +70,11 @@ def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
     home = asked.home.expanduser().absolute()
     with _writing_to(home):
         (home / ".flowloom").mkdir(mode=0o700, parents=True, exist_ok=True)
-        token = asked.token or (None if is_loopback(asked.host) else _kept_token(home))
+        made = None if asked.token or is_loopback(asked.host) else _kept_token(home)
         lock = hold(home / ".flowloom" / "lock", patience_s=0.5)
+    # Runs inherit the environment, and have no business with it.
+    os.environ.pop("FLOWLOOM_TOKEN", None)
+    token = asked.token or made
     settings = Settings(home, dict(asked.root), asked.host, asked.port, token, tuple(asked.device))
     if lock is None:
         raise RunError(f"{home}: another studio serves it already: {_who(settings.state_dir)}")
@@ -80,7 +83,8 @@ def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
         url = f"http://{_shown(settings.host)}:{port}"
         with _writing_to(home):
             write_json(settings.state_dir / "server.json", {"pid": os.getpid(), "url": url})
-        sign_in = f"/#token={token}" if token else ""
+        # One that somebody chose is known to them, and standard error may be a journal that others read.
+        sign_in = f"/#token={made}" if made else ""
         sys.stderr.write(f"studio     {url}{sign_in}\nhome       {home}\n")
         _serve(settings, listener)
     return 0

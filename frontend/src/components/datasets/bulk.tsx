@@ -6,7 +6,14 @@ import { Dialog } from "@/components/ui/dialog";
 import { Input, Select } from "@/components/ui/inputs";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
-import { datasetApi, edits, type Operation, type Wanted } from "@/lib/api/datasets";
+import {
+  datasetApi,
+  type EditStage,
+  editStage,
+  edits,
+  type Operation,
+  type Wanted,
+} from "@/lib/api/datasets";
 import { ago, count } from "@/lib/format";
 
 const KINDS = {
@@ -32,6 +39,13 @@ export function operationOf(kind: Kind, first: string, second: string, where: st
   return { kind, text: first };
 }
 
+/** How far an edit is, in words. */
+export function stageWords(stage: EditStage): string {
+  if (stage.num_total === 0) return "Looking at the folder …";
+  const done = `${count(stage.num_done)} of ${count(stage.num_total)} captions`;
+  return stage.phase === "writing" ? `${done} are written` : `${done} are read and kept for an undo`;
+}
+
 /** Many captions at once: first what it would do, then it is done, and it can be undone. */
 export function Bulk({
   dataset,
@@ -53,6 +67,7 @@ export function Bulk({
   const client = useQueryClient();
   const { say, complain } = useToasts();
   const { data: made } = useQuery({ ...edits(dataset), enabled: isOpen });
+  const { data: stage } = useQuery({ ...editStage(dataset), enabled: isOpen });
   const operation = operationOf(kind, first, second, where);
   const refresh = () => void client.invalidateQueries({ queryKey: ["dataset", dataset] });
   const preview = useMutation({ mutationFn: () => datasetApi.preview(dataset, operation, wanted) });
@@ -144,6 +159,17 @@ export function Bulk({
                 </li>
               ))}
             </ul>
+          </div>
+        )}
+        {stage && (
+          <div className="grid gap-1 text-sm">
+            <span role="status">{stageWords(stage)}</span>
+            <progress
+              className="h-1.5 w-full"
+              aria-label={stage.title}
+              value={stage.num_total ? stage.num_done : undefined}
+              max={stage.num_total || undefined}
+            />
           </div>
         )}
         <div className="flex justify-end gap-2">

@@ -147,6 +147,21 @@ export const edits = (name: string) =>
     queryFn: () => fetchJson<Edit[]>(`${base(name)}/edits`),
   });
 
+export interface EditStage {
+  title: string;
+  phase: "looking" | "reading" | "writing";
+  num_done: number;
+  num_total: number;
+}
+
+/** How far the edit is that is being made, by whomever; null: none is. */
+export const editStage = (name: string) =>
+  queryOptions({
+    queryKey: ["edit-stage", name],
+    queryFn: async () => (await fetchJson<{ edit: EditStage | null }>(`${base(name)}/edits/progress`)).edit,
+    refetchInterval: 500,
+  });
+
 export async function saveCaption(
   name: string,
   item: string,

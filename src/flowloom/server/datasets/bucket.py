@@ -30,6 +30,7 @@ from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.parts.sources.base import Entry, Source, StorageSection, open_source
 from flowloom.server.datasets.captions import NO_CAPTION, SUFFIXES, parsed
 from flowloom.server.datasets.scan import Row, folded
+from flowloom.server.endpoints import unfit_endpoint
 from flowloom.spec.secrets import read_secrets, redact
 
 PATIENCE_S = 5.0
@@ -47,6 +48,8 @@ class Broken(Exception):
 
 def test(url: str, storage: StorageSection) -> dict[str, Any]:
     """How the store of `url` answers, from its name's look-up to its first object."""
+    if reason := unfit_endpoint(storage.endpoint):
+        return _answer("denied", reason, "Or name a store that anybody can reach.")
     try:
         if url.startswith("s3://"):
             _reach(url, storage)
@@ -65,6 +68,8 @@ def _answer(problem: str, detail: str, todo: str, first: str | None = None) -> d
 
 
 def _open(url: str, storage: StorageSection) -> Source:
+    if reason := unfit_endpoint(storage.endpoint):
+        raise Denied(reason)
     quick = {"tries": 1, "patience_minutes": 0.0, "timeout_s": PATIENCE_S}
     return open_source(url, storage.model_copy(update=quick))
 

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flowloom.server.datasets.books import Book, Change, Raw, Spot, open_book
 from flowloom.server.datasets.captions import NONE, Caption
@@ -24,6 +24,7 @@ from flowloom.server.datasets.changes import Operation, applied
 from flowloom.server.datasets.index import Index
 from flowloom.server.datasets.scan import Row
 from flowloom.server.datasets.table import Filter
+from flowloom.server.datasets.turns import Turns
 from flowloom.server.problems import NoSuchFile, Place, ServiceError
 
 T = TypeVar("T")
@@ -91,11 +92,11 @@ class Edit:
 class Editor:
     """All changes to the captions of one data set go through here, one after the other."""
 
-    def __init__(self, index: Index, lock: Any):
+    def __init__(self, index: Index, turns: Turns):
         self.index = index
         self.book: Book = open_book(index)
         self.folder = index.folder / "edits"
-        self._lock = lock
+        self.turns = turns
 
     def read(self, item: str) -> Caption:
         """The caption of `item` as it is now.
@@ -115,8 +116,9 @@ class Editor:
         Raises:
             CaptionChanged: it is another one by now.
             NoSuchFile: there is no such picture.
+            EditUnderWay: many are being edited.
         """
-        with self._lock:
+        with self.turns.take(f"the caption of {item}"):
             raw = self._raw(item)
             now = self._caption(raw)
             if "*" not in versions and now.version not in versions:
@@ -133,7 +135,7 @@ class Editor:
         """What `operation` would do to the captions that are meant."""
         self.index.refresh(is_strict=True)
         plan = Plan()
-        for _ in self._wishes(operation, wanted, plan, num_examples):
+        for _ in self._wishes(operation, self.index.rows(wanted), plan, num_examples):
             pass
         return plan
 
@@ -145,11 +147,14 @@ class Editor:
 
         Raises:
             EditChanged: it would do something else than the plan said.
+            EditUnderWay: another one is being made.
         """
-        with self._lock:
+        with self.turns.take(title):
             self.index.refresh(is_strict=True)
             plan, others = Plan(), list[str]()
-            journal = self._write_down(self._changes(self._wishes(operation, wanted, plan, 0), others))
+            num_meant, _ = self.index.page(wanted, "name", 0, 0)
+            rows = self.turns.watch("reading", num_meant, self.index.rows(wanted))
+            journal = self._write_down(self._changes(self._wishes(operation, rows, plan, 0), others))
             if version not in (None, plan.version):
                 journal.unlink()
                 todo = "Ask for the preview again, and send its version."
@@ -165,12 +170,13 @@ class Editor:
         Raises:
             NoSuchEdit: it is unknown, or too long ago.
             ChangedMeanwhile: with what was changed since.
+            EditUnderWay: another one is being made.
         """
-        with self._lock:
-            edit = self._known(edit_id)
+        edit = self._known(edit_id)
+        with self.turns.take(f"undone: {edit.title}"):
             self.index.refresh(is_strict=True)
             others: list[str] = []
-            journal = self._write_down(self._reversals(edit_id, others))
+            journal = self._write_down(self._reversals(edit, others))
             if others and not is_partial:
                 journal.unlink()
                 places = [
@@ -202,11 +208,11 @@ class Editor:
         return Caption(found.text, raw.version, found.is_tags, found.problem)
 
     def _wishes(
-        self, operation: Operation, wanted: Filter, plan: Plan, num_examples: int
+        self, operation: Operation, rows: Iterable[Row], plan: Plan, num_examples: int
     ) -> Iterator[tuple[Row, str]]:
-        """The captions that `operation` changes, with what they shall say, by the list of pictures."""
+        """The captions of `rows` that `operation` changes, with what they shall say."""
         digest = hashlib.blake2b(digest_size=12)
-        for row in self.index.rows(wanted):
+        for row in rows:
             plan.num_meant += 1
             if row.problem and not row.caption and row.version != NONE:
                 plan.unreadable.append(row.item)
@@ -230,9 +236,10 @@ class Editor:
             else:
                 yield Change(row.item, raw.place, raw.data, self.book.edited(raw, text))
 
-    def _reversals(self, edit_id: str, others: list[str]) -> Iterator[Change]:
+    def _reversals(self, edit: Edit, others: list[str]) -> Iterator[Change]:
         """What puts the captions of an edit back; `others` gets the items that somebody changed since."""
-        written = _entries(self.folder / f"{edit_id}.jsonl")
+        entries = _entries(self.folder / f"{edit.id}.jsonl")
+        written = self.turns.watch("reading", edit.num_changed, entries)
         spots = ((Spot(change.item, change.place), change) for change in written)
         for change, raw in _side_by_side(spots, self.book):
             if raw is None or raw.data not in (change.before, change.after):
@@ -259,7 +266,7 @@ class Editor:
             num_changes = sum(1 for _ in file)
         about = {"title": title, "time": time.time(), "num_changed": num_changes, "undoes": undoes}
         journal.with_suffix(".json").write_text(json.dumps(about))
-        changed = self.book.write(_entries(journal))
+        changed = self.book.write(self.turns.watch("writing", num_changes, _entries(journal)))
         about |= {"num_changed": num_changes - len(changed)}
         journal.with_suffix(".json").write_text(json.dumps(about))
         for old in sorted(self.folder.glob("*.json"), reverse=True)[KEPT:]:

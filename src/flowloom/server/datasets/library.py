@@ -10,13 +10,14 @@ from pathlib import Path
 from flowloom.server.datasets.edits import Editor
 from flowloom.server.datasets.index import Index
 from flowloom.server.datasets.places import DataSet, Places
+from flowloom.server.datasets.turns import Turns
 from flowloom.server.roots import Roots
 
 
 @dataclass
 class _Kept:
     index: Index
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    turns: Turns = field(default_factory=Turns)
 
 
 class DataSets:
@@ -48,7 +49,7 @@ class DataSets:
             WrongKind: it is a bucket, whose captions are only read.
         """
         kept = self._of(dataset)
-        return Editor(kept.index, kept.lock)
+        return Editor(kept.index, kept.turns)
 
     def _of(self, dataset: DataSet) -> _Kept:
         with self._lock:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowloom.data.prepare.state import SUFFIX, recorded_root
-from flowloom.server.problems import NoSuchFile, OutsideRoots, ServiceError
+from flowloom.server.problems import Forbidden, NoSuchFile, OutsideRoots, ServiceError
 from flowloom.server.roots import Roots
 from flowloom.spec.rundir import write_json
 
@@ -157,11 +157,15 @@ class Places:
         Raises:
             DataSetTaken, UnfitName: as their names say.
             OutsideRoots, NoSuchFile: the path is not one in a root.
+            Forbidden: it is where runs lie.
         """
         name = self.free_name(name)
         if isinstance(where, Path):
-            if not self._holds(where):
+            if not self.roots.holds(where):
                 raise OutsideRoots(str(where))
+            if self.roots.reaches_runs(where):
+                todo = "Copy its pictures to a folder of another root."
+                raise Forbidden(f"{where} reaches into the folder of runs.", todo)
             if not (where.is_dir() or (where.is_file() and where.suffix.lower() == ".jsonl")):
                 raise NoSuchFile(str(where))
         elif not _BUCKET.fullmatch(where):
@@ -249,7 +253,7 @@ class Places:
 
     def _holds(self, path: Path) -> bool:
         try:
-            return self.roots.holds(path)
+            return self.roots.holds(path) and not self.roots.reaches_runs(path)
         except (OSError, RuntimeError, ValueError):  # a link in a circle, ~nobody, a name that is no name
             return False
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flowloom.server.datasets.changes import Operation
 from flowloom.server.datasets.edits import ChangedMeanwhile, Edit, EditChanged, Editor, NoSuchEdit
 from flowloom.server.datasets.places import NoSuchDataSet, WrongKind
+from flowloom.server.datasets.turns import EditUnderWay, Phase
 from flowloom.server.problems import problems
 from flowloom.server.routes.datasets import DataSetDep, LibraryDep
 from flowloom.server.routes.datasets_images import Wanted
@@ -94,6 +95,24 @@ class EditView(BaseModel):
         return cls.model_validate(edit, from_attributes=True)
 
 
+class StageView(BaseModel):
+    """How far an edit is that is being made."""
+
+    title: str
+    phase: Phase = Field(
+        description="looking: the folder is looked over; reading: captions are read and kept for an undo; "
+        "writing: captions are written."
+    )
+    num_done: int = Field(description="Captions that this phase is over with.", examples=[42_000])
+    num_total: int = Field(description="Captions of this phase; 0: not known yet.", examples=[100_000])
+
+
+class AdvanceView(BaseModel):
+    """What is being edited now."""
+
+    edit: StageView | None = Field(description="null: nothing is.")
+
+
 def _editor(library: LibraryDep, dataset: DataSetDep) -> Editor:
     return library.editor(dataset)
 
@@ -119,10 +138,11 @@ def preview_edit(editor: EditorDep, body: Preview) -> PreviewView:
     "/datasets/{dataset}/edits",
     summary="Edit many captions",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(NoSuchDataSet, WrongKind, EditChanged),
+    responses=problems(NoSuchDataSet, WrongKind, EditChanged, EditUnderWay),
 )
 def make_edit(editor: EditorDep, body: Doing) -> EditView:
-    """Each caption as it was is kept first, so that the edit can be undone."""
+    """Each caption as it was is kept first, so that the edit can be undone; the answer comes when all are
+    written. A lost connection does not end it; `GET .../edits/progress` tells how far it is."""
     title = str(body.operation.model_dump(exclude_defaults=True))
     return EditView.of(editor.make(body.operation, body.wanted.filter(body.items), body.version, title))
 
@@ -133,10 +153,17 @@ def list_edits(editor: EditorDep) -> list[EditView]:
     return [EditView.of(edit) for edit in editor.edits()]
 
 
+@router.get("/datasets/{dataset}/edits/progress", summary="How far an edit is")
+async def read_progress(editor: EditorDep) -> AdvanceView:
+    """Of the edit or undo that is being made, by whomever."""
+    stage = editor.turns.stage
+    return AdvanceView(edit=stage and StageView.model_validate(stage, from_attributes=True))
+
+
 @router.post(
     "/datasets/{dataset}/edits/{edit_id}/undo",
     summary="Undo an edit",
-    responses=problems(NoSuchDataSet, WrongKind, NoSuchEdit, ChangedMeanwhile),
+    responses=problems(NoSuchDataSet, WrongKind, NoSuchEdit, ChangedMeanwhile, EditUnderWay),
 )
 def undo_edit(editor: EditorDep, edit_id: EditId, body: Undoing) -> EditView:
     """Puts the captions back as they were; refused, with what is in the way, where some were changed since.

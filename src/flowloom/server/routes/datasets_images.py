@@ -20,6 +20,7 @@ from flowloom.server.datasets.index import Index
 from flowloom.server.datasets.places import DataSet, NoSuchDataSet, WrongKind
 from flowloom.server.datasets.scan import Row
 from flowloom.server.datasets.table import Filter, Sort
+from flowloom.server.datasets.turns import EditUnderWay
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.problems import NoSuchFile, OutsideRoots, ServiceError, problems
 from flowloom.server.roots import inside
@@ -254,7 +255,9 @@ def read_caption(library: LibraryDep, dataset: DataSetDep, item: Item, response:
 @router.put(
     "/datasets/{dataset}/captions/{item:path}",
     summary="Write a caption",
-    responses=problems(NoSuchDataSet, NoSuchFile, OutsideRoots, WrongKind, CaptionChanged, NoVersion),
+    responses=problems(
+        NoSuchDataSet, NoSuchFile, OutsideRoots, WrongKind, CaptionChanged, EditUnderWay, NoVersion
+    ),
 )
 def write_caption(
     library: LibraryDep,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -226,7 +227,7 @@ async def _receive(uploads: Uploads, dataset: DataSet, upload: Upload, incoming:
         try:
             async with asyncio.timeout(IDLE_S) as deadline:
                 _deadlines[upload.id] = deadline
-                await _write(part.write, incoming.request, deadline)
+                await write_through(part.write, incoming.request, deadline)
             is_whole = True
         except (ClientDisconnect, TimeoutError):
             pass  # what came is kept, and the client asks how much that is
@@ -237,8 +238,8 @@ async def _receive(uploads: Uploads, dataset: DataSet, upload: Upload, incoming:
         await asyncio.to_thread(uploads.finish, dataset, upload)
 
 
-async def _write(write: Any, request: Request, deadline: asyncio.Timeout) -> None:
-    """What the request brings, to the disk, some at a time."""
+async def write_through(write: Callable[[bytes], None], request: Request, deadline: asyncio.Timeout) -> None:
+    """What the request brings, to the disk, some at a time; on return, cancelled or not, nobody writes."""
     loop = asyncio.get_running_loop()
     waiting = bytearray()
     try:
@@ -247,9 +248,19 @@ async def _write(write: Any, request: Request, deadline: asyncio.Timeout) -> Non
             waiting += chunk
             if len(waiting) >= AT_ONCE:
                 content, waiting = bytes(waiting), bytearray()
-                await asyncio.to_thread(write, content)
+                await _to_its_end(asyncio.to_thread(write, content))
     finally:
         write(bytes(waiting))
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for `work` even when told to end: nothing is cut or closed under a thread that writes."""
+    working = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        raise
 
 
 def _headers(upload: Upload) -> dict[str, str]:

@@ -1,0 +1,181 @@
+"""What somebody would try who may talk to the studio, or has a page open beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+from flowloom.server.endpoints import unfit_endpoint
+from flowloom.server.pages import Pages
+from flowloom.server.routes.datasets_uploads import AT_ONCE, write_through
+from tests.server.conftest import Studio
+
+TOKEN = "a-token-of-the-tests-own"
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A studio whose owner opened the folder above its home, too."""
+    above = tmp_path_factory.mktemp("above")
+    studio = Studio(above / "home", "--root", f"above={above}").start()
+    (studio.home / "data").mkdir(exist_ok=True)
+    yield studio
+    studio.end()
+
+
+@pytest.mark.parametrize("folder", ["runs", "runs/new", ".", ".."])
+def test_nobody_writes_a_run_by_hand_through_a_data_set(studio: Studio, folder: str):
+    path = studio.home / folder
+    path.mkdir(parents=True, exist_ok=True)
+    answer = studio.http.post("/api/datasets", json={"name": "trap", "path": str(path)})
+    assert answer.status_code == 403
+    (studio.home / "data" / "linked").unlink(missing_ok=True)
+    (studio.home / "data" / "linked").symlink_to(path)
+    assert studio.http.get("/api/datasets/linked").status_code == 404
+    assert "linked" not in {one["name"] for one in studio.get("/api/datasets")}
+
+
+@pytest.mark.parametrize(
+    ("folder", "save_as"),
+    [("runs", "x/run.json"), ("runs/x", "run.json"), (".", "runs/x/studio/queue.json"), ("..", "run.json")],
+)
+def test_nobody_downloads_a_run(studio: Studio, folder: str, save_as: str):
+    item = {"url": "https://example.org/run.json", "save_as": save_as}
+    body = {"config": {"target_dir": str(studio.home / folder), "items": [item]}}
+    answer = studio.http.post("/api/chores/download/start", json=body)
+    assert answer.status_code == 422
+    assert [place["pointer"] for place in answer.json()["errors"]] == ["/config/target_dir"]
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://127.0.0.1:9", "http://localhost:9", "http://169.254.169.254", "http://[::1]:9", "http://10.1.2.3",
+     "http://[::ffff:127.0.0.1]:9", "http://0x7f000001", "http://2130706433"],
+)  # fmt: skip
+def test_no_request_makes_the_studio_talk_to_its_own_network(studio: Studio, endpoint: str):
+    storage = {"endpoint": endpoint, "anonymous": True}
+    verdict = studio.post("/api/stores/test", {"url": "s3://bucket/fox", "storage": storage}, 200)
+    assert (verdict["ok"], verdict["problem"]) == (False, "denied")
+    assert "FLOWLOOM_PRIVATE_HOSTS" in verdict["detail"]
+    told = studio.post("/api/flow/config", {"config": {"storage": storage}}, 200)
+    assert [place["pointer"] for place in told["problems"]] == ["/config/storage/endpoint"]
+    name = "".join(letter for letter in endpoint if letter.isalnum())
+    studio.post("/api/datasets", {"name": name, "url": "s3://bucket/fox", "storage": storage}, 201)
+    listed = studio.get(f"/api/datasets/{name}/images")
+    assert "FLOWLOOM_PRIVATE_HOSTS" in listed["scan"]["error"]
+
+
+def test_a_store_that_the_owner_named_may_be_private():
+    assert unfit_endpoint("http://127.0.0.1:9000", {})
+    assert not unfit_endpoint("http://127.0.0.1:9000", {"FLOWLOOM_PRIVATE_HOSTS": "127.0.0.0/8"})
+    assert not unfit_endpoint("http://127.0.0.1:9000", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"})
+    assert unfit_endpoint("http://127.0.0.2:9000", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"})
+
+
+@pytest.mark.parametrize("mode", ["no-cors", "cors", "websocket"])
+def test_no_page_of_another_site_has_the_studio_in_it(studio: Studio, mode: str):
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": mode}
+    assert studio.http.get("/api/runs", headers=headers).status_code == 403
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
+    assert studio.http.get("/api/runs", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["x.svg", "x.html", "x.xhtml", "x.js", "x.txt", "x.png"])
+def test_no_file_of_anybody_runs_as_ours(studio: Studio, name: str):
+    folder = studio.home / "data" / "active"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
+    answer = studio.http.get("/api/roots/data/file", params={"path": f"active/{name}"})
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"].startswith("attachment")
+    for place in (answer, studio.http.get(f"/api/datasets/active/pictures/{name}")):
+        assert place.headers["x-content-type-options"] == "nosniff"
+        assert "sandbox" in place.headers["content-security-policy"]
+        assert "default-src 'none'" in place.headers["content-security-policy"]
+        assert "svg" not in place.headers["content-type"]
+        assert "html" not in place.headers["content-type"]
+
+
+def test_the_token_stays_out_of_the_log_and_of_other_processes(
+    studio_at: Callable[..., Studio], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FLOWLOOM_TOKEN", TOKEN)
+    studio = studio_at().start()
+    assert studio.process
+    studio.http.headers["authorization"] = f"Bearer {TOKEN}"
+    folder = studio.home / "data" / "fox"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "1.png")
+    assert studio.http.get("/api/datasets/fox/pictures/1.png?size=128").status_code == 200
+    (child,) = psutil.Process(studio.process.pid).children()
+    assert "FLOWLOOM_TOKEN" not in child.environ()
+    assert TOKEN not in (studio.home / "server.log").read_text()
+
+
+def test_a_search_is_no_pattern(studio: Studio):
+    folder = studio.home / "data" / "search"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "1.png")
+    (folder / "1.txt").write_text("a" * 100_000 + " (a+)+$ %_")
+    for text, found in (("(a+)+$", 1), ("%_", 1), ("a_", 0), ("b%", 0), ("' OR 1=1 --", 0), ("*", 0)):
+        assert studio.get("/api/datasets/search/images", text=text)["total"] == found
+
+
+class _Stuck:
+    """A request that brings one part, and then nothing more."""
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        yield bytes(AT_ONCE)
+        await asyncio.Event().wait()
+
+
+def test_who_ends_an_upload_waits_until_nobody_writes_to_it():
+    asyncio.run(_end_an_upload())
+
+
+async def _end_an_upload() -> None:
+    began, may_end, order = threading.Event(), threading.Event(), list[str]()
+
+    def write(chunk: bytes) -> None:
+        began.set()
+        assert may_end.wait(60)
+        order.append(f"{len(chunk)} bytes")
+
+    async def receive() -> None:
+        request: Any = _Stuck()
+        async with asyncio.timeout(60) as deadline:
+            try:
+                await write_through(write, request, deadline)
+            finally:
+                order.append("closed")
+
+    receiving = asyncio.create_task(receive())
+    assert await asyncio.to_thread(began.wait, 60)
+    receiving.cancel()
+    await asyncio.sleep(0.05)
+    assert order == []
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    assert order == [f"{AT_ONCE} bytes", "0 bytes", "closed"]
+
+
+def test_a_page_is_not_forwarded_to_another_host(tmp_path: Path):
+    (tmp_path / "runs").mkdir()
+    for page in (tmp_path / "index.html", tmp_path / "runs" / "index.html", tmp_path / "404.html"):
+        page.write_text("<!doctype html>")
+
+    async def asked() -> httpx.Response:
+        transport = httpx.ASGITransport(Pages(tmp_path))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("http://127.0.0.1//runs")
+
+    assert asyncio.run(asked()).headers["location"] == "/runs/"
