@@ -86,11 +86,11 @@ def _stats(config: RunConfig) -> int:
 
     found = stats(config)
     limit = f" of {config.cache.limit_gib:g} GiB" if config.cache.limit_gib else ""
-    print(f"{config.cache.dir}: {_size(found.bytes)}{limit} in {_counted(found.shards, 'shard')}")
+    print(f"{config.cache.dir}: {size_text(found.bytes)}{limit} in {_counted(found.shards, 'shard')}")
     if found.open_bytes:
-        print(f"  being written here: {_size(found.open_bytes)}")
+        print(f"  being written here: {size_text(found.open_bytes)}")
     for kind, (count, size) in found.kinds.items():
-        print(f"  {kind:<16} {_counted(count, 'record'):>20} {_size(size):>12}")
+        print(f"  {kind:<16} {_counted(count, 'record'):>20} {size_text(size):>12}")
     if found.twice:
         print(f"  {found.twice:,} of them twice: 'flowloom cache prune' drops these")
     for fault in found.faults:
@@ -98,10 +98,10 @@ def _stats(config: RunConfig) -> int:
     return WRONG if found.faults else OK
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: int) -> str:
     """`num_bytes` in the unit in which it is at least 1.
 
-    >>> _size(1536)
+    >>> size_text(1536)
     '1.5 KiB'
     """
     unit = next((unit for unit in UNITS if num_bytes >= UNITS[unit]), "bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,17 +16,20 @@ import torch
 from flowloom.data.cache import Cache, Stats
 from flowloom.data.captions import captions_of
 from flowloom.data.loader import DataSet, LoadedBatch, Loader, Skipped
+from flowloom.data.metadata import Row
 from flowloom.data.pictures import Pictures
 from flowloom.engine.build import load_encoders
 from flowloom.engine.encode import Encoders, Keepers
 from flowloom.engine.keepers import DiskKeeper
 from flowloom.engine.open_cache import PLAIN, caption_rules, open_cache, open_keepers
-from flowloom.errors import ConfigError, ImageError, NotFound, Problem, SourceError
+from flowloom.errors import ConfigError, Denied, ImageError, Problem, Unavailable
 from flowloom.parts.devices import choose_device
 from flowloom.parts.records import image_latents
 from flowloom.spec.run import RunConfig
 
 CAPTIONS_AT_A_TIME = 256
+NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+"""What the system says of names that lead to no file."""
 OnProgress = Callable[[str, int, int], None]
 """Told what is encoded now, how many of how many are done."""
 
@@ -274,23 +278,25 @@ def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
     if not isinstance(latents, DiskKeeper):
         return
     for index in np.flatnonzero(dataset.row_buckets >= 0):
-        row, size = int(index), dataset.sizes[dataset.row_buckets[index]]
+        size = dataset.sizes[dataset.row_buckets[index]]
         try:
-            yield latents.key_of((row, size))[0]
+            yield latents.key_of((int(index), size))[0]
         except ImageError as error:
-            if not _is_gone(dataset, row, error):
-                place = f"{dataset.set_of(row).path}:{dataset.metadata.row(row).line}"
+            row = dataset.metadata.row(int(index))
+            if not _is_gone(row, dataset.set_of(row).folder, error):
+                place = f"{dataset.set_of(row).path}:{row.line}"
                 raise _Unjudged(f"{place}: {error}") from None
 
 
-def _is_gone(dataset: DataSet, row: int, error: ImageError) -> bool:
+def _is_gone(row: Row, folder: str, error: ImageError) -> bool:
     """Whether the image of `row`, which could not be read, is no longer there; then it keeps nothing."""
-    if isinstance(error.__cause__, SourceError | OSError):
-        return isinstance(error.__cause__, NotFound)
-    if Pictures.is_remote(dataset.metadata.row(row), folder := dataset.set_of(row).folder):
+    cause = error.__cause__
+    if isinstance(cause, Denied | Unavailable):
         return False
+    if isinstance(cause, OSError):
+        return cause.errno in NO_SUCH_FILE
     # Where the whole folder is away, a disk is not mounted, say.
-    return Path(folder.removeprefix("file://")).is_dir()
+    return Pictures.is_remote(row, folder) or Path(folder.removeprefix("file://")).is_dir()
 
 
 def _used_texts(config: RunConfig, cache: Cache) -> Iterator[bytes]:
