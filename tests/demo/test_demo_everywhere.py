@@ -104,6 +104,6 @@ def test_the_demo_trains_alike_from_a_folder(
     by_build = config_of(
         dataloader={"jsonl_metadata_path": str(built), "image_folder_path": str(folder)},
     )
-    expected = losses(by_hand, RunDir.create("once", tmp_path))
-    assert losses(by_build, RunDir.create("folder", tmp_path)) == expected
+    expected = losses(by_hand, RunDir.create("by-hand", tmp_path))
+    assert losses(by_build, RunDir.create("by-build", tmp_path)) == expected
     assert len(expected) == STEPS

@@ -23,7 +23,7 @@ from flowloom.engine.fill import fill, stats, verify
 from flowloom.spec.run import RunConfig
 
 pytestmark = pytest.mark.slow
-IMAGES, RANKS, KILLS = 240, 2, 4
+IMAGES, RANKS, KILLS = 240, 2, 3
 VERB = "import sys; from flowloom.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
