@@ -23,6 +23,7 @@ LONGEST_TRANSFER = timedelta(hours=1)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _FAULTS = (("timed out", ("TimedOut", "timed out")), ("no connection", ("Connect", "dns error")))
+_BUCKET = re.compile(r"[A-Za-z0-9._$-]+")
 _KEYS_AT_FAULT = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
 _BUSY = {"429", "503"}
 
@@ -46,7 +47,8 @@ def bucket_and_prefix(url: str) -> tuple[str, str | None]:
     """
     scheme, _, rest = url.partition("://")
     bucket, _, prefix = rest.partition("/")  # not by urlsplit: names of objects may have ? and #
-    if not bucket or "@" in bucket:
+    # Some stores have the bucket in the host's name: nothing may stand there that leads to another host.
+    if not _BUCKET.fullmatch(bucket):
         raise SourceError(f"{shown(url)}: write {scheme}://BUCKET or {scheme}://BUCKET/FOLDER.")
     return bucket, prefix.strip("/") or None
 
