@@ -124,7 +124,7 @@ class Source(Protocol):
         ...
 
     def read_buffer(self, name: str, start: int, length: int) -> Buffer:
-        """As `read_range`, in whatever memory the store's client put it: for large parts, which are not copied."""
+        """As `read_range`, for large parts: in the memory of the store's client, not copied."""
         ...
 
     def look(self, name: str) -> Entry:
