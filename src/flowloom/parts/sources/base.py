@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
+from typing_extensions import Buffer
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.parts.base import Section
@@ -120,6 +121,10 @@ class Source(Protocol):
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from `start` on; fewer where it ends before."""
+        ...
+
+    def read_buffer(self, name: str, start: int, length: int) -> Buffer:
+        """As `read_range`, for large parts: in the memory of the store's client, not copied."""
         ...
 
     def look(self, name: str) -> Entry:

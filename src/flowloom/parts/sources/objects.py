@@ -9,6 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import Buffer
+
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.parts.sources.base import Entry, OnState, StorageSection, shown
 from flowloom.parts.sources.remote import PAGE, Answer, Remote, Wanted
@@ -99,9 +101,15 @@ class Objects(Remote):
 
         return Answer(meta["size"], meta["e_tag"], body, _nothing)
 
-    async def _ask_range(self, name: str, start: int, end: int) -> Answer:
+    def read_buffer(self, name: str, start: int, length: int) -> Buffer:
+        return self._patiently(lambda: self._range(name, start, start + length))
+
+    async def _range(self, name: str, start: int, end: int) -> Buffer:
         with self._told(name):
-            content = bytes(await self.store.get_range_async(name, start=start, end=end))
+            return await self.store.get_range_async(name, start=start, end=end)
+
+    async def _ask_range(self, name: str, start: int, end: int) -> Answer:
+        content = bytes(await self._range(name, start, end))
 
         async def body() -> bytes:
             return content
