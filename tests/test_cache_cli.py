@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flowloom.cache_cli import size_text
 from flowloom.cli import OK, WRONG, main
 from flowloom.spec.run import RunConfig
 
@@ -56,11 +58,20 @@ def test_the_verb_fills_tells_checks_and_prunes(
     assert "0 images, 0 captions" in said("fill", str(config_path))
     told = said("stats", str(config_path))
     assert "image-latents" in told
-    assert "3 records" in told
+    assert re.search(r"cache: \d+\.\d KiB in 2 shards", told), told
+    assert re.search(r"image-latents +3 records +\d+\.\d KiB\n", told)
+    assert re.search(r"caption-states +4 records +\d+\.\d KiB\n", told)
     assert "every record is what was written" in said("verify", str(config_path))
     assert "0 records dropped, 7 stay" in said("prune", str(config_path))
     (config_path.parent / "2.png").unlink()
-    assert "1 records dropped, 6 stay" in said("prune", str(config_path))
+    assert "1 record dropped, 6 stay" in said("prune", str(config_path))
+    config_path.write_text(
+        config_path.read_text().replace('"image_folder_path": "', '"image_folder_path": "/none')
+    )
+    assert main(["cache", "prune", str(config_path)]) == OK
+    kept = capsys.readouterr()
+    assert "0 records dropped, 6 stay" in kept.out
+    assert "no latents were dropped, as this image cannot be looked at" in kept.err
     shard = next((config_path.parent / "cache").glob("*.shard"))
     raw = bytearray(shard.read_bytes())
     raw[300] ^= 1
@@ -81,3 +92,17 @@ def test_what_cannot_be_cached_is_said(
 ) -> None:
     assert main(["cache", str(config_path), *flags]) == WRONG
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1.0 KiB"),
+        (5 * 2**20, "5.0 MiB"),
+        (3 * 2**40, "3,072.0 GiB"),
+    ],
+)
+def test_sizes_are_told_in_the_unit_that_fits(size: int, said: str) -> None:
+    assert size_text(size) == said

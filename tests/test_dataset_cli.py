@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from flowloom.cli import main
 from flowloom.dataset_cli import VERBS
 from tests.data.prepare.pictures import picture, write
+from tests.stand_ins.seaweed import Seaweed
 
 
 @pytest.fixture
@@ -101,3 +103,50 @@ def test_preparing_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout.split()[0]) > 20
     assert done.stdout.endswith("False")
+
+
+@pytest.mark.slow
+def test_stores_are_named_by_the_configuration_s_own_words(
+    folder: Path,
+    seaweed: Seaweed,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Every verb that talks to a store takes them; nothing else says where the store is."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    keys = f"[loom]\naws_access_key_id = {seaweed.key}\naws_secret_access_key = {seaweed.secret}\n"
+    Path("credentials").write_text(keys)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "credentials")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "none")
+    where = ["--endpoint", seaweed.endpoint, "--profile", "loom"]
+    bucket = f"s3://loom/{folder.parent.name}"
+    assert main(["dataset", "build", "in", "-o", "d.jsonl"]) == 0
+    assert main(["dataset", "upload", "d.jsonl", bucket, "-o", "up.jsonl", *where]) == 0
+    assert main(["dataset", "export", "up.jsonl", "--to", "webdataset", "-o", "w", *where]) == 0
+    assert (
+        main(["dataset", "lint", "up.jsonl", "--urls", "--resolution", "64", "--html", "l.html", *where]) == 0
+    )
+    assert main(["dataset", "fix", "up.jsonl", "--urls", "--resolution", "64", "-o", "f.jsonl", *where]) == 0
+    caption = ["--caption", "x"]
+    assert main(["dataset", "build", bucket, "-o", "listed.jsonl", *caption, *where]) == 0
+    assert len(Path("listed.jsonl").read_text().splitlines()) == 2
+    capsys.readouterr()
+    assert main(["dataset", "build", bucket, "-o", "l.jsonl", *caption, *where[:2], "--anonymous"]) == 2
+    assert "access denied" in capsys.readouterr().err
+    assert main(["dataset", "build", bucket, "-o", "l.jsonl", "--endpoint", "nowhere"]) == 2
+    assert "--endpoint: write it as https://HOST." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["build", "export", "upload", "lint", "fix"])
+def test_options_of_stores_are_told_as_the_configuration_tells_them(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flowloom.parts.sources.base import StorageSection
+
+    with pytest.raises(SystemExit):
+        main(["dataset", verb, "--help"])
+    told = "".join(capsys.readouterr().out.split())
+    for key in ("endpoint", "region", "addressing", "profile", "anonymous"):
+        assert f"--{key}" in told
+        assert "".join(str(StorageSection.model_fields[key].description).split()) in told

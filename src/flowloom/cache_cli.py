@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from flowloom.spec.run import RunConfig
 
 OK, WRONG = 0, 2
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 ABOUT = {
     "fill": "encodes what CONFIG needs and the cache lacks: latents of images, states of captions",
     "stats": "how much of each kind is in the cache of CONFIG",
@@ -85,16 +86,30 @@ def _stats(config: RunConfig) -> int:
 
     found = stats(config)
     limit = f" of {config.cache.limit_gib:g} GiB" if config.cache.limit_gib else ""
-    print(f"{config.cache.dir}: {found.bytes / 2**30:.3f} GiB{limit} in {found.shards:,} shards")
+    print(f"{config.cache.dir}: {size_text(found.bytes)}{limit} in {_counted(found.shards, 'shard')}")
     if found.open_bytes:
-        print(f"  being written here: {found.open_bytes / 2**20:.1f} MiB")
+        print(f"  being written here: {size_text(found.open_bytes)}")
     for kind, (count, size) in found.kinds.items():
-        print(f"  {kind:<16} {count:>12,} records {size / 2**20:>12,.1f} MiB")
+        print(f"  {kind:<16} {_counted(count, 'record'):>20} {size_text(size):>12}")
     if found.twice:
         print(f"  {found.twice:,} of them twice: 'flowloom cache prune' drops these")
     for fault in found.faults:
         print(f"  {fault}")
     return WRONG if found.faults else OK
+
+
+def size_text(num_bytes: int) -> str:
+    """`num_bytes` in the unit in which it is at least 1.
+
+    >>> size_text(1536)
+    '1.5 KiB'
+    """
+    unit = next((unit for unit in UNITS if num_bytes >= UNITS[unit]), "bytes")
+    return f"{num_bytes / UNITS[unit]:,.1f} {unit}" if unit in UNITS else f"{num_bytes} bytes"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _verify(config: RunConfig) -> int:
@@ -114,6 +129,14 @@ def _verify(config: RunConfig) -> int:
 def _prune(configs: list[RunConfig]) -> int:
     from flowloom.engine.fill import prune
 
-    dropped, stay = prune(configs)
-    print(f"{configs[0].cache.dir}: {dropped:,} records dropped, {stay:,} stay")
+    done = prune(configs)
+    dropped, stay = _counted(done.dropped, "record"), f"{done.stay:,} stay"
+    print(f"{configs[0].cache.dir}: {dropped} dropped, {stay}")
+    if done.unjudged:
+        print(f"flowloom: {done.unjudged}", file=sys.stderr)
+        print(
+            "flowloom: no latents were dropped, as this image cannot be looked at: some may be its own. "
+            "Prune again when it is back.",
+            file=sys.stderr,
+        )
     return OK

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowloom.lint_cli import LINT_VERBS
+from flowloom.lint_cli import LINT_VERBS, add_storage, storage_of
 
 if TYPE_CHECKING:
     from flowloom.data.prepare.build import BuildReport
@@ -60,6 +60,7 @@ def _build(words: list[str]) -> int:
     add("--reg-weight", type=_weight, default=1.0, metavar="W", help="of Kohya's regularisation; default: 1")
     add("--no-repeats", action="store_true", help="one row a picture, whatever Kohya's numbers say")
     add("--threads", type=_count, metavar="N", help="more for slow disks; default: 4, for stores 64")
+    add_storage(parser)
     asked = parser.parse_args(words)
     _check_encoding(parser, asked.caption_encoding)
 
@@ -84,6 +85,7 @@ def _build(words: list[str]) -> int:
         image_column=asked.image_column,
         split=asked.split,
         threads=asked.threads,
+        storage=storage_of(asked),
     )
     with _Ticker("pictures") as ticker:
         report = build(asked.source, asked.out, options, lambda report: ticker.tick(report.num_pictures))
@@ -118,6 +120,7 @@ def _export(words: list[str]) -> int:
         "--shard-mib", type=_count, default=1024, metavar="N", help="webdataset: size of a tar; default: 1024"
     )
     add("--without-pictures", action="store_true", help="parquet: names and captions alone")
+    add_storage(parser)
     asked = parser.parse_args(words)
 
     from flowloom.data.prepare.export import ExportOptions, export
@@ -128,6 +131,7 @@ def _export(words: list[str]) -> int:
         name=asked.name,
         shard_mib=asked.shard_mib,
         with_pictures=not asked.without_pictures,
+        storage=storage_of(asked),
     )
     with _Ticker("rows") as ticker:
         report = export(
@@ -154,13 +158,15 @@ def _upload(words: list[str]) -> int:
     )
     add("--images", type=Path, metavar="DIR", help="what names are relative to; default: as it was built")
     add("--public-url", default="", metavar="URL", help="write https://... names in place of URL's")
+    add_storage(parser)
     asked = parser.parse_args(words)
 
     from flowloom.data.prepare.stores import open_store
     from flowloom.data.prepare.upload import Uploader
 
     out = asked.out or asked.jsonl.with_name(f"{asked.jsonl.stem}.remote.jsonl")
-    uploader = Uploader(asked.jsonl, asked.url, open_store(asked.url), asked.images)
+    store = open_store(asked.url, storage_of(asked))
+    uploader = Uploader(asked.jsonl, asked.url, store, asked.images)
     with _Ticker("rows") as ticker:
         report = uploader.upload(out, asked.public_url, lambda report: ticker.tick(report.num_rows))
     size = f"{report.num_bytes / 2**20:,.1f} MiB in {report.seconds:,.1f} s"

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flowloom.data.lint.check import LintOptions
+    from flowloom.parts.sources.base import StorageSection
 
 OK, WRONG = 0, 2
+STORAGE_KEYS = {"endpoint": "URL", "region": "NAME", "addressing": "HOW", "profile": "NAME", "anonymous": ""}
+"""Options of `flowloom dataset` beside the data's own: key of `storage`, what stands for its value."""
 
 
 def lint(words: list[str]) -> int:
@@ -118,6 +121,38 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     add("--no-pictures", action="store_true", help="read only the JSONL")
     add("--urls", action="store_true", help="fetch pictures from URLs, too")
     add("--threads", type=int, default=4, metavar="N", help="default: 4")
+    add_storage(parser)
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    """The keys of `storage` by which a store is found and entered, with the words of the configuration."""
+    from flowloom.parts.sources.base import StorageSection
+
+    for key, metavar in STORAGE_KEYS.items():
+        told = StorageSection.model_fields[key].description
+        if metavar:
+            parser.add_argument(f"--{key}", metavar=metavar, help=told)
+        else:
+            parser.add_argument(f"--{key}", action="store_true", default=None, help=told)
+
+
+def storage_of(asked: argparse.Namespace, known: StorageSection | None = None) -> StorageSection:
+    """`known`, or the defaults, with what was `asked` for.
+
+    Raises:
+        ConfigError: the endpoint is no address.
+    """
+    from pydantic import ValidationError
+
+    from flowloom.errors import ConfigError, Problem
+    from flowloom.parts.sources.base import StorageSection
+
+    given = {key: getattr(asked, key) for key in STORAGE_KEYS if getattr(asked, key) is not None}
+    try:
+        return StorageSection.model_validate((known or StorageSection()).model_dump() | given)
+    except ValidationError as error:
+        wrong = [Problem(f"--{part['loc'][0]}", "write it as https://HOST.") for part in error.errors()]
+        raise ConfigError("the command", wrong) from None
 
 
 def _options(asked: argparse.Namespace) -> LintOptions:
@@ -139,6 +174,7 @@ def _options(asked: argparse.Namespace) -> LintOptions:
             update={
                 "dataloader": config.dataloader.model_copy(update=data),
                 "model": config.model.model_copy(update=model),
+                "storage": storage_of(asked, config.storage),
             }
         ),
         tokenizer=tokenizer or None,

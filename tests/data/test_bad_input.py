@@ -113,6 +113,19 @@ def test_damaged_pictures_are_read_or_reported(data: bytes) -> None:
     read(data)
 
 
+@st.composite
+def spliced(draw: st.DrawFn) -> bytes:
+    """The beginning of one picture and the end of another."""
+    one, other = (WHOLE[draw(st.sampled_from(sorted(WHOLE)))] for _ in range(2))
+    return one[: draw(st.integers(0, len(one)))] + other[draw(st.integers(0, len(other))) :]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(spliced())
+def test_halves_of_two_pictures_are_read_or_reported(data: bytes) -> None:
+    read(data)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.one_of(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,9 +19,10 @@ from hypothesis import strategies as st
 
 from flowloom.data.fetch import Fetcher
 from flowloom.data.read_ahead import ReadAhead
-from flowloom.errors import ImageError, SourceError
+from flowloom.errors import Denied, ImageError, SourceError
 from flowloom.parts.sources.base import StorageSection, StoreState, open_source
 from tests.stand_ins.faulty import FAULTS, Faulty
+from tests.stand_ins.files import Files
 
 NUM_OBJECTS = 120
 LARGEST = 60_000
@@ -156,6 +159,75 @@ def test_a_row_that_has_no_image_is_told_so_alone(small: Fetcher) -> None:
 def test_addresses_that_rows_may_not_name_are_refused(small: Fetcher, url: str) -> None:
     with pytest.raises(SourceError):
         small.fetch(url, True, "").result(5)
+
+
+HIDDEN = (
+    "http://169.254.169.254/latest/meta-data/", "http://127.0.0.1:{port}/a.png",
+    "http://localhost:{port}/a.png",
+    "http://[::1]:{port}/a.png", "http://[::ffff:127.0.0.1]:{port}/a.png", "http://2130706433:{port}/a.png",
+    "http://0.0.0.0:{port}/a.png", "http://u:p@127.0.0.1:{port}/a.png", "HTTP://127.1:{port}/a.png",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("address", HIDDEN)
+def test_no_row_reads_what_only_this_machine_may_see(address: str, files: Files) -> None:
+    files.contents["/a.png"] = b"secret"
+    with closing(Fetcher(StorageSection(tries=1))) as fetcher:
+        with pytest.raises(Denied, match="set FLOWLOOM_PRIVATE_HOSTS="):
+            fetcher.fetch(address.format(port=files.server_port), True, "").result(20)
+        with pytest.raises(Denied):
+            fetcher.look(address.format(port=files.server_port), True, "")
+    assert files.requests == []
+
+
+def test_what_the_user_names_may_be_private(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.contents["/a.png"] = b"mine"
+    with closing(Fetcher(StorageSection(tries=1))) as fetcher:
+        assert fetcher.fetch("a.png", False, files.url).result(20) == b"mine"
+        with pytest.raises(Denied):
+            fetcher.fetch(f"{files.url}/a.png", True, files.url).result(20)
+    monkeypatch.setenv("FLOWLOOM_PRIVATE_HOSTS", "nas.lan, 127.0.0.0/8")
+    with closing(Fetcher(StorageSection(tries=1))) as fetcher:
+        assert fetcher.fetch(f"{files.url}/a.png", True, "").result(20) == b"mine"
+
+
+def test_no_server_sends_one_on_to_a_private_address(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that a row names nor one that the user trusts."""
+    monkeypatch.setenv("FLOWLOOM_PRIVATE_HOSTS", "127.0.0.1")
+    files.moved["/a.png"] = f"http://127.0.0.2:{files.server_port}/secret"
+    files.contents["/secret"] = b"secret"
+    with closing(Fetcher(StorageSection(tries=1))) as fetcher:
+        for name, is_url_based in ((f"{files.url}/a.png", True), ("a.png", False)):
+            with pytest.raises(Denied, match=r"127\.0\.0\.2 is 127\.0\.0\.2"):
+                fetcher.fetch(name, is_url_based, files.url).result(20)
+    assert [path for path, _ in files.requests] == ["/a.png", "/a.png"]
+
+
+def test_a_name_that_changes_its_address_is_told_nothing(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Public when it is asked for first, this machine when the connection is made."""
+    real, asked = socket.getaddrinfo, []
+
+    def rebinding(host: str, *more: Any, **named: Any) -> Any:
+        if host != "rebound.example":
+            return real(host, *more, **named)
+        asked.append(host)
+        return real("8.8.8.8" if len(asked) == 1 else "127.0.0.1", *more, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    with closing(Fetcher(StorageSection(tries=1))) as fetcher, pytest.raises(Denied):
+        fetcher.fetch(f"http://rebound.example:{files.server_port}/a.png", True, "").result(20)
+    assert len(asked) == 2
+    assert files.requests == []
+
+
+@pytest.mark.parametrize(
+    "bucket", ["169.254.169.254#", "127.0.0.1:80", "a b", "x?y", "x%2fy", "key:secret@x"]
+)
+def test_no_bucket_s_name_leads_to_another_host(bucket: str) -> None:
+    with pytest.raises(SourceError, match="write s3://BUCKET"):
+        open_source(f"s3://{bucket}/a", StorageSection(addressing="virtual"))
 
 
 def test_a_folder_may_be_in_a_store(small: Fetcher) -> None:

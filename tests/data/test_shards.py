@@ -63,6 +63,9 @@ class Bucket:
         self.reads += 1
         return self.things[name][start : start + length]
 
+    def read_buffer(self, name: str, start: int, length: int) -> bytes:
+        return self.read_range(name, start, length)
+
     def write(self, name: str, content: bytes | Path) -> None:
         self.things[name] = content if isinstance(content, bytes) else content.read_bytes()
 

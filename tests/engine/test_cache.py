@@ -15,6 +15,7 @@ from flowloom.engine.fill import fill, prune, stats, verify
 from flowloom.errors import WeightsError
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
+from tests.stand_ins.files import Files
 
 EPOCHS = {"max_steps": None, "max_epochs": 3}
 
@@ -122,10 +123,54 @@ def test_pruning_keeps_what_the_configurations_use(
     fill(large)
     assert stats(small).kinds["image-latents"][0] == 44
     assert prune([small, large])[0] == 0
-    assert prune([small]) == (22, sum(count for count, _ in before.values()))
+    assert prune([small]) == (22, sum(count for count, _ in before.values()), "")
     assert stats(small).kinds == before
     assert list(verify(small)) == []
     assert fill(small).images == 0
+
+
+def test_what_cannot_be_judged_is_not_pruned(
+    make_config: Callable[..., RunConfig],
+    drawn_data: Path,
+    tmp_path: Path,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that is down, or a folder that is not mounted, says nothing of the images there."""
+    monkeypatch.setenv("FLOWLOOM_PRIVATE_HOSTS", "127.0.0.1")
+    rows = [json.loads(line) for line in (drawn_data / "data.jsonl").read_text().splitlines()]
+    for row in rows:
+        files.contents[f"/{row['filename']}"] = (drawn_data / row["filename"]).read_bytes()
+        row |= {"filename": f"{files.url}/{row['filename']}", "is_url_based": True}
+
+    def of(rows: list[dict[str, Any]]) -> RunConfig:
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        loader = {"jsonl_metadata_path": str(path), "tag_drop_percentage": 0.0, "shuffle_tags": False}
+        plain = {"lowercase_percentage": 0.0}
+        return make_config(dataloader=loader, objective=plain, cache=on_disk(tmp_path / "cache"))
+
+    config = of(rows)
+    assert fill(config).images == 22
+    config = of([*rows[:-1], rows[-1] | {"caption_or_tags": "another"}])
+    files.states = [503] * 1000
+    pruned = prune([config])
+    assert (pruned.dropped, stats(config).kinds["image-latents"][0]) == (1, 22), "the old caption alone"
+    assert "data.jsonl:1: " in pruned.unjudged
+    assert "503" in pruned.unjudged
+    files.states = []
+    del files.contents["/03.png"]
+    assert prune([config])[::2] == (1, ""), "an image of which the server says that it is gone"
+
+    config = make_config(
+        cache=on_disk(tmp_path / "local"), dataloader={"image_folder_path": str(tmp_path / "disk")}
+    )
+    shutil.copytree(drawn_data, tmp_path / "disk")
+    assert fill(config).images == 22
+    (tmp_path / "disk").rename(tmp_path / "away")
+    pruned = prune([config])
+    assert pruned.dropped == 0
+    assert "no such file" in pruned.unjudged
 
 
 def test_a_damaged_record_is_encoded_again_and_changes_nothing(

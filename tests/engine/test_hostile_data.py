@@ -74,6 +74,9 @@ def hostile(tmp_path: Path) -> tuple[dict[str, Any], dict[int, str]]:
         line("cut.jpg"): "not readable",
         line("text.png"): "not readable",
         line("ftp://host/a.png", is_url_based=True): "http",
+        line("http://169.254.0.1:9/a.png", is_url_based=True): "FLOWLOOM_PRIVATE_HOSTS",
+        line("http://127.0.0.1:9/a.png", is_url_based=True): "FLOWLOOM_PRIVATE_HOSTS",
+        line("https://[fe80::1]/a.png", is_url_based=True): "FLOWLOOM_PRIVATE_HOSTS",
     }
     (tmp_path / "secret.png").write_bytes(files["plain 0 \u00e9\u732b.png"])
     files["bomb.png"] = bomb()

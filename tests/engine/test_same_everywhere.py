@@ -28,8 +28,9 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def web(drawn_data: Path) -> Iterator[str]:
+def web(drawn_data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The folder of the pictures, served."""
+    monkeypatch.setenv("FLOWLOOM_PRIVATE_HOSTS", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(drawn_data)))
     thread = threading.Thread(target=server.serve_forever, args=[0.02])
     thread.start()

@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints
 from flowloom.chores.base import Chore
 from flowloom.errors import Problem, SourceError
 from flowloom.parts.base import Section
-from flowloom.parts.downloads.addresses import host_of
+from flowloom.parts.sources.addresses import host_of
 from flowloom.spec.rundir import RunDir
 
 MAX_ITEMS = 200

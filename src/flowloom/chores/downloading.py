@@ -12,7 +12,6 @@ from flowloom.chores.download import DownloadConfig, Item
 from flowloom.data.library.hashes import known_hashes, mark_of, recorded
 from flowloom.data.library.look import SAFE, look
 from flowloom.errors import RunError
-from flowloom.parts.downloads.addresses import Allowed
 from flowloom.parts.downloads.ask import HUB, Asker, Facts
 from flowloom.parts.downloads.fetch import (
     Stopped,
@@ -23,6 +22,7 @@ from flowloom.parts.downloads.fetch import (
     fetch,
     unfinished_size,
 )
+from flowloom.parts.sources.addresses import Allowed
 
 
 @dataclass

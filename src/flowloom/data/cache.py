@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -318,9 +318,12 @@ class Cache:
                 if fault := shard.fault(record):
                     yield f"{name}: record {row} ({record.kind}, {record.key.hex()}): {fault}."
 
-    def prune(self, is_kept: Callable[[bytes], bool]) -> tuple[int, int]:
+    def prune(
+        self, is_kept: Callable[[bytes], bool], kept_kinds: Collection[str] = frozenset()
+    ) -> tuple[int, int]:
         """Drop sealed records that are not kept, are there twice, or damaged: how many, how many stay.
 
+        Of `kept_kinds` all are kept, whatever `is_kept` says of their keys.
         Shards that lose none stay as they are. A kill in between leaves records twice, never none.
         Not while somebody trains from this cache.
         """
@@ -331,7 +334,11 @@ class Cache:
         writer: ShardWriter | None = None
         for name in self._names:
             shard = self.store.open(name)
-            kept = [record for record in _records(shard) if is_kept(record.key) and record.key not in seen]
+            kept = [
+                record
+                for record in _records(shard)
+                if (record.kind in kept_kinds or is_kept(record.key)) and record.key not in seen
+            ]
             kept = [record for record in kept if not shard.fault(record)]
             seen.update(record.key for record in kept)
             if len(kept) == len(shard.columns):

@@ -14,7 +14,15 @@ from typing import TypeVar
 from flowloom.data.disk_cache import DiskCache, Kept
 from flowloom.data.read_ahead import ReadAhead
 from flowloom.errors import ImageError, SourceError
-from flowloom.parts.sources.base import Entry, OnState, StorageSection, open_source, scheme_of, shown
+from flowloom.parts.sources.base import (
+    Entry,
+    OnState,
+    StorageSection,
+    open_named,
+    open_source,
+    scheme_of,
+    shown,
+)
 from flowloom.parts.sources.local import Folder, find_image
 from flowloom.parts.sources.remote import Remote, Wanted, event_loop
 
@@ -96,7 +104,7 @@ class Fetcher:
             self.cache = DiskCache(Path(storage.cache_dir).expanduser(), int(storage.cache_gib * 2**30))
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk")
         self._loop = event_loop()
-        self._sources: dict[str, Remote | Folder] = {}
+        self._sources: dict[tuple[str, bool], Remote | Folder] = {}
         self._lock = threading.Lock()
         self._started_ns = time.time_ns()
         self._tasks: set[asyncio.Task[bytes | Path]] = set()
@@ -155,24 +163,26 @@ class Fetcher:
         if not is_url_based:
             if not scheme_of(str(folder)):
                 return Path(folder)
-            source = self._source(str(folder))
+            source = self._source(str(folder), is_given=True)
             return source.path if isinstance(source, Folder) else _Address(source, name)
         if scheme_of(name) not in OFFERED:
             known = ", ".join(f"{scheme}://" for scheme in OFFERED)
             raise SourceError(f"{shown(name):.200}: an image's address begins with one of {known}.")
         scheme, _, rest = name.partition("://")
         host, _, path = rest.partition("/")
-        source = self._source(f"{scheme}://{host}")
+        source = self._source(f"{scheme}://{host}", is_given=False)
         assert isinstance(source, Remote)
         return _Address(source, path.partition("#")[0] if scheme.lower().startswith("http") else path)
 
-    def _source(self, url: str) -> Remote | Folder:
+    def _source(self, url: str, *, is_given: bool) -> Remote | Folder:
+        """The store at `url`, given by the user, or named by a row."""
         with self._lock:
-            if url not in self._sources:
-                source = open_source(url, self.storage, self._on_state)
+            if (url, is_given) not in self._sources:
+                opened = open_source if is_given else open_named
+                source = opened(url, self.storage, self._on_state)
                 assert isinstance(source, Remote | Folder)
-                self._sources[url] = source
-            return self._sources[url]
+                self._sources[url, is_given] = source
+            return self._sources[url, is_given]
 
     def _start(self, fetch: Fetch, address: _Address) -> None:
         task = self._loop.create_task(self._bring(fetch, address))

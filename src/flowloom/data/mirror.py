@@ -15,16 +15,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from typing_extensions import Buffer
+
 from flowloom.data.mapped_shards import MAPS, MappedShard
 from flowloom.data.shards import SEALED
 from flowloom.errors import CacheError, FlowloomError
 
-PIECE_BYTES = 16 * 2**20
-PIECES_AT_ONCE = 2
+PIECE_BYTES = 8 * 2**20
+PIECES_AT_ONCE = 3
 SPARED_BYTES = 2 * 2**30
 """Of the disk: never taken."""
 PART = ".part"
-ReadRange = Callable[[str, int, int], bytes]
+ReadRange = Callable[[str, int, int], Buffer]
 
 
 @dataclass

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 from flowloom.data.mapped_shards import MAPS, MappedShard, find_fault
 from flowloom.data.mirror import Mirror
@@ -48,6 +49,10 @@ class RangeStore(Protocol):
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from `start` on."""
+        ...
+
+    def read_buffer(self, name: str, start: int, length: int) -> Buffer:
+        """As `read_range`, not copied."""
         ...
 
     def read(self, name: str) -> bytes:
@@ -188,7 +193,7 @@ class RemoteShards:
     def __init__(self, store: RangeStore, spool: Path, root: str, mirror_bytes: int = 0):
         self.spool = spool
         self.root = root
-        self.mirror = Mirror(store.read_range, spool / "mirror", mirror_bytes)
+        self.mirror = Mirror(store.read_buffer, spool / "mirror", mirror_bytes)
         self._store = store
         self._sizes: dict[str, int] = {}
         self._fetched = lru_cache(FOOTERS)(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,16 +16,20 @@ import torch
 from flowloom.data.cache import Cache, Stats
 from flowloom.data.captions import captions_of
 from flowloom.data.loader import DataSet, LoadedBatch, Loader, Skipped
+from flowloom.data.metadata import Row
 from flowloom.data.pictures import Pictures
 from flowloom.engine.build import load_encoders
-from flowloom.engine.encode import Encoders
+from flowloom.engine.encode import Encoders, Keepers
 from flowloom.engine.keepers import DiskKeeper
 from flowloom.engine.open_cache import PLAIN, caption_rules, open_cache, open_keepers
-from flowloom.errors import ConfigError, ImageError, Problem
+from flowloom.errors import ConfigError, Denied, ImageError, Problem, Unavailable
 from flowloom.parts.devices import choose_device
+from flowloom.parts.records import image_latents
 from flowloom.spec.run import RunConfig
 
 CAPTIONS_AT_A_TIME = 256
+NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+"""What the system says of names that lead to no file."""
 OnProgress = Callable[[str, int, int], None]
 """Told what is encoded now, how many of how many are done."""
 
@@ -213,8 +220,21 @@ def verify(config: RunConfig) -> Iterator[str]:
     return open_cache(config).verify()
 
 
-def prune(configs: Sequence[RunConfig]) -> tuple[int, int]:
-    """Drop what none of `configs` uses, all of one cache: how many records, how many stay.
+class Pruned(NamedTuple):
+    """What pruning did."""
+
+    dropped: int
+    """Records."""
+    stay: int
+    unjudged: str
+    """Why no latents were dropped: an image that could not be looked at, such as one whose store is down."""
+
+
+def prune(configs: Sequence[RunConfig]) -> Pruned:
+    """Drop what none of `configs` uses, all of one cache.
+
+    What an image's latents are filed under follows from its content. Where one image cannot be looked at, any
+    of them may be its own, and all stay.
 
     Raises:
         ConfigError: they name several caches.
@@ -224,23 +244,64 @@ def prune(configs: Sequence[RunConfig]) -> tuple[int, int]:
         message = f"these configurations name {len(folders)} caches; prune one at a time."
         raise ConfigError("the configurations", [Problem("cache.dir", message)])
     cache = open_cache(configs[0])
-    kept = {key for config in configs for key in _used_keys(config, cache)}
-    return cache.prune(kept.__contains__)
+    kept, unjudged = set[bytes](), ""
+    for config in configs:
+        try:
+            kept.update(_used_latents(config, cache))
+        except _Unjudged as error:
+            unjudged = str(error)
+        kept.update(_used_texts(config, cache))
+    kinds = {image_latents.KIND.name} if unjudged else set[str]()
+    return Pruned(*cache.prune(kept.__contains__, kinds), unjudged)
 
 
-def _used_keys(config: RunConfig, cache: Cache) -> Iterator[bytes]:
+class _Unjudged(Exception):
+    """An image is neither there nor gone."""
+
+
+def _keepers(config: RunConfig, cache: Cache) -> tuple[DataSet, Keepers]:
     device = choose_device(config.parallel.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     dataset = DataSet.from_config(config)
-    latents, texts = open_keepers(config, dataset, dtype, cache)
-    if isinstance(latents, DiskKeeper):
-        for index in np.flatnonzero(dataset.row_buckets >= 0):
-            size = dataset.sizes[dataset.row_buckets[index]]
-            try:
-                yield latents.key_of((int(index), size))[0]
-            except ImageError:
-                # An image that is gone keeps nothing.
-                continue
+    # A store that is down is not waited for: what cannot be judged stays.
+    pictures = Pictures(config.storage.model_copy(update={"patience_minutes": 0.0}))
+    return dataset, open_keepers(config, dataset, dtype, cache, pictures)
+
+
+def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
+    """Keys of the latents that `config` uses.
+
+    Raises:
+        _Unjudged: an image cannot be looked at.
+    """
+    dataset, (latents, _) = _keepers(config, cache)
+    if not isinstance(latents, DiskKeeper):
+        return
+    for index in np.flatnonzero(dataset.row_buckets >= 0):
+        size = dataset.sizes[dataset.row_buckets[index]]
+        try:
+            yield latents.key_of((int(index), size))[0]
+        except ImageError as error:
+            row = dataset.metadata.row(int(index))
+            if not _is_gone(row, dataset.set_of(row).folder, error):
+                place = f"{dataset.set_of(row).path}:{row.line}"
+                raise _Unjudged(f"{place}: {error}") from None
+
+
+def _is_gone(row: Row, folder: str, error: ImageError) -> bool:
+    """Whether the image of `row`, which could not be read, is no longer there; then it keeps nothing."""
+    cause = error.__cause__
+    if isinstance(cause, Denied | Unavailable):
+        return False
+    if isinstance(cause, OSError):
+        return cause.errno in NO_SUCH_FILE
+    # Where the whole folder is away, a disk is not mounted, say.
+    return Pictures.is_remote(row, folder) or Path(folder.removeprefix("file://")).is_dir()
+
+
+def _used_texts(config: RunConfig, cache: Cache) -> Iterator[bytes]:
+    """Keys of the captions' states that `config` uses."""
+    dataset, (_, texts) = _keepers(config, cache)
     if isinstance(texts, DiskKeeper):
         for _, caption in _captions(config, dataset):
             yield texts.key_of(caption)[0]

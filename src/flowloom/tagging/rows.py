@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO
 
 from flowloom.data.prepare.items import Unusable
 from flowloom.data.prepare.readers.table import REMOTE
-from flowloom.data.prepare.stores import Store, open_store, split_url
+from flowloom.data.prepare.stores import NamedStores
 from flowloom.data.prepare.text import caption_of
 from flowloom.errors import DataError
 from flowloom.parts.sources.local import find_image
@@ -42,8 +41,7 @@ class Rows:
         self.unusable: list[Unusable] = []
         self._offsets = array("q", [0])
         self._file = self.path.open("rb")
-        self._stores: dict[str, Store] = {}
-        self._lock = threading.Lock()
+        self._stores = NamedStores()
 
     def targets(self) -> list[Target]:
         """The pictures, in the order of their first rows."""
@@ -66,11 +64,7 @@ class Rows:
         """The bytes of the file below the folder, or at the address."""
         if not target.name.startswith(REMOTE):
             return find_image(self.folder, target.name).read_bytes()
-        host, name = split_url(target.name)
-        with self._lock:
-            if host not in self._stores:
-                self._stores[host] = open_store(host)
-        return self._stores[host].read(name)
+        return self._stores.read(target.name)
 
     def found(self, target: Target) -> list[Found]:
         """The captions of its rows.

@@ -110,6 +110,31 @@ def test_the_page_is_whole_and_escapes_what_it_shows(flawed: Path, tmp_path: Pat
     assert "url(" not in html
 
 
+def test_a_search_that_left_pairs_out_says_so_in_every_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Pictures on plain paper: most of their hashes' bits are equal."""
+    rows = []
+    for i in range(9):
+        image = Image.new("RGB", (64, 64), "white")
+        image.paste((20, 20, 20 + i), (4 + 5 * i, 30, 12 + 5 * i, 44))
+        image.save(tmp_path / f"{i}.png")
+        rows.append(json.dumps(row(f"{i}.png", size=(64, 64))))
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(rows))
+    lint([str(data), "--resolution", "64"])
+    assert "neighbours" not in capsys.readouterr().out
+    monkeypatch.setattr("flowloom.data.lint.near.WINDOW", 5)
+    lint([str(data), "--resolution", "64", "--html", str(tmp_path / "lint.html")])
+    told = "near duplicates among them may be missing"
+    assert told in capsys.readouterr().out
+    assert told in (tmp_path / "lint.html").read_text()
+    lint([str(data), "--resolution", "64", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert 5 < report["crowded"] <= 9
+    assert told in report["crowded_text"]
+
+
 def test_a_good_data_set_ends_with_status_0(tmp_path: Path, capsys):
     picture(1).save(tmp_path / "a.png")
     (tmp_path / "data.jsonl").write_text(json.dumps(row("a.png")))

@@ -25,7 +25,8 @@ def print_of(image: Image.Image):
 
 def labels(prints, aspects=None, **options):
     bits, colours = np.stack([p.bits for p in prints]), np.stack([p.colours for p in prints])
-    return groups_alike(bits, colours, np.ones(len(prints)) if aspects is None else aspects, **options)
+    whole = np.ones(len(prints)) if aspects is None else aspects
+    return groups_alike(bits, colours, whole, **options).labels
 
 
 def test_a_resized_and_recompressed_copy_is_alike_and_others_are_not(tmp_path):
@@ -65,14 +66,27 @@ def test_the_search_finds_what_comparing_all_pairs_finds(seed, max_bits, flips):
     for row in single[6:]:
         row[draw.choice(128, draw.integers(0, flips + 1), replace=False)] ^= 1
     bits = np.packbits(single, axis=1).view(">u8").astype(np.uint64)
-    found = groups_alike(bits, np.zeros((18, 192), np.uint8), np.ones(18), max_bits)
+    found = groups_alike(bits, np.zeros((18, 192), np.uint8), np.ones(18), max_bits).labels
     expected = slowly(bits, max_bits)
     assert np.array_equal(found[:, None] == found[None], expected[:, None] == expected[None])
 
 
 def test_no_picture_is_no_group():
     empty = groups_alike(np.zeros((0, 2), np.uint64), np.zeros((0, 192), np.uint8), np.zeros(0))
-    assert len(empty) == 0
+    assert len(empty.labels) == 0
+    assert empty.crowded == 0
+
+
+def test_pictures_that_were_not_compared_with_all_are_counted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("flowloom.data.lint.near.WINDOW", 20)
+    draw = np.random.default_rng(1)
+    bits = draw.integers(0, 2**64, (60, 2), np.uint64)
+    bits[:30, 0] &= np.uint64(2**40 - 1)  # 30 of them begin alike, as pictures on plain paper do
+    bits[59] = bits[0]  # and one of these is there twice: both are counted
+    found = groups_alike(bits, np.zeros((60, 192), np.uint8), np.ones(60))
+    assert found.crowded == 31
+    monkeypatch.setattr("flowloom.data.lint.near.WINDOW", 30)
+    assert groups_alike(bits, np.zeros((60, 192), np.uint8), np.ones(60)).crowded == 0
 
 
 @pytest.mark.slow
@@ -83,6 +97,7 @@ def test_100_000_pictures_are_searched_in_seconds():
     colours = draw.integers(0, 256, (100_000, 192), np.uint8)
     colours[50_000:50_100] = colours[:100]
     started = time.perf_counter()
-    found = groups_alike(bits, colours, np.ones(100_000))
+    found, crowded = groups_alike(bits, colours, np.ones(100_000))
+    assert crowded == 0
     assert len(set(found.tolist())) == 99_900
     assert time.perf_counter() - started < 30

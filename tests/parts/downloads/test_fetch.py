@@ -12,9 +12,9 @@ import pytest
 
 from flowloom.errors import Denied, DiskFullError, NotFound, SourceError
 from flowloom.parts.downloads import fetch as fetching
-from flowloom.parts.downloads.addresses import Allowed
 from flowloom.parts.downloads.ask import Asker
 from flowloom.parts.downloads.fetch import Stopped, Watch, already_there, facts_of, fetch
+from flowloom.parts.sources.addresses import Allowed
 from tests.stand_ins.files import Files
 
 CONTENT = random.Random(0).randbytes(3_000_000)

@@ -19,6 +19,7 @@ from flowloom.data.loader import DataSet
 from flowloom.data.metadata import Row
 from flowloom.errors import DataError
 from flowloom.parts.families.tokenizer import load_tokenizer
+from flowloom.parts.sources.base import StorageSection
 from flowloom.spec.run import RunConfig
 
 
@@ -49,6 +50,8 @@ class Seen:
     dataset: DataSet
     looks: list[Look]
     report: Report
+    storage: StorageSection
+    """How stores are reached."""
 
 
 def lint(options: LintOptions) -> Seen:
@@ -70,7 +73,8 @@ def lint(options: LintOptions) -> Seen:
         row = dataset.metadata.row(index)
         findings += _about_text(row, counter.add(row), options.config.model.t5_max_length)
         findings += _about_picture(dataset, row, look, options)
-    findings += _copies(dataset, looks, options.near_bits)
+    copies, crowded = _copies(dataset, looks, options.near_bits)
+    findings += copies
     metadata, data = dataset.metadata, options.config.dataloader
     num_looked = sum(look.is_seen or bool(look.damaged) for look in looks)
     report = Report(
@@ -87,8 +91,9 @@ def lint(options: LintOptions) -> Seen:
         findings=findings,
         buckets=bucket_uses(dataset, data.batch_size),
         captions=counter.stats(),
+        crowded=crowded,
     )
-    return Seen(dataset, looks, report)
+    return Seen(dataset, looks, report, options.config.storage)
 
 
 def open_dataset(config: RunConfig) -> DataSet:
@@ -106,7 +111,8 @@ def _looks(dataset: DataSet, options: LintOptions) -> list[Look]:
         return [Look()] * len(dataset.metadata)
     if "://" not in dataset.folder and not Path(dataset.folder).is_dir():
         raise DataError(f"{dataset.folder}: no such folder. --images names the one that the rows mean.")
-    return list(Looker(dataset, options.with_urls).look_at_all(options.threads, options.progress))
+    looker = Looker(dataset, options.with_urls, options.config.storage)
+    return list(looker.look_at_all(options.threads, options.progress))
 
 
 def _about_text(row: Row, num_tokens: int | None, max_tokens: int) -> Iterator[Finding]:
@@ -150,19 +156,21 @@ def _about_picture(dataset: DataSet, row: Row, look: Look, options: LintOptions)
         )
 
 
-def _copies(dataset: DataSet, looks: list[Look], near_bits: int) -> Iterator[Finding]:
-    """Rows that show what another one shows: the same file, the same bytes, or nearly the same picture."""
+def _copies(dataset: DataSet, looks: list[Look], near_bits: int) -> tuple[list[Finding], int]:
+    """Rows that show what another one shows: the same file, the same bytes, or nearly the same picture; and
+    how many pictures were not compared with all others."""
+    found: list[Finding] = []
     metadata = dataset.metadata
     seen = [index for index, look in enumerate(looks) if look.is_seen]
     same: dict[bytes, list[int]] = defaultdict(list)
     for index in seen:
         same[looks[index].digest].append(index)
     for group, indices in enumerate(same.values()):
-        yield from _same_bytes([metadata.row(index) for index in indices], group)
+        found += _same_bytes([metadata.row(index) for index in indices], group)
     if near_bits < 0:
-        return
+        return found, 0
     firsts = [indices[0] for indices in same.values()]
-    labels = _alike(looks, firsts, near_bits)
+    labels, crowded = _alike(looks, firsts, near_bits)
     alike: dict[int, list[Row]] = defaultdict(list)
     for index, label in zip(firsts, labels, strict=True):
         alike[label].append(metadata.row(index))
@@ -170,7 +178,8 @@ def _copies(dataset: DataSet, looks: list[Look], near_bits: int) -> Iterator[Fin
         for row in rows if len(rows) > 1 else []:
             others = ", ".join(str(other.line) for other in rows if other is not row)
             message = f"looks like line {others:.60}"
-            yield Finding("alike", row.line, row.filename, message, group=len(same) + label)
+            found.append(Finding("alike", row.line, row.filename, message, group=len(same) + label))
+    return found, crowded
 
 
 def _same_bytes(rows: list[Row], group: int) -> Iterator[Finding]:
@@ -190,14 +199,15 @@ def _same_bytes(rows: list[Row], group: int) -> Iterator[Finding]:
             yield Finding("same_file", row.line, row.filename, message, group)
 
 
-def _alike(looks: list[Look], indices: list[int], near_bits: int) -> list[int]:
+def _alike(looks: list[Look], indices: list[int], near_bits: int) -> tuple[list[int], int]:
     prints = [found for index in indices if (found := looks[index].print)]
     sizes = [looks[index].size or (1, 1) for index in indices]
     if not prints:
-        return []
+        return [], 0
     bits, colours = np.stack([one.bits for one in prints]), np.stack([one.colours for one in prints])
     aspects = np.array([width / height for width, height in sizes])
-    return groups_alike(bits, colours, aspects, near_bits).tolist()
+    groups = groups_alike(bits, colours, aspects, near_bits)
+    return groups.labels.tolist(), groups.crowded
 
 
 def bucket_uses(dataset: DataSet, batch_size: int) -> list[BucketUse]:

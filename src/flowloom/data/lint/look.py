@@ -18,6 +18,7 @@ from flowloom.data.loader import DataSet
 from flowloom.data.metadata import Row
 from flowloom.data.pictures import Pictures
 from flowloom.errors import ImageError
+from flowloom.parts.sources.base import StorageSection
 
 AHEAD = 64
 """Pictures read ahead of the one that is waited for."""
@@ -47,10 +48,10 @@ class Look:
 class Looker:
     """Reads pictures as training does, so that what it cannot use is what training would skip."""
 
-    def __init__(self, dataset: DataSet, with_urls: bool):
+    def __init__(self, dataset: DataSet, with_urls: bool, storage: StorageSection):
         self.dataset = dataset
         self.with_urls = with_urls
-        self._pictures = Pictures()
+        self._pictures = Pictures(storage)
 
     def source(self, row: Row) -> bytes:
         """The bytes of a row's file.

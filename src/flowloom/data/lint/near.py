@@ -44,50 +44,63 @@ def fingerprint(pixels: NDArray[np.uint8]) -> Fingerprint:
     return Fingerprint(bits.astype(np.uint64), colours.ravel())
 
 
+class Groups(NamedTuple):
+    """Which pictures look alike."""
+
+    labels: NDArray[np.int64]
+    """(N,): pictures of one number look alike, directly or by way of others."""
+    crowded: int
+    """Pictures that share a band with more than WINDOW others: of those not all pairs were compared."""
+
+
 def groups_alike(
     bits: NDArray[np.uint64],
     colours: NDArray[np.uint8],
     aspects: NDArray[np.float64],
     max_bits: int = MAX_BITS,
-) -> NDArray[np.int64]:
-    """For each picture the number of its group; pictures that look alike, directly or by way of others,
-    share one.
+) -> Groups:
+    """For each picture the number of its group.
 
     The bits are cut into `max_bits` + 1 bands. Two hashes that differ in `max_bits` bits or fewer have one
-    band in common, so that only pictures with an equal band are compared: exact, and near to linear.
+    band in common, so that only pictures with an equal band are compared: exact, and near to linear, as long
+    as no band is crowded.
 
     Args:
         bits: (N, 2).
         colours: (N, 192).
         aspects: (N,) width / height.
-
-    Returns:
-        (N,) numbers from 0 on.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     count = len(bits)
     if not count:
-        return np.zeros(0, np.int64)
+        return Groups(np.zeros(0, np.int64), 0)
     # Equal fingerprints, of which a set of plain pictures has many, are one to the search.
     whole = np.concatenate([bits.view(np.uint8).reshape(count, 16), colours], axis=1)
     whole = np.concatenate([whole, aspects.astype(np.float64).view(np.uint8).reshape(count, 8)], axis=1)
     _, first, twin_of = np.unique(whole, axis=0, return_index=True, return_inverse=True)
-    left, right = _near_pairs(bits[first], max_bits)
+    left, right, is_crowded = _near_pairs(bits[first], max_bits)
     is_alike = _agree(colours[first], aspects[first], left, right)
     left, right = left[is_alike], right[is_alike]
     links = coo_array((np.ones(len(left), bool), (left, right)), shape=(len(first), len(first)))
     _, labels = connected_components(links, directed=False)
-    return labels[twin_of.ravel()].astype(np.int64)
+    twin_of = twin_of.ravel()
+    return Groups(labels[twin_of].astype(np.int64), int(is_crowded[twin_of].sum()))
 
 
-def _near_pairs(bits: NDArray[np.uint64], max_bits: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of rows of `bits` that differ in at most `max_bits` bits; some are named more than once."""
+def _near_pairs(
+    bits: NDArray[np.uint64], max_bits: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Pairs of rows of `bits` that differ in at most `max_bits` bits, some of them named more than once; and
+    which rows were not compared with all of a band."""
+    is_crowded = np.zeros(len(bits), bool)
     single = np.unpackbits(bits.astype(">u8").view(np.uint8).reshape(len(bits), 16), axis=1)
     lefts, rights = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for band in np.array_split(np.arange(128), max_bits + 1):
         keys = single[:, band] @ (1 << np.arange(len(band)))
+        _, place, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+        is_crowded |= sizes[place.ravel()] > WINDOW
         # Within a band's value by the whole hash: what is alike lies together.
         order = np.lexsort((bits[:, 1], bits[:, 0], keys))
         keys = keys[order]
@@ -102,7 +115,7 @@ def _near_pairs(bits: NDArray[np.uint64], max_bits: int) -> tuple[NDArray[np.int
             near = np.bitwise_count(bits[one] ^ bits[other]).sum(axis=1) <= max_bits
             lefts.append(one[near])
             rights.append(other[near])
-    return np.concatenate(lefts), np.concatenate(rights)
+    return np.concatenate(lefts), np.concatenate(rights), is_crowded
 
 
 def _agree(

@@ -66,8 +66,12 @@ def _head(report: Report) -> str:
         f'<p class="verdict">{verdict}</p>'
         f'<p class="quiet">{escape(report.path)} · pictures in {escape(report.images)} · resolution {sizes}, '
         f"batches of {report.batch_size}</p></header>"
-        f'<div class="tiles">{cells}</div>{_contents(report)}'
+        f'<div class="tiles">{cells}</div>{_limits(report)}{_contents(report)}'
     )
+
+
+def _limits(report: Report) -> str:
+    return f'<p class="verdict">{escape(report.crowded_text)}</p>' if report.crowded else ""
 
 
 def _contents(report: Report) -> str:
@@ -132,7 +136,7 @@ class Thumbnails:
     def __init__(self, seen: Seen):
         self._dataset = seen.dataset
         self._looks = seen.looks
-        self._looker = Looker(seen.dataset, with_urls=True)
+        self._looker = Looker(seen.dataset, with_urls=True, storage=seen.storage)
         self._index = {int(line): index for index, line in enumerate(seen.dataset.metadata.lines)}
 
     def of_line(self, line: int) -> str:

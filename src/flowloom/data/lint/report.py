@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from flowloom.data.lint.near import WINDOW
+
 Level = Literal["error", "warning", "note"]
 
 
@@ -116,6 +118,19 @@ class Report:
     findings: list[Finding]
     buckets: list[BucketUse]
     captions: CaptionStats
+    crowded: int = 0
+    """Pictures with something in common with so many that near duplicates among them may be missing."""
+
+    @property
+    def crowded_text(self) -> str:
+        """What to say of `crowded`; empty where there is nothing to say."""
+        if not self.crowded:
+            return ""
+        return (
+            f"{self.crowded:,} pictures share part of their fingerprint with more than {WINDOW:,} others, "
+            f"and were compared with {WINDOW:,} neighbours only: near duplicates among them may be missing. "
+            "Lint the set in parts to compare all."
+        )
 
     @property
     def counts(self) -> dict[str, int]:
@@ -141,4 +156,4 @@ class Report:
             "warnings": self.count("warning"),
             "notes": self.count("note"),
         }
-        return {**levels, "counts": self.counts, **asdict(self)}
+        return {**levels, "counts": self.counts, **asdict(self), "crowded_text": self.crowded_text}

@@ -24,6 +24,8 @@ def _head(report: Report) -> Iterator[str]:
     yield f"pictures   {report.looked_at:,} decoded in {report.seconds:.1f} s{aside}"
     levels = ((report.count("error"), "errors"), (report.count("warning"), "warnings"))
     yield "found      " + ", ".join(f"{count:,} {name}" for count, name in levels)
+    if report.crowded:
+        yield f"not all    {report.crowded_text}"
 
 
 def _findings(report: Report, shown: int) -> Iterator[str]:

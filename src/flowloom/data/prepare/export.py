@@ -13,6 +13,7 @@ from typing import Literal
 from flowloom.data.prepare.items import Unusable
 from flowloom.data.prepare.rows import Fetched, Fetcher, FlowRow, flow_rows, image_folder
 from flowloom.errors import DataError
+from flowloom.parts.sources.base import StorageSection
 
 Target = Literal["kohya", "kohya-toml", "webdataset", "parquet"]
 _WRITERS: dict[str, str] = {
@@ -38,6 +39,8 @@ class ExportOptions:
     """Webdataset: a shard ends when it is larger."""
     with_pictures: bool = True
     """Parquet: the pictures themselves, or their names alone."""
+    storage: StorageSection = field(default_factory=StorageSection)
+    """How stores are reached."""
 
 
 @dataclass
@@ -114,7 +117,7 @@ def export(
     """
     started = time.perf_counter()
     report = ExportReport(output)
-    fetcher = Fetcher(image_folder(jsonl, options.images_dir))
+    fetcher = Fetcher(image_folder(jsonl, options.images_dir), options.storage)
     module = importlib.import_module(f"flowloom.data.prepare.writers.{_WRITERS[target]}")
     write: Callable[[Export], None] = module.write
     try:

@@ -32,7 +32,7 @@ def open_dataset(source: str, options: BuildOptions) -> Reading:
     path = Path(source)
     match kind:
         case "listing":
-            return open_listing(source, _listed(source), options)
+            return open_listing(source, _listed(source, options), options)
         case "webdataset":
             return open_webdataset(source, options)
         case "kohya-toml":
@@ -87,13 +87,13 @@ def _kind_of_folder(folder: Path) -> tuple[Kind, str]:
     return "folder", str(folder)
 
 
-def _listed(url: str) -> Store:
+def _listed(url: str, options: BuildOptions) -> Store:
     if not url.startswith(("http://", "https://")):
-        return open_store(url)
+        return open_store(url, options.storage)
     suffix = split_suffix(url.rpartition("/")[2])[1]
     if suffix in (*TABLES, ".parquet", ".tar", ".toml"):
         raise DataError(f"{url}: download it first, then build from the file.")
-    return IndexPages(url, open_store(url.rstrip("/")))
+    return IndexPages(url, open_store(url.rstrip("/"), options.storage))
 
 
 def _existing(path: Path) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from flowloom.data.prepare.items import CaptionRule
+from flowloom.parts.sources.base import StorageSection
 
 Kind = Literal[
     "auto", "folder", "kohya", "kohya-toml", "table", "parquet", "webdataset", "huggingface", "listing"
@@ -48,6 +49,8 @@ class BuildOptions:
     """Of a Hugging Face data set; empty: train, or the only one."""
     threads: int | None = None
     """None: few for local files, many for stores."""
+    storage: StorageSection = field(default_factory=StorageSection)
+    """How stores are reached."""
 
     @property
     def default_captions(self) -> tuple[str] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +12,10 @@ from typing import Any, TypeAlias
 from flowloom.data.prepare.items import Unusable, reason_of
 from flowloom.data.prepare.readers.table import filename_of, records
 from flowloom.data.prepare.state import recorded_root
-from flowloom.data.prepare.stores import Store, open_store, split_url
+from flowloom.data.prepare.stores import NamedStores
 from flowloom.data.prepare.text import caption_of
 from flowloom.errors import DataError, SourceError, Unavailable
+from flowloom.parts.sources.base import StorageSection
 from flowloom.parts.sources.local import find_image
 
 THREADS = 16
@@ -113,10 +113,9 @@ def image_folder(jsonl: Path, named: Path | None) -> Path:
 class Fetcher:
     """Finds or fetches the pictures of rows, several at a time, in order."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, storage: StorageSection | None = None):
         self.folder = folder
-        self._stores: dict[str, Store] = {}
-        self._lock = threading.Lock()
+        self._stores = NamedStores(storage)
 
     def fetch_all(self, rows: Iterator[FlowRow | Unusable]) -> Iterator[Fetched | Unusable]:
         """Each row with its picture, or why it has none."""
@@ -134,7 +133,9 @@ class Fetcher:
             return row
         try:
             if row.is_url_based:
-                return Fetched(row, self._read_url(row.filename), Path(row.filename.partition("?")[0]).suffix)
+                return Fetched(
+                    row, self._stores.read(row.filename), Path(row.filename.partition("?")[0]).suffix
+                )
             path = find_image(self.folder, row.filename)
             return Fetched(row, path, path.suffix)
         except Unavailable:
@@ -143,10 +144,3 @@ class Fetcher:
             return Unusable(row.place, f"{row.filename}: {error}")
         except OSError as error:
             return Unusable(row.place, f"{row.filename}: {reason_of(error)}")
-
-    def _read_url(self, url: str) -> bytes:
-        host, name = split_url(url)
-        with self._lock:
-            if host not in self._stores:
-                self._stores[host] = open_store(host)
-        return self._stores[host].read(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +12,7 @@ from flowloom.data.prepare.items import Content, Found, Item, Remark, Unusable, 
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.readers.listing import StoreObject
 from flowloom.data.prepare.sizes import LONGEST_HEAD, measure
-from flowloom.data.prepare.stores import Store, open_store, split_url
+from flowloom.data.prepare.stores import NamedStores
 from flowloom.data.prepare.text import Caption, looks_tag_based, read_sidecar
 from flowloom.errors import DataError, SourceError, Unavailable
 
@@ -47,8 +46,7 @@ class Settler:
     def __init__(self, options: BuildOptions, root: Path | None):
         self.options = options
         self.root = root
-        self._stores: dict[str, Store] = {}
-        self._lock = threading.Lock()
+        self._stores = NamedStores(options.storage)
 
     def settle(self, items: list[Found], known: Known) -> Settled:
         """Rows of `items`, in their order."""
@@ -134,12 +132,9 @@ class Settler:
 
     def _remote(self, item: Item) -> Content:
         """The picture at an address of which no size is recorded."""
-        host, name = split_url(item.filename)
-        with self._lock:
-            if host not in self._stores:
-                self._stores[host] = open_store(host)
+        store, name = self._stores.of(item.filename)
         # Its length is not known before it is asked for; its address is all that tells it from others.
-        return StoreObject(self._stores[host], f"{host}/", name, LONGEST_HEAD, "by address")
+        return StoreObject(store, item.filename.removesuffix(name), name, LONGEST_HEAD, "by address")
 
     def _write_out(self, item: Item, picture: Content, known: Known) -> None:
         """Put a picture that is inside an archive below the root; nothing of others is replaced there."""

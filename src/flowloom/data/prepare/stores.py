@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from flowloom.errors import DataError
+from flowloom.parts.sources.base import StorageSection, open_named, open_source
 
 
 class Entry(Protocol):
@@ -32,20 +33,43 @@ class Store(Protocol):
     def write(self, name: str, content: bytes | Path) -> None: ...
 
 
-def open_store(url: str) -> Store:
-    """The store at `url`, with keys from the environment or profile files.
+def open_store(url: str, storage: StorageSection | None = None) -> Store:
+    """The store at `url`, which the user gave, with keys from the environment or profile files.
 
     Raises:
         SourceError: none is known for such an address, or there are no keys for it.
     """
-    try:
-        from flowloom.parts.sources.base import (  # pyright: ignore[reportMissingImports]
-            StorageSection,
-            open_source,
-        )
-    except ImportError as error:
-        raise DataError(f"{url}: object stores are not there in this version.") from error
-    return open_source(url, StorageSection())
+    return open_source(url, storage or StorageSection())
+
+
+class NamedStores:
+    """The stores of the addresses that rows name, each opened once; used from any thread."""
+
+    def __init__(self, storage: StorageSection | None = None):
+        self._storage = storage or StorageSection()
+        self._open: dict[str, Store] = {}
+        self._lock = threading.Lock()
+
+    def of(self, url: str) -> tuple[Store, str]:
+        """The store of `url` and the object's name there.
+
+        Raises:
+            SourceError: none is known for such an address.
+        """
+        host, name = split_url(url)
+        with self._lock:
+            if host not in self._open:
+                self._open[host] = open_named(host, self._storage)
+            return self._open[host], name
+
+    def read(self, url: str) -> bytes:
+        """What lies at `url`.
+
+        Raises:
+            SourceError: it cannot be read, or leads into a private network.
+        """
+        store, name = self.of(url)
+        return store.read(name)
 
 
 def split_url(url: str) -> tuple[str, str]:

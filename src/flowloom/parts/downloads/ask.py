@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urljoin, urlsplit
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
-from flowloom.parts.downloads.addresses import Allowed, host_of, origin_of, resolve
+from flowloom.parts.sources.addresses import Allowed, host_of, origin_of, resolve
 from flowloom.parts.sources.base import shown
 
 if TYPE_CHECKING:

@@ -167,7 +167,8 @@ def _files(path: Path) -> list[Path]:
         files = sorted(file for file in path.iterdir() if file.suffix in suffixes and file.is_file())
         if files:
             return files
-    raise WeightsError(f"{path}: this folder holds no weights ({', '.join(SAFE + PICKLED)}).")
+    what = "no file is named, and this folder" if path == Path() else f"{path}: this folder"
+    raise WeightsError(f"{what} holds no weights ({', '.join(SAFE + PICKLED)}).")
 
 
 def _shards(index: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
+from typing_extensions import Buffer
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.parts.base import Section
@@ -24,6 +25,7 @@ __all__ = [
     "StorageSection",
     "StoreState",
     "Unavailable",
+    "open_named",
     "open_source",
     "shown",
 ]
@@ -121,6 +123,10 @@ class Source(Protocol):
         """`length` bytes from `start` on; fewer where it ends before."""
         ...
 
+    def read_buffer(self, name: str, start: int, length: int) -> Buffer:
+        """As `read_range`, for large parts: in the memory of the store's client, not copied."""
+        ...
+
     def look(self, name: str) -> Entry:
         """Its size and etag, without its content."""
         ...
@@ -141,7 +147,8 @@ class Source(Protocol):
 def open_source(url: str | Path, storage: StorageSection, on_state: OnState | None = None) -> Source:
     """The source at `url`: a folder, `file://`, `http(s)://host`, `s3://bucket/prefix`, `gs://`, `az://`.
 
-    `on_state` hears when the store goes down and when it is back. Nothing is asked of the store yet.
+    For addresses that the user gave. `on_state` hears when the store goes down and when it is back. Nothing
+    is asked of the store yet.
 
     Raises:
         SourceError: no store is known by this kind of address.
@@ -152,6 +159,26 @@ def open_source(url: str | Path, storage: StorageSection, on_state: OnState | No
         raise SourceError(f"{shown(str(url))}: give a folder, or an address that begins with {known}.")
     module = importlib.import_module(f"flowloom.parts.sources.{STORES[scheme]}")
     return module.open_store(str(url), storage, on_state or _quiet)
+
+
+def open_named(url: str, storage: StorageSection, on_state: OnState | None = None) -> Source:
+    """The source at `url`, an address that a data set names: others may have written it.
+
+    Reading raises Denied where it leads into a private network or to this machine, a cloud's address for its
+    machines' keys among them, unless FLOWLOOM_PRIVATE_HOSTS allows that host. A bucket is reached where
+    `storage` says, so that no row decides about that.
+
+    Raises:
+        SourceError: no store is known by this kind of address, or it is a file's.
+    """
+    scheme = scheme_of(url)
+    if scheme in ("", "file"):
+        raise SourceError(f"{shown(url)}: a data set may not name files outside of its folder.")
+    if STORES.get(scheme) != "http":
+        return open_source(url, storage, on_state)
+    from flowloom.parts.sources import http
+
+    return http.open_store(url, storage, on_state or _quiet, is_given=False)
 
 
 def _quiet(state: StoreState) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
+from flowloom.parts.sources.addresses import Allowed
 from flowloom.parts.sources.base import OnState, StorageSection, shown
 from flowloom.parts.sources.remote import Answer, Remote, Wanted
 
@@ -28,8 +29,11 @@ TRANSIENT = {408, 425, 429}
 """Answers below 500 that another try may change."""
 
 
-def open_store(url: str, storage: StorageSection, on_state: OnState) -> Http:
+def open_store(url: str, storage: StorageSection, on_state: OnState, *, is_given: bool = True) -> Http:
     """The server of `url`; names are what follows, path and query as they stand in the address.
+
+    The user's own word, `is_given`, may name a host of a private network; what stands in a data set, and
+    where a server sends one on to, only such hosts as FLOWLOOM_PRIVATE_HOSTS allows.
 
     Raises:
         SourceError: the address has no host.
@@ -41,16 +45,18 @@ def open_store(url: str, storage: StorageSection, on_state: OnState) -> Http:
         is_address = False
     if not is_address:
         raise SourceError(f"{shown(url)}: write http://HOST or https://HOST/FOLDER.")
-    return Http(url, storage, on_state)
+    allowed = Allowed.from_environment()
+    return Http(url, storage, on_state, allowed.and_host(url) if is_given else allowed)
 
 
 class Http(Remote):
     """Everything at one server, by urllib3 in threads: obstore takes no queries and no unstated lengths."""
 
-    def __init__(self, url: str, storage: StorageSection, on_state: OnState):
+    def __init__(self, url: str, storage: StorageSection, on_state: OnState, allowed: Allowed):
         super().__init__(shown(url), storage, on_state, is_trusted=False)
         self._headers = _sign_in(url)
-        self._threads, self._pool = _client(storage.connections, storage.timeout_s, os.getpid())
+        self._threads = _threads(storage.connections, os.getpid())
+        self._pool = _pools(storage.connections, storage.timeout_s, os.getpid(), allowed)
 
     async def ask(self, wanted: Wanted) -> Answer:
         headers = dict(self._headers)
@@ -112,20 +118,28 @@ class Http(Remote):
 
 
 @cache
-def _client(connections: int, timeout_s: float, pid: int) -> tuple[ThreadPoolExecutor, PoolManager]:  # noqa: ARG001
-    """Threads and connections for all servers together; a forked process has its own."""
+def _threads(connections: int, pid: int) -> ThreadPoolExecutor:  # noqa: ARG001
+    """For all servers together; a forked process has its own."""
+    return ThreadPoolExecutor(connections, thread_name_prefix="http")
+
+
+@cache
+def _pools(connections: int, timeout_s: float, pid: int, allowed: Allowed) -> PoolManager:  # noqa: ARG001
+    """Connections to all servers that may be reached alike; a forked process has its own."""
     import urllib3
+
+    from flowloom.parts.sources.connections import pool_manager
 
     # Its debug lines quote whole addresses, and with them the signatures of presigned ones.
     for name in ("urllib3.connectionpool", "urllib3.poolmanager", "urllib3.util.retry"):
         logging.getLogger(name).addFilter(_above_debug)
-    pool = urllib3.PoolManager(
+    return pool_manager(
+        allowed,
         num_pools=HOSTS,
         maxsize=connections,
         timeout=urllib3.Timeout(connect=min(5.0, timeout_s), read=timeout_s),
         retries=urllib3.Retry(None, connect=0, read=0, status=0, other=0, redirect=REDIRECTS),
     )
-    return ThreadPoolExecutor(connections, thread_name_prefix="http"), pool
 
 
 def _sign_in(url: str) -> dict[str, str]:

@@ -62,6 +62,9 @@ class Folder:
             file.seek(start)
             return file.read(length)
 
+    def read_buffer(self, name: str, start: int, length: int) -> bytes:
+        return self.read_range(name, start, length)
+
     def look(self, name: str) -> Entry:
         with self._told(name):
             return self._entry(self._at(name))

@@ -9,6 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import Buffer
+
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.parts.sources.base import Entry, OnState, StorageSection, shown
 from flowloom.parts.sources.remote import PAGE, Answer, Remote, Wanted
@@ -23,6 +25,7 @@ LONGEST_TRANSFER = timedelta(hours=1)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _FAULTS = (("timed out", ("TimedOut", "timed out")), ("no connection", ("Connect", "dns error")))
+_BUCKET = re.compile(r"[A-Za-z0-9._$-]+")
 _KEYS_AT_FAULT = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
 _BUSY = {"429", "503"}
 
@@ -46,7 +49,8 @@ def bucket_and_prefix(url: str) -> tuple[str, str | None]:
     """
     scheme, _, rest = url.partition("://")
     bucket, _, prefix = rest.partition("/")  # not by urlsplit: names of objects may have ? and #
-    if not bucket or "@" in bucket:
+    # Some stores have the bucket in the host's name: nothing may stand there that leads to another host.
+    if not _BUCKET.fullmatch(bucket):
         raise SourceError(f"{shown(url)}: write {scheme}://BUCKET or {scheme}://BUCKET/FOLDER.")
     return bucket, prefix.strip("/") or None
 
@@ -97,9 +101,15 @@ class Objects(Remote):
 
         return Answer(meta["size"], meta["e_tag"], body, _nothing)
 
-    async def _ask_range(self, name: str, start: int, end: int) -> Answer:
+    def read_buffer(self, name: str, start: int, length: int) -> Buffer:
+        return self._patiently(lambda: self._range(name, start, start + length))
+
+    async def _range(self, name: str, start: int, end: int) -> Buffer:
         with self._told(name):
-            content = bytes(await self.store.get_range_async(name, start=start, end=end))
+            return await self.store.get_range_async(name, start=start, end=end)
+
+    async def _ask_range(self, name: str, start: int, end: int) -> Answer:
+        content = bytes(await self._range(name, start, end))
 
         async def body() -> bytes:
             return content

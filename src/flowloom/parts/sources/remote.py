@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from typing_extensions import Buffer
+
 from flowloom.errors import NotFound, SourceError
 from flowloom.parts.sources.base import Entry, OnState, StorageSection
 from flowloom.parts.sources.gate import Gate
@@ -74,6 +76,9 @@ class Remote:
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         return self._patiently(lambda: self._body(Wanted(name, start, length))) if length else b""
+
+    def read_buffer(self, name: str, start: int, length: int) -> Buffer:
+        return self.read_range(name, start, length)
 
     def look(self, name: str) -> Entry:
         return self._patiently(lambda: self._look(name))

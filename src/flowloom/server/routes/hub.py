@@ -11,8 +11,8 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from flowloom.errors import Denied, NotFound, SourceError
-from flowloom.parts.downloads.addresses import Allowed
 from flowloom.parts.downloads.ask import HUB, Asker, ask
+from flowloom.parts.sources.addresses import Allowed
 from flowloom.server.problems import ServiceError, problems
 from flowloom.spec.secrets import read_secrets
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from flowloom.errors import Denied, SourceError
-from flowloom.parts.downloads.addresses import VARIABLE, Allowed, host_of, is_public, resolve
 from flowloom.parts.downloads.ask import Asker, ask
+from flowloom.parts.sources.addresses import VARIABLE, Allowed, host_of, is_public, resolve
 from tests.stand_ins.files import Files
 
 PRIVATE = [

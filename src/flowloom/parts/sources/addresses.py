@@ -1,7 +1,7 @@
-"""Where a download may connect to: public addresses, and what the operator allowed.
+"""Where downloads and reads of what rows name may connect to: public addresses, and what the user allowed.
 
-A name is resolved once, every address that it has is checked, and the connection goes to the address that was
-checked: whoever answers for the name cannot put another one in its place afterwards.
+A name's addresses are all checked, and nothing is sent but to one that was: whoever answers for the name
+cannot put another one in its place afterwards.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import ipaddress
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from flowloom.errors import Denied, SourceError, Unavailable
 
 VARIABLE = "FLOWLOOM_PRIVATE_HOSTS"
-"""Environment variable: hosts, addresses and networks, with commas between, that downloads may use though
-they are private, such as `nas.lan, 10.0.0.0/8`."""
+"""Environment variable: hosts, addresses and networks, with commas between, that downloads and rows may
+name though they are private, such as `nas.lan, 10.0.0.0/8`."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
@@ -43,6 +43,10 @@ class Allowed:
         if environ.get("HF_ENDPOINT"):
             names.add((urlsplit(environ["HF_ENDPOINT"]).hostname or "").lower())
         return cls(frozenset(names), tuple(networks))
+
+    def and_host(self, url: str) -> Allowed:
+        """These, and the host of `url`: an address that the user gave."""
+        return replace(self, names=self.names | {(urlsplit(url).hostname or "").lower()})
 
     def holds(self, host: str, address: Address) -> bool:
         """Whether `address` of `host` was allowed by name or by number."""
@@ -78,14 +82,23 @@ def resolve(host: str, port: int, allowed: Allowed) -> list[str]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise Unavailable(f"{host}: no such host.") from error
-    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
-    for address in addresses:
-        if not is_public(address) and not allowed.holds(host, address):
-            raise Denied(
-                f"{host} is {address}, an address of a private network or of this machine. If that is meant, "
-                f"start the studio with {VARIABLE}={host} in its environment."
-            )
+    addresses = [check(host, str(entry[4][0]), allowed) for entry in found]
     return [str(address) for address in dict.fromkeys(addresses)]
+
+
+def check(host: str, number: str, allowed: Allowed) -> Address:
+    """The address that `number` writes, if one may connect to it for `host`.
+
+    Raises:
+        Denied: it is private, and not allowed.
+    """
+    address = ipaddress.ip_address(number.partition("%")[0])
+    if not is_public(address) and not allowed.holds(host, address):
+        raise Denied(
+            f"{host} is {address}, an address of a private network or of this machine. If that is meant, "
+            f"set {VARIABLE}={host} in the environment (of the studio, where that is in use)."
+        )
+    return address
 
 
 def host_of(url: str) -> tuple[str, int]:
