@@ -20,6 +20,7 @@ import { FormContext } from "./context";
 import { Essentials } from "./essentials";
 import { Import } from "./import";
 import { JsonSide } from "./json-side";
+import { Outcome } from "./outcome";
 import { Preflight } from "./preflight";
 import { Presets } from "./presets";
 import { Section } from "./section";
@@ -196,7 +197,14 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
             <Import
               trainer={trainer}
               sections={sections}
-              onTake={(config) => patch({ config, preset: null })}
+              onTake={(config, isPart) =>
+                isPart
+                  ? setConfig(laidOver(draft.config, config) as Tree)
+                  : patch({
+                      config: (changesFrom(defaults, laidOver(defaults, config)) ?? {}) as Tree,
+                      preset: null,
+                    })
+              }
             />
             <div className="flex flex-wrap items-center justify-between gap-3">
               <label className="relative block min-w-48 flex-1">
@@ -241,6 +249,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
             {trainer === "flow" && (
               <Preflight config={draft.config} isReady={problems.size === 0 && !isChecking} />
             )}
+            <Outcome trainer={trainer} config={draft.config} name={draft.name} isOpen={trainer !== "flow"} />
             <JsonSide
               config={draft.config}
               whole={whole}
