@@ -11,6 +11,8 @@ export interface ChartLine {
   values: (number | null)[];
   width?: number;
   alpha?: number;
+  /** Few points, each of which is to be seen. */
+  hasDots?: boolean;
 }
 
 interface Props {
@@ -77,7 +79,7 @@ function make(box: HTMLElement, props: () => Props): uPlot {
           label: line.label,
           stroke: faded(token(line.colour), line.alpha ?? 1),
           width: line.width ?? 1.5,
-          points: { show: false },
+          points: { show: line.hasDots === true, size: 5 },
           spanGaps: true,
         })),
       ],

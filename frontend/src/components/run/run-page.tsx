@@ -132,9 +132,13 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
       <TabPanel name={view}>
         {view === "overview" && (
           <div className="grid gap-4">
-            {isTraining && <LossChart id={id} columns={live.columns} others={others} />}
+            {isTraining && (
+              <LossChart id={id} columns={live.columns} validations={live.validations} others={others} />
+            )}
             {!isTraining && <Result id={id} isOver={!isActive} />}
-            {(isTraining || run.trainer === "sample") && <Samples id={id} isActive={isActive} />}
+            {(isTraining || run.trainer === "sample") && (
+              <Samples id={id} isActive={isActive} others={others} />
+            )}
             <div className="grid items-start gap-4 xl:grid-cols-[minmax(0,2fr)_minmax(0,1fr)]">
               <Dials columns={live.columns} />
               <div className="grid gap-4">

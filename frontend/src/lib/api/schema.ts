@@ -2302,6 +2302,11 @@ export interface components {
             loss?: number | null;
             /** Step */
             step: number;
+            /**
+             * Weights
+             * @description Of a validation: whose loss it is.
+             */
+            weights?: ("raw" | "ema") | null;
         };
         /**
          * Metrics
