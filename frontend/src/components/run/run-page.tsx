@@ -1,6 +1,7 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
+import { Plane } from "@/components/playground/plane";
 import { LinkButton } from "@/components/ui/button";
 import { State } from "@/components/ui/state";
 import { Meter, Page, Panel, Reading, Skeleton } from "@/components/ui/surface";
@@ -108,6 +109,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
   }
   const isActive = ACTIVE.has(run.state);
   const isTraining = TRAINS.has(run.trainer) || live.columns.steps.length > 0;
+  const isDrawing = run.trainer === "sample" && others.length === 0;
   return (
     <Page title={run.id} wide lead={<Lead run={run} live={live} />} actions={<Actions run={run} />}>
       <Banner run={run} notes={live.notes} />
@@ -136,7 +138,8 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
               <LossChart id={id} columns={live.columns} validations={live.validations} others={others} />
             )}
             {!isTraining && <Result id={id} isOver={!isActive} />}
-            {(isTraining || run.trainer === "sample") && (
+            {isDrawing && <Plane id={id} isActive={isActive} />}
+            {(isTraining || (run.trainer === "sample" && !isDrawing)) && (
               <Samples id={id} isActive={isActive} others={others} />
             )}
             <div className="grid items-start gap-4 xl:grid-cols-[minmax(0,2fr)_minmax(0,1fr)]">
