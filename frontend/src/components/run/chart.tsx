@@ -27,7 +27,9 @@ interface Props {
   onPoint?: (index: number | null) => void;
 }
 
-const AXIS = "11px var(--font-plex), sans-serif";
+/** Of the axes, in the root's letters: they grow with the page on a wall of pixels. */
+const AXIS_REM = 0.6875;
+const AXIS_GAP_REM = { below: 1.625, beside: 3.5, right: 1 };
 
 function token(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -39,10 +41,8 @@ function faded(colour: string, alpha: number): string {
 
 function make(box: HTMLElement, props: () => Props): uPlot {
   const { lines, height, isLog } = props();
-  const font = AXIS.replace(
-    "var(--font-plex)",
-    getComputedStyle(document.body).fontFamily.split(",")[0] ?? "sans-serif",
-  );
+  const rem = Number.parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const font = `${AXIS_REM * rem}px ${getComputedStyle(document.body).fontFamily}`;
   const axis: uPlot.Axis = {
     stroke: token("ink-faint"),
     font,
@@ -54,7 +54,7 @@ function make(box: HTMLElement, props: () => Props): uPlot {
     {
       width: Math.max(200, box.clientWidth),
       height,
-      padding: [8, 8, 0, 0],
+      padding: [8, AXIS_GAP_REM.right * rem, 0, 0],
       legend: { show: false },
       cursor: {
         drag: { x: true, y: false, uni: 20 },
@@ -66,10 +66,14 @@ function make(box: HTMLElement, props: () => Props): uPlot {
         y: isLog ? { distr: 3, log: 10 } : { range: (_, low, high) => uPlot.rangeNum(low, high, 0.08, true) },
       },
       axes: [
-        { ...axis, size: 26, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en")) },
         {
           ...axis,
-          size: 56,
+          size: AXIS_GAP_REM.below * rem,
+          values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en")),
+        },
+        {
+          ...axis,
+          size: AXIS_GAP_REM.beside * rem,
           values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : figure(tick, 3))),
         },
       ],
