@@ -3,6 +3,7 @@ import { useEffect, useRef } from "react";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { figure } from "@/lib/format";
+import { panByWheel } from "./pan";
 
 export interface ChartLine {
   label: string;
@@ -23,6 +24,8 @@ interface Props {
   isLog?: boolean;
   /** Steps that are shown; null: all. */
   span?: [number, number] | null;
+  /** Steps that there are: how far one can move what is shown. */
+  extent?: [number, number];
   onSpan?: (span: [number, number] | null) => void;
   onPoint?: (index: number | null) => void;
 }
@@ -104,7 +107,7 @@ function make(box: HTMLElement, props: () => Props): uPlot {
   );
 }
 
-/** Curves over steps. Drag to zoom, double-click to see all. */
+/** Curves over steps. Drag to zoom, sideways wheel to move on, double-click to see all. */
 export function Chart(props: Props) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
@@ -124,6 +127,11 @@ export function Chart(props: Props) {
     };
     build();
     const seeAll = () => latest.current.onSpan?.(null);
+    const endPan = panByWheel(
+      element,
+      () => plot.current,
+      () => latest.current,
+    );
     element.addEventListener("dblclick", seeAll);
     window.addEventListener("flowloom:theme", build);
     const observer = new ResizeObserver(() =>
@@ -132,6 +140,7 @@ export function Chart(props: Props) {
     observer.observe(element);
     return () => {
       observer.disconnect();
+      endPan();
       element.removeEventListener("dblclick", seeAll);
       window.removeEventListener("flowloom:theme", build);
       plot.current?.destroy();

@@ -20,15 +20,18 @@ const DETAIL = 2000;
 
 type Span = [number, number];
 
-/** The columns of a stretch of steps, as finely as the studio can tell them. */
+/** The columns of a stretch of steps, as finely as the studio can tell them; some more on both sides, to move to. */
 function useDetail(id: string, columns: Columns, span: Span | null): Columns {
-  const first = span ? Math.max(0, Math.floor(span[0])) : 0;
-  const last = span ? Math.ceil(span[1]) : 0;
-  const { data } = useQuery({ ...metrics(id, DETAIL, { first, last }), enabled: span !== null });
+  const width = span ? Math.max(1, Math.round(span[1] - span[0])) : 1;
+  const isZoomed = span !== null;
+  const cell = span ? Math.floor(span[0] / width) : 0;
+  const first = Math.max(0, (cell - 1) * width);
+  const last = (cell + 3) * width;
+  const { data } = useQuery({ ...metrics(id, 2 * DETAIL, { first, last }), enabled: isZoomed });
   return useMemo(() => {
-    if (!span || !data || data.steps.length === 0) return columns;
+    if (!isZoomed || !data || data.steps.length === 0) return columns;
     return { steps: data.steps, curves: { ...columns.curves, loss: data.series.loss?.mean ?? [] } };
-  }, [columns, data, span]);
+  }, [columns, data, isZoomed]);
 }
 
 /** What is drawn, by its colour. */
@@ -114,12 +117,13 @@ export function LossChart({ id, columns, validations, others }: Props) {
       ) : (
         <>
           <Chart
-            label={`Loss of ${id}; drag to zoom, double-click to see all`}
+            label={`Loss of ${id}; drag to zoom, sideways wheel to move on, double-click to see all`}
             steps={steps}
             lines={lines}
             height={280}
             isLog={isLog}
             span={span}
+            extent={[columns.steps[0] ?? 0, columns.steps[columns.steps.length - 1] ?? 0]}
             onSpan={setSpan}
             onPoint={setPoint}
           />
