@@ -1,23 +1,46 @@
 "use client";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import Link from "next/link";
 import { useState } from "react";
+import { runHref } from "@/components/run/progress";
 import { Button, LinkButton } from "@/components/ui/button";
 import { Select } from "@/components/ui/inputs";
-import { useToasts } from "@/components/ui/toasts";
+import { Trouble } from "@/components/ui/trouble";
 import { fetchJson, type RunView } from "@/lib/api/client";
 import { type DataSet, datasetHref, datasets } from "@/lib/api/datasets";
+import { ACTIVE } from "@/lib/api/queries";
 import { at } from "@/lib/json";
 import { useForm } from "./context";
 
+const FOLLOW_MS = 700;
 const NONE = "";
 const RAW = "raw:";
 const nameOf = (path: string) => path.split("/").slice(-2).join("/");
 const jsonlOf = (dataset: DataSet) => `${dataset.name}.jsonl`;
 
+/** A large set's JSONL is made by a run: followed until it is over. */
+function useFollowed(id: string | null, onDone: () => void) {
+  const { data } = useQuery({
+    queryKey: ["run", id, "followed"],
+    queryFn: async () => {
+      const run = await fetchJson<RunView>(`/api/runs/${id}`);
+      if (run.state === "finished") onDone();
+      return run;
+    },
+    enabled: id !== null,
+    refetchInterval: ({ state }) => (!state.data || ACTIVE.has(state.data.state) ? FOLLOW_MS : false),
+  });
+  return data;
+}
+
 /** Pictures without a JSONL yet: said what is to be made, and made at a click. */
 function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolean; onMade: () => void }) {
   const client = useQueryClient();
-  const { say, complain } = useToasts();
+  const [runId, setRunId] = useState<string | null>(null);
+  const finish = async () => {
+    await client.invalidateQueries({ queryKey: ["datasets"] });
+    onMade();
+  };
   const make = useMutation({
     mutationFn: () =>
       fetchJson<{ run: RunView | null }>(`/api/datasets/${encodeURIComponent(dataset.name)}/convert`, {
@@ -25,14 +48,10 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
         captions: "auto",
         replace: true,
       }),
-    onSuccess: async ({ run }) => {
-      await client.invalidateQueries({ queryKey: ["datasets"] });
-      if (run)
-        say(`${dataset.name} is large: run ${run.id} makes its JSONL.`, "Choose it here when it is done.");
-      else onMade();
-    },
-    onError: complain,
+    onSuccess: ({ run }) => (run ? setRunId(run.id) : finish()),
   });
+  const run = useFollowed(runId, () => void finish());
+  const isBusy = make.isPending || (runId !== null && (!run || ACTIVE.has(run.state)));
   return (
     <>
       <p className="text-xs text-ink-soft">
@@ -40,6 +59,15 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
         caption.
         {exists && " There is one: make it anew if captions were changed since."}
       </p>
+      {make.error && <Trouble error={make.error} />}
+      {run && (
+        <p role="status" className="text-xs text-ink-soft">
+          <Link href={runHref(run.id)} className="text-indigo underline">
+            {run.id}
+          </Link>{" "}
+          {run.state === "failed" ? (run.error?.message ?? "failed.") : `makes it: ${run.state}.`}
+        </p>
+      )}
       <div className="flex flex-wrap gap-1.5">
         {exists && (
           <Button size="small" kind="primary" onClick={onMade}>
@@ -49,8 +77,11 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
         <Button
           size="small"
           kind={exists ? "plain" : "primary"}
-          isBusy={make.isPending}
-          onClick={() => make.mutate()}
+          isBusy={isBusy}
+          onClick={() => {
+            setRunId(null);
+            make.mutate();
+          }}
         >
           Make {jsonlOf(dataset)}
           {exists ? " anew" : ""}
