@@ -3,7 +3,7 @@ import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { launch } from "./browser.ts";
 
-const SIZES = { phone: [390, 844], laptop: [1366, 768], desk: [1920, 1200] } as const;
+const SIZES = { phone: [390, 844], laptop: [1440, 900], desk: [2560, 1440] } as const;
 
 const [url = "", folder = "", ...pages] = process.argv.slice(2);
 const only = process.env.ONLY?.split(",");

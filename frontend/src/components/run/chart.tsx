@@ -27,6 +27,8 @@ interface Props {
   onPoint?: (index: number | null) => void;
 }
 
+/** 950,000 as 950K: the last one is not cut off, and narrow gauges have room. */
+const STEPS = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
 const AXIS = "11px var(--font-plex), sans-serif";
 
 function token(name: string): string {
@@ -54,7 +56,7 @@ function make(box: HTMLElement, props: () => Props): uPlot {
     {
       width: Math.max(200, box.clientWidth),
       height,
-      padding: [8, 8, 0, 0],
+      padding: [8, 16, 0, 0],
       legend: { show: false },
       cursor: {
         drag: { x: true, y: false, uni: 20 },
@@ -66,7 +68,7 @@ function make(box: HTMLElement, props: () => Props): uPlot {
         y: isLog ? { distr: 3, log: 10 } : { range: (_, low, high) => uPlot.rangeNum(low, high, 0.08, true) },
       },
       axes: [
-        { ...axis, size: 26, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en")) },
+        { ...axis, size: 26, values: (_, ticks) => ticks.map((tick) => STEPS.format(tick)) },
         {
           ...axis,
           size: 56,

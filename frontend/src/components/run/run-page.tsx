@@ -28,7 +28,7 @@ const TRAINS = new Set(["flow", "kohya", "flow-upstream", "demo"]);
 type View = "overview" | "log" | "config";
 
 /** The newest figures: the stream is ahead of the run's view. */
-function Readings({ run, live }: { run: RunView; live: Live }) {
+function Readings({ run, live, isTraining }: { run: RunView; live: Live; isTraining: boolean }) {
   const { steps, curves } = live.columns;
   const last = steps.length - 1;
   const step = Math.max(run.step ?? 0, steps[last] ?? 0);
@@ -46,18 +46,22 @@ function Readings({ run, live }: { run: RunView; live: Live }) {
             .filter(Boolean)
             .join(", ")}
         />
-        <Reading
-          label="Loss"
-          value={figure(curves.loss_smooth[last] ?? run.loss)}
-          note={`raw ${figure(curves.loss[last])}`}
-        />
-        <Reading label="Learning rate" value={rate(curves.lr[last] ?? run.lr)} />
+        {isTraining && (
+          <Reading
+            label="Loss"
+            value={figure(curves.loss_smooth[last] ?? run.loss)}
+            note={`raw ${figure(curves.loss[last])}`}
+          />
+        )}
+        {isTraining && <Reading label="Learning rate" value={rate(curves.lr[last] ?? run.lr)} />}
         <Reading
           label="Speed"
           value={figure(curves.samples_per_s[last] ?? run.samples_per_s, 3)}
-          note="samples a second"
+          note={isTraining ? "samples a second" : "a second"}
         />
-        <Reading label="Peak memory" value={mib(curves.peak_memory_mib[last] ?? run.peak_memory_mib)} />
+        {isTraining && (
+          <Reading label="Peak memory" value={mib(curves.peak_memory_mib[last] ?? run.peak_memory_mib)} />
+        )}
         <Reading
           label={isActive ? "Remaining" : "Began"}
           value={isActive ? duration(run.eta_s) : ago(run.created)}
@@ -113,7 +117,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
   return (
     <Page title={run.id} wide lead={<Lead run={run} live={live} />} actions={<Actions run={run} />}>
       <Banner run={run} notes={live.notes} />
-      <Readings run={run} live={live} />
+      <Readings run={run} live={live} isTraining={isTraining} />
       <div className="mb-4 flex items-center justify-between border-b">
         <Tabs
           label="Run"
@@ -137,7 +141,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
             {isTraining && (
               <LossChart id={id} columns={live.columns} validations={live.validations} others={others} />
             )}
-            {!isTraining && <Result id={id} isOver={!isActive} />}
+            {!isTraining && !isDrawing && <Result id={id} isOver={!isActive} />}
             {isDrawing && <Plane id={id} isActive={isActive} />}
             {(isTraining || (run.trainer === "sample" && !isDrawing)) && (
               <Samples id={id} isActive={isActive} others={others} />
@@ -146,7 +150,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
               <Dials columns={live.columns} />
               <div className="grid gap-4">
                 <Levels levels={live.levels} />
-                <Checkpoints id={id} isActive={isActive} />
+                {isTraining && <Checkpoints id={id} isActive={isActive} />}
               </div>
             </div>
           </div>
