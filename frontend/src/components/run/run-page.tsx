@@ -10,6 +10,7 @@ import { Trouble } from "@/components/ui/trouble";
 import type { RunView } from "@/lib/api/client";
 import { ACTIVE, run as runQuery } from "@/lib/api/queries";
 import { ago, count, duration, figure, mib, moment, rate } from "@/lib/format";
+import { useLater } from "@/lib/later";
 import { type Live, useLive } from "@/lib/live";
 import { Actions } from "./actions";
 import { Banner } from "./banner";
@@ -96,6 +97,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
   const { data: run, error, refetch } = useQuery(runQuery(id));
   const live = useLive(id);
   const [view, setView] = useState<View>("overview");
+  const isLater = useLater(run !== undefined);
   if (error && !run) {
     return (
       <Page title={id} actions={<LinkButton href="/runs/">All runs</LinkButton>}>
@@ -147,7 +149,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
               <Samples id={id} isActive={isActive} others={others} />
             )}
             <div className="grid items-start gap-4 xl:grid-cols-[minmax(0,2fr)_minmax(0,1fr)]">
-              <Dials columns={live.columns} />
+              {isLater ? <Dials columns={live.columns} /> : <div />}
               <div className="grid gap-4">
                 <Levels levels={live.levels} />
                 {isTraining && <Checkpoints id={id} isActive={isActive} />}
