@@ -61,11 +61,10 @@ export function moment(seconds: number): string {
   return new Date(seconds * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
 }
 
-/** Weights of a network: 8.90 B, 6.5 M. */
-export function weights(value: number | null | undefined): string {
-  if (value == null) return DASH;
-  if (value >= 1e8) return `${(value / 1e9).toFixed(2)} B`;
-  return value >= 1e5 ? `${(value / 1e6).toFixed(1)} M` : count(value);
-}
-
 export const percent = (share: number) => `${Math.round(share * 100)} %`;
+
+/** Parameters of a network: 8.90 B, 1.2 M. */
+export function params(value: number | null | undefined): string {
+  if (value == null) return "";
+  return value >= 1e9 ? `${(value / 1e9).toFixed(2)} B` : `${(value / 1e6).toFixed(1)} M`;
+}

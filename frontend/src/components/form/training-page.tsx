@@ -14,7 +14,9 @@ import { Problem } from "@/lib/api/client";
 import { runConfig, trainerConfig, trainerModels } from "@/lib/api/queries";
 import { byPath, useCheck } from "@/lib/check";
 import { useDraft } from "@/lib/draft";
+import { hintsOf } from "@/lib/hints";
 import { at, changesFrom, laidOver, same, type Tree } from "@/lib/json";
+import { useLater } from "@/lib/later";
 import { type Field, isFound, leavesOf, SIMPLE, sectionsOf } from "@/lib/schema";
 import { FormContext } from "./context";
 import { Essentials } from "./essentials";
@@ -25,6 +27,9 @@ import { Preflight } from "./preflight";
 import { Presets } from "./presets";
 import { Section } from "./section";
 import { Start } from "./start";
+
+/** So many fill a screen; the others come a moment later. */
+const FIRST_SECTIONS = 2;
 
 interface Props {
   trainer: string;
@@ -103,6 +108,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
   const { data: made, error, refetch } = useQuery(trainerConfig(trainer));
   const { data: candidates } = useQuery({ ...trainerModels(trainer), enabled: made !== undefined });
   const [search, setSearch] = useState("");
+  const isLater = useLater(made !== undefined);
   const [isAdvanced, setAdvanced] = useState(false);
   const defaults = made?.defaults as Tree | undefined;
   const [presetName, setPresetName] = useState<string | null>(null);
@@ -233,7 +239,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
             {shown.length === 0 && (
               <Empty title="No field fits">Search for a key, a word of its help, or a section.</Empty>
             )}
-            {shown.map((section) => (
+            {shown.slice(0, isLater ? undefined : FIRST_SECTIONS).map((section) => (
               <Section key={section.name} section={section} isShown={isShown} />
             ))}
           </div>
@@ -245,6 +251,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
               isChecking={isChecking}
               onPatch={patch}
               onShow={onShow}
+              hints={trainer === "flow" ? hintsOf(whole) : []}
             />
             {trainer === "flow" && (
               <Preflight config={draft.config} isReady={problems.size === 0 && !isChecking} />

@@ -1,7 +1,7 @@
 "use client";
 import { Dialog } from "@/components/ui/dialog";
 import type { Model } from "@/lib/api/models";
-import { bytes, moment, weights } from "@/lib/format";
+import { bytes, moment, params } from "@/lib/format";
 
 const FACTS: { name: string; of: (model: Model) => string | number | null | undefined | false }[] = [
   { name: "Is", of: (model) => model.words },
@@ -10,7 +10,7 @@ const FACTS: { name: string; of: (model: Model) => string | number | null | unde
   { name: "Architecture", of: (model) => model.architecture },
   { name: "Size", of: (model) => bytes(model.size) },
   { name: "Precision", of: (model) => model.precision },
-  { name: "Parameters", of: (model) => model.num_params && weights(model.num_params) },
+  { name: "Parameters", of: (model) => params(model.num_params) },
   { name: "Parts", of: (model) => model.parts.join(", ") },
   { name: "LoRA's kind", of: (model) => model.adapter?.kind },
   { name: "Rank", of: (model) => model.adapter?.rank },

@@ -14,7 +14,7 @@ import { Trouble } from "@/components/ui/trouble";
 import { api, got, Problem } from "@/lib/api/client";
 import { download, library, type Model, type Offer, offers } from "@/lib/api/models";
 import { ACTIVE } from "@/lib/api/queries";
-import { bytes, duration, weights } from "@/lib/format";
+import { bytes, duration, params } from "@/lib/format";
 import { Beside } from "./beside";
 
 function AdapterFacts({ model }: { model: Model }) {
@@ -65,7 +65,7 @@ function Row({ model, isChosen, onChoose }: RowProps) {
       <div className="figure col-start-2 flex gap-3 text-xs text-ink-soft sm:col-start-3 sm:flex-col sm:items-end sm:gap-0">
         <span>{bytes(model.size)}</span>
         <span>{model.precision}</span>
-        <span>{model.num_params ? weights(model.num_params) : null}</span>
+        <span>{params(model.num_params)}</span>
       </div>
     </li>
   );

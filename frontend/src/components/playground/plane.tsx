@@ -7,7 +7,7 @@ import { Trouble } from "@/components/ui/trouble";
 import type { Sample } from "@/lib/api/client";
 import { samples } from "@/lib/api/queries";
 import { count } from "@/lib/format";
-import { type Axis, axesOf, keyOf, placed } from "@/lib/plane";
+import { type Axis, axesOf, keyOf, placed, settingOf } from "@/lib/plane";
 
 const NONE = "";
 const ONE: Axis = { name: NONE, values: [""] };
@@ -16,7 +16,8 @@ const ONE: Axis = { name: NONE, values: [""] };
 const told = (axis: string, value: string) =>
   axis === "source" ? value.split("/").slice(-2).join("/") : value || "–";
 
-function Picture({ sample }: { sample: Sample }) {
+/** One picture; under it what it differs in from others of its place. */
+function Picture({ sample, others }: { sample: Sample; others: Axis[] }) {
   const settings = Object.entries(sample.settings ?? {}).map(([name, value]) => `${name} ${String(value)}`);
   return (
     <a
@@ -31,6 +32,11 @@ function Picture({ sample }: { sample: Sample }) {
         loading="lazy"
         className="w-full rounded border bg-sunken object-contain"
       />
+      {others.length > 0 && (
+        <span className="block text-2xs text-ink-faint [overflow-wrap:anywhere]">
+          {others.map((axis) => told(axis.name, settingOf(sample, axis.name))).join(" · ")}
+        </span>
+      )}
     </a>
   );
 }
@@ -65,7 +71,7 @@ function AxisSelect({
   );
 }
 
-function Table({ x, y, pictures }: { x: Axis; y: Axis; pictures: Sample[] }) {
+function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; pictures: Sample[] }) {
   const cells = useMemo(() => placed(pictures, x.name || null, y.name || null), [pictures, x.name, y.name]);
   return (
     <div className="overflow-auto p-3" role="region" aria-label="Pictures by their settings" tabIndex={0}>
@@ -98,7 +104,7 @@ function Table({ x, y, pictures }: { x: Axis; y: Axis; pictures: Sample[] }) {
                 <td key={column} className="max-w-64 min-w-36">
                   <div className="grid gap-1.5">
                     {(cells.get(keyOf(column, row)) ?? []).map((sample) => (
-                      <Picture key={sample.file} sample={sample} />
+                      <Picture key={sample.file} sample={sample} others={others} />
                     ))}
                   </div>
                 </td>
@@ -157,7 +163,12 @@ export function Plane({ id, isActive }: { id: string; isActive: boolean }) {
           {isActive ? "They appear here as they are drawn." : "This run drew none."}
         </Empty>
       ) : (
-        <Table x={x ?? ONE} y={y ?? ONE} pictures={data} />
+        <Table
+          x={x ?? ONE}
+          y={y ?? ONE}
+          others={axes.filter((axis) => axis !== x && axis !== y)}
+          pictures={data}
+        />
       )}
     </Panel>
   );

@@ -30,6 +30,10 @@ interface Props {
   onPoint?: (index: number | null) => void;
 }
 
+/** 950,000 as 950K: the last one is not cut off, and narrow gauges have room. */
+const STEPS = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
+/** Steps between two of them: there is no half a step. */
+const STEP_GAPS = Array.from({ length: 9 }, (_, power) => [1, 2, 5].map((each) => each * 10 ** power)).flat();
 /** Of the axes, in the root's letters: they grow with the page on a wall of pixels. */
 const AXIS_REM = 0.6875;
 const AXIS_GAP_REM = { below: 1.625, beside: 3.5, right: 1 };
@@ -72,7 +76,8 @@ function make(box: HTMLElement, props: () => Props): uPlot {
         {
           ...axis,
           size: AXIS_GAP_REM.below * rem,
-          values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en")),
+          incrs: STEP_GAPS,
+          values: (_, ticks) => ticks.map((tick) => STEPS.format(tick)),
         },
         {
           ...axis,

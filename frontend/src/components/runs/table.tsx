@@ -33,7 +33,7 @@ function Row({
           onChange={(event) => onChoose(event.target.checked)}
         />
       </td>
-      <td className="max-w-72 py-1.5 pr-4 max-sm:max-w-32 sm:min-w-40">
+      <td className="max-w-72 py-1.5 pr-4 max-sm:max-w-28 sm:min-w-40">
         <Link
           href={runHref(run.id)}
           className="block truncate text-sm font-medium hover:text-indigo hover:underline"
@@ -46,11 +46,11 @@ function Row({
           {run.devices?.length ? ` · ${run.devices.join(", ")}` : ""}
         </span>
       </td>
-      <td className="pr-4">
+      <td className="pr-4 max-sm:pr-2">
         <State state={run.state} />
         {run.phase && <span className="block pl-3.5 text-xs text-ink-faint">{run.phase}</span>}
       </td>
-      <td className="w-36 pr-4 max-sm:w-28 sm:pr-6">
+      <td className="w-36 pr-3 max-sm:w-24 sm:pr-6">
         <Progress run={run} />
       </td>
       <td className="w-28 pr-4 max-sm:hidden">
