@@ -169,7 +169,9 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
     setSearch("");
     setAdvanced(true);
     setTimeout(() => {
-      const row = document.querySelector<HTMLElement>(`[data-field="${CSS.escape(path)}"]`);
+      const row = document.querySelector<HTMLElement>(
+        `[data-field="${CSS.escape(path)}"], #section-${CSS.escape(path)}`,
+      );
       row?.scrollIntoView({ block: "center" });
       row?.querySelector<HTMLElement>("input,select,textarea,button")?.focus();
     }, 60);
