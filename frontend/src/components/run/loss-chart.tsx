@@ -7,6 +7,7 @@ import { Choice } from "@/components/ui/tabs";
 import { metrics } from "@/lib/api/queries";
 import { count, figure } from "@/lib/format";
 import type { Columns, Validation } from "@/lib/live";
+import type { Span } from "@/lib/pan";
 import { Chart, type ChartLine } from "./chart";
 import { joined } from "./joined";
 
@@ -18,12 +19,12 @@ const SMOOTH = [
 ];
 const DETAIL = 2000;
 
-type Span = [number, number];
-
 /** The columns of a stretch of steps, as finely as the studio can tell them. */
 function useDetail(id: string, columns: Columns, span: Span | null): Columns {
-  const first = span ? Math.max(0, Math.floor(span[0])) : 0;
-  const last = span ? Math.ceil(span[1]) : 0;
+  // And half as much on both sides, to move into.
+  const margin = span ? (span[1] - span[0]) / 2 : 0;
+  const first = span ? Math.max(0, Math.floor(span[0] - margin)) : 0;
+  const last = span ? Math.ceil(span[1] + margin) : 0;
   const { data } = useQuery({ ...metrics(id, DETAIL, { first, last }), enabled: span !== null });
   return useMemo(() => {
     if (!span || !data || data.steps.length === 0) return columns;
@@ -114,7 +115,8 @@ export function LossChart({ id, columns, validations, others }: Props) {
       ) : (
         <>
           <Chart
-            label={`Loss of ${id}; drag to zoom, double-click to see all`}
+            label={`Loss of ${id}. Plus and minus zoom, arrows move, Home shows all`}
+            whole={[columns.steps[0] ?? 0, columns.steps[columns.steps.length - 1] ?? 0]}
             steps={steps}
             lines={lines}
             height={280}
