@@ -1,9 +1,14 @@
 import { expect, test } from "vitest";
-import { moved } from "@/components/run/pan";
+import { moved, zoomed } from "@/lib/pan";
 
-test("what is shown moves on, keeps its width, and stays within what there is", () => {
-  expect(moved([100, 200], 50, [0, 1000])).toEqual([150, 250]);
-  expect(moved([100, 200], -500, [0, 1000])).toEqual([0, 100]);
-  expect(moved([100, 200], 5000, [0, 1000])).toEqual([900, 1000]);
-  expect(moved([0, 1000], 30, [0, 1000])).toEqual([0, 1000]);
+test("a stretch moves by its own width, and stays within the whole", () => {
+  expect(moved([20, 40], 0.5, [0, 100])).toEqual([30, 50]);
+  expect(moved([20, 40], -5, [0, 100])).toEqual([0, 20]);
+  expect(moved([20, 40], 9, [0, 100])).toEqual([80, 100]);
+});
+
+test("it grows about its middle until it is all there is", () => {
+  expect(zoomed([40, 60], 0.5, [0, 100])).toEqual([45, 55]);
+  expect(zoomed([0, 20], 2, [0, 100])).toEqual([0, 40]);
+  expect(zoomed([20, 80], 2, [0, 100])).toBeNull();
 });

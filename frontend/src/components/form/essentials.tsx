@@ -11,6 +11,7 @@ import { download, lacking } from "@/lib/api/models";
 import { useDebounced } from "@/lib/check";
 import { bytes } from "@/lib/format";
 import { at, type Json, type Tree } from "@/lib/json";
+import { BaseCard, useBases, wordsOf } from "./base-card";
 import { useForm } from "./context";
 import { DataChoice } from "./data-choice";
 
@@ -24,6 +25,7 @@ function Model() {
   const section = useDebounced((at(whole, ["model"]) ?? {}) as Tree);
   const { data } = useQuery(lacking(section));
   const bases = candidates["model.chroma_path"] ?? [];
+  const shelf = useBases();
   const path = String(at(whole, ["model", "chroma_path"]) ?? "");
   const here = data?.needs.filter((need) => need.here.length > 0) ?? [];
   const absent = data?.needs.filter((need) => need.here.length === 0) ?? [];
@@ -52,10 +54,11 @@ function Model() {
         {path && !bases.includes(path) && <option value={path}>{nameOf(path)}</option>}
         {bases.map((base) => (
           <option key={base} value={base}>
-            {nameOf(base)}
+            {[nameOf(base), wordsOf(shelf.get(base))].filter(Boolean).join(" · ")}
           </option>
         ))}
       </Select>
+      <BaseCard model={shelf.get(path)} />
       {data && data.needs.length === 0 ? (
         <p className="flex items-center gap-1 text-xs text-nettle">
           <CheckIcon className="size-3.5" /> VAE and T5 are where they should be.

@@ -1,9 +1,9 @@
 "use client";
-import { useEffect, useRef } from "react";
+import { type KeyboardEvent, useEffect, useRef } from "react";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { figure } from "@/lib/format";
-import { panByWheel } from "./pan";
+import { moved, type Span, zoomed } from "@/lib/pan";
 
 export interface ChartLine {
   label: string;
@@ -23,10 +23,10 @@ interface Props {
   height: number;
   isLog?: boolean;
   /** Steps that are shown; null: all. */
-  span?: [number, number] | null;
-  /** Steps that there are: how far one can move what is shown. */
-  extent?: [number, number];
-  onSpan?: (span: [number, number] | null) => void;
+  span?: Span | null;
+  onSpan?: (span: Span | null) => void;
+  /** First and last step there is, where `steps` are only some of them. */
+  whole?: Span;
   onPoint?: (index: number | null) => void;
 }
 
@@ -112,7 +112,38 @@ function make(box: HTMLElement, props: () => Props): uPlot {
   );
 }
 
-/** Curves over steps. Drag to zoom, sideways wheel to move on, double-click to see all. */
+const PAN_SETTLES_MS = 150;
+const KEYS: Record<string, (span: Span, whole: Span) => Span | null> = {
+  ArrowLeft: (span, whole) => moved(span, -0.25, whole),
+  ArrowRight: (span, whole) => moved(span, 0.25, whole),
+  "+": (span, whole) => zoomed(span, 0.5, whole),
+  "-": (span, whole) => zoomed(span, 2, whole),
+  Home: () => null,
+};
+
+/** Sideways by wheel or touchpad: at once in the plot, told when it rests. The answer ends it. */
+function panByWheel(element: HTMLElement, plot: () => uPlot | null, props: () => Props): () => void {
+  let settle: ReturnType<typeof setTimeout> | undefined;
+  const onWheel = (event: WheelEvent) => {
+    const by = event.deltaX || (event.shiftKey ? event.deltaY : 0);
+    const { onSpan, span, steps, whole } = props();
+    const { min, max } = plot()?.scales.x ?? {};
+    if (!by || !onSpan || !span || min == null || max == null) return;
+    event.preventDefault();
+    const bounds = whole ?? [steps[0] ?? min, steps[steps.length - 1] ?? max];
+    const next = moved([min, max], by / element.clientWidth, bounds);
+    plot()?.setScale("x", { min: next[0], max: next[1] });
+    clearTimeout(settle);
+    settle = setTimeout(() => onSpan(next), PAN_SETTLES_MS);
+  };
+  element.addEventListener("wheel", onWheel, { passive: false });
+  return () => {
+    clearTimeout(settle);
+    element.removeEventListener("wheel", onWheel);
+  };
+}
+
+/** Curves over steps. Drag to zoom, wheel sideways to move, double-click to see all; or by keys. */
 export function Chart(props: Props) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
@@ -132,20 +163,20 @@ export function Chart(props: Props) {
     };
     build();
     const seeAll = () => latest.current.onSpan?.(null);
-    const endPan = panByWheel(
-      element,
-      () => plot.current,
-      () => latest.current,
-    );
     element.addEventListener("dblclick", seeAll);
     window.addEventListener("flowloom:theme", build);
     const observer = new ResizeObserver(() =>
       plot.current?.setSize({ width: Math.max(200, element.clientWidth), height }),
     );
     observer.observe(element);
+    const endPan = panByWheel(
+      element,
+      () => plot.current,
+      () => latest.current,
+    );
     return () => {
-      observer.disconnect();
       endPan();
+      observer.disconnect();
       element.removeEventListener("dblclick", seeAll);
       window.removeEventListener("flowloom:theme", build);
       plot.current?.destroy();
@@ -159,11 +190,20 @@ export function Chart(props: Props) {
     applySpan(plot.current, span);
   }, [steps, lines, span]);
 
+  const onKey = (event: KeyboardEvent) => {
+    const key = KEYS[event.key];
+    const whole = props.whole ?? [steps[0] ?? 0, steps[steps.length - 1] ?? 0];
+    if (!key || !props.onSpan) return;
+    event.preventDefault();
+    props.onSpan(key(span ?? whole, whole));
+  };
   return (
     <div
       ref={box}
-      role="img"
+      role="group"
       aria-label={props.label}
+      tabIndex={props.onSpan ? 0 : undefined}
+      onKeyDown={onKey}
       style={{ height }}
       className="min-w-0 overflow-hidden"
     />

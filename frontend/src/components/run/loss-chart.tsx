@@ -7,6 +7,7 @@ import { Choice } from "@/components/ui/tabs";
 import { metrics } from "@/lib/api/queries";
 import { count, figure } from "@/lib/format";
 import type { Columns, Validation } from "@/lib/live";
+import type { Span } from "@/lib/pan";
 import { Chart, type ChartLine } from "./chart";
 import { joined } from "./joined";
 
@@ -18,20 +19,17 @@ const SMOOTH = [
 ];
 const DETAIL = 2000;
 
-type Span = [number, number];
-
-/** The columns of a stretch of steps, as finely as the studio can tell them; some more on both sides, to move to. */
+/** The columns of a stretch of steps, as finely as the studio can tell them. */
 function useDetail(id: string, columns: Columns, span: Span | null): Columns {
-  const width = span ? Math.max(1, Math.round(span[1] - span[0])) : 1;
-  const isZoomed = span !== null;
-  const cell = span ? Math.floor(span[0] / width) : 0;
-  const first = Math.max(0, (cell - 1) * width);
-  const last = (cell + 3) * width;
-  const { data } = useQuery({ ...metrics(id, 2 * DETAIL, { first, last }), enabled: isZoomed });
+  // And half as much on both sides, to move into.
+  const margin = span ? (span[1] - span[0]) / 2 : 0;
+  const first = span ? Math.max(0, Math.floor(span[0] - margin)) : 0;
+  const last = span ? Math.ceil(span[1] + margin) : 0;
+  const { data } = useQuery({ ...metrics(id, DETAIL, { first, last }), enabled: span !== null });
   return useMemo(() => {
-    if (!isZoomed || !data || data.steps.length === 0) return columns;
+    if (!span || !data || data.steps.length === 0) return columns;
     return { steps: data.steps, curves: { ...columns.curves, loss: data.series.loss?.mean ?? [] } };
-  }, [columns, data, isZoomed]);
+  }, [columns, data, span]);
 }
 
 /** What is drawn, by its colour. */
@@ -117,13 +115,13 @@ export function LossChart({ id, columns, validations, others }: Props) {
       ) : (
         <>
           <Chart
-            label={`Loss of ${id}; drag to zoom, sideways wheel to move on, double-click to see all`}
+            label={`Loss of ${id}. Plus and minus zoom, arrows move, Home shows all`}
+            whole={[columns.steps[0] ?? 0, columns.steps[columns.steps.length - 1] ?? 0]}
             steps={steps}
             lines={lines}
             height={280}
             isLog={isLog}
             span={span}
-            extent={[columns.steps[0] ?? 0, columns.steps[columns.steps.length - 1] ?? 0]}
             onSpan={setSpan}
             onPoint={setPoint}
           />
