@@ -140,7 +140,7 @@ export const pictures = (name: string, wanted: Wanted, page: number) =>
       return fetchJson<PicturePage>(`${base(name)}/images?${query}`);
     },
     staleTime: 10_000,
-    refetchInterval: (query) => (query.state.data?.scan.is_running ? 1500 : false),
+    refetchInterval: (query) => (query.state.data?.scan.is_running ? 1500 : 15_000),
     placeholderData: keepPreviousData,
   });
 
