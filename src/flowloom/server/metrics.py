@@ -93,7 +93,7 @@ class Columns:
         elif kind == "started" and event.get("resumed_from") is not None:
             self._cut(event["resumed_from"])
         elif kind in ("validated", "sampled", "saved"):
-            found = {key: event.get(key) for key in ("loss", "weights")}
+            found: dict[str, Any] = {key: event.get(key) for key in ("loss", "weights")}
             self._marks.append(Mark(kind=kind, step=event.get("step", 0), **found))
 
     def _cut(self, step: int) -> None:
