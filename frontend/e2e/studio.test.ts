@@ -10,6 +10,7 @@ import { Studio, until } from "./studio.ts";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 const MOST_SCRIPT_BYTES = 250_000;
+const PATIENCE_MS = Number(process.env.FLOWLOOM_PATIENCE_MS ?? 180_000);
 const MOST_SHIFT = 0.05;
 
 let browser: Browser;
@@ -38,7 +39,7 @@ async function open(path: string, where = studio): Promise<Page> {
   const context = await browser.newContext({ viewport: { width: 1366, height: 900 } });
   contexts.push(context);
   const page = await context.newPage();
-  page.setDefaultTimeout(180_000);
+  page.setDefaultTimeout(PATIENCE_MS);
   page.on("pageerror", (error) => {
     throw error;
   });
@@ -284,4 +285,52 @@ test("Kohya's form is drawn from its schema, and says at each field what it lack
   const json = page.getByLabel(/Configuration as JSON/);
   assert.match(await json.inputValue(), /fp8_base/);
   assert.match(await json.inputValue(), /chroma\.safetensors/);
+
+  const shown = page.getByRole("tabpanel");
+  await shown.getByText(`pretrained_model_name_or_path = "${String(config.model?.chroma_path)}"`).waitFor();
+  await page.locator('[data-field="network.network_dim"] input').fill("24");
+  await shown.getByText("network_dim = 24").waitFor();
+});
+
+test("what people have of Kohya's is imported: two TOMLs, and the JSON of kohya_ss", async () => {
+  const file = (name: string, ...lines: string[]) => {
+    const path = join(studio.home, name);
+    writeFileSync(path, lines.join("\n"));
+    return path;
+  };
+  const page = await open("/kohya-training/");
+  const report = page.getByRole("dialog");
+  const input = page.getByLabel("Configuration file");
+  const shown = page.getByRole("tabpanel");
+  const set = ["[[datasets]]", "resolution = 768", "[[datasets.subsets]]"];
+  await input.setInputFiles([
+    file("dataset.toml", ...set, `image_dir = "${join(studio.home, "data", "demo")}"`, "num_repeats = 3"),
+    file(
+      "config.toml",
+      `pretrained_model_name_or_path = "${join(studio.home, "models", "absent.safetensors")}"`,
+      "learning_rate = 2e-4",
+      "network_dim = 12",
+      "ip_noise_gamma = 0.1",
+    ),
+  ]);
+  await report.getByText("sd-scripts' TOML, with its data sets").waitFor();
+  await report.getByText("ip_noise_gamma").waitFor();
+  await report.getByText("absent.safetensors").first().waitFor();
+  await report.getByRole("button", { name: "Take it over" }).click();
+  assert.equal(await page.locator('[data-field="network.network_dim"] input').inputValue(), "12");
+  await shown.getByText("network_dim = 12").waitFor();
+  await page.getByRole("tab", { name: "dataset.toml" }).click();
+  await shown.getByText("num_repeats = 3").waitFor();
+
+  const form = {
+    LoRA_type: "Standard",
+    network_dim: 40,
+    learning_rate: "0.0003",
+    noise_offset_type: "Original",
+  };
+  await input.setInputFiles(file("mine.json", JSON.stringify(form)));
+  await report.getByText("kohya_ss' JSON").waitFor();
+  await report.getByText("noise_offset_type").waitFor();
+  await report.getByRole("button", { name: "Take it over" }).click();
+  assert.equal(await page.locator('[data-field="network.network_dim"] input').inputValue(), "40");
 });

@@ -1,8 +1,8 @@
 import { describe, expect, test } from "vitest";
 import type { Metrics, Sample } from "@/lib/api/client";
 import type { RunEvent } from "@/lib/events";
-import { gridOf } from "@/lib/grid";
-import { byNoiseLevel, columnsOf } from "@/lib/live";
+import { gridOf, nearest, together } from "@/lib/grid";
+import { byNoiseLevel, columnsOf, validationsOf } from "@/lib/live";
 import { smoothed } from "@/lib/smooth";
 
 const step = (seq: number, number: number, loss: number | null, more = {}): RunEvent => ({
@@ -77,4 +77,36 @@ test("samples stand as prompt x step, whatever their order", () => {
   expect(grid.steps).toEqual([100, 200]);
   expect(grid.rows.map((row) => row.prompt)).toEqual(["cat", "fox"]);
   expect(grid.rows[1]?.byStep.get(200)?.file).toBe("step_200/01.png");
+});
+
+describe("validations", () => {
+  test("come from the charts and the stream, each once, of both kinds of weights", () => {
+    const mark = { kind: "validated", step: 10, loss: 2, weights: "raw" };
+    const marked = { ...base, marks: [mark, { kind: "saved", step: 10, loss: null }] } as unknown as Metrics;
+    const note = { seq: 6, time: 0, kind: "validated", step: 20, loss: 1, weights: "ema" };
+    expect(validationsOf(marked, [{ ...note, seq: 5, step: 10 }, note])).toEqual([
+      { step: 10, loss: 2, weights: "raw" },
+      { step: 20, loss: 1, weights: "ema" },
+    ]);
+  });
+});
+
+describe("samples of several runs", () => {
+  const sample = (step: number, prompt: string) =>
+    ({ file: `step_${step}/00.png`, step, url: "", prompt, seed: 1, settings: {} }) as unknown as Sample;
+
+  test("stand below each other by their prompt, over the steps of all", () => {
+    const grid = together([
+      { run: "a", grid: gridOf([sample(10, "fox"), sample(20, "fox")]) },
+      { run: "b", grid: gridOf([sample(15, "fox")]) },
+    ]);
+    expect(grid.steps).toEqual([10, 15, 20]);
+    expect(grid.rows.map((row) => [row.run, row.prompt])).toEqual([
+      ["a", "fox"],
+      ["b", "fox"],
+    ]);
+    const [own, other] = grid.rows;
+    expect(own && nearest(own, 15)?.step).toBe(10);
+    expect(other && nearest(other, 10)?.step).toBe(15);
+  });
 });

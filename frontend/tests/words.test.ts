@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { operationOf, stageWords } from "@/components/datasets/bulk";
-import { leaves } from "@/components/form/import";
 import { placeBefore } from "@/components/runs/queue";
+import { leaves } from "@/lib/bring";
 import { byPath } from "@/lib/check";
 import { withoutSecrets } from "@/lib/draft";
 import { ago, bytes, duration, figure, rate } from "@/lib/format";

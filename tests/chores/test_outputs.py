@@ -151,6 +151,20 @@ def test_a_grid_is_drawn_with_the_settings_of_each_picture(trained: RunDir, chor
     assert (pixels(run, 0) != pixels(run, 1)).any(), "the strength changes the picture"
 
 
+def test_a_grid_goes_over_checkpoints_and_both_kinds_of_weights(
+    trained: RunDir, chored: Callable[..., Chored]
+):
+    sources = [str(trained.checkpoints()[-1]), str(trained.path)]
+    grid = {"source_paths": sources, "weights": ["raw", "ema"]}
+    run = chored("sample", prompts=["red bar"], seed=7, grid=grid, **PICTURE)
+    assert run.work() == {"pictures": 4}
+    records = json.loads((run.run_dir.samples_dir(0) / "samples.json").read_text())
+    assert [(record["source"], record["weights"]) for record in records] == [
+        (source, weights) for source in sources for weights in ("raw", "ema")
+    ]
+    assert (pixels(run, 0) == pixels(run, 2)).all(), "a run is its newest checkpoint"
+
+
 def test_the_strength_of_one_picture_does_not_change_the_next(trained: RunDir, chored: Callable[..., Chored]):
     grid = {"lora_strengths": [1.0, 0.0, 2.0, 0.5, 1.0, 0.0]}
     run = chored("sample", source_path=str(trained.path), prompts=["red bar"], grid=grid, **PICTURE)

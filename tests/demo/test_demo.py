@@ -112,6 +112,12 @@ def test_building_twice_draws_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert data.jsonl.stat().st_mtime_ns == before
 
 
+def test_each_picture_has_its_caption_beside_it(tmp_path: Path, found: list[Picture]) -> None:
+    folder = build(tmp_path / "data", 16).folder
+    written = {path.stem: path.read_text().strip() for path in folder.glob("*.txt")}
+    assert written == {picture.code: picture.caption for picture in found}
+
+
 def test_the_small_vae_draws_colours_again() -> None:
     """26 dB on pictures, and latents of about unit deviation in every channel."""
     vae = load_autoencoder(ASSETS / "ae.safetensors", CPU, torch.float32)

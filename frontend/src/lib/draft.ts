@@ -11,7 +11,7 @@ export interface Draft {
 }
 
 const EMPTY: Draft = { name: "", preset: null, devices: [], config: {} };
-const SECRET = /^(wandb_key|hf_token|.*(secret|password|api_key).*)$/i;
+const SECRET = /^(wandb_key|.*_token|.*(secret|password|api_key).*)$/i;
 
 const keyOf = (trainer: string) => `flowloom.draft.${trainer}`;
 

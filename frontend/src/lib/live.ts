@@ -22,6 +22,24 @@ export interface Columns {
   curves: Record<Curve, (number | null)[]>;
 }
 
+/** The loss on rows that are never trained, of the weights or of their average. */
+export interface Validation {
+  step: number;
+  loss: number;
+  weights: "raw" | "ema";
+}
+
+/** Those of the charts, and those that came since. */
+export function validationsOf(base: Metrics | undefined, notes: readonly RunEvent[]): Validation[] {
+  const told = (base?.marks ?? []).filter((mark) => mark.kind === "validated");
+  const since = notes.filter((note) => note.kind === "validated" && note.seq > (base?.last_seq ?? -1));
+  return [...told, ...since].flatMap(({ step, loss, weights }) =>
+    typeof step === "number" && typeof loss === "number"
+      ? [{ step, loss, weights: weights === "ema" ? ("ema" as const) : ("raw" as const) }]
+      : [],
+  );
+}
+
 const POINTS = 2000;
 const MOST_LIVE = 1500;
 const LEVELS = 8;
@@ -65,6 +83,7 @@ export function byNoiseLevel(events: readonly RunEvent[]): (number | null)[] {
 export interface Live {
   base: Metrics | undefined;
   columns: Columns;
+  validations: Validation[];
   levels: (number | null)[];
   notes: RunEvent[];
   line: Line;
@@ -114,5 +133,7 @@ export function useLive(id: string): Live {
   const columns = useMemo(() => columnsOf(base, events.current), [base, count]);
   // biome-ignore lint/correctness/useExhaustiveDependencies: as above
   const levels = useMemo(() => byNoiseLevel(events.current.slice(-BACK)), [count]);
-  return { base, columns, levels, notes: notes.current, line, error };
+  const kept = notes.current;
+  const validations = useMemo(() => validationsOf(base, kept), [base, kept]);
+  return { base, columns, validations, levels, notes: notes.current, line, error };
 }

@@ -40,6 +40,10 @@ class LoraSource(Section):
 class GridSection(Section):
     """Settings of which every combination is drawn, in place of the single ones; an empty list is none."""
 
+    source_paths: Annotated[list[str], Field(max_length=100)] = []
+    """Runs, checkpoints, weights or LoRAs; where the networks lie is told by source_path and model."""
+    weights: list[Literal["ema", "raw"]] = []
+    """Averages, weights themselves."""
     steps: list[Steps] = []
     """Sampler steps."""
     cfg: list[Scale] = []
@@ -94,6 +98,8 @@ class Shot:
     """One picture to draw."""
 
     file: str
+    source: str
+    weights: Literal["ema", "raw"]
     prompt: str
     seed: int
     steps: int
@@ -103,9 +109,11 @@ class Shot:
 
 
 def shots(config: SampleConfig) -> Iterator[Shot]:
-    """Every picture, in the order in which they are drawn and shown: prompts first, settings last."""
+    """Every picture, in the order in which they are drawn and shown: sources, prompts, settings last."""
     grid = config.grid
     axes = product(
+        grid.source_paths or [config.source_path],
+        grid.weights or [config.weights],
         config.prompts,
         range(config.images_per_prompt),
         grid.samplers or [config.sampler],
@@ -113,13 +121,15 @@ def shots(config: SampleConfig) -> Iterator[Shot]:
         grid.cfg or [config.cfg],
         grid.lora_strengths or [1.0],
     )
-    for i, (prompt, number, sampler, steps, cfg, strength) in enumerate(axes):
-        yield Shot(f"{i:04d}.png", prompt, config.seed + number, steps, cfg, sampler, strength)
+    for i, (source, weights, prompt, number, sampler, steps, cfg, strength) in enumerate(axes):
+        seed = config.seed + number
+        yield Shot(f"{i:04d}.png", source, weights, prompt, seed, steps, cfg, sampler, strength)
 
 
 def run_config(config: SampleConfig) -> RunConfig:
     """What the engine loads: the source's own run, where it has one, with what is given over it."""
-    around = config_around(Path(config.source_path)) if config.source_path else None
+    source = next(filter(None, [config.source_path, *config.grid.source_paths]), "")
+    around = config_around(Path(source)) if source else None
     model = (around or RunConfig()).model
     given = {
         key: value for key, value in config.model if key in config.model.model_fields_set and value != ""
@@ -129,22 +139,30 @@ def run_config(config: SampleConfig) -> RunConfig:
 
 
 def _look(config: SampleConfig) -> list[Problem]:
-    problems = [*source_problems(config.source_path)] if config.source_path else []
+    problems = list(_source_problems(config))
     if not problems:
         model = run_config(config).model
-        needs_base = not config.source_path or _is_adapter(Path(config.source_path))
+        sources = config.grid.source_paths or [config.source_path]
+        needs_base = any(not source or _is_adapter(Path(source)) for source in sources)
         skipped = () if needs_base else ("model.chroma_path",)
         found = [*missing_model_files(model), *unfit_models(model.model_dump())]
         problems += [problem for problem in found if problem.path not in skipped]
     problems += [problem for i, lora in enumerate(config.loras) for problem in _lora_problems(i, lora)]
     grid = config.grid
-    axes = (grid.samplers, grid.steps, grid.cfg, grid.lora_strengths)
     count = len(config.prompts) * config.images_per_prompt
-    for axis in axes:
+    for _, axis in grid:
         count *= len(axis) or 1
     if count > MAX_PICTURES:
         problems.append(Problem("grid", f"makes {count:,} pictures; {MAX_PICTURES:,} are the most."))
     return problems
+
+
+def _source_problems(config: SampleConfig) -> Iterator[Problem]:
+    if config.source_path:
+        yield from source_problems(config.source_path)
+    for i, source in enumerate(config.grid.source_paths):
+        for problem in source_problems(source):
+            yield Problem(f"grid.source_paths.{i}", problem.message)
 
 
 def _is_adapter(source: Path) -> bool:

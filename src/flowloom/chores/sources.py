@@ -16,7 +16,7 @@ def config_around(source: Path) -> RunConfig | None:
     if run_dir is None:
         return None
     try:
-        is_ours = run_dir.read_run().get("trainer", "flow") == "flow"
+        is_ours = run_dir.read_run().get("trainer", "flow") in ("flow", "demo")
         return run_dir.read_config() if is_ours else None
     except FlowloomError:
         return None

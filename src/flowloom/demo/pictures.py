@@ -59,10 +59,15 @@ def rasterise(svg: Path, size: int) -> bytes:
 
 
 def build(folder: Path, size: int) -> DemoData:
-    """Draw every picture into `folder` and write `data.jsonl`, unless that was done before."""
+    """Draw every picture into `folder`, its caption beside it, and write `data.jsonl`, if not done before."""
     jsonl = folder / "data.jsonl"
     done = folder / "made.json"
-    made = {"size": size, "repeats": REPEATS, "pictures": [[p.code, p.caption] for p in drawings()]}
+    made = {
+        "size": size,
+        "repeats": REPEATS,
+        "captions": "txt",
+        "pictures": [[p.code, p.caption] for p in drawings()],
+    }
     if not (done.exists() and json.loads(done.read_text()) == made):
         folder.mkdir(parents=True, exist_ok=True)
         found = list(drawings())
@@ -70,6 +75,7 @@ def build(folder: Path, size: int) -> DemoData:
             pngs = pool.map(lambda picture: rasterise(picture.svg, size), found)
             for picture, png in zip(found, pngs, strict=True):
                 (folder / f"{picture.code}.png").write_bytes(png)
+                (folder / f"{picture.code}.txt").write_text(f"{picture.caption}\n")
         rows = [json.dumps(_row(picture, size)) for picture in found for _ in range(_repeats(picture))]
         jsonl.write_text("".join(f"{row}\n" for row in rows))
         write_json(done, made)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -26,28 +27,47 @@ def sample_in_a_run(config: SampleConfig, progress: Progress) -> None:
     left = [shot for shot in planned if shot.file not in done]
     if not left:
         return
-    loaded = run_config(config)
-    source = Path(config.source_path or loaded.model.chroma_path)
-    loras = [(Path(lora.lora_path), lora.strength) for lora in config.loras]
-    drawing = _drawing(config, left[0])
-    request = SampleRequest(source, config.prompts, folder, drawing, loaded, loras, weights=config.weights)
-    painter, adapters = load_with_adapters(request)
     progress.phase("sampling")
     progress.step(len(records), len(planned))
-    for shot in left:
-        if progress.is_stopped():
-            return
-        for adapter, strength in adapters:
-            adapter.set_strength(strength * shot.lora_strength)
-        drawing = _drawing(config, shot)
-        (picture,) = painter.draw([shot.prompt], [shot.seed], drawing)
-        _save(picture, folder / shot.file)
-        told = {"file": shot.file, "prompt": shot.prompt, "seed": shot.seed, "source": str(source)}
-        records.append(told | asdict(drawing) | _with_loras(config, shot))
-        write_json(folder / "samples.json", records)
-        progress.say("sampled", step=0, dir=f"samples/{folder.name}")
-        progress.step(len(records), len(planned))
+    for (source, weights), found in groupby(left, key=lambda shot: (shot.source, shot.weights)):
+        painter, adapters = load_with_adapters(_request(config, folder, source, weights))
+        for shot in found:
+            if progress.is_stopped():
+                return
+            for adapter, strength in adapters:
+                adapter.set_strength(strength * shot.lora_strength)
+            drawing = _drawing(config, shot)
+            (picture,) = painter.draw([shot.prompt], [shot.seed], drawing)
+            _save(picture, folder / shot.file)
+            records.append(_told(config, shot) | asdict(drawing) | _with_loras(config, shot))
+            write_json(folder / "samples.json", records)
+            progress.say("sampled", step=0, dir=f"samples/{folder.name}")
+            progress.step(len(records), len(planned))
+        # Before the next source's networks are loaded.
+        del painter, adapters
     progress.save_result({"pictures": len(records)})
+
+
+def _request(
+    config: SampleConfig, folder: Path, source: str, weights: Literal["ema", "raw"]
+) -> SampleRequest:
+    loaded = run_config(config)
+    loras = [(Path(lora.lora_path), lora.strength) for lora in config.loras]
+    return SampleRequest(
+        source=Path(source or loaded.model.chroma_path),
+        prompts=config.prompts,
+        out_dir=folder,
+        drawing=_drawing(config, next(shots(config))),
+        config=loaded,
+        loras=loras,
+        weights=weights,
+    )
+
+
+def _told(config: SampleConfig, shot: Shot) -> dict[str, Any]:
+    source = shot.source or run_config(config).model.chroma_path
+    told = {"file": shot.file, "prompt": shot.prompt, "seed": shot.seed, "source": source}
+    return told | ({"weights": shot.weights} if config.grid.weights else {})
 
 
 def _drawn(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -40,6 +40,7 @@ class Mark(BaseModel):
     kind: str
     step: int
     loss: float | None = None
+    weights: Literal["raw", "ema"] | None = Field(None, description="Of a validation: whose loss it is.")
 
 
 class Metrics(BaseModel):
@@ -92,7 +93,8 @@ class Columns:
         elif kind == "started" and event.get("resumed_from") is not None:
             self._cut(event["resumed_from"])
         elif kind in ("validated", "sampled", "saved"):
-            self._marks.append(Mark(kind=kind, step=event.get("step", 0), loss=event.get("loss")))
+            found: dict[str, Any] = {key: event.get(key) for key in ("loss", "weights")}
+            self._marks.append(Mark(kind=kind, step=event.get("step", 0), **found))
 
     def _cut(self, step: int) -> None:
         """Forget what lies beyond `step`: it is about to be made again."""

@@ -69,7 +69,8 @@ def _problems(detail: ErrorDetails, place: Place, others: list[str]) -> list[Pro
         limit = (
             f"at least {context.get('min_length')}" if kind == "too_short" else f"{context.get('max_length')}"
         )
-        return [Problem(path, f"needs {limit} values, not {context['actual_length']}.")]
+        values = "value" if limit.endswith(" 1") or limit == "1" else "values"
+        return [Problem(path, f"needs {limit} {values}, not {context['actual_length']}.")]
     key = key_of(path)
     if key and (kind.endswith(_TYPE_ERRORS) or len(detail["loc"]) > len(place)):
         return [Problem(path, f"must be {key.type_text}, not {shown}.")]

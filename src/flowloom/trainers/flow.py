@@ -43,6 +43,20 @@ PRESETS = [
             "memory": {"checkpointed_blocks": "all"},
         },
     ),
+    Preset(
+        name="full-8xh100",
+        title="8 x H100 full",
+        note="All weights at once, whole on each GPU: bfloat16 with stochastic rounding, moments in 8 bits. "
+        "Choose all devices to start it on.",
+        config={
+            "training": {"lr": 1e-5, "train_minibatch": 4, "warmup_steps": 100},
+            "dataloader": {"batch_size": 64},
+            "model": {"t5_to_8bit": True},
+            "optimizer": {"kind": "adamw_lowbit"},
+            "parallel": {"dtype": "bf16", "trained_dtype": "bf16"},
+            "memory": {"checkpointed_blocks": "all"},
+        },
+    ),
 ]
 
 

@@ -5,7 +5,18 @@ import { ChoreForm } from "@/components/form/chore";
 import { Tries } from "@/components/playground/tries";
 import { Page } from "@/components/ui/surface";
 
-const FIRST = ["source_path", "prompts", "negative", "width", "height", "steps", "cfg", "seed", "loras"];
+const FIRST = [
+  "source_path",
+  "prompts",
+  "negative",
+  "width",
+  "height",
+  "steps",
+  "cfg",
+  "seed",
+  "loras",
+  "grid",
+];
 
 /** `?source=` names what draws: a run's folder, a checkpoint, a LoRA. */
 function Form() {

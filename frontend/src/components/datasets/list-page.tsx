@@ -1,20 +1,24 @@
 "use client";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import Link from "next/link";
-import { useRouter } from "next/navigation";
 import { useState } from "react";
 import { Button, IconButton } from "@/components/ui/button";
-import { Dialog } from "@/components/ui/dialog";
 import { DataIcon, PlusIcon, TrashIcon } from "@/components/ui/icons";
-import { Input } from "@/components/ui/inputs";
 import { Empty, Page, Panel, Skeleton } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
 import { Problem } from "@/lib/api/client";
-import { type DataSet, datasetApi, datasets, pictures, summary, trash } from "@/lib/api/datasets";
+import {
+  type DataSet,
+  datasetApi,
+  datasetHref,
+  datasets,
+  pictures,
+  summary,
+  trash,
+} from "@/lib/api/datasets";
 import { ago, bytes, count } from "@/lib/format";
-
-const hrefOf = (name: string) => `/datasets/?name=${encodeURIComponent(name)}`;
+import { NewDialog } from "./new-dialog";
 
 function Thumbs({ name }: { name: string }) {
   const { data } = useQuery(pictures(name, {}, 0));
@@ -46,7 +50,7 @@ function Card({ dataset, onDelete }: { dataset: DataSet; onDelete: () => void })
       <div className="flex items-start justify-between gap-2 p-3">
         <div className="min-w-0">
           <Link
-            href={hrefOf(dataset.name)}
+            href={datasetHref(dataset.name)}
             className="block truncate text-sm font-semibold after:absolute after:inset-0"
           >
             {dataset.name}
@@ -73,59 +77,6 @@ function Card({ dataset, onDelete }: { dataset: DataSet; onDelete: () => void })
         </IconButton>
       </div>
     </li>
-  );
-}
-
-function NewDialog({ isOpen, onClose }: { isOpen: boolean; onClose: () => void }) {
-  const router = useRouter();
-  const client = useQueryClient();
-  const [name, setName] = useState("");
-  const [where, setWhere] = useState("");
-  const make = useMutation({
-    mutationFn: () => {
-      const place = where.trim();
-      const from = place === "" ? {} : place.includes("://") ? { url: place } : { path: place };
-      return datasetApi.create({ name: name.trim(), ...from });
-    },
-    onSuccess: (made) => {
-      void client.invalidateQueries({ queryKey: ["datasets"] });
-      router.push(hrefOf(made.name));
-    },
-  });
-  return (
-    <Dialog title="New data set" isOpen={isOpen} onClose={onClose}>
-      <form
-        className="grid gap-3"
-        onSubmit={(event) => {
-          event.preventDefault();
-          make.mutate();
-        }}
-      >
-        <label className="grid gap-1 text-sm font-medium">
-          Name
-          <Input value={name} onChange={(event) => setName(event.target.value)} autoComplete="off" required />
-        </label>
-        <label className="grid gap-1 text-sm font-medium">
-          Where it lies already
-          <Input
-            value={where}
-            onChange={(event) => setWhere(event.target.value)}
-            placeholder="none: a new folder, to upload to"
-            autoComplete="off"
-          />
-          <span className="text-xs font-normal text-ink-faint">
-            A folder or JSONL in one of the studio's folders, or s3://bucket/folder.
-          </span>
-        </label>
-        {make.error && <Trouble error={make.error} />}
-        <div className="flex justify-end gap-2">
-          <Button onClick={onClose}>Cancel</Button>
-          <Button type="submit" kind="primary" isBusy={make.isPending} disabled={!name.trim()}>
-            Make it
-          </Button>
-        </div>
-      </form>
-    </Dialog>
   );
 }
 

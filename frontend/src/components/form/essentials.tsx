@@ -7,54 +7,16 @@ import { Select } from "@/components/ui/inputs";
 import { Panel } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
-import { datasets } from "@/lib/api/datasets";
 import { download, lacking } from "@/lib/api/models";
 import { useDebounced } from "@/lib/check";
 import { bytes } from "@/lib/format";
 import { at, type Json, type Tree } from "@/lib/json";
+import { BaseCard, useBases, wordsOf } from "./base-card";
 import { useForm } from "./context";
+import { DataChoice } from "./data-choice";
 
 const NONE = "";
 const nameOf = (path: string) => path.split("/").slice(-2).join("/");
-
-function Data() {
-  const { whole, set } = useForm();
-  const { data } = useQuery({ ...datasets, retry: false });
-  const path = String(at(whole, ["dataloader", "jsonl_metadata_path"]) ?? "");
-  const fitting = data?.filter((each) => each.kind === "jsonl" && each.path) ?? [];
-  const others = data?.filter((each) => each.kind !== "jsonl") ?? [];
-  const choose = (chosen: string) => {
-    const found = fitting.find((each) => each.path === chosen);
-    set(["dataloader", "jsonl_metadata_path"], chosen);
-    if (found?.images_dir) set(["dataloader", "image_folder_path"], found.images_dir);
-  };
-  return (
-    <div className="grid content-start gap-1.5">
-      <label htmlFor="essential-data" className="label">
-        Data set
-      </label>
-      <Select id="essential-data" value={path} onChange={(event) => choose(event.target.value)}>
-        <option value={NONE}>choose one, or name a JSONL below</option>
-        {path && !fitting.some((each) => each.path === path) && <option value={path}>{nameOf(path)}</option>}
-        {fitting.map((each) => (
-          <option key={each.name} value={each.path ?? ""}>
-            {each.name}
-          </option>
-        ))}
-      </Select>
-      <p className="text-xs text-ink-faint">
-        {fitting.length === 0 && others.length > 0
-          ? "Folders are made into a JSONL there: “Work on it”."
-          : "Its JSONL and the folder of its pictures are filled in."}
-      </p>
-      <div>
-        <LinkButton size="small" href="/datasets/">
-          Data sets
-        </LinkButton>
-      </div>
-    </div>
-  );
-}
 
 function Model() {
   const { whole, set, candidates } = useForm();
@@ -63,6 +25,7 @@ function Model() {
   const section = useDebounced((at(whole, ["model"]) ?? {}) as Tree);
   const { data } = useQuery(lacking(section));
   const bases = candidates["model.chroma_path"] ?? [];
+  const shelf = useBases();
   const path = String(at(whole, ["model", "chroma_path"]) ?? "");
   const here = data?.needs.filter((need) => need.here.length > 0) ?? [];
   const absent = data?.needs.filter((need) => need.here.length === 0) ?? [];
@@ -91,10 +54,11 @@ function Model() {
         {path && !bases.includes(path) && <option value={path}>{nameOf(path)}</option>}
         {bases.map((base) => (
           <option key={base} value={base}>
-            {nameOf(base)}
+            {[nameOf(base), wordsOf(shelf.get(base))].filter(Boolean).join(" · ")}
           </option>
         ))}
       </Select>
+      <BaseCard model={shelf.get(path)} />
       {data && data.needs.length === 0 ? (
         <p className="flex items-center gap-1 text-xs text-nettle">
           <CheckIcon className="size-3.5" /> VAE and T5 are where they should be.
@@ -178,7 +142,7 @@ export function Essentials() {
   return (
     <Panel>
       <div className={cx("grid gap-x-6 gap-y-5 sm:grid-cols-2 2xl:grid-cols-3")}>
-        <Data />
+        <DataChoice />
         <Model />
         <How />
       </div>

@@ -15,7 +15,7 @@ export function Presets({
 }) {
   const all: (Preset | null)[] = [null, ...presets];
   return (
-    <div role="radiogroup" aria-label="Preset" className="grid gap-2 sm:grid-cols-2 xl:grid-cols-3">
+    <div role="radiogroup" aria-label="Preset" className="grid gap-2 sm:grid-cols-2 2xl:grid-cols-4">
       {all.map((preset) => {
         const isChosen = (preset?.name ?? null) === chosen;
         const changes = preset ? differences({}, preset.config as Json) : [];

@@ -9,6 +9,7 @@ import { Trouble } from "@/components/ui/trouble";
 import { fetchJson, Problem, type RunView } from "@/lib/api/client";
 import { queue } from "@/lib/api/queries";
 import type { Draft } from "@/lib/draft";
+import type { Hint } from "@/lib/hints";
 
 interface Props {
   trainer: string;
@@ -17,10 +18,12 @@ interface Props {
   isChecking: boolean;
   onPatch: (part: Partial<Draft>) => void;
   onShow: (path: string) => void;
+  /** What is allowed but seldom meant. */
+  hints: Hint[];
 }
 
 /** Name, device, what is still wrong, and the button. */
-export function Start({ trainer, draft, problems, isChecking, onPatch, onShow }: Props) {
+export function Start({ trainer, draft, problems, isChecking, onPatch, onShow, hints }: Props) {
   const router = useRouter();
   const client = useQueryClient();
   const { data } = useQuery(queue);
@@ -100,6 +103,21 @@ export function Start({ trainer, draft, problems, isChecking, onPatch, onShow }:
                   onClick={() => onShow(path)}
                 >
                   <code className="figure text-ink-soft">{path || "all"}</code> {messages.join(" ")}
+                </button>
+              </li>
+            ))}
+          </ul>
+        )}
+        {count === 0 && hints.length > 0 && (
+          <ul className="grid gap-0.5">
+            {hints.map((hint) => (
+              <li key={hint.path}>
+                <button
+                  type="button"
+                  className="w-full rounded py-1 text-left text-xs text-weld hover:bg-sunken hover:underline"
+                  onClick={() => onShow(hint.path)}
+                >
+                  {hint.text}
                 </button>
               </li>
             ))}

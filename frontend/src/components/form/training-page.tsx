@@ -14,16 +14,22 @@ import { Problem } from "@/lib/api/client";
 import { runConfig, trainerConfig, trainerModels } from "@/lib/api/queries";
 import { byPath, useCheck } from "@/lib/check";
 import { useDraft } from "@/lib/draft";
+import { hintsOf } from "@/lib/hints";
 import { at, changesFrom, laidOver, same, type Tree } from "@/lib/json";
+import { useLater } from "@/lib/later";
 import { type Field, isFound, leavesOf, SIMPLE, sectionsOf } from "@/lib/schema";
 import { FormContext } from "./context";
 import { Essentials } from "./essentials";
 import { Import } from "./import";
 import { JsonSide } from "./json-side";
+import { Outcome } from "./outcome";
 import { Preflight } from "./preflight";
 import { Presets } from "./presets";
 import { Section } from "./section";
 import { Start } from "./start";
+
+/** So many fill a screen; the others come a moment later. */
+const FIRST_SECTIONS = 2;
 
 interface Props {
   trainer: string;
@@ -102,6 +108,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
   const { data: made, error, refetch } = useQuery(trainerConfig(trainer));
   const { data: candidates } = useQuery({ ...trainerModels(trainer), enabled: made !== undefined });
   const [search, setSearch] = useState("");
+  const isLater = useLater(made !== undefined);
   const [isAdvanced, setAdvanced] = useState(false);
   const defaults = made?.defaults as Tree | undefined;
   const [presetName, setPresetName] = useState<string | null>(null);
@@ -162,7 +169,9 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
     setSearch("");
     setAdvanced(true);
     setTimeout(() => {
-      const row = document.querySelector<HTMLElement>(`[data-field="${CSS.escape(path)}"]`);
+      const row = document.querySelector<HTMLElement>(
+        `[data-field="${CSS.escape(path)}"], #section-${CSS.escape(path)}`,
+      );
       row?.scrollIntoView({ block: "center" });
       row?.querySelector<HTMLElement>("input,select,textarea,button")?.focus();
     }, 60);
@@ -196,7 +205,14 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
             <Import
               trainer={trainer}
               sections={sections}
-              onTake={(config) => patch({ config, preset: null })}
+              onTake={(config, isPart) =>
+                isPart
+                  ? setConfig(laidOver(draft.config, config) as Tree)
+                  : patch({
+                      config: (changesFrom(defaults, laidOver(defaults, config)) ?? {}) as Tree,
+                      preset: null,
+                    })
+              }
             />
             <div className="flex flex-wrap items-center justify-between gap-3">
               <label className="relative block min-w-48 flex-1">
@@ -225,7 +241,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
             {shown.length === 0 && (
               <Empty title="No field fits">Search for a key, a word of its help, or a section.</Empty>
             )}
-            {shown.map((section) => (
+            {shown.slice(0, isLater ? undefined : FIRST_SECTIONS).map((section) => (
               <Section key={section.name} section={section} isShown={isShown} />
             ))}
           </div>
@@ -237,10 +253,12 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
               isChecking={isChecking}
               onPatch={patch}
               onShow={onShow}
+              hints={trainer === "flow" ? hintsOf(whole) : []}
             />
             {trainer === "flow" && (
               <Preflight config={draft.config} isReady={problems.size === 0 && !isChecking} />
             )}
+            <Outcome trainer={trainer} config={draft.config} name={draft.name} isOpen={trainer !== "flow"} />
             <JsonSide
               config={draft.config}
               whole={whole}

@@ -4,7 +4,7 @@ import Link from "next/link";
 import { cx } from "@/components/ui/classes";
 import { CheckIcon, ChevronIcon } from "@/components/ui/icons";
 import { Panel } from "@/components/ui/surface";
-import { api, got } from "@/lib/api/client";
+import { datasets } from "@/lib/api/datasets";
 import { runs, trainerModels } from "@/lib/api/queries";
 
 interface Step {
@@ -13,6 +13,9 @@ interface Step {
   href: string;
   isDone: boolean | undefined;
 }
+
+/** What trains; other runs draw, tag, convert. */
+const TRAINERS = new Set(["flow", "kohya", "flow-upstream"]);
 
 const PARTS = {
   "model.chroma_path": "a Chroma base",
@@ -23,16 +26,12 @@ const PARTS = {
 function useSteps(): Step[] {
   const { data: models } = useQuery(trainerModels("flow"));
   const { data: made } = useQuery(runs([], 50));
-  const { data: folder } = useQuery({
-    queryKey: ["roots", "data", ""],
-    queryFn: () =>
-      got(api.GET("/api/roots/{root}/list", { params: { path: { root: "data" }, query: { limit: 1 } } })),
-    retry: false,
-  });
+  const { data: sets } = useQuery({ ...datasets, refetchInterval: false, retry: false });
+  const num = sets?.filter((each) => each.name !== "demo").length;
   // The demo's own small ones train nothing but the demo.
   const has = (key: string) => models?.[key]?.some((path) => !path.includes("/models/demo/"));
   const missing = Object.entries(PARTS).filter(([key]) => models && !has(key));
-  const own = made?.runs.filter((run) => run.trainer !== "demo");
+  const own = made?.runs.filter((run) => TRAINERS.has(run.trainer));
   return [
     {
       title: "Models",
@@ -44,11 +43,9 @@ function useSteps(): Step[] {
     },
     {
       title: "A data set",
-      note: folder?.total
-        ? `${folder.total} in the data folder.`
-        : "Pictures with captions, or a FLOW JSONL.",
+      note: num ? `${num} here.` : "Pictures with captions, or a FLOW JSONL.",
       href: "/datasets/",
-      isDone: folder ? folder.total > 0 : undefined,
+      isDone: num === undefined ? undefined : num > 0,
     },
     {
       title: "A training",

@@ -6,6 +6,7 @@ import { type AskedChore, ChoreDialog } from "@/components/form/chore";
 import { Progress, runHref } from "@/components/run/progress";
 import { Button } from "@/components/ui/button";
 import { CheckIcon, DownloadIcon, PlusIcon } from "@/components/ui/icons";
+import { Checkbox } from "@/components/ui/inputs";
 import { State } from "@/components/ui/state";
 import { Empty, Page, Panel, Skeleton } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
@@ -13,7 +14,8 @@ import { Trouble } from "@/components/ui/trouble";
 import { api, got, Problem } from "@/lib/api/client";
 import { download, library, type Model, type Offer, offers } from "@/lib/api/models";
 import { ACTIVE } from "@/lib/api/queries";
-import { bytes, duration } from "@/lib/format";
+import { bytes, duration, params } from "@/lib/format";
+import { Beside } from "./beside";
 
 function AdapterFacts({ model }: { model: Model }) {
   const facts = model.adapter;
@@ -31,9 +33,21 @@ function AdapterFacts({ model }: { model: Model }) {
   return <p className="text-xs text-ink-soft">{told.filter(Boolean).join(" · ")}</p>;
 }
 
-function Row({ model }: { model: Model }) {
+interface RowProps {
+  model: Model;
+  isChosen: boolean;
+  onChoose: (isChosen: boolean) => void;
+}
+
+function Row({ model, isChosen, onChoose }: RowProps) {
   return (
-    <li className="grid gap-x-4 gap-y-0.5 px-4 py-2.5 sm:grid-cols-[minmax(0,1fr)_auto]">
+    <li className="grid grid-cols-[auto_minmax(0,1fr)] gap-x-3 gap-y-0.5 px-4 py-2.5 has-checked:bg-indigo-soft sm:grid-cols-[auto_minmax(0,1fr)_auto]">
+      <Checkbox
+        className="mt-0.5"
+        aria-label={`Choose ${model.name}`}
+        checked={isChosen}
+        onChange={(event) => onChoose(event.target.checked)}
+      />
       <div className="min-w-0">
         <p className="truncate text-sm font-medium" title={model.path}>
           {model.title ?? model.name}
@@ -48,10 +62,10 @@ function Row({ model }: { model: Model }) {
         {model.problem && <p className="text-xs text-madder">{model.problem}</p>}
         <code className="figure block truncate text-2xs text-ink-faint">{model.path}</code>
       </div>
-      <div className="figure flex gap-3 text-xs text-ink-soft sm:flex-col sm:items-end sm:gap-0">
+      <div className="figure col-start-2 flex gap-3 text-xs text-ink-soft sm:col-start-3 sm:flex-col sm:items-end sm:gap-0">
         <span>{bytes(model.size)}</span>
         <span>{model.precision}</span>
-        <span>{model.num_params && `${(model.num_params / 1e9).toFixed(2)} B`}</span>
+        <span>{params(model.num_params)}</span>
       </div>
     </li>
   );
@@ -59,6 +73,8 @@ function Row({ model }: { model: Model }) {
 
 function Library() {
   const { data, error, refetch } = useQuery(library);
+  const [chosen, setChosen] = useState<readonly string[]>([]);
+  const [isBeside, setBeside] = useState(false);
   if (error && !data) {
     const isOld = error instanceof Problem && error.status === 404;
     return isOld ? (
@@ -90,6 +106,24 @@ function Library() {
   }
   return (
     <div className="grid gap-4">
+      <div
+        className="flex min-h-7 flex-wrap items-center gap-2 text-xs text-ink-soft"
+        role="toolbar"
+        aria-label="What is chosen"
+      >
+        <span>{chosen.length > 0 ? `${chosen.length} chosen` : "Choose two or more to compare them."}</span>
+        <Button size="small" disabled={chosen.length < 2} onClick={() => setBeside(true)}>
+          Side by side
+        </Button>
+        {chosen.length > 0 && (
+          <Button size="small" kind="quiet" onClick={() => setChosen([])}>
+            Choose none
+          </Button>
+        )}
+      </div>
+      {isBeside && (
+        <Beside models={chosen.flatMap((path) => byPath.get(path) ?? [])} onClose={() => setBeside(false)} />
+      )}
       {groups.map((group) => (
         <Panel
           key={group.name}
@@ -101,7 +135,14 @@ function Library() {
         >
           <ul className="divide-y">
             {group.models.map((model) => (
-              <Row key={model.path} model={model} />
+              <Row
+                key={model.path}
+                model={model}
+                isChosen={chosen.includes(model.path)}
+                onChoose={(is) =>
+                  setChosen((old) => (is ? [...old, model.path] : old.filter((path) => path !== model.path)))
+                }
+              />
             ))}
           </ul>
         </Panel>

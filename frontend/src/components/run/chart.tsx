@@ -1,8 +1,9 @@
 "use client";
-import { useEffect, useRef } from "react";
+import { type KeyboardEvent, useEffect, useRef } from "react";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
 import { figure } from "@/lib/format";
+import { moved, type Span, zoomed } from "@/lib/pan";
 
 export interface ChartLine {
   label: string;
@@ -11,6 +12,8 @@ export interface ChartLine {
   values: (number | null)[];
   width?: number;
   alpha?: number;
+  /** Few points, each of which is to be seen. */
+  hasDots?: boolean;
 }
 
 interface Props {
@@ -20,12 +23,20 @@ interface Props {
   height: number;
   isLog?: boolean;
   /** Steps that are shown; null: all. */
-  span?: [number, number] | null;
-  onSpan?: (span: [number, number] | null) => void;
+  span?: Span | null;
+  onSpan?: (span: Span | null) => void;
+  /** First and last step there is, where `steps` are only some of them. */
+  whole?: Span;
   onPoint?: (index: number | null) => void;
 }
 
-const AXIS = "11px var(--font-plex), sans-serif";
+/** 950,000 as 950K: the last one is not cut off, and narrow gauges have room. */
+const STEPS = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
+/** Steps between two of them: there is no half a step. */
+const STEP_GAPS = Array.from({ length: 9 }, (_, power) => [1, 2, 5].map((each) => each * 10 ** power)).flat();
+/** Of the axes, in the root's letters: they grow with the page on a wall of pixels. */
+const AXIS_REM = 0.6875;
+const AXIS_GAP_REM = { below: 1.625, beside: 3.5, right: 1 };
 
 function token(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -37,10 +48,8 @@ function faded(colour: string, alpha: number): string {
 
 function make(box: HTMLElement, props: () => Props): uPlot {
   const { lines, height, isLog } = props();
-  const font = AXIS.replace(
-    "var(--font-plex)",
-    getComputedStyle(document.body).fontFamily.split(",")[0] ?? "sans-serif",
-  );
+  const rem = Number.parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const font = `${AXIS_REM * rem}px ${getComputedStyle(document.body).fontFamily}`;
   const axis: uPlot.Axis = {
     stroke: token("ink-faint"),
     font,
@@ -52,7 +61,7 @@ function make(box: HTMLElement, props: () => Props): uPlot {
     {
       width: Math.max(200, box.clientWidth),
       height,
-      padding: [8, 8, 0, 0],
+      padding: [8, AXIS_GAP_REM.right * rem, 0, 0],
       legend: { show: false },
       cursor: {
         drag: { x: true, y: false, uni: 20 },
@@ -64,10 +73,15 @@ function make(box: HTMLElement, props: () => Props): uPlot {
         y: isLog ? { distr: 3, log: 10 } : { range: (_, low, high) => uPlot.rangeNum(low, high, 0.08, true) },
       },
       axes: [
-        { ...axis, size: 26, values: (_, ticks) => ticks.map((tick) => tick.toLocaleString("en")) },
         {
           ...axis,
-          size: 56,
+          size: AXIS_GAP_REM.below * rem,
+          incrs: STEP_GAPS,
+          values: (_, ticks) => ticks.map((tick) => STEPS.format(tick)),
+        },
+        {
+          ...axis,
+          size: AXIS_GAP_REM.beside * rem,
           values: (_, ticks) => ticks.map((tick) => (tick == null ? "" : figure(tick, 3))),
         },
       ],
@@ -77,7 +91,7 @@ function make(box: HTMLElement, props: () => Props): uPlot {
           label: line.label,
           stroke: faded(token(line.colour), line.alpha ?? 1),
           width: line.width ?? 1.5,
-          points: { show: false },
+          points: { show: line.hasDots === true, size: 5 },
           spanGaps: true,
         })),
       ],
@@ -98,7 +112,38 @@ function make(box: HTMLElement, props: () => Props): uPlot {
   );
 }
 
-/** Curves over steps. Drag to zoom, double-click to see all. */
+const PAN_SETTLES_MS = 150;
+const KEYS: Record<string, (span: Span, whole: Span) => Span | null> = {
+  ArrowLeft: (span, whole) => moved(span, -0.25, whole),
+  ArrowRight: (span, whole) => moved(span, 0.25, whole),
+  "+": (span, whole) => zoomed(span, 0.5, whole),
+  "-": (span, whole) => zoomed(span, 2, whole),
+  Home: () => null,
+};
+
+/** Sideways by wheel or touchpad: at once in the plot, told when it rests. The answer ends it. */
+function panByWheel(element: HTMLElement, plot: () => uPlot | null, props: () => Props): () => void {
+  let settle: ReturnType<typeof setTimeout> | undefined;
+  const onWheel = (event: WheelEvent) => {
+    const by = event.deltaX || (event.shiftKey ? event.deltaY : 0);
+    const { onSpan, span, steps, whole } = props();
+    const { min, max } = plot()?.scales.x ?? {};
+    if (!by || !onSpan || !span || min == null || max == null) return;
+    event.preventDefault();
+    const bounds = whole ?? [steps[0] ?? min, steps[steps.length - 1] ?? max];
+    const next = moved([min, max], by / element.clientWidth, bounds);
+    plot()?.setScale("x", { min: next[0], max: next[1] });
+    clearTimeout(settle);
+    settle = setTimeout(() => onSpan(next), PAN_SETTLES_MS);
+  };
+  element.addEventListener("wheel", onWheel, { passive: false });
+  return () => {
+    clearTimeout(settle);
+    element.removeEventListener("wheel", onWheel);
+  };
+}
+
+/** Curves over steps. Drag to zoom, wheel sideways to move, double-click to see all; or by keys. */
 export function Chart(props: Props) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
@@ -124,7 +169,13 @@ export function Chart(props: Props) {
       plot.current?.setSize({ width: Math.max(200, element.clientWidth), height }),
     );
     observer.observe(element);
+    const endPan = panByWheel(
+      element,
+      () => plot.current,
+      () => latest.current,
+    );
     return () => {
+      endPan();
       observer.disconnect();
       element.removeEventListener("dblclick", seeAll);
       window.removeEventListener("flowloom:theme", build);
@@ -139,11 +190,20 @@ export function Chart(props: Props) {
     applySpan(plot.current, span);
   }, [steps, lines, span]);
 
+  const onKey = (event: KeyboardEvent) => {
+    const key = KEYS[event.key];
+    const whole = props.whole ?? [steps[0] ?? 0, steps[steps.length - 1] ?? 0];
+    if (!key || !props.onSpan) return;
+    event.preventDefault();
+    props.onSpan(key(span ?? whole, whole));
+  };
   return (
     <div
       ref={box}
-      role="img"
+      role="group"
       aria-label={props.label}
+      tabIndex={props.onSpan ? 0 : undefined}
+      onKeyDown={onKey}
       style={{ height }}
       className="min-w-0 overflow-hidden"
     />

@@ -3,26 +3,31 @@ import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useRouter } from "next/navigation";
 import { useState } from "react";
 import { type AskedChore, ChoreDialog } from "@/components/form/chore";
-import { IconButton } from "@/components/ui/button";
+import { Button, IconButton } from "@/components/ui/button";
 import { Confirm } from "@/components/ui/dialog";
 import { DownloadIcon, TrashIcon } from "@/components/ui/icons";
 import { Menu } from "@/components/ui/menu";
 import { Empty, Panel, Skeleton } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
-import { api, type Checkpoint, got } from "@/lib/api/client";
-import { checkpoints, roots } from "@/lib/api/queries";
+import { api, type Checkpoint, fetchJson, got, type RunView } from "@/lib/api/client";
+import { checkpoints, roots, runConfig } from "@/lib/api/queries";
+import { drawing, hasAverage } from "@/lib/draw";
 import { ago, bytes } from "@/lib/format";
+import type { Tree } from "@/lib/json";
+import { runHref } from "./progress";
 
 interface RowProps {
   checkpoint: Checkpoint;
   /** Where it lies; null where the studio has not said. */
   path: string | null;
+  /** Draws the average's pictures beside those of the weights; absent where the run has no average. */
+  onBeside?: () => void;
   onDelete: () => void;
   onAsk: (asked: AskedChore) => void;
 }
 
-function Row({ checkpoint, path, onDelete, onAsk }: RowProps) {
+function Row({ checkpoint, path, onBeside, onDelete, onAsk }: RowProps) {
   const router = useRouter();
   return (
     <li className="px-4 py-2.5">
@@ -39,6 +44,9 @@ function Row({ checkpoint, path, onDelete, onAsk }: RowProps) {
                   label: "Draw with it",
                   onChoose: () => router.push(`/playground/?source=${encodeURIComponent(path)}`),
                 },
+                ...(onBeside
+                  ? [{ label: "EMA beside raw", note: "Draws both, to compare", onChoose: onBeside }]
+                  : []),
                 {
                   label: "Export …",
                   note: "A LoRA for ComfyUI, sd-scripts or diffusers",
@@ -97,6 +105,16 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
   const runsDir = folders?.find((root) => root.name === "runs")?.path;
   const client = useQueryClient();
   const { complain, say } = useToasts();
+  const router = useRouter();
+  const { data: made } = useQuery(runConfig(id));
+  const config = made?.config as Tree | undefined;
+  const pathOf = (name: string) => `${runsDir}/${id}/checkpoints/${name}`;
+  const draw = useMutation({
+    mutationFn: (grid: Tree) =>
+      fetchJson<RunView>("/api/chores/sample/start", { config: drawing(config ?? {}, grid) }),
+    onSuccess: (run) => router.push(runHref(run.id)),
+    onError: complain,
+  });
   const remove = useMutation({
     mutationFn: (name: string) =>
       got(api.DELETE("/api/runs/{run_id}/checkpoints/{name}", { params: { path: { run_id: id, name } } })),
@@ -107,7 +125,28 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
     onError: complain,
   });
   return (
-    <Panel title="Checkpoints" flush>
+    <Panel
+      title="Checkpoints"
+      flush
+      actions={
+        config &&
+        runsDir &&
+        (data?.checkpoints.length ?? 0) > 1 && (
+          <Button
+            size="small"
+            kind="quiet"
+            isBusy={draw.isPending}
+            onClick={() =>
+              draw.mutate({
+                source_paths: (data?.checkpoints ?? []).map((each) => pathOf(each.name)).reverse(),
+              })
+            }
+          >
+            Draw with each
+          </Button>
+        )
+      }
+    >
       {error && !data ? (
         <div className="p-4">
           <Trouble error={error} onRetry={() => void refetch()} />
@@ -126,7 +165,12 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
             <Row
               key={checkpoint.name}
               checkpoint={checkpoint}
-              path={runsDir ? `${runsDir}/${id}/checkpoints/${checkpoint.name}` : null}
+              path={runsDir ? pathOf(checkpoint.name) : null}
+              onBeside={
+                config && hasAverage(config)
+                  ? () => draw.mutate({ source_paths: [pathOf(checkpoint.name)], weights: ["raw", "ema"] })
+                  : undefined
+              }
               onDelete={() => setDoomed(checkpoint.name)}
               onAsk={setAsked}
             />

@@ -1,9 +1,10 @@
 "use client";
 import { useEffect, useState } from "react";
 import { Button } from "@/components/ui/button";
+import { cx } from "@/components/ui/classes";
 import { Dialog } from "@/components/ui/dialog";
 import { count } from "@/lib/format";
-import type { SampleGrid } from "@/lib/grid";
+import { nearest, type SampleGrid, type SampleRow } from "@/lib/grid";
 
 interface Spot {
   row: number;
@@ -24,14 +25,41 @@ const MOVES: Record<string, [number, number]> = {
   ArrowDown: [1, 0],
 };
 
+/** The same prompt of every run that is compared, at this step or its newest one before. */
+function Beside({ rows, step }: { rows: SampleRow[]; step: number }) {
+  return (
+    <ul className="grid max-h-[56dvh] grid-cols-[repeat(auto-fit,minmax(14rem,1fr))] gap-2 overflow-y-auto">
+      {rows.map((row) => {
+        const sample = nearest(row, step);
+        return (
+          <li key={row.key} className="grid content-start gap-1 text-xs">
+            <span className="truncate font-medium">
+              {row.run} <span className="figure font-normal text-ink-faint">step {count(sample?.step)}</span>
+            </span>
+            {sample && (
+              <img
+                src={sample.url}
+                alt={`${row.prompt}, by ${row.run}`}
+                className="w-full rounded bg-sunken object-contain"
+              />
+            )}
+          </li>
+        );
+      })}
+    </ul>
+  );
+}
+
 /** One picture, large. Arrows: left and right through the steps, up and down through the prompts. */
 export function Lightbox({ grid, spot, onMove, onClose }: Props) {
   const [isComparing, setComparing] = useState(false);
   const [cut, setCut] = useState(50);
+  const [isBeside, setBeside] = useState(false);
   const row = grid.rows[spot.row];
   const step = grid.steps[spot.column] ?? 0;
   const sample = row?.byStep.get(step);
   const firstStep = grid.steps.find((each) => row?.byStep.has(each));
+  const rivals = grid.rows.filter((each) => row?.run && each.prompt === row.prompt);
   const first = firstStep === undefined ? undefined : row?.byStep.get(firstStep);
 
   useEffect(() => {
@@ -50,8 +78,17 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
   }, [grid, spot, onMove]);
 
   return (
-    <Dialog title={`Step ${count(step)} · ${row?.prompt ?? ""}`} isOpen onClose={onClose} width="max-w-4xl">
-      <div className="relative grid place-items-center overflow-hidden rounded bg-sunken">
+    <Dialog
+      title={[`Step ${count(step)}`, row?.run, row?.prompt].filter(Boolean).join(" · ")}
+      isOpen
+      onClose={onClose}
+      width={isBeside ? "max-w-6xl" : "max-w-4xl"}
+    >
+      {isBeside && <Beside rows={rivals} step={step} />}
+      <div
+        hidden={isBeside}
+        className={cx("relative place-items-center overflow-hidden rounded bg-sunken", !isBeside && "grid")}
+      >
         {sample ? (
           <img
             src={sample.url}
@@ -108,12 +145,17 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
               </li>
             ))}
           </ul>
-          <div className="flex gap-2">
+          <div className="flex flex-wrap gap-2">
+            {rivals.length > 1 && (
+              <Button size="small" aria-pressed={isBeside} onClick={() => setBeside(!isBeside)}>
+                {isBeside ? "Only this run" : "Side by side"}
+              </Button>
+            )}
             <Button
               size="small"
               aria-pressed={isComparing}
               onClick={() => setComparing(!isComparing)}
-              disabled={!first}
+              disabled={!first || isBeside}
             >
               {isComparing ? "Only this step" : "Before and after"}
             </Button>

@@ -1,15 +1,15 @@
 "use client";
 import { useQueries, useQuery } from "@tanstack/react-query";
 import { useMemo, useState } from "react";
-import uPlot from "uplot";
 import { Button } from "@/components/ui/button";
 import { Empty, Panel } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { metrics } from "@/lib/api/queries";
 import { count, figure } from "@/lib/format";
-import type { Columns } from "@/lib/live";
-import { smoothed } from "@/lib/smooth";
+import type { Columns, Validation } from "@/lib/live";
+import type { Span } from "@/lib/pan";
 import { Chart, type ChartLine } from "./chart";
+import { joined } from "./joined";
 
 const SMOOTH = [
   { value: 0, label: "Raw" },
@@ -19,12 +19,12 @@ const SMOOTH = [
 ];
 const DETAIL = 2000;
 
-type Span = [number, number];
-
 /** The columns of a stretch of steps, as finely as the studio can tell them. */
 function useDetail(id: string, columns: Columns, span: Span | null): Columns {
-  const first = span ? Math.max(0, Math.floor(span[0])) : 0;
-  const last = span ? Math.ceil(span[1]) : 0;
+  // And half as much on both sides, to move into.
+  const margin = span ? (span[1] - span[0]) / 2 : 0;
+  const first = span ? Math.max(0, Math.floor(span[0] - margin)) : 0;
+  const last = span ? Math.ceil(span[1] + margin) : 0;
   const { data } = useQuery({ ...metrics(id, DETAIL, { first, last }), enabled: span !== null });
   return useMemo(() => {
     if (!span || !data || data.steps.length === 0) return columns;
@@ -32,38 +32,31 @@ function useDetail(id: string, columns: Columns, span: Span | null): Columns {
   }, [columns, data, span]);
 }
 
-/** This run's lines, and the others' on the same steps. */
-function joined(
-  own: Columns,
-  weight: number,
-  others: { id: string; steps: number[]; loss: (number | null)[] }[],
-) {
-  const smooth = smoothed(own.curves.loss, weight);
-  const lines: ChartLine[] = [
-    { label: "loss", colour: "thread-1", values: own.curves.loss, width: 1, alpha: weight ? 0.3 : 1 },
-  ];
-  if (weight) lines.push({ label: "smoothed", colour: "thread-1", values: smooth, width: 2 });
-  if (others.length === 0) return { steps: own.steps, lines };
-  const table = uPlot.join([
-    [own.steps, ...lines.map((line) => line.values)] as uPlot.AlignedData,
-    ...others.map((other) => [other.steps, smoothed(other.loss, weight)] as uPlot.AlignedData),
-  ]);
-  const [steps = [], ...values] = table as unknown as [number[], ...(number | null)[][]];
-  const named = [
-    ...lines,
-    ...others.map(
-      (other, index): ChartLine => ({
-        label: other.id,
-        colour: `thread-${2 + (index % 7)}`,
-        values: [],
-        width: 1.5,
-      }),
-    ),
-  ];
-  return { steps, lines: named.map((line, index) => ({ ...line, values: values[index] ?? [] })) };
+/** What is drawn, by its colour. */
+function Legend({ lines }: { lines: ChartLine[] }) {
+  return (
+    <ul className="mt-2 flex flex-wrap gap-x-4 gap-y-1 text-xs text-ink-soft">
+      {lines.map((line) => (
+        <li key={line.label} className="flex items-center gap-1.5">
+          <span
+            className="h-0.5 w-4"
+            style={{ background: `var(--${line.colour})`, opacity: line.alpha ?? 1 }}
+          />
+          {line.label}
+        </li>
+      ))}
+    </ul>
+  );
 }
 
-export function LossChart({ id, columns, others }: { id: string; columns: Columns; others: string[] }) {
+interface Props {
+  id: string;
+  columns: Columns;
+  validations: Validation[];
+  others: string[];
+}
+
+export function LossChart({ id, columns, validations, others }: Props) {
   const [weight, setWeight] = useState(0.95);
   const [isLog, setLog] = useState(false);
   const [span, setSpan] = useState<Span | null>(null);
@@ -77,7 +70,10 @@ export function LossChart({ id, columns, others }: { id: string; columns: Column
   }));
   const key = otherColumns.map((other) => `${other.id}:${other.steps.length}`).join();
   // biome-ignore lint/correctness/useExhaustiveDependencies: key stands for the others
-  const { steps, lines } = useMemo(() => joined(detail, weight, otherColumns), [detail, weight, key]);
+  const { steps, lines } = useMemo(
+    () => joined(detail, weight, validations, otherColumns),
+    [detail, weight, validations, key],
+  );
   const index = point ?? steps.length - 1;
   return (
     <Panel
@@ -86,7 +82,9 @@ export function LossChart({ id, columns, others }: { id: string; columns: Column
           Loss
           <span className="figure text-xs font-normal text-ink-soft">
             {steps.length > 0 &&
-              `step ${count(steps[index])}  ${lines.map((line) => figure(line.values[index])).join("  ")}`}
+              `step ${count(steps[index])}  ${lines
+                .flatMap((line) => (line.values[index] == null ? [] : [figure(line.values[index])]))
+                .join("  ")}`}
           </span>
         </span>
       }
@@ -117,7 +115,8 @@ export function LossChart({ id, columns, others }: { id: string; columns: Column
       ) : (
         <>
           <Chart
-            label={`Loss of ${id}; drag to zoom, double-click to see all`}
+            label={`Loss of ${id}. Plus and minus zoom, arrows move, Home shows all`}
+            whole={[columns.steps[0] ?? 0, columns.steps[columns.steps.length - 1] ?? 0]}
             steps={steps}
             lines={lines}
             height={280}
@@ -126,19 +125,7 @@ export function LossChart({ id, columns, others }: { id: string; columns: Column
             onSpan={setSpan}
             onPoint={setPoint}
           />
-          {others.length > 0 && (
-            <ul className="mt-2 flex flex-wrap gap-x-4 gap-y-1 text-xs text-ink-soft">
-              {[
-                { label: id, colour: "thread-1" },
-                ...lines.filter((line) => others.includes(line.label)),
-              ].map((line) => (
-                <li key={line.label} className="flex items-center gap-1.5">
-                  <span className="h-0.5 w-4" style={{ background: `var(--${line.colour})` }} />
-                  {line.label}
-                </li>
-              ))}
-            </ul>
-          )}
+          {lines.length > 2 && <Legend lines={lines} />}
         </>
       )}
     </Panel>

@@ -1,6 +1,7 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
+import { Plane } from "@/components/playground/plane";
 import { LinkButton } from "@/components/ui/button";
 import { State } from "@/components/ui/state";
 import { Meter, Page, Panel, Reading, Skeleton } from "@/components/ui/surface";
@@ -9,6 +10,7 @@ import { Trouble } from "@/components/ui/trouble";
 import type { RunView } from "@/lib/api/client";
 import { ACTIVE, run as runQuery } from "@/lib/api/queries";
 import { ago, count, duration, figure, mib, moment, rate } from "@/lib/format";
+import { useLater } from "@/lib/later";
 import { type Live, useLive } from "@/lib/live";
 import { Actions } from "./actions";
 import { Banner } from "./banner";
@@ -27,7 +29,7 @@ const TRAINS = new Set(["flow", "kohya", "flow-upstream", "demo"]);
 type View = "overview" | "log" | "config";
 
 /** The newest figures: the stream is ahead of the run's view. */
-function Readings({ run, live }: { run: RunView; live: Live }) {
+function Readings({ run, live, isTraining }: { run: RunView; live: Live; isTraining: boolean }) {
   const { steps, curves } = live.columns;
   const last = steps.length - 1;
   const step = Math.max(run.step ?? 0, steps[last] ?? 0);
@@ -45,18 +47,22 @@ function Readings({ run, live }: { run: RunView; live: Live }) {
             .filter(Boolean)
             .join(", ")}
         />
-        <Reading
-          label="Loss"
-          value={figure(curves.loss_smooth[last] ?? run.loss)}
-          note={`raw ${figure(curves.loss[last])}`}
-        />
-        <Reading label="Learning rate" value={rate(curves.lr[last] ?? run.lr)} />
+        {isTraining && (
+          <Reading
+            label="Loss"
+            value={figure(curves.loss_smooth[last] ?? run.loss)}
+            note={`raw ${figure(curves.loss[last])}`}
+          />
+        )}
+        {isTraining && <Reading label="Learning rate" value={rate(curves.lr[last] ?? run.lr)} />}
         <Reading
           label="Speed"
           value={figure(curves.samples_per_s[last] ?? run.samples_per_s, 3)}
-          note="samples a second"
+          note={isTraining ? "samples a second" : "a second"}
         />
-        <Reading label="Peak memory" value={mib(curves.peak_memory_mib[last] ?? run.peak_memory_mib)} />
+        {isTraining && (
+          <Reading label="Peak memory" value={mib(curves.peak_memory_mib[last] ?? run.peak_memory_mib)} />
+        )}
         <Reading
           label={isActive ? "Remaining" : "Began"}
           value={isActive ? duration(run.eta_s) : ago(run.created)}
@@ -91,6 +97,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
   const { data: run, error, refetch } = useQuery(runQuery(id));
   const live = useLive(id);
   const [view, setView] = useState<View>("overview");
+  const isLater = useLater(run !== undefined);
   if (error && !run) {
     return (
       <Page title={id} actions={<LinkButton href="/runs/">All runs</LinkButton>}>
@@ -108,10 +115,11 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
   }
   const isActive = ACTIVE.has(run.state);
   const isTraining = TRAINS.has(run.trainer) || live.columns.steps.length > 0;
+  const isDrawing = run.trainer === "sample" && others.length === 0;
   return (
     <Page title={run.id} wide lead={<Lead run={run} live={live} />} actions={<Actions run={run} />}>
       <Banner run={run} notes={live.notes} />
-      <Readings run={run} live={live} />
+      <Readings run={run} live={live} isTraining={isTraining} />
       <div className="mb-4 flex items-center justify-between border-b">
         <Tabs
           label="Run"
@@ -132,14 +140,19 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
       <TabPanel name={view}>
         {view === "overview" && (
           <div className="grid gap-4">
-            {isTraining && <LossChart id={id} columns={live.columns} others={others} />}
-            {!isTraining && <Result id={id} isOver={!isActive} />}
-            {(isTraining || run.trainer === "sample") && <Samples id={id} isActive={isActive} />}
+            {isTraining && (
+              <LossChart id={id} columns={live.columns} validations={live.validations} others={others} />
+            )}
+            {!isTraining && !isDrawing && <Result id={id} isOver={!isActive} />}
+            {isDrawing && <Plane id={id} isActive={isActive} />}
+            {(isTraining || (run.trainer === "sample" && !isDrawing)) && (
+              <Samples id={id} isActive={isActive} others={others} />
+            )}
             <div className="grid items-start gap-4 xl:grid-cols-[minmax(0,2fr)_minmax(0,1fr)]">
-              <Dials columns={live.columns} />
+              {isLater ? <Dials columns={live.columns} /> : <div />}
               <div className="grid gap-4">
                 <Levels levels={live.levels} />
-                <Checkpoints id={id} isActive={isActive} />
+                {isTraining && <Checkpoints id={id} isActive={isActive} />}
               </div>
             </div>
           </div>

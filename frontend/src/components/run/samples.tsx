@@ -1,5 +1,5 @@
 "use client";
-import { useQuery } from "@tanstack/react-query";
+import { useQueries, useQuery } from "@tanstack/react-query";
 import { useVirtualizer } from "@tanstack/react-virtual";
 import { useEffect, useMemo, useRef, useState } from "react";
 import { Empty, Panel, Skeleton } from "@/components/ui/surface";
@@ -7,7 +7,7 @@ import { Choice } from "@/components/ui/tabs";
 import { Trouble } from "@/components/ui/trouble";
 import { samples } from "@/lib/api/queries";
 import { count } from "@/lib/format";
-import { gridOf, type SampleGrid } from "@/lib/grid";
+import { gridOf, type SampleGrid, together } from "@/lib/grid";
 import { Lightbox } from "./lightbox";
 
 const SIZES = [
@@ -55,8 +55,9 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
             <p
               className="sticky left-0 z-10 line-clamp-4 h-full bg-panel pr-3 pl-4 text-xs leading-5 text-ink-soft"
               style={{ width: label }}
-              title={row.prompt}
+              title={[row.run, row.prompt].filter(Boolean).join(": ")}
             >
+              {row.run && <span className="block truncate font-medium text-ink">{row.run}</span>}
               {row.prompt}
             </p>
             {columns.getVirtualItems().map((item) => {
@@ -73,7 +74,7 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
                       type="button"
                       className="block size-full cursor-zoom-in overflow-hidden rounded border bg-sunken"
                       onClick={() => onOpen({ row: index, column: item.index })}
-                      aria-label={`${row.prompt}, step ${step}`}
+                      aria-label={[row.run, row.prompt, `step ${step}`].filter(Boolean).join(", ")}
                     >
                       <img
                         src={`${sample.url}?size=${size > 128 ? 512 : 256}`}
@@ -99,11 +100,21 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
 }
 
 /** The wall of samples: a row for each prompt, a column for each step. */
-export function Samples({ id, isActive }: { id: string; isActive: boolean }) {
+export function Samples({ id, isActive, others }: { id: string; isActive: boolean; others: string[] }) {
   const { data, error, refetch } = useQuery({ ...samples(id), refetchInterval: isActive ? 15_000 : false });
   const [size, setSize] = useState(144);
   const [spot, setSpot] = useState<Spot | null>(null);
-  const grid = useMemo(() => gridOf(data ?? []), [data]);
+  const theirs = useQueries({ queries: others.map((other) => samples(other)) });
+  const key = theirs.map((each) => `${each.dataUpdatedAt}`).join();
+  // biome-ignore lint/correctness/useExhaustiveDependencies: key stands for the others
+  const grid = useMemo(
+    () =>
+      together([
+        { run: id, grid: gridOf(data ?? []) },
+        ...others.map((run, index) => ({ run, grid: gridOf(theirs[index]?.data ?? []) })),
+      ]),
+    [id, data, key],
+  );
   return (
     <Panel
       title="Samples"

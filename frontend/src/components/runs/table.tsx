@@ -33,7 +33,7 @@ function Row({
           onChange={(event) => onChoose(event.target.checked)}
         />
       </td>
-      <td className="max-w-72 min-w-40 py-1.5 pr-4">
+      <td className="max-w-72 py-1.5 pr-4 max-sm:max-w-28 sm:min-w-40">
         <Link
           href={runHref(run.id)}
           className="block truncate text-sm font-medium hover:text-indigo hover:underline"
@@ -46,19 +46,22 @@ function Row({
           {run.devices?.length ? ` · ${run.devices.join(", ")}` : ""}
         </span>
       </td>
-      <td className="pr-4">
+      <td className="pr-4 max-sm:pr-2">
         <State state={run.state} />
         {run.phase && <span className="block pl-3.5 text-xs text-ink-faint">{run.phase}</span>}
       </td>
-      <td className="w-36 pr-6">
+      <td className="w-36 pr-3 max-sm:w-24 sm:pr-6">
         <Progress run={run} />
       </td>
-      <td className="w-28 pr-4">
+      <td className="w-28 pr-4 max-sm:hidden">
         <Sparkline run={run} />
       </td>
-      <td className="figure pr-6 text-right text-sm">{figure(run.loss)}</td>
-      <td className="figure pr-6 text-right text-sm">{figure(run.samples_per_s, 3)}</td>
-      <td className="pr-4 text-right text-xs whitespace-nowrap text-ink-soft" title={moment(run.created)}>
+      <td className="figure pr-6 text-right text-sm max-sm:hidden">{figure(run.loss)}</td>
+      <td className="figure pr-6 text-right text-sm max-md:hidden">{figure(run.samples_per_s, 3)}</td>
+      <td
+        className="pr-4 text-right text-xs whitespace-nowrap text-ink-soft max-sm:hidden"
+        title={moment(run.created)}
+      >
         {ACTIVE.has(run.state) && run.eta_s != null ? `${duration(run.eta_s)} left` : ago(run.created)}
       </td>
     </tr>
@@ -69,10 +72,10 @@ const HEADS = [
   { name: "Run", look: "pr-4" },
   { name: "State", look: "pr-4" },
   { name: "Steps", look: "pr-6" },
-  { name: "Loss", look: "pr-4" },
-  { name: "", look: "pr-6 text-right" },
-  { name: "Samples/s", look: "pr-6 text-right" },
-  { name: "When", look: "pr-4 text-right" },
+  { name: "Loss", look: "pr-4 max-sm:hidden" },
+  { name: "", look: "pr-6 text-right max-sm:hidden" },
+  { name: "Samples/s", look: "pr-6 text-right max-md:hidden" },
+  { name: "When", look: "pr-4 text-right max-sm:hidden" },
 ];
 
 export function RunsTable({ runs, chosen, onChoose, onChooseAll }: Props) {

@@ -45,7 +45,10 @@ export function Page({
     <main
       id="main"
       tabIndex={-1}
-      className={cx("mx-auto w-full px-4 py-5 outline-none sm:px-6", wide ? "max-w-[140rem]" : "max-w-6xl")}
+      className={cx(
+        "mx-auto w-full px-4 py-5 outline-none sm:px-6",
+        wide ? "max-w-[140rem]" : "max-w-6xl min-[1900px]:max-w-[96rem]",
+      )}
     >
       <div className="mb-5 flex flex-wrap items-start justify-between gap-x-4 gap-y-3">
         <div className="min-w-0">

@@ -1,5 +1,16 @@
 import { keepPreviousData, queryOptions } from "@tanstack/react-query";
-import { fetchJson } from "./client";
+import { fetchJson, type Schemas } from "./client";
+
+/** How a bucket is reached; what is not given is Amazon's own, or the environment's. */
+export interface Storage {
+  endpoint?: string;
+  region?: string;
+  anonymous?: boolean;
+}
+
+export type StoreVerdict = Schemas["flowloom__server__routes__stores__Verdict"];
+
+export const datasetHref = (name: string) => `/datasets/?name=${encodeURIComponent(name)}`;
 
 export interface DataSet {
   name: string;
@@ -129,7 +140,7 @@ export const pictures = (name: string, wanted: Wanted, page: number) =>
       return fetchJson<PicturePage>(`${base(name)}/images?${query}`);
     },
     staleTime: 10_000,
-    refetchInterval: (query) => (query.state.data?.scan.is_running ? 1500 : false),
+    refetchInterval: (query) => (query.state.data?.scan.is_running ? 1500 : 15_000),
     placeholderData: keepPreviousData,
   });
 
@@ -181,7 +192,8 @@ export async function saveCaption(
 }
 
 export const datasetApi = {
-  create: (body: { name: string; path?: string; url?: string }) => fetchJson<DataSet>("/api/datasets", body),
+  create: (body: { name: string; path?: string; url?: string; storage?: Storage }) =>
+    fetchJson<DataSet>("/api/datasets", body),
   remove: (name: string) => fetchJson<Trashed>(base(name), undefined, "DELETE"),
   restore: (id: string) => fetchJson<DataSet>(`/api/trash/${id}/restore`, {}),
   preview: (name: string, operation: Operation, wanted: Wanted) =>

@@ -1303,6 +1303,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/{trainer}/config/preview": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Show the files and the command of a configuration
+         * @description What its run would hold and start: by hand, the same command does the same. Nothing is kept.
+         *
+         *     What is wrong with it is told beside that, and is no error here.
+         */
+        post: operations["training-preview_config"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/{trainer}/models": {
         parameters: {
             query?: never;
@@ -1626,6 +1648,32 @@ export interface components {
             title: string;
         };
         /**
+         * CommandView
+         * @description What a run starts.
+         */
+        CommandView: {
+            /** Argv */
+            argv: string[];
+            /**
+             * Environment
+             * @description Beside the studio's own.
+             */
+            environment: {
+                [key: string]: string;
+            };
+            /**
+             * Folder
+             * @description Where it starts; none: anywhere.
+             */
+            folder: string | null;
+            /**
+             * Line
+             * @description As one types it in a shell.
+             * @example cd /opt/sd-scripts && ...
+             */
+            line: string;
+        };
+        /**
          * ConfigView
          * @description What a trainer's configuration is made of.
          */
@@ -1871,6 +1919,29 @@ export interface components {
             wanted?: components["schemas"]["Wanted"];
         };
         /**
+         * Draft
+         * @description A run that may be made.
+         */
+        Draft: {
+            /**
+             * Config
+             * @example {
+             *       "training": {
+             *         "lr": 0.0001
+             *       }
+             *     }
+             */
+            config: {
+                [key: string]: unknown;
+            };
+            /**
+             * Name
+             * @description Of its directory, as the paths below show it.
+             * @example fox-lora
+             */
+            name?: string | null;
+        };
+        /**
          * EditView
          * @description An edit that was made.
          */
@@ -1985,6 +2056,19 @@ export interface components {
             paths: string[];
             /** Size */
             size: number;
+        };
+        /**
+         * FileView
+         * @description A file of a run's directory.
+         */
+        FileView: {
+            /**
+             * Name
+             * @example config.toml
+             */
+            name: string;
+            /** Text */
+            text: string;
         };
         /**
          * Folder
@@ -2218,6 +2302,11 @@ export interface components {
             loss?: number | null;
             /** Step */
             step: number;
+            /**
+             * Weights
+             * @description Of a validation: whose loss it is.
+             */
+            weights?: ("raw" | "ema") | null;
         };
         /**
          * Metrics
@@ -2528,7 +2617,7 @@ export interface components {
          * Preview
          * @description A wish, to be shown first.
          */
-        Preview: {
+        "Preview-Input": {
             /**
              * Examples
              * @description How many captions to show.
@@ -2566,6 +2655,23 @@ export interface components {
              *     }
              */
             wanted?: components["schemas"]["Wanted"];
+        };
+        /**
+         * Preview
+         * @description What a configuration would become.
+         */
+        "Preview-Output": {
+            /** @description None where the trainer's code is not on this machine. */
+            command: components["schemas"]["CommandView"] | null;
+            /**
+             * Files
+             * @description None where it cannot be read.
+             */
+            files: components["schemas"]["FileView"][];
+            /** Is Valid */
+            is_valid: boolean;
+            /** Problems */
+            problems: components["schemas"]["Place-Output"][];
         };
         /**
          * PreviewView
@@ -5522,7 +5628,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Preview"];
+                "application/json": components["schemas"]["Preview-Input"];
             };
         };
         responses: {
@@ -14924,6 +15030,152 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["flowloom__server__routes__training__Verdict"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such trainer. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such trainer.",
+                     *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "training-preview_config": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description flow, kohya or flow-upstream. */
+                trainer: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Draft"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Preview-Output"];
                 };
             };
             /** @description The body is no JSON. */

@@ -1,0 +1,117 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { useState } from "react";
+import { Button } from "@/components/ui/button";
+import { cx } from "@/components/ui/classes";
+import { Panel, Skeleton } from "@/components/ui/surface";
+import { TabPanel, Tabs } from "@/components/ui/tabs";
+import { useToasts } from "@/components/ui/toasts";
+import { Trouble } from "@/components/ui/trouble";
+import { fetchJson, type Schemas } from "@/lib/api/client";
+import { useDebounced } from "@/lib/check";
+import type { Tree } from "@/lib/json";
+
+const COMMAND = "command";
+
+/** What its run would hold and start, as the configuration stands. */
+function useOutcome(trainer: string, config: Tree, name: string, isWanted: boolean) {
+  const asked = useDebounced({ config, name: name.trim() || null });
+  return useQuery({
+    queryKey: ["outcome", trainer, asked],
+    queryFn: () => fetchJson<Schemas["Preview-Output"]>(`/api/${trainer}/config/preview`, asked),
+    enabled: isWanted,
+    placeholderData: (old) => old,
+    staleTime: 10_000,
+    gcTime: 30_000,
+    retry: false,
+  });
+}
+
+/** One text, to read and to copy. */
+function Text({ name, text, wrap }: { name: string; text: string; wrap: boolean }) {
+  const { say } = useToasts();
+  return (
+    <>
+      <pre
+        tabIndex={0}
+        className={cx(
+          "figure max-h-[22rem] min-h-24 overflow-auto p-3 text-xs leading-5",
+          wrap && "whitespace-pre-wrap [overflow-wrap:anywhere]",
+        )}
+      >
+        {text || "(empty)"}
+      </pre>
+      <div className="border-t p-2.5">
+        <Button
+          size="small"
+          onClick={() => void navigator.clipboard.writeText(text).then(() => say(`${name} is copied.`))}
+        >
+          Copy {name}
+        </Button>
+      </div>
+    </>
+  );
+}
+
+/** The files and the command that a run would have, live beside the form: by hand, they do the same. */
+export function Outcome({
+  trainer,
+  config,
+  name,
+  isOpen,
+}: {
+  trainer: string;
+  config: Tree;
+  name: string;
+  isOpen: boolean;
+}) {
+  const [isShown, setShown] = useState(isOpen);
+  const [chosen, setChosen] = useState<string | null>(null);
+  const { data, error } = useOutcome(trainer, config, name, isShown);
+  const texts = new Map((data?.files ?? []).map((file) => [file.name, file.text]));
+  if (data?.command) texts.set(COMMAND, data.command.line);
+  const open = chosen && texts.has(chosen) ? chosen : texts.keys().next().value;
+  return (
+    <Panel
+      flush
+      title="Files and command"
+      actions={
+        <Button size="small" kind="quiet" aria-expanded={isShown} onClick={() => setShown(!isShown)}>
+          {isShown ? "Hide" : "Show"}
+        </Button>
+      }
+    >
+      {!isShown ? (
+        <p className="px-4 py-3 text-xs text-ink-faint">What the run will hold, and what starts it.</p>
+      ) : error ? (
+        <div className="p-3">
+          <Trouble error={error} />
+        </div>
+      ) : !data ? (
+        <Skeleton className="m-3 h-40" />
+      ) : open === undefined ? (
+        <p className="px-4 py-3 text-sm text-ink-soft">
+          Nothing can be written yet: mend first what is marked under Start.
+        </p>
+      ) : (
+        <>
+          <Tabs
+            label="Files and command"
+            className="border-b px-1.5"
+            tabs={[...texts.keys()].map((each) => ({ name: each, label: each }))}
+            chosen={open}
+            onChoose={setChosen}
+          />
+          <TabPanel name={open}>
+            <Text name={open} text={texts.get(open) ?? ""} wrap={open === COMMAND} />
+          </TabPanel>
+          {!data.command && (
+            <p className="border-t px-4 py-2.5 text-xs text-ink-faint">
+              The command is shown where the trainer's code is on this machine; Settings says how to get it.
+            </p>
+          )}
+        </>
+      )}
+    </Panel>
+  );
+}

@@ -1,0 +1,21 @@
+import { at, type Tree } from "./json";
+
+export interface Hint {
+  /** The field that changes it. */
+  path: string;
+  text: string;
+}
+
+const LIMITS = ["max_steps", "max_epochs", "max_minutes"];
+
+/** What is allowed but seldom meant, of a configuration with its defaults. */
+export function hintsOf(whole: Tree): Hint[] {
+  const found: Hint[] = [];
+  if (LIMITS.every((limit) => at(whole, ["limits", limit]) == null)) {
+    found.push({ path: "limits.max_steps", text: "It trains until you stop it: no limit is set." });
+  }
+  if (at(whole, ["inference"]) == null) {
+    found.push({ path: "inference", text: "It draws no samples: Inference is off." });
+  }
+  return found;
+}
