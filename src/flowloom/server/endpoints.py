@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flowloom.errors import Denied, SourceError
-from flowloom.parts.downloads.addresses import Allowed, host_of, resolve
+from flowloom.parts.sources.addresses import Allowed, host_of, resolve
 
 _OWN = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """What the owner names here may be private."""

@@ -11,6 +11,8 @@ from flowloom.errors import Problem
 from flowloom.server.endpoints import unfit_endpoint
 from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
 
+_AN_ADDRESS = re.compile(r"(https?|s3|gs|az)://")
+"""What is no file of this machine; a folder's name may hold such marks further on."""
 _NAMES_A_PATH = re.compile(
     r"(^|_)(path|dir|folder|file)s?$|^(ae|vae|clip_[lg]|t5xxl|gemma2|network_weights)$"
 )
@@ -94,7 +96,7 @@ def _is_path(place: str, value: Any) -> TypeGuard[str]:
     return (
         isinstance(value, str)
         and value != ""
-        and "://" not in value
+        and not _AN_ADDRESS.match(value)
         and bool(words)
         and bool(_NAMES_A_PATH.search(words[-1]))
     )

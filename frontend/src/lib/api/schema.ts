@@ -175,7 +175,8 @@ export interface paths {
         put?: never;
         /**
          * Edit many captions
-         * @description Each caption as it was is kept first, so that the edit can be undone.
+         * @description Each caption as it was is kept first, so that the edit can be undone; the answer comes when all are
+         *     written. A lost connection does not end it; `GET .../edits/progress` tells how far it is.
          */
         post: operations["datasets-make_edit"];
         delete?: never;
@@ -198,6 +199,26 @@ export interface paths {
          * @description How many captions it would change, and some of them before and after; nothing is changed.
          */
         post: operations["datasets-preview_edit"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/edits/progress": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * How far an edit is
+         * @description Of the edit or undo that is being made, by whomever.
+         */
+        get: operations["datasets-read_progress"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -1476,6 +1497,14 @@ export interface components {
             where?: "start" | "end";
         };
         /**
+         * AdvanceView
+         * @description What is being edited now.
+         */
+        AdvanceView: {
+            /** @description null: nothing is. */
+            edit: components["schemas"]["StageView"] | null;
+        };
+        /**
          * Answer
          * @description What was found, or the run that is going to find it.
          */
@@ -1669,7 +1698,7 @@ export interface components {
             /**
              * Line
              * @description As one types it in a shell.
-             * @example cd /opt/sd-scripts && ...
+             * @example cd sd-scripts && python ...
              */
             line: string;
         };
@@ -3178,6 +3207,32 @@ export interface components {
              * @example the one that the studio printed
              */
             token: string;
+        };
+        /**
+         * StageView
+         * @description How far an edit is that is being made.
+         */
+        StageView: {
+            /**
+             * Num Done
+             * @description Captions that this phase is over with.
+             * @example 42000
+             */
+            num_done: number;
+            /**
+             * Num Total
+             * @description Captions of this phase; 0: not known yet.
+             * @example 100000
+             */
+            num_total: number;
+            /**
+             * Phase
+             * @description looking: the folder is looked over; reading: captions are read and kept for an undo; writing: captions are written.
+             * @enum {string}
+             */
+            phase: "looking" | "reading" | "writing";
+            /** Title */
+            title: string;
         };
         /**
          * Status
@@ -5001,7 +5056,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A data set of this kind cannot do that. Captions of this data set are being edited. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5529,7 +5584,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A data set of this kind cannot do that. Captions of this data set are being edited. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5779,6 +5834,165 @@ export interface operations {
             };
         };
     };
+    "datasets-read_progress": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AdvanceView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
     "datasets-undo_edit": {
         parameters: {
             query?: never;
@@ -5874,7 +6088,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. Some captions were changed since. */
+            /** @description A data set of this kind cannot do that. Some captions were changed since. Captions of this data set are being edited. */
             409: {
                 headers: {
                     [name: string]: unknown;
