@@ -111,9 +111,9 @@ class Shot:
 def shots(config: SampleConfig) -> Iterator[Shot]:
     """Every picture, in the order in which they are drawn and shown: sources, prompts, settings last."""
     grid = config.grid
-    axes = product(
-        grid.source_paths or [config.source_path],
-        grid.weights or [config.weights],
+    kinds: list[Literal["ema", "raw"]] = grid.weights or [config.weights]
+    networks = product(grid.source_paths or [config.source_path], kinds)
+    settings = product(
         config.prompts,
         range(config.images_per_prompt),
         grid.samplers or [config.sampler],
@@ -121,7 +121,8 @@ def shots(config: SampleConfig) -> Iterator[Shot]:
         grid.cfg or [config.cfg],
         grid.lora_strengths or [1.0],
     )
-    for i, (source, weights, prompt, number, sampler, steps, cfg, strength) in enumerate(axes):
+    for i, ((source, weights), setting) in enumerate(product(networks, settings)):
+        prompt, number, sampler, steps, cfg, strength = setting
         seed = config.seed + number
         yield Shot(f"{i:04d}.png", source, weights, prompt, seed, steps, cfg, sampler, strength)
 
