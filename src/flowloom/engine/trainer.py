@@ -55,7 +55,6 @@ class Trainer:
         watch = Stopwatch()
         for pack in _packs(self._loaded_batches()):
             waited = watch.lap()
-            self.state.begin_turn()
             self._skipped_here += chain.from_iterable(loaded.skipped for loaded in pack)
             if self.state.ranks.size == 1:
                 self._count_skipped()
@@ -84,6 +83,8 @@ class Trainer:
             if position.update == num_updates:
                 self._next_batch(len(pack))
             position.progress = self._progress(position.step + 1)
+            # Before each update, not each batch: a run that resumes within a batch turns when others do.
+            self.state.begin_turn()
             yield train_step(self.state, *parts)
 
     def _next_batch(self, count: int) -> None:
