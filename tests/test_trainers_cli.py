@@ -34,7 +34,8 @@ def test_the_list_says_what_is_not_installed(capsys: pytest.CaptureFixture[str])
     trainers(["list"])
     lines = capsys.readouterr().out.splitlines()
     assert next(line for line in lines if line.startswith("flow ")).endswith("a part of Flowloom")
-    assert next(line for line in lines if line.startswith("flow-upstream")).endswith("not installed")
+    upstream = next(line for line in lines if line.startswith("flow-upstream"))
+    assert upstream.endswith("not installed: flowloom trainers install flow-upstream")
 
 
 def test_what_is_no_checkout_or_no_python_is_refused(tmp_path: Path) -> None:
