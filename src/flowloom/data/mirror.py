@@ -22,7 +22,7 @@ from flowloom.data.shards import SEALED
 from flowloom.errors import CacheError, FlowloomError
 
 PIECE_BYTES = 8 * 2**20
-PIECES_AT_ONCE = 3
+PIECES_AT_ONCE = 6
 SPARED_BYTES = 2 * 2**30
 """Of the disk: never taken."""
 PART = ".part"
