@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from flowloom.flow.noise_level import shifted_quantile
-from flowloom.flow.samplers import SAMPLERS, euler, midpoint, schedule
+from flowloom.flow.samplers import SAMPLERS, dpmpp_2m, euler, midpoint, schedule
 
 EVERY = pytest.mark.parametrize("name", SAMPLERS)
 ORDERS = {"euler": 1, "heun": 2, "midpoint": 2, "dpmpp_2m": 2}
@@ -87,6 +87,15 @@ def test_errors_shrink_with_the_samplers_order(name: str):
         found = SAMPLERS[name](gaussian(0.4), deviation(0.9) * NOISE, levels)
         errors.append((found - deviation(0.1) * NOISE).abs().max().item())
     assert all(math.log2(a / b) > ORDERS[name] - 0.2 for a, b in pairwise(errors)), errors
+
+
+def test_dpmpp_carries_the_image_on_along_the_log_snr():
+    images = {0.8: torch.tensor([1.0]), 0.5: torch.tensor([3.0])}
+    # log((1 - t) / t) is -log 4, 0, log 2: half as far as the step before, so a quarter of the change.
+    found = dpmpp_2m(lambda x, level: (x - images[level]) / level, torch.tensor([5.0]), [0.8, 0.5, 1 / 3])
+    first = 0.5 / 0.8 * 5 + (1 - 0.5 / 0.8) * 1
+    ratio = (1 / 3) / 0.5
+    assert found.item() == pytest.approx(ratio * first + (1 - ratio) * (3 + (3 - 1) / 4))
 
 
 @EVERY
