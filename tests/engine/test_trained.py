@@ -131,7 +131,8 @@ def test_warmup_climbs_as_flow_does() -> None:
         1.0,
         1.0,
     ]
-    assert lr_factor(RunConfig.model_validate({"training": {"warmup_steps": 1}}), 1) == 1.0
+    one = RunConfig.model_validate({"training": {"warmup_steps": 1}})
+    assert lr_factor(one, 1) == lr_factor(one, 1000, progress=1.0) == 1.0
 
 
 def test_schedules_end_where_they_should() -> None:
