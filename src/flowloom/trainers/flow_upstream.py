@@ -109,7 +109,7 @@ class FlowUpstream:
 
     def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
         """See Trainer; FLOW takes every card that it sees."""
-        config = UpstreamConfig.model_validate(run_dir.read_run()["config"])
+        config = run_dir.read_config_as(UpstreamConfig)
         checkout, trainer = _trainer_of(config)
         folder = run_dir.path / "flow"
         folder.mkdir(exist_ok=True)

@@ -84,7 +84,7 @@ class Kohya:
 
     def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
         """See Trainer; one process, on the first card that it sees."""
-        config = KohyaConfig.model_validate(run_dir.read_run()["config"])
+        config = run_dir.read_config_as(KohyaConfig)
         folder = run_dir.path.absolute()
         write_files(config, folder)
         checkout, script = _checkout(config), script_of(config)
