@@ -199,8 +199,12 @@ def test_the_browser_signs_in_with_a_cookie_that_is_not_the_token(studio_at: Cal
 def test_another_address_than_loopback_makes_a_token_that_only_its_owner_reads(
     studio_at: Callable[..., Studio],
 ):
-    studio = studio_at("home", "--host", "0.0.0.0").start()
+    studio = studio_at("home", "--host", "0.0.0.0")
     kept = studio.home / ".flowloom" / "token"
+    kept.parent.mkdir(mode=0o700, parents=True)
+    kept.touch(0o600)  # as a full disk leaves it
+    studio.start()
+    assert studio.http.get("/api/runs", headers={"authorization": "Bearer"}).status_code == 401
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert len(kept.read_text()) >= 32
     assert studio.http.get("/api/runs").status_code == 401
