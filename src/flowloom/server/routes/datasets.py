@@ -20,7 +20,8 @@ from flowloom.server.datasets.places import (
     UnfitName,
 )
 from flowloom.server.deps import StudioDep
-from flowloom.server.problems import Invalid, NoSuchFile, OutsideRoots, Place, problems
+from flowloom.server.problems import Invalid, NoSuchFile, NotNow, OutsideRoots, Place, problems
+from flowloom.server.uses import require_unused
 
 router = APIRouter(tags=["datasets"], responses=problems())
 
@@ -129,9 +130,12 @@ def read_dataset(dataset: DataSetDep) -> DataSetView:
     return DataSetView.of(dataset)
 
 
-@router.delete("/datasets/{dataset}", summary="Delete a data set", responses=problems(NoSuchDataSet))
-def delete_dataset(library: LibraryDep, dataset: DataSetDep) -> TrashView:
-    """Into the trash; of one that lies elsewhere, only its name goes there."""
+@router.delete("/datasets/{dataset}", summary="Delete a data set", responses=problems(NoSuchDataSet, NotNow))
+def delete_dataset(library: LibraryDep, dataset: DataSetDep, studio: StudioDep) -> TrashView:
+    """Into the trash; of one that lies elsewhere, only its name goes there. Not what a run needs that waits
+    or runs."""
+    if dataset.path and not dataset.is_link:
+        require_unused(studio, dataset.path)
     return TrashView.of(library.places.delete(dataset.name))
 
 
