@@ -14,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from PIL import Image
 
 from flowloom.server.app import open_studio
 from flowloom.server.deps import Studio as Open
@@ -118,6 +120,46 @@ def test_a_run_that_has_the_name_of_another_has_its_own_charts(studio: Studio):
         assert shown(number) == (list(range(9)), [number] * 9)
         wait_for(lambda: studio.http.get("/api/runs/twice").status_code == 200)
         assert studio.http.delete("/api/runs/twice").status_code == 204
+
+
+def test_a_run_that_has_the_name_of_another_shows_its_own_pictures(studio: Studio):
+    tags = set[str]()
+    for colour in ("red", "blue"):
+        run = put(studio.home / "runs", "drawn", {"config": {}})
+        (run / "samples" / "step_00000001").mkdir(parents=True)
+        Image.new("RGB", (8, 8), colour).save(run / "samples" / "step_00000001" / "00.png")
+        (sample,) = studio.get("/api/runs/drawn/samples")["samples"]
+        for size in ("", "?size=128"):
+            shown = studio.http.get(sample["url"] + size, headers={"if-none-match": ", ".join(tags)})
+            assert shown.status_code == 200
+            assert "no-cache" in shown.headers["cache-control"]
+            tags.add(shown.headers["etag"])
+            again = studio.http.get(sample["url"] + size, headers={"if-none-match": shown.headers["etag"]})
+            assert (again.status_code, again.content) == (304, b"")
+        studio.http.delete("/api/runs/drawn")
+    assert len(tags) == 4
+
+
+def test_a_data_set_that_a_run_needs_is_deleted_when_that_is_over(studio: Studio):
+    studio.post("/api/datasets", {"name": "fox"}, 201)
+    config = {"datasets": [{"subsets": [{"image_dir": str(studio.home / "data" / "fox" / "den")}]}]}
+    run = put(studio.home / "runs", "waits", {"trainer": "kohya", "config": config})
+    Ticket(id="x", position=1.0, devices=()).write(run)
+    wait_for(lambda: studio.get("/api/queue")["runs"])
+    refused = studio.http.delete("/api/datasets/fox")
+    assert (refused.status_code, refused.json()["detail"]) == (409, "waits needs fox.")
+    studio.post("/api/runs/waits/cancel")
+    assert studio.http.delete("/api/datasets/fox").status_code == 200
+
+
+def test_cards_are_counted_as_the_driver_counts_them(studio_at: Callable[..., Studio], tiny_config: Configs):
+    studio = studio_at("home", "--device", "cuda:1", "--device", "cuda:3").start()
+    config = tiny_config(limits={"max_steps": 1_000_000})
+    studio.post("/api/flow/train/start", {"name": "x", "config": config, "devices": ["cuda:3"]}, 201)
+    run = studio.wait("x", "running")
+    seen = psutil.Process(run["pid"]).environ()
+    assert (seen["CUDA_VISIBLE_DEVICES"], seen["CUDA_DEVICE_ORDER"]) == ("3", "PCI_BUS_ID")
+    studio.post("/api/runs/x/kill")
 
 
 def test_runs_without_a_name_that_start_in_one_second_are_all_made(studio: Studio):
