@@ -207,7 +207,7 @@ def stopped_run(opened: Open) -> RunDir:
 def test_a_run_that_was_queued_meanwhile_is_neither_changed_nor_deleted(opened: Open):
     run_dir = stopped_run(opened)
     before = run_dir.run_json.read_bytes()
-    restart = Restart(changes={"paths": ["y"]})
+    restart = Restart(devices=[], first=False, changes={"paths": ["y"]})
     with ThreadPoolExecutor(2) as pool:
         with opened.queue.mutex:
             waiting = [
