@@ -152,6 +152,21 @@ def test_a_data_set_that_a_run_needs_is_deleted_when_that_is_over(studio: Studio
     assert studio.http.delete("/api/datasets/fox").status_code == 200
 
 
+def test_no_run_keeps_a_device_that_it_does_not_use(studio_at: Callable[..., Studio]):
+    studio = studio_at("home", "--device", "cuda:1", "--device", "cuda:3").start()
+    (studio.home / "data").mkdir()
+    (studio.home / "data" / "x").touch()
+    body = {"config": {"paths": [str(studio.home / "data" / "x")]}, "devices": ["cuda:1", "cuda:3"]}
+    refused = studio.http.post("/api/chores/hash/start", json=body)
+    assert refused.status_code == 422
+    (place,) = refused.json()["errors"]
+    assert place["pointer"] == "/devices"
+    assert "choose one" in place["detail"]
+    made = studio.post("/api/chores/hash/start", body | {"devices": ["cuda:3"]}, 201)
+    assert made["devices"] == ["cuda:3"]
+    studio.wait(made["id"], "finished")
+
+
 def test_cards_are_counted_as_the_driver_counts_them(studio_at: Callable[..., Studio], tiny_config: Configs):
     studio = studio_at("home", "--device", "cuda:1", "--device", "cuda:3").start()
     config = tiny_config(limits={"max_steps": 1_000_000})

@@ -40,6 +40,7 @@ def test_a_trainer_can_be_asked_only_for_what_a_run_directory_knows(trainer: Tra
     assert trainer.abilities <= set(get_args(Control))
     assert trainer.title
     assert isinstance(trainer.needs_device, bool)
+    assert isinstance(trainer.uses_all_devices, bool)
     assert isinstance(trainer.writes_events, bool)
 
 

@@ -64,7 +64,7 @@ def make_run(studio: Studio, trainer: Trainer, new: NewRun, source: str = "the s
     """
     if problems := problems_of(studio, trainer, new.config):
         raise Invalid.of(problems)
-    studio.queue.require_devices(new.devices)
+    studio.queue.require_devices(new.devices, trainer)
     with studio.shelf.making(new.name, default_name(trainer.name)) as run_dir:
         trainer.prepare(new.config, run_dir, source)
         studio.queue.submit(run_dir, new.devices, first=new.first)
@@ -79,7 +79,7 @@ def resume_run(studio: Studio, run_dir: RunDir, how: Restart) -> RunView:
         NotNow: it waits or runs, or it is finished and nothing is changed.
     """
     queue, is_changed = studio.queue, bool(how.changes)
-    queue.require_devices(how.devices)
+    queue.require_devices(how.devices, queue.trainer_of(run_dir))
     with queue.mutex:
         queue.require_rest(studio.shelf.look(run_dir.path.name), is_changed=is_changed)
         if is_changed:

@@ -43,10 +43,15 @@ class Queue:
         self._keepers: dict[str, subprocess.Popen[bytes]] = {}
         self._try_again_at: dict[str, float] = {}
 
-    def require_devices(self, devices: Sequence[str]) -> None:
-        """Raises Invalid where one of `devices` is not here."""
+    def require_devices(self, devices: Sequence[str], trainer: Trainer) -> None:
+        """Raises Invalid where one of `devices` is not here, or `trainer` would leave some of them idle."""
         if unknown := sorted(set(devices) - set(self.devices)):
             message = f"{', '.join(unknown)}: the devices here are {', '.join(self.devices)}."
+            raise Invalid.of([Problem("", message)], "/devices")
+        if len(set(devices)) > 1 and not trainer.uses_all_devices:
+            message = (
+                f"{trainer.title} uses one device, and would keep the others from other runs: choose one."
+            )
             raise Invalid.of([Problem("", message)], "/devices")
 
     def trainer_of(self, run_dir: RunDir) -> Trainer:
@@ -76,7 +81,7 @@ class Queue:
             NotNow: it is not, or it is finished and was not changed.
             Invalid: there is no such device.
         """
-        self.require_devices(devices)
+        self.require_devices(devices, self.trainer_of(run_dir))
         run_id = run_dir.path.name
         with self.mutex:
             view = self.shelf.look(run_id)

@@ -61,7 +61,8 @@ class FlowUpstream:
     """A trainer of FLOW, started as it is."""
 
     name, title, abilities = NAME, "FLOW, upstream", frozenset[str]()
-    needs_device, writes_events = True, False
+    needs_device = uses_all_devices = True
+    writes_events = False
     fixed: tuple[str, ...] = (
         "checkout",
         "trainer",

@@ -52,7 +52,8 @@ class Kohya:
     """Scripts of sd-scripts, started as they are but for what hooks.py adds."""
 
     name, title, abilities = NAME, "Kohya SS", frozenset({"stop", "checkpoint", "sample"})
-    needs_device, writes_events = True, False
+    needs_device = True
+    uses_all_devices = writes_events = False
     fixed: tuple[str, ...] = ("checkout", "family", "method", "model", "network", "saving.output_name")
 
     def schema(self) -> dict[str, Any]:
