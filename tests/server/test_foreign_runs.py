@@ -19,12 +19,15 @@ import pytest
 from PIL import Image
 
 from flowloom.server.app import open_studio
+from flowloom.server.datasets.places import NoSuchDataSet
+from flowloom.server.datasets.turns import EditUnderWay
 from flowloom.server.deps import Studio as Open
 from flowloom.server.keeper import Order
 from flowloom.server.locks import hold, is_held
 from flowloom.server.making import Restart, resume_run
 from flowloom.server.problems import NotNow
 from flowloom.server.records import Ticket, Wish, lock_path
+from flowloom.server.routes.datasets import delete_dataset
 from flowloom.server.settings import Settings
 from flowloom.spec.rundir import RunDir
 from tests.server.conftest import Studio, wait_for
@@ -150,6 +153,19 @@ def test_a_data_set_that_a_run_needs_is_deleted_when_that_is_over(studio: Studio
     assert (refused.status_code, refused.json()["detail"]) == (409, "waits needs fox.")
     studio.post("/api/runs/waits/cancel")
     assert studio.http.delete("/api/datasets/fox").status_code == 200
+
+
+def test_a_data_set_is_not_deleted_under_an_edit(opened: Open):
+    fox = opened.datasets.places.create("fox")
+    with ThreadPoolExecutor(1) as others:
+        with opened.datasets.turns(fox).take("an edit"):
+            deleting = others.submit(delete_dataset, opened.datasets, fox, opened)
+            with pytest.raises(EditUnderWay, match="an edit"):
+                deleting.result(20)
+        assert opened.datasets.get("fox") == fox
+        others.submit(delete_dataset, opened.datasets, fox, opened).result(20)
+    with pytest.raises(NoSuchDataSet):
+        opened.datasets.get("fox")
 
 
 def test_no_run_keeps_a_device_that_it_does_not_use(studio_at: Callable[..., Studio]):

@@ -19,6 +19,7 @@ from flowloom.server.datasets.places import (
     Trashed,
     UnfitName,
 )
+from flowloom.server.datasets.turns import EditUnderWay
 from flowloom.server.deps import StudioDep
 from flowloom.server.problems import Invalid, NoSuchFile, NotNow, OutsideRoots, Place, problems
 from flowloom.server.uses import require_unused
@@ -130,13 +131,18 @@ def read_dataset(dataset: DataSetDep) -> DataSetView:
     return DataSetView.of(dataset)
 
 
-@router.delete("/datasets/{dataset}", summary="Delete a data set", responses=problems(NoSuchDataSet, NotNow))
+@router.delete(
+    "/datasets/{dataset}",
+    summary="Delete a data set",
+    responses=problems(NoSuchDataSet, NotNow, EditUnderWay),
+)
 def delete_dataset(library: LibraryDep, dataset: DataSetDep, studio: StudioDep) -> TrashView:
     """Into the trash; of one that lies elsewhere, only its name goes there. Not what a run needs that waits
     or runs."""
     if dataset.path and not dataset.is_link:
         require_unused(studio, dataset.path)
-    return TrashView.of(library.places.delete(dataset.name))
+    with library.turns(dataset).take(f"{dataset.name} is being deleted"):
+        return TrashView.of(library.places.delete(dataset.name))
 
 
 @router.get("/trash", summary="List deleted data sets")
