@@ -4812,7 +4812,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The run is in another state. */
+            /** @description The run is in another state. Captions of this data set are being edited. */
             409: {
                 headers: {
                     [name: string]: unknown;
