@@ -155,6 +155,17 @@ def test_a_data_set_that_a_run_needs_is_deleted_when_that_is_over(studio: Studio
     assert studio.http.delete("/api/datasets/fox").status_code == 200
 
 
+def test_however_often_runs_are_moved_each_goes_where_it_was_put(opened: Open):
+    for name in ("first", "a", "b"):
+        content = {"trainer": "hash", "config": {"paths": ["x"]}, "source": "a test"}
+        opened.queue.submit(RunDir(put(opened.shelf.runs_dir, name, content)), [])
+        opened.shelf.look(name)
+    for number in range(80):
+        moved, before = ("b", "a") if number % 2 == 0 else ("a", "b")
+        opened.queue.move(moved, before)
+        assert [run.id for run in opened.shelf.store.queue()] == ["first", moved, before]
+
+
 def test_a_data_set_is_not_deleted_under_an_edit(opened: Open):
     fox = opened.datasets.places.create("fox")
     with ThreadPoolExecutor(1) as others:

@@ -138,7 +138,12 @@ class Queue:
                 raise NotNow(f"{before!r} does not wait in the queue.", "GET /api/queue shows who does.")
             if at is None:
                 return self._change(run_id, max(places, default=0.0) + 1)
-            return self._change(run_id, (places[at - 1] + places[at]) / 2 if at else places[0] - 1)
+            between = (places[at - 1] + places[at]) / 2 if at else places[0] - 1
+            if between in places:  # halved so often that no number is left there
+                for number, other in enumerate(others):
+                    self._change(other.id, float(number))
+                between = at - 0.5
+            return self._change(run_id, between)
 
     def _change(self, run_id: str, position: float | None) -> RunView:
         """Move or take out, under the run's lock: a keeper that starts it has it, or waits for it."""
