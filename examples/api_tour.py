@@ -67,11 +67,13 @@ class Studio:
                 sent.raise_for_status()
 
     def events(self, run: str) -> Iterator[dict[str, Any]]:
-        """What the run says, from its beginning on, as it comes."""
+        """What the run says, from its beginning on, as it comes; a run that was killed says nothing more."""
         with self.http.stream("GET", f"/api/runs/{run}/events", timeout=None) as answer:
             for line in answer.iter_lines():
                 if line.startswith("data:"):
                     yield json.loads(line.removeprefix("data:"))
+                elif line.startswith(":") and self.get(f"/api/runs/{run}")["state"] in OVER:
+                    return
 
     def wait(self, run: str, *states: str) -> dict[str, Any]:
         """The run as soon as it is over; anything but one of `states` ends the tour."""

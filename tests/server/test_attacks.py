@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from flowloom.server.endpoints import unfit_endpoint
 from flowloom.server.pages import Pages
+from flowloom.server.roots import Roots
 from flowloom.server.routes.datasets_uploads import AT_ONCE, write_through
 from tests.server.conftest import Studio
 
@@ -53,6 +55,73 @@ def test_nobody_downloads_a_run(studio: Studio, folder: str, save_as: str):
     answer = studio.http.post("/api/chores/download/start", json=body)
     assert answer.status_code == 422
     assert [place["pointer"] for place in answer.json()["errors"]] == ["/config/target_dir"]
+
+
+@pytest.mark.parametrize("path", ["x://../../outside", "data/x://../../../outside", "http://../../outside"])
+def test_no_mark_of_an_address_within_a_path_leads_out(tmp_path: Path, path: str):
+    (tmp_path / "home" / "data" / "x:").mkdir(parents=True)
+    roots = Roots({"data": tmp_path / "home" / "data"})
+    text = str(tmp_path / "home" / "data") + f"/{path}"
+    config = {"dataloader": {"image_folder_path": text, "jsonl_metadata_path": "s3://bucket/rows.jsonl"}}
+    assert [problem.path for problem in roots.strays(config)] == ["dataloader.image_folder_path"]
+
+
+@pytest.mark.parametrize("name", ["x:", "https:", "s3:"])
+def test_no_mark_of_an_address_within_a_path_leads_into_runs(studio: Studio, name: str):
+    (studio.home / "data" / name).mkdir(exist_ok=True)
+    path = f"{studio.home}/data/{name}//../../runs"
+    item = {"url": "https://example.org/run.json", "save_as": "run.json"}
+    build = {"source_path": str(studio.home / "data"), "out_path": f"{path}/x/events.jsonl"}
+    for chore, config in (("download", {"target_dir": path, "items": [item]}), ("dataset-build", build)):
+        answer = studio.http.post(f"/api/chores/{chore}/start", json={"config": config})
+        assert answer.status_code == 422
+        (pointer,) = [place["pointer"] for place in answer.json()["errors"]]
+        assert pointer in ("/config/target_dir", "/config/out_path")
+
+
+@pytest.mark.parametrize("to", ["export", "merge", "dataset-export"])
+def test_no_chore_writes_into_a_run_of_another(studio: Studio, to: str):
+    run = studio.home / "runs" / "other"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "run.json").write_text('{"config": {}}')
+    out = run / ("weights.safetensors" if to != "dataset-export" else "made")
+    source = {"jsonl_path": str(studio.home / "data" / "x.jsonl")}
+    (studio.home / "data" / "x.jsonl").touch()
+    config = source if to == "dataset-export" else {"source_path": str(run)}
+    body = {"config": config | {"out_path": str(out)}}
+    told = studio.post(f"/api/chores/{to}/config", body, 200)["problems"]
+    assert "/config/out_path" in [place["pointer"] for place in told]
+
+
+def test_only_checkpoints_are_deleted_by_a_run_that_saves_into_a_folder_of_the_users(studio: Studio):
+    models, run = studio.home / "models", studio.home / "runs" / "saver"
+    for folder in (models / "base", run / "checkpoints" / "sample", run / "checkpoints" / "step_00000001"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (models / "base" / "x.safetensors").write_text("somebody else's")
+    (models / "notes.txt").write_text("somebody else's")
+    told = {"config": {}, "folders": {"checkpoints": {str(models): 4e9}}}
+    (run / "run.json").write_text(json.dumps(told))
+    for name, status in (("base", 404), ("notes.txt", 404), ("sample", 404), ("step_00000001", 204)):
+        answer = studio.http.delete(f"/api/runs/saver/checkpoints/{name}")
+        assert answer.status_code == status, (name, answer.text)
+    assert (models / "base" / "x.safetensors").exists()
+
+
+def test_a_run_from_elsewhere_shows_nothing_outside_of_the_roots(
+    studio_at: Callable[..., Studio], tmp_path: Path
+):
+    studio = studio_at().start()
+    secret = tmp_path / "private"
+    secret.mkdir()
+    Image.new("RGB", (8, 8)).save(secret / "1.png")
+    run = studio.home / "runs" / "brought"
+    run.mkdir(parents=True)
+    (run / "samples").symlink_to(secret)
+    told = {"samples": {f"{run}/../../../private": 0.0}, "checkpoints": {f"{run}/../../../private": 0.0}}
+    (run / "run.json").write_text(json.dumps({"config": {}, "folders": told}))
+    assert studio.get("/api/runs/brought/samples")["samples"] == []
+    assert studio.http.get("/api/runs/brought/samples/1.png").status_code in (403, 404)
+    assert studio.http.get("/api/runs/brought/checkpoints/1.png").status_code in (403, 404)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,20 +27,34 @@ print(json.dumps([time.perf_counter() - began, sorted(sys.modules)]))
 """
 
 
-def operations() -> list[Any]:
-    import pathlib
+OPENED = create_app(Settings(Path())).openapi()
+PATHS: dict[str, dict[str, Any]] = OPENED["paths"]
+RUN = {"id", "trainer", "state", "phase", "step", "checkpoint", "error"}
+TRAINERS_ROUTES = {
+    ("get", "config", "200"): {"schema", "defaults", "presets"},
+    ("post", "config", "200"): {"is_valid", "problems"},
+    ("post", "config/preview", "200"): {"is_valid", "problems", "files", "command"},
+    ("post", "train/start", "201"): RUN,
+    ("post", "train/stop", "200"): RUN,
+    ("get", "train/status", "200"): {"running", "queued"},
+}
+"""What is answered where: the pattern that every trainer has, and that docs/api.md tells."""
+RUNS_ROUTES = ("stop", "kill", "resume", "cancel", "move", "duplicate", "ask/{what}")
 
-    paths = create_app(Settings(pathlib.Path())).openapi()["paths"]
+
+def operations() -> list[Any]:
     return [
         pytest.param(operation, id=f"{method} {path}")
-        for path, methods in paths.items()
+        for path, methods in PATHS.items()
         for method, operation in methods.items()
     ]
 
 
 @pytest.mark.parametrize("operation", operations())
 def test_every_route_has_a_summary_an_explanation_and_error_answers(operation: dict[str, Any]):
-    assert operation["summary"]
+    # FastAPI makes one of the function's name where there is none.
+    made_up = operation["operationId"].partition("-")[2].replace("_", " ").title()
+    assert operation["summary"] != made_up
     assert operation["description"]
     errors = {code: answer for code, answer in operation["responses"].items() if int(code) >= 400}
     assert errors
@@ -47,6 +63,49 @@ def test_every_route_has_a_summary_an_explanation_and_error_answers(operation: d
         assert content["schema"] == {"$ref": "#/components/schemas/ProblemView"}
         assert content["example"]
         assert set(answer["content"]) == {MEDIA_TYPE}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_a_path_names_may_not_be_there(path: str):
+    names = (
+        {"{what}", "{name}"} if path.startswith(("/api/runs/{run_id}/ask", "/api/secrets")) else set[str]()
+    )
+    if not set(re.findall(r"{\w+[^}]*}", path)) - names:
+        return
+    for method, operation in PATHS[path].items():
+        assert "404" in operation["responses"], method
+
+
+def answered(operation: dict[str, Any], status: str) -> set[str]:
+    """The names of what is answered."""
+    reference = operation["responses"][status]["content"]["application/json"]["schema"]["$ref"]
+    return set(OPENED["components"]["schemas"][reference.rpartition("/")[2]]["properties"])
+
+
+def test_every_trainer_is_spoken_to_in_the_same_way():
+    found = {
+        (method, path.removeprefix("/api/{trainer}/"), status): answered(operation, status)
+        for path, methods in PATHS.items()
+        if path.startswith("/api/{trainer}/") and not path.endswith("/models")
+        for method, operation in methods.items()
+        for status in operation["responses"]
+        if int(status) < 300
+    }
+    assert found.keys() == TRAINERS_ROUTES.keys()
+    for route, names in TRAINERS_ROUTES.items():
+        assert found[route] >= names, route
+        assert names == RUN or found[route] == names, route
+    choices = PATHS["/api/{trainer}/models"]["get"]["responses"]["200"]["content"]["application/json"]
+    assert choices["schema"]["additionalProperties"] == {"items": {"type": "string"}, "type": "array"}
+
+
+def test_whatever_is_asked_of_a_run_is_answered_by_how_it_stands():
+    for name in RUNS_ROUTES:
+        operation = PATHS[f"/api/runs/{{run_id}}/{name}"]["post"]
+        assert answered(operation, "201" if name == "duplicate" else "200") >= RUN
+        assert "409" in operation["responses"], "it may be in another state"
+    assert "409" in PATHS["/api/{trainer}/train/start"]["post"]["responses"]
+    assert "409" in PATHS["/api/{trainer}/train/stop"]["post"]["responses"]
 
 
 @pytest.mark.parametrize("operation", operations())

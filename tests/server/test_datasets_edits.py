@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import httpx
 import pytest
 from PIL import Image
 
+from flowloom.server.datasets.books import Change, Unreadable
 from flowloom.server.datasets.changes import (
     AddTags,
     RemoveTags,
@@ -21,9 +22,15 @@ from flowloom.server.datasets.changes import (
     ReplaceText,
     applied,
 )
-from flowloom.server.datasets.turns import EditUnderWay, Turns
+from flowloom.server.datasets.edits import Editor
+from flowloom.server.datasets.index import Index
+from flowloom.server.datasets.places import DataSet
+from flowloom.server.datasets.table import Filter
+from flowloom.server.datasets.turns import EditCancelled, EditUnderWay, Phase, Turns
 from tests.server.conftest import Studio
 
+T = TypeVar("T")
+COUNT = 1000
 CAPTIONS = {
     "1.png": "fox, snow, grey fur",
     "2.png": "Fox,snow ,  FOX",
@@ -185,6 +192,96 @@ def test_a_large_edit_tells_how_far_it_is_and_is_undone_to_the_last_byte(one_stu
         check("undone: ")
     assert one_studio.get("/api/datasets/many/edits/progress") == {"edit": None}
     assert held(one_studio, "/api/datasets/many/edits") == before
+
+
+class Hasty(Turns):
+    """Somebody cancels the first edit, as soon as 700 captions of a phase are done."""
+
+    def __init__(self, phase: Phase):
+        super().__init__()
+        self.when: Phase | None = phase
+
+    def watch(self, phase: Phase, total: int, each: Iterable[T]) -> Iterator[T]:
+        for number, one in enumerate(super().watch(phase, total, each), start=1):
+            yield one
+            if phase == self.when and number == 700:
+                self.when = None
+                assert self.cancel() == self.stage
+
+
+@pytest.mark.parametrize("kind", ["folder", "jsonl"])
+def test_an_edit_that_is_cancelled_while_it_writes_is_listed_and_undone(
+    tmp_path: Path, kind: Literal["folder", "jsonl"]
+):
+    editor, held_now = editor_of(tmp_path, kind, Hasty("writing"))
+    before = held_now()
+    edit = editor.make(AddTags(kind="add", tags=["new"]), Filter(), None, "new")
+    assert (edit.num_changed, edit.is_whole) == (700, False)
+    assert held_now().count(b", new") == 700
+    assert [(one.id, one.num_changed, one.is_whole) for one in editor.edits()] == [(edit.id, 700, False)]
+    undone = editor.undo(edit.id, is_partial=False)
+    assert (undone.num_changed, undone.is_whole) == (700, True)
+    assert held_now() == before
+
+
+def test_an_edit_that_is_cancelled_before_it_writes_changes_nothing(tmp_path: Path):
+    editor, held_now = editor_of(tmp_path, "folder", Hasty("reading"))
+    before = held_now()
+    add = AddTags(kind="add", tags=["new"])
+    with pytest.raises(EditCancelled, match="No caption was changed"):
+        editor.make(add, Filter(), None, "new")
+    assert held_now() == before
+    assert editor.edits() == []
+    assert not list(editor.folder.glob("*"))
+    assert editor.make(add, Filter(), None, "again").num_changed == COUNT
+
+
+def test_cancelling_is_a_request(one_studio: Studio, fox: str):
+    assert one_studio.post(f"{fox}/cancel", None, 200) == {"edit": None}
+    assert one_studio.post(fox, {"operation": {"kind": "add", "tags": ["new"]}}, 201)["is_whole"]
+
+
+def test_what_another_program_wrote_into_a_jsonl_meanwhile_stays(tmp_path: Path):
+    editor, held_now = editor_of(tmp_path, "jsonl", Turns())
+    path = tmp_path / "rows.jsonl"
+    rows = path.read_bytes().splitlines(keepends=True)
+    theirs = b"".join([*rows[:-1], rows[-1].replace(b"fox", b"theirs")])
+
+    def changes() -> Iterator[Change]:
+        yield Change("1", "1", rows[0].rstrip(), rows[0].rstrip().replace(b"fox", b"ours"))
+        path.with_name("new").write_bytes(theirs)
+        path.with_name("new").replace(path)
+
+    with pytest.raises(Unreadable, match="another program"):
+        editor.book.write(changes())
+    assert held_now() == theirs
+    assert [one.name for one in tmp_path.iterdir() if one.name != "state"] == ["rows.jsonl"]
+
+
+def editor_of(
+    folder: Path, kind: Literal["folder", "jsonl"], turns: Turns
+) -> tuple[Editor, Callable[[], bytes]]:
+    """The editor of a data set of COUNT captions, and what holds them now."""
+    names = [f"{number:05}" for number in range(COUNT)]
+    if kind == "jsonl":
+        path = folder / "rows.jsonl"
+        row = {"caption_or_tags": "fox, snow", "width": 8, "height": 8}
+        path.write_text("".join(json.dumps({"filename": f"{name}.png", **row}) + "\n" for name in names))
+    else:
+        path = folder / "fox"
+        path.mkdir()
+        Image.new("RGB", (8, 8)).save(path / f"{names[0]}.png")
+        for name in names:
+            if name != names[0]:
+                os.link(path / f"{names[0]}.png", path / f"{name}.png")
+            (path / f"{name}.txt").write_text("fox, snow")
+
+    def held_now() -> bytes:
+        files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+        return b"".join(file.read_bytes() for file in files)
+
+    index = Index(DataSet("fox", kind, path), folder / "state")
+    return Editor(index, turns), held_now
 
 
 def test_who_edits_meanwhile_is_told_what_to_wait_for(monkeypatch: pytest.MonkeyPatch):

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 from PIL import Image
 
@@ -210,6 +211,23 @@ def test_a_zip_brings_captions_and_folders(one_studio: Studio, uploads: str):
     assert again["left_out"] == [["fox/1.txt", "another file of this name is there"]]
     assert (folder / "fox/1.txt").read_bytes() == b"a fox"
     assert not list((folder / ".uploads").glob("*/data"))
+
+
+def test_no_process_that_unpacked_becomes_a_zombie(one_studio: Studio, uploads: str):
+    unpacked(one_studio, uploads, zipped({"a.txt": b"a"}))
+    assert one_studio.process
+    studio = psutil.Process(one_studio.process.pid)
+    is_dead = {psutil.STATUS_ZOMBIE}
+    wait_for(
+        lambda: (
+            not [
+                one
+                for one in studio.children()
+                if one.status() in is_dead or "unpack" in " ".join(one.cmdline())
+            ]
+        ),
+        10,
+    )
 
 
 def test_what_would_leave_the_data_set_is_left_out_of_a_zip(one_studio: Studio, uploads: str):

@@ -115,6 +115,30 @@ def test_a_build_that_was_stopped_reads_on(tmp_path: Path):
     assert json.loads((run_dir.path / "result.json").read_text())["num_rows"] == 5
 
 
+def test_an_export_leaves_alone_what_somebody_put_in_its_place(tmp_path: Path):
+    folder = drawn(tmp_path / "fox")
+    rows = tmp_path / "fox.jsonl"
+    build = {"source_path": str(folder), "out_path": str(rows)}
+    chore, out = ALL["dataset-export"], tmp_path / "out"
+    for name, one, config in (
+        ("build", ALL["dataset-build"], build),
+        ("export", chore, {"jsonl_path": str(rows), "out_path": str(out)}),
+    ):
+        run_dir = RunDir.create(name, tmp_path)
+        assert one.check(config) == []
+        one.prepare(config, run_dir, "a test")
+        if name == "export":
+            out.mkdir()
+            (out / "mine.png").write_text("mine")
+        for _ in range(2):  # a failed run is resumed by one click
+            done = subprocess.run(one.command(run_dir, resume=True).argv, check=False, capture_output=True)
+            assert (done.returncode == 0) == (name == "build")
+    assert [path.name for path in out.iterdir()] == ["mine.png"]
+    (out / "mine.png").unlink()
+    subprocess.run(chore.command(run_dir, resume=True).argv, check=True)
+    assert len(list(out.rglob("*.png"))) == 3
+
+
 class _Elsewhere(BaseHTTPRequestHandler):
     """A store whose buckets are in another region."""
 

@@ -58,6 +58,14 @@ def test_lines_that_the_engine_cut_off_and_wrote_anew_are_read_once(tmp_path: Pa
     assert drain(tail) == []
 
 
+@pytest.mark.parametrize("kind", ["x\ndata: {}", "\ud800", "", None, ["step"], "a b"])
+def test_a_line_of_somebody_else_is_no_event(tmp_path: Path, kind: Any):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(line(0) + json.dumps({"seq": 1, "time": 1.0, "kind": kind}).encode() + b"\n" + line(2))
+    tail = EventTail(path)
+    assert drain(tail) == [0, 2]
+
+
 def test_a_tail_goes_straight_to_where_it_stopped(tmp_path: Path):
     path = tmp_path / "events.jsonl"
     with path.open("wb") as file:

@@ -192,8 +192,8 @@ def test_pictures_and_exports_come_out_of_the_routes_of_runs(
     assert mine["adapter"]["base"] == "chroma"
 
 
-def delete(studio: Studio, root: str, path: str) -> int:
-    return studio.http.delete("/api/models/file", params={"root": root, "path": path}).status_code
+def delete(studio: Studio, root: str, path: str, **more: Any) -> int:
+    return studio.http.delete("/api/models/file", params={"root": root, "path": path} | more).status_code
 
 
 def test_a_model_is_deleted_unless_a_run_needs_it(studio: Studio, tiny_config: Callable[..., dict[str, Any]]):
@@ -204,11 +204,17 @@ def test_a_model_is_deleted_unless_a_run_needs_it(studio: Studio, tiny_config: C
     chroma.write_bytes(Path(config["model"]["chroma_path"]).read_bytes())
     config["model"]["chroma_path"] = str(chroma)
     studio.post("/api/flow/train/start", {"config": config, "name": "fox"})
-    assert delete(studio, "models", "chroma.safetensors") == 409
+    for force in (False, True):
+        assert delete(studio, "models", "chroma.safetensors", force=force) == 409
     studio.wait("fox", "running")
     studio.post("/api/runs/fox/kill")
-    studio.wait("fox")
-    assert delete(studio, "models", "chroma.safetensors") == 204
+    assert studio.wait("fox")["can_resume"]
+    asked = {"root": "models", "path": "chroma.safetensors"}
+    refused = studio.http.delete("/api/models/file", params=asked).json()
+    assert "fox" in refused["detail"]
+    assert "force" in refused["todo"]
+    assert chroma.exists()
+    assert delete(studio, "models", "chroma.safetensors", force=True) == 204
     assert not chroma.exists()
     assert delete(studio, "models", "chroma.safetensors") == 404
 

@@ -199,8 +199,12 @@ def test_the_browser_signs_in_with_a_cookie_that_is_not_the_token(studio_at: Cal
 def test_another_address_than_loopback_makes_a_token_that_only_its_owner_reads(
     studio_at: Callable[..., Studio],
 ):
-    studio = studio_at("home", "--host", "0.0.0.0").start()
+    studio = studio_at("home", "--host", "0.0.0.0")
     kept = studio.home / ".flowloom" / "token"
+    kept.parent.mkdir(mode=0o700, parents=True)
+    kept.touch(0o600)  # as a full disk leaves it
+    studio.start()
+    assert studio.http.get("/api/runs", headers={"authorization": "Bearer"}).status_code == 401
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     assert len(kept.read_text()) >= 32
     assert studio.http.get("/api/runs").status_code == 401
@@ -260,6 +264,44 @@ def test_a_body_beyond_the_limit_is_refused(one_studio: Studio, is_length_told: 
     answer = one_studio.http.post("/api/flow/config", content=content, headers=headers)
     assert answer.status_code == 413
     assert answer.headers["content-type"] == MEDIA_TYPE
+
+
+@pytest.mark.parametrize("depth", [600, 100_000])
+@pytest.mark.parametrize("path", ["flow/config", "kohya/config", "flow/config/preview", "flow/train/start"])
+def test_what_is_nested_without_end_is_refused(one_studio: Studio, path: str, depth: int):
+    body = '{"config": {"model": ' + "[" * depth + "1" + "]" * depth + "}}"
+    answer = one_studio.http.post(f"/api/{path}", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert answer.headers["content-type"] == MEDIA_TYPE
+
+
+@pytest.mark.parametrize(
+    "body", [{"bmaltais": "[" * 100_000}, {"toml": "x = " + "[" * 50_000}], ids=["json", "toml"]
+)
+def test_what_is_imported_may_be_nested_without_end(one_studio: Studio, body: dict[str, str]):
+    answer = one_studio.http.post("/api/kohya/import", json=body)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, MEDIA_TYPE)
+
+
+def test_a_folder_is_listed_without_what_is_hidden_or_leads_out(one_studio: Studio, tmp_path: Path):
+    folder = one_studio.home / "data" / "listed"
+    (folder / "b").mkdir(parents=True)
+    for name in ("a.txt", "c.txt", ".hidden"):
+        (folder / name).touch()
+    (tmp_path / "outside").mkdir()
+    for name, target in (
+        ("out", tmp_path / "outside"),
+        ("in", folder / "b"),
+        ("gone", folder / "no"),
+        ("loop", folder / "loop"),
+    ):
+        (folder / name).symlink_to(target)
+    whole = one_studio.http.get("/api/roots/data/list?path=listed").json()
+    assert [(one["name"], one["is_folder"]) for one in whole["entries"]] == [
+        ("b", True), ("in", True), ("a.txt", False), ("c.txt", False),
+    ]  # fmt: skip
+    part = one_studio.http.get("/api/roots/data/list?path=listed&skip=1&limit=2").json()
+    assert (part["total"], [one["name"] for one in part["entries"]]) == (4, ["in", "a.txt"])
 
 
 def test_no_route_takes_a_command_line(one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]):

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -6,7 +7,7 @@ from flowloom.errors import ConfigError
 from flowloom.spec.events import EventWriter
 from flowloom.spec.flow_json import read_config
 from flowloom.spec.rundir import RunDir
-from flowloom.spec.secrets import read_secrets, redact, secrets_path
+from flowloom.spec.secrets import NAMES, read_secrets, redact, secrets_path, write_secret
 
 
 @pytest.fixture
@@ -47,6 +48,16 @@ def test_a_damaged_file_is_refused_without_quoting_it(secrets_file, content):
         read_secrets(secrets_file(content))
     assert "topsecret" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_secrets_that_are_set_at_once_are_all_kept(tmp_path):
+    environ = {"FLOWLOOM_SECRETS": str(tmp_path / "secrets.json")}
+    for _ in range(20):
+        with ThreadPoolExecutor(len(NAMES)) as pool:
+            list(pool.map(lambda name: write_secret(name, f"value of {name}", environ), NAMES))
+        assert read_secrets(environ).keys() == set(NAMES)
+        for name in NAMES:
+            write_secret(name, None, environ)
 
 
 def test_every_secret_in_a_text_is_masked():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from PIL import Image
 
 from flowloom.chores import ALL
 from flowloom.chores.restore_captions import CHANGES
-from flowloom.errors import ConfigError, DataError
+from flowloom.errors import ConfigError, DataError, RunError
+from flowloom.tagging.changes import Change
+from flowloom.tagging.rows import Rows
 from tests.server.conftest import wait_for
 from tests.stand_ins.pictures import encoded
 from tests.tagging.conftest import BLUE, GREEN, RED, Runs, events_of, paint
@@ -225,6 +228,32 @@ def test_undo_puts_back_what_was_there_and_nothing_else(runs: Runs, tagger: Path
     (pictures / "blue.txt").write_text("mine now")
     assert runs("restore-captions", **undo) == {"num_restored": 1, "changed_since": ["blue.txt"]}
     assert (pictures / "blue.txt").read_text() == "mine now"
+
+
+def test_a_run_that_still_writes_is_not_undone(runs: Runs, tagger: Path, pictures: Path):
+    run_dir = runs.new("tag", data_path=str(pictures), model_path=str(tagger))
+    runs.go_on(run_dir)
+    noted = (run_dir.path / CHANGES).read_bytes()
+    with run_dir.locked(), pytest.raises(RunError, match="still runs"):
+        runs("restore-captions", data_path=str(pictures), run_path=str(run_dir.path))
+    assert (run_dir.path / CHANGES).read_bytes() == noted
+
+
+def test_rows_that_another_program_wrote_meanwhile_stay(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"filename": "a.png"}\n{"filename": "b.png"}\n')
+
+    class Meanwhile(dict[str, Change]):
+        def get(self, place: str, default: Any = None) -> Any:
+            path.with_name("theirs").write_text('{"filename": "a.png", "caption_or_tags": "theirs"}\n')
+            path.with_name("theirs").replace(path)
+            return super().get(place, default)
+
+    change = Change("1", "a.png", {}, {"caption_or_tags": "ours"})
+    with closing(Rows(path, None)) as rows, pytest.raises(DataError, match="another program"):
+        rows.apply(Meanwhile({"1": change}))
+    assert "theirs" in path.read_text()
+    assert [one.name for one in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_undo_writes_to_no_other_data_than_the_run_did(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from flowloom.spec.events import FIELDS
 from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.spec.rundir import Control, RunDir
 from flowloom.trainers import ALL
 from flowloom.trainers.base import Trainer
 from flowloom.trainers.flow import TRAINER as FLOW
@@ -26,6 +27,52 @@ EVERY = pytest.mark.parametrize("trainer", ALL.values(), ids=list(ALL))
 def test_what_is_wrong_is_told_by_path_all_at_once(trainer: Trainer) -> None:
     problems = trainer.check({"training": {"lr": "fast", "lrr": 1}})
     assert {"training.lr", "training.lrr"} <= {problem.path for problem in problems}
+
+
+def test_trainers_have_the_names_that_are_in_the_paths() -> None:
+    assert {name: trainer.name for name, trainer in ALL.items()} == {
+        name: name for name in ("flow", "kohya", "flow-upstream")
+    }
+
+
+@EVERY
+def test_a_trainer_can_be_asked_only_for_what_a_run_directory_knows(trainer: Trainer) -> None:
+    assert trainer.abilities <= set(get_args(Control))
+    assert trainer.title
+    assert isinstance(trainer.needs_device, bool)
+    assert isinstance(trainer.uses_all_devices, bool)
+    assert isinstance(trainer.writes_events, bool)
+
+
+@EVERY
+def test_the_defaults_are_a_configuration_that_lacks_only_what_must_be_given(trainer: Trainer) -> None:
+    defaults = trainer.defaults()
+    assert {problem.path for problem in trainer.check(defaults)} == {
+        problem.path for problem in trainer.check({})
+    }
+    assert json.loads(json.dumps([defaults, trainer.schema()]))
+
+
+@EVERY
+@pytest.mark.parametrize("section", [None, [], 3, "text", {"": 1}, [[]]], ids=repr)
+def test_whatever_is_checked_is_answered_with_problems_and_stays_as_it_was(
+    trainer: Trainer, section: Any
+) -> None:
+    config = dict.fromkeys(trainer.schema()["properties"], section)
+    before = json.dumps(config)
+    assert all(problem.message for problem in trainer.check(config))
+    assert trainer.check(config)
+    assert json.dumps(config) == before
+
+
+@EVERY
+def test_models_are_offered_for_keys_of_the_configuration(trainer: Trainer, tmp_path: Path) -> None:
+    found = trainer.models([tmp_path])
+    assert found
+    for key, paths in found.items():
+        section, _, name = key.partition(".")
+        assert name in trainer.defaults()[section], key
+        assert paths == []
 
 
 @EVERY

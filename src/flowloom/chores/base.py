@@ -43,6 +43,7 @@ class Chore(Generic[Config]):
     `Progress`. Called again on the same directory, it goes on where it was."""
     needs_device: bool = True
     """Whether it waits for a device of its own."""
+    uses_all_devices: bool = False
     look: Callable[[Config], list[Problem]] = _nothing
     """What is wrong with a well-formed configuration: files that are not there ..."""
     abilities: frozenset[str] = frozenset({"stop"})

@@ -15,6 +15,7 @@ from flowloom.data.prepare.export import ExportOptions, ExportReport, export
 from flowloom.data.prepare.items import Unusable
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.rows import image_folder
+from flowloom.errors import DataError
 from flowloom.spec.run import RunConfig
 
 LISTED = 200
@@ -67,10 +68,12 @@ def _build(source: str, out: Path, options: BuildOptions, progress: Progress) ->
 
 def export_in_a_run(config: ExportConfig, progress: Progress) -> None:
     """Work of the chore `dataset-export`; started again, it writes from the beginning."""
-    out = Path(config.out_path)
-    if progress.run_dir.path.joinpath("writing").exists() and out.is_dir():
+    out, marker = Path(config.out_path), progress.run_dir.path / "writing"
+    if out.is_dir() and any(out.iterdir()):
+        if not marker.exists():
+            raise DataError(f"{out} is not an empty folder by now: it stays as it is. Name another one.")
         shutil.rmtree(out)  # what an earlier try of this very run left
-    progress.run_dir.path.joinpath("writing").touch()
+    marker.touch()
 
     def on_progress(report: ExportReport) -> None:
         progress.step(report.num_rows)

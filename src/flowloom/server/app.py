@@ -53,6 +53,8 @@ TICKS_BETWEEN_SCANS = 5
 _RUNS = (runs, events, samples, checkpoints, kohya, training, chores)
 _DATASETS = (datasets, datasets_images, datasets_edits, datasets_uploads, datasets_work, stores)
 _ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)
+_FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError)
+"""Of ours as well: a queue that stood still because of one run would be worse than any of them."""
 _log = logging.getLogger("flowloom")
 
 
@@ -121,7 +123,7 @@ async def _tick_for_ever(studio: Studio) -> None:
             await asyncio.to_thread(studio.queue.tick)
             if count % TICKS_BETWEEN_SCANS == 0:
                 await asyncio.to_thread(studio.shelf.look_at_all)
-        except (OSError, sqlite3.Error, FlowloomError):
+        except (*_FAULTS, sqlite3.Error, FlowloomError):
             _log.exception("the queue could not go on; trying again")
             await asyncio.sleep(1)
         count += 1

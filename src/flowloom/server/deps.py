@@ -40,9 +40,8 @@ class Studio:
     """Whether streams shall end because the server does."""
 
     def result_folders(self, run: RunDir, kind: Kind) -> list[pathlib.Path]:
-        """Where a run's results lie that the studio may show: in the run, or below the named folders."""
-        folders = result_folders(run, kind)
-        return [folder for folder in folders if folder.is_relative_to(run.path) or self.roots.holds(folder)]
+        """Where a run's results lie that the studio may show: below the named folders, links followed."""
+        return [folder for folder in result_folders(run, kind) if self.roots.holds(folder)]
 
     def result(self, run: RunDir, kind: Kind, name: str) -> pathlib.Path:
         """The real path of one of a run's results.

@@ -57,13 +57,15 @@ def main() -> int:
     """Keep the run that the command line names; 0 when its process was started."""
     order = Order(**json.loads(sys.argv[1]))
     run = Path(order.run)
+    # Whoever sees the lock held may ask for a stop: that wish is for this sitting, an older one is not.
+    old_wish = Wish.read(run)
     locks = [hold(path) for path in (lock_path(run), *map(Path, order.locks))]
     if None in locks:
         return BUSY
     ticket = Ticket.read(run)
     if ticket is None or ticket.id != order.ticket:
         return NOT_WANTED
-    keeping = _take(run, ticket)
+    keeping = _take(run, ticket, old_wish)
     _outlive_the_server()
     scribe = _scribe(order, ticket) if order.trainer else None
     process = _start(order, run, [lock for lock in locks if lock is not None])
@@ -118,7 +120,7 @@ def _noted() -> Iterator[None]:
         sys.stderr.write(f"{error}\n")
 
 
-def _take(run: Path, ticket: Ticket) -> Keeping:
+def _take(run: Path, ticket: Ticket, old_wish: Wish | None) -> Keeping:
     """Take the run out of the queue; from here on it has been started."""
     events = run / "events.jsonl"
     keeping = Keeping(
@@ -130,7 +132,8 @@ def _take(run: Path, ticket: Ticket) -> Keeping:
         events_size=events.stat().st_size if events.exists() else 0,
     )
     Exit.remove(run)
-    Wish.remove(run)
+    if Wish.read(run) == old_wish:
+        Wish.remove(run)
     keeping.write(run)
     Ticket.remove(run)
     return keeping

@@ -64,12 +64,11 @@ def make_run(studio: Studio, trainer: Trainer, new: NewRun, source: str = "the s
     """
     if problems := problems_of(studio, trainer, new.config):
         raise Invalid.of(problems)
-    studio.queue.require_devices(new.devices)
-    name = new.name or default_name(trainer.name)
-    with studio.shelf.making(name) as run_dir:
+    studio.queue.require_devices(new.devices, trainer)
+    with studio.shelf.making(new.name, default_name(trainer.name)) as run_dir:
         trainer.prepare(new.config, run_dir, source)
         studio.queue.submit(run_dir, new.devices, first=new.first)
-    return studio.shelf.look(name)
+    return studio.shelf.look(run_dir.path.name)
 
 
 def resume_run(studio: Studio, run_dir: RunDir, how: Restart) -> RunView:
@@ -79,12 +78,13 @@ def resume_run(studio: Studio, run_dir: RunDir, how: Restart) -> RunView:
         Invalid: with everything that is wrong with the changes, or fixed by the run's checkpoints.
         NotNow: it waits or runs, or it is finished and nothing is changed.
     """
-    queue, view = studio.queue, studio.shelf.look(run_dir.path.name)
-    queue.require_devices(how.devices)
-    queue.require_rest(view, is_changed=bool(how.changes))
-    if how.changes:
-        _change(studio, run_dir, how.changes)
-    return queue.resume(run_dir, how.devices, first=how.first, is_changed=bool(how.changes))
+    queue, is_changed = studio.queue, bool(how.changes)
+    queue.require_devices(how.devices, queue.trainer_of(run_dir))
+    with queue.mutex:
+        queue.require_rest(studio.shelf.look(run_dir.path.name), is_changed=is_changed)
+        if is_changed:
+            _change(studio, run_dir, how.changes)
+        return queue.resume(run_dir, how.devices, first=how.first, is_changed=is_changed)
 
 
 def _change(studio: Studio, run_dir: RunDir, changes: dict[str, Any]) -> None:

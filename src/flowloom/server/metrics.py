@@ -6,10 +6,11 @@ import threading
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from flowloom.server.tail import EventTail
 
@@ -24,6 +25,7 @@ COLUMNS = (
     "peak_memory_mib",
 )
 _KEPT_RUNS = 8
+_LONGEST = 4096
 
 
 class Series(BaseModel):
@@ -85,16 +87,17 @@ class Columns:
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
-        if kind == "step":
+        if kind == "step" and isinstance(event.get("step"), int):
             self._steps.append(event["step"])
             for name, column in self._columns.items():
                 value = event.get(name)
-                column.append(float("nan") if value is None else value)
-        elif kind == "started" and event.get("resumed_from") is not None:
+                column.append(value if isinstance(value, int | float) else float("nan"))
+        elif kind == "started" and isinstance(event.get("resumed_from"), int):
             self._cut(event["resumed_from"])
         elif kind in ("validated", "sampled", "saved"):
             found: dict[str, Any] = {key: event.get(key) for key in ("loss", "weights")}
-            self._marks.append(Mark(kind=kind, step=event.get("step", 0), **found))
+            with suppress(ValidationError):  # a line of somebody else's
+                self._marks.append(Mark(kind=kind, step=event.get("step", 0), **found))
 
     def _cut(self, step: int) -> None:
         """Forget what lies beyond `step`: it is about to be made again."""
@@ -129,18 +132,28 @@ def _known(values: list[float], counts: Any) -> list[float | None]:
     return [value if count else None for value, count in zip(values, counts.tolist(), strict=True)]
 
 
+def _beginning(path: Path) -> bytes:
+    """The first event, which tells when the run began."""
+    try:
+        with path.open("rb") as file:
+            return file.readline(_LONGEST)
+    except FileNotFoundError:
+        return b""
+
+
 class Charts:
     """Columns of the runs that were looked at last."""
 
     def __init__(self) -> None:
-        self._columns: OrderedDict[Path, Columns] = OrderedDict()
+        self._columns: OrderedDict[tuple[Path, bytes], Columns] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, path: Path) -> Columns:
-        """The columns of the events at `path`."""
+        """The columns of the events at `path`; of another run that has the name now, others."""
+        key = path, _beginning(path)
         with self._lock:
-            columns = self._columns.pop(path, None) or Columns(path)
-            self._columns[path] = columns
+            columns = self._columns.pop(key, None) or Columns(path)
+            self._columns[key] = columns
             while len(self._columns) > _KEPT_RUNS:
                 self._columns.popitem(last=False)
             return columns

@@ -208,6 +208,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(FlowloomError, _on_ours)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(RecursionError, _on_nested)
     app.add_exception_handler(OSError, _on_system)
     app.add_exception_handler(Exception, _on_fault)
 
@@ -260,6 +261,10 @@ def _on_system(request: Request, error: Exception) -> JSONResponse:
     if error.errno in reasons:
         return answer(Unwritable(f"{error.strerror}: {error.filename}", reasons[error.errno]))
     return _on_fault(request, error)
+
+
+def _on_nested(_: Request, _error: Exception) -> JSONResponse:
+    return answer(Invalid("It is nested more deeply than anything that is read here.", "Send a flatter one."))
 
 
 def _on_fault(_: Request, error: Exception) -> JSONResponse:

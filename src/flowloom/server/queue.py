@@ -38,14 +38,20 @@ class Queue:
     ):
         self.shelf, self.trainers, self.devices = shelf, trainers, tuple(devices)
         self.locks_dir = locks_dir
-        self._mutex = threading.RLock()
+        self.mutex = threading.RLock()
+        """Held by whoever changes a run because of how it stands: until then it stands so."""
         self._keepers: dict[str, subprocess.Popen[bytes]] = {}
         self._try_again_at: dict[str, float] = {}
 
-    def require_devices(self, devices: Sequence[str]) -> None:
-        """Raises Invalid where one of `devices` is not here."""
+    def require_devices(self, devices: Sequence[str], trainer: Trainer) -> None:
+        """Raises Invalid where one of `devices` is not here, or `trainer` would leave some of them idle."""
         if unknown := sorted(set(devices) - set(self.devices)):
             message = f"{', '.join(unknown)}: the devices here are {', '.join(self.devices)}."
+            raise Invalid.of([Problem("", message)], "/devices")
+        if len(set(devices)) > 1 and not trainer.uses_all_devices:
+            message = (
+                f"{trainer.title} uses one device, and would keep the others from other runs: choose one."
+            )
             raise Invalid.of([Problem("", message)], "/devices")
 
     def trainer_of(self, run_dir: RunDir) -> Trainer:
@@ -75,9 +81,9 @@ class Queue:
             NotNow: it is not, or it is finished and was not changed.
             Invalid: there is no such device.
         """
-        self.require_devices(devices)
+        self.require_devices(devices, self.trainer_of(run_dir))
         run_id = run_dir.path.name
-        with self._mutex:
+        with self.mutex:
             view = self.shelf.look(run_id)
             self.require_rest(view, is_changed=is_changed)
             self.shelf.notes.pop(run_id, None)
@@ -90,7 +96,7 @@ class Queue:
         self, run_dir: RunDir, devices: Sequence[str], *, first: bool = False, resume: bool = False
     ) -> None:
         """Queue a run, last or first; it starts when its devices (none named: the first one) are free."""
-        with self._mutex:
+        with self.mutex:
             places = [run.position for run in self.shelf.store.queue() if run.position is not None]
             position = min(places, default=1.0) - 1 if first else max(places, default=0.0) + 1
             wanted = tuple(dict.fromkeys(devices)) or self._first_device(run_dir)
@@ -100,6 +106,15 @@ class Queue:
         """What a run that names no device is given: the first one, or none where it needs none."""
         trainer = self.trainers.get(run_dir.read_run().get("trainer", "flow"))
         return self.devices[:1] if trainer is None or trainer.needs_device else ()
+
+    def delete(self, run_id: str) -> None:
+        """Delete a run and all that it made.
+
+        Raises:
+            NotNow: it waits or runs.
+        """
+        with self.mutex:
+            self.shelf.remove(run_id)
 
     def cancel(self, run_id: str) -> RunView:
         """Take a run that waits out of the queue.
@@ -115,7 +130,7 @@ class Queue:
         Raises:
             NotNow: it does not wait, or the other one does not.
         """
-        with self._mutex:
+        with self.mutex:
             others = [run for run in self.shelf.store.queue() if run.id != run_id]
             places = [run.position or 0.0 for run in others]
             at = next((i for i, run in enumerate(others) if run.id == before), None)
@@ -123,12 +138,17 @@ class Queue:
                 raise NotNow(f"{before!r} does not wait in the queue.", "GET /api/queue shows who does.")
             if at is None:
                 return self._change(run_id, max(places, default=0.0) + 1)
-            return self._change(run_id, (places[at - 1] + places[at]) / 2 if at else places[0] - 1)
+            between = (places[at - 1] + places[at]) / 2 if at else places[0] - 1
+            if between in places:  # halved so often that no number is left there
+                for number, other in enumerate(others):
+                    self._change(other.id, float(number))
+                between = at - 0.5
+            return self._change(run_id, between)
 
     def _change(self, run_id: str, position: float | None) -> RunView:
         """Move or take out, under the run's lock: a keeper that starts it has it, or waits for it."""
         path = self.shelf.path(run_id)
-        with self._mutex:
+        with self.mutex:
             lock = hold(lock_path(path))
             try:
                 ticket = Ticket.read(path) if lock is not None else None
@@ -175,7 +195,7 @@ class Queue:
 
     def tick(self) -> None:
         """Bury keepers that ended, insist on stops, start what can start."""
-        with self._mutex:
+        with self.mutex:
             self._bury()
             for run in self.shelf.look_at_active():
                 if run.state == "stopping":
@@ -193,7 +213,8 @@ class Queue:
         for run in self.shelf.store.with_states("running", "stopping"):
             held |= set(run.devices or self._first_device(RunDir(self.shelf.path(run.id))))
         for name in self._keepers:
-            ticket = Ticket.read(self.shelf.path(name))
+            # Not by `shelf.path`: somebody may have removed the folder under its keeper.
+            ticket = Ticket.read(self.shelf.runs_dir / name)
             held |= set(ticket.devices if ticket else ())
         return held
 
@@ -209,7 +230,7 @@ class Queue:
             return
         try:
             command = trainer.command(run_dir, ticket.resume, ticket.devices)
-        except FlowloomError as error:
+        except (FlowloomError, OSError) as error:
             self._note(run.id, str(error))
             return
         self.shelf.notes.pop(run.id, None)
@@ -244,7 +265,7 @@ class Queue:
             del self._keepers[run_id]
             if status not in (KEPT, BUSY, NOT_WANTED):
                 self._note(run_id, f"It could not be started (status {status}): see the studio's log.")
-            self.shelf.look(run_id)
+            self.shelf.look_again(run_id)
 
     def _insist(self, run_dir: RunDir) -> None:
         """An engine that still loads clears old wishes away: ask until it is over."""
@@ -256,5 +277,6 @@ class Queue:
 def _environment(command: Command, devices: Sequence[str]) -> dict[str, str]:
     """The run's: ours, the secrets, the trainer's, and the accelerators it may see."""
     cards = [device.removeprefix("cuda:") for device in devices if device.startswith("cuda:")]
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(cards)} if devices else {}
-    return {**os.environ, **read_secrets(), **command.env, **visible}
+    # By their places on the bus, as nvidia-smi counts them; CUDA itself would begin with the fastest.
+    visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(cards)}
+    return {**os.environ, **read_secrets(), **command.env, **(visible if devices else {})}

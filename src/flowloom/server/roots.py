@@ -13,6 +13,8 @@ from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
 
 _AN_ADDRESS = re.compile(r"(https?|s3|gs|az)://")
 """What is no file of this machine; a folder's name may hold such marks further on."""
+_WRITTEN = frozenset({"target_dir", "out_path"})
+"""What chores write to, under names that a client chooses."""
 _NAMES_A_PATH = re.compile(
     r"(^|_)(path|dir|folder|file)s?$|^(ae|vae|clip_[lg]|t5xxl|gemma2|network_weights)$"
 )
@@ -46,6 +48,16 @@ class Roots:
         real, runs = path.expanduser().resolve(), self.folders["runs"].resolve()
         return real.is_relative_to(runs) or runs.is_relative_to(real)
 
+    def named_by(self, config: Any, place: str = "") -> Iterator[Path]:
+        """The real paths that a configuration names, but for the folders themselves: all lies in these."""
+        if isinstance(config, dict | list):
+            for name, value in config.items() if isinstance(config, dict) else enumerate(config):
+                yield from self.named_by(value, f"{place}.{name}")
+        elif _is_path(place, config) and _can_be_written(config) and _can_be_there(config):
+            path = Path(config).expanduser().resolve()
+            if path not in {folder.resolve() for folder in self.folders.values()}:
+                yield path
+
     def strays(self, config: Any, place: str = "") -> Iterator[Problem]:
         """The paths in a configuration that lead out of the folders, and texts that cannot be written."""
         if isinstance(config, dict | list):
@@ -71,7 +83,7 @@ class Roots:
         if not self.holds(Path(value)):
             names = ", ".join(f"{name} ({folder})" for name, folder in self.folders.items())
             return f"{value!r} is outside of the studio's folders: {names}. Start it with --root NAME=DIR."
-        if place == "target_dir" and self.reaches_runs(Path(value)):
+        if place in _WRITTEN and self.reaches_runs(Path(value)):
             return f"{value!r} reaches into the folder of runs: these are the studio's to make."
         return ""
 

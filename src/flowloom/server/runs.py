@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from pydantic import BaseModel, Field
 
+from flowloom.errors import RunError
 from flowloom.server.locks import is_held
 from flowloom.server.records import Exit, Keeping, Ticket, Wish, lock_path
 from flowloom.spec.results import checkpoints_of
@@ -17,9 +18,12 @@ from flowloom.spec.rundir import RunDir
 
 State = Literal["created", "queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
 ACTIVE: frozenset[State] = frozenset({"queued", "running", "stopping"})
+RESUMABLE: frozenset[State] = frozenset({"created", "stopped", "failed", "interrupted"})
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 _ENDS: dict[str, State] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
+_SHOWN = ("step", "epoch", "lr", "samples_per_s", "eta_s", "peak_memory_mib", "max_steps")
+_NUMBERS = ("seq", "loss", "loss_smooth", *_SHOWN)
 _TAIL_BYTES = 65_536
 _MOST_TAIL_BYTES = 262_144
 
@@ -62,8 +66,15 @@ def view_of(path: Path) -> RunView:
     """How the run at `path` stands.
 
     Raises:
-        RunError: its run.json is damaged.
+        RunError: its run.json is damaged, or not as ours are: anybody may put one there.
     """
+    try:
+        return _view(path)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise RunError(f"{path}: what is in it is not what a run has: {error}") from error
+
+
+def _view(path: Path) -> RunView:
     run_dir = RunDir(path)
     content = run_dir.read_run()
     ticket, keeping = Ticket.read(path), Keeping.read(path)
@@ -85,7 +96,7 @@ def view_of(path: Path) -> RunView:
             "position": ticket.position if ticket and not is_running else None,
             "pid": _pid(run_dir, keeping) if is_running else None,
             "checkpoint": checkpoint,
-            "can_resume": idle and view.state != "finished",
+            "can_resume": view.state in RESUMABLE,
             "error": _problem(path, view.state, events, checkpoint) if idle else None,
         }
     )
@@ -145,9 +156,17 @@ def _tail(path: Path, sitting_begins: int) -> _Tail:
             event = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and "kind" in event and found.take(event, offset >= sitting_begins):
+        if _is_event(event) and found.take(event, offset >= sitting_begins):
             break
     return found
+
+
+def _is_event(event: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a line says what ours do: one that does not is passed over, and hides no run."""
+    if not isinstance(event, dict) or not isinstance(kind := event.get("kind"), str):
+        return False
+    is_named = kind != "phase" or isinstance(event.get("name"), str)
+    return is_named and all(isinstance(event.get(name), int | float | None) for name in _NUMBERS)
 
 
 def _lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -173,8 +192,7 @@ def _lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _progress(events: _Tail, config: Any) -> dict[str, Any]:
     step = events.step or {}
-    wanted = ("step", "epoch", "lr", "samples_per_s", "eta_s", "peak_memory_mib", "max_steps")
-    progress = {name: step[name] for name in wanted if step.get(name) is not None}
+    progress = {name: step[name] for name in _SHOWN if step.get(name) is not None}
     return {"max_steps": _max_steps(config), **progress} | {
         "loss": step.get("loss_smooth", step.get("loss")),
         "phase": None if events.end or not events.is_current else _phase(events),
@@ -200,7 +218,7 @@ def _devices(ticket: Ticket | None, keeping: Keeping | None, config: Any) -> lis
     if noted:
         return list(noted.devices)
     device = (config.get("parallel") or {}).get("device", "auto") if isinstance(config, dict) else "auto"
-    return [] if device == "auto" else [device]
+    return [device] if isinstance(device, str) and device != "auto" else []
 
 
 def _pid(run_dir: RunDir, keeping: Keeping | None) -> int | None:
@@ -208,8 +226,8 @@ def _pid(run_dir: RunDir, keeping: Keeping | None) -> int | None:
     if keeping and is_held(lock_path(run_dir.path)):
         return keeping.pid
     try:
-        return json.loads(run_dir.pid_json.read_text())["pid"]
-    except (OSError, ValueError, KeyError):
+        return int(json.loads(run_dir.pid_json.read_text())["pid"])
+    except (OSError, ValueError, LookupError, TypeError):
         return None
 
 

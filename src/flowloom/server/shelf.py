@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 
 from flowloom.errors import RunError
@@ -70,28 +72,40 @@ class Shelf:
         return RunDir(self.path(run_id))
 
     @contextmanager
-    def making(self, name: str) -> Iterator[RunDir]:
-        """A new run directory; should making it fail, or the studio die, nothing stays of it.
+    def making(self, name: str | None, stem: str) -> Iterator[RunDir]:
+        """A new run directory called `name`, or without one `stem` and a number where that is taken; should
+        making it fail, or the studio die, nothing stays of it.
 
         Raises:
             NameTaken: there is such a run.
         """
-        path = self.runs_dir / name
-        _remove_hollow(path)
+        run_dir = self._begun(name, stem)
         try:
-            run_dir = RunDir.create(name, self.runs_dir)
-        except RunError:
-            raise NameTaken(
-                f"{name!r} is there already.", "Choose another name, or resume that run."
-            ) from None
-        try:
+            yield run_dir
+            _marker(run_dir.path).unlink()
+        except BaseException:
+            shutil.rmtree(run_dir.path, ignore_errors=True)
+            raise
+
+    def _begun(self, name: str | None, stem: str) -> RunDir:
+        """A run directory that is marked as being made; of two who want the same name, one gets it."""
+        with self._lock:
+            name = name or self._free_name(stem)
+            path = self.runs_dir / name
+            _remove_hollow(path)
+            try:
+                run_dir = RunDir.create(name, self.runs_dir)
+            except RunError:
+                raise NameTaken(
+                    f"{name!r} is there already.", "Choose another name, or resume that run."
+                ) from None
             _marker(path).parent.mkdir()
             _marker(path).touch()
-            yield run_dir
-            _marker(path).unlink()
-        except BaseException:
-            shutil.rmtree(path, ignore_errors=True)
-            raise
+            return run_dir
+
+    def _free_name(self, stem: str) -> str:
+        numbered = (f"{stem}-{number}" for number in count(2))
+        return next(name for name in chain([stem], numbered) if not (self.runs_dir / name).exists())
 
     def clear_away(self) -> None:
         """Remove what was being made or removed when a studio died here."""
@@ -101,15 +115,11 @@ class Shelf:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def remove(self, run_id: str) -> None:
-        """Delete a run and all that it made.
-
-        Raises:
-            NotNow: it waits or runs.
-        """
+        """As `Queue.delete`, which sees to it that nothing begins meanwhile."""
         path = self.path(run_id)
         if self.look(run_id).state in ("queued", "running", "stopping"):
             raise NotNow(f"{run_id!r} waits or runs.", "Cancel or stop it first.")
-        gone = path.with_name(f".{run_id}.removed")
+        gone = path.with_name(f".{run_id}.{secrets.token_hex(4)}.removed")
         path.rename(gone)
         self.store.forget(run_id)
         shutil.rmtree(gone, ignore_errors=True)
@@ -136,7 +146,7 @@ class Shelf:
         return [
             found
             for run in self.store.with_states("queued", "running", "stopping")
-            if (found := self._try(run.id))
+            if (found := self.look_again(run.id))
         ]
 
     def look_at_all(self) -> None:
@@ -147,11 +157,12 @@ class Shelf:
             path = self.runs_dir / name
             signature, state = known.get(name, ("", ""))
             if state not in ("queued", "running", "stopping") and signature != _signature(path):
-                self._try(name)
+                self.look_again(name)
         for name in known.keys() - names:
             self.store.forget(name)
 
-    def _try(self, run_id: str) -> RunView | None:
+    def look_again(self, run_id: str) -> RunView | None:
+        """As `look`, of a run that may be gone by now."""
         try:
             return self.look(run_id)
         except NoSuchRun:

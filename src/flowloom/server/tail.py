@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import BaseModel, Field
 _LOOK_EVERY_S = 0.1
 _PING_EVERY_S = 15.0
 _CHUNK_BYTES = 262_144
+_KIND = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
 class Found(NamedTuple):
@@ -65,8 +67,9 @@ class EventTail:
             if event["seq"] <= self.seq:
                 continue
             if self._is_in_step and event["seq"] != self.seq + 1:
+                # Lines were written anew, or somebody left some out: look again, once these are told.
                 self._offset = None
-                return [], 0
+                return found, 0
             self.seq, self._is_in_step = event["seq"], True
             found.append(Found(self.seq, event, line.rstrip()))
         # Spoilt lines at the end are cut off by the next engine; a whole chunk of them is nobody's.
@@ -94,10 +97,11 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         event = json.loads(line)
     except ValueError:
         return None
-    is_event = (
-        isinstance(event, dict) and isinstance(event.get("seq"), int) and isinstance(event.get("kind"), str)
-    )
-    return event if is_event else None
+    if not isinstance(event, dict) or not isinstance(event.get("seq"), int):
+        return None
+    # The kind stands in a line of its own: one of somebody else's may not make several of it.
+    kind = event.get("kind")
+    return event if isinstance(kind, str) and _KIND.fullmatch(kind) else None
 
 
 async def frames(tail: EventTail, is_closing: Callable[[], bool]) -> AsyncIterator[bytes]:

@@ -47,6 +47,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--token",
+        type=str.strip,
         default=os.environ.get("FLOWLOOM_TOKEN"),
         help="demand it; default: FLOWLOOM_TOKEN, or one is made when needed",
     )
@@ -133,11 +134,15 @@ def _listen(settings: Settings) -> socket.socket:
 def _kept_token(home: Path) -> str:
     """The token of this home: made once, readable by its owner only."""
     path = home / ".flowloom" / "token"
-    if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32))
-    return path.read_text().strip()
+    kept = path.read_text().strip() if path.exists() else ""
+    if kept:
+        return kept
+    # An empty one, left by a full disk, would let everybody in.
+    made, partial = secrets.token_urlsafe(32), path.with_name("token.tmp")
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(made)
+    partial.replace(path)
+    return made
 
 
 def _who(state_dir: Path) -> str:

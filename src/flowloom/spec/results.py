@@ -88,9 +88,12 @@ def _is_whole_safetensors(path: Path) -> bool:
 
 def _folders(run_dir: RunDir, kind: Kind, content: dict[str, Any]) -> dict[Path, float]:
     """Where results lie, and since when they count."""
-    others = content.get("folders", {}).get(kind, {})
+    told = content.get("folders")
+    others = told.get(kind) if isinstance(told, dict) else None
     own = {run_dir.path / name: float("-inf") for name in _OWN[kind]}
-    return own | {Path(folder): since for folder, since in others.items()}
+    if not isinstance(others, dict):
+        return own
+    return own | {Path(folder): since for folder, since in others.items() if isinstance(since, int | float)}
 
 
 def _content(run_dir: RunDir, content: dict[str, Any] | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -34,6 +34,7 @@ from flowloom.errors import RunError
 from flowloom.spec.run import RunConfig
 
 Control = Literal["stop", "checkpoint", "sample"]
+Config = TypeVar("Config", bound=BaseModel)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _STEP = re.compile(r"step_\d{8}")
@@ -159,19 +160,27 @@ class RunDir:
             content = json.loads(self.open(self.path).run_json.read_text())
         except ValueError as error:
             raise RunError(f"{self.run_json}: not readable as JSON ({error}).") from error
-        if not isinstance(content, dict) or "config" not in content:
+        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
             raise RunError(f"{self.run_json}: holds no configuration.")
         return content
 
     def read_config(self) -> RunConfig:
-        """The configuration in `run.json`.
+        """The configuration in `run.json`, of a run of our engine.
+
+        Raises:
+            RunError: as `read_config_as`.
+        """
+        return self.read_config_as(RunConfig)
+
+    def read_config_as(self, kind: type[Config]) -> Config:
+        """The configuration in `run.json`, of the trainer whose schema is `kind`.
 
         Raises:
             RunError: it is missing, damaged, or of a version with another schema.
         """
         content = self.read_run()
         try:
-            return RunConfig.model_validate(content["config"])
+            return kind.model_validate(content["config"])
         except ValidationError as error:
             made_with = content.get("versions", {}).get("flowloom", "an unknown version")
             raise RunError(f"{self.run_json}: written by {made_with}, and not valid here. {error}") from error

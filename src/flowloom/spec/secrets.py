@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from flowloom.errors import ConfigError, Problem
 NAMES = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """Environment variables that hold a secret; the file has the same names as keys."""
 
+_writing = threading.Lock()
 _MASK = "[secret]"
 _SHORTEST = 6
 """Shorter values are not masked: they would punch holes into ordinary words."""
@@ -43,15 +45,16 @@ def write_secret(name: str, value: str | None, environ: Mapping[str, str] = os.e
         ConfigError: the file as it is cannot be used.
     """
     path = secrets_path(environ)
-    known = {key: kept for key, kept in _read_file(path).items() if key != name}
-    content = known if value is None else known | {name: value}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with _writing:
+        known = {key: kept for key, kept in _read_file(path).items() if key != name}
+        content = known if value is None else known | {name: value}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
 
 
 def redact(text: str, secrets: Collection[str]) -> str:

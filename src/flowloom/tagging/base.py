@@ -17,7 +17,7 @@ from flowloom.chores.base import Progress
 from flowloom.chores.describing import DescribingConfig
 from flowloom.chores.restore_captions import CHANGES, RestoreConfig
 from flowloom.data.prepare.items import Unusable, reason_of
-from flowloom.errors import ConfigError, DataError, Problem, SourceError, Unavailable
+from flowloom.errors import ConfigError, DataError, Problem, RunError, SourceError, Unavailable
 from flowloom.spec.rundir import RunDir
 from flowloom.tagging.changes import CaptionSet, Change, Found, Journal, Target
 from flowloom.tagging.merging import Description, merged
@@ -287,9 +287,11 @@ def restore(config: RestoreConfig, progress: Progress) -> None:
     """Put captions back as they were before the run at `run_path`; work of the chore `restore-captions`.
 
     Raises:
-        FlowloomError: there is no such run, or it wrote to other data.
+        FlowloomError: there is no such run, it wrote to other data, or it still writes.
     """
     run = RunDir.open(config.run_path)
+    if run.is_running():
+        raise RunError(f"{run.path} still runs, and would write on. Stop it, then undo it.")
     described = run.read_run()["config"]
     data = Path(config.data_path)
     # What a run directory says is not trusted to name the files that are written.

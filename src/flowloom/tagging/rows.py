@@ -101,6 +101,7 @@ class Rows:
         partial = self.path.with_name(f".{self.path.name}.tmp")
         try:
             with self.path.open("rb") as file, partial.open("wb") as new:
+                read = _stamp(self.path)
                 for number, line in _lines(file):
                     place = str(number)
                     change = changes.get(place)
@@ -108,6 +109,11 @@ class Rows:
                 new.flush()
                 os.fsync(new.fileno())
             if applied.num_written:
+                if _stamp(self.path) != read:
+                    raise DataError(
+                        f"{self.path}: was just written by another program, and stays as that left it. "
+                        "Wait for that, then resume the run."
+                    )
                 shutil.copymode(self.path, partial)
                 partial.replace(self.path)
         except OSError as error:
@@ -122,6 +128,12 @@ class Rows:
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """What changes when the file does."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:

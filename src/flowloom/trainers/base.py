@@ -42,6 +42,8 @@ class Trainer(Protocol):
     """Of stop, checkpoint, sample: which files in control/ its runs obey."""
     needs_device: bool
     """Whether its runs wait for a device of their own."""
+    uses_all_devices: bool
+    """Whether a run of it uses every device that it is given; others use one, and may be given no more."""
     writes_events: bool
     """Whether its process writes events.jsonl itself. For others their keeper does (server/scribe.py)."""
     fixed: tuple[str, ...]

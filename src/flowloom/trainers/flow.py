@@ -64,7 +64,7 @@ class Flow:
     """`python -m flowloom.engine`, which writes events and obeys control/ itself."""
 
     name, title, abilities = "flow", "FLOW", frozenset({"stop", "checkpoint", "sample"})
-    needs_device = writes_events = True
+    needs_device = uses_all_devices = writes_events = True
     fixed: tuple[str, ...] = FIXED
 
     def schema(self) -> dict[str, Any]:

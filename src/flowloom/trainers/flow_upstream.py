@@ -61,7 +61,8 @@ class FlowUpstream:
     """A trainer of FLOW, started as it is."""
 
     name, title, abilities = NAME, "FLOW, upstream", frozenset[str]()
-    needs_device, writes_events = True, False
+    needs_device = uses_all_devices = True
+    writes_events = False
     fixed: tuple[str, ...] = (
         "checkout",
         "trainer",
@@ -109,7 +110,7 @@ class FlowUpstream:
 
     def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
         """See Trainer; FLOW takes every card that it sees."""
-        config = UpstreamConfig.model_validate(run_dir.read_run()["config"])
+        config = run_dir.read_config_as(UpstreamConfig)
         checkout, trainer = _trainer_of(config)
         folder = run_dir.path / "flow"
         folder.mkdir(exist_ok=True)

@@ -108,7 +108,8 @@ export interface paths {
         post?: never;
         /**
          * Delete a data set
-         * @description Into the trash; of one that lies elsewhere, only its name goes there.
+         * @description Into the trash; of one that lies elsewhere, only its name goes there. Not what a run needs that waits
+         *     or runs.
          */
         delete: operations["datasets-delete_dataset"];
         options?: never;
@@ -179,6 +180,27 @@ export interface paths {
          *     written. A lost connection does not end it; `GET .../edits/progress` tells how far it is.
          */
         post: operations["datasets-make_edit"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/edits/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel the edit that is being made
+         * @description While it looks or reads, nothing is changed, and whoever made it is answered 409. While it writes, it
+         *     ends where it is: it is listed with what it changed, and can be undone. Where none is made, none is ended.
+         */
+        post: operations["datasets-cancel_edit"];
         delete?: never;
         options?: never;
         head?: never;
@@ -559,7 +581,8 @@ export interface paths {
         post?: never;
         /**
          * Delete a model file
-         * @description For good: a file of weights, or what a broken download left. Not what a run that is not over names.
+         * @description For good: a file of weights, or what a broken download left. What a run that waits or runs names stays;
+         *     what runs could go on with stays unless `force` is true, and they are named.
          */
         delete: operations["models-delete_model"];
         options?: never;
@@ -1192,6 +1215,27 @@ export interface paths {
          * @description Processors, memory, disks, accelerators.
          */
         get: operations["system-read_system"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/system/doctor": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * What this machine has and lacks
+         * @description What `flowloom doctor` says: Python, torch, devices, packages, other trainers, which secrets are set,
+         *     disk. It imports everything, in a process of its own, and takes some seconds.
+         */
+        get: operations["system-examine"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1986,6 +2030,12 @@ export interface components {
              * @example 20260102-030405-0a1b2c3d
              */
             id: string;
+            /**
+             * Is Whole
+             * @description False: it was cancelled while it wrote; undo it to have all captions as they were.
+             * @default true
+             */
+            is_whole?: boolean;
             /** Num Changed */
             num_changed: number;
             /**
@@ -2097,6 +2147,24 @@ export interface components {
              */
             name: string;
             /** Text */
+            text: string;
+        };
+        /**
+         * Finding
+         * @description One thing that was looked at.
+         */
+        Finding: {
+            /** Is Well */
+            is_well: boolean;
+            /**
+             * Name
+             * @example torch
+             */
+            name: string;
+            /**
+             * Text
+             * @example 2.13.0, 8 CPU threads
+             */
             text: string;
         };
         /**
@@ -4744,6 +4812,23 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The run is in another state. Captions of this data set are being edited. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "The run is in another state.",
+                     *       "type": "urn:flowloom:not-now"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description That is too much at once. */
             413: {
                 headers: {
@@ -5584,7 +5669,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. Captions of this data set are being edited. */
+            /** @description A data set of this kind cannot do that. Captions of this data set are being edited. The edit was cancelled. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5613,6 +5698,165 @@ export interface operations {
                      *       "status": 412,
                      *       "title": "The captions are no longer those of the preview.",
                      *       "type": "urn:flowloom:edit-changed"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-cancel_edit": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AdvanceView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such data set. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such data set.",
+                     *       "type": "urn:flowloom:no-such-data-set"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A data set of this kind cannot do that. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A data set of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -6088,7 +6332,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. Some captions were changed since. Captions of this data set are being edited. */
+            /** @description A data set of this kind cannot do that. Some captions were changed since. Captions of this data set are being edited. The edit was cancelled. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -9314,6 +9558,8 @@ export interface operations {
                 root: string;
                 /** @description Relative to the root. */
                 path: string;
+                /** @description Also what runs that are over would go on with: then they cannot. */
+                force?: boolean;
             };
             header?: never;
             path?: never;
@@ -13199,7 +13445,9 @@ export interface operations {
                 /** @description Longer side in pixels; none: the picture itself. */
                 size?: ("128" | "256" | "512" | "1024") | null;
             };
-            header?: never;
+            header?: {
+                "if-none-match"?: string;
+            };
             path: {
                 /** @description As listed. */
                 file: string;
@@ -13212,6 +13460,13 @@ export interface operations {
         responses: {
             /** @description Successful Response */
             200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description It is as it was: If-None-Match names its ETag. */
+            304: {
                 headers: {
                     [name: string]: unknown;
                 };
@@ -14335,6 +14590,145 @@ export interface operations {
                      *       "status": 403,
                      *       "title": "This request is refused.",
                      *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "system-examine": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Finding"][];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That takes longer than an answer may. That could not be done. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "That takes longer than an answer may.",
+                     *       "type": "urn:flowloom:takes-long"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];

@@ -43,7 +43,7 @@ def answer_of(chore: Chore[Any], config: dict[str, Any], state_dir: Path) -> Any
     run_dir = RunDir.create(secrets.token_hex(8), runs_dir)
     try:
         chore.prepare(config, run_dir, "an answer")
-        done = run_process(chore.command(run_dir, resume=False).argv)
+        done = run_process(chore.command(run_dir, resume=False).argv, todo="Ask with as_run: true.")
         result = run_dir.path / "result.json"
         if result.exists():
             return json.loads(result.read_text())
@@ -52,7 +52,9 @@ def answer_of(chore: Chore[Any], config: dict[str, Any], state_dir: Path) -> Any
         shutil.rmtree(run_dir.path, ignore_errors=True)
 
 
-def run_process(words: list[str], told: str = "") -> subprocess.CompletedProcess[str]:
+def run_process(
+    words: list[str], told: str = "", todo: str = "Ask again when the machine has less to do."
+) -> subprocess.CompletedProcess[str]:
     """Run one of our own programs, which gets the secrets by its environment, to its end.
 
     Raises:
@@ -65,7 +67,7 @@ def run_process(words: list[str], told: str = "") -> subprocess.CompletedProcess
             command, input=told, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE_S
         )
     except subprocess.TimeoutExpired:
-        raise TakesLong(f"It was not over after {PATIENCE_S:g} s.", "Ask with as_run: true.") from None
+        raise TakesLong(f"It was not over after {PATIENCE_S:g} s.", todo) from None
     except OSError as error:
         raise Unwritable(
             f"No process can be started: {error.strerror}.", "Look at the machine's limits."

@@ -206,6 +206,7 @@ class _Lines:
         partial = self.path.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
             with self.path.open("rb") as old, partial.open("wb") as new:
+                read = stamp_of(self.path)
                 for number, line in enumerate(_whole_lines(old, self.path), start=1):
                     content, end = line.rstrip(b"\r\n"), line[len(line.rstrip(b"\r\n")) :]
                     if change and int(change.place) == number:
@@ -216,6 +217,9 @@ class _Lines:
                             changed.append(change.item)
                         change = next(waiting, None)
                     new.write(content + end)
+            if stamp_of(self.path) != read:
+                message = f"{self.path.name} was just written by another program, a run that tags say."
+                raise Unreadable(message, "Nothing was changed. Wait for that, then do it again.")
             partial.chmod(self.path.stat().st_mode & 0o777)
             partial.replace(self.path)
         finally:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -87,6 +89,8 @@ class Edit:
     undoes: str | None = None
     changed_meanwhile: tuple[str, ...] = ()
     """Items that were left as they are, since somebody changed them between look and write."""
+    is_whole: bool = True
+    """False: it was cancelled while it wrote, and changed no more than it counts."""
 
 
 class Editor:
@@ -148,6 +152,7 @@ class Editor:
         Raises:
             EditChanged: it would do something else than the plan said.
             EditUnderWay: another one is being made.
+            EditCancelled: somebody did that before it changed anything.
         """
         with self.turns.take(title):
             self.index.refresh(is_strict=True)
@@ -255,6 +260,8 @@ class Editor:
                 for change in changes:
                     entry = {name: _packed(value) for name, value in change._asdict().items()}
                     file.write(json.dumps(entry) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except BaseException:
             path.unlink()
             raise
@@ -266,8 +273,11 @@ class Editor:
             num_changes = sum(1 for _ in file)
         about = {"title": title, "time": time.time(), "num_changed": num_changes, "undoes": undoes}
         journal.with_suffix(".json").write_text(json.dumps(about))
-        changed = self.book.write(self.turns.watch("writing", num_changes, _entries(journal)))
-        about |= {"num_changed": num_changes - len(changed)}
+        numbers = count()  # of those that are passed on until it is cancelled
+        written = zip(self.turns.watch("writing", num_changes, _entries(journal)), numbers, strict=False)
+        changed = self.book.write(change for change, _ in written)
+        num_passed = next(numbers)
+        about |= {"num_changed": num_passed - len(changed), "is_whole": num_passed == num_changes}
         journal.with_suffix(".json").write_text(json.dumps(about))
         for old in sorted(self.folder.glob("*.json"), reverse=True)[KEPT:]:
             old.unlink()

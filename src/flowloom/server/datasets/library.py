@@ -51,6 +51,10 @@ class DataSets:
         kept = self._of(dataset)
         return Editor(kept.index, kept.turns)
 
+    def turns(self, dataset: DataSet) -> Turns:
+        """Who changes it takes one of these."""
+        return self._of(dataset).turns
+
     def _of(self, dataset: DataSet) -> _Kept:
         with self._lock:
             key = (dataset.kind, dataset.key)

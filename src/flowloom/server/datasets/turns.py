@@ -20,6 +20,10 @@ class EditUnderWay(ServiceError):
     status, code, title = 409, "edit-under-way", "Captions of this data set are being edited."
 
 
+class EditCancelled(ServiceError):
+    status, code, title = 409, "edit-cancelled", "The edit was cancelled."
+
+
 @dataclass(frozen=True)
 class Stage:
     """How far an edit is that is being made."""
@@ -38,6 +42,8 @@ class Turns:
     def __init__(self) -> None:
         self.stage: Stage | None = None
         """None: none is under way."""
+        self.is_cancelled = False
+        """Whether the one that is under way shall end before its time."""
         self._lock = threading.Lock()
 
     @contextmanager
@@ -54,15 +60,30 @@ class Turns:
                 f"{stage.title}: {stage.phase}, {done}.", "Wait for it: GET .../edits/progress."
             )
         try:
-            self.stage = Stage(title)
+            self.stage, self.is_cancelled = Stage(title), False
             yield
         finally:
             self.stage = None
             self._lock.release()
 
+    def cancel(self) -> Stage | None:
+        """Have the edit that is under way end; where it is, or None where there is none."""
+        self.is_cancelled = True
+        return self.stage
+
     def watch(self, phase: Phase, total: int, each: Iterable[T]) -> Iterator[T]:
-        """Pass on `each` of `total`, and tell of it."""
+        """Pass on `each` of `total`, and tell of it. One that is cancelled while it writes writes no more.
+
+        Raises:
+            EditCancelled: it was before it wrote anything.
+        """
         for number, one in enumerate(each, start=1):
+            if self.is_cancelled and phase == "writing":
+                return
+            if self.is_cancelled:
+                raise EditCancelled(
+                    "No caption was changed.", "Make it again, should it be wanted after all."
+                )
             if self.stage:
                 self.stage = replace(self.stage, phase=phase, num_done=number, num_total=total)
             yield one

@@ -117,7 +117,6 @@ class Uploads:
     def __init__(self) -> None:
         self._finished: OrderedDict[tuple[str, str], Upload] = OrderedDict()
         self._lock = threading.Lock()
-        self._unpacking: list[subprocess.Popen[bytes]] = []
 
     def create(self, dataset: DataSet, length: int, metadata: str) -> Upload:
         """Begin an upload of `length` bytes.
@@ -236,9 +235,8 @@ class Uploads:
             return
         words = [sys.executable, "-m", "flowloom.server.datasets.unpack", str(upload.folder)]
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)
-        with self._lock:
-            # Asking whether it lives buries the dead.
-            self._unpacking = [one for one in self._unpacking if one.poll() is None] + [process]
+        # Somebody has to ask how it ended, or it stays in the system's list.
+        threading.Thread(target=process.wait, daemon=True, name="unpacking").start()
 
     def report(self, upload: Upload) -> dict[str, Any]:
         """How the unpacking of a zip stands; it goes on where the studio or its process was killed."""

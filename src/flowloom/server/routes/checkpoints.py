@@ -12,10 +12,11 @@ from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from flowloom.server.deps import RunDep, StudioDep
+from flowloom.server.deps import RunDep, Studio, StudioDep
 from flowloom.server.problems import NoSuchFile, NoSuchRun, NotNow, OutsideRoots, problems
 from flowloom.server.runs import ACTIVE
 from flowloom.spec.results import checkpoints_of
+from flowloom.spec.rundir import RunDir
 
 router = APIRouter(tags=["checkpoints"], responses=problems())
 Name = Annotated[str, UrlPath(description="As listed.", examples=["step_00000100"])]
@@ -50,9 +51,7 @@ class Checkpoints(BaseModel):
 @router.get("/runs/{run_id}/checkpoints", summary="List a run's checkpoints", responses=problems(NoSuchRun))
 def list_checkpoints(run: RunDep, studio: StudioDep) -> Checkpoints:
     """Only whole ones: what is still being written is not there yet."""
-    folders = studio.result_folders(run, "checkpoints")
-    entries = [entry for entry in checkpoints_of(run) if entry.parent in folders]
-    return Checkpoints(checkpoints=[_checkpoint(run.path.name, entry) for entry in entries])
+    return Checkpoints(checkpoints=[_checkpoint(run.path.name, entry) for entry in _whole(run, studio)])
 
 
 @router.get(
@@ -78,12 +77,20 @@ def download(run: RunDep, file: File, studio: StudioDep) -> FileResponse:
 def delete_checkpoint(run: RunDep, name: Name, studio: StudioDep) -> None:
     """For good. The newest one of a run that is not over stays: it is what the run goes on from."""
     path = studio.result(run, "checkpoints", name)
+    # A run may save into a folder of the user's, where much else lies.
+    if path not in {entry.resolve() for entry in _whole(run, studio)}:
+        raise NoSuchFile(name)
     view = studio.shelf.look(run.path.name)
     if view.state in ACTIVE and view.checkpoint == path.name:
         raise NotNow(f"{name} is what {run.path.name!r} goes on from.", "Stop or cancel the run first.")
     gone = path.rename(path.with_name(f"{path.name}.removed.tmp"))
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     studio.shelf.look(run.path.name)
+
+
+def _whole(run: RunDir, studio: Studio) -> list[Path]:
+    folders = studio.result_folders(run, "checkpoints")
+    return [entry for entry in checkpoints_of(run) if entry.parent in folders]
 
 
 def _checkpoint(run_id: str, entry: Path) -> Checkpoint:

@@ -19,8 +19,10 @@ from flowloom.server.datasets.places import (
     Trashed,
     UnfitName,
 )
+from flowloom.server.datasets.turns import EditUnderWay
 from flowloom.server.deps import StudioDep
-from flowloom.server.problems import Invalid, NoSuchFile, OutsideRoots, Place, problems
+from flowloom.server.problems import Invalid, NoSuchFile, NotNow, OutsideRoots, Place, problems
+from flowloom.server.uses import require_unused
 
 router = APIRouter(tags=["datasets"], responses=problems())
 
@@ -129,10 +131,18 @@ def read_dataset(dataset: DataSetDep) -> DataSetView:
     return DataSetView.of(dataset)
 
 
-@router.delete("/datasets/{dataset}", summary="Delete a data set", responses=problems(NoSuchDataSet))
-def delete_dataset(library: LibraryDep, dataset: DataSetDep) -> TrashView:
-    """Into the trash; of one that lies elsewhere, only its name goes there."""
-    return TrashView.of(library.places.delete(dataset.name))
+@router.delete(
+    "/datasets/{dataset}",
+    summary="Delete a data set",
+    responses=problems(NoSuchDataSet, NotNow, EditUnderWay),
+)
+def delete_dataset(library: LibraryDep, dataset: DataSetDep, studio: StudioDep) -> TrashView:
+    """Into the trash; of one that lies elsewhere, only its name goes there. Not what a run needs that waits
+    or runs."""
+    if dataset.path and not dataset.is_link:
+        require_unused(studio, dataset.path)
+    with library.turns(dataset).take(f"{dataset.name} is being deleted"):
+        return TrashView.of(library.places.delete(dataset.name))
 
 
 @router.get("/trash", summary="List deleted data sets")

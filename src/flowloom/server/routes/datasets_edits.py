@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flowloom.server.datasets.changes import Operation
 from flowloom.server.datasets.edits import ChangedMeanwhile, Edit, EditChanged, Editor, NoSuchEdit
 from flowloom.server.datasets.places import NoSuchDataSet, WrongKind
-from flowloom.server.datasets.turns import EditUnderWay, Phase
+from flowloom.server.datasets.turns import EditCancelled, EditUnderWay, Phase, Stage
 from flowloom.server.problems import problems
 from flowloom.server.routes.datasets import DataSetDep, LibraryDep
 from flowloom.server.routes.datasets_images import Wanted
@@ -88,6 +88,9 @@ class EditView(BaseModel):
     changed_meanwhile: list[str] = Field(
         [], description="Items that were left as they are, since somebody changed them."
     )
+    is_whole: bool = Field(
+        True, description="False: it was cancelled while it wrote; undo it to have all captions as they were."
+    )
 
     @classmethod
     def of(cls, edit: Edit) -> EditView:
@@ -111,6 +114,11 @@ class AdvanceView(BaseModel):
     """What is being edited now."""
 
     edit: StageView | None = Field(description="null: nothing is.")
+
+    @classmethod
+    def of(cls, stage: Stage | None) -> AdvanceView:
+        """As it is answered."""
+        return cls(edit=stage and StageView.model_validate(stage, from_attributes=True))
 
 
 def _editor(library: LibraryDep, dataset: DataSetDep) -> Editor:
@@ -138,7 +146,7 @@ def preview_edit(editor: EditorDep, body: Preview) -> PreviewView:
     "/datasets/{dataset}/edits",
     summary="Edit many captions",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(NoSuchDataSet, WrongKind, EditChanged, EditUnderWay),
+    responses=problems(NoSuchDataSet, WrongKind, EditChanged, EditUnderWay, EditCancelled),
 )
 def make_edit(editor: EditorDep, body: Doing) -> EditView:
     """Each caption as it was is kept first, so that the edit can be undone; the answer comes when all are
@@ -156,14 +164,21 @@ def list_edits(editor: EditorDep) -> list[EditView]:
 @router.get("/datasets/{dataset}/edits/progress", summary="How far an edit is")
 async def read_progress(editor: EditorDep) -> AdvanceView:
     """Of the edit or undo that is being made, by whomever."""
-    stage = editor.turns.stage
-    return AdvanceView(edit=stage and StageView.model_validate(stage, from_attributes=True))
+    return AdvanceView.of(editor.turns.stage)
+
+
+@router.post("/datasets/{dataset}/edits/cancel", summary="Cancel the edit that is being made")
+async def cancel_edit(editor: EditorDep) -> AdvanceView:
+    """While it looks or reads, nothing is changed, and whoever made it is answered 409. While it writes, it
+    ends where it is: it is listed with what it changed, and can be undone. Where none is made, none is ended.
+    """
+    return AdvanceView.of(editor.turns.cancel())
 
 
 @router.post(
     "/datasets/{dataset}/edits/{edit_id}/undo",
     summary="Undo an edit",
-    responses=problems(NoSuchDataSet, WrongKind, NoSuchEdit, ChangedMeanwhile, EditUnderWay),
+    responses=problems(NoSuchDataSet, WrongKind, NoSuchEdit, ChangedMeanwhile, EditUnderWay, EditCancelled),
 )
 def undo_edit(editor: EditorDep, edit_id: EditId, body: Undoing) -> EditView:
     """Puts the captions back as they were; refused, with what is in the way, where some were changed since.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
@@ -22,6 +21,7 @@ from flowloom.server.datasets.scan import Row
 from flowloom.server.datasets.table import Filter, Sort
 from flowloom.server.datasets.turns import EditUnderWay
 from flowloom.server.deps import Studio, StudioDep
+from flowloom.server.pictures import UNCHANGED, picture
 from flowloom.server.problems import NoSuchFile, OutsideRoots, ServiceError, problems
 from flowloom.server.roots import inside
 from flowloom.server.routes.datasets import DataSetDep, LibraryDep
@@ -30,17 +30,6 @@ from flowloom.server.thumbnails import InStore, NotAnImage, thumbnail, thumbnail
 
 router = APIRouter(tags=["datasets"], responses=problems(NoSuchDataSet))
 TAG = Annotated[str, Field(max_length=500)]
-_SHOWN_AS = {
-    ".png": "image/png",
-    ".webp": "image/webp",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".gif": "image/gif",
-    ".avif": "image/avif",
-    ".bmp": "image/bmp",
-    ".jxl": "image/jxl",
-}
-"""What a browser may show; everything else, SVG with its scripts above all, is a download."""
 
 
 class NoVersion(ServiceError):
@@ -212,8 +201,7 @@ def count_tags(index: IndexDep, asked: Annotated[TagQuery, Query()]) -> TagPage:
     "/datasets/{dataset}/pictures/{item:path}",
     summary="A picture, or its thumbnail",
     response_class=FileResponse,
-    responses=problems(NoSuchDataSet, NoSuchFile, OutsideRoots, NotAnImage, WrongKind)
-    | {304: {"description": "It is as it was: If-None-Match names its ETag."}},
+    responses=problems(NoSuchDataSet, NoSuchFile, OutsideRoots, NotAnImage, WrongKind) | UNCHANGED,
 )
 def read_picture(
     index: IndexDep,
@@ -231,15 +219,7 @@ def read_picture(
     else:
         path = _picture(index, item, studio)
         path = thumbnail(path, int(size), thumbnails) if size else path
-    status = path.stat()
-    tag = f'"{path.stem if size else f"{status.st_size:x}-{status.st_mtime_ns:x}"}"'
-    headers = {"etag": tag, "cache-control": "private, max-age=3600" if size else "private, no-cache"}
-    if tag in re.findall(r'"[^"]*"', if_none_match):
-        return Response(status_code=304, headers=headers)
-    media_type = _SHOWN_AS.get(path.suffix.lower())
-    if media_type is None:
-        return FileResponse(path, headers=headers, media_type="application/octet-stream", filename=path.name)
-    return FileResponse(path, headers=headers, media_type=media_type)
+    return picture(path, if_none_match, "private, max-age=3600" if size else "private, no-cache")
 
 
 @router.get(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from flowloom.server.deps import StudioDep
+from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots, problems
 from flowloom.server.routes.samples import Size
 from flowloom.server.thumbnails import NotAnImage, thumbnail
@@ -68,12 +69,15 @@ def list_folder(
     folder = studio.roots.resolve(root, path)
     if not folder.is_dir():
         raise NoSuchFile(path)
-    seen = [
-        entry for entry in folder.iterdir() if not entry.name.startswith(".") and studio.roots.holds(entry)
-    ]
-    seen = [entry for entry in seen if entry.exists()]
-    seen.sort(key=lambda entry: (entry.is_file(), entry.name))
-    return Folder(total=len(seen), entries=[_entry(entry) for entry in seen[skip : skip + limit]])
+    with os.scandir(folder) as entries:
+        seen = [
+            (not entry.is_dir(), entry.name)
+            for entry in entries
+            if not entry.name.startswith(".") and (not entry.is_symlink() or _leads_in(studio, entry))
+        ]
+    seen.sort()
+    shown = (_entry(folder / name) for _, name in seen[skip : skip + limit])
+    return Folder(total=len(seen), entries=[entry for entry in shown if entry])
 
 
 @router.get(
@@ -92,8 +96,17 @@ def read_file(root: RootName, studio: StudioDep, path: Below, size: Size | None 
     return FileResponse(file, media_type="application/octet-stream", filename=file.name)
 
 
-def _entry(path: Path) -> Entry:
-    stat = path.stat()
+def _leads_in(studio: Studio, link: os.DirEntry[str]) -> bool:
+    """Whether a link leads to something that is there, in one of the folders."""
+    return Path(link).exists() and studio.roots.holds(Path(link))
+
+
+def _entry(path: Path) -> Entry | None:
+    """None: it went away meanwhile."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
     return Entry(
         name=path.name, path=str(path), is_folder=path.is_dir(), size=stat.st_size, time=stat.st_mtime
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +20,10 @@ from flowloom.errors import Problem
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.problems import Invalid, NoSuchFile, NoSuchRoot, NotNow, OutsideRoots, problems
 from flowloom.server.routes.training import Candidate
-from flowloom.server.runs import ACTIVE
+from flowloom.server.runs import RESUMABLE
+from flowloom.server.uses import require_unused, runs_that_name
 from flowloom.spec.files import resolve_paths
 from flowloom.spec.run import ModelSection
-from flowloom.spec.rundir import RunDir
 
 router = APIRouter(tags=["models"], responses=problems(NoSuchRoot))
 _NO_MODELS = {"runs", "data", "cache"}
@@ -199,17 +199,19 @@ def delete_model(
     studio: StudioDep,
     root: Annotated[str, Query(examples=["models"])],
     path: Annotated[str, Query(description="Relative to the root.", max_length=4096)],
+    force: Annotated[
+        bool, Query(description="Also what runs that are over would go on with: then they cannot.")
+    ] = False,
 ) -> None:
-    """For good: a file of weights, or what a broken download left. Not what a run that is not over names."""
+    """For good: a file of weights, or what a broken download left. What a run that waits or runs names stays;
+    what runs could go on with stays unless `force` is true, and they are named."""
     place = studio.roots.resolve(root, path)
     if root in _NO_MODELS or not place.is_file() or not place.name.endswith((*LISTED, ".part")):
         raise NoSuchFile(path)
-    # A folder of shards is named by itself; a root, as of a download, names no model.
-    names = {place, studio.roots.folders[root] / path, place.parent} - set(studio.roots.folders.values())
-    for run in studio.shelf.store.with_states(*sorted(ACTIVE)):
-        config = RunDir(studio.settings.runs_dir / run.id).read_run()["config"]
-        if any(Path(text).absolute() in names for text in _texts(config)):
-            raise NotNow(f"{run.id!r} uses {place.name}.", "Stop or cancel that run first.")
+    require_unused(studio, place)
+    if not force and (names := runs_that_name(studio, place, RESUMABLE)):
+        todo = "Send force=true to delete it all the same, or delete those runs first."
+        raise NotNow(f"{place.name} is what these would go on with: {', '.join(names)}.", todo)
     place.unlink()
     if place.suffix == ".part":
         place.with_name(f"{place.name}.json").unlink(missing_ok=True)
@@ -244,15 +246,6 @@ def list_missing(body: Candidate, studio: StudioDep) -> Lacking:
         ],
         download=_download(studio, offers) if offers else None,
     )
-
-
-def _texts(config: Any) -> Iterator[str]:
-    """Every text in a configuration, paths among them."""
-    if isinstance(config, str):
-        yield config
-    elif isinstance(config, dict | list):
-        for value in config.values() if isinstance(config, dict) else config:
-            yield from _texts(value)
 
 
 def _section(section: Any) -> ModelSection:

@@ -93,9 +93,9 @@ async def read_run(run_id: RunId, shelf: ShelfDep) -> RunView:
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(NoSuchRun, NotNow),
 )
-def delete_run(run_id: RunId, shelf: ShelfDep) -> None:
+def delete_run(run_id: RunId, queue: QueueDep) -> None:
     """With its checkpoints and samples, for good."""
-    shelf.remove(run_id)
+    queue.delete(run_id)
 
 
 @router.get("/runs/{run_id}/config", summary="A run's run.json", responses=problems(NoSuchRun) | _RUN_JSON)

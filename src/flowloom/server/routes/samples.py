@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query, Response
 from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from flowloom.server.deps import RunDep, Studio, StudioDep
+from flowloom.server.pictures import UNCHANGED, picture
 from flowloom.server.problems import NoSuchFile, NoSuchRun, OutsideRoots, problems
 from flowloom.server.thumbnails import NotAnImage, thumbnail
 from flowloom.spec.results import PICTURES, samples_of
@@ -66,7 +67,7 @@ def list_samples(
     "/runs/{run_id}/samples/{file:path}",
     summary="A sample, or its thumbnail",
     response_class=FileResponse,
-    responses=problems(NoSuchRun, NoSuchFile, OutsideRoots, NotAnImage),
+    responses=problems(NoSuchRun, NoSuchFile, OutsideRoots, NotAnImage) | UNCHANGED,
 )
 def read_sample(
     run: RunDep,
@@ -75,15 +76,16 @@ def read_sample(
     size: Annotated[
         Size | None, Query(description="Longer side in pixels; none: the picture itself.")
     ] = None,
-) -> FileResponse:
+    if_none_match: Annotated[str, Header()] = "",
+) -> Response:
     """The picture as it was drawn, or a WebP of it that is made once."""
     path = studio.result(run, "samples", file)
     if path.suffix.lower() not in PICTURES or not path.is_file():
         raise NoSuchFile(file)
-    kept = {"cache-control": "private, max-age=3600"}
     if size:
         path = thumbnail(path, int(size), studio.settings.state_dir / "thumbnails")
-    return FileResponse(path, headers=kept)
+    # A run of the same name may draw another one, and a run that is resumed the same one anew.
+    return picture(path, if_none_match, "private, no-cache")
 
 
 def _within(studio: Studio, run: RunDir) -> Iterator[tuple[Path, Path]]:

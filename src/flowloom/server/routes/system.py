@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel, Field
 
+from flowloom.server.datasets.answers import Failed, TakesLong, last_words, run_process
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.problems import problems
 from flowloom.server.routes.events import EventStream, event_stream
@@ -20,6 +23,14 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
+class Finding(BaseModel):
+    """One thing that was looked at."""
+
+    name: str = Field(examples=["torch"])
+    text: str = Field(examples=["2.13.0, 8 CPU threads"])
+    is_well: bool
+
+
 @router.get("/system", summary="The machine now")
 def read_system(studio: StudioDep) -> System:
     """Processors, memory, disks, accelerators."""
@@ -30,6 +41,21 @@ def read_system(studio: StudioDep) -> System:
 async def follow_system(studio: StudioDep) -> EventStream:
     """The same every two seconds, as server-sent events."""
     return event_stream(_figures(studio))
+
+
+@router.get(
+    "/system/doctor", summary="What this machine has and lacks", responses=problems(TakesLong, Failed)
+)
+def examine() -> list[Finding]:
+    """What `flowloom doctor` says: Python, torch, devices, packages, other trainers, which secrets are set,
+    disk. It imports everything, in a process of its own, and takes some seconds."""
+    done = run_process(["flowloom.engine.doctor"])
+    try:
+        # Whatever a package says when it is imported comes before.
+        told = json.loads(done.stdout.strip().rpartition("\n")[2])
+    except ValueError:
+        raise Failed(last_words(done.stderr), "Run 'flowloom doctor' on the machine itself.") from None
+    return [Finding.model_validate(one) for one in told]
 
 
 async def _figures(studio: Studio) -> AsyncIterator[bytes]:

@@ -52,7 +52,8 @@ class Kohya:
     """Scripts of sd-scripts, started as they are but for what hooks.py adds."""
 
     name, title, abilities = NAME, "Kohya SS", frozenset({"stop", "checkpoint", "sample"})
-    needs_device, writes_events = True, False
+    needs_device = True
+    uses_all_devices = writes_events = False
     fixed: tuple[str, ...] = ("checkout", "family", "method", "model", "network", "saving.output_name")
 
     def schema(self) -> dict[str, Any]:
@@ -84,7 +85,7 @@ class Kohya:
 
     def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
         """See Trainer; one process, on the first card that it sees."""
-        config = KohyaConfig.model_validate(run_dir.read_run()["config"])
+        config = run_dir.read_config_as(KohyaConfig)
         folder = run_dir.path.absolute()
         write_files(config, folder)
         checkout, script = _checkout(config), script_of(config)
