@@ -2,11 +2,11 @@
 import { useQuery } from "@tanstack/react-query";
 import { useSearchParams } from "next/navigation";
 import { useEffect, useMemo, useState } from "react";
-import { Button } from "@/components/ui/button";
+import { Button, LinkButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
 import { SearchIcon } from "@/components/ui/icons";
 import { Input } from "@/components/ui/inputs";
-import { Empty, Page, Skeleton } from "@/components/ui/surface";
+import { Empty, Page, Panel, Skeleton } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
@@ -18,6 +18,7 @@ import { hintsOf } from "@/lib/hints";
 import { at, changesFrom, laidOver, same, type Tree } from "@/lib/json";
 import { useLater } from "@/lib/later";
 import { type Field, isFound, leavesOf, SIMPLE, sectionsOf } from "@/lib/schema";
+import { BaseCards } from "./base-cards";
 import { FormContext } from "./context";
 import { Essentials } from "./essentials";
 import { Import } from "./import";
@@ -202,6 +203,17 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
               <Presets presets={made.presets} chosen={draft.preset} onChoose={choosePreset} />
             )}
             {trainer === "flow" && <Essentials />}
+            {trainer === "kohya" && (
+              <Panel>
+                <BaseCards trainer="kohya" field={["model", "pretrained_model_name_or_path"]}>
+                  <div>
+                    <LinkButton size="small" href="/models/">
+                      Models
+                    </LinkButton>
+                  </div>
+                </BaseCards>
+              </Panel>
+            )}
             <Import
               trainer={trainer}
               sections={sections}
