@@ -50,7 +50,18 @@ function Tags({ dataset, wanted, onTag }: { dataset: string; wanted: Wanted; onT
   );
 }
 
+/** A data set, or what stands in its way where it cannot be read at all. */
 export function DataSetPage({ name }: { name: string }) {
+  const { data, error, refetch } = useQuery(summary(name));
+  if (!error || data) return <Pictures name={name} />;
+  return (
+    <Page title={name} actions={<LinkButton href="/datasets/">Data sets</LinkButton>}>
+      <Trouble error={error} onRetry={() => void refetch()} />
+    </Page>
+  );
+}
+
+function Pictures({ name }: { name: string }) {
   const { data: facts, error } = useQuery(summary(name));
   const [search, setSearch] = useState("");
   const [show, setShow] = useState<Show>("all");

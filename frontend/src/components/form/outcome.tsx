@@ -18,7 +18,7 @@ function useOutcome(trainer: string, config: Tree, name: string, isWanted: boole
   const asked = useDebounced({ config, name: name.trim() || null });
   return useQuery({
     queryKey: ["outcome", trainer, asked],
-    queryFn: () => fetchJson<Schemas["Preview-Output"]>(`/api/${trainer}/config/preview`, asked),
+    queryFn: () => fetchJson<Schemas["ConfigPreview"]>(`/api/${trainer}/config/preview`, asked),
     enabled: isWanted,
     placeholderData: (old) => old,
     staleTime: 10_000,

@@ -121,7 +121,8 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
   );
   useEffect(() => setPresetName(draft.preset), [draft.preset]);
   useFrom(setConfig, defaults);
-  const { verdict, isChecking } = useCheck(trainer, draft.config, isLoaded && made !== undefined);
+  const check = useCheck(trainer, draft.config, isLoaded && made !== undefined);
+  const { verdict, isChecking } = check;
   const problems = useMemo(() => byPath(verdict?.problems ?? []), [verdict]);
   const sections = useMemo(
     () => (made ? sectionsOf(made.schema as Tree, SIMPLE[trainer] ?? new Set()) : []),
@@ -137,7 +138,8 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
       </Page>
     );
   }
-  if (!made || !defaults || !isLoaded) {
+  // What is wrong stands at many fields: shown before it is known, the page would jump.
+  if (!made || !defaults || !isLoaded || (!verdict && !check.error)) {
     return (
       <Page title={title} lead={lead} wide>
         <div className="grid gap-4 lg:grid-cols-[minmax(0,1fr)_22rem]">

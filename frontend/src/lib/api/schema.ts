@@ -1703,6 +1703,33 @@ export interface components {
             line: string;
         };
         /**
+         * ConfigPreview
+         * @description What a configuration would become.
+         */
+        ConfigPreview: {
+            /** @description None where the trainer's code is not on this machine. */
+            command: components["schemas"]["CommandView"] | null;
+            /**
+             * Files
+             * @description None where it cannot be read.
+             */
+            files: components["schemas"]["FileView"][];
+            /** Is Valid */
+            is_valid: boolean;
+            /** Problems */
+            problems: components["schemas"]["Place"][];
+        };
+        /**
+         * ConfigVerdict
+         * @description Whether a configuration can run.
+         */
+        ConfigVerdict: {
+            /** Is Valid */
+            is_valid: boolean;
+            /** Problems */
+            problems: components["schemas"]["Place"][];
+        };
+        /**
          * ConfigView
          * @description What a trainer's configuration is made of.
          */
@@ -2450,6 +2477,18 @@ export interface components {
             words: string;
         };
         /**
+         * Move
+         * @description A place in the queue.
+         */
+        Move: {
+            /**
+             * Before
+             * @description The run to go before; null: to the end.
+             * @example fox-lora
+             */
+            before?: string | null;
+        };
+        /**
          * NeedView
          * @description A file that a configuration lacks.
          */
@@ -2599,34 +2638,6 @@ export interface components {
             pointer: string;
         };
         /**
-         * Place
-         * @description A place in the queue.
-         */
-        "Place-Input": {
-            /**
-             * Before
-             * @description The run to go before; null: to the end.
-             * @example fox-lora
-             */
-            before?: string | null;
-        };
-        /**
-         * Place
-         * @description One thing wrong with what was sent.
-         */
-        "Place-Output": {
-            /**
-             * Detail
-             * @example must be greater than 0, not -1.
-             */
-            detail: string;
-            /**
-             * Pointer
-             * @example /config/training/lr
-             */
-            pointer: string;
-        };
-        /**
          * PresetView
          * @description A configuration to begin with.
          */
@@ -2643,10 +2654,35 @@ export interface components {
             title: string;
         };
         /**
-         * Preview
+         * PreviewView
+         * @description What an edit would do.
+         */
+        PreviewView: {
+            /** Examples */
+            examples: components["schemas"]["ExampleView"][];
+            /**
+             * Num Changed
+             * @description Those that would be changed.
+             */
+            num_changed: number;
+            /**
+             * Num Meant
+             * @description Captions that were looked at.
+             */
+            num_meant: number;
+            /**
+             * Num Unreadable
+             * @description Those that cannot be read, and stay as they are.
+             */
+            num_unreadable: number;
+            /** Version */
+            version: string;
+        };
+        /**
+         * Previewing
          * @description A wish, to be shown first.
          */
-        "Preview-Input": {
+        Previewing: {
             /**
              * Examples
              * @description How many captions to show.
@@ -2684,48 +2720,6 @@ export interface components {
              *     }
              */
             wanted?: components["schemas"]["Wanted"];
-        };
-        /**
-         * Preview
-         * @description What a configuration would become.
-         */
-        "Preview-Output": {
-            /** @description None where the trainer's code is not on this machine. */
-            command: components["schemas"]["CommandView"] | null;
-            /**
-             * Files
-             * @description None where it cannot be read.
-             */
-            files: components["schemas"]["FileView"][];
-            /** Is Valid */
-            is_valid: boolean;
-            /** Problems */
-            problems: components["schemas"]["Place-Output"][];
-        };
-        /**
-         * PreviewView
-         * @description What an edit would do.
-         */
-        PreviewView: {
-            /** Examples */
-            examples: components["schemas"]["ExampleView"][];
-            /**
-             * Num Changed
-             * @description Those that would be changed.
-             */
-            num_changed: number;
-            /**
-             * Num Meant
-             * @description Captions that were looked at.
-             */
-            num_meant: number;
-            /**
-             * Num Unreadable
-             * @description Those that cannot be read, and stay as they are.
-             */
-            num_unreadable: number;
-            /** Version */
-            version: string;
         };
         /**
          * ProblemView
@@ -3345,6 +3339,28 @@ export interface components {
             url: string;
         };
         /**
+         * StoreVerdict
+         * @description How a store answers.
+         */
+        StoreVerdict: {
+            /** Detail */
+            detail: string;
+            /**
+             * First
+             * @description The first thing that lies there.
+             */
+            first: string | null;
+            /** Ok */
+            ok: boolean;
+            /**
+             * Problem
+             * @enum {string}
+             */
+            problem: "" | "dns" | "refused" | "timeout" | "unreachable" | "tls" | "region" | "no-keys" | "denied" | "no-bucket" | "unavailable" | "other";
+            /** Todo */
+            todo: string;
+        };
+        /**
          * Summary
          * @description What is in a data set.
          */
@@ -3487,7 +3503,7 @@ export interface components {
              * Problems
              * @description What is wrong with it on this machine.
              */
-            problems: components["schemas"]["Place-Output"][];
+            problems: components["schemas"]["Place"][];
             /** Understood */
             understood: string[];
         };
@@ -3602,38 +3618,6 @@ export interface components {
              * @default []
              */
             without_tags?: string[];
-        };
-        /**
-         * Verdict
-         * @description How a store answers.
-         */
-        flowloom__server__routes__stores__Verdict: {
-            /** Detail */
-            detail: string;
-            /**
-             * First
-             * @description The first thing that lies there.
-             */
-            first: string | null;
-            /** Ok */
-            ok: boolean;
-            /**
-             * Problem
-             * @enum {string}
-             */
-            problem: "" | "dns" | "refused" | "timeout" | "unreachable" | "tls" | "region" | "no-keys" | "denied" | "no-bucket" | "unavailable" | "other";
-            /** Todo */
-            todo: string;
-        };
-        /**
-         * Verdict
-         * @description Whether a configuration can run.
-         */
-        flowloom__server__routes__training__Verdict: {
-            /** Is Valid */
-            is_valid: boolean;
-            /** Problems */
-            problems: components["schemas"]["Place-Output"][];
         };
     };
     responses: never;
@@ -3945,7 +3929,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["flowloom__server__routes__training__Verdict"];
+                    "application/json": components["schemas"]["ConfigVerdict"];
                 };
             };
             /** @description The body is no JSON. */
@@ -5683,7 +5667,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Preview-Input"];
+                "application/json": components["schemas"]["Previewing"];
             };
         };
         responses: {
@@ -12569,7 +12553,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Place-Input"];
+                "application/json": components["schemas"]["Move"];
             };
         };
         responses: {
@@ -14147,7 +14131,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["flowloom__server__routes__stores__Verdict"];
+                    "application/json": components["schemas"]["StoreVerdict"];
                 };
             };
             /** @description The body is no JSON. */
@@ -15243,7 +15227,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["flowloom__server__routes__training__Verdict"];
+                    "application/json": components["schemas"]["ConfigVerdict"];
                 };
             };
             /** @description The body is no JSON. */
@@ -15389,7 +15373,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Preview-Output"];
+                    "application/json": components["schemas"]["ConfigPreview"];
                 };
             };
             /** @description The body is no JSON. */
