@@ -90,6 +90,13 @@ export const metrics = (id: string, maxPoints: number, span?: Span) =>
     placeholderData: keepPreviousData,
   });
 
+export const cardLoads = (id: string) =>
+  queryOptions({
+    queryKey: ["run", id, "cards"],
+    queryFn: () => got(api.GET("/api/runs/{run_id}/cards", { params: { path: { run_id: id } } })),
+    staleTime: 10_000,
+  });
+
 const SAMPLE_PAGE = 1000;
 
 export const samples = (id: string) =>
