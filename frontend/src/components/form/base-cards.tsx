@@ -71,7 +71,7 @@ export function BaseCards({
           ref={list}
           role="radiogroup"
           aria-labelledby={`${group}-label`}
-          className="-m-1 grid max-h-72 grid-cols-[repeat(auto-fill,minmax(min(15rem,100%),1fr))] gap-2 overflow-y-auto p-1"
+          className="-mx-1 -mt-1 mb-1.5 grid max-h-72 grid-cols-[repeat(auto-fill,minmax(min(15rem,100%),1fr))] gap-2 overflow-y-auto p-1"
         >
           {paths.map((each) => (
             <RadioCard key={each} group={group} isChosen={each === path} onChoose={() => set(field, each)}>
