@@ -164,7 +164,7 @@ test("a bucket is tried, kept, and browsed", async (context) => {
     await dialog.getByLabel("Endpoint").fill(told.endpoint ?? "");
     await dialog.getByRole("button", { name: "Test it" }).click();
     const answer = dialog.getByRole("status");
-    assert.match(await until(() => answer.textContent()), /Correct the name of the bucket/);
+    assert.match(String(await until(() => answer.textContent())), /Correct the name of the bucket/);
     await where.fill(told.url ?? "");
     await dialog.getByRole("button", { name: "Test it" }).click();
     await dialog.getByText("It answers: the first thing in it is").waitFor();

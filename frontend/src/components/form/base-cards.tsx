@@ -2,17 +2,33 @@
 import { useQuery } from "@tanstack/react-query";
 import { type ReactNode, useEffect, useId, useRef } from "react";
 import { RadioCard } from "@/components/ui/cards";
+import { cx } from "@/components/ui/classes";
+import { ChevronIcon } from "@/components/ui/icons";
 import { Skeleton } from "@/components/ui/surface";
 import { library, type Model } from "@/lib/api/models";
 import { trainerModels } from "@/lib/api/queries";
 import { bytes, params } from "@/lib/format";
 import { useForm, useValue } from "./context";
 
+const CARDS = "grid grid-cols-[repeat(auto-fill,minmax(min(15rem,100%),1fr))] gap-2";
 const nameOf = (path: string) => path.split("/").slice(-2).join("/");
 const joined = (...words: (string | false | null | undefined)[]) => words.filter(Boolean).join(" · ");
 
+/** Of `runs/fox/checkpoints/step_00000500/model.safetensors`: run, checkpoint, file. */
+const checkpointOf = (path: string) => /([^/]+)\/checkpoints\/([^/]+)\/([^/]+)$/.exec(path)?.slice(1);
+
 /** A base's family, variant and version; then its size. */
 function Facts({ path, model }: { path: string; model: Model | undefined }) {
+  const [run, step, file] = checkpointOf(path) ?? [];
+  if (run)
+    return (
+      <>
+        <span className="truncate text-sm font-semibold" title={path}>
+          {run}
+        </span>
+        <span className="figure truncate text-2xs text-ink-faint">{joined(step, file)}</span>
+      </>
+    );
   return (
     <>
       <span className="truncate text-sm font-semibold" title={path}>
@@ -53,6 +69,13 @@ export function BaseCards({
   const found = candidates?.[field.join(".")] ?? [];
   const paths = [...(path && !found.includes(path) ? [path] : []), ...found];
   const shelf = new Map((data?.models ?? []).map((model) => [model.path, model]));
+  const saved = paths.filter(checkpointOf);
+  const bases = paths.filter((each) => !saved.includes(each));
+  const card = (each: string) => (
+    <RadioCard key={each} group={group} isChosen={each === path} onChoose={() => set(field, each)}>
+      <Facts path={each} model={shelf.get(each)} />
+    </RadioCard>
+  );
   const isWaiting = isPending || isLooking;
   // A base chosen earlier may stand far down: only the list moves, and only once it is there.
   useEffect(() => {
@@ -71,13 +94,18 @@ export function BaseCards({
           ref={list}
           role="radiogroup"
           aria-labelledby={`${group}-label`}
-          className="-mx-1 -mt-1 mb-1.5 grid max-h-72 grid-cols-[repeat(auto-fill,minmax(min(15rem,100%),1fr))] gap-2 overflow-y-auto p-1"
+          className={cx("-mx-1 -mt-1 mb-1.5 max-h-72 overflow-y-auto p-1", CARDS)}
         >
-          {paths.map((each) => (
-            <RadioCard key={each} group={group} isChosen={each === path} onChoose={() => set(field, each)}>
-              <Facts path={each} model={shelf.get(each)} />
-            </RadioCard>
-          ))}
+          {bases.map(card)}
+          {saved.length > 0 && (
+            <details open={saved.includes(path) || bases.length === 0} className="group/saved col-span-full">
+              <summary className="flex h-8 w-fit items-center gap-2 rounded px-1 text-xs font-medium text-ink-soft hover:text-ink">
+                <ChevronIcon className="size-3.5 transition-transform group-open/saved:rotate-90" />
+                {saved.length} that runs have saved
+              </summary>
+              <div className={CARDS}>{saved.map(card)}</div>
+            </details>
+          )}
         </div>
       ) : (
         <p className="rounded-lg border border-dashed px-3 py-4 text-sm text-ink-soft">

@@ -48,7 +48,8 @@ export function Latest() {
         ))}
       </ul>
       <p className="mt-2 text-xs text-ink-faint">
-        {newest.id}, to step {count(data.samples[0]?.step)}
+        {newest.id}
+        {isTraining(newest) && `, to step ${count(data.samples[0]?.step)}`}
       </p>
     </Panel>
   );

@@ -25,8 +25,9 @@ function useSteps(): Step[] {
   const { data: made } = useQuery(runs([], 50));
   const { data: sets } = useQuery({ ...datasets, refetchInterval: false, retry: false });
   const num = sets?.filter((each) => each.name !== "demo").length;
-  // The demo's own small ones train nothing but the demo.
-  const has = (key: string) => models?.[key]?.some((path) => !path.includes("/models/demo/"));
+  // The demo's own small ones train nothing but the demo, and what its runs saved neither.
+  const isOwn = (path: string) => !/\/models\/demo\/|\/checkpoints\//.test(path);
+  const has = (key: string) => models?.[key]?.some(isOwn);
   const missing = Object.entries(PARTS).filter(([key]) => models && !has(key));
   const own = made?.runs.filter((run) => isTraining(run) && run.trainer !== "demo");
   return [
