@@ -129,6 +129,25 @@ test("base models are cards, of which the arrow keys choose one", async () => {
   await until(async () => (await path.inputValue()) !== first);
 });
 
+test("home lists what trains; a data set that is not there is said to be so, with nothing beside it", async () => {
+  const page = await open("/");
+  await page
+    .getByRole("link", { name: /^first/ })
+    .first()
+    .waitFor();
+  assert.equal(
+    await page
+      .getByRole("main")
+      .getByRole("link", { name: /^sample-/ })
+      .count(),
+    0,
+  );
+  await page.goto(`${studio.url}/datasets/?name=nothing`);
+  await page.getByText("There is no such data set").waitFor();
+  assert.equal(await page.getByLabel("Files to upload").count(), 0);
+  assert.equal(await page.locator("main [aria-hidden=true].rounded.bg-sunken").count(), 0);
+});
+
 test("a bucket is tried, kept, and browsed", async (context) => {
   const picture = readdirSync(join(studio.home, "data", "demo")).find((name) => name.endsWith(".png")) ?? "";
   const store = spawn(

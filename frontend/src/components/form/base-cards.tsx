@@ -101,7 +101,7 @@ export function BaseCards({
             <details open={saved.includes(path) || bases.length === 0} className="group/saved col-span-full">
               <summary className="flex h-8 w-fit items-center gap-2 rounded px-1 text-xs font-medium text-ink-soft hover:text-ink">
                 <ChevronIcon className="size-3.5 transition-transform group-open/saved:rotate-90" />
-                {saved.length} that runs have saved
+                {saved.length} saved by runs
               </summary>
               <div className={CARDS}>{saved.map(card)}</div>
             </details>

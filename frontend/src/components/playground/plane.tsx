@@ -78,7 +78,12 @@ function AxisSelect({
 function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; pictures: Sample[] }) {
   const cells = useMemo(() => placed(pictures, x.name || null, y.name || null), [pictures, x.name, y.name]);
   return (
-    <div className="overflow-auto p-3" role="region" aria-label="Pictures by their settings" tabIndex={0}>
+    <div
+      className="overflow-auto py-3 pr-3"
+      role="region"
+      aria-label="Pictures by their settings"
+      tabIndex={0}
+    >
       <table className="border-separate border-spacing-1.5">
         {x.name && (
           <thead>
@@ -98,7 +103,7 @@ function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; p
               {y.name && (
                 <th
                   scope="row"
-                  className="max-w-40 min-w-20 pr-2 text-left text-xs font-medium text-ink-soft [overflow-wrap:anywhere]"
+                  className="sticky left-0 max-w-40 min-w-20 bg-panel pr-2 text-left text-xs font-medium text-ink-soft [overflow-wrap:anywhere]"
                 >
                   {named(y.name, row)}
                 </th>

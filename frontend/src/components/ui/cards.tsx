@@ -20,7 +20,7 @@ export function RadioCard({
       data-chosen={isChosen || undefined}
       className={cx(
         "relative grid min-w-0 content-start gap-1 rounded-lg border bg-panel p-3 text-left",
-        isChosen ? "border-indigo ring-1 ring-indigo" : "hover:border-line-strong",
+        isChosen ? "border-indigo ring-1 ring-indigo" : "border-line-strong/50 hover:border-line-strong",
       )}
     >
       <input
