@@ -88,7 +88,7 @@ export function BaseCards({
         Base model
       </p>
       {isWaiting ? (
-        <Skeleton className="h-24" />
+        <Skeleton className="h-36" />
       ) : paths.length > 0 ? (
         <div
           ref={list}

@@ -88,7 +88,7 @@ export function Outcome({
           <Trouble error={error} />
         </div>
       ) : !data ? (
-        <Skeleton className="m-3 h-40" />
+        <Skeleton className="m-3 h-96" />
       ) : open === undefined ? (
         <p className="px-4 py-3 text-sm text-ink-soft">
           Nothing can be written yet: mend first what is marked under Start.
