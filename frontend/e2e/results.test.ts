@@ -18,6 +18,8 @@ before(async () => {
   browser = await launch();
   studio = await new Studio().start();
   await studio.trained("first", 3);
+  const models = join(studio.home, "models");
+  copyFileSync(join(models, "demo", "chroma.safetensors"), join(models, "chroma-v2.safetensors"));
 });
 
 after(async () => {
@@ -100,8 +102,6 @@ test("the newest picture is laid over the first one of its prompt", async () => 
 });
 
 test("two models are put side by side, and what differs is seen", async () => {
-  const demo = join(studio.home, "models", "demo");
-  copyFileSync(join(demo, "chroma.safetensors"), join(studio.home, "models", "chroma-v2.safetensors"));
   const page = await open("/models/");
   for (const name of ["ae.safetensors", "chroma-v2.safetensors"])
     await page
