@@ -1,6 +1,6 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
-import { useEffect, useState } from "react";
+import { useEffect, useRef, useState } from "react";
 import { fetchJson, type Place } from "./api/client";
 import { pointed, type Tree } from "./json";
 
@@ -32,14 +32,17 @@ export function byPath(places: readonly Place[]): Map<string, string[]> {
 
 /** What the server itself says of a configuration, a moment after it was changed. */
 export function useCheck(trainer: string, config: Tree, isReady: boolean) {
-  const settled = useDebounced(config);
+  // The first answer is not waited for: a page shows nothing before it.
+  const isJudged = useRef(false);
+  const settled = useDebounced(config, isJudged.current ? QUIET_MS : 0);
   const { data, error, isFetching } = useQuery({
     queryKey: ["check", trainer, settled],
     queryFn: () => fetchJson<Verdict>(`/api/${trainer}/config`, { config: settled }),
-    enabled: isReady,
+    enabled: isReady && (isJudged.current || settled === config),
     placeholderData: (old) => old,
     staleTime: 10_000,
     gcTime: 30_000,
   });
+  isJudged.current ||= data !== undefined;
   return { verdict: data, error, isChecking: isFetching || settled !== config };
 }

@@ -15,6 +15,7 @@ import flowloom
 from flowloom.chores import ALL as CHORES
 from flowloom.errors import FlowloomError
 from flowloom.server import problems
+from flowloom.server.cards import SECONDS_BETWEEN_NOTES, note_loads
 from flowloom.server.datasets.library import DataSets
 from flowloom.server.deps import Studio
 from flowloom.server.pages import Pages
@@ -108,11 +109,12 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     studio = await asyncio.to_thread(open_studio, app.state.settings, lambda: app.state.is_closing())
     app.state.studio = studio
-    ticking = asyncio.create_task(_tick_for_ever(studio))
+    endless = [asyncio.create_task(each(studio)) for each in (_tick_for_ever, _note_for_ever)]
     yield
-    ticking.cancel()
-    with suppress(asyncio.CancelledError):
-        await ticking
+    for each in endless:
+        each.cancel()
+        with suppress(asyncio.CancelledError):
+            await each
     studio.shelf.store.close()
 
 
@@ -128,6 +130,15 @@ async def _tick_for_ever(studio: Studio) -> None:
             await asyncio.sleep(1)
         count += 1
         await asyncio.sleep(TICK_S)
+
+
+async def _note_for_ever(studio: Studio) -> None:
+    while True:
+        try:
+            await asyncio.to_thread(note_loads, studio.shelf, studio.gauge)
+        except (OSError, sqlite3.Error, FlowloomError):
+            _log.exception("what the cards do could not be noted; trying again")
+        await asyncio.sleep(SECONDS_BETWEEN_NOTES)
 
 
 def _route_id(route: APIRoute) -> str:

@@ -5,6 +5,7 @@ process.json    who keeps it, since when, on which devices
 exit.json       how its process ended
 wish.json       a stop that was asked for
 lock            held as long as any of its processes lives
+cards.jsonl     what its cards did, a line every ten seconds (cards.py)
 preparing       it is being made; a run that still has it when a studio starts never was
 """
 

@@ -10,6 +10,7 @@ import { Menu } from "@/components/ui/menu";
 import { Empty, Page, Skeleton } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { Trouble } from "@/components/ui/trouble";
+import { Problem } from "@/lib/api/client";
 import { datasets, summary, tags as tagsQuery, type Wanted } from "@/lib/api/datasets";
 import { useDebounced } from "@/lib/check";
 import { bytes, count } from "@/lib/format";
@@ -50,7 +51,22 @@ function Tags({ dataset, wanted, onTag }: { dataset: string; wanted: Wanted; onT
   );
 }
 
+/** A data set, or what stands in its way where it cannot be read at all. */
 export function DataSetPage({ name }: { name: string }) {
+  const { data, error, refetch } = useQuery(summary(name));
+  if (!error || data) return <Pictures name={name} />;
+  return (
+    <Page title={name} actions={<LinkButton href="/datasets/">All data sets</LinkButton>}>
+      {error instanceof Problem && error.status === 404 ? (
+        <Empty title="There is no such data set">It was renamed or deleted, or never made.</Empty>
+      ) : (
+        <Trouble error={error} onRetry={() => void refetch()} />
+      )}
+    </Page>
+  );
+}
+
+function Pictures({ name }: { name: string }) {
   const { data: facts, error } = useQuery(summary(name));
   const [search, setSearch] = useState("");
   const [show, setShow] = useState<Show>("all");

@@ -55,7 +55,7 @@ export function Gallery({ total, chosen, at, onSee, onChoose }: Props) {
   // biome-ignore lint/correctness/useExhaustiveDependencies: only the pages in sight matter
   useEffect(() => onSee(Array.from({ length: to - from + 1 }, (_, index) => from + index)), [from, to]);
   return (
-    <div ref={scroller} className="h-[calc(100dvh-19rem)] min-h-96 overflow-y-auto">
+    <div ref={scroller} className="h-[calc(100dvh-15rem)] min-h-96 overflow-y-auto">
       <ul className="relative" style={{ height: rows.getTotalSize() }}>
         {items.flatMap((row) =>
           Array.from({ length: columns }, (_, column) => {

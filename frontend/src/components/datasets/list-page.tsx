@@ -58,7 +58,8 @@ function Card({ dataset, onDelete }: { dataset: DataSet; onDelete: () => void })
           <p className="mt-0.5 text-xs text-ink-soft">
             {data ? (
               <>
-                {count(data.images)} pictures · {count(data.captioned)} captioned · {bytes(data.bytes)}
+                {count(data.images)} pictures · {count(data.captioned)} captioned
+                {data.bytes > 0 && ` · ${bytes(data.bytes)}`}
               </>
             ) : (
               "\u00a0"

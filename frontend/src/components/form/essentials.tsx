@@ -3,7 +3,6 @@ import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { Button, LinkButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
 import { CheckIcon, DownloadIcon } from "@/components/ui/icons";
-import { Select } from "@/components/ui/inputs";
 import { Panel } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
@@ -11,22 +10,22 @@ import { download, lacking } from "@/lib/api/models";
 import { useDebounced } from "@/lib/check";
 import { bytes } from "@/lib/format";
 import { at, type Json, type Tree } from "@/lib/json";
-import { BaseCard, useBases, wordsOf } from "./base-card";
+import { BaseCards } from "./base-cards";
 import { useForm } from "./context";
 import { DataChoice } from "./data-choice";
 
-const NONE = "";
-const nameOf = (path: string) => path.split("/").slice(-2).join("/");
+/** What belongs to a base, and lies in files of its own. */
+const PARTS = [
+  { name: "VAE", key: "vae_path" },
+  { name: "T5", key: "t5_path" },
+];
 
 function Model() {
-  const { whole, set, candidates } = useForm();
+  const { whole, set } = useForm();
   const client = useQueryClient();
   const { say, complain } = useToasts();
   const section = useDebounced((at(whole, ["model"]) ?? {}) as Tree);
   const { data } = useQuery(lacking(section));
-  const bases = candidates["model.chroma_path"] ?? [];
-  const shelf = useBases();
-  const path = String(at(whole, ["model", "chroma_path"]) ?? "");
   const here = data?.needs.filter((need) => need.here.length > 0) ?? [];
   const absent = data?.needs.filter((need) => need.here.length === 0) ?? [];
   const get = useMutation({
@@ -41,24 +40,20 @@ function Model() {
     for (const need of here) set(need.path.split("."), need.here[0] ?? "");
   };
   return (
-    <div className="grid content-start gap-1.5">
-      <label htmlFor="essential-model" className="label">
-        Base model
-      </label>
-      <Select
-        id="essential-model"
-        value={path}
-        onChange={(event) => set(["model", "chroma_path"], event.target.value)}
-      >
-        <option value={NONE}>choose one</option>
-        {path && !bases.includes(path) && <option value={path}>{nameOf(path)}</option>}
-        {bases.map((base) => (
-          <option key={base} value={base}>
-            {[nameOf(base), wordsOf(shelf.get(base))].filter(Boolean).join(" · ")}
-          </option>
-        ))}
-      </Select>
-      <BaseCard model={shelf.get(path)} />
+    <BaseCards trainer="flow" field={["model", "chroma_path"]}>
+      <dl className="grid grid-cols-[2rem_minmax(0,1fr)] gap-x-2 text-xs">
+        {PARTS.map(({ name, key }) => {
+          const path = String(at(whole, ["model", key]) ?? "");
+          return (
+            <div key={key} className="contents">
+              <dt className="text-ink-faint">{name}</dt>
+              <dd className={cx("figure truncate", !path && "text-weld")} title={path}>
+                {path || "not chosen"}
+              </dd>
+            </div>
+          );
+        })}
+      </dl>
       {data && data.needs.length === 0 ? (
         <p className="flex items-center gap-1 text-xs text-nettle">
           <CheckIcon className="size-3.5" /> VAE and T5 are where they should be.
@@ -90,7 +85,7 @@ function Model() {
           Models
         </LinkButton>
       </div>
-    </div>
+    </BaseCards>
   );
 }
 
@@ -141,10 +136,12 @@ function How() {
 export function Essentials() {
   return (
     <Panel>
-      <div className={cx("grid gap-x-6 gap-y-5 sm:grid-cols-2 2xl:grid-cols-3")}>
-        <DataChoice />
+      <div className="grid gap-5">
+        <div className="grid gap-x-6 gap-y-5 sm:grid-cols-2">
+          <DataChoice />
+          <How />
+        </div>
         <Model />
-        <How />
       </div>
     </Panel>
   );

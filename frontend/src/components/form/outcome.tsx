@@ -18,7 +18,7 @@ function useOutcome(trainer: string, config: Tree, name: string, isWanted: boole
   const asked = useDebounced({ config, name: name.trim() || null });
   return useQuery({
     queryKey: ["outcome", trainer, asked],
-    queryFn: () => fetchJson<Schemas["Preview-Output"]>(`/api/${trainer}/config/preview`, asked),
+    queryFn: () => fetchJson<Schemas["ConfigPreview"]>(`/api/${trainer}/config/preview`, asked),
     enabled: isWanted,
     placeholderData: (old) => old,
     staleTime: 10_000,
@@ -88,7 +88,7 @@ export function Outcome({
           <Trouble error={error} />
         </div>
       ) : !data ? (
-        <Skeleton className="m-3 h-40" />
+        <Skeleton className="m-3 h-96" />
       ) : open === undefined ? (
         <p className="px-4 py-3 text-sm text-ink-soft">
           Nothing can be written yet: mend first what is marked under Start.

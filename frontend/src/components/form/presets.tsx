@@ -1,5 +1,6 @@
 "use client";
-import { cx } from "@/components/ui/classes";
+import { useId } from "react";
+import { RadioCard } from "@/components/ui/cards";
 import type { Preset } from "@/lib/api/client";
 import { differences, type Json, shown } from "@/lib/json";
 
@@ -13,6 +14,7 @@ export function Presets({
   chosen: string | null;
   onChoose: (preset: Preset | null) => void;
 }) {
+  const group = useId();
   const all: (Preset | null)[] = [null, ...presets];
   return (
     <div role="radiogroup" aria-label="Preset" className="grid gap-2 sm:grid-cols-2 2xl:grid-cols-4">
@@ -20,16 +22,11 @@ export function Presets({
         const isChosen = (preset?.name ?? null) === chosen;
         const changes = preset ? differences({}, preset.config as Json) : [];
         return (
-          <button
+          <RadioCard
             key={preset?.name ?? ""}
-            type="button"
-            role="radio"
-            aria-checked={isChosen}
-            onClick={() => onChoose(preset)}
-            className={cx(
-              "grid content-start gap-1 rounded-lg border bg-panel p-3 text-left",
-              isChosen ? "border-indigo ring-1 ring-indigo" : "hover:border-line-strong",
-            )}
+            group={group}
+            isChosen={isChosen}
+            onChoose={() => onChoose(preset)}
           >
             <span className="text-sm font-semibold">{preset?.title ?? "Defaults"}</span>
             <span className="text-xs text-ink-soft">
@@ -40,7 +37,7 @@ export function Presets({
                 {changes.flatMap(flat).join("  ")}
               </span>
             )}
-          </button>
+          </RadioCard>
         );
       })}
     </div>

@@ -26,7 +26,13 @@ function Variants({ field, path, isShown }: { field: Field; path: string[] } & F
           {field.path.length > 1 ? field.title : "Kind"}
         </label>
         <div>
-          <Select id={id} value={kind} onChange={(event) => set(path, { kind: event.target.value })}>
+          {/* As wide as the fields below it, which keep a place for their way back. */}
+          <Select
+            className="w-[calc(100%-2.125rem)]!"
+            id={id}
+            value={kind}
+            onChange={(event) => set(path, { kind: event.target.value })}
+          >
             {kinds.map((each) => (
               <option key={each}>{each}</option>
             ))}

@@ -2,11 +2,11 @@
 import { useQuery } from "@tanstack/react-query";
 import { useSearchParams } from "next/navigation";
 import { useEffect, useMemo, useState } from "react";
-import { Button } from "@/components/ui/button";
+import { Button, LinkButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
 import { SearchIcon } from "@/components/ui/icons";
 import { Input } from "@/components/ui/inputs";
-import { Empty, Page, Skeleton } from "@/components/ui/surface";
+import { Empty, Page, Panel, Skeleton } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
@@ -18,6 +18,7 @@ import { hintsOf } from "@/lib/hints";
 import { at, changesFrom, laidOver, same, type Tree } from "@/lib/json";
 import { useLater } from "@/lib/later";
 import { type Field, isFound, leavesOf, SIMPLE, sectionsOf } from "@/lib/schema";
+import { BaseCards } from "./base-cards";
 import { FormContext } from "./context";
 import { Essentials } from "./essentials";
 import { Import } from "./import";
@@ -120,7 +121,8 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
   );
   useEffect(() => setPresetName(draft.preset), [draft.preset]);
   useFrom(setConfig, defaults);
-  const { verdict, isChecking } = useCheck(trainer, draft.config, isLoaded && made !== undefined);
+  const check = useCheck(trainer, draft.config, isLoaded && made !== undefined);
+  const { verdict, isChecking } = check;
   const problems = useMemo(() => byPath(verdict?.problems ?? []), [verdict]);
   const sections = useMemo(
     () => (made ? sectionsOf(made.schema as Tree, SIMPLE[trainer] ?? new Set()) : []),
@@ -136,7 +138,8 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
       </Page>
     );
   }
-  if (!made || !defaults || !isLoaded) {
+  // What is wrong stands at many fields: shown before it is known, the page would jump.
+  if (!made || !defaults || !isLoaded || (!verdict && !check.error)) {
     return (
       <Page title={title} lead={lead} wide>
         <div className="grid gap-4 lg:grid-cols-[minmax(0,1fr)_22rem]">
@@ -202,6 +205,17 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
               <Presets presets={made.presets} chosen={draft.preset} onChoose={choosePreset} />
             )}
             {trainer === "flow" && <Essentials />}
+            {trainer === "kohya" && (
+              <Panel>
+                <BaseCards trainer="kohya" field={["model", "pretrained_model_name_or_path"]}>
+                  <div>
+                    <LinkButton size="small" href="/models/">
+                      Models
+                    </LinkButton>
+                  </div>
+                </BaseCards>
+              </Panel>
+            )}
             <Import
               trainer={trainer}
               sections={sections}

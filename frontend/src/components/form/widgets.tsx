@@ -6,6 +6,7 @@ import { isTree, type Json, same } from "@/lib/json";
 import { type Field, numberFrom, textOf } from "@/lib/schema";
 import { Browse } from "./browse";
 import { useForm } from "./context";
+import { Sources } from "./sources";
 
 export interface WidgetProps {
   field: Field;
@@ -165,6 +166,17 @@ function LinesInput(props: WidgetProps) {
   );
 }
 
+/** Lines that name what draws: typed, or ticked in a list of what is here. */
+function SourcesInput(props: WidgetProps) {
+  const paths = Array.isArray(props.value) ? props.value.map(String) : [];
+  return (
+    <div className="grid gap-1.5">
+      <LinesInput {...props} />
+      <Sources value={paths} onChange={props.onChange} />
+    </div>
+  );
+}
+
 const numbersOf = (value: Json | undefined) =>
   Array.isArray(value) ? value.map(textOf).join(", ") : textOf(value);
 const readNumbers = (text: string): Json =>
@@ -249,6 +261,7 @@ const WIDGETS: Partial<Record<Field["kind"], (props: WidgetProps) => React.React
 export function Widget(props: WidgetProps) {
   // Whatever the studio has found files for is the path of one.
   const hasFiles = (useForm().candidates[props.field.path.join(".")] ?? []).length > 0;
-  const Fitting = hasFiles ? PathInput : (WIDGETS[props.field.kind] ?? JsonInput);
+  const named = props.field.name === "source_paths" ? SourcesInput : undefined;
+  const Fitting = hasFiles ? PathInput : (named ?? WIDGETS[props.field.kind] ?? JsonInput);
   return <Fitting {...props} />;
 }

@@ -4,7 +4,7 @@ import Link from "next/link";
 import { runHref } from "@/components/run/progress";
 import { Panel } from "@/components/ui/surface";
 import { api, got } from "@/lib/api/client";
-import { runs } from "@/lib/api/queries";
+import { isTraining, runs } from "@/lib/api/queries";
 import { count } from "@/lib/format";
 
 const SHOWN = 12;
@@ -12,7 +12,9 @@ const SHOWN = 12;
 /** What the newest run that draws drew last. */
 export function Latest() {
   const { data: all } = useQuery(runs([], 50));
-  const newest = all?.runs.find((run) => (run.step ?? 0) > 0);
+  const newest = all?.runs.find(
+    (run) => (isTraining(run) || run.trainer === "sample") && (run.step ?? 0) > 0,
+  );
   const { data } = useQuery({
     queryKey: ["run", newest?.id, "samples", "latest"],
     queryFn: () =>
@@ -46,7 +48,8 @@ export function Latest() {
         ))}
       </ul>
       <p className="mt-2 text-xs text-ink-faint">
-        {newest.id}, to step {count(data.samples[0]?.step)}
+        {newest.id}
+        {isTraining(newest) && `, to step ${count(data.samples[0]?.step)}`}
       </p>
     </Panel>
   );

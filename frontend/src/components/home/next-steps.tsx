@@ -5,7 +5,7 @@ import { cx } from "@/components/ui/classes";
 import { CheckIcon, ChevronIcon } from "@/components/ui/icons";
 import { Panel } from "@/components/ui/surface";
 import { datasets } from "@/lib/api/datasets";
-import { runs, trainerModels } from "@/lib/api/queries";
+import { isTraining, runs, trainerModels } from "@/lib/api/queries";
 
 interface Step {
   title: string;
@@ -13,9 +13,6 @@ interface Step {
   href: string;
   isDone: boolean | undefined;
 }
-
-/** What trains; other runs draw, tag, convert. */
-const TRAINERS = new Set(["flow", "kohya", "flow-upstream"]);
 
 const PARTS = {
   "model.chroma_path": "a Chroma base",
@@ -28,10 +25,11 @@ function useSteps(): Step[] {
   const { data: made } = useQuery(runs([], 50));
   const { data: sets } = useQuery({ ...datasets, refetchInterval: false, retry: false });
   const num = sets?.filter((each) => each.name !== "demo").length;
-  // The demo's own small ones train nothing but the demo.
-  const has = (key: string) => models?.[key]?.some((path) => !path.includes("/models/demo/"));
+  // The demo's own small ones train nothing but the demo, and what its runs saved neither.
+  const isOwn = (path: string) => !/\/models\/demo\/|\/checkpoints\//.test(path);
+  const has = (key: string) => models?.[key]?.some(isOwn);
   const missing = Object.entries(PARTS).filter(([key]) => models && !has(key));
-  const own = made?.runs.filter((run) => TRAINERS.has(run.trainer));
+  const own = made?.runs.filter((run) => isTraining(run) && run.trainer !== "demo");
   return [
     {
       title: "Models",

@@ -8,7 +8,7 @@ import { State } from "@/components/ui/state";
 import { Empty, Panel, Skeleton } from "@/components/ui/surface";
 import { Trouble } from "@/components/ui/trouble";
 import type { RunView } from "@/lib/api/client";
-import { ACTIVE, runs } from "@/lib/api/queries";
+import { ACTIVE, isTraining, runs } from "@/lib/api/queries";
 import { ago, duration, figure } from "@/lib/format";
 
 function Row({ run }: { run: RunView }) {
@@ -39,12 +39,14 @@ function Row({ run }: { run: RunView }) {
   );
 }
 
-/** What runs, what waits, and what was made lately. */
+/** What runs, what waits, and what was trained lately. */
 export function Now() {
-  const { data, error, refetch } = useQuery(runs([], 50));
+  const { data, error, refetch } = useQuery(runs());
   const all = data?.runs ?? [];
   const active = all.filter((run) => ACTIVE.has(run.state));
-  const past = all.filter((run) => !ACTIVE.has(run.state)).slice(0, Math.max(3, 7 - active.length));
+  const past = all
+    .filter((run) => !ACTIVE.has(run.state) && isTraining(run))
+    .slice(0, Math.max(3, 7 - active.length));
   return (
     <Panel
       title="Runs"
@@ -65,7 +67,7 @@ export function Now() {
           <Skeleton className="h-10" />
           <Skeleton className="h-10" />
         </div>
-      ) : all.length === 0 ? (
+      ) : active.length + past.length === 0 ? (
         <Empty title="Nothing was trained here yet">
           The demo trains a small Chroma on drawn pictures for ten minutes, on any machine: no download, no
           account.

@@ -16,6 +16,10 @@ const ONE: Axis = { name: NONE, values: [""] };
 const told = (axis: string, value: string) =>
   axis === "source" ? value.split("/").slice(-2).join("/") : value || "–";
 
+/** A value with what it is of; a prompt speaks for itself. */
+const named = (axis: string, value: string) =>
+  axis === "prompt" ? value : `${axis.replaceAll("_", " ")} ${told(axis, value)}`;
+
 /** One picture; under it what it differs in from others of its place. */
 function Picture({ sample, others }: { sample: Sample; others: Axis[] }) {
   const settings = Object.entries(sample.settings ?? {}).map(([name, value]) => `${name} ${String(value)}`);
@@ -34,7 +38,7 @@ function Picture({ sample, others }: { sample: Sample; others: Axis[] }) {
       />
       {others.length > 0 && (
         <span className="block text-2xs text-ink-faint [overflow-wrap:anywhere]">
-          {others.map((axis) => told(axis.name, settingOf(sample, axis.name))).join(" · ")}
+          {others.map((axis) => named(axis.name, settingOf(sample, axis.name))).join(" · ")}
         </span>
       )}
     </a>
@@ -74,7 +78,12 @@ function AxisSelect({
 function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; pictures: Sample[] }) {
   const cells = useMemo(() => placed(pictures, x.name || null, y.name || null), [pictures, x.name, y.name]);
   return (
-    <div className="overflow-auto p-3" role="region" aria-label="Pictures by their settings" tabIndex={0}>
+    <div
+      className="overflow-auto py-3 pr-3"
+      role="region"
+      aria-label="Pictures by their settings"
+      tabIndex={0}
+    >
       <table className="border-separate border-spacing-1.5">
         {x.name && (
           <thead>
@@ -82,7 +91,7 @@ function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; p
               {y.name && <td />}
               {x.values.map((value) => (
                 <th key={value} scope="col" className="figure text-left text-xs font-medium text-ink-soft">
-                  {x.name.replaceAll("_", " ")} {told(x.name, value)}
+                  {named(x.name, value)}
                 </th>
               ))}
             </tr>
@@ -94,10 +103,9 @@ function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; p
               {y.name && (
                 <th
                   scope="row"
-                  className="max-w-40 min-w-20 pr-2 text-left text-xs font-medium text-ink-soft [overflow-wrap:anywhere]"
+                  className="sticky left-0 max-w-40 min-w-20 bg-panel pr-2 text-left text-xs font-medium text-ink-soft [overflow-wrap:anywhere]"
                 >
-                  {y.name === "prompt" ? "" : `${y.name.replaceAll("_", " ")} `}
-                  {told(y.name, row)}
+                  {named(y.name, row)}
                 </th>
               )}
               {x.values.map((column) => (

@@ -19,6 +19,8 @@ export interface ChartLine {
 interface Props {
   label: string;
   steps: number[];
+  /** `steps` are seconds since the run was made. */
+  isTime?: boolean;
   lines: ChartLine[];
   height: number;
   isLog?: boolean;
@@ -34,6 +36,11 @@ interface Props {
 const STEPS = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
 /** Steps between two of them: there is no half a step. */
 const STEP_GAPS = Array.from({ length: 9 }, (_, power) => [1, 2, 5].map((each) => each * 10 ** power)).flat();
+const TIME_GAPS = [1, 2, 5, 10, 15, 30, 60, 120, 240, 480, 1440, 2880, 10_080].map((each) => 60 * each);
+const elapsed = (seconds: number) =>
+  seconds < 3600
+    ? `${seconds / 60} min`
+    : `${Math.floor(seconds / 3600)}:${String(Math.floor(seconds / 60) % 60).padStart(2, "0")} h`;
 /** Of the axes, in the root's letters: they grow with the page on a wall of pixels. */
 const AXIS_REM = 0.6875;
 const AXIS_GAP_REM = { below: 1.625, beside: 3.5, right: 1 };
@@ -47,7 +54,7 @@ function faded(colour: string, alpha: number): string {
 }
 
 function make(box: HTMLElement, props: () => Props): uPlot {
-  const { lines, height, isLog } = props();
+  const { lines, height, isLog, isTime } = props();
   const rem = Number.parseFloat(getComputedStyle(document.documentElement).fontSize);
   const font = `${AXIS_REM * rem}px ${getComputedStyle(document.body).fontFamily}`;
   const axis: uPlot.Axis = {
@@ -76,8 +83,8 @@ function make(box: HTMLElement, props: () => Props): uPlot {
         {
           ...axis,
           size: AXIS_GAP_REM.below * rem,
-          incrs: STEP_GAPS,
-          values: (_, ticks) => ticks.map((tick) => STEPS.format(tick)),
+          incrs: isTime ? TIME_GAPS : STEP_GAPS,
+          values: (_, ticks) => ticks.map((tick) => (isTime ? elapsed(tick) : STEPS.format(tick))),
         },
         {
           ...axis,
@@ -92,7 +99,7 @@ function make(box: HTMLElement, props: () => Props): uPlot {
           stroke: faded(token(line.colour), line.alpha ?? 1),
           width: line.width ?? 1.5,
           points: { show: line.hasDots === true, size: 5 },
-          spanGaps: true,
+          spanGaps: !isTime,
         })),
       ],
       hooks: {
@@ -143,7 +150,7 @@ function panByWheel(element: HTMLElement, plot: () => uPlot | null, props: () =>
   };
 }
 
-/** Curves over steps. Drag to zoom, wheel sideways to move, double-click to see all; or by keys. */
+/** Curves over steps, or over time. Drag to zoom, wheel sideways to move, double-click to see all; or by keys. */
 export function Chart(props: Props) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);

@@ -14,6 +14,7 @@ import { useLater } from "@/lib/later";
 import { type Live, useLive } from "@/lib/live";
 import { Actions } from "./actions";
 import { Banner } from "./banner";
+import { Cards } from "./cards";
 import { Checkpoints } from "./checkpoints";
 import { Config } from "./config";
 import { Dials } from "./dials";
@@ -149,7 +150,10 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
               <Samples id={id} isActive={isActive} others={others} />
             )}
             <div className="grid items-start gap-4 xl:grid-cols-[minmax(0,2fr)_minmax(0,1fr)]">
-              {isLater ? <Dials columns={live.columns} /> : <div />}
+              <div className="grid min-w-0 gap-4">
+                {isLater && <Dials columns={live.columns} />}
+                {isLater && <Cards id={id} began={run.created} isActive={isActive} />}
+              </div>
               <div className="grid gap-4">
                 <Levels levels={live.levels} />
                 {isTraining && <Checkpoints id={id} isActive={isActive} />}

@@ -40,6 +40,7 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
     <div ref={scroller} className="overflow-x-auto pb-4">
       <div className="relative" style={{ width: columns.getTotalSize() + label }}>
         <div className="relative h-7">
+          <span className="sticky left-0 z-10 block h-full bg-panel" style={{ width: label }} />
           {columns.getVirtualItems().map((item) => (
             <span
               key={item.key}

@@ -111,7 +111,7 @@ export function RunsPage() {
   const picked = all.filter((run) => chosen.has(run.id));
   const count = (name: Filter) => all.filter(FILTERS[name]).length;
   return (
-    <Page title="Runs" lead="All that was trained here, and what waits." actions={<Begin />} wide>
+    <Page title="Runs" lead="All that ran here, and what waits." actions={<Begin />} wide>
       <Queue />
       <Panel
         flush

@@ -6,9 +6,9 @@ type Kind = "primary" | "plain" | "quiet" | "danger";
 
 const KINDS: Record<Kind, string> = {
   primary: "bg-indigo text-on-indigo border-transparent hover:bg-indigo-strong",
-  plain: "bg-panel text-ink border-line hover:border-line-strong hover:bg-sunken",
+  plain: "bg-panel text-ink border-line-strong/50 hover:border-line-strong hover:bg-sunken",
   quiet: "bg-transparent text-ink-soft border-transparent hover:bg-sunken hover:text-ink",
-  danger: "bg-panel text-madder border-line hover:border-madder hover:bg-madder-soft",
+  danger: "bg-panel text-madder border-line-strong/50 hover:border-madder hover:bg-madder-soft",
 };
 const SIZES = { small: "h-7 px-2 text-xs gap-1.5", normal: "h-8 px-3 text-sm gap-2" };
 const SHAPE =

@@ -8,7 +8,7 @@ export interface Storage {
   anonymous?: boolean;
 }
 
-export type StoreVerdict = Schemas["flowloom__server__routes__stores__Verdict"];
+export type StoreVerdict = Schemas["StoreVerdict"];
 
 export const datasetHref = (name: string) => `/datasets/?name=${encodeURIComponent(name)}`;
 

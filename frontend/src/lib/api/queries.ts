@@ -4,6 +4,11 @@ import { api, fetchJson, got, isPassing, type RunState, type Sample, type Schema
 export const ACTIVE: ReadonlySet<RunState> = new Set(["queued", "running", "stopping"]);
 export const TERMINAL: ReadonlySet<RunState> = new Set(["finished", "stopped", "failed", "interrupted"]);
 
+const TRAINERS: ReadonlySet<string> = new Set(["demo", "flow", "kohya", "flow-upstream"]);
+
+/** Whether a run trains; others draw, tag, convert. */
+export const isTraining = (run: { trainer: string }): boolean => TRAINERS.has(run.trainer);
+
 export function makeQueryClient(): QueryClient {
   return new QueryClient({
     defaultOptions: {
@@ -83,6 +88,13 @@ export const metrics = (id: string, maxPoints: number, span?: Span) =>
       ),
     staleTime: 15_000,
     placeholderData: keepPreviousData,
+  });
+
+export const cardLoads = (id: string) =>
+  queryOptions({
+    queryKey: ["run", id, "cards"],
+    queryFn: () => got(api.GET("/api/runs/{run_id}/cards", { params: { path: { run_id: id } } })),
+    staleTime: 10_000,
   });
 
 const SAMPLE_PAGE = 1000;

@@ -794,6 +794,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/runs/{run_id}/cards": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * What a run's cards did
+         * @description Load, memory, temperature and power of its accelerators, noted every ten seconds; none on a CPU.
+         */
+        get: operations["events-read_card_loads"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/runs/{run_id}/checkpoints": {
         parameters: {
             query?: never;
@@ -1653,6 +1673,38 @@ export interface components {
             temperature_c: number | null;
         };
         /**
+         * CardCurves
+         * @description One card's curves, a value for each time; null is what its driver did not tell.
+         */
+        CardCurves: {
+            /** Load Percent */
+            load_percent: (number | null)[];
+            /** Memory Used Mib */
+            memory_used_mib: (number | null)[];
+            /** Power W */
+            power_w: (number | null)[];
+            /** Temperature C */
+            temperature_c: (number | null)[];
+        };
+        /**
+         * CardLoads
+         * @description What a run's cards did.
+         */
+        CardLoads: {
+            /**
+             * Cards
+             * @description By device: the mean of each stretch.
+             */
+            cards: {
+                [key: string]: components["schemas"]["CardCurves"];
+            };
+            /**
+             * Times
+             * @description Of the last note of each stretch, in seconds since 1970.
+             */
+            times: number[];
+        };
+        /**
          * Checkpoint
          * @description One checkpoint: its weights; the state for exact resume is counted, not listed.
          */
@@ -1745,6 +1797,33 @@ export interface components {
              * @example cd sd-scripts && python ...
              */
             line: string;
+        };
+        /**
+         * ConfigPreview
+         * @description What a configuration would become.
+         */
+        ConfigPreview: {
+            /** @description None where the trainer's code is not on this machine. */
+            command: components["schemas"]["CommandView"] | null;
+            /**
+             * Files
+             * @description None where it cannot be read.
+             */
+            files: components["schemas"]["FileView"][];
+            /** Is Valid */
+            is_valid: boolean;
+            /** Problems */
+            problems: components["schemas"]["Place"][];
+        };
+        /**
+         * ConfigVerdict
+         * @description Whether a configuration can run.
+         */
+        ConfigVerdict: {
+            /** Is Valid */
+            is_valid: boolean;
+            /** Problems */
+            problems: components["schemas"]["Place"][];
         };
         /**
          * ConfigView
@@ -2518,6 +2597,18 @@ export interface components {
             words: string;
         };
         /**
+         * Move
+         * @description A place in the queue.
+         */
+        Move: {
+            /**
+             * Before
+             * @description The run to go before; null: to the end.
+             * @example fox-lora
+             */
+            before?: string | null;
+        };
+        /**
          * NeedView
          * @description A file that a configuration lacks.
          */
@@ -2667,34 +2758,6 @@ export interface components {
             pointer: string;
         };
         /**
-         * Place
-         * @description A place in the queue.
-         */
-        "Place-Input": {
-            /**
-             * Before
-             * @description The run to go before; null: to the end.
-             * @example fox-lora
-             */
-            before?: string | null;
-        };
-        /**
-         * Place
-         * @description One thing wrong with what was sent.
-         */
-        "Place-Output": {
-            /**
-             * Detail
-             * @example must be greater than 0, not -1.
-             */
-            detail: string;
-            /**
-             * Pointer
-             * @example /config/training/lr
-             */
-            pointer: string;
-        };
-        /**
          * PresetView
          * @description A configuration to begin with.
          */
@@ -2711,10 +2774,35 @@ export interface components {
             title: string;
         };
         /**
-         * Preview
+         * PreviewView
+         * @description What an edit would do.
+         */
+        PreviewView: {
+            /** Examples */
+            examples: components["schemas"]["ExampleView"][];
+            /**
+             * Num Changed
+             * @description Those that would be changed.
+             */
+            num_changed: number;
+            /**
+             * Num Meant
+             * @description Captions that were looked at.
+             */
+            num_meant: number;
+            /**
+             * Num Unreadable
+             * @description Those that cannot be read, and stay as they are.
+             */
+            num_unreadable: number;
+            /** Version */
+            version: string;
+        };
+        /**
+         * Previewing
          * @description A wish, to be shown first.
          */
-        "Preview-Input": {
+        Previewing: {
             /**
              * Examples
              * @description How many captions to show.
@@ -2752,48 +2840,6 @@ export interface components {
              *     }
              */
             wanted?: components["schemas"]["Wanted"];
-        };
-        /**
-         * Preview
-         * @description What a configuration would become.
-         */
-        "Preview-Output": {
-            /** @description None where the trainer's code is not on this machine. */
-            command: components["schemas"]["CommandView"] | null;
-            /**
-             * Files
-             * @description None where it cannot be read.
-             */
-            files: components["schemas"]["FileView"][];
-            /** Is Valid */
-            is_valid: boolean;
-            /** Problems */
-            problems: components["schemas"]["Place-Output"][];
-        };
-        /**
-         * PreviewView
-         * @description What an edit would do.
-         */
-        PreviewView: {
-            /** Examples */
-            examples: components["schemas"]["ExampleView"][];
-            /**
-             * Num Changed
-             * @description Those that would be changed.
-             */
-            num_changed: number;
-            /**
-             * Num Meant
-             * @description Captions that were looked at.
-             */
-            num_meant: number;
-            /**
-             * Num Unreadable
-             * @description Those that cannot be read, and stay as they are.
-             */
-            num_unreadable: number;
-            /** Version */
-            version: string;
         };
         /**
          * ProblemView
@@ -3413,6 +3459,28 @@ export interface components {
             url: string;
         };
         /**
+         * StoreVerdict
+         * @description How a store answers.
+         */
+        StoreVerdict: {
+            /** Detail */
+            detail: string;
+            /**
+             * First
+             * @description The first thing that lies there.
+             */
+            first: string | null;
+            /** Ok */
+            ok: boolean;
+            /**
+             * Problem
+             * @enum {string}
+             */
+            problem: "" | "dns" | "refused" | "timeout" | "unreachable" | "tls" | "region" | "no-keys" | "denied" | "no-bucket" | "unavailable" | "other";
+            /** Todo */
+            todo: string;
+        };
+        /**
          * Summary
          * @description What is in a data set.
          */
@@ -3555,7 +3623,7 @@ export interface components {
              * Problems
              * @description What is wrong with it on this machine.
              */
-            problems: components["schemas"]["Place-Output"][];
+            problems: components["schemas"]["Place"][];
             /** Understood */
             understood: string[];
         };
@@ -3670,38 +3738,6 @@ export interface components {
              * @default []
              */
             without_tags?: string[];
-        };
-        /**
-         * Verdict
-         * @description How a store answers.
-         */
-        flowloom__server__routes__stores__Verdict: {
-            /** Detail */
-            detail: string;
-            /**
-             * First
-             * @description The first thing that lies there.
-             */
-            first: string | null;
-            /** Ok */
-            ok: boolean;
-            /**
-             * Problem
-             * @enum {string}
-             */
-            problem: "" | "dns" | "refused" | "timeout" | "unreachable" | "tls" | "region" | "no-keys" | "denied" | "no-bucket" | "unavailable" | "other";
-            /** Todo */
-            todo: string;
-        };
-        /**
-         * Verdict
-         * @description Whether a configuration can run.
-         */
-        flowloom__server__routes__training__Verdict: {
-            /** Is Valid */
-            is_valid: boolean;
-            /** Problems */
-            problems: components["schemas"]["Place-Output"][];
         };
     };
     responses: never;
@@ -4013,7 +4049,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["flowloom__server__routes__training__Verdict"];
+                    "application/json": components["schemas"]["ConfigVerdict"];
                 };
             };
             /** @description The body is no JSON. */
@@ -5927,7 +5963,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Preview-Input"];
+                "application/json": components["schemas"]["Previewing"];
             };
         };
         responses: {
@@ -11292,6 +11328,150 @@ export interface operations {
             };
         };
     };
+    "events-read_card_loads": {
+        parameters: {
+            query?: {
+                max_points?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Name of the run's directory. */
+                run_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CardLoads"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such run. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such run.",
+                     *       "type": "urn:flowloom:no-such-run"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
     "checkpoints-list_checkpoints": {
         parameters: {
             query?: never;
@@ -12815,7 +12995,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Place-Input"];
+                "application/json": components["schemas"]["Move"];
             };
         };
         responses: {
@@ -14402,7 +14582,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["flowloom__server__routes__stores__Verdict"];
+                    "application/json": components["schemas"]["StoreVerdict"];
                 };
             };
             /** @description The body is no JSON. */
@@ -15637,7 +15817,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["flowloom__server__routes__training__Verdict"];
+                    "application/json": components["schemas"]["ConfigVerdict"];
                 };
             };
             /** @description The body is no JSON. */
@@ -15783,7 +15963,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Preview-Output"];
+                    "application/json": components["schemas"]["ConfigPreview"];
                 };
             };
             /** @description The body is no JSON. */

@@ -12,7 +12,7 @@ from flowloom.chores.base import Chore
 from flowloom.server.deps import StudioDep
 from flowloom.server.making import NewRun, make_run, problems_of
 from flowloom.server.problems import Invalid, NameTaken, NoSuchTrainer, problems
-from flowloom.server.routes.training import Candidate, Verdict
+from flowloom.server.routes.training import Candidate, ConfigVerdict
 from flowloom.server.runs import RunView
 
 router = APIRouter(tags=["chores"], responses=problems(NoSuchTrainer))
@@ -55,10 +55,10 @@ def read_chore_config(chore: ChoreDep) -> ChoreConfig:
 
 
 @router.post("/chores/{chore}/config", summary="Check a configuration")
-def check_chore_config(chore: ChoreDep, body: Candidate, studio: StudioDep) -> Verdict:
+def check_chore_config(chore: ChoreDep, body: Candidate, studio: StudioDep) -> ConfigVerdict:
     """Every problem at once, each with its JSON pointer."""
     found = Invalid.of(problems_of(studio, chore, body.config))
-    return Verdict(is_valid=not found.errors, problems=found.errors)
+    return ConfigVerdict(is_valid=not found.errors, problems=found.errors)
 
 
 @router.post(

@@ -35,7 +35,7 @@ class Wish(BaseModel):
     )
 
 
-class Preview(Wish):
+class Previewing(Wish):
     """A wish, to be shown first."""
 
     examples: int = Field(10, ge=0, le=SHOWN, description="How many captions to show.")
@@ -130,7 +130,7 @@ EditId = Annotated[str, Path(description="As GET .../edits lists it.", examples=
 
 
 @router.post("/datasets/{dataset}/edits/preview", summary="Show what an edit would do")
-def preview_edit(editor: EditorDep, body: Preview) -> PreviewView:
+def preview_edit(editor: EditorDep, body: Previewing) -> PreviewView:
     """How many captions it would change, and some of them before and after; nothing is changed."""
     plan = editor.plan(body.operation, body.wanted.filter(body.items), body.examples)
     return PreviewView(

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 
+from flowloom.server.cards import CardLoads, read_loads
 from flowloom.server.deps import RunDep, StudioDep
 from flowloom.server.metrics import Metrics
 from flowloom.server.problems import NoSuchRun, problems
@@ -65,3 +66,9 @@ def read_metrics(
     """Every curve in at most `max_points` stretches of steps, each with mean and bounds; a shorter
     span of steps is told the more finely."""
     return studio.charts.of(run.events_jsonl).chart(max_points, first, last)
+
+
+@router.get("/runs/{run_id}/cards", summary="What a run's cards did", responses=problems(NoSuchRun))
+def read_card_loads(run: RunDep, max_points: Annotated[int, Query(ge=10, le=10_000)] = 500) -> CardLoads:
+    """Load, memory, temperature and power of its accelerators, noted every ten seconds; none on a CPU."""
+    return read_loads(run.path, max_points)

@@ -35,7 +35,7 @@ class QueuePage(BaseModel):
     runs: list[RunView]
 
 
-class Place(BaseModel):
+class Move(BaseModel):
     """A place in the queue."""
 
     before: str | None = Field(
@@ -165,7 +165,7 @@ def cancel_run(run_id: RunId, queue: QueueDep) -> RunView:
 
 
 @router.post("/runs/{run_id}/move", summary="Move it in the queue", responses=problems(NoSuchRun, NotNow))
-def move_run(run_id: RunId, body: Place, queue: QueueDep) -> RunView:
+def move_run(run_id: RunId, body: Move, queue: QueueDep) -> RunView:
     """Before another one, or to the end."""
     return queue.move(run_id, body.before)
 

@@ -28,7 +28,7 @@ class Store(BaseModel):
     )
 
 
-class Verdict(BaseModel):
+class StoreVerdict(BaseModel):
     """How a store answers."""
 
     ok: bool
@@ -42,10 +42,10 @@ class Verdict(BaseModel):
 
 
 @router.post("/stores/test", summary="Test a bucket's connection")
-def test_store(body: Store) -> Verdict:
+def test_store(body: Store) -> StoreVerdict:
     """From the name's look-up to the first object, and a word for what fails; keys are never told."""
     request = {"verb": "test", "url": body.url, "storage": body.storage.model_dump(mode="json")}
     done = run_process(["flowloom.server.datasets.bucket"], json.dumps(request))
     if done.returncode:
         raise Failed(last_words(done.stderr), "Look at the address and its settings.")
-    return Verdict.model_validate_json(done.stdout)
+    return StoreVerdict.model_validate_json(done.stdout)

@@ -60,7 +60,7 @@ class Candidate(BaseModel):
     config: dict[str, Any] = Field(examples=[{"training": {"lr": 1e-4}}])
 
 
-class Verdict(BaseModel):
+class ConfigVerdict(BaseModel):
     """Whether a configuration can run."""
 
     is_valid: bool
@@ -94,7 +94,7 @@ class CommandView(BaseModel):
     folder: str | None = Field(description="Where it starts; none: anywhere.")
 
 
-class Preview(Verdict):
+class ConfigPreview(ConfigVerdict):
     """What a configuration would become."""
 
     files: list[FileView] = Field(description="None where it cannot be read.")
@@ -129,14 +129,14 @@ def read_trainer_config(trainer: TrainerDep) -> ConfigView:
 
 
 @router.post("/{trainer}/config", summary="Check a configuration")
-def check_config(trainer: TrainerDep, body: Candidate, studio: StudioDep) -> Verdict:
+def check_config(trainer: TrainerDep, body: Candidate, studio: StudioDep) -> ConfigVerdict:
     """Every problem at once, each with its JSON pointer."""
     found = Invalid.of(problems_of(studio, trainer, body.config))
-    return Verdict(is_valid=not found.errors, problems=found.errors)
+    return ConfigVerdict(is_valid=not found.errors, problems=found.errors)
 
 
 @router.post("/{trainer}/config/preview", summary="Show the files and the command of a configuration")
-def preview_config(trainer: TrainerDep, body: Draft, studio: StudioDep) -> Preview:
+def preview_config(trainer: TrainerDep, body: Draft, studio: StudioDep) -> ConfigPreview:
     """What its run would hold and start: by hand, the same command does the same. Nothing is kept.
 
     What is wrong with it is told beside that, and is no error here.
@@ -145,7 +145,7 @@ def preview_config(trainer: TrainerDep, body: Draft, studio: StudioDep) -> Previ
     is_within = not any(studio.roots.strays(body.config))
     path = studio.shelf.runs_dir.absolute() / (body.name or "new-run")
     files, command = preview(trainer, body.config, path) if is_within else ({}, None)
-    return Preview(
+    return ConfigPreview(
         is_valid=not found.errors,
         problems=found.errors,
         files=[FileView(name=name, text=text) for name, text in files.items()],

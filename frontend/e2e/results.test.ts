@@ -1,0 +1,202 @@
+/** What a run leaves behind, looked at beside each other; and pictures that lie in a bucket. */
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { copyFileSync, readdirSync, readFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { createInterface } from "node:readline";
+import { after, before, test } from "node:test";
+import type { Browser, Page } from "playwright-core";
+import { launch } from "./browser.ts";
+import { Studio, until } from "./studio.ts";
+
+const ROOT = resolve(import.meta.dirname, "..", "..");
+
+let browser: Browser;
+let studio: Studio;
+
+before(async () => {
+  browser = await launch();
+  studio = await new Studio().start();
+  await studio.trained("first", 3);
+  const models = join(studio.home, "models");
+  copyFileSync(join(models, "demo", "chroma.safetensors"), join(models, "chroma-v2.safetensors"));
+});
+
+after(async () => {
+  await browser?.close();
+  await studio?.clear();
+});
+
+async function open(path: string, where = studio): Promise<Page> {
+  const page = await browser.newPage({ viewport: { width: 1366, height: 900 } });
+  page.setDefaultTimeout(Number(process.env.FLOWLOOM_PATIENCE_MS ?? 120_000));
+  page.on("pageerror", (error) => {
+    throw error;
+  });
+  await page.goto(where.url + path);
+  return page;
+}
+
+test("checkpoints are ticked, drawn at two numbers of steps, and laid out as a plane", async () => {
+  const page = await open("/playground/");
+  const field = (name: string) => page.locator(`[data-field="${name}"]`);
+  await field("prompts").getByRole("textbox").fill("red heart");
+  for (const side of ["width", "height"]) await field(side).getByRole("textbox").fill("64");
+  await field("cfg").getByRole("textbox").fill("1");
+  await field("grid.steps").getByRole("textbox").fill("1, 2");
+  await field("grid.source_paths").getByRole("button", { name: "Choose checkpoints" }).click();
+  const picker = page.getByRole("dialog", { name: "What draws" });
+  const found = picker.getByRole("list", { name: "Checkpoints of first" });
+  await found.getByRole("button", { name: "All of them" }).click();
+  const names = readdirSync(join(studio.home, "runs", "first", "checkpoints")).sort();
+  await picker.getByText(`${names.length} chosen`, { exact: true }).last().waitFor();
+  assert.equal(names.length, 2);
+  await picker.getByRole("button", { name: "Done" }).click();
+  const typed = await field("grid.source_paths").getByRole("textbox").inputValue();
+  assert.deepEqual(
+    typed.split("\n").sort(),
+    names.map((name) => join(studio.home, "runs", "first", "checkpoints", name)),
+  );
+
+  const draw = page.getByRole("button", { name: "Draw", exact: true });
+  await until(() => draw.isEnabled());
+  await draw.click();
+  const id = await until(async () => {
+    const { runs } = await studio.get<{ runs: { id: string; state: string }[] }>("/api/runs?trainer=sample");
+    const run = runs[0];
+    assert.notEqual(run?.state, "failed", studio.log());
+    return run?.state === "finished" && run.id;
+  });
+  await page.goto(`${studio.url}/runs/?id=${id}`);
+  const plane = page.getByRole("region", { name: "Pictures by their settings" });
+  await plane.getByRole("img").nth(3).waitFor();
+  await page.getByLabel("Across").selectOption("steps");
+  await page.getByLabel("Down").selectOption("source");
+  assert.deepEqual(await plane.getByRole("columnheader").allTextContents(), ["steps 1", "steps 2"]);
+  const rows = await plane.getByRole("rowheader").allTextContents();
+  assert.deepEqual(rows.map((row) => row.split("/").at(-1)).sort(), names);
+  for (const row of await plane.getByRole("row").all())
+    assert.ok([0, 2].includes(await row.getByRole("img").count()), "one picture in each cell");
+});
+
+test("the newest picture is laid over the first one of its prompt", async () => {
+  const page = await open("/runs/?id=first");
+  await page
+    .getByRole("button", { name: /step 3$/ })
+    .first()
+    .click();
+  const box = page.getByRole("dialog", { name: /^Step 3/ });
+  await box.getByRole("button", { name: "Before and after" }).click();
+  const before = box.getByRole("img", { name: /^The same prompt at step/ });
+  const shown = () => before.evaluate((image) => (image as HTMLElement).style.clipPath);
+  assert.match(await shown(), /50%/);
+  await box.getByRole("slider", { name: /^Before/ }).fill("80");
+  assert.match(await shown(), /20%/);
+  await page.keyboard.press("Escape");
+  await page
+    .getByRole("button", { name: /step 3$/ })
+    .first()
+    .click();
+  await page.keyboard.press("ArrowLeft");
+  await page.getByRole("dialog", { name: /^Step 2/ }).waitFor();
+});
+
+test("two models are put side by side, and what differs is seen", async () => {
+  const page = await open("/models/");
+  for (const name of ["ae.safetensors", "chroma-v2.safetensors"])
+    await page
+      .getByRole("checkbox", { name: new RegExp(name) })
+      .first()
+      .check();
+  await page.getByRole("button", { name: "Side by side" }).click();
+  const table = page.getByRole("dialog", { name: "2 models side by side" }).getByRole("table");
+  assert.equal(await table.getByRole("columnheader").count(), 2);
+  const kinds = await table.getByRole("row", { name: /^Is/ }).getByRole("cell").allTextContents();
+  assert.equal(new Set(kinds).size, 2, kinds.join());
+});
+
+test("base models are cards, of which the arrow keys choose one", async () => {
+  const page = await open("/flow-training/");
+  const cards = page.getByRole("radiogroup", { name: "Base model" }).getByRole("radio");
+  await until(async () => (await cards.count()) > 1);
+  await cards.first().check();
+  const path = page
+    .getByRole("textbox", { name: "Chroma path" })
+    .or(page.getByRole("combobox", { name: "Chroma path" }));
+  const first = await path.inputValue();
+  await page.keyboard.press("ArrowDown");
+  assert.ok(await cards.nth(1).isChecked());
+  await until(async () => (await path.inputValue()) !== first);
+});
+
+test("home lists what trains; a data set that is not there is said to be so, with nothing beside it", async () => {
+  const page = await open("/");
+  await page
+    .getByRole("link", { name: /^first/ })
+    .first()
+    .waitFor();
+  assert.equal(
+    await page
+      .getByRole("main")
+      .getByRole("link", { name: /^sample-/ })
+      .count(),
+    0,
+  );
+  await page.goto(`${studio.url}/datasets/?name=nothing`);
+  await page.getByText("There is no such data set").waitFor();
+  assert.equal(await page.getByLabel("Files to upload").count(), 0);
+  assert.equal(await page.locator("main [aria-hidden=true].rounded.bg-sunken").count(), 0);
+});
+
+test("a bucket is tried, kept, and browsed", async (context) => {
+  const picture = readdirSync(join(studio.home, "data", "demo")).find((name) => name.endsWith(".png")) ?? "";
+  const store = spawn(
+    process.env.FLOWLOOM_PYTHON ?? "python3",
+    [join(import.meta.dirname, "store.py"), join(studio.home, "data", "demo", picture)],
+    {
+      cwd: ROOT,
+      env: { ...process.env, PYTHONPATH: `${ROOT}/src:${ROOT}` },
+      stdio: ["pipe", "pipe", "pipe"],
+    },
+  );
+  const errors: string[] = [];
+  store.stderr.on("data", (data: Buffer) => errors.push(String(data)));
+  const ended = new Promise<string>((done) => store.once("exit", () => done("")));
+  const line = await Promise.race([
+    new Promise<string>((done) => createInterface({ input: store.stdout }).once("line", done)),
+    ended,
+  ]);
+  if (!line && /no command 'weed'/.test(errors.join(""))) return context.skip("SeaweedFS is not here");
+  assert.ok(line, errors.join(""));
+  const told = JSON.parse(line) as Record<string, string>;
+  process.env.AWS_ACCESS_KEY_ID = told.access_key_id;
+  process.env.AWS_SECRET_ACCESS_KEY = told.secret_access_key;
+  process.env.FLOWLOOM_PRIVATE_HOSTS = "127.0.0.1";
+  const cloud = await new Studio().start();
+  try {
+    const page = await open("/datasets/", cloud);
+    await page.getByRole("button", { name: "New data set" }).click();
+    const dialog = page.getByRole("dialog");
+    await dialog.getByLabel("Name", { exact: true }).fill("cloud");
+    const where = dialog.getByLabel("Where it lies already");
+    await where.fill("s3://absent/fox");
+    await dialog.getByLabel("Endpoint").fill(told.endpoint ?? "");
+    await dialog.getByRole("button", { name: "Test it" }).click();
+    const answer = dialog.getByRole("status");
+    assert.match(String(await until(() => answer.textContent())), /Correct the name of the bucket/);
+    await where.fill(told.url ?? "");
+    await dialog.getByRole("button", { name: "Test it" }).click();
+    await dialog.getByText("It answers: the first thing in it is").waitFor();
+    await dialog.getByRole("button", { name: "Make it" }).click();
+    await page.waitForURL(/name=cloud/);
+    await page.getByRole("button", { name: "0.png" }).click();
+    const shown = page.getByLabel("Caption").getByRole("img");
+    await until(() => shown.evaluate((image) => (image as HTMLImageElement).naturalWidth > 0));
+    assert.equal(await page.getByLabel("Caption").getByRole("textbox").inputValue(), "a fox in the bucket");
+    assert.ok(!readFileSync(join(cloud.home, "server.log"), "utf8").includes(told.secret_access_key ?? "?"));
+  } finally {
+    await cloud.clear();
+    store.stdin.end();
+    await ended;
+  }
+});

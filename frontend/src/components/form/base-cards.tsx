@@ -1,0 +1,118 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { type ReactNode, useEffect, useId, useRef } from "react";
+import { RadioCard } from "@/components/ui/cards";
+import { cx } from "@/components/ui/classes";
+import { ChevronIcon } from "@/components/ui/icons";
+import { Skeleton } from "@/components/ui/surface";
+import { library, type Model } from "@/lib/api/models";
+import { trainerModels } from "@/lib/api/queries";
+import { bytes, params } from "@/lib/format";
+import { useForm, useValue } from "./context";
+
+const CARDS = "grid grid-cols-[repeat(auto-fill,minmax(min(15rem,100%),1fr))] gap-2";
+const nameOf = (path: string) => path.split("/").slice(-2).join("/");
+const joined = (...words: (string | false | null | undefined)[]) => words.filter(Boolean).join(" · ");
+
+/** Of `runs/fox/checkpoints/step_00000500/model.safetensors`: run, checkpoint, file. */
+const checkpointOf = (path: string) => /([^/]+)\/checkpoints\/([^/]+)\/([^/]+)$/.exec(path)?.slice(1);
+
+/** A base's family, variant and version; then its size. */
+function Facts({ path, model }: { path: string; model: Model | undefined }) {
+  const [run, step, file] = checkpointOf(path) ?? [];
+  if (run)
+    return (
+      <>
+        <span className="truncate text-sm font-semibold" title={path}>
+          {run}
+        </span>
+        <span className="figure truncate text-2xs text-ink-faint">{joined(step, file)}</span>
+      </>
+    );
+  return (
+    <>
+      <span className="truncate text-sm font-semibold" title={path}>
+        {model?.title ?? model?.name ?? nameOf(path)}
+      </span>
+      <span className="text-xs text-ink-soft">
+        {model
+          ? joined(model.family ?? model.words, model.variant, model.version && `v${model.version}`)
+          : "Not in the library: it is read where it lies."}
+      </span>
+      {model && (
+        <span className="figure text-2xs text-ink-faint">
+          {joined(bytes(model.size), model.precision, params(model.num_params))}
+        </span>
+      )}
+      {model && <span className="figure truncate text-2xs text-ink-faint">{nameOf(path)}</span>}
+      {model?.problem && <span className="text-xs text-madder">{model.problem}</span>}
+    </>
+  );
+}
+
+/** The bases that are here, of which one is trained; more than fit are scrolled through. */
+export function BaseCards({
+  trainer,
+  field,
+  children,
+}: {
+  trainer: string;
+  field: readonly string[];
+  children?: ReactNode;
+}) {
+  const { set } = useForm();
+  const path = String(useValue(field, "").value ?? "");
+  const { data, isPending } = useQuery({ ...library, retry: false });
+  const { data: candidates, isPending: isLooking } = useQuery({ ...trainerModels(trainer), retry: false });
+  const group = useId();
+  const list = useRef<HTMLDivElement>(null);
+  const found = candidates?.[field.join(".")] ?? [];
+  const paths = [...(path && !found.includes(path) ? [path] : []), ...found];
+  const shelf = new Map((data?.models ?? []).map((model) => [model.path, model]));
+  const saved = paths.filter(checkpointOf);
+  const bases = paths.filter((each) => !saved.includes(each));
+  const card = (each: string) => (
+    <RadioCard key={each} group={group} isChosen={each === path} onChoose={() => set(field, each)}>
+      <Facts path={each} model={shelf.get(each)} />
+    </RadioCard>
+  );
+  const isWaiting = isPending || isLooking;
+  // A base chosen earlier may stand far down: only the list moves, and only once it is there.
+  useEffect(() => {
+    const chosen = isWaiting ? null : list.current?.querySelector<HTMLElement>("[data-chosen]");
+    if (chosen && list.current) list.current.scrollTop = chosen.offsetTop - list.current.offsetTop - 4;
+  }, [isWaiting]);
+  return (
+    <div className="grid min-w-0 gap-1.5">
+      <p className="label" id={`${group}-label`}>
+        Base model
+      </p>
+      {isWaiting ? (
+        <Skeleton className="h-36" />
+      ) : paths.length > 0 ? (
+        <div
+          ref={list}
+          role="radiogroup"
+          aria-labelledby={`${group}-label`}
+          className={cx("-mx-1 -mt-1 mb-1.5 max-h-72 overflow-y-auto p-1", CARDS)}
+        >
+          {bases.map(card)}
+          {saved.length > 0 && (
+            <details open={saved.includes(path) || bases.length === 0} className="group/saved col-span-full">
+              <summary className="flex h-8 w-fit items-center gap-2 rounded px-1 text-xs font-medium text-ink-soft hover:text-ink">
+                <ChevronIcon className="size-3.5 transition-transform group-open/saved:rotate-90" />
+                {saved.length} saved by runs
+              </summary>
+              <div className={CARDS}>{saved.map(card)}</div>
+            </details>
+          )}
+        </div>
+      ) : (
+        <p className="rounded-lg border border-dashed px-3 py-4 text-sm text-ink-soft">
+          No base is here yet. Get one below, or put its file into the studio's folder of models.
+        </p>
+      )}
+      {children}
+    </div>
+  );
+}
