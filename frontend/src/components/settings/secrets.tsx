@@ -22,6 +22,8 @@ type Name =
   | "AWS_ACCESS_KEY_ID"
   | "AWS_SECRET_ACCESS_KEY"
   | "AWS_SESSION_TOKEN";
+type Testable = "HF_TOKEN" | "WANDB_API_KEY";
+const isTestable = (name: Name): name is Testable => name === "HF_TOKEN" || name === "WANDB_API_KEY";
 
 function One({ name, isSet }: { name: Name; isSet: boolean }) {
   const [value, setValue] = useState("");
@@ -41,6 +43,15 @@ function One({ name, isSet }: { name: Name; isSet: boolean }) {
   const forget = useMutation({
     mutationFn: () => got(api.DELETE("/api/secrets/{name}", at)),
     onSuccess: () => done(`${name} is forgotten.`),
+    onError: complain,
+  });
+  const test = useMutation({
+    mutationFn: async (name: Testable) => {
+      const { account } = await got(api.POST("/api/secrets/{name}/test", { params: { path: { name } } }));
+      if (!account) throw new Error(`${name} is not accepted by its service. Set another one.`);
+      return account;
+    },
+    onSuccess: (account) => say(`${name} is accepted.`, `It is ${account}'s.`),
     onError: complain,
   });
   return (
@@ -69,6 +80,15 @@ function One({ name, isSet }: { name: Name; isSet: boolean }) {
         <Button type="submit" disabled={!value.trim()} isBusy={put.isPending}>
           Set
         </Button>
+        {isTestable(name) && (
+          <Button
+            disabled={!isSet || !!value.trim()}
+            isBusy={test.isPending}
+            onClick={() => test.mutate(name)}
+          >
+            Test
+          </Button>
+        )}
         <Button kind="danger" disabled={!isSet} isBusy={forget.isPending} onClick={() => forget.mutate()}>
           Forget
         </Button>
@@ -84,7 +104,7 @@ export function Secrets() {
     <Panel title="Secrets" flush>
       <p className="border-b px-4 py-2.5 text-sm text-ink-soft">
         Kept in a file that only the studio's user may read. Runs get them by their environment; they are in
-        no configuration, log or answer.
+        no configuration, log or answer. S3's are tested with a bucket, where a data set is made of one.
       </p>
       {error ? (
         <div className="p-4">

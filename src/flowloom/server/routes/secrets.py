@@ -7,10 +7,13 @@ from typing import Literal
 from fastapi import APIRouter, status
 from pydantic import BaseModel, Field
 
-from flowloom.server.problems import problems
+from flowloom.server.accounts import ServiceUnreachable, hub_account, wandb_account
+from flowloom.server.problems import ServiceError, problems
 from flowloom.spec.secrets import NAMES, read_secrets, write_secret
 
 router = APIRouter(tags=["secrets"], responses=problems())
+_TESTS = {"HF_TOKEN": hub_account, "WANDB_API_KEY": wandb_account}
+Testable = Literal["HF_TOKEN", "WANDB_API_KEY"]
 Name = Literal["HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
 
 
@@ -19,6 +22,17 @@ class Secret(BaseModel):
 
     name: str = Field(examples=["HF_TOKEN"])
     is_set: bool
+
+
+class NotSet(ServiceError):
+    status, code, title = 409, "secret-not-set", "This secret is not set."
+
+
+class TokenVerdict(BaseModel):
+    """What the service that a token is for says of it."""
+
+    is_accepted: bool
+    account: str | None = Field(description="Whose it is; null when it is not accepted.", examples=["ada"])
 
 
 class Value(BaseModel):
@@ -44,3 +58,13 @@ def set_secret(name: Name, body: Value) -> None:
 def forget_secret(name: Name) -> None:
     """From the file; one that the environment holds stays."""
     write_secret(name, None)
+
+
+@router.post("/secrets/{name}/test", summary="Test a secret", responses=problems(NotSet, ServiceUnreachable))
+def try_secret(name: Testable) -> TokenVerdict:
+    """Asks the service that it is for. Keys of stores are tested with a bucket: POST /api/stores/test."""
+    token = read_secrets().get(name)
+    if not token:
+        raise NotSet(f"{name} is neither in the file nor in the environment.", f"PUT /api/secrets/{name}")
+    account = _TESTS[name](token)
+    return TokenVerdict(is_accepted=account is not None, account=account)

@@ -1,0 +1,82 @@
+"""Whether another service knows a token: asked by the request that its own client signs in with."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from flowloom.parts.downloads.ask import HUB
+from flowloom.server.problems import ServiceError
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
+WANDB = "https://api.wandb.ai"
+TIMEOUT_S = 15.0
+MAX_ANSWER = 2**20
+"""Bytes."""
+_REFUSED = (401, 403)
+
+
+class ServiceUnreachable(ServiceError):
+    status, code, title = 502, "service-unreachable", "The service did not answer as it should."
+
+
+def hub_account(token: str) -> str | None:
+    """The name that the hub knows `token` by, at HF_ENDPOINT; None when it knows none.
+
+    Raises:
+        ServiceUnreachable: it said neither.
+    """
+    hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    answer = _ask("GET", f"{hub}/api/whoami-v2", {"authorization": f"Bearer {token}"})
+    return None if answer is None else _name(hub, answer, "name")
+
+
+def wandb_account(key: str) -> str | None:
+    """As `hub_account`, of Weights & Biases at WANDB_BASE_URL."""
+    from urllib3 import make_headers
+
+    wandb = (os.environ.get("WANDB_BASE_URL") or WANDB).rstrip("/")
+    headers = make_headers(basic_auth=f"api:{key}")
+    answer = _ask("POST", f"{wandb}/graphql", headers, {"query": "query { viewer { username } }"})
+    viewer = (answer.get("data") or {}).get("viewer") if answer else None
+    return None if viewer is None else _name(wandb, viewer, "username")
+
+
+def _ask(method: str, url: str, headers: dict[str, str], content: Any = None) -> dict[str, Any] | None:
+    """The JSON object answered; None when access is refused."""
+    from urllib3 import exceptions, request
+
+    try:
+        # No redirects: the token is for this host alone.
+        response: BaseHTTPResponse = request(
+            method,
+            url,
+            headers=headers,
+            json=content,
+            timeout=TIMEOUT_S,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+        )
+        body = response.read(MAX_ANSWER)
+    except (exceptions.HTTPError, OSError, ValueError):
+        raise ServiceUnreachable(f"{url}: no answer.", "Check the network, then try again.") from None
+    if response.status in _REFUSED:
+        return None
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        answer = None
+    if response.status != 200 or not isinstance(answer, dict):
+        todo = "Try again later, or check HF_ENDPOINT and WANDB_BASE_URL, if they are set."
+        raise ServiceUnreachable(f"{url}: it answered {response.status}, and nothing that is known.", todo)
+    return answer
+
+
+def _name(service: str, found: Any, key: str) -> str:
+    if not isinstance(found, dict) or not isinstance(found.get(key), str):
+        raise ServiceUnreachable(f"{service}: it names no account.", "Is this the right address?")
+    return found[key]
