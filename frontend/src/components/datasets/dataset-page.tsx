@@ -83,7 +83,8 @@ export function DataSetPage({ name }: { name: string }) {
   const read = chosen === null || pages.includes(ahead) ? pages : [...pages, ahead];
   const { at, total, error: trouble } = usePictures(name, wanted, read);
   const here = chosen === null ? undefined : at(chosen);
-  if (here && held === null) setHeld(here);
+  // As it is now, so that its own older caption is never taken for somebody else's.
+  if (here && here !== held && (held === null || held.item === here.item)) setHeld(here);
   const isThere = held === null || here?.item === held.item;
   const choose = useCallback((index: number | null) => {
     setChosen(index);
