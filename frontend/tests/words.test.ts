@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { operationOf, stageWords } from "@/components/datasets/bulk";
-import { placeBefore } from "@/components/runs/queue";
+import { dropOf, movedIn, placeBefore } from "@/components/runs/queue";
+import { type Toast, withToast } from "@/components/ui/toasts";
 import { leaves } from "@/lib/bring";
 import { byPath } from "@/lib/check";
 import { withoutSecrets } from "@/lib/draft";
@@ -19,13 +20,20 @@ describe("figures fit their place", () => {
     expect(rate(1e-4)).toBe("1e-4");
     expect(rate(Math.fround(1e-4))).toBe("1e-4");
     expect(rate(0.0013)).toBe("1.3e-3");
+    expect(rate(0)).toBe("0");
+    expect(rate(Number.NaN)).toBe("–");
   });
   test("times and sizes", () => {
     expect(duration(59.6)).toBe("1 m 00 s");
     expect(duration(3725)).toBe("1 h 02 m");
     expect(duration(90_000)).toBe("1 d 1 h");
     expect(bytes(1536)).toBe("1.5 KiB");
+    expect(bytes(511.7)).toBe("512 B");
     expect(ago(0, 7200)).toBe("2 h ago");
+  });
+  test("a day is that of the place where one is", () => {
+    // 02:00 in London, and 21:00 of the day before in New York.
+    expect(ago(Date.UTC(2026, 0, 2, 2) / 1000, Date.UTC(2026, 5, 1) / 1000)).toBe("2026-01-01");
   });
 });
 
@@ -54,6 +62,21 @@ test("a run that is dragged goes before the one that it was let go on", () => {
   expect(placeBefore(["a", "b", "c"], 0, 2)).toBeNull();
 });
 
+test("a drop means the run that was dragged, whatever left the queue meanwhile", () => {
+  expect(dropOf(["b", "c", "d"], "d", "b")).toEqual({ id: "d", before: "b" });
+  expect(dropOf(["b", "c"], "a", "c")).toBeNull();
+  expect(dropOf(["b", "c"], null, "c")).toBeNull();
+  expect(dropOf(["b", "c"], "b", "b")).toBeNull();
+});
+
+test("a queue stands at once as it will", () => {
+  const runs = ["a", "b", "c"].map((id) => ({ id }));
+  const ids = (before: string | null) => movedIn(runs, "a", before).map((run) => run.id);
+  expect(ids("c")).toEqual(["b", "a", "c"]);
+  expect(ids(null)).toEqual(["b", "c", "a"]);
+  expect(ids("gone")).toEqual(["a", "b", "c"]);
+});
+
 test("a FLOW file's keys are counted by section", () => {
   expect(leaves({ training: { lr: 1, seed: 2 }, datasets: [] })).toEqual([
     "training.lr",
@@ -76,4 +99,10 @@ test("an edit says how far it is", () => {
   expect(stageWords(stage)).toBe("Looking at the folder …");
   const writing = { ...stage, phase: "writing" as const, num_done: 42, num_total: 100 };
   expect(stageWords(writing)).toBe("42 of 100 captions are written");
+});
+
+test("what failed stays in sight, however much went well after it", () => {
+  let all: Toast[] = [{ id: 0, title: "fox: it runs", isBad: true }];
+  for (let id = 1; id < 10; id += 1) all = withToast(all, { id, title: "deleted", isBad: false });
+  expect(all.map((toast) => toast.id)).toEqual([0, 7, 8, 9]);
 });

@@ -65,7 +65,7 @@ export function Bulk({
   const [second, setSecond] = useState("");
   const [where, setWhere] = useState("start");
   const client = useQueryClient();
-  const { say, complain } = useToasts();
+  const { say } = useToasts();
   const { data: made } = useQuery({ ...edits(dataset), enabled: isOpen });
   const { data: stage } = useQuery({ ...editStage(dataset), enabled: isOpen });
   const operation = operationOf(kind, first, second, where);
@@ -78,7 +78,6 @@ export function Bulk({
       preview.reset();
       refresh();
     },
-    onError: complain,
   });
   const undo = useMutation({
     mutationFn: (id: string) => datasetApi.undo(dataset, id),
@@ -86,7 +85,6 @@ export function Bulk({
       say(`${count(edit.num_changed)} captions are as they were.`);
       refresh();
     },
-    onError: complain,
   });
   const change = (set: (value: string) => void) => (event: { target: { value: string } }) => {
     set(event.target.value);
@@ -144,7 +142,9 @@ export function Bulk({
             />
           )}
         </div>
-        {preview.error && <Trouble error={preview.error} />}
+        {(preview.error ?? doing.error ?? undo.error) && (
+          <Trouble error={preview.error ?? doing.error ?? undo.error} />
+        )}
         {preview.data && (
           <div className="rounded border">
             <p className="border-b px-3 py-2 text-sm font-medium" role="status">

@@ -2,59 +2,45 @@
 import { useEffect, useRef, useState } from "react";
 import { Button } from "@/components/ui/button";
 import { Empty, Panel } from "@/components/ui/surface";
+import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
-import { api, got, type Schemas } from "@/lib/api/client";
+import { api, got } from "@/lib/api/client";
+import { copyText } from "@/lib/copy";
+import { followLog } from "@/lib/follow";
 import { bytes } from "@/lib/format";
 
-const FIRST = -65_536;
 const MOST_CHARS = 400_000;
-const EVERY_MS = 1500;
 
-type Part = Schemas["LogPart"];
-
-const ask = (id: string, offset: number): Promise<Part> =>
+const ask = (id: string, offset: number) =>
   got(
     api.GET("/api/runs/{run_id}/log", {
       params: { path: { run_id: id }, query: { offset, limit: 262_144 } },
     }),
   );
 
-/** Follows the log by bytes: nothing twice, nothing left out. */
 function useLog(id: string, isActive: boolean) {
   const [text, setText] = useState<string | null>(null);
   const [size, setSize] = useState(0);
   const [error, setError] = useState<unknown>(null);
+  const follower = useRef<ReturnType<typeof followLog> | null>(null);
   useEffect(() => {
-    let offset = FIRST;
-    let isOver = false;
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const look = async () => {
-      try {
-        if (!document.hidden) {
-          const part = await ask(id, offset);
-          if (isOver) return;
-          const isFresh = offset < 0;
-          offset = part.next_offset;
-          setSize(part.size);
-          setError(null);
-          setText((old) => (isFresh ? part.text : `${old ?? ""}${part.text}`).slice(-MOST_CHARS));
-        }
-      } catch (problem) {
-        setError(problem);
-      }
-      if (!isOver && isActive) timer = setTimeout(look, EVERY_MS);
-    };
-    void look();
-    return () => {
-      isOver = true;
-      clearTimeout(timer);
-    };
-  }, [id, isActive]);
+    follower.current = followLog((offset) => ask(id, offset), {
+      onPart: (part, isFirst) => {
+        setSize(part.size);
+        setError(null);
+        setText((old) => (isFirst ? part.text : `${old ?? ""}${part.text}`).slice(-MOST_CHARS));
+      },
+      onError: setError,
+    });
+    return () => follower.current?.end();
+  }, [id]);
+  useEffect(() => follower.current?.grow(isActive), [isActive]);
   return { text, size, error };
 }
 
 export function Log({ id, isActive }: { id: string; isActive: boolean }) {
   const { text, size, error } = useLog(id, isActive);
+  const { say, complain } = useToasts();
   const [isFollowing, setFollowing] = useState(true);
   const box = useRef<HTMLPreElement>(null);
   // biome-ignore lint/correctness/useExhaustiveDependencies: it scrolls when there is more text
@@ -68,7 +54,11 @@ export function Log({ id, isActive }: { id: string; isActive: boolean }) {
       actions={
         <>
           <span className="text-xs text-ink-faint">{size ? bytes(size) : ""}</span>
-          <Button size="small" kind="quiet" onClick={() => void navigator.clipboard.writeText(text ?? "")}>
+          <Button
+            size="small"
+            kind="quiet"
+            onClick={() => copyText(text ?? "").then(() => say("Copied."), complain)}
+          >
             Copy
           </Button>
           <Button

@@ -3,6 +3,7 @@ import { useState } from "react";
 import { Button } from "@/components/ui/button";
 import { Panel } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
+import { copyText } from "@/lib/copy";
 import { systemReport } from "./folders";
 
 /** What a report of a fault should carry. */
@@ -13,7 +14,7 @@ export function Report() {
     try {
       const report = await systemReport();
       setText(report);
-      await navigator.clipboard.writeText(report);
+      await copyText(report);
       say("The report is copied.");
     } catch (error) {
       complain(error);
