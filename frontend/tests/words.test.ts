@@ -56,7 +56,7 @@ test("the server's problems are found at their fields", () => {
   expect(found.get("")).toEqual(["all of it"]);
 });
 
-test("a run that is dragged goes before the one that it was let go on", () => {
+test("a run that is dragged takes the place of the one that it was let go on", () => {
   expect(placeBefore(["a", "b", "c"], 0, 1)).toBe("c");
   expect(placeBefore(["a", "b", "c"], 2, 0)).toBe("a");
   expect(placeBefore(["a", "b", "c"], 0, 2)).toBeNull();
