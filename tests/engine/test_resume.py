@@ -133,9 +133,8 @@ def final_weights(run_dir: RunDir, ending: str) -> dict[str, torch.Tensor]:
     """The latest checkpoint's model or adapter, plain or averaged."""
     checkpoint = run_dir.latest_checkpoint()
     assert checkpoint is not None
-    (path,) = (
-        path for kind in ("model", "adapter") for path in checkpoint.glob(f"{kind}{ending}.safetensors")
-    )
+    paths = (checkpoint / f"{kind}{ending}.safetensors" for kind in ("model", "adapter"))
+    (path,) = filter(Path.exists, paths)
     return {name: tensor.clone() for name, tensor in open_weights(path).items()}
 
 

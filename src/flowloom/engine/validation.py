@@ -24,8 +24,8 @@ def validation_loss(
 ) -> dict[str, float]:
     """The mean loss at each of `validation.quantiles` of the training density, by quantile.
 
-    Every row meets the same noise at every quantile and every time it is measured; captions are whole. Empty where no row
-    can be used; `on_skipped` hears of those that cannot.
+    Every row meets the same noise at every quantile and every time it is measured; captions are whole.
+    Empty where no row can be used; `on_skipped` hears of those that cannot.
     """
     sums: dict[float, list[Tensor]] = {quantile: [] for quantile in state.config.validation.quantiles}
     count = 0
