@@ -81,15 +81,19 @@ class Ranks:
 
 def in_transfers(parameters: Iterable[nn.Parameter]) -> Iterator[list[Tensor]]:
     """The gradients, of one dtype and about `TRANSFER_BYTES` at a time; zeros where there is none."""
-    begun: dict[torch.dtype, list[Tensor]] = {}
+    begun: dict[torch.dtype, tuple[list[Tensor], int]] = {}
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        gradients = begun.setdefault(parameter.dtype, [])
+        gradients, size = begun.pop(parameter.dtype, ([], 0))
         gradients.append(parameter.grad)
-        if sum(gradient.nbytes for gradient in gradients) >= TRANSFER_BYTES:
-            yield begun.pop(parameter.dtype)
-    yield from begun.values()
+        size += parameter.grad.nbytes
+        if size >= TRANSFER_BYTES:
+            yield gradients
+        else:
+            begun[parameter.dtype] = gradients, size
+    for gradients, _ in begun.values():
+        yield gradients
 
 
 def join_ranks(device_type: str) -> Ranks:
