@@ -43,6 +43,7 @@ def test_two_ranks_train_every_row_once_and_stop_together(make_run: Callable[...
     assert checkpoint is not None
     position = json.loads((checkpoint / "state" / "trainer.json").read_text())
     assert (position["epoch"], position["batch"]) == (1, 0)
+    assert position["samples"] == 22
 
 
 @pytest.mark.slow

@@ -56,13 +56,13 @@ class Ranks:
             for gradient, piece in zip(gradients, pieces, strict=True):
                 gradient.copy_(piece.view_as(gradient))
 
-    def largest(self, *values: float) -> tuple[float, ...]:
-        """The largest of each value over all ranks: they must stop, save and draw at the same step."""
+    def total(self, *values: float) -> tuple[float, ...]:
+        """The sum of each value over all ranks: they must stop, save and draw at the same step."""
         if self.size == 1:
             return values
         # On the CPU, by gloo: asking the GPU would wait for it at every step.
         all_values = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(all_values, dist.ReduceOp.MAX)
+        dist.all_reduce(all_values)
         return tuple(all_values.tolist())
 
     def gathered(self, values: list[T]) -> list[T]:

@@ -63,7 +63,7 @@ class Trainer:
                 self.reporter.step(self.state, metrics, waited + watch.lap(), waited, self._eta())
                 waited = 0.0
                 count_step()
-                self._after_step(pack)
+                self._after_step(pack, len(metrics.losses))
                 watch.lap()
                 if self._is_over():
                     return
@@ -83,7 +83,6 @@ class Trainer:
         updates = zip(*(updates_of(batch, num_updates, position.update) for batch in batches), strict=True)
         for parts in updates:
             position.update += 1
-            position.samples += sum(map(len, parts)) * self.state.ranks.size
             if position.update == num_updates:
                 self._next_batch(len(pack))
             if self.state.ranks.size == 1 and not any(map(len, parts)):
@@ -120,9 +119,9 @@ class Trainer:
             self.must_stop = self.stop_is_wished or self.run_dir.take_control("stop")
         return self.must_stop
 
-    def _after_step(self, pack: list[LoadedBatch]) -> None:
+    def _after_step(self, pack: list[LoadedBatch], num_samples: int) -> None:
         step, training = self.state.position.step, self.config.training
-        checkpoint_asked, sample_asked = self._agree()
+        checkpoint_asked, sample_asked = self._agree(num_samples)
         if step % (self.config.validation.every or training.save_every) == 0:
             self.validate()
         sections = sections_due(self.config, step, sample_asked)
@@ -133,15 +132,21 @@ class Trainer:
         if step % training.save_every == 0 or checkpoint_asked:
             self.save()
 
-    def _agree(self) -> tuple[bool, bool]:
-        """Whether any rank wishes for a checkpoint, a preview; one clock and one end for all."""
-        ranks = self.state.ranks
+    def _agree(self, num_samples: int) -> tuple[bool, bool]:
+        """Whether any rank wishes for a checkpoint, a preview; one count, one clock and one end for all.
+
+        Args:
+            num_samples: that this rank trained in the step.
+        """
+        ranks, position = self.state.ranks, self.state.position
         stop, save, sample = (
             ranks.is_first and self.run_dir.take_control(name) for name in ("stop", "checkpoint", "sample")
         )
         seconds = time.monotonic() - self._started
         wishes = (stop or self.stop_is_wished, save, sample, bool(self._skipped_here))
-        *wished, self.state.position.seconds = ranks.largest(*wishes, seconds)
+        *wished, samples, seconds = ranks.total(*wishes, num_samples, seconds)
+        position.samples += int(samples)
+        position.seconds = seconds / ranks.size
         self.must_stop, checkpoint_asked, sample_asked, is_skipped = map(bool, wished)
         if is_skipped:
             self._count_skipped()
