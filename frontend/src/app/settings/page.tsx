@@ -1,6 +1,6 @@
 import type { Metadata } from "next";
 import { Folders, Trainers } from "@/components/settings/folders";
-import { Report } from "@/components/settings/report";
+import { Doctor } from "@/components/settings/report";
 import { Secrets } from "@/components/settings/secrets";
 import { Page } from "@/components/ui/surface";
 
@@ -14,7 +14,7 @@ export default function Settings() {
         <div className="grid gap-4">
           <Folders />
           <Trainers />
-          <Report />
+          <Doctor />
         </div>
       </div>
     </Page>
