@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { operationOf, stageWords } from "@/components/datasets/bulk";
+import { operationOf, outcomeWords, stageWords } from "@/components/datasets/bulk";
 import { placeBefore } from "@/components/runs/queue";
 import { leaves } from "@/lib/bring";
 import { byPath } from "@/lib/check";
@@ -76,4 +76,13 @@ test("an edit says how far it is", () => {
   expect(stageWords(stage)).toBe("Looking at the folder …");
   const writing = { ...stage, phase: "writing" as const, num_done: 42, num_total: 100 };
   expect(stageWords(writing)).toBe("42 of 100 captions are written");
+});
+
+test("an edit that was cancelled while it wrote tells what it changed, and its undo", () => {
+  const edit = { id: "1", time: 0, title: "", num_changed: 1234, undoes: null, is_whole: false };
+  expect(outcomeWords(edit).join(" ")).toMatch(/cancelled: 1.?234 captions were changed by then.*Undo/);
+  expect(outcomeWords({ ...edit, is_whole: true })[0]).toMatch(/captions are changed/);
+  expect(outcomeWords({ ...edit, is_whole: true, undoes: "0" })).toEqual([
+    expect.stringMatching(/captions are as they were/),
+  ]);
 });

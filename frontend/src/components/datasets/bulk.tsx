@@ -6,8 +6,10 @@ import { Dialog } from "@/components/ui/dialog";
 import { Input, Select } from "@/components/ui/inputs";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
+import { Problem } from "@/lib/api/client";
 import {
   datasetApi,
+  type Edit,
   type EditStage,
   editStage,
   edits,
@@ -46,6 +48,15 @@ export function stageWords(stage: EditStage): string {
   return stage.phase === "writing" ? `${done} are written` : `${done} are read and kept for an undo`;
 }
 
+/** What came of an edit, or of an undo; and what is to be known of one that was cancelled half-way. */
+export function outcomeWords(edit: Edit): [string, string?] {
+  const many = count(edit.num_changed);
+  if (!edit.is_whole)
+    return [`It was cancelled: ${many} captions were changed by then.`, "Undo puts them back as they were."];
+  if (edit.undoes) return [`${many} captions are as they were.`];
+  return [`${many} captions are changed.`, "It can be undone here."];
+}
+
 /** Many captions at once: first what it would do, then it is done, and it can be undone. */
 export function Bulk({
   dataset,
@@ -70,24 +81,30 @@ export function Bulk({
   const { data: stage } = useQuery({ ...editStage(dataset), enabled: isOpen });
   const operation = operationOf(kind, first, second, where);
   const refresh = () => void client.invalidateQueries({ queryKey: ["dataset", dataset] });
+  const told = (error: unknown) => {
+    const isCancelled = error instanceof Problem && error.code === "edit-cancelled";
+    if (isCancelled) say("It was cancelled before it wrote: no caption was changed.");
+    else complain(error);
+  };
   const preview = useMutation({ mutationFn: () => datasetApi.preview(dataset, operation, wanted) });
   const doing = useMutation({
     mutationFn: (version: string) => datasetApi.edit(dataset, operation, wanted, version),
     onSuccess: (edit) => {
-      say(`${count(edit.num_changed)} captions are changed.`, "It can be undone here.");
+      say(...outcomeWords(edit));
       preview.reset();
       refresh();
     },
-    onError: complain,
+    onError: told,
   });
   const undo = useMutation({
     mutationFn: (id: string) => datasetApi.undo(dataset, id),
     onSuccess: (edit) => {
-      say(`${count(edit.num_changed)} captions are as they were.`);
+      say(...outcomeWords(edit));
       refresh();
     },
-    onError: complain,
+    onError: told,
   });
+  const cancel = useMutation({ mutationFn: () => datasetApi.cancelEdit(dataset), onError: complain });
   const change = (set: (value: string) => void) => (event: { target: { value: string } }) => {
     set(event.target.value);
     preview.reset();
@@ -163,7 +180,12 @@ export function Bulk({
         )}
         {stage && (
           <div className="grid gap-1 text-sm">
-            <span role="status">{stageWords(stage)}</span>
+            <p className="flex items-center justify-between gap-3">
+              <span role="status">{stageWords(stage)}</span>
+              <Button size="small" isBusy={cancel.isPending} onClick={() => cancel.mutate()}>
+                Cancel the edit
+              </Button>
+            </p>
             <progress
               className="h-1.5 w-full"
               aria-label={stage.title}
@@ -194,6 +216,7 @@ export function Bulk({
               <li key={edit.id} className="flex items-center justify-between gap-3">
                 <span className="min-w-0 truncate">
                   {count(edit.num_changed)} captions, {ago(edit.time)}{" "}
+                  {!edit.is_whole && <span className="font-medium text-weld">cancelled half-way </span>}
                   <span className="text-ink-faint">{edit.title}</span>
                 </span>
                 <Button size="small" isBusy={undo.isPending} onClick={() => undo.mutate(edit.id)}>
