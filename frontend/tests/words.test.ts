@@ -4,7 +4,7 @@ import { placeBefore } from "@/components/runs/queue";
 import { leaves } from "@/lib/bring";
 import { byPath } from "@/lib/check";
 import { withoutSecrets } from "@/lib/draft";
-import { ago, bytes, duration, figure, rate } from "@/lib/format";
+import { ago, bytes, duration, figure, params, rate } from "@/lib/format";
 
 describe("figures fit their place", () => {
   test.each([
@@ -26,6 +26,7 @@ describe("figures fit their place", () => {
     expect(duration(90_000)).toBe("1 d 1 h");
     expect(bytes(1536)).toBe("1.5 KiB");
     expect(ago(0, 7200)).toBe("2 h ago");
+    expect([8.9e9, 6.5e6, 40_960].map(params)).toEqual(["8.90 B", "6.5 M", "41 k"]);
   });
 });
 

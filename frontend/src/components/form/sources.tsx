@@ -33,21 +33,18 @@ function One({ path, name, note, chosen, onToggle }: Picking & { path: string; n
   );
 }
 
-/** A group that is read when it is opened; `chosen` of it are counted while it is shut. */
+/** A group that is read when it is opened; it tells how many of it are chosen. */
 function Group({
   title,
-  within,
-  picking,
+  num,
   isFirst,
   children,
 }: {
   title: string;
-  within: string;
-  picking: Picking;
+  num: number;
   isFirst: boolean;
   children: (isOpen: boolean) => React.ReactNode;
 }) {
-  const num = [...picking.chosen].filter((path) => path.startsWith(within)).length;
   const [isOpen, setOpen] = useState(isFirst || num > 0);
   return (
     <details
@@ -107,6 +104,7 @@ function List(picking: Picking) {
   if (!made || !dir) return <Skeleton className="h-40" />;
   const trained = made.runs.filter((run) => isTraining(run) && run.checkpoint);
   const own = ownOf(shelf, dir);
+  const numOf = (is: (path: string) => boolean) => [...picking.chosen].filter(is).length;
   if (trained.length + own.length === 0)
     return <Empty title="Nothing to draw with yet">A run's checkpoints are here once it saves them.</Empty>;
   return (
@@ -115,15 +113,18 @@ function List(picking: Picking) {
         <Group
           key={run.id}
           title={run.id}
-          within={`${dir}/${run.id}/`}
-          picking={picking}
+          num={numOf((path) => path.startsWith(`${dir}/${run.id}/`))}
           isFirst={index === 0}
         >
           {(isOpen) => <OfRun id={run.id} dir={`${dir}/${run.id}`} isOpen={isOpen} {...picking} />}
         </Group>
       ))}
       {own.length > 0 && (
-        <Group title="Models" within={own[0]?.root ?? ""} picking={picking} isFirst={trained.length === 0}>
+        <Group
+          title="Models"
+          num={numOf((path) => own.some((each) => each.path === path))}
+          isFirst={trained.length === 0}
+        >
           {() => (
             <ul aria-label="Models">
               {own.map(({ path, name, words, size }) => (
