@@ -67,5 +67,5 @@ export const percent = (share: number) => `${Math.round(share * 100)} %`;
 export function params(value: number | null | undefined): string {
   if (value == null) return "";
   if (value >= 1e9) return `${(value / 1e9).toFixed(2)} B`;
-  return value >= 1e5 ? `${(value / 1e6).toFixed(1)} M` : `${Math.round(value / 1e3)} k`;
+  return value >= 1e6 ? `${(value / 1e6).toFixed(1)} M` : `${Math.round(value / 1e3)} k`;
 }

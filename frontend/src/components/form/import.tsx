@@ -32,7 +32,9 @@ function useLike(trainer: string, sections: Field[], onReport: (report: Report) 
       .then(async (like) => {
         if (!like) throw new Error(`${path} does not tell how it was trained.`);
         const report = await bring([like.brought], trainer, sections);
-        onReport({ ...report, kind: like.kind });
+        // Kohya's family is told by such a mark; it is no key of the file.
+        const { sdxl: _, flux1_checkbox: __, ...leftOver } = report.leftOver;
+        onReport({ ...report, kind: like.kind, leftOver });
       })
       .catch(complain);
   }, [path, root]);

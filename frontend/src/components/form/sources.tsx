@@ -24,10 +24,12 @@ function One({ path, name, note, chosen, onToggle }: Picking & { path: string; n
     <li>
       <label className="flex min-h-8 items-center gap-2.5 px-3 py-1 text-sm hover:bg-sunken">
         <Checkbox checked={chosen.has(path)} onChange={() => onToggle(path)} />
-        <span className="figure min-w-0 flex-1 truncate text-xs" title={path}>
-          {name}
+        <span className="flex min-w-0 flex-1 items-baseline justify-between gap-x-2.5 max-sm:flex-col">
+          <span className="figure max-w-full truncate text-xs" title={path}>
+            {name}
+          </span>
+          <span className="text-xs text-ink-faint sm:shrink-0">{note}</span>
         </span>
-        <span className="shrink-0 text-xs text-ink-faint">{note}</span>
       </label>
     </li>
   );
@@ -108,7 +110,7 @@ function List(picking: Picking) {
   if (trained.length + own.length === 0)
     return <Empty title="Nothing to draw with yet">A run's checkpoints are here once it saves them.</Empty>;
   return (
-    <div className="grid gap-2">
+    <div className="grid grid-cols-1 gap-2">
       {trained.map((run, index) => (
         <Group
           key={run.id}

@@ -69,7 +69,9 @@ function Row({ model, isChosen, onChoose }: RowProps) {
           <span>{model.precision}</span>
           <span>{params(model.num_params)}</span>
         </div>
-        <TrainLike model={model} />
+        <div className="sm:order-first">
+          <TrainLike model={model} />
+        </div>
         <DeleteFile model={model} />
       </div>
     </li>
