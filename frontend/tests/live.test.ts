@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import type { Metrics, Sample } from "@/lib/api/client";
 import type { RunEvent } from "@/lib/events";
 import { gridOf, nearest, together } from "@/lib/grid";
-import { byNoiseLevel, columnsOf, validationsOf } from "@/lib/live";
+import { byNoiseLevel, columnsOf, noted, untold, validationsOf } from "@/lib/live";
 import { smoothed } from "@/lib/smooth";
 
 const step = (seq: number, number: number, loss: number | null, more = {}): RunEvent => ({
@@ -31,6 +31,15 @@ describe("charts and stream together", () => {
 
   test("never go back: steps that a resumed run makes again wait for the charts", () => {
     expect(columnsOf(base, [step(6, 15, 3)]).steps).toEqual([10, 20]);
+  });
+
+  test("no step is missing while the charts are read anew", () => {
+    const events = Array.from({ length: 1600 }, (_, index) => step(6 + index, 21 + index, 1));
+    const before = columnsOf(base, events);
+    expect(columnsOf(base, untold(events, base.last_seq)).steps).toEqual(before.steps);
+    const later = { ...base, last_seq: 1605 };
+    expect(untold(events, later.last_seq)).toHaveLength(400);
+    expect(untold(events, 600)[0]?.seq).toBe(601);
   });
 
   test("leave the charts as they were", () => {
@@ -89,6 +98,14 @@ describe("validations", () => {
       { step: 20, loss: 1, weights: "ema" },
     ]);
   });
+});
+
+test("rows that are left out do not push out a validation", () => {
+  const validated = { seq: 1, time: 0, kind: "validated", step: 20, loss: 1, weights: "raw" };
+  const skipped = Array.from({ length: 500 }, (_, index) => ({ seq: 2 + index, time: 0, kind: "skipped" }));
+  const notes = noted([validated], skipped);
+  expect(notes[0]).toBe(validated);
+  expect(notes).toHaveLength(201);
 });
 
 describe("samples of several runs", () => {

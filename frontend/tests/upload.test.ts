@@ -1,12 +1,17 @@
 import { createServer, type Server } from "node:http";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { itemOf, uploadAll } from "@/lib/upload";
+import { type Item, itemOf, newOf, uploadAll } from "@/lib/upload";
 
 /** A small tus server that breaks a part in the middle, once. */
 let server: Server;
 let received = Buffer.alloc(0);
 let begun = 0;
 let breaks = 1;
+/** What HEAD answers, once each, before it tells the truth. */
+let moods: number[] = [];
+let refuses = 0;
+/** Called when a part begins to come, which is then never answered. */
+let hang: (() => void) | null = null;
 
 const plain = globalThis.fetch;
 
@@ -23,6 +28,10 @@ beforeEach(async () => {
   received = Buffer.alloc(0);
   begun = 0;
   breaks = 1;
+  moods = [];
+  refuses = 0;
+  hang = null;
+  kept.clear();
   server = createServer((request, response) => {
     const parts: Buffer[] = [];
     request.on("data", (part: Buffer) => parts.push(part));
@@ -30,6 +39,13 @@ beforeEach(async () => {
       if (request.method === "POST") {
         begun += 1;
         response.writeHead(201, { location: "/api/datasets/fox/uploads/1" }).end();
+      } else if (request.method === "HEAD" && moods.length > 0) {
+        response.writeHead(moods.shift() ?? 500).end();
+      } else if (request.method === "PATCH" && hang) {
+        hang();
+      } else if (request.method === "PATCH" && refuses) {
+        response.writeHead(refuses, { "content-type": "application/problem+json" });
+        response.end(JSON.stringify({ title: "The studio cannot write there." }));
       } else if (request.method === "HEAD") {
         response.writeHead(200, { "upload-offset": String(received.length) }).end();
       } else {
@@ -62,4 +78,67 @@ test("a broken part is sent on from where it broke, and nothing twice", { timeou
   expect(item.state).toBe("done");
   expect(received.toString()).toBe("0123456789");
   expect(begun).toBe(1);
+});
+
+test("a studio that is out of order for a moment does not make an upload begin anew", {
+  timeout: 20_000,
+}, async () => {
+  moods = [503];
+  const item = itemOf(new File(["0123456789"], "a.png"), "a.png");
+  await uploadAll("fox", [item], () => {}, new AbortController().signal);
+  expect(item.state).toBe("done");
+  expect(begun).toBe(1);
+});
+
+test("an upload that the studio has no more begins anew", { timeout: 20_000 }, async () => {
+  breaks = 0;
+  moods = [404];
+  const item = itemOf(new File(["0123456789"], "a.png"), "a.png");
+  await uploadAll("fox", [item], () => {}, new AbortController().signal);
+  expect(item.state).toBe("done");
+  expect(begun).toBe(2);
+});
+
+test("a full disk is told at once, and not asked again and again", async () => {
+  refuses = 507;
+  const item = itemOf(new File(["0123456789"], "a.png"), "a.png");
+  await uploadAll("fox", [item], () => {}, new AbortController().signal);
+  expect(item.state).toBe("failed");
+  expect(item.error).toContain("cannot write");
+});
+
+test("what is paused waits, is no failure, and goes on from where it was", { timeout: 20_000 }, async () => {
+  breaks = 0;
+  const item = itemOf(new File(["0123456789"], "a.png"), "a.png");
+  const later = itemOf(new File([], "b.png"), "b.png");
+  const stop = new AbortController();
+  hang = () => stop.abort();
+  await uploadAll("fox", [item], () => {}, stop.signal);
+  await uploadAll("fox", [later], () => {}, stop.signal);
+  expect([item.state, later.state]).toEqual(["waiting", "waiting"]);
+  expect(item.error).toBeUndefined();
+  hang = null;
+  await uploadAll("fox", [item], () => {}, new AbortController().signal);
+  expect(item.state).toBe("done");
+  expect(begun).toBe(1);
+});
+
+test("a storage that is full ends no upload", { timeout: 20_000 }, async () => {
+  const set = localStorage.setItem;
+  localStorage.setItem = () => {
+    throw new DOMException("full", "QuotaExceededError");
+  };
+  const item = itemOf(new File(["0123456789"], "a.png"), "a.png");
+  await uploadAll("fox", [item], () => {}, new AbortController().signal);
+  localStorage.setItem = set;
+  expect(item.state).toBe("done");
+  expect(begun).toBe(1);
+});
+
+test("what is on its way is not sent a second time, and what failed is", () => {
+  const item = (path: string, state: Item["state"]) => ({ ...itemOf(new File([], path), path), state });
+  const items = [item("a.png", "sending"), item("b.png", "failed"), item("c.png", "waiting")];
+  const found = ["a.png", "b.png", "c.png"].map((path) => item(path, "waiting"));
+  expect(newOf(items, found, true).map((each) => each.path)).toEqual(["b.png"]);
+  expect(newOf(items, found, false).map((each) => each.path)).toEqual(["b.png", "c.png"]);
 });

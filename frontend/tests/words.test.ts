@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { operationOf, outcomeWords, stageWords } from "@/components/datasets/bulk";
-import { placeBefore } from "@/components/runs/queue";
+import { dropOf, movedIn, placeBefore } from "@/components/runs/queue";
+import { type Toast, withToast } from "@/components/ui/toasts";
 import { leaves } from "@/lib/bring";
 import { byPath } from "@/lib/check";
 import { withoutSecrets } from "@/lib/draft";
@@ -19,14 +20,21 @@ describe("figures fit their place", () => {
     expect(rate(1e-4)).toBe("1e-4");
     expect(rate(Math.fround(1e-4))).toBe("1e-4");
     expect(rate(0.0013)).toBe("1.3e-3");
+    expect(rate(0)).toBe("0");
+    expect(rate(Number.NaN)).toBe("–");
   });
   test("times and sizes", () => {
     expect(duration(59.6)).toBe("1 m 00 s");
     expect(duration(3725)).toBe("1 h 02 m");
     expect(duration(90_000)).toBe("1 d 1 h");
     expect(bytes(1536)).toBe("1.5 KiB");
+    expect(bytes(511.7)).toBe("512 B");
     expect(ago(0, 7200)).toBe("2 h ago");
     expect([8.9e9, 6.5e6, 40_960].map(params)).toEqual(["8.90 B", "6.5 M", "41 k"]);
+  });
+  test("a day is that of the place where one is", () => {
+    // 02:00 in London, and 21:00 of the day before in New York.
+    expect(ago(Date.UTC(2026, 0, 2, 2) / 1000, Date.UTC(2026, 5, 1) / 1000)).toBe("2026-01-01");
   });
 });
 
@@ -49,10 +57,25 @@ test("the server's problems are found at their fields", () => {
   expect(found.get("")).toEqual(["all of it"]);
 });
 
-test("a run that is dragged goes before the one that it was let go on", () => {
+test("a run that is dragged takes the place of the one that it was let go on", () => {
   expect(placeBefore(["a", "b", "c"], 0, 1)).toBe("c");
   expect(placeBefore(["a", "b", "c"], 2, 0)).toBe("a");
   expect(placeBefore(["a", "b", "c"], 0, 2)).toBeNull();
+});
+
+test("a drop means the run that was dragged, whatever left the queue meanwhile", () => {
+  expect(dropOf(["b", "c", "d"], "d", "b")).toEqual({ id: "d", before: "b" });
+  expect(dropOf(["b", "c"], "a", "c")).toBeNull();
+  expect(dropOf(["b", "c"], null, "c")).toBeNull();
+  expect(dropOf(["b", "c"], "b", "b")).toBeNull();
+});
+
+test("a queue stands at once as it will", () => {
+  const runs = ["a", "b", "c"].map((id) => ({ id }));
+  const ids = (before: string | null) => movedIn(runs, "a", before).map((run) => run.id);
+  expect(ids("c")).toEqual(["b", "a", "c"]);
+  expect(ids(null)).toEqual(["b", "c", "a"]);
+  expect(ids("gone")).toEqual(["a", "b", "c"]);
 });
 
 test("a FLOW file's keys are counted by section", () => {
@@ -86,4 +109,10 @@ test("an edit that was cancelled while it wrote tells what it changed, and its u
   expect(outcomeWords({ ...edit, is_whole: true, undoes: "0" })).toEqual([
     expect.stringMatching(/captions are as they were/),
   ]);
+});
+
+test("what failed stays in sight, however much went well after it", () => {
+  let all: Toast[] = [{ id: 0, title: "fox: it runs", isBad: true }];
+  for (let id = 1; id < 10; id += 1) all = withToast(all, { id, title: "deleted", isBad: false });
+  expect(all.map((toast) => toast.id)).toEqual([0, 7, 8, 9]);
 });

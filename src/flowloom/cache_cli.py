@@ -69,7 +69,8 @@ def _fill(config: RunConfig) -> int:
         total = sum(filled.seconds.values())
         print(f"took       {total:.1f} s; {share:.0%} of it {stage}")
     for one in filled.skipped:
-        print(f"skipped    line {one.line}: {one.filename}: {one.reason}", file=sys.stderr)
+        place = f"{filled.files[one.dataset]}:{one.line}"
+        print(f"skipped    {place}: {one.filename}: {one.reason}", file=sys.stderr)
     if filled.full:
         print(f"flowloom: {filled.full}: the rest is encoded while it is trained.", file=sys.stderr)
     return WRONG if filled.full else OK

@@ -162,7 +162,7 @@ def test_addresses_that_rows_may_not_name_are_refused(small: Fetcher, url: str) 
 
 
 HIDDEN = (
-    "http://169.254.169.254/latest/meta-data/", "http://127.0.0.1:{port}/a.png",
+    "http://169.254.0.1:9/latest/meta-data/", "http://127.0.0.1:{port}/a.png",
     "http://localhost:{port}/a.png",
     "http://[::1]:{port}/a.png", "http://[::ffff:127.0.0.1]:{port}/a.png", "http://2130706433:{port}/a.png",
     "http://0.0.0.0:{port}/a.png", "http://u:p@127.0.0.1:{port}/a.png", "HTTP://127.1:{port}/a.png",

@@ -12,7 +12,7 @@ import pytest
 
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.fill import fill, prune, stats, verify
-from flowloom.errors import WeightsError
+from flowloom.errors import DataError, WeightsError
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
 from tests.stand_ins.files import Files
@@ -215,3 +215,56 @@ def test_captions_that_are_shuffled_anew_are_not_kept(
     assert 0 < prose <= 23
     assert losses(make_run("fly", limits=EPOCHS, cache=cache)) == losses(make_run("plain", limits=EPOCHS))
     assert stats(make_config(cache=cache)).kinds["caption-states"][0] == prose
+
+
+def test_a_filled_cache_has_what_any_epoch_of_several_data_sets_needs(
+    make_run: Callable[..., RunDir],
+    make_config: Callable[..., RunConfig],
+    own_encoders: dict[str, str],
+    drawn_data: Path,
+    tmp_path: Path,
+) -> None:
+    """Rows that do not come every epoch, and held-out rows of several captions."""
+    other = tmp_path / "other"
+    shutil.copytree(drawn_data, other)
+    rows = [json.loads(line) for line in (other / "data.jsonl").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        picture = other / f"other {number}.png"
+        picture.write_bytes((other / row["filename"]).read_bytes() + b"x")
+        row |= {"filename": picture.name, "caption_or_tags": [f"one {number}", f"two {number}"]}
+    (other / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = {"jsonl_metadata_path": str(other / "data.jsonl"), "image_folder_path": str(other)}
+    sections: dict[str, Any] = {
+        "datasets": [section | {"repeats": 0.25}],
+        "model": own_encoders,
+        "validation": {"share": 0.3, "every": 4},
+        "cache": on_disk(tmp_path / "cache", caption_variants=2),
+    }
+    assert fill(make_config(**sections)).images == 44
+    shutil.rmtree(tmp_path / "encoders")
+    assert losses(make_run(**sections, limits=EPOCHS))
+
+
+def test_what_a_fill_leaves_out_is_said_of_the_data_set_that_has_it(
+    make_config: Callable[..., RunConfig], drawn_data: Path, tmp_path: Path
+) -> None:
+    """The same line of two files is two rows."""
+    sections = []
+    for name in ("one", "other"):
+        shutil.copytree(drawn_data, tmp_path / name)
+        (tmp_path / name / "03.png").write_bytes(b"no picture")
+        sections.append(
+            {
+                "jsonl_metadata_path": str(tmp_path / name / "data.jsonl"),
+                "image_folder_path": str(tmp_path / name),
+            }
+        )
+    config = make_config(
+        dataloader=sections[0],
+        datasets=sections[1:],
+        cache=on_disk(tmp_path / "cache"),
+        limits={"skipped_percentage": 0.04},
+    )
+    with pytest.raises(DataError) as caught:
+        fill(config)
+    assert all(f"{tmp_path / name / 'data.jsonl'}:4: " in str(caught.value) for name in ("one", "other"))

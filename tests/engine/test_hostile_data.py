@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from flowloom.engine.__main__ import run_engine
+from flowloom.engine.build import build
+from flowloom.engine.distributed import Ranks
 from flowloom.errors import DataError
 from flowloom.spec.events import read_events
 from flowloom.spec.rundir import RunDir
@@ -114,3 +116,63 @@ def test_too_many_bad_rows_stop_the_run_with_the_list(
     with pytest.raises(DataError, match=r"data\.jsonl:14: width is 0") as caught:
         run_engine(make_run(dataloader=keys))
     assert "skipped_percentage" in str(caught.value)
+
+
+def broken_pictures(folder: Path, num_good: int, num_broken: int) -> dict[str, Any]:
+    """The data loader's keys of red pictures, the last ones broken."""
+    rows = []
+    for i in range(num_good + num_broken):
+        content = encoded(Image.new("RGB", (64, 64), RED), "PNG")
+        (folder / f"{i}.png").write_bytes(content if i < num_good else content[:60])
+        rows.append(line(f"{i}.png"))
+    (folder / "data.jsonl").write_text("\n".join(rows) + "\n")
+    return {"jsonl_metadata_path": str(folder / "data.jsonl"), "image_folder_path": str(folder)}
+
+
+def test_an_update_of_which_no_picture_is_left_is_not_made(
+    make_run: Callable[..., RunDir], tmp_path: Path
+) -> None:
+    """It would be told as a step with no loss at all."""
+    data = broken_pictures(tmp_path, num_good=5, num_broken=3)
+    run_dir = make_run(
+        dataloader=data | {"batch_size": 2},
+        training={"updates_per_large_batch": 2},
+        limits={"skipped_percentage": 0.5, "max_epochs": 2, "max_steps": None},
+    )
+    run_engine(run_dir)
+    steps = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
+    assert len(steps) == 2 * 5
+    assert min(event["loss"] for event in steps) > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_epoch_that_ends_with_broken_pictures_is_the_last_one(
+    make_run: Callable[..., RunDir], tmp_path: Path, seed: int
+) -> None:
+    """Wherever the order puts them."""
+    run_dir = make_run(
+        dataloader=broken_pictures(tmp_path, num_good=1, num_broken=2) | {"batch_size": 1},
+        training={"master_seed": seed},
+        limits={"skipped_percentage": 1, "max_epochs": 1, "max_steps": None},
+    )
+    run_engine(run_dir)
+    assert [event["step"] for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"] == [1]
+
+
+def test_held_out_rows_that_cannot_be_read_are_told(make_run: Callable[..., RunDir], tmp_path: Path) -> None:
+    data = broken_pictures(tmp_path, num_good=12, num_broken=0)
+    run_dir = make_run(
+        dataloader=data,
+        validation={"share": 0.3, "every": 1},
+        limits={"max_steps": 2, "skipped_percentage": 1},
+    )
+    parts = build(run_dir.read_config(), Ranks())
+    assert parts.validation is not None
+    held_out = [sample for batch in parts.validation.batches(0) for sample in batch.samples]
+    for sample in held_out:
+        (tmp_path / sample.filename).write_bytes(b"no picture")
+    run_engine(run_dir)
+    events = list(read_events(run_dir.events_jsonl))
+    told = {event["line"] for event in events if event["kind"] == "skipped"}
+    assert told == {sample.line for sample in held_out}
+    assert not [event for event in events if event["kind"] == "validated"], "there is nothing to measure"

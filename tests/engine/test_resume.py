@@ -16,8 +16,12 @@ import pytest
 import torch
 
 from flowloom.engine.__main__ import run_engine
+from flowloom.engine.build import build
+from flowloom.engine.checkpoint import load
+from flowloom.engine.distributed import Ranks
 from flowloom.parts.families.weights import open_weights
 from flowloom.spec.events import read_events
+from flowloom.spec.resume import change_run
 from flowloom.spec.rundir import RunDir
 
 STEPS = 14
@@ -108,6 +112,53 @@ def stop_after(run_dir: RunDir, step: int) -> None:
 
     run_engine(run_dir, ask)
     assert list(read_events(run_dir.events_jsonl))[-1]["kind"] == "stopped"
+
+
+@pytest.mark.parametrize("sections", [{}, {"lora": {"rank": 2, "alpha": 4}}], ids=["full", "lora"])
+def test_an_average_that_is_switched_on_later_starts_from_what_was_trained(
+    make_run: Callable[..., RunDir], sections: dict[str, Any]
+) -> None:
+    run_dir = make_run(**sections, training={"lr": 1e-2, "warmup_steps": 0}, limits={"max_steps": 8})
+    run_engine(run_dir)
+    first = final_weights(run_dir, "")
+    change_run(run_dir, [("ema.decay", "0.999999"), ("limits.max_steps", "9"), ("training.lr", "1e-9")])
+    run_engine(run_dir)
+    averaged = final_weights(run_dir, "_ema")
+    assert averaged.keys() == first.keys()
+    for name, weight in first.items():
+        torch.testing.assert_close(averaged[name], weight, rtol=0, atol=1e-6, msg=name)
+
+
+def final_weights(run_dir: RunDir, ending: str) -> dict[str, torch.Tensor]:
+    """The latest checkpoint's model or adapter, plain or averaged."""
+    checkpoint = run_dir.latest_checkpoint()
+    assert checkpoint is not None
+    paths = (checkpoint / f"{kind}{ending}.safetensors" for kind in ("model", "adapter"))
+    (path,) = filter(Path.exists, paths)
+    return {name: tensor.clone() for name, tensor in open_weights(path).items()}
+
+
+def test_a_run_that_goes_on_holds_no_file_of_the_checkpoint_it_came_from(
+    make_run: Callable[..., RunDir],
+) -> None:
+    """Retired files would fill the disk for as long as they are mapped."""
+    run_dir = make_run(ema={"decay": 0.9, "device": "cpu"}, limits={"max_steps": 2})
+    run_engine(run_dir)
+    parts = build(run_dir.read_config(), Ranks())
+    latest = run_dir.latest_checkpoint()
+    assert latest is not None
+    load(latest, parts.state)
+    mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(run_dir.path) in line]
+    assert not mapped
+
+
+def test_a_run_that_is_over_leaves_its_last_checkpoint_as_it_is(make_run: Callable[..., RunDir]) -> None:
+    """Writing it anew would leave none for a moment."""
+    run_dir = make_run(limits={"max_steps": 2}, checkpoint={"keep_last": 1})
+    run_engine(run_dir)
+    before = run_dir.checkpoint_dir(2).stat().st_ino
+    run_engine(run_dir)
+    assert run_dir.checkpoint_dir(2).stat().st_ino == before
 
 
 @pytest.mark.slow

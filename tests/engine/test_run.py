@@ -20,6 +20,8 @@ from PIL import Image
 
 from flowloom.data.loader import DataSet
 from flowloom.engine.__main__ import run_engine
+from flowloom.engine.build import build
+from flowloom.engine.distributed import Ranks
 from flowloom.engine.plan import steps_per_epoch
 from flowloom.errors import DataError, DivergedError, FlowloomError, OutOfMemoryError
 from flowloom.parts.families.weights import open_weights
@@ -75,10 +77,33 @@ def test_a_run_leaves_events_pictures_and_a_checkpoint(make_run: Callable[..., R
     assert measured[2]["loss"] < measured[0]["loss"] * 1.5
 
 
-def test_held_out_rows_are_never_trained(make_config: Callable[..., Any]) -> None:
-    from flowloom.engine.build import build
-    from flowloom.engine.distributed import Ranks
+def test_prompts_are_cut_at_their_own_section_s_length(make_run: Callable[..., RunDir]) -> None:
+    """What stands beyond it changes nothing; within it, whatever training's captions are cut at."""
+    words = "red blue green red blue green red blue"
+    pictures: dict[tuple[int, str], bytes] = {}
+    for length in (4, 64):
+        run_dir = make_run(
+            f"length_{length}",
+            model={"t5_max_length": 16},
+            inference=INFERENCE
+            | {"prompts": [f"{words} {end}" for end in ("heart", "bar")], "t5_max_length": length},
+            preview={"batch_caption": False},
+            limits={"max_steps": 3},
+        )
+        run_engine(run_dir)
+        for place in ("00", "01"):
+            pictures[length, place] = (run_dir.samples_dir(3) / f"{place}.png").read_bytes()
+    config = run_dir.read_config()
+    encoders = build(config, Ranks()).encoders
+    one, other = (f"{words} {end}" for end in ("heart", "bar"))
+    short, long = (encoders.prompts([one, other], length) for length in (4, 64))
+    assert [len(states) for states in short] == [4, 4]
+    assert torch.equal(short[0], short[1])
+    assert len(long[0]) == min(encoders.text_encoder.count_tokens([one])[0] + 1, 64) > 16
+    assert pictures[4, "00"] != pictures[64, "00"]
 
+
+def test_held_out_rows_are_never_trained(make_config: Callable[..., Any]) -> None:
     parts = build(make_config(validation={"share": 0.3}), Ranks())
     assert parts.validation is not None
     trained = {s.row for batch in parts.loader.batches(0) for s in batch.samples}

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from flowloom.engine import distributed
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
+from flowloom.engine.checkpoint import save
 from flowloom.engine.distributed import Ranks
-from flowloom.engine.ema import Ema
+from flowloom.engine.ema import AT_ONCE, Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.prepare import prepare
@@ -184,6 +188,57 @@ def test_the_average_is_float32_and_follows(dtype: torch.dtype, on_cpu: bool) ->
     with ema.swapped_in({"w": weight}):
         assert weight[0].item() == pytest.approx(expected, rel=1e-2)
     assert weight[0].item() == step
+
+
+class Alive(TorchDispatchMode):
+    """Counts the copies in another number format that are held at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+        self.most = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            self.copies.add(made)
+            self.most = max(self.most, len(self.copies))
+        return made
+
+
+def test_the_average_copies_few_weights_at_a_time() -> None:
+    weights = {str(i): nn.Parameter(torch.ones(2, dtype=torch.bfloat16)) for i in range(100)}
+    ema = Ema(0.9, on_cpu=False)
+    ema.follow(weights)
+    with Alive() as alive:
+        ema.update(weights, 1)
+    assert 0 < alive.most <= 2 * AT_ONCE
+
+
+def test_a_save_makes_one_tensor_at_a_time_of_the_number_format_that_it_writes(
+    make_run: Callable[..., RunDir],
+) -> None:
+    """Another whole network beside the trained one may be more than the device holds."""
+    run_dir = make_run(ema={"decay": 0.9}, parallel={"device": "cpu", "dtype": "bf16"})
+    state = build(run_dir.read_config(), Ranks()).state
+    assert len(state.trained) > 20
+    with Alive() as alive:
+        save(run_dir, state, {})
+    assert 0 < alive.most <= 2
+
+
+def test_gradients_are_sent_in_parts_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "TRANSFER_BYTES", 100)
+    formats = [torch.float32, torch.bfloat16]
+    parameters = [nn.Parameter(torch.ones(4 * (i % 5 + 1), dtype=formats[i % 2])) for i in range(20)]
+    for parameter in parameters[3:]:
+        parameter.grad = torch.ones_like(parameter)
+    sent = list(distributed.in_transfers(parameters))
+    assert sorted(id(g) for part in sent for g in part) == sorted(id(p.grad) for p in parameters)
+    for part in sent:
+        assert len({gradient.dtype for gradient in part}) == 1
+        assert sum(gradient.nbytes for gradient in part[:-1]) < 100
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in parameters[:3])
 
 
 def test_as_few_blocks_are_checkpointed_as_fit() -> None:

@@ -5,6 +5,7 @@ import { fetchJson, type Place } from "./api/client";
 import { pointed, type Tree } from "./json";
 
 const QUIET_MS = 350;
+const AGAIN_MS = 5000;
 
 export function useDebounced<T>(value: T, quietMs = QUIET_MS): T {
   const [settled, setSettled] = useState(value);
@@ -42,7 +43,8 @@ export function useCheck(trainer: string, config: Tree, isReady: boolean) {
     placeholderData: (old) => old,
     staleTime: 10_000,
     gcTime: 30_000,
+    refetchInterval: (query) => (query.state.status === "error" ? AGAIN_MS : false),
   });
   isJudged.current ||= data !== undefined;
-  return { verdict: data, error, isChecking: isFetching || settled !== config };
+  return { verdict: data, error, isChecking: isFetching || settled !== config || (isReady && !data) };
 }

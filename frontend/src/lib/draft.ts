@@ -15,12 +15,25 @@ const SECRET = /^(wandb_key|.*_token|.*(secret|password|api_key).*)$/i;
 
 const keyOf = (trainer: string) => `flowloom.draft.${trainer}`;
 
-function load(trainer: string): Draft {
+/** This tab's own draft; a new tab begins with the newest one of all. */
+export function load(trainer: string): Draft {
   try {
-    const kept: unknown = JSON.parse(localStorage.getItem(keyOf(trainer)) ?? "null");
+    const text = sessionStorage.getItem(keyOf(trainer)) ?? localStorage.getItem(keyOf(trainer));
+    const kept: unknown = JSON.parse(text ?? "null");
     return isTree(kept) && isTree(kept.config) ? { ...EMPTY, ...(kept as unknown as Draft) } : EMPTY;
   } catch {
     return EMPTY;
+  }
+}
+
+/** For this tab, which another one does not write over, and for the next visit. */
+export function keep(trainer: string, draft: Draft): void {
+  const text = JSON.stringify({ ...draft, config: withoutSecrets(draft.config).config });
+  try {
+    sessionStorage.setItem(keyOf(trainer), text);
+    localStorage.setItem(keyOf(trainer), text);
+  } catch {
+    // A full or forbidden storage keeps no draft; the form works on.
   }
 }
 
@@ -28,6 +41,7 @@ function load(trainer: string): Draft {
 export function withoutSecrets(config: Tree): { config: Tree; taken: string[] } {
   const taken: string[] = [];
   const clean = (value: Json, path: string): Json => {
+    if (Array.isArray(value)) return value.map((item, index) => clean(item, `${path}.${index}`));
     if (!isTree(value)) return value;
     const kept: Tree = {};
     for (const [key, item] of Object.entries(value)) {
@@ -48,12 +62,7 @@ export function useDraft(trainer: string, defaults: Tree | undefined, presetConf
     setLoaded(true);
   }, [trainer]);
   useEffect(() => {
-    if (!isLoaded) return;
-    try {
-      localStorage.setItem(keyOf(trainer), JSON.stringify(draft));
-    } catch {
-      // A full or forbidden storage keeps no draft; the form works on.
-    }
+    if (isLoaded) keep(trainer, draft);
   }, [draft, isLoaded, trainer]);
 
   const base = useMemo(() => laidOver(defaults ?? {}, presetConfig ?? {}) as Tree, [defaults, presetConfig]);

@@ -17,7 +17,8 @@ export function figure(value: number | null | undefined, digits = 4): string {
 
 /** A learning rate as it is written by hand: 1e-4. */
 export function rate(value: number | null | undefined): string {
-  if (value == null) return DASH;
+  if (value == null || !Number.isFinite(value)) return DASH;
+  if (value === 0) return "0";
   const [mantissa = "", exponent = ""] = Number(value.toPrecision(3)).toExponential().split("e");
   return `${Number(Number(mantissa).toFixed(2))}e${Number(exponent)}`;
 }
@@ -43,7 +44,7 @@ export function bytes(value: number | null | undefined): string {
     size /= 1024;
     unit += 1;
   }
-  return `${unit === 0 ? size : size.toFixed(size < 10 ? 1 : 0)} ${units[unit]}`;
+  return `${unit === 0 ? Math.round(size) : size.toFixed(size < 10 ? 1 : 0)} ${units[unit]}`;
 }
 
 export const mib = (value: number | null | undefined) => bytes(value == null ? null : value * 2 ** 20);
@@ -54,7 +55,8 @@ export function ago(seconds: number, now = Date.now() / 1000): string {
   if (past < 3600) return `${Math.round(past / 60)} min ago`;
   if (past < 86_400) return `${Math.round(past / 3600)} h ago`;
   if (past < 86_400 * 14) return `${Math.round(past / 86_400)} days ago`;
-  return new Date(seconds * 1000).toISOString().slice(0, 10);
+  // Of the day where one is, as in `moment`: sv writes 2026-11-23.
+  return new Date(seconds * 1000).toLocaleDateString("sv");
 }
 
 export function moment(seconds: number): string {

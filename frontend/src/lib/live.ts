@@ -44,6 +44,9 @@ const POINTS = 2000;
 const MOST_LIVE = 1500;
 const LEVELS = 8;
 const BACK = 400;
+/** Where the charts cannot be read for a long time, the oldest go. */
+const MOST_KEPT = 20_000;
+const MOST_NOTES = 200;
 
 export function columnsOf(base: Metrics | undefined, live: readonly RunEvent[]): Columns {
   const steps = base ? [...base.steps] : [];
@@ -58,6 +61,25 @@ export function columnsOf(base: Metrics | undefined, live: readonly RunEvent[]):
     for (const name of CURVES) curves[name].push(numberOf(event[name]));
   }
   return { steps, curves };
+}
+
+/** Without those that the charts tell by now; the newest stay in any case, for the noise levels. */
+export function untold(events: RunEvent[], lastSeq: number): RunEvent[] {
+  const num = events.filter((event) => event.seq > lastSeq).length;
+  return events.slice(-Math.min(MOST_KEPT, Math.max(BACK, num)));
+}
+
+/** The newest notes; many rows that are left out do not push out a validation. */
+export function noted(old: readonly RunEvent[], batch: readonly RunEvent[]): RunEvent[] {
+  const fresh = batch.filter((event) => NOTED.has(event.kind));
+  if (fresh.length === 0) return old as RunEvent[];
+  const all = [...old, ...fresh];
+  const isCurve = (event: RunEvent) => event.kind === "validated";
+  const kept = new Set([
+    ...all.filter(isCurve).slice(-MOST_NOTES),
+    ...all.filter((event) => !isCurve(event)).slice(-MOST_NOTES),
+  ]);
+  return all.filter((event) => kept.has(event));
 }
 
 function numberOf(value: unknown): number | null {
@@ -93,7 +115,7 @@ export interface Live {
 const REFRESHES: Record<string, string[]> = {
   sampled: ["samples"],
   saved: ["checkpoints"],
-  started: ["metrics"],
+  started: ["metrics", "config"],
 };
 const NOTED = new Set(["warning", "skipped", "failed", "uploaded", "validated"]);
 
@@ -107,19 +129,25 @@ export function useLive(id: string): Live {
 
   const take = useCallback(
     (batch: RunEvent[]) => {
-      events.current.push(...batch.filter((event) => event.kind === "step"));
-      notes.current = [...notes.current, ...batch.filter((event) => NOTED.has(event.kind))].slice(-200);
-      for (const event of batch) {
-        for (const what of REFRESHES[event.kind] ?? []) {
-          void client.invalidateQueries({ queryKey: ["run", id, what] });
-        }
+      events.current = events.current.concat(batch.filter((event) => event.kind === "step"));
+      notes.current = noted(notes.current, batch);
+      // Of a night that is caught up with, each is read anew once, not for each sample.
+      for (const what of new Set(batch.flatMap((event) => REFRESHES[event.kind] ?? []))) {
+        void client.invalidateQueries({ queryKey: ["run", id, what] });
       }
       if (batch.some((event) => event.kind !== "step")) {
         void client.invalidateQueries({ queryKey: ["run", id], exact: true });
       }
       if (events.current.length > MOST_LIVE) {
-        events.current = events.current.slice(-BACK);
-        void client.invalidateQueries({ queryKey: ["run", id, "metrics", POINTS, null] });
+        const told = client.getQueryData(metrics(id, POINTS).queryKey);
+        events.current = untold(events.current, told?.last_seq ?? -1);
+      }
+      if (events.current.length > MOST_LIVE) {
+        // One that is under way is not begun anew by every batch: it would never come.
+        void client.invalidateQueries(
+          { queryKey: metrics(id, POINTS).queryKey, exact: true },
+          { cancelRefetch: false },
+        );
       }
       setCount((n) => n + 1);
     },

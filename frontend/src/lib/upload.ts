@@ -5,6 +5,9 @@ const VERSION = "1.0.0";
 const PART_BYTES = 8 * 2 ** 20;
 const AT_A_TIME = 3;
 const TRIES = 6;
+/** What a studio answers of an upload that it does not have, or has no more. */
+const GONE = new Set([404, 410]);
+const DISK_FULL = 507;
 
 export interface Item {
   file: File;
@@ -17,8 +20,6 @@ export interface Item {
 
 const base64 = (text: string) => btoa(String.fromCharCode(...new TextEncoder().encode(text)));
 
-const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
-
 async function refusal(response: Response): Promise<Problem> {
   return problemOf(await response.json().catch(() => undefined), response.status);
 }
@@ -26,8 +27,36 @@ async function refusal(response: Response): Promise<Problem> {
 const keyOf = (dataset: string, item: Item) =>
   `flowloom.upload.${dataset}.${item.path}.${item.file.size}.${item.file.lastModified}`;
 
+/** Where uploads go on. A full or forbidden storage keeps none; an upload that is under way goes on all the same. */
+const places = {
+  own: new Map<string, string>(),
+  get(key: string): string | null {
+    try {
+      return this.own.get(key) ?? localStorage.getItem(key);
+    } catch {
+      return null;
+    }
+  },
+  set(key: string, place: string) {
+    this.own.set(key, place);
+    try {
+      localStorage.setItem(key, place);
+    } catch {
+      // It is known here until the page is left.
+    }
+  },
+  drop(key: string) {
+    this.own.delete(key);
+    try {
+      localStorage.removeItem(key);
+    } catch {
+      // As above.
+    }
+  },
+};
+
 async function begin(dataset: string, item: Item): Promise<string> {
-  const kept = localStorage.getItem(keyOf(dataset, item));
+  const kept = places.get(keyOf(dataset, item));
   if (kept) return kept;
   const response = await fetch(`/api/datasets/${encodeURIComponent(dataset)}/uploads`, {
     method: "POST",
@@ -39,24 +68,52 @@ async function begin(dataset: string, item: Item): Promise<string> {
   });
   if (!response.ok) throw await refusal(response);
   const place = response.headers.get("location") ?? "";
-  localStorage.setItem(keyOf(dataset, item), place);
+  places.set(keyOf(dataset, item), place);
   return place;
 }
 
 /** How much of it the server has; null where it knows of no such upload any more. */
-async function offsetOf(place: string): Promise<number | null> {
-  const response = await fetch(place, { method: "HEAD", headers: { "tus-resumable": VERSION } });
-  return response.ok ? Number(response.headers.get("upload-offset") ?? 0) : null;
+async function offsetOf(place: string, signal: AbortSignal): Promise<number | null> {
+  const response = await fetch(place, { method: "HEAD", headers: { "tus-resumable": VERSION }, signal });
+  if (response.ok) return Number(response.headers.get("upload-offset") ?? 0);
+  if (GONE.has(response.status)) return null;
+  throw await refusal(response);
 }
+
+/** Whether trying again could help. A studio that does not answer is waited for; a file that is gone is not. */
+async function isWorthIt(error: unknown, item: Item, tries: number): Promise<boolean> {
+  if (error instanceof Problem) {
+    const isSaid = error.status < 500 && error.status !== 409;
+    return !isSaid && error.status !== DISK_FULL && tries < TRIES;
+  }
+  try {
+    await item.file.slice(0, 1).arrayBuffer();
+    return true;
+  } catch {
+    throw new Problem("The file cannot be read any more.", "", "Choose it again.", 400);
+  }
+}
+
+/** A while, or until it is given up. */
+const pause = (ms: number, signal: AbortSignal) =>
+  new Promise<void>((resolve) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      resolve();
+    };
+    const timer = setTimeout(end, ms);
+    signal.addEventListener("abort", end);
+  });
 
 async function send(dataset: string, item: Item, onChange: () => void, signal: AbortSignal): Promise<void> {
   let tries = 0;
   while (!signal.aborted) {
     try {
       const place = await begin(dataset, item);
-      const offset = await offsetOf(place);
+      const offset = await offsetOf(place, signal);
       if (offset === null) {
-        localStorage.removeItem(keyOf(dataset, item));
+        places.drop(keyOf(dataset, item));
         if (tries++ > TRIES) throw new Problem("The upload was lost.", "", "Try again.", 0);
         continue;
       }
@@ -77,13 +134,12 @@ async function send(dataset: string, item: Item, onChange: () => void, signal: A
         tries = 0;
         onChange();
       }
-      localStorage.removeItem(keyOf(dataset, item));
+      places.drop(keyOf(dataset, item));
       return;
     } catch (error) {
-      const isFinal =
-        error instanceof Problem && error.status >= 400 && error.status < 500 && error.status !== 409;
-      if (isFinal || signal.aborted || tries++ >= TRIES) throw error;
-      await sleep(Math.min(500 * 2 ** tries, 8000));
+      if (signal.aborted) return;
+      if (!(await isWorthIt(error, item, tries++))) throw error;
+      await pause(Math.min(500 * 2 ** tries, 8000), signal);
     }
   }
 }
@@ -99,6 +155,7 @@ export async function uploadAll(
   const work = async () => {
     for (let item = waiting.shift(); item && !signal.aborted; item = waiting.shift()) {
       item.state = "sending";
+      item.error = undefined;
       onChange();
       try {
         await send(dataset, item, onChange, signal);
@@ -149,3 +206,13 @@ export async function filesOf(transfer: DataTransfer): Promise<Item[]> {
 }
 
 export const itemOf = (file: File, path: string): Item => ({ file, path, sent: 0, state: "waiting" });
+
+/** Of what was found, that which is not on its way already. */
+export function newOf(items: readonly Item[], found: readonly Item[], isBusy: boolean): Item[] {
+  const underWay = new Set(
+    items
+      .filter((item) => item.state === "sending" || (isBusy && item.state === "waiting"))
+      .map((item) => item.path),
+  );
+  return found.filter((item) => !underWay.has(item.path));
+}

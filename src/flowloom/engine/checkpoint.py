@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from flowloom.engine.state import Position, TrainState
 from flowloom.errors import DiskFullError, RunError, is_disk_full
 from flowloom.parts.adapters.formats import to_comfy
-from flowloom.parts.families.weights import open_weights, save_weights
+from flowloom.parts.families.weights import Entry, Weights, open_weights, place, save_weights
 from flowloom.spec.rundir import RunDir
 
 MODEL, ADAPTER = "model.safetensors", "adapter.safetensors"
@@ -65,13 +66,18 @@ def _write_weights(folder: Path, state: TrainState, metadata: dict[str, str]) ->
         return
     compute = state.precision.compute
     tensors = {name: weight.detach() for name, weight in state.model.state_dict().items()}
-    save_weights(folder / MODEL, {name: t.to(compute) for name, t in tensors.items()}, metadata)
+    save_weights(folder / MODEL, _cast(tensors, compute), metadata)
     finer = {name: t for name, t in tensors.items() if t.dtype != compute}
     if finer:
         save_weights(folder / "state" / WEIGHTS, finer, {})
     if state.ema:
-        averaged = tensors | state.ema.shadow
-        save_weights(folder / EMA_MODEL, {name: t.to(compute) for name, t in averaged.items()}, metadata)
+        save_weights(folder / EMA_MODEL, _cast(tensors | state.ema.shadow, compute), metadata)
+
+
+def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> Weights:
+    """`tensors` in `dtype`, each made when it is written: the device may have no room for all of them."""
+    entries = {name: Entry(tuple(t.shape), dtype, partial(t.to, dtype)) for name, t in tensors.items()}
+    return Weights(Path(), entries, {})
 
 
 def _write_state(folder: Path, state: TrainState) -> None:
@@ -100,9 +106,11 @@ def load(folder: Path, state: TrainState) -> None:
     turn = recorded.pop("turn")
     state.parked = optimizer["parked"]
     state.position = Position(**recorded)
-    if state.ema and (inner / EMA).exists():
+    if state.ema:
+        # Without a file the average begins with the weights of the checkpoint, not with those of the base.
+        known = open_weights(inner / EMA) if (inner / EMA).exists() else {}
         device = torch.device("cpu") if state.ema.on_cpu else state.precision.device
-        state.ema.shadow = {name: t.to(device) for name, t in open_weights(inner / EMA).items()}
+        state.ema.shadow = {name: place(t, device, torch.float32) for name, t in known.items()}
     _load_weights(folder, state)
     # Not turn_at(step): a checkpoint on the border of two turns still holds the optimizer of the first.
     state.enter_turn(turn)

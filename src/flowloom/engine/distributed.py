@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
@@ -17,6 +17,9 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(hours=3)
 """For the first rank, which alone draws pictures and validates. A rank that dies ends the others at once."""
+
+TRANSFER_BYTES = 2**28
+"""Of gradients sent together: enough to fill a link, and little memory for their copy."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,14 @@ class Ranks:
         return value
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up every gradient over the ranks, in place, in one transfer a dtype.
+        """Add up every gradient over the ranks, in place, many in one transfer.
 
         The loss is already divided by the weight of the whole update, so gradients are summed,
         not averaged. A rank whose slice was empty contributes zeros.
         """
         if self.size == 1:
             return
-        by_dtype: dict[torch.dtype, list[Tensor]] = {}
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            by_dtype.setdefault(parameter.dtype, []).append(parameter.grad)
-        for gradients in by_dtype.values():
+        for gradients in in_transfers(parameters):
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(flat)
             pieces = flat.split([gradient.numel() for gradient in gradients])
@@ -79,6 +77,23 @@ class Ranks:
         """Return once every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+
+def in_transfers(parameters: Iterable[nn.Parameter]) -> Iterator[list[Tensor]]:
+    """The gradients, of one dtype and about `TRANSFER_BYTES` at a time; zeros where there is none."""
+    begun: dict[torch.dtype, tuple[list[Tensor], int]] = {}
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients, size = begun.pop(parameter.dtype, ([], 0))
+        gradients.append(parameter.grad)
+        size += parameter.grad.nbytes
+        if size >= TRANSFER_BYTES:
+            yield gradients
+        else:
+            begun[parameter.dtype] = gradients, size
+    for gradients, _ in begun.values():
+        yield gradients
 
 
 def join_ranks(device_type: str) -> Ranks:

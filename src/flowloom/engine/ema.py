@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+AT_ONCE = 16
+"""Weights averaged at a time: of bfloat16 ones, copies in float32 take memory meanwhile."""
+
 
 class Ema:
     """Shadow weights in float32: shadow <- decay * shadow + (1 - decay) * weight.
@@ -36,11 +39,11 @@ class Ema:
     @torch.no_grad()
     def update(self, weights: Mapping[str, nn.Parameter], step: int) -> None:
         """Move every shadow towards its weight after the optimizer's `step`."""
-        if not self.shadow:
-            return
-        shadows = list(self.shadow.values())
-        targets = [weights[name].detach().to(s.device, torch.float32) for name, s in self.shadow.items()]
-        torch._foreach_lerp_(shadows, targets, 1 - self.decay_at(step))
+        pairs = list(self.shadow.items())
+        for start in range(0, len(pairs), AT_ONCE):
+            some = pairs[start : start + AT_ONCE]
+            targets = [weights[name].detach().to(s.device, torch.float32) for name, s in some]
+            torch._foreach_lerp_([shadow for _, shadow in some], targets, 1 - self.decay_at(step))
 
     @contextmanager
     def swapped_in(self, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:

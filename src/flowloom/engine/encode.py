@@ -178,6 +178,19 @@ class Encoders:
                 found[caption] = self.keep.texts.put(caption, states.cpu())
         return [states for caption in captions if (states := found[caption]) is not None]
 
+    def prompts(self, prompts: Sequence[str], max_length: int | None = None) -> list[Tensor]:
+        """`texts` of prompts that are cut at `max_length` tokens; None: where captions are."""
+        wanted = self.max_length if max_length is None else max_length
+        whole = self.texts(prompts)
+        if wanted == self.max_length:
+            return whole
+        # What is shorter than both was not cut, and may come from the cache.
+        limit = min(wanted, self.max_length)
+        return [
+            states if len(states) < limit else self.text_encoder.encode([prompt], wanted)[0].cpu()
+            for prompt, states in zip(prompts, whole, strict=True)
+        ]
+
 
 def _pixels(sample: Sample) -> np.ndarray:
     if sample.pixels is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from flowloom.data.cache import Cache, Stats
-from flowloom.data.captions import captions_of
+from flowloom.data.captions import captions_of, vary
 from flowloom.data.loader import DataSet, LoadedBatch, Loader, Skipped
 from flowloom.data.metadata import Row
+from flowloom.data.order import NOTHING_EXTRA
 from flowloom.data.pictures import Pictures
 from flowloom.engine.build import load_encoders
 from flowloom.engine.encode import Encoders, Keepers
@@ -41,6 +42,8 @@ class Filled:
     images: int = 0
     captions: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    """The JSONLs that the skipped rows are lines of, by number of the data set."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the main thread by stage: reading images (waiting for the threads that decode), VAE, reading
     captions, T5, writing."""
@@ -92,7 +95,7 @@ def fill(
         torch.set_num_threads(config.parallel.num_threads)
     dataset = DataSet.from_config(config)
     encoders = load_encoders(config.model, config, device, dataset)
-    filled = Filled()
+    filled = Filled(files=[str(one.path) for one in dataset.sets])
     latents, texts = encoders.keep
     if isinstance(latents, DiskKeeper):
         _fill_latents(config, dataset, encoders, (rank, world_size), filled, on_progress)
@@ -104,7 +107,7 @@ def fill(
         texts.cache.seal()
         filled.full = texts.cache.full
     encoders.free()
-    dataset.check_skipped({f"{dataset.path}:{one.line}": one.reason for one in filled.skipped})
+    dataset.check_skipped({f"{filled.files[one.dataset]}:{one.line}": one.reason for one in filled.skipped})
     return filled
 
 
@@ -151,7 +154,8 @@ def _loader(
     data = config.dataloader
     rank, world_size = place
     return Loader(
-        dataset=dataset,
+        # Every row once, also those that do not come every epoch.
+        dataset=replace(dataset, extras=NOTHING_EXTRA),
         rules=PLAIN,
         seed=0,
         rank=rank,
@@ -206,7 +210,7 @@ def _captions(config: RunConfig, dataset: DataSet) -> Iterator[tuple[int, str]]:
     for index in np.flatnonzero(dataset.row_buckets >= 0):
         row = dataset.metadata.row(int(index))
         held_out = bool(dataset.held_out[index])
-        for caption in [row.caption] if held_out else sorted(captions_of(row, rules, seed)):
+        for caption in [vary(row, 0, PLAIN, seed)] if held_out else sorted(captions_of(row, rules, seed)):
             yield int(index), caption
 
 

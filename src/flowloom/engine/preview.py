@@ -37,6 +37,8 @@ class Drawing:
     first_n_steps_wo_cfg: int = 0
     sampler: str = "euler"
     negative: str = ""
+    max_tokens: int | None = None
+    """Where prompts are cut; None: where captions are."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ class Painter:
 
     def _velocity(self, prompts: Sequence[str], ids: Tensor, drawing: Drawing, levels: list[float]) -> Any:
         device = self.precision.device
-        positive = [states.to(device) for states in self.encoders.texts(prompts)]
-        negative = [states.to(device) for states in self.encoders.texts([drawing.negative])] * len(prompts)
+        texts = self.encoders.prompts([*prompts, drawing.negative], drawing.max_tokens)
+        *positive, empty = (states.to(device) for states in texts)
+        negative = [empty] * len(prompts)
         guidance = torch.full((len(prompts),), drawing.guidance, device=device)
 
         def one_pass(x: Tensor, level: float, texts: list[Tensor]) -> Tensor:
@@ -98,7 +101,14 @@ def drawing_of(section: InferenceSection, sampler: str) -> Drawing:
     """How a FLOW inference section wants its pictures drawn."""
     width, height = section.image_dim
     return Drawing(
-        width, height, section.steps, section.cfg, section.guidance, section.first_n_steps_wo_cfg, sampler
+        width,
+        height,
+        section.steps,
+        section.cfg,
+        section.guidance,
+        section.first_n_steps_wo_cfg,
+        sampler,
+        max_tokens=section.t5_max_length,
     )
 
 

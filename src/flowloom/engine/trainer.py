@@ -38,7 +38,8 @@ class Trainer:
         """By all ranks."""
         self._skipped_here: list[Skipped] = []
         """By this rank since the ranks last agreed."""
-        self._saved_step = -1
+        # What was resumed from is on disk as it is.
+        self._saved_step = self.state.position.step or -1
         self._started = time.monotonic() - self.state.position.seconds
 
     def fit(self) -> None:
@@ -66,6 +67,9 @@ class Trainer:
                 watch.lap()
                 if self._is_over():
                     return
+            # A batch of which nothing could be used may be the last.
+            if self._is_over():
+                return
 
     def _updates(self, pack: list[LoadedBatch]) -> Iterator[StepMetrics]:
         """One update or several of a batch; of a pack of batches, one."""
@@ -82,6 +86,8 @@ class Trainer:
             position.samples += sum(map(len, parts)) * self.state.ranks.size
             if position.update == num_updates:
                 self._next_batch(len(pack))
+            if self.state.ranks.size == 1 and not any(map(len, parts)):
+                continue
             position.progress = self._progress(position.step + 1)
             # Before each update, not each batch: a run that resumes within a batch turns when others do.
             self.state.begin_turn()
@@ -164,10 +170,15 @@ class Trainer:
         if self.state.ema:
             with self.state.ema.swapped_in(self.state.weights):
                 self._say_validated("ema")
+        if self.state.ranks.size == 1:
+            self._count_skipped()
 
     def _say_validated(self, weights: str) -> None:
-        assert self.parts.validation is not None
-        losses = validation_loss(self.state, self.parts.validation, self.parts.encoders)
+        parts = self.parts
+        assert parts.validation is not None
+        losses = validation_loss(self.state, parts.validation, parts.encoders, self._skipped_here.extend)
+        if not losses:
+            return
         mean = sum(losses.values()) / len(losses)
         step = self.state.position.step
         self.reporter.say("validated", step=step, weights=weights, loss=mean, by_quantile=losses)

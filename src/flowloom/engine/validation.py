@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from flowloom.data.loader import LoadedBatch, Loader
+from flowloom.data.loader import LoadedBatch, Loader, Skipped
 from flowloom.engine.encode import Encoders
 from flowloom.engine.objective import LatentBatch, sample_losses
 from flowloom.engine.prepare import assemble
@@ -16,22 +16,31 @@ from flowloom.engine.state import TrainState
 
 
 @torch.no_grad()
-def validation_loss(state: TrainState, loader: Loader, encoders: Encoders) -> dict[str, float]:
+def validation_loss(
+    state: TrainState,
+    loader: Loader,
+    encoders: Encoders,
+    on_skipped: Callable[[list[Skipped]], None] = lambda _skipped: None,
+) -> dict[str, float]:
     """The mean loss at each of `validation.quantiles` of the training density, by quantile.
 
     Every row meets the same noise at every quantile and every time it is measured; captions are whole.
+    Empty where no row can be used; `on_skipped` hears of those that cannot.
     """
     sums: dict[float, list[Tensor]] = {quantile: [] for quantile in state.config.validation.quantiles}
     count = 0
     for loaded in loader.batches(epoch=0):
         count += len(loaded.samples)
+        on_skipped(loaded.skipped)
         for quantile, batch in _at_quantiles(state, loaded, encoders):
             for micro_batch in batch.split(state.config.training.train_minibatch):
                 with state.precision.autocast():
                     losses = sample_losses(state.model, micro_batch, state.objective)
                 sums[quantile].append(losses.sum())
+    if not count:
+        return {}
     # Read at the end alone: each reading makes the CPU wait for the device.
-    return {str(q): sum(part.item() for part in parts) / max(count, 1) for q, parts in sums.items()}
+    return {str(q): sum(part.item() for part in parts) / count for q, parts in sums.items()}
 
 
 def _at_quantiles(

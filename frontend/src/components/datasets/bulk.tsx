@@ -57,6 +57,8 @@ export function outcomeWords(edit: Edit): [string, string?] {
   return [`${many} captions are changed.`, "It can be undone here."];
 }
 
+const isCancelled = (error: unknown) => error instanceof Problem && error.code === "edit-cancelled";
+
 /** Many captions at once: first what it would do, then it is done, and it can be undone. */
 export function Bulk({
   dataset,
@@ -76,16 +78,13 @@ export function Bulk({
   const [second, setSecond] = useState("");
   const [where, setWhere] = useState("start");
   const client = useQueryClient();
-  const { say, complain } = useToasts();
+  const { say } = useToasts();
   const { data: made } = useQuery({ ...edits(dataset), enabled: isOpen });
   const { data: stage } = useQuery({ ...editStage(dataset), enabled: isOpen });
   const operation = operationOf(kind, first, second, where);
   const refresh = () => void client.invalidateQueries({ queryKey: ["dataset", dataset] });
-  const told = (error: unknown) => {
-    const isCancelled = error instanceof Problem && error.code === "edit-cancelled";
-    if (isCancelled) say("It was cancelled before it wrote: no caption was changed.");
-    else complain(error);
-  };
+  const told = (error: unknown) =>
+    isCancelled(error) && say("It was cancelled before it wrote: no caption was changed.");
   const preview = useMutation({ mutationFn: () => datasetApi.preview(dataset, operation, wanted) });
   const doing = useMutation({
     mutationFn: (version: string) => datasetApi.edit(dataset, operation, wanted, version),
@@ -104,7 +103,10 @@ export function Bulk({
     },
     onError: told,
   });
-  const cancel = useMutation({ mutationFn: () => datasetApi.cancelEdit(dataset), onError: complain });
+  const cancel = useMutation({ mutationFn: () => datasetApi.cancelEdit(dataset) });
+  const failed = [preview.error, doing.error, undo.error, cancel.error].find(
+    (error) => error && !isCancelled(error),
+  );
   const change = (set: (value: string) => void) => (event: { target: { value: string } }) => {
     set(event.target.value);
     preview.reset();
@@ -161,7 +163,7 @@ export function Bulk({
             />
           )}
         </div>
-        {preview.error && <Trouble error={preview.error} />}
+        {failed ? <Trouble error={failed} /> : null}
         {preview.data && (
           <div className="rounded border">
             <p className="border-b px-3 py-2 text-sm font-medium" role="status">

@@ -11,7 +11,8 @@ import { Empty, Page, Skeleton } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { Trouble } from "@/components/ui/trouble";
 import { Problem } from "@/lib/api/client";
-import { datasets, summary, tags as tagsQuery, type Wanted } from "@/lib/api/datasets";
+import { datasets, PAGE, type Picture, summary, tags as tagsQuery, type Wanted } from "@/lib/api/datasets";
+import { onward } from "@/lib/caption";
 import { useDebounced } from "@/lib/check";
 import { bytes, count } from "@/lib/format";
 import { Bulk } from "./bulk";
@@ -72,6 +73,8 @@ function Pictures({ name }: { name: string }) {
   const [show, setShow] = useState<Show>("all");
   const [tags, setTags] = useState<string[]>([]);
   const [chosen, setChosen] = useState<number | null>(null);
+  // Whose caption is being edited stays so, wherever its saved caption puts it in the list.
+  const [held, setHeld] = useState<Picture | null>(null);
   const [pages, setPages] = useState([0]);
   const [isEditing, setEditing] = useState(false);
   const [asked, setAsked] = useState<AskedChore | null>(null);
@@ -92,23 +95,41 @@ function Pictures({ name }: { name: string }) {
     }),
     [text, tags, show],
   );
-  const { at, total = 0, error: trouble } = usePictures(name, wanted, pages);
-  const onTag = useCallback((tag: string) => {
-    setTags((old) => (old.includes(tag) ? old.filter((each) => each !== tag) : [...old, tag]));
-    setChosen(null);
-    setPages([0]);
+  const ahead = Math.floor((chosen ?? 0) / PAGE);
+  const read = chosen === null || pages.includes(ahead) ? pages : [...pages, ahead];
+  const { at, total, error: trouble } = usePictures(name, wanted, read);
+  const here = chosen === null ? undefined : at(chosen);
+  // As it is now, so that its own older caption is never taken for somebody else's.
+  if (here && here !== held && (held === null || held.item === here.item)) setHeld(here);
+  const isThere = held === null || here?.item === held.item;
+  const choose = useCallback((index: number | null) => {
+    setChosen(index);
+    setHeld(null);
   }, []);
-  const onMove = useCallback(
-    (by: number) => setChosen((old) => (old === null ? null : Math.max(0, Math.min(total - 1, old + by)))),
-    [total],
+  const onTag = useCallback(
+    (tag: string) => {
+      setTags((old) => (old.includes(tag) ? old.filter((each) => each !== tag) : [...old, tag]));
+      choose(null);
+      setPages([0]);
+    },
+    [choose],
   );
+  const onMove = useCallback(
+    (by: number) => {
+      if (chosen === null || !total) return;
+      const next = onward(chosen, isThere, by, total);
+      if (next !== chosen || !isThere) choose(next);
+    },
+    [chosen, isThere, total, choose],
+  );
+  const onClose = useCallback(() => choose(null), [choose]);
   const onSee = useCallback((next: number[]) => setPages(next.length > 0 ? next : [0]), []);
-  const picture = chosen === null ? undefined : at(chosen);
+  const picture = chosen === null ? undefined : (isThere && here) || held || undefined;
   const hasAside = picture !== undefined || (facts?.captioned ?? 0) > 0;
   const filter = (next: Partial<{ show: Show; search: string }>) => {
     if (next.show) setShow(next.show);
     if (next.search !== undefined) setSearch(next.search);
-    setChosen(null);
+    choose(null);
     setPages([0]);
   };
   return (
@@ -153,7 +174,7 @@ function Pictures({ name }: { name: string }) {
               },
             ]}
           />
-          <Button onClick={() => setEditing(true)} disabled={total === 0}>
+          <Button onClick={() => setEditing(true)} disabled={!total}>
             Edit captions
           </Button>
         </>
@@ -194,8 +215,8 @@ function Pictures({ name }: { name: string }) {
           <Empty title={facts.images === 0 ? "No pictures yet" : "No picture fits"}>
             {facts.images === 0 ? "Drop some above." : "Search for something else, or show all."}
           </Empty>
-        ) : facts ? (
-          <Gallery total={total} chosen={chosen} at={at} onSee={onSee} onChoose={setChosen} />
+        ) : facts && total !== undefined ? (
+          <Gallery total={total} chosen={isThere ? chosen : null} at={at} onSee={onSee} onChoose={choose} />
         ) : (
           <Skeleton className="h-96" />
         )}
@@ -205,9 +226,9 @@ function Pictures({ name }: { name: string }) {
               key={picture.item}
               dataset={name}
               picture={picture}
-              place={`${count(chosen + 1)} of ${count(total)}`}
+              place={isThere ? `${count(chosen + 1)} of ${count(total)}` : "no more in this list"}
               onMove={onMove}
-              onClose={() => setChosen(null)}
+              onClose={onClose}
               onTag={onTag}
             />
           )}
@@ -229,7 +250,7 @@ function Pictures({ name }: { name: string }) {
       <Bulk
         dataset={name}
         wanted={wanted}
-        total={total}
+        total={total ?? 0}
         isOpen={isEditing}
         onClose={() => setEditing(false)}
       />

@@ -1,54 +1,55 @@
 "use client";
 import { useQueryClient } from "@tanstack/react-query";
-import { useCallback, useEffect, useRef, useState } from "react";
+import { useEffect, useRef, useState } from "react";
 import { Button, IconButton } from "@/components/ui/button";
 import { CloseIcon } from "@/components/ui/icons";
 import { TextArea } from "@/components/ui/inputs";
-import { type Picture, saveCaption } from "@/lib/api/datasets";
+import { useToasts } from "@/components/ui/toasts";
+import { Trouble } from "@/components/ui/trouble";
+import { keepCaption, type Picture, saveCaption } from "@/lib/api/datasets";
+import { captionSaver, type Saving } from "@/lib/caption";
 import { bytes } from "@/lib/format";
-
-const QUIET_MS = 700;
-
-type Saving = "saved" | "typing" | "saving" | "failed";
 
 /** What is typed is saved a moment later, over the version that was read; Ctrl-Z is the browser's own. */
 function useCaption(dataset: string, picture: Picture) {
   const client = useQueryClient();
+  const { complain } = useToasts();
   const [text, setText] = useState(picture.caption);
   const [state, setState] = useState<Saving>("saved");
-  const [error, setError] = useState<string | null>(null);
-  const version = useRef(picture.version);
-  const latest = useRef(picture.caption);
-  const kept = useRef(picture.caption);
-  const timer = useRef<ReturnType<typeof setTimeout> | undefined>(undefined);
-
-  const save = useCallback(async () => {
-    clearTimeout(timer.current);
-    const wanted = latest.current;
-    if (wanted === kept.current) return;
-    setState("saving");
-    try {
-      const caption = await saveCaption(dataset, picture.item, wanted, version.current);
-      version.current = caption.version;
-      kept.current = wanted;
-      setState(latest.current === wanted ? "saved" : "typing");
-      setError(null);
-      void client.invalidateQueries({ queryKey: ["dataset", dataset] });
-    } catch (problem) {
-      setState("failed");
-      setError(problem instanceof Error ? problem.message : String(problem));
-    }
-  }, [client, dataset, picture.item]);
+  const [error, setError] = useState<unknown>(null);
+  const [saver] = useState(() =>
+    captionSaver(
+      picture,
+      async (caption, version) => {
+        const made = await saveCaption(dataset, picture.item, caption, version);
+        keepCaption(client, dataset, made);
+        return made;
+      },
+      (next, problem) => {
+        setState(next);
+        setError(problem);
+      },
+    ),
+  );
+  const { caption, version } = picture;
+  useEffect(() => {
+    if (saver.adopt({ caption, version })) setText(caption);
+  }, [saver, caption, version]);
+  useEffect(() => {
+    // A tab that is closed or hidden may not come back.
+    const save = () => void saver.save().catch(() => {});
+    window.addEventListener("pagehide", save);
+    return () => {
+      window.removeEventListener("pagehide", save);
+      // What is typed is not lost by going on to the next picture; nor is it lost unsaid.
+      saver.save().catch(complain);
+    };
+  }, [saver, complain]);
   const type = (next: string) => {
     setText(next);
-    latest.current = next;
-    setState("typing");
-    clearTimeout(timer.current);
-    timer.current = setTimeout(save, QUIET_MS);
+    saver.type(next);
   };
-  // What is typed is not lost by going on to the next picture.
-  useEffect(() => () => void save(), [save]);
-  return { text, type, state, error, save };
+  return { text, type, state, error, save: () => void saver.save().catch(() => {}) };
 }
 
 const SAYS: Record<Saving, string> = { saved: "Saved", typing: "…", saving: "Saving …", failed: "Not saved" };
@@ -118,14 +119,10 @@ export function Editor({ dataset, picture, place, onMove, onClose, onTag }: Prop
           rows={6}
           value={text}
           onChange={(event) => type(event.target.value)}
-          onBlur={() => void save()}
+          onBlur={save}
         />
       </label>
-      {error && (
-        <p role="alert" className="text-xs text-madder">
-          {error}
-        </p>
-      )}
+      {state === "failed" && <Trouble error={error} onRetry={save} />}
       {chips.length > 0 && (
         <ul className="flex flex-wrap gap-1">
           {chips.map((tag, index) => (

@@ -15,7 +15,12 @@ export function usePictures(name: string, wanted: Wanted, pages: number[]) {
   const byPage = new Map(pages.map((page, index) => [page, found[index]]));
   const at = (index: number): Picture | undefined =>
     byPage.get(Math.floor(index / PAGE))?.data?.images[index % PAGE];
-  return { at, total: found[0]?.data?.total, error: found.find((each) => each.error)?.error };
+  const now = found.find((each) => each.data)?.data?.total;
+  // While pages that were never seen are read, there are as many as before.
+  const last = useRef<{ wanted: Wanted; total: number } | null>(null);
+  if (now !== undefined) last.current = { wanted, total: now };
+  const total = now ?? (last.current?.wanted === wanted ? last.current.total : undefined);
+  return { at, total, error: found.find((each) => each.error)?.error };
 }
 
 interface Props {
@@ -52,6 +57,10 @@ export function Gallery({ total, chosen, at, onSee, onChoose }: Props) {
   const last = items[items.length - 1]?.index ?? 0;
   const from = Math.floor((first * columns) / PAGE);
   const to = Math.floor(Math.max(0, (last + 1) * columns - 1) / PAGE);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: it comes into sight when it is chosen, not later
+  useEffect(() => {
+    if (chosen !== null) rows.scrollToIndex(Math.floor(chosen / columns));
+  }, [chosen]);
   // biome-ignore lint/correctness/useExhaustiveDependencies: only the pages in sight matter
   useEffect(() => onSee(Array.from({ length: to - from + 1 }, (_, index) => from + index)), [from, to]);
   return (

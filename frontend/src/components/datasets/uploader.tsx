@@ -1,30 +1,65 @@
 "use client";
 import { useQueryClient } from "@tanstack/react-query";
-import { useRef, useState } from "react";
+import { useEffect, useRef, useState } from "react";
 import { Button } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
 import { UploadIcon } from "@/components/ui/icons";
 import { Meter } from "@/components/ui/surface";
+import { useToasts } from "@/components/ui/toasts";
 import { bytes, count } from "@/lib/format";
-import { filesOf, type Item, itemOf, uploadAll } from "@/lib/upload";
+import { filesOf, type Item, itemOf, newOf, uploadAll } from "@/lib/upload";
+
+const SHOWN_EVERY_MS = 200;
+const MOST_TOLD = 5;
 
 /** A place to drop pictures, folders and zips on; it goes on where a broken connection left off. */
 export function Uploader({ dataset }: { dataset: string }) {
   const [items, setItems] = useState<Item[]>([]);
   const [isOver, setOver] = useState(false);
+  const [numUnderWay, setUnderWay] = useState(0);
   const [, setTick] = useState(0);
-  const abort = useRef<AbortController | null>(null);
+  const abort = useRef(new AbortController());
+  const tick = useRef<ReturnType<typeof setTimeout> | undefined>(undefined);
   const input = useRef<HTMLInputElement>(null);
   const client = useQueryClient();
-  const isBusy = items.some((item) => item.state === "sending" || item.state === "waiting");
+  const { complain, say } = useToasts();
+  const isBusy = numUnderWay > 0;
 
-  const take = async (fresh: Item[]) => {
-    if (fresh.length === 0) return;
-    setItems((old) => [...old.filter((item) => item.state !== "done"), ...fresh]);
-    abort.current = new AbortController();
-    await uploadAll(dataset, fresh, () => setTick((n) => n + 1), abort.current.signal);
+  // Parts come by the dozen a second; a list of thousands is not counted for each.
+  const onChange = () => {
+    tick.current ??= setTimeout(() => {
+      tick.current = undefined;
+      setTick((n) => n + 1);
+    }, SHOWN_EVERY_MS);
+  };
+  useEffect(() => {
+    if (!isBusy) return;
+    const ask = (event: BeforeUnloadEvent) => event.preventDefault();
+    window.addEventListener("beforeunload", ask);
+    return () => window.removeEventListener("beforeunload", ask);
+  }, [isBusy]);
+
+  const upload = async (todo: Item[]) => {
+    if (abort.current.signal.aborted) abort.current = new AbortController();
+    setUnderWay((n) => n + 1);
+    await uploadAll(dataset, todo, onChange, abort.current.signal);
+    setUnderWay((n) => n - 1);
     void client.invalidateQueries({ queryKey: ["dataset", dataset] });
   };
+  const take = (found: Item[]) => {
+    if (found.length === 0) {
+      say(
+        "There is nothing in it to upload.",
+        "Pictures, captions (.txt, .caption), JSONL, CSV and zips are.",
+      );
+      return;
+    }
+    const fresh = newOf(items, found, isBusy);
+    const paths = new Set(fresh.map((item) => item.path));
+    setItems([...items.filter((item) => item.state !== "done" && !paths.has(item.path)), ...fresh]);
+    if (fresh.length > 0) void upload(fresh);
+  };
+  const left = items.filter((item) => item.state === "waiting" || item.state === "failed");
   const total = items.reduce((sum, item) => sum + item.file.size, 0);
   const sent = items.reduce((sum, item) => sum + item.sent, 0);
   const done = items.filter((item) => item.state === "done").length;
@@ -40,7 +75,7 @@ export function Uploader({ dataset }: { dataset: string }) {
       onDrop={(event) => {
         event.preventDefault();
         setOver(false);
-        void filesOf(event.dataTransfer).then(take);
+        filesOf(event.dataTransfer).then(take).catch(complain);
       }}
       className={cx(
         "mb-4 rounded-lg border border-dashed px-4 py-2.5",
@@ -57,7 +92,7 @@ export function Uploader({ dataset }: { dataset: string }) {
           className="sr-only"
           aria-label="Files to upload"
           onChange={(event) => {
-            void take([...(event.target.files ?? [])].map((file) => itemOf(file, file.name)));
+            take([...(event.target.files ?? [])].map((file) => itemOf(file, file.name)));
             event.target.value = "";
           }}
         />
@@ -66,27 +101,39 @@ export function Uploader({ dataset }: { dataset: string }) {
         </Button>
       </div>
       {items.length > 0 && (
-        <div className="mt-3 grid gap-1.5" role="status">
+        <div className="mt-3 grid gap-1.5">
           <div className="flex items-center justify-between gap-3 text-xs text-ink-soft">
             <span>
               {count(done)} of {count(items.length)} files, {bytes(sent)} of {bytes(total)}
             </span>
-            {isBusy && (
-              <Button size="small" kind="quiet" onClick={() => abort.current?.abort()}>
+            {isBusy ? (
+              <Button size="small" kind="quiet" onClick={() => abort.current.abort()}>
                 Pause
               </Button>
+            ) : (
+              left.length > 0 && (
+                <Button size="small" onClick={() => void upload(left)}>
+                  Go on with {count(left.length)}
+                </Button>
+              )
             )}
           </div>
           <Meter
             value={total ? sent / total : 0}
             label="Upload"
-            tone={failed.length > 0 ? "madder" : isBusy ? "indigo" : "nettle"}
+            tone={failed.length > 0 ? "madder" : left.length > 0 || isBusy ? "indigo" : "nettle"}
           />
-          {failed.map((item) => (
-            <p key={item.path} className="text-xs text-madder">
-              {item.path}: {item.error}
-            </p>
-          ))}
+          <div role="status">
+            {!isBusy && <p className="sr-only">{count(done)} files are uploaded.</p>}
+            {failed.slice(0, MOST_TOLD).map((item) => (
+              <p key={item.path} className="text-xs text-madder">
+                {item.path}: {item.error}
+              </p>
+            ))}
+            {failed.length > MOST_TOLD && (
+              <p className="text-xs text-madder">and {count(failed.length - MOST_TOLD)} more</p>
+            )}
+          </div>
         </div>
       )}
     </div>

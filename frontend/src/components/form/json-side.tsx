@@ -6,6 +6,7 @@ import { TextArea } from "@/components/ui/inputs";
 import { Panel } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
+import { copyText } from "@/lib/copy";
 import { isTree, same, type Tree } from "@/lib/json";
 
 interface Props {
@@ -29,7 +30,7 @@ export function JsonSide({ config, whole, base, onChange, fileName }: Props) {
   const [view, setView] = useState<"edit" | "diff" | "all">("edit");
   const [text, setText] = useState(() => JSON.stringify(config, null, 2));
   const [error, setError] = useState<string | null>(null);
-  const { say } = useToasts();
+  const { say, complain } = useToasts();
   // biome-ignore lint/correctness/useExhaustiveDependencies: only a change from elsewhere replaces what was typed
   useEffect(() => {
     try {
@@ -108,9 +109,7 @@ export function JsonSide({ config, whole, base, onChange, fileName }: Props) {
         <Button
           size="small"
           kind="quiet"
-          onClick={() =>
-            void navigator.clipboard.writeText(JSON.stringify(config, null, 2)).then(() => say("Copied."))
-          }
+          onClick={() => copyText(JSON.stringify(config, null, 2)).then(() => say("Copied."), complain)}
         >
           Copy
         </Button>

@@ -9,6 +9,7 @@ import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
 import { fetchJson, type Schemas } from "@/lib/api/client";
 import { useDebounced } from "@/lib/check";
+import { copyText } from "@/lib/copy";
 import type { Tree } from "@/lib/json";
 
 const COMMAND = "command";
@@ -29,7 +30,7 @@ function useOutcome(trainer: string, config: Tree, name: string, isWanted: boole
 
 /** One text, to read and to copy. */
 function Text({ name, text, wrap }: { name: string; text: string; wrap: boolean }) {
-  const { say } = useToasts();
+  const { say, complain } = useToasts();
   return (
     <>
       <pre
@@ -42,10 +43,7 @@ function Text({ name, text, wrap }: { name: string; text: string; wrap: boolean 
         {text || "(empty)"}
       </pre>
       <div className="border-t p-2.5">
-        <Button
-          size="small"
-          onClick={() => void navigator.clipboard.writeText(text).then(() => say(`${name} is copied.`))}
-        >
+        <Button size="small" onClick={() => copyText(text).then(() => say(`${name} is copied.`), complain)}>
           Copy {name}
         </Button>
       </div>

@@ -4,6 +4,7 @@ import { useSearchParams } from "next/navigation";
 import { useEffect, useMemo, useState } from "react";
 import { Button, LinkButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
+import { Confirm } from "@/components/ui/dialog";
 import { SearchIcon } from "@/components/ui/icons";
 import { Input } from "@/components/ui/inputs";
 import { Empty, Page, Panel, Skeleton } from "@/components/ui/surface";
@@ -111,6 +112,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
   const [search, setSearch] = useState("");
   const isLater = useLater(made !== undefined);
   const [isAdvanced, setAdvanced] = useState(false);
+  const [isClearing, setClearing] = useState(false);
   const defaults = made?.defaults as Tree | undefined;
   const [presetName, setPresetName] = useState<string | null>(null);
   const preset = made?.presets.find((each) => each.name === presetName);
@@ -193,11 +195,20 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
         lead={lead}
         wide
         actions={
-          <Button kind="quiet" onClick={() => patch({ preset: null, name: "", devices: [], config: {} })}>
+          <Button kind="quiet" onClick={() => setClearing(true)}>
             Begin anew
           </Button>
         }
       >
+        <Confirm
+          title="Begin anew?"
+          isOpen={isClearing}
+          onClose={() => setClearing(false)}
+          onConfirm={() => patch({ preset: null, name: "", devices: [], config: {} })}
+          confirm="Begin anew"
+        >
+          All that was set in this form goes. Export it first if you want it back.
+        </Confirm>
         <div className="grid items-start gap-5 lg:grid-cols-[minmax(0,1fr)_21rem] xl:grid-cols-[10rem_minmax(0,1fr)_23rem]">
           <Contents sections={shown} whole={whole} base={base} problems={problems} />
           <div className="grid min-w-0 gap-4">

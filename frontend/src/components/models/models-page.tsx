@@ -1,7 +1,7 @@
 "use client";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import Link from "next/link";
-import { useState } from "react";
+import { useRef, useState } from "react";
 import { type AskedChore, ChoreDialog } from "@/components/form/chore";
 import { Progress, runHref } from "@/components/run/progress";
 import { Button } from "@/components/ui/button";
@@ -161,13 +161,18 @@ function Library() {
 /** Downloads that are under way. */
 function Downloads() {
   const client = useQueryClient();
+  const active = useRef<readonly string[]>([]);
   const { data } = useQuery({
     queryKey: ["runs", "download"],
     queryFn: async () => {
       const page = await got(api.GET("/api/runs", { params: { query: { trainer: "download", limit: 10 } } }));
-      if (page.runs.some((run) => run.state === "finished"))
+      const found = page.runs.filter((run) => ACTIVE.has(run.state));
+      const ids = found.map((run) => run.id);
+      // Once for each that ended: headers of all files are read for it.
+      if (active.current.some((id) => !ids.includes(id)))
         void client.invalidateQueries({ queryKey: ["models"] });
-      return page.runs.filter((run) => ACTIVE.has(run.state));
+      active.current = ids;
+      return found;
     },
     refetchInterval: 1500,
   });

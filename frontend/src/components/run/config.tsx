@@ -6,6 +6,7 @@ import { Empty, Panel, Skeleton } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
 import { runConfig, trainerConfig } from "@/lib/api/queries";
+import { copyText } from "@/lib/copy";
 import { differences, type Json, shown, type Tree } from "@/lib/json";
 
 export function DiffTable({ from, to, names }: { from: Json; to: Json; names: [string, string] }) {
@@ -42,7 +43,7 @@ export function Config({ id, trainer }: { id: string; trainer: string }) {
   const { data } = useQuery(runConfig(id));
   const { data: made } = useQuery({ ...trainerConfig(trainer === "demo" ? "flow" : trainer), retry: false });
   const [view, setView] = useState<"changes" | "all" | "origin">("changes");
-  const { say } = useToasts();
+  const { say, complain } = useToasts();
   const config = (data?.config ?? null) as Json;
   const { config: _, ...origin } = (data ?? {}) as Tree;
   const text = JSON.stringify(view === "origin" ? origin : config, null, 2);
@@ -65,9 +66,7 @@ export function Config({ id, trainer }: { id: string; trainer: string }) {
           <Button
             size="small"
             kind="quiet"
-            onClick={() =>
-              void navigator.clipboard.writeText(JSON.stringify(config, null, 2)).then(() => say("Copied."))
-            }
+            onClick={() => copyText(JSON.stringify(config, null, 2)).then(() => say("Copied."), complain)}
           >
             Copy JSON
           </Button>

@@ -16,63 +16,51 @@ import { Input } from "@/components/ui/inputs";
 import { Empty, Panel } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
-import { api, got, type Schemas } from "@/lib/api/client";
+import { api, got } from "@/lib/api/client";
+import { copyText } from "@/lib/copy";
+import { followLog } from "@/lib/follow";
 import { bytes, count } from "@/lib/format";
 import { findAll, pieces, turned } from "@/lib/found";
 
-const FIRST = -65_536;
 const MOST_CHARS = 400_000;
 /** More of it than this a page does not hold well; what is longer is downloaded. */
 const MOST_WHOLE = 8 * 2 ** 20;
 const PART = 2 ** 18;
 const LARGE_PART = 4 * 2 ** 20;
-const EVERY_MS = 1500;
 
-type Part = Schemas["LogPart"];
-
-const ask = (id: string, offset: number, limit: number): Promise<Part> =>
+const ask = (id: string, offset: number, limit: number) =>
   got(
     api.GET("/api/runs/{run_id}/log", {
       params: { path: { run_id: id }, query: { offset, limit } },
     }),
   );
 
-/** Follows the log by bytes: nothing twice, nothing left out. `isWhole`: from its beginning. */
+/** Follows the log; `isWhole`: from its beginning. */
 function useLog(id: string, isActive: boolean, isWhole: boolean) {
+  const most = isWhole ? MOST_WHOLE : MOST_CHARS;
   const [text, setText] = useState<string | null>(null);
   const [begin, setBegin] = useState(0);
   const [size, setSize] = useState(0);
   const [error, setError] = useState<unknown>(null);
+  const follower = useRef<ReturnType<typeof followLog> | null>(null);
   useEffect(() => {
-    let offset = isWhole ? -MOST_WHOLE : FIRST;
-    let isOver = false;
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const most = isWhole ? MOST_WHOLE : MOST_CHARS;
-    const look = async () => {
-      let isMore = false;
-      try {
-        if (!document.hidden) {
-          const part = await ask(id, offset, isWhole ? LARGE_PART : PART);
-          if (isOver) return;
-          const isFresh = offset < 0;
-          isMore = part.next_offset > offset && part.next_offset < part.size;
-          offset = part.next_offset;
-          if (isFresh) setBegin(part.offset);
+    follower.current = followLog(
+      (offset) => ask(id, offset, isWhole ? LARGE_PART : PART),
+      {
+        onPart: (part, isFirst) => {
+          if (isFirst) setBegin(part.offset);
           setSize(part.size);
           setError(null);
-          setText((old) => (isFresh ? part.text : `${old ?? ""}${part.text}`).slice(-most));
-        }
-      } catch (problem) {
-        setError(problem);
-      }
-      if (!isOver && (isActive || isMore)) timer = setTimeout(look, isMore ? 0 : EVERY_MS);
-    };
-    void look();
-    return () => {
-      isOver = true;
-      clearTimeout(timer);
-    };
-  }, [id, isActive, isWhole]);
+          setText((old) => (isFirst ? part.text : `${old ?? ""}${part.text}`).slice(-most));
+        },
+        onError: setError,
+      },
+      isWhole ? -MOST_WHOLE : undefined,
+    );
+    return () => follower.current?.end();
+  }, [id, isWhole, most]);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: another follower is told as well
+  useEffect(() => follower.current?.grow(isActive), [isActive, id, isWhole]);
   return { text, begin, size, error };
 }
 
@@ -153,7 +141,7 @@ export function Log({ id, isActive }: { id: string; isActive: boolean }) {
   const { text, begin, size, error } = useLog(id, isActive, isWhole);
   const search = useSearch(text ?? "");
   const [isFollowing, setFollowing] = useState(true);
-  const { complain } = useToasts();
+  const { say, complain } = useToasts();
   const save = useMutation({ mutationFn: () => download(id), onError: complain });
   const box = useRef<HTMLPreElement>(null);
   const isSearching = search.words !== "";
@@ -176,7 +164,11 @@ export function Log({ id, isActive }: { id: string; isActive: boolean }) {
       actions={
         <>
           <span className="text-xs text-ink-faint">{size ? bytes(size) : ""}</span>
-          <Button size="small" kind="quiet" onClick={() => void navigator.clipboard.writeText(text ?? "")}>
+          <Button
+            size="small"
+            kind="quiet"
+            onClick={() => copyText(text ?? "").then(() => say("Copied."), complain)}
+          >
             Copy
           </Button>
           <Button

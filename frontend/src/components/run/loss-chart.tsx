@@ -18,6 +18,7 @@ const SMOOTH = [
   { value: 0.99, label: "Very" },
 ];
 const DETAIL = 2000;
+const OTHERS_EVERY_MS = 15_000;
 
 /** The columns of a stretch of steps, as finely as the studio can tell them. */
 function useDetail(id: string, columns: Columns, span: Span | null): Columns {
@@ -62,13 +63,16 @@ export function LossChart({ id, columns, validations, others }: Props) {
   const [span, setSpan] = useState<Span | null>(null);
   const [point, setPoint] = useState<number | null>(null);
   const detail = useDetail(id, columns, span);
-  const theirs = useQueries({ queries: others.map((other) => metrics(other, DETAIL)) });
+  const theirs = useQueries({
+    queries: others.map((other) => ({ ...metrics(other, DETAIL), refetchInterval: OTHERS_EVERY_MS })),
+  });
   const otherColumns = others.map((other, index) => ({
     id: other,
     steps: theirs[index]?.data?.steps ?? [],
     loss: theirs[index]?.data?.series.loss?.mean ?? [],
   }));
-  const key = otherColumns.map((other) => `${other.id}:${other.steps.length}`).join();
+  // Not by how many they are: a long run has as many points tomorrow.
+  const key = others.map((other, index) => `${other}:${theirs[index]?.dataUpdatedAt}`).join();
   // biome-ignore lint/correctness/useExhaustiveDependencies: key stands for the others
   const { steps, lines } = useMemo(
     () => joined(detail, weight, validations, otherColumns),

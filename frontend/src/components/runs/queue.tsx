@@ -18,26 +18,51 @@ export function placeBefore(ids: readonly string[], from: number, to: number): s
   return rest[to] ?? null;
 }
 
+/** The move that puts `dragged` where `target` is now; null where one of them has left the queue, or none is meant. */
+export function dropOf(
+  ids: readonly string[],
+  dragged: string | null,
+  target: string,
+): { id: string; before: string | null } | null {
+  const from = dragged === null ? -1 : ids.indexOf(dragged);
+  const to = ids.indexOf(target);
+  if (dragged === null || from < 0 || to < 0 || from === to) return null;
+  return { id: dragged, before: placeBefore(ids, from, to) };
+}
+
+/** `runs` as they stand after a move. */
+export function movedIn<Run extends { id: string }>(runs: Run[], id: string, before: string | null): Run[] {
+  const run = runs.find((each) => each.id === id);
+  const rest = runs.filter((each) => each.id !== id);
+  const place = before === null ? rest.length : rest.findIndex((each) => each.id === before);
+  return run && place >= 0 ? rest.toSpliced(place, 0, run) : runs;
+}
+
 /** What waits, in its order: drag it, or move it by its arrows. */
 export function Queue() {
   const { data } = useQuery(queue);
-  const [dragged, setDragged] = useState<number | null>(null);
-  const [over, setOver] = useState<number | null>(null);
+  // By name: the queue may move on while a run is being dragged.
+  const [dragged, setDragged] = useState<string | null>(null);
+  const [over, setOver] = useState<string | null>(null);
   const client = useQueryClient();
   const { complain } = useToasts();
   const { mutate } = useAction();
   const move = useMutation({
     mutationFn: ({ id, before }: { id: string; before: string | null }) =>
       got(api.POST("/api/runs/{run_id}/move", { params: { path: { run_id: id } }, body: { before } })),
+    onMutate: async ({ id, before }) => {
+      await client.cancelQueries({ queryKey: queue.queryKey });
+      client.setQueryData(queue.queryKey, (old) => old && { ...old, runs: movedIn(old.runs, id, before) });
+    },
     onError: complain,
     onSettled: () => client.invalidateQueries({ queryKey: ["queue"] }),
   });
   const runs = data?.runs ?? [];
   const ids = runs.map((run) => run.id);
   const shift = (from: number, to: number) => {
-    const id = ids[from];
-    if (id && to >= 0 && to < ids.length && to !== from)
-      move.mutate({ id, before: placeBefore(ids, from, to) });
+    const target = ids[to];
+    const wanted = target === undefined ? null : dropOf(ids, ids[from] ?? null, target);
+    if (wanted) move.mutate(wanted);
   };
   if (runs.length === 0) return null;
   return (
@@ -47,20 +72,28 @@ export function Queue() {
           <li
             key={run.id}
             draggable
-            onDragStart={() => setDragged(index)}
+            onDragStart={(event) => {
+              event.dataTransfer.setData("text/plain", run.id);
+              setDragged(run.id);
+            }}
             onDragOver={(event) => {
+              if (dragged === null) return;
               event.preventDefault();
-              setOver(index);
+              setOver(run.id);
+            }}
+            onDrop={(event) => {
+              event.preventDefault();
+              const wanted = dropOf(ids, dragged, run.id);
+              if (wanted) move.mutate(wanted);
             }}
             onDragEnd={() => {
-              if (dragged !== null && over !== null) shift(dragged, over);
               setDragged(null);
               setOver(null);
             }}
             className={cx(
               "flex items-center gap-3 px-3 py-1.5",
-              dragged === index && "opacity-40",
-              over === index && dragged !== null && "bg-indigo-soft",
+              dragged === run.id && "opacity-40",
+              over === run.id && dragged !== null && "bg-indigo-soft",
             )}
           >
             <GripIcon className="size-4 cursor-grab text-ink-faint" />

@@ -5,6 +5,7 @@ import { CheckIcon, WarnIcon } from "@/components/ui/icons";
 import { Panel, Skeleton } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
+import { copyText } from "@/lib/copy";
 import { byNeed, doctor, type Finding, systemReport } from "@/lib/report";
 
 function Findings({ findings }: { findings: Finding[] }) {
@@ -42,7 +43,7 @@ export function Doctor() {
     mutationFn: async () => {
       const findings = data ?? (await refetch({ throwOnError: true })).data ?? [];
       const report = await systemReport(findings);
-      await navigator.clipboard.writeText(report);
+      await copyText(report);
       return report;
     },
     onSuccess: () => say("The report is copied."),

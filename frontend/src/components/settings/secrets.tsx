@@ -2,6 +2,7 @@
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useState } from "react";
 import { Button } from "@/components/ui/button";
+import { Confirm } from "@/components/ui/dialog";
 import { Input } from "@/components/ui/inputs";
 import { Panel, Skeleton } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
@@ -27,6 +28,7 @@ const isTestable = (name: Name): name is Testable => name === "HF_TOKEN" || name
 
 function One({ name, isSet }: { name: Name; isSet: boolean }) {
   const [value, setValue] = useState("");
+  const [isAsking, setAsking] = useState(false);
   const client = useQueryClient();
   const { say, complain } = useToasts();
   const done = (text: string) => {
@@ -89,10 +91,19 @@ function One({ name, isSet }: { name: Name; isSet: boolean }) {
             Test
           </Button>
         )}
-        <Button kind="danger" disabled={!isSet} isBusy={forget.isPending} onClick={() => forget.mutate()}>
+        <Button kind="danger" disabled={!isSet} isBusy={forget.isPending} onClick={() => setAsking(true)}>
           Forget
         </Button>
       </form>
+      <Confirm
+        title={`Forget ${name}?`}
+        isOpen={isAsking}
+        onClose={() => setAsking(false)}
+        onConfirm={() => forget.mutate()}
+        confirm="Forget it"
+      >
+        It cannot be read back from here. Runs that need it fail until it is set again.
+      </Confirm>
     </li>
   );
 }
@@ -106,7 +117,7 @@ export function Secrets() {
         Kept in a file that only the studio's user may read. Runs get them by their environment; they are in
         no configuration, log or answer. S3's are tested with a bucket, where a data set is made of one.
       </p>
-      {error ? (
+      {error && !data ? (
         <div className="p-4">
           <Trouble error={error} />
         </div>

@@ -8,6 +8,15 @@ import { api, got, Problem, SIGNED_OUT } from "@/lib/api/client";
 
 const IN_ADDRESS = "#token=";
 
+/** The text of an address; as it stands where its percent signs are no code. */
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 /** Asks for the token when the studio wants one; an address with `#token=` signs in by itself. */
 export function SignIn() {
   const [isAsked, setAsked] = useState(false);
@@ -39,7 +48,7 @@ export function SignIn() {
     const { hash } = window.location;
     if (hash.startsWith(IN_ADDRESS)) {
       history.replaceState(null, "", window.location.pathname + window.location.search);
-      void signIn(decodeURIComponent(hash.slice(IN_ADDRESS.length)));
+      void signIn(decoded(hash.slice(IN_ADDRESS.length)));
     }
     const onSignedOut = () => setAsked(true);
     window.addEventListener(SIGNED_OUT, onSignedOut);

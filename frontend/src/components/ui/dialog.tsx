@@ -1,5 +1,5 @@
 "use client";
-import { type ReactNode, useEffect, useId, useRef } from "react";
+import { type ReactNode, useEffect, useId, useLayoutEffect, useRef } from "react";
 import { Button, IconButton } from "./button";
 import { cx } from "./classes";
 import { CloseIcon } from "./icons";
@@ -26,13 +26,25 @@ export function Dialog({
     if (isOpen && !dialog.open) dialog.showModal();
     if (!isOpen && dialog.open) dialog.close();
   }, [isOpen]);
+  useLayoutEffect(() => {
+    const dialog = element.current;
+    // One that is taken away while it is open gives the focus back no less.
+    return () => dialog?.close();
+  }, []);
+  // A text that is selected beyond the edge is no click beside the dialog.
+  const pressed = useRef<EventTarget | null>(null);
   return (
     // biome-ignore lint/a11y/useKeyWithClickEvents: Escape closes it already
     <dialog
       ref={element}
       aria-labelledby={titleId}
       onClose={onClose}
-      onClick={(event) => event.target === element.current && onClose()}
+      onPointerDown={(event) => {
+        pressed.current = event.target;
+      }}
+      onClick={(event) =>
+        event.target === element.current && pressed.current === element.current && onClose()
+      }
       className={cx("w-[calc(100vw-2rem)] rounded-xl border bg-panel p-0 shadow-float", width)}
     >
       {isOpen && (

@@ -31,16 +31,18 @@ export function Menu({
     box.current?.querySelector<HTMLElement>('[role="menuitem"]:not(:disabled)')?.focus();
     return () => document.removeEventListener("pointerdown", onDown);
   }, [isOpen]);
+  // The item that has the focus goes: what opens next gives it back to the button.
+  const close = () => {
+    setOpen(false);
+    box.current?.querySelector<HTMLElement>("button")?.focus();
+  };
   return (
     // biome-ignore lint/a11y/noStaticElementInteractions: keys are for the menu in it
     <div
       ref={box}
       className="relative"
       onKeyDown={(event) => {
-        if (event.key === "Escape") {
-          setOpen(false);
-          box.current?.querySelector<HTMLElement>("button")?.focus();
-        }
+        if (event.key === "Escape") close();
         if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
         const found = [
           ...(box.current?.querySelectorAll<HTMLElement>('[role="menuitem"]:not(:disabled)') ?? []),
@@ -66,7 +68,7 @@ export function Menu({
               role="menuitem"
               disabled={item.isDisabled}
               onClick={() => {
-                setOpen(false);
+                close();
                 item.onChoose();
               }}
               className={cx(

@@ -5,7 +5,7 @@ import { IconButton } from "./button";
 import { cx } from "./classes";
 import { CloseIcon } from "./icons";
 
-interface Toast {
+export interface Toast {
   id: number;
   title: string;
   detail?: string;
@@ -19,6 +19,16 @@ interface Toasts {
 
 const Context = createContext<Toasts>({ say: () => {}, complain: () => {} });
 const SHOWN_MS = 5000;
+const MOST_GOOD = 3;
+const MOST_BAD = 20;
+
+/** With one more. Good ones make room; a bad one stays, so that none of many that failed goes by unseen. */
+export function withToast(all: readonly Toast[], toast: Toast): Toast[] {
+  const next = [...all, toast];
+  const good = next.filter((each) => !each.isBad).slice(-MOST_GOOD);
+  const bad = next.filter((each) => each.isBad).slice(-MOST_BAD);
+  return next.filter((each) => good.includes(each) || bad.includes(each));
+}
 
 export const useToasts = () => useContext(Context);
 
@@ -30,7 +40,7 @@ export function ToastProvider({ children }: { children: ReactNode }) {
   const add = useCallback(
     (toast: Omit<Toast, "id">) => {
       const id = next.current++;
-      setToasts((all) => [...all.slice(-3), { ...toast, id }]);
+      setToasts((all) => withToast(all, { ...toast, id }));
       if (!toast.isBad) setTimeout(() => drop(id), SHOWN_MS);
     },
     [drop],
@@ -49,7 +59,10 @@ export function ToastProvider({ children }: { children: ReactNode }) {
   return (
     <Context value={value}>
       {children}
-      <div role="status" className="fixed right-4 bottom-4 z-50 grid w-[min(24rem,calc(100vw-2rem))] gap-2">
+      <div
+        role="status"
+        className="fixed right-4 bottom-4 z-50 grid max-h-[80dvh] w-[min(24rem,calc(100vw-2rem))] gap-2 overflow-y-auto"
+      >
         {toasts.map((toast) => (
           <div
             key={toast.id}

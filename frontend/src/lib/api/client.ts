@@ -60,6 +60,11 @@ export async function fetchJson<T>(path: string, body?: unknown, method?: string
           headers: { "content-type": "application/json" },
           body: JSON.stringify(body),
         };
+  return asked<T>(path, init);
+}
+
+/** JSON of a request that is more than a body. */
+export function asked<T>(path: string, init: RequestInit): Promise<T> {
   return got<T>(
     fetch(path, init).then(async (response) => {
       const text = await response.text();

@@ -1,5 +1,5 @@
-import { keepPreviousData, queryOptions } from "@tanstack/react-query";
-import { fetchJson, type Schemas } from "./client";
+import { keepPreviousData, type QueryClient, queryOptions } from "@tanstack/react-query";
+import { asked, fetchJson, type Schemas } from "./client";
 
 /** How a bucket is reached; what is not given is Amazon's own, or the environment's. */
 export interface Storage {
@@ -175,22 +175,41 @@ export const editStage = (name: string) =>
     refetchInterval: 500,
   });
 
+/** Of letters; a browser keeps 64 KiB alive, of all requests together. */
+const MOST_KEPT_ALIVE = 16_000;
+
 export async function saveCaption(
   name: string,
   item: string,
   caption: string,
   version: string,
 ): Promise<Caption> {
-  const { problemOf } = await import("./client");
   const place = item.split("/").map(encodeURIComponent).join("/");
-  const response = await fetch(`${base(name)}/captions/${place}`, {
+  const body = JSON.stringify({ caption });
+  const init: RequestInit = {
     method: "PUT",
     headers: { "content-type": "application/json", "if-match": `"${version}"` },
-    body: JSON.stringify({ caption }),
-  });
-  const content: unknown = await response.json().catch(() => undefined);
-  if (!response.ok) throw problemOf(content, response.status);
-  return content as Caption;
+    body,
+    // It goes on where the tab is closed over it.
+    keepalive: body.length < MOST_KEPT_ALIVE,
+  };
+  return asked<Caption>(`${base(name)}/captions/${place}`, init);
+}
+
+/** Puts what was saved into all that was read, which is then read anew. */
+export function keepCaption(client: QueryClient, name: string, made: Caption): void {
+  const { item, caption, version, is_tags } = made;
+  client.setQueriesData<PicturePage>({ queryKey: ["dataset", name, "images"] }, (page) =>
+    page?.images.some((each) => each.item === item)
+      ? {
+          ...page,
+          images: page.images.map((each) =>
+            each.item === item ? { ...each, caption, version, is_tags } : each,
+          ),
+        }
+      : page,
+  );
+  void client.invalidateQueries({ queryKey: ["dataset", name] });
 }
 
 export const datasetApi = {
