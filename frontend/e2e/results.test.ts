@@ -1,7 +1,7 @@
 /** What a run leaves behind, looked at beside each other; and pictures that lie in a bucket. */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { copyFileSync, readdirSync, readFileSync } from "node:fs";
+import { copyFileSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { after, before, test } from "node:test";
@@ -13,11 +13,12 @@ const ROOT = resolve(import.meta.dirname, "..", "..");
 
 let browser: Browser;
 let studio: Studio;
+let config: Record<string, Record<string, unknown>>;
 
 before(async () => {
   browser = await launch();
   studio = await new Studio().start();
-  await studio.trained("first", 3);
+  config = await studio.trained("first", 3);
   const models = join(studio.home, "models");
   copyFileSync(join(models, "demo", "chroma.safetensors"), join(models, "chroma-v2.safetensors"));
 });
@@ -113,6 +114,89 @@ test("two models are put side by side, and what differs is seen", async () => {
   assert.equal(await table.getByRole("columnheader").count(), 2);
   const kinds = await table.getByRole("row", { name: /^Is/ }).getByRole("cell").allTextContents();
   assert.equal(new Set(kinds).size, 2, kinds.join());
+});
+
+/** A LoRA of one layer, all zeros, that tells how it was trained. */
+function writeAdapter(path: string, metadata: Record<string, string>): void {
+  const name = "lora_unet_double_blocks_0_img_attn_qkv";
+  const header: Record<string, unknown> = { __metadata__: metadata };
+  let end = 0;
+  for (const [part, shape] of Object.entries({ lora_down: [4, 64], lora_up: [192, 4] })) {
+    const begin = end;
+    end += shape.reduce((product, side) => product * side, 2);
+    header[`${name}.${part}.weight`] = { dtype: "F16", shape, data_offsets: [begin, end] };
+  }
+  const text = Buffer.from(JSON.stringify(header));
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(text.length));
+  writeFileSync(path, Buffer.concat([length, text, Buffer.alloc(end)]));
+}
+
+test("a LoRA opens the form as it was trained, and is deleted after one question", async () => {
+  const path = join(studio.home, "models", "mine.safetensors");
+  writeAdapter(path, { "flowloom.config": JSON.stringify(config) });
+  const page = await open("/models/");
+  await page.getByRole("button", { name: "Train like mine.safetensors" }).click();
+  await page.waitForURL(/flow-training/);
+  const report = page.getByRole("dialog", { name: "Import mine.safetensors" });
+  await report.getByText("It is the training of this file.").waitFor();
+  await report.getByRole("button", { name: "Take it over" }).click();
+  const json = page.getByLabel(/Configuration as JSON/);
+  const steps = async () => (JSON.parse(await json.inputValue()) as typeof config).limits?.max_steps;
+  await until(async () => (await steps()) === config.limits?.max_steps);
+
+  await page.goto(`${studio.url}/models/`);
+  await page.getByRole("button", { name: "Delete mine.safetensors" }).click();
+  await page.getByRole("button", { name: "Delete it" }).click();
+  await page.getByText("mine.safetensors is deleted.").waitFor();
+  assert.ok(!existsSync(path));
+  await page.getByRole("button", { name: "Delete mine.safetensors" }).waitFor({ state: "detached" });
+});
+
+test("a file that a run would go on with is deleted only when that is said again", async () => {
+  const path = join(studio.home, "models", "needed.safetensors");
+  copyFileSync(join(studio.home, "models", "demo", "chroma.safetensors"), path);
+  const model = { ...config.model, chroma_path: path };
+  await studio.post("/api/flow/train/start", { name: "cut-off", config: { ...config, model } });
+  await studio.quiet();
+  const page = await open("/models/");
+  await page.getByRole("button", { name: "Delete needed.safetensors" }).click();
+  await page.getByRole("button", { name: "Delete it" }).click();
+  await page.getByRole("alert").filter({ hasText: "cut-off" }).waitFor();
+  assert.ok(existsSync(path));
+  await page.getByRole("button", { name: "Delete all the same" }).click();
+  await page.getByText("needed.safetensors is deleted.").waitFor();
+  assert.ok(!existsSync(path));
+});
+
+test("a log is searched forwards and backwards, loaded whole, and downloaded", async () => {
+  const lines = Array.from({ length: 4000 }, (_, index) => `line ${index} of what a process says`);
+  const text = `${lines.join("\n")}\n`;
+  writeFileSync(join(studio.home, "runs", "first", "log.txt"), text);
+  const page = await open("/runs/?id=first");
+  await page.getByRole("tab", { name: "Log" }).click();
+  await page.getByLabel("Search the log").fill("LINE 12 ");
+  await page.getByText("not found").waitFor();
+  await page.getByRole("button", { name: "Load the whole" }).click();
+  await page.getByText("1 of 1", { exact: true }).waitFor();
+  await page.getByLabel("Search the log").fill("line 39");
+  await page.getByText("1 of 111", { exact: true }).waitFor();
+  await page.keyboard.press("Shift+Enter");
+  await page.getByText("111 of 111", { exact: true }).waitFor();
+  await page.getByRole("button", { name: "Find the next one" }).click();
+  await page.getByText("1 of 111", { exact: true }).waitFor();
+  assert.ok(await page.locator("mark[aria-current]").isVisible());
+  const saved = page.waitForEvent("download");
+  await page.getByRole("button", { name: "Download", exact: true }).click();
+  assert.equal(readFileSync(await (await saved).path(), "utf8"), text);
+});
+
+test("the doctor's findings stand in settings and in the report", async () => {
+  const page = await open("/settings/");
+  await page.getByRole("button", { name: "Examine" }).click();
+  const found = page.getByRole("listitem").filter({ hasText: /^python/ });
+  await found.waitFor();
+  assert.match((await found.textContent()) ?? "", /python 3\.\d+\.\d+ at /);
 });
 
 test("base models are cards, of which the arrow keys choose one", async () => {

@@ -1,6 +1,6 @@
 /** The studio as a person meets it: a real browser, a real service, real training. */
 import assert from "node:assert/strict";
-import { readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { after, afterEach, before, test } from "node:test";
@@ -94,6 +94,32 @@ for (const path of [
     }
   });
 }
+
+test("the dialog where checkpoints are ticked is accessible, and fits a phone", async () => {
+  const models = join(studio.home, "models");
+  const long = join(models, `${"a-name-of-many-words-".repeat(5)}.safetensors`);
+  copyFileSync(join(models, "demo", "chroma.safetensors"), long);
+  for (const theme of ["light", "dark"]) {
+    const context = await browser.newContext({ viewport: { width: 390, height: 844 }, bypassCSP: true });
+    contexts.push(context);
+    await context.addInitScript((wish) => localStorage.setItem("flowloom.theme", wish), theme);
+    const page = await context.newPage();
+    await page.goto(`${studio.url}/playground/`);
+    await page.getByRole("button", { name: "Choose checkpoints" }).first().click();
+    const dialog = page.getByRole("dialog", { name: "What draws" });
+    await dialog.locator("summary", { hasText: "Models" }).click();
+    await dialog.getByRole("checkbox").last().check();
+    assert.deepEqual(await violations(page), [], theme);
+    const beyond = await dialog.evaluate(
+      (box) =>
+        [...box.querySelectorAll("*")]
+          .filter((part) => part.scrollWidth > part.clientWidth + 1)
+          .filter((part) => getComputedStyle(part).overflowX === "auto").length,
+    );
+    assert.equal(beyond, 0, "nothing is to be scrolled sideways");
+  }
+  rmSync(long);
+});
 
 test("the first load is small and nothing jumps", async () => {
   const context = await browser.newContext({ viewport: { width: 1366, height: 900 } });

@@ -1,11 +1,11 @@
 import { describe, expect, test } from "vitest";
-import { operationOf, stageWords } from "@/components/datasets/bulk";
+import { operationOf, outcomeWords, stageWords } from "@/components/datasets/bulk";
 import { dropOf, movedIn, placeBefore } from "@/components/runs/queue";
 import { type Toast, withToast } from "@/components/ui/toasts";
 import { leaves } from "@/lib/bring";
 import { byPath } from "@/lib/check";
 import { withoutSecrets } from "@/lib/draft";
-import { ago, bytes, duration, figure, rate } from "@/lib/format";
+import { ago, bytes, duration, figure, params, rate } from "@/lib/format";
 
 describe("figures fit their place", () => {
   test.each([
@@ -30,6 +30,7 @@ describe("figures fit their place", () => {
     expect(bytes(1536)).toBe("1.5 KiB");
     expect(bytes(511.7)).toBe("512 B");
     expect(ago(0, 7200)).toBe("2 h ago");
+    expect([8.9e9, 6.5e6, 40_960].map(params)).toEqual(["8.90 B", "6.5 M", "41 k"]);
   });
   test("a day is that of the place where one is", () => {
     // 02:00 in London, and 21:00 of the day before in New York.
@@ -99,6 +100,15 @@ test("an edit says how far it is", () => {
   expect(stageWords(stage)).toBe("Looking at the folder …");
   const writing = { ...stage, phase: "writing" as const, num_done: 42, num_total: 100 };
   expect(stageWords(writing)).toBe("42 of 100 captions are written");
+});
+
+test("an edit that was cancelled while it wrote tells what it changed, and its undo", () => {
+  const edit = { id: "1", time: 0, title: "", num_changed: 1234, undoes: null, is_whole: false };
+  expect(outcomeWords(edit).join(" ")).toMatch(/cancelled: 1.?234 captions were changed by then.*Undo/);
+  expect(outcomeWords({ ...edit, is_whole: true })[0]).toMatch(/captions are changed/);
+  expect(outcomeWords({ ...edit, is_whole: true, undoes: "0" })).toEqual([
+    expect.stringMatching(/captions are as they were/),
+  ]);
 });
 
 test("what failed stays in sight, however much went well after it", () => {

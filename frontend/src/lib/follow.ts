@@ -6,9 +6,9 @@ export interface LogPart {
   size: number;
 }
 
-interface Told {
+interface Told<Part extends LogPart> {
   /** More of it; `isFirst`: in place of all that was there. */
-  onPart: (part: LogPart, isFirst: boolean) => void;
+  onPart: (part: Part, isFirst: boolean) => void;
   onError: (error: unknown) => void;
 }
 
@@ -17,9 +17,13 @@ export const EVERY_MS = 1500;
 
 /**
  * Follows a log until it is ended: nothing twice, nothing left out. Nobody looks at a hidden tab: it is
- * read on when it is seen again. `finish` reads what is left of a log that grows no more.
+ * read on when it is seen again. `finish` reads what is left of a log that grows no more. `first`: where it begins, in bytes before its end.
  */
-export function followLog(ask: (offset: number) => Promise<LogPart>, { onPart, onError }: Told) {
+export function followLog<Part extends LogPart>(
+  ask: (offset: number) => Promise<Part>,
+  { onPart, onError }: Told<Part>,
+  first = FIRST,
+) {
   let offset: number | null = null;
   let isOver = false;
   let isGrowing = true;
@@ -31,7 +35,7 @@ export function followLog(ask: (offset: number) => Promise<LogPart>, { onPart, o
     let isWhole = false;
     try {
       if (!document.hidden) {
-        const part = await ask(offset ?? FIRST);
+        const part = await ask(offset ?? first);
         if (isOver) return;
         onPart(part, offset === null);
         isWhole = part.next_offset >= part.size || part.text === "";

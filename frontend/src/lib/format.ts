@@ -65,8 +65,9 @@ export function moment(seconds: number): string {
 
 export const percent = (share: number) => `${Math.round(share * 100)} %`;
 
-/** Parameters of a network: 8.90 B, 1.2 M. */
+/** Parameters of a network: 8.90 B, 1.2 M, 41 k. */
 export function params(value: number | null | undefined): string {
   if (value == null) return "";
-  return value >= 1e9 ? `${(value / 1e9).toFixed(2)} B` : `${(value / 1e6).toFixed(1)} M`;
+  if (value >= 1e9) return `${(value / 1e9).toFixed(2)} B`;
+  return value >= 1e6 ? `${(value / 1e6).toFixed(1)} M` : `${Math.round(value / 1e3)} k`;
 }

@@ -1,6 +1,6 @@
 import type { Metadata } from "next";
 import { Folders, Trainers } from "@/components/settings/folders";
-import { Report } from "@/components/settings/report";
+import { Doctor } from "@/components/settings/report";
 import { Secrets } from "@/components/settings/secrets";
 import { Page } from "@/components/ui/surface";
 
@@ -8,13 +8,18 @@ export const metadata: Metadata = { title: "Settings" };
 
 export default function Settings() {
   return (
-    <Page title="Settings" lead="Secrets, folders, trainers, and what to send when something is wrong.">
+    <Page
+      title="Settings"
+      lead="Secrets, folders, trainers, and what to do and to send when something is wrong."
+    >
       <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1.400fr)_minmax(0,1fr)]">
-        <Secrets />
-        <div className="grid gap-4">
+        <div className="grid min-w-0 gap-4">
+          <Secrets />
+          <Doctor />
+        </div>
+        <div className="grid min-w-0 gap-4">
           <Folders />
           <Trainers />
-          <Report />
         </div>
       </div>
     </Page>

@@ -6,8 +6,10 @@ import { Dialog } from "@/components/ui/dialog";
 import { Input, Select } from "@/components/ui/inputs";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
+import { Problem } from "@/lib/api/client";
 import {
   datasetApi,
+  type Edit,
   type EditStage,
   editStage,
   edits,
@@ -46,6 +48,17 @@ export function stageWords(stage: EditStage): string {
   return stage.phase === "writing" ? `${done} are written` : `${done} are read and kept for an undo`;
 }
 
+/** What came of an edit, or of an undo; and what is to be known of one that was cancelled half-way. */
+export function outcomeWords(edit: Edit): [string, string?] {
+  const many = count(edit.num_changed);
+  if (!edit.is_whole)
+    return [`It was cancelled: ${many} captions were changed by then.`, "Undo puts them back as they were."];
+  if (edit.undoes) return [`${many} captions are as they were.`];
+  return [`${many} captions are changed.`, "It can be undone here."];
+}
+
+const isCancelled = (error: unknown) => error instanceof Problem && error.code === "edit-cancelled";
+
 /** Many captions at once: first what it would do, then it is done, and it can be undone. */
 export function Bulk({
   dataset,
@@ -70,22 +83,30 @@ export function Bulk({
   const { data: stage } = useQuery({ ...editStage(dataset), enabled: isOpen });
   const operation = operationOf(kind, first, second, where);
   const refresh = () => void client.invalidateQueries({ queryKey: ["dataset", dataset] });
+  const told = (error: unknown) =>
+    isCancelled(error) && say("It was cancelled before it wrote: no caption was changed.");
   const preview = useMutation({ mutationFn: () => datasetApi.preview(dataset, operation, wanted) });
   const doing = useMutation({
     mutationFn: (version: string) => datasetApi.edit(dataset, operation, wanted, version),
     onSuccess: (edit) => {
-      say(`${count(edit.num_changed)} captions are changed.`, "It can be undone here.");
+      say(...outcomeWords(edit));
       preview.reset();
       refresh();
     },
+    onError: told,
   });
   const undo = useMutation({
     mutationFn: (id: string) => datasetApi.undo(dataset, id),
     onSuccess: (edit) => {
-      say(`${count(edit.num_changed)} captions are as they were.`);
+      say(...outcomeWords(edit));
       refresh();
     },
+    onError: told,
   });
+  const cancel = useMutation({ mutationFn: () => datasetApi.cancelEdit(dataset) });
+  const failed = [preview.error, doing.error, undo.error, cancel.error].find(
+    (error) => error && !isCancelled(error),
+  );
   const change = (set: (value: string) => void) => (event: { target: { value: string } }) => {
     set(event.target.value);
     preview.reset();
@@ -142,9 +163,7 @@ export function Bulk({
             />
           )}
         </div>
-        {(preview.error ?? doing.error ?? undo.error) && (
-          <Trouble error={preview.error ?? doing.error ?? undo.error} />
-        )}
+        {failed ? <Trouble error={failed} /> : null}
         {preview.data && (
           <div className="rounded border">
             <p className="border-b px-3 py-2 text-sm font-medium" role="status">
@@ -163,7 +182,12 @@ export function Bulk({
         )}
         {stage && (
           <div className="grid gap-1 text-sm">
-            <span role="status">{stageWords(stage)}</span>
+            <p className="flex items-center justify-between gap-3">
+              <span role="status">{stageWords(stage)}</span>
+              <Button size="small" isBusy={cancel.isPending} onClick={() => cancel.mutate()}>
+                Cancel the edit
+              </Button>
+            </p>
             <progress
               className="h-1.5 w-full"
               aria-label={stage.title}
@@ -194,6 +218,7 @@ export function Bulk({
               <li key={edit.id} className="flex items-center justify-between gap-3">
                 <span className="min-w-0 truncate">
                   {count(edit.num_changed)} captions, {ago(edit.time)}{" "}
+                  {!edit.is_whole && <span className="font-medium text-weld">cancelled half-way </span>}
                   <span className="text-ink-faint">{edit.title}</span>
                 </span>
                 <Button size="small" isBusy={undo.isPending} onClick={() => undo.mutate(edit.id)}>

@@ -145,7 +145,7 @@ export function DataSetsPage() {
       ) : error && !data ? (
         <Trouble error={error} onRetry={() => void refetch()} />
       ) : !data ? (
-        <div className="grid gap-4 sm:grid-cols-2 lg:grid-cols-3">
+        <div className="grid grid-cols-1 gap-4 sm:grid-cols-2 lg:grid-cols-3 min-[1900px]:grid-cols-4">
           <Skeleton className="h-44" />
           <Skeleton className="h-44" />
           <Skeleton className="h-44" />
@@ -165,7 +165,7 @@ export function DataSetsPage() {
           </Empty>
         </div>
       ) : (
-        <ul className="grid gap-4 sm:grid-cols-2 lg:grid-cols-3">
+        <ul className="grid grid-cols-1 gap-4 sm:grid-cols-2 lg:grid-cols-3 min-[1900px]:grid-cols-4">
           {data.map((each) => (
             <Card key={each.name} dataset={each} onDelete={() => remove.mutate(each.name)} />
           ))}

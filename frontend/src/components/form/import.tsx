@@ -1,11 +1,14 @@
 "use client";
-import { type DragEvent, useRef, useState } from "react";
+import { useSearchParams } from "next/navigation";
+import { type DragEvent, useEffect, useRef, useState } from "react";
 import { Button } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
 import { Dialog } from "@/components/ui/dialog";
 import { UploadIcon } from "@/components/ui/icons";
+import { useToasts } from "@/components/ui/toasts";
 import { bring, type Report } from "@/lib/bring";
 import type { Tree } from "@/lib/json";
+import { readLike } from "@/lib/like";
 import type { Field } from "@/lib/schema";
 import { Told } from "./told";
 
@@ -16,12 +19,34 @@ interface Props {
   onTake: (config: Tree, isPart: boolean) => void;
 }
 
+/** What the model file that the address names says of its training. */
+function useLike(trainer: string, sections: Field[], onReport: (report: Report) => void) {
+  const asked = useSearchParams();
+  const [path, root] = [asked.get("like"), asked.get("root") ?? "models"];
+  const { complain } = useToasts();
+  // biome-ignore lint/correctness/useExhaustiveDependencies: once for each file that is named
+  useEffect(() => {
+    if (path === null) return;
+    history.replaceState(null, "", window.location.pathname);
+    readLike({ root, path })
+      .then(async (like) => {
+        if (!like) throw new Error(`${path} does not tell how it was trained.`);
+        const report = await bring([like.brought], trainer, sections);
+        // Kohya's family is told by such a mark; it is no key of the file.
+        const { sdxl: _, flux1_checkbox: __, ...leftOver } = report.leftOver;
+        onReport({ ...report, kind: like.kind, leftOver });
+      })
+      .catch(complain);
+  }, [path, root]);
+}
+
 /** Configuration files, dropped or chosen: first what was understood of them, then it is taken over. */
 export function Import({ trainer, sections, onTake }: Props) {
   const input = useRef<HTMLInputElement>(null);
   const [isOver, setOver] = useState(false);
   const [report, setReport] = useState<Report | null>(null);
   const isKohya = trainer === "kohya";
+  useLike(trainer, sections, setReport);
   const take = async (list: FileList | null) => {
     const files = [...(list ?? [])];
     if (files.length === 0) return;

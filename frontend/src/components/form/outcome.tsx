@@ -95,7 +95,7 @@ export function Outcome({
         <>
           <Tabs
             label="Files and command"
-            className="border-b px-1.5"
+            className="flex-wrap border-b px-1.5 [&>button]:px-2"
             tabs={[...texts.keys()].map((each) => ({ name: each, label: each }))}
             chosen={open}
             onChoose={setChosen}

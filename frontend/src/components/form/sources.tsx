@@ -24,30 +24,29 @@ function One({ path, name, note, chosen, onToggle }: Picking & { path: string; n
     <li>
       <label className="flex min-h-8 items-center gap-2.5 px-3 py-1 text-sm hover:bg-sunken">
         <Checkbox checked={chosen.has(path)} onChange={() => onToggle(path)} />
-        <span className="figure min-w-0 flex-1 truncate text-xs" title={path}>
-          {name}
+        <span className="flex min-w-0 flex-1 items-baseline justify-between gap-x-2.5 max-sm:flex-col">
+          <span className="figure max-w-full truncate text-xs" title={path}>
+            {name}
+          </span>
+          <span className="text-xs text-ink-faint sm:shrink-0">{note}</span>
         </span>
-        <span className="shrink-0 text-xs text-ink-faint">{note}</span>
       </label>
     </li>
   );
 }
 
-/** A group that is read when it is opened; `chosen` of it are counted while it is shut. */
+/** A group that is read when it is opened; it tells how many of it are chosen. */
 function Group({
   title,
-  within,
-  picking,
+  num,
   isFirst,
   children,
 }: {
   title: string;
-  within: string;
-  picking: Picking;
+  num: number;
   isFirst: boolean;
   children: (isOpen: boolean) => React.ReactNode;
 }) {
-  const num = [...picking.chosen].filter((path) => path.startsWith(within)).length;
   const [isOpen, setOpen] = useState(isFirst || num > 0);
   return (
     <details
@@ -107,23 +106,27 @@ function List(picking: Picking) {
   if (!made || !dir) return <Skeleton className="h-40" />;
   const trained = made.runs.filter((run) => isTraining(run) && run.checkpoint);
   const own = ownOf(shelf, dir);
+  const numOf = (is: (path: string) => boolean) => [...picking.chosen].filter(is).length;
   if (trained.length + own.length === 0)
     return <Empty title="Nothing to draw with yet">A run's checkpoints are here once it saves them.</Empty>;
   return (
-    <div className="grid gap-2">
+    <div className="grid grid-cols-1 gap-2">
       {trained.map((run, index) => (
         <Group
           key={run.id}
           title={run.id}
-          within={`${dir}/${run.id}/`}
-          picking={picking}
+          num={numOf((path) => path.startsWith(`${dir}/${run.id}/`))}
           isFirst={index === 0}
         >
           {(isOpen) => <OfRun id={run.id} dir={`${dir}/${run.id}`} isOpen={isOpen} {...picking} />}
         </Group>
       ))}
       {own.length > 0 && (
-        <Group title="Models" within={own[0]?.root ?? ""} picking={picking} isFirst={trained.length === 0}>
+        <Group
+          title="Models"
+          num={numOf((path) => own.some((each) => each.path === path))}
+          isFirst={trained.length === 0}
+        >
           {() => (
             <ul aria-label="Models">
               {own.map(({ path, name, words, size }) => (

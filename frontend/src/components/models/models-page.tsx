@@ -16,6 +16,7 @@ import { download, library, type Model, type Offer, offers } from "@/lib/api/mod
 import { ACTIVE } from "@/lib/api/queries";
 import { bytes, duration, params } from "@/lib/format";
 import { Beside } from "./beside";
+import { DeleteFile, TrainLike } from "./file-actions";
 
 function AdapterFacts({ model }: { model: Model }) {
   const facts = model.adapter;
@@ -62,10 +63,16 @@ function Row({ model, isChosen, onChoose }: RowProps) {
         {model.problem && <p className="text-xs text-madder">{model.problem}</p>}
         <code className="figure block truncate text-2xs text-ink-faint">{model.path}</code>
       </div>
-      <div className="figure col-start-2 flex gap-3 text-xs text-ink-soft sm:col-start-3 sm:flex-col sm:items-end sm:gap-0">
-        <span>{bytes(model.size)}</span>
-        <span>{model.precision}</span>
-        <span>{params(model.num_params)}</span>
+      <div className="col-start-2 flex items-center gap-2 sm:col-start-3 sm:items-start">
+        <div className="figure flex flex-1 gap-3 text-xs text-ink-soft sm:flex-col sm:items-end sm:gap-0">
+          <span>{bytes(model.size)}</span>
+          <span>{model.precision}</span>
+          <span>{params(model.num_params)}</span>
+        </div>
+        <div className="sm:order-first">
+          <TrainLike model={model} />
+        </div>
+        <DeleteFile model={model} />
       </div>
     </li>
   );

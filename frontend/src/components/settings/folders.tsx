@@ -1,7 +1,7 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
 import { Panel, Skeleton } from "@/components/ui/surface";
-import { api, fetchJson, got } from "@/lib/api/client";
+import { fetchJson } from "@/lib/api/client";
 import { roots, trainers } from "@/lib/api/queries";
 
 export function Folders() {
@@ -65,26 +65,5 @@ export function Trainers() {
         )}
       </ul>
     </Panel>
-  );
-}
-
-/** All that is needed to help from afar; no secrets. */
-export async function systemReport(): Promise<string> {
-  const [health, machine, known, folders] = await Promise.all([
-    got(api.GET("/api/health")),
-    got(api.GET("/api/system")),
-    got(api.GET("/api/trainers")),
-    got(api.GET("/api/roots")),
-  ]);
-  return JSON.stringify(
-    {
-      flowloom: health.version,
-      machine,
-      trainers: known.map((each) => each.name),
-      folders: folders.map(({ name, exists }) => ({ name, exists })),
-      browser: navigator.userAgent,
-    },
-    null,
-    2,
   );
 }

@@ -19,6 +19,8 @@ export class Problem extends Error {
     readonly todo: string,
     readonly status: number,
     readonly places: Place[] = [],
+    /** Which kind of problem it is, as the studio names it. */
+    readonly code = "",
   ) {
     super(detail ? `${title} ${detail}` : title);
     this.name = "Problem";
@@ -89,6 +91,7 @@ export function problemOf(content: unknown, status: number): Problem {
     told.todo ?? "Try again; if it stays, the studio's log says more.",
     status,
     told.errors ?? [],
+    told.type?.split(":").at(-1) ?? "",
   );
 }
 

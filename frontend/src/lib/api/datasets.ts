@@ -82,6 +82,8 @@ export interface Edit {
   title: string;
   num_changed: number;
   undoes: string | null;
+  /** False: it was cancelled while it wrote. */
+  is_whole: boolean;
 }
 
 export interface EditPreview {
@@ -219,5 +221,6 @@ export const datasetApi = {
     fetchJson<EditPreview>(`${base(name)}/edits/preview`, { operation, wanted, examples: 20 }),
   edit: (name: string, operation: Operation, wanted: Wanted, version: string) =>
     fetchJson<Edit>(`${base(name)}/edits`, { operation, wanted, version }),
+  cancelEdit: (name: string) => fetchJson<unknown>(`${base(name)}/edits/cancel`, {}),
   undo: (name: string, id: string) => fetchJson<Edit>(`${base(name)}/edits/${id}/undo`, { is_partial: true }),
 };
