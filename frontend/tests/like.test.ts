@@ -55,8 +55,8 @@ describe("a LoRA tells how it was trained", () => {
 });
 
 test("only what the studio would delete all the same is asked again", () => {
-  const refused = (todo: string) => new Problem("", "fox would go on with it.", todo, 409);
-  expect(isForceable(refused("Send force=true to delete it all the same."))).toBe(true);
-  expect(isForceable(refused("Stop or cancel what waits or runs first."))).toBe(false);
-  expect(isForceable(new Error("force=true"))).toBe(false);
+  const refused = (code: string) => new Problem("", "", "", 409, [], code);
+  expect(isForceable(refused("wanted-later"))).toBe(true);
+  expect(isForceable(refused("in-use"))).toBe(false);
+  expect(isForceable(new Error("wanted-later"))).toBe(false);
 });

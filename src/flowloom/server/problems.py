@@ -7,7 +7,7 @@ ServiceError
 ├── OutsideRoots, Forbidden                              403
 ├── NotSignedIn                                          401
 ├── NotNow                                               409  the run is in another state
-├── NameTaken                                            409
+├── InUse, WantedLater, NameTaken                        409
 ├── Invalid                                              422  every problem with its JSON pointer
 └── Unwritable                                           507  the disk is full or read-only
 
@@ -136,6 +136,14 @@ class NotSignedIn(ServiceError):
 
 class NotNow(ServiceError):
     status, code, title = 409, "not-now", "The run is in another state."
+
+
+class InUse(ServiceError):
+    status, code, title = 409, "in-use", "A run needs it."
+
+
+class WantedLater(ServiceError):
+    status, code, title = 409, "wanted-later", "A run would go on with it."
 
 
 class NameTaken(ServiceError):

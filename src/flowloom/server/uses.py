@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowloom.errors import RunError
 from flowloom.server.deps import Studio
-from flowloom.server.problems import NotNow
+from flowloom.server.problems import InUse
 from flowloom.server.runs import ACTIVE
 from flowloom.spec.rundir import RunDir
 
@@ -23,10 +23,10 @@ def runs_that_name(studio: Studio, place: Path, states: Collection[str]) -> list
 
 
 def require_unused(studio: Studio, place: Path) -> None:
-    """Raises NotNow where a run that waits or runs names `place`."""
+    """Raises InUse where a run that waits or runs names `place`."""
     if names := runs_that_name(studio, place, ACTIVE):
         verb = "needs" if len(names) == 1 else "need"
-        raise NotNow(f"{', '.join(names)} {verb} {place.name}.", "Stop or cancel what waits or runs first.")
+        raise InUse(f"{', '.join(names)} {verb} {place.name}.", "Stop or cancel what waits or runs first.")
 
 
 def _named(studio: Studio, run_id: str) -> Iterator[Path]:

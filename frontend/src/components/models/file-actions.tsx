@@ -50,7 +50,7 @@ export function TrainLike({ model }: { model: Model }) {
 
 /** Whether the studio would delete it if it were told once more. */
 export const isForceable = (error: unknown): error is Problem =>
-  error instanceof Problem && error.status === 409 && error.todo.includes("force=true");
+  error instanceof Problem && error.code === "wanted-later";
 
 function Question({ model, place, onClose }: { model: Model; place: Place; onClose: () => void }) {
   const client = useQueryClient();

@@ -82,15 +82,14 @@ function One({ name, isSet }: { name: Name; isSet: boolean }) {
         <Button type="submit" disabled={!value.trim()} isBusy={put.isPending}>
           Set
         </Button>
-        {isTestable(name) && (
-          <Button
-            disabled={!isSet || !!value.trim()}
-            isBusy={test.isPending}
-            onClick={() => test.mutate(name)}
-          >
-            Test
-          </Button>
-        )}
+        <Button
+          disabled={!isSet || !!value.trim() || !isTestable(name)}
+          title={isTestable(name) ? undefined : "Tested with a bucket, where a data set is made of one"}
+          isBusy={test.isPending}
+          onClick={() => isTestable(name) && test.mutate(name)}
+        >
+          Test
+        </Button>
         <Button kind="danger" disabled={!isSet} isBusy={forget.isPending} onClick={() => setAsking(true)}>
           Forget
         </Button>

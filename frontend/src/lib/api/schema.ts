@@ -4882,7 +4882,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The run is in another state. Captions of this data set are being edited. */
+            /** @description A run needs it. Captions of this data set are being edited. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4892,8 +4892,8 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "The run is in another state.",
-                     *       "type": "urn:flowloom:not-now"
+                     *       "title": "A run needs it.",
+                     *       "type": "urn:flowloom:in-use"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -9712,7 +9712,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The run is in another state. */
+            /** @description A run needs it. A run would go on with it. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -9722,8 +9722,8 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "The run is in another state.",
-                     *       "type": "urn:flowloom:not-now"
+                     *       "title": "A run needs it.",
+                     *       "type": "urn:flowloom:in-use"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];

@@ -21,7 +21,7 @@ from flowloom.server.datasets.places import (
 )
 from flowloom.server.datasets.turns import EditUnderWay
 from flowloom.server.deps import StudioDep
-from flowloom.server.problems import Invalid, NoSuchFile, NotNow, OutsideRoots, Place, problems
+from flowloom.server.problems import InUse, Invalid, NoSuchFile, OutsideRoots, Place, problems
 from flowloom.server.uses import require_unused
 
 router = APIRouter(tags=["datasets"], responses=problems())
@@ -134,7 +134,7 @@ def read_dataset(dataset: DataSetDep) -> DataSetView:
 @router.delete(
     "/datasets/{dataset}",
     summary="Delete a data set",
-    responses=problems(NoSuchDataSet, NotNow, EditUnderWay),
+    responses=problems(NoSuchDataSet, InUse, EditUnderWay),
 )
 def delete_dataset(library: LibraryDep, dataset: DataSetDep, studio: StudioDep) -> TrashView:
     """Into the trash; of one that lies elsewhere, only its name goes there. Not what a run needs that waits

@@ -18,7 +18,15 @@ from flowloom.data.library.look import LISTED, SAFE, ModelFile, find, look
 from flowloom.data.library.needs import missing
 from flowloom.errors import Problem
 from flowloom.server.deps import Studio, StudioDep
-from flowloom.server.problems import Invalid, NoSuchFile, NoSuchRoot, NotNow, OutsideRoots, problems
+from flowloom.server.problems import (
+    InUse,
+    Invalid,
+    NoSuchFile,
+    NoSuchRoot,
+    OutsideRoots,
+    WantedLater,
+    problems,
+)
 from flowloom.server.routes.training import Candidate
 from flowloom.server.runs import RESUMABLE
 from flowloom.server.uses import require_unused, runs_that_name
@@ -193,7 +201,7 @@ def read_details(
     "/models/file",
     summary="Delete a model file",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots, NotNow),
+    responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots, InUse, WantedLater),
 )
 def delete_model(
     studio: StudioDep,
@@ -211,7 +219,7 @@ def delete_model(
     require_unused(studio, place)
     if not force and (names := runs_that_name(studio, place, RESUMABLE)):
         todo = "Send force=true to delete it all the same, or delete those runs first."
-        raise NotNow(f"{place.name} is what these would go on with: {', '.join(names)}.", todo)
+        raise WantedLater(f"{place.name} is what these would go on with: {', '.join(names)}.", todo)
     place.unlink()
     if place.suffix == ".part":
         place.with_name(f"{place.name}.json").unlink(missing_ok=True)
