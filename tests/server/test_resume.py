@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,24 @@ def test_a_finished_run_goes_on_when_its_limit_is_raised(finished: Studio) -> No
         "limits.max_steps": {"from": 3, "to": 5},
         "training.lr": {"from": 0.001, "to": 0.0005},
     }
+
+
+def test_the_commands_of_a_run_are_kept_as_one_would_type_them(
+    studio_at: Callable[..., Studio], tiny_config: Configs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_not-a-real-token")
+    studio = studio_at().start()
+    studio.post("/api/flow/train/start", {"name": "run", "config": tiny_config(limits={"max_steps": 1})}, 201)
+    studio.wait("run", "finished")
+    studio.post("/api/runs/run/resume", {"changes": {"limits": {"max_steps": 2}}})
+    wait_for(lambda: studio.wait("run", "finished")["step"] == 2)
+    kept = (studio.home / "runs" / "run" / "command.txt").read_text()
+    commands = [line for line in kept.splitlines() if not line.startswith("#")]
+    assert len(commands) == 2
+    assert "CUDA_VISIBLE_DEVICES=''" in commands[-1]
+    by_hand = subprocess.run(commands[-1], shell=True, capture_output=True, text=True, check=False)
+    assert by_hand.returncode == 0, by_hand.stderr
+    assert "hf_not-a-real-token" not in kept
 
 
 @pytest.mark.parametrize(

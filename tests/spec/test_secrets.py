@@ -65,6 +65,13 @@ def test_every_secret_in_a_text_is_masked():
     assert redact("a cat", ["a"]) == "a cat"
 
 
+@pytest.mark.parametrize("secret", ['say "friend"', "back\\slash\\", "two\nlines", "schlüssel", "plain-one"])
+def test_secrets_are_masked_in_json_as_well(secret: str):
+    for is_ascii in (True, False):
+        line = json.dumps({"message": f"key {secret} was refused"}, ensure_ascii=is_ascii)
+        assert json.loads(redact(line, [secret])) == {"message": "key [secret] was refused"}
+
+
 def test_no_secret_of_a_flow_file_reaches_the_run_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWLOOM_SECRETS", str(tmp_path / "none"))
     data = {"training": {"hf_token": "hf_topsecret", "wandb_key": "wb_topsecret", "hf_repo_id": "a/b"}}

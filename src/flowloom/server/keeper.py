@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,6 +31,8 @@ from flowloom.spec.rundir import RunDir
 if TYPE_CHECKING:
     from flowloom.server.scribe import Scribe
 
+VISIBLE = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES")
+"""Which accelerators a process may see."""
 _CANNOT_START = 127
 _LOOK_EVERY_S = 0.2
 _GRACE_S = 10.0
@@ -68,6 +71,8 @@ def main() -> int:
     keeping = _take(run, ticket, old_wish)
     _outlive_the_server()
     scribe = _scribe(order, ticket) if order.trainer else None
+    with _noted():
+        _note_command(order, run)
     process = _start(order, run, [lock for lock in locks if lock is not None])
     if process is None:
         return KEPT
@@ -80,6 +85,19 @@ def main() -> int:
     with _noted():
         Exit(status=status, time=time.time()).write(run)
     return KEPT
+
+
+def _note_command(order: Order, run: Path) -> None:
+    """What is started, as one would type it, below what was before.
+
+    Of the environment it has the devices alone: other values may be secret.
+    """
+    place = f"cd {shlex.quote(order.cwd)} && " if order.cwd else ""
+    shown = {name: os.environ[name] for name in VISIBLE if name in os.environ}
+    words = " ".join(f"{name}={shlex.quote(value)}" for name, value in shown.items())
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with (run / "command.txt").open("a") as file:
+        file.write(f"# {when}\n{place}{words} {shlex.join(order.argv)}\n")
 
 
 def _scribe(order: Order, ticket: Ticket) -> Scribe | None:

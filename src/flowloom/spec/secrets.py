@@ -58,10 +58,12 @@ def write_secret(name: str, value: str | None, environ: Mapping[str, str] = os.e
 
 
 def redact(text: str, secrets: Collection[str]) -> str:
-    """`text` with every one of the `secrets` masked."""
+    """`text` with every one of the `secrets` masked, as it is and as JSON writes it."""
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
-            text = text.replace(secret, _MASK)
+            # As JSON first: a part of its escapes, left alone, would break the line.
+            for written in (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], secret):
+                text = text.replace(written, _MASK)
     return text
 
 

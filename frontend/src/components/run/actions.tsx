@@ -52,6 +52,13 @@ export function Actions({ run }: { run: RunView }) {
       onChoose: () => router.push(`/${run.trainer}-training/?from=${encodeURIComponent(run.id)}`),
     });
   }
+  if (run.step) {
+    items.push({
+      label: "Download the results",
+      note: "Newest weights, samples, configuration and log as one zip",
+      onChoose: () => window.location.assign(`/api/runs/${encodeURIComponent(run.id)}/results.zip`),
+    });
+  }
   if (run.state === "queued") items.push({ label: "Take out of the queue", onChoose: () => act("cancel") });
   if (isRunning || run.state === "stopping") {
     items.push({ label: "Stop now …", isDangerous: true, onChoose: () => setAsked("kill") });

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, status
+from fastapi import APIRouter, Query, status
 from fastapi import Path as UrlPath
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from flowloom.server.deps import RunDep, Studio, StudioDep
+from flowloom.server.parcel import zipped
 from flowloom.server.problems import NoSuchFile, NoSuchRun, NotNow, OutsideRoots, problems
 from flowloom.server.runs import ACTIVE
-from flowloom.spec.results import checkpoints_of
+from flowloom.spec.results import checkpoints_of, samples_of
 from flowloom.spec.rundir import RunDir
 
 router = APIRouter(tags=["checkpoints"], responses=problems())
@@ -86,6 +88,50 @@ def delete_checkpoint(run: RunDep, name: Name, studio: StudioDep) -> None:
     gone = path.rename(path.with_name(f"{path.name}.removed.tmp"))
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     studio.shelf.look(run.path.name)
+
+
+@router.get(
+    "/runs/{run_id}/results.zip",
+    summary="Download a run's results as one zip",
+    response_class=StreamingResponse,
+    responses=problems(NoSuchRun) | {200: {"content": {"application/zip": {}}, "description": "The zip."}},
+)
+def download_results(
+    run: RunDep,
+    studio: StudioDep,
+    checkpoints: Annotated[
+        Literal["newest", "all", "none"],
+        Query(description="Their weights; the state for exact resume stays."),
+    ] = "newest",
+    samples: Annotated[bool, Query(description="Whether pictures are wanted.")] = True,
+) -> StreamingResponse:
+    """With its configuration, events and log: what one wants to have before a rented box is given back.
+
+    Made while it is sent, so its length is not known before."""
+    files = [*_texts(run), *_weights(run, studio, checkpoints), *(_pictures(run, studio) if samples else ())]
+    headers = {"content-disposition": f"attachment; filename*=UTF-8''{quote(run.path.name)}.zip"}
+    return StreamingResponse(zipped(files), media_type="application/zip", headers=headers)
+
+
+def _texts(run: RunDir) -> Iterator[tuple[str, Path]]:
+    for path in (run.run_json, run.events_jsonl, run.log_txt, run.path / "command.txt"):
+        if path.is_file() and not path.is_symlink():
+            yield f"{run.path.name}/{path.name}", path
+
+
+def _weights(run: RunDir, studio: Studio, which: str) -> Iterator[tuple[str, Path]]:
+    """Files of the checkpoints that are wanted, links out of the roots left out."""
+    for entry in _whole(run, studio)[: {"newest": 1, "all": None, "none": 0}[which]]:
+        for path in sorted(entry.iterdir()) if entry.is_dir() else [entry]:
+            if path.is_file() and studio.roots.holds(path):
+                yield f"{run.path.name}/checkpoints/{path.relative_to(entry.parent).as_posix()}", path
+
+
+def _pictures(run: RunDir, studio: Studio) -> Iterator[tuple[str, Path]]:
+    folders = studio.result_folders(run, "samples")
+    for folder, path in samples_of(run):
+        if folder in folders and studio.roots.holds(path):
+            yield f"{run.path.name}/samples/{path.relative_to(folder).as_posix()}", path
 
 
 def _whole(run: RunDir, studio: Studio) -> list[Path]:

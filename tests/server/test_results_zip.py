@@ -1,0 +1,92 @@
+"""A run's results come as one zip, whole, and with nothing that is not the run's."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flowloom.server.parcel import PIECE_BYTES, zipped
+from tests.server.conftest import Studio
+
+WEIGHTS = bytes(range(256)) * 20_000
+
+
+@pytest.fixture
+def run(one_studio: Studio) -> Path:
+    """A run with two checkpoints, a picture, and links that lead out."""
+    run = one_studio.home / "runs" / "foxes"
+    for step in (100, 200):
+        folder = run / "checkpoints" / f"step_{step:08}"
+        (folder / "state").mkdir(parents=True, exist_ok=True)
+        (folder / "adapter.safetensors").write_bytes(WEIGHTS)
+        (folder / "state" / "optimizer.safetensors").write_bytes(b"large")
+    outside = one_studio.home.parent / "outside.txt"
+    outside.write_text("somebody else's")
+    link = run / "checkpoints" / "step_00000200" / "link.safetensors"
+    if not link.is_symlink():
+        link.symlink_to(outside)
+    pictures = run / "samples" / "step_00000100"
+    pictures.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(pictures / "füchse.png")
+    (run / "run.json").write_text(json.dumps({"config": {}}))
+    (run / "log.txt").write_text("loaded\n")
+    return run
+
+
+def asked(studio: Studio, run: Path, **params: str | bool) -> dict[str, bytes]:
+    """What the zip holds, each entry checked."""
+    answer = studio.http.get(f"/api/runs/{run.name}/results.zip", params=params)
+    assert answer.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_newest_weights_pictures_and_what_tells_of_them(one_studio: Studio, run: Path):
+    found = asked(one_studio, run)
+    assert found.keys() == {
+        "foxes/run.json",
+        "foxes/log.txt",
+        "foxes/checkpoints/step_00000200/adapter.safetensors",
+        "foxes/samples/step_00000100/füchse.png",
+    }
+    assert found["foxes/checkpoints/step_00000200/adapter.safetensors"] == WEIGHTS
+
+
+def test_all_checkpoints_or_none_by_choice(one_studio: Studio, run: Path):
+    def names(**params: str | bool) -> list[str]:
+        return [name for name in asked(one_studio, run, **params) if "checkpoints" in name]
+
+    assert len(names(checkpoints="all", samples=False)) == 2
+    assert names(checkpoints="none") == []
+    assert "foxes/samples/step_00000100/füchse.png" not in asked(one_studio, run, samples=False)
+
+
+def test_a_run_that_is_not_there_has_none(one_studio: Studio):
+    assert one_studio.http.get("/api/runs/nobody/results.zip").status_code == 404
+
+
+def test_what_grows_or_goes_meanwhile_leaves_a_whole_zip(tmp_path: Path):
+    growing, going = tmp_path / "growing", tmp_path / "going"
+    growing.write_bytes(b"a" * 3 * PIECE_BYTES)
+    going.write_bytes(b"b")
+    pieces = zipped([("growing", growing), ("going", going)])
+    content = next(pieces)
+    with growing.open("ab") as file:
+        file.write(b"a" * PIECE_BYTES)
+    going.unlink()
+    content += b"".join(pieces)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.namelist() == ["growing"]
+        assert archive.read("growing") == b"a" * 4 * PIECE_BYTES
+
+
+def test_no_more_than_pieces_are_in_memory(tmp_path: Path):
+    large = tmp_path / "large"
+    large.write_bytes(bytes(20 * PIECE_BYTES))
+    assert max(map(len, zipped([("large", large)]))) < 2 * PIECE_BYTES
