@@ -248,4 +248,8 @@ def _known(index: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by way of the interpreter's end: the store's threads may still be at work, and fail in it.
+    os._exit(status)

@@ -111,6 +111,7 @@ def list_uploads(dataset: DataSetDep, uploads: UploadsDep) -> list[UploadView]:
     "/datasets/{dataset}/uploads",
     summary="Begin an upload",
     status_code=status.HTTP_201_CREATED,
+    response_class=Response,
     dependencies=_TUS,
     responses=problems(NoSuchDataSet, WrongKind, WrongTus, UnfitName, FileTaken, OutsideRoots),
 )
