@@ -6,8 +6,10 @@ import json
 import os
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -236,6 +238,16 @@ def one_studio_file(content: bytes, folder: Path) -> Path:
     path = folder.parent / "seen.tmp"
     path.write_bytes(content)
     return path
+
+
+def test_a_picture_of_any_name_is_shown_and_known_again(one_studio: Studio, fox: Path):
+    for name, params in product(["狐.png", 'a "fox".png', "füchse.png"], [{}, {"size": 128}]):
+        Image.new("RGB", (8, 8)).save(fox / name)
+        place = f"/api/datasets/{fox.name}/pictures/{quote(name)}"
+        answer = one_studio.http.get(place, params=params)
+        assert answer.status_code == 200, answer.text
+        known = {"if-none-match": answer.headers["etag"]}
+        assert one_studio.http.get(place, params=params, headers=known).status_code == 304
 
 
 def test_a_file_that_is_no_picture_has_no_thumbnail_and_hurts_nobody(one_studio: Studio, fox: Path):

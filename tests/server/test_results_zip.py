@@ -7,8 +7,10 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from flowloom.server.parcel import PIECE_BYTES, zipped
 from tests.server.conftest import Studio
@@ -27,6 +29,9 @@ def run(one_studio: Studio) -> Path:
         (folder / "state" / "optimizer.safetensors").write_bytes(b"large")
     outside = one_studio.home.parent / "outside.txt"
     outside.write_text("somebody else's")
+    parts = run / "checkpoints" / "step_00000200" / "unet"
+    parts.mkdir(exist_ok=True)
+    (parts / "config.json").write_text("{}")
     link = run / "checkpoints" / "step_00000200" / "link.safetensors"
     if not link.is_symlink():
         link.symlink_to(outside)
@@ -53,6 +58,7 @@ def test_the_newest_weights_pictures_and_what_tells_of_them(one_studio: Studio, 
         "foxes/run.json",
         "foxes/log.txt",
         "foxes/checkpoints/step_00000200/adapter.safetensors",
+        "foxes/checkpoints/step_00000200/unet/config.json",
         "foxes/samples/step_00000100/füchse.png",
     }
     assert found["foxes/checkpoints/step_00000200/adapter.safetensors"] == WEIGHTS
@@ -62,9 +68,25 @@ def test_all_checkpoints_or_none_by_choice(one_studio: Studio, run: Path):
     def names(**params: str | bool) -> list[str]:
         return [name for name in asked(one_studio, run, **params) if "checkpoints" in name]
 
-    assert len(names(checkpoints="all", samples=False)) == 2
+    assert names(checkpoints="all", samples=False) == [
+        "foxes/checkpoints/step_00000200/adapter.safetensors",
+        "foxes/checkpoints/step_00000200/unet/config.json",
+        "foxes/checkpoints/step_00000100/adapter.safetensors",
+    ]
     assert names(checkpoints="none") == []
     assert "foxes/samples/step_00000100/füchse.png" not in asked(one_studio, run, samples=False)
+
+
+def test_of_kohya_s_the_newest_weights_come_and_not_the_state_beside_them(one_studio: Studio):
+    run = one_studio.home / "runs" / "kohyas"
+    state = run / "checkpoints" / "last-step00000300-state"
+    state.mkdir(parents=True)
+    save_file({"w": np.zeros(2, np.float32)}, run / "checkpoints" / "last-step00000300.safetensors")
+    (state / "model.safetensors").write_bytes(b"large")
+    (run / "run.json").write_text(json.dumps({"config": {}, "trainer": "kohya"}))
+    for which in ("newest", "all"):
+        found = asked(one_studio, run, checkpoints=which)
+        assert found.keys() == {"kohyas/run.json", "kohyas/checkpoints/last-step00000300.safetensors"}
 
 
 def test_a_run_that_is_not_there_has_none(one_studio: Studio):

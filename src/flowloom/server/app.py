@@ -55,7 +55,7 @@ _RUNS = (runs, events, samples, checkpoints, kohya, training, chores)
 _DATASETS = (datasets, datasets_images, datasets_edits, datasets_uploads, datasets_work, stores)
 _ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)
 _FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError)
-"""Of ours as well: a queue that stood still because of one run would be worse than any of them."""
+"""Of ours as well: what stood still for ever because of one run would be worse than any of them."""
 _log = logging.getLogger("flowloom")
 
 
@@ -136,7 +136,7 @@ async def _note_for_ever(studio: Studio) -> None:
     while True:
         try:
             await asyncio.to_thread(note_loads, studio.shelf, studio.gauge)
-        except (OSError, sqlite3.Error, FlowloomError):
+        except (*_FAULTS, sqlite3.Error, FlowloomError):
             _log.exception("what the cards do could not be noted; trying again")
         await asyncio.sleep(SECONDS_BETWEEN_NOTES)
 

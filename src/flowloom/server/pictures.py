@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ _SHOWN_AS = {
 def picture(path: Path, if_none_match: str, cache_control: str) -> Response:
     """The file, or 304 where `if_none_match` names it as it is."""
     status = path.stat()
-    # Thumbnails are named after what they were made of.
-    tag = f'"{path.stem[:16]}-{status.st_size:x}-{status.st_mtime_ns:x}"'
+    # Thumbnails are named after what they were made of; names of others may hold what no header can.
+    name = blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
+    tag = f'"{name}-{status.st_size:x}-{status.st_mtime_ns:x}"'
     headers = {"etag": tag, "cache-control": cache_control}
     if tag in re.findall(r'"[^"]*"', if_none_match):
         return Response(status_code=304, headers=headers)

@@ -120,11 +120,13 @@ def _texts(run: RunDir) -> Iterator[tuple[str, Path]]:
 
 
 def _weights(run: RunDir, studio: Studio, which: str) -> Iterator[tuple[str, Path]]:
-    """Files of the checkpoints that are wanted, links out of the roots left out."""
-    for entry in _whole(run, studio)[: {"newest": 1, "all": None, "none": 0}[which]]:
-        for path in sorted(entry.iterdir()) if entry.is_dir() else [entry]:
-            if path.is_file() and studio.roots.holds(path):
-                yield f"{run.path.name}/checkpoints/{path.relative_to(entry.parent).as_posix()}", path
+    """Files of the checkpoints that are wanted: no states, ours or Kohya's, and no links out of the roots."""
+    entries = [entry for entry in _whole(run, studio) if not entry.name.endswith("-state")]
+    for entry in entries[: {"newest": 1, "all": None, "none": 0}[which]]:
+        for path in sorted(entry.rglob("*")) if entry.is_dir() else [entry]:
+            name = path.relative_to(entry.parent)
+            if "state" not in name.parts and path.is_file() and studio.roots.holds(path):
+                yield f"{run.path.name}/checkpoints/{name.as_posix()}", path
 
 
 def _pictures(run: RunDir, studio: Studio) -> Iterator[tuple[str, Path]]:
