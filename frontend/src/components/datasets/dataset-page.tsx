@@ -4,8 +4,7 @@ import { useCallback, useMemo, useState } from "react";
 import { type AskedChore, ChoreDialog } from "@/components/form/chore";
 import { Button, LinkButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
-import { SearchIcon } from "@/components/ui/icons";
-import { Input } from "@/components/ui/inputs";
+import { SearchInput } from "@/components/ui/inputs";
 import { Menu } from "@/components/ui/menu";
 import { Empty, Page, Skeleton } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
@@ -187,17 +186,12 @@ function Pictures({ name }: { name: string }) {
       )}
       <Uploader dataset={name} />
       <div className="mb-3 flex flex-wrap items-center gap-3">
-        <label className="relative block min-w-48 flex-1">
-          <span className="sr-only">Search captions and names</span>
-          <SearchIcon className="absolute top-2 left-2.5 size-4 text-ink-faint" />
-          <Input
-            type="search"
-            className="pl-8"
-            placeholder="Search captions and names"
-            value={search}
-            onChange={(event) => filter({ search: event.target.value })}
-          />
-        </label>
+        <SearchInput
+          className="min-w-48 flex-1"
+          label="Search captions and names"
+          value={search}
+          onSearch={(words) => filter({ search: words })}
+        />
         <Choice
           label="Which pictures"
           value={show}

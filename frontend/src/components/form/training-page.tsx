@@ -5,8 +5,7 @@ import { useEffect, useMemo, useState } from "react";
 import { Button, LinkButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
 import { Confirm } from "@/components/ui/dialog";
-import { SearchIcon } from "@/components/ui/icons";
-import { Input } from "@/components/ui/inputs";
+import { SearchInput } from "@/components/ui/inputs";
 import { Empty, Page, Panel, Skeleton } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
@@ -240,17 +239,13 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
               }
             />
             <div className="flex flex-wrap items-center justify-between gap-3">
-              <label className="relative block min-w-48 flex-1">
-                <span className="sr-only">Search fields</span>
-                <SearchIcon className="absolute top-2 left-2.5 size-4 text-ink-faint" />
-                <Input
-                  type="search"
-                  className="pl-8"
-                  placeholder="Search fields: rate, prompts, cache …"
-                  value={search}
-                  onChange={(event) => setSearch(event.target.value)}
-                />
-              </label>
+              <SearchInput
+                className="min-w-48 flex-1"
+                label="Search fields"
+                hint="Search fields: rate, prompts, cache …"
+                value={search}
+                onSearch={setSearch}
+              />
               {hasSimple && (
                 <Choice
                   label="How much to show"

@@ -11,8 +11,8 @@ import {
 } from "react";
 import { Button, IconButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
-import { DownIcon, SearchIcon, UpIcon } from "@/components/ui/icons";
-import { Input } from "@/components/ui/inputs";
+import { DownIcon, UpIcon } from "@/components/ui/icons";
+import { SearchInput } from "@/components/ui/inputs";
 import { Empty, Panel } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
@@ -110,18 +110,14 @@ function Search({ search, children }: { search: ReturnType<typeof useSearch>; ch
   };
   return (
     <div className="flex flex-wrap items-center gap-x-2 gap-y-1 border-b px-3 py-1.5" role="search">
-      <label className="relative block min-w-40 flex-1 sm:max-w-72">
-        <span className="sr-only">Search the log</span>
-        <SearchIcon className="absolute top-1.5 left-2 size-4 text-ink-faint" />
-        <Input
-          type="search"
-          className="h-7 pl-7 text-xs"
-          placeholder="Search the log"
-          value={words}
-          onChange={(event) => type(event.target.value)}
-          onKeyDown={onKeyDown}
-        />
-      </label>
+      <SearchInput
+        isSmall
+        className="min-w-40 flex-1 sm:max-w-72"
+        label="Search the log"
+        value={words}
+        onSearch={type}
+        onKeyDown={onKeyDown}
+      />
       <IconButton label="Find the one before" disabled={hits.length === 0} onClick={() => move(-1)}>
         <UpIcon className="size-3.5" />
       </IconButton>

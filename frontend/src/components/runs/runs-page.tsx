@@ -5,8 +5,7 @@ import { useMemo, useState } from "react";
 import { Begin } from "@/components/home/demo-card";
 import { Button } from "@/components/ui/button";
 import { Confirm } from "@/components/ui/dialog";
-import { SearchIcon } from "@/components/ui/icons";
-import { Input } from "@/components/ui/inputs";
+import { SearchInput } from "@/components/ui/inputs";
 import { Empty, Page, Panel, Skeleton } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { Trouble } from "@/components/ui/trouble";
@@ -132,17 +131,7 @@ export function RunsPage() {
           picked.length > 0 ? (
             <Bulk chosen={picked} onDone={() => setChosen(new Set())} />
           ) : (
-            <label className="relative block">
-              <span className="sr-only">Search runs</span>
-              <SearchIcon className="absolute top-1.5 left-2 size-4 text-ink-faint" />
-              <Input
-                type="search"
-                className="h-7 w-52 pl-7 text-xs"
-                placeholder="Search"
-                value={search}
-                onChange={(event) => setSearch(event.target.value)}
-              />
-            </label>
+            <SearchInput isSmall className="w-52" label="Search runs" value={search} onSearch={setSearch} />
           )
         }
       >

@@ -1,6 +1,7 @@
 "use client";
 import type { ComponentProps, InputHTMLAttributes, SelectHTMLAttributes } from "react";
 import { cx } from "./classes";
+import { SearchIcon } from "./icons";
 
 const SHAPE =
   "w-full min-w-0 rounded border border-line-strong/70 bg-panel pr-2.5 text-sm text-ink placeholder:text-ink-faint " +
@@ -17,6 +18,35 @@ export function Input({ className, ...rest }: InputHTMLAttributes<HTMLInputEleme
         className,
       )}
     />
+  );
+}
+
+interface SearchProps extends Pick<InputHTMLAttributes<HTMLInputElement>, "onKeyDown" | "className"> {
+  label: string;
+  /** What stands in it while it is empty; without it, the label. */
+  hint?: string;
+  value: string;
+  onSearch: (words: string) => void;
+  isSmall?: boolean;
+}
+
+/** A field to search by; `className` is that of the whole. */
+export function SearchInput({ label, hint, value, onSearch, isSmall, className, onKeyDown }: SearchProps) {
+  return (
+    <label className={cx("relative block", className)}>
+      <span className="sr-only">{label}</span>
+      <SearchIcon
+        className={cx("absolute size-4 text-ink-faint", isSmall ? "top-1.5 left-2" : "top-2 left-2.5")}
+      />
+      <Input
+        type="search"
+        className={isSmall ? "h-7 pl-7 text-xs" : "pl-8"}
+        placeholder={hint ?? label}
+        value={value}
+        onChange={(event) => onSearch(event.target.value)}
+        onKeyDown={onKeyDown}
+      />
+    </label>
   );
 }
 
