@@ -47,6 +47,7 @@ def asked(studio: Studio, run: Path, **params: str | bool) -> dict[str, bytes]:
     """What the zip holds, each entry checked."""
     answer = studio.http.get(f"/api/runs/{run.name}/results.zip", params=params)
     assert answer.headers["content-type"] == "application/zip"
+    assert answer.headers["content-disposition"] == f'attachment; filename="{run.name}.zip"'
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert archive.testzip() is None
         return {name: archive.read(name) for name in archive.namelist()}

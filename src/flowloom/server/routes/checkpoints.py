@@ -109,7 +109,7 @@ def download_results(
 
     Made while it is sent, so its length is not known before."""
     files = [*_texts(run), *_weights(run, studio, checkpoints), *(_pictures(run, studio) if samples else ())]
-    headers = {"content-disposition": f"attachment; filename*=UTF-8''{quote(run.path.name)}.zip"}
+    headers = {"content-disposition": f'attachment; filename="{run.path.name}.zip"'}
     return StreamingResponse(zipped(files), media_type="application/zip", headers=headers)
 
 
