@@ -34,6 +34,7 @@ from flowloom.server.routes import (
     hub,
     kohya,
     models,
+    preflight,
     runs,
     samples,
     secrets,
@@ -51,7 +52,7 @@ from flowloom.trainers import ALL
 
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
-_RUNS = (runs, events, samples, checkpoints, kohya, training, chores)
+_RUNS = (runs, events, samples, checkpoints, kohya, preflight, training, chores)
 _DATASETS = (datasets, datasets_images, datasets_edits, datasets_uploads, datasets_work, stores)
 _ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)
 _FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError)
