@@ -66,6 +66,20 @@ def test_no_mark_of_an_address_within_a_path_leads_out(tmp_path: Path, path: str
     assert [problem.path for problem in roots.strays(config)] == ["dataloader.image_folder_path"]
 
 
+@pytest.mark.parametrize(
+    "word", ["preset=/etc/passwd", "preset=../x.toml", "x_dir=/etc", "x=~root/x", "x=~no-one/x"]
+)
+def test_no_argument_of_an_adapter_names_a_file_elsewhere(studio: Studio, word: str):
+    config = {"network": {"network_args": ["conv_dim=4", "preset=full", word]}}
+    for path in ("config", "config/preview", "preflight", "train/start"):
+        answer = studio.http.post(f"/api/kohya/{path}", json={"config": config}).json()
+        places = answer["problems"] if "problems" in answer else answer["errors"]
+        assert [place["pointer"] for place in places] == ["/config/network/network_args/2"]
+        told = "of nobody's home" if "~no-one" in word else "outside of the studio's folders"
+        assert told in places[0]["detail"]
+    assert studio.get("/api/runs")["runs"] == []
+
+
 @pytest.mark.parametrize("name", ["x:", "https:", "s3:"])
 def test_no_mark_of_an_address_within_a_path_leads_into_runs(studio: Studio, name: str):
     (studio.home / "data" / name).mkdir(exist_ok=True)

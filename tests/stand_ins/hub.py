@@ -25,7 +25,7 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.commits: list[str] = []
         self.requests: list[tuple[str, str, str]] = []
-        """Method, path with query, and everything sent but the Authorization header, as text."""
+        """Those that change something: method, path with query, and all but the Authorization header, as text."""
         self.failures: list[tuple[str, int]] = []
         """(part of a path, status) of answers to give first; 0 drops the connection."""
 
@@ -37,6 +37,11 @@ class Request(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def do_GET(self) -> None:
+        name = self.path.split("?")[0].removeprefix("/api/models/").removesuffix("/revision/main")
+        is_there = name in self.server.repos
+        self.answer({"id": name, "siblings": []} if is_there else {"error": "none"}, 200 if is_there else 404)
+
     def do_POST(self) -> None:
         body = self.take()
         if body is None:
@@ -45,7 +50,9 @@ class Request(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             wanted = json.loads(body)
             name = "/".join(part for part in (wanted.get("organization"), wanted["name"]) if part)
-            self.server.repos.setdefault(name, wanted["visibility"])
+            # Older clients say it in another way.
+            visibility = wanted.get("visibility") or ("private" if wanted["private"] else "public")
+            self.server.repos.setdefault(name, visibility)
             self.answer({"url": f"{self.server.url}/{name}"})
         elif path.endswith("/preupload/main"):
             files = json.loads(body)["files"]

@@ -12,7 +12,7 @@ import pytest
 
 from flowloom.cli import main
 from flowloom.spec.rundir import RunDir
-from flowloom.trainers.kohya.arguments import known_arguments, raw_problems
+from flowloom.trainers.kohya.arguments import known_arguments, path_in, raw_problems
 from flowloom.trainers.kohya.files import toml
 from flowloom.trainers.kohya.hooks import MARK
 from flowloom.trainers.kohya.trainer import TRAINER
@@ -132,6 +132,41 @@ def test_whole_sd15s_are_trained_by_the_script_that_takes_their_captions(
     assert not {"is_reg", "class_tokens", "caption_extension"} & subset.keys()
 
 
+@pytest.mark.parametrize(
+    ("word", "path"),
+    [
+        ("preset=sets/mine.toml", "sets/mine.toml"),
+        ("preset=mine.toml", "mine.toml"),
+        ("preset=full-lin", ""),
+        ("conv_dim=8", ""),
+        (r"network_reg_dims=double_blocks\.\d+=4", ""),
+        ("warm_file=x", "x"),
+        ("anything=../up", "../up"),
+        ("anything=~/up", "~/up"),
+        ("a word", ""),
+    ],
+)
+def test_paths_in_network_args_are_told_from_values(word: str, path: str) -> None:
+    assert path_in(word) == path
+
+
+def test_a_preset_of_lycoris_is_the_file_that_the_studio_looked_at(
+    kohya_config: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    least_checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = kohya_config(network={"network_args": ["algo=lokr", "preset=mine.toml", "preset=full"]})
+    given["training"] = {"optimizer_args": ["weight_decay=0.1", "x='/etc/passwd'"]}
+    told = {problem.path: problem.message for problem in TRAINER.check(given)}
+    assert told["network.network_args.1"] == "mine.toml does not exist."
+    assert "no optimizer takes one" in told["training.optimizer_args.1"]
+    assert not {"network.network_args.0", "network.network_args.2", "training.optimizer_args.0"} & told.keys()
+    config, _, _ = rendered(given, tmp_path / "runs")
+    assert config["network_args"] == ["algo=lokr", f"preset={tmp_path / 'mine.toml'}", "preset=full"]
+
+
 def test_masks_are_switched_on(kohya_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     given = kohya_config()
     del given["datasets"][0]["subsets"][0]["class_tokens"]
@@ -199,6 +234,10 @@ BAR = "steps:  12%|#2        | 240/2000 [04:10<30:34,  1.04s/it, avr_loss=0.412]
         (
             "steps:   0%|          | 0/10 [00:00<?, ?it/s]",
             {"kind": "progress", "batch": 0, "batches": 10, "batches_per_s": None},
+        ),
+        (
+            "failed to upload to HuggingFace / x : 401 Client Error",
+            {"kind": "warning", "message": "Not uploaded to the hub: 401 Client Error"},
         ),
         (f"{MARK}{{", None),
         ("epoch 3/10", None),

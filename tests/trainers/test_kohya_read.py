@@ -42,6 +42,7 @@ EVERYTHING: dict[str, Any] = {
         "prompts": ["a fox --w 8", "#1 girl"], "negative": "bad --h 3", "scale": 3.5, "guidance": 2.0,
         "sample_at_first": True,
     },
+    "hub": {"huggingface_repo_id": "me/fox", "save_state_to_huggingface": True},
 }  # fmt: skip
 
 
@@ -64,6 +65,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWLOOM_TRAINERS", str(tmp_path_factory.mktemp("list") / "trainers.json"))
         prepare(patch)
+        patch.setenv("HF_TOKEN", "hf_not-a-real-token")
         name_checkout("kohya", CHECKOUT, PYTHON)
         yield CHECKOUT
 

@@ -129,7 +129,7 @@ async function readKohya(files: readonly Brought[], body: Partial<Schemas["Broug
     isPart,
     known: isPart && Array.isArray(datasets) ? datasets.length : found.understood.length,
     leftOver: rest.config,
-    secrets: [...mine.taken, ...rest.taken],
+    secrets: [...mine.taken, ...rest.taken, ...Object.keys(found.dropped)],
     problems: isPart ? [] : found.problems,
     absent: named && !body.dataset_toml ? named : null,
   };

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeGuard
+from typing import Any
 
 from flowloom.errors import Problem
 from flowloom.server.endpoints import unfit_endpoint
 from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
+from flowloom.trainers.kohya.arguments import path_in
 
 _AN_ADDRESS = re.compile(r"(https?|s3|gs|az)://")
 """What is no file of this machine; a folder's name may hold such marks further on."""
@@ -53,8 +54,8 @@ class Roots:
         if isinstance(config, dict | list):
             for name, value in config.items() if isinstance(config, dict) else enumerate(config):
                 yield from self.named_by(value, f"{place}.{name}")
-        elif _is_path(place, config) and _can_be_written(config) and _can_be_there(config):
-            path = Path(config).expanduser().resolve()
+        elif _can_be_written(config) and (named := _path_in(place, config)) and _can_be_there(named):
+            path = Path(named).expanduser().resolve()
             if path not in {folder.resolve() for folder in self.folders.values()}:
                 yield path
 
@@ -76,15 +77,16 @@ class Roots:
             return f"{value!r} is no text: a half of a surrogate pair is in it."
         if place.endswith("storage.endpoint"):
             return unfit_endpoint(value)
-        if not _is_path(place, value):
+        path = _path_in(place, value)
+        if not path:
             return ""
-        if not _can_be_there(value):
-            return f"{value[:100]!r} is no path: it is too long, or has a zero in it."
-        if not self.holds(Path(value)):
+        if not _can_be_there(path):
+            return f"{path[:100]!r} is no path: too long, with a zero in it, or of nobody's home."
+        if not self.holds(Path(path)):
             names = ", ".join(f"{name} ({folder})" for name, folder in self.folders.items())
-            return f"{value!r} is outside of the studio's folders: {names}. Start it with --root NAME=DIR."
-        if place in _WRITTEN and self.reaches_runs(Path(value)):
-            return f"{value!r} reaches into the folder of runs: these are the studio's to make."
+            return f"{path!r} is outside of the studio's folders: {names}. Start it with --root NAME=DIR."
+        if place in _WRITTEN and self.reaches_runs(Path(path)):
+            return f"{path!r} reaches into the folder of runs: these are the studio's to make."
         return ""
 
 
@@ -98,20 +100,23 @@ def _can_be_written(value: Any) -> bool:
 
 def _can_be_there(path: str) -> bool:
     """Whether the system can be asked for a path at all."""
+    try:
+        Path(path).expanduser()
+    except RuntimeError:  # somebody's home, and there is nobody of that name
+        return False
     parts = path.encode().split(b"/")
     return "\0" not in path and max(map(len, parts)) <= 255 and sum(map(len, parts)) + len(parts) <= 4000
 
 
-def _is_path(place: str, value: Any) -> TypeGuard[str]:
-    """Whether `value`, found at `place` in a configuration, is the path of a file or folder."""
+def _path_in(place: str, value: Any) -> str:
+    """The path that `value`, found at `place` in a configuration, is or names; empty where it does not."""
     words = [word for word in place.split(".") if not word.isdecimal()]
-    return (
-        isinstance(value, str)
-        and value != ""
-        and not _AN_ADDRESS.match(value)
-        and bool(words)
-        and bool(_NAMES_A_PATH.search(words[-1]))
-    )
+    if not isinstance(value, str) or not words:
+        return ""
+    if words[-1] == "network_args":
+        return path_in(value)
+    is_path = _NAMES_A_PATH.search(words[-1]) and not _AN_ADDRESS.match(value)
+    return value if is_path else ""
 
 
 def inside(folder: Path, relative: str) -> Path:

@@ -3764,6 +3764,13 @@ export interface components {
                 [key: string]: unknown;
             };
             /**
+             * Dropped
+             * @description Keys that held a secret, and what to do instead.
+             */
+            dropped: {
+                [key: string]: string;
+            };
+            /**
              * Left Over
              * @description Keys that have no place here, with their values.
              */

@@ -35,6 +35,7 @@ class Understood(BaseModel):
     config: dict[str, Any] = Field(description="For POST /api/kohya/config.")
     understood: list[str]
     left_over: dict[str, Any] = Field(description="Keys that have no place here, with their values.")
+    dropped: dict[str, str] = Field(description="Keys that held a secret, and what to do instead.")
     problems: list[Place] = Field(description="What is wrong with it on this machine.")
 
 
@@ -49,5 +50,6 @@ def import_config(body: Brought, studio: StudioDep) -> Understood:
         config=found.config,
         understood=found.understood,
         left_over=found.left_over,
+        dropped=found.dropped,
         problems=Invalid.of(problems_of(studio, TRAINER, found.config)).errors,
     )

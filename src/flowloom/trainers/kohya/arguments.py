@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 import shlex
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ OWNED = frozenset(
         "output_dir",
         "output_name",
         "reg_data_dir",
+        "resume_from_huggingface",
         "resume",
         "sample_prompts",
         "train_data_dir",
@@ -33,6 +35,9 @@ OWNED = frozenset(
     }
 )
 """Arguments that would lead elsewhere, or hold a secret."""
+_PRESET = re.compile(r"[\w-]*")
+"""Names of LyCORIS' own presets are words; it opens all else as a file."""
+_OF_PATHS = re.compile(r"(^|_)(path|dir|folder|file|weights)s?$")
 Known = dict[str, bool]
 """Names of arguments, and whether a value follows."""
 
@@ -109,6 +114,19 @@ def _argument(call: ast.Call) -> Iterator[tuple[str, bool]]:
     for word in call.args:
         if isinstance(word, ast.Constant) and isinstance(word.value, str) and word.value.startswith("--"):
             yield word.value[2:], takes_value
+
+
+def path_in(argument: str) -> str:
+    """The path that NAME=VALUE of network_args names, as LyCORIS' `preset=FILE` does; empty where none."""
+    name, _, value = argument.partition("=")
+    is_file = name.strip() == "preset" and not _PRESET.fullmatch(value.strip())
+    return value if is_file or "/" in value or value.startswith("~") or _OF_PATHS.search(name) else ""
+
+
+def absolute_in(argument: str) -> str:
+    """NAME=VALUE with its path absolute: sd-scripts works in another folder than the studio."""
+    path = path_in(argument)
+    return f"{argument.removesuffix(path)}{Path(path).expanduser().absolute()}" if path else argument
 
 
 def raw_problems(text: str, known: Known) -> Iterator[Problem]:

@@ -215,6 +215,23 @@ class Saving(Section):
     """With what a resume needs."""
 
 
+class Hub(Section):
+    """Upload to the Hugging Face hub by sd-scripts itself; its token is HF_TOKEN of the secrets."""
+
+    huggingface_repo_id: Annotated[str, Field(max_length=96, pattern=r"^([\w.-]+/)?[\w.-]+$")] | None = None
+    """OWNER/NAME, made where it is not there; null: no upload."""
+    huggingface_repo_type: Literal["model", "dataset"] = "model"
+    """What the repository is for."""
+    huggingface_path_in_repo: Annotated[str, Field(max_length=256, pattern=r"^[\w. /-]*$")] = ""
+    """A folder in it; empty: none."""
+    huggingface_repo_visibility: Literal["private", "public"] = "private"
+    """Of a repository that is made."""
+    async_upload: bool = True
+    """Training goes on meanwhile; the last checkpoint is waited for."""
+    save_state_to_huggingface: bool = False
+    """What a resume needs as well: several times the weights."""
+
+
 class Sampling(Section):
     """Pictures during training."""
 
@@ -256,6 +273,7 @@ class KohyaConfig(Section):
     flow: FlowMatching = FlowMatching()
     memory: Memory = Memory()
     saving: Saving = Saving()
+    hub: Hub = Hub()
     sampling: Sampling = Sampling()
     raw_arguments: Text = ""
     """Further words for the script, such as `--fp8_base_unet`: they win over everything above."""

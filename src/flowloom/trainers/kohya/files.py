@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flowloom.trainers.kohya.arguments import absolute_in
 from flowloom.trainers.kohya.config import ImageFolder, KohyaConfig, Sampling
 from flowloom.trainers.kohya.families import FACTS, SAMPLING
 
@@ -47,6 +48,9 @@ def arguments_of(config: KohyaConfig, folder: Path) -> dict[str, Any]:
         "log_with": "tensorboard",
         "console_log_simple": True,
     }
+    if config.hub.huggingface_repo_id:
+        # An empty folder as well: sd-scripts uploads nothing where none is named.
+        values |= config.hub.model_dump(mode="json")
     if any(style_of(subset) == "conditioning_data_dir" for subset in _subsets(config)):
         values["masked_loss"] = True
     if config.sampling.prompts:
@@ -72,6 +76,8 @@ def _chosen(config: KohyaConfig) -> dict[str, Any]:
         values.pop("network_train_unet_only", None)
     for key in values.keys() & {*type(config.model).model_fields, "network_weights"}:
         values[key] = str(Path(values[key]).expanduser().absolute())
+    if "network_args" in values:
+        values["network_args"] = [absolute_in(word) for word in values["network_args"]]
     if config.training.max_train_epochs:
         values.pop("max_train_steps", None)
     return values

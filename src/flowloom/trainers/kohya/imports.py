@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from flowloom.errors import ConfigError, Problem
 from flowloom.trainers.kohya.config import DataSet, ImageFolder, KohyaConfig
 
-_SECTIONS = ("model", "network", "training", "flow", "memory", "saving")
+_SECTIONS = ("model", "network", "training", "flow", "memory", "saving", "hub")
 _HOMES = {key: name for name in _SECTIONS for key in type(getattr(KohyaConfig(), name)).model_fields}
 _SETS = frozenset(DataSet.model_fields) - {"subsets"}
 _SUBSETS = frozenset(ImageFolder.model_fields)
@@ -42,6 +42,10 @@ _OURS = frozenset(
 """What the studio sets itself."""
 
 
+_SECRETS = {"huggingface_token": "HF_TOKEN", "wandb_api_key": "WANDB_API_KEY"}
+"""Keys that hold a secret, and the name by which the studio keeps it."""
+
+
 @dataclass
 class Imported:
     """What a file said, in our words."""
@@ -50,6 +54,8 @@ class Imported:
     understood: list[str] = field(default_factory=list)
     left_over: dict[str, Any] = field(default_factory=dict)
     """Keys that have no place here, with their values."""
+    dropped: dict[str, str] = field(default_factory=dict)
+    """Keys that held a secret, and what to do instead: their values are told nobody."""
 
 
 def from_toml(text: str, dataset_toml: str = "") -> Imported:
@@ -127,6 +133,11 @@ def _sorted(values: dict[str, Any]) -> Imported:
             place[2][key] = _as_field(place[1], key, value)
         elif given in ("sdpa", "xformers"):
             found.config.setdefault("training", {})["attention"] = given
+        elif given in _SECRETS:
+            found.dropped[given] = (
+                f"a secret is no part of a configuration: set {_SECRETS[given]} in settings."
+            )
+            continue
         elif given not in _OURS:
             found.left_over[given] = value
             continue

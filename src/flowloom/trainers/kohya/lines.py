@@ -9,6 +9,7 @@ from typing import Any
 from flowloom.trainers.kohya.hooks import MARK
 
 _BAR = re.compile(r"steps:.*?\b(\d+)/(\d+) \[[\d:]+<[\d:?]+, +([\d.]+|\?) ?(s/it|it/s)")
+_HUB = re.compile(r"failed to (?:upload to|create) HuggingFace[^:]*: (.+)")
 
 
 def parse(line: str) -> dict[str, Any] | None:
@@ -25,6 +26,8 @@ def parse(line: str) -> dict[str, Any] | None:
         rate = 1 / number if number and unit == "s/it" else number
         # It counts this sitting's updates, as the epochs of others are counted.
         return {"kind": "progress", "batch": int(batch), "batches": int(batches), "batches_per_s": rate}
+    if found := _HUB.search(line):
+        return {"kind": "warning", "message": f"Not uploaded to the hub: {found[1]}"}
     if "caching latents" in line or "caching text encoder" in line:
         return {"kind": "phase", "name": "caching"}
     return None

@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from flowloom.errors import Problem
+from flowloom.errors import ConfigError, Problem
+from flowloom.spec.secrets import read_secrets
+from flowloom.trainers.kohya.arguments import path_in
 from flowloom.trainers.kohya.buckets import impossible
-from flowloom.trainers.kohya.config import DataSet, ImageFolder, KohyaConfig
+from flowloom.trainers.kohya.config import DataSet, Hub, ImageFolder, KohyaConfig
 from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.files import STYLES, script_of, style_of
 
@@ -22,6 +24,12 @@ def missing_files(config: KohyaConfig) -> Iterator[Problem]:
             yield Problem(f"model.{key}", f"is needed for {facts.title}.")
         yield from _not_there(f"model.{key}", value)
     yield from _not_there("network.network_weights", config.network.network_weights)
+    for i, word in enumerate(config.network.network_args):
+        yield from _not_there(f"network.network_args.{i}", path_in(word))
+    yield from _missing_data(config)
+
+
+def _missing_data(config: KohyaConfig) -> Iterator[Problem]:
     if not any(dataset.subsets for dataset in config.datasets):
         yield Problem("datasets", "holds no folder of pictures: give one under subsets.")
     for i, dataset in enumerate(config.datasets):
@@ -42,8 +50,13 @@ def misfits(config: KohyaConfig) -> Iterator[Problem]:
     for i, prompt in enumerate(config.sampling.prompts):
         if not prompt.strip():
             yield Problem(f"sampling.prompts.{i}", "is empty: sd-scripts would take its options for it.")
+    for i, word in enumerate(config.training.optimizer_args):
+        if "/" in word or "~" in word:
+            message = f"{word!r} looks like a path, and no optimizer takes one."
+            yield Problem(f"training.optimizer_args.{i}", message)
     yield from _of_names(config)
     yield from _of_precision(config)
+    yield from _of_hub(config.hub)
 
 
 def no_script(config: KohyaConfig) -> Problem:
@@ -97,6 +110,27 @@ def _of_precision(config: KohyaConfig) -> Iterator[Problem]:
     if trains_text and _encodes_once(config):
         message = "captions that are encoded once train no text encoder: set network_train_unet_only."
         yield Problem("memory.cache_text_encoder_outputs", message)
+
+
+def _of_hub(hub: Hub) -> Iterator[Problem]:
+    """sd-scripts only logs that an upload failed, and trains on."""
+    if hub.save_state_to_huggingface and not hub.huggingface_repo_id:
+        yield Problem("hub.save_state_to_huggingface", "needs huggingface_repo_id.")
+    if ".." in hub.huggingface_path_in_repo.split("/"):
+        yield Problem("hub.huggingface_path_in_repo", "leads out of the repository.")
+    if hub.huggingface_repo_id and not _has_token():
+        message = "nothing can be uploaded until HF_TOKEN is set: in settings, or in the environment."
+        yield Problem("hub.huggingface_repo_id", message)
+
+
+def _has_token() -> bool:
+    """Whether there is one in the secrets, or where huggingface_hub's own login keeps it."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    own = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
+    try:
+        return "HF_TOKEN" in read_secrets() or own.is_file()
+    except ConfigError:
+        return own.is_file()
 
 
 def _encodes_once(config: KohyaConfig) -> bool:
