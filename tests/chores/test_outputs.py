@@ -229,6 +229,16 @@ def test_what_cannot_be_drawn_is_told_before_it_starts(trained: RunDir, tmp_path
     assert "a LoRA for sdxl" in problems(**source, loras=[{"lora_path": str(other)}])["loras.0.lora_path"]
 
 
+def test_no_setting_has_a_limit_of_ours(trained: RunDir):
+    source = {"source_path": str(trained.path)}
+    large = {"steps": 5000, "cfg": 250.0, "guidance": 101.0, "width": 16_384, "first_n_steps_wo_cfg": 2000}
+    assert problems(**source, **large) == {}
+    assert problems(**source, grid={"steps": [2000], "cfg": [500.0], "lora_strengths": [-40.0]}) == {}
+    assert problems(**source, images_per_prompt=2000) == {}
+    assert problems(**source, images_per_prompt=2001).keys() == {"images_per_prompt"}
+    assert problems(**source, cfg=float("inf")).keys() == {"cfg"}
+
+
 def test_a_merge_wants_a_base_of_its_kind(trained: RunDir, tmp_path: Path):
     network = write_model(tmp_path / "sdxl.safetensors", SDXL_UNET)
     lora = tmp_path / "alone.safetensors"

@@ -25,7 +25,7 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.commits: list[str] = []
         self.requests: list[tuple[str, str, str]] = []
-        """Those that change something: method, path with query, and all but the Authorization header, as text."""
+        """Those that change something: method, path with query, all but the Authorization header."""
         self.failures: list[tuple[str, int]] = []
         """(part of a path, status) of answers to give first; 0 drops the connection."""
 

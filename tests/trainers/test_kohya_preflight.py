@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from flowloom.spec.rundir import RunDir
+from flowloom.trainers.base import Preset
 from flowloom.trainers.checkouts import name_checkout
 from flowloom.trainers.kohya.buckets import Buckets
 from flowloom.trainers.kohya.config import DataSet, KohyaConfig
@@ -305,3 +308,19 @@ def test_buckets_that_cannot_be_are_told_with_the_configuration(
     told = {problem.path: problem.message for problem in TRAINER.check(config)}
     assert told["datasets.0.min_bucket_reso"] == "is more than the resolution, 512."
     assert told["datasets.0.max_bucket_reso"] == "is less than the resolution, 512."
+
+
+RELEASED = {"chroma": (8_900_000_000, 3_500_000), "flux": (11_900_000_000, 4_700_000)}
+"""Parameters of the released networks, and rows and columns of the layers that a LoRA adapts."""
+
+
+@pytest.mark.parametrize(
+    "preset", [one for one in TRAINER.presets() if "GB" in one.title], ids=lambda one: one.name
+)
+def test_a_preset_that_names_a_card_leaves_a_quarter_of_it_to_activations(preset: Preset) -> None:
+    config = KohyaConfig.model_validate(preset.config)
+    network, sides = RELEASED[config.family]
+    parts = Counter({"network": network, "text encoders": 4_760_000_000, "vae": 84_000_000})
+    taken = footprint(config, Weights(parts, sides, 0, Counter())).memory
+    [size] = re.findall(r"(\d+) GB", preset.title)
+    assert sum(taken.values()) < 0.75 * int(size) * 1e9

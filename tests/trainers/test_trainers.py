@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from flowloom.spec.events import FIELDS
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import Control, RunDir
 from flowloom.trainers import ALL
-from flowloom.trainers.base import Trainer
+from flowloom.trainers.base import SourceKind, Trainer
 from flowloom.trainers.flow import TRAINER as FLOW
 
 COUNTED = {"batch", "batches", "batches_per_s"}
@@ -84,6 +85,21 @@ def test_presets_fit_the_schema(trainer: Trainer) -> None:
         given = {f"{section}.{key}" for section, keys in preset.config.items() for key in keys}
         assert not paths & given, preset.name
     assert trainer.defaults().keys() <= sections.keys()
+
+
+@EVERY
+def test_every_preset_tells_where_it_comes_from(trainer: Trainer) -> None:
+    places = {"documentation": "docs/|quickstart/", "paper": r"arXiv:\d{4}\.\d{5}", "code": r"\.py\b"}
+    for preset in trainer.presets():
+        assert preset.sources, preset.name
+        for source in preset.sources:
+            assert source.kind in get_args(SourceKind)
+            assert re.search(places.get(source.kind, "."), source.text), source
+        told = " ".join(source.text for source in preset.sources)
+        if re.search(r"\d+ GB|H100", preset.title):
+            assert re.search("card", told), "how is it known that it fits?"
+            kinds = {source.kind for source in preset.sources}
+            assert kinds & {"documentation", "measurement"} or "ot measured" in told
 
 
 @EVERY

@@ -30,6 +30,7 @@ class BuildConfig(Section):
     """Every line of a text file is a caption of its own; they take turns over the epochs."""
     caption_encoding: str = "utf-8"
     """Of text files without a mark."""
+    # What a row may have (data/rows.py).
     loss_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Where none is recorded."""
     with_repeats: bool = True
@@ -65,7 +66,8 @@ class LintConfig(Section):
     """FLOW's JSONL, or a folder of pictures with captions."""
     images_dir: str | None = None
     """What names are relative to; null: as the JSONL was built."""
-    base_resolution: Annotated[list[Annotated[int, Field(ge=64, le=8192)]], Field(min_length=1)] = [512]
+    # Buckets are made one by one, and become more as it grows.
+    base_resolution: Annotated[list[Annotated[int, Field(ge=64, le=2**16)]], Field(min_length=1)] = [512]
     """Of the buckets."""
     batch_size: Annotated[int, Field(ge=1)] = 1
     """Rows of a batch."""
@@ -73,6 +75,7 @@ class LintConfig(Section):
     """T5's; null: tokens are not counted."""
     max_tokens: Annotated[int, Field(ge=1)] = 512
     """What training cuts captions to."""
+    # Pictures that have nothing to do with each other differ in half of the bits: beyond that all are alike.
     near_bits: Annotated[int, Field(ge=-1, le=64)] = 8
     """Bits of 128 in which pictures that look alike may differ; -1 looks for none."""
     with_pictures: bool = True

@@ -13,7 +13,7 @@ from flowloom.data.library.look import look
 from flowloom.errors import Problem
 from flowloom.parts.base import Section
 
-Strength = Annotated[float, Field(ge=-10, le=10)]
+Strength = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ExportConfig(Section):

@@ -23,9 +23,9 @@ from flowloom.spec.run import ModelSection, ParallelSection, RunConfig
 
 MAX_PICTURES = 2000
 SamplerName = Literal["euler", "heun", "midpoint", "dpmpp_2m"]
-Steps = Annotated[int, Field(ge=1, le=1000)]
-Scale = Annotated[float, Field(ge=0, le=100)]
-Side = Annotated[Pixels, Field(le=8192)]
+"""What one run draws at most: a grid grows by multiplication, unseen."""
+Steps = Annotated[int, Field(ge=1)]
+Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class LoraSource(Section):
@@ -65,17 +65,19 @@ class SampleConfig(Section):
     """LoRAs to load on top."""
     weights: Literal["ema", "raw"] = "ema"
     """Of a run with an EMA: the average, or the weights themselves."""
-    prompts: Annotated[list[Annotated[str, Field(max_length=10_000)]], Field(min_length=1, max_length=500)]
+    prompts: Annotated[
+        list[Annotated[str, Field(max_length=10_000)]], Field(min_length=1, max_length=MAX_PICTURES)
+    ]
     """Each is drawn."""
     negative: Annotated[str, Field(max_length=10_000)] = ""
     """What guidance leads away from."""
-    images_per_prompt: Annotated[int, Field(ge=1, le=100)] = 1
+    images_per_prompt: Annotated[int, Field(ge=1, le=MAX_PICTURES)] = 1
     """Pictures of each prompt, from seeds that count up."""
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
     """Of the first picture of each prompt."""
-    width: Side = 1024
+    width: Pixels = 1024
     """In pixels, a multiple of 16."""
-    height: Side = 1024
+    height: Pixels = 1024
     """In pixels, a multiple of 16."""
     steps: Steps = 26
     """Sampler steps."""
@@ -83,7 +85,7 @@ class SampleConfig(Section):
     """Guidance by two passes; 1 is none."""
     guidance: Scale = 0.0
     """Distilled guidance fed to the network; Chroma is trained with 0."""
-    first_n_steps_wo_cfg: Annotated[int, Field(ge=-1, le=1000)] = 0
+    first_n_steps_wo_cfg: Annotated[int, Field(ge=-1)] = 0
     """Steps without guidance at the start; -1 turns it off."""
     sampler: SamplerName = "euler"
     """The algorithm."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from flowloom.errors import Problem
 from flowloom.spec.rundir import RunDir
+
+SourceKind = Literal["documentation", "code", "paper", "calculation", "measurement", "judgement"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,15 @@ class Command:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where some of a preset's values come from."""
+
+    kind: SourceKind
+    text: str
+    """Which values, and where they stand: a page, a paper, a file. Of a judgement: that it is ours."""
+
+
+@dataclass(frozen=True)
 class Preset:
     """A configuration to begin with."""
 
@@ -30,6 +41,8 @@ class Preset:
     note: str
     config: dict[str, Any]
     """What differs from the defaults, by section."""
+    sources: tuple[Source, ...]
+    """Of all that it sets, and of the card that its title names."""
 
 
 class Trainer(Protocol):

@@ -13,7 +13,7 @@ from flowloom.spec.flow_json import load_config
 from flowloom.spec.resume import FIXED
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
-from flowloom.trainers.base import Command, Preset
+from flowloom.trainers.base import Command, Preset, Source
 
 LORA: dict[str, Any] = {"lora": {"rank": 16, "alpha": 16}, "training": {"lr": 1e-4, "warmup_steps": 100}}
 PRESETS = [
@@ -26,6 +26,16 @@ PRESETS = [
             "training": LORA["training"] | {"train_minibatch": 1},
             "memory": {"checkpointed_blocks": "all"},
         },
+        sources=(
+            Source("documentation", "Rank and rate: the example of sd-scripts' docs/flux_train_network.md."),
+            Source(
+                "documentation",
+                "The card: SimpleTuner's quickstart/CHROMA.md tells about 16 GB for rank 16 on 8 bits.",
+            ),
+            Source(
+                "judgement", "Alpha, warm-up, micro-batch: ours. Not measured; the preflight calculates it."
+            ),
+        ),
     ),
     Preset(
         name="full-24gb",
@@ -42,6 +52,13 @@ PRESETS = [
             "optimizer": {"kind": "adamw_bf16"},
             "memory": {"checkpointed_blocks": "all"},
         },
+        sources=(
+            Source("code", "Rotation: lodestone-rock/flow, src/trainer/train_chroma.py, change_layer_every."),
+            Source("paper", "bfloat16 with stochastic rounding: Zamirai et al. 2020, arXiv:2010.06192."),
+            Source(
+                "judgement", "Rate, blocks, period and card: ours. Not measured; the preflight calculates it."
+            ),
+        ),
     ),
     Preset(
         name="full-8xh100",
@@ -56,6 +73,13 @@ PRESETS = [
             "parallel": {"dtype": "bf16", "trained_dtype": "bf16"},
             "memory": {"checkpointed_blocks": "all"},
         },
+        sources=(
+            Source("paper", "Moments in 8 bits: Dettmers et al. 2021, arXiv:2110.02861."),
+            Source("paper", "bfloat16 with stochastic rounding: Zamirai et al. 2020, arXiv:2010.06192."),
+            Source(
+                "judgement", "Rate, batch, warm-up, cards: ours. Not measured; the preflight calculates them."
+            ),
+        ),
     ),
 ]
 

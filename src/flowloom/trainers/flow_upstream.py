@@ -23,7 +23,7 @@ from flowloom.spec.problems import booleans_for_numbers, problems_of
 from flowloom.spec.results import as_it_is, checkpoints_of, last_saved_step
 from flowloom.spec.rundir import RunDir, write_json
 from flowloom.trainers import flow_start
-from flowloom.trainers.base import Command, Preset
+from flowloom.trainers.base import Command, Preset, Source
 from flowloom.trainers.checkouts import Checkout, checkouts_of
 from flowloom.trainers.flow import TRAINER as FLOW
 from flowloom.trainers.flow_dataclasses import FlowTrainer, names_of_trainers, read_trainer
@@ -41,12 +41,20 @@ PRESETS = [
             "trainer": "src.trainer.train_chroma",
             "training": {"lr": 1e-5, "trained_layer_keywords": ["double_blocks.0.", "single_blocks.0."]},
         },
+        sources=(
+            Source("code", "The trainer and its keywords: lodestone-rock/flow, src/trainer/train_chroma.py."),
+            Source("judgement", "Rate and blocks: ours, as an example."),
+        ),
     ),
     Preset(
         name="lora",
         title="LoRA",
         note="FLOW's own adapter: its files do not say their alpha.",
         config={"trainer": "src.trainer.train_chroma_lora", "lora": {"rank": 16, "alpha": 16}},
+        sources=(
+            Source("code", "The trainer: lodestone-rock/flow, src/trainer/train_chroma_lora.py."),
+            Source("judgement", "Rank: ours. Alpha is the rank, as loaders take it where a file tells none."),
+        ),
     ),
 ]
 

@@ -2887,6 +2887,8 @@ export interface components {
             name: string;
             /** Note */
             note: string;
+            /** Sources */
+            sources: components["schemas"]["SourceView"][];
             /** Title */
             title: string;
         };
@@ -3438,6 +3440,23 @@ export interface components {
              * @example the one that the studio printed
              */
             token: string;
+        };
+        /**
+         * SourceView
+         * @description Where some of a preset's values come from.
+         */
+        SourceView: {
+            /**
+             * Kind
+             * @example documentation
+             * @enum {string}
+             */
+            kind: "documentation" | "code" | "paper" | "calculation" | "measurement" | "judgement";
+            /**
+             * Text
+             * @example Rank and rate: the example of sd-scripts' docs/flux_train_network.md.
+             */
+            text: string;
         };
         /**
          * StageView

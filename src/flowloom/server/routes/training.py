@@ -21,7 +21,7 @@ from flowloom.server.problems import (
     shows,
 )
 from flowloom.server.runs import NAME, RunView
-from flowloom.trainers.base import Command
+from flowloom.trainers.base import Command, SourceKind
 
 router = APIRouter(tags=["training"], responses=problems(NoSuchTrainer))
 _MODELS = shows({"model.chroma_path": ["models/chroma.safetensors"]})
@@ -38,6 +38,13 @@ class TrainerView(BaseModel):
     has_preflight: bool = Field(description="Whether POST /api/NAME/preflight answers.", examples=[True])
 
 
+class SourceView(BaseModel):
+    """Where some of a preset's values come from."""
+
+    kind: SourceKind = Field(examples=["documentation"])
+    text: str = Field(examples=["Rank and rate: the example of sd-scripts' docs/flux_train_network.md."])
+
+
 class PresetView(BaseModel):
     """A configuration to begin with."""
 
@@ -45,6 +52,7 @@ class PresetView(BaseModel):
     title: str
     note: str
     config: dict[str, Any]
+    sources: list[SourceView]
 
 
 class ConfigView(BaseModel):

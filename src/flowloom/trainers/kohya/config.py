@@ -74,7 +74,7 @@ class ImageFolder(Section):
 class DataSet(Section):
     """Folders that are trained at one resolution."""
 
-    resolution: Annotated[int, Field(ge=64, le=4096)] = 1024
+    resolution: Annotated[int, Field(ge=64)] = 1024
     """Pixels, of a square of the same area."""
     batch_size: Positive = 1
     """Pictures a step on each device."""
@@ -239,9 +239,9 @@ class Sampling(Section):
     """One picture each."""
     negative: Text = ""
     """What not to show."""
-    width: Annotated[int, Field(ge=64, le=4096)] = 1024
+    width: Annotated[int, Field(ge=64)] = 1024
     """Pixels."""
-    height: Annotated[int, Field(ge=64, le=4096)] = 1024
+    height: Annotated[int, Field(ge=64)] = 1024
     """Pixels."""
     steps: Positive = 28
     """Of the sampler."""

@@ -23,28 +23,9 @@ from flowloom.trainers.kohya.arguments import known_arguments, raw_problems
 from flowloom.trainers.kohya.config import KohyaConfig
 from flowloom.trainers.kohya.files import arguments_of, script_of, write_files
 from flowloom.trainers.kohya.misfits import misfits, missing_files, no_script
+from flowloom.trainers.kohya.presets import PRESETS
 
 NAME = "kohya"
-PRESETS = [
-    Preset(
-        name="chroma-lora-16gb",
-        title="Chroma LoRA, 16 GB",
-        note="The base in 8 bits; the mask, guidance and prediction that Chroma needs.",
-        config={"family": "chroma", "memory": {"fp8_base": True}, "network": {"network_dim": 16}},
-    ),
-    Preset(
-        name="sdxl-lora",
-        title="SDXL LoRA",
-        note="With both text encoders frozen.",
-        config={"family": "sdxl", "network": {"network_dim": 32, "network_train_unet_only": True}},
-    ),
-    Preset(
-        name="flux-lora-24gb",
-        title="FLUX LoRA, 24 GB",
-        note="The base in 8 bits, captions encoded once.",
-        config={"family": "flux", "memory": {"fp8_base": True, "cache_text_encoder_outputs": True}},
-    ),
-]
 _STATE = re.compile(r"(?:-from(\d{8}))?-step(\d{8})-state$")
 
 
