@@ -97,7 +97,7 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
         settings=settings,
         roots=roots,
         shelf=shelf,
-        queue=Queue(shelf, {**ALL, **CHORES}, devices, settings.state_dir / "locks"),
+        queue=Queue(shelf, {**ALL, **CHORES}, devices, settings.state_dir),
         trainers=ALL,
         gauge=Gauge(settings.roots),
         datasets=DataSets(roots, settings.state_dir),

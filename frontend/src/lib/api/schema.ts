@@ -647,7 +647,11 @@ export interface paths {
         delete?: never;
         options?: never;
         head?: never;
-        patch?: never;
+        /**
+         * Pause the queue, or let it go on
+         * @description What runs goes on in any case. Kept until it is changed, over restarts as well.
+         */
+        patch: operations["runs-change_queue"];
         trace?: never;
     };
     "/api/roots": {
@@ -2784,6 +2788,23 @@ export interface components {
             title: string;
         };
         /**
+         * Pause
+         * @description Nothing is started; what runs goes on.
+         */
+        Pause: {
+            /**
+             * Run
+             * @description The run that failed; null: somebody paused it.
+             * @example fox-lora
+             */
+            run?: string | null;
+            /**
+             * Since
+             * @description Seconds since 1970.
+             */
+            since: number;
+        };
+        /**
          * Place
          * @description One thing wrong with what was sent.
          */
@@ -2948,6 +2969,24 @@ export interface components {
             samples_per_s?: number | null;
         };
         /**
+         * QueueChange
+         * @description What is given is changed.
+         */
+        QueueChange: {
+            /**
+             * On Fail
+             * @description `pause`: a run that fails keeps those behind it from starting.
+             * @example pause
+             */
+            on_fail?: ("go-on" | "pause") | null;
+            /**
+             * Paused
+             * @description Whether nothing is started until it is told to go on.
+             * @example false
+             */
+            paused?: boolean | null;
+        };
+        /**
          * QueuePage
          * @description The runs that wait, in their order.
          */
@@ -2961,6 +3000,14 @@ export interface components {
              *     ]
              */
             devices: string[];
+            /**
+             * On Fail
+             * @description What a run that fails, or whose process is killed, does to those behind it.
+             * @enum {string}
+             */
+            on_fail: "go-on" | "pause";
+            /** @description Since when nothing is started, and why; null: it goes on. */
+            pause: components["schemas"]["Pause"] | null;
             /** Runs */
             runs: components["schemas"]["RunView"][];
         };
@@ -3199,7 +3246,7 @@ export interface components {
             max_steps?: number | null;
             /**
              * Note
-             * @description Why it still waits, where that is not the queue.
+             * @description Why it still waits, where it is not for its turn.
              */
             note?: string | null;
             /** Peak Memory Mib */
@@ -10092,6 +10139,132 @@ export interface operations {
             cookie?: never;
         };
         requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["QueuePage"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "runs-change_queue": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["QueueChange"];
+            };
+        };
         responses: {
             /** @description Successful Response */
             200: {
