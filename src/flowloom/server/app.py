@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -18,6 +19,7 @@ from flowloom.server import problems
 from flowloom.server.cards import SECONDS_BETWEEN_NOTES, note_loads
 from flowloom.server.datasets.library import DataSets
 from flowloom.server.deps import Studio
+from flowloom.server.idle import IdleHook
 from flowloom.server.pages import Pages
 from flowloom.server.queue import Queue
 from flowloom.server.roots import Roots
@@ -73,6 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.is_closing = lambda: False
+    app.state.used_at = time.monotonic()
     app.add_middleware(Guard, token=settings.token)
     problems.install(app)
     for routes in _ROUTES:
@@ -109,7 +112,10 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     studio = await asyncio.to_thread(open_studio, app.state.settings, lambda: app.state.is_closing())
     app.state.studio = studio
-    endless = [asyncio.create_task(each(studio)) for each in (_tick_for_ever, _note_for_ever)]
+    endless = [
+        asyncio.create_task(each)
+        for each in (_tick_for_ever(studio), _note_for_ever(studio), _rest_for_ever(app, studio))
+    ]
     yield
     for each in endless:
         each.cancel()
@@ -139,6 +145,19 @@ async def _note_for_ever(studio: Studio) -> None:
         except (*_FAULTS, sqlite3.Error, FlowloomError):
             _log.exception("what the cards do could not be noted; trying again")
         await asyncio.sleep(SECONDS_BETWEEN_NOTES)
+
+
+async def _rest_for_ever(app: FastAPI, studio: Studio) -> None:
+    settings = studio.settings
+    if settings.when_idle is None:
+        return
+    hook = IdleHook(settings.when_idle, settings.idle_minutes * 60, settings.home)
+    while True:
+        try:
+            await asyncio.to_thread(hook.look, studio.queue.is_busy, app.state.used_at)
+        except (OSError, sqlite3.Error):
+            _log.exception("--when-idle could not be looked after")
+        await asyncio.sleep(1)
 
 
 def _route_id(route: APIRoute) -> str:

@@ -196,6 +196,12 @@ class Queue:
         run_dir.request(what)
         return view
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run runs, or one waits that will."""
+        store = self.shelf.store
+        return bool(store.with_states("running", "stopping") or (store.queue() and not self.standing.pause))
+
     def set_standing(self, on_fail: OnFail | None, is_paused: bool | None) -> None:
         """Say what a run that fails does to the queue; pause it, or let it go on."""
         with self.mutex:

@@ -23,6 +23,9 @@ class Settings:
     """Without one, only loopback is answered."""
     devices: tuple[str, ...] = ()
     """Those to share out; none: all that are found."""
+    when_idle: str | None = field(default=None, repr=False)
+    """A shell command for when nothing has run, and nothing was changed, for `idle_minutes`."""
+    idle_minutes: float = 30.0
 
     @property
     def state_dir(self) -> Path:
