@@ -51,10 +51,10 @@ function Standing({ page }: { page: Schemas["QueuePage"] }) {
   });
   return (
     <>
-      <label className="flex items-center gap-1.5 text-xs text-ink-soft">
+      <label className="flex items-center gap-1.5 text-xs whitespace-nowrap text-ink-soft">
         When a run fails
         <Select
-          className="h-7 text-xs"
+          className="w-auto! h-7 text-xs"
           value={page.on_fail}
           disabled={isPending}
           onChange={({ target }) => mutate({ on_fail: target.value as Schemas["QueuePage"]["on_fail"] })}
