@@ -29,6 +29,7 @@ from flowloom.server.routes import (
     datasets,
     datasets_edits,
     datasets_images,
+    datasets_import,
     datasets_uploads,
     datasets_work,
     events,
@@ -54,7 +55,8 @@ from flowloom.trainers import ALL
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
 _RUNS = (runs, events, samples, checkpoints, kohya, training, chores)
-_DATASETS = (datasets, datasets_images, datasets_edits, datasets_uploads, datasets_work, stores)
+_PICTURES = (datasets_images, datasets_edits, datasets_uploads)
+_DATASETS = (datasets, *_PICTURES, datasets_import, datasets_work, stores)
 _ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)
 _FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError)
 """Of ours as well: what stood still for ever because of one run would be worse than any of them."""
