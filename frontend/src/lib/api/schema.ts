@@ -92,6 +92,27 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/datasets/import": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Bring a data set from an address or the hub
+         * @description Queues a run that downloads and unpacks it, and goes on where it was stopped or killed. The data set
+         *     appears whole or not at all; of a table, parquet or metadata.jsonl, NAME.jsonl is built as well.
+         */
+        post: operations["datasets-import_dataset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/datasets/{dataset}": {
         parameters: {
             query?: never;
@@ -2319,10 +2340,10 @@ export interface components {
             wants_token: boolean;
         };
         /**
-         * HubFile
+         * HubFileView
          * @description One file of a repository.
          */
-        HubFile: {
+        HubFileView: {
             /**
              * Name
              * @example Chroma1-HD.safetensors
@@ -2405,6 +2426,56 @@ export interface components {
              * @description Of those that are asked for.
              */
             total: number;
+        };
+        /**
+         * Import
+         * @description Where a data set comes from.
+         */
+        Import: {
+            /**
+             * Below
+             * @description Only what lies below this folder of it.
+             * @default
+             */
+            below?: string;
+            /**
+             * Encoding
+             * @description Of names in an archive that does not say.
+             * @default
+             */
+            encoding?: string;
+            /**
+             * Name
+             * @description Of the new data set.
+             * @example fox
+             */
+            name: string;
+            /**
+             * Repo
+             * @description Or a data set of the hub, OWNER/NAME.
+             * @default
+             * @example
+             */
+            repo?: string;
+            /**
+             * Revision
+             * @description Branch, tag or commit of the repository.
+             * @default main
+             */
+            revision?: string;
+            /**
+             * Sha256
+             * @description What the file at `url` must be.
+             * @default
+             */
+            sha256?: string;
+            /**
+             * Url
+             * @description Of a zip, a tar or a table.
+             * @default
+             * @example https://example.org/fox.zip
+             */
+            url?: string;
         };
         /**
          * Lacking
@@ -3108,7 +3179,7 @@ export interface components {
          */
         Repository: {
             /** Files */
-            files: components["schemas"]["HubFile"][];
+            files: components["schemas"]["HubFileView"][];
             /**
              * Repo
              * @example lodestones/Chroma1-HD
@@ -4645,6 +4716,149 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "There is no such file.",
                      *       "type": "urn:flowloom:no-such-file"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is a data set of this name. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "There is a data set of this name.",
+                     *       "type": "urn:flowloom:data-set-taken"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That name cannot be used. What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "That name cannot be used.",
+                     *       "type": "urn:flowloom:unfit-name"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-import_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Import"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RunView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
