@@ -13,7 +13,7 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -224,11 +224,13 @@ def _unpack(what: Unpacking, name: str, progress: Progress) -> Unpacked:
 def _bounded_memory() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    with suppress(ValueError, OSError):  # not every system has it
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _add(total: Unpacked, found: Unpacked) -> None:
@@ -241,7 +243,7 @@ def _add(total: Unpacked, found: Unpacked) -> None:
 def _take(path: Path, name: str, made: Path, total: Unpacked) -> None:
     """Have a file in the set that stays among the downloads until the set has its name."""
     try:
-        if split_suffix(name)[1] == "" and path.open("rb").read(4) == b"PAR1":
+        if split_suffix(name)[1] == "" and _begins_as_parquet(path):
             name = f"{name}.parquet"
         target = place_for(made, fit(name))
         try:
@@ -256,6 +258,11 @@ def _take(path: Path, name: str, made: Path, total: Unpacked) -> None:
         return
     total.num_files += 1
     total.num_pictures += split_suffix(name)[1] in PICTURES
+
+
+def _begins_as_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def _place(made: Path, target: Path) -> None:
