@@ -16,6 +16,7 @@ import flowloom
 from flowloom.chores import ALL as CHORES
 from flowloom.errors import FlowloomError
 from flowloom.server import problems
+from flowloom.server.below import Below
 from flowloom.server.cards import SECONDS_BETWEEN_NOTES, note_loads
 from flowloom.server.datasets.library import DataSets
 from flowloom.server.deps import Studio
@@ -70,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=flowloom.__version__,
         summary="Runs, queue and files of Flowloom, by HTTP.",
         openapi_url="/api/openapi.json",
+        servers=[{"url": settings.path}] if settings.path else None,
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
@@ -79,11 +81,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.is_closing = lambda: False
     app.state.used_at = time.monotonic()
     app.add_middleware(Guard, token=settings.token)
+    app.add_middleware(Below, path=settings.path)
     problems.install(app)
     for routes in _ROUTES:
         app.include_router(routes.router, prefix="/api")
     # Not mounted: a path that has a route, asked in a wrong way, is the API's to answer.
-    app.router.default = Pages()
+    app.router.default = Pages(settings.path)
     plain = app.openapi
     app.openapi = lambda: app.openapi_schema or problems.describe(plain())
     return app

@@ -19,6 +19,8 @@ class Settings:
     """Further folders by name."""
     host: str = "127.0.0.1"
     port: int = 7860
+    path: str = ""
+    """Below which all of it lies for browsers, such as /studio; a proxy may take it away or leave it."""
     token: str | None = field(default=None, repr=False)
     """Without one, only loopback is answered."""
     devices: tuple[str, ...] = ()

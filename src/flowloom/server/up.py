@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flowloom.errors import RunError, is_disk_full
+from flowloom.server.below import below
 from flowloom.server.locks import hold
 from flowloom.server.settings import Settings, is_loopback
 from flowloom.spec.rundir import write_json
 
-USAGE = "[--home DIR] [--host ADDRESS] [--port N] [--root NAME=DIR ...] [--token TOKEN] [--when-idle COMMAND]"
+USAGE = "[--home DIR] [--host ADDRESS] [--port N] [--root NAME=DIR ...] [--token TOKEN] [...]"
 _GRACE_S = 3
 
 
@@ -36,6 +37,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="to listen on; any but loopback demands a token",
     )
     add("--port", type=int, default=7860, metavar="N", help="default: 7860; 0: a free one")
+    add(
+        "--path",
+        type=below,
+        default=os.environ.get("FLOWLOOM_PATH", ""),
+        metavar="PATH",
+        help="where a proxy shows it, /studio say; default: FLOWLOOM_PATH, or a host name of its own",
+    )
     add(
         "--root",
         type=_root,
@@ -84,18 +92,19 @@ def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
     settings = Settings(
         home,
         dict(asked.root),
-        asked.host,
-        asked.port,
-        token,
-        tuple(asked.device),
-        asked.when_idle,
-        asked.idle_minutes,
+        host=asked.host,
+        port=asked.port,
+        path=asked.path,
+        token=token,
+        devices=tuple(asked.device),
+        when_idle=asked.when_idle,
+        idle_minutes=asked.idle_minutes,
     )
     if lock is None:
         raise RunError(f"{home}: another studio serves it already: {_who(settings.state_dir)}")
     with _listen(settings) as listener:
         port = listener.getsockname()[1]
-        url = f"http://{_shown(settings.host)}:{port}"
+        url = f"http://{_shown(settings.host)}:{port}{settings.path}"
         with _writing_to(home):
             write_json(settings.state_dir / "server.json", {"pid": os.getpid(), "url": url})
         # One that somebody chose is known to them, and standard error may be a journal that others read.
