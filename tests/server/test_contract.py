@@ -30,10 +30,12 @@ print(json.dumps([time.perf_counter() - began, sorted(sys.modules)]))
 OPENED = create_app(Settings(Path())).openapi()
 PATHS: dict[str, dict[str, Any]] = OPENED["paths"]
 RUN = {"id", "trainer", "state", "phase", "step", "checkpoint", "error"}
+EXAMINED = {"can_run", "problems", "data", "memory", "disk", "time", "advice", "hints"}
 TRAINERS_ROUTES = {
     ("get", "config", "200"): {"schema", "defaults", "presets"},
     ("post", "config", "200"): {"is_valid", "problems"},
     ("post", "config/preview", "200"): {"is_valid", "problems", "files", "command"},
+    ("post", "preflight", "200"): EXAMINED,
     ("post", "train/start", "201"): RUN,
     ("post", "train/stop", "200"): RUN,
     ("get", "train/status", "200"): {"running", "queued"},

@@ -1,4 +1,4 @@
-"""The library's work on data sets by HTTP: lint, conversion there and back, preflight, buckets."""
+"""The library's work on data sets by HTTP: lint, conversion there and back, buckets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -92,14 +92,6 @@ def test_what_cannot_be_done_is_told_with_its_reason(one_studio: Studio):
     answer = one_studio.http.post("/api/datasets/empty/convert", json={})
     assert answer.status_code == 409
     assert "not one picture" in answer.json()["detail"]
-
-
-def test_a_run_is_examined_before_it_starts(one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]):
-    told = one_studio.post("/api/flow/preflight", {"config": tiny_config(), "samples_per_s": 2.0}, 200)
-    assert told["data"]["rows"] > 0
-    assert told["time"]["samples_per_s"] == 2.0
-    wrong = tiny_config(dataloader={"jsonl_metadata_path": "/etc/passwd"})
-    assert one_studio.http.post("/api/flow/preflight", json={"config": wrong}).status_code == 422
 
 
 def test_a_build_that_was_stopped_reads_on(tmp_path: Path):

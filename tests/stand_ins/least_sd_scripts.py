@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from flowloom.trainers.checkouts import name_checkout
+from flowloom.trainers.kohya.config import KohyaConfig
+from flowloom.trainers.kohya.families import FACTS
+from flowloom.trainers.kohya.files import arguments_of
 
 SCRIPT = """
 import argparse, tomllib, sys, time
@@ -120,6 +123,15 @@ def least_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "trainers.json"))
     name_checkout("kohya", folder, Path(sys.executable))
     return folder
+
+
+def let_it_take_everything(checkout: Path, script: str) -> None:
+    """Give a checkout a script with an argparse that knows every key of the studio, and nothing else."""
+    keys = {key for _, section in KohyaConfig() for key in getattr(type(section), "model_fields", ())}
+    keys |= arguments_of(KohyaConfig(), checkout).keys() | FACTS["chroma"].values.keys()
+    keys |= {"max_token_length", "network_module", "sdpa"}
+    lines = (f'    parser.add_argument("--{key}")' for key in sorted(keys))
+    (checkout / script).write_text("\n".join(["def setup_parser():", *lines, ""]))
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ class Chore(Generic[Config]):
     """What is wrong with a well-formed configuration: files that are not there ..."""
     abilities: frozenset[str] = frozenset({"stop"})
     writes_events: bool = True
+    examiner: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ("",)
 
     def schema(self) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from flowloom.server.routes import (
     hub,
     kohya,
     models,
+    preflight,
     runs,
     samples,
     secrets,
@@ -55,7 +56,7 @@ from flowloom.trainers import ALL
 
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
-_RUNS = (runs, events, samples, checkpoints, kohya, training, chores)
+_RUNS = (runs, events, samples, checkpoints, kohya, preflight, training, chores)
 _PICTURES = (datasets_images, datasets_edits, datasets_uploads)
 _DATASETS = (datasets, *_PICTURES, datasets_import, datasets_work, stores)
 _ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)

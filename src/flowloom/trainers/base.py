@@ -46,6 +46,9 @@ class Trainer(Protocol):
     """Whether a run of it uses every device that it is given; others use one, and may be given no more."""
     writes_events: bool
     """Whether its process writes events.jsonl itself. For others their keeper does (server/scribe.py)."""
+    examiner: tuple[str, ...]
+    """Words after `python -m` of the program that tells, in JSON, what a run of it will take before it
+    starts; the configuration's path follows, and --runs-dir, --gpu-gib, --samples-per-s. Empty: none can."""
     fixed: tuple[str, ...]
     """Where the keys begin that a run keeps when it is resumed with changes: its checkpoints depend on them.
     An empty text stands for all keys."""

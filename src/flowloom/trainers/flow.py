@@ -65,6 +65,7 @@ class Flow:
 
     name, title, abilities = "flow", "FLOW", frozenset({"stop", "checkpoint", "sample"})
     needs_device = uses_all_devices = writes_events = True
+    examiner: tuple[str, ...] = ("flowloom.cli", "preflight", "--json")
     fixed: tuple[str, ...] = FIXED
 
     def schema(self) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class FlowUpstream:
     name, title, abilities = NAME, "FLOW, upstream", frozenset[str]()
     needs_device = uses_all_devices = True
     writes_events = False
+    examiner: tuple[str, ...] = ()
     fixed: tuple[str, ...] = (
         "checkout",
         "trainer",

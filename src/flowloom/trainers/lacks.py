@@ -48,7 +48,7 @@ def lacks(trainer: str, checkout: Checkout) -> list[str]:
         return [f"its scripts: {checkout.path} is no checkout of it, or only a part"]
     gone = sorted(set(names) - set(there))
     modules = _outside(checkout.path, there) | _LATER.get(trainer, set())
-    return [*gone, *_not_found(checkout, sorted(modules))]
+    return [*gone, *modules_not_found(checkout, sorted(modules))]
 
 
 def _kohyas_scripts() -> list[str]:
@@ -58,7 +58,8 @@ def _kohyas_scripts() -> list[str]:
     return sorted(scripts)
 
 
-def _not_found(checkout: Checkout, modules: list[str]) -> list[str]:
+def modules_not_found(checkout: Checkout, modules: list[str]) -> list[str]:
+    """Which of `modules` the checkout's Python has not; or what is wrong with that Python, in words."""
     try:
         asked = subprocess.run(
             [checkout.python, "-c", _FIND, *modules],

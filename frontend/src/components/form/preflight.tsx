@@ -16,28 +16,40 @@ interface Parts {
   total: number;
   free: number;
   fits: boolean;
+  /** Of a coarse estimate: what it leaves out. */
+  not_counted?: string[];
 }
 
+/** Sections are empty where nothing can be told. */
 interface Found {
   can_run: boolean;
   problems: { path: string; message: string }[];
-  data: {
-    rows: number;
-    steps_per_epoch: number;
-    buckets: { width: number; height: number; rows: number }[];
-    left_out: Record<string, number>;
-  } | null;
-  memory: (Parts & { usable_share?: number }) | null;
-  disk: Parts | null;
+  data: Partial<Data>;
+  memory: Partial<Parts>;
+  disk: Partial<Parts>;
   time: {
-    samples_per_s: number;
-    source: string;
-    epoch_s: number;
-    total_s: number | null;
-    steps: number | null;
-  } | null;
+    samples_per_s?: number | null;
+    source?: string;
+    epoch_s?: number;
+    total_s?: number | null;
+    steps?: number | null;
+    epochs?: number | null;
+  };
   advice: string[];
+  hints: string[];
 }
+
+interface Data {
+  rows: number;
+  steps_per_epoch: number;
+  buckets: { width: number; height: number; rows: number }[];
+  left_out: Record<string, number>;
+  /** Of Kohya: without repeats. */
+  pictures?: number;
+  regularisation?: number;
+}
+
+const isWhole = <T extends object>(part: Partial<T>): part is T => Object.keys(part).length > 0;
 
 /** What a total is made of, against what there is. */
 function Stack({ title, found }: { title: string; found: Parts }) {
@@ -71,18 +83,51 @@ function Stack({ title, found }: { title: string; found: Parts }) {
           </li>
         ))}
       </ul>
+      {found.not_counted && (
+        <details className="text-2xs text-ink-faint">
+          <summary className="cursor-pointer">Coarse: what is not counted</summary>
+          <ul className="mt-1 grid list-disc gap-0.5 pl-4">
+            {found.not_counted.map((each) => (
+              <li key={each}>{each}</li>
+            ))}
+          </ul>
+        </details>
+      )}
     </div>
   );
 }
 
-function Buckets({ data }: { data: NonNullable<Found["data"]> }) {
+/** How long it takes, as far as that is known. */
+function Time({ time }: { time: Found["time"] }) {
+  const steps = time.steps != null && time.epochs != null && (
+    <>
+      {count(time.steps)} steps, {figure(time.epochs, 3)} epochs
+    </>
+  );
+  if (time.epoch_s == null || time.samples_per_s == null) {
+    return steps && <p className="text-xs font-medium">{steps}</p>;
+  }
+  return (
+    <p className="text-xs">
+      <span className="font-medium">
+        {time.total_s == null ? `${duration(time.epoch_s)} an epoch` : duration(time.total_s)}
+      </span>{" "}
+      {steps && <>for {steps} </>}at {figure(time.samples_per_s, 3)} samples/s{" "}
+      <span className="text-ink-faint">({time.source})</span>
+    </p>
+  );
+}
+
+function Buckets({ data }: { data: Data }) {
   const most = Math.max(...data.buckets.map((bucket) => bucket.rows), 1);
   const left = Object.entries(data.left_out).filter(([, number]) => number > 0);
   return (
     <div className="grid gap-1.5">
       <p className="text-xs">
-        <span className="font-medium">{count(data.rows)} rows</span>, {count(data.steps_per_epoch)} steps an
-        epoch
+        <span className="font-medium">{count(data.rows)} rows</span>
+        {data.pictures !== undefined && <> of {count(data.pictures)} pictures</>}
+        {data.regularisation ? <>, {count(data.regularisation)} of them regularisation</> : null},{" "}
+        {count(data.steps_per_epoch)} steps an epoch
       </p>
       <ul className="grid max-h-40 gap-0.5 overflow-y-auto">
         {data.buckets.map((bucket) => (
@@ -108,9 +153,11 @@ function Buckets({ data }: { data: NonNullable<Found["data"]> }) {
 }
 
 /** What a run will need, told before it starts; and how to make it fit. */
-export function Preflight({ config, isReady }: { config: Tree; isReady: boolean }) {
+export function Preflight({ trainer, config, isReady }: { trainer: string; config: Tree; isReady: boolean }) {
   const { set } = useForm();
-  const look = useMutation({ mutationFn: () => fetchJson<Found>("/api/flow/preflight", { config }) });
+  const look = useMutation({
+    mutationFn: () => fetchJson<Found>(`/api/${trainer}/preflight`, { config }),
+  });
   const { reset } = look;
   // biome-ignore lint/correctness/useExhaustiveDependencies: what was found is of another configuration
   useEffect(() => reset(), [config]);
@@ -140,20 +187,17 @@ export function Preflight({ config, isReady }: { config: Tree; isReady: boolean 
               {problem.path}: {problem.message}
             </p>
           ))}
-          {found.memory && <Stack title="Memory" found={found.memory} />}
-          {found.disk && <Stack title="Disk" found={found.disk} />}
-          {found.time && (
-            <p className="text-xs">
-              <span className="font-medium">
-                {found.time.total_s == null
-                  ? `${duration(found.time.epoch_s)} an epoch`
-                  : duration(found.time.total_s)}
-              </span>{" "}
-              at {figure(found.time.samples_per_s, 3)} samples/s{" "}
-              <span className="text-ink-faint">({found.time.source})</span>
-            </p>
+          {isWhole<Parts>(found.memory) && <Stack title="Memory" found={found.memory} />}
+          {isWhole<Parts>(found.disk) && <Stack title="Disk" found={found.disk} />}
+          <Time time={found.time} />
+          {isWhole<Data>(found.data) && <Buckets data={found.data} />}
+          {found.hints.length > 0 && (
+            <ul className="grid list-disc gap-1 pl-4 text-xs text-weld" aria-label="Hints">
+              {found.hints.map((each) => (
+                <li key={each}>{each}</li>
+              ))}
+            </ul>
           )}
-          {found.data && <Buckets data={found.data} />}
           {found.advice.length > 0 && (
             <div className="grid gap-1.5">
               <p className="text-xs font-medium">What to change, in this order and together</p>

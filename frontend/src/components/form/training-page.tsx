@@ -11,7 +11,7 @@ import { Choice } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
 import { Problem } from "@/lib/api/client";
-import { runConfig, trainerConfig, trainerModels } from "@/lib/api/queries";
+import { runConfig, trainerConfig, trainerModels, trainers } from "@/lib/api/queries";
 import { byPath, useCheck } from "@/lib/check";
 import { useDraft } from "@/lib/draft";
 import { hintsOf } from "@/lib/hints";
@@ -107,6 +107,8 @@ function useFrom(setConfig: (config: Tree) => void, defaults: Tree | undefined) 
 
 export function TrainingPage({ trainer, title, lead, missing }: Props) {
   const { data: made, error, refetch } = useQuery(trainerConfig(trainer));
+  const { data: known } = useQuery(trainers);
+  const canExamine = known?.find((each) => each.name === trainer)?.has_preflight;
   const { data: candidates } = useQuery({ ...trainerModels(trainer), enabled: made !== undefined });
   const [search, setSearch] = useState("");
   const isLater = useLater(made !== undefined);
@@ -275,8 +277,12 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
               onShow={onShow}
               hints={trainer === "flow" ? hintsOf(whole) : []}
             />
-            {trainer === "flow" && (
-              <Preflight config={draft.config} isReady={problems.size === 0 && !isChecking} />
+            {canExamine && (
+              <Preflight
+                trainer={trainer}
+                config={draft.config}
+                isReady={problems.size === 0 && !isChecking}
+              />
             )}
             <Outcome trainer={trainer} config={draft.config} name={draft.name} isOpen={trainer !== "flow"} />
             <JsonSide

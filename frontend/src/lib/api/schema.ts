@@ -470,26 +470,6 @@ export interface paths {
         patch: operations["uploads-append"];
         trace?: never;
     };
-    "/api/flow/preflight": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Examine a run before it starts
-         * @description Steps, buckets, rows left out, memory, disk, time; and what to change where it does not fit.
-         */
-        post: operations["datasets-preflight"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
     "/api/health": {
         parameters: {
             query?: never;
@@ -1497,6 +1477,29 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/{trainer}/preflight": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Examine a run before it starts
+         * @description Steps, buckets, rows left out, memory, disk, time; and what to change where it does not fit.
+         *
+         *     `GET /api/trainers` says which trainers can be asked: FLOW and Kohya. Kohya's buckets, steps and epochs
+         *     are those that sd-scripts makes; its memory is a coarse estimate, which names what it does not count.
+         */
+        post: operations["training-preflight"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/{trainer}/train/start": {
         parameters: {
             query?: never;
@@ -2215,6 +2218,78 @@ export interface components {
             size: number;
             /** Time */
             time: number;
+        };
+        /**
+         * Examination
+         * @description What a run takes; a section is empty where nothing can be told of it.
+         */
+        Examination: {
+            /**
+             * Advice
+             * @description What to change where it does not fit, in this order and together.
+             * @example [
+             *       "set memory.fp8_base to true: then 14.1 GB in all"
+             *     ]
+             */
+            advice: string[];
+            /** Can Run */
+            can_run: boolean;
+            /**
+             * Data
+             * @description `rows`, `steps_per_epoch`, `buckets` with `width`, `height`, `rows`, and `left_out` by reason; of Kohya `pictures`, `batches`, `steps` and `epochs` as well.
+             * @example {
+             *       "rows": 40,
+             *       "steps_per_epoch": 40
+             *     }
+             */
+            data: {
+                [key: string]: unknown;
+            };
+            /**
+             * Disk
+             * @description Bytes: `parts` by name, `total`, `free`, `fits`; `kept` checkpoints at a time.
+             * @example {
+             *       "fits": true,
+             *       "parts": {
+             *         "checkpoints": 912000000
+             *       }
+             *     }
+             */
+            disk: {
+                [key: string]: unknown;
+            };
+            /**
+             * Hints
+             * @description What ends no run, and may not be meant.
+             * @default []
+             */
+            hints?: string[];
+            /**
+             * Memory
+             * @description Bytes: `parts` by name, `total`, `free`, `fits`; what is `not_counted`.
+             * @example {
+             *       "fits": true,
+             *       "parts": {
+             *         "network": 8900000000
+             *       }
+             *     }
+             */
+            memory: {
+                [key: string]: unknown;
+            };
+            /** Problems */
+            problems: components["schemas"]["Trouble"][];
+            /**
+             * Time
+             * @description `samples_per_s` (null: not known) and its `source`; seconds of a step, an epoch, all.
+             * @example {
+             *       "samples_per_s": 1.4,
+             *       "source": "as given"
+             *     }
+             */
+            time: {
+                [key: string]: unknown;
+            };
         };
         /**
          * ExampleView
@@ -3014,7 +3089,7 @@ export interface components {
         };
         /**
          * Question
-         * @description A FLOW run, to be examined before it starts.
+         * @description A run, to be examined before it starts.
          */
         Question: {
             /**
@@ -3749,6 +3824,12 @@ export interface components {
              */
             abilities: string[];
             /**
+             * Has Preflight
+             * @description Whether POST /api/NAME/preflight answers.
+             * @example true
+             */
+            has_preflight: boolean;
+            /**
              * Name
              * @example flow
              */
@@ -3773,6 +3854,20 @@ export interface components {
              * @description When, in seconds since 1970.
              */
             time: number;
+        };
+        /**
+         * Trouble
+         * @description Something that the run would end at.
+         */
+        Trouble: {
+            /** Message */
+            message: string;
+            /**
+             * Path
+             * @description Of the configuration.
+             * @example datasets.0.subsets.0.image_dir
+             */
+            path: string;
         };
         /**
          * Understood
@@ -9031,157 +9126,6 @@ export interface operations {
                      *       "status": 460,
                      *       "title": "What came is not what was sent.",
                      *       "type": "urn:flowloom:wrong-checksum"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description The studio cannot write there. */
-            507: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 507,
-                     *       "title": "The studio cannot write there.",
-                     *       "type": "urn:flowloom:unwritable"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-        };
-    };
-    "datasets-preflight": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["Question"];
-            };
-        };
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "advice": [],
-                     *       "can_run": true
-                     *     }
-                     */
-                    "application/json": {
-                        [key: string]: unknown;
-                    };
-                };
-            };
-            /** @description The body is no JSON. */
-            400: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 400,
-                     *       "title": "The body is no JSON.",
-                     *       "type": "urn:flowloom:not-json"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This studio wants its token. */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 401,
-                     *       "title": "This studio wants its token.",
-                     *       "type": "urn:flowloom:not-signed-in"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This request is refused. */
-            403: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 403,
-                     *       "title": "This request is refused.",
-                     *       "type": "urn:flowloom:forbidden"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description That takes longer than an answer may. That could not be done. */
-            409: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 409,
-                     *       "title": "That takes longer than an answer may.",
-                     *       "type": "urn:flowloom:takes-long"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description That is too much at once. */
-            413: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 413,
-                     *       "title": "That is too much at once.",
-                     *       "type": "urn:flowloom:too-large"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description What was sent cannot be used. */
-            422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
-                     *       "type": "urn:flowloom:invalid"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -16926,6 +16870,169 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "There is no such trainer.",
                      *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "training-preflight": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description flow, kohya or flow-upstream. */
+                trainer: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Question"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Examination"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such trainer. This trainer tells nothing beforehand. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such trainer.",
+                     *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That takes longer than an answer may. That could not be done. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "That takes longer than an answer may.",
+                     *       "type": "urn:flowloom:takes-long"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];

@@ -1,9 +1,7 @@
-"""The library's work on a data set: lint, conversion, export, preflight; small ones answered at once."""
+"""The library's work on a data set: lint, conversion, export; small ones answered at once."""
 
 from __future__ import annotations
 
-import json
-import secrets
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.chores.base import Chore
 from flowloom.chores.datasets import BUILD, EXPORT, LINT
-from flowloom.server.datasets.answers import Failed, TakesLong, answer_of, last_words, run_process
+from flowloom.server.datasets.answers import Failed, TakesLong, answer_of
 from flowloom.server.datasets.places import DataSet, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
 from flowloom.server.deps import Studio, StudioDep
-from flowloom.server.making import NewRun, make_run, problems_of
+from flowloom.server.making import NewRun, make_run
 from flowloom.server.problems import Invalid, problems
 from flowloom.server.routes.datasets import DataSetDep
 from flowloom.server.runs import RunView
@@ -26,9 +24,6 @@ DIRECT = 300
 
 
 _LARGE = "It is large: a run was queued, whose result will be the answer."
-_EXAMINED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"example": {"can_run": True, "advice": []}}}}
-}
 
 
 class Work(BaseModel):
@@ -85,16 +80,6 @@ class Answer(BaseModel):
 _EITHER: dict[int | str, dict[str, Any]] = {202: {"model": Answer, "description": _LARGE}}
 
 
-class Question(BaseModel):
-    """A FLOW run, to be examined before it starts."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    config: dict[str, Any] = Field(examples=[{"dataloader": {"jsonl_metadata_path": "data/fox.jsonl"}}])
-    gpu_gib: float | None = Field(None, gt=0, le=10_000, description="Of a CUDA card that is not here.")
-    samples_per_s: float | None = Field(None, gt=0, le=10**6, description="A known rate.")
-
-
 @router.post(
     "/datasets/{dataset}/lint",
     summary="Lint a data set",
@@ -142,32 +127,6 @@ def export_dataset(dataset: DataSetDep, body: Export, studio: StudioDep, respons
     return _answer(
         studio, EXPORT, config | {"name": body.concept}, _is_large(studio, dataset, body), response
     )
-
-
-@router.post(
-    "/flow/preflight",
-    summary="Examine a run before it starts",
-    responses=problems(TakesLong, Failed) | _EXAMINED,
-)
-def preflight(body: Question, studio: StudioDep) -> dict[str, Any]:
-    """Steps, buckets, rows left out, memory, disk, time; and what to change where it does not fit."""
-    if found := problems_of(studio, studio.trainers["flow"], body.config):
-        raise Invalid.of(found)
-    path = studio.settings.state_dir / f"preflight-{secrets.token_hex(8)}.json"
-    words = ["flowloom.cli", "preflight", str(path), "--json", "--runs-dir", str(studio.settings.runs_dir)]
-    words += ["--gpu-gib", str(body.gpu_gib)] if body.gpu_gib else []
-    words += ["--samples-per-s", str(body.samples_per_s)] if body.samples_per_s else []
-    try:
-        path.write_text(json.dumps(body.config))
-        done = run_process(words)
-    finally:
-        path.unlink(missing_ok=True)
-    try:
-        return json.loads(done.stdout)
-    except ValueError:
-        raise Failed(
-            last_words(done.stderr).replace(str(path), "config"), "Mend it, and ask again."
-        ) from None
 
 
 def _answer(

@@ -35,6 +35,7 @@ class TrainerView(BaseModel):
     abilities: list[str] = Field(
         description="What a run of it can be asked for.", examples=[["stop", "sample"]]
     )
+    has_preflight: bool = Field(description="Whether POST /api/NAME/preflight answers.", examples=[True])
 
 
 class PresetView(BaseModel):
@@ -117,8 +118,15 @@ class Stop(BaseModel):
 @router.get("/trainers", summary="List trainers")
 async def list_trainers(studio: StudioDep) -> list[TrainerView]:
     """Each has the routes below under its name."""
-    found = studio.trainers.values()
-    return [TrainerView(name=one.name, title=one.title, abilities=sorted(one.abilities)) for one in found]
+    return [
+        TrainerView(
+            name=one.name,
+            title=one.title,
+            abilities=sorted(one.abilities),
+            has_preflight=bool(one.examiner),
+        )
+        for one in studio.trainers.values()
+    ]
 
 
 @router.get("/{trainer}/config", summary="Schema, defaults, presets")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flowloom.errors import Problem
+from flowloom.trainers.kohya.buckets import impossible
 from flowloom.trainers.kohya.config import DataSet, ImageFolder, KohyaConfig
 from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.files import STYLES, script_of, style_of
@@ -63,6 +64,7 @@ def _of_data(dataset: DataSet, place: str, config: KohyaConfig) -> Iterator[Prob
     if len({style_of(subset) for subset in dataset.subsets}) > 1:
         message = "either all folders of a data set have a metadata_file, or masks, or none of them."
         yield Problem(f"{place}.subsets", message)
+    yield from (Problem(f"{place}.{key}", message) for key, message in impossible(dataset))
     for j, subset in enumerate(dataset.subsets):
         yield from _of_folder(subset, f"{place}.subsets.{j}", is_encoded_once=_encodes_once(config))
 

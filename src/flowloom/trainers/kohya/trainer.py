@@ -54,6 +54,7 @@ class Kohya:
     name, title, abilities = NAME, "Kohya SS", frozenset({"stop", "checkpoint", "sample"})
     needs_device = True
     uses_all_devices = writes_events = False
+    examiner: tuple[str, ...] = ("flowloom.trainers.kohya.preflight",)
     fixed: tuple[str, ...] = ("checkout", "family", "method", "model", "network", "saving.output_name")
 
     def schema(self) -> dict[str, Any]:
@@ -88,7 +89,7 @@ class Kohya:
         config = run_dir.read_config_as(KohyaConfig)
         folder = run_dir.path.absolute()
         write_files(config, folder)
-        checkout, script = _checkout(config), script_of(config)
+        checkout, script = checkout_of(config), script_of(config)
         if script is None:
             raise ConfigError(NAME, [no_script(config)])
         base, state = _newest_state(config, folder) if resume else (0, None)
@@ -114,7 +115,7 @@ class Kohya:
         return {f"model.{ours}": found.get(f"model.{flows}", []) for flows, ours in same.items()}
 
 
-def _checkout(config: KohyaConfig) -> Checkout:
+def checkout_of(config: KohyaConfig) -> Checkout:
     """The sd-scripts that is used.
 
     Raises:
@@ -134,7 +135,7 @@ def _checkout(config: KohyaConfig) -> Checkout:
 def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
     """Arguments that this very checkout does not take."""
     try:
-        checkout, script = _checkout(config), script_of(config)
+        checkout, script = checkout_of(config), script_of(config)
     except ConfigError as error:
         yield from error.problems
         yield from raw_problems(config.raw_arguments, {})

@@ -1,0 +1,248 @@
+"""What a run of sd-scripts takes of memory and disk, coarsely: from the headers of its files and its keys.
+
+Counted are weights, gradients, the optimizer's states; not what depends on the pictures' size (NOT_COUNTED).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from flowloom.data.library.header import INDEX, read_header, read_shards
+from flowloom.errors import WeightsError
+from flowloom.trainers.kohya.config import KohyaConfig
+from flowloom.trainers.kohya.files import arguments_of
+
+NOT_COUNTED = (
+    "activations, which grow with resolution and batch size; gradient_checkpointing keeps them small",
+    "the moment at the beginning when pictures and captions are encoded",
+    "CUDA's own memory, and pictures drawn during training",
+    "what network_args, optimizer_args and raw_arguments change",
+)
+Shapes = dict[str, tuple[int, ...]]
+_NETWORK, _TEXT, _VAE = "network", "text encoders", "vae"
+_PARTS = (
+    (re.compile(r"^(first_stage_model|vae)[./]"), _VAE),
+    (re.compile(r"^(cond_stage_model|conditioner|text_encoder\w*|text_encoders)[./]"), _TEXT),
+)
+"""Of a whole checkpoint or a diffusers folder; the rest is the network."""
+_ADAPTED = {
+    "sd15": re.compile(r"transformer_blocks\.|\.proj_(in|out)\."),
+    "sdxl": re.compile(r"transformer_blocks\.|\.proj_(in|out)\."),
+    "sd3": re.compile(r"joint_blocks\."),
+    "flux": re.compile(r"(double|single)_blocks\."),
+    "chroma": re.compile(r"(double|single)_blocks\."),
+    "lumina": re.compile(r"(^|\.)layers\.|refiner\.|final_layer\."),
+}
+"""Layers of the network that the family's own networks.* module adapts."""
+_ADAPTED_TEXT = re.compile(r"self_attn\.|\.attn\.|\.mlp\.|SelfAttention\.|DenseReluDense\.")
+_SWAPPED: dict[str, tuple[tuple[str, Callable[[int], int]], ...]] = {
+    "sd3": ((r"joint_blocks\.(\d+)\.", lambda blocks: blocks),),
+    "lumina": ((r"(?:^|\.)layers\.(\d+)\.", lambda blocks: blocks),),
+    "flux": (
+        (r"double_blocks\.(\d+)\.", lambda blocks: blocks // 2),
+        (r"single_blocks\.(\d+)\.", lambda blocks: (blocks - blocks // 2) * 2),
+    ),
+}
+_SWAPPED["chroma"] = _SWAPPED["flux"]
+_STATES = {
+    "adamw8bit": 2.0, "pagedadamw8bit": 2.0, "adam8bit": 2.0, "lion8bit": 1.0, "pagedlion8bit": 1.0,
+    "sgdnesterov8bit": 1.0,
+}  # fmt: skip
+"""Bytes of an optimizer's states a trained parameter, of those that keep them in 8 bits."""
+_COPIES = {
+    "adamw": 2, "adam": 2, "pagedadamw": 2, "pagedadamw32bit": 2, "lion": 1, "sgdnesterov": 1,
+    "adafactor": 0, "prodigy": 4, "dadaptation": 4, "dadaptadam": 4, "dadaptlion": 3,
+}  # fmt: skip
+"""Copies of the trained parameters that other optimizers keep, in these parameters' format."""
+_SAVED = {"float": 4, "fp16": 2, "bf16": 2}
+TEXT_STATES = {
+    "sdxl": 4 * (77 * 768 + 77 * 1280 + 1280),
+    "sd3": 4 * (77 * 2048 + 256 * 4096 + 2048),
+    "flux": 4 * (512 * 4096 + 768 + 512 * 3),
+    "chroma": 4 * (512 * 4096 + 768 + 512 * 3),
+    "lumina": 4 * 256 * 2304,
+}
+"""Bytes of one caption's states, in float32 as sd-scripts keeps them beside the picture."""
+LATENT_BYTES = {"sd15": 4 * 4, "sdxl": 4 * 4}
+"""Of 8 x 8 pixels, in float32; other families have 16 channels."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters by what they are for."""
+
+    parts: Counter[str]
+    """Of network, text encoders and vae."""
+    adapted: int
+    """Numbers of rows and columns of the layers that an adapter of the network is put on."""
+    adapted_text: int
+    blocks: Counter[str]
+    """Parameters of each block that can wait in main memory, by the beginning of its name."""
+
+    @classmethod
+    def of(cls, config: KohyaConfig) -> Weights:
+        """From the headers of the files that `config.model` names.
+
+        Raises:
+            WeightsError: one cannot be read without loading it.
+        """
+        model = config.model
+        parts = Counter[str]()
+        shapes = _shapes(Path(model.pretrained_model_name_or_path).expanduser())
+        network: Shapes = {}
+        text: Shapes = {}
+        for name, shape in shapes.items():
+            part = next((part for pattern, part in _PARTS if pattern.search(name)), _NETWORK)
+            parts[part] += prod(shape)
+            {_NETWORK: network, _TEXT: text}.get(part, {})[name] = shape
+        for key, part in (("vae", _VAE), ("ae", _VAE), *((key, _TEXT) for key in _ENCODERS)):
+            if value := getattr(model, key):
+                own = _shapes(Path(value).expanduser())
+                parts[part] = sum(map(prod, own.values())) + (parts[part] if part == _TEXT else 0)
+                text |= own if part == _TEXT else {}
+        adapted = _ADAPTED[config.family]
+        return cls(parts, _sides(network, adapted), _sides(text, _ADAPTED_TEXT), _blocks(config, network))
+
+
+_ENCODERS = ("clip_l", "clip_g", "t5xxl", "gemma2")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a run takes."""
+
+    memory: dict[str, int]
+    """Bytes on the device while a step runs, by part."""
+    weights: int
+    """Bytes of the file that a checkpoint is."""
+    state: int
+    """Bytes of what a resume needs."""
+    is_known: bool
+    """Whether the optimizer is one whose states are known."""
+
+
+def footprint(config: KohyaConfig, weights: Weights) -> Footprint:
+    """Of a run on one device."""
+    values = arguments_of(config, Path())
+    is_lora, is_half = config.method == "lora", values["mixed_precision"] != "no"
+    computed = 2 if is_half else 4
+    is_small = is_lora and bool(values.get("fp8_base"))
+    trained, width = trained_parameters(config, weights, values)
+    states, is_known = _states(config.training.optimizer_type, width)
+    network = (weights.parts[_NETWORK] - _swapped(config, weights)) * (1 if is_small else computed)
+    parts = {
+        "network": network if is_lora else 0,
+        "trained weights": trained * width,
+        "gradients": trained * width,
+        "optimizer": trained * states,
+        "text encoders": 0 if _is_encoded_once(values) else _text_bytes(weights, is_small, computed),
+        "vae": 0 if values.get("cache_latents") else weights.parts[_VAE] * _vae_width(values, computed),
+    }
+    saved = _SAVED[config.saving.save_precision]
+    # Whole checkpoints of SD and SDXL are written with their encoders.
+    whole = sum(weights.parts.values()) if config.family in ("sd15", "sdxl") else weights.parts[_NETWORK]
+    return Footprint(
+        {name: int(size) for name, size in parts.items() if size},
+        (trained if is_lora else whole) * saved,
+        int(trained * (width + states)),
+        is_known,
+    )
+
+
+def trained_parameters(config: KohyaConfig, weights: Weights, values: dict[str, Any]) -> tuple[int, int]:
+    """How many there are, and bytes of each."""
+    width = 2 if values.get("full_bf16") else 4
+    if config.method == "full":
+        return weights.parts[_NETWORK], width
+    sides = weights.adapted + (0 if values.get("network_train_unet_only") else weights.adapted_text)
+    return sides * config.network.network_dim, width
+
+
+def kept_files(config: KohyaConfig, steps: int) -> int:
+    """The most checkpoints of a run of `steps` that lie there at a time, its last one included."""
+    every, last = config.saving.save_every_n_steps, config.saving.save_last_n_steps
+    if not every:
+        return 1
+    written = steps // every
+    # An older one goes only when a new one is there.
+    return min(written, last // every + 2 if last else written) + 1
+
+
+def _states(optimizer: str, width: int) -> tuple[float, bool]:
+    """Bytes of an optimizer's states a parameter, and whether that is known; else AdamW's are taken."""
+    name = optimizer.rpartition(".")[2].lower()
+    return _STATES.get(name, _COPIES.get(name, 2) * width), name in _STATES.keys() | _COPIES.keys()
+
+
+def _is_encoded_once(values: dict[str, Any]) -> bool:
+    return bool(values.get("cache_text_encoder_outputs") or values.get("cache_text_encoder_outputs_to_disk"))
+
+
+def _text_bytes(weights: Weights, is_small: bool, computed: int) -> int:
+    return weights.parts[_TEXT] * (1 if is_small else computed)
+
+
+def _vae_width(values: dict[str, Any], computed: int) -> int:
+    return 4 if values.get("no_half_vae") else computed
+
+
+def _swapped(config: KohyaConfig, weights: Weights) -> int:
+    """Parameters that wait in main memory."""
+    blocks = config.memory.blocks_to_swap or 0
+    found = 0
+    for pattern, share in _SWAPPED.get(config.family, ()):
+        sizes = [size for name, size in weights.blocks.items() if re.search(pattern, f"{name}.")]
+        found += sum(sizes) * min(share(blocks), len(sizes)) // max(len(sizes), 1)
+    return found
+
+
+def _blocks(config: KohyaConfig, network: Shapes) -> Counter[str]:
+    found = Counter[str]()
+    for pattern, _ in _SWAPPED.get(config.family, ()):
+        compiled = re.compile(pattern)
+        for name, shape in network.items():
+            if block := compiled.search(name):
+                found[block[0].strip(".")] += prod(shape)
+    return found
+
+
+def _sides(shapes: Shapes, pattern: re.Pattern[str]) -> int:
+    """Inputs and outputs of all matrices whose names fit, convolutions of one pixel among them."""
+    found = 0
+    for name, shape in shapes.items():
+        is_matrix = len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
+        if is_matrix and pattern.search(name):
+            found += shape[0] + shape[1]
+    return found
+
+
+def _shapes(path: Path) -> Shapes:
+    """Names and shapes in a file, a folder of shards, or a diffusers folder, its folders before the names.
+
+    Raises:
+        WeightsError: it cannot be read without loading it.
+    """
+    if path.is_file():
+        return {name: place.shape for name, place in read_header(path).tensors.items()}
+    found = dict(_of_folder(path))
+    for folder in sorted(one for one in path.iterdir() if one.is_dir()):
+        found |= {f"{folder.name}/{name}": shape for name, shape in _of_folder(folder)}
+    if not found:
+        raise WeightsError(f"{path}: holds no safetensors, whose sizes stand at their beginning.")
+    return found
+
+
+def _of_folder(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The weights of a folder: an index's, or those of the file with the shortest name, not a variant's."""
+    indexes = sorted(path.glob(f"*.safetensors{INDEX}"), key=lambda one: (len(one.name), one.name))
+    files = sorted(path.glob("*.safetensors"), key=lambda one: (len(one.name), one.name))
+    if not indexes and not files:
+        return
+    header = read_shards(indexes[0])[0] if indexes else read_header(files[0])
+    yield from ((name, place.shape) for name, place in header.tensors.items())

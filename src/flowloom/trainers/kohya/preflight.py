@@ -1,0 +1,314 @@
+"""`python -m flowloom.trainers.kohya.preflight CONFIG.json`: what a run of sd-scripts will take, as JSON.
+
+Nothing of sd-scripts is run, no weight is read, nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from flowloom.errors import ConfigError, Problem, WeightsError
+from flowloom.trainers.checkouts import Checkout
+from flowloom.trainers.kohya.config import KohyaConfig
+from flowloom.trainers.kohya.files import arguments_of
+from flowloom.trainers.kohya.footprint import (
+    LATENT_BYTES,
+    NOT_COUNTED,
+    TEXT_STATES,
+    Footprint,
+    Weights,
+    footprint,
+    kept_files,
+)
+from flowloom.trainers.kohya.pictures import (
+    ENLARGED,
+    NO_CAPTION,
+    SIDEWAYS,
+    SMALL,
+    TWICE,
+    Found,
+    Reader,
+)
+from flowloom.trainers.kohya.trainer import TRAINER, checkout_of
+from flowloom.trainers.lacks import modules_not_found
+
+DEFAULT_STEPS = 1600
+"""sd-scripts' own, where neither steps nor epochs are given."""
+HEADROOM = 0.85
+"""Share of the free memory to plan with, as for FLOW."""
+MODULES = {".avif": ("pillow_avif",), ".jxl": ("jxlpy", "pillow_jxl")}
+"""Any of these lets sd-scripts read pictures of that ending."""
+SHOWN = 20
+"""Problems of files that an answer holds."""
+GIB, GB = 2**30, 1e9
+_SAYINGS = {
+    NO_CAPTION: "{} pictures have no caption, and their folder no class_tokens: they train with an empty one",
+    SIDEWAYS: "{} pictures stand upright only by EXIF, of which sd-scripts knows nothing: it trains them "
+    "turned or mirrored",
+    ENLARGED: "{} pictures are smaller than their bucket and are scaled up; bucket_no_upscale leaves them "
+    "small",
+    SMALL: "{} pictures have less than half of the resolution's area: they train as small as they are",
+    TWICE: "{} folders are named twice in a data set: sd-scripts takes the first",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the run is measured against, where not this machine."""
+
+    runs_dir: Path
+    gpu_gib: float | None = None
+    samples_per_s: float | None = None
+
+
+@dataclass
+class Preflight:
+    """Everything that is known of a run before it starts, in the shape of FLOW's."""
+
+    problems: list[Problem] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    disk: dict[str, Any] = field(default_factory=dict)
+    time: dict[str, Any] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is answered."""
+        fits = all(part.get("fits", True) for part in (self.memory, self.disk))
+        return {"can_run": fits and not self.problems, **asdict(self)}
+
+
+def preflight(config: KohyaConfig, asked: Asked) -> Preflight:
+    """What the run that `config` describes takes."""
+    found = Preflight(TRAINER.check(config.model_dump(mode="json")))
+    if found.problems:
+        return found
+    reader = Reader(config.training.seed, lambda ending: _is_readable(config, ending))
+    read = reader.read(config.datasets)
+    found.problems += _some(read.problems)
+    found.data = _data(config, read)
+    found.hints += _hints(config, read)
+    found.time = _time(found.data, asked)
+    try:
+        weights = Weights.of(config)
+    except WeightsError as error:
+        found.hints.append(f"memory and disk are not told: {error}")
+        return found
+    taken = footprint(config, weights)
+    found.memory, found.advice = _memory(config, weights, asked)
+    found.disk = _disk(config, read, taken, found.data["steps"], asked.runs_dir)
+    if not taken.is_known:
+        name = config.training.optimizer_type
+        found.hints.append(f"the states of {name} are not known here: they are counted as AdamW's")
+    return found
+
+
+def _some(problems: list[Problem]) -> Iterator[Problem]:
+    """The first problems, and how many more there are."""
+    yield from problems[:SHOWN]
+    if len(problems) > SHOWN:
+        yield Problem("datasets", f"and {len(problems) - SHOWN} more of this kind.")
+
+
+@lru_cache(8)
+def _has_one_of(python: Path, path: Path, modules: tuple[str, ...]) -> bool:
+    """Asked once: a folder may hold thousands of such pictures."""
+    return len(modules_not_found(Checkout(path=path, python=python), list(modules))) < len(modules)
+
+
+def _is_readable(config: KohyaConfig, ending: str) -> bool:
+    """Whether the Python of this sd-scripts has what reads pictures of an ending."""
+    try:
+        checkout = checkout_of(config)
+    except ConfigError:
+        return False
+    return _has_one_of(checkout.python, checkout.path, MODULES[ending])
+
+
+def _data(config: KohyaConfig, read: Found) -> dict[str, Any]:
+    """Pictures, buckets and steps as sd-scripts counts them, on one device."""
+    used = Counter[tuple[int, int]]()
+    batches = Counter[tuple[int, int]]()
+    for (number, bucket), rows in read.rows.items():
+        used[bucket] += rows
+        batches[bucket] += ceil(rows / config.datasets[number].batch_size)
+    each = ceil(read.batches / config.training.gradient_accumulation_steps)
+    epochs = config.training.max_train_epochs
+    steps = epochs * each if epochs else config.training.max_train_steps or DEFAULT_STEPS
+    return {
+        "rows": read.rows.total(),
+        "pictures": read.pictures,
+        "repeated": read.repeated,
+        "regularisation": read.regular,
+        "batches": read.batches,
+        "steps_per_epoch": each,
+        "steps": steps,
+        "epochs": epochs or (ceil(steps / each) if each else 0),
+        "buckets": [
+            {"width": width, "height": height, "rows": rows, "batches": batches[width, height]}
+            for (width, height), rows in sorted(used.items())
+        ],
+        "left_out": dict(read.left_out),
+    }
+
+
+def _hints(config: KohyaConfig, read: Found) -> Iterator[str]:
+    """What sd-scripts bears in silence, or with a word among hundreds."""
+    for what, names in read.remarks.items():
+        yield f"{_SAYINGS[what].format(len(names))}: {', '.join(names[:3])}{' ...' * (len(names) > 3)}."
+    alone = sum(rows == 1 for rows in read.rows.values())
+    if alone and any(dataset.batch_size > 1 for dataset in config.datasets):
+        yield f"{alone} of {len(read.rows)} buckets hold one picture: each is a batch of its own."
+    if read.regular and not read.repeated:
+        yield "there are regularisation pictures alone: sd-scripts uses none of them."
+    training, has_epochs = config.training, bool(config.training.max_train_epochs)
+    if not training.max_train_steps and not has_epochs:
+        yield f"neither steps nor epochs are given: sd-scripts makes {DEFAULT_STEPS} steps."
+    if not training.gradient_checkpointing:
+        yield "without gradient_checkpointing the activations, which are not counted here, may be the most."
+    if config.raw_arguments:
+        yield "raw_arguments are not looked at here: they win over what is told."
+
+
+def _time(data: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    told = {"steps": data["steps"], "epochs": data["epochs"]}
+    rate = asked.samples_per_s
+    if not rate or not data["steps_per_epoch"]:
+        return {"samples_per_s": None, "source": "unknown: give samples_per_s", **told}
+    epoch_s = data["rows"] / rate
+    step_s = epoch_s / data["steps_per_epoch"]
+    rest = {"step_s": step_s, "epoch_s": epoch_s, "total_s": data["steps"] * step_s}
+    return {"samples_per_s": rate, "source": "as given", **rest, **told}
+
+
+def _memory(config: KohyaConfig, weights: Weights, asked: Asked) -> tuple[dict[str, Any], list[str]]:
+    """What a step holds, and keys to change until it fits."""
+    free, where = (int(asked.gpu_gib * GIB), "as asked") if asked.gpu_gib else _free_memory()
+    parts = footprint(config, weights).memory
+    total = sum(parts.values())
+    found = {
+        "parts": parts,
+        "total": total,
+        "free": free,
+        "usable_share": HEADROOM,
+        "fits": total <= HEADROOM * free,
+        "is_coarse": True,
+        "source": f"sizes in the files' headers and the optimizer's states; free: {where}",
+        "not_counted": list(NOT_COUNTED),
+    }
+    return found, list(_advise(config, weights, free)) if not found["fits"] else []
+
+
+def _advise(config: KohyaConfig, weights: Weights, free: int) -> Iterator[str]:
+    now = sum(footprint(config, weights).memory.values())
+    for key, value in _REMEDIES:
+        if now <= HEADROOM * free:
+            return
+        changed = _with_key(config, key, value)
+        then = sum(footprint(changed, weights).memory.values())
+        if then < now and not TRAINER.check(changed.model_dump(mode="json")):
+            config, now = changed, then
+            yield f"set {key} to {json.dumps(value)}: then {then / GB:.1f} GB in all"
+    if now > HEADROOM * free:
+        least = now / HEADROOM / GB
+        yield f"even so it needs a device with {least:.1f} GB free; this one has {free / GB:.1f} GB"
+
+
+_REMEDIES: tuple[tuple[str, Any], ...] = (
+    ("memory.cache_latents", True),
+    ("memory.cache_text_encoder_outputs", True),
+    ("training.optimizer_type", "AdamW8bit"),
+    ("memory.fp8_base", True),
+    ("training.full_bf16", True),
+    ("memory.blocks_to_swap", 8),
+    ("memory.blocks_to_swap", 16),
+    ("training.optimizer_type", "Adafactor"),
+)
+"""The cheapest in time and quality first."""
+
+
+def _with_key(config: KohyaConfig, key: str, value: Any) -> KohyaConfig:
+    section, name = key.split(".")
+    given = config.model_dump(mode="json")
+    return KohyaConfig.model_validate(given | {section: {**given[section], name: value}})
+
+
+def _free_memory() -> tuple[int, str]:
+    """Of the card with the most of it, or of the machine; and which that is."""
+    if tool := shutil.which("nvidia-smi"):
+        words = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=20)
+        sizes = [int(line) for line in done.stdout.split() if line.isdecimal()]
+        if sizes:
+            return max(sizes) * 2**20, "the card with the most"
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free, "main memory, as there is no card here"
+
+
+def _disk(config: KohyaConfig, read: Found, taken: Footprint, steps: int, runs_dir: Path) -> dict[str, Any]:
+    """Checkpoints, states, and what is kept beside the pictures where that is the same disk."""
+    home = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.is_dir())
+    kept = kept_files(config, steps)
+    caches = {name: size for name, size in _caches(config, read, home.stat().st_dev).items() if size}
+    parts = {
+        "checkpoints": kept * taken.weights,
+        "states": kept * taken.state if config.saving.save_state else 0,
+        **caches,
+    }
+    total, free = sum(parts.values()), shutil.disk_usage(home).free
+    return {
+        "parts": {name: size for name, size in parts.items() if size},
+        "checkpoint": taken.weights,
+        "state": taken.state,
+        "kept": kept,
+        "caches": caches,
+        "total": total,
+        "free": free,
+        "fits": total <= free,
+    }
+
+
+def _caches(config: KohyaConfig, read: Found, device: int) -> dict[str, int]:
+    """Bytes beside the pictures, by what they hold."""
+    values = arguments_of(config, Path())
+    flips = any(subset.flip_aug for dataset in config.datasets for subset in dataset.subsets)
+    latent = LATENT_BYTES.get(config.family, 16 * 4) * (2 if flips else 1)
+    text = TEXT_STATES.get(config.family, 0)
+    here = [folder for folder in read.files if folder.stat().st_dev == device]
+    pixels = sum(read.bucket_pixels[folder] for folder in here)
+    files = sum(read.files[folder] for folder in here)
+    return {
+        "latents": pixels // 64 * latent if values.get("cache_latents_to_disk") else 0,
+        "caption states": files * text if values.get("cache_text_encoder_outputs_to_disk") else 0,
+    }
+
+
+def main(words: Sequence[str]) -> int:
+    """Print what is found; 0, whatever that is."""
+    parser = argparse.ArgumentParser(prog="flowloom.trainers.kohya.preflight", description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--gpu-gib", type=float)
+    parser.add_argument("--samples-per-s", type=float)
+    given = parser.parse_args(words)
+    config = KohyaConfig.model_validate_json(given.config.read_bytes())
+    found = preflight(config, Asked(given.runs_dir, given.gpu_gib, given.samples_per_s))
+    sys.stdout.write(json.dumps(found.as_json(), ensure_ascii=False) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,307 @@
+"""What a run of sd-scripts will take, told before it starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from flowloom.spec.rundir import RunDir
+from flowloom.trainers.checkouts import name_checkout
+from flowloom.trainers.kohya.buckets import Buckets
+from flowloom.trainers.kohya.config import DataSet, KohyaConfig
+from flowloom.trainers.kohya.footprint import Weights, footprint, kept_files
+from flowloom.trainers.kohya.pictures import Found, Reader
+from flowloom.trainers.kohya.preflight import Asked, preflight
+from flowloom.trainers.kohya.trainer import TRAINER
+from tests.stand_ins.least_sd_scripts import let_it_take_everything
+from tests.stand_ins.sd_scripts import CHECKOUT, HERE, PYTHON, needs_sd_scripts, prepare
+
+Config = Callable[..., dict[str, Any]]
+
+
+def paint(folder: Path, *sizes: tuple[int, int], caption: str = "a fox") -> Path:
+    """Pictures of these sizes, each with a caption."""
+    folder.mkdir(parents=True)
+    for i, size in enumerate(sizes):
+        Image.new("RGB", size).save(folder / f"{i:02d}.png")
+        (folder / f"{i:02d}.txt").write_text(caption)
+    return folder
+
+
+def read(*datasets: dict[str, Any], seed: int = 42) -> Found:
+    return Reader(seed, lambda ending: False).read([DataSet.model_validate(one) for one in datasets])
+
+
+@pytest.fixture
+def examined(kohya_config: Config, least_checkout: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """What is told of the small Chroma run of the stand-in, `sections` laid over it."""
+    whole = kohya_config(family="chroma")
+    let_it_take_everything(least_checkout, "flux_train_network.py")
+    (tmp_path / "pictures").rmdir()
+    paint(tmp_path / "pictures", (512, 512), (512, 256), (600, 500))
+    tensors = {
+        f"{block}_blocks.{i}.{layer}.weight": np.zeros((8, 4), np.float16)
+        for block, layer in (("double", "img_attn.qkv"), ("single", "linear1"))
+        for i in range(4)
+    }
+    save_file(tensors, str(tmp_path / "base.safetensors"))
+    save_file({"encoder.conv.weight": np.zeros((4, 4), np.float16)}, str(tmp_path / "ae.safetensors"))
+    save_file({"shared.weight": np.zeros((10, 4), np.float16)}, str(tmp_path / "t5.safetensors"))
+
+    def examine(gpu_gib: float | None = 24, **sections: Any) -> dict[str, Any]:
+        config = KohyaConfig.model_validate(whole | sections)
+        return preflight(config, Asked(tmp_path / "runs", gpu_gib)).as_json()
+
+    return examine
+
+
+SIZES = [
+    (64, 64), (200, 90), (512, 512), (513, 511), (640, 480), (1000, 300), (300, 1000), (1024, 1024),
+    (1023, 769), (1920, 1080), (1080, 1920), (4000, 3000), (8000, 100), (100, 8000), (37, 4096), (2048, 2048),
+    (704, 1472), (31, 31), (333, 777), (1500, 1499),
+]  # fmt: skip
+TABLES: list[dict[str, Any]] = [
+    {"resolution": 512},
+    {"resolution": 512, "bucket_no_upscale": False},
+    {"resolution": 1024, "bucket_no_upscale": False},
+    {"resolution": 1024, "bucket_no_upscale": True, "bucket_reso_steps": 32},
+    {"resolution": 768, "bucket_no_upscale": False, "bucket_reso_steps": 32, "max_bucket_reso": 1000},
+    {"resolution": 500, "bucket_no_upscale": False, "bucket_reso_steps": 48, "min_bucket_reso": 100},
+    {"resolution": 640, "enable_bucket": False},
+]
+
+
+@pytest.fixture
+def sd_scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """What the real sd-scripts answers."""
+    monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "trainers.json"))
+    prepare(monkeypatch)
+    name_checkout("kohya", CHECKOUT, PYTHON)
+
+    def ask(**question: list[Any]) -> dict[str, Any]:
+        path = tmp_path / "question.json"
+        path.write_text(json.dumps({"places": [], "runs": []} | question))
+        words = [str(PYTHON), str(HERE / "bucket_as_sd_scripts.py"), str(path)]
+        done = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.rpartition("\nREAD ")[2])
+
+    return ask
+
+
+@needs_sd_scripts
+@pytest.mark.slow
+def test_every_picture_is_put_where_sd_scripts_puts_it(sd_scripts: Callable[..., dict[str, Any]]) -> None:
+    tables = [DataSet.model_validate(table) for table in TABLES]
+    asked = [{**table.model_dump(), "sizes": SIZES} for table in tables]
+    for table, answer in zip(tables, sd_scripts(places=asked)["places"], strict=True):
+        buckets = Buckets.of(table)
+        for size, theirs in zip(SIZES, answer, strict=True):
+            ours = buckets.place(*size)
+            if theirs is None or 0 in theirs[0]:
+                assert ours is None, (table, size)
+            else:
+                assert ours, (table, size)
+                assert [list(ours.bucket), list(ours.resized)] == theirs, (table, size)
+
+
+@needs_sd_scripts
+@pytest.mark.slow
+def test_repeats_regularisation_and_what_is_held_out_are_counted_as_sd_scripts_counts(
+    sd_scripts: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    fox = paint(tmp_path / "fox", (300, 300), (400, 200), (200, 400), (512, 300), (700, 700), (900, 400))
+    dog = paint(tmp_path / "dog", (256, 256), (300, 200), (640, 640))
+    masks = paint(tmp_path / "masks", *[(64, 64)] * 3)
+    (tmp_path / "told.json").write_text(json.dumps({str(fox / "00.png"): {"caption": "one"}}))
+    fox_folder, dog_folder = {"image_dir": str(fox)}, {"image_dir": str(dog)}
+    small = {"resolution": 256, "min_bucket_reso": 64}
+    sets = [
+        [{**small, "batch_size": 2, "subsets": [{**fox_folder, "num_repeats": 3}, dog_folder]}],
+        [{**small, "subsets": [{**fox_folder, "num_repeats": 5}, {**dog_folder, "is_reg": True}]}],
+        [{**small, "subsets": [{**dog_folder, "num_repeats": 2}, {**fox_folder, "is_reg": True}]}],
+        [{**small, "batch_size": 3, "subsets": [fox_folder, fox_folder]}, {**small, "subsets": [dog_folder]}],
+        [{**small, "bucket_no_upscale": False, "validation_split": 0.3, "subsets": [fox_folder, dog_folder]}],
+        [{**small, "subsets": [{**dog_folder, "conditioning_data_dir": str(masks)}]}],
+        [{**small, "subsets": [{**fox_folder, "metadata_file": str(tmp_path / "told.json")}]}],
+    ]
+    runs = []
+    for i, datasets in enumerate(sets):
+        run_dir = RunDir.create(f"run{i}", tmp_path)
+        TRAINER.prepare({"family": "sd15", "datasets": datasets}, run_dir, "a test")
+        runs.append({"run_dir": str(run_dir.path), "seed": 42, "script": "train_network.py"})
+    for datasets, theirs in zip(sets, sd_scripts(runs=runs)["runs"], strict=True):
+        ours = read(*datasets)
+        rows = [
+            sorted([*size, count] for (number, size), count in ours.rows.items() if number == i)
+            for i in range(len(datasets))
+        ]
+        assert {
+            "batches": ours.batches,
+            "repeated": ours.repeated,
+            "pictures": ours.pictures,
+            "rows": rows,
+        } == theirs, datasets
+
+
+def test_steps_and_epochs_follow_from_buckets_batches_and_accumulation(examined: Any, tmp_path: Path) -> None:
+    pictures = str(tmp_path / "pictures")
+    data = [{"resolution": 512, "batch_size": 2, "subsets": [{"image_dir": pictures, "num_repeats": 3}]}]
+    steps = {"max_train_steps": 10, "gradient_accumulation_steps": 2}
+    told = examined(datasets=data, training=steps)["data"]
+    assert [(one["width"], one["height"], one["rows"], one["batches"]) for one in told["buckets"]] == [
+        (512, 256, 3, 2),
+        (512, 448, 3, 2),
+        (512, 512, 3, 2),
+    ]
+    assert (told["rows"], told["batches"], told["steps_per_epoch"]) == (9, 6, 3)
+    assert (told["steps"], told["epochs"]) == (10, 4)
+    told = examined(datasets=data, training={"max_train_epochs": 5, "max_train_steps": None})["data"]
+    assert (told["steps"], told["epochs"]) == (5 * 6, 5)
+
+
+def test_memory_and_disk_are_made_of_what_stands_in_the_headers(examined: Any) -> None:
+    told = examined(training={"optimizer_type": "AdamW", "max_train_steps": 1000})
+    trained, network = 8 * (8 + 4) * 16, 8 * 8 * 4
+    assert told["memory"]["parts"] == {
+        "network": 2 * network,
+        "trained weights": 4 * trained,
+        "gradients": 4 * trained,
+        "optimizer": 8 * trained,
+        "text encoders": 2 * 40,
+    }
+    assert told["memory"]["is_coarse"]
+    assert any("activations" in each for each in told["memory"]["not_counted"])
+    assert told["disk"]["checkpoint"] == 2 * trained
+    assert told["disk"]["state"] == 12 * trained
+    latents = (512 * 512 + 512 * 256 + 512 * 448) // 64 * 16 * 4
+    assert told["disk"]["parts"]["latents"] == latents
+    assert told["can_run"]
+    assert told["problems"] == []
+
+
+def test_what_does_not_fit_is_told_with_keys_to_change(examined: Any) -> None:
+    told = examined(gpu_gib=20_000 / 2**30, training={"optimizer_type": "AdamW"})
+    assert (told["can_run"], told["memory"]["fits"]) == (False, False)
+    assert told["advice"][0].startswith("set memory.cache_text_encoder_outputs to true: then ")
+    assert told["advice"][1].startswith('set training.optimizer_type to "AdamW8bit": then ')
+
+
+def test_blocks_that_wait_in_main_memory_are_not_on_the_card(examined: Any) -> None:
+    whole, swapped = examined(), examined(memory={"blocks_to_swap": 2})
+    gone = whole["memory"]["parts"]["network"] - swapped["memory"]["parts"]["network"]
+    assert gone == 3 * 8 * 4 * 2  # one double block, two single ones
+
+
+def test_what_sd_scripts_would_end_at_is_a_problem(examined: Any, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    (pictures / "00.txt").write_text("")
+    (pictures / "01.txt").write_bytes(b"\xff\xfe")
+    Image.new("RGB", (20, 20)).save(pictures / "tiny.png")
+    (pictures / "broken.png").write_bytes(b"no picture at all, that is to say")
+    told = examined()
+    assert not told["can_run"]
+    messages = " ".join(problem["message"] for problem in told["problems"])
+    for words in ("00.txt: is empty", "01.txt: is not UTF-8", "tiny.png has 20 x 20", "broken.png"):
+        assert words in messages
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    [problem] = examined(datasets=[{"subsets": [{"image_dir": str(empty)}]}])["problems"]
+    assert problem["path"] == "datasets.0.subsets.0.image_dir"
+
+
+def test_masks_without_pictures_and_the_other_way_round_are_problems(tmp_path: Path) -> None:
+    paint(tmp_path / "fox", (64, 64), (64, 64))
+    masks = paint(tmp_path / "masks", (64, 64))
+    (masks / "00.png").rename(masks / "other.png")
+    subset = {"image_dir": str(tmp_path / "fox"), "conditioning_data_dir": str(masks)}
+    problems = read({"subsets": [subset]}).problems
+    assert ["no mask for 2" in problems[0].message, "no picture for 1" in problems[1].message] == [True, True]
+
+
+def test_what_sd_scripts_bears_in_silence_is_a_hint(examined: Any, tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    (pictures / "02.txt").unlink()
+    Image.new("RGB", (90, 90)).save(pictures / "03.Png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (700, 500)).save(pictures / "04.jpg", exif=turned)
+    (pictures / "04.txt").write_text("a fox")
+    data = {"resolution": 1024, "bucket_no_upscale": False, "batch_size": 2}
+    told = examined(datasets=[{**data, "subsets": [{"image_dir": str(pictures)}]}])
+    hints = " ".join(told["hints"])
+    for words in ("1 pictures have no caption", "04.jpg", "4 pictures are smaller than", "hold one picture"):
+        assert words in hints
+    assert told["data"]["left_out"] == {".Png is not read by this sd-scripts": 1}
+    assert told["can_run"]
+
+
+def test_weights_that_are_no_safetensors_are_not_guessed(examined: Any, tmp_path: Path) -> None:
+    (tmp_path / "base.safetensors").write_bytes(b"PK\x03\x04 a pickle, as the old ones are")
+    told = examined()
+    assert (told["memory"], told["disk"]) == ({}, {})
+    assert "memory and disk are not told" in " ".join(told["hints"])
+    assert told["data"]["rows"] == 3
+
+
+def test_a_whole_network_is_counted_with_its_gradients_and_written_with_its_encoders(tmp_path: Path) -> None:
+    tensors = {
+        "model.diffusion_model.input_blocks.0.0.weight": np.zeros((10, 10), np.float16),
+        "first_stage_model.decoder.conv_in.weight": np.zeros(3, np.float16),
+        "cond_stage_model.transformer.x": np.zeros(7, np.float16),
+    }
+    save_file(tensors, str(tmp_path / "sd.safetensors"))
+    config = KohyaConfig.model_validate(
+        {
+            "family": "sd15",
+            "method": "full",
+            "model": {"pretrained_model_name_or_path": str(tmp_path / "sd.safetensors")},
+            "training": {"optimizer_type": "AdamW8bit", "full_bf16": True},
+        }
+    )
+    taken = footprint(config, Weights.of(config))
+    assert taken.memory == {
+        "trained weights": 200,
+        "gradients": 200,
+        "optimizer": 200,
+        "text encoders": 14,
+    }
+    assert taken.weights == 2 * 110
+
+
+@pytest.mark.parametrize("every", [100, 250, None])
+@pytest.mark.parametrize("last", [300, 1000, None])
+@pytest.mark.parametrize("steps", [99, 1000, 2000])
+def test_as_many_checkpoints_are_planned_for_as_lie_there_at_a_time(
+    every: int | None, last: int | None, steps: int
+) -> None:
+    """Against the rule of sd-scripts, followed step by step."""
+    there: set[int] = set()
+    most = 0
+    for step in range(every or steps + 1, steps + 1, every or steps + 1):
+        there.add(step)
+        most = max(most, len(there))
+        if last and every:
+            there.discard((step - last - 1) // every * every)
+    saving = {"save_every_n_steps": every, "save_last_n_steps": last}
+    planned = kept_files(KohyaConfig.model_validate({"saving": saving}), steps)
+    # The last one, of the end, comes beside them.
+    assert most + 1 <= planned <= most + 2
+
+
+def test_buckets_that_cannot_be_are_told_with_the_configuration(
+    kohya_config: Config, least_checkout: Path
+) -> None:
+    config = kohya_config()
+    config["datasets"][0] |= {"min_bucket_reso": 640, "max_bucket_reso": 448}
+    told = {problem.path: problem.message for problem in TRAINER.check(config)}
+    assert told["datasets.0.min_bucket_reso"] == "is more than the resolution, 512."
+    assert told["datasets.0.max_bucket_reso"] == "is less than the resolution, 512."
