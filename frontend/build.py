@@ -38,6 +38,7 @@ SOURCES = (
 )
 PACKED = {".html", ".js", ".css", ".svg", ".txt", ".json"}
 LEAST_PACKED = 512
+MARK = b"/__flowloom__"
 CHROMIUM = "FLOWLOOM_CHROMIUM"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -134,8 +135,10 @@ def build() -> None:
 
 
 def pack(folder: Path) -> None:
-    """Put a gzipped twin beside each text file, so that the server need not pack any."""
+    """Put a gzipped twin beside each text file that is served as it is."""
     for path in [p for p in folder.rglob("*") if p.suffix in PACKED and p.stat().st_size > LEAST_PACKED]:
+        if MARK in path.read_bytes():  # the server puts a path there
+            continue
         packed = gzip.compress(path.read_bytes(), 9, mtime=0)
         path.with_name(f"{path.name}.gz").write_bytes(packed)
 

@@ -1,6 +1,10 @@
 /** From pictures on somebody's disk to a trained LoRA, all in the browser. */
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
+import { once } from "node:events";
 import { copyFileSync, existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import type { Browser, Page } from "playwright-core";
@@ -13,6 +17,7 @@ let config: Record<string, Record<string, unknown>>;
 
 before(async () => {
   browser = await launch();
+  process.env.FLOWLOOM_PRIVATE_HOSTS = "127.0.0.1";
   studio = await new Studio().start();
   config = await studio.trained("first", 1);
 });
@@ -108,6 +113,29 @@ test("upload, caption, edit many, JSONL, training", async () => {
     .first()
     .click();
   assert.match((await download).suggestedFilename(), /mine-lora.*\.safetensors/);
+});
+
+test("an archive at an address becomes a data set", async () => {
+  const folder = join(studio.home, "data", "demo");
+  const [name = ""] = readdirSync(folder).filter((each) => each.endsWith(".png"));
+  const archive = execFileSync("tar", ["-czf", "-", "-C", folder, name]);
+  const server = createServer((_, response) => response.end(archive)).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  try {
+    const page = await open("/datasets/");
+    await page.getByRole("button", { name: "New data set" }).click();
+    const dialog = page.getByRole("dialog");
+    await dialog.getByLabel("Name", { exact: true }).fill("brought");
+    const { port } = server.address() as AddressInfo;
+    await dialog.getByLabel("Where it lies").fill(`http://127.0.0.1:${port}/one.tar.gz`);
+    await dialog.getByRole("button", { name: "Bring it" }).click();
+    await page.getByRole("link", { name: "Open brought" }).click();
+    await page.waitForURL(/name=brought/);
+    await page.getByText(/^1 picture/).waitFor();
+    assert.ok(existsSync(join(studio.home, "data", "brought", name)));
+  } finally {
+    server.close();
+  }
 });
 
 test("a folder is chosen in the form, and becomes a JSONL there", async () => {

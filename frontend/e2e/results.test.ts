@@ -262,7 +262,7 @@ test("a bucket is tried, kept, and browsed", async (context) => {
     await page.getByRole("button", { name: "New data set" }).click();
     const dialog = page.getByRole("dialog");
     await dialog.getByLabel("Name", { exact: true }).fill("cloud");
-    const where = dialog.getByLabel("Where it lies already");
+    const where = dialog.getByLabel("Where it lies");
     await where.fill("s3://absent/fox");
     await dialog.getByLabel("Endpoint").fill(told.endpoint ?? "");
     await dialog.getByRole("button", { name: "Test it" }).click();

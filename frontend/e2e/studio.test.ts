@@ -206,6 +206,23 @@ test("two tabs follow a run while the connection is lost and comes back", async 
   for (const page of pages) await page.getByText("Stopped", { exact: true }).first().waitFor();
 });
 
+test("a queue is paused, holds what waits, and goes on", async () => {
+  await studio.post("/api/chores/demo/start", { name: "long", config: { limits: { max_minutes: 3 } } });
+  await studio.post("/api/chores/demo/start", { name: "behind", config: { limits: { max_steps: 2 } } });
+  const page = await open("/runs/");
+  await page.getByLabel("When a run fails").selectOption("pause");
+  await until(async () => (await studio.get<{ on_fail: string }>("/api/queue")).on_fail === "pause");
+  await page.getByRole("button", { name: "Pause", exact: true }).click();
+  await page.getByRole("status").getByText("nothing is started until you let it go on").waitFor();
+  await studio.post("/api/runs/long/kill", {});
+  await until(async () => (await stateOf("long")) === "stopped");
+  assert.equal(await stateOf("behind"), "queued");
+  await page.getByRole("button", { name: "Let it go on" }).click();
+  await until(async () => (await stateOf("behind")) === "finished");
+  await page.getByLabel("When a run fails").selectOption("go-on");
+  await page.getByRole("heading", { name: "Queue (0)" }).waitFor({ state: "detached" });
+});
+
 test("a FLOW file is imported, told about, and started", async () => {
   const path = join(studio.home, "training_config.json");
   const { dataloader, model, inference, optimizer } = config;

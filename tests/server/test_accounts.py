@@ -28,6 +28,8 @@ class Services(ThreadingHTTPServer):
         self.status: int | None = None
         """Answered in place of everything."""
         self.location = ""
+        self.data: list[object] = []
+        """One thing that Weights & Biases says in place of its own."""
         self.num_asked = 0
 
 
@@ -46,7 +48,8 @@ class Request(BaseHTTPRequestHandler):
         assert self.path == "/graphql"
         assert "viewer" in asked["query"]
         is_known = self.headers["authorization"] == f"Basic {BASIC}"
-        self.answer(200, {"data": {"viewer": {"username": "ada"} if is_known else None}})
+        data = {"viewer": {"username": "ada"} if is_known else None}
+        self.answer(200, {"data": (self.server.data or [data])[0]})
 
     def answer(self, status: int, content: object) -> None:
         self.server.num_asked += 1
@@ -94,6 +97,11 @@ def test_a_service_that_cannot_be_asked_says_nothing_of_a_token(studio: Studio, 
     answer = studio.http.post("/api/secrets/HF_TOKEN/test")
     assert (answer.status_code, answer.json()["type"]) == (502, "urn:flowloom:service-unreachable")
     assert services.url in answer.json()["detail"]
+    studio.http.put("/api/secrets/WANDB_API_KEY", json={"value": WANDB})
+    services.status = None
+    for data in ([], ["viewer"], "viewer", {"viewer": "ada"}):
+        services.data = [data]
+        assert studio.http.post("/api/secrets/WANDB_API_KEY/test").status_code == 502
     services.shutdown()
     services.server_close()
     assert studio.http.post("/api/secrets/HF_TOKEN/test").status_code == 502

@@ -41,7 +41,7 @@ def export(tmp_path: Path) -> Path:
 @pytest.fixture
 def web(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
     """A studio with these pages, on loopback."""
-    monkeypatch.setattr(pages.Pages.__init__, "__defaults__", (export,))
+    monkeypatch.setattr(pages.Pages.__init__, "__defaults__", ("", export))
     app = create_app(Settings(tmp_path / "home"))
     with TestClient(app, base_url="http://127.0.0.1", follow_redirects=False) as client:
         yield client

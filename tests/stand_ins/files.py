@@ -21,6 +21,8 @@ class Files(ThreadingHTTPServer):
         """Path to the address that it sends on to."""
         self.linked: dict[str, bytes] = {}
         """Path to the content that the hub's headers describe, whatever comes in the end."""
+        self.next: dict[str, str] = {}
+        """Path to that of the next page of a list."""
         self.has_ranges = True
         self.states_length = True
         self.breaks_after: list[int] = []
@@ -84,6 +86,8 @@ class Request(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(content)}")
         self.send_header("ETag", etag)
         self.send_header("Content-Type", server.kind)
+        if following := server.next.get(self.path.partition("?")[0]):
+            self.send_header("Link", f'<{following}>; rel="next"')
         if server.states_length:
             self.send_header("Content-Length", str(server.claims or end - begin))
         else:

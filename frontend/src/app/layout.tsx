@@ -4,6 +4,7 @@ import type { ReactNode } from "react";
 import { Providers } from "@/components/shell/providers";
 import { Shell } from "@/components/shell/shell";
 import "@/styles/globals.css";
+import { BASE } from "@/lib/base";
 
 const plex = localFont({
   src: "../../node_modules/@fontsource-variable/ibm-plex-sans/files/ibm-plex-sans-latin-wght-normal.woff2",
@@ -29,7 +30,7 @@ export default function Layout({ children }: { children: ReactNode }) {
   return (
     <html lang="en" className={`${plex.variable} ${mono.variable}`} suppressHydrationWarning>
       <head>
-        <script src="/theme.js" />
+        <script src={`${BASE}/theme.js`} />
       </head>
       <body>
         <Providers>

@@ -1,4 +1,5 @@
 import { useEffect, useRef, useState } from "react";
+import { BASE } from "@/lib/base";
 
 export interface RunEvent {
   seq: number;
@@ -63,7 +64,7 @@ export function useRunEvents(
     };
     const open = () => {
       if (source || document.hidden) return;
-      source = new EventSource(`/api/runs/${encodeURIComponent(id)}/events?after=${last}`);
+      source = new EventSource(`${BASE}/api/runs/${encodeURIComponent(id)}/events?after=${last}`);
       source.onopen = () => setLine("live");
       source.onerror = () => {
         setLine("lost");

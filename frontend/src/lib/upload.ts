@@ -1,4 +1,6 @@
 /** Resumable uploads by the tus protocol 1.0, a few at a time. */
+
+import { BASE } from "@/lib/base";
 import { Problem, problemOf } from "./api/client";
 
 const VERSION = "1.0.0";
@@ -58,7 +60,7 @@ const places = {
 async function begin(dataset: string, item: Item): Promise<string> {
   const kept = places.get(keyOf(dataset, item));
   if (kept) return kept;
-  const response = await fetch(`/api/datasets/${encodeURIComponent(dataset)}/uploads`, {
+  const response = await fetch(`${BASE}/api/datasets/${encodeURIComponent(dataset)}/uploads`, {
     method: "POST",
     headers: {
       "tus-resumable": VERSION,

@@ -23,7 +23,7 @@ LISTED = 200
 _VARIABLES = {"endpoint": "AWS_ENDPOINT_URL", "region": "AWS_REGION", "profile": "AWS_PROFILE"}
 
 
-class _Stopped(Exception):
+class BuildStopped(Exception):
     """Asked for: what was read is known to the next try."""
 
 
@@ -42,16 +42,23 @@ def build_in_a_run(config: BuildConfig, progress: Progress) -> None:
     )
     progress.phase("reading")
     try:
-        progress.save_result(_build(config.source_path, Path(config.out_path), options, progress))
-    except _Stopped:
+        progress.save_result(build_told(config.source_path, Path(config.out_path), options, progress))
+    except BuildStopped:
         return
 
 
-def _build(source: str, out: Path, options: BuildOptions, progress: Progress) -> dict[str, Any]:
+def build_told(source: str, out: Path, options: BuildOptions, progress: Progress) -> dict[str, Any]:
+    """Build a JSONL, and say how far it is; what a result tells of it.
+
+    Raises:
+        BuildStopped: it was asked to stop.
+        DataError: see `build`.
+    """
+
     def on_progress(report: BuildReport) -> None:
         progress.step(report.num_pictures)
         if progress.is_stopped():
-            raise _Stopped
+            raise BuildStopped
 
     report = build(source, out, options, on_progress)
     return {
@@ -78,7 +85,7 @@ def export_in_a_run(config: ExportConfig, progress: Progress) -> None:
     def on_progress(report: ExportReport) -> None:
         progress.step(report.num_rows)
         if progress.is_stopped():
-            raise _Stopped
+            raise BuildStopped
 
     options = ExportOptions(
         images_dir=Path(config.images_dir) if config.images_dir else None,
@@ -90,7 +97,7 @@ def export_in_a_run(config: ExportConfig, progress: Progress) -> None:
     progress.phase("writing")
     try:
         report = export(Path(config.jsonl_path), config.to, out, options, on_progress)
-    except _Stopped:
+    except BuildStopped:
         return
     result = {"output": str(report.output), "num_rows": report.num_rows, "remarks": dict(report.remarks)}
     progress.save_result(result | _unusable(report.unusable))
@@ -102,7 +109,7 @@ def lint_in_a_run(config: LintConfig, progress: Progress) -> None:
         jsonl, images, unusable = _rows_of(config, progress)
         progress.phase("looking")
         progress.save_result(_lint(config, jsonl, images, progress) | unusable)
-    except _Stopped:
+    except BuildStopped:
         return
 
 
@@ -114,7 +121,7 @@ def _rows_of(config: LintConfig, progress: Progress) -> tuple[Path, str, dict[st
     progress.phase("reading")
     jsonl = progress.run_dir.path / "rows.jsonl"
     # A caption that is missing is a finding among others, not a picture that nobody looks at.
-    built = _build(str(source), jsonl, BuildOptions(default_caption=""), progress)
+    built = build_told(str(source), jsonl, BuildOptions(default_caption=""), progress)
     names = ("num_unusable", "unusable")
     return jsonl, built["images_dir"] or str(source), {name: built[name] for name in names}
 
@@ -123,7 +130,7 @@ def _lint(config: LintConfig, jsonl: Path, images: str, progress: Progress) -> d
     def on_progress(done: int) -> None:
         progress.step(done)
         if progress.is_stopped():
-            raise _Stopped
+            raise BuildStopped
 
     run = RunConfig()
     data = run.dataloader.model_copy(

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flowloom.chores.base import Chore
+from flowloom.chores.dataset_import import CHORE as IMPORT
 from flowloom.errors import Problem
 from flowloom.parts.base import Section
 from flowloom.parts.sources.base import StorageSection, scheme_of
@@ -132,4 +133,4 @@ LINT = Chore(
     needs_device=False,
     look=_look_at_source,
 )
-CHORES = (BUILD, EXPORT, LINT)
+CHORES = (BUILD, EXPORT, LINT, IMPORT)

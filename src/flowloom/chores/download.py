@@ -24,7 +24,8 @@ KINDS = frozenset({
 _SECRETS = {"token", "api_key", "apikey", "key", "access_token"}
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^([0-9a-fA-F]{64})?$")]
-Repo = Annotated[str, StringConstraints(pattern=r"^([\w.-]+/[\w.-]+)?$", max_length=200)]
+Repo = Annotated[str, StringConstraints(pattern=r"^([\w-][\w.-]*/[\w-][\w.-]*)?$", max_length=200)]
+Revision = Annotated[str, StringConstraints(pattern=r"^[\w./-]+$", max_length=200)]
 Text = Annotated[str, StringConstraints(max_length=4096)]
 
 
@@ -35,7 +36,7 @@ class Item(Section):
     """Repository of the Hugging Face hub, OWNER/NAME."""
     name: Text = ""
     """The file in the repository, such as Chroma1-HD.safetensors."""
-    revision: Annotated[str, StringConstraints(pattern=r"^[\w./-]+$", max_length=200)] = "main"
+    revision: Revision = "main"
     """Branch, tag or commit of the repository."""
     url: Text = ""
     """Or the address of the file itself. HF_TOKEN is sent to the hub alone."""
@@ -82,26 +83,33 @@ def _where_from(item: Item) -> tuple[str, str]:
     if bool(item.repo) == bool(item.url) or bool(item.repo) != bool(item.name):
         return "", "give repo and name, or url."
     if not item.url:
-        return ("name", "leads out of the repository.") if not _is_below(item.name) else ("", "")
+        return ("name", "leads out of the repository.") if not is_below(item.name) else ("", "")
+    trouble = url_trouble(item.url)
+    return ("url", trouble) if trouble else ("", "")
+
+
+def url_trouble(url: str) -> str:
+    """Why nothing is downloaded from `url`; nothing where it can be."""
     try:
-        host_of(item.url)
+        host_of(url)
     except SourceError as error:
-        return "url", str(error)
-    if _SECRETS & {key.lower() for key, _ in parse_qsl(urlsplit(item.url).query)}:
-        return "url", "has a secret in it, which would be written down. Take an address without it."
-    return "", ""
+        return str(error)
+    if _SECRETS & {key.lower() for key, _ in parse_qsl(urlsplit(url).query)}:
+        return "has a secret in it, which would be written down. Take an address without it."
+    return ""
 
 
 def _where_to(item: Item) -> tuple[str, str]:
     name = item.saved_as
-    if not _is_below(name) or name.endswith((".part", ".part.json")):
+    if not is_below(name) or name.endswith((".part", ".part.json")):
         return "save_as", f"{name!r} is no name of a file below target_dir."
     if PurePosixPath(name).suffix.lower() not in KINDS:
         return "save_as", f"{name!r} is of no kind that is downloaded: {', '.join(sorted(KINDS))}."
     return "", ""
 
 
-def _is_below(name: str) -> bool:
+def is_below(name: str) -> bool:
+    """Whether a name stays below the folder that it is relative to, and is none that is hidden."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") for part in path.parts)
     is_short = all(len(part) < 240 for part in path.parts) and len(name) < 1000

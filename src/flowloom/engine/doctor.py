@@ -6,10 +6,13 @@ import importlib
 import json
 import platform
 import shutil
+import socket
 import sys
+from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
+from urllib.request import urlopen
 
 import flowloom
 from flowloom.errors import ConfigError
@@ -30,6 +33,7 @@ NEEDED = {
 }
 OPTIONAL = ("bitsandbytes", "torchao", "wandb", "tensorboard", "aim")
 LEAST_FREE_GIB = 5
+PORT = 7860
 
 
 class Finding(NamedTuple):
@@ -41,7 +45,7 @@ class Finding(NamedTuple):
 
 
 def examine() -> list[Finding]:
-    """Python, torch, the device, packages, trainers beside our own, secrets, disk."""
+    """Python, torch, the device, packages, trainers beside our own, secrets, disk, port."""
     python = Finding("python", f"{platform.python_version()} at {sys.executable}")
     return [
         Finding("flowloom", flowloom.__version__),
@@ -52,6 +56,7 @@ def examine() -> list[Finding]:
         *(finding for name in ALL for finding in trainer_findings(name)),
         _secrets(),
         _disk(),
+        port_finding(),
     ]
 
 
@@ -115,6 +120,24 @@ def _disk() -> Finding:
     free = shutil.disk_usage(here).free / 2**30
     low = f"; less than {LEAST_FREE_GIB} GiB hold few checkpoints" if free < LEAST_FREE_GIB else ""
     return Finding("disk", f"{free:.0f} GiB free at {here}{low}", is_well=not low)
+
+
+def port_finding(port: int = PORT) -> Finding:
+    """Whether a studio can listen on `port`, or does already."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = error.strerror
+        else:
+            return Finding("port", f"{port} is free")
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2) as answer:
+            version = json.load(answer)["version"]
+    except (OSError, ValueError, LookupError, TypeError, HTTPException):
+        return Finding("port", f"{port}: {reason}: flowloom up --port N listens on another", is_well=False)
+    return Finding("port", f"{port}: a studio answers, flowloom {version}")
 
 
 def main() -> None:

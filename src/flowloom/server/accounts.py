@@ -41,7 +41,9 @@ def wandb_account(key: str) -> str | None:
     wandb = (os.environ.get("WANDB_BASE_URL") or WANDB).rstrip("/")
     headers = make_headers(basic_auth=f"api:{key}")
     answer = _ask("POST", f"{wandb}/graphql", headers, {"query": "query { viewer { username } }"})
-    viewer = (answer.get("data") or {}).get("viewer") if answer else None
+    data = answer.get("data") if answer else None
+    # Of a key that it does not know it says that there is no viewer.
+    viewer = data.get("viewer") if isinstance(data, dict) else data
     return None if viewer is None else _name(wandb, viewer, "username")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -15,9 +16,11 @@ import flowloom
 from flowloom.chores import ALL as CHORES
 from flowloom.errors import FlowloomError
 from flowloom.server import problems
+from flowloom.server.below import Below
 from flowloom.server.cards import SECONDS_BETWEEN_NOTES, note_loads
 from flowloom.server.datasets.library import DataSets
 from flowloom.server.deps import Studio
+from flowloom.server.idle import IdleHook
 from flowloom.server.pages import Pages
 from flowloom.server.queue import Queue
 from flowloom.server.roots import Roots
@@ -27,6 +30,7 @@ from flowloom.server.routes import (
     datasets,
     datasets_edits,
     datasets_images,
+    datasets_import,
     datasets_uploads,
     datasets_work,
     events,
@@ -53,7 +57,8 @@ from flowloom.trainers import ALL
 TICK_S = 0.2
 TICKS_BETWEEN_SCANS = 5
 _RUNS = (runs, events, samples, checkpoints, kohya, preflight, training, chores)
-_DATASETS = (datasets, datasets_images, datasets_edits, datasets_uploads, datasets_work, stores)
+_PICTURES = (datasets_images, datasets_edits, datasets_uploads)
+_DATASETS = (datasets, *_PICTURES, datasets_import, datasets_work, stores)
 _ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)
 _FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError)
 """Of ours as well: what stood still for ever because of one run would be worse than any of them."""
@@ -67,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=flowloom.__version__,
         summary="Runs, queue and files of Flowloom, by HTTP.",
         openapi_url="/api/openapi.json",
+        servers=[{"url": settings.path}] if settings.path else None,
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
@@ -74,12 +80,14 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.is_closing = lambda: False
+    app.state.used_at = time.monotonic()
     app.add_middleware(Guard, token=settings.token)
+    app.add_middleware(Below, path=settings.path)
     problems.install(app)
     for routes in _ROUTES:
         app.include_router(routes.router, prefix="/api")
     # Not mounted: a path that has a route, asked in a wrong way, is the API's to answer.
-    app.router.default = Pages()
+    app.router.default = Pages(settings.path)
     plain = app.openapi
     app.openapi = lambda: app.openapi_schema or problems.describe(plain())
     return app
@@ -98,7 +106,7 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
         settings=settings,
         roots=roots,
         shelf=shelf,
-        queue=Queue(shelf, {**ALL, **CHORES}, devices, settings.state_dir / "locks"),
+        queue=Queue(shelf, {**ALL, **CHORES}, devices, settings.state_dir),
         trainers=ALL,
         gauge=Gauge(settings.roots),
         datasets=DataSets(roots, settings.state_dir),
@@ -110,7 +118,10 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     studio = await asyncio.to_thread(open_studio, app.state.settings, lambda: app.state.is_closing())
     app.state.studio = studio
-    endless = [asyncio.create_task(each(studio)) for each in (_tick_for_ever, _note_for_ever)]
+    endless = [
+        asyncio.create_task(each)
+        for each in (_tick_for_ever(studio), _note_for_ever(studio), _rest_for_ever(app, studio))
+    ]
     yield
     for each in endless:
         each.cancel()
@@ -140,6 +151,19 @@ async def _note_for_ever(studio: Studio) -> None:
         except (*_FAULTS, sqlite3.Error, FlowloomError):
             _log.exception("what the cards do could not be noted; trying again")
         await asyncio.sleep(SECONDS_BETWEEN_NOTES)
+
+
+async def _rest_for_ever(app: FastAPI, studio: Studio) -> None:
+    settings = studio.settings
+    if settings.when_idle is None:
+        return
+    hook = IdleHook(settings.when_idle, settings.idle_minutes * 60, settings.home)
+    while True:
+        try:
+            await asyncio.to_thread(hook.look, studio.queue.is_busy, app.state.used_at)
+        except (OSError, sqlite3.Error):
+            _log.exception("--when-idle could not be looked after")
+        await asyncio.sleep(1)
 
 
 def _route_id(route: APIRoute) -> str:

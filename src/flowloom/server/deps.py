@@ -39,6 +39,10 @@ class Studio:
     is_closing: Callable[[], bool] = lambda: False
     """Whether streams shall end because the server does."""
 
+    def api(self, place: str) -> str:
+        """The path at which browsers find what is at /api/`place`."""
+        return f"{self.settings.path}/api/{place}"
+
     def result_folders(self, run: RunDir, kind: Kind) -> list[pathlib.Path]:
         """Where a run's results lie that the studio may show: below the named folders, links followed."""
         return [folder for folder in result_folders(run, kind) if self.roots.holds(folder)]

@@ -2,12 +2,14 @@
 
 Files below `_next/static/` carry a hash in their name and are kept for a year; all others are asked for
 again each time, and answered with 304 where they did not change. Each page's inline scripts are allowed
-by their hashes, nothing else that is inline.
+by their hashes, nothing else that is inline. The export is built with MARK before all its addresses; the path
+below which the studio lies is put in its place as a file is served.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import mimetypes
 import re
@@ -25,22 +27,25 @@ from flowloom.server.roots import inside
 from flowloom.server.security import POLICY
 
 STATIC = Path(__file__).parent / "static"
+MARK = b"/__flowloom__"
+"""As `frontend/src/lib/base.ts` has it."""
 _FOR_EVER = "public, max-age=31536000, immutable"
+_MARKED = {".html", ".js", ".css", ".txt", ".json", ".svg"}
 _INLINE = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script>", re.DOTALL)
 _UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Flowloom</title>
 <style>body{font:16px/1.6 system-ui;max-width:38rem;margin:15vh auto;padding:0 1rem}</style>
 <h1>The studio runs; its pages are not built.</h1>
 <p>In the checkout, run <code>./loom web</code> once: it brings its own Node and needs about two minutes.
 Then load this page again; the studio need not be restarted.</p>
-<p>All that the pages do is in the API as well: <a href="/api/openapi.json">/api/openapi.json</a>.</p>
+<p>All that the pages do is in the API as well: <a href="api/openapi.json">/api/openapi.json</a>.</p>
 </html>"""
 
 
 class Pages:
     """An ASGI app for what no route answers: the files below `folder`."""
 
-    def __init__(self, folder: Path = STATIC):
-        self.folder = folder
+    def __init__(self, below: str = "", folder: Path = STATIC):
+        self.folder, self.below = folder, below
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with a page, a file of one, or that there is none."""
@@ -67,32 +72,47 @@ class Pages:
             return RedirectResponse(f"{place}{'?' * bool(query)}{query}", 308)
         page = path / "index.html" if path.is_dir() else path
         if page.is_file() and page.suffix != ".gz" and page.name != "404.html":
-            return _file(page, Headers(scope=scope), "_next/static/" in scope["path"])
-        return _file(self.folder / "404.html", Headers(scope=scope), is_hashed=False, status=404)
+            return self._file(page, Headers(scope=scope), "_next/static/" in scope["path"])
+        return self._file(self.folder / "404.html", Headers(scope=scope), is_hashed=False, status=404)
+
+    def _file(self, path: Path, asked: Headers, is_hashed: bool, status: int = 200) -> Response:
+        changed = path.stat().st_mtime_ns
+        served = _served(path, changed, self.below)
+        packed = path.with_name(f"{path.name}.gz")
+        is_packed = "gzip" in asked.get("accept-encoding", "") and (served is not None or packed.is_file())
+        headers = {
+            "cache-control": _FOR_EVER if is_hashed else "no-cache",
+            "etag": f'"{changed:x}-{path.stat().st_size:x}{self.below}{"-gz" * is_packed}"',
+            "vary": "accept-encoding",
+        }
+        if path.suffix == ".html":
+            headers["content-security-policy"] = _policy(path, changed, self.below)
+        if status == 200 and asked.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+        if is_packed:
+            headers["content-encoding"] = "gzip"
+        kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        if served is None:
+            return FileResponse(packed if is_packed else path, status, headers, media_type=kind)
+        content = served if is_packed else gzip.decompress(served)
+        return Response(content, status, headers, media_type=kind)
 
 
-def _file(path: Path, asked: Headers, is_hashed: bool, status: int = 200) -> Response:
-    packed = path.with_name(f"{path.name}.gz")
-    is_packed = "gzip" in asked.get("accept-encoding", "") and packed.is_file()
-    stat = path.stat()
-    headers = {
-        "cache-control": _FOR_EVER if is_hashed else "no-cache",
-        "etag": f'"{stat.st_mtime_ns:x}-{stat.st_size:x}{"-gz" * is_packed}"',
-        "vary": "accept-encoding",
-    }
-    if path.suffix == ".html":
-        headers["content-security-policy"] = _policy(path, stat.st_mtime_ns)
-    if status == 200 and asked.get("if-none-match") == headers["etag"]:
-        return Response(status_code=304, headers=headers)
-    if is_packed:
-        headers["content-encoding"] = "gzip"
-    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
-    return FileResponse(packed if is_packed else path, status, headers, media_type=kind)
+@lru_cache(maxsize=256)
+def _served(path: Path, changed_ns: int, below: str) -> bytes | None:  # noqa: ARG001 -- see _policy
+    """What a file with the mark in it is served as, packed; None of others, which lie here as they are."""
+    content = path.read_bytes() if path.suffix in _MARKED else b""
+    return gzip.compress(content.replace(MARK, below.encode()), mtime=0) if MARK in content else None
 
 
 @lru_cache(maxsize=64)
-def _policy(path: Path, changed_ns: int) -> str:  # noqa: ARG001 -- a page that changed has another policy
-    """The studio's content security policy, with the inline scripts of this page let through."""
-    hashes = [hashlib.sha256(script).digest() for script in _INLINE.findall(path.read_bytes()) if script]
+def _policy(path: Path, changed_ns: int, below: str) -> str:
+    """The studio's content security policy, with the inline scripts of this page let through.
+
+    A page that changed has another one: hence `changed_ns`.
+    """
+    served = _served(path, changed_ns, below)
+    content = path.read_bytes() if served is None else gzip.decompress(served)
+    hashes = [hashlib.sha256(script).digest() for script in _INLINE.findall(content) if script]
     allowed = " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in dict.fromkeys(hashes))
     return f"{POLICY}; script-src 'self' {allowed}".rstrip()

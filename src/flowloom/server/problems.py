@@ -9,6 +9,7 @@ ServiceError
 ├── NotNow                                               409  the run is in another state
 ├── InUse, WantedLater, NameTaken                        409
 ├── Invalid                                              422  every problem with its JSON pointer
+├── Unreadable                                           403  the studio's user lacks the right
 └── Unwritable                                           507  the disk is full or read-only
 
 `title` says what is wrong, `detail` where it came from, `todo` what to do.
@@ -17,6 +18,7 @@ ServiceError
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -164,6 +166,10 @@ class Invalid(ServiceError):
         )
 
 
+class Unreadable(ServiceError):
+    status, code, title = 403, "unreadable", "The studio may not read that."
+
+
 class Unwritable(ServiceError):
     status, code, title = 507, "unwritable", "The studio cannot write there."
 
@@ -264,11 +270,21 @@ def _on_system(request: Request, error: Exception) -> JSONResponse:
         errno.ENOSPC: "Make room on the disk, then try again.",
         errno.EDQUOT: "Make room in your quota, then try again.",
         errno.EROFS: "The file system is read-only: mount it writable, or move the studio's home.",
-        errno.EACCES: "Give the studio's user the right to write there.",
+        errno.EACCES: "Give the studio's user the right to read and to write there.",
     }
+    where = f"{error.strerror}: {error.filename}"
+    if error.errno == errno.EACCES and _is_closed(error.filename):
+        return answer(Unreadable(where, "Give the studio's user the right to read it."))
     if error.errno in reasons:
-        return answer(Unwritable(f"{error.strerror}: {error.filename}", reasons[error.errno]))
+        return answer(Unwritable(where, reasons[error.errno]))
     return _on_fault(request, error)
+
+
+def _is_closed(path: object) -> bool:
+    """Whether it is there, and not to be read."""
+    return (
+        isinstance(path, str) and os.path.lexists(path) and not os.access(path, os.R_OK, effective_ids=True)
+    )
 
 
 def _on_nested(_: Request, _error: Exception) -> JSONResponse:

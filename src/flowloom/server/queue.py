@@ -23,6 +23,7 @@ from flowloom.server.processes import press
 from flowloom.server.records import BUSY, KEPT, NOT_WANTED, Ticket, Wish, lock_path
 from flowloom.server.runs import RunView
 from flowloom.server.shelf import Shelf
+from flowloom.server.standing import OnFail, Standing
 from flowloom.spec.rundir import Control, RunDir
 from flowloom.spec.secrets import read_secrets
 from flowloom.trainers.base import Command, Trainer
@@ -34,10 +35,11 @@ class Queue:
     """Starts what waits as soon as its devices are free; `tick` does all that is due."""
 
     def __init__(
-        self, shelf: Shelf, trainers: Mapping[str, Trainer], devices: Sequence[str], locks_dir: Path
+        self, shelf: Shelf, trainers: Mapping[str, Trainer], devices: Sequence[str], state_dir: Path
     ):
         self.shelf, self.trainers, self.devices = shelf, trainers, tuple(devices)
-        self.locks_dir = locks_dir
+        self.locks_dir = state_dir / "locks"
+        self.standing = Standing(state_dir / "standing.json", shelf)
         self.mutex = threading.RLock()
         """Held by whoever changes a run because of how it stands: until then it stands so."""
         self._keepers: dict[str, subprocess.Popen[bytes]] = {}
@@ -156,6 +158,7 @@ class Queue:
                     raise NotNow(f"{run_id!r} does not wait in the queue.", "GET /api/queue shows who does.")
                 if position is None:
                     Ticket.remove(path)
+                    self.standing.forget(run_id)
                 else:
                     ticket.model_copy(update={"position": position}).write(path)
             finally:
@@ -193,13 +196,29 @@ class Queue:
         run_dir.request(what)
         return view
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a run runs, or one waits that will."""
+        store = self.shelf.store
+        return bool(store.with_states("running", "stopping") or (store.queue() and not self.standing.pause))
+
+    def set_standing(self, on_fail: OnFail | None, is_paused: bool | None) -> None:
+        """Say what a run that fails does to the queue; pause it, or let it go on."""
+        with self.mutex:
+            self.standing.set(on_fail, is_paused)
+            # Those that wait say why.
+            self.shelf.look_at_active()
+
     def tick(self) -> None:
-        """Bury keepers that ended, insist on stops, start what can start."""
+        """Bury keepers that ended, insist on stops, pause after a failure, start what can start."""
         with self.mutex:
             self._bury()
             for run in self.shelf.look_at_active():
                 if run.state == "stopping":
                     self._insist(RunDir(self.shelf.path(run.id)))
+            self.standing.look()
+            if self.standing.pause:
+                return
             held = self._held()
             for run in self.shelf.store.queue():
                 if held.isdisjoint(run.devices) and run.id not in self._keepers:
@@ -230,6 +249,7 @@ class Queue:
             return
         try:
             command = trainer.command(run_dir, ticket.resume, ticket.devices)
+            self.standing.begins(run.id)
         except (FlowloomError, OSError) as error:
             self._note(run.id, str(error))
             return

@@ -59,7 +59,7 @@ class RunView(BaseModel):
     checkpoint: str | None = Field(None, description="Its newest whole checkpoint.")
     can_resume: bool = False
     error: RunProblem | None = None
-    note: str | None = Field(None, description="Why it still waits, where that is not the queue.")
+    note: str | None = Field(None, description="Why it still waits, where it is not for its turn.")
 
 
 def view_of(path: Path) -> RunView:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import time
 from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -65,22 +66,17 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                is_page = not _is_api(scope)
-                headers.setdefault("content-security-policy", POLICY if is_page else ANSWER_POLICY)
-                if not is_page:
-                    headers.setdefault("cache-control", "no-store")
-            await send(message)
-
         num_bytes = 0
+
+        def note_use() -> None:
+            # Pages that are open ask without an end; who changes something is there.
+            if scope["method"] not in _READING:
+                scope["app"].state.used_at = time.monotonic()
 
         async def receive_so_much() -> Message:
             nonlocal num_bytes
             message = await receive()
+            note_use()
             num_bytes += len(message.get("body", b""))
             if num_bytes > BODY_BYTES and not _UPLOADS.fullmatch(scope["path"]):
                 # FastAPI lets no other error through while it reads a body.
@@ -88,7 +84,9 @@ class Guard:
             return message
 
         refusal = self._refusal(scope, Headers(scope=scope))
-        await (answer(refusal) if refusal else self.app)(scope, receive_so_much, send_with_headers)
+        if refusal is None:
+            note_use()
+        await (answer(refusal) if refusal else self.app)(scope, receive_so_much, _with_headers(scope, send))
 
     def _refusal(self, scope: Scope, headers: Headers) -> ServiceError | None:
         if scope["method"] not in _READING and not _is_same_origin(headers):
@@ -116,6 +114,21 @@ class Guard:
         except CookieError:
             return False
         return morsel is not None and is_token(morsel.value, session_of(self.token))
+
+
+def _with_headers(scope: Scope, send: Send) -> Send:
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in _HEADERS.items():
+                headers.setdefault(name, value)
+            is_page = not _is_api(scope)
+            headers.setdefault("content-security-policy", POLICY if is_page else ANSWER_POLICY)
+            if not is_page:
+                headers.setdefault("cache-control", "no-store")
+        await send(message)
+
+    return send_with_headers
 
 
 def _is_api(scope: Scope) -> bool:

@@ -19,10 +19,15 @@ class Settings:
     """Further folders by name."""
     host: str = "127.0.0.1"
     port: int = 7860
+    path: str = ""
+    """Below which all of it lies for browsers, such as /studio; a proxy may take it away or leave it."""
     token: str | None = field(default=None, repr=False)
     """Without one, only loopback is answered."""
     devices: tuple[str, ...] = ()
     """Those to share out; none: all that are found."""
+    when_idle: str | None = field(default=None, repr=False)
+    """A shell command for when nothing has run, and nothing was changed, for `idle_minutes`."""
+    idle_minutes: float = 30.0
 
     @property
     def state_dir(self) -> Path:

@@ -27,6 +27,8 @@ class Shelf:
         self.runs_dir, self.store = runs_dir, store
         self.notes: dict[str, str] = {}
         """Why a run that waits was not started, by name."""
+        self.why_held: str | None = None
+        """Why none that waits is started."""
         self._lock = threading.RLock()
         store.refill = self.look_at_all
 
@@ -137,7 +139,8 @@ class Shelf:
                 view = view_of(path)
             except RunError:
                 raise NoSuchRun(run_id) from None
-            view = view.model_copy(update={"note": self.notes.get(run_id)})
+            held = self.why_held if view.state == "queued" else None
+            view = view.model_copy(update={"note": held or self.notes.get(run_id)})
             self.store.put(view, signature)
             return view
 

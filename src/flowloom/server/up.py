@@ -12,23 +12,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flowloom.errors import RunError, is_disk_full
+from flowloom.server.below import below
 from flowloom.server.locks import hold
 from flowloom.server.settings import Settings, is_loopback
 from flowloom.spec.rundir import write_json
 
-USAGE = "[--home DIR] [--host ADDRESS] [--port N] [--root NAME=DIR ...] [--token TOKEN]"
+USAGE = "[--home DIR] [--host ADDRESS] [--port N] [--root NAME=DIR ...] [--token TOKEN] [...]"
 _GRACE_S = 3
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    home = Path(os.environ.get("FLOWLOOM_HOME", "."))
     add(
         "--home",
         type=Path,
-        default=home,
         metavar="DIR",
-        help="holds runs, data, models; default: FLOWLOOM_HOME, or here",
+        help="holds runs, data, models; default: FLOWLOOM_HOME, the studio that is here, "
+        "/workspace/flowloom where a volume is mounted at /workspace, or here",
     )
     add(
         "--host",
@@ -37,6 +37,13 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         help="to listen on; any but loopback demands a token",
     )
     add("--port", type=int, default=7860, metavar="N", help="default: 7860; 0: a free one")
+    add(
+        "--path",
+        type=below,
+        default=os.environ.get("FLOWLOOM_PATH", ""),
+        metavar="PATH",
+        help="where a proxy shows it, /studio say; default: FLOWLOOM_PATH, or a host name of its own",
+    )
     add(
         "--root",
         type=_root,
@@ -58,6 +65,12 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="to share out, cuda:0 say; default: all that are found",
     )
+    add(
+        "--when-idle",
+        metavar="COMMAND",
+        help="for a shell, once nothing has run and nothing was changed for --idle-minutes",
+    )
+    add("--idle-minutes", type=_minutes, default=30.0, metavar="N", help="default: 30")
 
 
 def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -68,7 +81,7 @@ def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
     """
     _add_flags(parser)
     asked = parser.parse_args(words)
-    home = asked.home.expanduser().absolute()
+    home = (asked.home or default_home()).expanduser().absolute()
     with _writing_to(home):
         (home / ".flowloom").mkdir(mode=0o700, parents=True, exist_ok=True)
         made = None if asked.token or is_loopback(asked.host) else _kept_token(home)
@@ -76,12 +89,22 @@ def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
     # Runs inherit the environment, and have no business with it.
     os.environ.pop("FLOWLOOM_TOKEN", None)
     token = asked.token or made
-    settings = Settings(home, dict(asked.root), asked.host, asked.port, token, tuple(asked.device))
+    settings = Settings(
+        home,
+        dict(asked.root),
+        host=asked.host,
+        port=asked.port,
+        path=asked.path,
+        token=token,
+        devices=tuple(asked.device),
+        when_idle=asked.when_idle,
+        idle_minutes=asked.idle_minutes,
+    )
     if lock is None:
         raise RunError(f"{home}: another studio serves it already: {_who(settings.state_dir)}")
     with _listen(settings) as listener:
         port = listener.getsockname()[1]
-        url = f"http://{_shown(settings.host)}:{port}"
+        url = f"http://{_shown(settings.host)}:{port}{settings.path}"
         with _writing_to(home):
             write_json(settings.state_dir / "server.json", {"pid": os.getpid(), "url": url})
         # One that somebody chose is known to them, and standard error may be a journal that others read.
@@ -89,6 +112,17 @@ def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
         sys.stderr.write(f"studio     {url}{sign_in}\nhome       {home}\n")
         _serve(settings, listener)
     return 0
+
+
+def default_home(volume: Path = Path("/workspace")) -> Path:
+    """Where a studio lives that was told nothing: FLOWLOOM_HOME; here, where one lives already; on the volume
+    that outlives a rented box, where one is mounted; or here.
+    """
+    if named := os.environ.get("FLOWLOOM_HOME"):
+        return Path(named)
+    if not Path(".flowloom").is_dir() and volume.is_mount() and os.access(volume, os.W_OK):
+        return volume / "flowloom"
+    return Path()
 
 
 @contextmanager
@@ -152,6 +186,16 @@ def _who(state_dir: Path) -> str:
 
 def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"write minutes, more than 0, not {text!r}")
+    return minutes
 
 
 def _root(text: str) -> tuple[str, Path]:

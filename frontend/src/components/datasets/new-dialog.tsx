@@ -2,30 +2,39 @@
 import { useMutation, useQueryClient } from "@tanstack/react-query";
 import { useRouter } from "next/navigation";
 import { useState } from "react";
+import { runHref } from "@/components/run/progress";
 import { Button } from "@/components/ui/button";
 import { Dialog } from "@/components/ui/dialog";
 import { Input } from "@/components/ui/inputs";
 import { Trouble } from "@/components/ui/trouble";
 import { datasetApi, datasetHref, type Storage } from "@/lib/api/datasets";
 import { BucketFields } from "./bucket-fields";
+import { sourceOf } from "./source";
 
-/** A data set: a new folder to upload to, one that lies here already, or a bucket. */
+/** A data set: a new folder to upload to, one that lies here already, a bucket, or one to be brought here. */
 export function NewDialog({ isOpen, onClose }: { isOpen: boolean; onClose: () => void }) {
   const router = useRouter();
   const client = useQueryClient();
   const [name, setName] = useState("");
   const [where, setWhere] = useState("");
   const [storage, setStorage] = useState<Storage>({});
-  const place = where.trim();
-  const isBucket = place.includes("://");
+  const source = sourceOf(where);
+  const isComing = source.kind === "web" || source.kind === "hub";
   const make = useMutation({
-    mutationFn: () => {
-      const from = place === "" ? {} : isBucket ? { url: place, storage } : { path: place };
-      return datasetApi.create({ name: name.trim(), ...from });
+    /** The page to go to. */
+    mutationFn: async () => {
+      const { kind, ...from } = source;
+      if (isComing) return runHref((await datasetApi.bring({ name: name.trim(), ...from })).id);
+      const made = await datasetApi.create({
+        name: name.trim(),
+        ...from,
+        ...(kind === "bucket" && { storage }),
+      });
+      return datasetHref(made.name);
     },
-    onSuccess: (made) => {
+    onSuccess: (href) => {
       void client.invalidateQueries({ queryKey: ["datasets"] });
-      router.push(datasetHref(made.name));
+      router.push(href);
     },
   });
   return (
@@ -42,7 +51,7 @@ export function NewDialog({ isOpen, onClose }: { isOpen: boolean; onClose: () =>
           <Input value={name} onChange={(event) => setName(event.target.value)} autoComplete="off" required />
         </label>
         <label className="grid gap-1 text-sm font-medium">
-          Where it lies already
+          Where it lies
           <Input
             value={where}
             onChange={(event) => setWhere(event.target.value)}
@@ -50,15 +59,24 @@ export function NewDialog({ isOpen, onClose }: { isOpen: boolean; onClose: () =>
             autoComplete="off"
           />
           <span className="text-xs font-normal text-ink-faint">
-            A folder or JSONL in one of the studio's folders, or a bucket: s3://bucket/folder, gs://, az://.
+            A folder or JSONL in one of the studio's folders; a bucket: s3://bucket/folder, gs://, az://; or
+            what is downloaded: the address of a zip, tar or table, or the page of a data set of Hugging Face.
           </span>
         </label>
-        {isBucket && <BucketFields url={place} storage={storage} onChange={setStorage} />}
+        {source.kind === "bucket" && (
+          <BucketFields url={source.url} storage={storage} onChange={setStorage} />
+        )}
+        {isComing && (
+          <p className="text-xs text-ink-soft">
+            A run brings {source.kind === "hub" ? `${source.repo} from the hub` : "it"} and unpacks it. Only
+            pictures, captions and tables are kept; nothing of it is run.
+          </p>
+        )}
         {make.error && <Trouble error={make.error} />}
         <div className="flex justify-end gap-2">
           <Button onClick={onClose}>Cancel</Button>
           <Button type="submit" kind="primary" isBusy={make.isPending} disabled={!name.trim()}>
-            Make it
+            {isComing ? "Bring it" : "Make it"}
           </Button>
         </div>
       </form>

@@ -9,6 +9,7 @@ import { Menu, type MenuItem } from "@/components/ui/menu";
 import { type Action, useAction } from "@/lib/actions";
 import type { RunView } from "@/lib/api/client";
 import { ACTIVE, trainers } from "@/lib/api/queries";
+import { BASE } from "@/lib/base";
 import { DuplicateDialog } from "./duplicate";
 
 type Asked = "kill" | "delete";
@@ -56,7 +57,7 @@ export function Actions({ run }: { run: RunView }) {
     items.push({
       label: "Download the results",
       note: "Newest weights, samples, configuration and log as one zip",
-      onChoose: () => window.location.assign(`/api/runs/${encodeURIComponent(run.id)}/results.zip`),
+      onChoose: () => window.location.assign(`${BASE}/api/runs/${encodeURIComponent(run.id)}/results.zip`),
     });
   }
   if (run.state === "queued") items.push({ label: "Take out of the queue", onChoose: () => act("cancel") });

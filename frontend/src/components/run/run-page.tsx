@@ -144,7 +144,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
             {isTraining && (
               <LossChart id={id} columns={live.columns} validations={live.validations} others={others} />
             )}
-            {!isTraining && !isDrawing && <Result id={id} isOver={!isActive} />}
+            {!isTraining && !isDrawing && <Result id={id} trainer={run.trainer} isOver={!isActive} />}
             {isDrawing && <Plane id={id} isActive={isActive} />}
             {(isTraining || (run.trainer === "sample" && !isDrawing)) && (
               <Samples id={id} isActive={isActive} others={others} />

@@ -5,12 +5,14 @@ import { useState } from "react";
 import { runHref } from "@/components/run/progress";
 import { Button, IconButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
-import { DownIcon, GripIcon, UpIcon } from "@/components/ui/icons";
+import { DownIcon, GripIcon, UpIcon, WarnIcon } from "@/components/ui/icons";
+import { Select } from "@/components/ui/inputs";
 import { Panel } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
 import { useAction } from "@/lib/actions";
-import { api, got } from "@/lib/api/client";
+import { api, got, type Schemas } from "@/lib/api/client";
 import { queue } from "@/lib/api/queries";
+import { ago } from "@/lib/format";
 
 /** Before which run `ids[from]` goes when it is let go at place `to`; null: to the end. */
 export function placeBefore(ids: readonly string[], from: number, to: number): string | null {
@@ -36,6 +38,63 @@ export function movedIn<Run extends { id: string }>(runs: Run[], id: string, bef
   const rest = runs.filter((each) => each.id !== id);
   const place = before === null ? rest.length : rest.findIndex((each) => each.id === before);
   return run && place >= 0 ? rest.toSpliced(place, 0, run) : runs;
+}
+
+/** What a failure does to those behind it; and whether the queue is paused now. */
+function Standing({ page }: { page: Schemas["QueuePage"] }) {
+  const client = useQueryClient();
+  const { complain } = useToasts();
+  const { mutate, isPending } = useMutation({
+    mutationFn: (body: Schemas["QueueChange"]) => got(api.PATCH("/api/queue", { body })),
+    onSuccess: (changed) => client.setQueryData(queue.queryKey, changed),
+    onError: complain,
+  });
+  return (
+    <>
+      <label className="flex items-center gap-1.5 text-xs whitespace-nowrap text-ink-soft">
+        When a run fails
+        <Select
+          className="w-auto! h-7 text-xs"
+          value={page.on_fail}
+          disabled={isPending}
+          onChange={({ target }) => mutate({ on_fail: target.value as Schemas["QueuePage"]["on_fail"] })}
+        >
+          <option value="go-on">go on</option>
+          <option value="pause">pause</option>
+        </Select>
+      </label>
+      <Button
+        size="small"
+        kind={page.pause ? "primary" : "plain"}
+        isBusy={isPending}
+        onClick={() => mutate({ paused: !page.pause })}
+      >
+        {page.pause ? "Let it go on" : "Pause"}
+      </Button>
+    </>
+  );
+}
+
+/** Since when nothing is started, and why. */
+function Paused({ pause }: { pause: Schemas["Pause"] }) {
+  return (
+    <p role="status" className="flex items-center gap-2 bg-weld-soft px-4 py-2 text-sm">
+      <WarnIcon className="size-4 shrink-0 text-weld" />
+      <span>
+        {pause.run ? (
+          <>
+            <Link href={runHref(pause.run)} className="font-medium underline">
+              {pause.run}
+            </Link>{" "}
+            failed {ago(pause.since)}:
+          </>
+        ) : (
+          `Paused ${ago(pause.since)}:`
+        )}{" "}
+        nothing is started until you let it go on. What runs is left alone.
+      </span>
+    </p>
+  );
 }
 
 /** What waits, in its order: drag it, or move it by its arrows. */
@@ -64,9 +123,15 @@ export function Queue() {
     const wanted = target === undefined ? null : dropOf(ids, ids[from] ?? null, target);
     if (wanted) move.mutate(wanted);
   };
-  if (runs.length === 0) return null;
+  if (!data || (runs.length === 0 && !data.pause && data.on_fail === "go-on")) return null;
   return (
-    <Panel title={`Queue (${runs.length})`} flush className="mb-4">
+    <Panel
+      title={`Queue (${runs.length})`}
+      actions={<Standing page={data} />}
+      flush
+      className="mb-4 overflow-hidden"
+    >
+      {data.pause && <Paused pause={data.pause} />}
       <ol className="divide-y">
         {runs.map((run, index) => (
           <li
@@ -105,7 +170,7 @@ export function Queue() {
               {run.id}
             </Link>
             <span className="text-xs text-ink-faint max-sm:hidden">
-              {run.note ?? run.devices?.join(", ")}
+              {(!data.pause && run.note) || run.devices?.join(", ")}
             </span>
             <IconButton
               label={`Move ${run.id} up`}

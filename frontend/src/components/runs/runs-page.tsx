@@ -11,7 +11,7 @@ import { Choice } from "@/components/ui/tabs";
 import { Trouble } from "@/components/ui/trouble";
 import { type Action, useAction } from "@/lib/actions";
 import type { RunView } from "@/lib/api/client";
-import { ACTIVE, runs as runsQuery } from "@/lib/api/queries";
+import { ACTIVE, RUNS_AT_ONCE, runs as runsQuery } from "@/lib/api/queries";
 import { Queue } from "./queue";
 import { RunsTable } from "./table";
 
@@ -90,7 +90,8 @@ function Bulk({ chosen, onDone }: { chosen: RunView[]; onDone: () => void }) {
 }
 
 export function RunsPage() {
-  const { data, error, refetch } = useQuery(runsQuery());
+  const [skip, setSkip] = useState(0);
+  const { data, error, refetch } = useQuery(runsQuery([], RUNS_AT_ONCE, skip));
   const [filter, setFilter] = useState<Filter>("all");
   const [search, setSearch] = useState("");
   const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
@@ -163,6 +164,25 @@ export function RunsPage() {
               )
             }
           />
+        )}
+        {data && (skip > 0 || data.total > all.length) && (
+          <footer className="flex items-center justify-end gap-2 border-t px-4 py-2 text-xs text-ink-soft">
+            Runs {skip + 1} to {skip + all.length} of {data.total}, newest first
+            <Button
+              size="small"
+              disabled={skip === 0}
+              onClick={() => setSkip(Math.max(0, skip - RUNS_AT_ONCE))}
+            >
+              Newer
+            </Button>
+            <Button
+              size="small"
+              disabled={skip + all.length >= data.total}
+              onClick={() => setSkip(skip + RUNS_AT_ONCE)}
+            >
+              Older
+            </Button>
+          </footer>
         )}
       </Panel>
     </Page>

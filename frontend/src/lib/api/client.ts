@@ -1,4 +1,5 @@
 import createClient from "openapi-fetch";
+import { BASE } from "@/lib/base";
 import type { components, paths } from "./schema";
 
 export type Schemas = components["schemas"];
@@ -29,7 +30,7 @@ export class Problem extends Error {
 
 export const SIGNED_OUT = "flowloom:signed-out";
 
-export const api = createClient<paths>({ baseUrl: "" });
+export const api = createClient<paths>({ baseUrl: BASE });
 
 type Answer<T> = { data?: T; error?: unknown; response: Response };
 
@@ -66,7 +67,7 @@ export async function fetchJson<T>(path: string, body?: unknown, method?: string
 /** JSON of a request that is more than a body. */
 export function asked<T>(path: string, init: RequestInit): Promise<T> {
   return got<T>(
-    fetch(path, init).then(async (response) => {
+    fetch(BASE + path, init).then(async (response) => {
       const text = await response.text();
       const content: unknown = text ? parsed(text) : undefined;
       return response.ok ? { data: content as T, response } : { error: content, response };

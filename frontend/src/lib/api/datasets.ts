@@ -215,6 +215,8 @@ export function keepCaption(client: QueryClient, name: string, made: Caption): v
 export const datasetApi = {
   create: (body: { name: string; path?: string; url?: string; storage?: Storage }) =>
     fetchJson<DataSet>("/api/datasets", body),
+  bring: (body: { name: string; url?: string; repo?: string; revision?: string; below?: string }) =>
+    fetchJson<{ id: string }>("/api/datasets/import", body),
   remove: (name: string) => fetchJson<Trashed>(base(name), undefined, "DELETE"),
   restore: (id: string) => fetchJson<DataSet>(`/api/trash/${id}/restore`, {}),
   preview: (name: string, operation: Operation, wanted: Wanted) =>

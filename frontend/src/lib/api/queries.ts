@@ -50,10 +50,12 @@ export const roots = queryOptions({ queryKey: ["roots"], queryFn: () => got(api.
 
 export const secrets = queryOptions({ queryKey: ["secrets"], queryFn: () => got(api.GET("/api/secrets")) });
 
-export const runs = (states: RunState[] = [], limit = 500) =>
+export const RUNS_AT_ONCE = 500;
+
+export const runs = (states: RunState[] = [], limit = RUNS_AT_ONCE, skip = 0) =>
   queryOptions({
-    queryKey: ["runs", states, limit],
-    queryFn: () => got(api.GET("/api/runs", { params: { query: { state: states, limit } } })),
+    queryKey: ["runs", states, limit, skip],
+    queryFn: () => got(api.GET("/api/runs", { params: { query: { state: states, limit, skip } } })),
     refetchInterval: 2000,
     placeholderData: keepPreviousData,
   });

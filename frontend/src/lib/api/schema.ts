@@ -92,6 +92,27 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/datasets/import": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Bring a data set from an address or the hub
+         * @description Queues a run that downloads and unpacks it, and goes on where it was stopped or killed. The data set
+         *     appears whole or not at all; of a table, parquet or metadata.jsonl, NAME.jsonl is built as well.
+         */
+        post: operations["datasets-import_dataset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/datasets/{dataset}": {
         parameters: {
             query?: never;
@@ -627,7 +648,11 @@ export interface paths {
         delete?: never;
         options?: never;
         head?: never;
-        patch?: never;
+        /**
+         * Pause the queue, or let it go on
+         * @description What runs goes on in any case. Kept until it is changed, over restarts as well.
+         */
+        patch: operations["runs-change_queue"];
         trace?: never;
     };
     "/api/roots": {
@@ -2390,10 +2415,10 @@ export interface components {
             wants_token: boolean;
         };
         /**
-         * HubFile
+         * HubFileView
          * @description One file of a repository.
          */
-        HubFile: {
+        HubFileView: {
             /**
              * Name
              * @example Chroma1-HD.safetensors
@@ -2476,6 +2501,56 @@ export interface components {
              * @description Of those that are asked for.
              */
             total: number;
+        };
+        /**
+         * Import
+         * @description Where a data set comes from.
+         */
+        Import: {
+            /**
+             * Below
+             * @description Only what lies below this folder of it.
+             * @default
+             */
+            below?: string;
+            /**
+             * Encoding
+             * @description Of names in an archive that does not say.
+             * @default
+             */
+            encoding?: string;
+            /**
+             * Name
+             * @description Of the new data set.
+             * @example fox
+             */
+            name: string;
+            /**
+             * Repo
+             * @description Or a data set of the hub, OWNER/NAME.
+             * @default
+             * @example
+             */
+            repo?: string;
+            /**
+             * Revision
+             * @description Branch, tag or commit of the repository.
+             * @default main
+             */
+            revision?: string;
+            /**
+             * Sha256
+             * @description What the file at `url` must be.
+             * @default
+             */
+            sha256?: string;
+            /**
+             * Url
+             * @description Of a zip, a tar or a table.
+             * @default
+             * @example https://example.org/fox.zip
+             */
+            url?: string;
         };
         /**
          * Lacking
@@ -2859,6 +2934,23 @@ export interface components {
             title: string;
         };
         /**
+         * Pause
+         * @description Nothing is started; what runs goes on.
+         */
+        Pause: {
+            /**
+             * Run
+             * @description The run that failed; null: somebody paused it.
+             * @example fox-lora
+             */
+            run?: string | null;
+            /**
+             * Since
+             * @description Seconds since 1970.
+             */
+            since: number;
+        };
+        /**
          * Place
          * @description One thing wrong with what was sent.
          */
@@ -3025,6 +3117,24 @@ export interface components {
             samples_per_s?: number | null;
         };
         /**
+         * QueueChange
+         * @description What is given is changed.
+         */
+        QueueChange: {
+            /**
+             * On Fail
+             * @description `pause`: a run that fails keeps those behind it from starting.
+             * @example pause
+             */
+            on_fail?: ("go-on" | "pause") | null;
+            /**
+             * Paused
+             * @description Whether nothing is started until it is told to go on.
+             * @example false
+             */
+            paused?: boolean | null;
+        };
+        /**
          * QueuePage
          * @description The runs that wait, in their order.
          */
@@ -3038,6 +3148,14 @@ export interface components {
              *     ]
              */
             devices: string[];
+            /**
+             * On Fail
+             * @description What a run that fails, or whose process is killed, does to those behind it.
+             * @enum {string}
+             */
+            on_fail: "go-on" | "pause";
+            /** @description Since when nothing is started, and why; null: it goes on. */
+            pause: components["schemas"]["Pause"] | null;
             /** Runs */
             runs: components["schemas"]["RunView"][];
         };
@@ -3138,7 +3256,7 @@ export interface components {
          */
         Repository: {
             /** Files */
-            files: components["schemas"]["HubFile"][];
+            files: components["schemas"]["HubFileView"][];
             /**
              * Repo
              * @example lodestones/Chroma1-HD
@@ -3276,7 +3394,7 @@ export interface components {
             max_steps?: number | null;
             /**
              * Note
-             * @description Why it still waits, where that is not the queue.
+             * @description Why it still waits, where it is not for its turn.
              */
             note?: string | null;
             /** Peak Memory Mib */
@@ -4719,6 +4837,149 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "There is no such file.",
                      *       "type": "urn:flowloom:no-such-file"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is a data set of this name. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "There is a data set of this name.",
+                     *       "type": "urn:flowloom:data-set-taken"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That name cannot be used. What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "That name cannot be used.",
+                     *       "type": "urn:flowloom:unfit-name"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-import_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Import"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RunView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -10062,6 +10323,132 @@ export interface operations {
             cookie?: never;
         };
         requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["QueuePage"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "runs-change_queue": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["QueueChange"];
+            };
+        };
         responses: {
             /** @description Successful Response */
             200: {

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowloom.server.datasets.names import TEXTS, ZIP, Unfit, fit, move_new, place_for
+from flowloom.data.intake.names import TEXTS, ZIP, Unfit, fit, move_new, place_for
 from flowloom.server.datasets.places import DataSet, UnfitName
 from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge
 from flowloom.spec.rundir import write_json

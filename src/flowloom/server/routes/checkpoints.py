@@ -53,7 +53,8 @@ class Checkpoints(BaseModel):
 @router.get("/runs/{run_id}/checkpoints", summary="List a run's checkpoints", responses=problems(NoSuchRun))
 def list_checkpoints(run: RunDep, studio: StudioDep) -> Checkpoints:
     """Only whole ones: what is still being written is not there yet."""
-    return Checkpoints(checkpoints=[_checkpoint(run.path.name, entry) for entry in _whole(run, studio)])
+    place = studio.api(f"runs/{run.path.name}/checkpoints")
+    return Checkpoints(checkpoints=[_checkpoint(place, entry) for entry in _whole(run, studio)])
 
 
 @router.get(
@@ -141,17 +142,17 @@ def _whole(run: RunDir, studio: Studio) -> list[Path]:
     return [entry for entry in checkpoints_of(run) if entry.parent in folders]
 
 
-def _checkpoint(run_id: str, entry: Path) -> Checkpoint:
+def _checkpoint(place: str, entry: Path) -> Checkpoint:
     files = [path for path in entry.rglob("*") if path.is_file()] if entry.is_dir() else [entry]
     weights = sorted(path for path in files if path.parent in (entry, entry.parent))
     return Checkpoint(
         name=entry.name,
         time=entry.stat().st_mtime,
         size=sum(path.stat().st_size for path in files),
-        files=[_file(run_id, entry, path) for path in weights],
+        files=[_file(place, entry, path) for path in weights],
     )
 
 
-def _file(run_id: str, entry: Path, path: Path) -> SavedFile:
+def _file(place: str, entry: Path, path: Path) -> SavedFile:
     below = quote(path.relative_to(entry.parent).as_posix())
-    return SavedFile(name=path.name, size=path.stat().st_size, url=f"/api/runs/{run_id}/checkpoints/{below}")
+    return SavedFile(name=path.name, size=path.stat().st_size, url=f"{place}/{below}")

@@ -16,7 +16,7 @@ from flowloom.parts.sources.local import find_image
 from flowloom.server.datasets.captions import Caption
 from flowloom.server.datasets.edits import CaptionChanged
 from flowloom.server.datasets.index import Index
-from flowloom.server.datasets.places import DataSet, NoSuchDataSet, WrongKind
+from flowloom.server.datasets.places import NoSuchDataSet, WrongKind
 from flowloom.server.datasets.scan import Row
 from flowloom.server.datasets.table import Filter, Sort
 from flowloom.server.datasets.turns import EditUnderWay
@@ -170,11 +170,12 @@ class Page(Wanted):
 
 
 @router.get("/datasets/{dataset}/images", summary="List pictures")
-def list_images(index: IndexDep, page: Annotated[Page, Query()]) -> Images:
+def list_images(index: IndexDep, page: Annotated[Page, Query()], studio: StudioDep) -> Images:
     """A page of them; the first look at a large data set goes on behind the scenes, as `scan` says."""
     state = index.refresh()
     total, rows = index.page(page.filter(), page.sort, page.skip, page.limit)
-    images = [_image(index.dataset, row) for row in rows]
+    place = studio.api(f"datasets/{quote(index.dataset.name, safe='')}/pictures")
+    images = [_image(place, row) for row in rows]
     return Images(total=total, images=images, scan=Scan.model_validate(state, from_attributes=True))
 
 
@@ -268,13 +269,12 @@ def _told(item: str, caption: Caption, response: Response) -> CaptionView:
     )
 
 
-def _image(dataset: DataSet, row: Row) -> Image:
-    place = f"/api/datasets/{quote(dataset.name, safe='')}/pictures/{quote(row.item)}"
+def _image(place: str, row: Row) -> Image:
     return Image(
         **{name: getattr(row, name) for name in Image.model_fields if name not in ("url", "width", "height")},
         width=row.width or None,
         height=row.height or None,
-        url=place,
+        url=f"{place}/{quote(row.item)}",
     )
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from flowloom.errors import Denied, NotFound, SourceError
-from flowloom.parts.downloads.ask import HUB, Asker, ask
+from flowloom.parts.downloads.ask import HUB, Asker
+from flowloom.parts.downloads.hub import files_of
 from flowloom.parts.sources.addresses import Allowed
 from flowloom.server.problems import ServiceError, problems
 from flowloom.spec.secrets import read_secrets
-
-MAX_LISTING = 2**23
-"""Bytes of JSON, about 40,000 files."""
 
 
 class NoSuchRepository(ServiceError):
@@ -36,7 +32,7 @@ router = APIRouter(tags=["models"], responses=problems(NoSuchRepository, HubDeni
 Part = Annotated[str, Path(pattern=r"^[\w.-]+$", max_length=100)]
 
 
-class HubFile(BaseModel):
+class HubFileView(BaseModel):
     """One file of a repository."""
 
     name: str = Field(examples=["Chroma1-HD.safetensors"])
@@ -50,7 +46,7 @@ class Repository(BaseModel):
     repo: str = Field(examples=["lodestones/Chroma1-HD"])
     revision: str
     url: str = Field(description="Its page, where its license is.")
-    files: list[HubFile]
+    files: list[HubFileView]
 
 
 @router.get("/hub/{owner}/{name}", summary="List a repository of the hub")
@@ -64,33 +60,13 @@ def list_repository(
     """Each file's name goes into an item of the chore `download`, with `repo` and `revision`."""
     hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     asker = Asker(Allowed.from_environment(), hub, read_secrets().get("HF_TOKEN"))
-    entries = _entries(
-        asker, f"{hub}/api/models/{owner}/{name}/tree/{quote(revision, safe='')}?recursive=true"
-    )
-    files = [_file(entry) for entry in entries if entry.get("type") == "file"]
-    return Repository(repo=f"{owner}/{name}", revision=revision, url=f"{hub}/{owner}/{name}", files=files)
-
-
-def _entries(asker: Asker, url: str) -> list[dict[str, Any]]:
-    from urllib3.exceptions import HTTPError
-
     try:
-        response, _ = ask(asker, url, {})
-        content = json.loads(response.read(MAX_LISTING))
+        found = files_of(asker, "models", f"{owner}/{name}", revision)
     except NotFound as error:
         raise NoSuchRepository(str(error), "Correct its name or revision.") from error
     except Denied as error:
         raise HubDenied(str(error), "See the page of the repository.") from error
-    except (SourceError, HTTPError, ValueError) as error:
+    except SourceError as error:
         raise HubUnreachable(str(error), "Check the network, then try again.") from error
-    if not isinstance(content, list):
-        raise HubUnreachable("What it answered is no list of files.", "Check HF_ENDPOINT.")
-    return [entry for entry in content if isinstance(entry, dict)]
-
-
-def _file(entry: dict[str, Any]) -> HubFile:
-    large = entry.get("lfs") or {}
-    size = entry.get("size")
-    return HubFile(
-        name=str(entry.get("path")), size=size if isinstance(size, int) else 0, sha256=large.get("oid")
-    )
+    files = [HubFileView.model_validate(file, from_attributes=True) for file in found]
+    return Repository(repo=f"{owner}/{name}", revision=revision, url=f"{hub}/{owner}/{name}", files=files)

@@ -6,12 +6,14 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, status
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.deps import QueueDep, RunDep, RunId, ShelfDep, StudioDep
 from flowloom.server.making import NewRun, Restart, make_run, patched, resume_run
 from flowloom.server.problems import Invalid, NameTaken, NoSuchRun, NotNow, problems, shows
+from flowloom.server.queue import Queue
 from flowloom.server.runs import NAME, RunView, State
+from flowloom.server.standing import OnFail, Pause
 from flowloom.server.tail import LogPart, read_log
 from flowloom.spec.resume import differences
 from flowloom.spec.rundir import Control
@@ -33,6 +35,23 @@ class QueuePage(BaseModel):
 
     devices: list[str] = Field(description="What runs can be put on.", examples=[["cuda:0", "cpu"]])
     runs: list[RunView]
+    on_fail: OnFail = Field(
+        description="What a run that fails, or whose process is killed, does to those behind it."
+    )
+    pause: Pause | None = Field(description="Since when nothing is started, and why; null: it goes on.")
+
+
+class QueueChange(BaseModel):
+    """What is given is changed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    on_fail: OnFail | None = Field(
+        None, description="`pause`: a run that fails keeps those behind it from starting.", examples=["pause"]
+    )
+    paused: bool | None = Field(
+        None, description="Whether nothing is started until it is told to go on.", examples=[False]
+    )
 
 
 class Move(BaseModel):
@@ -78,7 +97,24 @@ async def list_runs(
 @router.get("/queue", summary="Show the queue")
 async def read_queue(queue: QueueDep) -> QueuePage:
     """What waits, in the order in which it will start."""
-    return QueuePage(devices=list(queue.devices), runs=queue.shelf.store.queue())
+    return _page(queue)
+
+
+@router.patch("/queue", summary="Pause the queue, or let it go on")
+def change_queue(body: QueueChange, queue: QueueDep) -> QueuePage:
+    """What runs goes on in any case. Kept until it is changed, over restarts as well."""
+    queue.set_standing(body.on_fail, body.paused)
+    return _page(queue)
+
+
+def _page(queue: Queue) -> QueuePage:
+    standing = queue.standing
+    return QueuePage(
+        devices=list(queue.devices),
+        runs=queue.shelf.store.queue(),
+        on_fail=standing.on_fail,
+        pause=standing.pause,
+    )
 
 
 @router.get("/runs/{run_id}", summary="How a run stands", responses=problems(NoSuchRun))

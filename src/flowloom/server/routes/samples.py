@@ -56,10 +56,10 @@ def list_samples(
     """With the prompt, seed and settings of each; add `?size=256` to its url for a thumbnail."""
     found = sorted(_within(studio, run), key=_newest_first)
     told: dict[Path, dict[str, Any]] = {}
-    samples = []
+    samples, place = [], studio.api(f"runs/{run.path.name}")
     for folder, path in found[skip : skip + limit]:
         records = told.setdefault(path.parent, _records(path.parent))
-        samples.append(_sample(run.path.name, path.relative_to(folder), records.get(path.name, {})))
+        samples.append(_sample(place, path.relative_to(folder), records.get(path.name, {})))
     return Samples(total=len(found), samples=samples)
 
 
@@ -110,13 +110,13 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
     return {record["file"]: record for record in records if isinstance(record, dict) and "file" in record}
 
 
-def _sample(run_id: str, file: Path, record: dict[str, Any]) -> Sample:
+def _sample(place: str, file: Path, record: dict[str, Any]) -> Sample:
     own = ("file", "prompt", "seed", "step")
     settings = {name: value for name, value in record.items() if name not in own}
     return Sample(
         file=file.as_posix(),
         step=record.get("step", _step(file)),
-        url=f"/api/runs/{run_id}/samples/{quote(file.as_posix())}",
+        url=f"{place}/samples/{quote(file.as_posix())}",
         prompt=record.get("prompt"),
         seed=record.get("seed"),
         settings=settings,

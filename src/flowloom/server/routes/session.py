@@ -44,11 +44,18 @@ async def sign_in(body: SignIn, studio: StudioDep, request: Request, response: R
         raise NotSignedIn
     is_https = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
     response.set_cookie(
-        COOKIE, session_of(token), max_age=30 * 86400, httponly=True, samesite="strict", secure=is_https
+        COOKIE,
+        session_of(token),
+        max_age=30 * 86400,
+        path=studio.settings.path or "/",
+        httponly=True,
+        samesite="strict",
+        secure=is_https,
     )
 
 
 @router.delete("/session", summary="Sign out", status_code=status.HTTP_204_NO_CONTENT)
-async def sign_out(response: Response) -> None:
+async def sign_out(studio: StudioDep, response: Response) -> None:
     """Takes the cookie away."""
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    path = studio.settings.path or "/"
+    response.delete_cookie(COOKIE, path=path, httponly=True, samesite="strict")

@@ -1,0 +1,285 @@
+"""A data set on its way: in the run's own process (chores/dataset_import.py is its form).
+
+Everything lies in `incoming/` of the run until it is whole: `files/` as it was downloaded, `set/` as it is
+going to be. Then `set/` is given its name; a run that was killed goes on wherever that was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from flowloom.chores.base import Progress
+from flowloom.chores.dataset_import import ImportConfig, table_of
+from flowloom.chores.dataset_work import BuildStopped, build_told
+from flowloom.data.intake.names import TEXTS, Unfit, fit, place_for
+from flowloom.data.intake.unpack import Refused, Unpacked, Unpacking, unpack
+from flowloom.data.prepare.items import PICTURES
+from flowloom.data.prepare.open import kind_of
+from flowloom.data.prepare.options import BuildOptions
+from flowloom.data.prepare.pairs import split_suffix
+from flowloom.data.prepare.readers.table import TABLES
+from flowloom.errors import RunError
+from flowloom.parts.downloads.ask import HUB, Asker
+from flowloom.parts.downloads.fetch import Stopped, Watch, check_room, fetch, unfinished_size
+from flowloom.parts.downloads.hub import HubFile, commit_of, files_of
+from flowloom.parts.sources.addresses import Allowed
+from flowloom.spec.rundir import write_json
+
+ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz"))
+MEMORY_BYTES = 4 * 2**30
+"""For the names in an archive."""
+LISTED = 200
+_TABLES = frozenset(("table", "parquet", "huggingface"))
+"""Forms whose captions are in no file beside the picture."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """One file to bring."""
+
+    name: str
+    url: str
+    size: int | None
+    sha256: str | None
+
+
+def work(config: ImportConfig, progress: Progress) -> None:
+    """Work of the chore `dataset-import`; its result counts files and pictures, and names what was left out.
+
+    Raises:
+        RunError: it holds no picture and no table, or the name is taken by now; no data set was made.
+        SourceError, DiskFullError: it cannot be had, or has no room.
+    """
+    target = Path(config.target_dir).expanduser().absolute()
+    incoming = progress.run_dir.path / "incoming"
+    try:
+        if not _is_placed(incoming, target):
+            files = _bring(config, incoming, progress)
+            found = _arrange(files, incoming, config.encoding, progress)
+            progress.save_result(found | {"target_dir": str(target)})
+            _place(incoming / "set", target)
+        shutil.rmtree(incoming, ignore_errors=True)
+        result = json.loads((progress.run_dir.path / "result.json").read_bytes())
+        if source := _table_in(target):
+            progress.phase("reading")
+            options = BuildOptions(extract_dir=target / "pictures")
+            result["table"] = build_told(str(source), table_of(target), options, progress)
+        progress.save_result(result)
+    except (Stopped, BuildStopped):
+        return
+
+
+def _is_placed(incoming: Path, target: Path) -> bool:
+    return (incoming.parent / "result.json").exists() and target.is_dir() and not (incoming / "set").exists()
+
+
+def _bring(config: ImportConfig, incoming: Path, progress: Progress) -> list[Path]:
+    """The files, each whole.
+
+    Raises:
+        Stopped: it was asked to stop.
+    """
+    asker = Asker(
+        Allowed.from_environment(), os.environ.get("HF_ENDPOINT") or HUB, os.environ.get("HF_TOKEN")
+    )
+    wanted = _wanted(config, asker, incoming)
+    folder = incoming / "files"
+    sizes = [file.size for file in wanted]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    here = sum(_size_here(folder / file.name) for file in wanted)
+    check_room(folder, max(0, (total or 0) - here))
+    before = 0
+
+    def on_bytes(done: int, size: int | None) -> None:
+        progress.step(before + done, size if len(wanted) == 1 else total)
+
+    watch = Watch(on_bytes, progress.is_stopped, warn=progress.warn)
+    progress.phase("downloading")
+    for file in wanted:
+        path = folder / file.name
+        if not path.exists():  # it gets its name when it is whole
+            fetch(asker, file.url, path, watch, file.sha256)
+        before += path.stat().st_size
+    return [folder / file.name for file in wanted]
+
+
+def _wanted(config: ImportConfig, asker: Asker, incoming: Path) -> list[_File]:
+    """What is to be brought: found out once, so that a later sitting brings the rest of the same."""
+    note = incoming / "files.json"
+    (incoming / "files").mkdir(parents=True, exist_ok=True)
+    if not note.exists():
+        found = [_of_url(config, asker)] if config.url else list(_of_repo(config, asker))
+        write_json(note, [asdict(file) for file in found])
+    return [_File(**told) for told in json.loads(note.read_bytes())]
+
+
+def _of_url(config: ImportConfig, asker: Asker) -> _File:
+    name = PurePosixPath(unquote(urlsplit(config.url).path)).name
+    try:
+        name = fit(f"{name}.txt").removesuffix(".txt")
+    except Unfit:
+        name = "data"
+    return _File(name, asker.file_url(config.url), None, config.sha256.lower() or None)
+
+
+def _of_repo(config: ImportConfig, asker: Asker) -> Iterator[_File]:
+    commit = commit_of(asker, "datasets", config.repo, config.revision)
+    below = f"{config.below.strip('/')}/" if config.below else ""
+    wanted = [
+        file
+        for file in files_of(asker, "datasets", config.repo, commit)
+        if file.name.startswith(below) and _is_wanted(file)
+    ]
+    if not wanted:
+        place = f"{config.repo}/{below}" if below else config.repo
+        raise RunError(f"{place}: holds no picture, table or archive. See its page for where they are.")
+    for file in wanted:
+        url = asker.hub_url(f"datasets/{config.repo}", file.name, commit)
+        yield _File(file.name.removeprefix(below), url, file.size, file.sha256)
+
+
+def _is_wanted(file: HubFile) -> bool:
+    suffix = split_suffix(file.name)[1]
+    try:
+        is_ours = suffix in PICTURES | TEXTS | ARCHIVES and not file.name.endswith(".part.json")
+        return is_ours and bool(fit(f"{file.name}.txt"))
+    except Unfit:
+        return False
+
+
+def _size_here(path: Path) -> int:
+    return path.stat().st_size if path.exists() else unfinished_size(path)
+
+
+def _arrange(files: list[Path], incoming: Path, encoding: str, progress: Progress) -> dict[str, Any]:
+    """Make `set/` of what came, from the beginning: archives unpacked, all else as it is."""
+    made = incoming / "set"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    progress.phase("unpacking")
+    total = Unpacked()
+    for path in files:
+        name = path.relative_to(incoming / "files").as_posix()
+        if _is_archive(path):
+            what = Unpacking(path, incoming / "unpacked", made, replaces=False, encoding=encoding)
+            _add(total, _unpack(what, name, progress))
+        else:
+            _take(path, name, made, total)
+    if not total.num_pictures and not _table_in(made):
+        left = "; ".join(f"{name}: {reason}" for name, reason in total.left_out[:3])
+        raise RunError(f"There is no picture in it, and not one table that tells of some. {left}".strip())
+    return {
+        "num_files": total.num_files,
+        "num_pictures": total.num_pictures,
+        "num_left_out": total.num_left_out,
+        "left_out": [{"name": name, "reason": reason} for name, reason in total.left_out[:LISTED]],
+    }
+
+
+def _table_in(folder: Path) -> Path | None:
+    """What tells the captions, where they do not lie beside pictures."""
+    kind, source = kind_of(str(folder))
+    if kind in _TABLES:
+        return Path(source)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    if any(split_suffix(path.name)[1] in PICTURES for path in files):
+        return None
+    tables = [path for path in files if split_suffix(path.name)[1] in (*TABLES, ".parquet")]
+    return tables[0] if len(tables) == 1 else None
+
+
+def _is_archive(path: Path) -> bool:
+    suffix = split_suffix(path.name)[1]
+    if suffix in PICTURES | TEXTS:
+        return False
+    # Addresses often name no kind.
+    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+
+
+def _unpack(what: Unpacking, name: str, progress: Progress) -> Unpacked:
+    def on_progress(done: Unpacked) -> None:
+        progress.step(done.num_done, done.num_entries or None)
+        if progress.is_stopped():
+            raise Stopped
+
+    try:
+        with _bounded_memory():
+            return unpack(what, on_progress)
+    except Refused as error:
+        raise RunError(f"{name}: {error}.") from None
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    with suppress(ValueError, OSError):  # not every system has it
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _add(total: Unpacked, found: Unpacked) -> None:
+    total.num_files += found.num_files
+    total.num_pictures += found.num_pictures
+    total.num_left_out += found.num_left_out
+    total.left_out += found.left_out
+
+
+def _take(path: Path, name: str, made: Path, total: Unpacked) -> None:
+    """Have a file in the set that stays among the downloads until the set has its name."""
+    try:
+        if split_suffix(name)[1] == "" and _begins_as_parquet(path):
+            name = f"{name}.parquet"
+        target = place_for(made, fit(name))
+        try:
+            os.link(path, target)
+        except FileExistsError:
+            raise
+        except OSError:  # no hard links on this file system
+            shutil.copyfile(path, target)
+    except (Unfit, FileExistsError, NotADirectoryError) as error:
+        reason = str(error) if isinstance(error, Unfit) else "another file of this name is there"
+        total.leave_out(name, reason)
+        return
+    total.num_files += 1
+    total.num_pictures += split_suffix(name)[1] in PICTURES
+
+
+def _begins_as_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def _place(made: Path, target: Path) -> None:
+    """Give the whole set its name, at once."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if made.stat().st_dev != target.parent.stat().st_dev:
+            check_room(target, sum(path.stat().st_size for path in made.rglob("*") if path.is_file()))
+            beside = target.with_name(f".{target.name}.incoming")
+            shutil.rmtree(beside, ignore_errors=True)
+            shutil.copytree(made, beside)
+            shutil.rmtree(made)
+            made = beside
+        made.rename(target)
+    except FileExistsError:
+        raise RunError(f"{target}: is there by now. Rename it, then resume the run.") from None
+    except OSError as error:
+        if target.exists():
+            raise RunError(f"{target}: is there by now. Rename it, then resume the run.") from None
+        raise RunError(f"{target}: {error.strerror}. Mend that, then resume the run.") from error

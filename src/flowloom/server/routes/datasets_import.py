@@ -1,0 +1,58 @@
+"""Data sets that come from an address or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, status
+from pydantic import BaseModel, ConfigDict, Field
+
+from flowloom.chores.dataset_import import CHORE
+from flowloom.server.datasets.places import DataSetTaken, UnfitName
+from flowloom.server.deps import StudioDep
+from flowloom.server.making import NewRun, make_run, problems_of
+from flowloom.server.problems import Invalid, problems
+from flowloom.server.runs import ACTIVE, RunView
+from flowloom.server.uses import runs_that_name
+
+router = APIRouter(tags=["datasets"], responses=problems())
+
+
+class Import(BaseModel):
+    """Where a data set comes from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(max_length=200, description="Of the new data set.", examples=["fox"])
+    url: str = Field(
+        "",
+        max_length=4096,
+        description="Of a zip, a tar or a table.",
+        examples=["https://example.org/fox.zip"],
+    )
+    repo: str = Field("", max_length=200, description="Or a data set of the hub, OWNER/NAME.", examples=[""])
+    revision: str = Field("main", max_length=200, description="Branch, tag or commit of the repository.")
+    below: str = Field("", max_length=4096, description="Only what lies below this folder of it.")
+    sha256: str = Field("", max_length=64, description="What the file at `url` must be.")
+    encoding: str = Field("", max_length=40, description="Of names in an archive that does not say.")
+
+
+@router.post(
+    "/datasets/import",
+    summary="Bring a data set from an address or the hub",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(DataSetTaken, UnfitName),
+)
+def import_dataset(body: Import, studio: StudioDep) -> RunView:
+    """Queues a run that downloads and unpacks it, and goes on where it was stopped or killed. The data set
+    appears whole or not at all; of a table, parquet or metadata.jsonl, NAME.jsonl is built as well."""
+    places = studio.datasets.places
+    name = places.free_name(body.name)
+    if name.lower().endswith(".jsonl"):
+        raise UnfitName(f"{name!r} is the name of a JSONL.", "Call the folder otherwise.")
+    places.free_name(f"{name}.jsonl")
+    target = places.home / name
+    if coming := runs_that_name(studio, target, ACTIVE):
+        raise DataSetTaken(f"{coming[0]} brings or needs {name!r}.", "Choose another name, or cancel it.")
+    config = body.model_dump(exclude={"name"}) | {"target_dir": str(target)}
+    if found := problems_of(studio, CHORE, config):
+        raise Invalid.of(found, "")
+    return make_run(studio, CHORE, NewRun(name=None, config=config, devices=[], first=False))

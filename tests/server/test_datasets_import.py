@@ -1,0 +1,225 @@
+"""A data set in one request, from an address or the hub: whole or not there, whatever is killed or sent."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import tarfile
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.server.conftest import Studio, wait_for
+from tests.stand_ins.files import Files
+from tests.stand_ins.hub import TOKEN
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HELD = 3_000_000
+MIB = 2**20
+
+
+@pytest.fixture
+def studio(studio_at: Callable[..., Studio], files: Files, monkeypatch: pytest.MonkeyPatch) -> Studio:
+    """One whose hub is the stand-in at `files`, and that may ask it."""
+    monkeypatch.setenv("FLOWLOOM_PRIVATE_HOSTS", "127.0.0.1")
+    monkeypatch.setenv("HF_ENDPOINT", files.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return studio_at().start()
+
+
+def picture(seed: int, side: int = 64) -> bytes:
+    image = Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(3 * side * side))
+    held = io.BytesIO()
+    image.save(held, "PNG")
+    return held.getvalue()
+
+
+def zipped(contents: dict[str, bytes]) -> bytes:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return held.getvalue()
+
+
+def tarred(contents: dict[str, bytes], *others: tarfile.TarInfo) -> bytes:
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz") as archive:
+        for name, content in contents.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+        for entry in others:
+            archive.addfile(entry)
+    return held.getvalue()
+
+
+def start(studio: Studio, **body: Any) -> str:
+    return studio.post("/api/datasets/import", {"name": "fox", **body}, 201)["id"]
+
+
+def names(studio: Studio) -> list[str]:
+    return [found["name"] for found in studio.get("/api/datasets")]
+
+
+def result(studio: Studio, run_id: str) -> Any:
+    return json.loads((studio.home / "runs" / run_id / "result.json").read_text())
+
+
+def test_a_zip_that_is_killed_halfway_goes_on_and_appears_whole(studio: Studio, files: Files):
+    contents = {f"köpfe/{i}.png": picture(i, 600) for i in range(4)}
+    contents |= {f"köpfe/{i}.txt": b"a fox" for i in range(4)}
+    files.contents["/sets/fox.zip"] = zipped(contents | {"run.sh": b"rm -rf /", "model.pkl": b"x"})
+    files.holds_after = HELD
+    run_id = start(studio, url=f"{files.url}/sets/fox.zip?download=1")
+    part = studio.home / "runs" / run_id / "incoming" / "files" / "fox.zip.part"
+    wait_for(lambda: part.exists() and part.stat().st_size >= MIB)
+    os.kill(studio.run(run_id)["pid"], signal.SIGKILL)
+    studio.wait(run_id, "interrupted")
+    assert names(studio) == []
+    files.go_on.set()
+    studio.post(f"/api/runs/{run_id}/resume", {})
+    studio.wait(run_id, "finished")
+    assert files.ranges()[-1] == f"bytes={2 * MIB}-", "what was here is not asked for again"
+    assert names(studio) == ["fox"]
+    page = studio.get("/api/datasets/fox/images")
+    assert sorted((one["item"], one["caption"]) for one in page["images"]) == [
+        (f"köpfe/{i}.png", "a fox") for i in range(4)
+    ]
+    told = result(studio, run_id)
+    assert (told["num_pictures"], told["num_files"], told["num_left_out"]) == (4, 8, 2)
+    assert {one["name"] for one in told["left_out"]} == {"run.sh", "model.pkl"}
+    assert not part.parent.parent.exists(), "nothing is kept twice"
+
+
+def test_of_a_tar_only_plain_files_below_the_folder_come(studio: Studio, files: Files):
+    odd = ("a.png", "b.png", "c.png", "../d.png")
+    link, hard, device, leads_out = map(tarfile.TarInfo, odd)
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    hard.type, hard.linkname = tarfile.LNKTYPE, "fox.png"
+    device.type = tarfile.CHRTYPE
+    # No suffix in the address: the content tells.
+    files.contents["/download"] = tarred(
+        {"fox.png": picture(1), "fox.txt": b"red"}, link, hard, device, leads_out
+    )
+    run_id = start(studio, url=f"{files.url}/download")
+    studio.wait(run_id, "finished")
+    folder = studio.home / "data" / "fox"
+    assert sorted(path.name for path in folder.rglob("*")) == ["fox.png", "fox.txt"]
+    assert not (studio.home / "data" / "d.png").exists()
+    reasons = {one["name"]: one["reason"] for one in result(studio, run_id)["left_out"]}
+    assert set(reasons) == set(odd)
+    assert "link" in reasons["a.png"]
+    assert "plain" in reasons["c.png"]
+
+
+def test_a_table_becomes_a_jsonl(studio: Studio, files: Files):
+    held = io.BytesIO()
+    rows = {
+        "image": [{"bytes": picture(i), "path": f"{i}.png"} for i in range(3)],
+        "text": [f"fox {i}" for i in range(3)],
+    }
+    pq.write_table(pa.table(rows), held)
+    files.contents["/table"] = held.getvalue()
+    studio.wait(start(studio, url=f"{files.url}/table"), "finished")
+    assert set(names(studio)) == {"fox", "fox.jsonl"}
+    page = studio.get("/api/datasets/fox.jsonl/images")
+    assert sorted(one["caption"] for one in page["images"]) == ["fox 0", "fox 1", "fox 2"]
+    lines = b"".join(
+        json.dumps({"file_name": f"{i}.png", "text": f"listed {i}"}).encode() + b"\n" for i in range(2)
+    )
+    files.contents["/listed.zip"] = zipped(
+        {"metadata.jsonl": lines, "0.png": picture(0), "1.png": picture(1)}
+    )
+    studio.wait(start(studio, name="listed", url=f"{files.url}/listed.zip"), "finished")
+    page = studio.get("/api/datasets/listed.jsonl/images")
+    assert sorted(one["caption"] for one in page["images"]) == ["listed 0", "listed 1"]
+
+
+def test_a_repository_of_the_hub_is_brought_as_it_was_when_it_began(studio: Studio, files: Files):
+    tree = f"/api/datasets/me/fox/tree/{COMMIT}"
+    contents = {
+        "train/1.png": picture(1),
+        "train/1.txt": b"one",
+        "train/more.zip": zipped({"2.png": picture(2)}),
+    }
+    pages = [[*contents][:2], [*contents][2:], ["README.md", "load.py", "test/3.png", "train/x.part.json"]]
+    for i, page in enumerate(pages):
+        path = tree if i == 0 else f"/page{i}"
+        entries = [{"type": "file", "path": name, "size": len(contents.get(name, b""))} for name in page]
+        files.contents[path] = json.dumps(entries).encode()
+        if i + 1 < len(pages):
+            files.next[path] = f"/page{i + 1}"
+    files.contents["/api/datasets/me/fox/revision/main"] = json.dumps({"sha": COMMIT}).encode()
+    for name, content in contents.items():
+        files.contents[f"/datasets/me/fox/resolve/{COMMIT}/{name}"] = content
+    studio.wait(start(studio, repo="me/fox", below="train"), "finished")
+    folder = studio.home / "data" / "fox"
+    assert sorted(path.name for path in folder.iterdir()) == ["1.png", "1.txt", "2.png"]
+    assert all(headers["authorization"] == f"Bearer {TOKEN}" for _, headers in files.requests)
+    run_id = start(studio, name="none", repo="me/none")
+    assert "404" in studio.wait(run_id, "failed")["error"]["message"]
+    files.contents["/api/datasets/me/fox/revision/main"] = b"[]"
+    run_id = start(studio, name="odd", repo="me/fox")
+    assert "HF_ENDPOINT" in studio.wait(run_id, "failed")["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["bomb", "broken", "page", "empty", "sum"])
+def test_what_is_no_data_set_makes_none(studio: Studio, files: Files, name: str):
+    whole = zipped({f"{i}.png": picture(i) for i in range(3)})
+    contents, words = {
+        "bomb": (tarred({"0.png": bytes(80 * 2**20)}), "bomb"),
+        "broken": (tarred({"0.png": picture(0, 300)})[:-2000], "damaged"),
+        "page": (b"<html>", "web page"),
+        "empty": (zipped({"notes.txt": b"x", "run.py": b"x"}), "no picture"),
+        "sum": (whole, "sha256"),
+    }[name]
+    files.contents["/fox.tar.gz"] = contents
+    if name == "page":
+        files.kind = "text/html; charset=utf-8"
+    body = {"sha256": "0" * 64} if name == "sum" else {}
+    run_id = start(studio, url=f"{files.url}/fox.tar.gz", **body)
+    assert words in studio.wait(run_id, "failed")["error"]["message"]
+    assert names(studio) == []
+    assert not (studio.home / "data").exists() or not any((studio.home / "data").iterdir())
+
+
+def test_names_and_addresses_that_cannot_be_are_refused_at_once(studio: Studio, files: Files):
+    url = f"{files.url}/fox.zip"
+    studio.post("/api/datasets", {"name": "taken"}, 201)
+    files.contents["/fox.zip"] = zipped({"1.png": picture(1)})
+    files.holds_after = 10
+    start(studio, url=url)
+    for body, status in (
+        ({"name": "taken", "url": url}, 409),
+        ({"name": "fox", "url": url}, 409),
+        ({"name": "../x", "url": url}, 422),
+        ({"name": "x.jsonl", "url": url}, 422),
+        ({"name": "x"}, 422),
+        ({"name": "x", "url": url, "repo": "me/fox"}, 422),
+        ({"name": "x", "url": "file:///etc/passwd"}, 422),
+        ({"name": "x", "url": f"{url}?token=abc"}, 422),
+        ({"name": "x", "repo": "me/fox", "below": "../../secret"}, 422),
+        ({"name": "x", "repo": "../fox"}, 422),
+    ):
+        answer = studio.http.post("/api/datasets/import", json=body)
+        assert answer.status_code == status, (body, answer.text)
+    files.go_on.set()
+
+
+def test_private_addresses_are_refused_by_default(
+    studio_at: Callable[..., Studio], files: Files, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("FLOWLOOM_PRIVATE_HOSTS", raising=False)
+    closed = studio_at("closed").start()
+    run = closed.wait(start(closed, url=f"{files.url}/fox.zip"), "failed")
+    assert "FLOWLOOM_PRIVATE_HOSTS" in run["error"]["message"]
+    assert files.requests == []
