@@ -31,12 +31,11 @@ class IdleHook:
             OSError: it could not be started; it is left alone until the next rest.
         """
         now = time.monotonic()
-        if self._process and self._process.poll() is not None:
-            self._process = None
+        is_running = self._process is not None and self._process.poll() is None
         last_use = now if is_busy else used_at
         if last_use > self._rests_since:
             self._rests_since, self._has_fired = last_use, False
-        if not self._has_fired and now - self._rests_since >= self._patience_s:
+        if not self._has_fired and not is_running and now - self._rests_since >= self._patience_s:
             self._has_fired = True
             self._fire()
 
