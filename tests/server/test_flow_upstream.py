@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,21 @@ def kinds(studio: Studio, name: str) -> list[str]:
     return [event["kind"] for event in studio.events(name)]
 
 
-def test_a_run_of_flow_is_followed_to_its_end(studio: Studio, flow_config: Configs) -> None:
+def test_a_run_of_flow_is_followed_to_its_end(
+    studio: Studio,
+    flow_config: Configs,
+    flow_checkout: Path,  # noqa: F811
+) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "x"]):
+        subprocess.run(["git", "-C", str(flow_checkout), *words], check=True)
     start(studio, "whole", flow_config(training={"master_seed": 2}))
     run = studio.wait("whole", "finished")
     assert (run["trainer"], run["step"]) == ("flow-upstream", 12)
+    head = ["git", "-C", str(flow_checkout), "rev-parse", "--short", "HEAD"]
+    revision = subprocess.run(head, check=True, capture_output=True, text=True).stdout.strip()
+    kept = (studio.home / "runs" / "whole" / "command.txt").read_text()
+    assert f"{flow_checkout} at {revision}\n" in kept
     events = studio.events("whole")
     assert [event["seq"] for event in events] == list(range(len(events)))
     said = kinds(studio, "whole")

@@ -47,6 +47,8 @@ class Order:
     ticket: str
     argv: list[str]
     cwd: str | None
+    checkout: str | None
+    """Whose code it runs, where that is not ours."""
     locks: list[str]
     trainer: str = ""
     """Whose `parse` reads the log; none: the process writes its events itself."""
@@ -97,7 +99,16 @@ def _note_command(order: Order, run: Path) -> None:
     words = " ".join(f"{name}={shlex.quote(value)}" for name, value in shown.items())
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with (run / "command.txt").open("a") as file:
-        file.write(f"# {when}\n{place}{words} {shlex.join(order.argv)}\n")
+        file.write(f"# {when}{_code(order)}\n{place}{words} {shlex.join(order.argv)}\n")
+
+
+def _code(order: Order) -> str:
+    """Which of another trainer's revisions runs: a checkout may be another one tomorrow."""
+    if order.checkout is None:
+        return ""
+    from flowloom.trainers.lacks import revision_of
+
+    return f", {order.checkout}{revision_of(Path(order.checkout))}"
 
 
 def _scribe(order: Order, ticket: Ticket) -> Scribe | None:

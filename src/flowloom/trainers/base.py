@@ -21,6 +21,8 @@ class Command:
     env: dict[str, str] = field(default_factory=dict)
     """Beside the studio's own environment."""
     cwd: Path | None = None
+    checkout: Path | None = None
+    """Whose code it runs, where that is not ours."""
 
 
 @dataclass(frozen=True)

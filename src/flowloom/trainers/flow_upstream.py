@@ -128,10 +128,11 @@ class FlowUpstream:
             content = _taken_up(content, run_dir)
         for name in trainer.config_names:
             write_json(folder / name, content)
-        if trainer.is_script:
-            return Command([str(checkout.python), str(trainer.script)], {"PYTHONUNBUFFERED": "1"}, folder)
         words = [flow_start.__file__, str(checkout.path), trainer.module, "training_config.json"]
-        return Command([str(checkout.python), *words], {"PYTHONUNBUFFERED": "1"}, folder)
+        if trainer.is_script:
+            words = [str(trainer.script)]
+        environment = {"PYTHONUNBUFFERED": "1"}
+        return Command([str(checkout.python), *words], environment, folder, checkout.path)
 
     def parse(self, line: str) -> dict[str, Any] | None:
         """See Trainer; FLOW tells neither its loss nor its learning rate."""

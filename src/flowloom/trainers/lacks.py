@@ -36,7 +36,9 @@ def states(trainer: str) -> list[tuple[Checkout | None, str, list[str]]]:
         return [(None, str(error), ["a list that can be read"])]
     if not known:
         return [(None, f"not installed: flowloom trainers install {trainer}", [])]
-    return [(one, f"{one.path}{_revision(one.path)}, by {one.python}", lacks(trainer, one)) for one in known]
+    return [
+        (one, f"{one.path}{revision_of(one.path)}, by {one.python}", lacks(trainer, one)) for one in known
+    ]
 
 
 def lacks(trainer: str, checkout: Checkout) -> list[str]:
@@ -111,7 +113,8 @@ def _inside(checkout: Path, name: str) -> list[Path]:
     return [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
 
 
-def _revision(path: Path) -> str:
+def revision_of(path: Path) -> str:
+    """` at COMMIT`, of a checkout that git knows; nothing of another one."""
     if not (path / ".git").exists():
         return ""
     try:

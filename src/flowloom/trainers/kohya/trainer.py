@@ -83,7 +83,7 @@ class Kohya:
         words += ["--output_dir", str(folder / "checkpoints"), "--output_name", name]
         start = [str(checkout.python), hooks.__file__, str(folder), str(checkout.path), script]
         environment = {"PYTHONUNBUFFERED": "1", "COLUMNS": "200", hooks.BASE: str(base)}
-        return Command([*start, *words], environment, checkout.path)
+        return Command([*start, *words], environment, checkout.path, checkout.path)
 
     def parse(self, line: str) -> dict[str, Any] | None:
         """See Trainer."""
