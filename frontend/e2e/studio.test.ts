@@ -321,6 +321,12 @@ test("the keyboard reaches everything: menu, dialog, tabs", async () => {
 test("Kohya's form is drawn from its schema, and says at each field what it lacks", async () => {
   const page = await open("/kohya-training/");
   await page.getByRole("radio", { name: /Chroma LoRA, 16 GB/ }).click();
+  const sources = page.getByRole("list", { name: "Where the values of Chroma LoRA, 16 GB come from" });
+  await sources
+    .getByText(/^Documented.*docs\/flux_train_network\.md/)
+    .first()
+    .waitFor();
+  await page.getByRole("heading", { name: "Preflight" }).waitFor();
   const base = page.locator('[data-field="model.pretrained_model_name_or_path"]');
   await base.getByText("is needed for Chroma.").waitFor();
   await base.getByRole("textbox").or(base.getByRole("combobox")).fill(String(config.model?.chroma_path));

@@ -54,13 +54,11 @@ SHOWN = 20
 """Problems of files that an answer holds."""
 GIB, GB = 2**30, 1e9
 _SAYINGS = {
-    NO_CAPTION: "{} pictures have no caption, and their folder no class_tokens: they train with an empty one",
-    SIDEWAYS: "{} pictures stand upright only by EXIF, of which sd-scripts knows nothing: it trains them "
-    "turned or mirrored",
-    ENLARGED: "{} pictures are smaller than their bucket and are scaled up; bucket_no_upscale leaves them "
-    "small",
-    SMALL: "{} pictures have less than half of the resolution's area: they train as small as they are",
-    TWICE: "{} folders are named twice in a data set: sd-scripts takes the first",
+    NO_CAPTION: "trained with an empty caption, as neither they nor their folder's class_tokens give one",
+    SIDEWAYS: "trained turned or mirrored, as they stand upright by EXIF alone, which sd-scripts ignores",
+    ENLARGED: "scaled up, as they are smaller than their bucket; bucket_no_upscale leaves them small",
+    SMALL: "trained as small as they are, with less than half of the resolution's area",
+    TWICE: "named twice in a data set, of which sd-scripts takes the first",
 }
 
 
@@ -168,7 +166,8 @@ def _data(config: KohyaConfig, read: Found) -> dict[str, Any]:
 def _hints(config: KohyaConfig, read: Found) -> Iterator[str]:
     """What sd-scripts bears in silence, or with a word among hundreds."""
     for what, names in read.remarks.items():
-        yield f"{_SAYINGS[what].format(len(names))}: {', '.join(names[:3])}{' ...' * (len(names) > 3)}."
+        some = ", ".join(names[:3]) + " ..." * (len(names) > 3)
+        yield f"{_SAYINGS[what]}: {some} ({len(names):,})."
     alone = sum(rows == 1 for rows in read.rows.values())
     if alone and any(dataset.batch_size > 1 for dataset in config.datasets):
         yield f"{alone} of {len(read.rows)} buckets hold one picture: each is a batch of its own."
