@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import gzip
 import hashlib
@@ -10,12 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from starlette.responses import RedirectResponse
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from flowloom.server import pages
 from flowloom.server.app import create_app
+from flowloom.server.below import Below, below
 from flowloom.server.settings import Settings
-from flowloom.server.up import below
 from tests.server.conftest import Studio
 
 TOKEN = "a-token-for-tests"
@@ -79,6 +82,46 @@ def test_pages_api_and_places_are_below_the_path(web: Callable[..., TestClient],
     assert made.headers["location"].startswith("/studio/api/datasets/fox/uploads/")
     assert client.head(made.headers["location"], headers=tus).status_code == 200
     assert client.get("/api/openapi.json").json()["servers"] == [{"url": "/studio"}]
+
+
+@pytest.mark.parametrize("left", ["/studio", ""], ids=["left by the proxy", "taken away by the proxy"])
+def test_no_redirect_leads_out_of_the_path(web: Callable[..., TestClient], left: str):
+    answer = web("/studio").get(f"{left}/api/health/?a=b")
+    assert answer.status_code == 307
+    assert answer.headers["location"] == "/studio/api/health?a=b"
+
+
+def test_a_redirect_to_another_host_is_left_alone():
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await RedirectResponse(f"https://{scope['path'][1:]}/x")(scope, receive, send)
+
+    client = TestClient(Below(app, "/studio"), base_url="http://127.0.0.1", follow_redirects=False)
+    for host in ("example.org", "127.0.0.1.example.org"):
+        assert client.get(f"/studio/{host}").headers["location"] == f"https://{host}/x"
+    assert client.get("/studio/127.0.0.1").headers["location"] == "/studio/x"
+
+
+@pytest.mark.parametrize("text", ["/api", "/api/runs", "/runs", "/_next", "/_next/static", "/datasets/"])
+def test_a_path_that_the_studio_has_itself_is_refused(
+    text: str, export: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A proxy that takes the path away would make /runs/ of the home page's address, and of the runs'.
+    monkeypatch.setattr(pages, "STATIC", export)
+    (export / "datasets").mkdir()
+    with pytest.raises(argparse.ArgumentTypeError, match="of its own"):
+        below(text)
+
+
+def test_a_path_that_only_begins_like_one_of_the_studio_is_none_of_it(
+    export: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pages, "STATIC", export)
+    assert [below(each) for each in ("/runs2", "/apiary", "/tools/runs", "/studio/")] == [
+        "/runs2",
+        "/apiary",
+        "/tools/runs",
+        "/studio",
+    ]
 
 
 def test_the_path_itself_leads_to_its_page_and_others_stay_others(web: Callable[..., TestClient]):

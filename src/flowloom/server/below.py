@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,12 +16,23 @@ def below(text: str) -> str:
     """A path as `flowloom up` is told it, without a slash at its end; empty: a host name of its own.
 
     Raises:
-        ArgumentTypeError: it is none.
+        ArgumentTypeError: it is none, or the studio has one of that name itself: where a proxy took the path
+            away, nobody could tell them apart.
     """
     path = text.rstrip("/")
     if path and not _PATH.fullmatch(path):
         raise argparse.ArgumentTypeError(f"write it as /studio, of letters, digits and dashes, not {text!r}")
+    if path and _is_own(path):
+        raise argparse.ArgumentTypeError(
+            f"{path} is a path of its own in the studio; choose another, /studio say"
+        )
     return path
+
+
+def _is_own(path: str) -> bool:
+    from flowloom.server import pages  # not for a command line that only asks for help
+
+    return f"{path}/".startswith("/api/") or (pages.STATIC / path[1:]).exists()
 
 
 class Below:
@@ -45,9 +56,17 @@ class Below:
         async def send_below(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                place = headers.get("location", "")
+                place = _within(headers.get("location", ""), Headers(scope=scope).get("host", ""))
                 if place.startswith("/"):
                     headers["location"] = f"{self.path}{place}"
             await send(message)
 
         await self.app(scope, receive, send_below)
+
+
+def _within(place: str, host: str) -> str:
+    """A Location without the host, where that is the one asked: Starlette's own name it, and a scheme too."""
+    for start in (f"http://{host}/", f"https://{host}/"):
+        if place.startswith(start):
+            return place[len(start) - 1 :]
+    return place
