@@ -8,8 +8,10 @@ import os
 import random
 import signal
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from flowloom.chores.importing import _is_placed, _place
+from flowloom.errors import RunError
+from flowloom.spec.rundir import RunDir
 from tests.server.conftest import Studio, wait_for
 from tests.stand_ins.files import Files
 from tests.stand_ins.hub import TOKEN
@@ -50,9 +55,20 @@ def zipped(contents: dict[str, bytes]) -> bytes:
     return held.getvalue()
 
 
-def tarred(contents: dict[str, bytes], *others: tarfile.TarInfo) -> bytes:
+def less_than_nothing() -> tarfile.TarInfo:
+    """An entry that takes from the sum of sizes what others add."""
+    entry = tarfile.TarInfo("x.png")
+    entry.pax_headers = {"GNU.sparse.realsize": str(-(10**15))}
+    return entry
+
+
+def tarred(
+    contents: dict[str, bytes], *others: tarfile.TarInfo, first: tarfile.TarInfo | None = None
+) -> bytes:
     held = io.BytesIO()
-    with tarfile.open(fileobj=held, mode="w:gz") as archive:
+    with tarfile.open(fileobj=held, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
+        if first:
+            archive.addfile(first)
         for name, content in contents.items():
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
@@ -172,10 +188,53 @@ def test_a_repository_of_the_hub_is_brought_as_it_was_when_it_began(studio: Stud
     assert "HF_ENDPOINT" in studio.wait(run_id, "failed")["error"]["message"]
 
 
-@pytest.mark.parametrize("name", ["bomb", "broken", "page", "empty", "sum"])
+def test_what_somebody_put_there_meanwhile_is_not_taken_for_ours(studio: Studio, files: Files):
+    files.contents["/fox.zip"] = zipped({f"{i}.png": picture(i, 600) for i in range(4)})
+    files.holds_after = HELD
+    run_id = start(studio, url=f"{files.url}/fox.zip")
+    part = studio.home / "runs" / run_id / "incoming" / "files" / "fox.zip.part"
+    wait_for(lambda: part.exists() and part.stat().st_size >= MIB)
+    theirs = studio.home / "data" / "fox"
+    theirs.mkdir(parents=True)
+    files.go_on.set()
+    for _ in range(2):
+        assert "by now" in studio.wait(run_id, "failed")["error"]["message"]
+        assert list(theirs.iterdir()) == []
+        last = studio.run(run_id)["last_seq"]
+        studio.post(f"/api/runs/{run_id}/resume", {})
+        wait_for(lambda last=last: studio.run(run_id)["last_seq"] > last)
+    studio.wait(run_id, "failed")
+    theirs.rename(theirs.with_name("theirs"))
+    studio.post(f"/api/runs/{run_id}/resume", {})
+    studio.wait(run_id, "finished")
+    assert len(list(theirs.glob("*.png"))) == 4
+
+
+def test_a_data_set_comes_to_another_disk_as_well(tmp_path: Path):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        target = Path(other) / "fox"
+        if tmp_path.stat().st_dev == Path(other).stat().st_dev:
+            pytest.skip("there is no other disk")
+        run_dir, made = RunDir(tmp_path / "run"), tmp_path / "run" / "incoming" / "set"
+        made.mkdir(parents=True)
+        (made / "a.png").write_bytes(picture(1))
+        target.mkdir()
+        (target / "theirs.png").touch()
+        with pytest.raises(RunError, match="by now"):
+            _place(made, target, run_dir)
+        assert not _is_placed(run_dir, target)
+        assert [path.name for path in Path(other).iterdir()] == ["fox"]
+        target.rename(target.with_name("theirs"))
+        _place(made, target, run_dir)
+        assert _is_placed(run_dir, target)
+        assert [path.name for path in target.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["bomb", "minus", "broken", "page", "empty", "sum"])
 def test_what_is_no_data_set_makes_none(studio: Studio, files: Files, name: str):
     whole = zipped({f"{i}.png": picture(i) for i in range(3)})
     contents, words = {
+        "minus": (tarred({"0.png": bytes(80 * 2**20)}, first=less_than_nothing()), "damaged"),
         "bomb": (tarred({"0.png": bytes(80 * 2**20)}), "bomb"),
         "broken": (tarred({"0.png": picture(0, 300)})[:-2000], "damaged"),
         "page": (b"<html>", "web page"),

@@ -34,12 +34,14 @@ from flowloom.parts.downloads.ask import HUB, Asker
 from flowloom.parts.downloads.fetch import Stopped, Watch, check_room, fetch, unfinished_size
 from flowloom.parts.downloads.hub import HubFile, commit_of, files_of
 from flowloom.parts.sources.addresses import Allowed
-from flowloom.spec.rundir import write_json
+from flowloom.spec.rundir import RunDir, write_json
 
 ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz"))
 MEMORY_BYTES = 4 * 2**30
 """For the names in an archive."""
 LISTED = 200
+PLACING = "placing.json"
+"""Device and inode of the folder that the run gives the data set's name: it keeps them when it is renamed."""
 _TABLES = frozenset(("table", "parquet", "huggingface"))
 """Forms whose captions are in no file beside the picture."""
 
@@ -64,11 +66,11 @@ def work(config: ImportConfig, progress: Progress) -> None:
     target = Path(config.target_dir).expanduser().absolute()
     incoming = progress.run_dir.path / "incoming"
     try:
-        if not _is_placed(incoming, target):
+        if not _is_placed(progress.run_dir, target):
             files = _bring(config, incoming, progress)
             found = _arrange(files, incoming, config.encoding, progress)
             progress.save_result(found | {"target_dir": str(target)})
-            _place(incoming / "set", target)
+            _place(incoming / "set", target, progress.run_dir)
         shutil.rmtree(incoming, ignore_errors=True)
         result = json.loads((progress.run_dir.path / "result.json").read_bytes())
         if source := _table_in(target):
@@ -80,8 +82,17 @@ def work(config: ImportConfig, progress: Progress) -> None:
         return
 
 
-def _is_placed(incoming: Path, target: Path) -> bool:
-    return (incoming.parent / "result.json").exists() and target.is_dir() and not (incoming / "set").exists()
+def _is_placed(run_dir: RunDir, target: Path) -> bool:
+    """Whether the folder at `target` is the one that this run gave its name, and nobody else's."""
+    try:
+        return json.loads((run_dir.path / PLACING).read_bytes()) == _identity(target)
+    except FileNotFoundError:
+        return False
+
+
+def _identity(folder: Path) -> list[int]:
+    found = folder.stat()
+    return [found.st_dev, found.st_ino]
 
 
 def _bring(config: ImportConfig, incoming: Path, progress: Progress) -> list[Path]:
@@ -265,21 +276,26 @@ def _begins_as_parquet(path: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def _place(made: Path, target: Path) -> None:
-    """Give the whole set its name, at once."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+def _place(made: Path, target: Path, run_dir: RunDir) -> None:
+    """Give the whole set its name, at once.
+
+    Raises:
+        RunError: the name is taken by now, or cannot be given.
+    """
+    beside = target.with_name(f".{target.name}.{run_dir.path.name}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(target):
+            raise FileExistsError
         if made.stat().st_dev != target.parent.stat().st_dev:
             check_room(target, sum(path.stat().st_size for path in made.rglob("*") if path.is_file()))
-            beside = target.with_name(f".{target.name}.incoming")
             shutil.rmtree(beside, ignore_errors=True)
             shutil.copytree(made, beside)
-            shutil.rmtree(made)
             made = beside
+        write_json(run_dir.path / PLACING, _identity(made))
         made.rename(target)
-    except FileExistsError:
-        raise RunError(f"{target}: is there by now. Rename it, then resume the run.") from None
     except OSError as error:
-        if target.exists():
+        shutil.rmtree(beside, ignore_errors=True)
+        if os.path.lexists(target):
             raise RunError(f"{target}: is there by now. Rename it, then resume the run.") from None
         raise RunError(f"{target}: {error.strerror}. Mend that, then resume the run.") from error

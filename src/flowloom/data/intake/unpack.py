@@ -195,6 +195,8 @@ def _extract(
     for entry in entries:
         done.num_done += 1
         on_progress(done)
+        if entry.size < 0:
+            raise Refused(f"the archive is damaged: {entry.name} has {entry.size} bytes")
         total += entry.size
         room.require(total)
         if done.num_done > MAX_ENTRIES:
