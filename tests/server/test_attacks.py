@@ -257,7 +257,7 @@ def test_a_page_is_not_forwarded_to_another_host(tmp_path: Path):
         page.write_text("<!doctype html>")
 
     async def asked() -> httpx.Response:
-        transport = httpx.ASGITransport(Pages(tmp_path))
+        transport = httpx.ASGITransport(Pages(folder=tmp_path))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.get("http://127.0.0.1//runs")
 

@@ -47,11 +47,11 @@ class Order:
     ticket: str
     argv: list[str]
     cwd: str | None
-    checkout: str | None
-    """Whose code it runs, where that is not ours."""
     locks: list[str]
     trainer: str = ""
     """Whose `parse` reads the log; none: the process writes its events itself."""
+    checkout: str = ""
+    """Whose code it runs, where that is not ours."""
 
     def to_argument(self) -> str:
         """As one word of a command line."""
@@ -104,7 +104,7 @@ def _note_command(order: Order, run: Path) -> None:
 
 def _code(order: Order) -> str:
     """Which of another trainer's revisions runs: a checkout may be another one tomorrow."""
-    if order.checkout is None:
+    if not order.checkout:
         return ""
     from flowloom.trainers.lacks import revision_of
 

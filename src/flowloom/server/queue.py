@@ -259,7 +259,7 @@ class Queue:
             ticket=ticket.id,
             argv=command.argv,
             cwd=str(command.cwd) if command.cwd else None,
-            checkout=str(command.checkout) if command.checkout else None,
+            checkout=str(command.checkout or ""),
             locks=[str(self._lock_of(device)) for device in ticket.devices],
             trainer="" if trainer.writes_events else trainer.name,
         )
