@@ -339,3 +339,14 @@ def test_many_files_are_uploaded_with_one_request_each(one_studio: Studio, uploa
 def send_only(studio: Studio, uploads: str, name: str, content: bytes) -> None:
     headers = PART | {"upload-length": str(len(content)), "upload-metadata": metadata(filename=name)}
     assert studio.http.post(uploads, headers=headers, content=content).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "Thumbs.db", "desktop.ini", "._fox.png", "notes.docx", "@eaDir/fox.png", "README"]
+)
+def test_a_file_of_no_use_is_skipped_and_not_an_error(one_studio: Studio, uploads: str, name: str):
+    answer = begin(one_studio, uploads, 1, relativePath=name)
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:flowloom:file-skipped")
+    assert answer.json()["detail"].startswith(f"{name}: ")
+    outside = begin(one_studio, uploads, 1, relativePath="../fox.png").json()
+    assert outside["type"] == "urn:flowloom:unfit-name"

@@ -21,6 +21,7 @@ from flowloom.errors import DataError
 __all__ = ["JoinedMetadata", "Metadata", "Row", "RowProblem", "Rows", "check_skipped", "read_metadata"]
 
 EXAMPLES = 20
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,9 @@ def read_metadata(path: Path) -> Metadata:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file. dataloader.jsonl_metadata_path names the JSONL to train on.")
+    with path.open("rb") as file:
+        if file.read(2) in UTF16_MARKS:
+            raise DataError(f"{path}: it is UTF-16. Run 'flowloom dataset build {path} -o NEW.jsonl'.")
     columns, problems = read_columns(path)
     if not len(columns["line"]):
         first = f" Line {problems[0].line}: {problems[0].reason}." if problems else ""

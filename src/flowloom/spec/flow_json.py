@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flowloom.errors import ConfigError, Problem
+from flowloom.errors import ConfigError, DataError, Problem
 from flowloom.spec.data_sections import DataSetSection
 from flowloom.spec.files import missing_files, resolve_paths
 from flowloom.spec.flags import Laid, Overrides, lay_over
@@ -24,6 +24,7 @@ from flowloom.spec.problems import Place, booleans_for_numbers, problems_of
 from flowloom.spec.run import ADAPTERS, DataloaderSection, ModelSection, RunConfig
 from flowloom.spec.secrets import read_secrets
 from flowloom.spec.translate import general_name, refuse_foreign, translate
+from flowloom.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -85,18 +86,20 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=as_dict)
+        data = json.loads(read_text(path), object_pairs_hook=as_dict)
     except FileNotFoundError:
         near = ", ".join(sorted(file.name for file in path.parent.glob("*.json"))[:5])
         message = f"there is no such file.{f' In its folder: {near}.' if near else ''}"
         raise ConfigError(str(path), [Problem("", message)]) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, DataError) as error:
         raise ConfigError(str(path), [Problem("", f"cannot be read ({error}).")]) from error
     except json.JSONDecodeError as error:
         # Not the line itself: it may hold a token.
         hint = " A comma before it is one too many." if error.doc[: error.pos].rstrip().endswith(",") else ""
         message = f"line {error.lineno}, column {error.colno}: {error.msg}.{hint}"
         raise ConfigError(str(path), [Problem("", message)]) from None
+    except RecursionError:
+        raise ConfigError(str(path), [Problem("", "is nested too deeply for a configuration.")]) from None
     if not isinstance(data, dict):
         raise ConfigError(str(path), [Problem("", "holds no JSON object: a configuration is { ... }.")])
     if repeated:

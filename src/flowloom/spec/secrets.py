@@ -12,7 +12,8 @@ import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from flowloom.errors import ConfigError, Problem
+from flowloom.errors import ConfigError, DataError, Problem
+from flowloom.text_files import read_text
 
 NAMES = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """Environment variables that hold a secret; the file has the same names as keys."""
@@ -75,8 +76,8 @@ def _read_file(path: Path) -> dict[str, str]:
         message = f"others may read it (mode {mode:04o}). Run: chmod 600 {path}"
         raise ConfigError(str(path), [Problem("", message)])
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        content = json.loads(read_text(path))
+    except (json.JSONDecodeError, DataError):
         # Without the parser's own words, which may quote the file.
         raise ConfigError(str(path), [Problem("", "it is not JSON.")]) from None
     if not isinstance(content, dict):

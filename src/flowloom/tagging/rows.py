@@ -18,6 +18,7 @@ from flowloom.data.prepare.text import caption_of
 from flowloom.errors import DataError
 from flowloom.parts.sources.local import find_image
 from flowloom.tagging.changes import Applied, Change, Found, Target
+from flowloom.text_files import decode
 
 CAPTION, IS_TAGS = "caption_or_tags", "is_tag_based"
 Fields = dict[str, Any]
@@ -142,8 +143,8 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 
 def _fields(line: bytes) -> Fields:
     try:
-        fields = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
+        fields = json.loads(decode(line))
+    except (ValueError, DataError) as error:
         raise DataError(f"not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise DataError("not a JSON object")

@@ -425,6 +425,9 @@ export interface paths {
         /**
          * Begin an upload
          * @description Answers where to PATCH to; with a body, that is its first part already.
+         *
+         *     A file that a dataset has no use for (Thumbs.db, notes.docx, hidden ones) is answered 422 with the type
+         *     `urn:flowloom:file-skipped`: skip it, nothing failed.
          */
         post: operations["uploads-create_upload"];
         delete?: never;
@@ -8196,7 +8199,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That name cannot be used. What was sent cannot be used. */
+            /** @description That name cannot be used. This file was skipped. What was sent cannot be used. */
             422: {
                 headers: {
                     [name: string]: unknown;
@@ -8213,7 +8216,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The studio cannot write there. */
+            /** @description There is not enough disk space for this upload. The studio cannot write there. */
             507: {
                 headers: {
                     [name: string]: unknown;
@@ -8223,8 +8226,8 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 507,
-                     *       "title": "The studio cannot write there.",
-                     *       "type": "urn:flowloom:unwritable"
+                     *       "title": "There is not enough disk space for this upload.",
+                     *       "type": "urn:flowloom:no-room"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];

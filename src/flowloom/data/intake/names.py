@@ -19,30 +19,35 @@ class Unfit(Exception):
     """Why a name cannot be that of a file in a data set."""
 
 
+class Unwanted(Unfit):
+    """A dataset has no use for the file: it is hidden, a system's, or neither an image nor a text."""
+
+
 def fit(name: str) -> str:
     """`name` as a path below a data set's folder, with `/` between its parts.
 
     Raises:
-        Unfit: it leads out, is hidden, or is not that of a picture or a text.
+        Unfit: it leads out, is too long or is not text.
+        Unwanted: it is hidden, or not that of an image or a text.
     """
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not parts or name.startswith("/") or ".." in parts or parts[0].endswith(":"):
         raise Unfit("it leads out of the folder")
-    if any(part.startswith(".") or part.lower() in JUNK for part in parts):
-        raise Unfit("it is hidden")
     fitting = "/".join(parts)
     try:
         lengths = [len(part.encode()) for part in parts]
     except UnicodeEncodeError:
         raise Unfit("it is not Unicode") from None
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in fitting):
+    if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in fitting):
         raise Unfit("it has a control character in it")
     if max(lengths) > MAX_PART_BYTES or sum(lengths) > MAX_NAME_BYTES or len(parts) > MAX_DEPTH:
         raise Unfit("it is too long")
+    if any(part.startswith(".") or part.lower() in JUNK for part in parts):
+        raise Unwanted("a hidden file, or one that a system leaves behind")
     suffix = split_suffix(parts[-1])[1]
     if suffix not in PICTURES and suffix not in TEXTS:
-        raise Unfit(f"{suffix or 'no suffix'} is none of pictures and texts")
+        raise Unwanted(f"not an image or caption file ({suffix or 'no extension'})")
     return fitting
 
 

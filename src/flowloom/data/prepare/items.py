@@ -34,8 +34,18 @@ PICTURES = frozenset(
 """Suffixes, in lower case, of files that are pictures."""
 JXL = ".jxl"
 """FLOW: a JPEG XL of the same name is read in place of the file that a row names."""
-JUNK = frozenset(("__macosx", "@eadir", "$recycle.bin", "lost+found"))
-"""Folders, in lower case, that systems leave behind."""
+JUNK = frozenset(
+    (
+        "__macosx",
+        "@eadir",
+        "$recycle.bin",
+        "lost+found",
+        "system volume information",
+        "thumbs.db",
+        "desktop.ini",
+    )
+)
+"""Folders and files, in lower case, that systems leave behind."""
 
 
 class Content(Protocol):

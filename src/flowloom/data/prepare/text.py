@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from flowloom.errors import DataError
+from flowloom.text_files import decode as decode_text
 
 CAPTION_KEYS = (
     "captions",
@@ -22,13 +23,6 @@ CAPTION_KEYS = (
 )
 """Names under which tables and JSON files keep a caption, the first one found wins; lower case."""
 TAG_KEYS = ("tags", "tag_string")
-_MARKS = (
-    (b"\xef\xbb\xbf", "utf-8-sig"),
-    (b"\xff\xfe\0\0", "utf-32"),
-    (b"\0\0\xfe\xff", "utf-32"),
-    (b"\xff\xfe", "utf-16"),
-    (b"\xfe\xff", "utf-16"),
-)
 _SENTENCE_END = re.compile(r"[^\W\d_]{2,}[.!?](\s|$)")
 _FUNCTION_WORDS = frozenset(
     [
@@ -72,19 +66,17 @@ def decode(data: bytes, encoding: str) -> str:
     """`data` as text: by its byte order mark, or else by `encoding`.
 
     Raises:
-        DataError: it is not text in that encoding.
+        DataError: it is not text in that encoding; the message says how to state another one.
     """
-    encoding = next((known for mark, known in _MARKS if data.startswith(mark)), encoding)
     try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{data[error.start]:02x} at {error.start}" if error.start < len(data) else "its end"
+        return decode_text(data, encoding)
+    except DataError as error:
+        if str(error).startswith("not text"):
+            raise
         raise DataError(
-            f"not {encoding} ({byte}): save it as UTF-8, or name what it is by --caption-encoding"
+            f"{error}: save it as UTF-8, or state its encoding by --caption-encoding "
+            "(caption_encoding in the studio), such as cp1252 or gbk"
         ) from error
-    if "\0" in text:
-        raise DataError("not text: it has zero bytes")
-    return text
 
 
 def read_sidecar(name: str, data: bytes, encoding: str) -> Caption:

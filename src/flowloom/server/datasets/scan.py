@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from flowloom.data.headers import image_size
 from flowloom.data.prepare.items import JUNK, Remark, Unusable, reason_of, shown, wrong_name
 from flowloom.data.prepare.pairs import PairRule, pair
-from flowloom.errors import ImageError
+from flowloom.errors import DataError, ImageError
 from flowloom.server.datasets.captions import SUFFIXES, is_tags, read_caption, version_of
+from flowloom.text_files import decode
 
 AT_ONCE = 500
 """Pictures handed on together."""
@@ -212,8 +213,8 @@ def row_of(number: int, line: bytes) -> Row:
 def fields_of(line: bytes) -> tuple[dict[str, Any], str]:
     """The fields of a line of a JSONL, and what is wrong with it."""
     try:
-        fields = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-    except (ValueError, RecursionError) as error:
+        fields = json.loads(decode(line))
+    except (ValueError, RecursionError, DataError) as error:
         return {}, f"not JSON: {error}"
     if not isinstance(fields, dict):
         return {}, "not a JSON object"

@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowloom.data.intake.names import TEXTS, ZIP, Unfit, fit, move_new, place_for
+from flowloom.data.intake.names import TEXTS, ZIP, Unfit, Unwanted, fit, move_new, place_for
 from flowloom.server.datasets.places import DataSet, UnfitName
+from flowloom.server.datasets.reserved import Reserved
 from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge
 from flowloom.spec.rundir import write_json
 
@@ -36,8 +37,6 @@ FOLDER = ".uploads"
 MAX_BYTES = 2**40
 MAX_OPEN = 10_000
 """Uploads under way, for each data set."""
-SPARE_BYTES = 2**29
-"""Left free on the disk."""
 EXPIRES_AFTER_S = 7 * 86_400
 REMEMBERED = 20_000
 """Finished ones that a client may still ask about."""
@@ -56,6 +55,10 @@ class NoSuchUpload(ServiceError):
 
 class WrongOffset(ServiceError):
     status, code, title = 409, "wrong-offset", "The upload is at another offset."
+
+
+class FileSkipped(ServiceError):
+    status, code, title = 422, "file-skipped", "This file was skipped."
 
 
 class FileTaken(ServiceError):
@@ -117,6 +120,7 @@ class Uploads:
     def __init__(self) -> None:
         self._finished: OrderedDict[tuple[str, str], Upload] = OrderedDict()
         self._lock = threading.Lock()
+        self._reserved = Reserved()
 
     def create(self, dataset: DataSet, length: int, metadata: str) -> Upload:
         """Begin an upload of `length` bytes.
@@ -125,7 +129,7 @@ class Uploads:
             metadata: `Upload-Metadata`: filename or relativePath, conflict (keep, replace), encoding.
 
         Raises:
-            UnfitName, FileTaken, TooLarge, WrongKind: as their names say.
+            UnfitName, FileSkipped, FileTaken, TooLarge, NoRoom, WrongKind: as their names say.
         """
         top = dataset.folder
         told = parsed_metadata(metadata)
@@ -138,18 +142,20 @@ class Uploads:
             raise FileTaken(
                 f"{name} is there already.", "Send the metadata conflict=replace, or leave it out."
             )
-        free = shutil.disk_usage(top).free - SPARE_BYTES
-        if length > min(free, MAX_BYTES):
+        if length > MAX_BYTES:
             raise TooLarge(
-                f"{length:,} bytes; {max(0, min(free, MAX_BYTES)):,} can be taken.", "Make room first."
+                f"The file has {length:,} bytes; {MAX_BYTES:,} are the limit.", "Split the archive."
             )
         if len(list((top / FOLDER).glob("*"))) >= MAX_OPEN:
             raise TooLarge(f"{MAX_OPEN:,} uploads are under way.", "End or finish some of them.")
         upload_id = secrets.token_hex(16)
         folder = top / FOLDER / upload_id
-        folder.mkdir(parents=True)
         about = {"name": name, "length": length, "metadata": metadata, "replaces": replaces}
-        (folder / "data").touch()
+        with self._reserved.lock:
+            self._reserved.require(top, length, FOLDER)
+            folder.mkdir(parents=True)
+            (folder / "data").touch()
+            self._reserved.add(folder, length)
         write_json(folder / "about.json", about | {"encoding": told.get("encoding", "")})
         return self.get(dataset, upload_id)
 
@@ -348,6 +354,8 @@ def _fitting(name: str) -> str:
         return "".join(letter for letter in parts[-1] if letter.isprintable())[-200:]
     try:
         return fit(name)
-    except Unfit as error:
+    except Unwanted as error:
         known = ", ".join(sorted(TEXTS | {ZIP}))
-        raise UnfitName(f"{name!r:.300}: {error}.", f"Send pictures, and {known}.") from None
+        raise FileSkipped(f"{name:.300}: {error}.", f"Datasets hold images, and {known}.") from None
+    except Unfit as error:
+        raise UnfitName(f"{name!r:.300}: {error}.", "Rename the file.") from None

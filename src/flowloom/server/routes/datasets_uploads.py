@@ -13,10 +13,12 @@ from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from flowloom.server.datasets.places import DataSet, NoSuchDataSet, UnfitName, WrongKind
+from flowloom.server.datasets.reserved import NoRoom
 from flowloom.server.datasets.uploads import (
     ALGORITHMS,
     MAX_BYTES,
     Busy,
+    FileSkipped,
     FileTaken,
     NoSuchUpload,
     Upload,
@@ -113,7 +115,9 @@ def list_uploads(dataset: DataSetDep, uploads: UploadsDep) -> list[UploadView]:
     status_code=status.HTTP_201_CREATED,
     response_class=Response,
     dependencies=_TUS,
-    responses=problems(NoSuchDataSet, WrongKind, WrongTus, UnfitName, FileTaken, OutsideRoots),
+    responses=problems(
+        NoSuchDataSet, WrongKind, WrongTus, UnfitName, FileSkipped, FileTaken, OutsideRoots, NoRoom
+    ),
 )
 async def create_upload(
     dataset: DataSetDep,
@@ -131,7 +135,11 @@ async def create_upload(
     ],
     upload_checksum: Annotated[str, Header(max_length=200)] = "",
 ) -> Response:
-    """Answers where to PATCH to; with a body, that is its first part already."""
+    """Answers where to PATCH to; with a body, that is its first part already.
+
+    A file that a dataset has no use for (Thumbs.db, notes.docx, hidden ones) is answered 422 with the type
+    `urn:flowloom:file-skipped`: skip it, nothing failed.
+    """
     upload = await asyncio.to_thread(uploads.create, dataset, upload_length, upload_metadata)
     place = f"/api/datasets/{quote(dataset.name, safe='')}/uploads/{upload.id}"
     if request.headers.get("content-type") == PART or not upload_length:

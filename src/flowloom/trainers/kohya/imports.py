@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flowloom.errors import ConfigError, Problem
+from flowloom.text_files import without_mark
 from flowloom.trainers.kohya.config import DataSet, ImageFolder, KohyaConfig
 
 _SECTIONS = ("model", "network", "training", "flow", "memory", "saving", "hub")
@@ -80,7 +81,7 @@ def from_bmaltais(text: str) -> Imported:
         ConfigError: it is no JSON object.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(without_mark(text))
     except ValueError as error:
         raise ConfigError("json", [Problem("json", f"not JSON: {error}.")]) from None
     if not isinstance(content, dict):
@@ -94,7 +95,7 @@ def from_bmaltais(text: str) -> Imported:
 
 def _toml(name: str, text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(without_mark(text))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(name, [Problem(name, f"not TOML: {error}.")]) from None
 

@@ -24,6 +24,7 @@ from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.readers.table import FILENAME_KEYS, filename_of, item_of
 from flowloom.data.prepare.text import caption_of, weight_of
 from flowloom.errors import DataError
+from flowloom.text_files import as_utf8
 
 SAVED, SPLITS = "state.json", "dataset_dict.json"
 """What `save_to_disk` leaves beside a data set, and beside several."""
@@ -86,8 +87,8 @@ def _choose(source: Path, splits: Any, split: str) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        data = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
+        data = orjson.loads(as_utf8(path.read_bytes()))
+    except (OSError, DataError, orjson.JSONDecodeError) as error:
         raise DataError(f"{path}: not readable: {error}") from error
     return data if isinstance(data, dict) else {}
 

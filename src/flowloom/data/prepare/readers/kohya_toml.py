@@ -26,6 +26,7 @@ from flowloom.data.prepare.readers.folder import Place, items_of, list_folder
 from flowloom.data.prepare.readers.table import find_picture, json_records
 from flowloom.data.prepare.text import weight_of
 from flowloom.errors import DataError
+from flowloom.text_files import read_text
 
 _USED = frozenset(
     [
@@ -99,8 +100,8 @@ def open_kohya_toml(path: Path, options: BuildOptions) -> Reading:
         DataError: it is not such a file.
     """
     try:
-        config = tomllib.loads(path.read_text("utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        config = tomllib.loads(read_text(path))
+    except (OSError, DataError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{path}: not readable as TOML: {error}") from error
     subsets = list(_subsets(path, config))
     if not subsets:

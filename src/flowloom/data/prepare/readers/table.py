@@ -28,6 +28,7 @@ from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.pairs import split_suffix
 from flowloom.data.prepare.text import caption_of, decode, weight_of
 from flowloom.errors import DataError
+from flowloom.text_files import as_utf8, utf8_lines
 
 FILENAME_KEYS = (
     "filename",
@@ -95,8 +96,7 @@ def records(path: Path, encoding: str) -> Iterator[tuple[str, Fields] | Unusable
 
 def _jsonl_records(path: Path) -> Iterator[tuple[str, Fields] | Unusable]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        for number, line in enumerate(utf8_lines(file), start=1):
             if not line.strip():
                 continue
             place = f"{shown(path.name)}:{number}"
@@ -140,8 +140,8 @@ def json_records(path: Path) -> Iterator[tuple[str, str, Fields]]:
         DataError: it is neither.
     """
     try:
-        data = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError as error:
+        data = orjson.loads(as_utf8(path.read_bytes()))
+    except (orjson.JSONDecodeError, DataError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: {reason_of(error)}.") from error

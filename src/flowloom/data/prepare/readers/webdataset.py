@@ -31,6 +31,7 @@ from flowloom.data.prepare.items import (
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.pairs import split_suffix
 from flowloom.errors import DataError
+from flowloom.text_files import as_utf8
 
 LARGEST_MEMBER = 2**30
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -167,7 +168,7 @@ def _texts(value: Any) -> tuple[str, ...] | None:
 
 def _fields(described: Content) -> dict[str, Any]:
     try:
-        fields = orjson.loads(described.read())
+        fields = orjson.loads(as_utf8(described.read()))
     except orjson.JSONDecodeError as error:
         raise DataError(f"its .json is not JSON: {error}") from error
     return fields if isinstance(fields, dict) else {}
