@@ -93,6 +93,19 @@ def _build(words: list[str]) -> int:
     return OK
 
 
+def _update(words: list[str]) -> int:
+    parser = _parser("update", "FILE.jsonl")
+    parser.add_argument("jsonl", type=Path, metavar="FILE.jsonl", help="built from a folder before")
+    asked = parser.parse_args(words)
+
+    from flowloom.data.prepare.fresh import update
+
+    with _Ticker("images") as ticker:
+        report = update(asked.jsonl, lambda report: ticker.tick(report.num_pictures))
+    _print_build(report)
+    return OK
+
+
 def _print_build(report: BuildReport) -> None:
     rate = f"{report.num_pictures / max(report.seconds, 1e-9):,.0f}/s"
     prose = report.num_rows - report.num_tag_based
@@ -181,6 +194,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
         "writes FLOW's JSONL from a folder, Kohya's, a table, tars, a Hugging Face data set, a bucket",
         _build,
     ),
+    "update": ("builds a JSONL again from its folder, after captions or images changed", _update),
     "export": ("writes a JSONL's data set for Kohya, as webdataset or as parquet", _export),
     "upload": ("puts a JSONL's pictures into a bucket, and names them there", _upload),
 } | LINT_VERBS

@@ -155,3 +155,10 @@ def test_a_killed_process_of_flow_is_interrupted(studio: Studio, flow_config: Co
     run = wait_for(lambda: (run := studio.run("killed"))["step"] and run)
     os.kill(run["pid"], signal.SIGKILL)
     assert studio.wait("killed", "interrupted")["can_resume"]
+
+
+def test_flow_itself_is_not_given_a_folder_that_it_cannot_read(studio: Studio, flow_config: Configs) -> None:
+    config = flow_config(dataloader={"jsonl_metadata_path": str(studio.home / "data")})
+    (problem,) = studio.post("/api/flow-upstream/config", {"config": config})["problems"]
+    assert problem["pointer"] == "/config/dataloader/jsonl_metadata_path"
+    assert "reads a JSONL only" in problem["detail"]

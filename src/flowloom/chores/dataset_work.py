@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flowloom.chores.base import Progress
-from flowloom.chores.datasets import BuildConfig, ExportConfig, LintConfig
+from flowloom.chores.datasets import BuildConfig, ExportConfig, LintConfig, UpdateConfig
 from flowloom.data.lint.check import LintOptions, lint
 from flowloom.data.prepare.build import BuildReport, build
 from flowloom.data.prepare.export import ExportOptions, ExportReport, export
+from flowloom.data.prepare.fresh import update
 from flowloom.data.prepare.items import Unusable
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.rows import image_folder
@@ -47,6 +49,15 @@ def build_in_a_run(config: BuildConfig, progress: Progress) -> None:
         return
 
 
+def update_in_a_run(config: UpdateConfig, progress: Progress) -> None:
+    """Work of the chore `dataset-update`; its result is that of a build."""
+    progress.phase("reading")
+    try:
+        progress.save_result(_told(update(Path(config.jsonl_path), _steps_of(progress))))
+    except BuildStopped:
+        return
+
+
 def build_told(source: str, out: Path, options: BuildOptions, progress: Progress) -> dict[str, Any]:
     """Build a JSONL, and say how far it is; what a result tells of it.
 
@@ -54,13 +65,21 @@ def build_told(source: str, out: Path, options: BuildOptions, progress: Progress
         BuildStopped: it was asked to stop.
         DataError: see `build`.
     """
+    return _told(build(source, out, options, _steps_of(progress)))
+
+
+def _steps_of(progress: Progress) -> Callable[[BuildReport], None]:
+    """Says how far a build is, and ends it where it is asked to stop."""
 
     def on_progress(report: BuildReport) -> None:
         progress.step(report.num_pictures)
         if progress.is_stopped():
             raise BuildStopped
 
-    report = build(source, out, options, on_progress)
+    return on_progress
+
+
+def _told(report: BuildReport) -> dict[str, Any]:
     return {
         "output": str(report.output),
         "images_dir": str(report.root) if report.root else None,

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from flowloom.chores.base import Chore
 from flowloom.chores.dataset_import import CHORE as IMPORT
+from flowloom.data.prepare.fresh import recipe_of
 from flowloom.errors import Problem
 from flowloom.parts.base import Section
 from flowloom.parts.sources.base import StorageSection, scheme_of
@@ -37,6 +38,17 @@ class BuildConfig(Section):
     with_repeats: bool = True
     """Kohya's repeats become that many rows."""
     storage: StorageSection = Field(default_factory=StorageSection, description="How a bucket is reached.")
+
+
+class UpdateConfig(Section):
+    """What `flowloom dataset update` is told."""
+
+    jsonl_path: str
+    """A JSONL that was built from a folder."""
+    source_path: str
+    """That folder, as the JSONL's build recorded it."""
+    images_dir: str
+    """What names in the JSONL are relative to, as recorded."""
 
 
 class ExportConfig(Section):
@@ -100,6 +112,16 @@ def _look_at_build(config: BuildConfig) -> list[Problem]:
     return problems
 
 
+def _look_at_update(config: UpdateConfig) -> list[Problem]:
+    recipe = recipe_of(Path(config.jsonl_path))
+    if recipe is None:
+        return [Problem("jsonl_path", f"{config.jsonl_path} was not built from a folder that is here.")]
+    found = recipe.source, str(recipe.options.root or recipe.source)
+    if found != (config.source_path, config.images_dir):
+        return [Problem("source_path", f"{config.jsonl_path} was built from {recipe.source}.")]
+    return []
+
+
 def _look_at_export(config: ExportConfig) -> list[Problem]:
     problems: list[Problem] = []
     if not Path(config.jsonl_path).is_file():
@@ -117,6 +139,14 @@ BUILD = Chore(
     needs_device=False,
     look=_look_at_build,
 )
+UPDATE = Chore(
+    name="dataset-update",
+    title="Update a JSONL",
+    config_type=UpdateConfig,
+    work=f"{_WORK}:update_in_a_run",
+    needs_device=False,
+    look=_look_at_update,
+)
 EXPORT = Chore(
     name="dataset-export",
     title="Export a data set",
@@ -133,4 +163,4 @@ LINT = Chore(
     needs_device=False,
     look=_look_at_source,
 )
-CHORES = (BUILD, EXPORT, LINT, IMPORT)
+CHORES = (BUILD, UPDATE, EXPORT, LINT, IMPORT)

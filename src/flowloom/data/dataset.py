@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from flowloom.data.buckets import LEFT_OUT, assign, make_buckets
 from flowloom.data.metadata import JoinedMetadata, Row, Rows, check_skipped, read_metadata
 from flowloom.data.order import EpochExtras, EpochPlan, plan_epoch
+from flowloom.data.prepare.fresh import folder_rows
 from flowloom.spec.data_sections import DataSetSection
 from flowloom.spec.run import RunConfig
 
@@ -29,6 +30,7 @@ class OneSet:
     """One JSONL with its pictures, and how they are trained."""
 
     path: Path
+    """The JSONL; of a folder of images, the one that holds its rows as they are now."""
     folder: str
     """Where file names begin: a folder, or an address such as s3://bucket/set."""
     base_resolution: Sequence[int]
@@ -43,6 +45,10 @@ class OneSet:
     mask: Literal["none", "alpha", "folder"] = "none"
     mask_folder: Path = Path()
     unmasked_weight: float = 0.0
+    source: Path | None = None
+    """The folder of images with captions that the rows were read from; None: the JSONL was given."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Images of `source` that did not become a row, by reason."""
 
 
 def sets_of(config: RunConfig) -> list[OneSet]:
@@ -80,6 +86,14 @@ def _other_set(section: DataSetSection, first: OneSet, sizes: dict[int, int]) ->
     )
 
 
+def _with_rows(one: OneSet) -> OneSet:
+    """`one` with a JSONL, where it is a folder of images with captions."""
+    if not one.path.is_dir():
+        return one
+    rows = folder_rows(one.path)
+    return replace(one, path=rows.path, source=one.path, left_out=rows.left_out)
+
+
 @dataclass(frozen=True)
 class DataSet:
     """Rows with their buckets; `row_buckets` is LEFT_OUT for rows that this part does not train."""
@@ -104,7 +118,7 @@ class DataSet:
         Raises:
             DataError: a JSONL cannot be read, or too many rows cannot be used.
         """
-        limits, sets = config.limits, sets_of(config)
+        limits, sets = config.limits, [_with_rows(one) for one in sets_of(config)]
         parts = [read_metadata(one.path) for one in sets]
         metadata = parts[0] if len(parts) == 1 else JoinedMetadata(parts)
         red, green, blue = bytes.fromhex(limits.background[1:])

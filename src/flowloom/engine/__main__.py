@@ -15,6 +15,7 @@ from flowloom.engine.build import Parts, build
 from flowloom.engine.distributed import Ranks, join_ranks, leave_ranks
 from flowloom.engine.hub import HubUploads
 from flowloom.engine.report import OnEvent, Reporter
+from flowloom.engine.rows import keep_rows
 from flowloom.engine.trainer import Trainer, stopping_on_signals
 from flowloom.errors import DiskFullError, FlowloomError, OutOfMemoryError, is_disk_full
 from flowloom.parts.adapters.formats import adapter_metadata
@@ -65,6 +66,7 @@ def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEven
 
 def _train(run_dir: RunDir, config: RunConfig, ranks: Ranks, reporter: Reporter) -> None:
     reporter.say("phase", name="loading")
+    config = keep_rows(config, run_dir, ranks, lambda message: reporter.say("warning", message=message))
     parts = build(config, ranks, lambda state: reporter.say("warning", message=str(state)))
     state = parts.state
     latest = run_dir.latest_checkpoint()

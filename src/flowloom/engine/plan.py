@@ -13,6 +13,7 @@ import torch
 
 from flowloom.data.loader import DataSet
 from flowloom.data.pictures import Pictures
+from flowloom.data.prepare.fresh import freshness, left_out_told
 from flowloom.engine.build import choose_precision
 from flowloom.engine.trained import trained_names
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
@@ -41,6 +42,8 @@ class Plan:
     sections: list[tuple[str, Rows]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    """Those of the notes that a user may want to act on before the run starts."""
 
     def check(self, path: str, work: Callable[[], T]) -> T | None:
         """What `work` returns; where it cannot, the problem is noted and the rest goes on."""
@@ -152,7 +155,9 @@ def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:
     cutoff = config.dataloader.ratio_cutoff
     order = dataset.training.plan(config.dataloader.batch_size, config.training.master_seed, 0)
     largest = int(np.diff(order.starts).max(initial=0))
-    files = ", ".join(str(one.path) for one in dataset.sets)
+    plan.hints += _data_hints(dataset)
+    plan.notes += plan.hints
+    files = ", ".join(str(one.source or one.path) for one in dataset.sets)
     rows = [
         ("rows", f"{summary['rows']:,} of {files}"),
         ("batches", f"{len(order):,} an epoch, of up to {largest}"),
@@ -169,6 +174,15 @@ def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:
         rows.append(("unusable", f"{whole['unusable']:,} lines; the first are in the notes"))
     rows.append(("images", _look_at_images(plan, config, dataset)))
     return rows
+
+
+def _data_hints(dataset: DataSet) -> Iterator[str]:
+    """What a user should know of the sources of `dataset`: images left out, rows that are outdated."""
+    for one in dataset.sets:
+        if one.source and one.left_out:
+            yield left_out_told(one.source, one.left_out)
+        elif (fresh := freshness(one.path)) and fresh.is_outdated:
+            yield fresh.told(one.path)
 
 
 def _look_at_images(plan: Plan, config: RunConfig, dataset: DataSet) -> str:

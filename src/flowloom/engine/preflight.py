@@ -88,7 +88,8 @@ class Preflight:
         """For `--json`."""
         problems = [asdict(problem) for problem in self.plan.problems]
         rest = {"data": self.data, "memory": self.memory, "disk": self.disk, "time": self.time}
-        return {"can_run": self.can_run, "problems": problems, **rest, "advice": self.advice}
+        told = {"advice": self.advice, "hints": self.plan.hints}
+        return {"can_run": self.can_run, "problems": problems, **rest, **told}
 
 
 def preflight(loaded: LoadedConfig, asked: Asked) -> Preflight:
@@ -125,6 +126,7 @@ def _data(config: RunConfig, dataset: DataSet) -> dict[str, Any]:
     training, placed = dataset.training, dataset.row_buckets
     used = bucket_uses(training, config.dataloader.batch_size)
     reasons = Counter(problem.reason for problem in dataset.metadata.problems)
+    reasons.update(reason for one in dataset.sets for reason in Counter(one.left_out).elements())
     tokens, distinct = _text_tokens(config, dataset)
     return {
         "rows": sum(bucket.rows for bucket in used),

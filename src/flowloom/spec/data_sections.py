@@ -16,9 +16,9 @@ class DataSetSection(Section):
     """One more data set beside `dataloader`'s; what is null is as `dataloader` says."""
 
     jsonl_metadata_path: str = ""
-    """JSONL file with one sample a line."""
+    """JSONL file with one sample a line, or a folder of images with captions beside them."""
     image_folder_path: str | None = None
-    """Folder that the file names are relative to."""
+    """Folder that the file names of a JSONL are relative to."""
     repeats: Positive | None = None
     """Times each row comes an epoch; 2.5: twice, and every other row, in turn, a third time."""
     weight: Positive | None = None

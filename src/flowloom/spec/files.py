@@ -50,8 +50,9 @@ def missing_model_files(model: ModelSection) -> Iterator[Problem]:
 
 
 def _missing_set(place: str, section: DataSetSection, dataloader: DataloaderSection) -> Iterator[Problem]:
-    yield from _missing_jsonl(f"{place}.jsonl_metadata_path", section.jsonl_metadata_path)
+    yield from _missing_rows(f"{place}.jsonl_metadata_path", section.jsonl_metadata_path)
     if section.image_folder_path is not None and not dataloader.dummy_image:
+        yield from _other_folder(place, section)
         what = "the folder that file names are relative to"
         yield from _missing(f"{place}.image_folder_path", section.image_folder_path, what)
     if section.mask == "folder":
@@ -60,15 +61,22 @@ def _missing_set(place: str, section: DataSetSection, dataloader: DataloaderSect
         )
 
 
-def _missing_jsonl(place: str, path: str) -> Iterator[Problem]:
-    yield from _missing(place, path, "the JSONL file with one sample a line")
-    if path and Path(path).is_dir():
-        yield Problem(place, f"{path} is a folder.")
+def _missing_rows(place: str, path: str) -> Iterator[Problem]:
+    yield from _missing(place, path, "a JSONL file with one sample a line, or a folder of images")
+
+
+def _other_folder(place: str, section: DataloaderSection | DataSetSection) -> Iterator[Problem]:
+    """A folder of images names its files itself."""
+    folder, named = section.jsonl_metadata_path, section.image_folder_path
+    if is_folder(folder) and named and Path(named) != Path(folder):
+        message = f"leave it out: the images are those of {folder}, the folder in jsonl_metadata_path."
+        yield Problem(f"{place}.image_folder_path", message)
 
 
 def _missing_data(dataloader: DataloaderSection) -> Iterator[Problem]:
     images = "dataloader.image_folder_path"
-    yield from _missing_jsonl("dataloader.jsonl_metadata_path", dataloader.jsonl_metadata_path)
+    yield from _missing_rows("dataloader.jsonl_metadata_path", dataloader.jsonl_metadata_path)
+    yield from _other_folder("dataloader", dataloader)
     if not dataloader.dummy_image:
         yield from _missing(
             images, dataloader.image_folder_path, "the folder that file names are relative to"
@@ -85,7 +93,8 @@ def _missing(path: str, value: str, what: str) -> Iterator[Problem]:
 def resolve_paths(section: Paths, folder: Path) -> Paths:
     """`section` with absolute paths: from the current directory, or from `folder` where only that has it.
 
-    T5's config.json and tokenizer are looked for beside its weights when the configuration names none.
+    T5's config.json and tokenizer are looked for beside its weights when the configuration names none. A
+    folder of images in the place of a JSONL is the folder of its images, too.
     """
     if isinstance(section, RunConfig):
         update: dict[str, object] = {
@@ -97,6 +106,9 @@ def resolve_paths(section: Paths, folder: Path) -> Paths:
     absolute = {name: _absolute(value, folder) for name, value in paths.items()}
     if isinstance(section, ModelSection) and "t5_path" in absolute:
         absolute = _beside_t5(Path(absolute["t5_path"])) | absolute
+    rows = absolute.get("jsonl_metadata_path", "")
+    if is_folder(rows) and paths.get("image_folder_path", "") in ("", "."):
+        absolute["image_folder_path"] = rows
     return section.model_copy(update=absolute)
 
 
@@ -106,6 +118,11 @@ def _absolute(text: str, folder: Path) -> str:
     path = Path(text).expanduser()
     beside = folder / path
     return str((beside if beside.exists() and not path.exists() else path).absolute())
+
+
+def is_folder(text: str) -> bool:
+    """Whether `text` names a folder of this machine."""
+    return bool(text) and not _is_address(text) and Path(text).is_dir()
 
 
 def _is_address(text: str) -> bool:

@@ -86,9 +86,9 @@ class DataloaderSection(Section):
     batch_size: Period = 1
     """Samples a loaded batch, over all ranks."""
     jsonl_metadata_path: str = ""
-    """JSONL file with one sample a line."""
+    """JSONL file with one sample a line, or a folder of images with captions beside them."""
     image_folder_path: str = "."
-    """Folder that the file names are relative to."""
+    """Folder that the file names of a JSONL are relative to."""
     base_resolution: Resolutions = [512]
     """Side of the square bucket; each sample draws one of them."""
     shuffle_tags: bool = True

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import secrets
 import sqlite3
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import BaseModel
 
 from flowloom.data.prepare.items import Found, Held, Item, Reading, Unusable
 from flowloom.data.prepare.open import open_dataset
@@ -32,6 +35,16 @@ CHUNK_BYTES = 2**26
 THREADS, THREADS_REMOTE = 4, 64
 """That each take a chunk, where the user does not say."""
 EXAMPLES = 5
+
+
+class Recipe(BaseModel):
+    """How a JSONL was built: enough to build it again."""
+
+    source: str
+    """Absolute, where it is a path."""
+    options: BuildOptions
+    digest: str
+    """Of the JSONL as it was written."""
 
 
 @dataclass
@@ -86,18 +99,24 @@ def build_from(
     root = _extract_dir(output, options) if is_inside else reading.root
     report.kind, report.root = reading.kind, root
     settler = Settler(options, root)
-    partial = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    partial = output.with_name(f"{output.name}.{secrets.token_hex(6)}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with State(output.with_name(f"{output.name}{SUFFIX}")) as state, partial.open("wb") as file:
+            digest = _digest()
             for settled in _settle_all(chunks, settler, state, threads):
                 for row in _count(settled, report):
-                    file.write(_line(row, options))
+                    line = _line(row, options)
+                    file.write(line)
+                    digest.update(line)
                 state.keep(settled.learned)
                 report.seconds = time.perf_counter() - started
                 on_progress(report)
             report.root = root if report.num_local else None
             state.keep_root(report.root)
+            recipe = Recipe(source=absolute(report.source), options=options, digest=digest.hexdigest())
+            if report.num_rows:
+                state.keep_recipe(recipe.model_dump_json())
         _finish(report, partial)
     except (OSError, sqlite3.Error) as error:
         raise DataError(f"{output}, or what lies beside it, cannot be written: {error}.") from error
@@ -105,6 +124,41 @@ def build_from(
         with suppress(OSError):
             partial.unlink()
     return report
+
+
+def lines_now(reading: Reading, options: BuildOptions, state: State) -> Iterator[bytes]:
+    """The lines that a build of `reading`, whose images are files, would write now; nothing is written.
+
+    Args:
+        state: of an earlier build, of which files that did not change are known.
+    """
+    settler = Settler(options, reading.root)
+    for settled in _settle_all(_chunks(reading.items, CHUNK), settler, state, options.threads or THREADS):
+        for row in settled.rows:
+            yield from _line(row, options).splitlines(keepends=True)
+
+
+def _digest() -> Any:
+    return hashlib.blake2b(digest_size=16)
+
+
+def digest_of_lines(lines: Iterable[bytes]) -> str:
+    """`digest_of` a file of these lines."""
+    digest = _digest()
+    for line in lines:
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """The digest of the bytes of the file at `path`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _digest).hexdigest()
+
+
+def absolute(source: str) -> str:
+    """`source` as it can be named from anywhere."""
+    return source if "://" in source else str(Path(source).absolute())
 
 
 def _with_first(items: Iterator[Found]) -> tuple[Iterator[Found], Item | None]:

@@ -10,6 +10,10 @@ VERSION = 1
 SUFFIX = ".state"
 _ROOT = "\0root"
 """Key of the folder that the rows' names are relative to; no path begins so."""
+_RECIPE = "\0recipe"
+"""Key of how the JSONL was built, as JSON."""
+PATIENCE_S = 60.0
+"""How long to wait for another build of the same output to write its chunk."""
 _AT_ONCE = 500
 """Keys in one question; SQLite takes 999 on old systems."""
 
@@ -20,8 +24,11 @@ class State:
     The file may be deleted at any time: everything is read again. Not for several threads.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, is_read_only: bool = False):
         self.path = path
+        if is_read_only:
+            self._base = sqlite3.connect(_read_only(path), uri=True)
+            return
         try:
             self._open()
         except sqlite3.OperationalError:
@@ -32,7 +39,7 @@ class State:
             self._open()
 
     def _open(self) -> None:
-        self._base = sqlite3.connect(self.path)
+        self._base = sqlite3.connect(self.path, timeout=PATIENCE_S)
         try:
             (version,) = self._base.execute("PRAGMA user_version").fetchone()
             if version != VERSION:
@@ -52,6 +59,10 @@ class State:
 
     def __exit__(self, *_: object) -> None:
         self._base.commit()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
         self._base.close()
 
     def look_up(self, keys: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -74,19 +85,37 @@ class State:
         """Remember the folder that the rows' names are relative to."""
         self.keep([(_ROOT, "", str(root))] if root else [])
 
+    def keep_recipe(self, recipe: str) -> None:
+        """Remember how the JSONL was built."""
+        self.keep([(_RECIPE, "", recipe)])
+
 
 def recorded_root(jsonl: Path) -> Path | None:
     """The folder that names in `jsonl` are relative to, where its build left that beside it."""
+    found = _recorded(jsonl, _ROOT)
+    return Path(found) if found else None
+
+
+def recorded_recipe(jsonl: Path) -> str | None:
+    """How `jsonl` was built, as `State.keep_recipe` was given it."""
+    return _recorded(jsonl, _RECIPE)
+
+
+def _recorded(jsonl: Path, key: str) -> str | None:
     path = jsonl.with_name(f"{jsonl.name}{SUFFIX}")
     if not path.is_file():
         return None
     try:
-        # Only read: the folder may be another's.
-        base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        base = sqlite3.connect(_read_only(path), uri=True)
         try:
-            found = base.execute("SELECT value FROM seen WHERE key = ?", [_ROOT]).fetchone()
+            found = base.execute("SELECT value FROM seen WHERE key = ?", [key]).fetchone()
         finally:
             base.close()
     except sqlite3.Error:
         return None
-    return Path(found[0]) if found else None
+    return found[0] if found else None
+
+
+def _read_only(path: Path) -> str:
+    """The address by which SQLite reads `path` and writes nothing beside it: the folder may be another's."""
+    return f"{path.absolute().as_uri()}?mode=ro&immutable=1"

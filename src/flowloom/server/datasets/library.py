@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flowloom.data.prepare.fresh import Freshness, freshness
 from flowloom.server.datasets.edits import Editor
-from flowloom.server.datasets.index import Index
+from flowloom.server.datasets.index import Index, stamp_of
 from flowloom.server.datasets.places import DataSet, Places
 from flowloom.server.datasets.turns import Turns
 from flowloom.server.roots import Roots
+
+REST, LEAST_REST_S = 20, 5.0
+"""A comparison with a folder is made again after a rest of so many times its length."""
 
 
 @dataclass
 class _Kept:
     index: Index
     turns: Turns = field(default_factory=Turns)
+    compared: _Compared | None = None
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """How a JSONL compared with its folder, and what both looked like then."""
+
+    looks: tuple[str, int]
+    freshness: Freshness | None
+    ended: float
+    """By a clock that is never set."""
+    length_s: float
+
+    def holds(self, looks: tuple[str, int]) -> bool:
+        """Whether it is still to be believed."""
+        rest = max(LEAST_REST_S, REST * self.length_s)
+        return looks == self.looks and time.monotonic() - self.ended < rest
 
 
 class DataSets:
@@ -54,6 +76,25 @@ class DataSets:
     def turns(self, dataset: DataSet) -> Turns:
         """Who changes it takes one of these."""
         return self._of(dataset).turns
+
+    def freshness(self, dataset: DataSet) -> Freshness | None:
+        """How a JSONL compares with the folder that it was built from; None where there is none."""
+        recipe = self.places.recipe_of(dataset)
+        if recipe is None or dataset.path is None:
+            return None
+        kept, source = self._of(dataset), Path(recipe.source)
+        folder = next((one for one in self.places.all() if one.kind == "folder" and one.path == source), None)
+        version = 0
+        if folder:
+            self.index(folder).refresh()
+            version = self.index(folder).version
+        looks = (stamp_of(dataset.path), version)
+        if kept.compared is None or not kept.compared.holds(looks):
+            began = time.monotonic()
+            found = freshness(dataset.path)
+            ended = time.monotonic()
+            kept.compared = _Compared(looks, found, ended, ended - began)
+        return kept.compared.freshness
 
     def _of(self, dataset: DataSet) -> _Kept:
         with self._lock:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from flowloom.data.prepare.build import Recipe
+from flowloom.data.prepare.fresh import recipe_of
 from flowloom.data.prepare.state import SUFFIX, recorded_root
 from flowloom.server.problems import Forbidden, NoSuchFile, OutsideRoots, ServiceError
 from flowloom.server.roots import Roots
@@ -134,6 +136,14 @@ class Places:
                 if known and known.name == name:
                     return known
         raise NoSuchDataSet(name)
+
+    def recipe_of(self, dataset: DataSet) -> Recipe | None:
+        """How a JSONL was built, where that was from a folder in the roots; else None."""
+        recipe = recipe_of(dataset.path) if dataset.kind == "jsonl" and dataset.path else None
+        if recipe is None:
+            return None
+        folders = (Path(recipe.source), Path(recipe.options.root or recipe.source))
+        return recipe if all(map(self._holds, folders)) else None
 
     def create(self, name: str) -> DataSet:
         """Make an empty folder.

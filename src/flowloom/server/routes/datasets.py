@@ -16,6 +16,7 @@ from flowloom.server.datasets.places import (
     DataSetTaken,
     Kind,
     NoSuchDataSet,
+    Places,
     Trashed,
     UnfitName,
 )
@@ -37,10 +38,14 @@ class DataSetView(BaseModel):
     storage: dict[str, Any] = Field(description="How the bucket is reached; no keys.")
     images_dir: str | None = Field(description="What the names of its pictures are relative to.")
     is_link: bool = Field(description="It lies elsewhere: to delete it forgets it, and what it has stays.")
+    source: str | None = Field(
+        description="The folder that a JSONL was built from; null: none, or not recorded.", examples=[None]
+    )
 
     @classmethod
-    def of(cls, dataset: DataSet) -> DataSetView:
+    def of(cls, dataset: DataSet, places: Places) -> DataSetView:
         """As it is answered."""
+        recipe = places.recipe_of(dataset)
         return cls(
             name=dataset.name,
             kind=dataset.kind,
@@ -49,6 +54,7 @@ class DataSetView(BaseModel):
             storage=dataset.storage,
             images_dir=str(dataset.images_dir) if dataset.images_dir else None,
             is_link=dataset.is_link,
+            source=recipe.source if recipe else None,
         )
 
 
@@ -103,7 +109,7 @@ TrashId = Annotated[str, InPath(description="As the trash lists it.", examples=[
 @router.get("/datasets", summary="List data sets")
 def list_datasets(library: LibraryDep) -> list[DataSetView]:
     """Every folder and JSONL in the root `data`, and what lies elsewhere and was remembered there."""
-    return [DataSetView.of(found) for found in library.places.all()]
+    return [DataSetView.of(found, library.places) for found in library.places.all()]
 
 
 @router.post(
@@ -120,15 +126,16 @@ def create_dataset(library: LibraryDep, body: NewDataSet) -> DataSetView:
         )
     where = Path(body.path) if body.path is not None else body.url
     if where is None:
-        return DataSetView.of(library.places.create(body.name))
+        return DataSetView.of(library.places.create(body.name), library.places)
     storage = body.storage.model_dump(mode="json", exclude_defaults=True)
-    return DataSetView.of(library.places.link(body.name, where, storage if body.url else {}))
+    made = library.places.link(body.name, where, storage if body.url else {})
+    return DataSetView.of(made, library.places)
 
 
 @router.get("/datasets/{dataset}", summary="A data set", responses=problems(NoSuchDataSet))
-def read_dataset(dataset: DataSetDep) -> DataSetView:
+def read_dataset(library: LibraryDep, dataset: DataSetDep) -> DataSetView:
     """Where it lies; GET .../images says what is in it."""
-    return DataSetView.of(dataset)
+    return DataSetView.of(dataset, library.places)
 
 
 @router.delete(
@@ -154,7 +161,7 @@ def list_trash(library: LibraryDep) -> list[TrashView]:
 @router.post("/trash/{trash_id}/restore", summary="Undelete", responses=problems(NoSuchDataSet, DataSetTaken))
 def restore_dataset(library: LibraryDep, trash_id: TrashId) -> DataSetView:
     """By its old name."""
-    return DataSetView.of(library.places.restore(trash_id))
+    return DataSetView.of(library.places.restore(trash_id), library.places)
 
 
 @router.delete(

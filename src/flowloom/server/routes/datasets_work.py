@@ -9,13 +9,13 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.chores.base import Chore
-from flowloom.chores.datasets import BUILD, EXPORT, LINT
+from flowloom.chores.datasets import BUILD, EXPORT, LINT, UPDATE
 from flowloom.server.datasets.answers import Failed, TakesLong, answer_of
 from flowloom.server.datasets.places import DataSet, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.making import NewRun, make_run
 from flowloom.server.problems import Invalid, problems
-from flowloom.server.routes.datasets import DataSetDep
+from flowloom.server.routes.datasets import DataSetDep, LibraryDep
 from flowloom.server.runs import RunView
 
 router = APIRouter(tags=["datasets"], responses=problems(TakesLong, Failed))
@@ -70,6 +70,15 @@ class Export(Work):
     concept: str = Field("", max_length=100, pattern=r"^[^/\\\x00]*$", description="In Kohya's folder names.")
 
 
+class FreshnessView(BaseModel):
+    """How a JSONL compares with the folder that it was built from."""
+
+    source: str | None = Field(description="That folder; null: none, or not recorded.", examples=[None])
+    is_outdated: bool = Field(description="Its images or captions changed since the JSONL was built.")
+    num_changed: int = Field(description="Rows that differ.", examples=[12])
+    is_edited: bool = Field(description="The JSONL was changed itself: an update discards that.")
+
+
 class Answer(BaseModel):
     """What was found, or the run that is going to find it."""
 
@@ -110,6 +119,46 @@ def convert_dataset(dataset: DataSetDep, body: Convert, studio: StudioDep, respo
         "storage": dataset.storage,
     }
     return _answer(studio, BUILD, config, _is_large(studio, dataset, body), response)
+
+
+@router.get(
+    "/datasets/{dataset}/freshness",
+    summary="Compare a JSONL with its folder",
+    responses=problems(NoSuchDataSet),
+)
+def read_freshness(dataset: DataSetDep, library: LibraryDep) -> FreshnessView:
+    """Whether the images and captions of the folder that it was built from changed since."""
+    found = library.freshness(dataset)
+    if found is None:
+        return FreshnessView(source=None, is_outdated=False, num_changed=0, is_edited=False)
+    return FreshnessView(
+        source=str(found.source),
+        is_outdated=found.is_outdated,
+        num_changed=found.num_changed,
+        is_edited=found.is_edited,
+    )
+
+
+@router.post(
+    "/datasets/{dataset}/update",
+    summary="Build a JSONL again",
+    responses=problems(NoSuchDataSet, WrongKind) | _EITHER,
+)
+def update_dataset(
+    dataset: DataSetDep, body: Work, library: LibraryDep, studio: StudioDep, response: Response
+) -> Answer:
+    """From its folder, with the options of its build; it is replaced as a whole."""
+    recipe = library.places.recipe_of(dataset)
+    if recipe is None:
+        raise WrongKind(
+            f"{dataset.name!r} has no record of a folder that it was built from.", "Convert the folder again."
+        )
+    config = {
+        "jsonl_path": str(dataset.path),
+        "source_path": recipe.source,
+        "images_dir": str(recipe.options.root or recipe.source),
+    }
+    return _answer(studio, UPDATE, config, _is_large(studio, dataset, body), response)
 
 
 @router.post(

@@ -16,9 +16,9 @@ from flowloom.data.prepare.items import (
     Reading,
     Remark,
     Unusable,
+    file_stamp,
     reason_of,
     shown,
-    stamp_of,
     wrong_name,
 )
 from flowloom.data.prepare.options import BuildOptions
@@ -94,7 +94,7 @@ def _looked_at(entry: os.DirEntry[str], root: Path) -> LocalFile | str | Unusabl
         if entry.is_dir():
             return entry.path
         if entry.is_file():
-            return LocalFile(entry.path, stamp_of(entry.stat()))
+            return LocalFile(entry.path, file_stamp(entry.stat()))
     except OSError as error:
         return Unusable(shown(entry.path), reason_of(error)) if is_picture else None
     return Unusable(shown(entry.path), "not a file") if is_picture else None
@@ -111,7 +111,7 @@ def _link(entry: os.DirEntry[str], root: Path, is_picture: bool) -> LocalFile | 
         return Unusable(shown(entry.path), reason) if is_picture or target.is_dir() else None
     if target.is_dir():
         return Remark(shown(entry.path), "a link to a folder, read at its own place")
-    return LocalFile(entry.path, stamp_of(target.stat()))
+    return LocalFile(entry.path, file_stamp(target.stat()))
 
 
 def items_of(

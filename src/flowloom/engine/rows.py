@@ -1,0 +1,139 @@
+"""The rows of a run, kept so that a resumed run reads the same ones in the same order.
+
+The rows of a folder of images are copied into the run directory when the run begins. Of a JSONL only digests
+are kept: a resumed run reads the file as it is, and says so where that is another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+from flowloom.data.dataset import sets_of
+from flowloom.data.index import read_columns
+from flowloom.data.prepare.build import digest_of
+from flowloom.data.prepare.fresh import folder_rows, freshness, left_out_told, num_differing
+from flowloom.engine.distributed import Ranks
+from flowloom.spec.data_sections import DataSetSection
+from flowloom.spec.files import is_folder
+from flowloom.spec.flow_sections import DataloaderSection
+from flowloom.spec.run import RunConfig
+from flowloom.spec.rundir import RunDir, write_json
+
+Section = TypeVar("Section", DataloaderSection, DataSetSection)
+Warn = Callable[[str], None]
+
+
+class _Known(TypedDict):
+    """What is recorded of a JSONL when a run begins."""
+
+    digest: str
+    num_rows: int
+    sizes: str
+    """Digest of all widths and heights, in order: with them the order of samples is the same."""
+
+
+def keep_rows(config: RunConfig, run_dir: RunDir, ranks: Ranks, warn: Warn) -> RunConfig:
+    """`config` with the rows that this run trains in the place of folders; `warn` is told of what differs.
+
+    Raises:
+        DataError: a folder cannot be read, or holds not one image with a caption.
+    """
+    if ranks.is_first:
+        for message in _kept(config, run_dir, is_resumed=run_dir.latest_checkpoint() is not None):
+            warn(message)
+    ranks.wait()
+    sections = {"dataloader": _in_run(config.dataloader, run_dir)}
+    datasets = [_in_run(section, run_dir) for section in config.datasets]
+    return config.model_copy(update={**sections, "datasets": datasets})
+
+
+def _in_run(section: Section, run_dir: RunDir) -> Section:
+    folder = section.jsonl_metadata_path
+    if not is_folder(folder):
+        return section
+    paths = {"jsonl_metadata_path": str(_place(Path(folder), run_dir)), "image_folder_path": folder}
+    return section.model_copy(update=paths)
+
+
+def _place(folder: Path, run_dir: RunDir) -> Path:
+    """Where the rows of `folder` lie in the run directory."""
+    digest = hashlib.blake2b(os.fsencode(folder), digest_size=4).hexdigest()
+    return run_dir.path / "data" / digest / f"{folder.name or 'folder'}.jsonl"
+
+
+def _kept(config: RunConfig, run_dir: RunDir, *, is_resumed: bool) -> Iterator[str]:
+    """Keeps the rows of every data set; what a user should know of each."""
+    paths = [one.path for one in sets_of(config)]
+    for folder in (path for path in paths if path.is_dir()):
+        kept = _place(folder, run_dir)
+        yield from _compared(folder, kept) if is_resumed and kept.is_file() else _copied(folder, kept)
+    yield from _about_files([path for path in paths if path.is_file()], run_dir, is_resumed=is_resumed)
+
+
+def _copied(folder: Path, kept: Path) -> Iterator[str]:
+    rows = folder_rows(folder)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_name(f"{kept.name}.tmp")
+    shutil.copyfile(rows.path, partial)
+    partial.replace(kept)
+    if rows.left_out:
+        yield left_out_told(folder, rows.left_out)
+
+
+def _compared(folder: Path, kept: Path) -> Iterator[str]:
+    """What differs between the rows that the run began with and the folder as it is now."""
+    now = folder_rows(folder).path.read_bytes().splitlines()
+    if changed := num_differing(kept.read_bytes().splitlines(), now):
+        yield (
+            f"{folder}: {changed:,} rows changed since this run began. It continues with the images and "
+            "captions that it began with; start a new run to train the changed ones."
+        )
+
+
+def _about_files(paths: list[Path], run_dir: RunDir, *, is_resumed: bool) -> Iterator[str]:
+    record = run_dir.path / "data" / "rows.json"
+    known: dict[str, _Known] = _read(record) if is_resumed else {}
+    found = {str(path): _known_of(path) for path in dict.fromkeys(paths)}
+    for path, now in found.items():
+        before = known.get(path, now)
+        if before["digest"] != now["digest"]:
+            yield _difference(path, before, now)
+        elif (fresh := freshness(Path(path))) and fresh.is_outdated:
+            yield fresh.told(Path(path))
+    if found:
+        record.parent.mkdir(exist_ok=True)
+        write_json(record, found)
+
+
+def _difference(path: str, before: _Known, now: _Known) -> str:
+    if before["sizes"] == now["sizes"]:
+        return (
+            f"{path}: captions changed since this run began. It continues in the same order, with the "
+            "captions that the file has now."
+        )
+    return (
+        f"{path}: rows changed since this run began ({before['num_rows']:,} then, {now['num_rows']:,} now). "
+        "The order of samples is another one: images of this epoch may come twice or not at all."
+    )
+
+
+def _known_of(path: Path) -> _Known:
+    columns, _ = read_columns(path)
+    sizes = hashlib.blake2b(columns["width"].tobytes(), digest_size=16)
+    sizes.update(columns["height"].tobytes())
+    return {"digest": digest_of(path), "num_rows": len(columns["width"]), "sizes": sizes.hexdigest()}
+
+
+def _read(record: Path) -> dict[str, Any]:
+    """What was recorded; nothing of runs of earlier versions, or where it is damaged."""
+    try:
+        content = json.loads(record.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
