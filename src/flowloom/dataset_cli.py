@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowloom.lint_cli import LINT_VERBS, add_storage, storage_of
+from flowloom.printable import printable
 
 if TYPE_CHECKING:
     from flowloom.data.prepare.build import BuildReport
@@ -109,7 +110,7 @@ def _update(words: list[str]) -> int:
 def _print_build(report: BuildReport) -> None:
     rate = f"{report.num_pictures / max(report.seconds, 1e-9):,.0f}/s"
     prose = report.num_rows - report.num_tag_based
-    print(f"source     {report.source} ({report.kind})")
+    print(printable(f"source     {report.source} ({report.kind})"))
     print(f"pictures   {report.num_pictures:,}, {report.num_read:,} of them read anew; {rate}")
     print(f"rows       {report.num_rows:,}: {report.num_tag_based:,} tags, {prose:,} prose")
     _print_counted("remarks", report.remarks, report.examples)
@@ -185,7 +186,7 @@ def _upload(words: list[str]) -> int:
     size = f"{report.num_bytes / 2**20:,.1f} MiB in {report.seconds:,.1f} s"
     print(f"pictures   {report.num_sent:,} sent ({size}), {report.num_there:,} were there")
     _print_unusable(report.unusable, _listed(out, report.unusable))
-    print(f"written    {report.output}, and beside the pictures at {report.url}")
+    print(printable(f"written    {report.output}, and beside the pictures at {report.url}"))
     return OK
 
 

@@ -23,9 +23,17 @@ import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flowloom.printable import printable
+
 
 class FlowloomError(Exception):
-    """The root: the command line prints its message and exits with 2, without a traceback."""
+    """The root: the command line prints its message and exits with 2, without a traceback.
+
+    Messages pass `printable`: they hold no credentials, whatever text they were made of.
+    """
+
+    def __init__(self, *args: object):
+        super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,10 @@ class Problem:
     """Where, as written in the file or as a flag: `dataloader.batch_size`."""
     message: str
     """What is wrong and what to do, as a sentence."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", printable(self.path))
+        object.__setattr__(self, "message", printable(self.message))
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message

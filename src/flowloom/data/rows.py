@@ -13,6 +13,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from flowloom.printable import printable
+
 Columns = dict[str, NDArray[Any]]
 
 KINDS: dict[str, str] = {
@@ -41,6 +43,9 @@ class RowProblem:
     reason: str
     dataset: int = 0
     """Which of several data sets it belongs to."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", printable(self.reason))
 
 
 class Unusable(Exception):

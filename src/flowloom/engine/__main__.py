@@ -20,6 +20,7 @@ from flowloom.engine.trainer import Trainer, stopping_on_signals
 from flowloom.errors import DiskFullError, FlowloomError, OutOfMemoryError, is_disk_full
 from flowloom.parts.adapters.formats import adapter_metadata
 from flowloom.parts.devices import choose_device
+from flowloom.printable import printable_value
 from flowloom.spec.events import EventWriter
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir, versions
@@ -54,7 +55,7 @@ def run_engine(run_dir: RunDir, on_event: OnEvent = lambda _event: None) -> None
 def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEvent) -> Reporter:
     if not ranks.is_first:
         return Reporter(None, [], on_event)
-    public = config.model_dump(mode="json")
+    public = printable_value("", config.model_dump(mode="json"))
     loggers = [spec.build(run_dir.path, public) for spec in config.loggers]
     writer = EventWriter(run_dir.events_jsonl, read_secrets().values())
     reporter = Reporter(writer, loggers, on_event)

@@ -20,25 +20,29 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from flowloom.errors import ConfigError, FlowloomError, Problem
+from flowloom.printable import printable
 
 MEDIA_TYPE = "application/problem+json"
 _REFERENCE = "#/components/schemas/ProblemView"
+
+
+Printable = Annotated[str, AfterValidator(printable)]
 
 
 class Place(BaseModel):
     """One thing wrong with what was sent."""
 
     pointer: str = Field(examples=["/config/training/lr"])
-    detail: str = Field(examples=["must be greater than 0, not -1."])
+    detail: Printable = Field(examples=["must be greater than 0, not -1."])
 
 
 class ProblemView(BaseModel):
@@ -47,8 +51,8 @@ class ProblemView(BaseModel):
     type: str = Field(examples=["urn:flowloom:no-such-run"])
     title: str = Field(examples=["There is no such run."])
     status: int = Field(examples=[404])
-    detail: str = Field(examples=["No run is called 'fox'."])
-    todo: str = Field("", examples=["GET /api/runs lists them."])
+    detail: Printable = Field(examples=["No run is called 'fox'."])
+    todo: Printable = Field("", examples=["GET /api/runs lists them."])
     errors: list[Place] = []
 
 

@@ -139,11 +139,13 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
     import uvicorn
 
     from flowloom.server.app import create_app
+    from flowloom.server.log_format import keep_logs_printable
 
     app = create_app(settings)
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False
     )
+    keep_logs_printable()
     server = uvicorn.Server(config)
     app.state.is_closing = lambda: server.should_exit
     server.run(sockets=[listener])

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from flowloom.errors import Problem
+from flowloom.printable import printable_value
 from flowloom.spec.keys import key_of, nearest
 
 Place = tuple[str | int, ...]
@@ -40,7 +41,7 @@ def booleans_for_numbers(data: Any, path: str = "") -> list[Problem]:
     key = key_of(path.rstrip("."))
     if not isinstance(data, bool) or key is None or key.type_text == "bool":
         return []
-    return [Problem(path.rstrip("."), f"must be {key.type_text}, not {_shown(data)}.")]
+    return [Problem(path.rstrip("."), f"must be {key.type_text}, not {_shown(data, path)}.")]
 
 
 def _place(loc: Sequence[str | int], data: Any) -> Place:
@@ -56,7 +57,7 @@ def _place(loc: Sequence[str | int], data: Any) -> Place:
 
 def _problems(detail: ErrorDetails, place: Place, others: list[str]) -> list[Problem]:
     path = ".".join(map(str, place))
-    kind, context, shown = detail["type"], detail.get("ctx", {}), _shown(detail["input"])
+    kind, context, shown = detail["type"], detail.get("ctx", {}), _shown(detail["input"], path)
     if kind == "contradiction":
         return context["problems"]
     if kind == "extra_forbidden":
@@ -91,8 +92,9 @@ def _unknown(path: str, loc: Sequence[str | int], others: list[str]) -> str:
     return f"unknown key; did you mean {meant}?" if meant else "unknown key, and none is like it."
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, path: str) -> str:
     if isinstance(value, Mapping):
         return "an object"
-    shown = json.dumps(value, ensure_ascii=False, default=repr)
+    # Before it is cut: half an address does not look like one.
+    shown = json.dumps(printable_value(path.rstrip("."), value), ensure_ascii=False, default=repr)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."

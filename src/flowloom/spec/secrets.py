@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from flowloom.errors import ConfigError, DataError, Problem
+from flowloom.printable import printable
 from flowloom.text_files import read_text
 
 NAMES = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -59,7 +60,8 @@ def write_secret(name: str, value: str | None, environ: Mapping[str, str] = os.e
 
 
 def redact(text: str, secrets: Collection[str]) -> str:
-    """`text` with every one of the `secrets` masked, as it is and as JSON writes it."""
+    """`text` as it may be printed, with the `secrets` masked as they are and as JSON writes them."""
+    text = printable(text)
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
             # As JSON first: a part of its escapes, left alone, would break the line.

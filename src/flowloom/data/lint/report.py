@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from flowloom.data.lint.near import WINDOW
+from flowloom.parts.sources.base import shown
+from flowloom.printable import printable
 
 Level = Literal["error", "warning", "note"]
 
@@ -52,6 +54,10 @@ class Finding:
     """Rows of one group are copies of one another."""
     amount: float | None = None
     """For sorting: how far it is upscaled, how many tokens it has."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "filename", shown(self.filename))
+        object.__setattr__(self, "message", printable(self.message))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, TypeAlias
 
 from flowloom.errors import ImageError
+from flowloom.printable import printable
 
 PICTURES = frozenset(
     f".{name}"
@@ -200,6 +201,10 @@ class Unusable:
     place: str
     reason: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", printable(self.place))
+        object.__setattr__(self, "reason", printable(self.reason))
+
 
 @dataclass(frozen=True, slots=True)
 class Remark:
@@ -207,6 +212,10 @@ class Remark:
 
     place: str
     text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "place", printable(self.place))
+        object.__setattr__(self, "text", printable(self.text))
 
 
 Found: TypeAlias = "Item | Unusable | Remark"

@@ -17,6 +17,7 @@ from flowloom.parts.loggers.base import (
     scalars,
 )
 from flowloom.parts.quiet import quiet_imports
+from flowloom.printable import printable
 
 
 class Aim(LoggerSpec):
@@ -43,7 +44,7 @@ class Aim(LoggerSpec):
             run = aim.Run(
                 run_hash=self.run_hash or remembered(hash_path),
                 repo=self.repo or str(run_dir),
-                experiment=self.experiment or run_dir.name,
+                experiment=printable(self.experiment or run_dir.name),
                 system_tracking_interval=None,
                 capture_terminal_logs=False,
             )

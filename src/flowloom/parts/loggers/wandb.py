@@ -17,6 +17,7 @@ from flowloom.parts.loggers.base import (
     remembered,
     scalars,
 )
+from flowloom.printable import printable
 
 
 class WandB(LoggerSpec):
@@ -46,9 +47,9 @@ class WandB(LoggerSpec):
         id_path = run_dir / "wandb" / "run_id"
         try:
             run = wandb.init(
-                project=self.project,
+                project=printable(self.project),
                 entity=self.entity,
-                name=self.run or run_dir.name,
+                name=printable(self.run or run_dir.name),
                 id=remembered(id_path),
                 resume="allow" if self.mode == "online" else None,
                 mode=self.mode,

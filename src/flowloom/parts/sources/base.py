@@ -14,6 +14,7 @@ from typing_extensions import Buffer
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.parts.base import Section
+from flowloom.printable import printable
 
 __all__ = [
     "Denied",
@@ -192,10 +193,6 @@ def scheme_of(url: str) -> str:
 
 def shown(url: str) -> str:
     """`url` for people and logs: without the password before @ and the signature after ?."""
-    if not scheme_of(url):
-        return url
-    scheme, _, rest = url.partition("://")
-    if scheme_of(url).startswith("http"):
-        rest = rest.partition("?")[0].partition("#")[0]
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    safe = printable(url)
+    # The address alone may have spaces, at which one in a sentence would end.
+    return safe.partition("?")[0].partition("#")[0] if scheme_of(url).startswith("http") else safe
