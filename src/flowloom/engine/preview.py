@@ -18,7 +18,7 @@ from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision, TrainState
 from flowloom.flow.guidance import guided, uses_cfg
 from flowloom.flow.path import velocity_from_x0
-from flowloom.flow.samplers import SAMPLERS, schedule
+from flowloom.flow.samplers import SAMPLERS, Model, schedule
 from flowloom.nn.patches import image_ids, unpack
 from flowloom.nn.ragged import predict
 from flowloom.spec.run import InferenceSection, RunConfig
@@ -64,12 +64,18 @@ class Painter:
         noises = [torch.randn(tokens, 64, generator=generator(seed, "picture")) for seed in seeds]
         x = torch.stack(noises).to(self.precision.device)
         levels = schedule(drawing.steps, tokens)
-        velocity = self._velocity(prompts, ids, drawing, levels)
+        plain, with_cfg = self._velocities(prompts, ids, drawing)
+        is_plain = [not uses_cfg(i, drawing.cfg, drawing.first_n_steps_wo_cfg) for i in range(drawing.steps)]
+        start, sampler = sum(is_plain), SAMPLERS[drawing.sampler]
         with self.precision.autocast():
-            latents = SAMPLERS[drawing.sampler](velocity, x, levels, None)
-        return [self._decode(one, rows * 2, columns * 2) for one in latents.split(1)]
+            # Two fields, two runs of the sampler: one that looks ahead, or back at the step before, would
+            # carry guidance into steps that go without, and the lack of it into the next.
+            x = sampler(plain, x, levels[: start + 1])
+            x = sampler(with_cfg, x, levels[start:])
+        return [self._decode(one, rows * 2, columns * 2) for one in x.split(1)]
 
-    def _velocity(self, prompts: Sequence[str], ids: Tensor, drawing: Drawing, levels: list[float]) -> Any:
+    def _velocities(self, prompts: Sequence[str], ids: Tensor, drawing: Drawing) -> tuple[Model, Model]:
+        """The velocity field of `prompts`, without guidance and with it."""
         device = self.precision.device
         texts = self.encoders.prompts([*prompts, drawing.negative], drawing.max_tokens)
         *positive, empty = (states.to(device) for states in texts)
@@ -81,15 +87,13 @@ class Painter:
             prediction = predict(self.model, x, noise_level, texts, ids, guidance=guidance).float()
             return velocity_from_x0(prediction, x, noise_level, 0.0) if self.predicts_x0 else prediction
 
-        def velocity(x: Tensor, level: float) -> Tensor:
-            # Samplers may ask between two levels: the step is the one whose interval holds the level.
-            step = sum(level <= start for start in levels[1:-1])
-            towards = one_pass(x, level, positive)
-            if not uses_cfg(step, drawing.cfg, drawing.first_n_steps_wo_cfg):
-                return towards
-            return guided(towards, one_pass(x, level, negative), drawing.cfg)
+        def plain(x: Tensor, level: float) -> Tensor:
+            return one_pass(x, level, positive)
 
-        return velocity
+        def with_cfg(x: Tensor, level: float) -> Tensor:
+            return guided(plain(x, level), one_pass(x, level, negative), drawing.cfg)
+
+        return plain, with_cfg
 
     def _decode(self, tokens: Tensor, h: int, w: int) -> Image.Image:
         pixels = self.encoders.autoencoder.decode(unpack(tokens, h, w).to(self.encoders.dtype))

@@ -1,0 +1,58 @@
+"""Guidance begins at the step that `first_n_steps_wo_cfg` names, and neither before it nor after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from flowloom.engine.build import build
+from flowloom.engine.distributed import Ranks
+from flowloom.engine.preview import Drawing, Painter
+from flowloom.spec.run import RunConfig
+
+
+@pytest.fixture
+def painter(make_config: Callable[..., RunConfig]) -> Painter:
+    return build(make_config(), Ranks()).painter
+
+
+def drawn(painter: Painter, sampler: str, steps: int, unguided: int) -> NDArray[np.int64]:
+    drawing = Drawing(
+        64, 64, steps=steps, cfg=6.0, first_n_steps_wo_cfg=unguided, sampler=sampler, negative="blue bar"
+    )
+    (picture,) = painter.draw(["red, bar"], [5], drawing)
+    return np.asarray(picture).astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "unguided", "passes"),
+    [
+        ("euler", 3, 1, 1 + 2 + 2),
+        ("dpmpp_2m", 3, 1, 1 + 2 + 2),
+        # Two evaluations a step, but for Heun's last one, which is Euler's.
+        ("heun", 3, 1, 2 + 4 + 2),
+        ("heun", 3, 2, 2 + 2 + 2),
+        ("midpoint", 3, 1, 2 + 4 + 4),
+        ("midpoint", 3, 2, 2 + 2 + 4),
+        ("heun", 3, 0, 4 + 4 + 2),
+        ("heun", 3, 3, 2 + 2 + 1),
+        ("heun", 3, -1, 2 + 2 + 1),
+    ],
+)
+def test_no_evaluation_of_an_unguided_step_is_guided(
+    painter: Painter, sampler: str, steps: int, unguided: int, passes: int
+) -> None:
+    """A guided evaluation is two passes of the network, another one is one."""
+    counted: list[None] = []
+    painter.model.register_forward_pre_hook(lambda *_: counted.append(None))
+    drawn(painter, sampler, steps, unguided)
+    assert len(counted) == passes
+
+
+def test_the_first_guided_step_does_not_look_back_at_unguided_ones(painter: Painter) -> None:
+    """DPM-Solver++'s first step is Euler's, so is its last; with nothing to look back at, so are all four."""
+    assert np.abs(drawn(painter, "dpmpp_2m", 4, 2) - drawn(painter, "euler", 4, 2)).max() <= 1
+    assert np.abs(drawn(painter, "dpmpp_2m", 4, 0) - drawn(painter, "euler", 4, 0)).max() > 1
