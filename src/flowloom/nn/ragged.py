@@ -33,14 +33,16 @@ def predict(  # noqa: PLR0913 -- the network's five inputs, and the rule
     Args:
         latents: (B, L, D).
         noise_level: (B,) or, one for all, (1,).
-        texts: B tensors (T_i, C), or one tensor (B, T, C) of which every sample sees all T tokens.
+        texts: B tensors (T_i, C), or one tensor (B, T, C) of which every sample sees all T tokens. They may
+            have any number format, as encoders and caches give them, and are cast to that of `latents`.
         image_ids: (L, 3).
         guidance: like `noise_level`; None is 0.
         union: let every sample see as many tokens as the longest text has, as FLOW does. Shorter texts are
             filled up with zeros; to fill them with T5's states of padding, give one tensor.
     """
+    texts = texts.to(latents.dtype) if isinstance(texts, Tensor) else [one.to(latents.dtype) for one in texts]
     if union or isinstance(texts, Tensor):
-        text = texts if isinstance(texts, Tensor) else pad_sequence(list(texts), batch_first=True)
+        text = texts if isinstance(texts, Tensor) else pad_sequence(texts, batch_first=True)
         return model(latents, noise_level, text, image_ids, None, guidance)
     overhead = OVERHEAD_TOKENS.get(latents.device.type, OVERHEAD_TOKENS["cuda"])
     groups = plan_groups([len(text) for text in texts], latents.shape[1], overhead)

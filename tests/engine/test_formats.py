@@ -1,0 +1,117 @@
+"""Caption states of any number format train, validate and draw in any format of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flowloom.engine.__main__ import run_engine
+from flowloom.engine.build import Parts, build
+from flowloom.engine.distributed import Ranks
+from flowloom.engine.encode import Encoders
+from flowloom.engine.lazily import opened
+from flowloom.engine.open_cache import open_keepers
+from flowloom.engine.prepare import prepare
+from flowloom.engine.preview import Drawing
+from flowloom.engine.step import train_step
+from flowloom.engine.validation import validation_loss
+from flowloom.parts.families.autoencoder import load_autoencoder
+from flowloom.parts.families.text_encoder import load_text_encoder
+from flowloom.spec.run import RunConfig
+from flowloom.spec.rundir import RunDir
+
+CPU = torch.device("cpu")
+KEPT = [("off", "auto"), ("memory", "auto"), ("disk", "auto"), ("disk", "bf16"), ("disk", "fp32")]
+"""Where states stay, and in what format; only the disk has a choice."""
+PREVIEW = {"inference_every": 2, "steps": 2, "prompts": ["red"], "image_dim": [64, 64], "cfg": 2.0}
+SECTIONS: dict[str, Any] = {
+    "validation": {"share": 0.2, "max_rows": 2, "quantiles": [0.5]},
+    "training": {"cfg_scale_strength": 2.0, "weight_decay": 0.0, "lr": 1e-9},
+}
+
+
+def with_encoders_of(parts: Parts, dtype: torch.dtype) -> Parts:
+    """`parts` with encoders that compute in `dtype`: in bfloat16, as on CUDA."""
+    config, dataset = parts.state.config, parts.loader.dataset
+    model = config.model
+    t5 = load_text_encoder(
+        Path(model.t5_path), Path(model.t5_config_path), Path(model.t5_tokenizer_path), CPU, dtype
+    )
+    keepers = open_keepers(config, dataset, dtype) if config.cache.is_on_disk else None
+    vae = load_autoencoder(Path(model.vae_path), CPU, torch.float32)
+    parts.encoders = Encoders(opened(vae), opened(t5), config, CPU, keepers)
+    painter = parts.painter
+    parts.painter = type(painter)(painter.model, parts.encoders, painter.precision)
+    return parts
+
+
+@pytest.fixture(scope="module")
+def in_fp32(make_config: Callable[..., RunConfig]) -> tuple[float, float, Any]:
+    """What is measured where everything is float32."""
+    return measured(build(make_config(**SECTIONS), Ranks()))
+
+
+@pytest.mark.parametrize("encodes_in", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("compute", ["fp32", "bf16"])
+@pytest.mark.parametrize(("cache", "stored"), KEPT)
+def test_every_format_of_cache_encoder_and_network_gives_the_same_loss_and_image(
+    make_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    in_fp32: tuple[float, float, Any],
+    cache: str,
+    stored: str,
+    compute: str,
+    encodes_in: torch.dtype,
+) -> None:
+    """Up to bfloat16's rounding; the second time with states from the cache."""
+    own = {"text": cache, "dtype": stored, "dir": str(tmp_path / "cache")}
+    config = make_config(**SECTIONS, cache=own, parallel={"dtype": compute, "device": "cpu"})
+    parts = with_encoders_of(build(config, Ranks()), encodes_in)
+    for _ in range(2):
+        loss, validated, picture = measured(parts)
+        assert loss == pytest.approx(in_fp32[0], rel=0.02)
+        assert validated == pytest.approx(in_fp32[1], rel=0.02)
+        assert np.abs(picture - in_fp32[2]).mean() < 2
+
+
+def measured(parts: Parts) -> tuple[float, float, Any]:
+    """The loss of an update, that of held-out rows, and an image drawn with a negative prompt."""
+    loaded = next(iter(parts.loader.batches(0)))
+    loss = train_step(parts.state, prepare(parts.state, loaded, parts.encoders)).loss.item()
+    assert parts.validation is not None
+    (validated,) = validation_loss(parts.state, parts.validation, parts.encoders).values()
+    drawing = Drawing(64, 64, steps=2, cfg=3.0, negative="blue bar", max_tokens=12)
+    pictures = parts.painter.draw(["red, bar", "green bar, number 3"], [1, 2], drawing)
+    return loss, validated, np.stack([np.asarray(picture).astype(int) for picture in pictures])
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 2, "base_model_quant_level": "8bit"}])
+def test_a_run_from_a_bf16_cache_trains_in_fp32(
+    make_run: Callable[..., RunDir], tmp_path: Path, lora: dict[str, Any] | None
+) -> None:
+    losses = {}
+    for stored in ("fp32", "bf16"):
+        found: list[float] = []
+        run_dir = make_run(
+            stored,
+            lora=lora,
+            cache={"latents": "disk", "text": "disk", "dir": str(tmp_path / "cache"), "dtype": stored},
+            parallel={"dtype": "fp32", "device": "cpu"},
+            inference={
+                "inference_every": 2,
+                "steps": 2,
+                "prompts": ["red"],
+                "image_dim": [64, 64],
+                "cfg": 2.0,
+            },
+            validation={"share": 0.2, "every": 2},
+            limits={"max_steps": 2},
+        )
+        run_engine(run_dir, lambda event: found.append(event["loss"]) if event["kind"] == "step" else None)  # noqa: B023
+        losses[stored] = found
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
