@@ -77,10 +77,33 @@ def test_every_row_comes_once_an_epoch(
         for batch in batches:
             assert 1 <= len(batch.rows) <= batch_size
             assert {row_buckets[row] for row in batch.rows} == {batch.bucket}
-            slices = [rank_rows(batch, rank, world_size).tolist() for rank in range(world_size)]
+            slices = [rank_rows(batch, rank, world_size)[0].tolist() for rank in range(world_size)]
             assert [row for part in slices for row in part] == batch.rows.tolist()
         counts = Counter(bucket for bucket in row_buckets if bucket >= 0)
         assert len(plan) == sum(-(-count // batch_size) for count in counts.values())
+
+
+@given(
+    num_rows=st.integers(1, 40),
+    num_updates=st.integers(1, 40),
+    world_size=st.integers(1, 5),
+)
+def test_updates_have_the_same_rows_on_any_number_of_ranks(
+    num_rows: int, num_updates: int, world_size: int
+) -> None:
+    batch = plan_epoch(np.zeros(num_rows, np.int64), num_rows, seed=3, epoch=0)[0]
+    num_updates = min(num_updates, num_rows)
+    alone = rank_rows(batch, 0, 1, num_updates)
+    assert np.concatenate(alone).tolist() == batch.rows.tolist()
+    sizes = [len(rows) for rows in alone]
+    assert min(sizes) >= 1
+    assert max(sizes) - min(sizes) <= 1
+    of_ranks = [rank_rows(batch, rank, world_size, num_updates) for rank in range(world_size)]
+    for number, rows in enumerate(alone):
+        parts = [of_rank[number].tolist() for of_rank in of_ranks]
+        assert [row for part in parts for row in part] == rows.tolist()
+        assert len(parts[0]) == max(map(len, parts)) >= 1
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_each_epoch_has_an_order_of_its_own_and_always_the_same() -> None:
@@ -160,7 +183,7 @@ def test_an_epoch_goes_on_with_any_number_of_ranks(
     for world_size, start, stop in zip(ranks, edges, edges[1:], strict=False):
         again = plan_epoch(column, sizes, seed, epoch)
         for i in range(start, stop):
-            parts = [rank_rows(again[i], rank, world_size).tolist() for rank in range(world_size)]
+            parts = [rank_rows(again[i], rank, world_size)[0].tolist() for rank in range(world_size)]
             lengths = [len(part) for part in parts]
             assert max(lengths) - min(lengths) <= 1
             assert [row for part in parts for row in part] == plan[i].rows.tolist()

@@ -111,6 +111,40 @@ def test_a_mask_that_leaves_nothing_is_no_update_of_nan(make_config: Callable[..
     assert all(torch.isfinite(weight).all() for weight in parts.state.trained.values())
 
 
+def test_an_image_whose_mask_is_black_is_left_out_and_reported(
+    make_run: Callable[..., Any], drawn_data: Path, tmp_path: Path
+) -> None:
+    """It would count as a sample of loss 0, alone in its batch as a step of loss 0."""
+    from flowloom.engine.__main__ import run_engine
+
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in drawn_data.glob("*.png"):
+        with Image.open(path) as image:
+            Image.new("L", image.size, 0 if path.stem == "05" else 255).save(masks / path.name)
+    paths = {
+        "jsonl_metadata_path": str(drawn_data / "data.jsonl"),
+        "image_folder_path": str(drawn_data),
+        "mask": "folder",
+        "mask_folder_path": str(masks),
+    }
+    for weight, trained in ((0.0, 21), (0.1, 22)):
+        events: list[dict[str, Any]] = []
+        run_dir = make_run(
+            f"weight-{weight}",
+            dataloader={"batch_size": 1, "jsonl_metadata_path": ""},
+            datasets=[paths | {"unmasked_weight": weight}],
+            limits={"max_steps": None, "max_epochs": 1},
+        )
+        run_engine(run_dir, events.append)
+        steps = [event for event in events if event["kind"] == "step"]
+        assert len(steps) == trained
+        assert all(event["loss"] > 0 for event in steps)
+        skipped = [(event["line"], event["reason"]) for event in events if event["kind"] == "skipped"]
+        assert [line for line, _ in skipped] == ([6] if trained == 21 else [])
+        assert all("black" in reason for _, reason in skipped)
+
+
 def test_a_masked_set_trains_beside_a_plain_one(
     make_run: Callable[..., Any], drawn_data: Path, tmp_path: Path
 ) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,7 @@ from flowloom.engine.step import train_step
 from flowloom.engine.trained import rotated_blocks, trained_names, turn_at
 from flowloom.errors import ConfigError
 from flowloom.nn.chroma import CHROMA1
+from flowloom.spec.events import read_events
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
 
@@ -147,12 +150,59 @@ def test_schedules_end_where_they_should() -> None:
                 "limits": {"max_steps": 100},
             }
         )
-        factors = [lr_factor(config, step, step / 100) for step in range(1, 101)]
-        assert factors[-1] == pytest.approx(0.1)
-        assert factors[0] == pytest.approx(1.0, abs=0.01)
+        factors = [lr_factor(config, step, (step - 1) / 100) for step in range(1, 102)]
+        assert factors[-1] == pytest.approx(0.1), "after the last step"
+        assert factors[0] == 1.0
         assert all(later <= earlier + 1e-12 for earlier, later in itertools.pairwise(factors))
         if kind == "wsd":
-            assert factors[74] == 1.0 > factors[75]
+            assert factors[75] == 1.0 > factors[76]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"kind": "constant"}, [0.525, 1, 1, 1]),
+        ({"kind": "cosine"}, [0.525, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+        ({"kind": "wsd", "decay_share": 0.5}, [0.525, 1, 1, 0.5]),
+        ({"kind": "wsd", "decay_share": 0.5, "min_ratio": 0.2}, [0.525, 1, 1, 0.6]),
+    ],
+    ids=["constant", "cosine", "wsd", "wsd to a fifth"],
+)
+def test_events_report_the_rate_that_each_update_used_and_none_is_zero(
+    make_run: Callable[..., RunDir], schedule: dict[str, Any], expected: list[float]
+) -> None:
+    """After a warm-up of two steps; a run that is stopped and resumed reports the same."""
+    sections = {
+        "lr_schedule": schedule,
+        "limits": {"max_steps": 4},
+        "training": {"warmup_steps": 2, "lr": 1e-3},
+    }
+    run_dir = make_run(**sections)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["kind"] == "step" and event["step"] in (1, 3):
+            run_dir.request("stop")
+
+    for _ in range(3):
+        run_engine(run_dir, stop)
+    steps = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
+    assert [event["lr"] for event in steps] == pytest.approx([1e-3 * share for share in expected])
+
+
+def test_the_last_update_of_an_epoch_is_reported_as_of_that_epoch(make_run: Callable[..., RunDir]) -> None:
+    """And its rate has not reached the end of the decay, where a batch makes several updates too."""
+    run_dir = make_run(
+        lr_schedule={"kind": "cosine"},
+        training={"updates_per_large_batch": 2, "warmup_steps": 0},
+        dataloader={"batch_size": 11, "ratio_cutoff": 1.5},
+        limits={"max_steps": None, "max_epochs": 2},
+    )
+    run_engine(run_dir)
+    steps = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
+    places = [(event["epoch"], event["batch"]) for event in steps]
+    assert places == [(epoch, batch) for epoch in (0, 1) for batch in (0, 1) for _ in range(2)]
+    expected = [0.5e-3 * (1 + math.cos(math.pi * number / 8)) for number in range(8)]
+    assert [event["lr"] for event in steps] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("limits", [{"max_steps": 12}, {"max_epochs": 2}, {"max_minutes": 0.05}])

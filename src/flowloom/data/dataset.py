@@ -174,6 +174,16 @@ class DataSet:
         """The rows that are trained."""
         return replace(self, row_buckets=np.where(self.held_out, LEFT_OUT, self.row_buckets))
 
+    @property
+    def has_weight(self) -> bool:
+        """Whether the loss of any of the rows counts."""
+        rows = self.metadata
+        lengths = [len(part) for part in rows.parts] if isinstance(rows, JoinedMetadata) else [len(rows)]
+        weights = _by_set(rows.loss_weights * (self.row_buckets != LEFT_OUT), lengths)
+        return any(
+            one.loss_weight * mine.max(initial=0) > 0 for one, mine in zip(self.sets, weights, strict=True)
+        )
+
     def validation(self, max_rows: int) -> DataSet:
         """At most `max_rows` of the rows that are held out, each once."""
         chosen = np.flatnonzero(self.held_out & (self.row_buckets != LEFT_OUT))[:max_rows]

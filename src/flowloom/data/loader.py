@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +67,8 @@ class LoadedBatch:
     """Width and height of the bucket in pixels."""
     samples: list[Sample]
     skipped: list[Skipped]
-    num_planned: int
-    """Rows of the global batch, over all ranks."""
+    update_sizes: list[int]
+    """How many of `samples` belong to each update of the global batch; some may be 0 on this rank."""
     goes_on: bool = False
     """Whether the next batch, of another bucket, belongs to the same update."""
 
@@ -92,6 +93,11 @@ class _Place:
     def bucket(self) -> int:
         return self.plan[self.number].bucket
 
+    def rows(self, updates_per_batch: int, rank: int, world_size: int) -> list[NDArray[np.int64]]:
+        """This rank's rows of each update."""
+        num_updates = self.plan.updates_of(self.number, updates_per_batch)
+        return rank_rows(self.plan[self.number], rank, world_size, num_updates)
+
 
 @dataclass(kw_only=True)
 class Loader:
@@ -109,6 +115,8 @@ class Loader:
     needs_pixels: Callable[[int, Size], bool]
     """Whether the image of a row is wanted for a bucket: not where its latents are at hand."""
     pictures: Pictures = field(default_factory=Pictures)
+    updates_per_batch: int = 1
+    """Updates that each global batch is split into."""
 
     def __post_init__(self) -> None:
         self._plans = {0: self.dataset.plan(self.batch_size, self.seed, 0)}
@@ -180,9 +188,8 @@ class Loader:
                     _give_up(future)
 
     def _begin(self, pool: ThreadPoolExecutor, place: _Place) -> list[Future[_Begun | Skipped]]:
-        batch = place.plan[place.number]
-        size = self.dataset.sizes[batch.bucket]
-        rows = rank_rows(batch, self.rank, self.world_size)
+        size = self.dataset.sizes[place.bucket]
+        rows = np.concatenate(place.rows(self.updates_per_batch, self.rank, self.world_size))
         return [pool.submit(self._begin_row, int(row), size) for row in rows]
 
     def _begin_row(self, index: int, size: Size) -> _Begun | Skipped:
@@ -202,13 +209,18 @@ class Loader:
 
     def _collect(self, place: _Place, futures: list[Future[Sample | Skipped]]) -> LoadedBatch:
         results = [future.result() for future in futures]
+        planned = place.rows(self.updates_per_batch, self.rank, self.world_size)
+        remaining = iter(results)
+        update_sizes = [
+            sum(isinstance(result, Sample) for result in islice(remaining, len(rows))) for rows in planned
+        ]
         return LoadedBatch(
             epoch=place.epoch,
             index=place.number,
             size=self.dataset.sizes[place.bucket],
             samples=[result for result in results if isinstance(result, Sample)],
             skipped=[result for result in results if isinstance(result, Skipped)],
-            num_planned=len(place.plan[place.number].rows),
+            update_sizes=update_sizes,
             goes_on=place.plan.goes_on(place.number),
         )
 

@@ -29,14 +29,17 @@ def load_mask(
         picture: where the picture comes from; not needed for masks in a folder.
 
     Raises:
-        ImageError: there is no such mask, or it is no picture, or of another shape.
+        ImageError: there is no such mask, or it is no picture, or of another shape, or nothing of it counts.
     """
     if one.mask == "alpha":
         assert picture is not None
         mask = load_alpha(picture, size, max_megapixels)
     else:
         mask = _from_folder(one.mask_folder, row, size, max_megapixels)
-    return np.maximum(mask, np.uint8(round(255 * one.unmasked_weight)))
+    mask = np.maximum(mask, np.uint8(round(255 * one.unmasked_weight)))
+    if not mask.any():
+        raise ImageError("its mask is black everywhere, so nothing of the image would be trained")
+    return mask
 
 
 def _from_folder(folder: Path, row: Row, size: tuple[int, int], max_megapixels: float) -> NDArray[np.uint8]:

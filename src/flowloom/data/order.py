@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,16 @@ class EpochPlan:
     def goes_on(self, index: int) -> bool:
         """Whether the next batch is trained in one update with this one."""
         return self.joined is not None and index + 1 < len(self) and bool(self.joined[index + 1])
+
+    def updates_of(self, index: int, per_batch: int) -> int:
+        """Updates that the rows of a batch are split into: `per_batch`, but no more than it has rows.
+
+        Batches that are trained together make one.
+        """
+        is_joined = self.joined is not None and bool(self.joined[index])
+        if is_joined or self.goes_on(index):
+            return 1
+        return min(per_batch, int(self.starts[index + 1] - self.starts[index]))
 
     def num_updates(self, per_batch: int) -> int:
         """Updates of the epoch, where a batch makes `per_batch`, but no more than it has rows; a pack one."""
@@ -198,7 +209,16 @@ def _cuts_by_cost(
     return np.array(starts, dtype=np.int64)
 
 
-def rank_rows(batch: Batch, rank: int, world_size: int) -> NDArray[np.int64]:
-    """The rows of `batch` that `rank` trains: contiguous slices, even to within one."""
-    edges = len(batch.rows) * np.arange(world_size + 1) // world_size
-    return batch.rows[edges[rank] : edges[rank + 1]]
+def rank_rows(batch: Batch, rank: int, world_size: int, num_updates: int = 1) -> list[NDArray[np.int64]]:
+    """The rows of `batch` that `rank` trains in each of its updates: contiguous slices, even to within one.
+
+    The batch is split into updates first and each update into ranks, so that the number of ranks does not
+    change which rows are trained together. The first ranks get the larger slices: of a single row rank 0,
+    which reports, has it.
+    """
+    edges = len(batch.rows) * np.arange(num_updates + 1) // num_updates
+    parts = []
+    for start, stop in pairwise(edges.tolist()):
+        first, last = (start - -(stop - start) * number // world_size for number in (rank, rank + 1))
+        parts.append(batch.rows[first:last])
+    return parts

@@ -163,6 +163,7 @@ def _training_loader(
         prefetch=data.prefetch_factor,
         needs_pixels=encoders.needs_pixels,
         pictures=pictures,
+        updates_per_batch=config.training.updates_per_large_batch,
     )
 
 

@@ -15,8 +15,10 @@ def lr_factor(
 ) -> float:
     """The share of `training.lr` used by update number `step`, counted from 1.
 
+    A decay reaches `min_ratio` after the last update, so that no update is made with a rate of 0.
+
     Args:
-        progress: share of the run, in [0, 1], that is done with this update.
+        progress: share of the run, in [0, 1), that is done before this update.
         steps_since_reset: number of this update since the optimizer was made, where rotation resets
             it and FLOW warms up again; `step` itself otherwise.
     """

@@ -64,9 +64,11 @@ def make_plan(loaded: LoadedConfig) -> Plan:
     plan.sections.append(("networks", _network_rows(plan, config)))
     dataset = plan.check("dataloader.jsonl_metadata_path", lambda: DataSet.from_config(config))
     ranks, batch_size = int(os.environ.get("WORLD_SIZE", "1")), config.dataloader.batch_size
-    if batch_size < ranks:
+    updates = min(config.training.updates_per_large_batch, batch_size)
+    if batch_size < ranks * updates:
+        each = "" if updates == 1 else f", split into {updates} updates,"
         plan.notes.append(
-            f"dataloader.batch_size {batch_size}: leaves some of the {ranks} ranks without work."
+            f"dataloader.batch_size {batch_size}{each} leaves some of the {ranks} ranks without work."
         )
     steps = None
     if dataset:
@@ -74,6 +76,9 @@ def make_plan(loaded: LoadedConfig) -> Plan:
         plan.sections.append(("data", _data_rows(plan, config, dataset)))
         if not steps:
             plan.problems.append(Problem("dataloader", "no row is left to train on."))
+        elif not dataset.training.has_weight:
+            message = "every row has loss_weight 0: set it above 0 for the rows that you want to train."
+            plan.problems.append(Problem("dataloader", message))
     plan.sections.append(("schedule", _schedule_rows(config, steps)))
     plan.sections.append(
         ("previews", [*_preview_rows(config)] or [("none", "there is no inference section")])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> Laten
     """The whole loaded batch, ready for the network.
 
     Noise and noise levels are functions of (seed, epoch, batch, rank): each rank has its own, and a
-    resumed run draws them again. Noises are paired with latents over the whole batch, before it is cut
-    into updates and micro-batches.
+    resumed run draws them again. Noises are paired with latents over all that this rank has of the batch,
+    before it is cut into updates and micro-batches.
     """
     if not loaded.samples:
         return _nothing(encoders.device)
@@ -80,8 +81,8 @@ def _token_weight(loaded: LoadedBatch, grid: tuple[int, int], device: torch.devi
     return sent(weight.flatten(1).float(), device)
 
 
-def updates_of(batch: LatentBatch, num_updates: int, done: int) -> Iterator[LatentBatch]:
-    """The parts of `batch` for its updates, as even as can be, from update `done` on."""
-    for number in range(done, num_updates):
-        start, stop = (len(batch) * edge // num_updates for edge in (number, number + 1))
+def updates_of(batch: LatentBatch, sizes: Sequence[int], done: int) -> Iterator[LatentBatch]:
+    """The parts of `batch` for its updates, of `sizes` samples, from update `done` on."""
+    edges = [0, *accumulate(sizes)]
+    for start, stop in pairwise(edges[done:]):
         yield batch.part(start, stop)

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,6 +22,19 @@ STEPS_BETWEEN_READS = 10
 """On an accelerator the metrics of so many steps are read together: each reading makes the CPU wait."""
 
 OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Update(NamedTuple):
+    """One update that was made."""
+
+    metrics: StepMetrics
+    step: int
+    """Its number, counted from 1."""
+    epoch: int
+    batch: int
+    """Of the epoch: the one that it trained, not the one after it."""
+    num_samples: int
+    """On all ranks."""
 
 
 class Reporter:
@@ -51,18 +64,18 @@ class Reporter:
                     self.say("warning", message=str(error))
 
     def step(
-        self, state: TrainState, metrics: StepMetrics, seconds: float, waited: float, eta: float | None
+        self, state: TrainState, update: Update, seconds: float, waited: float, eta: float | None
     ) -> None:
         """Take in one update; `seconds` is its whole time, `waited` the part spent waiting for data."""
         smooth = self._step_seconds
         self._step_seconds = seconds if smooth is None else 0.9 * smooth + 0.1 * seconds
-        position = state.position
+        metrics = update.metrics
         fields = {
-            "step": position.step,
-            "epoch": position.epoch,
-            "batch": position.batch,
-            "lr": state.lr,
-            "samples_per_s": len(metrics.losses) * state.ranks.size / self._step_seconds,
+            "step": update.step,
+            "epoch": update.epoch,
+            "batch": update.batch,
+            "lr": metrics.lr,
+            "samples_per_s": update.num_samples / self._step_seconds,
             "step_s": seconds,
             "data_wait_s": waited,
             "eta_s": eta,
@@ -70,7 +83,7 @@ class Reporter:
         self._pending.append((fields, metrics))
         wait = 1 if metrics.loss.device.type == "cpu" else STEPS_BETWEEN_READS
         if len(self._pending) >= wait:
-            self.flush(position)
+            self.flush(state.position)
 
     def flush(self, position: Position) -> None:
         """Read what is pending and write it; called before anything is saved.

@@ -49,7 +49,7 @@ class Position:
     seconds: float = 0.0
     """Time spent training, over all sittings."""
     progress: float = 0.0
-    """Share of the run that is done with the update that is about to be made; 0 where there is no end."""
+    """Share of the run that is done before the update that is about to be made; 0 where there is no end."""
     skipped: dict[str, str] = field(default_factory=dict)
     """`file:line` of every row that could not be used, with the reason."""
     loss_smooth: float | None = None
@@ -102,18 +102,18 @@ class TrainState:
         self.optimizer = self._make_optimizer()
         self._unpark()
 
-    def set_lr(self) -> None:
-        """Give the optimizer the learning rate of the update that is about to be made."""
-        lr = self.lr
+    def set_lr(self) -> float:
+        """The learning rate of the update that is about to be made, given to the optimizer."""
+        lr = self._lr
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
+        return lr
 
     @property
-    def lr(self) -> float:
-        """The learning rate of the update that is about to be made."""
+    def _lr(self) -> float:
         step = self.position.step
         since = None
         if self.config.method_kind == "rotation" and self.config.method.rotation_states == "reset":

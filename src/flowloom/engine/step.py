@@ -24,6 +24,8 @@ class StepMetrics(NamedTuple):
     """(B,) unweighted, of this rank."""
     noise_level: Tensor
     """(B,) of this rank."""
+    lr: float
+    """The learning rate that the update used."""
 
 
 def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
@@ -47,14 +49,14 @@ def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
 
     state.ranks.sum_gradients(state.trained.values())
     grad_norm = _clip(state.trained.values(), state.config.optimizer.max_grad_norm)
-    state.set_lr()
+    lr = state.set_lr()
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.position.step += 1
     if state.ema:
         state.ema.update(state.weights, state.position.step)
     levels = torch.cat([batch.noise_level for batch in batches])
-    return StepMetrics(state.ranks.sum(loss), grad_norm, torch.cat(losses), levels)
+    return StepMetrics(state.ranks.sum(loss), grad_norm, torch.cat(losses), levels, lr)
 
 
 def _clip(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:

@@ -7,18 +7,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from types import FrameType
 
 from flowloom.data.loader import LoadedBatch, Skipped
 from flowloom.engine import checkpoint
 from flowloom.engine.build import Parts
+from flowloom.engine.objective import LatentBatch
 from flowloom.engine.prepare import prepare, updates_of
 from flowloom.engine.preview import draw_previews, sections_due
 from flowloom.engine.profiling import step_profiler
-from flowloom.engine.report import Reporter, Stopwatch
-from flowloom.engine.step import StepMetrics, train_step
+from flowloom.engine.report import Reporter, Stopwatch, Update
+from flowloom.engine.step import train_step
 from flowloom.engine.validation import validation_loss
+from flowloom.errors import DataError
 from flowloom.spec.rundir import RunDir
 
 
@@ -57,13 +59,11 @@ class Trainer:
         for pack in _packs(self._loaded_batches()):
             waited = watch.lap()
             self._skipped_here += chain.from_iterable(loaded.skipped for loaded in pack)
-            if self.state.ranks.size == 1:
-                self._count_skipped()
-            for metrics in self._updates(pack):
-                self.reporter.step(self.state, metrics, waited + watch.lap(), waited, self._eta())
+            for update in self._updates(pack):
+                self.reporter.step(self.state, update, waited + watch.lap(), waited, self._eta())
                 waited = 0.0
                 count_step()
-                self._after_step(pack, len(metrics.losses))
+                self._after_step(pack, update.num_samples)
                 watch.lap()
                 if self._is_over():
                     return
@@ -71,26 +71,51 @@ class Trainer:
             if self._is_over():
                 return
 
-    def _updates(self, pack: list[LoadedBatch]) -> Iterator[StepMetrics]:
-        """One update or several of a batch; of a pack of batches, one."""
-        is_one, position = len(pack) == 1, self.state.position
-        num_updates = min(self.config.training.updates_per_large_batch, pack[0].num_planned) if is_one else 1
-        here = pack if self.state.ranks.size > 1 else [loaded for loaded in pack if loaded.samples]
-        if not here:
+    def _updates(self, pack: list[LoadedBatch]) -> Iterator[Update]:
+        """One update or several of a batch; of a pack of batches, one.
+
+        Where no sample of an update counts on any rank, the update is left out on all of them: momentum and
+        weight decay would move the weights for nothing.
+        """
+        position = self.state.position
+        weights, counts = self._totals(pack)
+        if not any(weights):
             self._next_batch(len(pack))
             return
-        batches = [prepare(self.state, loaded, self.parts.encoders) for loaded in here]
-        updates = zip(*(updates_of(batch, num_updates, position.update) for batch in batches), strict=True)
-        for parts in updates:
+        batches = [(prepare(self.state, loaded, self.parts.encoders), loaded.update_sizes) for loaded in pack]
+        updates = zip(*(updates_of(batch, sizes, position.update) for batch, sizes in batches), strict=True)
+        for number, parts in enumerate(updates, start=position.update):
+            update = self._update(parts, number / len(weights), counts[number]) if weights[number] else None
             position.update += 1
-            if position.update == num_updates:
+            if position.update == len(weights):
                 self._next_batch(len(pack))
-            if self.state.ranks.size == 1 and not any(map(len, parts)):
-                continue
-            position.progress = self._progress(position.step + 1)
-            # Before each update, not each batch: a run that resumes within a batch turns when others do.
-            self.state.begin_turn()
-            yield train_step(self.state, *parts)
+            if update:
+                yield update
+
+    def _update(self, parts: tuple[LatentBatch, ...], done_of_batch: float, num_samples: int) -> Update:
+        position = self.state.position
+        position.progress = self._progress(done_of_batch)
+        # Before each update, not each batch: a run that resumes within a batch turns when others do.
+        self.state.begin_turn()
+        metrics = train_step(self.state, *parts)
+        return Update(metrics, position.step, position.epoch, position.batch, num_samples)
+
+    def _totals(self, pack: list[LoadedBatch]) -> tuple[list[float], list[int]]:
+        """Of each update the sum of its samples' loss weights, and their number, over all ranks.
+
+        What any rank had to leave out is reported.
+        """
+        count = len(pack[0].update_sizes)
+        weights, counts = [0.0] * count, [0] * count
+        for loaded in pack:
+            samples = iter(loaded.samples)
+            for number, size in enumerate(loaded.update_sizes):
+                weights[number] += sum(sample.loss_weight for sample in islice(samples, size))
+                counts[number] += size
+        *totals, is_skipped = self.state.ranks.total(*weights, *counts, bool(self._skipped_here))
+        if is_skipped:
+            self._count_skipped()
+        return totals[:count], [int(total) for total in totals[count:]]
 
     def _next_batch(self, count: int) -> None:
         position = self.state.position
@@ -106,12 +131,21 @@ class Trainer:
             position.batch = min(self.config.dataloader.offset, self.parts.loader.num_batches(0) - 1)
         if self._is_over():
             return
-        epoch = -1
+        epoch, step_before = -1, -1
         for loaded in self.parts.loader.endless(position.epoch, position.batch, self._gives_up):
             if loaded.epoch != epoch:
-                epoch = loaded.epoch
+                if position.step == step_before:
+                    raise self._nothing_counts(epoch)
+                epoch, step_before = loaded.epoch, -1 if loaded.index else position.step
                 self.parts.encoders.begin_epoch()
             yield loaded
+
+    def _nothing_counts(self, epoch: int) -> DataError:
+        path = self.parts.loader.dataset.path
+        return DataError(
+            f"{path}: epoch {epoch + 1} made no step, because every usable row has loss_weight 0. Set "
+            "loss_weight above 0 for the rows, or the datasets, that you want to train."
+        )
 
     def _gives_up(self) -> bool:
         """Whether to stop while a batch is waited for; one of several ranks would leave the others alone."""
@@ -121,7 +155,8 @@ class Trainer:
 
     def _after_step(self, pack: list[LoadedBatch], num_samples: int) -> None:
         step, training = self.state.position.step, self.config.training
-        checkpoint_asked, sample_asked = self._agree(num_samples)
+        self.state.position.samples += num_samples
+        checkpoint_asked, sample_asked = self._agree()
         if step % (self.config.validation.every or training.save_every) == 0:
             self.validate()
         sections = sections_due(self.config, step, sample_asked)
@@ -132,24 +167,16 @@ class Trainer:
         if step % training.save_every == 0 or checkpoint_asked:
             self.save()
 
-    def _agree(self, num_samples: int) -> tuple[bool, bool]:
-        """Whether any rank wishes for a checkpoint, a preview; one count, one clock and one end for all.
-
-        Args:
-            num_samples: that this rank trained in the step.
-        """
+    def _agree(self) -> tuple[bool, bool]:
+        """Whether any rank wishes for a checkpoint, a preview; one clock and one end for all."""
         ranks, position = self.state.ranks, self.state.position
         stop, save, sample = (
             ranks.is_first and self.run_dir.take_control(name) for name in ("stop", "checkpoint", "sample")
         )
         seconds = time.monotonic() - self._started
-        wishes = (stop or self.stop_is_wished, save, sample, bool(self._skipped_here))
-        *wished, samples, seconds = ranks.total(*wishes, num_samples, seconds)
-        position.samples += int(samples)
+        *wished, seconds = ranks.total(stop or self.stop_is_wished, save, sample, seconds)
         position.seconds = seconds / ranks.size
-        self.must_stop, checkpoint_asked, sample_asked, is_skipped = map(bool, wished)
-        if is_skipped:
-            self._count_skipped()
+        self.must_stop, checkpoint_asked, sample_asked = map(bool, wished)
         return checkpoint_asked, sample_asked
 
     def save(self) -> None:
@@ -219,14 +246,19 @@ class Trainer:
             or (limits.max_minutes is not None and position.seconds >= limits.max_minutes * 60)
         )
 
-    def _progress(self, step: int) -> float:
-        """The share of the run that is done with update number `step`, by the nearest limit, or 0."""
+    def _progress(self, done_of_batch: float = 0.0) -> float:
+        """The share of the run that is done, by the nearest limit, or 0 where there is none.
+
+        Args:
+            done_of_batch: share of the current batch that is done.
+        """
         limits, position = self.config.limits, self.state.position
         shares = [0.0]
         if limits.max_steps:
-            shares.append(step / limits.max_steps)
+            shares.append(position.step / limits.max_steps)
         if limits.max_epochs:
-            done = position.epoch + position.batch / max(self.parts.loader.num_batches(position.epoch), 1)
+            batches = max(self.parts.loader.num_batches(position.epoch), 1)
+            done = position.epoch + (position.batch + done_of_batch) / batches
             shares.append(done / limits.max_epochs)
         if limits.max_minutes:
             shares.append(position.seconds / (limits.max_minutes * 60))
@@ -234,7 +266,7 @@ class Trainer:
 
     def _eta(self) -> float | None:
         """Seconds until the first limit is reached, at the mean speed so far; None without a limit."""
-        seconds, share = time.monotonic() - self._started, self._progress(self.state.position.step)
+        seconds, share = time.monotonic() - self._started, self._progress()
         return seconds * (1 - share) / share if share else None
 
 

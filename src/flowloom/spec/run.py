@@ -136,7 +136,7 @@ class LrScheduleSection(Section):
     decay_share: Fraction = 0.2
     """wsd: the last share of the run in which the rate decays."""
     min_ratio: Fraction = 0.0
-    """Where the decay ends, as a share of `lr`."""
+    """Where the decay ends, after the last step, as a share of `lr`."""
 
 
 class EmaSection(Section):

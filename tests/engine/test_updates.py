@@ -1,0 +1,212 @@
+"""The updates of a large batch: the same rows on any number of ranks, and none without a sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+from flowloom.data.loader import LoadedBatch
+from flowloom.engine.__main__ import run_engine
+from flowloom.engine.build import Parts, build
+from flowloom.engine.distributed import Ranks
+from flowloom.engine.plan import make_plan
+from flowloom.engine.prepare import prepare, updates_of
+from flowloom.engine.step import train_step
+from flowloom.errors import DataError
+from flowloom.parts.families.weights import open_weights
+from flowloom.spec.events import read_events
+from flowloom.spec.flow_json import LoadedConfig
+from flowloom.spec.resume import change_run
+from flowloom.spec.run import RunConfig
+from flowloom.spec.rundir import RunDir
+
+LARGE_BATCH = {
+    "training": {"updates_per_large_batch": 3, "lr": 1e-3, "train_minibatch": 1, "warmup_steps": 0},
+    "dataloader": {"batch_size": 5},
+}
+
+
+def copy_of(drawn_data: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """The drawn images in `folder`, each row changed; a `dataloader` section that reads them."""
+    shutil.copytree(drawn_data, folder)
+    path = folder / "data.jsonl"
+    rows = [json.loads(line) | changes for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"jsonl_metadata_path": str(path), "image_folder_path": str(folder)}
+
+
+def updates_in(loaded: LoadedBatch) -> Iterator[list[int]]:
+    rows = iter(sample.row for sample in loaded.samples)
+    for size in loaded.update_sizes:
+        yield [next(rows) for _ in range(size)]
+
+
+def rows_of_updates(config: RunConfig, world_size: int) -> list[list[int]]:
+    """The rows of every update of an epoch, over all ranks."""
+    of_ranks = []
+    for rank in range(world_size):
+        loader = build(config, Ranks(rank, world_size)).loader
+        of_ranks.append([rows for loaded in loader.batches(0) for rows in updates_in(loaded)])
+    return [[row for part in parts for row in part] for parts in zip(*of_ranks, strict=True)]
+
+
+def test_any_number_of_ranks_trains_the_same_rows_in_each_update(
+    make_config: Callable[..., RunConfig], drawn_data: Path, tmp_path: Path
+) -> None:
+    """A file that cannot be read moves no other row into another update."""
+    data = copy_of(drawn_data, tmp_path / "images")
+    for packs in (False, True):
+        sections = LARGE_BATCH | {"batching": {"pack_aspect_ratios": packs}}
+        alone = rows_of_updates(make_config(**sections), 1)
+        assert sorted(row for rows in alone for row in rows) == list(range(22))
+        assert all(alone)
+        for world_size in (2, 3):
+            assert rows_of_updates(make_config(**sections), world_size) == alone
+        (tmp_path / "images" / "03.png").write_bytes(b"no image")
+        broken = make_config(**sections | {"dataloader": {"batch_size": 5} | data})
+        expected = [[row for row in rows if row != 3] for rows in alone]
+        for world_size in (1, 2, 3):
+            assert rows_of_updates(broken, world_size) == expected
+
+
+def steps_of(run_dir: RunDir, num_ranks: int) -> list[dict[str, Any]]:
+    """The step events of the run, made by so many processes."""
+    if num_ranks == 1:
+        run_engine(run_dir)
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        process = subprocess.run(
+            [*command, str(num_ranks), "-m", "flowloom.engine", str(run_dir.path)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert process.returncode == 0, process.stderr
+    return [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
+
+
+@pytest.mark.slow
+def test_any_number_of_ranks_makes_the_same_steps_and_none_without_a_sample(
+    make_run: Callable[..., RunDir], drawn_data: Path, tmp_path: Path
+) -> None:
+    """Batches of 5, 5 and 4, 5, 3 rows in three updates each; of the broken row's update nothing is left."""
+    data = copy_of(drawn_data, tmp_path / "images")
+    found = {}
+    for num_ranks in (1, 2, 3):
+        run_dir = make_run(f"ranks-{num_ranks}", **LARGE_BATCH, limits={"max_steps": None, "max_epochs": 1})
+        steps = steps_of(run_dir, num_ranks)
+        found[num_ranks] = [(event["step"], event["batch"], event["lr"]) for event in steps]
+        assert all(event["loss"] > 0 for event in steps)
+    assert len(found[1]) == 15
+    assert found[1] == found[2] == found[3]
+    (tmp_path / "images" / "03.png").write_bytes(b"no image")
+    one_row_each = {"updates_per_large_batch": 4, "warmup_steps": 0, "lr": 1e-3}
+    for num_ranks in (1, 2):
+        run_dir = make_run(
+            f"broken-{num_ranks}",
+            training=one_row_each,
+            dataloader={"batch_size": 4} | data,
+            limits={"max_steps": None, "max_epochs": 1},
+        )
+        steps = steps_of(run_dir, num_ranks)
+        assert len(steps) == 21
+        assert all(event["loss"] > 0 for event in steps)
+        checkpoint = run_dir.latest_checkpoint()
+        assert checkpoint is not None
+        assert json.loads((checkpoint / "state" / "trainer.json").read_text())["samples"] == 21
+
+
+def weights_of(run_dir: RunDir) -> dict[str, torch.Tensor]:
+    checkpoint = run_dir.latest_checkpoint()
+    assert checkpoint is not None
+    return {
+        f"{path.name}:{name}": tensor.clone()
+        for path in sorted(checkpoint.rglob("*.safetensors"))
+        for name, tensor in open_weights(path).items()
+    }
+
+
+@pytest.mark.slow
+def test_two_ranks_that_stop_within_a_large_batch_resume_bit_for_bit(make_run: Callable[..., RunDir]) -> None:
+    whole = make_run("whole", **LARGE_BATCH, limits={"max_steps": 5})
+    pieces = make_run("pieces", **LARGE_BATCH, limits={"max_steps": 2})
+    expected = [event["loss"] for event in steps_of(whole, 2)]
+    steps_of(pieces, 2)
+    change_run(pieces, [("limits.max_steps", "5")])
+    assert [event["loss"] for event in steps_of(pieces, 2)] == expected
+    found = weights_of(pieces)
+    for name, weight in weights_of(whole).items():
+        assert torch.equal(found[name], weight), name
+
+
+def train_with_the_noise_of_one_rank(parts: Parts, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """The trained weights after a large batch whose noise does not depend on the number of ranks."""
+    state = parts.state
+    loaded = next(iter(parts.loader.batches(0)))
+    prepared = prepare(state, loaded, parts.encoders)
+    state.ranks = ranks
+    for update in updates_of(prepared, loaded.update_sizes, 0):
+        first, last = (-(-len(update) * number // ranks.size) for number in (ranks.rank, ranks.rank + 1))
+        train_step(state, update.part(first, last))
+    return {name: weight.detach().clone() for name, weight in state.trained.items()}
+
+
+def train_as_rank(rank: int, world_size: int, config: str, folder: str) -> None:
+    """In a process of its own; the first rank leaves its weights in `folder`."""
+    torch.set_num_threads(1)
+    store = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    parts = build(RunConfig.model_validate_json(config), Ranks())
+    found = train_with_the_noise_of_one_rank(parts, Ranks(rank, world_size))
+    if rank == 0:
+        torch.save(found, f"{folder}/weights.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_with_equal_noise_the_updates_are_those_of_one_rank(
+    make_config: Callable[..., RunConfig], tmp_path: Path, world_size: int
+) -> None:
+    """Up to the order of sums; of three updates of 5 rows, ranks have 1 to 0 rows each."""
+    config = make_config(**LARGE_BATCH)
+    multiprocessing.spawn(
+        train_as_rank, (world_size, config.model_dump_json(), str(tmp_path)), nprocs=world_size
+    )
+    found = torch.load(tmp_path / "weights.pt")
+    expected = train_with_the_noise_of_one_rank(build(config, Ranks()), Ranks())
+    before = build(config, Ranks()).state.trained
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-5, msg=name)
+        assert not torch.equal(before[name], weight)
+
+
+def test_rows_of_weight_zero_make_no_step(
+    make_run: Callable[..., RunDir], make_config: Callable[..., RunConfig], drawn_data: Path, tmp_path: Path
+) -> None:
+    """Momentum and weight decay would move the weights; a run of nothing else ends, and is told before."""
+    zero = copy_of(drawn_data, tmp_path / "zero", loss_weight=0)
+    sections: dict[str, Any] = {
+        "datasets": [copy_of(drawn_data, tmp_path / "some")],
+        "limits": {"max_steps": None, "max_epochs": 1},
+        "training": {"updates_per_large_batch": 2},
+    }
+    run_dir = make_run(dataloader={"batch_size": 2} | zero, **sections)
+    steps = steps_of(run_dir, 1)
+    assert 22 <= len(steps) < 44
+    assert all(event["loss"] > 0 for event in steps)
+    sections["datasets"] = []
+    with pytest.raises(DataError, match="epoch 1 made no step"):
+        run_engine(make_run("nothing", dataloader=zero, limits={"max_steps": 3}))
+    plan = make_plan(LoadedConfig(make_config(dataloader=zero), {}, [], Path("config.json")))
+    assert "every row has loss_weight 0" in str(plan.problems)
