@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,16 @@ def test_what_the_hub_refuses_is_told(hub: ModelHub, tmp_path: Path):
         fetch_model(REPO, "v9", PATTERNS, tmp_path)
     with pytest.raises(NotFound, match=r"none of other\.bin"):
         fetch_model(REPO, None, ["other.bin"], tmp_path)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "[::ffff:127.0.0.2]"])
+def test_a_hub_does_not_send_us_to_this_machine(hub: ModelHub, tmp_path: Path, host: str):
+    seen: list[str] = []
+    with socket.create_server(("127.0.0.2", 0)) as inner:
+        inner.settimeout(0.5)
+        hub.moved_to = f"http://{host}:{inner.getsockname()[1]}"
+        with pytest.raises(Denied, match="FLOWLOOM_PRIVATE_HOSTS"):
+            fetch_model(REPO, None, PATTERNS, tmp_path)
+        with pytest.raises(TimeoutError):
+            seen.append(str(inner.accept()))
+    assert seen == []

@@ -27,6 +27,8 @@ class ModelHub(ThreadingHTTPServer):
         self.gated: set[str] = set()
         self.requests: list[tuple[str, str, str]] = []
         """Method, path, and the Range header."""
+        self.moved_to = ""
+        """Another address that files are said to be at."""
         self.breaks_after: int | None = None
         """So many bytes of the next file are sent, then the connection is dropped."""
 
@@ -59,6 +61,9 @@ class Request(BaseHTTPRequestHandler):
             self.refuse(404, "RepoNotFound")
         elif found[3] not in ("main", COMMIT):
             self.refuse(404, "RevisionNotFound")
+        elif found[2] == "resolve" and self.server.moved_to:
+            linked = {"X-Linked-Size": "9", "X-Linked-Etag": '"one"', "X-Repo-Commit": COMMIT}
+            self.send(302, b"", {"Location": f"{self.server.moved_to}{path}", **linked})
         elif found[2] == "resolve":
             self.give(self.server.repos[repo][found[4]])
         else:

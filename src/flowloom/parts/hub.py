@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowloom.errors import ConfigError, Problem
+from flowloom.errors import ConfigError, Problem, SourceError
+from flowloom.parts.hub_client import check_hub_addresses
 
 WAITS = (5.0, 30.0, 120.0, 600.0)
 """Seconds before each further try: an hour's outage of the hub is rare, a minute's is not."""
@@ -48,7 +49,7 @@ class Uploader:
         """
         Args:
             repo_id: "owner/name"; made when it does not exist. HF_TOKEN in the environment opens it,
-                HF_ENDPOINT names another hub (with HF_HUB_DISABLE_XET=1 if that one has no xet storage).
+                HF_ENDPOINT names another hub.
             scratch_dir: folder for links to files that wait, on the file system of the checkpoints; what
                 a run that ended early left in it is uploaded first.
             on_result: called from the uploading thread.
@@ -65,6 +66,7 @@ class Uploader:
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
+        check_hub_addresses()
         self.api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token, library_name="flowloom")
         self.repo_id = repo_id
         self.scratch_dir = scratch_dir
@@ -113,7 +115,7 @@ class Uploader:
         for wait in (*self.waits, None):
             try:
                 return Uploaded(step, url=self._commit(folder))
-            except (client_error, OSError, RuntimeError, ValueError) as error:
+            except (client_error, SourceError, OSError, RuntimeError, ValueError) as error:
                 response: Any = getattr(error, "response", None)
                 is_final = response is not None and response.status_code in FINAL
                 if is_final or wait is None or self._is_closing.wait(wait):

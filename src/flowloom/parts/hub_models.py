@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
+from flowloom.parts.hub_client import check_hub_addresses
 
 
 def fetch_model(
@@ -24,7 +25,8 @@ def fetch_model(
 
     Raises:
         NotFound: no such repository, revision, or none of the files.
-        Denied: a token is needed, or the terms of use have to be agreed to.
+        Denied: a token is needed, the terms of use have to be agreed to, or the hub redirects to a private
+            address.
         Unavailable: the hub cannot be reached, and the files are not here.
     """
     from huggingface_hub import snapshot_download
@@ -36,6 +38,7 @@ def fetch_model(
         RevisionNotFoundError,
     )
 
+    check_hub_addresses()
     # The first base of its errors is that of whichever HTTP client the hub's package uses.
     client_error: Any = HfHubHTTPError.__bases__[0]
     try:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flowloom.errors import FlowloomError, Problem
+from flowloom.server.endpoints import environ_for_processes
 from flowloom.server.keeper import Order
 from flowloom.server.locks import hold, is_held
 from flowloom.server.problems import Invalid, NotNow
@@ -25,7 +26,6 @@ from flowloom.server.runs import RunView
 from flowloom.server.shelf import Shelf
 from flowloom.server.standing import OnFail, Standing
 from flowloom.spec.rundir import Control, RunDir
-from flowloom.spec.secrets import read_secrets
 from flowloom.trainers.base import Command, Trainer
 
 SECONDS_UNTIL_ANOTHER_TRY = 30.0
@@ -300,4 +300,4 @@ def _environment(command: Command, devices: Sequence[str]) -> dict[str, str]:
     cards = [device.removeprefix("cuda:") for device in devices if device.startswith("cuda:")]
     # By their places on the bus, as nvidia-smi counts them; CUDA itself would begin with the fastest.
     visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(cards)}
-    return {**os.environ, **read_secrets(), **command.env, **(visible if devices else {})}
+    return {**environ_for_processes(), **command.env, **(visible if devices else {})}

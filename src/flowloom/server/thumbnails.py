@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowloom.server.endpoints import environ_for_processes
 from flowloom.server.problems import ServiceError
-from flowloom.spec.secrets import read_secrets
 
 SIZES = (128, 256, 512, 1024)
 NUM_PROCESSES = 2
@@ -119,7 +119,7 @@ class _Shrinker:
     def _ask(self, work: dict[str, Any]) -> str:
         if self._process is None or self._process.poll() is not None:
             words = [sys.executable, "-m", "flowloom.server.shrink"]
-            environ = {**os.environ, **read_secrets()}
+            environ = environ_for_processes()
             self._process = subprocess.Popen(
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ
             )

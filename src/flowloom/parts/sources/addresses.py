@@ -19,9 +19,33 @@ VARIABLE = "FLOWLOOM_PRIVATE_HOSTS"
 """Environment variable: hosts, addresses and networks, with commas between, that downloads and rows may
 name though they are private, such as `nas.lan, 10.0.0.0/8`."""
 
+STRICT = "FLOWLOOM_STRICT_ADDRESSES"
+"""Environment variable: the studio sets it for the processes that it starts. Their configurations come from
+requests, so an address in them is not the word of the machine's owner."""
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_STORES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_SPECIAL_V4 = tuple(
+    ipaddress.IPv4Network(block)
+    for block in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+        "192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24",
+        "192.168.0.0/16", "192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
+        "224.0.0.0/4", "240.0.0.0/4",
+    )
+)  # fmt: skip
+"""IANA's IPv4 Special-Purpose Address Registry, and multicast. Written out: what Python's `is_global` says of
+these differs between its versions, and for some blocks between the registry and a firewall."""
+_SPECIAL_V6 = tuple(
+    ipaddress.IPv6Network(block)
+    for block in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
+)
+"""Of IANA's IPv6 registry what lies in 2000::/3; nothing outside of that is public."""
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_first_answers: dict[str, bool] = {}
+"""Of hosts that the user gave: whether a private address was among the first ones. A name that was public
+stays so, or whoever answers for it could lead us into the network later on."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +54,8 @@ class Allowed:
 
     names: frozenset[str] = frozenset()
     networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    given: frozenset[tuple[str, int]] = frozenset()
+    """Hosts and ports that the user gave."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Allowed:
@@ -39,18 +65,38 @@ class Allowed:
             try:
                 networks.append(ipaddress.ip_network(word.strip("[]"), strict=False))
             except ValueError:
-                names.add(word.lower())
+                names.add(_plain(word))
         if environ.get("HF_ENDPOINT"):
-            names.add((urlsplit(environ["HF_ENDPOINT"]).hostname or "").lower())
-        return cls(frozenset(names), tuple(networks))
+            names.add(_plain(urlsplit(environ["HF_ENDPOINT"]).hostname or ""))
+        return cls(frozenset(names - {""}), tuple(networks))
 
-    def and_host(self, url: str) -> Allowed:
-        """These, and the host of `url`: an address that the user gave."""
-        return replace(self, names=self.names | {(urlsplit(url).hostname or "").lower()})
+    @classmethod
+    def for_stores(cls, environ: Mapping[str, str] = os.environ) -> Allowed:
+        """These, and the endpoints that AWS's own variables name: the owner of the machine set them."""
+        allowed = cls.from_environment(environ)
+        own = {_plain(urlsplit(environ.get(name, "")).hostname or "") for name in _STORES} - {""}
+        return replace(allowed, names=allowed.names | own)
 
-    def holds(self, host: str, address: Address) -> bool:
-        """Whether `address` of `host` was allowed by name or by number."""
-        return host.lower() in self.names or any(address in network for network in self.networks)
+    def and_given(self, url: str, environ: Mapping[str, str] = os.environ) -> Allowed:
+        """These, and the host and port of `url`, which the user gave; under FLOWLOOM_STRICT_ADDRESSES these.
+
+        With port 80 comes 443: servers send visitors on from one to the other.
+        """
+        if environ.get(STRICT):
+            return self
+        host, port = host_of(url, with_password=True)
+        ports = {80, 443} if port == 80 else {port}
+        return replace(self, given=self.given | {(_plain(host), each) for each in ports})
+
+    def holds(self, host: str, address: Address, port: int = 0) -> bool:
+        """Whether `address` of `host` was allowed by name or by number, or given with this port."""
+        if _plain(host) in self.names or any(address in network for network in self.networks):
+            return True
+        return (_plain(host), port) in self.given and _first_answers.get(_plain(host), True)
+
+
+def _plain(host: str) -> str:
+    return host.lower().rstrip(".")
 
 
 def is_public(address: Address) -> bool:
@@ -58,13 +104,12 @@ def is_public(address: Address) -> bool:
 
     An IPv6 address that stands for an IPv4 one is as public as that.
     """
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or _embedded(address)
-        if inner is not None:
-            return is_public(inner)
-        if address not in _GLOBAL_V6 or address.teredo is not None:
-            return False
-    return address.is_global and not address.is_multicast and not address.is_reserved
+    if isinstance(address, ipaddress.IPv4Address):
+        return not any(address in block for block in _SPECIAL_V4)
+    inner = address.ipv4_mapped or address.sixtofour or _embedded(address)
+    if inner is not None:
+        return is_public(inner)
+    return address in _GLOBAL_V6 and not any(address in block for block in _SPECIAL_V6)
 
 
 def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
@@ -82,18 +127,37 @@ def resolve(host: str, port: int, allowed: Allowed) -> list[str]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise Unavailable(f"{host}: no such host.") from error
-    addresses = [check(host, str(entry[4][0]), allowed) for entry in found]
-    return [str(address) for address in dict.fromkeys(addresses)]
+    numbers = list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+    if (_plain(host), port) in allowed.given:
+        is_private = any(not is_public(ipaddress.ip_address(number)) for number in numbers)
+        _first_answers.setdefault(_plain(host), is_private)
+    return [str(_checked(host, port, number, allowed)) for number in numbers]
 
 
-def check(host: str, number: str, allowed: Allowed) -> Address:
+def connect(host: str, port: int, allowed: Allowed, timeout_s: float) -> socket.socket:
+    """A connection to one of the addresses of `host`, which is resolved once.
+
+    Raises:
+        Denied, Unavailable: as `resolve`.
+        OSError: none of them can be connected to.
+    """
+    failure: OSError | None = None
+    for address in resolve(host, port, allowed):
+        try:
+            return socket.create_connection((address, port), timeout_s)
+        except OSError as error:
+            failure = error
+    raise failure or OSError(f"{host} has no address.")
+
+
+def _checked(host: str, port: int, number: str, allowed: Allowed) -> Address:
     """The address that `number` writes, if one may connect to it for `host`.
 
     Raises:
         Denied: it is private, and not allowed.
     """
-    address = ipaddress.ip_address(number.partition("%")[0])
-    if not is_public(address) and not allowed.holds(host, address):
+    address = ipaddress.ip_address(number)
+    if not is_public(address) and not allowed.holds(host, address, port):
         raise Denied(
             f"{host} is {address}, an address of a private network or of this machine. If that is meant, "
             f"set {VARIABLE}={host} in the environment (of the studio, where that is in use)."
@@ -101,11 +165,11 @@ def check(host: str, number: str, allowed: Allowed) -> Address:
     return address
 
 
-def host_of(url: str) -> tuple[str, int]:
+def host_of(url: str, *, with_password: bool = False) -> tuple[str, int]:
     """Host and port of an address.
 
     Raises:
-        SourceError: it is none of http or https, or carries a name and password.
+        SourceError: it is none of http or https, or carries a name and password where it must not.
     """
     try:
         parts = urlsplit(url)
@@ -114,7 +178,7 @@ def host_of(url: str) -> tuple[str, int]:
         host, port, parts = None, None, urlsplit("")
     if parts.scheme not in ("http", "https") or not host or port == 0:
         raise SourceError("not an address to download from: write https://HOST/FILE.")
-    if parts.username is not None or parts.password is not None:
+    if not with_password and (parts.username is not None or parts.password is not None):
         raise SourceError("take name and password out of the address: it is written down and shown.")
     return host, port or (443 if parts.scheme == "https" else 80)
 

@@ -48,7 +48,7 @@ class StorageSection(Section):
 
     endpoint: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
     """S3: address of the store; null: AWS_ENDPOINT_URL, the profile's, or Amazon's own."""
-    region: str | None = None
+    region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
     """S3: region; null: AWS_REGION, the profile's, or us-east-1."""
     addressing: Literal["path", "virtual"] = "path"
     """S3: bucket in the path of the address, or in the host (then `endpoint` has it too)."""

@@ -3,47 +3,56 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
 from typing import Any
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import NameResolutionError, NewConnectionError
 
 from flowloom.errors import Unavailable
-from flowloom.parts.sources.addresses import Allowed, check, resolve
+from flowloom.parts.sources.addresses import Allowed, resolve
 
 
 class _Plain(HTTPConnection):
     allowed = Allowed()
 
     def _new_conn(self) -> socket.socket:
-        return _checked(self.host, self.port or 80, self.allowed, super()._new_conn)
+        return _checked(self, self.port or 80, self.allowed, super()._new_conn)
 
 
 class _Secure(HTTPSConnection):
     allowed = Allowed()
 
     def _new_conn(self) -> socket.socket:
-        return _checked(self.host, self.port or 443, self.allowed, super()._new_conn)
+        return _checked(self, self.port or 443, self.allowed, super()._new_conn)
 
 
-def _checked(host: str, port: int, allowed: Allowed, connect: Any) -> socket.socket:
-    """What `connect` gives, if it leads where it may; nothing was sent yet.
+def _checked(connection: HTTPConnection, port: int, allowed: Allowed, connect: Any) -> socket.socket:
+    """What `connect` gives for one of the host's addresses, all of which were checked.
+
+    The host is resolved once: whoever answers for its name may give another address the second time.
 
     Raises:
-        Denied: it does not.
+        Denied: it leads where it may not.
     """
-    name = host.strip("[]")
-    with suppress(Unavailable):  # the connection says it in its own words
-        resolve(name, port, allowed)
-    connected = connect()
+    host = connection._dns_host
     try:
-        # Whoever answers for the name may have given another address the second time.
-        check(name, connected.getpeername()[0], allowed)
-    except BaseException:
-        connected.close()
-        raise
-    return connected
+        addresses = resolve(host.strip("[]"), port, allowed)
+    except Unavailable as error:
+        cause = error.__cause__
+        gone = cause if isinstance(cause, socket.gaierror) else socket.gaierror(str(error))
+        raise NameResolutionError(host, connection, gone) from error
+    try:
+        for address in addresses[:-1]:
+            connection._dns_host = address
+            try:
+                return connect()
+            except NewConnectionError:
+                continue  # the host may have another address that answers
+        connection._dns_host = addresses[-1]
+        return connect()
+    finally:
+        connection._dns_host = host  # the certificate must be for the name
 
 
 def pool_manager(allowed: Allowed, **settings: Any) -> PoolManager:

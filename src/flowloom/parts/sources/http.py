@@ -46,7 +46,7 @@ def open_store(url: str, storage: StorageSection, on_state: OnState, *, is_given
     if not is_address:
         raise SourceError(f"{shown(url)}: write http://HOST or https://HOST/FOLDER.")
     allowed = Allowed.from_environment()
-    return Http(url, storage, on_state, allowed.and_host(url) if is_given else allowed)
+    return Http(url, storage, on_state, allowed.and_given(url) if is_given else allowed)
 
 
 class Http(Remote):

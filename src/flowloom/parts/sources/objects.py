@@ -13,6 +13,8 @@ from typing_extensions import Buffer
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.parts.sources.base import Entry, OnState, StorageSection, shown
+from flowloom.parts.sources.egress import Egress
+from flowloom.parts.sources.egress_proxy import REFUSED, UNREACHED
 from flowloom.parts.sources.remote import PAGE, Answer, Remote, Wanted
 
 if TYPE_CHECKING:
@@ -30,15 +32,23 @@ _KEYS_AT_FAULT = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "Autho
 _BUSY = {"429", "503"}
 
 
-def client_options(storage: StorageSection, endpoint: str | None = None) -> ClientConfig:
-    """How the HTTP client waits; plain HTTP only where the endpoint says so."""
-    return {
+def client_options(
+    storage: StorageSection, endpoint: str | None = None, egress: Egress | None = None
+) -> ClientConfig:
+    """How the HTTP client waits, and by which way it connects; plain HTTP only where the endpoint says so."""
+    way: ClientConfig = {"proxy_url": egress.proxy_url} if egress else {}
+    return way | {
         "allow_http": (endpoint or "").startswith("http://"),
-        "connect_timeout": timedelta(seconds=min(5.0, storage.timeout_s)),
+        "connect_timeout": timedelta(seconds=connect_s(storage)),
         "read_timeout": timedelta(seconds=storage.timeout_s),
         "timeout": LONGEST_TRANSFER,
         "pool_max_idle_per_host": str(storage.connections),
     }
+
+
+def connect_s(storage: StorageSection) -> float:
+    """How long a connection may take."""
+    return min(5.0, storage.timeout_s)
 
 
 def bucket_and_prefix(url: str) -> tuple[str, str | None]:
@@ -56,9 +66,13 @@ def bucket_and_prefix(url: str) -> tuple[str, str | None]:
 
 
 def open_objects(
-    url: str, storage: StorageSection, on_state: OnState, make: Callable[..., ObjectStore]
+    url: str,
+    storage: StorageSection,
+    on_state: OnState,
+    make: Callable[..., ObjectStore],
+    egress: Egress | None = None,
 ) -> Objects:
-    """The store that `make` gives for the bucket and prefix of `url`.
+    """The store that `make` gives for the bucket and prefix of `url`; `egress` is its client's way out.
 
     Raises:
         SourceError: the address has no bucket, or settings that this kind of store needs are missing.
@@ -71,15 +85,23 @@ def open_objects(
     except (BaseError, ValueError) as error:
         reason = str(error).partition("\n")[0]  # such as "Account must be specified"
         raise SourceError(f"{shown(url)}: {reason}. Set it in the environment.") from None
-    return Objects(url, store, storage, on_state)
+    return Objects(url, store, storage, on_state, egress)
 
 
 class Objects(Remote):
     """Things in one bucket, below one prefix."""
 
-    def __init__(self, root: str, store: ObjectStore, storage: StorageSection, on_state: OnState):
+    def __init__(
+        self,
+        root: str,
+        store: ObjectStore,
+        storage: StorageSection,
+        on_state: OnState,
+        egress: Egress | None = None,
+    ):
         super().__init__(root, storage, on_state, is_trusted=True)
         self.store = store
+        self.egress = egress
 
     async def ask(self, wanted: Wanted) -> Answer:
         if wanted.start is not None and wanted.length is not None:
@@ -152,7 +174,18 @@ class Objects(Remote):
         try:
             yield
         except (BaseError, OSError, ValueError) as error:
-            raise translated(error, f"{self.root}/{name}" if name else self.root) from None
+            where = f"{self.root}/{name}" if name else self.root
+            raise self._refused(str(error), where) or translated(error, where) from None
+
+    def _refused(self, text: str, where: str) -> SourceError | None:
+        """What the proxy on the way had against a request; None where `text` does not speak of it."""
+        status = _first(_STATUS, text)
+        if self.egress and (status == str(REFUSED) or "TunnelUnsuccessful" in text):
+            return Denied(f"{where}: {self.egress.refusal()}")
+        if self.egress and (status == str(UNREACHED) or "Connect" in text):
+            self.egress.keep_open()
+            return Unavailable(f"{where}: no connection")
+        return None
 
 
 class _Unchanged(SourceError):
@@ -178,7 +211,7 @@ def translated(error: Exception, where: str) -> SourceError:
         return Denied(f"{where}: access denied ({said or 'no valid keys'}). {cure}")
     if isinstance(error, ValueError):
         return SourceError(f"{where}: not a name that an object can have.")
-    if status and status[0] == "4" and status not in ("408", "429"):
+    if status and status[0] in "34" and status not in ("408", "429"):
         return SourceError(f"{where}: the store answered {said}.")
     if status:
         return Unavailable(f"{where}: the store answered {said}", is_busy=status in _BUSY)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowloom.errors import Denied
+from flowloom.parts.sources.addresses import Allowed
 from flowloom.parts.sources.base import OnState, StorageSection
-from flowloom.parts.sources.objects import Objects, client_options, open_objects
+from flowloom.parts.sources.egress import Egress, open_egress
+from flowloom.parts.sources.objects import Objects, client_options, connect_s, open_objects
 
 if TYPE_CHECKING:
     from obstore.store import S3Credential
 
+_AMAZON = re.compile(r"https://([a-z0-9-]+\.)+amazonaws\.com(\.cn)?/?", re.IGNORECASE)
 KEYS_GOOD_FOR = timedelta(minutes=10)
 """How long a profile's keys are used before its file is read again: others may renew them."""
 
@@ -46,8 +50,18 @@ def open_store(url: str, storage: StorageSection, on_state: OnState) -> Objects:
         given["credential_provider"] = lambda: credential(name)
     elif storage.profile and not storage.anonymous:
         raise _without_keys(storage.profile)
-    make = partial(S3Store, client_options=client_options(storage, endpoint), **given)
-    return open_objects(url, storage, on_state, make)
+    egress = None if endpoint is None or _is_amazons(endpoint) else _egress(endpoint, storage)
+    make = partial(S3Store, client_options=client_options(storage, endpoint, egress), **given)
+    return open_objects(url, storage, on_state, make, egress)
+
+
+def _is_amazons(endpoint: str) -> bool:
+    """Whether Amazon itself answers there: its certificate proves it, and its redirects stay with it."""
+    return bool(_AMAZON.fullmatch(endpoint))
+
+
+def _egress(endpoint: str, storage: StorageSection) -> Egress:
+    return open_egress(endpoint, Allowed.for_stores().and_given(endpoint), connect_s(storage))
 
 
 def _endpoint(storage: StorageSection) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.chores.base import Chore
+from flowloom.server.endpoints import environ_for_processes
 from flowloom.server.problems import Invalid, ServiceError, Unwritable
 from flowloom.spec.rundir import RunDir
 from flowloom.spec.secrets import read_secrets, redact
@@ -60,7 +60,7 @@ def run_process(
     Raises:
         TakesLong: it was not over within PATIENCE_S.
     """
-    environ = {**os.environ, **read_secrets()}
+    environ = environ_for_processes()
     command = [sys.executable, "-m", *words] if words[0] != sys.executable else words
     try:
         return subprocess.run(
@@ -83,7 +83,7 @@ def running(module: str, told: str) -> Iterator[Iterator[str]]:
     """
     with subprocess.Popen(
         [sys.executable, "-m", module],
-        env={**os.environ, **read_secrets()},
+        env=environ_for_processes(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

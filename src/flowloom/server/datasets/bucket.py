@@ -22,11 +22,12 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from flowloom.data.prepare.items import PICTURES, wrong_name
 from flowloom.data.prepare.pairs import PairRule, pair, split_suffix
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
+from flowloom.parts.sources.addresses import Allowed, connect
 from flowloom.parts.sources.base import Entry, Source, StorageSection, open_source
 from flowloom.server.datasets.captions import NO_CAPTION, SUFFIXES, parsed
 from flowloom.server.datasets.scan import Row, folded
@@ -88,15 +89,15 @@ def _reach(url: str, storage: StorageSection) -> None:
     endpoint = urlsplit(given or f"https://s3.{region}.amazonaws.com")
     is_safe = endpoint.scheme == "https"
     host, port = endpoint.hostname or "", endpoint.port or (443 if is_safe else 80)
+    allowed = Allowed.for_stores()
+    allowed = allowed.and_given(given) if given else allowed
+    where = f"{host}:{port}"
     try:
-        socket.getaddrinfo(host, port)
-    except (OSError, UnicodeError):
+        connection = connect(host, port, allowed, PATIENCE_S)
+    except Unavailable:
         raise Broken(
             "dns", f"No machine is called {host}.", "Correct the endpoint, or look at the network."
         ) from None
-    where = f"{host}:{port}"
-    try:
-        connection = socket.create_connection((host, port), PATIENCE_S)
     except ConnectionRefusedError:
         todo = "Start the store, or correct the port of the endpoint."
         raise Broken("refused", f"{where} refuses connections.", todo) from None
@@ -109,7 +110,7 @@ def _reach(url: str, storage: StorageSection) -> None:
     with connection:
         if is_safe:
             _shake_hands(connection, host)
-    _compare_region(urlsplit(url).netloc, (host, port), region, is_safe=is_safe)
+    _compare_region(urlsplit(url).netloc, region, endpoint, allowed)
 
 
 def _shake_hands(connection: socket.socket, host: str) -> None:
@@ -124,14 +125,15 @@ def _shake_hands(connection: socket.socket, host: str) -> None:
         raise Broken("tls", f"{host} does not speak TLS there.", todo) from None
 
 
-def _compare_region(bucket: str, address: tuple[str, int], region: str, *, is_safe: bool) -> None:
+def _compare_region(bucket: str, region: str, endpoint: SplitResult, allowed: Allowed) -> None:
     """Stores tell a bucket's region to whoever asks, even without keys."""
-    kind = http.client.HTTPSConnection if is_safe else http.client.HTTPConnection
-    connection = kind(*address, timeout=PATIENCE_S)
+    kind = http.client.HTTPSConnection if endpoint.scheme == "https" else http.client.HTTPConnection
+    connection: Any = kind(endpoint.hostname or "", endpoint.port, timeout=PATIENCE_S)
+    connection._create_connection = lambda at, *_: connect(at[0], at[1], allowed, PATIENCE_S)
     try:
         connection.request("HEAD", f"/{bucket}")
         told = connection.getresponse().getheader("x-amz-bucket-region")
-    except (OSError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException, SourceError):
         return
     finally:
         connection.close()
