@@ -77,6 +77,7 @@ def test_no_credential_is_left_in_a_text(secret: str, frame: str):
         "https://store.test:8080/a@b.png",
         "s3://bucket/a@b c?#.png: no such file.",
         "token: must be text, not 7.",
+        "http://[::1]:7860/a@b.png, http://[2606:4700::1111] and http://[fe80::1: none of them answers.",
         "See https://tus.io (creation), then http://localhost:3000/x.",
         "keep_tokens=1, key=abc, lr=0.1",
         "C:\\sets\\a_b.png",

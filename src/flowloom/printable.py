@@ -21,10 +21,10 @@ _USER = re.compile(
     # Up to the last @ before the path; or, where the password has a slash in it, up to the first @ behind it.
     # A port is no password: https://host:8080/a@b.png stays.
     r"""(://)(?:[^\s/"'\\?#]*@"""
-    r"""|[^\s/@:"'\\]*:(?!\d{1,5}(?:[/\s"',;)?#]|$))[^\s"'\\@][^"'\\\n@]*@(?:[^\s/@"'\\]*@)*)"""
+    r"""|[^\s/@:"'\\\[]*:(?!\d{1,5}(?:[/\s"',;)?#]|$))[^\s"'\\@][^"'\\\n@]*@(?:[^\s/@"'\\]*@)*)"""
 )
-_CUT_OFF = re.compile(r"""(://[^\s/@:"'\\]*:)(?!\d{1,5}(?:\D|$))[^\s/"',;)\\]+""")
-"""A password whose address was cut off before its @."""
+_CUT_OFF = re.compile(r"""(://[^\s/@:"'\\\[]*:)(?!\d{1,5}(?:\D|$))[^\s/"',;)\\]+""")
+"""A password whose address was cut off before its @. An address of IPv6, in brackets, is none."""
 _PARAMETER = re.compile(
     rf"""(?i)(?<![\w-])(?:({_SECRET_WORDS})=(?!\[)[^\s&;"'\\<>,]+|(key|auth|policy)=(?!\[)[^\s&;"'\\<>,]{{6,}})"""
 )

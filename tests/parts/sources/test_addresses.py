@@ -14,7 +14,7 @@ import pytest
 from flowloom.errors import Denied, SourceError, Unavailable
 from flowloom.parts.downloads.ask import Asker, ask
 from flowloom.parts.sources.addresses import STRICT, VARIABLE, Allowed, host_of, is_public, resolve
-from flowloom.parts.sources.base import StorageSection, open_named, open_source
+from flowloom.parts.sources.base import StorageSection, open_source
 from tests.stand_ins.files import Files
 
 PRIVATE = [
@@ -223,28 +223,6 @@ def test_a_server_of_the_user_s_does_not_send_on_to_another_port_of_this_machine
     with pytest.raises(Denied, match=VARIABLE):
         source.read("x")
     assert elsewhere.requests == []
-
-
-def test_reads_of_a_source_connect_to_the_address_that_was_checked(
-    files: Files, monkeypatch: pytest.MonkeyPatch
-):
-    files.contents["/x"] = b"what only this machine may see"
-    asked: list[str] = []
-    real = socket.getaddrinfo
-
-    def rebinding(host: str, *more, **named):
-        if host != "rebound-source.example":
-            return real(host, *more, **named)
-        asked.append(host)
-        return answers("192.0.2.1" if len(asked) == 1 else "127.0.0.1")()
-
-    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-    monkeypatch.setenv(VARIABLE, "192.0.2.0/24")
-    storage = StorageSection(tries=1, timeout_s=0.3)
-    source = open_named(f"http://rebound-source.example:{files.server_port}", storage)
-    with pytest.raises(SourceError):
-        source.read("x")
-    assert files.requests == []
 
 
 def test_a_redirect_to_this_machine_is_refused(files: Files, elsewhere: Files):

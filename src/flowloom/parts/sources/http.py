@@ -54,6 +54,11 @@ class Http(Remote):
 
     def __init__(self, url: str, storage: StorageSection, on_state: OnState, allowed: Allowed):
         super().__init__(shown(url), storage, on_state, is_trusted=False)
+        parts = urlsplit(url)
+        # Not what is shown of it, which may hide more than the password.
+        self._address = (
+            parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl().rstrip("/")
+        )
         self._headers = _sign_in(url)
         self._threads = _threads(storage.connections, os.getpid())
         self._pool = _pools(storage.connections, storage.timeout_s, os.getpid(), allowed)
@@ -81,7 +86,7 @@ class Http(Remote):
         )
 
     async def _knock(self) -> None:
-        parts = urlsplit(self.root)
+        parts = urlsplit(self._address)
         loop = asyncio.get_running_loop()
         root = f"{parts.scheme}://{parts.netloc}/"
         try:
@@ -93,7 +98,7 @@ class Http(Remote):
         response.close()
 
     def _request(self, name: str, headers: dict[str, str], where: str) -> BaseHTTPResponse:
-        return self._send(f"{self.root}/{name}" if name else self.root, headers, where)
+        return self._send(f"{self._address}/{name}" if name else self._address, headers, where)
 
     def _send(self, address: str, headers: dict[str, str], where: str) -> BaseHTTPResponse:
         """The head of the answer.
