@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.server.conftest import Studio
 OPENAPI = """
 import json, sys, time
 began = time.perf_counter()
+from collections.abc import Iterator
 from pathlib import Path
 from flowloom.server.app import create_app
 from flowloom.server.settings import Settings
@@ -155,3 +157,47 @@ def test_the_service_never_imports_torch():
 
 def test_a_studio_is_small(one_studio: Studio):
     assert one_studio.get("/api/system")["studio_memory_mib"] < 150
+
+
+def objects(node: Any, schemas: dict[str, Any], seen: set[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every schema with named fields that a body is made of, by its name or title."""
+    if isinstance(node, list):
+        for item in node:
+            yield from objects(item, schemas, seen)
+    if not isinstance(node, dict):
+        return
+    if "properties" in node:
+        yield node.get("title", "?"), node
+    reference = str(node.get("$ref", "")).rpartition("/")[2]
+    if reference and reference not in seen:
+        seen.add(reference)
+        yield from objects(schemas[reference], schemas, seen)
+    parts = [node.get(key) for key in ("items", "anyOf", "oneOf", "allOf")]
+    yield from objects([*parts, *node.get("properties", {}).values()], schemas, seen)
+
+
+@pytest.mark.parametrize("operation", operations())
+def test_a_body_with_an_unknown_field_is_refused(operation: dict[str, Any]):
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    found = dict(objects(body.get("schema"), OPENED["components"]["schemas"], set()))
+    assert [name for name, schema in found.items() if schema.get("additionalProperties") is not False] == []
+
+
+def test_a_misspelt_place_in_the_queue_moves_nothing(one_studio: Studio):
+    answer = one_studio.http.post("/api/runs/fox/move", json={"befor": "cat"})
+    assert answer.status_code == 422
+    assert answer.json()["errors"] == [{"pointer": "/befor", "detail": "is not a field of this request."}]
+
+
+@pytest.mark.parametrize("path", ["flow/train/start", "runs/named/duplicate", "chores/dataset-lint/start"])
+@pytest.mark.parametrize("name", ["cats v1/é", "-x", "x" * 101, "", "a\n"])
+def test_a_name_that_no_run_can_have_is_refused_in_plain_words(one_studio: Studio, path: str, name: str):
+    run = one_studio.home / "runs" / "named"
+    run.mkdir(exist_ok=True, parents=True)
+    (run / "run.json").write_text('{"config": {}}')
+    body = {"name": name} if path.endswith("duplicate") else {"name": name, "config": {}}
+    answer = one_studio.http.post(f"/api/{path}", json=body)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert error["pointer"] == "/name"
+    assert error["detail"].startswith("Run name: letters, digits, . _ - only")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from flowloom.server import pages
 from flowloom.server.app import create_app
 from flowloom.server.settings import Settings
 
+ROOT = Path(__file__).parents[2]
 SCRIPT = "self.x=[1,2]"
 PAGE = f'<!doctype html><script src="/a.js" async=""></script><script>{SCRIPT}</script><p>runs</p>'
 HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
@@ -109,5 +112,10 @@ def test_without_pages_the_studio_says_how_to_build_them(
     monkeypatch.setattr(pages.Pages.__init__, "__defaults__", (tmp_path / "static",))
     app = create_app(Settings(tmp_path / "home"))
     with TestClient(app, base_url="http://127.0.0.1") as client:
-        assert "./loom web" in client.get("/").text
+        text = client.get("/").text
+        commands = re.findall("<code>(.*?)</code>", text)
+        assert commands == [".venv/bin/python frontend/build.py", "./loom up"]
+        assert (ROOT / "frontend" / "build.py").is_file()
+        usage = subprocess.run([ROOT / "loom", "--help"], capture_output=True, text=True, check=False)
+        assert "./loom up" in usage.stdout + usage.stderr
         assert client.get("/api/health").status_code == 200

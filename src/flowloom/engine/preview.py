@@ -143,13 +143,15 @@ def draw_previews(
             prompts = [*section.prompts]
             if batch_caption is not None and state.config.preview.batch_caption:
                 prompts.append(batch_caption)
+            is_from_batch = [*[False] * len(section.prompts), True][: len(prompts)]
             drawing = drawing_of(section, state.config.preview.sampler)
             seeds = [state.config.training.master_seed + i for i in range(len(prompts))]
             pictures = draw_in_batches(painter, prompts, seeds, drawing, state.config.preview.max_batch)
-            for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
+            for picture, prompt, seed, mark in zip(pictures, prompts, seeds, is_from_batch, strict=True):
                 name = f"{len(records):02d}.{state.config.preview.format}"
                 picture.save(partial / name)
-                records.append({"file": name, "prompt": prompt, "seed": seed, **asdict(drawing)})
+                told = {"file": name, "prompt": prompt, "seed": seed, "from_batch": mark}
+                records.append(told | asdict(drawing))
     write_json(partial / "samples.json", records)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)

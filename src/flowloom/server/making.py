@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flowloom.errors import Problem
 from flowloom.server.deps import Studio
 from flowloom.server.problems import Invalid
-from flowloom.server.runs import NAME, RunView
+from flowloom.server.runs import RunName, RunView
 from flowloom.spec.resume import differences
 from flowloom.spec.rundir import RunDir, default_name, write_json
 from flowloom.trainers.base import Trainer
@@ -20,9 +20,8 @@ class NewRun(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str | None = Field(
+    name: RunName | None = Field(
         None,
-        pattern=f"^{NAME.pattern}$",
         description="Of its directory; none: one is made up.",
         examples=["fox-lora"],
     )

@@ -35,8 +35,9 @@ _INLINE = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script>", re.DOTALL)
 _UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Flowloom</title>
 <style>body{font:16px/1.6 system-ui;max-width:38rem;margin:15vh auto;padding:0 1rem}</style>
 <h1>The studio runs; its pages are not built.</h1>
-<p>In the checkout, run <code>./loom web</code> once: it brings its own Node and needs about two minutes.
-Then load this page again; the studio need not be restarted.</p>
+<p>In the checkout, run <code>.venv/bin/python frontend/build.py</code> once: it brings its own Node and needs
+about two minutes. Then load this page again; the studio need not be restarted. <code>./loom up</code>
+builds them, too.</p>
 <p>All that the pages do is in the API as well: <a href="api/openapi.json">/api/openapi.json</a>.</p>
 </html>"""
 

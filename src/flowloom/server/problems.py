@@ -246,10 +246,12 @@ def _on_invalid(_: Request, error: Exception) -> JSONResponse:
         where, *path = detail["loc"]
         below = "" if where == "body" else f"/{where}"
         pointer = "/".join([below, *(str(part).replace("~", "~0").replace("/", "~1") for part in path)])
-        places.append(Place(pointer=pointer, detail=detail["msg"]))
-    return answer(
-        Invalid(f"{len(places)} problem{'s' * (len(places) != 1)}.", "See /api/openapi.json.", places)
-    )
+        is_unknown = detail["type"] == "extra_forbidden"
+        places.append(
+            Place(pointer=pointer, detail="is not a field of this request." if is_unknown else detail["msg"])
+        )
+    todo = "Correct the fields that are named. /api/openapi.json describes every request."
+    return answer(Invalid(f"{len(places)} problem{'s' * (len(places) != 1)}.", todo, places))
 
 
 def _on_http(request: Request, error: Exception) -> JSONResponse:

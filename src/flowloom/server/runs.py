@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
+from pydantic_core import PydanticCustomError
 
 from flowloom.errors import RunError
 from flowloom.server.locks import is_held
@@ -21,6 +22,16 @@ ACTIVE: frozenset[State] = frozenset({"queued", "running", "stopping"})
 RESUMABLE: frozenset[State] = frozenset({"created", "stopped", "failed", "interrupted"})
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
+
+def _fit_name(name: str) -> str:
+    if NAME.fullmatch(name):
+        return name
+    message = "Run name: letters, digits, . _ - only (no spaces), a letter or digit first, 100 at most."
+    raise PydanticCustomError("run_name", "{text}", {"text": message})
+
+
+RunName = Annotated[str, AfterValidator(_fit_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+"""A name that a run can have, which is also that of its directory."""
 _ENDS: dict[str, State] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
 _SHOWN = ("step", "epoch", "lr", "samples_per_s", "eta_s", "peak_memory_mib", "max_steps")
 _NUMBERS = ("seq", "loss", "loss_smooth", *_SHOWN)

@@ -8,11 +8,14 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 from pydantic import BaseModel, Field
 
 _FRESH_S = 1.0
+_LEAST_INTERVAL_S = 0.2
+"""Between two readings of the processors' times, which the system counts in hundredths."""
 _FIELDS = {
     "name": "name",
     "load_percent": "utilization.gpu",
@@ -64,7 +67,7 @@ class Gauge:
         self._lock = threading.Lock()
         self._process = psutil.Process()
         self._last: System | None = None
-        psutil.cpu_percent()
+        self._cpu = _CpuTimes.now()
 
     def read(self) -> System:
         """The machine now."""
@@ -77,7 +80,7 @@ class Gauge:
         memory = psutil.virtual_memory()
         return System(
             time=round(time.time(), 3),
-            cpu_percent=psutil.cpu_percent(),
+            cpu_percent=self._cpu_percent(),
             num_cpus=psutil.cpu_count() or 1,
             memory_used_mib=(memory.total - memory.available) / 2**20,
             memory_total_mib=memory.total / 2**20,
@@ -85,6 +88,35 @@ class Gauge:
             disks=[_disk(name, path) for name, path in self._roots.items() if path.exists()],
             cards=read_cards(),
         )
+
+    def _cpu_percent(self) -> float:
+        """The load since the last measurement, by whatever thread that was.
+
+        psutil's own `cpu_percent` keeps the last times of each thread apart, and a thread that asks for the
+        first time is told 0.
+        """
+        if time.monotonic() - self._cpu.time < _LEAST_INTERVAL_S:
+            time.sleep(_LEAST_INTERVAL_S)
+        before, self._cpu = self._cpu, _CpuTimes.now()
+        total = self._cpu.total - before.total
+        return 100 * (self._cpu.busy - before.busy) / total if total > 0 else 0.0
+
+
+class _CpuTimes(NamedTuple):
+    """Seconds of all processors since the machine started."""
+
+    time: float
+    """When that was read, by a clock that is never set."""
+    busy: float
+    total: float
+
+    @classmethod
+    def now(cls) -> _CpuTimes:
+        """As they are now."""
+        times = psutil.cpu_times()
+        # The time of guests is in that of their host's user already.
+        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        return cls(time.monotonic(), total - times.idle - getattr(times, "iowait", 0.0), total)
 
 
 def _disk(name: str, path: Path) -> Disk:

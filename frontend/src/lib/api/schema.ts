@@ -1103,6 +1103,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/runs/{run_id}/result/files": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Files that a result names
+         * @description To download: those that are there, in the studio's folders.
+         */
+        get: operations["runs-list_result_files"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/runs/{run_id}/results.zip": {
         parameters: {
             query?: never;
@@ -2241,7 +2261,10 @@ export interface components {
              * @description When, in seconds since 1970.
              */
             time: number;
-            /** Title */
+            /**
+             * Title
+             * @example Added “snow” at the end
+             */
             title: string;
             /**
              * Undoes
@@ -3382,6 +3405,24 @@ export interface components {
             first?: boolean;
         };
         /**
+         * ResultFile
+         * @description A file to download.
+         */
+        ResultFile: {
+            /**
+             * Name
+             * @example fox-step_00000500-comfy.safetensors
+             */
+            name: string;
+            /**
+             * Size
+             * @description In bytes.
+             */
+            size: number;
+            /** Url */
+            url: string;
+        };
+        /**
          * Root
          * @description A folder that the studio may use.
          */
@@ -3517,6 +3558,12 @@ export interface components {
              * @example step_00000100/00.png
              */
             file: string;
+            /**
+             * From Batch
+             * @description The prompt is a caption of the batch that was trained at this step.
+             * @default false
+             */
+            from_batch?: boolean;
             /** Prompt */
             prompt?: string | null;
             /** Seed */
@@ -14002,6 +14049,165 @@ export interface operations {
                      *     }
                      */
                     "application/json": unknown;
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such run. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such run.",
+                     *       "type": "urn:flowloom:no-such-run"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The run is in another state. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "The run is in another state.",
+                     *       "type": "urn:flowloom:not-now"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "runs-list_result_files": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Name of the run's directory. */
+                run_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ResultFile"][];
                 };
             };
             /** @description The body is no JSON. */

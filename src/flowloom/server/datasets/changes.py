@@ -11,6 +11,8 @@ from flowloom.server.datasets.captions import is_tags
 Tag = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^,\r\n\x00]+$")
 ]
+LONGEST_QUOTE, TAGS_NAMED = 60, 5
+"""Letters and tags that a list of edits shows of one."""
 Tags = Annotated[list[Tag], Field(min_length=1, max_length=1000)]
 
 
@@ -24,6 +26,10 @@ class AddTags(_Operation):
     kind: Literal["add"]
     tags: Tags = Field(examples=[["fox", "snow"]])
     where: Literal["start", "end"] = "end"
+
+    def words(self) -> str:
+        """What it does, for the list of edits."""
+        return f"Added {_named(self.tags)} at the {self.where}"
 
     def apply(self, line: str) -> str:
         """One caption with it done."""
@@ -39,6 +45,10 @@ class RemoveTags(_Operation):
     kind: Literal["remove"]
     tags: Tags = Field(examples=[["fox", "snow"]])
 
+    def words(self) -> str:
+        """What it does, for the list of edits."""
+        return f"Removed {_named(self.tags)}"
+
     def apply(self, line: str) -> str:
         """One caption with it done."""
         gone = {tag.casefold() for tag in self.tags}
@@ -51,6 +61,10 @@ class ReplaceTag(_Operation):
     kind: Literal["replace"]
     tag: Tag = Field(examples=["grey fur"])
     by: Tag = Field(examples=["silver fur"])
+
+    def words(self) -> str:
+        """What it does, for the list of edits."""
+        return f"Replaced the tag {_quoted(self.tag)} with {_quoted(self.by)}"
 
     def apply(self, line: str) -> str:
         """One caption with it done."""
@@ -70,6 +84,11 @@ class ReorderTags(_Operation):
     first: list[Tag] = Field([], max_length=1000, examples=[["fox"]])
     rest: Literal["as_is", "sorted"] = "as_is"
     drop_repeated: bool = True
+
+    def words(self) -> str:
+        """What it does, for the list of edits."""
+        rest = " and sorted the rest" if self.rest == "sorted" else ""
+        return (f"Moved {_named(self.first)} to the front" if self.first else "Reordered the tags") + rest
 
     def apply(self, line: str) -> str:
         """One caption with it done."""
@@ -91,6 +110,12 @@ class ReplaceText(_Operation):
     text: str = Field(min_length=1, max_length=10_000, examples=["a picture of "])
     by: str = Field("", max_length=10_000)
 
+    def words(self) -> str:
+        """What it does, for the list of edits."""
+        if not self.by:
+            return f"Removed the text {_quoted(self.text)}"
+        return f"Replaced {_quoted(self.text)} with {_quoted(self.by)}"
+
     def apply(self, line: str) -> str:
         """One caption with it done."""
         return line.replace(self.text, self.by)
@@ -101,6 +126,10 @@ class SetText(_Operation):
 
     kind: Literal["set"]
     text: str = Field(max_length=10_000, examples=["a fox"])
+
+    def words(self) -> str:
+        """What it does, for the list of edits."""
+        return f"Set the caption to {_quoted(self.text)}" if self.text else "Cleared the captions"
 
     def apply(self, line: str) -> str:  # noqa: ARG002 -- whatever stood there
         """One caption with it done."""
@@ -117,6 +146,16 @@ def applied(operation: Operation, caption: str) -> str:
     if isinstance(operation, ReplaceText | SetText):
         return operation.apply(caption)
     return "\n".join(operation.apply(line) for line in caption.split("\n"))
+
+
+def _quoted(text: str) -> str:
+    short = " ".join(text.split())
+    return f"“{short if len(short) <= LONGEST_QUOTE else short[:LONGEST_QUOTE] + ' …'}”"
+
+
+def _named(tags: list[str]) -> str:
+    more = f" and {len(tags) - TAGS_NAMED} more" if len(tags) > TAGS_NAMED else ""
+    return ", ".join(map(_quoted, tags[:TAGS_NAMED])) + more
 
 
 def split(line: str) -> list[str]:

@@ -178,7 +178,8 @@ class Editor:
             EditUnderWay: another one is being made.
         """
         edit = self._known(edit_id)
-        with self.turns.take(f"undone: {edit.title}"):
+        title = f"Undone: {edit.title}"
+        with self.turns.take(title):
             self.index.refresh(is_strict=True)
             others: list[str] = []
             journal = self._write_down(self._reversals(edit, others))
@@ -192,12 +193,12 @@ class Editor:
                 raise ChangedMeanwhile(
                     f"{len(others):,} of {edit.num_changed:,} captions were changed since.", todo, places
                 )
-            return self._carry_out(journal, f"undone: {edit.title}", edit_id, others)
+            return self._carry_out(journal, title, edit_id, others)
 
     def edits(self) -> list[Edit]:
         """Those that can be undone, the latest first."""
-        paths = sorted(self.folder.glob("*.json"), reverse=True)
-        return [found for path in paths if (found := _read(path))]
+        found = [edit for path in self.folder.glob("*.json") if (edit := _read(path))]
+        return sorted(found, key=lambda edit: edit.time, reverse=True)
 
     def _raw(self, item: str) -> Raw:
         row = self.index.get(item)

@@ -147,21 +147,19 @@ class Index(Table):
     def _measure(self, state: ScanState) -> None:
         """Read the headers of pictures whose size is not known yet."""
         state.num_done, last = 0, 0
-        question = (
-            "SELECT rowid, item, problem FROM images WHERE rowid > ? AND width IS NULL ORDER BY rowid LIMIT ?"
-        )
+        question = "SELECT rowid, item FROM images WHERE rowid > ? AND width IS NULL ORDER BY rowid LIMIT ?"
         while self.state is state:
             with self._read() as base:
                 found = base.execute(question, (last, AT_ONCE)).fetchall()
             if not found:
                 return
             measured = []
-            for last, item, problem in found:
+            for last, item in found:
                 width, height, reason = pixels_of(self.dataset.folder / item)
-                measured.append((width, height, problem or reason, last))
+                measured.append((width, height, reason, last))
             with self._write() as base:
                 change = (
-                    "UPDATE images SET width = ?, height = ?, problem = ? WHERE rowid = ? AND width IS NULL"
+                    "UPDATE images SET width = ?, height = ?, damage = ? WHERE rowid = ? AND width IS NULL"
                 )
                 base.executemany(change, measured)
                 self.version += 1

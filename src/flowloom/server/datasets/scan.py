@@ -46,6 +46,9 @@ class Row(NamedTuple):
     sidecar: str
     """The file with the caption, below the folder."""
     problem: str
+    """What is wrong with its name, its place, its line or its caption."""
+    damage: str = ""
+    """Why the image itself cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,10 @@ _ORDERS: dict[str, str] = {
     "largest": "width * height DESC, position, item",
     "smallest": "width * height, position, item",
 }
-_VERSION = 1
+_VERSION = 2
+_OF_IMAGE = ("width", "height", "damage")
+"""What is read from an image's header."""
+_HAS_PROBLEM = "(problem != '' OR damage != '')"
 _COLUMNS = ", ".join(Row._fields)
 _TABLES = f"""
 PRAGMA journal_mode = WAL;
@@ -32,7 +35,8 @@ PRAGMA user_version = {_VERSION};
 CREATE TABLE IF NOT EXISTS images (
     item TEXT NOT NULL, position INTEGER NOT NULL, file TEXT NOT NULL, stamp TEXT NOT NULL, size INTEGER,
     changed REAL, width INTEGER, height INTEGER, caption TEXT NOT NULL, folded TEXT NOT NULL,
-    version TEXT NOT NULL, is_tags INTEGER NOT NULL, sidecar TEXT NOT NULL, problem TEXT NOT NULL
+    version TEXT NOT NULL, is_tags INTEGER NOT NULL, sidecar TEXT NOT NULL, problem TEXT NOT NULL,
+    damage TEXT NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS by_place ON images (position, item);
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -115,15 +119,15 @@ class Table:
         if not rows:
             return
         marks = ", ".join("?" * len(Row._fields))
-        # What is known of the picture's size stays where only the caption changed.
+        # What is known of the image itself stays where only the caption changed.
         base.executemany(
             f"INSERT INTO images ({_COLUMNS}) VALUES ({marks}) ON CONFLICT (position, item) DO UPDATE SET "
-            "width = CASE WHEN size IS excluded.size AND changed IS excluded.changed THEN nullif(width, 0) "
-            "ELSE excluded.width END, "
-            "height = CASE WHEN size IS excluded.size AND changed IS excluded.changed THEN nullif(height, 0) "
-            "ELSE excluded.height END, "
             + ", ".join(
-                f"{name} = excluded.{name}" for name in Row._fields if name not in ("width", "height")
+                f"{name} = CASE WHEN size IS excluded.size AND changed IS excluded.changed THEN {name} "
+                f"ELSE excluded.{name} END"
+                if name in _OF_IMAGE
+                else f"{name} = excluded.{name}"
+                for name in Row._fields
             ),
             rows,
         )
@@ -176,7 +180,7 @@ class Table:
     def totals(self) -> dict[str, int]:
         """Pictures, those with a caption, those with a problem, and bytes."""
         names = ("images", "captioned", "problems", "bytes")
-        question = "SELECT count(*), total(caption != ''), total(problem != ''), total(size) FROM images"
+        question = f"SELECT count(*), total(caption != ''), total({_HAS_PROBLEM}), total(size) FROM images"
         with self._read() as base:
             found = base.execute(question).fetchone()
         return {name: int(number) for name, number in zip(names, found, strict=True)}
@@ -272,7 +276,7 @@ def _condition(wanted: Filter) -> tuple[str, list[Any]]:
     for name, value in (
         ("caption != ''", wanted.has_caption),
         ("is_tags", wanted.is_tags),
-        ("problem != ''", wanted.has_problem),
+        (_HAS_PROBLEM, wanted.has_problem),
     ):
         if value is not None:
             parts.append((f"({name}) = ?", [int(value)]))

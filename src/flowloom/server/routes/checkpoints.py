@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -68,7 +68,9 @@ def download(run: RunDep, file: File, studio: StudioDep) -> FileResponse:
     path = studio.result(run, "checkpoints", file)
     if not path.is_file():
         raise NoSuchFile(file)
-    return FileResponse(path, media_type="application/octet-stream", filename=f"{run.path.name}-{path.name}")
+    # Two checkpoints of a run have files of the same names.
+    name = "-".join([run.path.name, *PurePosixPath(file).parts])
+    return FileResponse(path, media_type="application/octet-stream", filename=name)
 
 
 @router.delete(

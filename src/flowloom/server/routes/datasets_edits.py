@@ -82,7 +82,7 @@ class EditView(BaseModel):
 
     id: str = Field(examples=["20260102-030405-0a1b2c3d"])
     time: float = Field(description="When, in seconds since 1970.")
-    title: str
+    title: str = Field(examples=["Added “snow” at the end"])
     num_changed: int
     undoes: str | None = Field(description="The edit that this one undid.")
     changed_meanwhile: list[str] = Field(
@@ -151,8 +151,8 @@ def preview_edit(editor: EditorDep, body: Previewing) -> PreviewView:
 def make_edit(editor: EditorDep, body: Doing) -> EditView:
     """Each caption as it was is kept first, so that the edit can be undone; the answer comes when all are
     written. A lost connection does not end it; `GET .../edits/progress` tells how far it is."""
-    title = str(body.operation.model_dump(exclude_defaults=True))
-    return EditView.of(editor.make(body.operation, body.wanted.filter(body.items), body.version, title))
+    wanted = body.wanted.filter(body.items)
+    return EditView.of(editor.make(body.operation, wanted, body.version, body.operation.words()))
 
 
 @router.get("/datasets/{dataset}/edits", summary="List edits")

@@ -270,10 +270,12 @@ def _told(item: str, caption: Caption, response: Response) -> CaptionView:
 
 
 def _image(place: str, row: Row) -> Image:
+    own = ("url", "width", "height", "problem")
     return Image(
-        **{name: getattr(row, name) for name in Image.model_fields if name not in ("url", "width", "height")},
+        **{name: getattr(row, name) for name in Image.model_fields if name not in own},
         width=row.width or None,
         height=row.height or None,
+        problem=row.problem or row.damage,
         url=f"{place}/{quote(row.item)}",
     )
 

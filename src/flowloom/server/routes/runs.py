@@ -12,7 +12,8 @@ from flowloom.server.deps import QueueDep, RunDep, RunId, ShelfDep, StudioDep
 from flowloom.server.making import NewRun, Restart, make_run, patched, resume_run
 from flowloom.server.problems import Invalid, NameTaken, NoSuchRun, NotNow, problems, shows
 from flowloom.server.queue import Queue
-from flowloom.server.runs import NAME, RunView, State
+from flowloom.server.result_files import ResultFile, files_of
+from flowloom.server.runs import RunName, RunView, State
 from flowloom.server.standing import OnFail, Pause
 from flowloom.server.tail import LogPart, read_log
 from flowloom.spec.resume import differences
@@ -57,6 +58,8 @@ class QueueChange(BaseModel):
 class Move(BaseModel):
     """A place in the queue."""
 
+    model_config = ConfigDict(extra="forbid")
+
     before: str | None = Field(
         None, description="The run to go before; null: to the end.", examples=["fox-lora"]
     )
@@ -65,7 +68,9 @@ class Move(BaseModel):
 class Copy(BaseModel):
     """A new run like another one."""
 
-    name: str | None = Field(None, pattern=f"^{NAME.pattern}$", examples=["fox-lora-2"])
+    model_config = ConfigDict(extra="forbid")
+
+    name: RunName | None = Field(None, examples=["fox-lora-2"])
     changes: dict[str, Any] = Field(
         {},
         description="Laid over its configuration (JSON merge patch).",
@@ -147,6 +152,14 @@ def read_result(run: RunDep) -> Any:
         return json.loads((run.path / "result.json").read_bytes())
     except FileNotFoundError:
         raise NotNow(f"{run.path.name!r} has no result.", "Ask again when it is finished.") from None
+
+
+@router.get(
+    "/runs/{run_id}/result/files", summary="Files that a result names", responses=problems(NoSuchRun, NotNow)
+)
+def list_result_files(run: RunDep, studio: StudioDep) -> list[ResultFile]:
+    """To download: those that are there, in the studio's folders."""
+    return files_of(read_result(run), studio)
 
 
 @router.get("/runs/{run_id}/compare/{other}", summary="Compare two runs", responses=problems(NoSuchRun))

@@ -36,6 +36,9 @@ class Sample(BaseModel):
     url: str
     prompt: str | None = None
     seed: int | None = None
+    from_batch: bool = Field(
+        False, description="The prompt is a caption of the batch that was trained at this step."
+    )
     settings: dict[str, Any] = {}
 
 
@@ -111,7 +114,7 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _sample(place: str, file: Path, record: dict[str, Any]) -> Sample:
-    own = ("file", "prompt", "seed", "step")
+    own = ("file", "prompt", "seed", "step", "from_batch")
     settings = {name: value for name, value in record.items() if name not in own}
     return Sample(
         file=file.as_posix(),
@@ -119,6 +122,7 @@ def _sample(place: str, file: Path, record: dict[str, Any]) -> Sample:
         url=f"{place}/samples/{quote(file.as_posix())}",
         prompt=record.get("prompt"),
         seed=record.get("seed"),
+        from_batch=bool(record.get("from_batch")),
         settings=settings,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fastapi import APIRouter, status
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.accounts import ServiceUnreachable, hub_account, wandb_account
 from flowloom.server.problems import ServiceError, problems
@@ -37,6 +37,8 @@ class TokenVerdict(BaseModel):
 
 class Value(BaseModel):
     """A secret's new value."""
+
+    model_config = ConfigDict(extra="forbid")
 
     value: str = Field(min_length=1, max_length=4096, examples=["the token"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response, status
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 import flowloom
 from flowloom.server.deps import StudioDep
@@ -22,6 +22,8 @@ class Health(BaseModel):
 
 class SignIn(BaseModel):
     """The token that the studio printed."""
+
+    model_config = ConfigDict(extra="forbid")
 
     token: str = Field(max_length=500, examples=["the one that the studio printed"])
 

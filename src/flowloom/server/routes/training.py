@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, status
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.deps import QueueDep, ShelfDep, StudioDep, TrainerDep
 from flowloom.server.making import NewRun, make_run, problems_of
@@ -20,7 +20,7 @@ from flowloom.server.problems import (
     problems,
     shows,
 )
-from flowloom.server.runs import NAME, RunView
+from flowloom.server.runs import RunName, RunView
 from flowloom.trainers.base import Command, SourceKind
 
 router = APIRouter(tags=["training"], responses=problems(NoSuchTrainer))
@@ -66,6 +66,8 @@ class ConfigView(BaseModel):
 class Candidate(BaseModel):
     """A configuration to be checked."""
 
+    model_config = ConfigDict(extra="forbid")
+
     config: dict[str, Any] = Field(examples=[{"training": {"lr": 1e-4}}])
 
 
@@ -79,9 +81,8 @@ class ConfigVerdict(BaseModel):
 class Draft(Candidate):
     """A run that may be made."""
 
-    name: str | None = Field(
+    name: RunName | None = Field(
         None,
-        pattern=f"^{NAME.pattern}$",
         description="Of its directory, as the paths below show it.",
         examples=["fox-lora"],
     )
@@ -119,6 +120,8 @@ class Status(BaseModel):
 
 class Stop(BaseModel):
     """Which run to stop."""
+
+    model_config = ConfigDict(extra="forbid")
 
     run: str | None = Field(None, description="None: the one that runs.", examples=["fox-lora"])
 
