@@ -27,7 +27,7 @@ from flowloom.server.datasets.index import Index
 from flowloom.server.datasets.places import DataSet
 from flowloom.server.datasets.table import Filter
 from flowloom.server.datasets.turns import EditCancelled, EditUnderWay, Phase, Turns
-from tests.server.conftest import Studio, wait_for
+from tests.server.conftest import Studio
 
 T = TypeVar("T")
 COUNT = 1000
@@ -355,63 +355,3 @@ def test_edits_outlive_the_studio(studio_at: Callable[..., Studio]):
     assert not (folder / "2.txt").exists()
     assert (folder / "1.txt").read_bytes() == "füchse, schnee".encode("cp1252")
     assert studio.http.post("/api/datasets/fox/edits/..%2f..%2fx/undo", json={}).status_code == 404
-
-
-def test_a_damaged_image_stays_a_problem_when_its_caption_is_edited(one_studio: Studio):
-    folder = one_studio.home / "data" / "damaged"
-    folder.mkdir()
-    for name, data in {"bad.png": b"no image", "empty.png": b""}.items():
-        (folder / name).write_bytes(data)
-    Image.new("RGB", (8, 8)).save(folder / "good.png")
-    place = "/api/datasets/damaged"
-
-    def problems() -> tuple[int, set[str], int]:
-        listed = one_studio.get(f"{place}/images", has_problem=True)
-        return (
-            one_studio.get(f"{place}/summary")["problems"],
-            {image["file"] for image in listed["images"] if image["problem"]},
-            listed["total"],
-        )
-
-    wait_for(lambda: problems()[0] == 2)
-    edit = one_studio.post(f"{place}/edits", {"operation": {"kind": "set", "text": "a fox"}}, 201)
-    assert edit["num_changed"] == 3
-    assert problems() == (2, {"bad.png", "empty.png"}, 2)
-    one_studio.http.put(f"{place}/captions/bad.png", json={"caption": "alone"}, headers={"If-Match": "*"})
-    assert problems() == (2, {"bad.png", "empty.png"}, 2)
-    Image.new("RGB", (8, 8)).save(folder / "bad.png")
-    wait_for(lambda: problems() == (1, {"empty.png"}, 1))
-
-
-@pytest.mark.parametrize(
-    ("operation", "title"),
-    [
-        (
-            {"kind": "add", "tags": ["fox", "snow"], "where": "start"},
-            "Added “flwcat”, “snow” at the start",
-        ),
-        ({"kind": "add", "tags": list("abcdefg")}, "Added “a”, “b”, “c”, “d”, “e” and 2 more at the end"),
-        ({"kind": "remove", "tags": ["snow"]}, "Removed “snow”"),
-        ({"kind": "replace", "tag": "grey fur", "by": "fur"}, "Replaced the tag “grey fur” with “fur”"),
-        (
-            {"kind": "reorder", "first": ["fox"], "rest": "sorted"},
-            "Moved “fox” to the front and sorted the rest",
-        ),
-        ({"kind": "reorder"}, "Reordered the tags"),
-        ({"kind": "replace_text", "text": "fox", "by": "cat"}, "Replaced “fox” with “cat”"),
-        ({"kind": "replace_text", "text": "fox"}, "Removed the text “fox”"),
-        ({"kind": "set", "text": "x" * 61}, f"Set the caption to “{'x' * 60} …”"),
-        ({"kind": "set", "text": ""}, "Cleared the captions"),
-    ],
-)
-def test_the_list_of_edits_is_in_words(one_studio: Studio, operation: dict[str, Any], title: str):
-    folder = one_studio.home / "data" / "worded"
-    folder.mkdir(exist_ok=True)
-    Image.new("RGB", (8, 8)).save(folder / "1.png")
-    place = "/api/datasets/worded/edits"
-    edit = one_studio.post(place, {"operation": operation}, 201)
-    assert edit["title"] == title
-    assert one_studio.get(place)[0] == edit
-    undone = one_studio.post(f"{place}/{edit['id']}/undo", {}, 200)
-    assert undone["title"] == f"Undone: {title}"
-    assert one_studio.get(place)[0] == undone, "the latest first"
