@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flowloom.spec.flow_json import LoadedConfig
-    from flowloom.spec.run import RunConfig
 
 OK, WRONG = 0, 2
 
@@ -149,12 +148,13 @@ def _sample(words: list[str]) -> int:
     add("-o", "--out-dir", type=Path, default=Path("samples"), metavar="DIR", help="default: samples")
     asked = parser.parse_args(words)
 
+    from flowloom.chores.sources import config_around
     from flowloom.engine.preview import Drawing
     from flowloom.engine.sample import SampleRequest, sample
     from flowloom.spec.flow_json import read_config
     from flowloom.spec.run import InferenceSection
 
-    config = read_config(asked.config).config if asked.config else _config_of_run(asked.source)
+    config = read_config(asked.config).config if asked.config else config_around(asked.source)
     usual = next(iter(config.previews if config else []), InferenceSection(cfg=4.0))
     width, height = asked.size or usual.image_dim
     drawing = Drawing(
@@ -169,17 +169,9 @@ def _sample(words: list[str]) -> int:
     request = SampleRequest(
         asked.source, asked.prompt, asked.out_dir, drawing, config, asked.lora, asked.seed, asked.weights
     )
-    for path in sample(request):
+    for path in sample(request, _warn):
         print(path)
     return OK
-
-
-def _config_of_run(source: Path) -> RunConfig | None:
-    """The configuration of the run in which `source` lies, if it lies in one."""
-    from flowloom.spec.rundir import RunDir
-
-    run_dir = RunDir.around(source)
-    return run_dir.read_config() if run_dir else None
 
 
 def _export(words: list[str]) -> int:
@@ -192,20 +184,29 @@ def _export(words: list[str]) -> int:
     add("--format", required=True, choices=("comfy", "kohya", "diffusers", "merged"), help=about)
     add("-o", "--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
     add("--strength", type=float, default=1.0, help="merged: of the adapter; default: 1")
-    add("--base", type=Path, metavar="FILE", help="merged: the base model; a run knows its own")
+    add(
+        "--base",
+        type=Path,
+        metavar="FILE",
+        help="the base model, for merged and for DoRA; a run knows its own",
+    )
     add("--weights", choices=("ema", "raw"), default="ema", help="of a run with an EMA; default: ema")
     asked = parser.parse_args(words)
 
     from flowloom.engine.export import export_adapter, merge_adapter
 
-    if asked.format != "merged":
-        export_adapter(asked.source, asked.format, asked.out, asked.weights)
+    if asked.format == "merged":
+        notes = merge_adapter(asked.source, asked.base, asked.out, asked.strength, asked.weights)
     else:
-        config = _config_of_run(asked.source)
-        base = asked.base or (Path(config.model.chroma_path) if config else None)
-        merge_adapter(asked.source, base, asked.out, asked.strength, asked.weights)
+        notes = export_adapter(asked.source, asked.format, asked.out, asked.weights, asked.base)
+    for note in notes:
+        _warn(note)
     print(asked.out)
     return OK
+
+
+def _warn(note: str) -> None:
+    print(f"warning    {note}", file=sys.stderr)
 
 
 def _demo(words: list[str]) -> int:

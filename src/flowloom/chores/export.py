@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flowloom.chores.base import Chore
-from flowloom.chores.sources import config_around, out_problems, source_problems
+from flowloom.chores.sources import base_around, out_problems, source_problems
 from flowloom.data.library.look import look
 from flowloom.errors import Problem
 from flowloom.parts.base import Section
@@ -25,6 +25,8 @@ class ExportConfig(Section):
     """Whose names the file has: ComfyUI's, sd-scripts', or diffusers'."""
     weights: Literal["ema", "raw"] = "ema"
     """Of a run with an EMA: the average, or the weights themselves."""
+    base_path: str = ""
+    """The base model, which only a DoRA needs, between ComfyUI and the others; none: the run's own."""
     out_path: str = ""
     """The .safetensors file to write; none: it lies among this run's checkpoints, to be downloaded."""
 
@@ -60,12 +62,9 @@ def _look_at_merge(config: MergeConfig) -> list[Problem]:
     return problems
 
 
-def base_of(config: MergeConfig) -> Path | None:
-    """The model to merge into; None where nothing says which."""
-    if config.base_path:
-        return Path(config.base_path)
-    around = config_around(Path(config.source_path))
-    return Path(around.model.chroma_path) if around else None
+def base_of(config: MergeConfig | ExportConfig) -> Path | None:
+    """The model that the adapter is for; None where nothing says which."""
+    return Path(config.base_path) if config.base_path else base_around(Path(config.source_path))
 
 
 EXPORT = Chore(

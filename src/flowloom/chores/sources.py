@@ -22,6 +22,12 @@ def config_around(source: Path) -> RunConfig | None:
         return None
 
 
+def base_around(source: Path) -> Path | None:
+    """The base model of the run in which `source` lies; None where it lies in none of ours."""
+    config = config_around(source)
+    return Path(config.model.chroma_path) if config else None
+
+
 def name_of(source: Path) -> str:
     """What a file that is made of `source` is named after: the run and the checkpoint, or the file."""
     run_dir = RunDir.around(source)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowloom.engine.state import Position, TrainState
 from flowloom.errors import DiskFullError, RunError, is_disk_full
-from flowloom.parts.adapters.formats import to_comfy
+from flowloom.parts.adapters.formats import save_adapter
 from flowloom.parts.families.weights import Entry, Weights, open_weights, place, save_weights
 from flowloom.spec.rundir import RunDir
 
@@ -58,11 +58,14 @@ def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
 
 def _write_weights(folder: Path, state: TrainState, metadata: dict[str, str]) -> None:
     if state.adapter:
-        canonical = state.adapter.state_dict()
-        save_weights(folder / ADAPTER, to_comfy(canonical, state.adapter.metadata), metadata)
+        adapter, canonical = state.adapter, state.adapter.state_dict()
+        save = partial(
+            save_adapter, form="comfy", meta=adapter.metadata, said=metadata, base=adapter.base_weight
+        )
+        save(folder / ADAPTER, state=canonical)
         save_weights(folder / "state" / WEIGHTS, canonical, {})
         if state.ema:
-            save_weights(folder / EMA_ADAPTER, to_comfy(state.ema.shadow, state.adapter.metadata), metadata)
+            save(folder / EMA_ADAPTER, state=state.ema.shadow)
         return
     compute = state.precision.compute
     tensors = {name: weight.detach() for name, weight in state.model.state_dict().items()}

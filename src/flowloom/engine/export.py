@@ -4,37 +4,63 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
+from flowloom.chores.sources import base_around
 from flowloom.engine import checkpoint
-from flowloom.errors import RunError
-from flowloom.parts.adapters.formats import (
-    adapter_metadata,
-    read_adapter,
-    to_comfy,
-    to_diffusers,
-    to_kohya,
-)
+from flowloom.errors import RunError, WeightsError
+from flowloom.parts.adapters.dora import BaseWeight
+from flowloom.parts.adapters.formats import Form, adapter_metadata, save_adapter
 from flowloom.parts.adapters.merge import merge
-from flowloom.parts.families.weights import open_weights, save_weights
+from flowloom.parts.adapters.read import read_adapter
+from flowloom.parts.families.chroma import open_chroma
+from flowloom.parts.families.weights import open_weights
 from flowloom.spec.rundir import versions
 
-FORMATS = {"comfy": to_comfy, "kohya": to_kohya, "diffusers": to_diffusers}
 
-
-def export_adapter(source: Path, form: str, out_path: Path, weights: Literal["ema", "raw"] = "ema") -> None:
+def export_adapter(
+    source: Path,
+    form: Form,
+    out_path: Path,
+    weights: Literal["ema", "raw"] = "ema",
+    base: Path | None = None,
+) -> list[str]:
     """Write the adapter of `source`, a run, checkpoint or adapter file, by the names of `form`.
+
+    Args:
+        base: the base model, which only some conversions of a DoRA need; None: the run's.
+
+    Returns:
+        what the user should know of the adapter that was read.
 
     Raises:
         RunError: `source` holds no adapter.
-        WeightsError: the file is no adapter that we know.
+        WeightsError: the file is no adapter that we know, or takes a base model that is not here.
     """
     path = _find_adapter(source, weights)
     state, meta = read_adapter(path)
     told = open_weights(path).metadata
     config, dataset = told.get("flowloom.config", "{}"), json.loads(told.get("flowloom.dataset", "{}"))
-    save_weights(out_path, FORMATS[form](state, meta), adapter_metadata(meta, config, dataset, versions()))
+    said = adapter_metadata(meta, config, dataset, versions())
+    base = base or base_around(source)
+    save_adapter(out_path, form, state, meta, said, _weight_of(base) if base else None)
+    return meta["notes"]
+
+
+def _weight_of(base: Path) -> BaseWeight:
+    opened = cache(open_chroma)  # not before a weight is asked for: most exports need none
+
+    def weight(layer: str) -> Tensor:
+        try:
+            return opened(base)[f"{layer}.weight"]
+        except KeyError as error:
+            raise WeightsError(f"{base} has no layer {layer}. Name the base of this adapter.") from error
+
+    return weight
 
 
 def merge_adapter(
@@ -44,17 +70,24 @@ def merge_adapter(
     strength: float = 1.0,
     weights: Literal["ema", "raw"] = "ema",
     on_tensor: Callable[[int, int], None] | None = None,
-) -> None:
+) -> list[str]:
     """Write `base` with the adapter of `source` in it, at `strength`; see `merge` for `on_tensor`.
+
+    Args:
+        base: None: what the run of `source` was trained on.
+
+    Returns:
+        what the user should know of the adapter that was read.
 
     Raises:
         RunError: `source` holds no adapter, or nothing says what it was trained on.
         WeightsError: the adapter does not fit the base.
     """
     path = _find_adapter(source, weights)
+    base = base or base_around(source)
     if base is None:
         raise RunError(f"{path} does not say what it was trained on: name the base model with --base FILE.")
-    merge(base, path, out_path, strength, on_tensor=on_tensor)
+    return merge(base, path, out_path, strength, on_tensor=on_tensor)
 
 
 def _find_adapter(source: Path, weights: Literal["ema", "raw"]) -> Path:

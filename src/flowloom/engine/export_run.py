@@ -19,7 +19,8 @@ def export_in_a_run(config: ExportConfig, progress: Progress) -> None:
     source = Path(config.source_path)
     out = _out(config.out_path, f"{name_of(source)}-{config.form}", progress)
     progress.phase("exporting")
-    export_adapter(source, config.form, out, config.weights)
+    for note in export_adapter(source, config.form, out, config.weights, base_of(config)):
+        progress.warn(note)
     _tell(out, progress)
 
 
@@ -35,9 +36,11 @@ def merge_in_a_run(config: MergeConfig, progress: Progress) -> None:
 
     progress.phase("merging")
     try:
-        merge_adapter(source, base_of(config), out, config.strength, config.weights, on_tensor)
+        notes = merge_adapter(source, base_of(config), out, config.strength, config.weights, on_tensor)
     except _Stopped:
         return
+    for note in notes:
+        progress.warn(note)
     _tell(out, progress)
 
 

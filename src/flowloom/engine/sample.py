@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from flowloom.engine.build import choose_precision, load_encoders
 from flowloom.engine.preview import Drawing, Painter, draw_in_batches
 from flowloom.errors import RunError
 from flowloom.parts.adapters.adapter import Adapter
-from flowloom.parts.adapters.formats import is_adapter, load_onto
+from flowloom.parts.adapters.read import is_adapter, load_onto
 from flowloom.parts.devices import choose_device
 from flowloom.parts.families.chroma import load_chroma
 from flowloom.spec.run import RunConfig
@@ -38,13 +38,19 @@ class SampleRequest:
     weights: Literal["ema", "raw"] = "ema"
 
 
-def sample(request: SampleRequest) -> list[Path]:
+def sample(request: SampleRequest, warn: Callable[[str], None] = lambda _: None) -> list[Path]:
     """Draw one picture a prompt into `out_dir`, with `samples.json` beside them; the pictures' paths.
+
+    Args:
+        warn: hears what the user should know of adapter files.
 
     Raises:
         RunError: `source` has no checkpoint, or nothing says where the VAE and T5 are.
     """
-    painter = load_painter(request)
+    painter, adapters = load_with_adapters(request)
+    for adapter, _ in adapters:
+        for note in adapter.metadata["notes"]:
+            warn(note)
     seeds = [request.seed + i for i in range(len(request.prompts))]
     request.out_dir.mkdir(parents=True, exist_ok=True)
     paths, records = [], []

@@ -31,6 +31,8 @@ def sample_in_a_run(config: SampleConfig, progress: Progress) -> None:
     progress.step(len(records), len(planned))
     for (source, weights), found in groupby(left, key=lambda shot: (shot.source, shot.weights)):
         painter, adapters = load_with_adapters(_request(config, folder, source, weights))
+        for note in [note for adapter, _ in adapters for note in adapter.metadata["notes"]]:
+            progress.warn(note)
         for shot in found:
             if progress.is_stopped():
                 return

@@ -9,27 +9,27 @@ import torch
 from flowloom.errors import WeightsError
 from flowloom.parts.adapters.formats import (
     adapter_metadata,
-    load_onto,
-    read_adapter,
+    save_adapter,
     to_comfy,
     to_diffusers,
     to_kohya,
 )
+from flowloom.parts.adapters.read import load_onto, read_adapter
 from flowloom.parts.families.weights import open_weights, save_weights
 
 KINDS = pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
-WRITERS = pytest.mark.parametrize("write", [to_comfy, to_kohya, to_diffusers])
+FORMS = pytest.mark.parametrize("form", ["comfy", "kohya", "diffusers"])
 QKV = "double_blocks.0.img_attn.qkv"
 
 
-def exported(write, adapter, path: Path) -> Path:
-    save_weights(path, write(adapter.state_dict(), adapter.metadata), {})
+def exported(form, adapter, path: Path) -> Path:
+    save_adapter(path, form, adapter.state_dict(), adapter.metadata, {}, adapter.base_weight)
     return path
 
 
 def test_comfyui_reads_these_names(make_network, attach_trained) -> None:
     names = {
-        kind: set(to_comfy(adapter.state_dict(), adapter.metadata))
+        kind: set(to_comfy(adapter.state_dict(), adapter.metadata, adapter.base_weight))
         for kind in ("lora", "dora", "lokr")
         for adapter in [attach_trained(make_network(), kind, targets=["0.img_attn.qkv"])]
     }
@@ -68,39 +68,48 @@ def test_doras_scale_is_a_column_for_comfyui_and_kohya_and_flat_for_diffusers(
     state, meta = adapter.state_dict(), adapter.metadata
     scale = state[f"{QKV}.dora_scale"]
     assert scale.shape == (192,)
-    assert torch.equal(to_comfy(state, meta)[f"diffusion_model.{QKV}.dora_scale"], scale[:, None])
-    assert to_kohya(state, meta)["lora_unet_double_blocks_0_img_attn_qkv.dora_scale"].shape == (192, 1)
+    comfys = to_comfy(state, meta, adapter.base_weight)[f"diffusion_model.{QKV}.dora_scale"]
+    assert comfys.shape == (192, 1)
+    kohyas = to_kohya(state, meta)["lora_unet_double_blocks_0_img_attn_qkv.dora_scale"]
+    assert torch.equal(kohyas, scale[:, None])
     cut = to_diffusers(state, meta)["transformer.transformer_blocks.0.attn.to_k.lora_magnitude_vector.weight"]
     assert torch.equal(cut, scale[64:128])
 
 
-@WRITERS
+@FORMS
 @KINDS
 def test_every_format_comes_back_as_the_same_adapter(
-    write, kind, make_network, inputs, attach_trained, tmp_path: Path
+    form, kind, make_network, inputs, attach_trained, tmp_path: Path
 ) -> None:
     network, other = make_network(), make_network()
     adapter = attach_trained(network, kind, rank=4, alpha=2.0)
-    path = exported(write, adapter, tmp_path / "adapter.safetensors")
-    if not (kind == "lokr" and write is to_diffusers):  # there it becomes the LoRA that equals it
+    path = exported(form, adapter, tmp_path / "adapter.safetensors")
+    if not (kind == "lokr" and form == "diffusers"):  # there it becomes the LoRA that equals it
         state, meta = read_adapter(path)
         assert state.keys() == adapter.parameters.keys()
-        assert all(torch.equal(state[name], adapter.parameters[name]) for name in state)
-        assert (meta["kind"], meta["rank"], meta["alpha"]) == (kind, 4, 2.0)
+        is_folded = kind == "lokr" or form == "diffusers"  # the scale, a half, is in these tensors
+        for name in state:
+            has_rank = name.replace("lokr_w1", "lokr_w2") not in state or kind != "lokr"
+            is_scaled = is_folded and has_rank and name.endswith((".lora_B.weight", ".lokr_w1"))
+            is_converted = form == "comfy" and name.endswith("dora_scale")
+            expected = adapter.parameters[name] * (0.5 if is_scaled else 1.0)
+            assert torch.equal(state[name], expected) != is_converted
+        assert (meta["kind"], meta["rank"], meta["alpha"]) == (kind, 4, 4.0 if is_folded else 2.0)
         assert set(meta["targets"]) == set(adapter.layers)
     load_onto(other, path)
     with torch.no_grad():
         torch.testing.assert_close(other(*inputs), network(*inputs), rtol=0, atol=1e-6)
 
 
-@WRITERS
+@FORMS
 @pytest.mark.parametrize("alpha", [4.0, 1.0, 7.5])
-def test_any_alpha_comes_back(write, alpha, make_network, inputs, attach_trained, tmp_path: Path) -> None:
+def test_any_alpha_comes_back(form, alpha, make_network, inputs, attach_trained, tmp_path: Path) -> None:
     network, other = make_network(), make_network()
     adapter = attach_trained(network, "lora", rank=4, alpha=alpha)
-    load_onto(other, exported(write, adapter, tmp_path / "adapter.safetensors"))
+    load_onto(other, exported(form, adapter, tmp_path / "adapter.safetensors"))
     with torch.no_grad():
-        assert torch.equal(other(*inputs), network(*inputs))
+        atol = 1e-6 if form == "diffusers" else 0  # there the scale is in B, and rounds
+        torch.testing.assert_close(other(*inputs), network(*inputs), rtol=0, atol=atol)
 
 
 @KINDS
@@ -111,7 +120,7 @@ def test_strength_goes_from_the_base_to_the_adapter(
     adapter = attach_trained(
         network, kind, targets=["final_layer"]
     )  # there the output is linear in the strength
-    path = exported(to_comfy, adapter, tmp_path / "adapter.safetensors")
+    path = exported("comfy", adapter, tmp_path / "adapter.safetensors")
     with torch.no_grad():
         base, full = make_network()(*inputs), network(*inputs)
         for strength in (0.0, 0.5, 1.0, -1.0, 1.5):
@@ -132,7 +141,7 @@ def test_adapters_add_up_on_one_network_in_any_order(
     for kind in order:
         network = make_network()
         adapter = attach_trained(network, kind, targets=["final_layer"])
-        load_onto(together, exported(to_comfy, adapter, tmp_path / f"{kind}.safetensors"))
+        load_onto(together, exported("comfy", adapter, tmp_path / f"{kind}.safetensors"))
         total += network(*inputs).detach() - base
     torch.testing.assert_close(together(*inputs).detach(), total, rtol=0, atol=1e-5)
 
@@ -193,7 +202,10 @@ def test_an_adapter_trained_on_diffusers_cut_layers_is_put_together(
     ("tensors", "said"),
     [
         ({"img_in.weight": torch.zeros(2, 2)}, r"not a LoRA.*'img_in.weight'"),
-        ({"lora_te1_text_model_x.lora_down.weight": torch.zeros(2, 2)}, "lora_te1_text_model"),
+        (
+            {"lora_te1_text_model_x.lora_down.weight": torch.zeros(2, 2)},
+            r"for a text encoder \(lora_te1_text",
+        ),
         ({"diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight": torch.zeros(2, 64)}, "lora_B"),
         (
             {
@@ -222,7 +234,7 @@ def test_a_file_that_is_no_adapter_of_this_network_is_refused(
 
 def test_a_dora_over_columns_is_refused_not_misread(make_network, attach_trained, tmp_path: Path) -> None:
     adapter = attach_trained(make_network(), "dora", targets=["0.img_attn.qkv"])
-    tensors = to_comfy(adapter.state_dict(), adapter.metadata)
+    tensors = to_comfy(adapter.state_dict(), adapter.metadata, adapter.base_weight)
     tensors[f"diffusion_model.{QKV}.dora_scale"] = torch.ones(1, 64)
     save_weights(tmp_path / "a.safetensors", tensors, {})
     with pytest.raises(WeightsError, match="norms over columns"):
@@ -239,3 +251,34 @@ def test_the_file_says_how_it_was_made(make_network, attach_trained, tmp_path: P
     assert json.loads(read["flowloom.config"]) == {"training": {}}
     assert json.loads(read["flowloom.dataset"]) == {"rows": 12}
     assert json.loads(read["flowloom.versions"]) == {"torch": "2.13.0"}
+
+
+def test_a_dora_goes_between_comfyui_and_the_others_by_its_base_alone(
+    make_network, attach_trained, tmp_path: Path
+) -> None:
+    adapter = attach_trained(make_network(), "dora")
+    comfys = exported("comfy", adapter, tmp_path / "comfy.safetensors")
+    state, meta = read_adapter(comfys)
+    with pytest.raises(WeightsError, match="Name the base model"):
+        to_kohya(state, meta)
+    with pytest.raises(WeightsError, match="Name the base model"):
+        to_comfy(adapter.state_dict(), adapter.metadata)
+    again = tmp_path / "again.safetensors"
+    save_adapter(again, "comfy", state, meta, {})  # the same rule: as it is
+    assert dict(open_weights(again).items()).keys() == dict(open_weights(comfys).items()).keys()
+    assert all(torch.equal(t, open_weights(comfys)[name]) for name, t in open_weights(again).items())
+    kohyas = to_kohya(state, meta, adapter.base_weight)
+    for name, tensor in to_kohya(adapter.state_dict(), adapter.metadata).items():
+        torch.testing.assert_close(kohyas[name], tensor, rtol=1e-6, atol=0)
+
+
+def test_the_metadata_states_the_alpha_that_the_file_has(make_network, attach_trained, tmp_path) -> None:
+    for kind, form, alpha in (
+        ("lora", "comfy", "2.0"),
+        ("lora", "diffusers", "4.0"),
+        ("lokr", "comfy", "4.0"),
+    ):
+        adapter = attach_trained(make_network(), kind, rank=4, alpha=2.0)
+        path, said = tmp_path / "a.safetensors", adapter_metadata(adapter.metadata, "{}", {}, {})
+        save_adapter(path, form, adapter.state_dict(), adapter.metadata, said)
+        assert open_weights(path).metadata["ss_network_alpha"] == alpha

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from flowloom.errors import WeightsError
-from flowloom.parts.adapters.formats import load_onto, to_comfy, to_diffusers
+from flowloom.parts.adapters.formats import save_adapter, to_comfy, to_diffusers
 from flowloom.parts.adapters.merge import merge
+from flowloom.parts.adapters.read import load_onto
 from flowloom.parts.families import diffusers_names
 from flowloom.parts.families.weights import open_weights, save_weights
 
@@ -27,13 +28,14 @@ def loaded(network, path: Path):
 
 
 @KINDS
+@pytest.mark.parametrize("form", ["comfy", "kohya"])
 @pytest.mark.parametrize("strength", [1.0, 0.5, -0.5])
 def test_merged_equals_base_and_adapter(
-    kind, strength, make_network, inputs, attach_trained, base_path: Path, tmp_path: Path
+    kind, form, strength, make_network, inputs, attach_trained, base_path: Path, tmp_path: Path
 ) -> None:
     adapter = attach_trained(make_network(), kind, rank=4, alpha=7.0)
     adapter_path = tmp_path / "adapter.safetensors"
-    save_weights(adapter_path, to_comfy(adapter.state_dict(), adapter.metadata), {})
+    save_adapter(adapter_path, form, adapter.state_dict(), adapter.metadata, {}, adapter.base_weight)
     merge(base_path, adapter_path, tmp_path / "merged.safetensors", strength)
     merged, beside = loaded(make_network(), tmp_path / "merged.safetensors"), make_network()
     load_onto(beside, adapter_path, strength)

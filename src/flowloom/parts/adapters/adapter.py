@@ -24,7 +24,7 @@ from flowloom.errors import ConfigError, Problem, WeightsError
 from flowloom.parts.adapters.quantized import quantize_base
 from flowloom.parts.quiet import quiet_imports
 
-__all__ = ["Adapter", "Kind", "Site", "attach", "attach_at", "quantize_base"]
+__all__ = ["Adapter", "Kind", "Site", "attach", "attach_at", "base_weight", "quantize_base"]
 
 Kind = Literal["lora", "dora", "lokr"]
 
@@ -80,6 +80,10 @@ class Adapter:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state[name])
+
+    def base_weight(self, name: str) -> Tensor:
+        """The weight (out, in) of the layer `name` without any adapter, in float32."""
+        return base_weight(self.layers[name])
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -197,14 +201,15 @@ def _make_lora(linear: nn.Linear, site: Site, use_dora: bool) -> Any:
     down.weight.data.copy_(nn.init.kaiming_uniform_(torch.empty(down.weight.shape), a=5**0.5))
     nn.init.zeros_(up.weight)
     if use_dora:
-        layer.lora_magnitude_vector[_NAME].weight.data = _row_norms(linear)
+        layer.lora_magnitude_vector[_NAME].weight.data = base_weight(linear).norm(dim=1)
     return layer
 
 
-def _row_norms(linear: nn.Linear) -> Tensor:
+def base_weight(layer: Any) -> Tensor:
+    """The weight (out, in) of a linear layer, under the adapters that it may have, in float32."""
     from peft.utils.integrations import dequantize_module_weight
 
-    return dequantize_module_weight(linear).detach().float().norm(dim=1)
+    return dequantize_module_weight(_nested(layer)[-1]).detach().float()
 
 
 def _make_lokr(linear: nn.Linear, site: Site) -> LokrLinear:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from flowloom.errors import WeightsError
+from flowloom.parts.adapters.names import SUFFIXES
 
 MLP_RATIO = 4
 """Of every Chroma: what a file that leaves out `proj_mlp` does not say."""
@@ -21,6 +22,8 @@ class Layer:
 
     tensors: dict[str, Tensor]
     alpha: float | None = None
+    is_over_base: bool = False
+    """DoRA: whether `dora_scale` is to be divided by the norms of W's rows, as ComfyUI does; see dora.py."""
 
     @property
     def kind(self) -> Literal["lora", "dora", "lokr"]:
@@ -48,6 +51,24 @@ class Layer:
     def scale(self) -> float:
         """s = alpha / rank; 1 when the file has no alpha, or there is no rank."""
         return 1.0 if self.alpha is None or not self.rank else self.alpha / self.rank
+
+    def folded(self) -> Layer:
+        """The same layer with a scale of 1: it is multiplied into B, or into LoKr's first factor."""
+        factors = ("lora_B.weight", "lokr_w1", "lokr_w1_a")
+        scaled = {s: t * self.scale if s in factors else t for s, t in self.tensors.items()}
+        return replace(self, tensors=scaled if self.scale != 1.0 else self.tensors, alpha=None)
+
+
+def layers_of(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> dict[str, Layer]:
+    """An Adapter's canonical tensors, by the layer that they adapt."""
+    layers: dict[str, Layer] = {}
+    for name, tensor in state.items():
+        suffix = next(suffix for suffix in set(SUFFIXES.values()) if name.endswith(f".{suffix}"))
+        layer = name.removesuffix(f".{suffix}")
+        _, alpha = meta.get("sites", {}).get(layer, (meta["rank"], meta["alpha"]))
+        new = Layer({}, alpha, meta.get("is_over_base", False))
+        layers.setdefault(layer, new).tensors[suffix] = tensor
+    return layers
 
 
 def split_rows(tensors: Mapping[str, Tensor], num_parts: int) -> list[dict[str, Tensor]]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from flowloom.errors import WeightsError
-from flowloom.parts.adapters.formats import layers_of, read_adapter
-from flowloom.parts.adapters.fused import Layer, lokr_as_lora
+from flowloom.parts.adapters.dora import decomposed, delta
+from flowloom.parts.adapters.fused import Layer, layers_of, lokr_as_lora
+from flowloom.parts.adapters.read import read_adapter
 from flowloom.parts.families.chroma import open_chroma
 from flowloom.parts.families.weights import Entry, Weights, save_weights
 
@@ -24,11 +25,14 @@ def merge(
     strength: float = 1.0,
     dtype: torch.dtype | None = None,
     on_tensor: Callable[[int, int], None] | None = None,
-) -> None:
+) -> list[str]:
     """Write the base's weights with the adapter in them, by the checkpoint's names; `dtype` None keeps its.
 
     One tensor is in memory at a time; sums are made in float32. `on_tensor` is told how many of how many
     are made.
+
+    Returns:
+        what the user should know of the adapter that was read.
 
     Raises:
         WeightsError: the adapter adapts layers that the base does not have, or of other sizes.
@@ -56,6 +60,7 @@ def merge(
     history = {"flowloom.merged": f"{adapter_path.name} at strength {strength:g} into {base_path.name}"}
     metadata = base.metadata | history
     save_weights(out_path, Weights(base_path, entries, metadata), metadata)
+    return meta["notes"]
 
 
 def _merged(base: Weights, name: str, layer: Layer | None, strength: float, dtype: torch.dtype) -> Tensor:
@@ -70,7 +75,4 @@ def adapted(weight: Tensor, layer: Layer) -> Tensor:
     """The weight (out, in) that the adapter makes of `weight`, by the formulas of adapter.py."""
     if layer.kind == "lokr":
         layer = lokr_as_lora(layer)
-    total = weight + layer.scale * layer.tensors["lora_B.weight"] @ layer.tensors["lora_A.weight"]
-    if layer.kind == "lora":
-        return total
-    return total * (layer.tensors["dora_scale"] / total.norm(dim=1))[:, None]
+    return decomposed(weight, layer) if layer.kind == "dora" else weight + delta(layer, weight.device)

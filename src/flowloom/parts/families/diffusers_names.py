@@ -17,10 +17,6 @@ from flowloom.parts.adapters import names as layers
 _APPROXIMATOR = "distilled_guidance_layer"
 # Parameters by our name and diffusers', `{}` for the number of the block or layer.
 _OURS_TO_THEIRS = {
-    f"{_APPROXIMATOR}.layers.{{}}.in_layer.weight": f"{_APPROXIMATOR}.layers.{{}}.linear_1.weight",
-    f"{_APPROXIMATOR}.layers.{{}}.in_layer.bias": f"{_APPROXIMATOR}.layers.{{}}.linear_1.bias",
-    f"{_APPROXIMATOR}.layers.{{}}.out_layer.weight": f"{_APPROXIMATOR}.layers.{{}}.linear_2.weight",
-    f"{_APPROXIMATOR}.layers.{{}}.out_layer.bias": f"{_APPROXIMATOR}.layers.{{}}.linear_2.bias",
     f"{_APPROXIMATOR}.norms.{{}}.scale": f"{_APPROXIMATOR}.norms.{{}}.weight",
     "double_blocks.{}.img_attn.norm.query_norm.scale": "transformer_blocks.{}.attn.norm_q.weight",
     "double_blocks.{}.img_attn.norm.key_norm.scale": "transformer_blocks.{}.attn.norm_k.weight",

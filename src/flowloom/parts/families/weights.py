@@ -182,7 +182,8 @@ def _shards(index: Path) -> list[Path]:
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise WeightsError(
-            f"{index}: {_some(missing)} of {len(names)} shards missing in this folder. Download them too."
+            f"{index}: {some_names(missing)} of {len(names)} shards missing in this folder. "
+            "Download them too."
         )
     return [index.parent / name for name in names]
 
@@ -215,7 +216,7 @@ def _check_readable(path: Path) -> None:
         path.open("rb").close()
     except FileNotFoundError as error:
         near = [file.name for file in sorted(path.parent.glob("*")) if file.suffix in SAFE + PICKLED]
-        beside = f" Its folder has: {_some(near)}." if near else ""
+        beside = f" Its folder has: {some_names(near)}." if near else ""
         raise WeightsError(f"{path}: no such file. Correct the path or download the file.{beside}") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from error
@@ -281,7 +282,7 @@ def check_names(module: nn.Module, weights: Weights) -> None:
         "unexpected": given.keys() - needed.keys(),
         "misshapen": misshapen,
     }
-    faults = [f"{len(names)} {fault} ({_some(names)})" for fault, names in findings.items() if names]
+    faults = [f"{len(names)} {fault} ({some_names(names)})" for fault, names in findings.items() if names]
     if faults:
         network = type(module).__name__
         raise WeightsError(
@@ -289,7 +290,8 @@ def check_names(module: nn.Module, weights: Weights) -> None:
         )
 
 
-def _some(names: Iterable[str], limit: int = 4) -> str:
+def some_names(names: Iterable[str], limit: int = 4) -> str:
+    """The first `limit` of `names`, and how many more there are."""
     listed = sorted(names)
     more = f", ... {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
