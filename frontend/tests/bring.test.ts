@@ -15,6 +15,15 @@ describe("files that people bring", () => {
     expect(kohyaFiles(files.toReversed())).toEqual({ toml, dataset_toml: sets });
   });
 
+  test("a prompt file is one of lines, of TOML or of JSON", () => {
+    for (const file of [
+      { name: "p.txt", text: "a fox --w 64" },
+      { name: "p.toml", text: "[prompt]\nwidth = 64\n[[prompt.subset]]\nprompt = 'a fox'\n" },
+      { name: "p.json", text: '[{"prompt": "a fox"}]' },
+    ])
+      expect(kohyaFiles([{ name: "b.toml", text: toml }, file])).toEqual({ toml, prompts: file.text });
+  });
+
   test("kohya_ss' JSON is flat; ours has sections", () => {
     expect(kohyaFiles([{ name: "x.json", text: '{"learning_rate": 0.1}' }])).toEqual({
       bmaltais: '{"learning_rate": 0.1}',

@@ -27,7 +27,7 @@ def rendered(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict
 
 
 def test_chroma_gets_what_it_needs(kohya_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    sampling = {"prompts": ["a fox\n--s 100"], "negative": "blurry"}
+    sampling = {"prompts": ["a fox\n--ar 16:9"], "negative": "blurry"}
     config, dataset, prompts = rendered(kohya_config(sampling=sampling), tmp_path / "runs")
     right = {
         "model_type": "chroma",
@@ -44,7 +44,7 @@ def test_chroma_gets_what_it_needs(kohya_config: Callable[..., dict[str, Any]], 
     assert not {"attention", "clip_l", "min_snr_gamma"} & config.keys()
     (line,) = prompts
     words = line.split()
-    assert line.startswith("a fox - -s 100 --n blurry")
+    assert line.startswith("a fox - -ar 16:9 --n blurry"), "no option of sd-scripts: part of the prompt"
     assert (words[words.index("--g") + 1], words[words.index("--l") + 1]) == ("0", "4")
     (subset,) = dataset["datasets"][0]["subsets"]
     assert subset["caption_extension"] == ".txt", "sd-scripts' own default is .caption"
@@ -176,13 +176,42 @@ def test_masks_are_switched_on(kohya_config: Callable[..., dict[str, Any]], tmp_
     assert "is_reg" not in dataset["datasets"][0]["subsets"][0]
 
 
-def test_prompts_are_neither_remarks_nor_options(
+def test_prompts_are_no_remarks_and_their_own_options_win(
     kohya_config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    sampling = {"prompts": ["#1 girl", "a fox"], "negative": "bad --w 8"}
-    _, _, (first, second) = rendered(kohya_config(sampling=sampling), tmp_path / "runs")
+    prompts = ["#1 girl", "a fox --w 768 --d 7 --n dark, small", "a dog --cn /etc/passwd --w wide"]
+    sampling = {"prompts": prompts, "negative": "bad --w 8"}
+    _, _, (first, second, third) = rendered(kohya_config(sampling=sampling), tmp_path / "runs")
     assert first.startswith(" #1 girl --n bad - -w 8 --w 1024")
-    assert second.startswith("a fox --n ")
+    assert second == "a fox --n dark, small --w 768 --h 1024 --s 28 --d 7 --l 4 --g 0"
+    assert third.startswith("a dog - -cn /etc/passwd - -w wide --n "), "no file is read by a prompt"
+
+
+def test_a_random_seed_and_no_attention_kernel_are_left_to_sd_scripts(
+    kohya_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    training = {"seed": None, "attention": "none", "max_token_length": 75, "lr_warmup_steps": 0.05}
+    given = kohya_config(training=training, sampling={"prompts": ["a fox"], "seed": None})
+    config, _, (line,) = rendered(given, tmp_path / "runs")
+    assert not {"seed", "sdpa", "xformers", "max_token_length"} & config.keys()
+    assert config["lr_warmup_steps"] == 0.05
+    assert "--d" not in line
+
+
+def test_a_resolution_of_two_sides_reaches_sd_scripts(
+    kohya_config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    given = kohya_config()
+    for stated, written in (("512,768", [512, 768]), ([768, 768], 768), (640, 640)):
+        given["datasets"][0]["resolution"] = stated
+        _, dataset, _ = rendered(given, tmp_path / f"runs-{written}")
+        assert dataset["datasets"][0]["resolution"] == written
+
+
+def test_an_image_folder_must_be_named(kohya_config: Callable[..., dict[str, Any]]) -> None:
+    given = kohya_config()
+    given["datasets"][0]["subsets"][0]["image_dir"] = ""
+    assert "datasets.0.subsets.0.image_dir" in {problem.path for problem in TRAINER.check(given)}
 
 
 def test_the_scripts_own_arguments_are_known(least_checkout: Path) -> None:

@@ -11,9 +11,11 @@ import pytest
 
 from flowloom.spec.rundir import RunDir
 from flowloom.trainers.checkouts import name_checkout
+from flowloom.trainers.kohya.arguments import known_arguments
 from flowloom.trainers.kohya.config import KohyaConfig
 from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.files import script_of
+from flowloom.trainers.kohya.imports import from_toml
 from flowloom.trainers.kohya.trainer import TRAINER
 from tests.stand_ins.sd_scripts import CHECKOUT, HERE, PYTHON, needs_sd_scripts, paint_with_captions, prepare
 
@@ -126,9 +128,17 @@ def test_every_key_that_the_studio_lets_through_is_read(
         # sd-scripts takes one number for its list here.
         assert set(read["wrong"]) <= {"text_encoder_lr is 2e-05, and takes *"}, name
         first, second = read["prompts"]
-        assert (first["prompt"], second["prompt"]) == ("a fox - -w 8", "#1 girl")
+        assert (first["prompt"], second["prompt"]) == ("a fox", "#1 girl")
         options = ("negative_prompt", "width", "height", "scale", "guidance_scale", "seed")
-        assert [first[key] for key in options] == ["bad - -h 3", 1024, 1024, 3.5, 2.0, 42]
+        assert [first[key] for key in options] == ["bad - -h 3", 8, 1024, 3.5, 2.0, 42]
+
+
+def test_imports_know_every_argument_of_this_sd_scripts() -> None:
+    names = {name for facts in FACTS.values() for name in (facts.lora_script, facts.full_script) if name}
+    found = {key for name in names for key in known_arguments(CHECKOUT, name)}
+    text = "\n".join(f"{key} = 3" for key in sorted(found))
+    unknown = from_toml(text)
+    assert not {key for key in unknown.left_over if key not in unknown.reasons}
 
 
 def test_captions_from_a_file_and_masks_are_read(checkout: Path, pictures: Path, tmp_path: Path) -> None:

@@ -16,8 +16,16 @@ export interface Report {
   known: number;
   /** Keys that are kept, though the form has no field for them. */
   others: string[];
-  /** Keys that have no place here, with their values. */
+  /** Keys that could not be taken over, with their values. */
   leftOver: Tree;
+  /** Why keys are left over. */
+  reasons: Record<string, string>;
+  /** Keys that are something else here: raw arguments, or other keys. */
+  translated: Record<string, string>;
+  /** Keys that have no effect in the file itself. */
+  unused: string[];
+  /** Values that the file does not state, where they differ from those of a new form. */
+  defaults: Tree;
   secrets: string[];
   problems: Place[];
   /** A file that this one names, and that was not brought with it. */
@@ -33,6 +41,10 @@ const NOTHING: Report = {
   known: 0,
   others: [],
   leftOver: {},
+  reasons: {},
+  translated: {},
+  unused: [],
+  defaults: {},
   secrets: [],
   problems: [],
   absent: null,
@@ -67,12 +79,21 @@ export interface Brought {
 export function kohyaFiles(files: readonly Brought[]): Partial<Schemas["Brought"]> | null {
   const found: Partial<Schemas["Brought"]> = {};
   for (const { name, text } of files) {
-    if (/\.toml$/i.test(name))
-      found[/^\s*\[\[\s*datasets\s*\]\]/m.test(text) ? "dataset_toml" : "toml"] = text;
-    else if (isFlat(text)) found.bmaltais = text;
-    else return null;
+    const kind = kindOf(name, text);
+    if (kind === null) return null;
+    found[kind] = text;
   }
   return found;
+}
+
+function kindOf(name: string, text: string): keyof Schemas["Brought"] | null {
+  if (/\.txt$/i.test(name)) return "prompts";
+  if (!/\.toml$/i.test(name)) {
+    if (/^\s*\[/.test(text)) return "prompts";
+    return isFlat(text) ? "bmaltais" : null;
+  }
+  if (/^\s*\[\[\s*datasets\s*\]\]/m.test(text)) return "dataset_toml";
+  return /^\s*\[\[\s*prompt\.subset\s*\]\]/m.test(text) ? "prompts" : "toml";
 }
 
 /** kohya_ss keeps all its keys on one level; ours has sections. */
@@ -110,7 +131,7 @@ async function readOurs({ name, text }: Brought, trainer: string, sections: Fiel
 
 async function readKohya(files: readonly Brought[], body: Partial<Schemas["Brought"]>): Promise<Report> {
   const found = await fetchJson<Schemas["Understood"]>("/api/kohya/import", body);
-  const isPart = !body.bmaltais && !body.toml;
+  const isPart = !body.bmaltais && !body.toml && !body.prompts;
   const { datasets } = found.config as Tree;
   const mine = withoutSecrets((isPart ? { datasets: datasets ?? [] } : found.config) as Tree);
   const rest = withoutSecrets(found.left_over as Tree);
@@ -129,6 +150,10 @@ async function readKohya(files: readonly Brought[], body: Partial<Schemas["Broug
     isPart,
     known: isPart && Array.isArray(datasets) ? datasets.length : found.understood.length,
     leftOver: rest.config,
+    reasons: found.reasons,
+    translated: { ...found.translated, ...found.raw },
+    unused: Object.keys(found.unused),
+    defaults: isPart ? {} : (found.defaults as Tree),
     secrets: [...mine.taken, ...rest.taken, ...Object.keys(found.dropped)],
     problems: isPart ? [] : found.problems,
     absent: named && !body.dataset_toml ? named : null,

@@ -78,6 +78,10 @@ export function ofKohya(metadata: Metadata): Record<string, string | boolean> | 
     const value = metadata[`ss_${key}`];
     if (value !== undefined && value !== "None" && value !== "") told[key] = WORDS[value] ?? value;
   }
+  if (told.debiased_estimation !== undefined) {
+    told.debiased_estimation_loss = told.debiased_estimation;
+    delete told.debiased_estimation;
+  }
   if (Object.keys(told).length === 0) return null;
   const base = metadata.ss_base_model_version ?? "";
   if (/^sdxl/i.test(base)) told.sdxl = true;

@@ -32,9 +32,7 @@ function useLike(trainer: string, sections: Field[], onReport: (report: Report) 
       .then(async (like) => {
         if (!like) throw new Error(`${path} does not tell how it was trained.`);
         const report = await bring([like.brought], trainer, sections);
-        // Kohya's family is told by such a mark; it is no key of the file.
-        const { sdxl: _, flux1_checkbox: __, ...leftOver } = report.leftOver;
-        onReport({ ...report, kind: like.kind, leftOver });
+        onReport({ ...report, kind: like.kind });
       })
       .catch(complain);
   }, [path, root]);
@@ -78,8 +76,8 @@ export function Import({ trainer, sections, onTake }: Props) {
         {isKohya ? (
           <>
             Drop what you have: sd-scripts' <code className="figure text-xs">config.toml</code>, with its{" "}
-            <code className="figure text-xs">dataset.toml</code>; the JSON that kohya_ss saves; or a run's{" "}
-            <code className="figure text-xs">run.json</code>.
+            <code className="figure text-xs">dataset.toml</code> and prompt file; the JSON that kohya_ss
+            saves; or a run's <code className="figure text-xs">run.json</code>.
           </>
         ) : (
           <>
@@ -92,7 +90,9 @@ export function Import({ trainer, sections, onTake }: Props) {
         ref={input}
         type="file"
         multiple={isKohya}
-        accept={isKohya ? ".json,.toml,application/json,application/toml" : ".json,application/json"}
+        accept={
+          isKohya ? ".json,.toml,.txt,application/json,application/toml,text/plain" : ".json,application/json"
+        }
         className="sr-only"
         tabIndex={-1}
         aria-label="Configuration file"

@@ -6,8 +6,11 @@ import { shown } from "@/lib/json";
 
 /** How much of it the form has fields for. */
 function Understood({ report }: { report: Report }) {
-  const left = Object.keys(report.leftOver).length;
-  const all = report.known + report.others.length + left;
+  const rest = [report.leftOver, report.translated].map((keys) => Object.keys(keys).length);
+  const all = rest.reduce(
+    (sum, count) => sum + count,
+    report.known + report.others.length + report.unused.length,
+  );
   if (report.isPart) {
     return (
       <p>
@@ -28,25 +31,56 @@ function Notice({ children }: { children: ReactNode }) {
   return <p className="rounded border border-weld bg-weld-soft px-3 py-2">{children}</p>;
 }
 
-function LeftOver({ report }: { report: Report }) {
-  const left = Object.entries(report.leftOver);
-  if (left.length === 0) return null;
+function Values({ title, label, values }: { title: string; label: string; values: [string, string][] }) {
+  if (values.length === 0) return null;
   return (
     <div>
-      <p className="font-medium">Left over, because nothing here means the same:</p>
+      <p className="font-medium">{title}</p>
       <dl
         tabIndex={0}
-        aria-label="Keys that are left over"
+        aria-label={label}
         className="figure mt-1 grid max-h-40 grid-cols-[auto_minmax(0,1fr)] gap-x-3 gap-y-0.5 overflow-y-auto rounded border p-2 text-xs"
       >
-        {left.map(([key, value]) => (
+        {values.map(([key, value]) => (
           <div key={key} className="contents">
             <dt className="text-ink-soft">{key}</dt>
-            <dd className="[overflow-wrap:anywhere]">{shown(value)}</dd>
+            <dd className="[overflow-wrap:anywhere]">{value}</dd>
           </div>
         ))}
       </dl>
     </div>
+  );
+}
+
+/** Keys of the file that are not simply a field of the form, and values that the file does not state. */
+function Rest({ report }: { report: Report }) {
+  const left = Object.entries(report.leftOver).map(([key, value]): [string, string] => {
+    const reason = report.reasons[key];
+    return [key, reason ? `${shown(value)}: ${reason}` : shown(value)];
+  });
+  const defaults = Object.entries(report.defaults).map(([key, value]): [string, string] => [
+    key,
+    shown(value),
+  ]);
+  return (
+    <>
+      <Values title="Not imported:" label="Keys that are left over" values={left} />
+      <Values
+        title="Translated:"
+        label="Keys that are translated"
+        values={Object.entries(report.translated)}
+      />
+      <Values
+        title="Not stated in the file, so set to the defaults of sd-scripts:"
+        label="Defaults of sd-scripts"
+        values={defaults}
+      />
+      {report.unused.length > 0 && (
+        <p className="text-xs text-ink-soft">
+          Without effect in this file: <span className="figure">{report.unused.join(", ")}</span>
+        </p>
+      )}
+    </>
   );
 }
 
@@ -76,7 +110,7 @@ export function Told({
           <p className="figure text-xs text-ink-soft">{report.others.join(", ")}</p>
         </div>
       )}
-      <LeftOver report={report} />
+      <Rest report={report} />
       {report.absent && (
         <Notice>
           Its pictures stand in another file, <code className="figure text-xs">{report.absent}</code>: drop

@@ -1729,11 +1729,18 @@ export interface components {
             bmaltais?: string;
             /**
              * Dataset Toml
-             * @description The one that it names.
+             * @description The datasets that a configuration names.
              * @default
              * @example
              */
             dataset_toml?: string;
+            /**
+             * Prompts
+             * @description The prompt file that a configuration names: lines, TOML or JSON.
+             * @default
+             * @example a fox --w 768 --h 1024
+             */
+            prompts?: string;
             /**
              * Toml
              * @description sd-scripts' own.
@@ -4014,7 +4021,7 @@ export interface components {
         };
         /**
          * Understood
-         * @description What it says, in this studio's words.
+         * @description The configuration that a file describes. Each key of the file is in one of the lists of keys.
          */
         Understood: {
             /**
@@ -4022,6 +4029,13 @@ export interface components {
              * @description For POST /api/kohya/config.
              */
             config: {
+                [key: string]: unknown;
+            };
+            /**
+             * Defaults
+             * @description Values that the file does not state: sd-scripts' defaults where this studio's differ.
+             */
+            defaults: {
                 [key: string]: unknown;
             };
             /**
@@ -4033,7 +4047,7 @@ export interface components {
             };
             /**
              * Left Over
-             * @description Keys that have no place here, with their values.
+             * @description Keys that could not be taken over, with their values.
              */
             left_over: {
                 [key: string]: unknown;
@@ -4043,8 +4057,39 @@ export interface components {
              * @description What is wrong with it on this machine.
              */
             problems: components["schemas"]["Place"][];
-            /** Understood */
+            /**
+             * Raw
+             * @description Keys that became raw arguments.
+             */
+            raw: {
+                [key: string]: string;
+            };
+            /**
+             * Reasons
+             * @description Why keys are left over, where that is known.
+             */
+            reasons: {
+                [key: string]: string;
+            };
+            /**
+             * Translated
+             * @description Keys that are something else here, and what.
+             */
+            translated: {
+                [key: string]: string;
+            };
+            /**
+             * Understood
+             * @description Keys with the same value here.
+             */
             understood: string[];
+            /**
+             * Unused
+             * @description Keys without an effect in the file, and why.
+             */
+            unused: {
+                [key: string]: string;
+            };
         };
         /**
          * Undoing

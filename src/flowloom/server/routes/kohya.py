@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.errors import ConfigError
-from flowloom.server.deps import StudioDep
+from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.making import problems_of
 from flowloom.server.problems import Invalid, Place, problems
-from flowloom.trainers.kohya.imports import from_bmaltais, from_toml
+from flowloom.trainers.kohya.imports import Files, from_bmaltais, from_toml
 from flowloom.trainers.kohya.trainer import TRAINER
 
 router = APIRouter(tags=["training"], responses=problems())
@@ -25,16 +27,31 @@ class Brought(BaseModel):
     toml: str = Field(
         "", max_length=1_000_000, description="sd-scripts' own.", examples=["learning_rate = 1e-4"]
     )
-    dataset_toml: str = Field("", max_length=1_000_000, description="The one that it names.", examples=[""])
+    dataset_toml: str = Field(
+        "", max_length=1_000_000, description="The datasets that a configuration names.", examples=[""]
+    )
     bmaltais: str = Field("", max_length=1_000_000, description="What kohya_ss saves, JSON.", examples=[""])
+    prompts: str = Field(
+        "",
+        max_length=1_000_000,
+        description="The prompt file that a configuration names: lines, TOML or JSON.",
+        examples=["a fox --w 768 --h 1024"],
+    )
 
 
 class Understood(BaseModel):
-    """What it says, in this studio's words."""
+    """The configuration that a file describes. Each key of the file is in one of the lists of keys."""
 
     config: dict[str, Any] = Field(description="For POST /api/kohya/config.")
-    understood: list[str]
-    left_over: dict[str, Any] = Field(description="Keys that have no place here, with their values.")
+    understood: list[str] = Field(description="Keys with the same value here.")
+    translated: dict[str, str] = Field(description="Keys that are something else here, and what.")
+    raw: dict[str, str] = Field(description="Keys that became raw arguments.")
+    unused: dict[str, str] = Field(description="Keys without an effect in the file, and why.")
+    left_over: dict[str, Any] = Field(description="Keys that could not be taken over, with their values.")
+    reasons: dict[str, str] = Field(description="Why keys are left over, where that is known.")
+    defaults: dict[str, Any] = Field(
+        description="Values that the file does not state: sd-scripts' defaults where this studio's differ."
+    )
     dropped: dict[str, str] = Field(description="Keys that held a secret, and what to do instead.")
     problems: list[Place] = Field(description="What is wrong with it on this machine.")
 
@@ -42,14 +59,34 @@ class Understood(BaseModel):
 @router.post("/kohya/import", summary="Read a configuration of sd-scripts or kohya_ss")
 def import_config(body: Brought, studio: StudioDep) -> Understood:
     """Nothing is kept: the answer is what a form begins with."""
+    files = Files(body.dataset_toml, body.prompts, look=lambda path: _folders_in(studio, path))
     try:
-        found = from_bmaltais(body.bmaltais) if body.bmaltais else from_toml(body.toml, body.dataset_toml)
+        if body.bmaltais:
+            found = from_bmaltais(body.bmaltais, files)
+        else:
+            found = from_toml(body.toml, body.dataset_toml, files)
     except ConfigError as error:
         raise Invalid.of(error.problems) from None
     return Understood(
         config=found.config,
         understood=found.understood,
+        translated=found.translated,
+        raw=found.raw,
+        unused=found.unused,
         left_over=found.left_over,
+        reasons=found.reasons,
+        defaults=found.defaults,
         dropped=found.dropped,
         problems=Invalid.of(problems_of(studio, TRAINER, found.config)).errors,
     )
+
+
+def _folders_in(studio: Studio, path: str) -> list[str] | None:
+    """Names of the folders in a folder of the studio; None where there is none, or it may not be read."""
+    try:
+        if "\0" in path or not studio.roots.holds(Path(path)):
+            return None
+        with os.scandir(Path(path).expanduser()) as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
+    except (OSError, RuntimeError, UnicodeEncodeError):
+        return None

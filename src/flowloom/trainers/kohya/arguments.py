@@ -149,7 +149,8 @@ def raw_problems(text: str, known: Known) -> Iterator[Problem]:
                     "raw_arguments", f"{word!r} belongs to no argument: they begin with two dashes."
                 )
             continue
-        may_be_value = known.get(name, False)
+        # Where no argument is known, each may have a value.
+        may_be_value = known.get(name, not known)
         if known and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             meant = f" Did you mean --{close[0]}?" if close else ""

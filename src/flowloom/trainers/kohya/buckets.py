@@ -36,11 +36,11 @@ class Buckets:
     @classmethod
     def of(cls, dataset: DataSet) -> Buckets:
         """The buckets that `dataset` asks for; see `impossible`."""
-        side, steps = dataset.resolution, dataset.bucket_reso_steps
+        (width, height), steps = dataset.size, dataset.bucket_reso_steps
         if not dataset.enable_bucket:
-            return cls(side * side, 1, ((side, side),))
+            return cls(width * height, 1, ((width, height),))
         sizes = () if dataset.bucket_no_upscale else tuple(_sizes(dataset))
-        return cls(side * side, steps, sizes)
+        return cls(width * height, steps, sizes)
 
     def place(self, width: int, height: int) -> Placed | None:
         """Where a picture goes, its size as it is stored; None where sd-scripts has no place for it."""
@@ -87,10 +87,10 @@ def impossible(dataset: DataSet) -> Iterator[tuple[str, str]]:
     if not dataset.enable_bucket:
         return
     least, most = _limits(dataset)
-    if dataset.resolution < least:
-        yield "min_bucket_reso", f"is more than the resolution, {dataset.resolution}."
-    if dataset.resolution > most:
-        yield "max_bucket_reso", f"is less than the resolution, {dataset.resolution}."
+    if min(dataset.size) < least:
+        yield "min_bucket_reso", f"is more than the resolution, {min(dataset.size)}."
+    if max(dataset.size) > most:
+        yield "max_bucket_reso", f"is less than the resolution, {max(dataset.size)}."
     if least < 1 and not dataset.bucket_no_upscale:
         yield "min_bucket_reso", f"is less than bucket_reso_steps, {dataset.bucket_reso_steps}."
 
@@ -103,8 +103,9 @@ def _limits(dataset: DataSet) -> tuple[int, int]:
 
 def _sizes(dataset: DataSet) -> list[Size]:
     steps, (least, most) = dataset.bucket_reso_steps, _limits(dataset)
-    area = dataset.resolution**2
-    middle = dataset.resolution // steps * steps
+    width, height = dataset.size
+    area = width * height
+    middle = int(sqrt(area) // steps) * steps
     found = {(middle, middle)}
     for width in range(least, most + 1, steps):
         height = min(most, area // width // steps * steps)

@@ -5,9 +5,9 @@ What is null is left to the family's right value (families.py), or to sd-scripts
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from flowloom.parts.base import Section
 
@@ -17,6 +17,22 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(max_length=4096)]
+Side = Annotated[int, Field(ge=64)]
+Warmup = Annotated[float, Field(ge=0, lt=1)]
+
+
+def as_resolution(value: Any) -> Any:
+    """`512`, `"512"`, `"512,768"` or `[512, 768]` as one side of a square, or as width and height."""
+    if isinstance(value, str):
+        words = value.split(",")
+        value = [int(word) for word in words] if all(word.strip().isdecimal() for word in words) else value
+    is_square = isinstance(value, list | tuple) and len(value) in (1, 2) and len(set(map(str, value))) == 1
+    return value[0] if is_square else value
+
+
+Resolution = Annotated[
+    Side | Annotated[list[Side], Field(min_length=2, max_length=2)], BeforeValidator(as_resolution)
+]
 
 
 class ModelFiles(Section):
@@ -53,12 +69,20 @@ class ImageFolder(Section):
     """Captions of full fine-tunes, in place of files beside the pictures."""
     is_reg: bool = False
     """Regularisation pictures."""
-    caption_extension: Literal[".txt", ".caption"] = ".txt"
-    """Of the files with captions."""
+    caption_extension: Annotated[str, Field(pattern=r"^\.[^/\\\s]{1,31}$")] = ".txt"
+    """Of the files with captions, such as .txt or .caption."""
     shuffle_caption: bool = False
     """Tags in another order each time."""
     keep_tokens: Count = 0
     """Tags at the beginning that stay there."""
+    keep_tokens_separator: Text | None = None
+    """A mark in the caption: what stands before it is neither shuffled nor left out."""
+    caption_prefix: Text | None = None
+    """Put before every caption."""
+    caption_suffix: Text | None = None
+    """Put after every caption."""
+    enable_wildcard: bool = False
+    """Select one of {a|b} and one line of the caption at random."""
     flip_aug: bool = False
     """Mirrored pictures as well."""
     caption_dropout_rate: Share = 0.0
@@ -74,8 +98,8 @@ class ImageFolder(Section):
 class DataSet(Section):
     """Folders that are trained at one resolution."""
 
-    resolution: Annotated[int, Field(ge=64)] = 1024
-    """Pixels, of a square of the same area."""
+    resolution: Resolution = 1024
+    """Pixels: the side of a square of the same area, or width and height as 832,1216."""
     batch_size: Positive = 1
     """Pictures a step on each device."""
     enable_bucket: bool = True
@@ -92,6 +116,14 @@ class DataSet(Section):
     """Share of the pictures that is held out."""
     subsets: list[ImageFolder] = []
     """The folders."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height that `resolution` states."""
+        if isinstance(self.resolution, int):
+            return self.resolution, self.resolution
+        width, height = self.resolution
+        return width, height
 
 
 class Network(Section):
@@ -124,16 +156,16 @@ class Training(Section):
     """Of the optimizer."""
     unet_lr: Rate | None = None
     """Of the image network; null: learning_rate."""
-    text_encoder_lr: Rate | None = None
-    """Of the text encoder; null: learning_rate."""
+    text_encoder_lr: Rate | list[Rate] | None = None
+    """Of the text encoder, or a list with one for each of them; null: learning_rate."""
     optimizer_type: Text = "AdamW8bit"
     """AdamW, AdamW8bit, Lion, Prodigy, Adafactor, or the path of a class."""
     optimizer_args: list[Text] = []
     """NAME=VALUE for the optimizer."""
     lr_scheduler: Text = "constant_with_warmup"
     """constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial ..."""
-    lr_warmup_steps: Count = 50
-    """Steps until the full rate."""
+    lr_warmup_steps: Count | Warmup = 50
+    """Steps until the full rate; below 1 it is a share of all steps."""
     max_grad_norm: Rate = 1.0
     """Larger gradients are scaled down to it; 0: never."""
     gradient_accumulation_steps: Positive = 1
@@ -144,8 +176,8 @@ class Training(Section):
     """Number format of the arithmetic."""
     full_bf16: bool | None = None
     """Weights and gradients in bf16 as well."""
-    seed: Count = 42
-    """Of every random number."""
+    seed: Count | None = 42
+    """Of every random number; null: another one each time."""
     loss_type: Literal["l1", "l2", "huber", "smooth_l1"] = "l2"
     """How a prediction is compared with the truth."""
     min_snr_gamma: Rate | None = None
@@ -154,12 +186,14 @@ class Training(Section):
     """SD 1.5, SDXL: brightness of the noise."""
     clip_skip: Positive | None = None
     """SD 1.5: layers of CLIP that are left out at the end."""
+    max_token_length: Literal[75, 150, 225] | None = None
+    """SD 1.5, SDXL: tokens of a caption; null: 225 for SD 1.5, 75 for SDXL."""
     no_half_vae: bool | None = None
     """SDXL: its VAE in fp32."""
     max_data_loader_n_workers: Count = 2
     """Processes that read pictures."""
-    attention: Literal["sdpa", "xformers"] = "sdpa"
-    """The kernel of attention."""
+    attention: Literal["sdpa", "xformers", "none"] = "sdpa"
+    """The kernel of attention; none: the script's own."""
 
 
 class FlowMatching(Section):
@@ -209,8 +243,12 @@ class Saving(Section):
     """Steps between checkpoints."""
     save_last_n_steps: Positive | None = 1000
     """Older checkpoints than so many steps go."""
-    save_precision: Literal["float", "fp16", "bf16"] = "bf16"
-    """Number format of the files."""
+    save_every_n_epochs: Positive | None = None
+    """Epochs between checkpoints, beside those by steps."""
+    save_last_n_epochs: Positive | None = None
+    """Checkpoints of older epochs than so many go."""
+    save_precision: Literal["float", "fp16", "bf16"] | None = "bf16"
+    """Number format of the files; null: that of the trained weights."""
     save_state: bool = True
     """With what a resume needs."""
 
@@ -236,7 +274,7 @@ class Sampling(Section):
     """Pictures during training."""
 
     prompts: list[Text] = []
-    """One picture each."""
+    """One image each. Options of sd-scripts in a line (--n, --w, --h, --d ...) win over the keys below."""
     negative: Text = ""
     """What not to show."""
     width: Annotated[int, Field(ge=64)] = 1024
@@ -249,10 +287,12 @@ class Sampling(Section):
     """Of classifier-free guidance (--l); 4 for Chroma."""
     guidance: Rate | None = None
     """Distilled (--g): 0 for Chroma."""
-    seed: Count = 42
-    """Of the first noise."""
-    sample_every_n_steps: Positive = 250
-    """Steps between pictures."""
+    seed: Count | None = 42
+    """Of the first noise; null: another one each time."""
+    sample_every_n_steps: Positive | None = 250
+    """Steps between pictures; null: only by epochs, or never."""
+    sample_every_n_epochs: Positive | None = None
+    """Epochs between pictures; wins over steps."""
     sample_at_first: bool = False
     """Before the first step as well."""
 

@@ -10,6 +10,7 @@ from typing import Any
 from flowloom.trainers.kohya.arguments import absolute_in
 from flowloom.trainers.kohya.config import ImageFolder, KohyaConfig, Sampling
 from flowloom.trainers.kohya.families import FACTS, SAMPLING
+from flowloom.trainers.kohya.prompt_options import Prompt, read_prompt
 
 _SECTIONS = ("model", "network", "training", "flow", "memory", "saving")
 _PATHS = frozenset({"image_dir", "metadata_file", "conditioning_data_dir"})
@@ -53,11 +54,16 @@ def arguments_of(config: KohyaConfig, folder: Path) -> dict[str, Any]:
         values |= config.hub.model_dump(mode="json")
     if any(style_of(subset) == "conditioning_data_dir" for subset in _subsets(config)):
         values["masked_loss"] = True
-    if config.sampling.prompts:
-        every, at_first = config.sampling.sample_every_n_steps, config.sampling.sample_at_first
-        values |= {"sample_prompts": str(folder / "prompts.txt"), "sample_every_n_steps": every}
-        values |= {"sample_at_first": True} if at_first else {}
-    return values
+    return values | _sampling(config.sampling, folder)
+
+
+def _sampling(sampling: Sampling, folder: Path) -> dict[str, Any]:
+    """When images are generated, and from which file; nothing where there is no prompt."""
+    if not sampling.prompts:
+        return {}
+    names = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
+    when = {name: value for name in names if (value := getattr(sampling, name))}
+    return {"sample_prompts": str(folder / "prompts.txt"), **when}
 
 
 def _chosen(config: KohyaConfig) -> dict[str, Any]:
@@ -69,7 +75,10 @@ def _chosen(config: KohyaConfig) -> dict[str, Any]:
             continue
         section = getattr(config, name).model_dump(mode="json")
         values |= {key: value for key, value in section.items() if value not in (None, [], "")}
-    values[values.pop("attention")] = True
+    attention = values.pop("attention")
+    values |= {attention: True} if attention != "none" else {}
+    if values.get("max_token_length") == 75:
+        del values["max_token_length"]  # sd-scripts' own, which it does not accept as a value
     if config.method == "lora":
         values.setdefault("network_module", facts.network_module)
     else:
@@ -93,10 +102,10 @@ def write_files(config: KohyaConfig, folder: Path) -> None:
 
 
 def prompt_lines(config: KohyaConfig) -> list[str]:
-    """Prompts with their options, as sd-scripts takes them."""
+    """Prompts with their options, as sd-scripts takes them; what a line states itself wins."""
     sampling = config.sampling
     right = SAMPLING.get(config.family, {})
-    options = {
+    shared = {
         "n": sampling.negative,
         "w": sampling.width,
         "h": sampling.height,
@@ -105,9 +114,15 @@ def prompt_lines(config: KohyaConfig) -> list[str]:
         "l": _given(sampling, "scale", right.get("l")),
         "g": _given(sampling, "guidance", right.get("g")),
     }
-    told = "".join(f" --{key} {_plain(value)}" for key, value in options.items() if value not in (None, ""))
+    usual = {name: _plain(value) for name, value in shared.items() if value not in (None, "")}
+    return [_line(read_prompt(" ".join(prompt.split())), usual) for prompt in sampling.prompts]
+
+
+def _line(prompt: Prompt, usual: dict[str, str]) -> str:
+    # What sd-scripts does not know as an option stays part of the prompt.
+    text = _plain(" ".join([prompt.text, *prompt.unknown]))
     # A line that begins with a hash is a remark.
-    return [f"{' ' * prompt.lstrip().startswith('#')}{_plain(prompt)}{told}" for prompt in sampling.prompts]
+    return Prompt(f"{' ' * text.startswith('#')}{text}", usual | prompt.options).line
 
 
 def _given(sampling: Sampling, name: str, right: float | None) -> float | None:

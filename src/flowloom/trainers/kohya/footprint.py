@@ -144,7 +144,7 @@ def footprint(config: KohyaConfig, weights: Weights) -> Footprint:
         "text encoders": 0 if _is_encoded_once(values) else _text_bytes(weights, is_small, computed),
         "vae": 0 if values.get("cache_latents") else weights.parts[_VAE] * _vae_width(values, computed),
     }
-    saved = _SAVED[config.saving.save_precision]
+    saved = _SAVED.get(config.saving.save_precision or "", width)
     # Whole checkpoints of SD and SDXL are written with their encoders.
     whole = sum(weights.parts.values()) if config.family in ("sd15", "sdxl") else weights.parts[_NETWORK]
     return Footprint(
@@ -160,18 +160,39 @@ def trained_parameters(config: KohyaConfig, weights: Weights, values: dict[str, 
     width = 2 if values.get("full_bf16") else 4
     if config.method == "full":
         return weights.parts[_NETWORK], width
+    if has_unknown_size(config):
+        return 0, width
     sides = weights.adapted + (0 if values.get("network_train_unet_only") else weights.adapted_text)
     return sides * config.network.network_dim, width
 
 
-def kept_files(config: KohyaConfig, steps: int) -> int:
-    """The most checkpoints of a run of `steps` that lie there at a time, its last one included."""
-    every, last = config.saving.save_every_n_steps, config.saving.save_last_n_steps
+UNKNOWN_SIZE = "the size of this LyCORIS algorithm does not follow from its rank."
+_RANKED = frozenset({"lora", "locon"})
+"""Algorithms of LyCORIS whose layers are as large as those of a LoRA."""
+
+
+def has_unknown_size(config: KohyaConfig) -> bool:
+    """Whether the adapter's size is not known here: LoKr's rank of 10000 means full matrices, not a rank."""
+    network = config.network
+    if config.method == "full" or network.network_module != "lycoris.kohya":
+        return False
+    pairs = (word.partition("=") for word in network.network_args)
+    return any(name.strip() == "algo" and value.strip().lower() not in _RANKED for name, _, value in pairs)
+
+
+def kept_files(config: KohyaConfig, steps: int, epochs: int = 0) -> int:
+    """The most checkpoints of a run of `steps` and `epochs` that are there at a time, the last included."""
+    saving = config.saving
+    by_steps = _kept(steps, saving.save_every_n_steps, saving.save_last_n_steps)
+    return by_steps + _kept(epochs, saving.save_every_n_epochs, saving.save_last_n_epochs) + 1
+
+
+def _kept(count: int, every: int | None, last: int | None) -> int:
     if not every:
-        return 1
-    written = steps // every
+        return 0
+    written = count // every
     # An older one goes only when a new one is there.
-    return min(written, last // every + 2 if last else written) + 1
+    return min(written, last // every + 2 if last else written)
 
 
 def _states(optimizer: str, width: int) -> tuple[float, bool]:

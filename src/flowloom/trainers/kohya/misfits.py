@@ -14,6 +14,7 @@ from flowloom.trainers.kohya.buckets import impossible
 from flowloom.trainers.kohya.config import DataSet, Hub, ImageFolder, KohyaConfig
 from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.files import STYLES, script_of, style_of
+from flowloom.trainers.kohya.prompt_options import read_prompt
 
 
 def missing_files(config: KohyaConfig) -> Iterator[Problem]:
@@ -35,7 +36,9 @@ def _missing_data(config: KohyaConfig) -> Iterator[Problem]:
     for i, dataset in enumerate(config.datasets):
         for j, subset in enumerate(dataset.subsets):
             place = f"datasets.{i}.subsets.{j}"
-            if not os.path.isdir(Path(subset.image_dir).expanduser()):  # noqa: PTH112 -- any text
+            # An empty path would be the folder where the studio runs.
+            path = Path(subset.image_dir).expanduser()
+            if not subset.image_dir or not os.path.isdir(path):  # noqa: PTH112 -- any text
                 yield Problem(f"{place}.image_dir", f"{subset.image_dir!r} is no folder.")
             for key in STYLES:
                 yield from _not_there(f"{place}.{key}", getattr(subset, key))
@@ -48,7 +51,7 @@ def misfits(config: KohyaConfig) -> Iterator[Problem]:
     for i, dataset in enumerate(config.datasets):
         yield from _of_data(dataset, f"datasets.{i}", config)
     for i, prompt in enumerate(config.sampling.prompts):
-        if not prompt.strip():
+        if not read_prompt(prompt).text:
             yield Problem(f"sampling.prompts.{i}", "is empty: sd-scripts would take its options for it.")
     for i, word in enumerate(config.training.optimizer_args):
         if "/" in word or "~" in word:

@@ -70,8 +70,8 @@ class Found:
 class Reader:
     """Reads data sets one after another: what is held out depends on those before."""
 
-    def __init__(self, seed: int, reads: Callable[[str], bool]):
-        """`seed` is the run's; `reads` tells whether sd-scripts here reads an ending of WITH_MORE."""
+    def __init__(self, seed: int | None, reads: Callable[[str], bool]):
+        """`seed` is the run's, None if random; `reads` tells whether sd-scripts reads an ending here."""
         self.found, self._draw, self._reads = Found(), random.Random(seed), reads
 
     def read(self, datasets: Sequence[DataSet]) -> Found:

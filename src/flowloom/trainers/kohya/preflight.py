@@ -27,9 +27,11 @@ from flowloom.trainers.kohya.footprint import (
     LATENT_BYTES,
     NOT_COUNTED,
     TEXT_STATES,
+    UNKNOWN_SIZE,
     Footprint,
     Weights,
     footprint,
+    has_unknown_size,
     kept_files,
 )
 from flowloom.trainers.kohya.pictures import (
@@ -107,7 +109,9 @@ def preflight(config: KohyaConfig, asked: Asked) -> Preflight:
         return found
     taken = footprint(config, weights)
     found.memory, found.advice = _memory(config, weights, asked)
-    found.disk = _disk(config, read, taken, found.data["steps"], asked.runs_dir)
+    found.disk = _disk(config, read, taken, found.data, asked.runs_dir)
+    if has_unknown_size(config):
+        found.hints.append(f"memory and disk are without the adapter: {UNKNOWN_SIZE}")
     if not taken.is_known:
         name = config.training.optimizer_type
         found.hints.append(f"the states of {name} are not known here: they are counted as AdamW's")
@@ -257,10 +261,12 @@ def _free_memory() -> tuple[int, str]:
     return free, "main memory, as there is no card here"
 
 
-def _disk(config: KohyaConfig, read: Found, taken: Footprint, steps: int, runs_dir: Path) -> dict[str, Any]:
+def _disk(
+    config: KohyaConfig, read: Found, taken: Footprint, data: dict[str, Any], runs_dir: Path
+) -> dict[str, Any]:
     """Checkpoints, states, and what is kept beside the pictures where that is the same disk."""
     home = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.is_dir())
-    kept = kept_files(config, steps)
+    kept = kept_files(config, data["steps"], data["epochs"])
     caches = {name: size for name, size in _caches(config, read, home.stat().st_dev).items() if size}
     parts = {
         "checkpoints": kept * taken.weights,

@@ -1,0 +1,7 @@
+"""Configurations that people have: sd-scripts' TOML, and the JSON that bmaltais' kohya_ss saves."""
+
+from flowloom.trainers.kohya.imports.kohya_ss import from_bmaltais
+from flowloom.trainers.kohya.imports.result import Files, Imported
+from flowloom.trainers.kohya.imports.toml_files import from_toml
+
+__all__ = ["Files", "Imported", "from_bmaltais", "from_toml"]

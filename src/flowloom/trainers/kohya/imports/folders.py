@@ -1,0 +1,65 @@
+"""Folders of images as datasets: by sd-scripts' rule `train_data_dir` holds folders named REPEATS_NAME."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from flowloom.trainers.kohya.imports.result import Given, Imported, Look
+
+_SEPARATOR = re.compile(r"[/\\]")
+Folder = dict[str, Any]
+
+
+def repeats_of(name: str) -> tuple[int, str] | None:
+    """Repeats and class tokens of a folder's name, `10_a fox`; None where sd-scripts ignores it."""
+    number, _, tokens = name.partition("_")
+    try:
+        repeats = int(number)
+    except ValueError:
+        return None
+    return (repeats, tokens) if repeats >= 1 else None
+
+
+def subsets_of(given: Given, look: Look, found: Imported) -> list[Folder]:
+    """The subsets that `train_data_dir` or `reg_data_dir` stands for; what they are goes into `found`."""
+    path = str(given.value)
+    regular = {"is_reg": True} if given.key == "reg_data_dir" else {}
+    names = look(path)
+    subsets = [
+        {"image_dir": _join(path, name), "num_repeats": folder[0], "class_tokens": folder[1], **regular}
+        for name in sorted(names or [])
+        if (folder := repeats_of(name))
+    ]
+    if subsets:
+        told = ", ".join(f"{_last(one['image_dir'])} ({one['num_repeats']} repeats)" for one in subsets[:5])
+        more = f" and {len(subsets) - 5} more" * (len(subsets) > 5)
+        found.translated[given.name] = f"{len(subsets)} subsets: {told}{more}"
+        return subsets
+    return [_itself(given, path, names, found) | regular]
+
+
+def _itself(given: Given, path: str, names: list[str] | None, found: Imported) -> Folder:
+    """The folder itself, where it holds none that sd-scripts takes, or cannot be read here."""
+    own = repeats_of(_last(path))
+    if own:
+        message = f"the folder itself as a subset with {own[0]} repeats; sd-scripts takes the folder above it"
+        found.translated[given.name] = message
+        return {"image_dir": path, "num_repeats": own[0], "class_tokens": own[1]}
+    if names is None:
+        why = "cannot be read here; sd-scripts trains the folders in it that are named REPEATS_NAME: add them"
+    else:
+        why = (
+            "holds no folder named REPEATS_NAME, and sd-scripts trains only those; it is taken with 1 repeat"
+        )
+    found.leave(given.name, given.value, why)
+    return {"image_dir": path}
+
+
+def _last(path: str) -> str:
+    return _SEPARATOR.split(path.rstrip("/\\"))[-1]
+
+
+def _join(path: str, name: str) -> str:
+    mark = "\\" if "\\" in path and "/" not in path else "/"
+    return f"{path.rstrip('/' + chr(92))}{mark}{name}"

@@ -1,0 +1,79 @@
+"""Values of files as the configuration takes them: numbers and switches may stand there as texts."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+_SWITCHES = {"true": True, "false": False, "1": True, "0": False}
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a front end means by it that nothing is stated."""
+    return value is None or value == [] or (isinstance(value, str) and value.strip() in ("", "None", "null"))
+
+
+def number_of(value: Any) -> Any:
+    """The number that a text holds; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def words_of(value: Any) -> Any:
+    """`"a=1 b=2"` as a list of words, as kohya_ss splits it; any other value as it is."""
+    return value.replace('"', "").split() if isinstance(value, str) else value
+
+
+def fitted(section: type[BaseModel], key: str, value: Any) -> Any:
+    """`value` in the type of the field where that is possible without loss; else as it is."""
+    kinds = _kinds(section)[key]
+    if kinds <= {"string", "null"}:
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    value = _typed(value, kinds)
+    is_zero = value == 0 and not isinstance(value, bool) and "null" in kinds
+    # 0 steps between checkpoints: a form's way to say never.
+    return None if is_zero and not _is_valid(section, key, value) else value
+
+
+def is_same(given: Any, taken: Any) -> bool:
+    """Whether both are the same value, whatever their types."""
+    if isinstance(given, bool) != isinstance(taken, bool):
+        return str(given).lower() == str(taken).lower()
+    return given == taken or number_of(given) == taken or words_of(given) == taken or str(given) == str(taken)
+
+
+def _typed(value: Any, kinds: frozenset[str]) -> Any:
+    if isinstance(value, str) and "boolean" in kinds:
+        return _SWITCHES.get(value.strip().lower(), value)
+    if "array" in kinds:
+        value = words_of(value) if kinds == {"array"} else value
+        return list(map(number_of, value)) if isinstance(value, list) and "number" in kinds else value
+    if "boolean" in kinds:
+        return bool(value) if isinstance(value, int | float) and value in (0, 1) else value
+    value = number_of(value)
+    return int(value) if isinstance(value, float) and value.is_integer() and "integer" in kinds else value
+
+
+@lru_cache(16)
+def _kinds(section: type[BaseModel]) -> dict[str, frozenset[str]]:
+    """JSON's names of the types that each field takes."""
+    return {
+        key: frozenset(part.get("type", "") for part in schema.get("anyOf", [schema]))
+        for key, schema in section.model_json_schema()["properties"].items()
+    }
+
+
+def _is_valid(section: type[BaseModel], key: str, value: Any) -> bool:
+    try:
+        section.model_validate({key: value})
+    except ValidationError:
+        return False
+    return True
