@@ -14,7 +14,7 @@ from benchmarks.start_up import NUM_ROWS, write_rows
 from benchmarks.timing import Measured, interleaved
 from flowloom.data.buckets import assign, make_buckets
 from flowloom.data.metadata import read_metadata
-from flowloom.data.order import EpochPlan, plan_epoch, rank_rows
+from flowloom.data.order import EpochPlan, plan_epoch, rank_parts
 
 TARGET = 1.0
 TIMES_FASTER, LIMIT_S = 15.0, 0.3
@@ -29,7 +29,7 @@ def ours(path: Path) -> EpochPlan:
     plan = plan_epoch(assign(metadata.widths, metadata.heights, SIZES, 2.0), BATCH_SIZE, 0, 0)
     for number in range(HANDED_OUT):
         for rank in range(NUM_RANKS):
-            rank_rows(plan[number], rank, NUM_RANKS)
+            rank_parts(plan[number], rank, NUM_RANKS)
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,35 @@ def test_what_is_shown_is_among_what_was_cached(
         assert not cached
 
 
+captions_of_a_row = st.lists(tags, min_size=1, max_size=13)
+
+
+@given(captions_of_a_row, st.booleans(), shares, st.integers(1, 9), st.integers(0, 100))
+def test_a_filled_cache_has_exactly_what_is_shown(
+    written: list[str], is_tag_based: bool, lowercase: float, variants: int, begin: int
+) -> None:
+    """From any epoch on, every caption in each of its variants, and nothing else."""
+    rules = CaptionRules(0.0, shuffle_tags=True, tag_drop=0.5, lowercase=lowercase, variants=variants)
+    one = replace(row("a.png", written[0], is_tag_based), more_captions=tuple(written[1:]))
+    times = range(begin, begin + len(written) * variants)
+    assert {vary(one, showing, rules, seed=1) for showing in times} == captions_of(one, rules, seed=1)
+
+
+@pytest.mark.parametrize("variants", [0, 1, 8])
+@pytest.mark.parametrize("count", [2, 3, 8, 12])
+def test_every_caption_of_an_image_is_shown_equally_often(count: int, variants: int) -> None:
+    """With a cache of variants too, whatever divides their number."""
+    rules = CaptionRules(0.0, shuffle_tags=True, tag_drop=0.0, lowercase=0.3, variants=variants)
+    one = replace(row("a.png", "caption 0"), more_captions=tuple(f"caption {i}" for i in range(1, count)))
+    shown = Counter(vary(one, showing, rules, seed=4).lower() for showing in range(5 * count))
+    assert shown == {f"caption {i}": 5 for i in range(count)}
+
+
 @given(tags, st.integers(0, 7))
 def test_the_first_epochs_are_as_without_variants(caption: str, epoch: int) -> None:
     rules = CaptionRules(0.2, shuffle_tags=True, tag_drop=0.5, lowercase=0.3)
     one = row("a.png", caption, is_tag_based=True)
     assert vary(one, epoch, rules, 5) == vary(one, epoch, replace(rules, variants=8), 5)
+    several = replace(one, more_captions=("other, words", "third"))
+    for showing in range(3 * epoch, 3 * epoch + 3):
+        assert vary(several, showing, rules, 5) == vary(several, showing, replace(rules, variants=8), 5)

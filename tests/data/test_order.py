@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flowloom.data.buckets import LEFT_OUT, assign, make_buckets
 from flowloom.data.captions import CaptionRules, vary
 from flowloom.data.metadata import Row
-from flowloom.data.order import EpochExtras, plan_epoch, rank_rows
+from flowloom.data.order import EpochExtras, plan_epoch, rank_parts
 
 
 def test_buckets_are_flows() -> None:
@@ -77,7 +77,7 @@ def test_every_row_comes_once_an_epoch(
         for batch in batches:
             assert 1 <= len(batch.rows) <= batch_size
             assert {row_buckets[row] for row in batch.rows} == {batch.bucket}
-            slices = [rank_rows(batch, rank, world_size)[0].tolist() for rank in range(world_size)]
+            slices = [rank_parts(batch, rank, world_size)[0].rows.tolist() for rank in range(world_size)]
             assert [row for part in slices for row in part] == batch.rows.tolist()
         counts = Counter(bucket for bucket in row_buckets if bucket >= 0)
         assert len(plan) == sum(-(-count // batch_size) for count in counts.values())
@@ -93,17 +93,41 @@ def test_updates_have_the_same_rows_on_any_number_of_ranks(
 ) -> None:
     batch = plan_epoch(np.zeros(num_rows, np.int64), num_rows, seed=3, epoch=0)[0]
     num_updates = min(num_updates, num_rows)
-    alone = rank_rows(batch, 0, 1, num_updates)
+    alone = [part.rows for part in rank_parts(batch, 0, 1, num_updates)]
     assert np.concatenate(alone).tolist() == batch.rows.tolist()
     sizes = [len(rows) for rows in alone]
     assert min(sizes) >= 1
     assert max(sizes) - min(sizes) <= 1
-    of_ranks = [rank_rows(batch, rank, world_size, num_updates) for rank in range(world_size)]
+    of_ranks = [rank_parts(batch, rank, world_size, num_updates) for rank in range(world_size)]
     for number, rows in enumerate(alone):
-        parts = [of_rank[number].tolist() for of_rank in of_ranks]
+        parts = [of_rank[number].rows.tolist() for of_rank in of_ranks]
         assert [row for part in parts for row in part] == rows.tolist()
         assert len(parts[0]) == max(map(len, parts)) >= 1
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(
+    repeats=st.lists(st.sampled_from([0.25, 0.5, 1.0, 1.75, 2.5, 3.0, 0.1]), min_size=1, max_size=12),
+    seed=st.integers(0, 2**40),
+)
+def test_each_time_that_a_row_is_shown_is_counted_in_order(repeats: list[float], seed: int) -> None:
+    extra = EpochExtras(repeats=np.array(repeats))
+    column = np.arange(len(repeats)) % 2
+    shown = Counter[int]()
+    for epoch in range(7):
+        plan = plan_epoch(column, 3, seed, epoch, extra)
+        found: dict[int, list[int]] = {}
+        for batch in (plan[i] for i in range(len(plan))):
+            for row, showing in zip(batch.rows.tolist(), batch.showings.tolist(), strict=True):
+                found.setdefault(row, []).append(showing)
+        for row, showings in found.items():
+            assert sorted(showings) == list(range(shown[row], shown[row] + len(showings)))
+            shown[row] += len(showings)
+
+
+def test_where_every_row_comes_once_the_epoch_counts() -> None:
+    plan = plan_epoch(np.zeros(5, np.int64), 3, 0, 6)
+    assert [plan[i].showings.tolist() for i in range(len(plan))] == [[6, 6, 6], [6, 6]]
 
 
 def test_each_epoch_has_an_order_of_its_own_and_always_the_same() -> None:
@@ -183,7 +207,7 @@ def test_an_epoch_goes_on_with_any_number_of_ranks(
     for world_size, start, stop in zip(ranks, edges, edges[1:], strict=False):
         again = plan_epoch(column, sizes, seed, epoch)
         for i in range(start, stop):
-            parts = [rank_rows(again[i], rank, world_size)[0].tolist() for rank in range(world_size)]
+            parts = [rank_parts(again[i], rank, world_size)[0].rows.tolist() for rank in range(world_size)]
             lengths = [len(part) for part in parts]
             assert max(lengths) - min(lengths) <= 1
             assert [row for part in parts for row in part] == plan[i].rows.tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,18 @@ def make_run(tmp_path: Path, make_config: Callable[..., RunConfig]) -> Callable[
         return run_dir
 
     return make
+
+
+@pytest.fixture
+def own_encoders(tmp_path: Path, tiny_family: Any) -> dict[str, str]:
+    """Model paths to encoders of this test's own, so that it may delete them."""
+    vae, t5 = tmp_path / "encoders" / "ae.safetensors", tmp_path / "encoders" / "t5"
+    vae.parent.mkdir()
+    shutil.copy(tiny_family.vae_path, vae)
+    shutil.copytree(tiny_family.t5_path, t5)
+    return {
+        "vae_path": str(vae),
+        "t5_path": str(t5),
+        "t5_config_path": str(t5 / "config.json"),
+        "t5_tokenizer_path": str(t5),
+    }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import pytest
 
 from flowloom.engine.__main__ import run_engine
+from flowloom.engine.build import build
+from flowloom.engine.distributed import Ranks
 from flowloom.engine.fill import fill, prune, stats, verify
 from flowloom.errors import DataError, WeightsError
 from flowloom.spec.run import RunConfig
@@ -28,21 +32,6 @@ def losses(run_dir: RunDir) -> list[float]:
 
 def on_disk(folder: Path, **more: Any) -> dict[str, Any]:
     return {"latents": "disk", "text": "disk", "dir": str(folder), **more}
-
-
-@pytest.fixture
-def own_encoders(tmp_path: Path, tiny_family: Any) -> dict[str, str]:
-    """Model paths to encoders of this test's own, so that it may delete them."""
-    vae, t5 = tmp_path / "encoders" / "ae.safetensors", tmp_path / "encoders" / "t5"
-    vae.parent.mkdir()
-    shutil.copy(tiny_family.vae_path, vae)
-    shutil.copytree(tiny_family.t5_path, t5)
-    return {
-        "vae_path": str(vae),
-        "t5_path": str(t5),
-        "t5_config_path": str(t5 / "config.json"),
-        "t5_tokenizer_path": str(t5),
-    }
 
 
 @pytest.mark.parametrize("sampling", ["mean", "draw"])
@@ -243,6 +232,45 @@ def test_a_filled_cache_has_what_any_epoch_of_several_data_sets_needs(
     assert fill(make_config(**sections)).images == 44
     shutil.rmtree(tmp_path / "encoders")
     assert losses(make_run(**sections, limits=EPOCHS))
+
+
+@pytest.mark.parametrize("repeats", [0.5, 1, 5])
+def test_all_captions_of_an_image_are_trained_from_a_filled_cache(
+    make_run: Callable[..., RunDir],
+    make_config: Callable[..., RunConfig],
+    own_encoders: dict[str, str],
+    drawn_data: Path,
+    tmp_path: Path,
+    repeats: float,
+) -> None:
+    """Twelve captions for an image and eight variants of each; stopped and resumed within the first epoch."""
+    lines = (drawn_data / "data.jsonl").read_text().splitlines()[:4]
+    rows = [json.loads(line) | {"caption_or_tags": [f"{n}, caption" for n in range(12)]} for line in lines]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = {"jsonl_metadata_path": str(tmp_path / "data.jsonl"), "image_folder_path": str(drawn_data)}
+    epochs = math.ceil(12 / repeats)
+    sections: dict[str, Any] = {
+        "dataloader": {"jsonl_metadata_path": "", "uncond_percentage": 0.0},
+        "datasets": [paths | {"repeats": repeats}],
+        "model": own_encoders,
+        "limits": {"max_steps": None, "max_epochs": epochs},
+        "cache": on_disk(tmp_path / "cache"),
+    }
+    config = make_config(**sections)
+    fill(config)
+    loader = build(config, Ranks()).loader
+    shown = Counter(
+        (sample.row, sample.caption.lower().split(", caption")[0].removeprefix("caption, "))
+        for epoch in range(epochs)
+        for loaded in loader.batches(epoch)
+        for sample in loaded.samples
+    )
+    assert set(shown) == {(row, str(n)) for row in range(4) for n in range(12)}
+    assert max(shown.values()) - min(shown.values()) <= 1
+    shutil.rmtree(tmp_path / "encoders")
+    run_dir = make_run(**sections)
+    run_engine(run_dir, lambda event: run_dir.request("stop") if event.get("step") == 1 else None)
+    assert len(losses(run_dir)) > 1
 
 
 def test_what_a_fill_leaves_out_is_said_of_the_data_set_that_has_it(

@@ -179,12 +179,19 @@ def _look_up(known: Digests, signature: bytes) -> bytes | None:
 
 
 def hash_files(paths: list[Path]) -> bytes:
-    """16 bytes of the content of `paths`, in their order, whatever they are called."""
+    """16 bytes of the content of `paths`, in their order, whatever they are called; each is read once."""
+    found: dict[Path, bytes] = {}
     whole = hashlib.blake2b(digest_size=16)
     for path in paths:
-        one = xxhash.xxh3_128()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                one.update(chunk)
-        whole.update(one.digest())
+        if path not in found:
+            found[path] = _hash_file(path)
+        whole.update(found[path])
     return whole.digest()
+
+
+def _hash_file(path: Path) -> bytes:
+    one = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            one.update(chunk)
+    return one.digest()

@@ -19,7 +19,7 @@ from flowloom.data.fetch import Fetch
 from flowloom.data.images import load_image
 from flowloom.data.masks import load_mask
 from flowloom.data.metadata import Row
-from flowloom.data.order import EpochPlan, rank_rows
+from flowloom.data.order import Batch, EpochPlan, rank_parts
 from flowloom.data.pictures import Pictures
 from flowloom.errors import DataError, ImageError
 from flowloom.parts.sources.base import shown
@@ -45,6 +45,8 @@ class Sample:
     """(h, w), 255 where the loss counts in full; None: everywhere."""
     dataset: int = 0
     """Which of several data sets it belongs to."""
+    showing: int = 0
+    """How often the row was shown before; everything that varies from one time to the next is drawn by it."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class _Begun:
     """A row, and its picture on its way where that lies in a store."""
 
     row: Row
+    showing: int
     fetch: Fetch | None
 
 
@@ -93,10 +96,10 @@ class _Place:
     def bucket(self) -> int:
         return self.plan[self.number].bucket
 
-    def rows(self, updates_per_batch: int, rank: int, world_size: int) -> list[NDArray[np.int64]]:
+    def parts(self, updates_per_batch: int, rank: int, world_size: int) -> list[Batch]:
         """This rank's rows of each update."""
         num_updates = self.plan.updates_of(self.number, updates_per_batch)
-        return rank_rows(self.plan[self.number], rank, world_size, num_updates)
+        return rank_parts(self.plan[self.number], rank, world_size, num_updates)
 
 
 @dataclass(kw_only=True)
@@ -176,7 +179,7 @@ class Loader:
                     while begun and len(waiting) <= self.prefetch:
                         place, rows = begun.popleft()
                         size = self.dataset.sizes[place.bucket]
-                        samples = [pool.submit(self._load, row, size, place.epoch) for row in rows]
+                        samples = [pool.submit(self._load, row, size) for row in rows]
                         waiting.append((place, rows, samples))
                     if not waiting:
                         return
@@ -189,10 +192,13 @@ class Loader:
 
     def _begin(self, pool: ThreadPoolExecutor, place: _Place) -> list[Future[_Begun | Skipped]]:
         size = self.dataset.sizes[place.bucket]
-        rows = np.concatenate(place.rows(self.updates_per_batch, self.rank, self.world_size))
-        return [pool.submit(self._begin_row, int(row), size) for row in rows]
+        parts = place.parts(self.updates_per_batch, self.rank, self.world_size)
+        rows = np.concatenate([part.rows for part in parts]).tolist()
+        showings = np.concatenate([part.showings for part in parts]).tolist()
+        begun = zip(rows, showings, strict=True)
+        return [pool.submit(self._begin_row, row, showing, size) for row, showing in begun]
 
-    def _begin_row(self, index: int, size: Size) -> _Begun | Skipped:
+    def _begin_row(self, index: int, showing: int, size: Size) -> _Begun | Skipped:
         data = self.dataset
         try:
             row = data.metadata.row(index)
@@ -200,20 +206,18 @@ class Loader:
             return Skipped(int(data.metadata.lines[index]), "", str(error))
         one = data.set_of(row)
         if data.dummy_image or not self.pictures.is_remote(row, one.folder):
-            return _Begun(row, None)
+            return _Begun(row, showing, None)
         try:
             is_wanted = one.mask == "alpha" or self.needs_pixels(index, size)
         except ImageError as error:
             return Skipped(row.line, shown(row.filename), str(error), row.dataset)
-        return _Begun(row, self.pictures.begin(row, one.folder) if is_wanted else None)
+        return _Begun(row, showing, self.pictures.begin(row, one.folder) if is_wanted else None)
 
     def _collect(self, place: _Place, futures: list[Future[Sample | Skipped]]) -> LoadedBatch:
         results = [future.result() for future in futures]
-        planned = place.rows(self.updates_per_batch, self.rank, self.world_size)
-        remaining = iter(results)
-        update_sizes = [
-            sum(isinstance(result, Sample) for result in islice(remaining, len(rows))) for rows in planned
-        ]
+        usable = iter([isinstance(result, Sample) for result in results])
+        parts = place.parts(self.updates_per_batch, self.rank, self.world_size)
+        update_sizes = [sum(islice(usable, len(part.rows))) for part in parts]
         return LoadedBatch(
             epoch=place.epoch,
             index=place.number,
@@ -224,7 +228,7 @@ class Loader:
             goes_on=place.plan.goes_on(place.number),
         )
 
-    def _load(self, future: Future[_Begun | Skipped], size: Size, epoch: int) -> Sample | Skipped:
+    def _load(self, future: Future[_Begun | Skipped], size: Size) -> Sample | Skipped:
         begun = future.result()
         if isinstance(begun, Skipped):
             return begun
@@ -236,9 +240,17 @@ class Loader:
         finally:
             if begun.fetch:
                 begun.fetch.cancel()
-        caption = vary(row, epoch, self.rules, self.seed)
-        loss_weight = row.loss_weight * self.dataset.set_of(row).loss_weight
-        return Sample(row.index, row.line, row.filename, caption, loss_weight, pixels, mask, row.dataset)
+        return Sample(
+            row=row.index,
+            line=row.line,
+            filename=row.filename,
+            caption=vary(row, begun.showing, self.rules, self.seed),
+            loss_weight=row.loss_weight * self.dataset.set_of(row).loss_weight,
+            pixels=pixels,
+            mask=mask,
+            dataset=row.dataset,
+            showing=begun.showing,
+        )
 
     def _picture(
         self, begun: _Begun, size: Size

@@ -14,18 +14,27 @@ class Batch:
     """Rows of one bucket, over all ranks."""
 
     rows: NDArray[np.int64]
+    showings: NDArray[np.int64]
+    """How often each row was shown before, in this epoch and all before it."""
     bucket: int
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Rows number `start` to `stop`, as views."""
+        return Batch(self.rows[start:stop], self.showings[start:stop], self.bucket)
 
 
 @dataclass(frozen=True)
 class EpochPlan:
     """All batches of an epoch, in order."""
 
+    epoch: int
     rows: NDArray[np.int64]
     starts: NDArray[np.int64]
     buckets: NDArray[np.int64]
     joined: NDArray[np.bool_] | None = None
     """Whether a batch is trained in one update with the one before it; None: each alone."""
+    showings: NDArray[np.int64] | None = None
+    """See `Batch`; None: each row comes once an epoch."""
 
     def goes_on(self, index: int) -> bool:
         """Whether the next batch is trained in one update with this one."""
@@ -54,7 +63,8 @@ class EpochPlan:
 
     def __getitem__(self, index: int) -> Batch:
         start, stop = self.starts[index], self.starts[index + 1]
-        return Batch(self.rows[start:stop], int(self.buckets[index]))
+        once = np.full(stop - start, self.epoch) if self.showings is None else self.showings[start:stop]
+        return Batch(self.rows[start:stop], once, int(self.buckets[index]))
 
 
 @dataclass(frozen=True)
@@ -95,14 +105,19 @@ def plan_epoch(
         batch_size: rows a batch, one number for all buckets or one for each.
     """
     draw = np.random.default_rng([seed & 0xFFFFFFFF, epoch])
-    rows = np.flatnonzero(row_buckets >= 0)
-    if extra.repeats is not None:
-        rows = _repeated(rows, extra.repeats, seed, epoch)
-    draw.shuffle(rows)
+    rows, showings = np.flatnonzero(row_buckets >= 0), None
+    if extra.repeats is None:
+        draw.shuffle(rows)
+    else:
+        rows, showings = _repeated(rows, extra.repeats, seed, epoch)
+        shuffled = np.arange(len(rows))
+        draw.shuffle(shuffled)
+        rows, showings = rows[shuffled], showings[shuffled]
     of_row = row_buckets[rows]
     num_buckets = int(of_row.max(initial=-1)) + 1
     # Sorting numbers of 16 bits is counting them.
-    rows = rows[np.argsort(of_row.astype(np.uint16) if num_buckets < 2**16 else of_row, kind="stable")]
+    by_bucket = np.argsort(of_row.astype(np.uint16) if num_buckets < 2**16 else of_row, kind="stable")
+    rows = rows[by_bucket]
     counts = np.bincount(of_row, minlength=num_buckets)
     starts = _cuts(rows, counts, batch_size, extra)
     edges = np.append(starts, len(rows))
@@ -113,7 +128,9 @@ def plan_epoch(
     lengths = np.diff(edges)[order]
     new_starts = np.concatenate(([0], np.cumsum(lengths)))
     moved = np.arange(len(rows)) + np.repeat(starts[order] - new_starts[:-1], lengths)
-    return EpochPlan(rows[moved], new_starts, of_batch[order], joined)
+    if showings is not None:
+        showings = showings[by_bucket][moved]
+    return EpochPlan(epoch, rows[moved], new_starts, of_batch[order], joined, showings)
 
 
 def _fills(
@@ -157,13 +174,14 @@ def _packed(
 
 def _repeated(
     rows: NDArray[np.int64], repeats: NDArray[np.float64], seed: int, epoch: int
-) -> NDArray[np.int64]:
-    """`rows` as many times each as `repeats` says for the epoch, on average over epochs where it is no whole.
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`rows` as many times each as `repeats` says for the epoch, and how often each was shown before.
 
-    Rows with the same fraction take turns: of n such rows about fraction * n get one more each epoch, the
-    next ones in a fixed random circle.
+    Where `repeats` is no whole number, rows with the same fraction take turns: of n such rows about
+    fraction * n get one more each epoch, the next ones in a fixed random circle.
     """
     times = np.floor(repeats[rows]).astype(np.int64)
+    before = times * epoch
     fractions = repeats[rows] - times
     for fraction in np.unique(fractions[fractions > 0]):
         mine = np.flatnonzero(fractions == fraction)
@@ -171,7 +189,11 @@ def _repeated(
         # Where an epoch ends in the circle, the next one begins.
         start, stop = (round(edge * fraction * len(mine)) for edge in (epoch, epoch + 1))
         times[mine[np.arange(start, stop) % len(mine)]] += 1
-    return np.repeat(rows, times)
+        # The places 0 to `start` were taken before: of the first ones in the circle, each once more.
+        before[mine] += start // len(mine)
+        before[mine[: start % len(mine)]] += 1
+    firsts = np.repeat(np.cumsum(times) - times, times)
+    return np.repeat(rows, times), np.repeat(before, times) + np.arange(len(firsts)) - firsts
 
 
 def _cuts(
@@ -209,8 +231,8 @@ def _cuts_by_cost(
     return np.array(starts, dtype=np.int64)
 
 
-def rank_rows(batch: Batch, rank: int, world_size: int, num_updates: int = 1) -> list[NDArray[np.int64]]:
-    """The rows of `batch` that `rank` trains in each of its updates: contiguous slices, even to within one.
+def rank_parts(batch: Batch, rank: int, world_size: int, num_updates: int = 1) -> list[Batch]:
+    """What `rank` trains of `batch` in each of its updates: contiguous slices, even to within one.
 
     The batch is split into updates first and each update into ranks, so that the number of ranks does not
     change which rows are trained together. The first ranks get the larger slices: of a single row rank 0,
@@ -220,5 +242,5 @@ def rank_rows(batch: Batch, rank: int, world_size: int, num_updates: int = 1) ->
     parts = []
     for start, stop in pairwise(edges.tolist()):
         first, last = (start - -(stop - start) * number // world_size for number in (rank, rank + 1))
-        parts.append(batch.rows[first:last])
+        parts.append(batch.part(first, last))
     return parts

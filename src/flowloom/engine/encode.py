@@ -156,12 +156,12 @@ class Encoders:
         return (vae.encode_spread(images) if self.draws else vae.encode(images)).cpu()
 
     def _drawn(self, batch: LoadedBatch, planes: list[Tensor]) -> Tensor:
-        """(B, C, h, w): the mean, or a draw of its own for every epoch and row."""
+        """(B, C, h, w): the mean, or a draw of its own for every time that a row is shown."""
         if not self.draws:
             return torch.stack(planes)
         drawn = []
         for sample, (mean, log_variance) in zip(batch.samples, planes, strict=True):
-            draw = generator(self.seed, "latents", batch.epoch, sample.row)
+            draw = generator(self.seed, "latents", sample.showing, sample.row)
             noise = torch.randn(mean.shape, generator=draw)
             drawn.append(mean.float() + (log_variance.float() / 2).exp() * noise)
         return torch.stack(drawn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from flowloom.data.cache import Cache
 from flowloom.data.cache_keys import (
+    JUST_WRITTEN_NS,
     Contents,
     Crop,
     EncodedBy,
@@ -28,7 +30,7 @@ from flowloom.data.shard_stores import LocalShards, RemoteShards, ShardStore
 from flowloom.engine.encode import Image, Keepers, keepers_without_disk
 from flowloom.engine.keepers import DiskKeeper
 from flowloom.errors import WeightsError
-from flowloom.parts.families.weights import PICKLED, SAFE
+from flowloom.parts.families.weights import INDEX, PICKLED, SAFE, shard_names
 from flowloom.parts.records import caption_states, image_latents
 from flowloom.parts.sources.base import StorageSection, open_source
 from flowloom.spec.run import RunConfig
@@ -144,26 +146,38 @@ class EncoderFiles:
         self._path = folder / ENCODERS
 
     def digest(self, paths: Sequence[Path]) -> bytes:
-        """16 bytes of the content of the files at `paths`; where one is gone, of what lay there last.
+        """16 bytes of the content of the files at `paths`; where weights are gone, of what was there last.
+
+        Size, times and inode of each file say whether it was hashed before. The time of the last change of
+        the inode is among them, which no program sets: a file that takes the place of another is noticed.
 
         Raises:
-            WeightsError: one is gone, and nobody knows what it was.
+            WeightsError: weights are gone, and this cache has never seen them.
         """
         known = self._read()
-        name = "\n".join(str(path.resolve()) for path in paths)
-        gone = [path for path in paths if not path.exists()]
-        if gone and name not in known:
+        name = "\n".join(os.path.normpath(path.absolute()) for path in paths)
+        if name not in known:
+            # As earlier versions named them; of a link that is gone nobody can tell where it led.
+            resolved = "\n".join(str(path.resolve()) for path in paths)
+            known = known | {name: known[resolved]} if resolved in known else known
+        gone = next((path for path in paths if not path.exists()), None)
+        files = [file for path in paths if path.exists() for file in _files(path)]
+        marks = [_mark(file) for file in files]
+        if name in known and (gone or _lacks_weights(marks, known[name]["files"])):
+            return bytes.fromhex(known[name]["digest"])
+        if gone:
             raise WeightsError(
-                f"{gone[0]}: no such file, and {self._path.parent} does not know what it was. Correct the "
+                f"{gone}: no such file, and {self._path.parent} does not know what it was. Correct the "
                 "path, or copy the file there."
             )
-        if gone:
-            return bytes.fromhex(known[name]["digest"])
-        files = [file for path in paths for file in _files(path)]
-        stats = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-        if name not in known or known[name]["files"] != stats:
-            known = self._read() | {name: {"digest": hash_files(files).hex(), "files": stats}}
-            self._write(known)
+        if name not in known or known[name]["files"] != marks:
+            now = time.time_ns()
+            content = hash_files(files)
+            # What changed a moment ago may change again within one tick of the clock: hash it next time too.
+            settled = all(now - max(mark[2:4]) >= JUST_WRITTEN_NS for mark in marks)
+            entry = {"digest": content.hex(), "files": marks if settled else [mark[:1] for mark in marks]}
+            self._write(self._read() | {name: entry})
+            return content
         return bytes.fromhex(known[name]["digest"])
 
     def _read(self) -> dict[str, dict[str, Any]]:
@@ -180,7 +194,23 @@ class EncoderFiles:
         partial_path.replace(self._path)
 
 
+def _mark(file: Path) -> list[Any]:
+    """What changes with the content of `file`."""
+    stat = file.stat()
+    return [file.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
+
+
+def _lacks_weights(marks: list[list[Any]], known: list[list[Any]]) -> bool:
+    """Whether weights that were among the `known` files are gone, and nothing has taken their place."""
+    names, before = ({mark[0] for mark in files} for files in (marks, known))
+    return names < before and any(name.endswith((*SAFE, *PICKLED)) for name in before - names)
+
+
 def _files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(file for file in path.iterdir() if file.suffix in _PARTS and file.is_file())
+    """The files that make up what is at `path`: a file, a folder, or an index with its shards."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in _PARTS and file.is_file())
+    if path.name.endswith(INDEX):
+        shards = [path.parent / name for name in shard_names(path)]
+        return [path, *(shard for shard in shards if shard.is_file())]
+    return [path]

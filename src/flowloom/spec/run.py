@@ -170,8 +170,8 @@ class CacheSection(Section):
     """Latents are the autoencoder's mean, or each epoch draws them anew from its mean and variance; with any
     cache or none."""
     caption_variants: Count = 8
-    """text disk: in how many ways a caption is shuffled, shortened and lower-cased, one an epoch in turn;
-    0: anew each epoch, with T5 at hand for the captions that are shuffled."""
+    """text disk: in how many ways each caption is shuffled, shortened and lower-cased, in turn;
+    0: differently each time, with T5 at hand for the captions that are shuffled."""
 
     @property
     def is_on_disk(self) -> bool:

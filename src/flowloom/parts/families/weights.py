@@ -171,7 +171,12 @@ def _files(path: Path) -> list[Path]:
     raise WeightsError(f"{what} holds no weights ({', '.join(SAFE + PICKLED)}).")
 
 
-def _shards(index: Path) -> list[Path]:
+def shard_names(index: Path) -> list[str]:
+    """The files beside `index` that it names, in order, there or not.
+
+    Raises:
+        WeightsError: it is no index of shards.
+    """
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -179,6 +184,11 @@ def _shards(index: Path) -> list[Path]:
     astray = [name for name in names if Path(name).name != name]
     if astray:
         raise WeightsError(f"{index}: shard {astray[0]!r} is not a file of this folder.")
+    return names
+
+
+def _shards(index: Path) -> list[Path]:
+    names = shard_names(index)
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise WeightsError(
