@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, KeysView
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from flowloom.data.prepare.items import JXL, PICTURES, Remark, Unusable, shown
 
 Entry = TypeVar("Entry")
+
+MASKS = ("-masklabel", "-condlabel")
+"""How the stems of OneTrainer's masks and conditioning images end."""
+MASK = "not trained: a mask by its name (-masklabel)"
+SPELLED = "paired with a caption file of another letter case or Unicode form"
 
 
 @dataclass(frozen=True)
@@ -17,7 +23,7 @@ class PairRule:
     """What counts as a caption file."""
 
     suffixes: tuple[str, ...]
-    """The first one that is there wins."""
+    """The first one that is there and not empty wins."""
     is_shared: bool = False
     """Kohya's rule: pictures of the same name and other suffixes share the caption."""
 
@@ -28,8 +34,21 @@ def split_suffix(name: str) -> tuple[str, str]:
     return (stem, f".{suffix.lower()}") if dot and stem else (name, "")
 
 
+def folded(name: str) -> str:
+    """`name` without what differs between file systems: letter case and the Unicode form of accents."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def is_mask(stem: str) -> bool:
+    """Whether a picture of this stem is another one's mask."""
+    return stem.endswith(MASKS)
+
+
 def pair(
-    names: dict[str, Entry], folder: str, rule: PairRule
+    names: dict[str, Entry],
+    folder: str,
+    rule: PairRule,
+    is_empty: Callable[[Entry], bool] = lambda _: False,
 ) -> Iterator[tuple[str, Entry, Entry | None] | Unusable | Remark]:
     """(name, picture, its caption file or None) of each picture among the `names` of one folder, in order.
 
@@ -37,44 +56,105 @@ def pair(
 
     Args:
         folder: prefix of the names in reports: "" or "sub/".
+        is_empty: of several caption files, an empty one is passed over.
     """
-    stems: dict[str, list[str]] = defaultdict(list)
-    texts: dict[str, Entry] = {}
-    for name in names:
-        stem, suffix = split_suffix(name)
-        if suffix in PICTURES:
-            stems[stem].append(name)
-        elif suffix in rule.suffixes:
-            texts[stem + suffix] = names[name]
-    for name in sorted(name for group in stems.values() for name in group):
-        key = _text_of(name, stems[split_suffix(name)[0]], texts.keys(), rule)
-        if isinstance(key, Remark | Unusable):
-            yield replace(key, place=shown(folder + name))
-        else:
-            yield name, names[name], texts[key] if key else None
-    for key in texts:
+    pairing = _Pairing(names, rule, is_empty)
+    for name in pairing.pictures():
+        for found in pairing.of(name):
+            yield replace(found, place=shown(folder + found.place)) if not isinstance(found, tuple) else found
+    for text in pairing.left_over():
         # A README.json or a metadata.json is no caption that lost its picture.
-        if not key.endswith(".json") and not _has_picture(key, stems):
-            yield Remark(shown(folder + key), "a caption file without its picture")
+        is_json = text.lower().endswith(".json")
+        why = "not an image or caption file (.json)" if is_json else "a caption file without its picture"
+        yield Remark(shown(folder + text), why)
 
 
-def _text_of(
-    name: str, group: list[str], texts: KeysView[str], rule: PairRule
-) -> str | Remark | Unusable | None:
-    """The caption file of `name`, one of the pictures `group` that share a stem; None: there is none."""
-    stem, suffix = split_suffix(name)
-    if suffix != JXL and any(split_suffix(other)[1] == JXL for other in group):
-        return Remark("", "left out: its .jxl twin is read in its place")
-    own = next((name + end for end in rule.suffixes if name + end in texts), None)
-    common = next((stem + end for end in rule.suffixes if stem + end in texts), None)
-    if own or not common or len(group) == 1 or suffix == JXL or rule.is_shared:
-        return own or common
-    others = ", ".join(other for other in group if other != name)
-    return Unusable(
-        "", shown(f"{common} may be its caption or that of {others}: rename it {name}{rule.suffixes[0]}")
-    )
+class _Pairing(Generic[Entry]):
+    """The pictures and caption files of one folder."""
 
+    def __init__(self, names: dict[str, Entry], rule: PairRule, is_empty: Callable[[Entry], bool]):
+        self.names = names
+        self.rule = rule
+        self._is_empty = is_empty
+        self._stems: dict[str, list[str]] = defaultdict(list)
+        self._texts: dict[str, str] = {}
+        """Caption files by their name with the suffix in lower case."""
+        self._used: set[str] = set()
+        self._spellings: dict[str, list[str]] | None = None
+        for name in sorted(names):
+            stem, suffix = split_suffix(name)
+            if suffix in PICTURES:
+                self._stems[stem].append(name)
+            elif suffix in rule.suffixes:
+                self._texts.setdefault(stem + suffix, name)
 
-def _has_picture(key: str, stems: dict[str, list[str]]) -> bool:
-    stem, _ = split_suffix(key)
-    return stem in stems or stem in stems.get(split_suffix(stem)[0], ())
+    def pictures(self) -> list[str]:
+        """The names of all pictures, in order."""
+        return sorted(name for group in self._stems.values() for name in group)
+
+    def of(self, name: str) -> Iterator[tuple[str, Entry, Entry | None] | Unusable | Remark]:
+        """The picture `name` with its caption file, and what is to be said of it."""
+        stem, suffix = split_suffix(name)
+        group = self._stems[stem]
+        if is_mask(stem):
+            yield Remark(name, MASK)
+            return
+        if suffix != JXL and any(split_suffix(other)[1] == JXL for other in group):
+            yield Remark(name, "left out: its .jxl twin is read in its place")
+            return
+        own, common = self._files(name), self._files(stem)
+        is_alone = len(group) == 1 or suffix == JXL or self.rule.is_shared
+        if common and not own and not is_alone:
+            self._used.update(common)
+            others = ", ".join(other for other in group if other != name)
+            wanted = f"{name}{self.rule.suffixes[0]}"
+            yield Unusable(
+                name, shown(f"{common[0]} may be its caption or that of {others}: rename it {wanted}")
+            )
+            return
+        texts = own + common if is_alone else own
+        chosen = next(
+            (text for text in texts if not self._is_empty(self.names[text])), texts[0] if texts else ""
+        )
+        self._used.update(texts)
+        yield from self._remarks(name, stem, chosen, texts)
+        yield name, self.names[name], self.names[chosen] if chosen else None
+
+    def _remarks(self, name: str, stem: str, chosen: str, texts: list[str]) -> Iterator[Remark]:
+        chosen_suffix = split_suffix(chosen)[1]
+        for text in texts:
+            suffix = split_suffix(text)[1]
+            if text != chosen and suffix == chosen_suffix:
+                yield Remark(text, f"not read: a {suffix} file for the whole name of the image comes first")
+            elif text != chosen:
+                yield Remark(
+                    text, f"not read: the image has a {chosen_suffix} file, which comes before {suffix}"
+                )
+        if chosen and not chosen.startswith((f"{name}.", f"{stem}.")):
+            yield Remark(name, SPELLED)
+
+    def _files(self, stem: str) -> list[str]:
+        """The caption files of a stem, in the order of the suffixes."""
+        keys = [stem + suffix for suffix in self.rule.suffixes]
+        exact = [self._texts[key] for key in keys if key in self._texts]
+        return exact or [text for key in keys for text in self._spelled(key)]
+
+    def _spelled(self, key: str) -> list[str]:
+        """The one caption file without a picture whose name differs from `key` in spelling only."""
+        if self._spellings is None:
+            self._spellings = defaultdict(list)
+            for other, text in self._texts.items():
+                if not self._has_picture(other):
+                    self._spellings[folded(other)].append(text)
+        found = self._spellings.get(folded(key), [])
+        return found if len(found) == 1 else []
+
+    def _has_picture(self, key: str) -> bool:
+        stem, _ = split_suffix(key)
+        return stem in self._stems or stem in self._stems.get(split_suffix(stem)[0], ())
+
+    def left_over(self) -> list[str]:
+        """Caption files that belong to no picture."""
+        return [
+            text for key, text in self._texts.items() if text not in self._used and not self._has_picture(key)
+        ]

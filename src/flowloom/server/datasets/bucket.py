@@ -186,7 +186,7 @@ def _pairs(source: Source) -> Iterator[_Pair]:
         if split_suffix(path.name)[1] in wanted and not is_hidden and not wrong_name(entry.name):
             folders[entry.name[: -len(path.name)]][path.name] = entry
     for folder in sorted(folders):
-        for found in pair(folders.pop(folder), folder, PairRule(SUFFIXES)):
+        for found in pair(folders.pop(folder), folder, PairRule(SUFFIXES), lambda one: not one.size):
             if isinstance(found, tuple):
                 name, picture, text = found
                 yield _Pair(folder + name, picture, text.name if text else "", text)

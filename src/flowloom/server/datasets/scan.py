@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from flowloom.data.headers import image_size
 from flowloom.data.prepare.items import JUNK, Remark, Unusable, reason_of, shown, wrong_name
 from flowloom.data.prepare.pairs import PairRule, pair
+from flowloom.data.prepare.pairs import folded as spelled_alike
 from flowloom.errors import DataError, ImageError
 from flowloom.server.datasets.captions import SUFFIXES, is_tags, read_caption, version_of
 from flowloom.text_files import decode
@@ -77,7 +78,7 @@ def seen_in(top: Path) -> Iterator[list[Seen]]:
     batch: list[Seen] = []
     for prefix, names in _folders(top):
         # Names that belong together have what stands before their first dot in common, and lie side by side.
-        for _, group in groupby(names, key=lambda name: name.partition(".")[0]):
+        for _, group in groupby(names, key=_beginning):
             batch += _pictures(top, prefix, list(group))
             if len(batch) >= AT_ONCE:
                 yield batch
@@ -102,7 +103,7 @@ def _folders(top: Path) -> Iterator[tuple[str, list[str]]]:
                         names.append(entry.name)
         except OSError:
             continue  # it went away, or is not ours to read
-        yield prefix, sorted(names)
+        yield prefix, sorted(names, key=lambda name: (_beginning(name), name))
 
 
 def _leads_within(path: str, top: Path) -> bool:
@@ -116,7 +117,9 @@ def _leads_within(path: str, top: Path) -> bool:
 def _pictures(top: Path, prefix: str, names: list[str]) -> Iterator[Seen]:
     """The pictures among `names`, which are all that begin alike, as `flowloom dataset build` pairs them."""
     by_shown = {shown(prefix + name): name for name in names}
-    for found in pair({name: name for name in names}, prefix, _RULE):
+    for found in pair(
+        {name: name for name in names}, prefix, _RULE, lambda name: _is_empty(top / prefix / name)
+    ):
         if isinstance(found, tuple):
             name, _, sidecar = found
             yield from seen_one(top, prefix + name, prefix + sidecar if sidecar else "")
@@ -124,6 +127,17 @@ def _pictures(top: Path, prefix: str, names: list[str]) -> Iterator[Seen]:
             yield from seen_one(top, prefix + by_shown[found.place], "", found.reason)
         elif isinstance(found, Remark) and found.text.startswith("left out"):
             yield from seen_one(top, prefix + by_shown[found.place], "", found.text)
+
+
+def _beginning(name: str) -> str:
+    return spelled_alike(name.partition(".")[0])
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return not path.stat().st_size
+    except OSError:
+        return True  # it went away
 
 
 def seen_one(top: Path, item: str, sidecar: str, problem: str = "") -> Iterator[Seen]:

@@ -25,6 +25,14 @@ from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.pairs import PairRule, pair, split_suffix
 from flowloom.errors import DataError
 
+OWN_FOLDERS = frozenset((".uploads",))
+"""Hidden folders that the studio makes."""
+
+
+def is_empty_file(file: LocalFile) -> bool:
+    """Whether it has no bytes."""
+    return file.stamp.startswith("0:")
+
 
 def open_folder(folder: Path, options: BuildOptions) -> Reading:
     """The pictures below `folder`."""
@@ -72,6 +80,7 @@ def list_folder(folder: str, root: Path) -> tuple[dict[str, LocalFile], list[str
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name.lower() in JUNK:
+                    found += _hidden(entry)
                     continue
                 match _looked_at(entry, root):
                     case LocalFile() as file:
@@ -83,6 +92,17 @@ def list_folder(folder: str, root: Path) -> tuple[dict[str, LocalFile], list[str
     except OSError as error:
         found.append(Unusable(shown(folder), f"cannot be listed: {reason_of(error)}"))
     return files, folders, found
+
+
+def _hidden(entry: os.DirEntry[str]) -> list[Unusable | Remark]:
+    """A remark on hidden folders and pictures, which somebody may miss; `._a.png` of macOS is no picture."""
+    is_picture = split_suffix(entry.name)[1] in PICTURES and not entry.name.startswith("._")
+    is_folder = entry.name not in OWN_FOLDERS and entry.is_dir(follow_symlinks=False)
+    return (
+        [Remark(shown(entry.path), "hidden, or left by a system: not read")]
+        if is_picture or is_folder
+        else []
+    )
 
 
 def _looked_at(entry: os.DirEntry[str], root: Path) -> LocalFile | str | Unusable | Remark | None:
@@ -118,7 +138,13 @@ def items_of(
     place: Place, files: dict[str, LocalFile], rule: CaptionRule, repeats: int = 1
 ) -> Iterator[Found]:
     """The pictures among `files` of `place`."""
-    for found in pair(files, place.prefix, place.rule):
+    for name in files:
+        suffix = split_suffix(name)[1]
+        if suffix not in PICTURES and suffix not in place.rule.suffixes:
+            yield Remark(
+                shown(place.prefix + name), f"not an image or caption file ({suffix or 'no extension'})"
+            )
+    for found in pair(files, place.prefix, place.rule, is_empty_file):
         if not isinstance(found, tuple):
             yield found
             continue

@@ -61,7 +61,9 @@ def _read(url: str, store: Store, options: BuildOptions) -> Iterator[Found]:
             folders[folder][path.name] = StoreObject(store, url, entry.name, entry.size, etag_of(entry))
     rule = options.caption_rule
     for folder in sorted(folders):
-        for found in pair(folders.pop(folder), folder, PairRule(options.caption_suffixes)):
+        for found in pair(
+            folders.pop(folder), folder, PairRule(options.caption_suffixes), lambda one: not one.size
+        ):
             if not isinstance(found, tuple):
                 yield found
                 continue
