@@ -44,7 +44,8 @@ def _build(words: list[str]) -> int:
     add("source", metavar="SOURCE", help="a folder, Kohya's folders or TOML, CSV, JSON(L), parquet, tars, "
         "a saved Hugging Face data set, or s3://, gs://, az://, http(s):// with pictures")  # fmt: skip
     add("-o", "--out", type=Path, required=True, metavar="FILE.jsonl", help="replaced when all is read")
-    add("--from", dest="kind", choices=KINDS, default="auto", help="form of SOURCE; default: seen from it")
+    form = "how to read SOURCE; default: seen from it. kohya: numbers of folders are repeats"
+    add("--from", "--format", dest="kind", choices=KINDS, default="auto", metavar="FORM", help=form)
     add("--root", type=Path, metavar="DIR", help="what names are relative to; default: the source's folder")
     add("--url-prefix", default="", metavar="URL", help="names become URL/name: s3://bucket/set, https://...")
     add("--images", type=Path, metavar="DIR", help="for pictures inside archives; default: beside FILE.jsonl")
@@ -111,6 +112,8 @@ def _print_build(report: BuildReport) -> None:
     rate = f"{report.num_pictures / max(report.seconds, 1e-9):,.0f}/s"
     prose = report.num_rows - report.num_tag_based
     print(printable(f"source     {report.source} ({report.kind})"))
+    if report.why:
+        print(f"detected   {report.kind}: {report.why}")
     print(f"pictures   {report.num_pictures:,}, {report.num_read:,} of them read anew; {rate}")
     print(f"rows       {report.num_rows:,}: {report.num_tag_based:,} tags, {prose:,} prose")
     _print_counted("remarks", report.remarks, report.examples)

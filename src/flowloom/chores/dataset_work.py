@@ -35,6 +35,7 @@ def build_in_a_run(config: BuildConfig, progress: Progress) -> None:
     os.environ.update({name: told[key] for key, name in _VARIABLES.items() if told[key]})
     tags = {"auto": None, "tags": True, "prose": False}[config.captions]
     options = BuildOptions(
+        kind=config.form,
         is_tag_based=tags,
         default_caption=config.default_caption,
         each_line=config.each_line,
@@ -84,6 +85,7 @@ def _told(report: BuildReport) -> dict[str, Any]:
         "output": str(report.output),
         "images_dir": str(report.root) if report.root else None,
         "form": report.kind,
+        "why": report.why,
         "num_pictures": report.num_pictures,
         "num_rows": report.num_rows,
         "num_tag_based": report.num_tag_based,
@@ -140,7 +142,7 @@ def _rows_of(config: LintConfig, progress: Progress) -> tuple[Path, str, dict[st
     progress.phase("reading")
     jsonl = progress.run_dir.path / "rows.jsonl"
     # A caption that is missing is a finding among others, not a picture that nobody looks at.
-    built = build_told(str(source), jsonl, BuildOptions(default_caption=""), progress)
+    built = build_told(str(source), jsonl, BuildOptions(kind=config.form, default_caption=""), progress)
     names = ("num_unusable", "unusable")
     return jsonl, built["images_dir"] or str(source), {name: built[name] for name in names}
 

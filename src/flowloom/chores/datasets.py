@@ -9,7 +9,9 @@ from pydantic import Field
 
 from flowloom.chores.base import Chore
 from flowloom.chores.dataset_import import CHORE as IMPORT
+from flowloom.data.prepare.detect import Unclear, detect
 from flowloom.data.prepare.fresh import recipe_of
+from flowloom.data.prepare.options import BuildOptions, Kind
 from flowloom.errors import Problem
 from flowloom.parts.base import Section
 from flowloom.parts.sources.base import StorageSection, scheme_of
@@ -24,6 +26,8 @@ class BuildConfig(Section):
     """A folder, Kohya's folders or TOML, a table, tars, a saved Hugging Face data set, or s3://BUCKET/FOLDER."""
     out_path: str
     """The JSONL; replaced when everything is read."""
+    form: Kind = "auto"
+    """How the source is read; auto: seen from it. kohya: the numbers of its folders are repeats."""
     captions: Literal["auto", "tags", "prose"] = "auto"
     """What captions are; auto: seen from each one."""
     default_caption: str | None = None
@@ -77,6 +81,8 @@ class LintConfig(Section):
 
     source_path: str
     """FLOW's JSONL, or a folder of pictures with captions."""
+    form: Kind = "auto"
+    """How a folder is read; auto: seen from it. kohya: the numbers of its folders are repeats."""
     images_dir: str | None = None
     """What names are relative to; null: as the JSONL was built."""
     # Buckets are made one by one, and become more as it grows.
@@ -103,8 +109,23 @@ def _look_at_source(config: BuildConfig | LintConfig) -> list[Problem]:
     return []
 
 
+def _look_at_form(config: BuildConfig | LintConfig) -> list[Problem]:
+    """A folder that can be read in several ways is asked about before anything starts."""
+    if config.form != "auto" or not Path(config.source_path).is_dir():
+        return []
+    try:
+        detect(config.source_path, BuildOptions()).checked()
+    except Unclear as error:
+        return [Problem("form", str(error))]
+    return []
+
+
+def _look_at_lint(config: LintConfig) -> list[Problem]:
+    return _look_at_source(config) + _look_at_form(config)
+
+
 def _look_at_build(config: BuildConfig) -> list[Problem]:
-    problems = _look_at_source(config)
+    problems = _look_at_source(config) + _look_at_form(config)
     if scheme_of(config.source_path) not in ("", "s3", "gs", "az"):
         problems.append(Problem("source_path", "give a path, or s3://, gs:// or az://BUCKET/FOLDER."))
     if not config.out_path.lower().endswith(".jsonl"):
@@ -161,6 +182,6 @@ LINT = Chore(
     config_type=LintConfig,
     work=f"{_WORK}:lint_in_a_run",
     needs_device=False,
-    look=_look_at_source,
+    look=_look_at_lint,
 )
 CHORES = (BUILD, UPDATE, EXPORT, LINT, IMPORT)

@@ -24,8 +24,8 @@ from flowloom.chores.dataset_import import ImportConfig, table_of
 from flowloom.chores.dataset_work import BuildStopped, build_told
 from flowloom.data.intake.names import TEXTS, Unfit, fit, place_for
 from flowloom.data.intake.unpack import Refused, Unpacked, Unpacking, unpack
+from flowloom.data.prepare.detect import detect
 from flowloom.data.prepare.items import PICTURES
-from flowloom.data.prepare.open import kind_of
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.pairs import split_suffix
 from flowloom.data.prepare.readers.table import TABLES
@@ -200,9 +200,9 @@ def _arrange(files: list[Path], incoming: Path, encoding: str, progress: Progres
 
 def _table_in(folder: Path) -> Path | None:
     """What tells the captions, where they do not lie beside pictures."""
-    kind, source = kind_of(str(folder))
-    if kind in _TABLES:
-        return Path(source)
+    detected = detect(str(folder), BuildOptions())
+    if detected.kind in _TABLES and not detected.choices:
+        return Path(detected.source)
     files = [path for path in folder.rglob("*") if path.is_file()]
     if any(split_suffix(path.name)[1] in PICTURES for path in files):
         return None

@@ -54,6 +54,8 @@ class BuildReport:
     source: str
     output: Path
     kind: str = ""
+    why: str = ""
+    """What shows that it is of this kind; "" where the user said so."""
     root: Path | None = None
     """Training's image_folder_path; None when every row is a URL."""
     num_rows: int = 0
@@ -97,7 +99,7 @@ def build_from(
     chunks = _chunks(_named_apart(items, is_inside), CHUNK_REMOTE if is_remote else CHUNK)
     threads = options.threads or (THREADS_REMOTE if is_remote else THREADS)
     root = _extract_dir(output, options) if is_inside else reading.root
-    report.kind, report.root = reading.kind, root
+    report.kind, report.why, report.root = reading.kind, reading.why, root
     settler = Settler(options, root)
     partial = output.with_name(f"{output.name}.{secrets.token_hex(6)}.tmp")
     try:
@@ -114,7 +116,9 @@ def build_from(
                 on_progress(report)
             report.root = root if report.num_local else None
             state.keep_root(report.root)
-            recipe = Recipe(source=absolute(report.source), options=options, digest=digest.hexdigest())
+            # What an update reads must not depend on what came beside the images since.
+            same = replace(options, kind=reading.kind)
+            recipe = Recipe(source=absolute(report.source), options=same, digest=digest.hexdigest())
             if report.num_rows:
                 state.keep_recipe(recipe.model_dump_json())
         _finish(report, partial)

@@ -16,8 +16,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flowloom.data.prepare.build import BuildReport, Recipe, build, digest_of, digest_of_lines, lines_now
+from flowloom.data.prepare.detect import detect
 from flowloom.data.prepare.items import Reading
-from flowloom.data.prepare.open import kind_of, open_dataset
+from flowloom.data.prepare.open import open_dataset
 from flowloom.data.prepare.options import BuildOptions, Kind
 from flowloom.data.prepare.state import SUFFIX, State, recorded_recipe
 from flowloom.errors import DataError
@@ -128,14 +129,17 @@ def folder_rows(folder: Path) -> FolderRows:
     The order is that of the build: by name. Only what changed since the last call is read.
 
     Raises:
-        DataError: the folder cannot be read, or holds not one image with a caption.
+        DataError: the folder cannot be read, or holds not one image with a caption; Unclear: its folders may
+            be Kohya's repeats or not.
     """
     folder = folder.absolute()
     name = hashlib.blake2b(os.fsencode(folder), digest_size=12).hexdigest()
     output = _cache_dir() / name / f"{folder.name or 'folder'}.jsonl"
-    kind, _ = kind_of(str(folder))
+    detected = detect(str(folder), BuildOptions())
+    if "kohya" in detected.choices:
+        detected.checked()
     # Tables and archives in a folder of images are not what the gallery shows of it.
-    options = BuildOptions(kind=kind if kind in FOLLOWED else "folder")
+    options = BuildOptions(kind=detected.kind if detected.kind in FOLLOWED else "folder")
     report = build(str(folder), output, options, lambda _: None)
     left_out = Counter(bad.reason for bad in report.unusable)
     return FolderRows(output, report.kind, dict(left_out.most_common()))

@@ -230,6 +230,8 @@ class Reading:
     root: Path | None
     """The folder that file names are relative to; None when they are URLs or have to be written out."""
     items: Iterator[Found]
+    why: str = ""
+    """What shows that it is of this kind; "" where the user said so."""
 
 
 def stamp_of(status: os.stat_result) -> str:

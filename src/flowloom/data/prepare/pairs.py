@@ -121,15 +121,15 @@ class _Pairing(Generic[Entry]):
         yield name, self.names[name], self.names[chosen] if chosen else None
 
     def _remarks(self, name: str, stem: str, chosen: str, texts: list[str]) -> Iterator[Remark]:
-        chosen_suffix = split_suffix(chosen)[1]
-        for text in texts:
+        first = split_suffix(chosen)[1]
+        for text in (text for text in texts if text != chosen):
             suffix = split_suffix(text)[1]
-            if text != chosen and suffix == chosen_suffix:
-                yield Remark(text, f"not read: a {suffix} file for the whole name of the image comes first")
-            elif text != chosen:
-                yield Remark(
-                    text, f"not read: the image has a {chosen_suffix} file, which comes before {suffix}"
-                )
+            if self._is_empty(self.names[text]):
+                yield Remark(text, f"not read: empty, and the image has a {first} file")
+            elif suffix == first:
+                yield Remark(text, f"not read: the image has a {suffix} file of its whole name")
+            else:
+                yield Remark(text, f"not read: the image has a {first} file, which comes before {suffix}")
         if chosen and not chosen.startswith((f"{name}.", f"{stem}.")):
             yield Remark(name, SPELLED)
 

@@ -99,7 +99,7 @@ def _hidden(entry: os.DirEntry[str]) -> list[Unusable | Remark]:
     is_picture = split_suffix(entry.name)[1] in PICTURES and not entry.name.startswith("._")
     is_folder = entry.name not in OWN_FOLDERS and entry.is_dir(follow_symlinks=False)
     return (
-        [Remark(shown(entry.path), "hidden, or left by a system: not read")]
+        [Remark(shown(entry.path), "not read: hidden, or left behind by a system")]
         if is_picture or is_folder
         else []
     )

@@ -41,8 +41,16 @@ _FORMATS = (
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` made `folder`."""
-    return (folder / SAVED).is_file() or (folder / SPLITS).is_file()
+    """Whether `save_to_disk` made `folder`: files of these names belong to other programs, too."""
+    try:
+        if (folder / SPLITS).is_file():
+            splits = _json(folder / SPLITS).get("splits")
+            return isinstance(splits, list) and any((folder / str(split)).is_dir() for split in splits)
+        named = _json(folder / SAVED).get("_data_files") if (folder / SAVED).is_file() else None
+    except DataError:
+        return False
+    names = [entry.get("filename") for entry in named or () if isinstance(entry, dict)]
+    return any(isinstance(name, str) and (folder / name).is_file() for name in names)
 
 
 def open_huggingface(source: Path, options: BuildOptions) -> Reading:

@@ -17,14 +17,6 @@ TRAINED, REGULARISING = "img", "reg"
 """What Kohya's GUI calls the two folders of a project."""
 
 
-def is_kohya(folder: Path) -> bool:
-    """Whether `folder` has folders named like Kohya's, and no picture of its own."""
-    folders = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    if TRAINED in folders and is_kohya(folder / TRAINED):
-        return True
-    return bool(folders) and all(REPEATED.fullmatch(name) for name in folders)
-
-
 def open_kohya(folder: Path, options: BuildOptions) -> Reading:
     """The pictures of Kohya's folders in `folder`, or in its `img` and `reg`."""
     root = (options.root or folder).resolve()
@@ -35,6 +27,9 @@ def _read(folder: Path, root: Path, options: BuildOptions) -> Iterator[Found]:
     if not (folder / TRAINED).is_dir():
         yield from _read_repeated(folder, root, options)
         return
+    for other in sorted(list_folder(str(folder), root)[1]):
+        if Path(other).name not in (TRAINED, REGULARISING):
+            yield Remark(shown(other), f"not read: Kohya reads {TRAINED} and {REGULARISING} of a project")
     yield from _read_repeated(folder / TRAINED, root, options)
     if (folder / REGULARISING).is_dir():
         for found in _read_repeated(folder / REGULARISING, root, options):

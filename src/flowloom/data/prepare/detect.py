@@ -1,0 +1,346 @@
+"""Which form a source has, why, and when that has to be asked.
+
+Rules for a folder, in this order:
+
+1. A dataset that Hugging Face's `save_to_disk` wrote, or a table (metadata.jsonl, metadata.csv, parquet),
+   counts only when it can be read as one; a `state.json` of another program or a damaged parquet does not.
+2. Where images have caption files of their own, these win over tars and over a table that describes some of
+   the same images; where both describe images that the other does not, the user is asked.
+3. Folders `10_name` are Kohya's repeats where every folder with images is named so, no image lies beside
+   them, and the numbers are plausible: 1 to MAX_REPEATS, without leading zeros. The user is asked where the
+   numbers only count 1, 2, 3, or where images lie elsewhere, too. `--from kohya` always reads repeats.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from flowloom.data.prepare.items import JUNK, PICTURES, Item, Reading, Remark, is_archive, shown
+from flowloom.data.prepare.options import BuildOptions, Kind
+from flowloom.data.prepare.pairs import PairRule, pair, split_suffix
+from flowloom.data.prepare.readers.huggingface import is_saved, open_huggingface
+from flowloom.data.prepare.readers.kohya import REPEATED, TRAINED
+from flowloom.data.prepare.readers.table import REMOTE, TABLES, open_table
+from flowloom.errors import DataError
+
+IMAGEFOLDER = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+"""Hugging Face's `imagefolder`: a folder of pictures with their captions in one of these."""
+MAX_REPEATS = 200
+"""More are a year, a resolution or a date at the start of a folder's name."""
+LOOKED_AT = 5000
+"""Images of a folder that are looked at to see its form."""
+ROWS = 1000
+"""Rows of a table that are looked at."""
+BESIDE_KOHYA = frozenset(("log", "logs", "mask", "masks", "model", "models", "sample", "samples"))
+"""Folders that trainers make beside the images."""
+
+
+class Unclear(DataError):
+    """A source has several forms; the user has to choose."""
+
+    def __init__(self, source: str, reason: str, choices: tuple[Kind, ...]):
+        self.choices = choices
+        flags = " or ".join(f"--from {choice}" for choice in choices)
+        super().__init__(f"{source}: {reason}. State how to read it by {flags} (`form` in the studio).")
+
+
+@dataclass(frozen=True)
+class Detected:
+    """The form of a source."""
+
+    kind: Kind
+    source: str
+    """The file or folder that has it."""
+    why: str
+    passed_over: tuple[Remark, ...] = ()
+    """What lies there and is not read."""
+    choices: tuple[Kind, ...] = ()
+    """The forms that it may have as well; nothing where it is clear."""
+
+    def checked(self) -> Detected:
+        """Itself.
+
+        Raises:
+            Unclear: it may have several forms.
+        """
+        if self.choices:
+            raise Unclear(self.source, self.why, self.choices)
+        return self
+
+
+def detect(source: str, options: BuildOptions) -> Detected:
+    """The form of `source`.
+
+    Raises:
+        DataError: there is nothing, or nothing that we can read.
+    """
+    if source.startswith(REMOTE):
+        return Detected("listing", source, "an address")
+    path = Path(source)
+    if path.is_dir():
+        return _Folder(path, options).detected()
+    if is_archive(path) or "{" in source or "*" in source:
+        return Detected("webdataset", source, "named like a tar")
+    suffix = split_suffix(path.name)[1]
+    kinds: dict[str, Kind] = dict.fromkeys(TABLES, "table")
+    kinds |= {".toml": "kohya-toml", ".parquet": "parquet", ".arrow": "huggingface"}
+    existing(path)
+    if suffix not in kinds:
+        known = ", ".join(sorted([*kinds, ".tar"]))
+        raise DataError(f"{path}: {suffix or 'no suffix'} is none of {known}. Name its form by --from.")
+    return Detected(kinds[suffix], source, f"a {suffix} file")
+
+
+def existing(path: Path) -> Path:
+    """`path`.
+
+    Raises:
+        DataError: there is nothing.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: there is nothing of that name.")
+    return path
+
+
+def table_in(folder: Path) -> Path:
+    """The table that a folder holds for its images.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = [folder / name for name in IMAGEFOLDER if (folder / name).is_file()]
+    if not found:
+        raise DataError(f"{folder}: there is no {', '.join(IMAGEFOLDER)} in it. Name the table itself.")
+    return found[0]
+
+
+@dataclass
+class _Survey:
+    """Images of a folder, the first LOOKED_AT of them, by their path below it."""
+
+    images: set[str] = field(default_factory=set)
+    captioned: set[str] = field(default_factory=set)
+
+    @property
+    def told(self) -> str:
+        """How many images there are, and how many have captions."""
+        more = " or more" if len(self.images) >= LOOKED_AT else ""
+        return f"{len(self.captioned):,} of {len(self.images):,}{more} images have caption files"
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of a folder that can be read as a dataset."""
+
+    kind: Kind
+    path: Path
+    named: frozenset[str]
+    """Images of the folder that it describes, of its first ROWS rows."""
+    num_inside: int
+    """Images that it holds itself, or names at addresses."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows were looked at."""
+        return len(self.named) + self.num_inside < ROWS
+
+
+class _Folder:
+    """A folder whose form is looked for."""
+
+    def __init__(self, folder: Path, options: BuildOptions):
+        self.folder = folder
+        self.options = options
+        self._passed_over: list[Remark] = []
+
+    def detected(self) -> Detected:
+        """Its form."""
+        survey = survey_of(self.folder, PairRule(self.options.caption_suffixes))
+        if is_saved(self.folder) and not survey.captioned:
+            return Detected("huggingface", str(self.folder), "saved by Hugging Face's save_to_disk")
+        for kind, path in self._tables():
+            table = self._opened(kind, path, survey)
+            if table is None:
+                self._pass_over(path, "it describes no image that can be read")
+            elif found := self._chosen(table, survey):
+                return found
+        tars = sorted(path for path in self.folder.iterdir() if is_archive(path))
+        if tars and not survey.images:
+            return Detected("webdataset", str(self.folder), f"{len(tars):,} tars")
+        if tars and not survey.captioned:
+            return self._unclear(f"{len(tars):,} tars have images beside them", "webdataset", "folder")
+        for tar in tars:
+            self._pass_over(tar, "images with caption files lie beside it")
+        return self._of_files(survey)
+
+    def _of_files(self, survey: _Survey) -> Detected:
+        verdict = kohya_verdict(self.folder)
+        if verdict.is_unclear:
+            return self._unclear(verdict.why, "kohya", "folder")
+        kind: Kind = "kohya" if verdict.is_kohya else "folder"
+        return Detected(kind, str(self.folder), verdict.why or survey.told, tuple(self._passed_over))
+
+    def _tables(self) -> Iterator[tuple[Kind, Path]]:
+        for name in IMAGEFOLDER:
+            if (self.folder / name).is_file():
+                yield ("parquet" if name.endswith(".parquet") else "table"), self.folder / name
+        parquet = [path for path in self.folder.iterdir() if split_suffix(path.name)[1] == ".parquet"]
+        if (self.folder / "data").is_dir():
+            parquet += (self.folder / "data").glob("*.parquet")
+        if {path.name for path in parquet} - {*IMAGEFOLDER}:
+            yield "parquet", self.folder
+
+    def _opened(self, kind: Kind, path: Path, survey: _Survey) -> _Table | None:
+        """The table at `path`; None where none of its rows names an image."""
+        if not survey.images:
+            return _Table(kind, path, frozenset(), 1)  # there is nothing else that could be meant
+        opener = open_table if kind == "table" else open_huggingface
+        try:
+            rows = [one for one in islice(opener(path, self.options).items, ROWS) if isinstance(one, Item)]
+        except DataError:
+            return None
+        root = (self.options.root or self.folder).resolve()
+        below = os.path.relpath(self.folder.resolve(), root)
+        named = [row.filename for row in rows if not row.is_inside and not row.is_url_based]
+        inside = len(rows) - len(named)
+        images = {os.path.normpath(f"{below}/{name}") for name in survey.images}
+        known = frozenset(os.path.relpath(name, below) for name in named if name in images)
+        return _Table(kind, path, known, inside) if known or inside else None
+
+    def _chosen(self, table: _Table, survey: _Survey) -> Detected | None:
+        """The table, where it is meant; None where the caption files are."""
+        name = self._name(table.path)
+        more = "" if table.is_whole else " or more"
+        described = f"{name} describes {len(table.named) + table.num_inside:,}{more}"
+        if not survey.captioned:
+            left = sorted(survey.images - table.named) if table.is_whole and table.named else []
+            remarks = [Remark(shown(image), f"not read: {name} does not describe it") for image in left]
+            why = f"{described} images, and no image has a caption file"
+            return Detected(table.kind, str(table.path), why, (*self._passed_over, *remarks))
+        if table.is_whole and not table.num_inside and table.named < survey.captioned:
+            self._pass_over(table.path, "caption files describe the same images and more")
+            return None
+        return self._unclear(f"{survey.told}, and {described}", "folder", table.kind)
+
+    def _name(self, path: Path) -> str:
+        return shown(path.name) if path != self.folder else "*.parquet"
+
+    def _pass_over(self, path: Path, reason: str) -> None:
+        self._passed_over.append(Remark(self._name(path), f"not read: {reason}"))
+
+    def _unclear(self, why: str, *choices: Kind) -> Detected:
+        return Detected("folder", str(self.folder), why, choices=choices)
+
+
+def survey_of(folder: Path, rule: PairRule) -> _Survey:
+    """The images below `folder` and which of them have caption files."""
+    survey = _Survey()
+    for prefix, names in _walk(folder):
+        for found in pair({name: name for name in names}, "", rule):
+            if isinstance(found, tuple):
+                survey.images.add(prefix + found[0])
+                if found[2]:
+                    survey.captioned.add(prefix + found[0])
+        if len(survey.images) >= LOOKED_AT:
+            break
+    return survey
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder from `folder` down, as a prefix of names, with the files in it; links are not followed."""
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        files: list[str] = []
+        folders: list[str] = []
+        for entry in _entries(folder / prefix):
+            (folders if entry.is_dir(follow_symlinks=False) else files).append(entry.name)
+        yield prefix, files
+        waiting += [f"{prefix}{name}/" for name in sorted(folders, reverse=True)]
+
+
+def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [one for one in entries if one.name[0] != "." and one.name.lower() not in JUNK]
+    except OSError:
+        return []
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the numbers before the names of folders are Kohya's repeats."""
+
+    is_kohya: bool = False
+    is_unclear: bool = False
+    why: str = ""
+
+
+def kohya_verdict(folder: Path) -> Verdict:
+    """Whether `folder`, or its folder `img`, holds Kohya's folders."""
+    if any(_numbers(folder / TRAINED)):
+        folder = folder / TRAINED
+    holding = [
+        entry.name
+        for entry in _entries(folder)
+        if entry.is_dir(follow_symlinks=False)
+        and entry.name.lower() not in BESIDE_KOHYA
+        and _holds_images(Path(entry.path))
+    ]
+    numbers = [_repeats(name) for name in sorted(holding)]
+    if not any(number is not None for number in numbers):
+        return Verdict()
+    wrong = [name for name in sorted(holding) if _repeats(name) == 0]
+    if wrong:
+        return Verdict(why=f"not Kohya's repeats: {shown(wrong[0])} has no plausible number")
+    return _judged(folder, sorted(holding), [number for number in numbers if number])
+
+
+def _judged(folder: Path, holding: list[str], numbers: list[int]) -> Verdict:
+    """The verdict on folders of which some have plausible numbers."""
+    if len(numbers) < len(holding):
+        others = [shown(name) for name in holding if not _repeats(name)]
+        return Verdict(is_unclear=True, why=f"some folders are named as Kohya's repeats, but not {others[0]}")
+    if any(split_suffix(entry.name)[1] in PICTURES for entry in _entries(folder) if entry.is_file()):
+        return Verdict(is_unclear=True, why="images lie beside folders that are named as Kohya's repeats")
+    if len(numbers) > 1 and sorted(numbers) == [*range(1, len(numbers) + 1)]:
+        return Verdict(
+            is_unclear=True, why="the numbers of its folders may be Kohya's repeats, or count them"
+        )
+    return Verdict(is_kohya=True, why="every folder is named REPEATS_NAME, as Kohya's")
+
+
+def _numbers(folder: Path) -> Iterator[int]:
+    for entry in _entries(folder):
+        if entry.is_dir(follow_symlinks=False) and (number := _repeats(entry.name)):
+            yield number
+
+
+def _repeats(name: str) -> int | None:
+    """The plausible number of repeats in a folder's name; 0: not plausible; None: there is none."""
+    found = REPEATED.fullmatch(name)
+    if not found:
+        return None
+    digits = found[1]
+    if digits == "0":
+        return None  # Kohya leaves it out
+    is_plausible = digits.isascii() and not (len(digits) > 1 and digits[0] == "0") and len(digits) < 4
+    return int(digits) if is_plausible and 0 < int(digits) <= MAX_REPEATS else 0
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(split_suffix(name)[1] in PICTURES for _, names in _walk(folder) for name in names)
+
+
+def with_remarks(reading: Reading, detected: Detected) -> Reading:
+    """`reading` with what was detected, and what was passed over before what is read."""
+    return Reading(reading.kind, reading.root, _chained(detected.passed_over, reading), detected.why)
+
+
+def _chained(remarks: Iterable[Remark], reading: Reading) -> Iterator:
+    yield from remarks
+    yield from reading.items
