@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from flowloom.errors import size_text
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
     from flowloom.spec.run import RunConfig
 
 OK, WRONG = 0, 2
-UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 ABOUT = {
     "fill": "encodes what CONFIG needs and the cache lacks: latents of images, states of captions",
     "stats": "how much of each kind is in the cache of CONFIG",
@@ -97,16 +98,6 @@ def _stats(config: RunConfig) -> int:
     for fault in found.faults:
         print(f"  {fault}")
     return WRONG if found.faults else OK
-
-
-def size_text(num_bytes: int) -> str:
-    """`num_bytes` in the unit in which it is at least 1.
-
-    >>> size_text(1536)
-    '1.5 KiB'
-    """
-    unit = next((unit for unit in UNITS if num_bytes >= UNITS[unit]), "bytes")
-    return f"{num_bytes / UNITS[unit]:,.1f} {unit}" if unit in UNITS else f"{num_bytes} bytes"
 
 
 def _counted(count: int, what: str) -> str:

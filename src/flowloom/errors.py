@@ -11,17 +11,21 @@ FlowloomError
 │   └── Unavailable       it did not answer as it should, for as long as we waited
 ├── WeightsError          a weights file is missing, unsafe or does not fit the network
 ├── RunError              a run directory cannot be made, read or resumed
+│   └── CheckpointError   a checkpoint is incomplete, damaged, or not finite
 └── TrainingError         the run itself went wrong
-    ├── DivergedError     the loss or the gradient is not a number
+    ├── DivergedError     the loss, the gradient or a weight is not a finite number
     ├── OutOfMemoryError  the device has no memory left
+    ├── CompileError      torch.compile could not compile a block
     └── DiskFullError     a checkpoint or sample could not be written
 
 Messages say what is wrong, where it came from, and what to do.
 """
 
 import errno
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from flowloom.printable import printable
 
@@ -34,6 +38,9 @@ class FlowloomError(Exception):
 
     def __init__(self, *args: object):
         super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
+
+    hint = ""
+    """What to do about it, where that depends on more than the error itself."""
 
 
 @dataclass(frozen=True)
@@ -107,22 +114,84 @@ class RunError(FlowloomError):
     """A run directory cannot be made, read or resumed."""
 
 
+class CheckpointError(RunError):
+    """A checkpoint is incomplete, damaged, or holds values that are not finite."""
+
+    def __init__(self, folder: Path, reason: object):
+        super().__init__(f"{folder}: this checkpoint cannot be used: {reason}")
+        self.folder = folder
+
+
 class TrainingError(FlowloomError):
     """The run went wrong while it was training; its last checkpoint is whole."""
 
 
 class DivergedError(TrainingError):
-    """The loss or the gradient is not a finite number."""
+    """The loss, the gradient or a weight is not a finite number."""
+
+    def __init__(self, step: int, reason: str):
+        super().__init__(
+            f"step {step}: {reason}. Use a lower training.lr, set optimizer.max_grad_norm to 1, or leave out "
+            "the rows that the last steps trained."
+        )
+        self.step = step
 
 
 class OutOfMemoryError(TrainingError):
     """The device has no memory left for this configuration."""
 
 
+class CompileError(TrainingError):
+    """torch.compile could not compile a block of the network."""
+
+
 class DiskFullError(TrainingError):
     """A checkpoint, sample or event could not be written because the disk is full."""
 
 
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than this process or file system allows",
+}
+
+
 def is_disk_full(error: OSError) -> bool:
     """Whether the system said that there is no room: on the disk, in the quota, or in the file size limit."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return error.errno in _NO_ROOM
+
+
+def disk_full(path: Path, error: OSError, num_bytes: int | None = None) -> DiskFullError:
+    """The error of a file or folder at `path` of `num_bytes` that found no room, by the system's `error`."""
+    reason = _NO_ROOM[error.errno or errno.ENOSPC]
+    facts = [] if num_bytes is None else [f"{size_text(num_bytes)} needed"]
+    if error.errno == errno.ENOSPC and (free := _free_bytes(path)) is not None:
+        facts.append(f"{size_text(free)} free")
+    numbers = f" ({', '.join(facts)})" if facts else ""
+    return DiskFullError(f"{path}: {reason}{numbers}. Make room, then try again.")
+
+
+def _free_bytes(path: Path) -> int | None:
+    for folder in (path, *path.absolute().parents):
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            continue
+    return None
+
+
+def size_text(num_bytes: float) -> str:
+    """A size in the unit in which it is at least 1: `0 bytes`, `1.5 KiB`, `16.6 GiB`."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:,.1f} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+MAX_LINE = 400
+
+
+def one_line(text: str) -> str:
+    """The first line of `text` that says something, cut at `MAX_LINE` characters."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."

@@ -139,7 +139,7 @@ def _watch(chore: Chore[Any], run_dir: RunDir) -> int:
     from flowloom.spec.events import read_events
 
     print(f"run        {run_dir.path}", file=sys.stderr, flush=True)
-    seen = sum(1 for _ in read_events(run_dir.events_jsonl))
+    seen = max((event["seq"] + 1 for event in read_events(run_dir.events_jsonl)), default=0)
     with run_dir.log_txt.open("ab") as log:
         process = subprocess.Popen(chore.command(run_dir, resume=True).argv, stdout=log, stderr=log)
         while True:

@@ -136,3 +136,16 @@ def test_the_verb_prints_text_and_json(make_config, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert [problem["path"] for problem in told["problems"]] == ["model.vae_path"]
     assert told["data"]["steps_per_epoch"] == 6
+
+
+def test_the_checkpoints_that_stay_are_told_with_their_size(found):
+    lora = {"lora": {"rank": 4}, "training": {"save_every": 2}}
+    disk = found(**lora, limits={"max_steps": 9}).disk
+    assert (disk["kept"], disk["parts"]["checkpoints"]) == (5, 5 * disk["checkpoint"])
+    assert disk["kept_text"].startswith("all 5, ")
+    disk = found(**lora, limits={"max_steps": 9}, checkpoint={"keep_last": 2}).disk
+    assert (disk["kept"], disk["parts"]["checkpoints"]) == (2, 3 * disk["checkpoint"])
+    assert disk["kept_text"].startswith("2 of 5, ")
+    disk = found(**lora, limits={"max_steps": None}).disk
+    assert disk["kept"] is None
+    assert "until the run is stopped" in disk["kept_text"]

@@ -183,6 +183,47 @@ def test_charts_show_a_resumed_run_as_if_it_had_never_stopped(tmp_path: Path):
     assert [(mark.kind, mark.step) for mark in chart.marks] == [("saved", 20)]
 
 
+def test_charts_show_nothing_of_an_attempt_that_left_no_checkpoint(tmp_path: Path):
+    path = tmp_path / "events.jsonl"
+    columns = Columns(path)
+    with path.open("wb", buffering=0) as file:
+        file.write(b"".join(step(i, i + 1, 9.0) for i in range(30)) + line(30, "sampled", step=20, dir="x"))
+        assert columns.chart(50).num_steps == 30
+        file.write(line(31, "started", resumed_from=None))
+        assert columns.chart(50).num_steps == 0
+        file.write(b"".join(step(32 + i, 1 + i, 1.0) for i in range(5)))
+    chart = columns.chart(50)
+    assert chart.steps == list(range(1, 6))
+    assert chart.series["loss"].mean == [1.0] * 5
+    assert chart.marks == []
+
+
+@pytest.mark.parametrize("damaged", [[0], [11], [10, 11, 12], [3, 29]])
+def test_charts_skip_damaged_lines_and_count_them(tmp_path: Path, damaged: list[int]):
+    path = tmp_path / "events.jsonl"
+    lines = [step(i, i + 1, 1.0) for i in range(30)]
+    for place in damaged:
+        lines[place] = b"\0" * 40 + b"\n"
+    path.write_bytes(b"".join(lines) + step(30, 31, 1.0))
+    columns = Columns(path)
+    chart = columns.chart(50)
+    assert chart.steps == [i + 1 for i in range(31) if i not in damaged]
+    assert chart.damaged_lines == len(damaged)
+    with path.open("ab") as file:
+        file.write(step(31, 32, 1.0))
+    assert columns.chart(50).damaged_lines == len(damaged)
+
+
+def test_a_gap_at_the_beginning_of_a_chunk_hides_nothing_after_it(tmp_path: Path):
+    """Of what is read at a time, the first line is the one after the gap."""
+    path = tmp_path / "events.jsonl"
+    padding = b'{"seq": 0, "kind": "warning", "message": "%b"}\n'
+    first = padding % (b"x" * (262_144 - len(padding) + 2))
+    assert len(first) == 262_144
+    path.write_bytes(first + b"".join(step(i, i, 1.0) for i in range(2, 9)))
+    assert Columns(path).chart(50).steps == list(range(2, 9))
+
+
 @pytest.mark.slow
 def test_a_million_events_open_in_300_ms_after_the_first_time(tmp_path: Path):
     path = tmp_path / "events.jsonl"

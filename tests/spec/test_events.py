@@ -55,6 +55,14 @@ def test_a_file_of_nothing_whole_begins_at_zero(tmp_path):
     assert [event["step"] for event in read_events(path)] == [3]
 
 
+def test_a_warning_may_have_a_hint_and_nothing_else(tmp_path):
+    writer = EventWriter(tmp_path / "events.jsonl")
+    assert writer.write("warning", message="no gradient", hint="choose a trained base")["hint"]
+    with pytest.raises(ValueError, match="no event 'warning' with the fields"):
+        writer.write("warning", message="no gradient", cure="x")
+    writer.close()
+
+
 def test_another_reader_sees_each_event_at_once(tmp_path):
     writer = EventWriter(tmp_path / "events.jsonl")
     writer.write("warning", message="one")
@@ -134,6 +142,41 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
 
 
 def test_every_kind_of_the_protocol_is_there():
-    kinds = "started phase step progress validated sampled saved uploaded skipped warning"
+    kinds = "started phase step progress validated sampled saved removed uploaded skipped warning"
     assert set(FIELDS) == {*kinds.split(), "failed", "finished", "stopped"}
     assert FIELDS["skipped"] == {"file", "line", "reason"}
+
+
+def test_an_attempt_without_a_checkpoint_leaves_nothing_in_the_history(tmp_path):
+    writer = EventWriter(tmp_path / "events.jsonl")
+    writer.write("started", **started(None))
+    for step in (1, 2, 3):
+        writer.write("sampled", step=step, dir="abandoned")
+    writer.write("warning", message="kept")
+    writer.write("started", **started(None))
+    writer.write("sampled", step=1, dir="new")
+    writer.close()
+    history = without_repeats(read_events(tmp_path / "events.jsonl"))
+    assert [event["dir"] for event in history if event["kind"] == "sampled"] == ["new"]
+    assert "kept" in [event.get("message") for event in history]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 70, b'{"seq": 3, "kind":', b"[1]", b'{"kind": "step"}', b"\xff\xfe", b"[" * 100_000]
+)
+def test_a_damaged_line_in_the_middle_is_skipped_and_counted(tmp_path, damage):
+    path = tmp_path / "events.jsonl"
+    writer = EventWriter(path)
+    for step in range(6):
+        writer.write("finished", step=step)
+    writer.close()
+    lines = path.read_bytes().splitlines()
+    lines[3] = damage
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    found = []
+    assert [event["step"] for event in read_events(path, on_damage=found.append)] == [0, 1, 2, 4, 5]
+    assert found == [4]
+    writer = EventWriter(path)
+    assert writer.write("finished", step=6)["seq"] == 6
+    writer.close()
+    assert len(path.read_bytes().splitlines()) == 7

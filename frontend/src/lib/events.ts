@@ -18,6 +18,7 @@ const KINDS = [
   "validated",
   "sampled",
   "saved",
+  "removed",
   "uploaded",
   "skipped",
   "warning",

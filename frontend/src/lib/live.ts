@@ -115,9 +115,10 @@ export interface Live {
 const REFRESHES: Record<string, string[]> = {
   sampled: ["samples"],
   saved: ["checkpoints"],
-  started: ["metrics", "config"],
+  removed: ["checkpoints"],
+  started: ["metrics", "config", "samples"],
 };
-const NOTED = new Set(["warning", "skipped", "failed", "uploaded", "validated"]);
+const NOTED = new Set(["warning", "skipped", "removed", "failed", "uploaded", "validated"]);
 
 /** Everything that a run says, from its beginning to now. */
 export function useLive(id: string): Live {

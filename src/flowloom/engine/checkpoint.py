@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from dataclasses import asdict
 from functools import partial
@@ -13,8 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from flowloom.engine.finite import not_finite
 from flowloom.engine.state import Position, TrainState
-from flowloom.errors import DiskFullError, RunError, is_disk_full
+from flowloom.errors import (
+    CheckpointError,
+    DivergedError,
+    FlowloomError,
+    RunError,
+    disk_full,
+    is_disk_full,
+    one_line,
+)
 from flowloom.parts.adapters.formats import save_adapter
 from flowloom.parts.families.weights import Entry, Weights, open_weights, place, save_weights
 from flowloom.spec.rundir import RunDir
@@ -22,6 +32,8 @@ from flowloom.spec.rundir import RunDir
 MODEL, ADAPTER = "model.safetensors", "adapter.safetensors"
 EMA_MODEL, EMA_ADAPTER = "model_ema.safetensors", "adapter_ema.safetensors"
 POSITION, OPTIMIZER, WEIGHTS, EMA = "trainer.json", "optimizer.pt", "weights.safetensors", "ema.safetensors"
+_UNREADABLE = (pickle.UnpicklingError, EOFError)
+"""What torch raises of files that were cut off, beside RuntimeError."""
 
 
 def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
@@ -31,8 +43,12 @@ def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
     `step_XXXXXXXX` is always complete.
 
     Raises:
+        DivergedError: it would hold a NaN or an infinity; nothing is written.
         DiskFullError: the disk is full; nothing is left behind.
     """
+    if found := not_finite(state):
+        reason = f"{found} is no longer finite, so this step is not saved"
+        raise DivergedError(state.position.step, reason)
     final = run_dir.checkpoint_dir(state.position.step)
     partial = final.with_name(f"{final.name}.tmp")
     shutil.rmtree(partial, ignore_errors=True)
@@ -41,16 +57,13 @@ def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
         _write_weights(partial, state, metadata)
         _write_state(partial / "state", state)
         _sync_tree(partial)
-        _discard(final)
+        discard(final)
         partial.rename(final)
         _sync(final.parent)
     except OSError as error:
         if not is_disk_full(error):
             raise
-        raise DiskFullError(
-            f"{final}: the disk is full. Make room or lower checkpoint.keep_last, then "
-            f"'flowloom resume {run_dir.path}'."
-        ) from error
+        raise disk_full(final, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
@@ -96,16 +109,22 @@ def load(folder: Path, state: TrainState) -> None:
     """Put `state` where it was when `folder` was written.
 
     Raises:
-        RunError: a file of the checkpoint is missing or was written by another configuration.
+        CheckpointError: a file of it is missing, damaged, or of another configuration, or holds a NaN.
     """
-    inner = folder / "state"
     try:
-        recorded: dict[str, Any] = json.loads((inner / POSITION).read_text())
-        optimizer = torch.load(inner / OPTIMIZER, map_location="cpu", weights_only=True)
-    except (OSError, json.JSONDecodeError, RuntimeError) as error:
-        raise RunError(
-            f"{folder}: not a complete checkpoint ({error}). Delete it and resume from an older one."
-        ) from error
+        _load(folder, state)
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, FlowloomError, *_UNREADABLE) as error:
+        raise CheckpointError(folder, f"it is incomplete or damaged ({one_line(str(error))}).") from error
+    if found := not_finite(state):
+        raise CheckpointError(folder, f"{found} is not finite.")
+
+
+def _load(folder: Path, state: TrainState) -> None:
+    inner = folder / "state"
+    recorded: dict[str, Any] = json.loads((inner / POSITION).read_text())
+    optimizer = torch.load(inner / OPTIMIZER, map_location="cpu", weights_only=True)
     turn = recorded.pop("turn")
     state.parked = optimizer["parked"]
     state.position = Position(**recorded)
@@ -157,17 +176,7 @@ def find_weights(source: Path, weights: Literal["ema", "raw"] = "ema") -> Path:
     return found
 
 
-def retire(run_dir: RunDir, keep_last: int, keep_every: int | None) -> None:
-    """Delete the checkpoints that the retention rule does not keep."""
-    folders = run_dir.checkpoints()
-    for folder in folders[:-keep_last]:
-        step = int(folder.name.removeprefix("step_"))
-        if keep_every and step % keep_every == 0:
-            continue
-        _discard(folder)
-
-
-def _discard(folder: Path) -> None:
+def discard(folder: Path) -> None:
     """Delete a checkpoint, renamed first: a kill in the middle leaves no half folder under its name."""
     if folder.exists():
         doomed = folder.with_name(f"{folder.name}.old.tmp")

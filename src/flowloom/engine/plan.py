@@ -250,9 +250,13 @@ def _preview(section: InferenceSection, with_caption: bool) -> str:
 def _result_rows(config: RunConfig) -> Rows:
     keep = config.checkpoint
     also = f" and every one at a multiple of {keep.keep_every:,}" if keep.keep_every else ""
-    rows = [
-        ("checkpoints", f"every {config.training.save_every:,} steps; the last {keep.keep_last} stay{also}")
-    ]
+    if keep.keep_last != "auto":
+        stay = f"the last {keep.keep_last} stay{also}"
+    elif config.method_kind in ADAPTERS:
+        stay = "all of them stay"
+    else:
+        stay = f"as many stay as the disk has room for{also}"
+    rows = [("checkpoints", f"every {config.training.save_every:,} steps; {stay}")]
     if config.validation.share:
         every = config.validation.every or config.training.save_every
         rows.append(("validation", f"every {every:,} steps"))

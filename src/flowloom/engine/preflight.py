@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import time
 from collections import Counter
@@ -19,13 +18,12 @@ from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.lint.captions import count_tokens
 from flowloom.data.lint.check import bucket_uses, open_dataset
 from flowloom.data.loader import DataSet
+from flowloom.engine.disk import disk, disk_advice
 from flowloom.engine.flops import flops
 from flowloom.engine.footprint import (
     Advice,
     Networks,
     advise,
-    cache_bytes,
-    checkpoint_bytes,
     memory,
 )
 from flowloom.engine.memory import HEADROOM, free_bytes
@@ -108,9 +106,10 @@ def preflight(loaded: LoadedConfig, asked: Asked) -> Preflight:
         found.memory, advice = _memory(config, networks, device, capacity)
         found.advice += advice
         if dataset:
-            found.disk = _disk(config, networks, device, found.data, asked.runs_dir)
+            steps = _total_steps(config, found.data)
+            found.disk = disk(config, networks, device, found.data, asked.runs_dir, steps)
             found.time = _time(config, networks, device, found.data, asked)
-            found.advice += _disk_advice(found.disk, config)
+            found.advice += disk_advice(found.disk, config)
     return found
 
 
@@ -185,50 +184,6 @@ def _memory(
 
 def _told(change: Advice) -> str:
     return f"set {change.key} to {json.dumps(change.value)}: then {change.total / GB:.1f} GB in all"
-
-
-def _disk(
-    config: RunConfig, networks: Networks, device: torch.device, data: dict[str, Any], runs_dir: Path
-) -> dict[str, Any]:
-    each = checkpoint_bytes(config, networks, device)
-    steps = _total_steps(config, data)
-    kept = config.checkpoint.keep_last
-    if steps:
-        kept = min(kept, max(1, steps // config.training.save_every))
-        kept += steps // config.checkpoint.keep_every if config.checkpoint.keep_every else 0
-    text_tokens = round(data["mean_text_tokens"] * data["distinct_captions"])
-    caches = cache_bytes(config, networks.params, data["pixels"], text_tokens)
-    # One more is written before the oldest goes.
-    parts = {"checkpoints": (kept + 1) * each}
-    on_disk = {"latents": config.cache.latents, "caption states": config.cache.text}
-    parts |= {name: size for name, size in caches.items() if _lies_on_disk(on_disk[name])}
-    folder = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(folder).free
-    total = sum(parts.values())
-    return {
-        "parts": parts,
-        "checkpoint": each,
-        "kept": kept,
-        "caches": dict(caches),
-        "total": total,
-        "free": free,
-        "fits": total <= free,
-    }
-
-
-def _lies_on_disk(kept: str) -> bool:
-    return kept == "disk"
-
-
-def _disk_advice(disk: dict[str, Any], config: RunConfig) -> Iterator[str]:
-    room = disk["free"] // max(disk["checkpoint"], 1) - 1
-    if disk["fits"]:
-        return
-    if config.checkpoint.keep_every:
-        yield "set checkpoint.keep_every to null: only the last checkpoints stay"
-    if config.checkpoint.keep_last > 1 and room >= 1:
-        yield f"set checkpoint.keep_last to {min(room, config.checkpoint.keep_last - 1)}"
-    yield f"or name a disk with {disk['total'] / GB:.1f} GB free by --runs-dir"
 
 
 def _total_steps(config: RunConfig, data: dict[str, Any]) -> int | None:
@@ -365,7 +320,7 @@ def _sections(found: Preflight) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         )
     if found.disk:
         caches = [(f"cache: {name}", _size(size)) for name, size in found.disk["caches"].items()]
-        yield "disk", [*_sizes(found.disk), *caches]
+        yield "disk", [*_sizes(found.disk), ("checkpoints kept", found.disk["kept_text"]), *caches]
     if found.time:
         yield "time", [*_time_rows(found.time)]
 

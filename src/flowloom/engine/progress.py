@@ -86,7 +86,8 @@ LINES: dict[str, Callable[[dict[str, Any]], str]] = {
     "validated": _validated,
     "sampled": lambda event: f"sampled    {event['dir']}",
     "saved": lambda event: f"saved      {event['dir']}",
-    "warning": lambda event: f"warning    {event['message']}",
+    "removed": lambda event: f"removed    {event['dir']}: {event['reason']}",
+    "warning": lambda event: f"warning    {event['message']} {event.get('hint', '')}".rstrip(),
     "finished": lambda event: f"finished   at step {event['step']}",
     "stopped": lambda event: f"stopped    at step {event['step']}; 'flowloom resume' goes on from there",
 }

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -47,13 +48,15 @@ class Reporter:
         self._pending: list[tuple[dict[str, Any], StepMetrics]] = []
         self._step_seconds: float | None = None
         self._lock = threading.RLock()
+        self.shield: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Around each event: a stop must not cut it in two."""
 
     def say(self, kind: str, **fields: Any) -> None:
         """Write one event and pass it on; on ranks other than the first, nothing."""
         if self.writer is None:
             return
         # Stores say from their own thread that they are down, while the engine's waits for them.
-        with self._lock:
+        with self.shield(), self._lock:
             event = self.writer.write(kind, **fields)
             self.on_event(event)
             for logger in list(self.loggers):
@@ -95,11 +98,7 @@ class Reporter:
         for fields, metrics in pending:
             loss, grad_norm = metrics.loss.item(), metrics.grad_norm.item()
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                raise DivergedError(
-                    f"step {fields['step']}: loss {loss}, gradient norm {grad_norm}. The last "
-                    "checkpoint is whole: resume it with a lower training.lr, optimizer.max_grad_norm 1, or "
-                    "without the rows that the last steps trained."
-                )
+                raise DivergedError(fields["step"], f"loss {loss}, gradient norm {grad_norm}")
             before = loss if position.loss_smooth is None else position.loss_smooth
             position.loss_smooth = SMOOTHING * before + (1 - SMOOTHING) * loss
             self.say(
@@ -116,8 +115,10 @@ class Reporter:
         """Close the trackers and the event file."""
         for logger in self.loggers:
             logger.close()
-        if self.writer:
-            self.writer.close()
+        # What cannot be flushed any more, because the disk is full or gone, must not hide how the run ended.
+        with suppress(OSError):
+            if self.writer:
+                self.writer.close()
 
 
 def _by_noise_level(metrics: StepMetrics) -> list[float | None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -84,7 +84,19 @@ class TrainState:
         self.turn = -1
         self.trained: dict[str, nn.Parameter] = {}
         self.optimizer: torch.optim.Optimizer
+        self.is_whole = True
+        """Whether weights, optimizer, average and position are of one step."""
+        self.shield: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Around each update of them: a stop must not cut it in two."""
         self.begin_turn()
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """Within it, weights and position change from one step to the next."""
+        with self.shield():
+            self.is_whole = False
+            yield
+            self.is_whole = True
 
     def begin_turn(self) -> None:
         """Train what the current step's turn of the rotation trains; without rotation, once and for all."""

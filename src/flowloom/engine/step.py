@@ -50,11 +50,12 @@ def train_step(state: TrainState, *batches: LatentBatch) -> StepMetrics:
     state.ranks.sum_gradients(state.trained.values())
     grad_norm = _clip(state.trained.values(), state.config.optimizer.max_grad_norm)
     lr = state.set_lr()
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.position.step += 1
-    if state.ema:
-        state.ema.update(state.weights, state.position.step)
+    with state.updating():
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.position.step += 1
+        if state.ema:
+            state.ema.update(state.weights, state.position.step)
     levels = torch.cat([batch.noise_level for batch in batches])
     return StepMetrics(state.ranks.sum(loss), grad_norm, torch.cat(losses), levels, lr)
 

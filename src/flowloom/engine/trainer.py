@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
-from types import FrameType
+from pathlib import Path
 
 from flowloom.data.loader import LoadedBatch, Skipped
 from flowloom.engine import checkpoint
@@ -18,24 +16,37 @@ from flowloom.engine.prepare import prepare, updates_of
 from flowloom.engine.preview import draw_previews, sections_due
 from flowloom.engine.profiling import step_profiler
 from flowloom.engine.report import Reporter, Stopwatch, Update
+from flowloom.engine.retention import Leaving, leaving_after_save, leaving_before_save, leaving_when_full
 from flowloom.engine.step import train_step
+from flowloom.engine.stopping import StopSignals
 from flowloom.engine.validation import validation_loss
-from flowloom.errors import DataError
-from flowloom.spec.rundir import RunDir
+from flowloom.errors import DataError, DiskFullError
+from flowloom.spec.rundir import RunDir, step_of
+
+SECONDS_BETWEEN_LOOKS = 1.0
+"""At the run directory: whether it is still there."""
 
 
 class Trainer:
     """Trains until a limit is reached or somebody asks it to stop."""
 
-    def __init__(self, run_dir: RunDir, parts: Parts, reporter: Reporter, metadata: dict[str, str]):
+    def __init__(
+        self,
+        run_dir: RunDir,
+        parts: Parts,
+        reporter: Reporter,
+        metadata: dict[str, str],
+        signals: StopSignals,
+    ):
         self.run_dir = run_dir
         self.parts = parts
         self.state = parts.state
         self.config = parts.state.config
         self.reporter = reporter
         self.metadata = metadata
-        self.stop_is_wished = False
-        """By a signal to this rank."""
+        self.signals = signals
+        """To this rank."""
+        self.state.shield = signals.committing
         self.must_stop = False
         """By all ranks."""
         self._skipped_here: list[Skipped] = []
@@ -43,6 +54,7 @@ class Trainer:
         # What was resumed from is on disk as it is.
         self._saved_step = self.state.position.step or -1
         self._started = time.monotonic() - self.state.position.seconds
+        self._looked_at = 0.0
 
     def fit(self) -> None:
         """Make updates from where the state stands until the run is over, then save."""
@@ -82,13 +94,23 @@ class Trainer:
         if not any(weights):
             self._next_batch(len(pack))
             return
-        batches = [(prepare(self.state, loaded, self.parts.encoders), loaded.update_sizes) for loaded in pack]
+        with self._interruptible():
+            batches = [
+                (prepare(self.state, loaded, self.parts.encoders), loaded.update_sizes) for loaded in pack
+            ]
         updates = zip(*(updates_of(batch, sizes, position.update) for batch, sizes in batches), strict=True)
         for number, parts in enumerate(updates, start=position.update):
-            update = self._update(parts, number / len(weights), counts[number]) if weights[number] else None
-            position.update += 1
-            if position.update == len(weights):
-                self._next_batch(len(pack))
+            before = position.step
+            try:
+                update = (
+                    self._update(parts, number / len(weights), counts[number]) if weights[number] else None
+                )
+            finally:
+                # An update that was abandoned is still the next one: a resumed run makes it.
+                if position.step > before or not weights[number]:
+                    position.update += 1
+                    if position.update == len(weights):
+                        self._next_batch(len(pack))
             if update:
                 yield update
 
@@ -97,8 +119,13 @@ class Trainer:
         position.progress = self._progress(done_of_batch)
         # Before each update, not each batch: a run that resumes within a batch turns when others do.
         self.state.begin_turn()
-        metrics = train_step(self.state, *parts)
+        with self._interruptible():
+            metrics = train_step(self.state, *parts)
         return Update(metrics, position.step, position.epoch, position.batch, num_samples)
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        """Around long work; one of several ranks would leave the others alone."""
+        return self.signals.interruptible() if self.state.ranks.size == 1 else nullcontext()
 
     def _totals(self, pack: list[LoadedBatch]) -> tuple[list[float], list[int]]:
         """Of each update the sum of its samples' loss weights, and their number, over all ranks.
@@ -149,32 +176,43 @@ class Trainer:
 
     def _gives_up(self) -> bool:
         """Whether to stop while a batch is waited for; one of several ranks would leave the others alone."""
+        self._look_at_run_dir()
         if self.state.ranks.size == 1 and not self.must_stop:
-            self.must_stop = self.stop_is_wished or self.run_dir.take_control("stop")
+            self.must_stop = self.signals.is_wished or self.run_dir.take_control("stop")
         return self.must_stop
+
+    def _look_at_run_dir(self) -> None:
+        """Raises RunError where the run directory is gone: nobody would see what is trained."""
+        now = time.monotonic()
+        if self.state.ranks.is_first and now - self._looked_at > SECONDS_BETWEEN_LOOKS:
+            self._looked_at = now
+            self.run_dir.require_in_place()
 
     def _after_step(self, pack: list[LoadedBatch], num_samples: int) -> None:
         step, training = self.state.position.step, self.config.training
         self.state.position.samples += num_samples
         checkpoint_asked, sample_asked = self._agree()
         if step % (self.config.validation.every or training.save_every) == 0:
-            self.validate()
+            with self._interruptible():
+                self.validate()
         sections = sections_due(self.config, step, sample_asked)
         if sections and self.state.ranks.is_first:
             caption = next((sample.caption for loaded in pack for sample in loaded.samples), None)
-            folder = draw_previews(self.run_dir, self.state, self.parts.painter, sections, caption)
+            with self._interruptible():
+                folder = draw_previews(self.run_dir, self.state, self.parts.painter, sections, caption)
             self.reporter.say("sampled", step=step, dir=str(folder.relative_to(self.run_dir.path)))
         if step % training.save_every == 0 or checkpoint_asked:
             self.save()
 
     def _agree(self) -> tuple[bool, bool]:
         """Whether any rank wishes for a checkpoint, a preview; one clock and one end for all."""
+        self._look_at_run_dir()
         ranks, position = self.state.ranks, self.state.position
         stop, save, sample = (
             ranks.is_first and self.run_dir.take_control(name) for name in ("stop", "checkpoint", "sample")
         )
         seconds = time.monotonic() - self._started
-        *wished, seconds = ranks.total(stop or self.stop_is_wished, save, sample, seconds)
+        *wished, seconds = ranks.total(stop or self.signals.is_wished, save, sample, seconds)
         position.seconds = seconds / ranks.size
         self.must_stop, checkpoint_asked, sample_asked = map(bool, wished)
         return checkpoint_asked, sample_asked
@@ -186,13 +224,30 @@ class Trainer:
         if position.step == self._saved_step:
             return
         if self.state.ranks.is_first:
-            folder = checkpoint.save(self.run_dir, self.state, self.metadata)
-            checkpoint.retire(
-                self.run_dir, self.config.checkpoint.keep_last, self.config.checkpoint.keep_every
-            )
+            self.run_dir.require_in_place()
+            self._remove(leaving_before_save(self.run_dir, self.config))
+            folder = self._saved()
             self.reporter.say("saved", step=position.step, dir=str(folder.relative_to(self.run_dir.path)))
+            self._remove(leaving_after_save(self.run_dir, self.config))
         self._saved_step = position.step
         self.state.ranks.wait()
+
+    def _saved(self) -> Path:
+        """The new checkpoint; older ones make room for it as far as they may."""
+        while True:
+            try:
+                return checkpoint.save(self.run_dir, self.state, self.metadata)
+            except DiskFullError as error:
+                leaving = leaving_when_full(self.run_dir, self.config, str(error))
+                if leaving is None:
+                    raise
+                self._remove([leaving])
+
+    def _remove(self, leaving: Iterable[Leaving]) -> None:
+        for folder, reason in leaving:
+            checkpoint.discard(folder)
+            place = str(folder.relative_to(self.run_dir.path))
+            self.reporter.say("removed", step=step_of(folder), dir=place, reason=reason)
 
     def validate(self) -> None:
         """Measure the loss on the held-out rows, of the weights and of their average."""
@@ -278,25 +333,3 @@ def _packs(batches: Iterator[LoadedBatch]) -> Iterator[list[LoadedBatch]]:
         if not loaded.goes_on:
             yield pack
             pack = []
-
-
-@contextmanager
-def stopping_on_signals(trainer: Trainer) -> Iterator[None]:
-    """SIGINT and SIGTERM let the current step end, save, and stop; the second one is not caught."""
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        trainer.stop_is_wished = True
-        for caught in kept:
-            signal.signal(caught, kept[caught])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in kept:
-        signal.signal(number, ask)
-    try:
-        yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)

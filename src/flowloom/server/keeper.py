@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,7 +70,7 @@ def main() -> int:
     ticket = Ticket.read(run)
     if ticket is None or ticket.id != order.ticket:
         return NOT_WANTED
-    keeping = _take(run, ticket, old_wish)
+    keeping, folder = _take(run, ticket, old_wish), _identity(run)
     _outlive_the_server()
     scribe = _scribe(order, ticket) if order.trainer else None
     with _noted():
@@ -79,14 +79,26 @@ def main() -> int:
     if process is None:
         return KEPT
     keeping.model_copy(update={"pid": process.pid, "born": born(process.pid)}).write(run)
-    status = _wait_listening(process, scribe) if scribe else process.wait()
+    status = _wait(process, scribe, lambda: _identity(run) == folder)
     _bury(process.pid)
+    if _identity(run) != folder:
+        # Another run may have its name now: nothing of this one belongs there.
+        return KEPT
     with _noted():
         if scribe:
             scribe.end(status)
     with _noted():
         Exit(status=status, time=time.time()).write(run)
     return KEPT
+
+
+def _identity(run: Path) -> tuple[int, int] | None:
+    """Which folder stands at the path of the run; None where there is none."""
+    try:
+        found = run.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _note_command(order: Order, run: Path) -> None:
@@ -125,19 +137,32 @@ def _scribe(order: Order, ticket: Ticket) -> Scribe | None:
     return None
 
 
-def _wait_listening(process: subprocess.Popen[bytes], scribe: Scribe) -> int:
-    """Wait for the process and write its events; end it where it was asked to stop and cannot hear that."""
+def _wait(process: subprocess.Popen[bytes], scribe: Scribe | None, is_here: Callable[[], bool]) -> int:
+    """Wait for the process, and write its events where it writes none.
+
+    It is ended where it was asked to stop and cannot hear that, and where the run's folder is no longer
+    there: nobody would see what it does.
+    """
     ending = 0.0
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(_LOOK_EVERY_S)
-        with _noted():
-            scribe.look()
-            if ending and time.monotonic() - ending > _GRACE_S:
-                os.killpg(process.pid, signal.SIGKILL)
-            elif not ending and scribe.is_to_end():
-                ending = time.monotonic()
-                os.killpg(process.pid, signal.SIGINT)
+        if ending and time.monotonic() - ending > _GRACE_S:
+            _signal(process, signal.SIGKILL)
+        elif not ending and not is_here():
+            ending = time.monotonic()
+            _signal(process, signal.SIGTERM)
+        elif scribe and is_here():
+            with _noted():
+                scribe.look()
+                if not ending and scribe.is_to_end():
+                    ending = time.monotonic()
+                    _signal(process, signal.SIGINT)
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 @contextlib.contextmanager

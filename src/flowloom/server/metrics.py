@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from flowloom.server.tail import EventTail
+from flowloom.spec.events import last_kept_step
 
 COLUMNS = (
     "loss",
@@ -53,6 +54,7 @@ class Metrics(BaseModel):
     steps: list[int] = Field(description="The last step of each stretch.", examples=[[100, 200, 300]])
     series: dict[str, Series]
     marks: list[Mark] = Field(description="Validations, samples, checkpoints.")
+    damaged_lines: int = Field(0, description="Lines of events.jsonl that cannot be read, and were skipped.")
 
 
 class Columns:
@@ -83,6 +85,7 @@ class Columns:
                 steps=[self._steps[end - 1] for end in edges[1:]],
                 series={name: _series(column, edges) for name, column in self._columns.items()},
                 marks=self._marks[-max_points:],
+                damaged_lines=len(self._tail.damaged),
             )
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -92,8 +95,8 @@ class Columns:
             for name, column in self._columns.items():
                 value = event.get(name)
                 column.append(value if isinstance(value, int | float) else float("nan"))
-        elif kind == "started" and isinstance(event.get("resumed_from"), int):
-            self._cut(event["resumed_from"])
+        elif kind == "started":
+            self._cut(last_kept_step(event))
         elif kind in ("validated", "sampled", "saved"):
             found: dict[str, Any] = {key: event.get(key) for key in ("loss", "weights")}
             with suppress(ValidationError):  # a line of somebody else's

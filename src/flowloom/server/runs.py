@@ -14,8 +14,10 @@ from pydantic_core import PydanticCustomError
 from flowloom.errors import RunError
 from flowloom.server.locks import is_held
 from flowloom.server.records import Exit, Keeping, Ticket, Wish, lock_path
+from flowloom.spec.events import last_kept_step
 from flowloom.spec.results import checkpoints_of
 from flowloom.spec.rundir import RunDir
+from flowloom.trainers import ALL as TRAINERS
 
 State = Literal["created", "queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
 ACTIVE: frozenset[State] = frozenset({"queued", "running", "stopping"})
@@ -68,7 +70,10 @@ class RunView(BaseModel):
     position: float | None = Field(None, description="Its place in the queue: lower ones go first.")
     pid: int | None = None
     checkpoint: str | None = Field(None, description="Its newest whole checkpoint.")
-    can_resume: bool = False
+    can_resume: bool = Field(False, description="Whether POST resume queues it again.")
+    starts_over: bool = Field(
+        False, description="Whether a resume starts from the beginning, because no checkpoint was saved."
+    )
     error: RunProblem | None = None
     note: str | None = Field(None, description="Why it still waits, where it is not for its turn.")
 
@@ -108,6 +113,7 @@ def _view(path: Path) -> RunView:
             "pid": _pid(run_dir, keeping) if is_running else None,
             "checkpoint": checkpoint,
             "can_resume": view.state in RESUMABLE,
+            "starts_over": view.state in RESUMABLE and newest is None and view.trainer in TRAINERS,
             "error": _problem(path, view.state, events, checkpoint) if idle else None,
         }
     )
@@ -156,6 +162,9 @@ class _Tail:
             self.phase = self.phase or event
         if kind in ("step", "progress"):
             self.step = event
+        if kind == "started":
+            # What stands before it is of an attempt that this one takes up there, or abandoned.
+            self.step = self.step or {"step": last_kept_step(event)}
         return self.step is not None
 
 
@@ -243,7 +252,7 @@ def _pid(run_dir: RunDir, keeping: Keeping | None) -> int | None:
 
 
 def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) -> RunProblem | None:
-    go_on = f"resume it: it goes on from {checkpoint}." if checkpoint else "resume it: it begins anew."
+    go_on = f"resume it: it continues from {checkpoint}." if checkpoint else "start it again."
     ended = Exit.read(path)
     if state == "failed" and events.end:
         return RunProblem(**{name: str(events.end.get(name, "")) for name in ("error", "message", "cure")})
@@ -252,7 +261,8 @@ def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) ->
         return RunProblem(error="ProcessFailed", message=message, cure=f"See its log, then {go_on}")
     if state == "interrupted":
         how = f"was killed by signal {-ended.status}" if ended else "is gone, and nobody saw it end"
-        return RunProblem(error="Interrupted", message=f"Its process {how}.", cure=f"To go on, {go_on}")
+        cure = f"{go_on[0].upper()}{go_on[1:]}" if checkpoint else "No checkpoint was saved: start it again."
+        return RunProblem(error="Interrupted", message=f"Its process {how}.", cure=cure)
     return None
 
 

@@ -31,6 +31,8 @@ class EventTail:
 
     def __init__(self, path: Path, seq: int = -1):
         self.path, self.seq = path, seq
+        self.damaged: set[int] = set()
+        """Where lines begin that are no events although events follow; they are skipped."""
         self._offset: int | None = None
         self._is_in_step = False
         """Whether an event was read: from then on numbers follow one another."""
@@ -41,14 +43,15 @@ class EventTail:
             size = self.path.stat().st_size
         except FileNotFoundError:
             return []
-        if self._offset is None or size < self._offset:
-            # The first look, or the engine cut off lines that a crash had spoilt.
-            self._begin_again(size)
-        while self._offset is not None and self._offset < size:
+        while True:
+            if self._offset is None or size < self._offset:
+                # The first look, a gap in the numbers, or the engine cut off lines that a crash had spoilt.
+                self._begin_again(size)
+            if self._offset is None or self._offset >= size:
+                return []
             found, taken = self._chunk(self._offset)
-            if found or not taken:
+            if found or (self._offset is not None and not taken):
                 return found
-        return []
 
     def _chunk(self, offset: int) -> tuple[list[Found], int]:
         """The events of the next chunk, and how far it was read: not beyond what may yet be written anew."""
@@ -57,13 +60,15 @@ class EventTail:
             data = file.read(_CHUNK_BYTES)
             if b"\n" not in data and len(data) == _CHUNK_BYTES:
                 data += file.readline()
-        found, end, good = [], 0, 0
+        found, end, good, damaged = [], 0, 0, set[int]()
         for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
             end += len(line)
             event = _parsed(line)
             if event is None:
+                damaged.add(offset + end - len(line))
                 continue
             good = end
+            self.damaged |= damaged
             if event["seq"] <= self.seq:
                 continue
             if self._is_in_step and event["seq"] != self.seq + 1:
@@ -95,7 +100,7 @@ class EventTail:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(event, dict) or not isinstance(event.get("seq"), int):
         return None

@@ -2,8 +2,8 @@
 
 Every event has `seq` (0, 1, 2, ... without gaps), `time` (seconds since 1970) and `kind`; the kinds
 and their fields are the classes below. A resumed run goes on in the same file: its `started` event
-says with `resumed_from` from which step, and what stood in the file beyond that step no longer counts
-(`without_repeats` leaves it out).
+says with `resumed_from` from which step (null: from the beginning), and what stood in the file beyond that
+step no longer counts (`without_repeats` leaves it out). Readers skip damaged lines, and count them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import math
 import mmap
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
-from flowloom.errors import DiskFullError, is_disk_full
+from flowloom.errors import disk_full, is_disk_full
 from flowloom.spec.secrets import redact
 
 Event = dict[str, Any]
@@ -110,6 +110,15 @@ class Saved(Header):
     dir: str
 
 
+class Removed(Header):
+    """A checkpoint was deleted to keep the rule of `checkpoint`; `reason` says why."""
+
+    kind: Literal["removed"]
+    step: int
+    dir: str
+    reason: str
+
+
 class Uploaded(Header):
     """A checkpoint is on the hub, at `url`."""
 
@@ -127,8 +136,15 @@ class Skipped(Header):
     reason: str
 
 
-class Warned(Header):
-    """Something to know that does not end the run."""
+class Hint(TypedDict, total=False):
+    """What an event may have beside the rest."""
+
+    hint: str
+    """What to do about it."""
+
+
+class Warned(Header, Hint):
+    """Something to know that does not end the run; `hint`, where there is one, says what to do about it."""
 
     kind: Literal["warning"]
     message: str
@@ -165,6 +181,7 @@ AnyEvent = (
     | Validated
     | Sampled
     | Saved
+    | Removed
     | Uploaded
     | Skipped
     | Warned
@@ -172,7 +189,7 @@ AnyEvent = (
     | Finished
     | Stopped
 )
-_KINDS: dict[str, type] = {
+_KINDS: dict[str, Any] = {
     "started": Started,
     "phase": Phase,
     "step": Step,
@@ -180,6 +197,7 @@ _KINDS: dict[str, type] = {
     "validated": Validated,
     "sampled": Sampled,
     "saved": Saved,
+    "removed": Removed,
     "uploaded": Uploaded,
     "skipped": Skipped,
     "warning": Warned,
@@ -187,7 +205,10 @@ _KINDS: dict[str, type] = {
     "finished": Finished,
     "stopped": Stopped,
 }
-FIELDS = {kind: frozenset(event.__annotations__) - {"seq", "time", "kind"} for kind, event in _KINDS.items()}
+_HEADER = frozenset(Header.__annotations__) | {"kind"}
+OPTIONAL = {kind: frozenset(event.__optional_keys__) for kind, event in _KINDS.items()}
+"""The fields that an event of each kind may lack."""
+FIELDS = {kind: frozenset(event.__annotations__) - _HEADER - OPTIONAL[kind] for kind, event in _KINDS.items()}
 """The fields of each kind, beside `seq`, `time` and `kind`."""
 
 
@@ -209,7 +230,7 @@ class EventWriter:
             ValueError: the kind is unknown, or its fields are others.
             DiskFullError: it could not be written; the file holds whole lines still.
         """
-        if kind not in FIELDS or FIELDS[kind] != fields.keys():
+        if kind not in FIELDS or FIELDS[kind] != fields.keys() - OPTIONAL[kind]:
             raise ValueError(f"no event {kind!r} with the fields {sorted(fields)}; see spec/events.py.")
         event = {"seq": self._seq, "time": round(time.time(), 3), "kind": kind, **_finite(fields)}
         line = redact(json.dumps(event, ensure_ascii=False, allow_nan=False), self._secrets)
@@ -226,39 +247,57 @@ class EventWriter:
             self._file.truncate(self._end)
             if not is_disk_full(error):
                 raise
-            raise DiskFullError(f"{self.path}: the disk is full. Make room, then resume the run.") from error
+            raise disk_full(self.path, error) from error
         self._end += len(line)
 
     def close(self) -> None:
         """Flush to the disk and close."""
-        if not self._file.closed:
-            os.fsync(self._file.fileno())
+        try:
+            if not self._file.closed:
+                os.fsync(self._file.fileno())
+        finally:
             self._file.close()
 
 
-def read_events(path: Path, from_seq: int = 0) -> Iterator[Event]:
-    """The events from number `from_seq` on; a line that is still being written is left for later."""
+def read_events(
+    path: Path, from_seq: int = 0, on_damage: Callable[[int], None] = lambda _line: None
+) -> Iterator[Event]:
+    """The events from number `from_seq` on; a line that is still being written is left for later.
+
+    `on_damage` is called with the number, from 1, of each line in between that is no event: a bad disk, or
+    another program, has changed it. The events after it count all the same.
+    """
     if not path.exists():
         return
     with path.open("rb") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return
             event = _parse(line)
             if event is None:
-                return
-            if event["seq"] >= from_seq:
+                on_damage(number)
+            elif event["seq"] >= from_seq:
                 yield event
+
+
+def last_kept_step(started: Event) -> int:
+    """The step up to which events before this `started` still count: of an abandoned attempt, none do."""
+    resumed_from = started.get("resumed_from")
+    return resumed_from if isinstance(resumed_from, int) else 0
 
 
 def without_repeats(events: Iterable[Event]) -> list[Event]:
     """The history as if the run had never been interrupted.
 
     A run that was killed at step 130 and resumed from its checkpoint at 100 made steps 101 to 130
-    twice: of what stands in the file before a `started`, all beyond its `resumed_from` is left out.
+    twice: of what stands in the file before a `started`, all beyond its `resumed_from` is left out; where
+    that is null, because the run was killed before its first checkpoint, every step.
     """
     history: list[Event] = []
     for event in events:
-        if event["kind"] == "started" and event["resumed_from"] is not None:
-            history = [past for past in history if past.get("step", 0) <= event["resumed_from"]]
+        if event["kind"] == "started":
+            kept = last_kept_step(event)
+            history = [past for past in history if (past.get("step") or 0) <= kept]
         history.append(event)
     return history
 
@@ -283,9 +322,10 @@ def _parse(line: bytes) -> Event | None:
         return None
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and isinstance(event.get("seq"), int) else None
+    is_event = isinstance(event, dict) and isinstance(event.get("seq"), int)
+    return event if is_event and isinstance(event.get("kind"), str) else None
 
 
 def _finite(value: Any) -> Any:

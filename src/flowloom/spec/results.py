@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from flowloom.errors import RunError
 from flowloom.spec.events import read_events
-from flowloom.spec.rundir import RunDir
+from flowloom.spec.rundir import ABANDONED, RunDir
 
 Kind = Literal["checkpoints", "samples"]
 WEIGHTS = {".safetensors", ".sft", ".pth", ".pt", ".ckpt"}
@@ -52,18 +52,18 @@ def checkpoints_of(run_dir: RunDir, content: dict[str, Any] | None = None) -> li
 
 
 def samples_of(run_dir: RunDir) -> Iterator[tuple[Path, Path]]:
-    """The pictures, each with the folder that its name begins in."""
+    """The pictures, each with the folder that its name begins in; none of an abandoned attempt."""
     for folder, since in _folders(run_dir, "samples", _content(run_dir, None)).items():
         for entry in _written(folder, since, "**/*"):
             passes = any(_PASSING.search(part) for part in entry.relative_to(folder).parts)
-            if entry.suffix.lower() in PICTURES and not passes:
+            if entry.suffix.lower() in PICTURES and not passes and not (entry.parent / ABANDONED).exists():
                 yield folder, entry
 
 
 def last_saved_step(run_dir: RunDir) -> int | None:
     """The step of the newest checkpoint that the events tell of."""
-    steps = [event["step"] for event in read_events(run_dir.events_jsonl) if event["kind"] == "saved"]
-    return steps[-1] if steps else None
+    steps = [event.get("step") for event in read_events(run_dir.events_jsonl) if event["kind"] == "saved"]
+    return next((step for step in reversed(steps) if isinstance(step, int)), None)
 
 
 def is_whole(path: Path) -> bool:

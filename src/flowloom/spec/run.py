@@ -205,8 +205,9 @@ class ParallelSection(Section):
 class CheckpointSection(Section):
     """Which checkpoints stay."""
 
-    keep_last: Period = 2
-    """The newest so many."""
+    keep_last: Literal["auto"] | Period = "auto"
+    """The newest so many. auto: all of a LoRA, DoRA or LoKr; of full weights, as many as the disk has room
+    for, with 2 GiB to spare."""
     keep_every: Period | None = None
     """And every one whose step is a multiple of this."""
 

@@ -38,6 +38,8 @@ Config = TypeVar("Config", bound=BaseModel)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _STEP = re.compile(r"step_\d{8}")
+ABANDONED = "abandoned"
+"""A file beside previews of an attempt that was killed: the run has started again from an earlier step."""
 _RECORDED = (
     "flowloom",
     "torch",
@@ -60,6 +62,7 @@ class RunDir:
         self.log_txt = self.path / "log.txt"
         self.pid_json = self.path / "pid.json"
         self.control_dir = self.path / "control"
+        self._held: tuple[int, int] | None = None
 
     @classmethod
     def create(cls, name: str, runs_dir: Path | str) -> RunDir:
@@ -109,6 +112,15 @@ class RunDir:
     def samples_dir(self, step: int) -> Path:
         """Where the previews of `step` lie."""
         return self.path / "samples" / f"step_{step:08d}"
+
+    def abandon_samples(self, after: int) -> None:
+        """Mark the previews of steps beyond `after`: they are of an attempt that is made again from there.
+
+        They stay on the disk until they are drawn again, but are no longer listed.
+        """
+        for folder in (self.path / "samples").glob("step_*"):
+            if _STEP.fullmatch(folder.name) and folder.is_dir() and step_of(folder) > after:
+                (folder / ABANDONED).touch()
 
     def checkpoint_dir(self, step: int) -> Path:
         """Where the checkpoint of `step` lies."""
@@ -214,7 +226,27 @@ class RunDir:
             json.dump({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}, file)
             file.flush()
             self._clear_leftovers()
+            self._held = _identity(os.fstat(file.fileno()))
             yield
+
+    def require_in_place(self) -> None:
+        """Return where the directory is still the one that `locked` holds.
+
+        Raises:
+            RunError: it was deleted, moved or replaced, or its disk is gone.
+        """
+        try:
+            is_here = self._held is None or _identity(self.pid_json.stat()) == self._held
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: the run directory is gone ({error.strerror}): it was deleted or moved, or its "
+                "disk was unmounted. Training ends here, and nothing more is saved."
+            ) from error
+        if not is_here:
+            raise RunError(
+                f"{self.path}: another run directory has taken this path. Training ends here, and nothing "
+                "more is saved."
+            )
 
     def is_running(self) -> bool:
         """Whether an engine holds the directory now."""
@@ -254,6 +286,15 @@ def _lock(file: IO[str], *, shared: bool = False, patience_s: float = 1.0) -> bo
             time.sleep(0.05)
         else:
             return True
+
+
+def _identity(file: os.stat_result) -> tuple[int, int]:
+    return file.st_dev, file.st_ino
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint or previews of our engine are of."""
+    return int(folder.name.removeprefix("step_"))
 
 
 def default_name(stem: str) -> str:

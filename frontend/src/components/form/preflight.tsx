@@ -18,6 +18,8 @@ interface Parts {
   fits: boolean;
   /** Of a coarse estimate: what it leaves out. */
   not_counted?: string[];
+  /** Of the disk: which checkpoints stay. */
+  kept_text?: string;
 }
 
 /** Sections are empty where nothing can be told. */
@@ -189,6 +191,9 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
           ))}
           {isWhole<Parts>(found.memory) && <Stack title="Memory" found={found.memory} />}
           {isWhole<Parts>(found.disk) && <Stack title="Disk" found={found.disk} />}
+          {typeof found.disk.kept_text === "string" && (
+            <p className="text-sm text-ink-soft">Checkpoints kept: {found.disk.kept_text}.</p>
+          )}
           <Time time={found.time} />
           {isWhole<Data>(found.data) && <Buckets data={found.data} />}
           {found.hints.length > 0 && (

@@ -86,7 +86,7 @@ export function Actions({ run }: { run: RunView }) {
       )}
       {run.can_resume && (
         <Button kind="primary" onClick={() => act("resume")} isBusy={isBusy("resume")}>
-          <PlayIcon /> Resume
+          <PlayIcon /> {run.starts_over ? "Start again" : "Resume"}
         </Button>
       )}
       <Menu label="More" items={items} />

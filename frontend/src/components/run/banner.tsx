@@ -4,7 +4,7 @@ import type { RunView } from "@/lib/api/client";
 import type { RunEvent } from "@/lib/events";
 
 /** Why it failed, and the cure; or what there is to know while it goes on. */
-export function Banner({ run, notes }: { run: RunView; notes: RunEvent[] }) {
+export function Banner({ run, notes, damagedLines }: { run: RunView; notes: RunEvent[]; damagedLines: number }) {
   const warnings = notes.filter((note) => note.kind === "warning");
   const skipped = notes.filter((note) => note.kind === "skipped");
   return (
@@ -24,6 +24,12 @@ export function Banner({ run, notes }: { run: RunView; notes: RunEvent[] }) {
       {run.note && (
         <p className="mb-4 rounded-lg border bg-panel px-4 py-2.5 text-sm text-ink-soft">{run.note}</p>
       )}
+      {damagedLines > 0 && (
+        <p className="mb-4 rounded-lg border border-weld bg-weld-soft px-4 py-2.5 text-sm">
+          {damagedLines === 1 ? "1 line" : `${damagedLines} lines`} of events.jsonl cannot be read and{" "}
+          {damagedLines === 1 ? "was" : "were"} skipped: the disk or another program has damaged the file.
+        </p>
+      )}
       {(warnings.length > 0 || skipped.length > 0) && (
         <details className="mb-4 rounded-lg border border-weld bg-weld-soft px-4 py-2.5 text-sm">
           <summary className="font-medium">
@@ -36,7 +42,9 @@ export function Banner({ run, notes }: { run: RunView; notes: RunEvent[] }) {
           </summary>
           <ul className="mt-2 grid max-h-48 gap-1 overflow-y-auto text-xs [overflow-wrap:anywhere]">
             {warnings.map((note) => (
-              <li key={note.seq}>{String(note.message)}</li>
+              <li key={note.seq}>
+                {String(note.message)} {typeof note.hint === "string" && note.hint}
+              </li>
             ))}
             {skipped.map((note) => (
               <li key={note.seq}>

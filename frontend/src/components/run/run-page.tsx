@@ -119,7 +119,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
   const isDrawing = run.trainer === "sample" && others.length === 0;
   return (
     <Page title={run.id} wide lead={<Lead run={run} live={live} />} actions={<Actions run={run} />}>
-      <Banner run={run} notes={live.notes} />
+      <Banner run={run} notes={live.notes} damagedLines={live.base?.damaged_lines ?? 0} />
       <Readings run={run} live={live} isTraining={isTraining} />
       <div className="mb-4 flex items-center justify-between border-b">
         <Tabs

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from flowloom.errors import DiskFullError, WeightsError, is_disk_full
+from flowloom.errors import WeightsError, disk_full, is_disk_full
 
 SAFE = (".safetensors", ".sft")
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
@@ -352,8 +352,7 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     except OSError as error:
         if not is_disk_full(error):
             raise
-        size_mib = sum(nbytes for _, _, nbytes in _sizes(tensors).values()) / 2**20
-        raise DiskFullError(f"{path}: no room for {size_mib:.0f} MiB. Make room and try again.") from error
+        raise disk_full(path, error, sum(nbytes for _, _, nbytes in _sizes(tensors).values())) from error
     finally:
         unfinished.unlink(missing_ok=True)
 

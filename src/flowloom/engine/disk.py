@@ -1,0 +1,91 @@
+"""What a run takes on the disk: its checkpoints, by the rule that keeps them, and its caches."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowloom.engine.footprint import Networks, cache_bytes, checkpoint_bytes
+from flowloom.engine.retention import SPARE_BYTES, num_kept
+from flowloom.errors import size_text
+from flowloom.spec.run import ADAPTERS, RunConfig
+
+GB = 1e9
+
+
+def disk(
+    config: RunConfig,
+    networks: Networks,
+    device: torch.device,
+    data: dict[str, Any],
+    runs_dir: Path,
+    steps: int | None,
+) -> dict[str, Any]:
+    """Bytes by part, how many checkpoints stay, and whether there is room.
+
+    Args:
+        data: the preflight's: `pixels`, `mean_text_tokens` and `distinct_captions` are read.
+        steps: of the run; None where it has no end.
+    """
+    each = checkpoint_bytes(config, networks, device)
+    text_tokens = round(data["mean_text_tokens"] * data["distinct_captions"])
+    caches = cache_bytes(config, networks.params, data["pixels"], text_tokens)
+    on_disk = {"latents": config.cache.latents, "caption states": config.cache.text}
+    cached = {name: size for name, size in caches.items() if on_disk[name] == "disk"}
+    folder = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    saves = None if steps is None else -(-steps // config.training.save_every)
+    kept = num_kept(config, each, saves, free - sum(cached.values()))
+    parts = {"checkpoints": _most_at_once(config, kept, saves) * each, **cached}
+    total = sum(parts.values())
+    return {
+        "parts": parts,
+        "checkpoint": each,
+        "kept": kept,
+        "kept_text": _kept_text(config, each, kept, saves),
+        "caches": dict(caches),
+        "total": total,
+        "free": free,
+        "fits": total <= free,
+    }
+
+
+def _most_at_once(config: RunConfig, kept: int | None, saves: int | None) -> int:
+    """Checkpoints on the disk at the worst moment: where a number is kept, one more is written before the
+    oldest goes."""
+    if kept is None:
+        return 1
+    is_auto = config.checkpoint.keep_last == "auto"
+    least = 2 if saves is None else min(2, saves)
+    return max(kept, least) if is_auto or kept == saves else kept + 1
+
+
+def _kept_text(config: RunConfig, each: int, kept: int | None, saves: int | None) -> str:
+    size = f"{size_text(each)} each"
+    every = f"every {config.training.save_every:,} steps"
+    if kept is None:
+        return f"all, {size}, one {every} until the run is stopped"
+    if kept == saves:
+        return f"all {kept:,}, {size}"
+    of = f" of {saves:,}" if saves else ""
+    if config.checkpoint.keep_last == "auto":
+        spare = size_text(SPARE_BYTES)
+        return f"the newest {kept:,}{of}, {size}: as many as the disk has room for, with {spare} to spare"
+    return f"{kept:,}{of}, {size}"
+
+
+def disk_advice(found: dict[str, Any], config: RunConfig) -> Iterator[str]:
+    """What to change where there is no room."""
+    keep_last, room = config.checkpoint.keep_last, found["free"] // max(found["checkpoint"], 1) - 1
+    if found["fits"]:
+        return
+    if config.checkpoint.keep_every:
+        yield "set checkpoint.keep_every to null: only the last checkpoints stay"
+    if room >= 1 and keep_last != 1 and (keep_last != "auto" or config.method_kind in ADAPTERS):
+        most = (found["kept"] or room + 1) if keep_last == "auto" else keep_last
+        yield f"set checkpoint.keep_last to {max(1, min(room, most - 1))}"
+    yield f"or name a disk with {found['total'] / GB:.1f} GB free by --runs-dir"

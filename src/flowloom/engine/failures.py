@@ -1,0 +1,87 @@
+"""An error that ends a run, as one line that says what went wrong, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from flowloom.errors import (
+    CheckpointError,
+    CompileError,
+    DivergedError,
+    FlowloomError,
+    OutOfMemoryError,
+    TrainingError,
+    disk_full,
+    is_disk_full,
+    one_line,
+)
+from flowloom.spec.rundir import RunDir
+
+COMPILERS = ("torch._dynamo", "torch._inductor")
+
+
+def explained(error: Exception, run_dir: RunDir) -> FlowloomError:
+    """The error as one of ours, with its hint; the text of others is cut to one line, log.txt has it all."""
+    failure = _as_ours(error, run_dir)
+    failure.hint = failure.hint or hint(failure, run_dir)
+    return failure
+
+
+def _as_ours(error: Exception, run_dir: RunDir) -> FlowloomError:
+    if isinstance(error, FlowloomError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return OutOfMemoryError(
+            f"Out of memory ({one_line(str(error))}). Lower training.train_minibatch (it does not change the "
+            "result), set memory.checkpointed_blocks to all, or train a LoRA with "
+            "lora.base_model_quant_level 8bit."
+        )
+    if isinstance(error, OSError) and is_disk_full(error):
+        return disk_full(run_dir.path, error)
+    causes = list(_causes(error))
+    if any(type(cause).__module__.startswith(COMPILERS) for cause in causes):
+        return CompileError(
+            f"torch.compile failed: {_compiler_line(causes)}. Set memory.compile to false, or install a C++ "
+            f"compiler that works. {run_dir.log_txt} has the full text."
+        )
+    told = f"{type(error).__name__}: {one_line(str(error))}".rstrip(": ")
+    return TrainingError(f"{told}. {run_dir.log_txt} has the full text.")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it came from, the first one last."""
+    seen: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in seen:
+        seen.append(at)
+        yield at
+        at = at.__cause__ or at.__context__
+
+
+def _compiler_line(causes: list[BaseException]) -> str:
+    """The compiler's own line where it printed one, else the message of the first cause."""
+    lines = [line for cause in causes for line in str(cause).splitlines()]
+    own = next((line for line in lines if "error:" in line), None)
+    return one_line(own or str(causes[-1])).rstrip(".")
+
+
+def hint(failure: FlowloomError, run_dir: RunDir) -> str:
+    """What to do after `failure`: from which checkpoint the run continues, or that there is none."""
+    checkpoints = run_dir.checkpoints()
+    names = [folder.name for folder in checkpoints]
+    resume = f"'flowloom resume {run_dir.path}'"
+    if isinstance(failure, CheckpointError):
+        others = [name for name in names if name != failure.folder.name]
+        then = f"the run then continues from {others[-1]}" if others else "the run then starts from step 0"
+        return f"Delete {failure.folder}, then {resume}: {then}."
+    if not names:
+        return f"No checkpoint was saved. Fix the cause, then {resume}: the run starts from step 0."
+    if isinstance(failure, DivergedError) and names[-1] == run_dir.checkpoint_dir(failure.step - 1).name:
+        other = f"delete it and resume from {names[-2]}" if names[1:] else "start a new run"
+        return (
+            f"The last good checkpoint is {names[-1]}, saved right before this step. Change the settings, "
+            f"then {resume}; if the same step fails again, {other}."
+        )
+    return f"The last good checkpoint is {names[-1]}. Fix the cause, then {resume}: it continues from there."

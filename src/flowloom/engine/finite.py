@@ -1,0 +1,53 @@
+"""Whether all that a checkpoint holds is finite: a NaN that is saved comes back at every resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowloom.engine.state import TrainState
+
+AT_ONCE = 256
+"""Tensors whose answers are read from the device together."""
+
+
+def not_finite(state: TrainState) -> str | None:
+    """The first weight, average or optimizer state with a NaN or an infinity; None when all are finite."""
+    pending: list[tuple[str, Tensor]] = []
+    for name, tensor in _kept(state):
+        pending.append((name, torch.isfinite(tensor).all()))
+        if len(pending) == AT_ONCE:
+            if found := _first(pending):
+                return found
+            pending = []
+    return _first(pending)
+
+
+def _first(pending: Iterable[tuple[str, Tensor]]) -> str | None:
+    return next((name for name, is_finite in pending if not is_finite.item()), None)
+
+
+def _kept(state: TrainState) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of real numbers that a checkpoint of `state` holds, by what it is."""
+    for name, weight in state.weights.items():
+        yield from _real(f"the weight {name}", weight.detach())
+    for name, shadow in (state.ema.shadow if state.ema else {}).items():
+        yield from _real(f"the average of {name}", shadow)
+    for name, kept in (*state.optimizer_states().items(), *state.parked.items()):
+        yield from _real(f"the optimizer state of {name}", kept)
+
+
+def _real(what: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, dict):
+        for part in value.values():
+            yield from _real(what, part)
+    elif isinstance(value, Tensor):
+        if flatten := getattr(value, "__tensor_flatten__", None):
+            # Low-bit states: codes, and scales that are real numbers.
+            for name in flatten()[0]:
+                yield from _real(what, getattr(value, name))
+        elif value.is_floating_point():
+            yield what, value

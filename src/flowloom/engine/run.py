@@ -1,0 +1,108 @@
+"""One sitting of a run: from loading its networks to its last checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+from flowloom.engine import checkpoint
+from flowloom.engine.build import Parts, build
+from flowloom.engine.distributed import Ranks
+from flowloom.engine.hub import HubUploads
+from flowloom.engine.report import OnEvent, Reporter
+from flowloom.engine.rows import keep_rows
+from flowloom.engine.stopping import StopSignals
+from flowloom.engine.trainer import Trainer
+from flowloom.parts.adapters.formats import adapter_metadata
+from flowloom.printable import printable_value
+from flowloom.spec.events import EventWriter
+from flowloom.spec.run import RunConfig
+from flowloom.spec.rundir import RunDir, step_of, versions
+from flowloom.spec.secrets import read_secrets
+
+
+class Sitting:
+    """Trains what a run directory describes, from its newest checkpoint if it has one."""
+
+    def __init__(
+        self, run_dir: RunDir, config: RunConfig, ranks: Ranks, signals: StopSignals, on_event: OnEvent
+    ):
+        self.run_dir, self.config, self.ranks, self.signals = run_dir, config, ranks, signals
+        self.reporter = _reporter(run_dir, config, ranks, on_event)
+        self.reporter.shield = signals.shielded
+        self.trainer: Trainer | None = None
+
+    def train(self) -> None:
+        """Load everything, then train until a limit is reached or a stop is asked for.
+
+        Raises:
+            Abandoned: a stop interrupted it; `end_as_stopped` is to follow.
+        """
+        reporter = self.reporter
+        with self.signals.interruptible(at_once=True):
+            reporter.say("phase", name="loading")
+            parts = self._load()
+        try:
+            self.trainer = Trainer(self.run_dir, parts, reporter, _metadata(parts), self.signals)
+            self.trainer.report_unusable_rows()
+            self.trainer.fit()
+        finally:
+            parts.pictures.close()
+
+    def _load(self) -> Parts:
+        reporter, latest = self.reporter, self.run_dir.latest_checkpoint()
+
+        def warn(told: object) -> None:
+            reporter.say("warning", message=str(told))
+
+        parts = build(keep_rows(self.config, self.run_dir, self.ranks, warn), self.ranks, warn)
+        state = parts.state
+        if latest:
+            checkpoint.load(latest, state)
+        if self.ranks.is_first:
+            self.run_dir.abandon_samples(state.position.step)
+        reporter.say(
+            "started",
+            versions=versions(),
+            device=str(state.precision.device),
+            method=self.config.method_kind,
+            trained_params=sum(weight.numel() for weight in state.trained.values()),
+            total_params=sum(weight.numel() for weight in state.model.parameters()),
+            resumed_from=state.position.step if latest else None,
+        )
+        reporter.say("phase", name="training")
+        return parts
+
+    def end_as_stopped(self) -> None:
+        """Save what an abandoned step left whole, and say that the run stopped."""
+        # Of several ranks the others may be anywhere: a checkpoint needs all of them.
+        if self.trainer and self.trainer.state.is_whole and self.ranks.size == 1:
+            self.trainer.save()
+        latest = self.run_dir.latest_checkpoint()
+        self.reporter.say("stopped", step=step_of(latest) if latest else 0)
+
+
+def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEvent) -> Reporter:
+    if not ranks.is_first:
+        return Reporter(None, [], on_event)
+    public = printable_value("", config.model_dump(mode="json"))
+    loggers = [spec.build(run_dir.path, public) for spec in config.loggers]
+    writer = EventWriter(run_dir.events_jsonl, read_secrets().values())
+    reporter = Reporter(writer, loggers, on_event)
+    if config.hub.repo_id:
+        hub = HubUploads(config.hub.repo_id, config.hub.private, run_dir.path, reporter.say)
+        reporter.loggers.append(hub)
+    return reporter
+
+
+def _metadata(parts: Parts) -> dict[str, str]:
+    """What every weights file says about how it was made."""
+    config = parts.state.config.model_dump_json()
+    dataset = parts.loader.dataset.summary()
+    if parts.state.adapter:
+        return adapter_metadata(parts.state.adapter.metadata, config, dataset, versions())
+    return {
+        "format": "pt",
+        "flowloom.config": config,
+        "flowloom.dataset": json.dumps(dataset),
+        "flowloom.versions": json.dumps(versions()),
+    }

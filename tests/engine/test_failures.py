@@ -1,0 +1,226 @@
+"""A run that fails says why in one line, names the last good checkpoint, and keeps no bad one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowloom.engine.__main__ import run_engine
+from flowloom.engine.build import build
+from flowloom.engine.distributed import Ranks
+from flowloom.engine.finite import not_finite
+from flowloom.errors import (
+    CheckpointError,
+    CompileError,
+    DivergedError,
+    TrainingError,
+    disk_full,
+    one_line,
+    size_text,
+)
+from flowloom.parts.families.weights import open_weights, save_weights
+from flowloom.spec.events import read_events
+from flowloom.spec.resume import change_run
+from flowloom.spec.rundir import RunDir
+
+OVERFLOW = [("training.lr", "3.3e38"), ("training.weight_decay", "1"), ("training.warmup_steps", "0")]
+"""The loss of the step is finite, the weights after it are not."""
+
+
+def failed(run_dir: RunDir) -> dict[str, Any]:
+    return [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "failed"][-1]
+
+
+def names(run_dir: RunDir) -> list[str]:
+    return [folder.name for folder in run_dir.checkpoints()]
+
+
+def test_weights_that_are_not_finite_are_never_saved(make_run: Callable[..., RunDir]) -> None:
+    run_dir = make_run(training={"save_every": 1}, ema={"decay": 0.9}, limits={"max_steps": 2})
+    run_engine(run_dir)
+    change_run(run_dir, [*OVERFLOW, ("limits.max_steps", "9")])
+    with pytest.raises(DivergedError, match="not saved"):
+        run_engine(run_dir)
+    assert names(run_dir) == ["step_00000001", "step_00000002"]
+    assert "step_00000002" in failed(run_dir)["cure"]
+    change_run(run_dir, [("training.lr", "1e-3"), ("training.weight_decay", "0"), ("limits.max_steps", "3")])
+    run_engine(run_dir)
+    assert names(run_dir)[-1] == "step_00000003"
+
+
+def test_a_failure_before_the_first_checkpoint_says_that_nothing_was_saved(
+    make_run: Callable[..., RunDir],
+) -> None:
+    run_dir = make_run(training={"save_every": 1, "lr": 3.3e38, "weight_decay": 1.0, "warmup_steps": 0})
+    with pytest.raises(DivergedError):
+        run_engine(run_dir)
+    said = failed(run_dir)
+    assert "No checkpoint was saved" in said["cure"]
+    assert "checkpoint" not in said["message"]
+    assert names(run_dir) == []
+
+
+@pytest.mark.parametrize("sections", [{}, {"lora": {"rank": 2, "alpha": 2}}], ids=["full", "lora"])
+@pytest.mark.parametrize("spoilt", ["weights", "average", "moments", "parked"])
+def test_a_nan_anywhere_in_a_checkpoint_is_found(
+    make_config: Callable[..., Any], sections: dict[str, Any], spoilt: str
+) -> None:
+    state = build(make_config(**sections, ema={"decay": 0.9}), Ranks()).state
+    for weight in state.trained.values():
+        weight.grad = torch.zeros_like(weight)
+    state.optimizer.step()
+    assert not_finite(state) is None
+    name = list(state.trained)[-1]
+    holders = {
+        "weights": state.trained[name].data,
+        "average": state.ema.shadow[name] if state.ema else None,
+        "moments": state.optimizer.state[state.trained[name]]["exp_avg_sq"],
+        "parked": state.parked.setdefault(name, {"exp_avg": torch.zeros(2)})["exp_avg"],
+    }
+    holder = holders[spoilt]
+    assert holder is not None
+    holder.view(-1)[-1] = float("nan")
+    assert name in (not_finite(state) or "")
+
+
+def test_a_checkpoint_with_a_nan_is_refused_and_the_last_good_one_is_named(
+    make_run: Callable[..., RunDir],
+) -> None:
+    """As versions before this one saved them."""
+    run_dir = make_run(training={"save_every": 1}, limits={"max_steps": 2})
+    run_engine(run_dir)
+    path = run_dir.checkpoint_dir(2) / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in open_weights(path).items()}
+    tensors["img_in.weight"][0, 0] = float("nan")
+    save_weights(path, tensors, {})
+    with pytest.raises(CheckpointError, match=r"img_in\.weight"):
+        run_engine(run_dir)
+    said = failed(run_dir)
+    assert "step_00000002" in said["message"]
+    assert "continues from step_00000001" in said["cure"]
+    shutil.rmtree(run_dir.checkpoint_dir(2))
+    run_engine(run_dir)
+    assert names(run_dir)[-1] == "step_00000002"
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "trainer.json", "../model.safetensors"])
+@pytest.mark.parametrize("harm", ["missing", "cut"])
+def test_the_hint_for_a_damaged_checkpoint_agrees_with_its_message(
+    make_run: Callable[..., RunDir], file: str, harm: str
+) -> None:
+    run_dir = make_run(training={"save_every": 1}, limits={"max_steps": 2})
+    run_engine(run_dir)
+    path = run_dir.checkpoint_dir(2) / "state" / file
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match="incomplete or damaged"):
+        run_engine(run_dir)
+    said = failed(run_dir)
+    assert said["cure"].startswith(f"Delete {run_dir.checkpoint_dir(2)}, then ")
+    assert "continues from step_00000001" in said["cure"]
+
+
+def test_an_unexpected_error_is_one_line_and_the_log_has_all_of_it(make_run: Callable[..., RunDir]) -> None:
+    run_dir = make_run(limits={"max_steps": 3})
+
+    def fail(event: dict[str, Any]) -> None:
+        if event["kind"] == "step":
+            raise ValueError("a first line\n" + "and more of it\n" * 7000)
+
+    with pytest.raises(TrainingError, match="ValueError: a first line"):
+        run_engine(run_dir, fail)
+    said = failed(run_dir)
+    assert said["error"] == "ValueError"
+    assert "\n" not in said["message"]
+    assert len(said["message"]) < 400
+    assert run_dir.log_txt.read_text().count("and more of it") >= 7000
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # the compiler's own
+def test_a_compiler_that_fails_is_told_in_one_line(make_run: Callable[..., RunDir], tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && echo "g++ 12.2.0" && exit 0\n'
+        'for i in $(seq 2000); do echo "note: in some template $i" >&2; done\n'
+        'echo "main.cpp:3:10: fatal error: omp.h: No such file" >&2\nexit 1\n'
+    )
+    compiler.chmod(0o755)
+    run_dir = make_run(memory={"compile": True}, limits={"max_steps": 2})
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CXX": str(compiler),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
+    }
+    command = [sys.executable, "-m", "flowloom.engine", str(run_dir.path)]
+    process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert process.returncode == 2
+    said = failed(run_dir)
+    assert said["error"] == CompileError.__name__
+    assert "fatal error: omp.h" in said["message"]
+    assert "memory.compile" in said["message"]
+    assert "\n" not in said["message"]
+    assert len(said["message"]) < 800
+    assert len(process.stderr) < 5000, process.stderr
+    assert len(run_dir.log_txt.read_text()) > 1000
+
+
+def test_a_full_disk_is_told_with_the_numbers(tmp_path: Path) -> None:
+    told = str(disk_full(tmp_path / "adapter.safetensors", OSError(errno.ENOSPC, "full"), 300_000))
+    assert "the disk is full (293.0 KiB needed, " in told
+    assert size_text(shutil.disk_usage(tmp_path).free).split(".")[0] in told
+    limit = str(disk_full(tmp_path / "adapter.safetensors", OSError(errno.EFBIG, "limit"), 300_000))
+    assert "free" not in limit
+    assert "disk is full" not in limit
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("", ""), ("\n \n  one \ntwo", "one"), ("x" * 1000, "x" * 397 + "...")]
+)
+def test_one_line_of_a_text(text: str, line: str) -> None:
+    assert one_line(text) == line
+
+
+@pytest.mark.parametrize("then", ["deleted", "moved", "replaced"])
+def test_a_run_whose_folder_is_gone_ends(make_run: Callable[..., RunDir], then: str) -> None:
+    run_dir = make_run(training={"save_every": 3}, limits={"max_steps": 1_000_000})
+    command = [sys.executable, "-m", "flowloom.engine", str(run_dir.path)]
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not run_dir.latest_checkpoint():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    run_dir.path.rename(run_dir.path.with_name("elsewhere"))
+    if then == "deleted":
+        shutil.rmtree(run_dir.path.with_name("elsewhere"))
+    if then == "replaced":
+        again = make_run(limits={"max_steps": 1})
+        run_engine(again)
+        left = sorted(path for path in again.path.rglob("*"))
+    _, complaint = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert str(run_dir.path) in complaint
+    assert "Training ends here" in complaint
+    assert "Traceback" not in complaint
+    if then == "replaced":
+        assert sorted(path for path in again.path.rglob("*")) == left
+    else:
+        assert not run_dir.path.exists()
