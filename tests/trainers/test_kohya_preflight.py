@@ -20,7 +20,8 @@ from flowloom.trainers.base import Preset
 from flowloom.trainers.checkouts import name_checkout
 from flowloom.trainers.kohya.buckets import Buckets
 from flowloom.trainers.kohya.config import DataSet, KohyaConfig
-from flowloom.trainers.kohya.footprint import Weights, footprint, kept_files
+from flowloom.trainers.kohya.files import arguments_of
+from flowloom.trainers.kohya.footprint import Weights, footprint, kept_files, kept_states
 from flowloom.trainers.kohya.pictures import Found, Reader
 from flowloom.trainers.kohya.preflight import Asked, preflight
 from flowloom.trainers.kohya.trainer import TRAINER
@@ -298,6 +299,16 @@ def test_as_many_checkpoints_are_planned_for_as_lie_there_at_a_time(
     planned = kept_files(KohyaConfig.model_validate({"saving": saving}), steps)
     # The last one, of the end, comes beside them.
     assert most + 1 <= planned <= most + 2
+
+
+def test_every_checkpoint_of_kohya_stays_by_default_and_old_states_go() -> None:
+    config = KohyaConfig.model_validate({"saving": {"save_every_n_steps": 250}})
+    assert arguments_of(config, Path()).get("save_last_n_steps") is None
+    assert arguments_of(config, Path())["save_last_n_steps_state"] == 1000
+    assert kept_files(config, 10_000) == 40 + 1
+    assert kept_states(config, 10_000) == 4 + 2 + 1
+    without = KohyaConfig.model_validate({"saving": {"save_state": False}})
+    assert kept_states(without, 10_000) == 0
 
 
 def test_buckets_that_cannot_be_are_told_with_the_configuration(

@@ -2789,6 +2789,12 @@ export interface components {
          */
         Metrics: {
             /**
+             * Damaged Lines
+             * @description Lines of events.jsonl that cannot be read, and were skipped.
+             * @default 0
+             */
+            damaged_lines?: number;
+            /**
              * Last Seq
              * @description Follow /events with this as Last-Event-ID: nothing is missed.
              */
@@ -3473,6 +3479,7 @@ export interface components {
         RunView: {
             /**
              * Can Resume
+             * @description Whether POST resume queues it again.
              * @default false
              */
             can_resume?: boolean;
@@ -3538,6 +3545,12 @@ export interface components {
             position?: number | null;
             /** Samples Per S */
             samples_per_s?: number | null;
+            /**
+             * Starts Over
+             * @description Whether a resume starts from the beginning, because no checkpoint was saved.
+             * @default false
+             */
+            starts_over?: boolean;
             /**
              * State
              * @enum {string}

@@ -241,8 +241,10 @@ class Saving(Section):
     """Of the files."""
     save_every_n_steps: Positive | None = 250
     """Steps between checkpoints."""
-    save_last_n_steps: Positive | None = 1000
-    """Older checkpoints than so many steps go."""
+    save_last_n_steps: Positive | None = None
+    """Checkpoints older than so many steps are deleted; null: all stay, as in sd-scripts."""
+    save_last_n_steps_state: Positive | None = 1000
+    """The same of the states that only a resume needs; null: as save_last_n_steps."""
     save_every_n_epochs: Positive | None = None
     """Epochs between checkpoints, beside those by steps."""
     save_last_n_epochs: Positive | None = None

@@ -96,6 +96,7 @@ _SECTIONS: dict[str, Values] = {
         "output_name": "last",
         "save_every_n_steps": None,
         "save_last_n_steps": None,
+        "save_last_n_steps_state": None,
         "save_every_n_epochs": None,
         "save_last_n_epochs": None,
         "save_precision": None,

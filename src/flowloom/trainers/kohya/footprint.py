@@ -166,6 +166,7 @@ def trained_parameters(config: KohyaConfig, weights: Weights, values: dict[str, 
     return sides * config.network.network_dim, width
 
 
+<<<<<<< HEAD
 UNKNOWN_SIZE = "the size of this LyCORIS algorithm does not follow from its rank."
 _RANKED = frozenset({"lora", "locon"})
 """Algorithms of LyCORIS whose layers are as large as those of a LoRA."""
@@ -185,6 +186,16 @@ def kept_files(config: KohyaConfig, steps: int, epochs: int = 0) -> int:
     saving = config.saving
     by_steps = _kept(steps, saving.save_every_n_steps, saving.save_last_n_steps)
     return by_steps + _kept(epochs, saving.save_every_n_epochs, saving.save_last_n_epochs) + 1
+
+
+def kept_states(config: KohyaConfig, steps: int, epochs: int = 0) -> int:
+    """The same of the states for a resume; 0 where none are saved."""
+    saving = config.saving
+    by_steps = _kept(
+        steps, saving.save_every_n_steps, saving.save_last_n_steps_state or saving.save_last_n_steps
+    )
+    by_epochs = _kept(epochs, saving.save_every_n_epochs, saving.save_last_n_epochs)
+    return by_steps + by_epochs + 1 if saving.save_state else 0
 
 
 def _kept(count: int, every: int | None, last: int | None) -> int:

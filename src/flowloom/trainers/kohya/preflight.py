@@ -33,6 +33,7 @@ from flowloom.trainers.kohya.footprint import (
     footprint,
     has_unknown_size,
     kept_files,
+    kept_states,
 )
 from flowloom.trainers.kohya.pictures import (
     ENLARGED,
@@ -270,7 +271,7 @@ def _disk(
     caches = {name: size for name, size in _caches(config, read, home.stat().st_dev).items() if size}
     parts = {
         "checkpoints": kept * taken.weights,
-        "states": kept * taken.state if config.saving.save_state else 0,
+        "states": kept_states(config, data["steps"], data["epochs"]) * taken.state,
         **caches,
     }
     total, free = sum(parts.values()), shutil.disk_usage(home).free
