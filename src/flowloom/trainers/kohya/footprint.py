@@ -166,7 +166,6 @@ def trained_parameters(config: KohyaConfig, weights: Weights, values: dict[str, 
     return sides * config.network.network_dim, width
 
 
-<<<<<<< HEAD
 UNKNOWN_SIZE = "the size of this LyCORIS algorithm does not follow from its rank."
 _RANKED = frozenset({"lora", "locon"})
 """Algorithms of LyCORIS whose layers are as large as those of a LoRA."""

@@ -38,7 +38,7 @@ _NUMBERS: dict[str, float | None] = {
             learning_rate_te3 logit_mean lr_decay_steps lr_scheduler_min_lr_ratio lr_scheduler_timescale
             max_timestep max_validation_steps min_timestep multires_noise_iterations
             num_last_block_to_freeze pos_emb_random_crop_rate sample_batch_size save_last_n_epochs_state
-            save_last_n_steps_state save_n_epoch_ratio scale_weight_norms single_blocks_to_swap
+            save_n_epoch_ratio scale_weight_norms single_blocks_to_swap
             stop_text_encoder_training t5_dropout_rate text_encoder_batch_size token_warmup_step
             v_pred_like_loss validate_every_n_epochs validate_every_n_steps validation_seed
             """
