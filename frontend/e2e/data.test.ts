@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { once } from "node:events";
-import { copyFileSync, existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
@@ -56,12 +56,15 @@ test("upload, caption, edit many, JSONL, training", async () => {
   await page.getByRole("button", { name: "Make it" }).click();
   await page.waitForURL(/name=mine/);
 
-  await page.getByLabel("Files to upload").setInputFiles(somePictures(6));
+  const junk = join(studio.home, "Thumbs.db");
+  writeFileSync(junk, "junk");
+  await page.getByLabel("Files to upload").setInputFiles([...somePictures(6), junk]);
   await page.getByText("11 of 11 files").waitFor();
+  await page.getByText(/^1 file skipped, neither images nor captions: Thumbs\.db$/).waitFor();
   assert.ok(existsSync(join(studio.home, "data", "mine", "5.png")));
 
   // The gallery holds what was read by then: a key that goes on from the last picture goes nowhere.
-  await page.getByText(/^6 pictures, 5 with captions, [\d.]+ \w+$/).waitFor();
+  await page.getByText(/^6 images, 5 with captions, [\d.]+ \w+$/).waitFor();
 
   await page.getByRole("button", { name: "0.png" }).click();
   await page.getByText(/^1 of 6/).waitFor();
@@ -75,17 +78,35 @@ test("upload, caption, edit many, JSONL, training", async () => {
   await page.getByLabel("Tags, by commas").fill("inked");
   await page.getByRole("button", { name: "Preview" }).click();
   await page.getByText("6 of 6 captions would change").waitFor();
-  await page.getByRole("button", { name: "Change them" }).click();
+  await page.getByRole("button", { name: "Apply to 6 captions" }).click();
   await page.getByText("6 captions are changed.").waitFor();
+  await page.getByText("Added “inked” at the start").waitFor();
   await page.keyboard.press("Escape");
 
   await page.getByRole("button", { name: "Work on it" }).click();
   await page.getByRole("menuitem", { name: /Make a JSONL/ }).click();
   await page.getByRole("dialog").getByRole("button", { name: "Make a JSONL" }).click();
   await page.getByText(/mine\.jsonl is made/).waitFor();
+  await page.getByRole("button", { name: "Close", exact: true }).last().click();
 
+  // The JSONL has the captions of then: its folder's page, its card and the form say so.
+  await page.getByRole("button", { name: "1.png" }).click();
+  await caption.fill("edited after the JSONL was made");
+  await page.getByText("Saved", { exact: true }).waitFor();
+  await page.getByText(/mine\.jsonl is outdated: 1 row differs/).waitFor();
+  await page.goto(`${studio.url}/datasets/`);
+  const made = page.getByRole("list", { name: "JSONLs built from mine" });
+  await made.getByText("outdated").waitFor();
   await page.goto(`${studio.url}/flow-training/`);
   await page.getByLabel("Data set", { exact: true }).selectOption({ label: "mine.jsonl" });
+  await page.getByText(/mine\.jsonl is outdated/).waitFor();
+  await page.getByRole("button", { name: "Update", exact: true }).click();
+  await page.getByText(/mine\.jsonl is outdated/).waitFor({ state: "detached" });
+  const rows = () => readFileSync(join(studio.home, "data", "mine.jsonl"), "utf8");
+  assert.match(rows(), /edited after the JSONL was made/);
+
+  await page.goto(`${studio.url}/flow-training/`);
+  await page.getByLabel("Data set", { exact: true }).selectOption({ label: "mine" });
   await page.getByRole("radiogroup", { name: "Base model" }).getByRole("radio").first().check();
   const json = page.getByLabel(/Configuration as JSON/);
   const written = JSON.parse(await json.inputValue()) as Record<string, Record<string, unknown>>;
@@ -100,9 +121,13 @@ test("upload, caption, edit many, JSONL, training", async () => {
       parallel: { dtype: "fp32" },
     }),
   );
-  await page.getByText("It can run.").waitFor();
+  await page.getByText("Ready to train").waitFor();
   await page.getByRole("button", { name: "Examine" }).click();
   await page.getByText("steps an epoch").waitFor();
+  await page.getByLabel("Name of the run").fill("mine lora/é");
+  await page.getByText("Run name: letters, digits, . _ - only").waitFor();
+  assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
+  await page.getByRole("button", { name: "Use mine-lora-e" }).click();
   await page.getByLabel("Name of the run").fill("mine-lora");
   await page.getByRole("button", { name: "Start training" }).click();
   await page.waitForURL(/id=mine-lora/);
@@ -112,7 +137,21 @@ test("upload, caption, edit many, JSONL, training", async () => {
     .getByRole("link", { name: /adapter.*safetensors/ })
     .first()
     .click();
-  assert.match((await download).suggestedFilename(), /mine-lora.*\.safetensors/);
+  assert.equal((await download).suggestedFilename(), "mine-lora-step_00000002-adapter.safetensors");
+  const [kept = ""] = readdirSync(join(studio.home, "runs", "mine-lora", "data")).filter(
+    (name) => name !== "rows.json",
+  );
+  const trained = readFileSync(join(studio.home, "runs", "mine-lora", "data", kept, "mine.jsonl"), "utf8");
+  assert.match(trained, /edited after the JSONL was made/);
+});
+
+test("an exported LoRA is downloaded from its page", async () => {
+  const source_path = join(studio.home, "runs", "mine-lora");
+  await studio.post("/api/chores/export/start", { name: "exported", config: { source_path } });
+  const page = await open("/runs/?id=exported");
+  const download = page.waitForEvent("download");
+  await page.getByRole("link", { name: "Download mine-lora-step_00000002-comfy.safetensors" }).click();
+  assert.equal((await download).suggestedFilename(), "mine-lora-step_00000002-comfy.safetensors");
 });
 
 test("an archive at an address becomes a data set", async () => {
@@ -138,12 +177,16 @@ test("an archive at an address becomes a data set", async () => {
   }
 });
 
-test("a folder is chosen in the form, and becomes a JSONL there", async () => {
+test("a folder is chosen in FLOW's and in Kohya's form as it is", async () => {
   const page = await open("/flow-training/");
-  await page.getByLabel("Data set", { exact: true }).selectOption({ label: "demo (folder)" });
-  await page.getByRole("button", { name: "Make demo.jsonl" }).click();
-  const path = page.getByRole("textbox", { name: "JSONL metadata path" });
-  await until(async () => (await path.inputValue()).endsWith("demo.jsonl"));
-  assert.ok(existsSync(join(studio.home, "data", "demo.jsonl")));
-  assert.ok((await page.getByRole("textbox", { name: "Image folder path" }).inputValue()).endsWith("demo"));
+  const folder = join(studio.home, "data", "demo");
+  await page.getByLabel("Data set", { exact: true }).selectOption({ label: "demo" });
+  for (const name of ["JSONL metadata path", "Image folder path"]) {
+    const path = page.getByRole("textbox", { name });
+    await until(async () => (await path.inputValue()) === folder);
+  }
+  await page.goto(`${studio.url}/kohya-training/`);
+  await page.getByLabel("Data set", { exact: true }).selectOption({ label: "demo" });
+  const json = page.getByLabel(/Configuration as JSON/);
+  await until(async () => (await json.inputValue()).includes(`"image_dir": "${folder}"`));
 });

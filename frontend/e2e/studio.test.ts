@@ -248,7 +248,7 @@ test("a FLOW file is imported, told about, and started", async () => {
   assert.equal(await page.getByLabel("Learning rate").inputValue(), "0.001", "the draft survives a reload");
   assert.ok(!JSON.stringify(await page.evaluate(() => ({ ...localStorage }))).includes("not-a-real-key"));
   await page.getByLabel("Name of the run").fill("imported");
-  await page.getByText("It can run.").waitFor();
+  await page.getByText("Ready to train").waitFor();
   await page.getByRole("button", { name: "Start training" }).click();
   await page.waitForURL(/id=imported/);
   await page.getByText("Finished", { exact: true }).first().waitFor();

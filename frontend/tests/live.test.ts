@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { Metrics, Sample } from "@/lib/api/client";
 import type { RunEvent } from "@/lib/events";
-import { gridOf, nearest, together } from "@/lib/grid";
+import { FROM_BATCH, gridOf, nearest, promptAt, together } from "@/lib/grid";
 import { byNoiseLevel, columnsOf, noted, untold, validationsOf } from "@/lib/live";
 import { smoothed } from "@/lib/smooth";
 
@@ -86,6 +86,62 @@ test("samples stand as prompt x step, whatever their order", () => {
   expect(grid.steps).toEqual([100, 200]);
   expect(grid.rows.map((row) => row.prompt)).toEqual(["cat", "fox"]);
   expect(grid.rows[1]?.byStep.get(200)?.file).toBe("step_200/01.png");
+});
+
+test("an image has the prompt that it was drawn with, whatever other steps drew in its row", () => {
+  const sample = (step: number, place: string, prompt: string, seed: number, from_batch = false): Sample => ({
+    file: `step_${step}/${place}.png`,
+    step,
+    url: "",
+    prompt,
+    seed,
+    from_batch,
+    settings: { width: 64 },
+  });
+  const old = (step: number, place: string, prompt: string, seed: number) => ({
+    ...sample(step, place, prompt, seed),
+    from_batch: false,
+  });
+  for (const batch of [sample, old]) {
+    const grid = gridOf([
+      sample(20, "00", "a fox", 1),
+      batch(20, "01", "a man with a camera", 2, true),
+      sample(10, "00", "a fox", 1),
+      batch(10, "01", "a motorcycle", 2, true),
+    ]);
+    expect(grid.rows).toHaveLength(2);
+    const [fox, varying] = grid.rows;
+    expect(fox && [fox.prompt, promptAt(fox, 10)]).toEqual(["a fox", "a fox"]);
+    expect(varying && [promptAt(varying, 10), promptAt(varying, 20), promptAt(varying, 30)]).toEqual([
+      "a motorcycle",
+      "a man with a camera",
+      batch === sample ? FROM_BATCH : "Prompt changes with the step",
+    ]);
+    expect(varying?.prompt).toBe(batch === sample ? FROM_BATCH : "Prompt changes with the step");
+  }
+});
+
+test("sections that are drawn at different steps do not share a row, nor do prompts of one seed", () => {
+  const sample = (step: number, place: string, prompt: string, seed: number, width: number): Sample => ({
+    file: `step_${step}/${place}.png`,
+    step,
+    url: "",
+    prompt,
+    seed,
+    from_batch: false,
+    settings: { width },
+  });
+  const grid = gridOf([
+    sample(20, "00", "a fox", 1, 64),
+    sample(20, "01", "a hut", 1, 96),
+    sample(10, "00", "a hut", 1, 96),
+    sample(10, "01", "a sea", 1, 96),
+  ]);
+  expect(grid.rows.map((row) => [row.prompt, [...row.byStep.keys()].sort()])).toEqual([
+    ["a fox", [20]],
+    ["a hut", [10, 20]],
+    ["a sea", [10]],
+  ]);
 });
 
 describe("validations", () => {

@@ -10,6 +10,7 @@ let breaks = 1;
 /** What HEAD answers, once each, before it tells the truth. */
 let moods: number[] = [];
 let refuses = 0;
+let skips = false;
 /** Called when a part begins to come, which is then never answered. */
 let hang: (() => void) | null = null;
 
@@ -30,13 +31,17 @@ beforeEach(async () => {
   breaks = 1;
   moods = [];
   refuses = 0;
+  skips = false;
   hang = null;
   kept.clear();
   server = createServer((request, response) => {
     const parts: Buffer[] = [];
     request.on("data", (part: Buffer) => parts.push(part));
     request.on("end", () => {
-      if (request.method === "POST") {
+      if (request.method === "POST" && skips) {
+        response.writeHead(422, { "content-type": "application/problem+json" });
+        response.end(JSON.stringify({ type: "urn:flowloom:file-skipped", title: "This file was skipped." }));
+      } else if (request.method === "POST") {
         begun += 1;
         response.writeHead(201, { location: "/api/datasets/fox/uploads/1" }).end();
       } else if (request.method === "HEAD" && moods.length > 0) {
@@ -105,6 +110,14 @@ test("a full disk is told at once, and not asked again and again", async () => {
   await uploadAll("fox", [item], () => {}, new AbortController().signal);
   expect(item.state).toBe("failed");
   expect(item.error).toContain("cannot write");
+});
+
+test("a file that is neither image nor caption is skipped, and is no failure", async () => {
+  skips = true;
+  const item = itemOf(new File(["x"], "Thumbs.db"), "Thumbs.db");
+  await uploadAll("fox", [item], () => {}, new AbortController().signal);
+  expect(item.state).toBe("skipped");
+  expect(begun).toBe(0);
 });
 
 test("what is paused waits, is no failure, and goes on from where it was", { timeout: 20_000 }, async () => {

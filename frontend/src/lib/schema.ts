@@ -79,6 +79,8 @@ const FLOW: ReadonlySet<string> = new Set([
   "limits.max_steps",
   "limits.max_epochs",
   "limits.max_minutes",
+  "checkpoint.keep_last",
+  "checkpoint.keep_every",
   "validation.share",
   "memory.checkpointed_blocks",
 ]);
@@ -103,6 +105,7 @@ const KOHYA: ReadonlySet<string> = new Set([
   "memory.blocks_to_swap",
   "saving.output_name",
   "saving.save_every_n_steps",
+  "saving.save_last_n_steps",
   "sampling.prompts",
   "sampling.width",
   "sampling.height",
@@ -214,7 +217,9 @@ function shaped(field: Field, schema: Tree, context: Context, depth: number): Fi
   }
   if (Array.isArray(schema.anyOf)) {
     const parts = schema.anyOf.filter(isTree);
-    const options = parts.flatMap((part) => (Array.isArray(part.enum) ? part.enum : []));
+    const options = parts.flatMap((part) =>
+      Array.isArray(part.enum) ? part.enum : part.const === undefined ? [] : [part.const],
+    );
     return { ...field, kind: "text", options, range: parts.map(rangeOf).find(Boolean) ?? null };
   }
   if (isTree(schema.properties))

@@ -10,13 +10,16 @@ const TRIES = 6;
 /** What a studio answers of an upload that it does not have, or has no more. */
 const GONE = new Set([404, 410]);
 const DISK_FULL = 507;
+/** What a studio answers of Thumbs.db and the like. */
+const SKIPPED = "file-skipped";
 
 export interface Item {
   file: File;
   /** With its folders. */
   path: string;
   sent: number;
-  state: "waiting" | "sending" | "done" | "failed";
+  /** Skipped: the studio has no use for such a file, and nothing went wrong. */
+  state: "waiting" | "sending" | "done" | "failed" | "skipped";
   error?: string;
 }
 
@@ -163,7 +166,7 @@ export async function uploadAll(
         await send(dataset, item, onChange, signal);
         item.state = signal.aborted ? "waiting" : "done";
       } catch (error) {
-        item.state = "failed";
+        item.state = error instanceof Problem && error.code === SKIPPED ? "skipped" : "failed";
         item.error = error instanceof Error ? error.message : String(error);
       }
       onChange();

@@ -8,6 +8,7 @@ import { useToasts } from "@/components/ui/toasts";
 import { Trouble } from "@/components/ui/trouble";
 import { Problem } from "@/lib/api/client";
 import {
+  changed,
   datasetApi,
   type Edit,
   type EditStage,
@@ -82,7 +83,7 @@ export function Bulk({
   const { data: made } = useQuery({ ...edits(dataset), enabled: isOpen });
   const { data: stage } = useQuery({ ...editStage(dataset), enabled: isOpen });
   const operation = operationOf(kind, first, second, where);
-  const refresh = () => void client.invalidateQueries({ queryKey: ["dataset", dataset] });
+  const refresh = () => changed(client, dataset);
   const told = (error: unknown) =>
     isCancelled(error) && say("It was cancelled before it wrote: no caption was changed.");
   const preview = useMutation({ mutationFn: () => datasetApi.preview(dataset, operation, wanted) });
@@ -206,20 +207,24 @@ export function Bulk({
             isBusy={doing.isPending}
             onClick={() => preview.data && doing.mutate(preview.data.version)}
           >
-            Change them
+            {preview.data?.num_changed
+              ? `Apply to ${count(preview.data.num_changed)} caption${preview.data.num_changed > 1 ? "s" : ""}`
+              : "Apply"}
           </Button>
         </div>
       </form>
       {made && made.length > 0 && (
         <section className="mt-4 border-t pt-3">
-          <h3 className="label mb-1">Done before</h3>
+          <h3 className="label mb-1">History</h3>
           <ul className="grid max-h-40 gap-1 overflow-y-auto text-xs">
             {made.map((edit) => (
               <li key={edit.id} className="flex items-center justify-between gap-3">
                 <span className="min-w-0 truncate">
-                  {count(edit.num_changed)} captions, {ago(edit.time)}{" "}
+                  {edit.title}{" "}
                   {!edit.is_whole && <span className="font-medium text-weld">cancelled half-way </span>}
-                  <span className="text-ink-faint">{edit.title}</span>
+                  <span className="text-ink-faint">
+                    {count(edit.num_changed)} caption{edit.num_changed === 1 ? "" : "s"}, {ago(edit.time)}
+                  </span>
                 </span>
                 <Button size="small" isBusy={undo.isPending} onClick={() => undo.mutate(edit.id)}>
                   Undo

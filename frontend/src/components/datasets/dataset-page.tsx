@@ -10,13 +10,22 @@ import { Empty, Page, Skeleton } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { Trouble } from "@/components/ui/trouble";
 import { Problem } from "@/lib/api/client";
-import { datasets, PAGE, type Picture, summary, tags as tagsQuery, type Wanted } from "@/lib/api/datasets";
+import {
+  datasets,
+  PAGE,
+  type Picture,
+  shelved,
+  summary,
+  tags as tagsQuery,
+  type Wanted,
+} from "@/lib/api/datasets";
 import { onward } from "@/lib/caption";
 import { useDebounced } from "@/lib/check";
 import { bytes, count } from "@/lib/format";
 import { Bulk } from "./bulk";
 import { Editor } from "./editor";
 import { Gallery, usePictures } from "./gallery";
+import { Outdated } from "./outdated";
 import { Uploader } from "./uploader";
 import { type Asked, Work } from "./work";
 
@@ -80,6 +89,7 @@ function Pictures({ name }: { name: string }) {
   const [work, setWork] = useState<Asked | null>(null);
   const { data: shelf } = useQuery(datasets);
   const found = shelf?.find((each) => each.name === name);
+  const jsonls = (found && shelved(shelf ?? []).find((each) => each.dataset === found)?.jsonls) ?? [];
   const place = {
     data_path: found?.path ?? "",
     ...(found?.kind === "jsonl" && { image_folder_path: found.images_dir }),
@@ -137,7 +147,7 @@ function Pictures({ name }: { name: string }) {
       wide
       lead={
         facts
-          ? `${count(facts.images)} pictures, ${count(facts.captioned)} with captions, ${bytes(facts.bytes)}${facts.scan.is_running ? " (still reading)" : ""}`
+          ? `${count(facts.images)} images, ${count(facts.captioned)} with captions${facts.bytes > 0 ? `, ${bytes(facts.bytes)}` : ""}${facts.scan.is_running ? " (still reading)" : ""}`
           : "\u00a0"
       }
       actions={
@@ -161,7 +171,7 @@ function Pictures({ name }: { name: string }) {
               { label: "Lint …", note: "Damaged, missing, alike, too long", onChoose: () => setWork("lint") },
               {
                 label: "Make a JSONL …",
-                note: "What FLOW training reads",
+                note: "To export, or to train elsewhere",
                 isDisabled: found?.kind === "jsonl",
                 onChoose: () => setWork("convert"),
               },
@@ -184,7 +194,10 @@ function Pictures({ name }: { name: string }) {
           <Trouble error={error ?? trouble} />
         </div>
       )}
-      <Uploader dataset={name} />
+      {(found?.kind === "jsonl" ? [found] : jsonls).map((each) => (
+        <Outdated key={each.name} name={each.name} />
+      ))}
+      {(!found || found.kind === "folder") && <Uploader dataset={name} />}
       <div className="mb-3 flex flex-wrap items-center gap-3">
         <SearchInput
           className="min-w-48 flex-1"
@@ -193,7 +206,7 @@ function Pictures({ name }: { name: string }) {
           onSearch={(words) => filter({ search: words })}
         />
         <Choice
-          label="Which pictures"
+          label="Which images"
           value={show}
           onChange={(next) => filter({ show: next })}
           options={[
@@ -206,7 +219,7 @@ function Pictures({ name }: { name: string }) {
       </div>
       <div className={cx("grid items-start gap-4", hasAside && "lg:grid-cols-[minmax(0,1fr)_20rem]")}>
         {facts && total === 0 ? (
-          <Empty title={facts.images === 0 ? "No pictures yet" : "No picture fits"}>
+          <Empty title={facts.images === 0 ? "No images yet" : "No image matches"}>
             {facts.images === 0 ? "Drop some above." : "Search for something else, or show all."}
           </Empty>
         ) : facts && total !== undefined ? (

@@ -96,7 +96,7 @@ export function Gallery({ total, chosen, at, onSee, onChoose }: Props) {
                       decoding="async"
                       className="size-full object-contain"
                     />
-                    <span className="sr-only">{picture.item}: </span>
+                    <span className="sr-only">{picture.file}: </span>
                     <span className="absolute inset-x-0 bottom-0 truncate bg-panel/85 px-1.5 py-0.5 text-left text-2xs">
                       {picture.problem ? (
                         <span className="text-madder">{picture.problem}</span>

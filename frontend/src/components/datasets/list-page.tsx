@@ -13,12 +13,15 @@ import {
   datasetApi,
   datasetHref,
   datasets,
+  freshness,
   pictures,
+  shelved,
   summary,
   trash,
 } from "@/lib/api/datasets";
 import { ago, bytes, count } from "@/lib/format";
 import { NewDialog } from "./new-dialog";
+import { useUpdate } from "./outdated";
 
 function Thumbs({ name }: { name: string }) {
   const { data } = useQuery(pictures(name, {}, 0));
@@ -42,7 +45,41 @@ function Thumbs({ name }: { name: string }) {
   );
 }
 
-function Card({ dataset, onDelete }: { dataset: DataSet; onDelete: () => void }) {
+/** A JSONL that was built from the folder of the card. */
+function Made({ jsonl, onDelete }: { jsonl: DataSet; onDelete: () => void }) {
+  const { data } = useQuery(freshness(jsonl.name));
+  const { update, isBusy } = useUpdate(jsonl.name);
+  return (
+    <li className="flex items-center gap-2 py-1 pr-3 pl-3 text-xs">
+      <Link href={datasetHref(jsonl.name)} className="min-w-0 flex-1 truncate font-medium hover:underline">
+        {jsonl.name}
+      </Link>
+      {data?.is_outdated ? (
+        <>
+          <span className="text-weld">outdated</span>
+          <Button size="small" isBusy={isBusy} onClick={() => update.mutate()}>
+            {data.is_edited ? "Update, discard edits" : "Update"}
+          </Button>
+        </>
+      ) : (
+        <span className="text-ink-faint">{data ? "up to date" : "\u00a0"}</span>
+      )}
+      <IconButton label={`Delete ${jsonl.name}`} onClick={onDelete}>
+        <TrashIcon className="size-3.5" />
+      </IconButton>
+    </li>
+  );
+}
+
+function Card({
+  dataset,
+  jsonls,
+  onDelete,
+}: {
+  dataset: DataSet;
+  jsonls: DataSet[];
+  onDelete: (name: string) => void;
+}) {
   const { data } = useQuery(summary(dataset.name));
   return (
     <li className="relative rounded-lg border bg-panel hover:border-line-strong">
@@ -58,7 +95,7 @@ function Card({ dataset, onDelete }: { dataset: DataSet; onDelete: () => void })
           <p className="mt-0.5 text-xs text-ink-soft">
             {data ? (
               <>
-                {count(data.images)} pictures · {count(data.captioned)} captioned
+                {count(data.images)} images · {count(data.captioned)} captioned
                 {data.bytes > 0 && ` · ${bytes(data.bytes)}`}
               </>
             ) : (
@@ -73,10 +110,21 @@ function Card({ dataset, onDelete }: { dataset: DataSet; onDelete: () => void })
             )}
           </p>
         </div>
-        <IconButton label={`Delete ${dataset.name}`} className="relative z-10" onClick={onDelete}>
+        <IconButton
+          label={`Delete ${dataset.name}`}
+          className="relative z-10"
+          onClick={() => onDelete(dataset.name)}
+        >
           <TrashIcon className="size-3.5" />
         </IconButton>
       </div>
+      {jsonls.length > 0 && (
+        <ul aria-label={`JSONLs built from ${dataset.name}`} className="relative z-10 divide-y border-t">
+          {jsonls.map((each) => (
+            <Made key={each.name} jsonl={each} onDelete={() => onDelete(each.name)} />
+          ))}
+        </ul>
+      )}
     </li>
   );
 }
@@ -131,7 +179,7 @@ export function DataSetsPage() {
   return (
     <Page
       title="Data sets"
-      lead="Pictures with captions: folders, FLOW's JSONL, buckets."
+      lead="Images with captions: folders, FLOW's JSONL, buckets."
       actions={
         <Button kind="primary" onClick={() => setMaking(true)}>
           <PlusIcon /> New data set
@@ -160,14 +208,19 @@ export function DataSetsPage() {
               </Button>
             }
           >
-            Then drop pictures, folders or zips on it. Captions come along: text files beside the pictures, or
-            a JSONL.
+            Then drop images, folders or zips on it. Captions come along: text files beside the images, or a
+            JSONL.
           </Empty>
         </div>
       ) : (
         <ul className="grid grid-cols-1 gap-4 sm:grid-cols-2 lg:grid-cols-3 min-[1900px]:grid-cols-4">
-          {data.map((each) => (
-            <Card key={each.name} dataset={each} onDelete={() => remove.mutate(each.name)} />
+          {shelved(data).map(({ dataset, jsonls }) => (
+            <Card
+              key={dataset.name}
+              dataset={dataset}
+              jsonls={jsonls}
+              onDelete={(name) => remove.mutate(name)}
+            />
           ))}
         </ul>
       )}

@@ -6,6 +6,7 @@ import { cx } from "@/components/ui/classes";
 import { UploadIcon } from "@/components/ui/icons";
 import { Meter } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
+import { changed } from "@/lib/api/datasets";
 import { bytes, count } from "@/lib/format";
 import { filesOf, type Item, itemOf, newOf, uploadAll } from "@/lib/upload";
 
@@ -44,24 +45,27 @@ export function Uploader({ dataset }: { dataset: string }) {
     setUnderWay((n) => n + 1);
     await uploadAll(dataset, todo, onChange, abort.current.signal);
     setUnderWay((n) => n - 1);
-    void client.invalidateQueries({ queryKey: ["dataset", dataset] });
+    changed(client, dataset);
   };
   const take = (found: Item[]) => {
     if (found.length === 0) {
       say(
-        "There is nothing in it to upload.",
-        "Pictures, captions (.txt, .caption), JSONL, CSV and zips are.",
+        "There is nothing to upload.",
+        "Choose images, captions (.txt, .caption), JSONL, CSV or zip files.",
       );
       return;
     }
     const fresh = newOf(items, found, isBusy);
     const paths = new Set(fresh.map((item) => item.path));
-    setItems([...items.filter((item) => item.state !== "done" && !paths.has(item.path)), ...fresh]);
+    const isOver = (item: Item) => item.state === "done" || item.state === "skipped";
+    setItems([...items.filter((item) => !isOver(item) && !paths.has(item.path)), ...fresh]);
     if (fresh.length > 0) void upload(fresh);
   };
   const left = items.filter((item) => item.state === "waiting" || item.state === "failed");
-  const total = items.reduce((sum, item) => sum + item.file.size, 0);
-  const sent = items.reduce((sum, item) => sum + item.sent, 0);
+  const skipped = items.filter((item) => item.state === "skipped");
+  const wanted = items.filter((item) => item.state !== "skipped");
+  const total = wanted.reduce((sum, item) => sum + item.file.size, 0);
+  const sent = wanted.reduce((sum, item) => sum + item.sent, 0);
   const done = items.filter((item) => item.state === "done").length;
   const failed = items.filter((item) => item.state === "failed");
   return (
@@ -83,7 +87,7 @@ export function Uploader({ dataset }: { dataset: string }) {
       )}
     >
       <div className="flex flex-wrap items-center justify-between gap-3">
-        <p className="text-sm text-ink-soft">Drop pictures, folders or zips here, with their captions.</p>
+        <p className="text-sm text-ink-soft">Drop images, folders or zips here, with their captions.</p>
         <input
           ref={input}
           type="file"
@@ -104,7 +108,7 @@ export function Uploader({ dataset }: { dataset: string }) {
         <div className="mt-3 grid gap-1.5">
           <div className="flex items-center justify-between gap-3 text-xs text-ink-soft">
             <span>
-              {count(done)} of {count(items.length)} files, {bytes(sent)} of {bytes(total)}
+              {count(done)} of {count(wanted.length)} files, {bytes(sent)} of {bytes(total)}
             </span>
             {isBusy ? (
               <Button size="small" kind="quiet" onClick={() => abort.current.abort()}>
@@ -113,13 +117,14 @@ export function Uploader({ dataset }: { dataset: string }) {
             ) : (
               left.length > 0 && (
                 <Button size="small" onClick={() => void upload(left)}>
-                  Go on with {count(left.length)}
+                  {failed.length > 0 ? "Retry" : "Continue with"} {count(left.length)} file
+                  {left.length === 1 ? "" : "s"}
                 </Button>
               )
             )}
           </div>
           <Meter
-            value={total ? sent / total : 0}
+            value={total ? sent / total : 1}
             label="Upload"
             tone={failed.length > 0 ? "madder" : left.length > 0 || isBusy ? "indigo" : "nettle"}
           />
@@ -132,6 +137,17 @@ export function Uploader({ dataset }: { dataset: string }) {
             ))}
             {failed.length > MOST_TOLD && (
               <p className="text-xs text-madder">and {count(failed.length - MOST_TOLD)} more</p>
+            )}
+            {skipped.length > 0 && (
+              <p className="text-xs text-ink-soft">
+                {count(skipped.length)} file{skipped.length === 1 ? "" : "s"} skipped, neither images nor
+                captions:{" "}
+                {skipped
+                  .slice(0, MOST_TOLD)
+                  .map((item) => item.path)
+                  .join(", ")}
+                {skipped.length > MOST_TOLD && " …"}
+              </p>
             )}
           </div>
         </div>

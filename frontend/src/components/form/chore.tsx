@@ -89,7 +89,7 @@ export function ChoreForm({
         {run.error && <Trouble error={run.error} />}
         <div className="flex items-center justify-end gap-3">
           <span role="status" className="text-xs text-ink-faint">
-            {isChecking ? "Checking …" : isWrong ? "Mend what is marked." : ""}
+            {isChecking ? "Checking …" : isWrong ? "Fix the highlighted fields." : ""}
           </span>
           <Button kind="primary" isBusy={run.isPending} disabled={isWrong} onClick={() => run.mutate()}>
             {start}

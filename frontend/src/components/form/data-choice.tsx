@@ -2,14 +2,17 @@
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import Link from "next/link";
 import { useState } from "react";
+import { Outdated } from "@/components/datasets/outdated";
 import { runHref } from "@/components/run/progress";
 import { Button, LinkButton } from "@/components/ui/button";
 import { Select } from "@/components/ui/inputs";
 import { Trouble } from "@/components/ui/trouble";
 import { fetchJson, type RunView } from "@/lib/api/client";
-import { type DataSet, datasetHref, datasets } from "@/lib/api/datasets";
+import { type DataSet, datasetHref, datasets, summary } from "@/lib/api/datasets";
 import { ACTIVE } from "@/lib/api/queries";
+import { count } from "@/lib/format";
 import { at } from "@/lib/json";
+import { withImages } from "@/lib/kohya-data";
 import { useForm } from "./context";
 
 const FOLLOW_MS = 700;
@@ -33,7 +36,7 @@ function useFollowed(id: string | null, onDone: () => void) {
   return data;
 }
 
-/** Pictures without a JSONL yet: said what is to be made, and made at a click. */
+/** A bucket: training reads a JSONL of it, which is made at a click. */
 function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolean; onMade: () => void }) {
   const client = useQueryClient();
   const [runId, setRunId] = useState<string | null>(null);
@@ -55,9 +58,8 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
   return (
     <>
       <p className="text-xs text-ink-soft">
-        {dataset.name} is a {dataset.kind}; training reads a JSONL with a row for each picture and its
-        caption.
-        {exists && " There is one: make it anew if captions were changed since."}
+        {dataset.name} is a bucket. Training reads a JSONL with a row for each of its images.
+        {exists && " There is one: make it again if captions changed since."}
       </p>
       {make.error && <Trouble error={make.error} />}
       {run && (
@@ -65,13 +67,13 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
           <Link href={runHref(run.id)} className="text-indigo underline">
             {run.id}
           </Link>{" "}
-          {run.state === "failed" ? (run.error?.message ?? "failed.") : `makes it: ${run.state}.`}
+          {run.state === "failed" ? (run.error?.message ?? "failed.") : `is building it: ${run.state}.`}
         </p>
       )}
       <div className="flex flex-wrap gap-1.5">
         {exists && (
           <Button size="small" kind="primary" onClick={onMade}>
-            Take {jsonlOf(dataset)}
+            Use {jsonlOf(dataset)}
           </Button>
         )}
         <Button
@@ -84,34 +86,62 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
           }}
         >
           Make {jsonlOf(dataset)}
-          {exists ? " anew" : ""}
+          {exists ? " again" : ""}
         </Button>
         <LinkButton size="small" href={datasetHref(dataset.name)}>
-          See its captions
+          Show captions
         </LinkButton>
       </div>
     </>
   );
 }
 
-/** The data set: a JSONL as it is, a folder or a bucket by way of one. */
+/** How many of a folder's images training would read, and where their captions are. */
+function FolderNote({ dataset }: { dataset: DataSet }) {
+  const { data } = useQuery(summary(dataset.name));
+  const bare = data ? data.images - data.captioned : 0;
+  return (
+    <>
+      <p className="text-xs text-ink-faint">
+        Captions are read from the files in this folder when the run starts.
+        {bare > 0 && (
+          <span className="text-weld">
+            {" "}
+            {count(bare)} of {count(data?.images)} images have no caption: FLOW leaves them out.
+          </span>
+        )}
+      </p>
+      <div>
+        <LinkButton size="small" href={datasetHref(dataset.name)}>
+          Show captions
+        </LinkButton>
+      </div>
+    </>
+  );
+}
+
+/** The data set: a folder or a JSONL as it is, a bucket by way of a JSONL. */
 export function DataChoice() {
   const { whole, set } = useForm();
   const client = useQueryClient();
   const { data } = useQuery({ ...datasets, retry: false });
   const [raw, setRaw] = useState<string | null>(null);
   const path = String(at(whole, ["dataloader", "jsonl_metadata_path"]) ?? "");
-  const ready = data?.filter((each) => each.kind === "jsonl" && each.path) ?? [];
-  const others = data?.filter((each) => each.kind !== "jsonl") ?? [];
-  const chosen = others.find((each) => each.name === raw);
+  const folders = data?.filter((each) => each.kind === "folder" && each.path) ?? [];
+  const jsonls = data?.filter((each) => each.kind === "jsonl" && each.path) ?? [];
+  const buckets = data?.filter((each) => each.kind === "bucket") ?? [];
+  const bucket = buckets.find((each) => each.name === raw);
+  const chosen = [...folders, ...jsonls].find((each) => each.path === path);
+  const source = chosen?.kind === "jsonl" && folders.find((each) => each.path === chosen.source);
   const take = (found: DataSet | undefined) => {
     setRaw(null);
     set(["dataloader", "jsonl_metadata_path"], found?.path ?? NONE);
-    if (found?.images_dir) set(["dataloader", "image_folder_path"], found.images_dir);
+    const images = found?.kind === "folder" ? found.path : found?.images_dir;
+    if (images) set(["dataloader", "image_folder_path"], images);
   };
   const choose = (value: string) => {
     if (value.startsWith(RAW)) setRaw(value.slice(RAW.length));
-    else take(ready.find((each) => each.path === value));
+    else take([...folders, ...jsonls].find((each) => each.path === value));
   };
   const takeJsonlOf = (dataset: DataSet) => {
     const now = client.getQueryData(datasets.queryKey) ?? [];
@@ -124,38 +154,58 @@ export function DataChoice() {
       </label>
       <Select
         id="essential-data"
-        value={chosen ? RAW + chosen.name : path}
+        value={bucket ? RAW + bucket.name : path}
         onChange={(event) => choose(event.target.value)}
       >
-        <option value={NONE}>choose one, or name a JSONL below</option>
-        {path && !ready.some((each) => each.path === path) && <option value={path}>{nameOf(path)}</option>}
-        {ready.map((each) => (
+        <option value={NONE}>choose one, or name a folder or JSONL below</option>
+        {path && !chosen && <option value={path}>{nameOf(path)}</option>}
+        {folders.map((each) => (
           <option key={each.name} value={each.path ?? ""}>
             {each.name}
           </option>
         ))}
-        {others.length > 0 && (
-          <optgroup label="Pictures, a JSONL is made of them">
-            {others.map((each) => (
+        {jsonls.length > 0 && (
+          <optgroup label="JSONL files">
+            {jsonls.map((each) => (
+              <option key={each.name} value={each.path ?? ""}>
+                {each.name}
+              </option>
+            ))}
+          </optgroup>
+        )}
+        {buckets.length > 0 && (
+          <optgroup label="Buckets, by way of a JSONL">
+            {buckets.map((each) => (
               <option key={each.name} value={RAW + each.name}>
-                {each.name} ({each.kind})
+                {each.name}
               </option>
             ))}
           </optgroup>
         )}
       </Select>
-      {chosen ? (
+      {bucket ? (
         <ToJsonl
-          dataset={chosen}
-          exists={ready.some((each) => each.name === jsonlOf(chosen))}
-          onMade={() => takeJsonlOf(chosen)}
+          dataset={bucket}
+          exists={jsonls.some((each) => each.name === jsonlOf(bucket))}
+          onMade={() => takeJsonlOf(bucket)}
         />
+      ) : chosen?.kind === "folder" ? (
+        <FolderNote dataset={chosen} />
       ) : (
         <>
+          {chosen && (
+            <Outdated name={chosen.name} isSmall>
+              {source && (
+                <Button size="small" onClick={() => take(source)}>
+                  Use the folder instead
+                </Button>
+              )}
+            </Outdated>
+          )}
           <p className="text-xs text-ink-faint">
             {data && data.length === 0
-              ? "None yet: upload pictures under Data sets."
-              : "Its JSONL and the folder of its pictures are filled in."}
+              ? "None yet: upload images under Data sets."
+              : "The folder of its images is filled in, too."}
           </p>
           <div>
             <LinkButton size="small" href="/datasets/">
@@ -164,6 +214,41 @@ export function DataChoice() {
           </div>
         </>
       )}
+    </div>
+  );
+}
+
+const FIRST_SUBSET = ["datasets", "0", "subsets", "0", "image_dir"];
+
+/** Kohya's data set: a folder, whose captions sd-scripts reads itself. */
+export function KohyaDataChoice() {
+  const { whole, set } = useForm();
+  const { data } = useQuery({ ...datasets, retry: false });
+  const folders = data?.filter((each) => each.kind === "folder" && each.path) ?? [];
+  const path = String(at(whole, FIRST_SUBSET) ?? "");
+  const chosen = folders.find((each) => each.path === path);
+  return (
+    <div className="grid content-start gap-1.5">
+      <label htmlFor="essential-data" className="label">
+        Data set
+      </label>
+      <Select
+        id="essential-data"
+        value={path}
+        onChange={(event) => set(["datasets"], withImages(at(whole, ["datasets"]), event.target.value))}
+      >
+        <option value={NONE}>choose one, or name a folder below</option>
+        {path && !chosen && <option value={path}>{nameOf(path)}</option>}
+        {folders.map((each) => (
+          <option key={each.name} value={each.path ?? ""}>
+            {each.name}
+          </option>
+        ))}
+      </Select>
+      <p className="text-xs text-ink-faint">
+        sd-scripts reads the captions beside the images when the run starts. Repeats and resolution are below,
+        under Data sets.
+      </p>
     </div>
   );
 }

@@ -127,7 +127,7 @@ function Buckets({ data }: { data: Data }) {
     <div className="grid gap-1.5">
       <p className="text-xs">
         <span className="font-medium">{count(data.rows)} rows</span>
-        {data.pictures !== undefined && <> of {count(data.pictures)} pictures</>}
+        {data.pictures !== undefined && <> of {count(data.pictures)} images</>}
         {data.regularisation ? <>, {count(data.regularisation)} of them regularisation</> : null},{" "}
         {count(data.steps_per_epoch)} steps an epoch
       </p>
@@ -179,8 +179,8 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
       ) : !found ? (
         <p className="text-sm text-ink-soft">
           {isReady
-            ? "Memory by part, time, buckets, rows that are left out, disk: before anything starts."
-            : "It can be examined once nothing is left to mend."}
+            ? "Checks memory, disk, time, buckets and rows that are left out, before anything starts."
+            : "Fix the problems above to run this check."}
         </p>
       ) : (
         <div className="grid gap-4" role="status">

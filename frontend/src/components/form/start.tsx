@@ -1,15 +1,17 @@
 "use client";
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useRouter } from "next/navigation";
+import { NameField } from "@/components/run/name-field";
 import { runHref } from "@/components/run/progress";
 import { Button } from "@/components/ui/button";
-import { Checkbox, Input } from "@/components/ui/inputs";
+import { Checkbox } from "@/components/ui/inputs";
 import { Panel } from "@/components/ui/surface";
 import { Trouble } from "@/components/ui/trouble";
 import { fetchJson, Problem, type RunView } from "@/lib/api/client";
 import { queue } from "@/lib/api/queries";
 import type { Draft } from "@/lib/draft";
 import type { Hint } from "@/lib/hints";
+import { nameProblem } from "@/lib/run-name";
 
 interface Props {
   trainer: string;
@@ -48,17 +50,12 @@ export function Start({ trainer, draft, problems, isChecking, onPatch, onShow, h
   return (
     <Panel title="Start">
       <div className="grid gap-3">
-        <label className="grid gap-1 text-sm font-medium">
-          Name of the run
-          <Input
-            value={draft.name}
-            onChange={(event) => onPatch({ name: event.target.value })}
-            placeholder="one is made up"
-            autoComplete="off"
-            spellCheck={false}
-            aria-invalid={isNameBad || undefined}
-          />
-        </label>
+        <NameField
+          label="Name of the run"
+          value={draft.name}
+          onChange={(name) => onPatch({ name })}
+          isRefused={isNameBad}
+        />
         {devices.length > 1 && (
           <fieldset className="grid gap-1">
             <legend className="text-sm font-medium">Devices</legend>
@@ -79,17 +76,17 @@ export function Start({ trainer, draft, problems, isChecking, onPatch, onShow, h
                 </label>
               ))}
             </div>
-            <p className="text-xs text-ink-faint">None: the first one that is free.</p>
+            <p className="text-xs text-ink-faint">None chosen: the first one that is free.</p>
           </fieldset>
         )}
         <div role="status" className="min-h-5 text-sm">
           {count === 0 ? (
             <span className={isChecking ? "text-ink-faint" : "text-nettle"}>
-              {isChecking ? "Checking …" : "It can run."}
+              {isChecking ? "Checking …" : "Ready to train"}
             </span>
           ) : (
             <span className="font-medium text-weld">
-              {count} thing{count > 1 ? "s" : ""} to mend
+              {count} problem{count > 1 ? "s" : ""} to fix
             </span>
           )}
         </div>
@@ -124,12 +121,17 @@ export function Start({ trainer, draft, problems, isChecking, onPatch, onShow, h
           </ul>
         )}
         {start.error && <Trouble error={start.error} />}
-        <Button kind="primary" isBusy={start.isPending} disabled={count > 0} onClick={() => start.mutate()}>
+        <Button
+          kind="primary"
+          isBusy={start.isPending}
+          disabled={count > 0 || nameProblem(draft.name) !== null}
+          onClick={() => start.mutate()}
+        >
           Start training
         </Button>
         {data && data.runs.length > 0 && (
           <p className="text-xs text-ink-faint">
-            {data.runs.length} run{data.runs.length > 1 ? "s wait" : " waits"} before it.
+            {data.runs.length} run{data.runs.length > 1 ? "s are" : " is"} queued before it.
           </p>
         )}
       </div>

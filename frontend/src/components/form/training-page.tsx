@@ -20,6 +20,7 @@ import { useLater } from "@/lib/later";
 import { type Field, isFound, leavesOf, SIMPLE, sectionsOf } from "@/lib/schema";
 import { BaseCards } from "./base-cards";
 import { FormContext } from "./context";
+import { KohyaDataChoice } from "./data-choice";
 import { Essentials } from "./essentials";
 import { Import } from "./import";
 import { JsonSide } from "./json-side";
@@ -78,7 +79,7 @@ function Contents({
               >
                 <span className="truncate">{section.title}</span>
                 {wrong > 0 ? (
-                  <span className="figure text-2xs font-semibold text-weld">{wrong} to mend</span>
+                  <span className="figure text-2xs font-semibold text-weld">{wrong} to fix</span>
                 ) : (
                   changed > 0 && <span className="figure text-2xs text-indigo">{changed}</span>
                 )}
@@ -219,6 +220,9 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
             {trainer === "flow" && <Essentials />}
             {trainer === "kohya" && (
               <Panel>
+                <div className="mb-5 sm:w-1/2">
+                  <KohyaDataChoice />
+                </div>
                 <BaseCards trainer="kohya" field={["model", "pretrained_model_name_or_path"]}>
                   <div>
                     <LinkButton size="small" href="/models/">

@@ -4,7 +4,7 @@ import Link from "next/link";
 import { cx } from "@/components/ui/classes";
 import { CheckIcon, ChevronIcon } from "@/components/ui/icons";
 import { Panel } from "@/components/ui/surface";
-import { datasets } from "@/lib/api/datasets";
+import { datasets, shelved } from "@/lib/api/datasets";
 import { isTraining, runs, trainerModels } from "@/lib/api/queries";
 
 interface Step {
@@ -24,9 +24,9 @@ function useSteps(): Step[] {
   const { data: models } = useQuery(trainerModels("flow"));
   const { data: made } = useQuery(runs([], 50));
   const { data: sets } = useQuery({ ...datasets, refetchInterval: false, retry: false });
-  const num = sets?.filter((each) => each.name !== "demo").length;
-  // The demo's own small ones train nothing but the demo, and what its runs saved neither.
-  const isOwn = (path: string) => !/\/models\/demo\/|\/checkpoints\//.test(path);
+  const num = sets && shelved(sets.filter((each) => each.name !== "demo")).length;
+  // The demo's own small ones train nothing but the demo, and what lies among the runs was made by them.
+  const isOwn = (path: string) => !/\/models\/demo\/|\/runs\//.test(path);
   const has = (key: string) => models?.[key]?.some(isOwn);
   const missing = Object.entries(PARTS).filter(([key]) => models && !has(key));
   const own = made?.runs.filter((run) => isTraining(run) && run.trainer !== "demo");
@@ -41,13 +41,13 @@ function useSteps(): Step[] {
     },
     {
       title: "A data set",
-      note: num ? `${num} here.` : "Pictures with captions, or a FLOW JSONL.",
+      note: num ? `${num} here.` : "Images with captions, or a FLOW JSONL.",
       href: "/datasets/",
       isDone: num === undefined ? undefined : num > 0,
     },
     {
       title: "A training",
-      note: "Start from a preset; everything else has a right default.",
+      note: "Start from a preset; everything else has a sensible default.",
       href: "/flow-training/",
       isDone: own && own.length > 0,
     },

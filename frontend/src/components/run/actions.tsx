@@ -53,10 +53,10 @@ export function Actions({ run }: { run: RunView }) {
       onChoose: () => router.push(`/${run.trainer}-training/?from=${encodeURIComponent(run.id)}`),
     });
   }
-  if (run.step) {
+  if (run.step || !ACTIVE.has(run.state)) {
     items.push({
       label: "Download the results",
-      note: "Newest weights, samples, configuration and log as one zip",
+      note: "Newest weights, images, configuration and log as one zip",
       onChoose: () => window.location.assign(`${BASE}/api/runs/${encodeURIComponent(run.id)}/results.zip`),
     });
   }

@@ -84,7 +84,10 @@ function Row({ checkpoint, path, onBeside, onDelete, onAsk }: RowProps) {
             >
               <DownloadIcon className="size-3.5" />
               {file.name}
-              <span className="font-normal text-ink-faint">{bytes(file.size)}</span>
+              <span className="font-normal text-ink-faint">
+                {bytes(file.size)}
+                {/^adapter(_ema)?\.safetensors$/.test(file.name) && ", loads in ComfyUI"}
+              </span>
             </a>
           </li>
         ))}

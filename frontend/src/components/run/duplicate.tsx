@@ -4,9 +4,11 @@ import { useRouter } from "next/navigation";
 import { useState } from "react";
 import { Button } from "@/components/ui/button";
 import { Dialog } from "@/components/ui/dialog";
-import { Input, TextArea } from "@/components/ui/inputs";
+import { TextArea } from "@/components/ui/inputs";
 import { Trouble } from "@/components/ui/trouble";
 import { api, got, type RunView } from "@/lib/api/client";
+import { nameProblem } from "@/lib/run-name";
+import { NameField } from "./name-field";
 import { runHref } from "./progress";
 
 /** A new run like this one, with a few keys changed. */
@@ -44,14 +46,7 @@ export function DuplicateDialog({
           make.mutate();
         }}
       >
-        <label className="grid gap-1 font-medium">
-          Name
-          <Input
-            value={name}
-            onChange={(event) => setName(event.target.value)}
-            placeholder="one is made up"
-          />
-        </label>
+        <NameField label="Name" value={name} onChange={setName} />
         <label className="grid gap-1 font-medium">
           Changes, as JSON
           <TextArea
@@ -65,7 +60,7 @@ export function DuplicateDialog({
         {make.error && <Trouble error={make.error} />}
         <div className="flex justify-end gap-2">
           <Button onClick={onClose}>Cancel</Button>
-          <Button type="submit" kind="primary" isBusy={make.isPending}>
+          <Button type="submit" kind="primary" isBusy={make.isPending} disabled={nameProblem(name) !== null}>
             Queue it
           </Button>
         </div>

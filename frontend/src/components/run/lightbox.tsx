@@ -4,7 +4,7 @@ import { Button } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
 import { Dialog } from "@/components/ui/dialog";
 import { count } from "@/lib/format";
-import { nearest, type SampleGrid, type SampleRow } from "@/lib/grid";
+import { nearest, promptAt, type SampleGrid, type SampleRow } from "@/lib/grid";
 
 interface Spot {
   row: number;
@@ -39,7 +39,7 @@ function Beside({ rows, step }: { rows: SampleRow[]; step: number }) {
             {sample && (
               <img
                 src={sample.url}
-                alt={`${row.prompt}, by ${row.run}`}
+                alt={`${sample.prompt ?? row.prompt}, by ${row.run}`}
                 className="w-full rounded bg-sunken object-contain"
               />
             )}
@@ -58,6 +58,7 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
   const row = grid.rows[spot.row];
   const step = grid.steps[spot.column] ?? 0;
   const sample = row?.byStep.get(step);
+  const prompt = row ? promptAt(row, step) : "";
   const firstStep = grid.steps.find((each) => row?.byStep.has(each));
   const rivals = grid.rows.filter((each) => row?.run && each.prompt === row.prompt);
   const first = firstStep === undefined ? undefined : row?.byStep.get(firstStep);
@@ -79,7 +80,7 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
 
   return (
     <Dialog
-      title={[`Step ${count(step)}`, row?.run, row?.prompt].filter(Boolean).join(" · ")}
+      title={[`Step ${count(step)}`, row?.run, prompt].filter(Boolean).join(" · ")}
       isOpen
       onClose={onClose}
       width={isBeside ? "max-w-6xl" : "max-w-4xl"}
@@ -92,18 +93,18 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
         {sample ? (
           <img
             src={sample.url}
-            alt={row?.prompt ?? ""}
+            alt={prompt}
             className="h-[56dvh] w-full object-contain [image-rendering:auto]"
           />
         ) : (
           <p className="grid h-[56dvh] place-items-center text-sm text-ink-faint">
-            No picture of this prompt at this step.
+            No image of this row at this step.
           </p>
         )}
         {isComparing && first && (
           <img
             src={first.url}
-            alt={`The same prompt at step ${firstStep}`}
+            alt={`${first.prompt ?? row?.prompt}, step ${firstStep}`}
             className="absolute inset-0 h-[56dvh] w-full object-contain"
             style={{ clipPath: `inset(0 ${100 - cut}% 0 0)` }}
           />
@@ -138,6 +139,7 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
         )}
         <div className="flex flex-wrap items-center justify-between gap-2">
           <ul className="figure flex flex-wrap gap-x-4 text-xs text-ink-soft">
+            {sample?.from_batch && <li>caption from the batch</li>}
             {sample?.seed != null && <li>seed {sample.seed}</li>}
             {Object.entries(sample?.settings ?? {}).map(([name, value]) => (
               <li key={name}>

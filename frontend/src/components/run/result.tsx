@@ -1,9 +1,11 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
 import { LinkButton } from "@/components/ui/button";
+import { DownloadIcon } from "@/components/ui/icons";
 import { Panel } from "@/components/ui/surface";
-import { fetchJson } from "@/lib/api/client";
+import { fetchJson, type Schemas } from "@/lib/api/client";
 import { datasetHref } from "@/lib/api/datasets";
+import { bytes } from "@/lib/format";
 
 interface Brought {
   target_dir?: string;
@@ -25,6 +27,12 @@ export function Result({ id, trainer, isOver }: { id: string; trainer: string; i
     queryFn: () => fetchJson<unknown>(`/api/runs/${encodeURIComponent(id)}/result`),
     retry: false,
   });
+  const { data: files } = useQuery({
+    queryKey: ["run", id, "result-files", isOver],
+    queryFn: () => fetchJson<Schemas["ResultFile"][]>(`/api/runs/${encodeURIComponent(id)}/result/files`),
+    retry: false,
+    enabled: data !== undefined,
+  });
   if (data === undefined) return null;
   const made = isOver && madeBy(trainer, data);
   return (
@@ -39,12 +47,34 @@ export function Result({ id, trainer, isOver }: { id: string; trainer: string; i
       }
       flush
     >
-      <pre
-        tabIndex={0}
-        className="figure max-h-[32rem] overflow-auto p-4 text-xs leading-5 whitespace-pre-wrap [overflow-wrap:anywhere]"
-      >
-        {JSON.stringify(data, null, 2)}
-      </pre>
+      {files && files.length > 0 && (
+        <ul className="divide-y border-b" aria-label="Files">
+          {files.map((file) => (
+            <li key={file.url} className="flex flex-wrap items-center justify-between gap-2 px-4 py-2.5">
+              <span className="min-w-0 text-sm [overflow-wrap:anywhere]">
+                {file.name} <span className="text-xs text-ink-faint">{bytes(file.size)}</span>
+              </span>
+              <a
+                href={file.url}
+                download
+                aria-label={`Download ${file.name}`}
+                className="inline-flex h-7 items-center gap-1.5 rounded border bg-panel px-2 text-xs font-medium hover:bg-sunken"
+              >
+                <DownloadIcon className="size-3.5" /> Download
+              </a>
+            </li>
+          ))}
+        </ul>
+      )}
+      <details open={!files || files.length === 0}>
+        <summary className="cursor-pointer px-4 py-2 text-xs text-ink-soft">Details</summary>
+        <pre
+          tabIndex={0}
+          className="figure max-h-[32rem] overflow-auto p-4 pt-0 text-xs leading-5 whitespace-pre-wrap [overflow-wrap:anywhere]"
+        >
+          {JSON.stringify(data, null, 2)}
+        </pre>
+      </details>
     </Panel>
   );
 }

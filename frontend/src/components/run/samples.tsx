@@ -7,7 +7,7 @@ import { Choice } from "@/components/ui/tabs";
 import { Trouble } from "@/components/ui/trouble";
 import { samples } from "@/lib/api/queries";
 import { count } from "@/lib/format";
-import { gridOf, type SampleGrid, together } from "@/lib/grid";
+import { gridOf, promptAt, type SampleGrid, together } from "@/lib/grid";
 import { Lightbox } from "./lightbox";
 
 const SIZES = [
@@ -75,7 +75,8 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
                       type="button"
                       className="block size-full cursor-zoom-in overflow-hidden rounded border bg-sunken"
                       onClick={() => onOpen({ row: index, column: item.index })}
-                      aria-label={[row.run, row.prompt, `step ${step}`].filter(Boolean).join(", ")}
+                      aria-label={[row.run, promptAt(row, step), `step ${step}`].filter(Boolean).join(", ")}
+                      title={promptAt(row, step)}
                     >
                       <img
                         src={`${sample.url}?size=${size > 128 ? 512 : 256}`}
@@ -123,9 +124,9 @@ export function Samples({ id, isActive, others }: { id: string; isActive: boolea
       actions={
         <>
           <span className="text-xs text-ink-faint">
-            {data && data.length > 0 ? `${count(data.length)} pictures` : ""}
+            {data && data.length > 0 ? `${count(data.length)} images` : ""}
           </span>
-          <Choice label="Size of pictures" options={SIZES} value={size} onChange={setSize} />
+          <Choice label="Size of images" options={SIZES} value={size} onChange={setSize} />
         </>
       }
     >

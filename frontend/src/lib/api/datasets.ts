@@ -1,5 +1,5 @@
 import { keepPreviousData, type QueryClient, queryOptions } from "@tanstack/react-query";
-import { asked, fetchJson, type Schemas } from "./client";
+import { asked, fetchJson, type RunView, type Schemas } from "./client";
 
 /** How a bucket is reached; what is not given is Amazon's own, or the environment's. */
 export interface Storage {
@@ -19,7 +19,29 @@ export interface DataSet {
   url: string | null;
   images_dir: string | null;
   is_link: boolean;
+  /** The folder that a JSONL was built from, where that is recorded. */
+  source: string | null;
 }
+
+/** A data set of its own, with the JSONLs that were built from it. */
+export interface Shelved {
+  dataset: DataSet;
+  jsonls: DataSet[];
+}
+
+/** One entry for a folder and the JSONLs of it, which are the same images and captions. */
+export function shelved(all: readonly DataSet[]): Shelved[] {
+  const folders = new Set(all.filter((each) => each.kind === "folder").map((each) => each.path));
+  const isMade = (each: DataSet) => each.kind === "jsonl" && each.source !== null && folders.has(each.source);
+  return all
+    .filter((each) => !isMade(each))
+    .map((dataset) => ({
+      dataset,
+      jsonls: all.filter((each) => isMade(each) && dataset.kind === "folder" && each.source === dataset.path),
+    }));
+}
+
+export type Freshness = Schemas["FreshnessView"];
 
 export interface Scan {
   is_running: boolean;
@@ -123,6 +145,14 @@ export const datasets = queryOptions({
   refetchInterval: 10_000,
 });
 
+/** How a JSONL compares with the folder that it was built from. */
+export const freshness = (name: string) =>
+  queryOptions({
+    queryKey: ["freshness", name],
+    queryFn: () => fetchJson<Freshness>(`${base(name)}/freshness`),
+    refetchInterval: 15_000,
+  });
+
 export const trash = queryOptions({ queryKey: ["trash"], queryFn: () => fetchJson<Trashed[]>("/api/trash") });
 
 export const summary = (name: string) =>
@@ -209,7 +239,13 @@ export function keepCaption(client: QueryClient, name: string, made: Caption): v
         }
       : page,
   );
+  changed(client, name);
+}
+
+/** Everything that was read of a data set is read again, and so is what is compared with it. */
+export function changed(client: QueryClient, name: string): void {
   void client.invalidateQueries({ queryKey: ["dataset", name] });
+  void client.invalidateQueries({ queryKey: ["freshness"] });
 }
 
 export const datasetApi = {
@@ -217,6 +253,7 @@ export const datasetApi = {
     fetchJson<DataSet>("/api/datasets", body),
   bring: (body: { name: string; url?: string; repo?: string; revision?: string; below?: string }) =>
     fetchJson<{ id: string }>("/api/datasets/import", body),
+  update: (name: string) => fetchJson<{ run: RunView | null }>(`${base(name)}/update`, {}),
   remove: (name: string) => fetchJson<Trashed>(base(name), undefined, "DELETE"),
   restore: (id: string) => fetchJson<DataSet>(`/api/trash/${id}/restore`, {}),
   preview: (name: string, operation: Operation, wanted: Wanted) =>
