@@ -170,7 +170,7 @@ test("an archive at an address becomes a data set", async () => {
     await dialog.getByRole("button", { name: "Bring it" }).click();
     await page.getByRole("link", { name: "Open brought" }).click();
     await page.waitForURL(/name=brought/);
-    await page.getByText(/^1 picture/).waitFor();
+    await page.getByText(/^1 image,/).waitFor();
     assert.ok(existsSync(join(studio.home, "data", "brought", name)));
   } finally {
     server.close();

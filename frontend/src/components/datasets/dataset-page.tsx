@@ -147,7 +147,7 @@ function Pictures({ name }: { name: string }) {
       wide
       lead={
         facts
-          ? `${count(facts.images)} images, ${count(facts.captioned)} with captions${facts.bytes > 0 ? `, ${bytes(facts.bytes)}` : ""}${facts.scan.is_running ? " (still reading)" : ""}`
+          ? `${count(facts.images)} image${facts.images === 1 ? "" : "s"}, ${count(facts.captioned)} with captions${facts.bytes > 0 ? `, ${bytes(facts.bytes)}` : ""}${facts.scan.is_running ? " (still reading)" : ""}`
           : "\u00a0"
       }
       actions={
