@@ -23,6 +23,7 @@ def one_studio(tmp_path_factory: pytest.TempPathFactory, tiny_roots: list[str]) 
     folder = tmp_path_factory.mktemp("fresh")
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     studio = Studio(folder / "home", *tiny_roots).start()
+    studio.http.timeout = 120  # a preflight starts a process that loads torch
     yield studio
     del os.environ["XDG_CACHE_HOME"]
     studio.end()

@@ -13,14 +13,20 @@ import { count } from "@/lib/format";
 
 export type Asked = "lint" | "convert" | "export";
 
-interface Finding {
+export interface Finding {
   kind: string;
   line: number;
   filename: string;
   message: string;
 }
 
-interface Result {
+/** An image that did not become a row, and why. */
+interface Unusable {
+  place: string;
+  reason: string;
+}
+
+export interface Result {
   errors?: number;
   warnings?: number;
   counts?: Record<string, number>;
@@ -28,6 +34,26 @@ interface Result {
   rows?: number;
   usable?: number;
   buckets?: { width: number; height: number; rows: number }[];
+  num_unusable?: number;
+  unusable?: Unusable[];
+}
+
+const UNREADABLE = "not usable";
+
+/** Everything that lint found: images that never became a row come first. */
+export function findingsOf(result: Result): Finding[] {
+  const found = result.findings ?? [];
+  const named = new Set(found.map((each) => each.filename));
+  const unusable = (result.unusable ?? []).filter((each) => !named.has(each.place));
+  return [
+    ...unusable.map(({ place, reason }) => ({
+      kind: UNREADABLE,
+      line: 0,
+      filename: place,
+      message: reason,
+    })),
+    ...found,
+  ];
 }
 
 interface Answer {
@@ -41,16 +67,19 @@ const MOST_SHOWN = 300;
 /** What lint found: numbers first, then each finding with its row. */
 function Report({ result, onItem }: { result: Result; onItem: (item: string) => void }) {
   const [kind, setKind] = useState<string | null>(null);
-  const findings = (result.findings ?? []).filter((each) => kind === null || each.kind === kind);
+  const all = findingsOf(result);
+  const findings = all.filter((each) => kind === null || each.kind === kind);
+  const numUnusable = all.some((each) => each.kind === UNREADABLE) ? (result.num_unusable ?? 0) : 0;
+  const counts = { ...(numUnusable > 0 && { [UNREADABLE]: numUnusable }), ...result.counts };
   const most = Math.max(...(result.buckets ?? []).map((bucket) => bucket.rows), 1);
   return (
     <div className="grid gap-3 text-sm">
       <p>
-        <strong>{count(result.usable)}</strong> of {count(result.rows)} rows can be trained on;{" "}
-        {count(result.errors)} errors, {count(result.warnings)} warnings.
+        <strong>{count(result.usable)}</strong> of {count((result.rows ?? 0) + numUnusable)} images can be
+        trained on; {count((result.errors ?? 0) + numUnusable)} errors, {count(result.warnings)} warnings.
       </p>
       <div className="flex flex-wrap gap-1.5">
-        {Object.entries(result.counts ?? {}).map(([name, number]) => (
+        {Object.entries(counts).map(([name, number]) => (
           <Button
             key={name}
             size="small"
@@ -81,7 +110,7 @@ function Report({ result, onItem }: { result: Result; onItem: (item: string) => 
               className="grid w-full gap-0.5 px-3 py-1.5 text-left hover:bg-sunken"
               onClick={() => onItem(each.filename)}
             >
-              <span className="figure">{each.filename}</span>
+              <span className="figure [overflow-wrap:anywhere]">{each.filename}</span>
               <span className="text-ink-soft">
                 {each.kind.replaceAll("_", " ")}: {each.message}
               </span>
@@ -163,7 +192,7 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
       )}
       {asked !== "lint" && (
         <label className="grid gap-1 text-sm font-medium">
-          Name of what is made
+          Name of the new data set
           <Input value={name} onChange={(event) => setName(event.target.value)} required />
         </label>
       )}
@@ -192,8 +221,8 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
       {made && asked === "lint" && <Report result={made} onItem={onItem} />}
       {made && asked !== "lint" && (
         <p role="status" className="text-sm text-nettle">
-          {name} is made{made.rows != null && `, with ${count(made.rows)} rows`}. It stands among the data
-          sets, and training can be given it.
+          {name} is made{made.rows != null && `, with ${count(made.rows)} rows`}. It is listed under Data sets
+          and in the training form.
         </p>
       )}
       <div className="flex justify-end gap-2">

@@ -4,7 +4,15 @@ import type { RunView } from "@/lib/api/client";
 import type { RunEvent } from "@/lib/events";
 
 /** Why it failed, and the cure; or what there is to know while it goes on. */
-export function Banner({ run, notes, damagedLines }: { run: RunView; notes: RunEvent[]; damagedLines: number }) {
+export function Banner({
+  run,
+  notes,
+  damagedLines,
+}: {
+  run: RunView;
+  notes: RunEvent[];
+  damagedLines: number;
+}) {
   const warnings = notes.filter((note) => note.kind === "warning");
   const skipped = notes.filter((note) => note.kind === "skipped");
   return (

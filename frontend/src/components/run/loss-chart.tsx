@@ -114,7 +114,9 @@ export function LossChart({ id, columns, validations, others }: Props) {
     >
       {columns.steps.length < 2 ? (
         <div className="h-[280px]">
-          <Empty title="No steps yet">The curve begins with the second step.</Empty>
+          <Empty title={columns.steps.length === 0 ? "No steps yet" : "One step so far"}>
+            The curve begins with the second step.
+          </Empty>
         </div>
       ) : (
         <>
