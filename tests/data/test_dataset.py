@@ -230,10 +230,12 @@ def half_masked(folder: Path, name: str, kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["alpha", "folder"])
 @pytest.mark.parametrize("needs_pixels", [True, False])
-def test_masks_come_with_their_pictures(tmp_path: Path, kind: str, needs_pixels: bool) -> None:
+@pytest.mark.parametrize("first", ["datasets", "dataloader"])
+def test_masks_come_with_their_pictures(tmp_path: Path, kind: str, needs_pixels: bool, first: str) -> None:
     section = half_masked(tmp_path, "cats", kind) | {"unmasked_weight": 0.2}
     plain = draw_set(tmp_path, "dogs", 2, 3)
-    loader = make_loader(config_of(None, section, plain), needs_pixels=lambda row, size: needs_pixels)
+    config = config_of(section, plain) if first == "dataloader" else config_of(None, section, plain)
+    loader = make_loader(config, needs_pixels=lambda row, size: needs_pixels)
     for sample in samples_of(loader):
         if sample.dataset == 1:
             assert sample.mask is None
@@ -271,6 +273,8 @@ def test_a_missing_or_misshapen_mask_is_a_skipped_row(tmp_path: Path) -> None:
 def test_contradictions_are_told(section: dict[str, Any], path: str) -> None:
     with pytest.raises(ValueError, match=path):
         config_of(None, {"jsonl_metadata_path": "x.jsonl"} | section)
+    with pytest.raises(ValueError, match=r"dataloader\.mask_folder_path"):
+        config_of({"mask": "folder"})
     with pytest.raises(ValueError, match=r"batching\.sizes"):
         config_of(None, batching={"sizes": [1, 2]})
 
@@ -278,7 +282,7 @@ def test_contradictions_are_told(section: dict[str, Any], path: str) -> None:
 def test_missing_files_of_every_set_are_told(tmp_path: Path) -> None:
     config = config_of(
         None,
-        {"jsonl_metadata_path": str(tmp_path)},
+        {"jsonl_metadata_path": str(tmp_path / "none.jsonl")},
         {"jsonl_metadata_path": "/none.jsonl", "image_folder_path": "/none"},
         {"jsonl_metadata_path": "/none.jsonl", "mask": "folder", "mask_folder_path": "/masks"},
     )
@@ -290,3 +294,5 @@ def test_missing_files_of_every_set_are_told(tmp_path: Path) -> None:
         "datasets.2.jsonl_metadata_path",
         "datasets.2.mask_folder_path",
     ]
+    first = config_of({"jsonl_metadata_path": "/none.jsonl", "mask": "folder", "mask_folder_path": "/masks"})
+    assert "dataloader.mask_folder_path" in [problem.path for problem in check_files(first)]

@@ -36,6 +36,12 @@ def test_steps_buckets_and_rows_left_out_are_counted(found):
     assert told.can_run
 
 
+def test_keys_without_effect_are_hints_and_no_problems(found):
+    told = found(lora={"rank": 2}, training={"change_layer_every": 5})
+    assert told.can_run
+    assert told.as_json()["hints"] == ["training.change_layer_every: no effect with method lora."]
+
+
 def test_memory_counts_every_weight_once(make_config, tiny_family):
     config = make_config()
     networks = Networks.from_config(config)

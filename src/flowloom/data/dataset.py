@@ -62,6 +62,9 @@ def sets_of(config: RunConfig) -> list[OneSet]:
         batch_sizes=[sizes.get(base, 0) for base in data.base_resolution],
         resolution_step=data.resolution_step,
         ratio_cutoff=data.ratio_cutoff,
+        mask=data.mask,
+        mask_folder=Path(data.mask_folder_path),
+        unmasked_weight=data.unmasked_weight,
     )
     others = [_other_set(section, first, sizes) for section in config.datasets]
     return others if others and not data.jsonl_metadata_path else [first, *others]

@@ -15,7 +15,7 @@ from flowloom.engine.keepers import DiskKeeper
 from flowloom.engine.lazily import Lazily
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.objective import Objective, density
-from flowloom.engine.open_cache import PLAIN, caption_rules, open_keepers
+from flowloom.engine.open_cache import PLAIN, caption_rules, encoder_dtype, open_keepers
 from flowloom.engine.preview import Painter
 from flowloom.engine.state import Precision, TrainState
 from flowloom.nn.chroma import Chroma
@@ -60,7 +60,7 @@ def load_encoders(
     Args:
         dataset: whose images and captions the cache holds; without it there is no cache.
     """
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = encoder_dtype(device)
     autoencoder = Lazily(lambda: load_autoencoder(Path(model.vae_path), device, dtype))
     text_encoder = Lazily(
         lambda: load_text_encoder(

@@ -22,7 +22,7 @@ from flowloom.data.pictures import Pictures
 from flowloom.engine.build import load_encoders
 from flowloom.engine.encode import Encoders, Keepers
 from flowloom.engine.keepers import DiskKeeper
-from flowloom.engine.open_cache import PLAIN, caption_rules, open_cache, open_keepers
+from flowloom.engine.open_cache import PLAIN, caption_rules, encoder_dtype, open_cache, open_keepers
 from flowloom.errors import ConfigError, Denied, ImageError, Problem, Unavailable
 from flowloom.parts.devices import choose_device
 from flowloom.parts.records import image_latents
@@ -183,7 +183,7 @@ def _fill_texts(
     keeper.adds = True
 
     def missing() -> Iterator[str]:
-        for row, caption in _captions(config, dataset):
+        for row, caption in captions_shown(config, dataset):
             key, sample = keeper.key_of(caption)
             # By their keys, so that no two ranks encode the same caption.
             if key in seen or key[0] % world_size != rank:
@@ -203,7 +203,7 @@ def _fill_texts(
             return
 
 
-def _captions(config: RunConfig, dataset: DataSet) -> Iterator[tuple[int, str]]:
+def captions_shown(config: RunConfig, dataset: DataSet) -> Iterator[tuple[int, str]]:
     """Every caption that the run may show, with the number of its row."""
     yield 0, ""
     rules, seed = caption_rules(config), config.training.master_seed
@@ -265,7 +265,7 @@ class _Unjudged(Exception):
 
 def _keepers(config: RunConfig, cache: Cache) -> tuple[DataSet, Keepers]:
     device = choose_device(config.parallel.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = encoder_dtype(device)
     dataset = DataSet.from_config(config)
     # A store that is down is not waited for: what cannot be judged stays.
     pictures = Pictures(config.storage.model_copy(update={"patience_minutes": 0.0}))
@@ -307,5 +307,5 @@ def _used_texts(config: RunConfig, cache: Cache) -> Iterator[bytes]:
     """Keys of the captions' states that `config` uses."""
     dataset, (_, texts) = _keepers(config, cache)
     if isinstance(texts, DiskKeeper):
-        for _, caption in _captions(config, dataset):
+        for _, caption in captions_shown(config, dataset):
             yield texts.key_of(caption)[0]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from flowloom.engine.build import choose_precision
+from flowloom.engine.from_cache import ENCODERS, META, unless_cached
 from flowloom.engine.memory import (
     HEADROOM,
     QUANTIZED_BYTES,
@@ -18,12 +19,10 @@ from flowloom.engine.memory import (
     micro_batch_tokens,
     optimizer_bytes,
 )
-from flowloom.engine.plan import META, count_trained
+from flowloom.engine.plan import count_trained
 from flowloom.nn.chroma import ChromaParams
 from flowloom.parts.adapters.quantized import QUANTIZED
-from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.chroma import load_chroma, read_chroma_params
-from flowloom.parts.families.text_encoder import load_text_encoder
 from flowloom.spec.run import ADAPTERS, RunConfig
 
 
@@ -48,9 +47,10 @@ class Networks:
         """
         model = config.model
         chroma = load_chroma(Path(model.chroma_path), META, torch.float32)
-        t5_paths = (Path(model.t5_path), Path(model.t5_config_path), Path(model.t5_tokenizer_path))
-        autoencoder = load_autoencoder(Path(model.vae_path), META, torch.float32)
-        text_encoder = load_text_encoder(*t5_paths, META, torch.float32)
+        encoders = [unless_cached(config, key) for key in ENCODERS]
+        autoencoder, text_encoder = (
+            sum(weight.numel() for weight in encoder.parameters()) if encoder else 0 for encoder in encoders
+        )
         sizes = {name: weight.numel() for name, weight in chroma.named_parameters()}
         blocks = (n for name, n in sizes.items() if name.startswith(QUANTIZED) and name.endswith(".weight"))
         return cls(
@@ -59,8 +59,8 @@ class Networks:
             blocks=sum(blocks),
             # Last: an adapter wraps layers of the network.
             trained=count_trained(config, chroma),
-            autoencoder=sum(weight.numel() for weight in autoencoder.model.parameters()),
-            text_encoder=sum(weight.numel() for weight in text_encoder.encoder.parameters()),
+            autoencoder=autoencoder,
+            text_encoder=text_encoder,
         )
 
 

@@ -55,6 +55,11 @@ def caption_rules(config: RunConfig) -> CaptionRules:
     )
 
 
+def encoder_dtype(device: torch.device) -> torch.dtype:
+    """The number format that encoders compute in on `device`."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def shard_store(place: str, storage: StorageSection | None = None, mirror_gib: float = 0) -> ShardStore:
     """The shards at `place`, a folder or the address of a store, of which so much is copied to this machine.
 
@@ -125,8 +130,11 @@ class _ImageKeys:
 
 def _text_encoder(config: RunConfig, cache: Cache, dtype: torch.dtype) -> EncodedBy:
     model = config.model
-    paths = (model.t5_path, model.t5_config_path, model.t5_tokenizer_path)
-    weights = EncoderFiles(cache.store.spool).digest([Path(path) for path in paths])
+    t5 = Path(model.t5_path)
+    # As `resolve_paths` found them beside it, when it was still there.
+    config_path = Path(model.t5_config_path) if model.t5_config_path else t5 / "config.json"
+    tokenizer_path = Path(model.t5_tokenizer_path) if model.t5_tokenizer_path else t5
+    weights = EncoderFiles(cache.store.spool).digest([t5, config_path, tokenizer_path])
     settings = f"{model.t5_max_length} tokens{', 8 bits' if model.t5_to_8bit else ''}"
     return EncodedBy(weights, str(dtype), _stored_name(config, dtype), settings)
 

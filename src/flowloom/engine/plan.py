@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,22 +16,21 @@ from flowloom.data.loader import DataSet
 from flowloom.data.pictures import Pictures
 from flowloom.data.prepare.fresh import freshness, left_out_told
 from flowloom.engine.build import choose_precision
+from flowloom.engine.from_cache import ENCODERS, META, lacking, unless_cached
 from flowloom.engine.trained import trained_names
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
 from flowloom.nn.chroma import Chroma
 from flowloom.parts.adapters.adapter import attach
 from flowloom.parts.devices import choose_device
-from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.chroma import load_chroma
-from flowloom.parts.families.text_encoder import load_text_encoder
+from flowloom.spec.files import cached_files
 from flowloom.spec.flow_json import LoadedConfig
+from flowloom.spec.idle_keys import idle_keys
 from flowloom.spec.run import ADAPTERS, InferenceSection, RunConfig
 
 Rows = list[tuple[str, str]]
 T = TypeVar("T")
 
-META = torch.device("meta")
-"""Where tensors have a shape and no numbers: what fits there fits anywhere."""
 ROWS_LOOKED_AT = 200
 SHOWN = 5
 
@@ -59,7 +59,7 @@ class Plan:
 def make_plan(loaded: LoadedConfig) -> Plan:
     """The plan of the run that `loaded` describes; nothing is written and no weight read."""
     config = loaded.config
-    plan = Plan(notes=list(loaded.notes))
+    plan = Plan(notes=list(loaded.notes), hints=list(idle_keys(config)))
     plan.sections.append(("run", _run_rows(plan, config, loaded.source)))
     plan.sections.append(("networks", _network_rows(plan, config)))
     dataset = plan.check("dataloader.jsonl_metadata_path", lambda: DataSet.from_config(config))
@@ -74,6 +74,7 @@ def make_plan(loaded: LoadedConfig) -> Plan:
     if dataset:
         steps = steps_per_epoch(config, dataset)
         plan.sections.append(("data", _data_rows(plan, config, dataset)))
+        plan.problems += _lacking(plan, config, dataset)
         if not steps:
             plan.problems.append(Problem("dataloader", "no row is left to train on."))
         elif not dataset.training.has_weight:
@@ -85,6 +86,19 @@ def make_plan(loaded: LoadedConfig) -> Plan:
     )
     plan.sections.append(("results", _result_rows(config)))
     return plan
+
+
+def _lacking(plan: Plan, config: RunConfig, dataset: DataSet) -> Iterator[Problem]:
+    """What stands against training from the cache where encoders cannot be opened."""
+    for key in ENCODERS:
+        if key not in cached_files(config) or plan.check(key, partial(unless_cached, config, key)):
+            continue
+        if lack := lacking(config, dataset, key):
+            path = getattr(config.model, key.removeprefix("model."))
+            cure = "Copy the file there, or run 'flowloom cache' where it is."
+            yield Problem(key, f"{path} cannot be opened, and {lack} {cure}")
+        else:
+            plan.notes.append(f"{key}: cannot be opened; the cache has what training needs of it.")
 
 
 def _run_rows(plan: Plan, config: RunConfig, source: Path) -> Rows:
@@ -124,9 +138,8 @@ def _network_rows(plan: Plan, config: RunConfig) -> Rows:
     chroma = plan.check(
         "model.chroma_path", lambda: load_chroma(Path(model.chroma_path), META, torch.float32)
     )
-    plan.check("model.vae_path", lambda: load_autoencoder(Path(model.vae_path), META, torch.float32))
-    t5_paths = (Path(model.t5_path), Path(model.t5_config_path), Path(model.t5_tokenizer_path))
-    plan.check("model.t5_path", lambda: load_text_encoder(*t5_paths, META, torch.float32))
+    for key in ENCODERS:
+        plan.check(key, partial(unless_cached, config, key))
     if chroma:
         total = sum(weight.numel() for weight in chroma.parameters())
         trained = plan.check("method", lambda: count_trained(config, chroma))
@@ -160,8 +173,9 @@ def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:
     cutoff = config.dataloader.ratio_cutoff
     order = dataset.training.plan(config.dataloader.batch_size, config.training.master_seed, 0)
     largest = int(np.diff(order.starts).max(initial=0))
-    plan.hints += _data_hints(dataset)
-    plan.notes += plan.hints
+    hints = list(_data_hints(dataset))
+    plan.hints += hints
+    plan.notes += hints
     files = ", ".join(str(one.source or one.path) for one in dataset.sets)
     rows = [
         ("rows", f"{summary['rows']:,} of {files}"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from flowloom.parts.base import Section
-from flowloom.spec.flow_sections import Fraction, Period, Pixels, Resolutions
+from flowloom.spec.flow_sections import Fraction, Masks, Period, Pixels, Resolutions
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -35,11 +35,11 @@ class DataSetSection(Section):
     """Rows wider or taller than this aspect ratio are left out."""
     batch_size: Period | None = None
     """Samples a loaded batch, over all ranks; sets of the same batch size share batches."""
-    mask: Literal["none", "alpha", "folder"] = "none"
-    """What the loss counts: all, what the picture's alpha channel leaves, or what is white in a picture of
+    mask: Masks = "none"
+    """What the loss counts: all, what the alpha channel of the image leaves, or what is white in an image of
     the same name in `mask_folder_path`."""
     mask_folder_path: str = ""
-    """Folder with one mask for each picture."""
+    """Folder with one mask for each image."""
     unmasked_weight: Fraction = 0.0
     """What a place outside of the mask counts, against 1 inside."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,41 +13,77 @@ from flowloom.spec.run import DataloaderSection, ModelSection, RunConfig
 
 Paths = TypeVar("Paths", ModelSection, DataloaderSection, DataSetSection, RunConfig)
 
+BESIDE_T5 = ("model.t5_config_path", "model.t5_tokenizer_path")
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 def check_files(config: RunConfig) -> list[Problem]:
     """Everything that training reads and that is not there; `config` with absolute paths."""
-    return missing_files(config.model, config.dataloader, config.datasets)
+    return missing_files(config.model, config.dataloader, config.datasets, cached_files(config))
 
 
 def missing_files(
-    model: ModelSection, dataloader: DataloaderSection, datasets: Sequence[DataSetSection] = ()
+    model: ModelSection,
+    dataloader: DataloaderSection,
+    datasets: Sequence[DataSetSection] = (),
+    cached: Collection[str] = (),
 ) -> list[Problem]:
-    """`check_files` for the sections that name files."""
+    """`check_files` for the sections that name files; `cached` is what `cached_files` says."""
     is_used = dataloader.jsonl_metadata_path or not datasets
     others = (_missing_set(f"datasets.{i}", section, dataloader) for i, section in enumerate(datasets))
     return [
-        *missing_model_files(model),
+        *missing_model_files(model, cached),
         *(_missing_data(dataloader) if is_used else ()),
         *(problem for problems in others for problem in problems),
     ]
 
 
-def missing_model_files(model: ModelSection) -> Iterator[Problem]:
-    """The files of the networks that are not there: what sampling needs, too."""
-    yield from _missing("model.chroma_path", model.chroma_path, "Chroma's weights")
-    yield from _missing("model.vae_path", model.vae_path, "the FLUX autoencoder, ae.safetensors")
-    yield from _missing("model.t5_path", model.t5_path, "the T5 encoder's weights")
-    yield from _missing("model.t5_config_path", model.t5_config_path, "T5's config.json")
-    yield from _missing("model.t5_tokenizer_path", model.t5_tokenizer_path, "the folder with T5's tokenizer")
-    folder = Path(model.t5_tokenizer_path)
-    if (
-        model.t5_tokenizer_path
-        and folder.is_dir()
-        and not any((folder / name).exists() for name in _TOKENIZERS)
-    ):
-        yield Problem("model.t5_tokenizer_path", f"{folder} has neither {' nor '.join(_TOKENIZERS)}.")
+def cached_files(config: RunConfig) -> frozenset[str]:
+    """Keys of the model files that training can do without, where the cache on disk has what they would give.
+
+    Previews decode images and encode prompts; captions that are shuffled differently each time are not kept.
+    """
+    cache, found = config.cache, set[str]()
+    if not config.previews and cache.latents == "disk":
+        found.add("model.vae_path")
+    varies = config.dataloader.shuffle_tags and not cache.caption_variants
+    if not config.previews and cache.text == "disk" and not varies:
+        found |= {"model.t5_path", *BESIDE_T5}
+    return frozenset(found)
+
+
+def with_reason(problem: Problem, config: RunConfig) -> Problem:
+    """`problem` with what to do where previews need a file that training from the cache would not."""
+    alone = config.model_copy(update={"inference": None, "extra_inference_config": []})
+    if problem.path not in cached_files(alone) - cached_files(config):
+        return problem
+    cure = "Previews need it, also with a cache: copy it there, or leave out the inference sections."
+    return replace(problem, message=f"{problem.message} {cure}")
+
+
+def missing_model_files(model: ModelSection, cached: Collection[str] = ()) -> Iterator[Problem]:
+    """The files of the networks that are not there: what sampling needs, too.
+
+    Args:
+        cached: keys that must name a file, which need not be there.
+    """
+    named = (
+        ("model.chroma_path", "Chroma's weights"),
+        ("model.vae_path", "the FLUX autoencoder, ae.safetensors"),
+        ("model.t5_path", "the T5 encoder's weights"),
+        ("model.t5_config_path", "T5's config.json"),
+        ("model.t5_tokenizer_path", "the folder with T5's tokenizer"),
+    )
+    for key, what in named:
+        path = getattr(model, key.removeprefix("model."))
+        # Where nothing else is named, these were beside a T5 that is gone.
+        is_beside = key in cached and key in BESIDE_T5
+        if not is_beside and not (path and key in cached):
+            yield from _missing(key, path, what)
+    folder, key = Path(model.t5_tokenizer_path), "model.t5_tokenizer_path"
+    is_there = model.t5_tokenizer_path and folder.is_dir() and key not in cached
+    if is_there and not any((folder / name).exists() for name in _TOKENIZERS):
+        yield Problem(key, f"{folder} has neither {' nor '.join(_TOKENIZERS)}.")
 
 
 def _missing_set(place: str, section: DataSetSection, dataloader: DataloaderSection) -> Iterator[Problem]:
@@ -55,6 +92,10 @@ def _missing_set(place: str, section: DataSetSection, dataloader: DataloaderSect
         yield from _other_folder(place, section)
         what = "the folder that file names are relative to"
         yield from _missing(f"{place}.image_folder_path", section.image_folder_path, what)
+    yield from _missing_masks(place, section)
+
+
+def _missing_masks(place: str, section: DataloaderSection | DataSetSection) -> Iterator[Problem]:
     if section.mask == "folder":
         yield from _missing(
             f"{place}.mask_folder_path", section.mask_folder_path, "the folder with the masks"
@@ -81,6 +122,7 @@ def _missing_data(dataloader: DataloaderSection) -> Iterator[Problem]:
         yield from _missing(
             images, dataloader.image_folder_path, "the folder that file names are relative to"
         )
+    yield from _missing_masks("dataloader", dataloader)
 
 
 def _missing(path: str, value: str, what: str) -> Iterator[Problem]:

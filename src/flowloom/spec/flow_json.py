@@ -17,11 +17,12 @@ from pydantic import ValidationError
 
 from flowloom.errors import ConfigError, DataError, Problem
 from flowloom.spec.data_sections import DataSetSection
-from flowloom.spec.files import missing_files, resolve_paths
+from flowloom.spec.files import cached_files, missing_files, resolve_paths, with_reason
 from flowloom.spec.flags import Laid, Overrides, lay_over
 from flowloom.spec.flow_keys import FLOW_KEYS
+from flowloom.spec.idle_keys import idle_keys
 from flowloom.spec.problems import Place, booleans_for_numbers, problems_of
-from flowloom.spec.run import ADAPTERS, DataloaderSection, ModelSection, RunConfig
+from flowloom.spec.run import DataloaderSection, ModelSection, RunConfig
 from flowloom.spec.secrets import read_secrets
 from flowloom.spec.translate import general_name, refuse_foreign, translate
 from flowloom.text_files import read_text
@@ -69,7 +70,8 @@ def load_config(
     config, valid, problems = _validate(laid)
     if with_files:
         known = {problem.path for problem in problems}
-        problems += [problem for problem in _missing(valid, source, laid) if problem.path not in known]
+        found = _missing(config, valid, source, laid)
+        problems += [problem for problem in found if problem.path not in known]
     problems = [*laid.problems, *problems]
     if config is None or problems:
         raise ConfigError(str(source), problems)
@@ -154,14 +156,15 @@ def _placed(problems: Sequence[Problem], laid: Laid) -> list[Problem]:
     return [replace(problem, path=laid.origin(problem.path) or problem.path) for problem in problems]
 
 
-def _missing(valid: dict[str, Any], source: Path, laid: Laid) -> list[Problem]:
+def _missing(config: RunConfig | None, valid: dict[str, Any], source: Path, laid: Laid) -> list[Problem]:
     model = ModelSection.model_validate(valid.get("model", {}))
     dataloader = DataloaderSection.model_validate(valid.get("dataloader", {}))
     datasets = [DataSetSection.model_validate(section) for section in valid.get("datasets", [])]
     folder = source.parent
     absolute = [resolve_paths(section, folder) for section in datasets]
-    found = missing_files(resolve_paths(model, folder), resolve_paths(dataloader, folder), absolute)
-    return _placed(found, laid)
+    sections = (resolve_paths(model, folder), resolve_paths(dataloader, folder), absolute)
+    found = missing_files(*sections, cached_files(config) if config else ())
+    return _placed([with_reason(problem, config) for problem in found] if config else found, laid)
 
 
 def _advice(config: RunConfig, secrets: dict[str, str]) -> list[str]:
@@ -169,12 +172,6 @@ def _advice(config: RunConfig, secrets: dict[str, str]) -> list[str]:
     for guidance in sorted({section.guidance for section in config.previews} - {0.0}):
         effect = "passed on, but Chroma is trained with 0, and its pictures may suffer"
         notes.append(f"inference.guidance {guidance:g}: {effect}.")
-    if config.lora and config.method_kind not in ADAPTERS:
-        notes.append(f"lora: not used by method {config.method_kind}.")
-    if config.method_kind == "keywords" and config.training.change_layer_every:
-        notes.append("training.trained_layer_keywords: takes the place of layer rotation.")
-    if config.validation.every and not config.validation.share:
-        notes.append("validation.every: nothing is validated while validation.share is 0.")
     if config.hub.repo_id and "HF_TOKEN" not in secrets:
         notes.append(f"hub.repo_id {config.hub.repo_id}: nothing can be uploaded until HF_TOKEN is set.")
-    return notes
+    return [*notes, *idle_keys(config)]

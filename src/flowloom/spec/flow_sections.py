@@ -26,6 +26,10 @@ Resolutions = Annotated[
 """One resolution or several."""
 
 
+Masks = Literal["none", "alpha", "folder"]
+"""Where the mask of an image comes from."""
+
+
 class TrainingSection(Section):
     """FLOW's `training`. Periods count steps (optimizer updates)."""
 
@@ -111,6 +115,13 @@ class DataloaderSection(Section):
     """First batch of the first epoch to train."""
     dummy_image: bool = False
     """Use black images instead of files, for profiling."""
+    mask: Masks = "none"
+    """What the loss counts: all, what the alpha channel of the image leaves, or what is white in an image of
+    the same name in `mask_folder_path`."""
+    mask_folder_path: str = ""
+    """Folder with one mask for each image."""
+    unmasked_weight: Fraction = 0.0
+    """What a place outside of the mask counts, against 1 inside."""
 
 
 class ModelSection(Section):

@@ -377,19 +377,19 @@ class RunConfig(Section):
 
     def _data_contradictions(self) -> Iterator[Problem]:
         data, sizes = self.dataloader, self.batching.sizes
-        places = [("dataloader", data.resolution_step, data.base_resolution)]
         for i, own in enumerate(self.datasets):
-            step = own.resolution_step or data.resolution_step
-            places.append((f"datasets.{i}", step, own.base_resolution or data.base_resolution))
             if own.repeats and own.weight:
                 message = "a data set has repeats or a weight, not both: take one out."
                 yield Problem(f"datasets.{i}.weight", message)
-            if own.mask == "folder" and not own.mask_folder_path:
-                yield Problem(f"datasets.{i}.mask_folder_path", "is needed: the folder with the masks.")
-        for path, step, resolutions in places:
-            if step > min(resolutions):
-                message = f"a grid of {step} pixels has no buckets for base_resolution {min(resolutions)}."
+        others = ((f"datasets.{i}", own) for i, own in enumerate(self.datasets))
+        for path, section in (("dataloader", data), *others):
+            step = section.resolution_step or data.resolution_step
+            smallest = min(section.base_resolution or data.base_resolution)
+            if step > smallest:
+                message = f"a grid of {step} pixels has no buckets for base_resolution {smallest}."
                 yield Problem(f"{path}.resolution_step", message)
+            if section.mask == "folder" and not section.mask_folder_path:
+                yield Problem(f"{path}.mask_folder_path", "is needed: the folder with the masks.")
         if sizes and len(sizes) != len(data.base_resolution):
             count = len(data.base_resolution)
             message = f"has {len(sizes)} batch sizes for {count} base resolutions: give one for each."

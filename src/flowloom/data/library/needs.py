@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,9 +92,13 @@ def _at_odds(seen: Mapping[str, ModelFile]) -> Iterator[Problem]:
         yield Problem("model.t5_path", message)
 
 
-def missing(section: ModelSection, roots: Sequence[Path]) -> list[Need]:
-    """The model files that a configuration lacks, or names wrongly; for each what is here and what to get."""
-    problems = [*missing_model_files(section), *unfit_models(section.model_dump())]
+def missing(section: ModelSection, roots: Sequence[Path], cached: Collection[str] = ()) -> list[Need]:
+    """The model files that a configuration lacks, or names wrongly; for each what is here and what to get.
+
+    Args:
+        cached: keys of files that a cache may stand in for, see `cached_files`.
+    """
+    problems = [*missing_model_files(section, cached), *unfit_models(section.model_dump())]
     whys = {problem.path: problem.message for problem in reversed(problems)}
     if not whys:
         return []

@@ -30,8 +30,8 @@ from flowloom.server.problems import (
 from flowloom.server.routes.training import Candidate
 from flowloom.server.runs import RESUMABLE
 from flowloom.server.uses import require_unused, runs_that_name
-from flowloom.spec.files import resolve_paths
-from flowloom.spec.run import ModelSection
+from flowloom.spec.files import cached_files, resolve_paths
+from flowloom.spec.run import ModelSection, RunConfig
 
 router = APIRouter(tags=["models"], responses=problems(NoSuchRoot))
 _NO_MODELS = {"runs", "data", "cache"}
@@ -240,7 +240,7 @@ def list_missing(body: Candidate, studio: StudioDep) -> Lacking:
     folders = [
         folder for name, folder in studio.roots.folders.items() if name not in _NO_MODELS and folder.is_dir()
     ]
-    needs = missing(_section(section), folders)
+    needs = missing(_section(section), folders, _cached(body.config))
     offers = list({need.offer.id: need.offer for need in needs}.values())
     return Lacking(
         needs=[
@@ -254,6 +254,13 @@ def list_missing(body: Candidate, studio: StudioDep) -> Lacking:
         ],
         download=_download(studio, offers) if offers else None,
     )
+
+
+def _cached(config: dict[str, Any]) -> frozenset[str]:
+    try:
+        return cached_files(RunConfig.model_validate(config))
+    except ValidationError:
+        return frozenset()
 
 
 def _section(section: Any) -> ModelSection:

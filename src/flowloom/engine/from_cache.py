@@ -1,0 +1,95 @@
+"""Training without the encoders: whether the cache on disk has what files that are gone would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from flowloom.data.loader import DataSet
+from flowloom.engine.fill import captions_shown
+from flowloom.engine.keepers import DiskKeeper
+from flowloom.engine.open_cache import encoder_dtype, open_keepers
+from flowloom.errors import FlowloomError, ImageError
+from flowloom.parts.devices import choose_device
+from flowloom.parts.families.autoencoder import load_autoencoder
+from flowloom.parts.families.text_encoder import load_text_encoder
+from flowloom.spec.files import cached_files
+from flowloom.spec.run import ModelSection, RunConfig
+
+LOOKED_AT = 1000
+META = torch.device("meta")
+"""Where tensors have a shape and no numbers: what fits there fits anywhere."""
+ENCODERS: dict[str, Callable[[ModelSection], nn.Module]] = {
+    "model.vae_path": lambda model: load_autoencoder(Path(model.vae_path), META, torch.float32).model,
+    "model.t5_path": lambda model: (
+        load_text_encoder(
+            Path(model.t5_path),
+            Path(model.t5_config_path),
+            Path(model.t5_tokenizer_path),
+            META,
+            torch.float32,
+        ).encoder
+    ),
+}
+"""By key, each without numbers."""
+
+
+def unless_cached(config: RunConfig, key: str) -> nn.Module | None:
+    """The encoder at `key`, without numbers; None where it cannot be opened and a cache may stand in for it.
+
+    Raises:
+        FlowloomError: it cannot be opened, and no cache can.
+    """
+    try:
+        return ENCODERS[key](config.model)
+    except FlowloomError:
+        if key not in cached_files(config):
+            raise
+        return None
+
+
+def lacking(config: RunConfig, dataset: DataSet, key: str) -> str:
+    """What the cache lacks of the things that the encoder at `key` gives; empty where nothing is found.
+
+    Only the first and some others are looked at.
+    """
+    folder = config.cache.dir
+    if "://" not in folder and not Path(folder).is_dir():
+        return f"{folder}, the cache, does not exist."
+    try:
+        latents, texts = open_keepers(config, dataset, encoder_dtype(choose_device(config.parallel.device)))
+    except FlowloomError as error:
+        return str(error)
+    keeper: Any = latents if key == "model.vae_path" else texts
+    assert isinstance(keeper, DiskKeeper)
+    subjects = _images(dataset) if key == "model.vae_path" else _captions(config, dataset)
+    found = [_is_known(keeper, subject) for subject in islice(subjects, LOOKED_AT)]
+    if all(found):
+        return ""
+    what = "latents" if key == "model.vae_path" else "caption states"
+    return f"the cache in {folder} lacks {found.count(False):,} of {len(found):,} {what} looked for."
+
+
+def _is_known(keeper: DiskKeeper[Any], subject: Any) -> bool:
+    try:
+        return keeper.knows(subject)
+    except ImageError:
+        # An image that is gone is a row that is skipped; its latents are not missed.
+        return True
+
+
+def _images(dataset: DataSet) -> Iterator[tuple[int, tuple[int, int]]]:
+    used = np.flatnonzero(dataset.row_buckets >= 0)
+    chosen = used[np.unique(np.linspace(0, len(used) - 1, min(len(used), LOOKED_AT)).astype(int))]
+    for row in chosen.tolist():
+        yield row, dataset.sizes[dataset.row_buckets[row]]
+
+
+def _captions(config: RunConfig, dataset: DataSet) -> Iterator[str]:
+    return (caption for _, caption in captions_shown(config, dataset))
