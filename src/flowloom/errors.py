@@ -11,7 +11,8 @@ FlowloomError
 │   └── Unavailable       it did not answer as it should, for as long as we waited
 ├── WeightsError          a weights file is missing, unsafe or does not fit the network
 ├── RunError              a run directory cannot be made, read or resumed
-│   └── CheckpointError   a checkpoint is incomplete, damaged, or not finite
+│   ├── CheckpointError   a checkpoint is incomplete, damaged, or not finite
+│   └── DamagedError      one of its files is not what it should be
 └── TrainingError         the run itself went wrong
     ├── DivergedError     the loss, the gradient or a weight is not a finite number
     ├── OutOfMemoryError  the device has no memory left
@@ -120,6 +121,10 @@ class CheckpointError(RunError):
     def __init__(self, folder: Path, reason: object):
         super().__init__(f"{folder}: this checkpoint cannot be used: {reason}")
         self.folder = folder
+
+
+class DamagedError(RunError):
+    """A file in a run directory is damaged, of the wrong kind, or not ours to read."""
 
 
 class TrainingError(FlowloomError):

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import sqlite3
+import gc
+import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
+import anyio.to_thread
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 import flowloom
 from flowloom.chores import ALL as CHORES
-from flowloom.errors import FlowloomError
 from flowloom.server import problems
 from flowloom.server.below import Below
 from flowloom.server.cards import SECONDS_BETWEEN_NOTES, note_loads
 from flowloom.server.datasets.library import DataSets
 from flowloom.server.deps import Studio
 from flowloom.server.idle import IdleHook
+from flowloom.server.off_loop import SHARED_THREADS, SWITCH_S, off_loop
 from flowloom.server.pages import Pages
 from flowloom.server.queue import Queue
 from flowloom.server.roots import Roots
@@ -55,14 +57,11 @@ from flowloom.server.system import Gauge, find_devices
 from flowloom.trainers import ALL
 
 TICK_S = 0.2
-TICKS_BETWEEN_SCANS = 5
+SCAN_S = 1.0
 _RUNS = (runs, events, samples, checkpoints, kohya, preflight, training, chores)
 _PICTURES = (datasets_images, datasets_edits, datasets_uploads)
 _DATASETS = (datasets, *_PICTURES, datasets_import, datasets_work, stores)
 _ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)
-_FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError)
-"""Of ours as well: what stood still for ever because of one run would be worse than any of them."""
-_log = logging.getLogger("flowloom")
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -116,11 +115,21 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    studio = await asyncio.to_thread(open_studio, app.state.settings, lambda: app.state.is_closing())
+    sys.setswitchinterval(SWITCH_S)
+    gc.collect()
+    gc.freeze()  # a full collection holds up every thread: spare it what stays anyway
+    anyio.to_thread.current_default_thread_limiter().total_tokens = SHARED_THREADS
+    studio = await off_loop("own", open_studio, app.state.settings, lambda: app.state.is_closing())
     app.state.studio = studio
+    tasks = studio.tasks
     endless = [
-        asyncio.create_task(each)
-        for each in (_tick_for_ever(studio), _note_for_ever(studio), _rest_for_ever(app, studio))
+        asyncio.create_task(tasks.repeat(name, work, every_s))
+        for name, work, every_s in (
+            ("the queue", studio.queue.tick, TICK_S),
+            ("the list of runs", studio.shelf.look_at_all, SCAN_S),
+            ("the notes on cards", partial(note_loads, studio.shelf, studio.gauge), SECONDS_BETWEEN_NOTES),
+            *_idle_hook(app, studio),
+        )
     ]
     yield
     for each in endless:
@@ -130,40 +139,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     studio.shelf.store.close()
 
 
-async def _tick_for_ever(studio: Studio) -> None:
-    count = 0
-    while True:
-        try:
-            await asyncio.to_thread(studio.queue.tick)
-            if count % TICKS_BETWEEN_SCANS == 0:
-                await asyncio.to_thread(studio.shelf.look_at_all)
-        except (*_FAULTS, sqlite3.Error, FlowloomError):
-            _log.exception("the queue could not go on; trying again")
-            await asyncio.sleep(1)
-        count += 1
-        await asyncio.sleep(TICK_S)
-
-
-async def _note_for_ever(studio: Studio) -> None:
-    while True:
-        try:
-            await asyncio.to_thread(note_loads, studio.shelf, studio.gauge)
-        except (*_FAULTS, sqlite3.Error, FlowloomError):
-            _log.exception("what the cards do could not be noted; trying again")
-        await asyncio.sleep(SECONDS_BETWEEN_NOTES)
-
-
-async def _rest_for_ever(app: FastAPI, studio: Studio) -> None:
+def _idle_hook(app: FastAPI, studio: Studio) -> Iterator[tuple[str, Callable[[], None], float]]:
     settings = studio.settings
-    if settings.when_idle is None:
-        return
-    hook = IdleHook(settings.when_idle, settings.idle_minutes * 60, settings.home)
-    while True:
-        try:
-            await asyncio.to_thread(hook.look, studio.queue.is_busy, app.state.used_at)
-        except (OSError, sqlite3.Error):
-            _log.exception("--when-idle could not be looked after")
-        await asyncio.sleep(1)
+    if settings.when_idle is not None:
+        hook = IdleHook(settings.when_idle, settings.idle_minutes * 60, settings.home)
+        yield "--when-idle", lambda: hook.look(studio.queue.is_busy, app.state.used_at), 1.0
 
 
 def _route_id(route: APIRoute) -> str:

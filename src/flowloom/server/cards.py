@@ -7,7 +7,9 @@ time in which no studio ran there is nothing. A line for a run on one card has a
 from __future__ import annotations
 
 import json
-from itertools import pairwise
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from pydantic import BaseModel, Field
 
 from flowloom.server.shelf import Shelf
 from flowloom.server.system import Card, Gauge
+from flowloom.server.tasks import on_its_own
+from flowloom.spec.plain import open_plain, parsed
 
 SECONDS_BETWEEN_NOTES = 10.0
 FIGURES = ("load_percent", "memory_used_mib", "temperature_c", "power_w")
 Figure = float | None
+_LONGEST = 65_536
 
 
 class CardCurves(BaseModel):
@@ -44,7 +49,8 @@ def note_loads(shelf: Shelf, gauge: Gauge) -> None:
         return
     now = gauge.read()
     for run in runs:
-        add_note(shelf.path(run.id), now.time, [card for card in now.cards if card.device in run.devices])
+        with on_its_own(partial(shelf.notes.__setitem__, run.id)):
+            add_note(shelf.path(run.id), now.time, [card for card in now.cards if card.device in run.devices])
 
 
 def add_note(run_path: Path, time: float, cards: list[Card]) -> None:
@@ -52,31 +58,32 @@ def add_note(run_path: Path, time: float, cards: list[Card]) -> None:
     if not cards:
         return
     told = {card.device: [getattr(card, figure) for figure in FIGURES] for card in cards}
-    with _file(run_path).open("a", encoding="utf-8") as file:
-        file.write(json.dumps([round(time, 1), told], separators=(",", ":")) + "\n")
+    with open_plain(_file(run_path), append=True) as file:
+        file.write(f"{json.dumps([round(time, 1), told], separators=(',', ':'))}\n".encode())
 
 
 def read_loads(run_path: Path, max_points: int) -> CardLoads:
-    """The whole run in at most `max_points` stretches."""
-    notes = _notes(_file(run_path))
-    points = min(len(notes), max_points)
-    edges = [i * len(notes) // max(points, 1) for i in range(points + 1)]
-    stretches = [notes[begin:end] for begin, end in pairwise(edges)]
-    devices = sorted({device for _, told in notes for device in told}, key=lambda name: (len(name), name))
+    """The whole run in at most `max_points` stretches; a long run's notes are never in memory together."""
+    path = _file(run_path)
+    num = sum(1 for _ in _notes(path))
+    points = min(num, max_points)
+    times: list[float] = []
+    cards: dict[str, dict[str, list[Figure]]] = {}
+    notes = _notes(path)
+    for i in range(points):
+        stretch = list(islice(notes, (i + 1) * num // points - i * num // points))
+        if not stretch:
+            break
+        times.append(stretch[-1][0])
+        for device in {device for _, told in stretch for device in told} - cards.keys():
+            cards[device] = {figure: [None] * i for figure in FIGURES}
+        for device, curves in cards.items():
+            mine = [told[device] for _, told in stretch if device in told]
+            for number, figure in enumerate(FIGURES):
+                curves[figure].append(_mean([values[number] for values in mine]))
+    devices = sorted(cards, key=lambda name: (len(name), name))
     return CardLoads(
-        times=[stretch[-1][0] for stretch in stretches],
-        cards={
-            device: CardCurves.model_validate(
-                {
-                    figure: [
-                        _mean([told[device][i] for _, told in stretch if device in told])
-                        for stretch in stretches
-                    ]
-                    for i, figure in enumerate(FIGURES)
-                }
-            )
-            for device in devices
-        },
+        times=times, cards={device: CardCurves.model_validate(cards[device]) for device in devices}
     )
 
 
@@ -84,21 +91,35 @@ def _file(run_path: Path) -> Path:
     return run_path / "studio" / "cards.jsonl"
 
 
-def _notes(path: Path) -> list[tuple[float, dict[str, list[Figure]]]]:
+def _notes(path: Path) -> Iterator[tuple[float, dict[str, list[Figure]]]]:
     """Those that are whole: a machine that lost its power may have left part of a line."""
-    found = []
     try:
-        lines = path.read_bytes().splitlines()
+        file = open_plain(path)
     except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            content: Any = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(content, list) and len(content) == 2:
-            found.append((content[0], content[1]))
-    return found
+        return
+    with file:
+        while line := file.readline(_LONGEST):
+            if note := _note(line):
+                yield note
+
+
+def _note(line: bytes) -> tuple[float, dict[str, list[Figure]]] | None:
+    try:
+        content = parsed(line)
+    except ValueError:
+        return None
+    if not isinstance(content, list) or len(content) != 2:
+        return None
+    when, told = content
+    is_ours = (
+        isinstance(when, int | float) and isinstance(told, dict) and all(map(_are_figures, told.values()))
+    )
+    return (when, told) if is_ours else None
+
+
+def _are_figures(values: Any) -> bool:
+    is_list = isinstance(values, list) and len(values) == len(FIGURES)
+    return is_list and all(isinstance(value, int | float | None) for value in values)
 
 
 def _mean(values: list[Figure]) -> Figure:

@@ -18,6 +18,7 @@ from flowloom.server.roots import Roots, inside
 from flowloom.server.settings import Settings
 from flowloom.server.shelf import Shelf
 from flowloom.server.system import Gauge
+from flowloom.server.tasks import Tasks
 from flowloom.spec.results import Kind, result_folders
 from flowloom.spec.rundir import RunDir
 from flowloom.trainers.base import Trainer
@@ -36,6 +37,7 @@ class Studio:
     datasets: DataSets
     charts: Charts = field(default_factory=Charts)
     uploads: Uploads = field(default_factory=Uploads)
+    tasks: Tasks = field(default_factory=Tasks)
     is_closing: Callable[[], bool] = lambda: False
     """Whether streams shall end because the server does."""
 
@@ -62,18 +64,18 @@ class Studio:
         raise missing
 
 
-def _studio(request: Request) -> Studio:
+async def _studio(request: Request) -> Studio:
     return request.app.state.studio
 
 
 StudioDep = Annotated[Studio, Depends(_studio)]
 
 
-def _shelf(studio: StudioDep) -> Shelf:
+async def _shelf(studio: StudioDep) -> Shelf:
     return studio.shelf
 
 
-def _queue(studio: StudioDep) -> Queue:
+async def _queue(studio: StudioDep) -> Queue:
     return studio.queue
 
 
@@ -84,7 +86,7 @@ def _run_dir(studio: StudioDep, run_id: RunId) -> RunDir:
     return RunDir(studio.shelf.path(run_id))
 
 
-def _trainer(
+async def _trainer(
     studio: StudioDep,
     trainer: Annotated[str, Path(description="flow, kohya or flow-upstream.", examples=["flow"])],
 ) -> Trainer:

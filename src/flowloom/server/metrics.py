@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
@@ -12,8 +13,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from flowloom.server.tail import EventTail
+from flowloom.server.tail import EventTail, is_number
 from flowloom.spec.events import last_kept_step
+from flowloom.spec.plain import open_plain
 
 COLUMNS = (
     "loss",
@@ -90,17 +92,18 @@ class Columns:
 
     def _take(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
-        if kind == "step" and isinstance(event.get("step"), int):
-            self._steps.append(event["step"])
+        step = event.get("step")
+        if kind == "step" and is_number(step, whole=True):
+            self._steps.append(int(step))
             for name, column in self._columns.items():
                 value = event.get(name)
-                column.append(value if isinstance(value, int | float) else float("nan"))
+                column.append(value if is_number(value) else math.nan)
         elif kind == "started":
             self._cut(last_kept_step(event))
         elif kind in ("validated", "sampled", "saved"):
             found: dict[str, Any] = {key: event.get(key) for key in ("loss", "weights")}
             with suppress(ValidationError):  # a line of somebody else's
-                self._marks.append(Mark(kind=kind, step=event.get("step", 0), **found))
+                self._marks.append(Mark(kind=kind, step=0 if step is None else step, **found))
 
     def _cut(self, step: int) -> None:
         """Forget what lies beyond `step`: it is about to be made again."""
@@ -138,7 +141,7 @@ def _known(values: list[float], counts: Any) -> list[float | None]:
 def _beginning(path: Path) -> bytes:
     """The first event, which tells when the run began."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             return file.readline(_LONGEST)
     except FileNotFoundError:
         return b""

@@ -7,6 +7,7 @@ ServiceError
 ├── OutsideRoots, Forbidden                              403
 ├── NotSignedIn                                          401
 ├── NotNow                                               409  the run is in another state
+├── Damaged                                              409  a file is not what it should be
 ├── InUse, WantedLater, NameTaken                        409
 ├── Invalid                                              422  every problem with its JSON pointer
 ├── Unreadable                                           403  the studio's user lacks the right
@@ -28,7 +29,7 @@ from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from flowloom.errors import ConfigError, FlowloomError, Problem
+from flowloom.errors import ConfigError, DamagedError, FlowloomError, Problem
 from flowloom.printable import printable
 
 MEDIA_TYPE = "application/problem+json"
@@ -144,6 +145,10 @@ class NotNow(ServiceError):
     status, code, title = 409, "not-now", "The run is in another state."
 
 
+class Damaged(ServiceError):
+    status, code, title = 409, "damaged", "A file cannot be read."
+
+
 class InUse(ServiceError):
     status, code, title = 409, "in-use", "A run needs it."
 
@@ -236,6 +241,8 @@ def _on_ours(_: Request, error: Exception) -> JSONResponse:
         return answer(error)
     if isinstance(error, ConfigError):
         return answer(Invalid.of(error.problems))
+    if isinstance(error, DamagedError):
+        return answer(Damaged(str(error), "Repair that file, or delete the run."))
     return answer(NotNow(str(error)))
 
 
@@ -281,9 +288,15 @@ def _on_system(request: Request, error: Exception) -> JSONResponse:
     where = f"{error.strerror}: {error.filename}"
     if error.errno == errno.EACCES and _is_closed(error.filename):
         return answer(Unreadable(where, "Give the studio's user the right to read it."))
+    if error.errno in _NO_FILE:
+        return answer(Damaged(f"{error.filename}: {error.strerror}.", "Replace or remove what is there."))
     if error.errno in reasons:
         return answer(Unwritable(where, reasons[error.errno]))
     return _on_fault(request, error)
+
+
+_NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENOTDIR, errno.EOVERFLOW)
+"""A folder, a FIFO, a link in a circle, or far too much where a file should be."""
 
 
 def _is_closed(path: object) -> bool:

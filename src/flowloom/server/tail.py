@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 from pydantic import BaseModel, Field
+
+from flowloom.server.off_loop import off_loop
+from flowloom.spec.plain import open_plain
 
 _LOOK_EVERY_S = 0.1
 _PING_EVERY_S = 15.0
 _CHUNK_BYTES = 262_144
+_MOST_DAMAGED = 10_000
+"""Damaged lines of a file that are counted."""
 _KIND = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
@@ -34,95 +41,147 @@ class EventTail:
         self.damaged: set[int] = set()
         """Where lines begin that are no events although events follow; they are skipped."""
         self._offset: int | None = None
-        self._is_in_step = False
-        """Whether an event was read: from then on numbers follow one another."""
+        self._last = b"", 0
+        """The newest event's line, and where it begins: it stands there still unless the file was changed."""
 
     def read(self) -> list[Found]:
-        """Some of the new events; none when there are none yet."""
-        try:
-            size = self.path.stat().st_size
-        except FileNotFoundError:
-            return []
+        """Some of the new events, at most those of a chunk; none when there are none yet."""
         while True:
-            if self._offset is None or size < self._offset:
-                # The first look, a gap in the numbers, or the engine cut off lines that a crash had spoilt.
-                self._begin_again(size)
-            if self._offset is None or self._offset >= size:
-                return []
-            found, taken = self._chunk(self._offset)
-            if found or (self._offset is not None and not taken):
+            found, has_more = self.read_chunk()
+            if found or not has_more:
                 return found
 
-    def _chunk(self, offset: int) -> tuple[list[Found], int]:
-        """The events of the next chunk, and how far it was read: not beyond what may yet be written anew."""
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            data = file.read(_CHUNK_BYTES)
-            if b"\n" not in data and len(data) == _CHUNK_BYTES:
-                data += file.readline()
+    def read_chunk(self) -> tuple[list[Found], bool]:
+        """The new events of the next chunk, and whether there is more to read now.
+
+        Raises:
+            OSError: it is there, and cannot be read.
+        """
+        try:
+            file = open_plain(self.path)
+        except FileNotFoundError:
+            return [], False
+        with file:
+            size = file.seek(0, os.SEEK_END)
+            if self._offset is None or size < self._offset:
+                # The first look, or the engine cut off lines that a crash had spoilt.
+                self._offset = self._beginning(file, size)
+            if self._offset >= size:
+                return [], False
+            before = self._offset
+            found = self._chunk(file, before)
+            return found, self._offset is None or (self._offset > before and self._offset < size)
+
+    def _chunk(self, file: BinaryIO, offset: int) -> list[Found]:
+        """The new events of the next chunk; goes on behind what may not be written anew."""
+        file.seek(offset)
+        data = file.read(_CHUNK_BYTES)
+        if b"\n" not in data and len(data) == _CHUNK_BYTES:
+            self.damaged.add(offset)
+            self._offset = offset + len(data) + _skipped(file)
+            return []
         found, end, good, damaged = [], 0, 0, set[int]()
         for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
-            end += len(line)
+            begin, end = end, end + len(line)
             event = _parsed(line)
             if event is None:
-                damaged.add(offset + end - len(line))
+                damaged.add(offset + begin)
                 continue
+            if event["seq"] > self.seq:
+                if event["seq"] != self.seq + 1 and not found and not self._is_in_place(file):
+                    # Lines were written anew: look again for where to go on.
+                    self._offset = None
+                    return []
+                self.seq, self._last = event["seq"], (line, offset + begin)
+                found.append(Found(self.seq, event, line.rstrip()))
             good = end
-            self.damaged |= damaged
-            if event["seq"] <= self.seq:
-                continue
-            if self._is_in_step and event["seq"] != self.seq + 1:
-                # Lines were written anew, or somebody left some out: look again, once these are told.
-                self._offset = None
-                return found, 0
-            self.seq, self._is_in_step = event["seq"], True
-            found.append(Found(self.seq, event, line.rstrip()))
+            if damaged and len(self.damaged) < _MOST_DAMAGED:
+                self.damaged |= damaged
+            damaged.clear()
         # Spoilt lines at the end are cut off by the next engine; a whole chunk of them is nobody's.
-        taken = good or (end if len(data) >= _CHUNK_BYTES else 0)
-        self._offset = offset + taken
-        return found, taken
+        self._offset = offset + (good or (end if len(data) >= _CHUNK_BYTES else 0))
+        return found
 
-    def _begin_again(self, size: int) -> None:
-        """Go to where the events up to `seq` end, or before: as numbers only grow, by halving the file."""
+    def _is_in_place(self, file: BinaryIO) -> bool:
+        """Whether the event that was read last stands where it stood: if so, the file lacks numbers."""
+        line, begin = self._last
+        file.seek(begin)
+        return file.read(len(line)) == line
+
+    def _beginning(self, file: BinaryIO, size: int) -> int:
+        """Where the events up to `seq` end, or before: as numbers only grow, by halving the file."""
         low, high = 0, size if self.seq >= 0 else 0
-        with self.path.open("rb") as file:
-            while high - low > _CHUNK_BYTES:
-                middle = (low + high) // 2
-                file.seek(middle)
-                file.readline()
-                start, event = file.tell(), _parsed(file.readline())
-                if event is None or start >= high:
-                    break
-                low, high = (start, high) if event["seq"] <= self.seq else (low, middle)
-        self._offset, self._is_in_step = low, False
+        while high - low > _CHUNK_BYTES:
+            middle = (low + high) // 2
+            file.seek(middle)
+            file.readline(_CHUNK_BYTES)
+            start, event = file.tell(), _parsed(file.readline(_CHUNK_BYTES))
+            if event is None or start >= high:
+                break
+            low, high = (start, high) if event["seq"] <= self.seq else (low, middle)
+        self._last = b"", 0
+        return low
+
+
+def _skipped(file: BinaryIO) -> int:
+    """How many bytes of an overlong line follow: it is no event, and is not held in memory."""
+    num = 0
+    while part := file.readline(_CHUNK_BYTES):
+        num += len(part)
+        if part.endswith(b"\n"):
+            break
+    return num
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The event of a line; None of one that is damaged, or of somebody else's making."""
     try:
-        event = json.loads(line)
+        event = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(event, dict) or not isinstance(event.get("seq"), int):
+    if not isinstance(event, dict) or not is_number(event.get("seq"), whole=True):
         return None
     # The kind stands in a line of its own: one of somebody else's may not make several of it.
     kind = event.get("kind")
     return event if isinstance(kind, str) and _KIND.fullmatch(kind) else None
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def is_number(value: Any, *, whole: bool = False) -> TypeGuard[int | float]:
+    """Whether `value` is a number that everybody who reads JSON can hold."""
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return False
+    return -(2**53) < value < 2**53 if isinstance(value, int) else math.isfinite(value)
+
+
 async def frames(tail: EventTail, is_closing: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """The events as server-sent ones, numbered for `Last-Event-ID`, without end."""
+    """The events as server-sent ones, numbered for `Last-Event-ID`, without end.
+
+    Each chunk is read in a thread; between two of them, the loop hears whether the client is still there.
+    """
     yield b"retry: 1000\n\n"
     spoken = time.monotonic()
     while not is_closing():
-        found = tail.read()
-        if found:
-            yield b"".join(map(_frame, found))
-        elif time.monotonic() - spoken > _PING_EVERY_S:
-            yield b": still here\n\n"
-        else:
+        data, has_more = await off_loop("following", _next_frames, tail)
+        if not data and time.monotonic() - spoken > _PING_EVERY_S:
+            data = b": still here\n\n"
+        if data:
+            yield data
+            spoken = time.monotonic()
+        if not has_more:
             await asyncio.sleep(_LOOK_EVERY_S)
-            continue
-        spoken = time.monotonic()
+
+
+def _next_frames(tail: EventTail) -> tuple[bytes, bool]:
+    """The next chunk's events as they are sent, and whether there is more to read now."""
+    try:
+        found, has_more = tail.read_chunk()
+    except OSError:  # what is in its place now is not a file that can be read; the run says so
+        return b"", False
+    return b"".join(map(_frame, found)), has_more
 
 
 def _frame(found: Found) -> bytes:
@@ -140,10 +199,12 @@ class LogPart(BaseModel):
 
 def read_log(path: Path, offset: int, limit: int) -> LogPart:
     """Up to `limit` bytes from `offset` on, from the end where it is negative; whole characters only."""
-    if not path.exists():
+    try:
+        file = open_plain(path)
+    except FileNotFoundError:
         return LogPart(text="", offset=0, next_offset=0, size=0)
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
+    with file:
+        size = file.seek(0, os.SEEK_END)
         start = max(0, size + offset) if offset < 0 else min(offset, size)
         file.seek(start)
         data = file.read(limit)

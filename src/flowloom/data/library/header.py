@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowloom.errors import WeightsError
+from flowloom.spec.plain import parsed
 
 MAX_HEADER = 2**25
 """Bytes of JSON; those of released models have less than 2 MiB."""
@@ -66,8 +67,8 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from error
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = parsed(text)
+    except ValueError:
         raise WeightsError(f"{path}: its header is no JSON. {_AGAIN}") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: its header names no tensors. {_AGAIN}")

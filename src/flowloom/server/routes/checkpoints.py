@@ -8,19 +8,20 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, status
 from fastapi import Path as UrlPath
+from fastapi import Query, status
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from flowloom.server.deps import RunDep, Studio, StudioDep
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.parcel import zipped
 from flowloom.server.problems import NoSuchFile, NoSuchRun, NotNow, OutsideRoots, problems
 from flowloom.server.runs import ACTIVE
 from flowloom.spec.results import checkpoints_of, samples_of
 from flowloom.spec.rundir import RunDir
 
-router = APIRouter(tags=["checkpoints"], responses=problems())
+router = Router(tags=["checkpoints"], responses=problems())
 Name = Annotated[str, UrlPath(description="As listed.", examples=["step_00000100"])]
 File = Annotated[
     str, UrlPath(description="A checkpoint's file.", examples=["step_00000100/adapter.safetensors"])
@@ -79,6 +80,7 @@ def download(run: RunDep, file: File, studio: StudioDep) -> FileResponse:
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(NoSuchRun, NoSuchFile, OutsideRoots, NotNow),
 )
+@in_group("waiting")
 def delete_checkpoint(run: RunDep, name: Name, studio: StudioDep) -> None:
     """For good. The newest one of a run that is not over stays: it is what the run goes on from."""
     path = studio.result(run, "checkpoints", name)
@@ -99,6 +101,7 @@ def delete_checkpoint(run: RunDep, name: Name, studio: StudioDep) -> None:
     response_class=StreamingResponse,
     responses=problems(NoSuchRun) | {200: {"content": {"application/zip": {}}, "description": "The zip."}},
 )
+@in_group("computing")
 def download_results(
     run: RunDep,
     studio: StudioDep,

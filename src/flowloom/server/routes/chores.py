@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, status
+from fastapi import Depends, Path, status
 from pydantic import BaseModel, Field
 
 from flowloom.chores import ALL
 from flowloom.chores.base import Chore
 from flowloom.server.deps import StudioDep
 from flowloom.server.making import NewRun, make_run, problems_of
+from flowloom.server.off_loop import Router
 from flowloom.server.problems import Invalid, NameTaken, NoSuchTrainer, problems
 from flowloom.server.routes.training import Candidate, ConfigVerdict
 from flowloom.server.runs import RunView
 
-router = APIRouter(tags=["chores"], responses=problems(NoSuchTrainer))
+router = Router(tags=["chores"], responses=problems(NoSuchTrainer))
 
 
 class ChoreView(BaseModel):
@@ -33,7 +34,7 @@ class ChoreConfig(BaseModel):
     defaults: dict[str, Any] = Field(examples=[{"limits": {"max_steps": None}}])
 
 
-def _chore(chore: Annotated[str, Path(examples=["cache"])]) -> Chore[Any]:
+async def _chore(chore: Annotated[str, Path(examples=["cache"])]) -> Chore[Any]:
     if chore not in ALL:
         raise NoSuchTrainer(chore, sorted(ALL))
     return ALL[chore]
@@ -43,7 +44,7 @@ ChoreDep = Annotated[Chore[Any], Depends(_chore)]
 
 
 @router.get("/chores", summary="List chores")
-async def list_chores() -> list[ChoreView]:
+def list_chores() -> list[ChoreView]:
     """Each has the routes below under its name."""
     return [ChoreView(name=one.name, title=one.title, needs_device=one.needs_device) for one in ALL.values()]
 

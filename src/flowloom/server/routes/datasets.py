@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, status
+from fastapi import Depends, status
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,10 +22,11 @@ from flowloom.server.datasets.places import (
 )
 from flowloom.server.datasets.turns import EditUnderWay
 from flowloom.server.deps import StudioDep
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import InUse, Invalid, NoSuchFile, OutsideRoots, Place, problems
 from flowloom.server.uses import require_unused
 
-router = APIRouter(tags=["datasets"], responses=problems())
+router = Router(tags=["datasets"], responses=problems())
 
 
 class DataSetView(BaseModel):
@@ -89,7 +90,7 @@ class TrashView(BaseModel):
         return cls.model_validate(trashed, from_attributes=True)
 
 
-def _library(studio: StudioDep) -> DataSets:
+async def _library(studio: StudioDep) -> DataSets:
     return studio.datasets
 
 
@@ -143,6 +144,7 @@ def read_dataset(library: LibraryDep, dataset: DataSetDep) -> DataSetView:
     summary="Delete a data set",
     responses=problems(NoSuchDataSet, InUse, EditUnderWay),
 )
+@in_group("waiting")
 def delete_dataset(library: LibraryDep, dataset: DataSetDep, studio: StudioDep) -> TrashView:
     """Into the trash; of one that lies elsewhere, only its name goes there. Not what a run needs that waits
     or runs."""
@@ -170,6 +172,7 @@ def restore_dataset(library: LibraryDep, trash_id: TrashId) -> DataSetView:
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(NoSuchDataSet),
 )
+@in_group("waiting")
 def destroy_dataset(library: LibraryDep, trash_id: TrashId) -> None:
     """With all its pictures; there is no way back."""
     library.places.destroy(trash_id)

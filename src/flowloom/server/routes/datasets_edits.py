@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, status
+from fastapi import Depends, Path, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.datasets.changes import Operation
 from flowloom.server.datasets.edits import ChangedMeanwhile, Edit, EditChanged, Editor, NoSuchEdit
 from flowloom.server.datasets.places import NoSuchDataSet, WrongKind
 from flowloom.server.datasets.turns import EditCancelled, EditUnderWay, Phase, Stage
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import problems
 from flowloom.server.routes.datasets import DataSetDep, LibraryDep
 from flowloom.server.routes.datasets_images import Wanted
 
-router = APIRouter(tags=["datasets"], responses=problems(NoSuchDataSet, WrongKind))
+router = Router(tags=["datasets"], responses=problems(NoSuchDataSet, WrongKind))
 SHOWN = 100
 
 
@@ -130,6 +131,7 @@ EditId = Annotated[str, Path(description="As GET .../edits lists it.", examples=
 
 
 @router.post("/datasets/{dataset}/edits/preview", summary="Show what an edit would do")
+@in_group("waiting")
 def preview_edit(editor: EditorDep, body: Previewing) -> PreviewView:
     """How many captions it would change, and some of them before and after; nothing is changed."""
     plan = editor.plan(body.operation, body.wanted.filter(body.items), body.examples)
@@ -148,6 +150,7 @@ def preview_edit(editor: EditorDep, body: Previewing) -> PreviewView:
     status_code=status.HTTP_201_CREATED,
     responses=problems(NoSuchDataSet, WrongKind, EditChanged, EditUnderWay, EditCancelled),
 )
+@in_group("waiting")
 def make_edit(editor: EditorDep, body: Doing) -> EditView:
     """Each caption as it was is kept first, so that the edit can be undone; the answer comes when all are
     written. A lost connection does not end it; `GET .../edits/progress` tells how far it is."""
@@ -162,13 +165,13 @@ def list_edits(editor: EditorDep) -> list[EditView]:
 
 
 @router.get("/datasets/{dataset}/edits/progress", summary="How far an edit is")
-async def read_progress(editor: EditorDep) -> AdvanceView:
+def read_progress(editor: EditorDep) -> AdvanceView:
     """Of the edit or undo that is being made, by whomever."""
     return AdvanceView.of(editor.turns.stage)
 
 
 @router.post("/datasets/{dataset}/edits/cancel", summary="Cancel the edit that is being made")
-async def cancel_edit(editor: EditorDep) -> AdvanceView:
+def cancel_edit(editor: EditorDep) -> AdvanceView:
     """While it looks or reads, nothing is changed, and whoever made it is answered 409. While it writes, it
     ends where it is: it is listed with what it changed, and can be undone. Where none is made, none is ended.
     """
@@ -180,6 +183,7 @@ async def cancel_edit(editor: EditorDep) -> AdvanceView:
     summary="Undo an edit",
     responses=problems(NoSuchDataSet, WrongKind, NoSuchEdit, ChangedMeanwhile, EditUnderWay, EditCancelled),
 )
+@in_group("waiting")
 def undo_edit(editor: EditorDep, edit_id: EditId, body: Undoing) -> EditView:
     """Puts the captions back as they were; refused, with what is in the way, where some were changed since.
     The answer is an edit itself, which can be undone again."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import Depends, Header, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +21,7 @@ from flowloom.server.datasets.scan import Row
 from flowloom.server.datasets.table import Filter, Sort
 from flowloom.server.datasets.turns import EditUnderWay
 from flowloom.server.deps import Studio, StudioDep
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.pictures import UNCHANGED, picture
 from flowloom.server.problems import NoSuchFile, OutsideRoots, ServiceError, problems
 from flowloom.server.roots import inside
@@ -28,7 +29,7 @@ from flowloom.server.routes.datasets import DataSetDep, LibraryDep
 from flowloom.server.routes.samples import Size
 from flowloom.server.thumbnails import InStore, NotAnImage, thumbnail, thumbnail_from_store
 
-router = APIRouter(tags=["datasets"], responses=problems(NoSuchDataSet))
+router = Router(tags=["datasets"], responses=problems(NoSuchDataSet))
 TAG = Annotated[str, Field(max_length=500)]
 
 
@@ -170,6 +171,7 @@ class Page(Wanted):
 
 
 @router.get("/datasets/{dataset}/images", summary="List pictures")
+@in_group("waiting")
 def list_images(index: IndexDep, page: Annotated[Page, Query()], studio: StudioDep) -> Images:
     """A page of them; the first look at a large data set goes on behind the scenes, as `scan` says."""
     state = index.refresh()
@@ -180,6 +182,7 @@ def list_images(index: IndexDep, page: Annotated[Page, Query()], studio: StudioD
 
 
 @router.get("/datasets/{dataset}/summary", summary="What is in a data set")
+@in_group("waiting")
 def read_summary(index: IndexDep) -> Summary:
     """Pictures, captions, problems, bytes."""
     state = index.refresh()
@@ -187,6 +190,7 @@ def read_summary(index: IndexDep) -> Summary:
 
 
 @router.get("/datasets/{dataset}/tags", summary="Count tags")
+@in_group("computing")
 def count_tags(index: IndexDep, asked: Annotated[TagQuery, Query()]) -> TagPage:
     """Of the pictures that are asked for: with `tags=fox`, what stands beside the tag fox."""
     index.refresh()
@@ -204,6 +208,7 @@ def count_tags(index: IndexDep, asked: Annotated[TagQuery, Query()]) -> TagPage:
     response_class=FileResponse,
     responses=problems(NoSuchDataSet, NoSuchFile, OutsideRoots, NotAnImage, WrongKind) | UNCHANGED,
 )
+@in_group("pictures")
 def read_picture(
     index: IndexDep,
     item: Item,

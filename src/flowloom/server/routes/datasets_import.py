@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, status
+from fastapi import status
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.chores.dataset_import import CHORE
 from flowloom.server.datasets.places import DataSetTaken, UnfitName
 from flowloom.server.deps import StudioDep
 from flowloom.server.making import NewRun, make_run, problems_of
+from flowloom.server.off_loop import Router
 from flowloom.server.problems import Invalid, problems
 from flowloom.server.runs import ACTIVE, RunView
 from flowloom.server.uses import runs_that_name
 
-router = APIRouter(tags=["datasets"], responses=problems())
+router = Router(tags=["datasets"], responses=problems())
 
 
 class Import(BaseModel):

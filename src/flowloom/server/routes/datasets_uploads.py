@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from email.utils import formatdate
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Header, Path, Request, Response, status
+from fastapi import Depends, Header, Path, Request, Response, status
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
@@ -21,15 +23,18 @@ from flowloom.server.datasets.uploads import (
     FileSkipped,
     FileTaken,
     NoSuchUpload,
+    Part,
     Upload,
     Uploads,
     WrongChecksum,
     WrongOffset,
 )
 from flowloom.server.deps import StudioDep
+from flowloom.server.off_loop import Router, off_loop
 from flowloom.server.problems import OutsideRoots, ServiceError, problems
 from flowloom.server.routes.datasets import DataSetDep
 
+T = TypeVar("T")
 VERSION = "1.0.0"
 PART = "application/offset+octet-stream"
 IDLE_S = 60.0
@@ -51,7 +56,7 @@ class WrongType(ServiceError):
     status, code, title = 415, "wrong-type", "That is no part of an upload."
 
 
-router = APIRouter(tags=["uploads"], responses=problems(NoSuchDataSet, WrongKind, WrongTus))
+router = Router(tags=["uploads"], responses=problems(NoSuchDataSet, WrongKind, WrongTus))
 
 
 class UploadView(BaseModel):
@@ -69,11 +74,11 @@ class UploadView(BaseModel):
     )
 
 
-def _uploads(studio: StudioDep) -> Uploads:
+async def _uploads(studio: StudioDep) -> Uploads:
     return studio.uploads
 
 
-def _version(
+async def _version(
     tus_resumable: Annotated[str, Header(description="Of the tus protocol.", examples=[VERSION])] = "",
 ) -> None:
     if tus_resumable != VERSION:
@@ -140,11 +145,12 @@ async def create_upload(
     A file that a dataset has no use for (Thumbs.db, notes.docx, hidden ones) is answered 422 with the type
     `urn:flowloom:file-skipped`: skip it, nothing failed.
     """
-    upload = await asyncio.to_thread(uploads.create, dataset, upload_length, upload_metadata)
+    upload = await off_loop("uploading", uploads.create, dataset, upload_length, upload_metadata)
     place = f"/api/datasets/{quote(dataset.name, safe='')}/uploads/{upload.id}"
     if request.headers.get("content-type") == PART or not upload_length:
         await _receive(uploads, dataset, upload, _Incoming(request, 0, upload_checksum))
-    return Response(status_code=201, headers=_headers(upload) | {"location": place})
+    headers = await off_loop("uploading", _headers, upload)
+    return Response(status_code=201, headers=headers | {"location": place})
 
 
 @router.head("/datasets/{dataset}/uploads/{upload_id}", summary="How far it is", dependencies=_TUS,
@@ -197,7 +203,7 @@ async def append(
     if request.headers.get("content-type") != PART:
         raise WrongType(f"The content type is {request.headers.get('content-type')!r}.", f"Send {PART}.")
     await _receive(uploads, dataset, upload, _Incoming(request, upload_offset, upload_checksum))
-    return Response(status_code=204, headers=_headers(upload))
+    return Response(status_code=204, headers=await off_loop("uploading", _headers, upload))
 
 
 @router.delete(
@@ -230,8 +236,9 @@ async def _receive(uploads: Uploads, dataset: DataSet, upload: Upload, incoming:
         # Whoever comes back after a broken connection goes before what is left of it.
         _deadlines[upload.id].reschedule(loop.time())
         await asyncio.sleep(0.1)
-    with uploads.writing(upload, incoming.offset) as part:
-        part.begin(incoming.checksum)
+    with ExitStack() as opened:
+        begun = off_loop("uploading", _begin, opened, uploads, upload, incoming)
+        part = await _to_its_end(begun)
         is_whole = False
         try:
             async with asyncio.timeout(IDLE_S) as deadline:
@@ -242,9 +249,20 @@ async def _receive(uploads: Uploads, dataset: DataSet, upload: Upload, incoming:
             pass  # what came is kept, and the client asks how much that is
         finally:
             _deadlines.pop(upload.id, None)
-            part.close(is_whole=is_whole)
-    if upload.offset == upload.length:
-        await asyncio.to_thread(uploads.finish, dataset, upload)
+            await _to_its_end(off_loop("uploading", partial(part.close, is_whole=is_whole)))
+            await _to_its_end(off_loop("uploading", opened.close))
+    if await off_loop("uploading", _is_whole, upload):
+        await off_loop("uploading", uploads.finish, dataset, upload)
+
+
+def _begin(opened: ExitStack, uploads: Uploads, upload: Upload, incoming: _Incoming) -> Part:
+    part = opened.enter_context(uploads.writing(upload, incoming.offset))
+    part.begin(incoming.checksum)
+    return part
+
+
+def _is_whole(upload: Upload) -> bool:
+    return upload.offset == upload.length
 
 
 async def write_through(write: Callable[[bytes], None], request: Request, deadline: asyncio.Timeout) -> None:
@@ -257,16 +275,16 @@ async def write_through(write: Callable[[bytes], None], request: Request, deadli
             waiting += chunk
             if len(waiting) >= AT_ONCE:
                 content, waiting = bytes(waiting), bytearray()
-                await _to_its_end(asyncio.to_thread(write, content))
+                await _to_its_end(off_loop("uploading", write, content))
     finally:
-        write(bytes(waiting))
+        await _to_its_end(off_loop("uploading", write, bytes(waiting)))
 
 
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for `work` even when told to end: nothing is cut or closed under a thread that writes."""
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns, waited for even when told to end: nothing is cut or closed under a thread."""
     working = asyncio.ensure_future(work)
     try:
-        await asyncio.shield(working)
+        return await asyncio.shield(working)
     except asyncio.CancelledError:
         await asyncio.wait([working])
         raise

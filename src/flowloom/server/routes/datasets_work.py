@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.chores.base import Chore
@@ -14,11 +14,12 @@ from flowloom.server.datasets.answers import Failed, TakesLong, answer_of
 from flowloom.server.datasets.places import DataSet, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.making import NewRun, make_run
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Invalid, problems
 from flowloom.server.routes.datasets import DataSetDep, LibraryDep
 from flowloom.server.runs import RunView
 
-router = APIRouter(tags=["datasets"], responses=problems(TakesLong, Failed))
+router = Router(tags=["datasets"], responses=problems(TakesLong, Failed))
 DIRECT = 300
 """Pictures of a data set that is worked on at once."""
 
@@ -94,6 +95,7 @@ _EITHER: dict[int | str, dict[str, Any]] = {202: {"model": Answer, "description"
     summary="Lint a data set",
     responses=problems(NoSuchDataSet, WrongKind, TakesLong) | _EITHER,
 )
+@in_group("waiting")
 def lint_dataset(dataset: DataSetDep, body: Lint, studio: StudioDep, response: Response) -> Answer:
     """Damaged and missing files, wrong sizes, captions, duplicates, buckets; each finding with its row."""
     if dataset.path is None:
@@ -107,6 +109,7 @@ def lint_dataset(dataset: DataSetDep, body: Lint, studio: StudioDep, response: R
     summary="Convert to FLOW's JSONL",
     responses=problems(NoSuchDataSet, WrongKind, DataSetTaken, UnfitName) | _EITHER,
 )
+@in_group("waiting")
 def convert_dataset(dataset: DataSetDep, body: Convert, studio: StudioDep, response: Response) -> Answer:
     """Of a folder or a bucket; the JSONL becomes a data set of its own; the pictures stay where they are."""
     if dataset.kind == "jsonl":
@@ -166,6 +169,7 @@ def update_dataset(
     summary="Export to Kohya, webdataset or parquet",
     responses=problems(NoSuchDataSet, WrongKind, DataSetTaken, UnfitName) | _EITHER,
 )
+@in_group("waiting")
 def export_dataset(dataset: DataSetDep, body: Export, studio: StudioDep, response: Response) -> Answer:
     """Of a JSONL: convert a folder first. Kohya's folders become a data set of their own."""
     if dataset.kind != "jsonl":

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import Header, Query
 from fastapi.responses import StreamingResponse
 
 from flowloom.server.cards import CardLoads, read_loads
 from flowloom.server.deps import RunDep, StudioDep
 from flowloom.server.metrics import Metrics
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import NoSuchRun, problems
 from flowloom.server.tail import EventTail, frames
 
-router = APIRouter(tags=["events"], responses=problems())
+router = Router(tags=["events"], responses=problems())
 _STREAM = {
     200: {
         "description": "Events without end.",
@@ -54,6 +55,7 @@ async def follow_events(
 
 
 @router.get("/runs/{run_id}/metrics", summary="A run's charts", responses=problems(NoSuchRun))
+@in_group("computing")
 def read_metrics(
     run: RunDep,
     studio: StudioDep,
@@ -69,6 +71,7 @@ def read_metrics(
 
 
 @router.get("/runs/{run_id}/cards", summary="What a run's cards did", responses=problems(NoSuchRun))
+@in_group("computing")
 def read_card_loads(run: RunDep, max_points: Annotated[int, Query(ge=10, le=10_000)] = 500) -> CardLoads:
     """Load, memory, temperature and power of its accelerators, noted every ten seconds; none on a CPU."""
     return read_loads(run.path, max_points)

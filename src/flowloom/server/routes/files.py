@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from heapq import merge
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Query
 from fastapi import Path as UrlPath
+from fastapi import Query
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from flowloom.server.deps import Studio, StudioDep
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots, problems
 from flowloom.server.routes.samples import Size
 from flowloom.server.thumbnails import NotAnImage, thumbnail
 
-router = APIRouter(tags=["files"], responses=problems())
+router = Router(tags=["files"], responses=problems())
+SORTED_AT_ONCE = 2000
 Below = Annotated[str, Query(description="Relative to the root; empty: the root itself.", max_length=4096)]
 
 
@@ -75,8 +79,10 @@ def list_folder(
             for entry in entries
             if not entry.name.startswith(".") and (not entry.is_symlink() or _leads_in(studio, entry))
         ]
-    seen.sort()
-    shown = (_entry(folder / name) for _, name in seen[skip : skip + limit])
+    # Sorting all at once would keep the interpreter from the loop for too long.
+    parts = (sorted(seen[start : start + SORTED_AT_ONCE]) for start in range(0, len(seen), SORTED_AT_ONCE))
+    asked = islice(merge(*parts), skip, skip + limit)
+    shown = (_entry(folder / name) for _, name in asked)
     return Folder(total=len(seen), entries=[entry for entry in shown if entry])
 
 
@@ -86,6 +92,7 @@ def list_folder(
     response_class=FileResponse,
     responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots, NotAnImage),
 )
+@in_group("pictures")
 def read_file(root: RootName, studio: StudioDep, path: Below, size: Size | None = None) -> FileResponse:
     """As a download; with `size`, a WebP no larger than that."""
     file = studio.roots.resolve(root, path)

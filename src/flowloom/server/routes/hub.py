@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import Path, Query
 from pydantic import BaseModel, Field
 
 from flowloom.errors import Denied, NotFound, SourceError
 from flowloom.parts.downloads.ask import HUB, Asker
 from flowloom.parts.downloads.hub import files_of
 from flowloom.parts.sources.addresses import Allowed
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import ServiceError, problems
 from flowloom.spec.secrets import read_secrets
 
@@ -28,7 +29,7 @@ class HubUnreachable(ServiceError):
     status, code, title = 502, "hub-unreachable", "The hub did not answer as it should."
 
 
-router = APIRouter(tags=["models"], responses=problems(NoSuchRepository, HubDenied, HubUnreachable))
+router = Router(tags=["models"], responses=problems(NoSuchRepository, HubDenied, HubUnreachable))
 Part = Annotated[str, Path(pattern=r"^[\w.-]+$", max_length=100)]
 
 
@@ -50,6 +51,7 @@ class Repository(BaseModel):
 
 
 @router.get("/hub/{owner}/{name}", summary="List a repository of the hub")
+@in_group("waiting")
 def list_repository(
     owner: Part,
     name: Part,

@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.errors import ConfigError
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.making import problems_of
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Invalid, Place, problems
 from flowloom.trainers.kohya.imports import Files, from_bmaltais, from_toml
 from flowloom.trainers.kohya.trainer import TRAINER
 
-router = APIRouter(tags=["training"], responses=problems())
+router = Router(tags=["training"], responses=problems())
 
 
 class Brought(BaseModel):
@@ -57,6 +57,7 @@ class Understood(BaseModel):
 
 
 @router.post("/kohya/import", summary="Read a configuration of sd-scripts or kohya_ss")
+@in_group("waiting")
 def import_config(body: Brought, studio: StudioDep) -> Understood:
     """Nothing is kept: the answer is what a form begins with."""
     files = Files(body.dataset_toml, body.prompts, look=lambda path: _folders_in(studio, path))

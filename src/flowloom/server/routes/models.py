@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, status
+from fastapi import Query, status
 from pydantic import BaseModel, Field, ValidationError
 
 from flowloom.data.library.adapters import AdapterFacts
@@ -18,6 +18,7 @@ from flowloom.data.library.look import LISTED, SAFE, ModelFile, find, look
 from flowloom.data.library.needs import missing
 from flowloom.errors import Problem
 from flowloom.server.deps import Studio, StudioDep
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import (
     InUse,
     Invalid,
@@ -33,7 +34,7 @@ from flowloom.server.uses import require_unused, runs_that_name
 from flowloom.spec.files import cached_files, resolve_paths
 from flowloom.spec.run import ModelSection, RunConfig
 
-router = APIRouter(tags=["models"], responses=problems(NoSuchRoot))
+router = Router(tags=["models"], responses=problems(NoSuchRoot))
 _NO_MODELS = {"runs", "data", "cache"}
 """Roots that are looked through only when they are asked for."""
 MAX_TENSORS = 5000
@@ -143,6 +144,7 @@ class Lacking(BaseModel):
 
 
 @router.get("/models", summary="List model files")
+@in_group("computing")
 def list_models(
     studio: StudioDep,
     root: Annotated[
@@ -175,6 +177,7 @@ def list_models(
     summary="A file's header",
     responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots),
 )
+@in_group("computing")
 def read_details(
     studio: StudioDep,
     root: Annotated[str, Query(examples=["models"])],
@@ -232,6 +235,7 @@ def list_offers(studio: StudioDep) -> list[OfferView]:
 
 
 @router.post("/models/missing", summary="What a configuration lacks")
+@in_group("computing")
 def list_missing(body: Candidate, studio: StudioDep) -> Lacking:
     """Each file that its model section lacks or names wrongly, why, what is here, and its download."""
     section = body.config.get("model") or {}

@@ -6,12 +6,12 @@ import json
 import secrets
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.datasets.answers import Failed, TakesLong, last_words, run_process
 from flowloom.server.deps import StudioDep, TrainerDep
 from flowloom.server.making import problems_of
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Invalid, NoSuchTrainer, ServiceError, problems
 
 
@@ -19,7 +19,7 @@ class NoPreflight(ServiceError):
     status, code, title = 404, "no-preflight", "This trainer tells nothing beforehand."
 
 
-router = APIRouter(tags=["training"], responses=problems(NoSuchTrainer, NoPreflight, TakesLong, Failed))
+router = Router(tags=["training"], responses=problems(NoSuchTrainer, NoPreflight, TakesLong, Failed))
 
 
 class Question(BaseModel):
@@ -69,6 +69,7 @@ class Examination(BaseModel):
 
 
 @router.post("/{trainer}/preflight", summary="Examine a run before it starts")
+@in_group("waiting")
 def preflight(trainer: TrainerDep, body: Question, studio: StudioDep) -> Examination:
     """Steps, buckets, rows left out, memory, disk, time; and what to change where it does not fit.
 

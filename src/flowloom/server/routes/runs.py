@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, status
+from fastapi import Query, status
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.deps import QueueDep, RunDep, RunId, ShelfDep, StudioDep
 from flowloom.server.making import NewRun, Restart, make_run, patched, resume_run
-from flowloom.server.problems import Invalid, NameTaken, NoSuchRun, NotNow, problems, shows
+from flowloom.server.off_loop import Router, in_group
+from flowloom.server.problems import Damaged, Invalid, NameTaken, NoSuchRun, NotNow, problems, shows
 from flowloom.server.queue import Queue
 from flowloom.server.result_files import ResultFile, files_of
 from flowloom.server.runs import RunName, RunView, State
 from flowloom.server.standing import OnFail, Pause
 from flowloom.server.tail import LogPart, read_log
+from flowloom.spec.plain import read_json
 from flowloom.spec.resume import differences
 from flowloom.spec.rundir import Control
 
-router = APIRouter(tags=["runs"], responses=problems())
+router = Router(tags=["runs"], responses=problems())
 _RUN_JSON = shows({"trainer": "flow", "config": {"training": {"lr": 1e-4}}, "source": "the studio"})
+MOST_RESULT_BYTES = 2**28
 _RESULT = problems(NoSuchRun, NotNow) | shows({"num_images": 1200, "num_skipped": 3})
 
 
@@ -87,7 +89,7 @@ class Difference(BaseModel):
 
 
 @router.get("/runs", summary="List runs")
-async def list_runs(
+def list_runs(
     shelf: ShelfDep,
     state: Annotated[list[State], Query(description="Only runs in one of these states.")] = [],  # noqa: B006
     trainer: Annotated[str | None, Query(examples=["flow"])] = None,
@@ -100,7 +102,7 @@ async def list_runs(
 
 
 @router.get("/queue", summary="Show the queue")
-async def read_queue(queue: QueueDep) -> QueuePage:
+def read_queue(queue: QueueDep) -> QueuePage:
     """What waits, in the order in which it will start."""
     return _page(queue)
 
@@ -123,7 +125,7 @@ def _page(queue: Queue) -> QueuePage:
 
 
 @router.get("/runs/{run_id}", summary="How a run stands", responses=problems(NoSuchRun))
-async def read_run(run_id: RunId, shelf: ShelfDep) -> RunView:
+def read_run(run_id: RunId, shelf: ShelfDep) -> RunView:
     """State, progress, and what to do when it failed."""
     return shelf.get(run_id)
 
@@ -134,6 +136,7 @@ async def read_run(run_id: RunId, shelf: ShelfDep) -> RunView:
     status_code=status.HTTP_204_NO_CONTENT,
     responses=problems(NoSuchRun, NotNow),
 )
+@in_group("waiting")
 def delete_run(run_id: RunId, queue: QueueDep) -> None:
     """With its checkpoints and samples, for good."""
     queue.delete(run_id)
@@ -149,7 +152,9 @@ def read_config(run: RunDep) -> dict[str, Any]:
 def read_result(run: RunDep) -> Any:
     """Its result.json; a run that trains has none."""
     try:
-        return json.loads((run.path / "result.json").read_bytes())
+        return read_json(run.path / "result.json", MOST_RESULT_BYTES)
+    except ValueError as error:
+        raise Damaged(f"{run.path.name}/result.json: {error}", "Run it again.") from None
     except FileNotFoundError:
         raise NotNow(f"{run.path.name!r} has no result.", "Ask again when it is finished.") from None
 
@@ -182,12 +187,14 @@ def read_run_log(
 
 
 @router.post("/runs/{run_id}/stop", summary="Save and stop", responses=problems(NoSuchRun, NotNow))
+@in_group("waiting")
 def stop_run(run_id: RunId, queue: QueueDep) -> RunView:
     """It ends at its next step, with a checkpoint to go on from."""
     return queue.stop(run_id, save=True)
 
 
 @router.post("/runs/{run_id}/kill", summary="Stop now", responses=problems(NoSuchRun, NotNow))
+@in_group("waiting")
 def kill_run(run_id: RunId, queue: QueueDep) -> RunView:
     """It ends at once; what it made since its newest checkpoint is lost, the checkpoint is not."""
     return queue.stop(run_id, save=False)

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import Header, Query, Response
 from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from flowloom.server.deps import RunDep, Studio, StudioDep
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.pictures import UNCHANGED, picture
 from flowloom.server.problems import NoSuchFile, NoSuchRun, OutsideRoots, problems
 from flowloom.server.thumbnails import NotAnImage, thumbnail
 from flowloom.spec.results import PICTURES, samples_of
 from flowloom.spec.rundir import RunDir
 
-router = APIRouter(tags=["samples"], responses=problems())
+router = Router(tags=["samples"], responses=problems())
 _FOLDER = re.compile(r"step_(\d{1,11})")
 Size = Literal["128", "256", "512", "1024"]
 
@@ -50,6 +51,7 @@ class Samples(BaseModel):
 
 
 @router.get("/runs/{run_id}/samples", summary="List a run's samples", responses=problems(NoSuchRun))
+@in_group("computing")
 def list_samples(
     run: RunDep,
     studio: StudioDep,
@@ -72,6 +74,7 @@ def list_samples(
     response_class=FileResponse,
     responses=problems(NoSuchRun, NoSuchFile, OutsideRoots, NotAnImage) | UNCHANGED,
 )
+@in_group("pictures")
 def read_sample(
     run: RunDep,
     file: Annotated[str, UrlPath(description="As listed.", examples=["step_00000100/00.png"])],

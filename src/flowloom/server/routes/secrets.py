@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastapi import APIRouter, status
+from fastapi import status
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.accounts import ServiceUnreachable, hub_account, wandb_account
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import ServiceError, problems
 from flowloom.spec.secrets import NAMES, read_secrets, write_secret
 
-router = APIRouter(tags=["secrets"], responses=problems())
+router = Router(tags=["secrets"], responses=problems())
 _TESTS = {"HF_TOKEN": hub_account, "WANDB_API_KEY": wandb_account}
 Testable = Literal["HF_TOKEN", "WANDB_API_KEY"]
 Name = Literal["HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"]
@@ -63,6 +64,7 @@ def forget_secret(name: Name) -> None:
 
 
 @router.post("/secrets/{name}/test", summary="Test a secret", responses=problems(NotSet, ServiceUnreachable))
+@in_group("waiting")
 def try_secret(name: Testable) -> TokenVerdict:
     """Asks the service that it is for. Keys of stores are tested with a bucket: POST /api/stores/test."""
     token = read_secrets().get(name)

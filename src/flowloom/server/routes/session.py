@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response, status
+from fastapi import Request, Response, status
 from pydantic import BaseModel, ConfigDict, Field
 
 import flowloom
 from flowloom.server.deps import StudioDep
+from flowloom.server.off_loop import Router
 from flowloom.server.problems import NotSignedIn, problems
 from flowloom.server.security import COOKIE, is_token, session_of
 
-router = APIRouter(tags=["session"], responses=problems())
+router = Router(tags=["session"], responses=problems())
 
 
 class Health(BaseModel):

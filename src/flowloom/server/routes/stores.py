@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.parts.sources.base import StorageSection
 from flowloom.server.datasets.answers import Failed, TakesLong, last_words, run_process
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import problems
 
-router = APIRouter(tags=["stores"], responses=problems(TakesLong, Failed))
+router = Router(tags=["stores"], responses=problems(TakesLong, Failed))
 
 
 class Store(BaseModel):
@@ -42,6 +42,7 @@ class StoreVerdict(BaseModel):
 
 
 @router.post("/stores/test", summary="Test a bucket's connection")
+@in_group("waiting")
 def test_store(body: Store) -> StoreVerdict:
     """From the name's look-up to the first object, and a word for what fails; keys are never told."""
     request = {"verb": "test", "url": body.url, "storage": body.storage.model_dump(mode="json")}

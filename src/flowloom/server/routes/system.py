@@ -7,16 +7,16 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from flowloom.server.datasets.answers import Failed, TakesLong, last_words, run_process
 from flowloom.server.deps import Studio, StudioDep
+from flowloom.server.off_loop import Router, in_group, off_loop
 from flowloom.server.problems import problems
 from flowloom.server.routes.events import EventStream, event_stream
 from flowloom.server.system import System
 
-router = APIRouter(tags=["system"], responses=problems())
+router = Router(tags=["system"], responses=problems())
 _EVERY_S = 2.0
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"example": "event: system\ndata: {...}\n\n"}}}
@@ -46,6 +46,7 @@ async def follow_system(studio: StudioDep) -> EventStream:
 @router.get(
     "/system/doctor", summary="What this machine has and lacks", responses=problems(TakesLong, Failed)
 )
+@in_group("waiting")
 def examine() -> list[Finding]:
     """What `flowloom doctor` says: Python, torch, devices, packages, other trainers, which secrets are set,
     disk. It imports everything, in a process of its own, and takes some seconds."""
@@ -60,7 +61,7 @@ def examine() -> list[Finding]:
 
 async def _figures(studio: Studio) -> AsyncIterator[bytes]:
     while not studio.is_closing():
-        system = await asyncio.to_thread(studio.gauge.read)
+        system = await off_loop("following", studio.gauge.read)
         yield b"event: system\ndata: %b\n\n" % system.model_dump_json().encode()
         for _ in range(round(_EVERY_S / 0.2)):
             if studio.is_closing():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, status
+from fastapi import status
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.deps import QueueDep, ShelfDep, StudioDep, TrainerDep
 from flowloom.server.making import NewRun, make_run, problems_of
+from flowloom.server.off_loop import Router, in_group
 from flowloom.server.preview import preview, shell_line
 from flowloom.server.problems import (
     Invalid,
@@ -23,7 +24,7 @@ from flowloom.server.problems import (
 from flowloom.server.runs import RunName, RunView
 from flowloom.trainers.base import Command, SourceKind
 
-router = APIRouter(tags=["training"], responses=problems(NoSuchTrainer))
+router = Router(tags=["training"], responses=problems(NoSuchTrainer))
 _MODELS = shows({"model.chroma_path": ["models/chroma.safetensors"]})
 
 
@@ -127,7 +128,7 @@ class Stop(BaseModel):
 
 
 @router.get("/trainers", summary="List trainers")
-async def list_trainers(studio: StudioDep) -> list[TrainerView]:
+def list_trainers(studio: StudioDep) -> list[TrainerView]:
     """Each has the routes below under its name."""
     return [
         TrainerView(
@@ -205,7 +206,7 @@ def stop_training(trainer: TrainerDep, body: Stop, queue: QueueDep) -> RunView:
 
 
 @router.get("/{trainer}/train/status", summary="What runs and waits")
-async def read_training(trainer: TrainerDep, shelf: ShelfDep) -> Status:
+def read_training(trainer: TrainerDep, shelf: ShelfDep) -> Status:
     """This trainer's runs."""
     store = shelf.store
     running = [run for run in store.with_states("running", "stopping") if run.trainer == trainer.name]
@@ -213,6 +214,7 @@ async def read_training(trainer: TrainerDep, shelf: ShelfDep) -> Status:
 
 
 @router.get("/{trainer}/models", summary="Files to choose from", responses=_MODELS)
+@in_group("computing")
 def list_models(trainer: TrainerDep, studio: StudioDep) -> dict[str, list[str]]:
     """For each path of the configuration, what lies in the studio's folders and fits."""
     found = trainer.models([path for path in studio.roots.folders.values() if path.is_dir()])
