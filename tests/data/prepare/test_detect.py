@@ -99,7 +99,10 @@ def test_the_command_line_names_the_flag_and_takes_it(tmp_path: Path, capsys: py
     assert len((tmp_path / "d.jsonl").read_text().splitlines()) == 3
     assert cli([*words, "--from", "folder"]) == 0
     assert len((tmp_path / "d.jsonl").read_text().splitlines()) == 2
-    assert "read as    folder" in capsys.readouterr().out
+    assert "(folder)" in capsys.readouterr().out
+    images(tmp_path / "plain", "a")
+    assert cli(["build", str(tmp_path / "plain"), "-o", str(tmp_path / "d.jsonl")]) == 0
+    assert "detected   folder: 1 of 1 images have caption files" in capsys.readouterr().out
 
 
 def test_the_studio_asks_before_anything_starts(tmp_path: Path):

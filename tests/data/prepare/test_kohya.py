@@ -9,6 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
+from flowloom.data.prepare.items import ORDERED
+from flowloom.data.prepare.wildcards import MAX_VARIANTS
 from flowloom.errors import DataError
 from tests.data.prepare.pictures import built, greys, picture, write
 
@@ -146,3 +148,93 @@ def test_subsets_inherit_and_keep_kohya_s_rules(tmp_path: Path, toml: Path) -> N
 def test_a_wrong_toml_is_said_in_one_sentence(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         built(write(tmp_path / "a.toml", text), tmp_path / "d.jsonl")
+
+
+def with_toml(tmp_path: Path, subset: str, captions: dict[str, str]) -> Path:
+    """A TOML of one subset with an image for each caption file."""
+    for number, (name, text) in enumerate(captions.items()):
+        write(tmp_path / f"in/pics/{name}", text)
+        write(tmp_path / f"in/pics/{Path(name).stem}.png", picture(number))
+    return write(
+        tmp_path / "in/set.toml", f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\n{subset}\n'
+    )
+
+
+KEYS = """caption_extension = "txt"
+shuffle_caption = true
+keep_tokens_separator = "|||"
+secondary_separator = ";;;"
+enable_wildcard = true
+"""
+
+
+def test_sd_scripts_marks_are_applied_and_none_is_trained(tmp_path: Path) -> None:
+    captions = {
+        "1.txt": "teapot, brass ||| steam, kitchen;;;evening, {warm|cold} light",
+        "2.txt": "teapot ||| {side|top} view\n\na brass teapot\n",
+        "3.txt": "teapot ||| lid open ||| masterpiece",
+        "4.txt": "plain, tags, {{only}}, {one}",
+    }
+    rows, report = built(with_toml(tmp_path, KEYS, captions), tmp_path / "d.jsonl")
+    assert [row["caption_or_tags"] for row in rows] == [
+        [f"teapot, brass, steam, kitchen,evening, {light} light" for light in ("warm", "cold")],
+        ["teapot, side view", "teapot, top view", "a brass teapot", "a brass teapot"],
+        "teapot, lid open, masterpiece",
+        "plain, tags, {only}, one",
+    ]
+    assert [row["is_tag_based"] for row in rows] == [False, False, False, True]
+    assert report.remarks[ORDERED] == 3
+    assert not [text for text in report.remarks if "trained as text" in text]
+
+
+def test_without_those_keys_the_marks_are_reported(tmp_path: Path) -> None:
+    captions = {"1.txt": "a ||| b;;;c, {d|e}", "2.txt": "a {plain} b | c ; d"}
+    rows, report = built(with_toml(tmp_path, 'caption_extension = ".txt"', captions), tmp_path / "d.jsonl")
+    assert rows[0]["caption_or_tags"] == captions["1.txt"]
+    said = [text for text in report.remarks if text.startswith("trained as text")]
+    assert [report.examples[text] for text in said] == [["1.png"]] * 3
+
+
+def test_prefix_and_suffix_frame_every_line_and_alternatives_in_them_count(tmp_path: Path) -> None:
+    keys = 'caption_extension = ".txt"\nenable_wildcard = true\n'
+    keys += 'caption_prefix = "{oil|ink},"\ncaption_suffix = "end"'
+    rows, _ = built(with_toml(tmp_path, keys, {"1.txt": "one\ntwo"}), tmp_path / "d.jsonl")
+    assert rows[0]["caption_or_tags"] == ["oil, one end", "ink, one end", "oil, two end", "ink, two end"]
+
+
+def test_tags_follow_every_line_of_a_caption(tmp_path: Path) -> None:
+    write(tmp_path / "in/pics/1.png", picture(1))
+    write(tmp_path / "in/meta.json", orjson.dumps({"1": {"caption": "one\ntwo", "tags": "a, b\nc"}}))
+    keys = 'metadata_file = "meta.json"\nenable_wildcard = true'
+    rows, _ = built(with_toml(tmp_path, keys, {}), tmp_path / "d.jsonl")
+    assert rows[0]["caption_or_tags"] == ["one, a, b,c", "two, a, b,c"]
+
+
+def test_too_many_alternatives_are_thinned_out_and_told(tmp_path: Path) -> None:
+    rows, report = built(
+        with_toml(tmp_path, KEYS, {"1.txt": "{a|b|c|d} {a|b|c|d} {a|b|c|d} {a|b}"}), tmp_path / "d.jsonl"
+    )
+    captions = rows[0]["caption_or_tags"]
+    assert (len(captions), len(set(captions))) == (MAX_VARIANTS, MAX_VARIANTS)
+    assert {caption[0] for caption in captions} == set("abcd")
+    assert any("combinations" in text for text in report.remarks)
+
+
+def test_a_folder_with_two_kinds_of_captions_gives_both(tmp_path: Path) -> None:
+    first = with_toml(tmp_path, 'caption_extension = ".txt"\nnum_repeats = 2', {"1.txt": "red, blue, green"})
+    write(tmp_path / "in/pics/1.caption", "a picture of one")
+    more = '[[datasets.subsets]]\nimage_dir = "pics"\ncaption_extension = ".caption"\n'
+    rows, _ = built(write(first, first.read_text() + more), tmp_path / "d.jsonl")
+    assert counted(rows) == {("1.png", "red, blue, green"): 2, ("1.png", "a picture of one"): 1}
+
+
+def test_paths_of_windows_are_named_with_what_to_do(tmp_path: Path) -> None:
+    path = with_toml(tmp_path, 'caption_extension = ".txt"', {"1.txt": "x"})
+    write(path, path.read_text().replace('"pics"', "'D:\\sets\\pics'"))
+    with pytest.raises(DataError, match=r"image_dir D:\\sets\\pics is a path of Windows"):
+        built(path, tmp_path / "d.jsonl")
+    write(path, path.read_text().replace("'D:\\sets\\pics'", '"D:\\sets\\pics"'))
+    with pytest.raises(DataError, match=r"not readable as TOML.*'single quotes'"):
+        built(path, tmp_path / "d.jsonl")
+    write(path, path.read_text().replace('"D:\\sets\\pics"', "'..\\in\\pics'"))
+    assert built(path, tmp_path / "d.jsonl")[1].num_rows == 1

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowloom.data.prepare.text import looks_tag_based
-from flowloom.errors import DataError
+from flowloom.errors import DataError, ImageError
+from flowloom.parts.sources.local import find_image
 from tests.data.prepare.pictures import built, greys, picture, write
 
 
@@ -237,3 +238,73 @@ def test_tags_or_prose_can_be_set(
     write(folder / "list.csv", 'file,caption\na.png,"red, blue, green"\nc.jpg,a cat\n')
     rows, _ = built(folder / "list.csv", tmp_path / "d.jsonl", is_tag_based=choice)
     assert [row["is_tag_based"] for row in rows] == expected
+
+
+CSV = {
+    "spaces": 'image, caption\n1.png, a kite\n2.png, "a kite, low"\n',
+    "semicolons": "file_name;text\n1.png;a kite\n2.png;a kite, low\n",
+    "tabs": "file_name\ttext\n1.png\ta kite\n2.png\ta kite, low\n",
+    "bars": "file_name|text\n1.png|a kite\n2.png|a kite, low\n",
+}
+
+
+@pytest.mark.parametrize("form", CSV)
+def test_a_csv_of_any_usual_spelling_is_read(tmp_path: Path, form: str) -> None:
+    for number in (1, 2):
+        write(tmp_path / f"in/{number}.png", picture(number))
+    rows, report = built(write(tmp_path / "in/set.csv", CSV[form]), tmp_path / "d.jsonl")
+    assert greys(rows, report.root) == {1: ["a kite"], 2: ["a kite, low"]}
+    assert not report.unusable
+
+
+def test_an_unquoted_comma_in_a_caption_is_told_with_the_cure(tmp_path: Path) -> None:
+    write(tmp_path / "in/1.png", picture(1))
+    path = write(tmp_path / "in/set.csv", "image,caption\n1.png,a kite\n1.png,a kite, low\n")
+    _, report = built(path, tmp_path / "d.jsonl")
+    assert [(bad.place, "put the caption in quotes" in bad.reason) for bad in report.unusable] == [
+        ("set.csv:3", True)
+    ]
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "<NA>", "N/A"])
+def test_words_for_nothing_are_no_captions(tmp_path: Path, word: str) -> None:
+    for number in (1, 2):
+        write(tmp_path / f"in/{number}.png", picture(number))
+    path = write(tmp_path / "in/set.csv", f"image,caption\n1.png,a none of that\n2.png,{word}\n")
+    rows, report = built(path, tmp_path / "d.jsonl")
+    assert greys(rows, report.root) == {1: ["a none of that"]}
+    assert [(bad.place, bad.reason) for bad in report.unusable] == [
+        ("set.csv:3", f"it has no caption, only {word!r}")
+    ]
+    rows, report = built(path, tmp_path / "d.jsonl", default_caption="x")
+    assert greys(rows, report.root) == {1: ["a none of that"], 2: ["x"]}
+
+
+def test_nulls_in_a_list_of_captions_are_passed_over(tmp_path: Path) -> None:
+    rows = [{"image": f"{n}.png", "captions": c} for n, c in enumerate((["a", None], [None], [], ["b"]))]
+    for number in range(4):
+        write(tmp_path / f"in/{number}.png", picture(number))
+    path = write(tmp_path / "in/set.jsonl", b"\n".join(map(orjson.dumps, rows)))
+    read, report = built(path, tmp_path / "d.jsonl")
+    assert greys(read, report.root) == {0: ["a"], 3: ["b"]}
+    assert [bad.reason for bad in report.unusable] == ["it has no caption"] * 2
+
+
+def test_paths_of_windows_lead_to_their_files(tmp_path: Path) -> None:
+    for number, name in enumerate(("a/1.png", "a/2.png", "back\\slash.png")):
+        write(tmp_path / "in" / name, picture(number))
+    names = ["a\\1.png", "D:\\sets\\kite\\a\\2.png", "back\\slash.png", "D:\\sets\\..\\..\\gone.png"]
+    rows = [{"file_name": name, "text": "x"} for name in names]
+    path = write(tmp_path / "in/set.jsonl", b"\r\n".join(map(orjson.dumps, rows)))
+    read, report = built(path, tmp_path / "d.jsonl")
+    assert [row["filename"] for row in read] == ["a/1.png", "a/2.png", "back\\slash.png"]
+    assert [bad.place for bad in report.unusable] == ["set.jsonl:4"]
+
+
+def test_training_finds_the_files_of_a_jsonl_from_windows(tmp_path: Path) -> None:
+    write(tmp_path / "a/1.png", picture())
+    write(tmp_path / "b\\2.png", picture())
+    assert find_image(tmp_path, "a\\1.png") == tmp_path / "a/1.png"
+    assert find_image(tmp_path, "b\\2.png") == tmp_path / "b\\2.png"
+    with pytest.raises(ImageError, match="leads out"):
+        find_image(tmp_path / "a", "..\\a\\..\\..\\x.png")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, TypeAlias
 
+from flowloom.data.prepare.wildcards import evenly, variants
 from flowloom.errors import ImageError
 from flowloom.printable import printable
 
@@ -149,6 +150,14 @@ class CaptionRule:
     """All lines are one caption; or the first alone, Kohya's rule; or each is a caption of its own."""
     prefix: str = ""
     suffix: str = ""
+    has_wildcards: bool = False
+    """`{a|b}` in a caption stands for several."""
+    separator: str = ","
+    """Between tags."""
+    keep_separator: str = ""
+    """Around the tags that are shuffled, where others keep their places; "": none."""
+    secondary_separator: str = ""
+    """Between tags that stay together; "": none."""
 
     def apply(self, texts: Sequence[str]) -> tuple[str, ...]:
         """The captions that `texts` mean, one or more, each of one line: T5 takes line breaks for spaces."""
@@ -163,10 +172,30 @@ class CaptionRule:
                 else [" ".join(line for line in lines if line)]
             )
         good = [caption for caption in captions if caption] or [""]
-        return tuple(" ".join(part for part in (self.prefix, one, self.suffix) if part) for one in good)
+        framed = [" ".join(part for part in (self.prefix, one, self.suffix) if part) for one in good]
+        if self.has_wildcards:
+            framed = evenly([variants(caption) for caption in framed])
+        found = [self._separated(caption) for caption in framed]
+        return tuple(found) if len(set(found)) > 1 else (found[0],)
+
+    def _separated(self, caption: str) -> str:
+        """`caption` with plain separators, in the order in which it is written."""
+        if self.keep_separator and self.keep_separator in caption:
+            parts = caption.split(self.keep_separator, 2)
+            tags = [tag.strip() for part in parts for tag in part.split(self.separator)]
+            caption = ", ".join(tag for tag in tags if tag)
+        elif self.separator != ",":
+            caption = ", ".join(tag.strip() for tag in caption.split(self.separator))
+        return caption.replace(self.secondary_separator, ",") if self.secondary_separator else caption
+
+    def is_ordered(self, texts: Sequence[str]) -> bool:
+        """Whether some tags of `texts` keep their places, so that they must not be shuffled as others are."""
+        marks = [mark for mark in (self.keep_separator, self.secondary_separator) if mark]
+        return any(mark in text for mark in marks for text in texts)
 
 
 PLAIN = CaptionRule()
+ORDERED = "not shuffled: sd-scripts keeps some of its tags in place or together (keep_tokens_separator)"
 
 
 @dataclass(frozen=True, slots=True)

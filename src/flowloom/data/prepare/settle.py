@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import orjson
 
-from flowloom.data.prepare.items import Content, Found, Item, Remark, Unusable, reason_of, shown
+from flowloom.data.prepare.items import ORDERED, Content, Found, Item, Remark, Unusable, reason_of, shown
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.readers.listing import StoreObject
 from flowloom.data.prepare.sizes import LONGEST_HEAD, measure
 from flowloom.data.prepare.stores import NamedStores
-from flowloom.data.prepare.text import Caption, looks_tag_based, read_sidecar
+from flowloom.data.prepare.text import Caption, is_missing, looks_tag_based, read_sidecar
+from flowloom.data.prepare.wildcards import MAX_VARIANTS, num_variants, unused_marks
 from flowloom.errors import DataError, SourceError, Unavailable
 
 Known: TypeAlias = dict[str, tuple[str, str]]
@@ -70,10 +72,11 @@ class Settler:
     def _row(self, item: Item, known: Known, done: Settled) -> Row:
         caption = self._caption(item, known, done)
         texts = caption.texts
-        if not any(texts):
-            done.remarks.append(Remark(item.place, "an empty caption"))
+        done.remarks += (Remark(item.place, text) for text in _doubts(texts))
         width, height = self._size(item, known, done)
         is_tags = next((stated for stated in self._statements(item, caption) if stated is not None), None)
+        if caption.is_ordered:
+            is_tags = False
         weights = (item.loss_weight, caption.loss_weight, self.options.loss_weight)
         fields = {
             "filename": item.filename,
@@ -99,7 +102,13 @@ class Settler:
                 )
             return Caption(item.rule.apply([item.rule.fallback]))
         raw = self._read_caption(item.sidecar, known, done)
-        return Caption(item.rule.apply(raw.texts), raw.is_tag_based, raw.loss_weight)
+        is_ordered = item.rule.is_ordered(raw.texts)
+        if is_ordered:
+            done.remarks.append(Remark(item.place, ORDERED))
+        if item.rule.has_wildcards and max(map(num_variants, raw.texts)) > MAX_VARIANTS:
+            text = f"more than {MAX_VARIANTS} combinations of alternatives: {MAX_VARIANTS} of them are used"
+            done.remarks.append(Remark(item.place, text))
+        return Caption(item.rule.apply(raw.texts), raw.is_tag_based, raw.loss_weight, is_ordered)
 
     def _read_caption(self, sidecar: Content, known: Known, done: Settled) -> Caption:
         encoding = self.options.caption_encoding
@@ -156,3 +165,14 @@ class Settler:
         partial = target.with_name(f".{target.name}.tmp")
         partial.write_bytes(data)
         partial.replace(target)
+
+
+def _doubts(texts: tuple[str, ...]) -> Iterator[str]:
+    """What is odd about the captions of an image, which is trained nevertheless."""
+    if not any(texts):
+        yield "an empty caption"
+    for mark in dict.fromkeys(mark for text in texts for mark in unused_marks(text)):
+        yield f"trained as text: {mark}. A dataset TOML with that key converts it"
+    for text in texts:
+        if text and is_missing(text):
+            yield f"the caption is {text!r}, which tables write for none"

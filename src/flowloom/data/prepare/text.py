@@ -49,6 +49,7 @@ _FUNCTION_WORDS = frozenset(
         "their",
     ]
 )
+_MISSING = frozenset(("nan", "none", "null", "<na>", "n/a", "nat"))
 _LONGEST_TAG = 6
 """Words; what has more between two commas is a clause."""
 
@@ -60,6 +61,8 @@ class Caption:
     texts: tuple[str, ...]
     is_tag_based: bool | None = None
     loss_weight: float | None = None
+    is_ordered: bool = False
+    """Its tags must not be shuffled."""
 
 
 def decode(data: bytes, encoding: str) -> str:
@@ -77,6 +80,11 @@ def decode(data: bytes, encoding: str) -> str:
             f"{error}: save it as UTF-8, or state its encoding by --caption-encoding "
             "(caption_encoding in the studio), such as cp1252 or gbk"
         ) from error
+
+
+def is_missing(text: str) -> bool:
+    """Whether `text` is a word that tables write where there is nothing."""
+    return text.strip().lower() in _MISSING
 
 
 def read_sidecar(name: str, data: bytes, encoding: str) -> Caption:
@@ -115,11 +123,16 @@ def caption_of(fields: dict[str, Any], column: str = "") -> Caption | None:
         return None
     is_tags = True if name.lower() in TAG_KEYS else None
     value = fields[name]
-    texts: list[Any] = value if isinstance(value, list) and value else [value]
+    if isinstance(value, dict):  # of boorus: tags by category
+        value = [tag for some in value.values() if isinstance(some, list) for tag in some]
+    given: list[Any] = value if isinstance(value, list) else [value]
+    texts = [text for text in given if text is not None]
+    if not texts:
+        return None
     if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{name} is {value!r:.60}; it must be text, or a list of texts")
     if is_tags and isinstance(value, list):
-        texts = [", ".join(value)]
+        texts = [", ".join(texts)]
     elif is_tags and "," not in texts[0]:
         texts = [", ".join(texts[0].split())]  # as boorus keep them: blue_hair long_hair
     stated = fields.get("is_tag_based")

@@ -29,6 +29,8 @@ def find_image(folder: Path, filename: str) -> Path:
     """
     root = folder.resolve()
     named = root / filename
+    if "\\" in filename and not named.exists():  # written on Windows
+        named = root / filename.replace("\\", "/")
     try:
         for path in (named.with_suffix(TWIN), named, *(named.with_suffix(s) for s in OTHER_SUFFIXES)):
             resolved = path.resolve()

@@ -21,8 +21,8 @@ from flowloom.data.prepare.items import (
     wrong_name,
 )
 from flowloom.data.prepare.options import BuildOptions
-from flowloom.data.prepare.readers.table import FILENAME_KEYS, filename_of, item_of
-from flowloom.data.prepare.text import caption_of, weight_of
+from flowloom.data.prepare.readers.table import FILENAME_KEYS, filename_of, item_of, recorded_caption
+from flowloom.data.prepare.text import weight_of
 from flowloom.errors import DataError
 from flowloom.text_files import as_utf8
 
@@ -159,10 +159,7 @@ def _filename(fields: dict[str, Any]) -> str | None:
 
 
 def _item(place: str, filename: str, fields: dict[str, Any], content: Held, options: BuildOptions) -> Item:
-    caption = caption_of(fields, options.caption_column)
-    texts = caption.texts if caption else options.default_captions
-    if texts is None:
-        raise DataError("it has no caption")
+    caption, texts = recorded_caption(fields, options)
     return Item(
         place,
         filename,

@@ -6,10 +6,11 @@ import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from flowloom.data.prepare.items import (
+    ORDERED,
     CaptionRule,
     Found,
     Item,
@@ -34,6 +35,10 @@ _USED = frozenset(
         "num_repeats",
         "class_tokens",
         "caption_extension",
+        "caption_extention",
+        "caption_separator",
+        "keep_tokens_separator",
+        "secondary_separator",
         "metadata_file",
         "is_reg",
         "caption_prefix",
@@ -81,7 +86,23 @@ class Subset:
         """Its image_dir, relative to the TOML when it is relative."""
         if not self.text("image_dir"):
             raise DataError(f"{self.place}: there is no image_dir.")
-        return (base / self.text("image_dir")).resolve()
+        name = self.text("image_dir")
+        if PureWindowsPath(name).drive:
+            raise DataError(
+                f"{self.place}: image_dir {name} is a path of Windows. Write its path on this machine."
+            )
+        folder = base / name
+        return (folder if folder.exists() else base / name.replace("\\", "/")).resolve()
+
+    def suffix(self) -> str:
+        """Of its caption files, with the dot, which may be left out; also by the key's old spelling."""
+        suffix = self.text("caption_extension") or self.text("caption_extention") or ".caption"
+        return f".{suffix.lstrip('.').lower()}"
+
+    def captions(self) -> tuple[str, ...]:
+        """Equal for subsets that give the same captions to the same images."""
+        keys = ("image_dir", "metadata_file", "caption_prefix", "caption_suffix")
+        return (*map(self.text, keys), self.suffix())
 
     def repeats(self) -> int:
         """How often each picture counts."""
@@ -102,7 +123,8 @@ def open_kohya_toml(path: Path, options: BuildOptions) -> Reading:
     try:
         config = tomllib.loads(read_text(path))
     except (OSError, DataError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"{path}: not readable as TOML: {error}") from error
+        hint = ". Write paths of Windows with / or in 'single quotes'" if "\\" in str(error) else ""
+        raise DataError(f"{path}: not readable as TOML: {error}{hint}") from error
     subsets = list(_subsets(path, config))
     if not subsets:
         raise DataError(f"{path}: there is no [[datasets.subsets]] in it.")
@@ -125,16 +147,18 @@ def _tables(path: Path, value: Any) -> list[dict[str, Any]]:
 
 
 def _read(path: Path, subsets: list[Subset], root: Path, options: BuildOptions) -> Iterator[Found]:
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     for subset in subsets:
         yield from _remarks(subset)
-        same = (subset.text("image_dir"), subset.text("metadata_file"))
+        same = subset.captions()
         if same in seen and not subset.settings.get("is_reg"):
             # Several [[datasets]] of one folder are Kohya's way to train several resolutions.
             yield Remark(
                 subset.place, "left out: read before; dataloader.base_resolution takes several sizes"
             )
             continue
+        if any(same[:2] == other[:2] for other in seen):
+            yield Remark(subset.place, "read again, for other captions; sd-scripts would not")
         seen.add(same)
         found = _by_metadata if subset.text("metadata_file") else _by_folder
         for item in found(path, subset, root, options):
@@ -157,14 +181,22 @@ def _remarks(subset: Subset) -> Iterator[Remark]:
 
 def _rule(subset: Subset, options: BuildOptions) -> CaptionRule:
     tokens = subset.text("class_tokens") or options.default_caption
-    lines = "each" if subset.settings.get("enable_wildcard") else "first"
-    return CaptionRule(tokens, lines, subset.text("caption_prefix"), subset.text("caption_suffix"))
+    has_wildcards = bool(subset.settings.get("enable_wildcard"))
+    return CaptionRule(
+        tokens,
+        "each" if has_wildcards else "first",
+        subset.text("caption_prefix"),
+        subset.text("caption_suffix"),
+        has_wildcards,
+        subset.text("caption_separator") or ",",
+        subset.text("keep_tokens_separator"),
+        subset.text("secondary_separator"),
+    )
 
 
 def _by_folder(path: Path, subset: Subset, root: Path, options: BuildOptions) -> Iterator[Found]:
-    suffix = subset.text("caption_extension") or ".caption"
     folder = subset.folder(path.parent)
-    place = Place(folder, root, PairRule((suffix.lower(),), is_shared=True))
+    place = Place(folder, root, PairRule((subset.suffix(),), is_shared=True))
     files, folders, found = list_folder(str(folder), root)
     yield from found
     for lower in folders:
@@ -178,7 +210,7 @@ def _by_metadata(path: Path, subset: Subset, root: Path, options: BuildOptions) 
     for place, name, fields in json_records(file):
         picture = find_picture(folder, name)
         try:
-            caption, is_tags = _caption(fields)
+            caption, is_tags = _caption(fields, rule)
             weight = weight_of(fields.get("loss_weight"))
             if isinstance(picture, str):
                 raise DataError(picture)
@@ -193,17 +225,26 @@ def _by_metadata(path: Path, subset: Subset, root: Path, options: BuildOptions) 
         except (DataError, OSError) as error:
             yield Unusable(place, str(error))
             continue
-        text = rule.apply([caption if caption is not None else rule.fallback or ""])
+        raw = [caption if caption is not None else rule.fallback or ""]
+        if rule.is_ordered(raw):
+            is_tags = False
+            yield Remark(place, ORDERED)
+        text = rule.apply(raw)
         yield Item(
             place, filename, content, text, is_tag_based=is_tags, loss_weight=weight, repeats=subset.repeats()
         )
 
 
-def _caption(fields: dict[str, Any]) -> tuple[str | None, bool | None]:
-    """Kohya's rule: caption and tags are joined where there are both."""
+def _caption(fields: dict[str, Any], rule: CaptionRule) -> tuple[str | None, bool | None]:
+    """Kohya's rule: where there are both, the tags follow every line of the caption."""
     caption, tags = (fields.get(key) or None for key in ("caption", "tags"))
     if not all(value is None or isinstance(value, str) for value in (caption, tags)):
         raise DataError("its caption and tags must be text")
     if caption is None:
         return tags, True if tags is not None else None
-    return (f"{caption}, {tags}" if tags else caption), None
+    if not tags:
+        return caption, None
+    tags = rule.separator.join(tags.splitlines())
+    separator = f"{rule.separator} " if rule.separator == "," else rule.separator
+    lines = [line.strip() for line in caption.splitlines() if line.strip()]
+    return "\n".join(f"{line}{separator}{tags}" for line in lines), None

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import orjson
@@ -26,7 +26,7 @@ from flowloom.data.prepare.items import (
 )
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.pairs import split_suffix
-from flowloom.data.prepare.text import caption_of, decode, weight_of
+from flowloom.data.prepare.text import Caption, caption_of, decode, is_missing, weight_of
 from flowloom.errors import DataError
 from flowloom.text_files import as_utf8, utf8_lines
 
@@ -116,7 +116,10 @@ def _csv_records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[st
         text = decode(path.read_bytes(), encoding)
     except DataError as error:
         raise DataError(f"{path}: {error}.") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, restkey=_EXTRA, strict=True)
+    delimiter = _delimiter(text, delimiter)
+    file = io.StringIO(text, newline="")
+    reader = csv.DictReader(file, delimiter=delimiter, restkey=_EXTRA, strict=True, skipinitialspace=True)
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
     start = 2
     while True:
         try:
@@ -128,9 +131,21 @@ def _csv_records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[st
             return
         place, start = f"{shown(path.name)}:{start}", reader.line_num + 1
         if _EXTRA in fields or None in fields.values():
-            yield Unusable(place, f"it has more or fewer than the {len(reader.fieldnames or ())} columns")
+            many = len(reader.fieldnames or ())
+            hint = ": put the caption in quotes" if _EXTRA in fields else ""
+            yield Unusable(place, f"it has more or fewer than the {many} columns{hint}")
         else:
             yield place, fields
+
+
+def _delimiter(text: str, usual: str) -> str:
+    """What stands between the columns: the usual one, or another by which the first line has known names."""
+    header = text.partition("\n")[0]
+    for delimiter in (usual, ";", "\t", "|", ","):
+        names = {name.strip().strip('"').lower() for name in header.split(delimiter)}
+        if len(names) > 1 and names & {*FILENAME_KEYS}:
+            return delimiter
+    return usual
 
 
 def json_records(path: Path) -> Iterator[tuple[str, str, Fields]]:
@@ -164,10 +179,7 @@ def item_of(place: str, fields: Fields, root: Path, options: BuildOptions) -> It
         DataError: what is missing or wrong.
     """
     name = filename_of(fields, options.filename_column)
-    caption = caption_of(fields, options.caption_column)
-    texts = caption.texts if caption else options.default_captions
-    if texts is None:
-        raise DataError("it has no caption")
+    caption, texts = recorded_caption(fields, options)
     is_tags = caption.is_tag_based if caption else None
     weight = weight_of(fields.get("loss_weight"))
     size = _recorded_size(fields)
@@ -189,6 +201,20 @@ def item_of(place: str, fields: Fields, root: Path, options: BuildOptions) -> It
     filename = picture.relative_to(root).as_posix()
     content = local_file(picture)
     return Item(place, filename, content, captions, is_tag_based=is_tags, loss_weight=weight, size=size)
+
+
+def recorded_caption(fields: Fields, options: BuildOptions) -> tuple[Caption | None, tuple[str, ...]]:
+    """The caption of a row and its texts; of a row without one, the default caption.
+
+    Raises:
+        DataError: there is none. Words that tables write for nothing (nan, None, null) are none.
+    """
+    caption = caption_of(fields, options.caption_column)
+    if caption and not all(map(is_missing, caption.texts)):
+        return caption, tuple(text for text in caption.texts if not is_missing(text))
+    if options.default_captions is not None:
+        return None, options.default_captions
+    raise DataError(f"it has no caption, only {caption.texts[0]!r}" if caption else "it has no caption")
 
 
 def filename_of(fields: Fields, column: str = "") -> str:
@@ -224,6 +250,7 @@ def find_picture(root: Path, name: str) -> Path | str:
         return "it names no file"
     if "\0" in name:
         return "its name is not that of a file"
+    name = from_windows(root, name)
     path = Path(os.path.normpath(root / name))
     if not path.is_relative_to(root):
         return f"it leads out of {root}: name a folder above by --root"
@@ -234,6 +261,19 @@ def find_picture(root: Path, name: str) -> Path | str:
         return _why_not(found[0], root) or found[0]
     except (OSError, RuntimeError) as error:
         return f"cannot be read: {error}"
+
+
+def from_windows(root: Path, name: str) -> str:
+    """`name` with slashes, where it was written on Windows and its file lies below `root`.
+
+    Of a path with a drive, the longest end of it that is there.
+    """
+    if "\\" not in name or (root / name).exists():
+        return name
+    parts = PureWindowsPath(name).parts
+    starts = range(1, len(parts)) if PureWindowsPath(name).drive else range(1)
+    ends = ("/".join(parts[start:]) for start in starts)
+    return next((end for end in ends if ".." not in end and (root / end).is_file()), name.replace("\\", "/"))
 
 
 def _why_not(path: Path, root: Path) -> str | None:

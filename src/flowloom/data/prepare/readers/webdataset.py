@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,10 +30,13 @@ from flowloom.data.prepare.items import (
 )
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.pairs import split_suffix
+from flowloom.data.prepare.tars import open_tar
 from flowloom.errors import DataError
 from flowloom.text_files import as_utf8
 
 LARGEST_MEMBER = 2**30
+MOST_HELD = 2**29
+"""Bytes of pictures from a compressed tar that wait in memory for their captions."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _FILENAME = "filename"
 """In a sample's .json: the name that the picture had before it was packed."""
@@ -77,21 +80,99 @@ def _read(shards: list[Path], options: BuildOptions) -> Iterator[Found]:
 def _read_shard(shard: Path, options: BuildOptions) -> Iterator[Found]:
     is_plain = shard.suffix.lower() == ".tar"
     stamp = stamp_of(shard.stat())
-    key, members = "", {}
-    with tarfile.open(shard, "r:" if is_plain else "r|*") as tar:
+    samples = _Samples(shard, options)
+    with open_tar(shard, "r:" if is_plain else "r|*") as tar:
         for member in tar:
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue] -- or it keeps every header
-            if not member.isfile() or PurePosixPath(member.name).name.startswith("."):
+            name = member.name.removeprefix("./")
+            if not member.isfile() or any(part.startswith(".") for part in PurePosixPath(name).parts):
                 continue
             if member.size > LARGEST_MEMBER:
-                yield Unusable(f"{shown(shard.name)}!{shown(member.name)}", "larger than 1 GiB")
+                yield Unusable(f"{shown(shard.name)}!{shown(name)}", "larger than 1 GiB")
                 continue
-            at, ending = split_key(member.name)
-            if at != key:
-                yield from _sample(shard, key, members, options)
-                key, members = at, {}
-            members[ending] = _content(tar, shard, stamp, member, is_plain)
-    yield from _sample(shard, key, members, options)
+            yield from samples.add(name, _content(tar, shard, stamp, member, is_plain))
+    yield from samples.rest()
+
+
+class _Samples:
+    """Members of a tar as samples: those that follow each other, and those whose parts lie apart."""
+
+    def __init__(self, shard: Path, options: BuildOptions):
+        self.shard = shard
+        self.options = options
+        self._key = ""
+        self._members: dict[str, Content] = {}
+        self._waiting: dict[str, dict[str, Content]] = {}
+        """Of samples that have no picture or no caption yet, in their order."""
+        self._held = 0
+        """Bytes in memory of those that wait."""
+
+    def add(self, name: str, content: Content) -> Iterator[Found]:
+        """Take the next member; the samples that are whole now."""
+        at, ending = split_key(name)
+        if at != self._key or ending in self._members:
+            yield from self._close()
+            self._key = at
+        self._members[ending] = content
+
+    def rest(self) -> Iterator[Found]:
+        """What is left at the end of the tar."""
+        yield from self._close()
+        yield from self._give_up(0)
+
+    def _close(self) -> Iterator[Found]:
+        """The sample that the next member does not belong to; it waits where a part of it may come yet."""
+        key, members = self._key, self._members
+        self._members = {}
+        if not members:
+            return
+        before = self._waiting.get(key, {})
+        if before and not before.keys() & members.keys():
+            members = before | members
+            self._held -= _size_of(self._waiting.pop(key).values())
+        if key not in self._waiting and not _is_whole(members, self.options):
+            self._waiting[key] = members
+            self._held += _size_of(members.values())
+            yield from self._give_up(MOST_HELD)
+            return
+        yield from _samples_of(self.shard, key, members, self.options)
+
+    def _give_up(self, most: int) -> Iterator[Found]:
+        """Samples that wait no longer: of `most` bytes the oldest ones that exceed them; of 0, all."""
+        while self._waiting and (not most or self._held > most):
+            key = next(iter(self._waiting))
+            members = self._waiting.pop(key)
+            self._held -= _size_of(members.values())
+            yield from _samples_of(self.shard, key, members, self.options)
+
+
+def _size_of(contents: Iterable[Content]) -> int:
+    return sum(len(content.data) for content in contents if isinstance(content, Held))
+
+
+def _pictures(members: dict[str, Content]) -> list[str]:
+    return [ending for ending in members if split_suffix(f"x.{ending}")[1] in PICTURES]
+
+
+def _is_whole(members: dict[str, Content], options: BuildOptions) -> bool:
+    is_text = any(split_suffix(f"x.{ending}")[1] in options.caption_suffixes for ending in members)
+    return is_text and bool(_pictures(members))
+
+
+def _samples_of(shard: Path, key: str, members: dict[str, Content], options: BuildOptions) -> Iterator[Found]:
+    """One sample; or several, where names have dots in them: `boat_v1.0.jpg`, `boat_v1.1.jpg`."""
+    stems = dict.fromkeys(split_suffix(f"x.{ending}")[0][1:] for ending in _pictures(members))
+    texts = {split_suffix(f"x.{ending}")[0][1:] for ending in members if ending not in _pictures(members)}
+    if len(stems) < 2 or not texts & stems.keys():
+        yield from _sample(shard, key, members, options)
+        return
+    for stem in stems:
+        own = {
+            split_suffix(f"x.{ending}")[1][1:]: content
+            for ending, content in members.items()
+            if split_suffix(f"x.{ending}")[0][1:] == stem
+        }
+        yield from _sample(shard, key + stem, own, options)
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -123,18 +204,10 @@ def _sample(shard: Path, key: str, members: dict[str, Content], options: BuildOp
         yield Unusable(place, f"it has {len(pictures)} pictures: {shown(', '.join(pictures))}")
         return
     place += f".{shown(pictures[0])}"
-    sidecar = next(
-        (
-            members[ending]
-            for suffix in options.caption_suffixes
-            for ending in endings
-            if endings[ending] == suffix
-        ),
-        None,
-    )
+    sidecar = _sidecar(members, options)
     filename = f"{shard.name.partition('.')[0]}/{key}.{pictures[0]}"
     picture = members[pictures[0]]
-    described = members.get("json")
+    described = next((members[ending] for ending in members if endings[ending] == ".json"), None)
     try:
         fields = _fields(described) if described else {}
     except DataError as error:
@@ -158,6 +231,17 @@ def _sample(shard: Path, key: str, members: dict[str, Content], options: BuildOp
         is_inside=True,
         loss_weight=weight if isinstance(weight, float | int) and 0 <= weight <= 1 else None,
     )
+
+
+def _sidecar(members: dict[str, Content], options: BuildOptions) -> Content | None:
+    """The caption file of a sample: by its whole ending, or by the last part of it (`output.txt`)."""
+    endings = {ending: f".{ending}".lower() for ending in members}
+    for suffix in options.caption_suffixes:
+        exact = [ending for ending in endings if endings[ending] == suffix]
+        last = [ending for ending in endings if endings[ending].endswith(suffix)]
+        if exact or len(last) == 1:
+            return members[(exact or last)[0]]
+    return None
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:
