@@ -182,6 +182,7 @@ def _take(run: Path, ticket: Ticket, old_wish: Wish | None) -> Keeping:
         keeper=os.getpid(),
         keeper_born=born(os.getpid()) or "",
         devices=ticket.devices,
+        anywhere=ticket.anywhere,
         time=time.time(),
         events_size=events.stat().st_size if events.exists() else 0,
     )

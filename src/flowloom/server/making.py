@@ -28,7 +28,7 @@ class NewRun(BaseModel):
     config: dict[str, Any] = Field(
         description="As GET config describes it.", examples=[{"training": {"lr": 1e-4}}]
     )
-    devices: list[str] = Field([], description="None: the first one.", examples=[["cuda:0"]])
+    devices: list[str] = Field([], description="None: any one that is idle.", examples=[["cuda:0"]])
     first: bool = Field(False, description="Go before all that wait.")
 
 
@@ -37,7 +37,9 @@ class Restart(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    devices: list[str] = Field([], description="None: those it had.", examples=[["cuda:0"]])
+    devices: list[str] = Field(
+        [], description="None: those that were chosen for it before, or any idle one.", examples=[["cuda:0"]]
+    )
     first: bool = Field(False, description="Go before all that wait.")
     changes: dict[str, Any] = Field(
         {},

@@ -21,7 +21,7 @@ from flowloom.server.keeper import Order
 from flowloom.server.locks import hold, is_held
 from flowloom.server.problems import Invalid, NotNow
 from flowloom.server.processes import press
-from flowloom.server.records import BUSY, KEPT, NOT_WANTED, Ticket, Wish, lock_path
+from flowloom.server.records import BUSY, KEPT, NOT_WANTED, Keeping, Ticket, Wish, lock_path
 from flowloom.server.runs import RunView
 from flowloom.server.shelf import Shelf
 from flowloom.server.standing import OnFail, Standing
@@ -90,24 +90,31 @@ class Queue:
             self.require_rest(view, is_changed=is_changed)
             self.shelf.notes.pop(run_id, None)
             self._try_again_at.pop(run_id, None)
-            here = [device for device in view.devices if device in self.devices]
+            keeping = Keeping.read(run_dir.path)
+            known = () if keeping and keeping.anywhere else view.devices
+            here = [device for device in known if device in self.devices]
             self.submit(run_dir, devices or here, first=first, resume=view.state != "created")
             return self.shelf.look(run_id)
 
     def submit(
         self, run_dir: RunDir, devices: Sequence[str], *, first: bool = False, resume: bool = False
     ) -> None:
-        """Queue a run, last or first; it starts when its devices (none named: the first one) are free."""
+        """Queue a run, last or first; it starts when its devices (none named: any one) are free."""
         with self.mutex:
             places = [run.position for run in self.shelf.store.queue() if run.position is not None]
             position = min(places, default=1.0) - 1 if first else max(places, default=0.0) + 1
-            wanted = tuple(dict.fromkeys(devices)) or self._first_device(run_dir)
-            Ticket(id=uuid.uuid4().hex, position=position, devices=wanted, resume=resume).write(run_dir.path)
+            wanted = tuple(dict.fromkeys(devices))
+            Ticket(
+                id=uuid.uuid4().hex,
+                position=position,
+                devices=wanted,
+                resume=resume,
+                anywhere=not wanted and self._needs_device(run_dir),
+            ).write(run_dir.path)
 
-    def _first_device(self, run_dir: RunDir) -> tuple[str, ...]:
-        """What a run that names no device is given: the first one, or none where it needs none."""
+    def _needs_device(self, run_dir: RunDir) -> bool:
         trainer = self.trainers.get(run_dir.read_run().get("trainer", "flow"))
-        return self.devices[:1] if trainer is None or trainer.needs_device else ()
+        return trainer is None or trainer.needs_device
 
     def delete(self, run_id: str) -> None:
         """Delete a run and all that it made.
@@ -221,38 +228,72 @@ class Queue:
                 return
             held = self._held()
             for run in self.shelf.store.queue():
-                if held.isdisjoint(run.devices) and run.id not in self._keepers:
-                    self._launch(run)
-                # Who waits keeps its devices from those behind it: a run on all of them gets its turn.
-                held |= set(run.devices)
+                held |= self._start_or_wait(run, held)
+
+    def _start_or_wait(self, run: RunView, held: set[str]) -> set[str]:
+        """Start a run that waits if it can; the devices that it keeps from those behind it."""
+        ticket = Ticket.read(self.shelf.runs_dir / run.id)
+        if ticket is None or run.id in self._keepers:
+            return set(run.devices)
+        if ticket.anywhere:
+            idle = next((device for device in self.devices if device not in held), None)
+            chosen = self._choose(run, ticket, idle) if idle else None
+            return {idle} if idle and chosen and self._launch(run, chosen) else set()
+        if held.isdisjoint(ticket.devices):
+            self._launch(run, ticket)
+        # A run on several devices gets its turn: those behind it do not take them one by one.
+        return set(ticket.devices)
+
+    def _choose(self, run: RunView, ticket: Ticket, device: str) -> Ticket | None:
+        """The ticket with the device noted in it; None where another keeper is just starting the run."""
+        path = self.shelf.runs_dir / run.id
+        chosen = ticket.model_copy(update={"devices": (device,)})
+        lock = hold(lock_path(path))
+        if lock is None:
+            return None
+        try:
+            # A keeper removes the ticket, and nothing may bring it back.
+            if Ticket.read(path) != ticket:
+                return None
+            chosen.write(path)
+        except OSError as error:
+            self._note(run.id, str(error))
+            return None
+        finally:
+            os.close(lock)
+        return chosen
 
     def _held(self) -> set[str]:
         """The devices that are taken: locked, of a run about to start, or of one started by hand."""
         held = {device for device in self.devices if is_held(self._lock_of(device))}
         for run in self.shelf.store.with_states("running", "stopping"):
-            held |= set(run.devices or self._first_device(RunDir(self.shelf.path(run.id))))
+            held |= set(run.devices or self._device_of_unknown(RunDir(self.shelf.path(run.id))))
         for name in self._keepers:
             # Not by `shelf.path`: somebody may have removed the folder under its keeper.
             ticket = Ticket.read(self.shelf.runs_dir / name)
             held |= set(ticket.devices if ticket else ())
         return held
 
+    def _device_of_unknown(self, run_dir: RunDir) -> tuple[str, ...]:
+        """Of a run that was started by hand and names no device: it takes the first one."""
+        return self.devices[:1] if self._needs_device(run_dir) else ()
+
     def _lock_of(self, device: str) -> Path:
         return self.locks_dir / f"{device.replace(':', '-')}.lock"
 
-    def _launch(self, run: RunView) -> None:
+    def _launch(self, run: RunView, ticket: Ticket) -> bool:
+        """Whether a keeper was started for the run, on the devices of its ticket."""
         run_dir = RunDir(self.shelf.path(run.id))
-        ticket = Ticket.read(run_dir.path)
         trainer = self.trainers.get(run.trainer)
         is_too_soon = time.monotonic() < self._try_again_at.get(run.id, 0.0)
-        if ticket is None or trainer is None or is_too_soon:
-            return
+        if trainer is None or is_too_soon:
+            return False
         try:
             command = trainer.command(run_dir, ticket.resume, ticket.devices)
             self.standing.begins(run.id)
         except (FlowloomError, OSError) as error:
             self._note(run.id, str(error))
-            return
+            return False
         self.shelf.notes.pop(run.id, None)
         order = Order(
             run=str(run_dir.path.absolute()),
@@ -272,6 +313,7 @@ class Queue:
                 env=_environment(command, ticket.devices),
                 start_new_session=True,
             )
+        return True
 
     def _note(self, run_id: str, why: str) -> None:
         """Say why a run still waits; it is tried again now and then, as the cause may be mended meanwhile."""

@@ -61,6 +61,8 @@ class Ticket(Record):
     position: float
     devices: tuple[str, ...]
     resume: bool = False
+    anywhere: bool = False
+    """No device was chosen: it starts on any one that is idle, and `devices` says which when it does."""
 
 
 class Keeping(Record):
@@ -73,6 +75,8 @@ class Keeping(Record):
     pid: int | None = None
     born: str | None = None
     devices: tuple[str, ...] = ()
+    anywhere: bool = False
+    """As its ticket said: a resume is not bound to these devices."""
     time: float
     events_size: int = 0
     """How long events.jsonl was before: what stands there belongs to earlier sittings."""

@@ -108,7 +108,7 @@ def _view(path: Path) -> RunView:
     idle = view.state not in ACTIVE
     return view.model_copy(
         update={
-            "devices": _devices(ticket, keeping, content["config"]),
+            "devices": _devices(ticket, keeping, content["config"], is_running=is_running),
             "position": ticket.position if ticket and not is_running else None,
             "pid": _pid(run_dir, keeping) if is_running else None,
             "checkpoint": checkpoint,
@@ -232,8 +232,10 @@ def _max_steps(config: Any) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
-def _devices(ticket: Ticket | None, keeping: Keeping | None, config: Any) -> list[str]:
-    """Those it waits for or was given; of a run started by hand, what its configuration says."""
+def _devices(ticket: Ticket | None, keeping: Keeping | None, config: Any, *, is_running: bool) -> list[str]:
+    """Those it waits for or was given, none where any will do; if started by hand, its configuration's."""
+    if ticket and ticket.anywhere and not is_running:
+        return []
     noted = ticket or keeping
     if noted:
         return list(noted.devices)
