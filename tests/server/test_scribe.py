@@ -47,7 +47,7 @@ def log(run_dir: RunDir, text: str) -> None:
 
 
 def scribe_of(run_dir: RunDir, *, resumes: bool = False) -> Scribe:
-    return Scribe(run_dir, Telling(), ("cuda:0", "cuda:1"), resumes=resumes)
+    return Scribe(run_dir, Telling(), ("cuda:0", "cuda:1"), resumes=resumes, versions={"torch": "2"})
 
 
 def bar(batch: int, batches: int = 6) -> str:
@@ -65,10 +65,31 @@ def test_counts_of_epochs_are_steps_of_the_run(run_dir: RunDir) -> None:
     events = told(run_dir)
     steps = [(e["step"], e["max_steps"], e["samples_per_s"]) for e in events if e["kind"] == "progress"]
     assert steps == [(0, 6, 8.0), (3, 6, 8.0), (6, 6, 8.0), (6, 12, 8.0), (8, 12, 8.0)]
+    assert [e["epoch"] for e in events if e["kind"] == "progress"] == [0, 0, 0, 1, 1]
     started = next(event for event in events if event["kind"] == "started")
     assert (started["device"], started["resumed_from"]) == ("cuda:0, cuda:1", None)
     assert [event["kind"] for event in events[:3]] == ["phase", "started", "phase"]
     assert (events[-1]["kind"], events[-1]["step"]) == ("finished", 8)
+
+
+def test_a_device_has_the_studios_name_and_versions_are_the_process_own(run_dir: RunDir) -> None:
+    scribe = scribe_of(run_dir)
+    log(run_dir, 'say {"kind": "started", "device": "cuda:1"}\n')
+    scribe.end(0)
+    (started,) = (event for event in told(run_dir) if event["kind"] == "started")
+    assert (started["device"], started["versions"]) == ("cuda:1", {"torch": "2"})
+    other = Scribe(run_dir, Telling(), ("cuda:3",), resumes=False, versions={})
+    log(run_dir, 'say {"kind": "started", "device": "cuda"}\n')
+    other.end(0)
+    assert [event["device"] for event in told(run_dir) if event["kind"] == "started"] == ["cuda:1", "cuda:3"]
+
+
+def test_steps_have_the_rate_and_the_time_left_of_the_bar(run_dir: RunDir) -> None:
+    scribe = scribe_of(run_dir)
+    log(run_dir, bar(2) + '\nsay {"kind": "step", "step": 2, "loss": 0.5, "epoch": 0}\n')
+    scribe.end(0)
+    (step,) = (event for event in told(run_dir) if event["kind"] == "step")
+    assert (step["samples_per_s"], step["eta_s"], step["epoch"]) == (8.0, 2.0, 0)
 
 
 def test_lines_that_come_in_pieces_are_read_whole(run_dir: RunDir) -> None:

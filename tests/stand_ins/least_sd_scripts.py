@@ -37,6 +37,10 @@ def add_training_arguments(parser):
     parser.add_argument("--output_name")
     parser.add_argument("--blocks_to_swap", type=int)
 
+def rates(accelerator):
+    text, unet = accelerator._schedulers[0].get_last_lr()
+    return {"lr/textencoder": text, "lr/unet": unet}
+
 if __name__ == "__main__":
     args, _ = setup_parser().parse_known_args()
     told = tomllib.loads(Path(args.config_file).read_text())["arguments"]
@@ -46,12 +50,16 @@ if __name__ == "__main__":
     train_util.resume(accelerator, args)
     tracker = TensorBoardTracker()
     place = Path(args.output_dir) / args.output_name
+    train_util.draw(accelerator, args, 0, 0)
     for step in range(1, args.max_train_steps + 1):
         train_util.draw(accelerator, args, None, step)
         if step % args.save_every_n_steps == 0:
             Path(f"{place}-step{step:08d}.safetensors").write_bytes(b"whole")
             accelerator.save_state(f"{place}-step{step:08d}-state")
-        tracker.log({"loss/current": 1.0 / step, "loss/average": 1.0, "lr/unet": 0.5}, step=step)
+        accelerator._schedulers[0].step()
+        tracker.log({"loss/current": 1.0 / step, "loss/average": 1.0, **rates(accelerator)}, step=step)
+        if step % 100 == 0:
+            train_util.draw(accelerator, args, step // 100, step)
         time.sleep(0.01)
     Path(f"{place}.safetensors").write_bytes(b"")
 """
@@ -59,7 +67,7 @@ LIBRARY = """
 from pathlib import Path
 
 def sample_images(accelerator, args, epoch, steps):
-    if args.sample_every_n_steps and steps % args.sample_every_n_steps == 0:
+    if steps and args.sample_every_n_steps and steps % args.sample_every_n_steps == 0:
         folder = Path(args.output_dir) / "sample"
         folder.mkdir(exist_ok=True)
         (folder / f"last_{steps:06d}_00_20261123102648_42.png").write_bytes(b"")
@@ -91,11 +99,21 @@ class Network:
     def save_weights(self, file, dtype, metadata):
         Path(file).write_bytes(b"weights")
 
+class Scheduler:
+    done = 0
+
+    def step(self):
+        self.done += 1
+
+    def get_last_lr(self):
+        return [0.001 * self.done, 0.01 * self.done + 0.005]
+
 class Accelerator:
     device = "cpu"
 
     def __init__(self):
         self._models = [Network()]
+        self._schedulers = [Scheduler()]
     def unwrap_model(self, model):
         return model
     def save_state(self, folder):

@@ -80,6 +80,17 @@ def test_the_hooks_tell_steps_and_obey_and_a_resume_counts_on(run_dir: RunDir) -
     assert json.loads(run_dir.run_json.read_text())["trainer"] == "kohya"
 
 
+def test_steps_tell_their_epoch_and_the_rate_that_they_used(run_dir: RunDir) -> None:
+    steps = of_kind(followed(run_dir, False, {120: "stop"}), "step")
+    used = [(event["step"], event["epoch"], round(event["lr"], 6)) for event in steps[:120]]
+    assert used[:2] == [(1, 0, 0.005), (2, 0, 0.015)], (
+        "of the image network, and not the rate of the next update"
+    )
+    assert [epoch for _, epoch, _ in used] == [0] * 100 + [1] * 20
+    again = of_kind(followed(run_dir, True, {}), "step")
+    assert again[0]["epoch"] == 1, "counted on"
+
+
 def test_of_another_version_it_hears_what_it_can_and_says_what_is_missing(
     run_dir: RunDir, least_checkout: Path
 ) -> None:

@@ -48,6 +48,7 @@ class Chore(Generic[Config]):
     """What is wrong with a well-formed configuration: files that are not there ..."""
     abilities: frozenset[str] = frozenset({"stop"})
     writes_events: bool = True
+    bar_is_epoch: bool = False
     examiner: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ("",)
 
@@ -89,6 +90,12 @@ class Chore(Generic[Config]):
     def parse(self, line: str) -> None:
         """See Trainer: the process writes its events."""
 
+    def total_steps(self, config: Any) -> None:
+        """See Trainer: the process tells it."""
+
+    def samples_per_batch(self, config: dict[str, Any]) -> None:
+        """See Trainer: the process tells its own rate."""
+
     def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:  # noqa: ARG002
         """See Trainer: none of a chore's paths has a list of its own."""
         return {}
@@ -119,7 +126,7 @@ class Progress:
         self._said_at = now
         rate = (done - before) / (now - began) if now > began and done > before else None
         eta = (total - done) / rate if rate and total is not None else None
-        self.say("progress", step=done, max_steps=total, samples_per_s=rate, eta_s=eta)
+        self.say("progress", step=done, epoch=None, max_steps=total, samples_per_s=rate, eta_s=eta)
 
     def warn(self, message: str) -> None:
         """Something to know that does not end the run."""

@@ -127,13 +127,15 @@ def _scribe(order: Order, ticket: Ticket) -> Scribe | None:
     """Who writes the events of a process that writes none."""
     from flowloom.server.scribe import Scribe
     from flowloom.trainers import ALL
+    from flowloom.trainers.lacks import versions_of
 
     run_dir = RunDir(order.run)
     for request in run_dir.control_dir.glob("*"):
         # What was asked of an earlier sitting is not meant for this one.
         request.unlink()
     with _noted():
-        return Scribe(run_dir, ALL[order.trainer], ticket.devices, resumes=ticket.resume)
+        versions = versions_of(order.argv[0], Path(order.checkout))
+        return Scribe(run_dir, ALL[order.trainer], ticket.devices, resumes=ticket.resume, versions=versions)
     return None
 
 

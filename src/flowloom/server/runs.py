@@ -95,13 +95,16 @@ def _view(path: Path) -> RunView:
     content = run_dir.read_run()
     ticket, keeping = Ticket.read(path), Keeping.read(path)
     is_running = is_held(lock_path(path)) or run_dir.is_running()
-    events = _tail(run_dir.events_jsonl, keeping.events_size if keeping else 0)
+    trainer = TRAINERS.get(content.get("trainer", "flow"))
+    wants_both = trainer is not None and not trainer.writes_events
+    sitting_begins = keeping.events_size if keeping else 0
+    events = _tail(run_dir.events_jsonl, sitting_begins, wants_both=wants_both)
     view = RunView(
         id=path.name,
         trainer=content.get("trainer", "flow"),
         state=_state(path, events, is_running),
         created=content.get("created") or run_dir.run_json.stat().st_mtime,
-        **_progress(events, content["config"]),
+        **_progress(events, trainer.total_steps(content["config"]) if trainer else None),
     )
     newest = next(iter(checkpoints_of(run_dir, content)), None)
     checkpoint = newest.name if newest else None
@@ -140,7 +143,10 @@ def _state(path: Path, events: _Tail, is_running: bool) -> State:
 class _Tail:
     """The newest events of each sort that the state is told from."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, wants_both: bool) -> None:
+        self._wants_both = wants_both
+        """Whether steps and the progress of all are told apart, as by what reads another trainer's log."""
+        self.progress: dict[str, Any] | None = None
         self.newest: dict[str, Any] | None = None
         self.step: dict[str, Any] | None = None
         self.phase: dict[str, Any] | None = None
@@ -160,17 +166,20 @@ class _Tail:
             self.has_begun = True
         if kind == "phase":
             self.phase = self.phase or event
-        if kind in ("step", "progress"):
-            self.step = event
+        if kind == "progress":
+            self.progress = self.progress or event
+        if kind == "step" or (kind == "progress" and not self._wants_both):
+            self.step = self.step or event
         if kind == "started":
             # What stands before it is of an attempt that this one takes up there, or abandoned.
-            self.step = self.step or {"step": last_kept_step(event)}
-        return self.step is not None
+            self.step = self.step or self.progress or {"step": last_kept_step(event)}
+            return True
+        return self.step is not None and (self.progress is not None or not self._wants_both)
 
 
-def _tail(path: Path, sitting_begins: int) -> _Tail:
+def _tail(path: Path, sitting_begins: int, *, wants_both: bool) -> _Tail:
     """What the end of events.jsonl says; `sitting_begins` is where the newest sitting's part begins."""
-    found = _Tail()
+    found = _Tail(wants_both=wants_both)
     for offset, line in _lines_backwards(path):
         try:
             event = json.loads(line)
@@ -210,10 +219,12 @@ def _lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
             yield 0, rest
 
 
-def _progress(events: _Tail, config: Any) -> dict[str, Any]:
+def _progress(events: _Tail, total: int | None) -> dict[str, Any]:
     step = events.step or {}
-    progress = {name: step[name] for name in _SHOWN if step.get(name) is not None}
-    return {"max_steps": _max_steps(config), **progress} | {
+    told = sorted(filter(None, (events.step, events.progress)), key=lambda event: event.get("seq", -1))
+    # The newest value of each: neither a step nor the progress of all tells everything.
+    progress = {name: event[name] for event in told for name in _SHOWN if event.get(name) is not None}
+    return {"max_steps": total, **progress} | {
         "loss": step.get("loss_smooth", step.get("loss")),
         "phase": None if events.end or not events.is_current else _phase(events),
         "last_seq": events.newest.get("seq", -1) if events.newest else -1,
@@ -223,13 +234,7 @@ def _progress(events: _Tail, config: Any) -> dict[str, Any]:
 def _phase(events: _Tail) -> str | None:
     if events.phase:
         return events.phase["name"]
-    return "training" if events.step else None
-
-
-def _max_steps(config: Any) -> int | None:
-    limits = config.get("limits") if isinstance(config, dict) else None
-    steps = limits.get("max_steps") if isinstance(limits, dict) else config.get("max_train_steps")
-    return steps if isinstance(steps, int) else None
+    return "training" if events.step or events.progress else None
 
 
 def _devices(ticket: Ticket | None, keeping: Keeping | None, config: Any, *, is_running: bool) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from flowloom.server.records import Wish
 from flowloom.spec.events import FIELDS, EventWriter
 from flowloom.spec.results import checkpoints_of, last_saved_step
-from flowloom.spec.rundir import RunDir, versions
+from flowloom.spec.rundir import RunDir
 from flowloom.spec.secrets import read_secrets
 from flowloom.trainers.base import Trainer
 
@@ -31,15 +31,26 @@ Fields = dict[str, Any]
 class Scribe:
     """Writes a run's events, from the beginning of one sitting to its end."""
 
-    def __init__(self, run_dir: RunDir, trainer: Trainer, devices: tuple[str, ...], *, resumes: bool):
-        self.run_dir, self.trainer = run_dir, trainer
+    def __init__(
+        self,
+        run_dir: RunDir,
+        trainer: Trainer,
+        devices: tuple[str, ...],
+        *,
+        resumes: bool,
+        versions: dict[str, str],
+    ):
+        """`versions` are of the packages that the process uses."""
+        self.run_dir, self.trainer, self._versions = run_dir, trainer, versions
         self._writer = EventWriter(run_dir.events_jsonl, read_secrets().values())
-        self._config: Fields = run_dir.read_run()["config"]
+        self._batch_size = trainer.samples_per_batch(run_dir.read_run()["config"])
         self._known = {_identity(path) for path in checkpoints_of(run_dir)}
         self._from = last_saved_step(run_dir) if resumes and self._known else None
-        self._device = ", ".join(devices)
+        self._devices = devices
         self._step = self._base = self._last = self._from or 0
-        self._batch = 0
+        self._batch = self._epoch = 0
+        self._bar: Fields = {}
+        """What its progress bar told last."""
         self._phase = ""
         self._has_begun = False
         self._waiting: Fields | None = None
@@ -135,36 +146,46 @@ class Scribe:
     def _advance(self, event: Fields) -> None:
         self._begin({})
         if "batch" in event:
-            event = self._counted_on(event)
+            event = self._bar = self._counted_on(event)
         self._step = event["step"]
         if event["kind"] == "progress":
             self._waiting = event
         elif self._step != self._last:
             self._last = self._step
+            of_bar = {name: self._bar.get(name) for name in ("samples_per_s", "eta_s")}
             loss = event.get("loss")
-            self._write("step", {"loss_smooth": loss, "loss_by_noise_level": [], **event})
+            self._write("step", {"loss_smooth": loss, "loss_by_noise_level": [], **of_bar, **event})
 
     def _begin(self, event: Fields) -> None:
         """The first update, or a process that says before it that it begins, and from where."""
         if self._has_begun:
             return
         self._has_begun = True
-        known = {"versions": versions(), "device": self._device, "method": self.trainer.name}
+        known = {"versions": self._versions, "method": self.trainer.name}
         told = {**known, "resumed_from": self._from, **event}
+        told["device"] = self._known_as(event.get("device"))
         self._base = self._step = self._last = told["resumed_from"] or 0
         self._write("started", told)
         self._enter("training")
+
+    def _known_as(self, device: Any) -> str:
+        """The studio's name of a device: the process sees those that it was given, and counts them from 0."""
+        kind, _, number = str(device or "").partition(":")
+        here = [name for name in self._devices if name.startswith("cuda")]
+        if kind == "cuda" and int(number or 0) < len(here):
+            return here[int(number or 0)]
+        return device or ", ".join(self._devices)
 
     def _counted_on(self, event: Fields) -> Fields:
         """A count within an epoch, as a step of the run; it ends, as far as is known, with the epoch."""
         if event["batch"] < self._batch:
             self._base = self._step
+            self._epoch += 1
         self._batch = event["batch"]
-        rate, left = event.get("batches_per_s"), event["batches"] - event["batch"]
-        dataloader = self._config.get("dataloader")
-        size = dataloader.get("batch_size") if isinstance(dataloader, dict) else None
+        rate, left, size = event.get("batches_per_s"), event["batches"] - event["batch"], self._batch_size
         return {
             "kind": "progress",
+            "epoch": self._epoch if self.trainer.bar_is_epoch else None,
             "step": self._base + event["batch"],
             "max_steps": self._base + event["batches"],
             "samples_per_s": rate * size if rate and size else None,

@@ -75,10 +75,14 @@ class Step(Header):
 
 
 class Progressed(Header):
-    """A chore (a download, tagging ...) came so far; `step` counts items or bytes."""
+    """A chore (a download, tagging ...) came so far; `step` counts items or bytes.
+
+    Of another trainer's run: what its progress bar tells, with the epoch where it counts them.
+    """
 
     kind: Literal["progress"]
     step: int
+    epoch: int | None
     max_steps: int | None
     samples_per_s: float | None
     eta_s: float | None

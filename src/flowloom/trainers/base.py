@@ -47,6 +47,13 @@ class Preset:
     """Of all that it sets, and of the card that its title names."""
 
 
+def whole_number(config: Any, section: str, key: str) -> int | None:
+    """The whole number at `section.key` of a configuration; None where there is none."""
+    part = config.get(section) if isinstance(config, dict) else None
+    value = part.get(key) if isinstance(part, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 class Trainer(Protocol):
     """One trainer; all of them are in `trainers.ALL`, by name. Imports no torch."""
 
@@ -61,6 +68,8 @@ class Trainer(Protocol):
     """Whether a run of it uses every device that it is given; others use one, and may be given no more."""
     writes_events: bool
     """Whether its process writes events.jsonl itself. For others their keeper does (server/scribe.py)."""
+    bar_is_epoch: bool
+    """Whether each progress bar that `parse` reads is an epoch."""
     examiner: tuple[str, ...]
     """Words after `python -m` of the program that tells, in JSON, what a run of it will take before it
     starts; the configuration's path follows, and --runs-dir, --gpu-gib, --samples-per-s. Empty: none can."""
@@ -96,9 +105,20 @@ class Trainer(Protocol):
         """The event that a line of the process's output means, where it writes no events itself.
 
         `kind` and what the line tells of that kind's fields (spec/events.py); the keeper adds the others.
-        A `progress` may say `batch`, `batches` and `batches_per_s` in place of the rest: counts within one
-        epoch, which the keeper adds up.
+        A `progress` may say `batch`, `batches` and `batches_per_s` in place of the rest: counts that begin
+        again at 0, which the keeper adds up.
         """
+        ...
+
+    def total_steps(self, config: Any) -> int | None:
+        """Updates that a run with `config` makes in all; None where the configuration does not state them.
+
+        `config` is what stands in a run's directory, whatever that may be.
+        """
+        ...
+
+    def samples_per_batch(self, config: dict[str, Any]) -> int | None:
+        """Samples of one of the batches that `parse` counts; None where it is not known."""
         ...
 
     def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:

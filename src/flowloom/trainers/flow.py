@@ -13,7 +13,7 @@ from flowloom.spec.flow_json import load_config
 from flowloom.spec.resume import FIXED
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
-from flowloom.trainers.base import Command, Preset, Source
+from flowloom.trainers.base import Command, Preset, Source, whole_number
 
 LORA: dict[str, Any] = {"lora": {"rank": 16, "alpha": 16}, "training": {"lr": 1e-4, "warmup_steps": 100}}
 PRESETS = [
@@ -89,6 +89,7 @@ class Flow:
 
     name, title, abilities = "flow", "FLOW", frozenset({"stop", "checkpoint", "sample"})
     needs_device = uses_all_devices = writes_events = True
+    bar_is_epoch = False
     examiner: tuple[str, ...] = ("flowloom.cli", "preflight", "--json")
     fixed: tuple[str, ...] = FIXED
 
@@ -129,6 +130,13 @@ class Flow:
 
     def parse(self, line: str) -> None:
         """See Trainer: the engine writes its events."""
+
+    def total_steps(self, config: Any) -> int | None:
+        """See Trainer."""
+        return whole_number(config, "limits", "max_steps")
+
+    def samples_per_batch(self, config: dict[str, Any]) -> None:
+        """See Trainer: the engine tells its own rate."""
 
     def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:
         """See Trainer; told by headers alone."""

@@ -23,7 +23,7 @@ from flowloom.spec.problems import booleans_for_numbers, problems_of
 from flowloom.spec.results import as_it_is, checkpoints_of, last_saved_step
 from flowloom.spec.rundir import RunDir, write_json
 from flowloom.trainers import flow_start
-from flowloom.trainers.base import Command, Preset, Source
+from flowloom.trainers.base import Command, Preset, Source, whole_number
 from flowloom.trainers.checkouts import Checkout, checkouts_of
 from flowloom.trainers.flow import TRAINER as FLOW
 from flowloom.trainers.flow_dataclasses import FlowTrainer, names_of_trainers, read_trainer
@@ -71,6 +71,7 @@ class FlowUpstream:
     name, title, abilities = NAME, "FLOW, upstream", frozenset[str]()
     needs_device = uses_all_devices = True
     writes_events = False
+    bar_is_epoch = True
     examiner: tuple[str, ...] = ()
     fixed: tuple[str, ...] = (
         "checkout",
@@ -149,6 +150,13 @@ class FlowUpstream:
         if found := _DRAWN.search(line):
             return {"kind": "sampled", "dir": found[1]}
         return {"kind": "phase", "name": "reading data"} if _LOADING.search(line) else None
+
+    def total_steps(self, config: Any) -> None:
+        """See Trainer: FLOW trains until it is stopped."""
+
+    def samples_per_batch(self, config: dict[str, Any]) -> int | None:
+        """See Trainer."""
+        return whole_number(config, "dataloader", "batch_size")
 
     def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:
         """See Trainer; the same files as our engine's."""

@@ -6,12 +6,14 @@ of it is imported, here or there.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import flowloom
 from flowloom.errors import ConfigError
 from flowloom.trainers.checkouts import Checkout, checkouts_of
 from flowloom.trainers.flow_dataclasses import names_of_trainers
@@ -26,6 +28,38 @@ _FIND = """
 import importlib.util, sys
 print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])
 """
+
+
+_VERSIONS = """
+import importlib.metadata, json, platform, sys
+found = {"python": platform.python_version()}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+_RECORDED = (
+    "torch", "accelerate", "diffusers", "transformers", "safetensors", "bitsandbytes", "xformers",
+    "lycoris-lora", "prodigyopt", "numpy",
+)  # fmt: skip
+"""Packages of another trainer's environment that can change its results."""
+
+
+def versions_of(python: str, checkout: Path) -> dict[str, str]:
+    """Versions in another trainer's environment, of the studio, and the revision of its checkout."""
+    found = {"flowloom": flowloom.__version__}
+    if revision := revision_of(checkout).removeprefix(" at "):
+        found[checkout.name] = revision
+    words = [python, "-c", _VERSIONS, *_RECORDED]
+    try:
+        asked = subprocess.run(
+            words, cwd=checkout, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+        )
+        return found | json.loads(asked.stdout)
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return found
 
 
 def states(trainer: str) -> list[tuple[Checkout | None, str, list[str]]]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 MARK = "flowloom-event: "
-BASE = "FLOWLOOM_BASE_STEP"
-"""Environment: updates of earlier sittings; sd-scripts counts from 0 each time."""
+BASE, BASE_EPOCH = "FLOWLOOM_BASE_STEP", "FLOWLOOM_BASE_EPOCH"
+"""Environment: updates and epochs of earlier sittings; sd-scripts counts from 0 each time."""
 NOTE = "flowloom.json"
 """In a state, written last: the updates behind it, of all sittings."""
 SAVES = {"save_every_n_steps": None, "save_state": True}
@@ -48,6 +48,9 @@ class Hooks:
         self.control = Path(run_dir) / "control"
         self.output_dir, self.output_name = Path(output_dir), output_name
         self.base = int(os.environ.get(BASE, "0"))
+        self.epoch = int(os.environ.get(BASE_EPOCH, "0"))
+        self.rates = []
+        """Of the next update, by group of parameters."""
         self.step = self.told = self.heard = 0
         self.accelerator: Any = None
         self.args: Any = None
@@ -75,7 +78,7 @@ class Hooks:
         def noted(accelerator, output_dir=None, *args, **kwargs):
             done = save(accelerator, output_dir, *args, **kwargs)
             if output_dir:
-                note = {"step": hooks.base + hooks.step}
+                note = {"step": hooks.base + hooks.step, "epoch": hooks.epoch}
                 (Path(output_dir) / NOTE).write_text(json.dumps(note))
             return done
 
@@ -113,13 +116,7 @@ class Hooks:
                 return draw(*given, **named)
             (accelerator, args, epoch, steps), rest = given[:4], given[4:]
             pictures = self.pictures()
-            if epoch is None and steps:
-                self.updated(args, int(steps))
-                if self.takes("sample"):
-                    if args.sample_prompts:
-                        args = altered(args, DRAWS)
-                    else:
-                        say("warning", message="There is nothing to draw: its configuration has no prompts.")
+            args = self.heeded(accelerator, args, epoch, steps)
             draw(accelerator, args, epoch, steps, *rest, **named)
             new = sorted(self.pictures() - pictures)
             if new:
@@ -131,6 +128,21 @@ class Hooks:
             return None
 
         return drawn
+
+    def heeded(self, accelerator, args, epoch, steps):
+        """The arguments to draw with, before the first update, after each, and after each epoch."""
+        if not steps:
+            # What is logged after an update is the rate of the next one.
+            self.rates = rates_of(accelerator)
+        elif epoch is not None:
+            self.epoch += 1
+        else:
+            self.updated(args, int(steps))
+            if self.takes("sample"):
+                if args.sample_prompts:
+                    return altered(args, DRAWS)
+                say("warning", message="There is nothing to draw: its configuration has no prompts.")
+        return args
 
     def note_prompts(self, paths, prompts):
         """Write beside the pictures what each was drawn by: their names tell no prompt."""
@@ -188,14 +200,24 @@ class Hooks:
             return
         self.told = self.step
         self.losses.append(float(loss))
-        rates = [value for name, value in values.items() if name.startswith("lr/") or name == "lr"]
         say(
             "step",
             step=self.base + self.step,
+            epoch=self.epoch,
             loss=float(loss),
             loss_smooth=float(values.get("loss/average", sum(self.losses) / len(self.losses))),
-            lr=float(rates[0]) if rates else None,
+            lr=self.rate(values),
         )
+
+    def rate(self, values):
+        """The rate that the update used, of the image network where there are several."""
+        names = [name for name in values if (name.startswith("lr/") or name == "lr") and "d*lr" not in name]
+        if not names:
+            return None
+        following = float(values[next((name for name in names if "unet" in name), names[0])])
+        before, self.rates = self.rates, rates_of(self.accelerator)
+        place = self.rates.index(following) if following in self.rates else -1
+        return float(before[place]) if 0 <= place < len(before) else following
 
     def tell_saved(self):
         """What is new beside the states."""
@@ -231,6 +253,12 @@ class Hooks:
             if hasattr(network, "save_weights"):
                 network.save_weights(f"{place}.tmp.safetensors", None, {})
                 Path(f"{place}.tmp.safetensors").rename(f"{place}.safetensors")
+
+
+def rates_of(accelerator):
+    """The rates of the next update, by group of parameters; none where its schedulers are not known."""
+    schedulers = getattr(accelerator, "_schedulers", None)
+    return [float(rate) for rate in schedulers[0].get_last_lr()] if schedulers else []
 
 
 def drawn_by(line):

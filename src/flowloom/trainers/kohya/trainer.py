@@ -16,7 +16,7 @@ from flowloom.data.library.needs import choices
 from flowloom.errors import ConfigError, Problem
 from flowloom.spec.problems import booleans_for_numbers, problems_of
 from flowloom.spec.rundir import RunDir
-from flowloom.trainers.base import Command, Preset
+from flowloom.trainers.base import Command, Preset, whole_number
 from flowloom.trainers.checkouts import Checkout, checkouts_of
 from flowloom.trainers.kohya import hooks, lines
 from flowloom.trainers.kohya.arguments import known_arguments, raw_problems
@@ -34,7 +34,7 @@ class Kohya:
 
     name, title, abilities = NAME, "Kohya SS", frozenset({"stop", "checkpoint", "sample"})
     needs_device = True
-    uses_all_devices = writes_events = False
+    uses_all_devices = writes_events = bar_is_epoch = False
     examiner: tuple[str, ...] = ("flowloom.trainers.kohya.preflight",)
     fixed: tuple[str, ...] = ("checkout", "family", "method", "model", "network", "saving.output_name")
 
@@ -74,6 +74,7 @@ class Kohya:
         if script is None:
             raise ConfigError(NAME, [no_script(config)])
         base, state = _newest_state(config, folder) if resume else (0, None)
+        epochs = _epochs_behind(state) if state else 0
         more = ["--resume", str(state)] if state else []
         if state and "initial_step" in known_arguments(checkout.path, script):
             # Or else it takes the state's steps for its own, and trains that many epochs less.
@@ -83,11 +84,23 @@ class Kohya:
         words += ["--output_dir", str(folder / "checkpoints"), "--output_name", name]
         start = [str(checkout.python), hooks.__file__, str(folder), str(checkout.path), script]
         environment = {"PYTHONUNBUFFERED": "1", "COLUMNS": "200", hooks.BASE: str(base)}
+        environment[hooks.BASE_EPOCH] = str(epochs)
         return Command([*start, *words], environment, checkout.path, checkout.path)
 
     def parse(self, line: str) -> dict[str, Any] | None:
         """See Trainer."""
         return lines.parse(line)
+
+    def total_steps(self, config: Any) -> int | None:
+        """See Trainer; epochs, which sd-scripts prefers, are steps only once it has counted the images."""
+        has_epochs = whole_number(config, "training", "max_train_epochs")
+        return None if has_epochs else whole_number(config, "training", "max_train_steps")
+
+    def samples_per_batch(self, config: dict[str, Any]) -> int | None:
+        """See Trainer: its bar counts updates; batches of different sizes have no one answer."""
+        sizes = {dataset.batch_size for dataset in KohyaConfig.model_validate(config).datasets}
+        updates = whole_number(config, "training", "gradient_accumulation_steps") or 1
+        return sizes.pop() * updates if len(sizes) == 1 else None
 
     def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:
         """See Trainer; of FLOW's files those that are the same here."""
@@ -151,6 +164,14 @@ def _updates_behind(state: Path) -> int | None:
         return int(counted[1] or 0) + int(counted[2]) if counted and is_whole else None
     except (ValueError, LookupError, TypeError):
         return None
+
+
+def _epochs_behind(state: Path) -> int:
+    """As its note says; 0 where that does not."""
+    try:
+        return int(json.loads((state / hooks.NOTE).read_text())["epoch"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 TRAINER = Kohya()
