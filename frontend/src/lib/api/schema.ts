@@ -2986,7 +2986,7 @@ export interface components {
             };
             /**
              * Devices
-             * @description None: the first one.
+             * @description None: any one that is idle.
              * @default []
              * @example [
              *       "cuda:0"
@@ -3403,7 +3403,7 @@ export interface components {
             };
             /**
              * Devices
-             * @description None: those it had.
+             * @description None: those that were chosen for it before, or any idle one.
              * @default []
              * @example [
              *       "cuda:0"
