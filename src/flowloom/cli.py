@@ -5,6 +5,7 @@ Exit status 0 when all went well, 2 when something is wrong that the message exp
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,43 @@ OK, WRONG = 0, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the verb that `arguments` begin with; the exit status."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the verb that `arguments` begin with; the exit status.
+
+    None: the process's own, with which it ends.
+    """
+    # Before torch is loaded: on a busy machine its CPU threads would otherwise wait for each other by
+    # spinning, on the very processors that the others need. Steps of the demo took 40 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from flowloom.streams import leave, open_streams
+
+    open_streams()
+    if arguments is None:
+        leave(_status(sys.argv[1:]))
+    return _status(list(arguments))
+
+
+def _status(words: list[str]) -> int:
+    """Run a verb, with one line for whatever goes wrong; the exit status."""
+    from flowloom.errors import FlowloomError
+    from flowloom.streams import silence, system_told
+
+    try:
+        status = _verb(words)
+        sys.stdout.flush()  # what cannot be written is known now, not when the interpreter ends
+    except FlowloomError as error:
+        return _complain(_told(error))
+    except KeyboardInterrupt:
+        return _complain("interrupted.")
+    except BrokenPipeError:
+        # The reader of our output, `head` say, has seen enough.
+        silence(sys.stdout)
+        return OK
+    except OSError as error:
+        return _complain(system_told(error))
+    return status
+
+
+def _verb(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return OK
@@ -32,18 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     if words[0] not in VERBS:
         return _complain(f"there is no verb {words[0]!r}.{_meant(words[0], VERBS)} See 'flowloom --help'.")
-    from flowloom.errors import FlowloomError
-
-    try:
-        return VERBS[words[0]][1](words[1:])
-    except FlowloomError as error:
-        return _complain(_told(error))
-    except KeyboardInterrupt:
-        return _complain("interrupted.")
-    except BrokenPipeError:
-        # The reader of our output, `head` say, has seen enough.
-        sys.stderr.close()
-        return OK
+    return VERBS[words[0]][1](words[1:])
 
 
 def _overview() -> str:
@@ -63,7 +88,9 @@ def _train(words: list[str]) -> int:
     parser.add_argument("--runs-dir", metavar="DIR", default="runs", help="where runs lie; default: runs")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, and stop")
     if {"-h", "--help"} & set(words):
-        print(f"{parser.format_help()}\n{_keys_help()}")
+        from flowloom.spec.keys import flags_help
+
+        print(f"{parser.format_help()}\n{flags_help()}")
         return OK
     rest, overrides = _flags(words, parser)
     asked = parser.parse_args(rest)
@@ -99,8 +126,6 @@ def _resume(words: list[str]) -> int:
 
 
 def _run(path: Path, secrets: dict[str, str]) -> int:
-    import os
-
     os.environ.update(secrets)
     print(f"run        {path}", file=sys.stderr, flush=True)
 
@@ -209,21 +234,6 @@ def _warn(note: str) -> None:
     print(f"warning    {note}", file=sys.stderr)
 
 
-def _demo(words: list[str]) -> int:
-    from pathlib import Path
-
-    parser = _parser("demo", "[--minutes N] [--runs-dir DIR]")
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training; default: 10")
-    parser.add_argument("--runs-dir", metavar="DIR", type=Path, default=Path("runs"), help="default: runs")
-    asked = parser.parse_args(words)
-
-    from flowloom.demo.run import demo
-    from flowloom.engine.progress import Progress
-
-    demo(asked.runs_dir, asked.minutes, Progress(sys.stderr), print)
-    return OK
-
-
 def _up(words: list[str]) -> int:
     from flowloom.server.up import USAGE, up
 
@@ -258,16 +268,25 @@ def _by(module: str, function: str) -> Callable[[list[str]], int]:
 
 
 def _doctor(words: list[str]) -> int:
-    _parser("doctor", "").parse_args(words)
+    from flowloom.server.up import default_home, port, serving_at
+
+    parser = _parser("doctor", "[--port N]")
+    about = "of a studio; default: that of the studio that was last started here, or 7860"
+    parser.add_argument("--port", type=port, metavar="N", help=about)
+    asked = parser.parse_args(words)
+    last_port, host = serving_at(default_home())
     from flowloom.engine.doctor import examine
 
-    findings = examine()
+    findings = examine(last_port if asked.port is None else asked.port, host)
     _print_table([("" if finding.is_well else "!", finding.name, finding.text) for finding in findings])
     return OK if all(finding.is_well for finding in findings) else WRONG
 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "demo": ("trains a small Chroma on OpenMoji pictures and draws a grid of samples", _demo),
+    "demo": (
+        "trains a small Chroma on OpenMoji pictures and draws a grid of samples",
+        _by("demo.command", "run"),
+    ),
     "up": ("starts the studio: runs, queue and files by HTTP", _up),
     "train": ("trains what a configuration file describes", _train),
     "resume": ("goes on with a run that was stopped or killed", _resume),
@@ -308,24 +327,6 @@ def _flags(words: list[str], parser: argparse.ArgumentParser) -> tuple[list[str]
             near = _meant(f"--{name}", [*own, *(f"--{section}" for section in RunConfig.model_fields)])
             raise RunError(f"there is no option --{name}.{near} See '{parser.prog} --help'.")
     return rest, overrides
-
-
-def _keys_help() -> str:
-    """Every key of the configuration as a flag, by section."""
-    import textwrap
-
-    from flowloom.spec.keys import config_keys
-
-    lines = ["Every key of the file is a flag as well, and wins over the file:"]
-    for key in config_keys().values():
-        if key.is_section:
-            lines += ["", f"{key.name}: {key.help}"]
-            continue
-        only = f" ({', '.join(key.kinds)})" if key.kinds and not key.name.endswith(".kind") else ""
-        default = key.default_text.replace("null", "none").replace("[]", "none")
-        lines.append(f"  --{key.name} {key.type_text.replace(' or null', '')}; default: {default}{only}")
-        lines += textwrap.wrap(key.help, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
 
 
 def _show_plan(loaded: LoadedConfig) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,20 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from flowloom.chores.demo import ASSETS, SIZE
+from flowloom.chores.demo import ASSETS, CHORE, SIZE
+from flowloom.cli import main
 from flowloom.demo.captions import COLOURS, SHAPES, UNSEEN, caption_of
+from flowloom.demo.grid import draw_grid
 from flowloom.demo.judge import Verdict, example, judge
 from flowloom.demo.pictures import Picture, build, drawings
-from flowloom.demo.run import demo, score
+from flowloom.demo.plan import PLANS, fitting
+from flowloom.demo.run import Terminal, demo, score
 from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.text_encoder import load_text_encoder
+from flowloom.server.roots import Roots
+from flowloom.server.settings import Settings
+from flowloom.spec.results import samples_of
+from flowloom.spec.rundir import RunDir
 
 CPU = torch.device("cpu")
 PAIRS = {f"{colour} {shape}": (colour, shape) for colour in COLOURS for shape in SHAPES}
@@ -141,13 +151,110 @@ def test_the_small_text_encoder_knows_its_words() -> None:
     assert (states[0][:1] - states[1][:1]).abs().max() > 0.1
 
 
-@pytest.mark.slow
-def test_the_demo_runs_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A few seconds of it: data, training, measuring, the grid."""
+def test_the_goal_fits_the_machine() -> None:
+    """Drawing has a quarter of the time: as many prompts and seeds as go into it, and never none."""
+    assert [plan.num_images for plan in PLANS] == [81 + 27 + 9, 27 + 27 + 9, 9 + 9 + 3, 3 + 3]
+    assert fitting(0.1, 600) == PLANS[0]
+    assert fitting(150 / 117, 600) == PLANS[0]
+    assert fitting(150 / 116, 600) == PLANS[1]
+    assert fitting(1.5, 180) == PLANS[2]
+    assert fitting(60.0, 180) == PLANS[3]
+    for plan in PLANS:
+        assert len(set(plan.asked)) == len(plan.asked) == len(plan.baseline) * len(plan.seeds)
+    assert {(c, s) for c, s, _ in PLANS[0].asked} == set(PAIRS.values())
+
+
+def test_the_grid_has_what_was_drawn_and_no_more() -> None:
+    tile = Image.new("RGB", (SIZE, SIZE), "red")
+    heights = []
+    for plan in PLANS:
+        sheet = draw_grid(dict.fromkeys(plan.asked, tile), [(p, tile) for p in plan.free], "headline")
+        reds = (np.asarray(sheet) == (255, 0, 0)).all(axis=2).sum()
+        assert reds == (len(plan.baseline) + len(plan.free)) * 80 * 80
+        heights.append(sheet.height)
+    assert heights == sorted(heights, reverse=True)
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
+    """A few seconds of it in a folder of its own: the grid, what stays on the terminal, what moves."""
     said: list[str] = []
-    events: list[Callable[..., object]] = []
-    grid = demo(tmp_path, 0.05, events.append, said.append)
+    moved: list[str] = []
+    grid = demo(
+        tmp_path_factory.mktemp("home") / "runs", 0.05, Terminal(lambda _: None, said.append, moved.append)
+    )
+    return grid, said, moved
+
+
+@pytest.mark.slow
+def test_the_demo_runs_whole_and_says_where_it_is(demo_run: tuple[Path, list[str], list[str]]) -> None:
+    """Images, the untrained network, training, the trained network, the grid, what comes next."""
+    grid, said, moved = demo_run
     with Image.open(grid) as sheet:
         assert sheet.width > 600
-    assert any("untrained" in line for line in said)
+    words = [line.split()[0] for line in said if not line.startswith((" ", "slow", "note"))]
+    assert words == ["images", "model", "untrained", "goal", "training", "trained", "time", "next"]
     assert any("CC BY-SA" in line for line in said)
+    assert any(" up" in line and line.startswith("next") for line in said)
+    assert any(line.startswith("images ") and line.endswith("1,670 made") for line in moved)
+    for name in ("untrained", "trained"):
+        drawn = [line for line in moved if line.startswith(f"{name} ")]
+        assert drawn
+        assert "left" not in drawn[-1], "all of them"
+
+
+@pytest.mark.slow
+def test_a_demo_run_lies_where_the_studio_can_use_it(
+    demo_run: tuple[Path, list[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the folders that the studio's own demo uses, by paths that hold from every other folder."""
+    run_dir = RunDir.open(demo_run[0].parent)
+    home = run_dir.path.parents[1]
+    content = run_dir.read_run()
+    assert content["trainer"] == "demo"
+    named = content["config"]["model"]
+    studio_run = RunDir.create("by-the-studio", home / "runs")
+    CHORE.prepare({}, studio_run, "a test")
+    assert {key: value for key, value in named.items() if key.endswith("_path")} == {
+        key: value for key, value in studio_run.read_run()["config"]["model"].items() if key.endswith("_path")
+    }
+    folders = Settings(home).roots
+    assert list(Roots(folders).strays(content["config"])) == [], "it can be edited as a new training"
+    monkeypatch.chdir(tmp_path)
+    steps = run_dir.latest_checkpoint()
+    assert main(["resume", str(run_dir.path), "--limits.max_minutes", "0.1"]) == 0
+    assert run_dir.latest_checkpoint() != steps
+
+
+@pytest.mark.slow
+def test_the_grid_is_among_the_samples_of_the_run(demo_run: tuple[Path, list[str], list[str]]) -> None:
+    run_dir = RunDir.open(demo_run[0].parent)
+    (found,) = [path for _, path in samples_of(run_dir) if path.name == "grid.png"]
+    (record,) = json.loads((found.parent / "samples.json").read_text())
+    assert record["file"] == "grid.png"
+    with Image.open(found) as sheet:
+        assert sheet.size == (record["width"], record["height"])
+
+
+@pytest.mark.slow
+def test_another_demo_uses_the_same_images_and_models(demo_run: tuple[Path, list[str], list[str]]) -> None:
+    runs = demo_run[0].parents[1]
+    kept = [runs.parent / "data/demo/data.jsonl", runs.parent / "models/demo/chroma.safetensors"]
+    before = [path.stat().st_mtime_ns for path in kept]
+    time.sleep(1.1)  # names of runs have seconds
+    assert demo(runs, 0.02, Terminal(lambda _: None, lambda _: None)) != demo_run[0]
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert not (runs / "demo-data").exists()
+
+
+@pytest.mark.parametrize(("set_by_user", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_the_cpu_do_not_wait_by_spinning(set_by_user: str | None, expected: str) -> None:
+    code = (
+        "import os; from flowloom.cli import main; main(['--version']); print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environ |= {"OMP_WAIT_POLICY": set_by_user} if set_by_user else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == expected

@@ -11,6 +11,7 @@ import torch
 
 import flowloom
 from flowloom.engine.doctor import Finding, port_finding
+from flowloom.server.up import serving_at
 from tests.server.conftest import Studio
 
 
@@ -28,7 +29,10 @@ def test_the_studio_tells_what_its_machine_has_and_lacks(
     assert found["safetensors"]["is_well"]
     assert "not installed" in found["kohya"]["text"]
     assert "HF_TOKEN" in found["secrets"]["text"]
-    assert port_finding(port) == Finding("port", f"{port}: a studio answers, flowloom {flowloom.__version__}")
+    answering = Finding("port", f"{port}: a studio answers, flowloom {flowloom.__version__}")
+    assert Finding(**found["port"]) == answering, "its own port, not the usual one"
+    assert port_finding(port) == answering
+    assert serving_at(studio.home) == (port, "127.0.0.1")
     assert "hf_not" not in answer.text
     assert studio.get("/api/system")["studio_memory_mib"] < 150, "torch stays out of the studio"
 

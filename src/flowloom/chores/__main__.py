@@ -14,6 +14,7 @@ from flowloom.errors import DiskFullError, FlowloomError, RunError, is_disk_full
 from flowloom.spec.events import EventWriter
 from flowloom.spec.rundir import RunDir
 from flowloom.spec.secrets import read_secrets, redact
+from flowloom.streams import leave
 
 
 def run_chore(run_dir: RunDir) -> None:
@@ -73,4 +74,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

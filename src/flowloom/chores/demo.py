@@ -17,6 +17,7 @@ from flowloom.trainers.base import Command
 from flowloom.trainers.flow import TRAINER as FLOW
 
 ASSETS = Path(flowloom.__file__).parent / "demo" / "assets"
+NAME = "demo"
 SIZE, SAMPLER_STEPS, CFG = 64, 24, 4.0
 MINUTES = 10.0
 
@@ -57,6 +58,11 @@ def demo_sections(data_dir: Path, model: dict[str, Any], minutes: float = MINUTE
     }
 
 
+def folders_in(home: Path) -> tuple[Path, Path]:
+    """Where the demo's images and its models lie below `home`, for the command and the studio alike."""
+    return home / "data" / NAME, home / "models" / NAME
+
+
 def model_section(base: Path, encoders: Path = ASSETS) -> dict[str, Any]:
     """FLOW's `model` section, pointing at the VAE and the T5 in `encoders`."""
     t5 = encoders / "t5"
@@ -90,8 +96,8 @@ class _DemoChore(Chore[RunConfig]):
 
     def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
         home = run_dir.path.absolute().parents[1]
-        models = home / "models" / "demo"
-        sections = demo_sections(home / "data" / "demo", model_section(models / "chroma.safetensors", models))
+        data, models = folders_in(home)
+        sections = demo_sections(data, model_section(models / "chroma.safetensors", models))
         given = {name: keys for name, keys in config.items() if isinstance(keys, dict)}
         merged = {name: sections.get(name, {}) | keys for name, keys in given.items()}
         FLOW.prepare(sections | config | merged, run_dir, source, self.name)
@@ -101,7 +107,7 @@ class _DemoChore(Chore[RunConfig]):
 
 
 CHORE = _DemoChore(
-    name="demo",
+    name=NAME,
     title="Demo",
     config_type=RunConfig,
     work="",

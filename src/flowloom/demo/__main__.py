@@ -6,25 +6,21 @@ The process becomes the engine's: signals, locks and exit status are those of ev
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 
-from flowloom.chores.demo import ASSETS, SIZE
+from flowloom.chores.demo import SIZE
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
 
 
 def make_what_it_needs(config: RunConfig) -> None:
     """Pictures, encoders and an untrained base, where `config` looks for them."""
-    from flowloom.demo.network import write_base
+    from flowloom.demo.network import make_models
     from flowloom.demo.pictures import build
 
     build(Path(config.dataloader.image_folder_path), SIZE)
-    base = Path(config.model.chroma_path)
-    shutil.copytree(ASSETS, base.parent, dirs_exist_ok=True)
-    if not base.exists():
-        write_base(base)
+    make_models(Path(config.model.chroma_path).parent)
 
 
 def main() -> None:

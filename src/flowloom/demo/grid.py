@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from flowloom.demo.captions import COLOURS, SHAPES
-
 SCALE = 1.25
 GAP, MARGIN = 10, 36
 LABEL_HEIGHT = 20
 INK, PALE, GROUND = "#222222", "#8a8a8a", "#ffffff"
+LEAST_COLUMNS = 6
+"""Room for the headline."""
 Asked = tuple[str, str, int]
 
 
@@ -26,21 +26,23 @@ def draw_grid(
         headline: one line of text above all.
     """
     first = min(seed for _, _, seed in measured)
+    colours = list(dict.fromkeys(colour for colour, _, _ in measured))
+    shapes = list(dict.fromkeys(shape for _, shape, _ in measured))
     side = round(next(iter(measured.values())).width * SCALE)
-    step, columns = side + GAP, len(COLOURS)
+    step, columns = side + GAP, max(len(colours), LEAST_COLUMNS)
     other_rows = -(-len(others) // columns)
     width = 2 * MARGIN + columns * step - GAP + 50
     top = MARGIN + 2 * LABEL_HEIGHT + 8
-    below = top + len(SHAPES) * step + 16
+    below = top + len(shapes) * step + 16
     sheet = Image.new("RGB", (width, below + other_rows * (step + LABEL_HEIGHT) + MARGIN // 2), GROUND)
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, MARGIN // 2), headline, INK, ImageFont.load_default(15))
     label = ImageFont.load_default(12)
     left = MARGIN + 50
-    for column, colour in enumerate(COLOURS):
+    for column, colour in enumerate(colours):
         x = left + column * step
         pen.text((x + side / 2, top - 6), colour, PALE, label, anchor="ms")
-        for row, shape in enumerate(SHAPES):
+        for row, shape in enumerate(shapes):
             y = top + row * step
             sheet.paste(_scaled(measured[colour, shape, first], side), (x, y))
             if column == 0:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+from flowloom.chores.demo import ASSETS
 from flowloom.nn.chroma import ChromaParams
 from flowloom.nn.tiny import random_chroma_weights
 from flowloom.parts.families.weights import save_weights
@@ -24,6 +26,15 @@ PARAMS = ChromaParams(
     approximator_hidden_size=128,
 )
 """The released architecture at a thousandth of its size."""
+
+
+def make_models(folder: Path) -> Path:
+    """The untrained network in `folder`, with the VAE and the T5 beside it, made where they are not."""
+    shutil.copytree(ASSETS, folder, dirs_exist_ok=True)
+    base = folder / "chroma.safetensors"
+    if not base.exists():
+        write_base(base)
+    return base
 
 
 def write_base(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -58,8 +58,11 @@ def rasterise(svg: Path, size: int) -> bytes:
     return image.gravity("centre", size, size, extend="white").pngsave_buffer()
 
 
-def build(folder: Path, size: int) -> DemoData:
-    """Draw every picture into `folder`, its caption beside it, and write `data.jsonl`, if not done before."""
+def build(folder: Path, size: int, on_made: Callable[[int, int], None] = lambda _done, _of: None) -> DemoData:
+    """Draw every picture into `folder`, its caption beside it, and write `data.jsonl`, if not done before.
+
+    `on_made` hears after each picture how many there are, and of how many.
+    """
     jsonl = folder / "data.jsonl"
     done = folder / "made.json"
     made = {
@@ -73,9 +76,10 @@ def build(folder: Path, size: int) -> DemoData:
         found = list(drawings())
         with ThreadPoolExecutor() as pool:
             pngs = pool.map(lambda picture: rasterise(picture.svg, size), found)
-            for picture, png in zip(found, pngs, strict=True):
+            for i, (picture, png) in enumerate(zip(found, pngs, strict=True)):
                 (folder / f"{picture.code}.png").write_bytes(png)
                 (folder / f"{picture.code}.txt").write_text(f"{picture.caption}\n")
+                on_made(i + 1, len(found))
         rows = [json.dumps(_row(picture, size)) for picture in found for _ in range(_repeats(picture))]
         jsonl.write_text("".join(f"{row}\n" for row in rows))
         write_json(done, made)

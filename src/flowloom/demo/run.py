@@ -1,41 +1,48 @@
-"""`flowloom demo`: ten minutes of real training on real pictures, then a measured grid."""
+"""`flowloom demo`: a few minutes of real training on real images, then a measured grid."""
 
 from __future__ import annotations
 
+import json
+import os
+import shlex
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from flowloom.chores.demo import CFG, SAMPLER_STEPS, SIZE, demo_sections, model_section
-from flowloom.demo.captions import COLOURS, SHAPES
+from flowloom.chores.demo import CFG, NAME, SAMPLER_STEPS, SIZE, demo_sections, folders_in, model_section
 from flowloom.demo.grid import draw_grid
 from flowloom.demo.judge import judge
-from flowloom.demo.network import write_base
+from flowloom.demo.network import make_models
 from flowloom.demo.pictures import CREDIT
 from flowloom.demo.pictures import build as build_pictures
+from flowloom.demo.plan import ENOUGH_STEPS, PLANS, Asked, Plan, fitting
 from flowloom.engine.__main__ import run_engine
-from flowloom.engine.preview import Drawing
+from flowloom.engine.preview import Drawing, Painter
+from flowloom.engine.progress import duration
 from flowloom.engine.sample import SampleRequest, load_painter
+from flowloom.errors import RunError
+from flowloom.server.up import default_home
 from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.spec.rundir import RunDir, write_json
 
-SEEDS = (1, 2, 3)
 DRAWING = Drawing(SIZE, SIZE, steps=SAMPLER_STEPS, cfg=CFG)
-FREE_PROMPTS = (
-    "smiling face", "winking face", "kissing face", "crying face", "full moon", "broken heart", "green apple",
-    "purple apple", "orange book",
-)  # fmt: skip
+AT_ONCE = 9
+"""Images drawn together, between two lines of progress."""
+SPARE = 1.3
+"""What drawing takes longer than the measured speed says: judging, saving, a machine that gets busier."""
+SOON_S = 15.0
+"""Seconds of training after which its speed is known well enough."""
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Score:
-    """How many of the 81 pictures show what was asked for."""
+    """How many images show what was asked for."""
 
     right: int
     right_colour: int
@@ -46,48 +53,178 @@ class Score:
         return f"{share:5.1f} % colour and shape ({self.right} of {self.total}), {colour:.1f} % colour"
 
 
-def demo(runs_dir: Path, minutes: float, on_event: Callable[[dict[str, Any]], None], say: Say) -> Path:
-    """Train the small Chroma for `minutes`, measure it beside the untrained one; the grid's path."""
+@dataclass
+class Terminal:
+    """How the demo says what it does."""
+
+    on_event: Callable[[dict[str, Any]], None]
+    """Hears every event of the run."""
+    say: Say
+    move: Say = lambda _line: None
+    """Shows a line in place of the one before, as progress does."""
+
+
+@dataclass
+class _Watch:
+    """Passes the run's events on; says so once if the time is too short for this machine."""
+
+    terminal: Terminal
+    seconds: float
+    """Of training."""
+    step: int = 0
+    _first: tuple[float, int] | None = None
+    _has_judged: bool = False
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.terminal.on_event(event)
+        if event["kind"] != "step":
+            return
+        self.step, now = event["step"], time.monotonic()
+        if self._first is None:
+            self._first = now, self.step
+        elif not self._has_judged and now - self._first[0] >= min(SOON_S, self.seconds / 5):
+            self._has_judged = True
+            speed = (self.step - self._first[1]) / (now - self._first[0])
+            self._judge(round(self.seconds * speed))
+
+    def _judge(self, expected: int) -> None:
+        if expected < ENOUGH_STEPS:
+            self.terminal.say(
+                f"slow       About {expected} steps fit into the time. The first colours appear after "
+                f"about {ENOUGH_STEPS}, so the images will be close to noise. {_load()}"
+            )
+
+
+def _load() -> str:
+    """Whether other programs keep this machine busy, as a sentence."""
+    try:
+        load, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    except OSError:
+        return ""
+    if load < 1.5 * cpus:
+        return ""
+    return f"Other programs keep this machine busy (load {load:.0f} on {cpus} processors): end them, or wait."
+
+
+def demo(runs_dir: Path, minutes: float, terminal: Terminal) -> Path:
+    """Train the small Chroma and draw with it, in `minutes` once its files are made; the grid's path.
+
+    Images and models lie beside `runs_dir`, where the studio's own demo has them too.
+
+    Raises:
+        RunError: it was stopped before anything was trained.
+    """
+    say, runs_dir = terminal.say, runs_dir.absolute()
+    data_dir, models_dir = folders_in(runs_dir.parent)
+    data = build_pictures(
+        data_dir, SIZE, lambda done, of: terminal.move(f"images     {done:,} of {of:,} made")
+    )
+    say(f"images     {data.num_pictures:,} in {data_dir}: {CREDIT}")
+    base = make_models(models_dir)
+    say(f"model      {base}: a small Chroma with random weights")
     started = time.monotonic()
-    folder = runs_dir / "demo-data"
-    data = build_pictures(folder, SIZE)
-    say(f"{data.num_pictures} pictures in {folder}: {CREDIT}")
-    base = folder / "chroma.safetensors"
-    if not base.exists():
-        say("making a small Chroma with random weights ...")
-        write_base(base)
+    sections = demo_sections(data_dir, model_section(base, models_dir), minutes)
+    say("untrained  drawing a few images with it, for comparison and to measure this machine ...")
+    painter = load_painter(
+        SampleRequest(base, (), runs_dir, DRAWING, config=RunConfig.model_validate(sections))
+    )
+    pace = SPARE * _pace(painter)
+    plan = fitting(pace, 60 * minutes)
+    baseline = score(_draw(painter, plan.baseline, terminal, "untrained"))
+    left = 60 * minutes - (time.monotonic() - started) - pace * (plan.num_images - len(plan.baseline))
+    seconds = round(max(30 * minutes, left), 1)
+    say(_goal(plan, pace, seconds, minutes))
     run_dir = RunDir.create(f"demo-{time.strftime('%Y%m%d-%H%M%S')}", runs_dir)
-    config = RunConfig.model_validate(demo_sections(folder, model_section(base), minutes))
-    run_dir.write_run(config, "flowloom demo")
-    say(f"training for {minutes:g} minutes in {run_dir.path}; Ctrl-C stops early and still draws")
-    run_engine(run_dir, on_event)
-    say("drawing 27 prompts with 3 seeds, by the trained and by the untrained network ...")
-    trained, pictures = measure(SampleRequest(run_dir.path, (), run_dir.path, DRAWING))
-    untrained, _ = measure(SampleRequest(base, (), run_dir.path, DRAWING, config=config))
+    config = RunConfig.model_validate(sections | {"limits": {"max_minutes": seconds / 60}})
+    run_dir.write_run(config, "flowloom demo", trainer=NAME)
+    say(f"training   in {run_dir.path}; Ctrl-C stops it early, and the images are still drawn")
+    watch = _Watch(terminal, seconds)
+    begun = time.monotonic()
+    run_engine(run_dir, watch)
+    headline = (
+        f"{watch.step:,} steps of training in {duration(time.monotonic() - begun)}, from random weights"
+    )
+    if run_dir.latest_checkpoint() is None:
+        raise RunError(f"{run_dir.path}: it was stopped before its first step, so there is nothing to draw.")
+    sheet, reached = _trained(run_dir, plan, headline, terminal)
     grid = run_dir.path / "grid.png"
-    painter = load_painter(SampleRequest(run_dir.path, (), run_dir.path, DRAWING))
-    free = painter.draw(FREE_PROMPTS, range(len(FREE_PROMPTS)), DRAWING)
-    headline = f"{minutes:g} minutes of training on a CPU, from nothing"
-    draw_grid(pictures, list(zip(FREE_PROMPTS, free, strict=True)), headline).save(grid)
-    say(f"trained:   {trained}\nuntrained: {untrained}")
-    say(f"the pictures: {grid}   ({(time.monotonic() - started) / 60:.1f} minutes in all)")
+    sheet.save(grid)
+    _add_sample(run_dir, sheet, watch.step, f"The demo's grid: {plan}")
+    say(f"trained    {reached}\nuntrained  {baseline}\ngrid       {grid}")
+    say(f"time       {duration(time.monotonic() - started)} in all")
+    _say_what_next(run_dir, watch.step, minutes, say)
     return grid
 
 
-def measure(request: SampleRequest) -> tuple[Score, dict[tuple[str, str, int], Image.Image]]:
-    """Draw the 27 prompts for each seed and judge them; score and pictures by (colour, shape, seed)."""
-    painter = load_painter(request)
-    asked = [(colour, shape, seed) for seed in SEEDS for colour in COLOURS for shape in SHAPES]
-    pictures: dict[tuple[str, str, int], Image.Image] = {}
-    for start in range(0, len(asked), 27):
-        part = asked[start : start + 27]
+def _pace(painter: Painter) -> float:
+    """Seconds for an image, of several drawn together."""
+    some = ("red heart", "blue circle", "green square")
+    painter.draw(some, (1, 2, 3), replace(DRAWING, steps=1))  # the first use of everything takes longer
+    start = time.monotonic()
+    painter.draw(some, (1, 2, 3), DRAWING)
+    return (time.monotonic() - start) / len(some)
+
+
+def _goal(plan: Plan, pace: float, seconds: float, minutes: float) -> str:
+    drawing = pace * (plan.num_images - len(plan.baseline))
+    goal = f"goal       {duration(seconds)} of training, then about {duration(drawing)} of drawing: {plan}"
+    if plan == PLANS[0]:
+        return goal
+    why = f"{PLANS[0]} do not fit into {minutes:g} minutes, as an image takes {pace:.1f} s here"
+    return f"{goal}\n           ({why})"
+
+
+def _trained(run_dir: RunDir, plan: Plan, headline: str, terminal: Terminal) -> tuple[Image.Image, Score]:
+    """The grid of what the trained network draws, and how much of it is right."""
+    painter = load_painter(SampleRequest(run_dir.path, (), run_dir.path, DRAWING))
+    images = _draw(painter, plan.asked, terminal, "trained")
+    free = painter.draw(plan.free, range(len(plan.free)), DRAWING) if plan.free else []
+    return draw_grid(images, list(zip(plan.free, free, strict=True)), headline), score(images)
+
+
+def _add_sample(run_dir: RunDir, sheet: Image.Image, step: int, prompt: str) -> None:
+    """Put `sheet` beside the samples of `step`, which the studio shows."""
+    folder = run_dir.samples_dir(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    told = folder / "samples.json"
+    records = json.loads(told.read_text()) if told.exists() else []
+    sheet.save(folder / "grid.png")
+    drawing = asdict(replace(DRAWING, width=sheet.width, height=sheet.height))
+    write_json(told, [*records, {"file": "grid.png", "prompt": prompt, "seed": None, **drawing}])
+
+
+def _say_what_next(run_dir: RunDir, step: int, minutes: float, say: Say) -> None:
+    command = os.environ.get("FLOWLOOM_AS", "flowloom")
+    more = 10 if minutes < 10 else round(3 * minutes)
+    if step < ENOUGH_STEPS:
+        say(
+            f"note       {step:,} steps are few: the first colours appear after about {ENOUGH_STEPS}. Train "
+            "longer, or when the machine has less to do."
+        )
+    home = run_dir.path.parents[1]
+    where = "" if default_home().absolute() == home else f" --home {shlex.quote(str(home))}"
+    say(f"next       {command} up{where}: the studio, with this run, its grid and its curves")
+    say(f"           {command} demo --minutes {more}: longer; the images and the model are kept")
+
+
+def _draw(
+    painter: Painter, asked: Sequence[Asked], terminal: Terminal, name: str
+) -> dict[Asked, Image.Image]:
+    """An image for each of `asked`, some at a time, with progress."""
+    images: dict[Asked, Image.Image] = {}
+    start = time.monotonic()
+    for first in range(0, len(asked), AT_ONCE):
+        part = asked[first : first + AT_ONCE]
         prompts = [f"{colour} {shape}" for colour, shape, _ in part]
-        seeds = [1000 * seed + i for i, (_, _, seed) in enumerate(part)]
-        pictures |= dict(zip(part, painter.draw(prompts, seeds, request.drawing), strict=True))
-    return score(pictures), pictures
+        seeds = [1000 * seed + first + i for i, (_, _, seed) in enumerate(part)]
+        images |= dict(zip(part, painter.draw(prompts, seeds, DRAWING), strict=True))
+        left = (time.monotonic() - start) / len(images) * (len(asked) - len(images))
+        line = f"{name:<10} {len(images)} of {len(asked)} images drawn"
+        terminal.move(f"{line}, {duration(left)} left" if left else line)
+    return images
 
 
-def score(pictures: dict[tuple[str, str, int], Image.Image]) -> Score:
+def score(pictures: Mapping[Asked, Image.Image]) -> Score:
     """What the judge says of pictures by (colour, shape, seed)."""
     verdicts = [(judge(np.asarray(p)), colour, shape) for (colour, shape, _), p in pictures.items()]
     right = sum((v.colour, v.shape) == (colour, shape) for v, colour, shape in verdicts)

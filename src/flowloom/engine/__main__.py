@@ -16,6 +16,7 @@ from flowloom.engine.stopping import Abandoned, StopSignals
 from flowloom.errors import FlowloomError, TrainingError
 from flowloom.spec.rundir import RunDir
 from flowloom.spec.secrets import read_secrets, redact
+from flowloom.streams import leave
 
 if TYPE_CHECKING:
     from flowloom.engine.run import Sitting
@@ -93,4 +94,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

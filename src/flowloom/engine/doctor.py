@@ -12,7 +12,7 @@ from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import flowloom
 from flowloom.errors import ConfigError
@@ -33,7 +33,7 @@ NEEDED = {
 }
 OPTIONAL = ("bitsandbytes", "torchao", "wandb", "tensorboard", "aim")
 LEAST_FREE_GIB = 5
-PORT = 7860
+PORT, LOOPBACK = 7860, "127.0.0.1"
 
 
 class Finding(NamedTuple):
@@ -44,8 +44,8 @@ class Finding(NamedTuple):
     is_well: bool = True
 
 
-def examine() -> list[Finding]:
-    """Python, torch, the device, packages, trainers beside our own, secrets, disk, port."""
+def examine(port: int = PORT, host: str = LOOPBACK) -> list[Finding]:
+    """Python, torch, the device, packages, trainers beside our own, secrets, disk, and a studio's port."""
     python = Finding("python", f"{platform.python_version()} at {sys.executable}")
     return [
         Finding("flowloom", flowloom.__version__),
@@ -56,7 +56,7 @@ def examine() -> list[Finding]:
         *(finding for name in ALL for finding in trainer_findings(name)),
         _secrets(),
         _disk(),
-        port_finding(),
+        port_finding(port, host),
     ]
 
 
@@ -122,27 +122,35 @@ def _disk() -> Finding:
     return Finding("disk", f"{free:.0f} GiB free at {here}{low}", is_well=not low)
 
 
-def port_finding(port: int = PORT) -> Finding:
-    """Whether a studio can listen on `port`, or does already."""
-    with socket.socket() as listener:
+def port_finding(port: int = PORT, host: str = LOOPBACK) -> Finding:
+    """Whether a studio can listen on `port` of `host`, or does already."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(("127.0.0.1", port))
+            listener.bind((host, port))
         except OSError as error:
             reason = error.strerror
         else:
             return Finding("port", f"{port} is free")
     try:
-        with urlopen(f"http://127.0.0.1:{port}/api/health", timeout=2) as answer:
+        direct = build_opener(ProxyHandler({}))  # a proxy of the environment knows nothing of this machine
+        with direct.open(f"http://{_reached_at(host)}:{port}/api/health", timeout=2) as answer:
             version = json.load(answer)["version"]
     except (OSError, ValueError, LookupError, TypeError, HTTPException):
         return Finding("port", f"{port}: {reason}: flowloom up --port N listens on another", is_well=False)
     return Finding("port", f"{port}: a studio answers, flowloom {version}")
 
 
+def _reached_at(host: str) -> str:
+    """Where this machine reaches what listens at `host`, as an address has it."""
+    here = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(host, host)
+    return f"[{here}]" if ":" in here else here
+
+
 def main() -> None:
-    """The findings as a line of JSON, for the studio, which imports none of this."""
-    sys.stdout.write(json.dumps([finding._asdict() for finding in examine()]) + "\n")
+    """The findings as a line of JSON, for the studio at this port and host, which imports none of this."""
+    port, host = sys.argv[1:]
+    sys.stdout.write(json.dumps([finding._asdict() for finding in examine(int(port), host)]) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ class Progress:
 
     def __call__(self, event: dict[str, Any]) -> None:
         if event["kind"] == "step":
-            self._step(step_line(event))
+            self.move(step_line(event))
         elif event["kind"] == "skipped":
             self._skipped(event)
         elif event["kind"] in LINES:
-            self._say(LINES[event["kind"]](event))
+            self.say(LINES[event["kind"]](event))
 
-    def _step(self, line: str) -> None:
+    def move(self, line: str) -> None:
+        """Write a line in place of the moving one; where the output is no terminal, one every ten seconds."""
         now = time.monotonic()
         if self.is_terminal:
             self.stream.write(f"\r{line}\x1b[K")
@@ -42,11 +43,12 @@ class Progress:
     def _skipped(self, event: dict[str, Any]) -> None:
         self._num_skipped += 1
         if self._num_skipped <= MAX_SKIPPED_SHOWN:
-            self._say(f"skipped    line {event['line']}, {event['file']}: {event['reason']}")
+            self.say(f"skipped    line {event['line']}, {event['file']}: {event['reason']}")
         elif self._num_skipped == MAX_SKIPPED_SHOWN + 1:
-            self._say("skipped    ... further ones are in events.jsonl")
+            self.say("skipped    ... further ones are in events.jsonl")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Write a line that stays."""
         if self._is_line_open:
             self.stream.write("\n")
             self._is_line_open = False

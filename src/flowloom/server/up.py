@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
+import json
 import os
 import secrets
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
 
 from flowloom.errors import RunError, is_disk_full
 from flowloom.server.below import below
@@ -18,6 +24,7 @@ from flowloom.server.settings import Settings, is_loopback
 from flowloom.spec.rundir import write_json
 
 USAGE = "[--home DIR] [--host ADDRESS] [--port N] [--root NAME=DIR ...] [--token TOKEN] [...]"
+PORT, LOOPBACK = 7860, "127.0.0.1"
 _GRACE_S = 3
 
 
@@ -32,11 +39,11 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--host",
-        default="127.0.0.1",
+        default=LOOPBACK,
         metavar="ADDRESS",
         help="to listen on; any but loopback demands a token",
     )
-    add("--port", type=int, default=7860, metavar="N", help="default: 7860; 0: a free one")
+    add("--port", type=port, default=PORT, metavar="N", help=f"default: {PORT}; 0: a free one")
     add(
         "--path",
         type=below,
@@ -70,7 +77,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="COMMAND",
         help="for a shell, once nothing has run and nothing was changed for --idle-minutes",
     )
-    add("--idle-minutes", type=_minutes, default=30.0, metavar="N", help="default: 30")
+    add("--idle-minutes", type=minutes, default=30.0, metavar="N", help="default: 30")
 
 
 def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
@@ -103,13 +110,17 @@ def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
     if lock is None:
         raise RunError(f"{home}: another studio serves it already: {_who(settings.state_dir)}")
     with _listen(settings) as listener:
-        port = listener.getsockname()[1]
-        url = f"http://{_shown(settings.host)}:{port}{settings.path}"
+        settings = replace(settings, port=listener.getsockname()[1])
+        url, *others = _addresses(settings)
         with _writing_to(home):
             write_json(settings.state_dir / "server.json", {"pid": os.getpid(), "url": url})
         # One that somebody chose is known to them, and standard error may be a journal that others read.
         sign_in = f"/#token={made}" if made else ""
-        sys.stderr.write(f"studio     {url}{sign_in}\nhome       {home}\n")
+        sys.stderr.write(f"studio     {url}{sign_in}\n           Open this address in your browser.\n")
+        for other in others:
+            sys.stderr.write(f"           From other machines: {other}{sign_in}\n")
+        sys.stderr.write(f"home       {home}\nstop       Ctrl-C stops the studio; runs go on.\n")
+        sys.stderr.flush()
         _serve(settings, listener)
     return 0
 
@@ -186,18 +197,57 @@ def _who(state_dir: Path) -> str:
     return note.read_text().strip() if note.exists() else "an unknown one"
 
 
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _addresses(settings: Settings) -> list[str]:
+    """Where browsers find the studio: those of this machine first, then others' by each of its addresses."""
+    host = settings.host
+    hosts = [{"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)]
+    if host in ("0.0.0.0", "::"):
+        hosts += _own_addresses(with_v6=host == "::")
+    shown = (f"[{each}]" if ":" in each else each for each in hosts)
+    return [f"http://{each}:{settings.port}{settings.path}" for each in shown]
 
 
-def _minutes(text: str) -> float:
+def _own_addresses(*, with_v6: bool) -> list[str]:
+    """The addresses of this machine's network interfaces, without those that mean only the machine itself."""
+    families = (socket.AF_INET, socket.AF_INET6) if with_v6 else (socket.AF_INET,)
+    found = [one for each in psutil.net_if_addrs().values() for one in each if one.family in families]
+    numbers = [ipaddress.ip_address(one.address.partition("%")[0]) for one in found]
+    return [str(number) for number in numbers if not (number.is_loopback or number.is_link_local)]
+
+
+def serving_at(home: Path) -> tuple[int, str]:
+    """Port and host of the studio that serves `home` or did so last; the usual ones where there was none."""
     try:
-        minutes = float(text)
+        url = urlsplit(json.loads((home / ".flowloom" / "server.json").read_bytes())["url"])
+        return url.port or PORT, url.hostname or LOOPBACK
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return PORT, LOOPBACK
+
+
+def port(text: str) -> int:
+    """A port on a command line.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"write a number from 0 to 65535, not {text!r}")
+    return int(text)
+
+
+def minutes(text: str) -> float:
+    """Minutes on a command line.
+
+    Raises:
+        ArgumentTypeError: it is no number above 0.
+    """
+    try:
+        found = float(text)
     except ValueError:
-        minutes = 0.0
-    if not 0 < minutes < float("inf"):
+        found = 0.0
+    if not 0 < found < float("inf"):
         raise argparse.ArgumentTypeError(f"write minutes, more than 0, not {text!r}")
-    return minutes
+    return found
 
 
 def _root(text: str) -> tuple[str, Path]:

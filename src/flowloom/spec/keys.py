@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -172,3 +173,17 @@ def _bounds(kind: Schema) -> str:
     signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = "".join(f" {sign} {kind[name]:g}" for name, sign in signs.items() if name in kind)
     return limits + (f", multiple of {kind['multipleOf']}" if "multipleOf" in kind else "")
+
+
+def flags_help() -> str:
+    """Every key of the configuration as a flag, by section."""
+    lines = ["Every key of the file is a flag as well, and wins over the file:"]
+    for key in config_keys().values():
+        if key.is_section:
+            lines += ["", f"{key.name}: {key.help}"]
+            continue
+        only = f" ({', '.join(key.kinds)})" if key.kinds and not key.name.endswith(".kind") else ""
+        default = key.default_text.replace("null", "none").replace("[]", "none")
+        lines.append(f"  --{key.name} {key.type_text.replace(' or null', '')}; default: {default}{only}")
+        lines += textwrap.wrap(key.help, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines)

@@ -47,10 +47,11 @@ async def follow_system(studio: StudioDep) -> EventStream:
     "/system/doctor", summary="What this machine has and lacks", responses=problems(TakesLong, Failed)
 )
 @in_group("waiting")
-def examine() -> list[Finding]:
+def examine(studio: StudioDep) -> list[Finding]:
     """What `flowloom doctor` says: Python, torch, devices, packages, other trainers, which secrets are set,
-    disk. It imports everything, in a process of its own, and takes some seconds."""
-    done = run_process(["flowloom.engine.doctor"])
+    disk, this studio's port. It imports everything, in a process of its own, and takes some seconds."""
+    settings = studio.settings
+    done = run_process(["flowloom.engine.doctor", str(settings.port), settings.host])
     try:
         # Whatever a package says when it is imported comes before.
         told = json.loads(done.stdout.strip().rpartition("\n")[2])

@@ -1,0 +1,62 @@
+"""How much the demo draws: what fits beside the training into the time that it was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from flowloom.demo.captions import COLOURS, SHAPES
+
+SHARE = 0.25
+"""Of the time, for drawing."""
+ENOUGH_STEPS = 300
+"""Updates after which the first colours can be told, as a rule."""
+_FREE = (
+    "smiling face", "winking face", "kissing face", "crying face", "full moon", "broken heart", "green apple",
+    "purple apple", "orange book",
+)  # fmt: skip
+Asked = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Prompts and seeds."""
+
+    colours: tuple[str, ...]
+    shapes: tuple[str, ...]
+    seeds: tuple[int, ...]
+    free: tuple[str, ...]
+    """Prompts that no judge looks at."""
+
+    @property
+    def asked(self) -> list[Asked]:
+        """What the trained network draws for the judge: colour, shape and seed."""
+        return [(c, s, seed) for seed in self.seeds for c, s in product(self.colours, self.shapes)]
+
+    @property
+    def baseline(self) -> list[Asked]:
+        """What the untrained network draws for the judge: the first seed is enough for noise."""
+        return self.asked[: len(self.colours) * len(self.shapes)]
+
+    @property
+    def num_images(self) -> int:
+        """By both networks."""
+        return len(self.asked) + len(self.baseline) + len(self.free)
+
+    def __str__(self) -> str:
+        prompts, seeds = len(self.baseline), len(self.seeds)
+        return f"{prompts} prompts with {seeds} seed{'s' if seeds > 1 else ''} and {len(self.free)} others"
+
+
+PLANS = (
+    Plan(COLOURS, SHAPES, (1, 2, 3), _FREE),
+    Plan(COLOURS, SHAPES, (1,), _FREE),
+    Plan(("red", "green", "blue"), SHAPES, (1,), _FREE[:3]),
+    Plan(("red", "green", "blue"), ("heart",), (1,), ()),
+)
+"""From the whole down to the least."""
+
+
+def fitting(seconds_per_image: float, seconds: float) -> Plan:
+    """The largest plan that is drawn within its share of `seconds`, or the least one."""
+    return next((plan for plan in PLANS if plan.num_images * seconds_per_image <= SHARE * seconds), PLANS[-1])

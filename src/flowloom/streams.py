@@ -1,0 +1,49 @@
+"""Standard output and error at the edge of the process, and its end."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from contextlib import suppress
+from typing import NoReturn, TextIO
+
+
+def open_streams() -> None:
+    """Make standard output and error fit to write to: closed ones go nowhere, odd locales lose no line."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 -- for good
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def silence(stream: TextIO) -> None:
+    """Send what is still to be written to `stream` nowhere: the interpreter would try again at its end."""
+    with suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123 -- a stream of a test has no number
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def system_told(error: OSError) -> str:
+    """What the system refused, and where, in one line."""
+    reason = (error.strerror or str(error) or type(error).__name__).rstrip(".")
+    if error.filename is None:
+        silence(sys.stdout)  # most often it is what cannot be written to
+        return f"{reason}."
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else error.filename
+    return f"{where}: {reason}."
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with `status`.
+
+    Where object stores were read, not by way of the interpreter's end: a thread of their client that drops an
+    answer meanwhile would abort the process (SIGABRT in place of the status).
+    """
+    if "obstore" not in sys.modules:
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
