@@ -1,6 +1,6 @@
 import { createServer, type Server } from "node:http";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { type Item, itemOf, newOf, uploadAll } from "@/lib/upload";
+import { belowTop, type Item, itemOf, newOf, uploadAll } from "@/lib/upload";
 
 /** A small tus server that breaks a part in the middle, once. */
 let server: Server;
@@ -154,4 +154,14 @@ test("what is on its way is not sent a second time, and what failed is", () => {
   const found = ["a.png", "b.png", "c.png"].map((path) => item(path, "waiting"));
   expect(newOf(items, found, true).map((each) => each.path)).toEqual(["b.png"]);
   expect(newOf(items, found, false).map((each) => each.path)).toEqual(["b.png", "c.png"]);
+});
+
+test("a folder that is chosen is the data set itself", () => {
+  const chosen = (path: string) =>
+    Object.assign(new File([], "a.png"), { webkitRelativePath: path }) satisfies File;
+  expect([chosen("foxes/a.png"), chosen("foxes/den/a.png"), new File([], "a.png")].map(belowTop)).toEqual([
+    "a.png",
+    "den/a.png",
+    "a.png",
+  ]);
 });

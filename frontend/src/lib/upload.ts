@@ -210,6 +210,10 @@ export async function filesOf(transfer: DataTransfer): Promise<Item[]> {
   return found;
 }
 
+/** The path of a file in a folder that was chosen: that folder is the data set itself. */
+export const belowTop = (file: File) =>
+  (file.webkitRelativePath ?? "").split("/").slice(1).join("/") || file.name;
+
 export const itemOf = (file: File, path: string): Item => ({ file, path, sent: 0, state: "waiting" });
 
 /** Of what was found, that which is not on its way already. */

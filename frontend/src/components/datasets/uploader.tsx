@@ -8,7 +8,7 @@ import { Meter } from "@/components/ui/surface";
 import { useToasts } from "@/components/ui/toasts";
 import { changed } from "@/lib/api/datasets";
 import { bytes, count } from "@/lib/format";
-import { filesOf, type Item, itemOf, newOf, uploadAll } from "@/lib/upload";
+import { belowTop, filesOf, type Item, itemOf, newOf, uploadAll } from "@/lib/upload";
 
 const SHOWN_EVERY_MS = 200;
 const MOST_TOLD = 5;
@@ -22,6 +22,7 @@ export function Uploader({ dataset }: { dataset: string }) {
   const abort = useRef(new AbortController());
   const tick = useRef<ReturnType<typeof setTimeout> | undefined>(undefined);
   const input = useRef<HTMLInputElement>(null);
+  const folder = useRef<HTMLInputElement>(null);
   const client = useQueryClient();
   const { complain, say } = useToasts();
   const isBusy = numUnderWay > 0;
@@ -100,9 +101,29 @@ export function Uploader({ dataset }: { dataset: string }) {
             event.target.value = "";
           }}
         />
-        <Button size="small" onClick={() => input.current?.click()}>
-          <UploadIcon className="size-3.5" /> Choose files
-        </Button>
+        <input
+          ref={(element) => {
+            folder.current = element;
+            element?.setAttribute("webkitdirectory", "");
+          }}
+          type="file"
+          multiple
+          tabIndex={-1}
+          className="sr-only"
+          aria-label="Folder to upload"
+          onChange={(event) => {
+            take([...(event.target.files ?? [])].map((file) => itemOf(file, belowTop(file))));
+            event.target.value = "";
+          }}
+        />
+        <span className="flex flex-wrap gap-2">
+          <Button size="small" onClick={() => input.current?.click()}>
+            <UploadIcon className="size-3.5" /> Choose files
+          </Button>
+          <Button size="small" onClick={() => folder.current?.click()}>
+            Choose a folder
+          </Button>
+        </span>
       </div>
       {items.length > 0 && (
         <div className="mt-3 grid gap-1.5">

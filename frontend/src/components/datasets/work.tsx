@@ -76,7 +76,7 @@ function Report({ result, onItem }: { result: Result; onItem: (item: string) => 
     <div className="grid gap-3 text-sm">
       <p>
         <strong>{count(result.usable)}</strong> of {count((result.rows ?? 0) + numUnusable)} images can be
-        trained on; {count((result.errors ?? 0) + numUnusable)} errors, {count(result.warnings)} warnings.
+        trained on; errors: {count((result.errors ?? 0) + numUnusable)}, warnings: {count(result.warnings)}.
       </p>
       <div className="flex flex-wrap gap-1.5">
         {Object.entries(counts).map(([name, number]) => (

@@ -100,15 +100,15 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
 function FolderNote({ dataset }: { dataset: DataSet }) {
   const { data } = useQuery(summary(dataset.name));
   const bare = data ? data.images - data.captioned : 0;
+  const bad = data?.problems ?? 0;
+  const images = (num: number) => `${count(num)} image${num === 1 ? "" : "s"}`;
   return (
     <>
       <p className="text-xs text-ink-faint">
         Captions are read from the files in this folder when the run starts.
-        {bare > 0 && (
-          <span className="text-weld">
-            {" "}
-            {count(bare)} of {count(data?.images)} images have no caption: FLOW leaves them out.
-          </span>
+        {bare > 0 && <span className="text-weld"> {images(bare)} without a caption: not trained.</span>}
+        {bad > 0 && (
+          <span className="text-weld"> {images(bad)} with problems, which may not be trained.</span>
         )}
       </p>
       <div>

@@ -3,6 +3,7 @@ import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { Button, LinkButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
 import { CheckIcon, DownloadIcon } from "@/components/ui/icons";
+import { Input, Select } from "@/components/ui/inputs";
 import { Panel } from "@/components/ui/surface";
 import { Choice } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
@@ -10,6 +11,7 @@ import { download, lacking } from "@/lib/api/models";
 import { useDebounced } from "@/lib/check";
 import { bytes } from "@/lib/format";
 import { at, type Json, type Tree } from "@/lib/json";
+import { numberFrom, textOf } from "@/lib/schema";
 import { BaseCards } from "./base-cards";
 import { useForm } from "./context";
 import { DataChoice } from "./data-choice";
@@ -96,6 +98,8 @@ export function methodOf(whole: Tree): Method {
   return at(whole, ["training", "change_layer_every"]) ? "rotation" : "full";
 }
 
+/** Checkpoints that stay where a user asks for a number and has not said which. */
+const FEW = 4;
 const ROTATION: Tree = { change_layer_every: 20, trained_single_blocks: 2, trained_double_blocks: 1 };
 
 function How() {
@@ -132,6 +136,54 @@ function How() {
   );
 }
 
+const AUTO = "auto";
+
+/** How often it saves, and how many of these checkpoints stay. */
+function Keeping() {
+  const { whole, set } = useForm();
+  const kept = at(whole, ["checkpoint", "keep_last"]) ?? AUTO;
+  const all = methodOf(whole) === "lora" ? "All" : "As many as the disk holds";
+  const write = (path: string[]) => (event: { target: { value: string } }) =>
+    set(path, numberFrom(event.target.value));
+  return (
+    <fieldset className="grid content-start gap-1.5">
+      <legend className="label mb-1.5">Checkpoints</legend>
+      <div className="flex flex-wrap items-center gap-x-4 gap-y-2 text-xs">
+        <label className="flex items-center gap-2">
+          Save every
+          <Input
+            className="figure w-20!"
+            inputMode="numeric"
+            value={textOf(at(whole, ["training", "save_every"]))}
+            onChange={write(["training", "save_every"])}
+          />
+          steps
+        </label>
+        <label className="flex items-center gap-2">
+          Keep
+          <Select
+            className="w-auto!"
+            value={kept === AUTO ? AUTO : "last"}
+            onChange={(event) => set(["checkpoint", "keep_last"], event.target.value === AUTO ? AUTO : FEW)}
+          >
+            <option value={AUTO}>{all}</option>
+            <option value="last">The last</option>
+          </Select>
+        </label>
+        {kept !== AUTO && (
+          <Input
+            className="figure w-16!"
+            inputMode="numeric"
+            aria-label="Checkpoints to keep"
+            value={textOf(kept)}
+            onChange={write(["checkpoint", "keep_last"])}
+          />
+        )}
+      </div>
+    </fieldset>
+  );
+}
+
 /** What has no right default: data, base, and what of it is trained. */
 export function Essentials() {
   return (
@@ -139,7 +191,10 @@ export function Essentials() {
       <div className="grid gap-5">
         <div className="grid gap-x-6 gap-y-5 sm:grid-cols-2">
           <DataChoice />
-          <How />
+          <div className="grid content-start gap-5">
+            <How />
+            <Keeping />
+          </div>
         </div>
         <Model />
       </div>
