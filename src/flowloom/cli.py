@@ -101,8 +101,10 @@ def _train(words: list[str]) -> int:
     if asked.dry_run:
         return _show_plan(loaded)
 
+    from flowloom.data.library.needs import refuse_unfit_models
     from flowloom.spec.rundir import RunDir, default_name
 
+    refuse_unfit_models(loaded.config, loaded.source)
     _print_notes(loaded.notes)
     run_dir = RunDir.create(asked.name or default_name(loaded.source.stem), asked.runs_dir)
     run_dir.write_run(loaded.config, str(loaded.source), loaded.notes)
@@ -194,7 +196,7 @@ def _sample(words: list[str]) -> int:
     request = SampleRequest(
         asked.source, asked.prompt, asked.out_dir, drawing, config, asked.lora, asked.seed, asked.weights
     )
-    for path in sample(request, _warn):
+    for path in sample(request, lambda note: _print_notes([note])):
         print(path)
     return OK
 
@@ -224,14 +226,9 @@ def _export(words: list[str]) -> int:
         notes = merge_adapter(asked.source, asked.base, asked.out, asked.strength, asked.weights)
     else:
         notes = export_adapter(asked.source, asked.format, asked.out, asked.weights, asked.base)
-    for note in notes:
-        _warn(note)
+    _print_notes(notes)
     print(asked.out)
     return OK
-
-
-def _warn(note: str) -> None:
-    print(f"warning    {note}", file=sys.stderr)
 
 
 def _up(words: list[str]) -> int:

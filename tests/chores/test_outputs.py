@@ -225,7 +225,7 @@ def test_what_cannot_be_drawn_is_told_before_it_starts(trained: RunDir, tmp_path
     assert "5,000 pictures" in problems(**source, grid=many)["grid"]
     network = write_model(tmp_path / "sdxl.safetensors", SDXL_UNET)
     told = problems(**source, loras=[{"lora_path": str(network)}])
-    assert "SDXL, and no LoRA" in told["loras.0.lora_path"]
+    assert "SDXL, not a LoRA" in told["loras.0.lora_path"]
     layer = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
     other = write_model(tmp_path / "other.safetensors", {f"{layer}.lora_down.weight": (8, 2048)})
     assert "a LoRA for sdxl" in problems(**source, loras=[{"lora_path": str(other)}])["loras.0.lora_path"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowloom.chores import ALL
 from flowloom.cli import main
 from flowloom.engine.__main__ import run_engine
-from flowloom.parts.families.weights import open_weights
+from flowloom.engine.build import build
+from flowloom.engine.distributed import Ranks
+from flowloom.errors import ConfigError
+from flowloom.parts.families.weights import open_weights, save_weights
+from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
+from flowloom.trainers.flow import TRAINER
 from tests.parts.adapters.comfyui import loaded_as_comfyui_does
 
 RANK, ALPHA = 2, 6.0
@@ -96,3 +103,102 @@ def test_a_merge_is_what_was_trained(dora_run: RunDir, tmp_path: Path) -> None:
     dtype = next(iter(open_weights(out).dtypes.values()))
     for name, tensor in open_weights(out).items():
         torch.testing.assert_close(tensor, expected[name].to(dtype), rtol=1e-2, atol=3e-6)
+
+
+@pytest.fixture
+def files(tmp_path: Path, tiny_family) -> dict[str, Path]:
+    """Files that stand in the wrong place, or that nothing reads."""
+    lora = {
+        "diffusion_model.img_in.lora_A.weight": torch.ones(1, 64),
+        "diffusion_model.img_in.lora_B.weight": torch.ones(64, 1),
+    }
+    save_weights(tmp_path / "fox.safetensors", lora, {})
+    scaled = dict(open_weights(tiny_family.chroma_path).items()) | {"img_in.scale_weight": torch.ones(1)}
+    save_weights(tmp_path / "scaled.safetensors", scaled, {})
+    (tmp_path / "small.gguf").write_bytes(b"GGUF" + bytes(64))
+    return {
+        "lora": tmp_path / "fox.safetensors",
+        "scaled": tmp_path / "scaled.safetensors",
+        "gguf": tmp_path / "small.gguf",
+        "vae": Path(tiny_family.vae_path),
+        "t5": Path(tiny_family.t5_path) / "model.safetensors",
+        "chroma": Path(tiny_family.chroma_path),
+    }
+
+
+WRONG = [
+    ("chroma_path", "lora", "fox.safetensors is a LoRA"),
+    ("chroma_path", "scaled", "has scaled float8 weights"),
+    ("chroma_path", "gguf", "is a GGUF file"),
+    ("chroma_path", "t5", "Chroma's network goes here"),
+    ("t5_path", "vae", "T5 XXL's encoder goes here"),
+    ("t5_path", "gguf", "is a GGUF file"),
+    ("vae_path", "chroma", "FLUX's VAE of 16 channels, ae.safetensors goes here"),
+]
+
+
+@pytest.mark.parametrize(("key", "file", "words"), WRONG)
+def test_a_wrong_model_file_is_a_problem_of_its_key_before_anything_starts(
+    key: str, file: str, words: str, files: dict[str, Path], make_config, tmp_path: Path, capsys
+) -> None:
+    """`train` makes no run, the preflight and the studio list it, the engine's own process says it too."""
+    config = make_config().model_dump(mode="json")
+    config["model"][key] = str(files[file])
+    path, runs_dir = tmp_path / "config.json", tmp_path / "runs"
+    path.write_text(json.dumps(config))
+    assert main(["train", str(path), "--runs-dir", str(runs_dir)]) == 2
+    said = capsys.readouterr().err
+    assert f"model.{key}: " in said
+    assert words in said
+    assert not runs_dir.exists()
+    found = [problem for problem in TRAINER.check(config) if problem.path == f"model.{key}"]
+    assert [words in problem.message for problem in found] == [True]
+    assert main(["preflight", str(path), "--json"]) != 0
+    listed = [one for one in json.loads(capsys.readouterr().out)["problems"] if one["path"] == f"model.{key}"]
+    assert [words in one["message"] for one in listed] == [True]
+    with pytest.raises(ConfigError, match=words):
+        build(RunConfig.model_validate(config), Ranks())
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("chroma", "is Chroma, not a LoRA"), ("vae", "not a LoRA"), ("gguf", "is a GGUF file")],
+)
+def test_what_is_no_adapter_is_not_taken_for_one(
+    file: str, words: str, files: dict[str, Path], make_config, tmp_path: Path, capsys
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(make_config().model_dump(mode="json")))
+    out = str(tmp_path / "out.safetensors")
+    sample = [
+        "sample",
+        str(files["chroma"]),
+        "--config",
+        str(path),
+        "--prompt",
+        "x",
+        "-o",
+        str(tmp_path / "s"),
+    ]
+    assert main([*sample, "--lora", str(files[file])]) == 2
+    assert words in capsys.readouterr().err
+    assert main(["export", str(files[file]), "--format", "comfy", "-o", out]) == 2
+    assert words in capsys.readouterr().err
+    problems = {
+        name: ALL[name].check({"source_path": str(files[file]), "base_path": str(files["chroma"])})
+        for name in ("export", "merge")
+    }
+    assert all(problem.path == "source_path" and words in problem.message
+               for found in problems.values() for problem in found)  # fmt: skip
+    assert [len(found) for found in problems.values()] == [1, 1]
+
+
+def test_a_merge_into_another_model_is_refused(files: dict[str, Path], tmp_path: Path, capsys) -> None:
+    words = ["export", str(files["lora"]), "--format", "merged", "-o", str(tmp_path / "out.safetensors")]
+    for base, said in (("vae", "Chroma's network goes here"), ("scaled", "scaled float8"), ("gguf", "GGUF")):
+        assert main([*words, "--base", str(files[base])]) == 2
+        assert said in capsys.readouterr().err
+        config = {"source_path": str(files["lora"]), "base_path": str(files[base])}
+        (problem,) = ALL["merge"].check(config)
+        assert problem.path == "base_path"
+        assert said in problem.message

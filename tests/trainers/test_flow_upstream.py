@@ -77,6 +77,13 @@ def test_a_good_configuration_has_no_problems(config: dict[str, Any]) -> None:
     assert not TRAINER.check(config)
 
 
+def test_a_base_that_flow_cannot_read_is_told(config: dict[str, Any]) -> None:
+    Path(config["model"]["chroma_path"]).write_bytes(b"GGUF" + bytes(64))
+    (problem,) = TRAINER.check(config)
+    assert problem.path == "model.chroma_path"
+    assert "chroma.safetensors is a GGUF file" in problem.message
+
+
 def test_keys_are_those_that_the_trainer_in_the_checkout_takes(config: dict[str, Any]) -> None:
     config["trainer"] = "train_mp_old.py"
     config["training"] |= {"wandb_projekt": "x", "aim_path": "", "max_grad_norm": 1.0}

@@ -16,6 +16,7 @@ from flowloom.trainers.kohya.arguments import known_arguments, path_in, raw_prob
 from flowloom.trainers.kohya.files import toml
 from flowloom.trainers.kohya.hooks import MARK
 from flowloom.trainers.kohya.trainer import TRAINER
+from tests.data.library.conftest import CHROMA, write_model
 
 
 def rendered(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
@@ -232,6 +233,16 @@ def test_a_checkout_that_lacks_an_argument_is_told(
 ) -> None:
     problems = {problem.path: problem for problem in TRAINER.check(kohya_config(family="sd15"))}
     assert "takes no --save_state" in problems["saving.save_state"].message
+
+
+def test_a_base_that_sd_scripts_cannot_read_is_told(
+    kohya_config: Callable[..., dict[str, Any]], least_checkout: Path, tmp_path: Path
+) -> None:
+    base = write_model(tmp_path / "small.safetensors", {**CHROMA, "scaled_fp8": (2,)}, dtype="F8_E4M3")
+    config = kohya_config(family="chroma")
+    config["model"]["pretrained_model_name_or_path"] = str(base)
+    problems = {problem.path: problem.message for problem in TRAINER.check(config)}
+    assert "small.safetensors has scaled float8" in problems["model.pretrained_model_name_or_path"]
 
 
 def test_without_sd_scripts_it_says_how_to_get_it(

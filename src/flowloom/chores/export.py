@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field
 
 from flowloom.chores.base import Chore
 from flowloom.chores.sources import base_around, out_problems, source_problems
-from flowloom.data.library.look import look
+from flowloom.data.library.needs import unfit_adapter, unfit_models
 from flowloom.errors import Problem
 from flowloom.parts.base import Section
 
@@ -47,19 +48,30 @@ class MergeConfig(Section):
 
 
 def _look_at_export(config: ExportConfig) -> list[Problem]:
-    return [*source_problems(config.source_path), *out_problems(config.out_path)]
+    problems = [*_source_problems(config), *out_problems(config.out_path)]
+    return [*problems, *(_base_problems(Path(config.base_path)) if config.base_path else ())]
 
 
 def _look_at_merge(config: MergeConfig) -> list[Problem]:
-    problems = [*source_problems(config.source_path), *out_problems(config.out_path)]
+    problems = [*_source_problems(config), *out_problems(config.out_path)]
     base = base_of(config)
     if base is None:
-        problems.append(Problem("base_path", "is needed: nothing says what this LoRA was trained on."))
-    elif not base.exists():
-        problems.append(Problem("base_path", f"{base} does not exist."))
-    elif (found := look(base)).architecture not in (None, "chroma"):
-        problems.append(Problem("base_path", f"{base.name} is {found.words}: Chroma's network goes here."))
-    return problems
+        return [*problems, Problem("base_path", "is needed: nothing says what this LoRA was trained on.")]
+    return [*problems, *_base_problems(base)]
+
+
+def _source_problems(config: ExportConfig | MergeConfig) -> Iterator[Problem]:
+    yield from source_problems(config.source_path)
+    path = Path(config.source_path)
+    if path.is_file() and (unfit := unfit_adapter(path)):
+        yield Problem("source_path", unfit)
+
+
+def _base_problems(base: Path) -> Iterator[Problem]:
+    if not base.exists():
+        yield Problem("base_path", f"{base} does not exist.")
+    for unfit in unfit_models({"chroma_path": str(base)}):
+        yield Problem("base_path", unfit.message)
 
 
 def base_of(config: MergeConfig | ExportConfig) -> Path | None:

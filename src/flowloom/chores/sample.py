@@ -14,7 +14,7 @@ from flowloom.chores.base import Chore
 from flowloom.chores.export import Strength
 from flowloom.chores.sources import config_around, source_problems
 from flowloom.data.library.look import look
-from flowloom.data.library.needs import unfit_models
+from flowloom.data.library.needs import unfit_adapter, unfit_models
 from flowloom.errors import Problem
 from flowloom.parts.base import Section
 from flowloom.spec.files import missing_model_files, resolve_paths
@@ -180,13 +180,9 @@ def _lora_problems(i: int, lora: LoraSource) -> Iterator[Problem]:
     if not path.is_file():
         yield Problem(place, f"{path} is no file.")
         return
-    found = look(path)
-    if found.problem:
-        yield Problem(place, found.problem)
-    elif found.adapter is None:
-        yield Problem(place, f"{path.name} is {found.words}, and no LoRA.")
-    elif found.adapter.base_told_by == "tensors" and found.adapter.base not in ("chroma", "flux-or-chroma"):
-        yield Problem(place, f"{path.name} is a LoRA for {found.adapter.base}, and does not fit Chroma.")
+    unfit = unfit_adapter(path)
+    if unfit:
+        yield Problem(place, unfit)
 
 
 CHORE = Chore(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from flowloom.data.library.needs import refuse_unfit_models
 from flowloom.data.loader import DataSet, Loader
 from flowloom.data.pictures import Pictures
 from flowloom.engine.distributed import Ranks
@@ -92,6 +93,7 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> P
     """
     if config.parallel.num_threads:
         torch.set_num_threads(config.parallel.num_threads)
+    refuse_unfit_models(config, "the configuration")
     device = choose_device(config.parallel.device)
     precision = choose_precision(config, device)
     dataset = DataSet.from_config(config)

@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor
 
 from flowloom.chores.sources import base_around
+from flowloom.data.library.needs import unfit_adapter, unfit_models
 from flowloom.engine import checkpoint
 from flowloom.errors import RunError, WeightsError
 from flowloom.parts.adapters.dora import BaseWeight
@@ -87,6 +88,9 @@ def merge_adapter(
     base = base or base_around(source)
     if base is None:
         raise RunError(f"{path} does not say what it was trained on: name the base model with --base FILE.")
+    unfit = unfit_models({"chroma_path": str(base)})
+    if unfit:
+        raise WeightsError(unfit[0].message)
     return merge(base, path, out_path, strength, on_tensor=on_tensor)
 
 
@@ -94,4 +98,7 @@ def _find_adapter(source: Path, weights: Literal["ema", "raw"]) -> Path:
     path = checkpoint.find_weights(source, weights)
     if path != source and path.name in (checkpoint.MODEL, checkpoint.EMA_MODEL):
         raise RunError(f"{source} holds a whole model, which needs no export: {path} loads as it is.")
+    unfit = unfit_adapter(path)
+    if unfit:
+        raise WeightsError(unfit)
     return path

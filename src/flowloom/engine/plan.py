@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from flowloom.data.library.needs import rounded_models, unfit_for
 from flowloom.data.loader import DataSet
 from flowloom.data.pictures import Pictures
 from flowloom.data.prepare.fresh import freshness, left_out_told
@@ -135,11 +136,18 @@ def _method(config: RunConfig) -> str:
 def _network_rows(plan: Plan, config: RunConfig) -> Rows:
     model = config.model
     rows = [("chroma", model.chroma_path), ("vae", model.vae_path), ("t5", model.t5_path)]
-    chroma = plan.check(
-        "model.chroma_path", lambda: load_chroma(Path(model.chroma_path), META, torch.float32)
-    )
-    for key in ENCODERS:
-        plan.check(key, partial(unless_cached, config, key))
+    rounded = rounded_models(model)
+    plan.hints += rounded
+    plan.notes += rounded
+    unfit = unfit_for(config)
+    plan.problems += unfit
+    told = {problem.path for problem in unfit}
+    checks: dict[str, Callable[[], Any]] = {
+        "model.chroma_path": lambda: load_chroma(Path(model.chroma_path), META, torch.float32),
+        **{key: partial(unless_cached, config, key) for key in ENCODERS},
+    }
+    loaded = {key: plan.check(key, check) for key, check in checks.items() if key not in told}
+    chroma = loaded.get("model.chroma_path")
     if chroma:
         total = sum(weight.numel() for weight in chroma.parameters())
         trained = plan.check("method", lambda: count_trained(config, chroma))

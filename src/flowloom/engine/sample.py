@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from flowloom.data.library.needs import unfit_adapter, unfit_models
 from flowloom.engine import checkpoint
 from flowloom.engine.build import choose_precision, load_encoders
 from flowloom.engine.preview import Drawing, Painter, draw_in_batches
-from flowloom.errors import RunError
+from flowloom.errors import ConfigError, RunError, WeightsError
 from flowloom.parts.adapters.adapter import Adapter
 from flowloom.parts.adapters.read import is_adapter, load_onto
 from flowloom.parts.devices import choose_device
@@ -72,6 +73,14 @@ def load_painter(request: SampleRequest) -> Painter:
 def load_with_adapters(request: SampleRequest) -> tuple[Painter, list[tuple[Adapter, float]]]:
     """`load_painter`, and every adapter in it with its strength, the source's own first."""
     config, base, adapters = _resolve(request)
+    for path, _ in request.loras:
+        unfit = unfit_adapter(path) if path.is_file() else None
+        if unfit:
+            raise WeightsError(unfit)
+    model = config.model.model_copy(update={"chroma_path": str(base)})
+    problems = unfit_models(model.model_dump())
+    if problems:
+        raise ConfigError(str(request.source), problems)
     device = choose_device(config.parallel.device)
     precision = choose_precision(config, device)
     model = load_chroma(base, device, precision.compute)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flowloom.data.library.needs import choices, unfit_models
+from flowloom.data.library.needs import choices, unfit_for, unfit_models
 from flowloom.errors import ConfigError, Problem
 from flowloom.spec.flow_json import load_config
 from flowloom.spec.resume import FIXED
@@ -108,12 +108,10 @@ class Flow:
     def check(self, config: dict[str, Any]) -> list[Problem]:
         """See Trainer."""
         model = config.get("model")
-        unfit = unfit_models(model) if isinstance(model, dict) else []
         try:
-            load_config(config, [], Path("config"), with_files=True)
+            return unfit_for(load_config(config, [], Path("config"), with_files=True).config)
         except ConfigError as error:
-            return [*error.problems, *unfit]
-        return unfit
+            return [*error.problems, *(unfit_models(model) if isinstance(model, dict) else ())]
 
     def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str, name: str = "flow") -> None:
         """See Trainer; `name` is of a chore that takes the same configuration."""

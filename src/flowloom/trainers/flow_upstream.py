@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from flowloom.data.library.needs import unreadable
 from flowloom.errors import ConfigError, Problem, RunError
 from flowloom.spec.files import is_folder, resolve_paths
 from flowloom.spec.problems import booleans_for_numbers, problems_of
@@ -296,6 +297,8 @@ def _missing_files(config: UpstreamConfig) -> Iterator[Problem]:
             is_path = name.endswith("_path") and isinstance(value, str) and value and "://" not in value
             if is_path and not os.path.exists(_absolute(value)):  # noqa: PTH110 -- any text, not only paths
                 yield Problem(f"{place}.{name}", f"{value} does not exist.")
+            elif is_path and place == "model" and (problem := unreadable(Path(_absolute(value)))):
+                yield Problem(f"{place}.{name}", problem)
     if is_folder(config.dataloader.jsonl_metadata_path):
         message = "is a folder, and FLOW itself reads a JSONL only: convert the folder under Datasets."
         yield Problem("dataloader.jsonl_metadata_path", message)

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from flowloom.data.library.catalogue import OFFERS
-from flowloom.data.library.needs import WANTED, choices, missing, unfit_models
+from flowloom.data.library.needs import (
+    WANTED,
+    choices,
+    missing,
+    rounded_models,
+    unfit_adapter,
+    unfit_models,
+    unreadable,
+)
 from flowloom.spec.run import ModelSection
 from tests.data.library.conftest import CHROMA, CLIP_L, FLUX, KNOWN, T5_XXL, VAE_4, VAE_16, write_model
 
@@ -67,6 +75,9 @@ def test_a_whole_set_lacks_nothing(models_dir: Path):
         ("chroma_path", "flux", "FLUX.1 schnell: Chroma's network goes here"),
         ("chroma_path", "radiance", "works on pixels"),
         ("t5_path", "clip_l", "CLIP L"),
+        ("t5_path", "ae", "is a VAE of 16 channels, as FLUX has it: T5 XXL's encoder goes here"),
+        ("vae_path", "t5xxl", "is T5 XXL: FLUX's VAE of 16 channels, ae.safetensors goes here"),
+        ("chroma_path", "ae", "is a VAE of 16 channels, as FLUX has it: Chroma's network goes here"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_with_its_name(key: str, file: str, words: str, models_dir: Path):
@@ -81,6 +92,70 @@ def test_a_lora_is_no_base(models_dir: Path):
     write_model(models_dir / "fox.safetensors", shapes)
     (problem,) = unfit_models(section(models_dir, chroma_path="fox"))
     assert "a LoRA, which goes on top of a base model" in problem.message
+
+
+@pytest.mark.parametrize("key", WANTED)
+@pytest.mark.parametrize("kind", ["GGUF", "scaled"])
+def test_a_quantised_file_is_refused_and_offered_nowhere(key: str, kind: str, models_dir: Path):
+    shapes = {"chroma_path": CHROMA, "vae_path": VAE_16, "t5_path": T5_XXL}[key]
+    path = models_dir / "small.safetensors"
+    if kind == "GGUF":
+        path.write_bytes(b"GGUF" + bytes(100))
+    else:
+        write_model(path, shapes | {"scaled_fp8": (2,)}, dtype="F8_E4M3")
+    (problem,) = unfit_models(section(models_dir, **{key: "small"}))
+    assert problem.path == f"model.{key}"
+    assert ("is a GGUF file" if kind == "GGUF" else "has scaled float8 weights") in problem.message
+    assert "Use the bf16 or fp16 .safetensors file of the same model" in problem.message
+    assert "\n" not in problem.message
+    assert path not in [path for paths in choices([models_dir]).values() for path in paths]
+
+
+def test_plain_float8_is_taken_and_said_to_be_rounded(models_dir: Path):
+    write_model(models_dir / "fp8.safetensors", CHROMA, dtype="F8_E4M3")
+    given = section(models_dir, chroma_path="fp8")
+    assert unfit_models(given) == []
+    (told,) = rounded_models(ModelSection(**given))
+    assert told.startswith("model.chroma_path: fp8.safetensors has float8 weights")
+    assert rounded_models(ModelSection(**section(models_dir))) == []
+
+
+def test_a_diffusers_pipeline_is_chromas_network_and_nothing_else(models_dir: Path):
+    folder = models_dir / "pipeline"
+    for part, shapes in {"transformer": CHROMA, "vae": VAE_16, "text_encoder": T5_XXL}.items():
+        write_model(folder / part / "diffusion_pytorch_model.safetensors", shapes)
+    (folder / "model_index.json").write_text(
+        '{"_class_name": "ChromaPipeline", "transformer": [], "vae": []}'
+    )
+    parts = {"vae_path": "vae", "t5_path": "text_encoder"}
+    given = section(models_dir) | {key: str(folder) for key in WANTED}
+    assert {problem.path: problem.message for problem in unfit_models(given)} == {
+        f"model.{key}": f"{folder} is a whole diffusers pipeline. Name its part: {folder / part}."
+        for key, part in parts.items()
+    }
+    assert unfit_models(given | {key: str(folder / part) for key, part in parts.items()}) == []
+    write_model(folder / "transformer" / "diffusion_pytorch_model.safetensors", FLUX)
+    (problem,) = unfit_models(section(models_dir) | {"chroma_path": str(folder)})
+    assert "FLUX.1 schnell: Chroma's network goes here" in problem.message
+
+
+def test_a_model_is_no_adapter(models_dir: Path):
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    sdxl = {f"{layer}.lora_down.weight": (4, 2048), f"{layer}.lora_up.weight": (640, 4)}
+    write_model(models_dir / "sdxl.safetensors", sdxl)
+    (models_dir / "x.gguf").write_bytes(b"GGUF" + bytes(100))
+    said = {name: unfit_adapter(models_dir / name) or "" for name in
+            ("Chroma1-HD.safetensors", "ae.safetensors", "sdxl.safetensors", "x.gguf")}  # fmt: skip
+    assert said["Chroma1-HD.safetensors"] == "Chroma1-HD.safetensors is Chroma, not a LoRA."
+    assert said["ae.safetensors"].endswith("not a LoRA.")
+    assert "is a LoRA for sdxl" in said["sdxl.safetensors"]
+    assert "is a GGUF file" in said["x.gguf"]
+
+
+def test_what_is_no_file_is_not_called_unreadable():
+    assert [unreadable(Path(text)) for text in ("black-forest-labs/FLUX.1-dev", "a\0b", "x" * 5000)] == [
+        None
+    ] * 3
 
 
 def test_a_t5_of_another_size_is_told_by_both_widths(models_dir: Path):

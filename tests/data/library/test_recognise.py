@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,56 @@ def test_what_nothing_fits_is_unknown_and_no_problem(tmp_path: Path):
     assert (found.kind, found.architecture, found.problem) == ("unknown", None, None)
 
 
-def test_weights_with_scales_are_told(tmp_path: Path):
-    shapes = CHROMA | {"single_blocks.0.linear1.scale_weight": (1,)}
-    assert look(write_model(tmp_path / "x.safetensors", shapes, dtype="F8_E4M3")).is_scaled
+STORED = {
+    "scaled fp8": ("single_blocks.0.linear1.scale_weight", "scaled float8 weights"),
+    "scaled fp8 of torchao": ("single_blocks.0.linear1.weight_scale", "scaled float8 weights"),
+    "marker": ("scaled_fp8", "scaled float8 weights"),
+    "ComfyUI": ("single_blocks.0.linear1.comfy_quant", "weights quantised by ComfyUI"),
+    "nf4": ("single_blocks.0.linear1.weight.quant_state.bitsandbytes__nf4", "4-bit weights of bitsandbytes"),
+    "nf4 maxima": ("single_blocks.0.linear1.weight.absmax", "4-bit weights of bitsandbytes"),
+    "int8": ("single_blocks.0.linear1.SCB", "8-bit weights of bitsandbytes"),
+    "SVDQuant": ("single_blocks.0.linear1.qweight", "SVDQuant"),
+    "quanto": ("single_blocks.0.linear1.weight._data", "quanto"),
+}
+
+
+@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("model", ["chroma", "t5"])
+def test_weights_that_need_scales_say_what_they_are_and_what_to_use(kind: str, model: str, tmp_path: Path):
+    name, what = STORED[kind]
+    shapes = (CHROMA if model == "chroma" else T5_XXL) | {name: (1,)}
+    found = look(write_model(tmp_path / "small.safetensors", shapes, dtype="F8_E4M3"))
+    assert found.kind == ("network" if model == "chroma" else "text-encoder")
+    assert found.problem
+    assert found.problem.startswith("small.safetensors has ")
+    assert what in found.problem
+    hint = "lora.base_model_quant_level" if model == "chroma" else "model.t5_to_8bit"
+    assert "Use the bf16 or fp16 .safetensors file of the same model" in found.problem
+    assert hint in found.problem
+
+
+def test_the_marker_counts_behind_a_prefix(tmp_path: Path):
+    shapes = {
+        f"model.diffusion_model.{name}": shape for name, shape in {**CHROMA, "scaled_fp8": (2,)}.items()
+    }
+    found = look(write_model(tmp_path / "x.safetensors", shapes, dtype="F8_E4M3"))
+    assert found.architecture == "chroma"
+    assert found.problem
+    assert "scaled float8" in found.problem
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "x.safetensors", "x.bin"])
+def test_gguf_is_told_whatever_it_is_called(name: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(b"GGUF\x03" + bytes(100))
+    problem = look(tmp_path / name).problem
+    assert problem
+    assert f"{name} is a GGUF file" in problem
+    assert "Use the bf16 or fp16 .safetensors file" in problem
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.safetensors")
+    assert find([tmp_path])[0].problem == f"{tmp_path / 'x.safetensors'} is no regular file."
 
 
 LORA = {"double_blocks.0.img_attn.qkv": (3072, 9216), "single_blocks.0.linear1": (3072, 21504)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,11 @@ from flowloom.data.library.adapters import AdapterFacts, look_at_adapter
 from flowloom.data.library.architectures import ARCHITECTURES, Found, Kind, recognise, vae_by_scaling
 from flowloom.data.library.header import INDEX, Header, read_header, read_shards, read_small_json
 from flowloom.errors import WeightsError
+from flowloom.parts.families.storage import GGUF, why_gguf, why_unreadable
 
 SAFE = (".safetensors", ".sft")
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
-QUANTIZED = (".gguf",)
-LISTED = SAFE + PICKLES + QUANTIZED
+LISTED = (*SAFE, *PICKLES, GGUF)
 MAX_FILES = 5_000
 """A folder with more files is no folder of models."""
 MAX_FOLDERS = 20_000
@@ -61,8 +62,6 @@ class ModelFile:
     adapter: AdapterFacts | None = None
     title: str | None = None
     """What the file's own metadata calls it."""
-    is_scaled: bool = False
-    """Whether weights are in few bits with scales beside them, which no trainer here reads."""
     problem: str | None = None
     """Why it cannot be used."""
 
@@ -84,7 +83,10 @@ def look(path: Path) -> ModelFile:
     """
     files = _files_of(path)
     stats = [file.stat() for file in files]
-    mark = tuple((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats, strict=True))
+    if any(not stat.S_ISREG(one.st_mode) and not stat.S_ISDIR(one.st_mode) for one in stats):
+        # Opening a pipe would wait for whoever writes into it.
+        return ModelFile(path, 0, 0, "damaged", problem=f"{path} is no regular file.")
+    mark = tuple((str(file), one.st_size, one.st_mtime_ns) for file, one in zip(files, stats, strict=True))
     return _looked_at(str(path), mark)
 
 
@@ -165,10 +167,10 @@ def _looked_at(name: str, mark: tuple[tuple[str, int, int], ...]) -> ModelFile:
     )
     variant, version = name_parts(path)
     plain = replace(plain, variant=variant, version=version)
+    if not path.is_dir() and (unreadable := why_gguf(path)):
+        return replace(plain, family="GGUF", problem=f"{path.name} {unreadable}")
     if path.name.endswith(PICKLES):
         return replace(plain, kind="pickle", family="Pickles")
-    if path.name.endswith(QUANTIZED):
-        return replace(plain, family="GGUF", problem="GGUF is for pictures; no trainer here reads it.")
     if files[0].name == "model_index.json":
         return _pipeline(plain, files[0])
     try:
@@ -198,19 +200,22 @@ def _described(plain: ModelFile, header: Header) -> ModelFile:
         precision=formats.most_common(1)[0][0] if formats else None,
         num_params=formats.total(),
         title=header.metadata.get("modelspec.title"),
-        is_scaled=any(
-            name.endswith((".scale_weight", ".weight_scale", ".absmax")) for name in header.tensors
-        ),
+        problem=_unreadable(plain.path, header.tensors),
     )
     adapter = look_at_adapter(plain.path, header)
     if adapter:
         base = adapter.base if adapter.base in ARCHITECTURES else None
         return replace(told, kind="lora", adapter=adapter, family="LoRA", architecture=base)
     found = recognise({name: place.shape for name, place in header.tensors.items()})
-    return _named(told, found) if found else told
+    return _named(told, found, header.tensors) if found else told
 
 
-def _named(told: ModelFile, found: Sequence[Found]) -> ModelFile:
+def _unreadable(path: Path, names: Iterable[str], kind: str = "") -> str | None:
+    why = why_unreadable(names, kind)
+    return f"{path.name} {why}" if why else None
+
+
+def _named(told: ModelFile, found: Sequence[Found], names: Iterable[str]) -> ModelFile:
     architecture = found[0].architecture
     if architecture.startswith("vae"):
         scaling = read_small_json(told.path.parent / "config.json").get("scaling_factor")
@@ -219,6 +224,7 @@ def _named(told: ModelFile, found: Sequence[Found]) -> ModelFile:
     is_checkpoint = kind == "network" and len(found) > 1
     return replace(
         told,
+        problem=_unreadable(told.path, names, kind),
         kind="checkpoint" if is_checkpoint else kind,
         architecture=architecture,
         family=family,

@@ -10,9 +10,9 @@ from typing import Any
 from flowloom.data.library.catalogue import Offer, offer_for
 from flowloom.data.library.header import read_small_json
 from flowloom.data.library.look import Folder, ModelFile, find_in, look, walk
-from flowloom.errors import Problem
-from flowloom.spec.files import missing_model_files
-from flowloom.spec.run import ModelSection
+from flowloom.errors import ConfigError, Problem
+from flowloom.spec.files import cached_files, missing_model_files
+from flowloom.spec.run import ModelSection, RunConfig
 
 WANTED = {
     "chroma_path": ("Chroma's network", frozenset({"chroma"})),
@@ -20,6 +20,8 @@ WANTED = {
     "t5_path": ("T5 XXL's encoder", frozenset({"t5-xxl", "t5"})),
 }
 """Keys of the model section that name weights: what each is in words, and the architectures that fit."""
+_FOLDERS = {"chroma_path": "transformer", "vae_path": "vae", "t5_path": "text_encoder"}
+"""Where a diffusers pipeline has each."""
 _T5_WIDTH = 4096
 
 
@@ -49,19 +51,71 @@ def choices(roots: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def _fits(key: str, model: ModelFile) -> bool:
-    is_plain = model.kind in ("network", "vae", "text-encoder", "checkpoint") and not model.is_scaled
+    is_plain = model.kind in ("network", "vae", "text-encoder", "checkpoint") and not model.problem
     return is_plain and model.architecture in WANTED[key][1]
 
 
 def unfit_models(model: Mapping[str, Any]) -> list[Problem]:
     """What in a model section names a file of another kind; what is not there is not looked at."""
-    seen: dict[str, ModelFile] = {}
-    for key in WANTED:
-        value = model.get(key)
-        if isinstance(value, str) and value and "\0" not in value and Path(value).exists():
-            seen[key] = look(Path(value))
+    seen = _seen(model)
     problems = [Problem(f"model.{key}", told) for key, one in seen.items() if (told := _unfit(key, one))]
     return problems or list(_at_odds(seen))
+
+
+def _seen(model: Mapping[str, Any]) -> dict[str, ModelFile]:
+    paths = {key: model.get(key) for key in WANTED}
+    named = {key: Path(path) for key, path in paths.items() if isinstance(path, str) and path}
+    return {key: look(path) for key, path in named.items() if "\0" not in str(path) and path.exists()}
+
+
+def unfit_for(config: RunConfig) -> list[Problem]:
+    """`unfit_models` of the files that `config` needs: a cache may stand in for an encoder."""
+    unneeded = cached_files(config)
+    return [one for one in unfit_models(config.model.model_dump()) if one.path not in unneeded]
+
+
+def refuse_unfit_models(config: RunConfig, source: Path | str) -> None:
+    """Pass where every model file of `config`, read from `source`, may be of the kind that it is named as.
+
+    Raises:
+        ConfigError: with everything that `unfit_for` finds.
+    """
+    problems = unfit_for(config)
+    if problems:
+        raise ConfigError(str(source), problems)
+
+
+def rounded_models(model: ModelSection) -> list[str]:
+    """What to know of weights in plain float8: they can be used, and are rounded."""
+    return [
+        f"model.{key}: {one.path.name} has float8 weights, which are rounded far more than bf16. Use the "
+        "bf16 file of the same model for better results."
+        for key, one in _seen(model.model_dump()).items()
+        if (one.precision or "").startswith("F8") and not one.problem
+    ]
+
+
+def unreadable(path: Path) -> str | None:
+    """Why no trainer reads the model at `path`: GGUF, scaled float8 ...; None where nothing is known."""
+    try:
+        found = look(path)
+        return None if found.kind == "damaged" else found.problem
+    except (OSError, ValueError):  # a text of any kind, such as the name of a model on the hub
+        return None
+
+
+def unfit_adapter(path: Path) -> str | None:
+    """Why the file at `path` is no adapter of Chroma; None where it is one, or nobody can tell."""
+    found = look(path)
+    if found.problem:
+        return found.problem
+    if found.kind in ("unknown", "pickle"):
+        return None
+    if found.adapter is None:
+        return f"{path.name} is {found.words}, not a LoRA."
+    if found.adapter.base_told_by == "tensors" and found.adapter.base not in ("chroma", "flux-or-chroma"):
+        return f"{path.name} is a LoRA for {found.adapter.base}, and does not fit Chroma."
+    return None
 
 
 def _unfit(key: str, model: ModelFile) -> str | None:
@@ -69,15 +123,23 @@ def _unfit(key: str, model: ModelFile) -> str | None:
     needed, architectures = WANTED[key]
     if model.problem:
         return model.problem
-    if model.kind in ("unknown", "pickle", "pipeline"):
+    if model.kind == "pipeline":
+        return _unfit_pipeline(key, model.path)
+    if model.kind in ("unknown", "pickle"):
         return None
-    if model.kind == "lora":
+    if model.kind == "lora" or not architectures & {model.architecture, *model.parts}:
         return f"{model.path.name} is {model.words}: {needed} goes here."
-    if not architectures & {model.architecture, *model.parts}:
-        return f"{model.path.name} is {model.words}: {needed} goes here."
-    if model.is_scaled:
-        return f"{model.path.name} has few bits and scales beside them: take it in 16 bits."
     return None
+
+
+def _unfit_pipeline(key: str, folder: Path) -> str | None:
+    part = folder / _FOLDERS[key]
+    if not part.is_dir():
+        return f"{folder} is a diffusers folder without {part.name}: {WANTED[key][0]} goes here."
+    unfit = _unfit(key, look(part))
+    if unfit or key == "chroma_path":  # the loader takes the network of a whole pipeline
+        return unfit
+    return f"{folder} is a whole diffusers pipeline. Name its part: {part}."
 
 
 def _at_odds(seen: Mapping[str, ModelFile]) -> Iterator[Problem]:

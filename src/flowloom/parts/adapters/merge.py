@@ -26,7 +26,9 @@ def merge(
     dtype: torch.dtype | None = None,
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Write the base's weights with the adapter in them, by the checkpoint's names; `dtype` None keeps its.
+    """Write the base's weights with the adapter in them, by the checkpoint's names, in `dtype`.
+
+    `dtype` None keeps the base's, but for float8: there an adapter would be rounded away, so it is bfloat16.
 
     One tensor is in memory at a time; sums are made in float32. `on_tensor` is told how many of how many
     are made.
@@ -47,20 +49,23 @@ def merge(
             f"first is {strange[0]!r}. Name the base that it was trained on."
         )
     made = count(1)
+    dtypes = {name: dtype or _kept(own) for name, own in base.dtypes.items()}
 
     def read(name: str) -> Tensor:
-        merged = _merged(base, name, layers.get(name), strength, dtype or base.dtypes[name])
+        merged = _merged(base, name, layers.get(name), strength, dtypes[name])
         if on_tensor:
             on_tensor(next(made), len(base))
         return merged
 
-    entries = {
-        name: Entry(base.shapes[name], dtype or base.dtypes[name], partial(read, name)) for name in base
-    }
+    entries = {name: Entry(base.shapes[name], dtypes[name], partial(read, name)) for name in base}
     history = {"flowloom.merged": f"{adapter_path.name} at strength {strength:g} into {base_path.name}"}
     metadata = base.metadata | history
     save_weights(out_path, Weights(base_path, entries, metadata), metadata)
     return meta["notes"]
+
+
+def _kept(dtype: torch.dtype) -> torch.dtype:
+    return torch.bfloat16 if dtype.is_floating_point and dtype.itemsize == 1 else dtype
 
 
 def _merged(base: Weights, name: str, layer: Layer | None, strength: float, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,6 @@ _OTHERS = {
     "lokr_": "an adapter. Name the base network here, and load the adapter on top of it",
     "nerf_": "Chroma Radiance, which works on pixels and is not supported. Use a Chroma1 of the latent kind",
     "vector_in.": "FLUX, from which Chroma was made. Download Chroma1-HD or Chroma1-Base",
-    ".scale_weight": "a float8 checkpoint with scales. Use the bfloat16 one",
 }
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from flowloom.errors import WeightsError, disk_full, is_disk_full
+from flowloom.parts.families.storage import why_gguf, why_unreadable
 
 SAFE = (".safetensors", ".sft")
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
@@ -134,7 +135,8 @@ def open_weights(path: Path) -> Weights:
     and only ever as weights, never as code.
 
     Raises:
-        WeightsError: nothing is there, a file is damaged, or it holds more than weights.
+        WeightsError: nothing is there, a file is damaged, holds more than weights, or numbers that only
+            count with scales beside them.
     """
     path = Path(path)
     entries: dict[str, Entry] = {}
@@ -151,6 +153,9 @@ def open_weights(path: Path) -> Weights:
         entries |= found
         origins |= dict.fromkeys(found, file)
         metadata |= file_metadata
+    unreadable = why_unreadable(entries)
+    if unreadable:
+        raise WeightsError(f"{path} {unreadable}")
     return Weights(path, entries, metadata)
 
 
@@ -230,6 +235,9 @@ def _check_readable(path: Path) -> None:
         raise WeightsError(f"{path}: no such file. Correct the path or download the file.{beside}") from error
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from error
+    unreadable = why_gguf(path)
+    if unreadable:
+        raise WeightsError(f"{path} {unreadable}")
 
 
 def _damaged(path: Path, error: Exception) -> str:

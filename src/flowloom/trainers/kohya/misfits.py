@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from flowloom.data.library.needs import unreadable
 from flowloom.errors import ConfigError, Problem
 from flowloom.spec.secrets import read_secrets
 from flowloom.trainers.kohya.arguments import path_in
@@ -24,6 +25,8 @@ def missing_files(config: KohyaConfig) -> Iterator[Problem]:
         if not value and key in facts.needed:
             yield Problem(f"model.{key}", f"is needed for {facts.title}.")
         yield from _not_there(f"model.{key}", value)
+        if isinstance(value, str) and value and (problem := unreadable(Path(value).expanduser())):
+            yield Problem(f"model.{key}", problem)
     yield from _not_there("network.network_weights", config.network.network_weights)
     for i, word in enumerate(config.network.network_args):
         yield from _not_there(f"network.network_args.{i}", path_in(word))

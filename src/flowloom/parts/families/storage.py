@@ -1,0 +1,61 @@
+"""Weights that cannot be read as they lie: GGUF, and numbers in few bits with scales in other tensors.
+
+Told by the first bytes of a file and the names of its tensors. Whoever reads only the numbers of such a file
+gets another network, so it is refused wherever weights are opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+GGUF = ".gguf"
+_GGUF_BEGINS = b"GGUF"
+_MARKER = "scaled_fp8"
+"""A tensor that ComfyUI's scaled float8 files have, with or without a prefix."""
+_SCALED = (
+    ("4-bit weights of bitsandbytes", (".absmax", ".quant_map", "bitsandbytes__nf4", "bitsandbytes__fp4")),
+    ("8-bit weights of bitsandbytes", (".SCB",)),
+    ("weights quantised by GPTQ, AWQ or SVDQuant", (".qweight", ".wscales")),
+    ("weights quantised by quanto", (".weight._data", ".weight._scale")),
+    ("scaled float8 weights", (".scale_weight", ".weight_scale", ".weight_scale_inv", f".{_MARKER}")),
+    ("weights quantised by ComfyUI", (".weight_scale_2", ".comfy_quant")),
+)
+"""What it is, and how names of its tensors end."""
+_INSTEAD = "Use the bf16 or fp16 .safetensors file of the same model"
+_SMALL = {
+    "network": ", with lora.base_model_quant_level 8bit or 4bit to save memory",
+    "text-encoder": ", with model.t5_to_8bit to save memory",
+}
+"""By the library's kinds: what saves as much memory here."""
+
+
+def why_unreadable(names: Iterable[str], kind: str = "") -> str | None:
+    """What to say after the name of a file whose tensors have these `names`; None where nothing is wrong.
+
+    Args:
+        kind: network, text-encoder ... where that is known: then there is a hint how to save memory.
+    """
+    ends = {f".{name}" if name == _MARKER else name for name in names}
+    for what, marks in _SCALED:
+        if any(name.endswith(marks) for name in ends):
+            return (
+                f"has {what}: the numbers are wrong without the scales beside them, which no "
+                f"trainer here reads. {_INSTEAD}{_SMALL.get(kind, '')}."
+            )
+    return None
+
+
+def why_gguf(path: Path, kind: str = "") -> str | None:
+    """What to say after the name of a GGUF file, whatever it is called; None if it is none."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(len(_GGUF_BEGINS))
+    except OSError:
+        return None
+    if begins != _GGUF_BEGINS and path.suffix != GGUF:
+        return None
+    return (
+        "is a GGUF file, whose weights are quantised to generate images; no trainer here reads "
+        f"it. {_INSTEAD}{_SMALL.get(kind, '')}."
+    )
