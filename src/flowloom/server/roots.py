@@ -115,6 +115,9 @@ def _path_in(place: str, value: Any) -> str:
         return ""
     if words[-1] == "network_args":
         return path_in(value)
+    if words[-1] == "aim_path" or words[-2:] == ["loggers", "repo"]:
+        # Aim takes everything for a folder but the address of its own server.
+        return "" if value.startswith("aim://") else value
     is_path = _NAMES_A_PATH.search(words[-1]) and not _AN_ADDRESS.match(value)
     return value if is_path else ""
 
