@@ -18,7 +18,8 @@ NO_PATHS = frozenset(
     always_trained background below blacklist caption_encoding caption_extension caption_prefix caption_suffix
     checkout class_tokens default_caption encoding endpoint entity experiment first_tags
     huggingface_path_in_repo huggingface_repo_id keep_tokens_separator lr_scheduler name negative
-    network_module optimizer_args optimizer_type output_name profile project prompt prompts rating_prefix raw_arguments region replacements
+    network_module optimizer_args optimizer_type output_name profile project prompt prompts
+    rating_prefix raw_arguments region replacements
     repo_id revision run run_hash save_as sha256 system_prompt target_layers trained_layer_keywords trainer
     trigger url aim_experiment_name
     """.split()  # noqa: SIM905 -- a long list of words
