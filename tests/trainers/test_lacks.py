@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flowloom.engine.doctor import trainer_findings
+from flowloom.trainers import FLOW_UPSTREAM, KOHYA
 from flowloom.trainers.checkouts import Checkout
 from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.lacks import lacks, states
@@ -80,6 +82,61 @@ def test_a_damaged_list_is_told(checkout: Checkout, tmp_path: Path) -> None:
     ((_, told, missing),) = states("kohya")
     assert "list.json" in told
     assert missing
+
+
+def broken_like_flows_head(path: Path) -> None:
+    """As FLOW's main branch since ec681cb: a call with a key that its dataclass does not have."""
+    model = path / "src" / "models" / "chroma"
+    model.mkdir(parents=True)
+    (model / "layers.py").write_text("import no_such_layers\n")
+    (model / "model.py").write_text(
+        "from dataclasses import dataclass\nfrom .layers import Block\n\n@dataclass\nclass ChromaParams:\n"
+        "    depth: int\n\nparams = ChromaParams(depth=19, use_x0=False)\n"
+    )
+    trainer = path / "src" / "trainer" / "train_chroma.py"
+    trainer.write_text("import torch\nfrom src.models.chroma.model import params\n" + trainer.read_text())
+
+
+def test_a_revision_of_flow_that_cannot_be_imported_is_named_with_one_that_can(
+    flow_checkout: Path,  # noqa: F811
+) -> None:
+    broken_like_flows_head(flow_checkout)
+    ((_, _, missing),) = states("flow-upstream")
+    (fault,) = [one for one in missing if "cannot be imported" in one]
+    assert "src/models/chroma/model.py" in fault
+    assert "ChromaParams has no use_x0" in fault
+    assert "git checkout 51ee4e6" in fault
+    assert "no_such_layers" in missing, "relative imports are followed"
+    (finding,) = trainer_findings("flow-upstream")
+    assert "git checkout 51ee4e6" in finding.text
+
+
+def test_what_the_chosen_trainer_lacks_is_a_problem_before_the_start(flow_checkout: Path) -> None:  # noqa: F811
+    broken_like_flows_head(flow_checkout)
+    told = [one.message for one in FLOW_UPSTREAM.check({"trainer": "train_mp.py"}) if one.path == "checkout"]
+    assert len(told) == 1
+    assert "no_such_layers" in told[0]
+    assert "git checkout 51ee4e6" in told[0]
+    other = FLOW_UPSTREAM.check({"trainer": "train_mp_old.py"})
+    assert "checkout" not in {one.path for one in other}, "this one imports nothing of it"
+
+
+def test_a_trainer_on_cuda_is_refused_where_there_is_none(flow_checkout: Path) -> None:  # noqa: F811
+    trainer = flow_checkout / "src" / "trainer" / "train_old.py"
+    trainer.write_text(
+        "import torch\n\ndef ranks():\n    return torch.cuda.device_count()\n" + trainer.read_text()
+    )
+    told = [
+        one.message for one in FLOW_UPSTREAM.check({"trainer": "train_mp_old.py"}) if one.path == "checkout"
+    ]
+    is_here = "CUDA" not in " ".join(told)
+    assert is_here == torch.cuda.is_available()
+
+
+def test_modules_that_kohyas_script_lacks_are_a_problem_before_the_start(checkout: Checkout) -> None:
+    told = [one.message for one in KOHYA.check({"family": "sdxl"}) if one.path == "checkout"]
+    (missing,) = [message for message in told if "no_such_thing" in message]
+    assert "no_such_deep_thing" in missing
 
 
 def test_a_checkout_of_flow_with_all_it_needs_lacks_nothing(flow_checkout: Path) -> None:  # noqa: F811

@@ -77,6 +77,42 @@ def names_of_trainers(checkout: Path) -> list[str]:
     return [*scripts, *(f"src.trainer.{path.stem}" for path in modules)]
 
 
+IMPORTABLE = "51ee4e6"
+"""The newest revision of FLOW's main branch whose Chroma trainers can be imported (2025-12-22)."""
+
+
+def wrong_calls(path: Path, checkout: Path) -> list[str]:
+    """Calls in a module that end its import: of its own dataclasses, with a key that they do not have."""
+    try:
+        tree = ast.parse(_text(path))
+    except SyntaxError as error:
+        return [f"{path.relative_to(checkout)} cannot be imported: {error.msg} in line {error.lineno}"]
+    classes = {
+        node.name: _keys(node) for node in tree.body if isinstance(node, ast.ClassDef) and _is_data(node)
+    }
+    calls = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+    ]
+    found = []
+    for call in calls:
+        name = call.func.id if isinstance(call.func, ast.Name) else ""
+        given = {word.arg for word in call.keywords if word.arg}
+        for key in sorted(given - classes[name].allowed) if name in classes else ():
+            place = f"{path.relative_to(checkout)} cannot be imported: {name} has no {key}."
+            hint = (
+                f" In FLOW, revision {IMPORTABLE} can: git checkout {IMPORTABLE}" if key == "use_x0" else ""
+            )
+            found.append(f"{place}{hint}")
+    return found
+
+
+def _is_data(node: ast.ClassDef) -> bool:
+    """Whether it is a dataclass without parents, so that its own fields are all that it takes."""
+    parts = [part for one in node.decorator_list for part in ast.walk(one)]
+    names = {part.id for part in parts if isinstance(part, ast.Name)}
+    return "dataclass" in names and not node.bases
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -29,6 +29,7 @@ from flowloom.trainers.checkouts import Checkout, checkouts_of
 from flowloom.trainers.flow import TRAINER as FLOW
 from flowloom.trainers.flow_dataclasses import FlowTrainer, names_of_trainers, read_trainer
 from flowloom.trainers.flow_upstream_config import UpstreamConfig, secret_keys, strange_keys
+from flowloom.trainers.lacks import lacks_of_script
 
 NAME = "flow-upstream"
 UNUSED = {"change_layer_every": 1, "trained_single_blocks": 1, "trained_double_blocks": 1}
@@ -202,10 +203,12 @@ def _trainer_of(config: UpstreamConfig) -> tuple[Checkout, FlowTrainer]:
 def _misfits(config: UpstreamConfig, given: dict[str, Any]) -> list[Problem]:
     """What the trainer in the checkout would end at: keys that it lacks, or has not."""
     try:
-        _, trainer = _trainer_of(config)
+        checkout, trainer = _trainer_of(config)
     except ConfigError as error:
         return list(error.problems)
-    return [*_unfit_sections(config, trainer), *_unfit_keys(config, given, trainer)]
+    lacking = lacks_of_script(NAME, checkout, trainer.script)
+    problems = [Problem("checkout", f"{checkout.path} lacks {', '.join(lacking)}.")] if lacking else []
+    return [*problems, *_unfit_sections(config, trainer), *_unfit_keys(config, given, trainer)]
 
 
 def _given(data: dict[str, Any], place: str) -> dict[str, Any]:

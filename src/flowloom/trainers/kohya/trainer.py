@@ -24,6 +24,7 @@ from flowloom.trainers.kohya.config import KohyaConfig
 from flowloom.trainers.kohya.files import arguments_of, script_of, write_files
 from flowloom.trainers.kohya.misfits import misfits, missing_files, no_script
 from flowloom.trainers.kohya.presets import PRESETS
+from flowloom.trainers.lacks import lacks_of_script
 
 NAME = "kohya"
 _STATE = re.compile(r"(?:-from(\d{8}))?-step(\d{8})-state$")
@@ -137,6 +138,7 @@ def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
     known = known_arguments(checkout.path, script) if script else {}
     if script and not known:
         yield Problem("checkout", f"{checkout.path} holds no {script}, or one that cannot be read.")
+    yield from _missing_modules(checkout, config, script)
     yield from raw_problems(config.raw_arguments, known)
     places = {
         key: f"{name}.{key}" for name, part in config for key in getattr(type(part), "model_fields", ())
@@ -144,6 +146,16 @@ def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
     for key in arguments_of(config, Path()) if known else ():
         if key not in known:
             yield Problem(places.get(key, key), f"{script} of this checkout takes no --{key}.")
+
+
+def _missing_modules(checkout: Checkout, config: KohyaConfig, script: str | None) -> Iterator[Problem]:
+    """What the script would end at in its first seconds."""
+    more = {"tensorboard"} | ({"bitsandbytes"} if "8bit" in config.training.optimizer_type.lower() else set())
+    lacking = lacks_of_script(NAME, checkout, checkout.path / script, more) if script else ()
+    if lacking:
+        yield Problem(
+            "checkout", f"{checkout.path} lacks {', '.join(lacking)}: install it in its environment."
+        )
 
 
 def _newest_state(config: KohyaConfig, folder: Path) -> tuple[int, Path | None]:
