@@ -10,8 +10,8 @@ import json
 import os
 import resource
 import shutil
-import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -29,6 +29,7 @@ from flowloom.data.prepare.items import PICTURES
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.pairs import split_suffix
 from flowloom.data.prepare.readers.table import TABLES
+from flowloom.data.prepare.tars import is_tar
 from flowloom.errors import RunError
 from flowloom.parts.downloads.ask import HUB, Asker
 from flowloom.parts.downloads.fetch import Stopped, Watch, check_room, fetch, unfinished_size
@@ -194,6 +195,7 @@ def _arrange(files: list[Path], incoming: Path, encoding: str, progress: Progres
         "num_files": total.num_files,
         "num_pictures": total.num_pictures,
         "num_left_out": total.num_left_out,
+        "reasons": total.reasons,
         "left_out": [{"name": name, "reason": reason} for name, reason in total.left_out[:LISTED]],
     }
 
@@ -215,7 +217,7 @@ def _is_archive(path: Path) -> bool:
     if suffix in PICTURES | TEXTS:
         return False
     # Addresses often name no kind.
-    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    return zipfile.is_zipfile(path) or is_tar(path)
 
 
 def _unpack(what: Unpacking, name: str, progress: Progress) -> Unpacked:
@@ -248,6 +250,7 @@ def _add(total: Unpacked, found: Unpacked) -> None:
     total.num_files += found.num_files
     total.num_pictures += found.num_pictures
     total.num_left_out += found.num_left_out
+    total.reasons = dict(Counter(total.reasons) + Counter(found.reasons))
     total.left_out += found.left_out
 
 

@@ -11,6 +11,7 @@ import filecmp
 import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -25,6 +26,7 @@ from typing import IO
 from flowloom.data.intake.names import Unfit, fit, move_new, place_for
 from flowloom.data.prepare.items import PICTURES
 from flowloom.data.prepare.pairs import split_suffix
+from flowloom.data.prepare.tars import open_tar
 
 MAX_ENTRIES = 1_000_000
 MAX_RATIO = 100
@@ -34,6 +36,12 @@ HARMLESS_BYTES = 64 * 2**20
 SPARE_BYTES = 2**29
 """Left free on the disk."""
 LISTED = 1000
+LOCAL_HEADER_BYTES = 30
+"""Before the content of each entry, at least."""
+END_BYTES = 2**16 + 22 + 20
+"""At the end of a zip: its last record with the longest comment, and where the one of large zips lies."""
+MAX_DIRECTORY_BYTES = 2**28
+"""Of the list of entries; a million have 100 MB."""
 CHUNK = 2**20
 UTF8_FLAG, ENCRYPTED_FLAG = 0x800, 0x1
 UNICODE_PATH = 0x7075
@@ -67,6 +75,8 @@ class Unpacked:
     """That are in the data set now."""
     num_pictures: int = 0
     num_left_out: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    """How many were left out for each reason."""
     left_out: list[tuple[str, str]] = field(default_factory=list)
     """Name and reason of the first thousand."""
     error: str = ""
@@ -74,6 +84,7 @@ class Unpacked:
     def leave_out(self, name: str, reason: str) -> None:
         """Tell of one that did not become a file."""
         self.num_left_out += 1
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
         if len(self.left_out) < LISTED:
             self.left_out.append((name.encode("utf-8", "backslashreplace").decode(), reason))
 
@@ -129,6 +140,7 @@ def unpack(what: Unpacking, on_progress: Callable[[Unpacked], None]) -> Unpacked
     room = _Room(what.archive.stat().st_size, shutil.disk_usage(what.staging).free - SPARE_BYTES)
     try:
         if zipfile.is_zipfile(what.archive):
+            check_directory(what.archive)
             with zipfile.ZipFile(what.archive) as archive:
                 entries = [entry for entry in archive.infolist() if not entry.is_dir()]
                 _check(entries, room)
@@ -136,7 +148,7 @@ def unpack(what: Unpacking, on_progress: Callable[[Unpacked], None]) -> Unpacked
                 names = _extract(_of_zip(archive, entries, what.encoding), room, what, done, on_progress)
         else:
             # As a stream: to list a packed one, all of it would be unpacked.
-            with tarfile.open(what.archive, "r|*", encoding=what.encoding or "utf-8") as archive:
+            with open_tar(what.archive, "r|*", what.encoding or "utf-8") as archive:
                 names = _extract(_of_tar(archive), room, what, done, on_progress)
     except _DAMAGED as error:
         raise Refused(f"the archive is damaged, or of a kind that cannot be read: {error}") from error
@@ -156,7 +168,43 @@ def _check(entries: list[zipfile.ZipInfo], room: _Room) -> None:
         raise Refused(f"it has {len(entries):,} entries; {MAX_ENTRIES:,} are the limit")
     if any(entry.flag_bits & ENCRYPTED_FLAG for entry in entries):
         raise Refused("it is encrypted: unpack it, and send it without a password")
+    _check_overlaps(entries)
     room.require(sum(entry.file_size for entry in entries))
+
+
+def _check_overlaps(entries: list[zipfile.ZipInfo]) -> None:
+    """Raises Refused where entries share bytes of the archive: so a bomb has one content many times."""
+    end = 0
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.header_offset < end:
+            raise Refused("entries of it overlap: that is a bomb, not pictures")
+        end = entry.header_offset + LOCAL_HEADER_BYTES + entry.compress_size
+
+
+def check_directory(path: Path) -> None:
+    """Refuse a zip whose list of entries is too long, before it is read into memory.
+
+    Raises:
+        Refused: it is.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - END_BYTES))
+        tail = file.read()
+        at = tail.rfind(b"PK\x05\x06")
+        if at < 0:
+            return  # zipfile says what is wrong with it
+        count, size = struct.unpack_from("<HI", tail, at + 10) if len(tail) >= at + 16 else (0, 0)
+        locator = tail.rfind(b"PK\x06\x07", 0, at)
+        if locator >= 0:
+            (offset,) = struct.unpack_from("<Q", tail, locator + 8)
+            file.seek(min(offset, 2**62))
+            record = file.read(56)
+            if record.startswith(b"PK\x06\x06") and len(record) == 56:
+                count, size = struct.unpack_from("<QQ", record, 32)
+    if count > MAX_ENTRIES:
+        raise Refused(f"it has {count:,} entries; {MAX_ENTRIES:,} are the limit")
+    if size > MAX_DIRECTORY_BYTES:
+        raise Refused(f"its list of entries has {size:,} bytes; {MAX_DIRECTORY_BYTES:,} are the limit")
 
 
 def _of_zip(archive: zipfile.ZipFile, entries: Iterable[zipfile.ZipInfo], encoding: str) -> Iterator[_Entry]:
@@ -168,6 +216,7 @@ def _of_zip(archive: zipfile.ZipFile, entries: Iterable[zipfile.ZipInfo], encodi
 
 def _of_tar(archive: tarfile.TarFile) -> Iterator[_Entry]:
     for member in archive:
+        archive.members = []  # pyright: ignore[reportAttributeAccessIssue] -- or it keeps every header
         if member.isdir():
             continue
         is_link = member.issym() or member.islnk()
@@ -191,6 +240,7 @@ def _extract(
     """The names of what lies in the staging folder now."""
     names: list[str] = []
     taken: set[str] = set()
+    folders: set[str] = set()
     total = 0
     for entry in entries:
         done.num_done += 1
@@ -202,7 +252,7 @@ def _extract(
         if done.num_done > MAX_ENTRIES:
             raise Refused(f"it has more than {MAX_ENTRIES:,} entries")
         try:
-            fitting = _fitting(entry, taken)
+            fitting = _fitting(entry, taken, folders)
             target = place_for(what.staging, fitting)
         except Unfit as error:
             done.leave_out(entry.name, str(error))
@@ -216,7 +266,7 @@ def _extract(
     return names
 
 
-def _fitting(entry: _Entry, taken: set[str]) -> str:
+def _fitting(entry: _Entry, taken: set[str], folders: set[str]) -> str:
     """Its name as a path below the data set, from now on taken.
 
     Raises:
@@ -229,7 +279,11 @@ def _fitting(entry: _Entry, taken: set[str]) -> str:
     key = unicodedata.normalize("NFC", fitting).casefold()
     if key in taken:
         raise Unfit("an entry of the same name was before it")
+    above = {key[:at] for at, letter in enumerate(key) if letter == "/"}
+    if key in folders or above & taken:
+        raise Unfit("a file and a folder have the same name")
     taken.add(key)
+    folders |= above
     if entry.packed is not None and entry.size > max(HARMLESS_BYTES, MAX_RATIO * entry.packed):
         raise Refused(f"{entry.name} would become {entry.size:,} bytes: that is a bomb, not a picture")
     return fitting

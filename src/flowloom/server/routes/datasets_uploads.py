@@ -69,7 +69,7 @@ class UploadView(BaseModel):
     expires: float | None = Field(description="When it is given up, in seconds since 1970.")
     unpacking: dict[str, Any] | None = Field(
         description="Of a zip that came whole: state (unpacking, done, refused, failed), num_done, "
-        "num_entries, num_files, num_pictures, num_left_out, left_out, error.",
+        "num_entries, num_files, num_pictures, num_left_out, left_out, reasons (left out, by reason), error.",
         examples=[{"state": "done", "num_files": 24, "num_left_out": 0}],
     )
 
