@@ -26,10 +26,11 @@ from urllib.parse import SplitResult, urlsplit
 
 from flowloom.data.prepare.items import PICTURES, wrong_name
 from flowloom.data.prepare.pairs import PairRule, pair, split_suffix
+from flowloom.data.prepare.readers.stored_rows import StoredRow, stored_rows
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.parts.sources.addresses import Allowed, connect
 from flowloom.parts.sources.base import Entry, Source, StorageSection, open_source
-from flowloom.server.datasets.captions import NO_CAPTION, SUFFIXES, parsed
+from flowloom.server.datasets.captions import NO_CAPTION, SUFFIXES, Caption, is_tags, parsed, version_of
 from flowloom.server.datasets.scan import Row, folded
 from flowloom.server.endpoints import unfit_endpoint
 from flowloom.spec.secrets import read_secrets, redact
@@ -175,12 +176,17 @@ class _Pair:
     picture: Entry
     sidecar: str
     text: Entry | None
+    rows: list[StoredRow]
+    """Of a JSONL in the bucket, where there is no caption file."""
 
 
 def _pairs(source: Source) -> Iterator[_Pair]:
     wanted = PICTURES.union(SUFFIXES)
     folders: dict[str, dict[str, Entry]] = defaultdict(dict)
-    for entry in source.list(""):
+    entries = list(source.list(""))
+    images = {entry.name for entry in entries if split_suffix(entry.name)[1] in PICTURES}
+    rows = stored_rows(source, entries, images)
+    for entry in entries:
         path = PurePosixPath(entry.name)
         is_hidden = any(part.startswith(".") for part in path.parts)
         if split_suffix(path.name)[1] in wanted and not is_hidden and not wrong_name(entry.name):
@@ -189,12 +195,15 @@ def _pairs(source: Source) -> Iterator[_Pair]:
         for found in pair(folders.pop(folder), folder, PairRule(SUFFIXES), lambda one: not one.size):
             if isinstance(found, tuple):
                 name, picture, text = found
-                yield _Pair(folder + name, picture, text.name if text else "", text)
+                own = [] if text else rows.get(folder + name, [])
+                yield _Pair(folder + name, picture, text.name if text else "", text, own)
 
 
 def _row(source: Source, found: _Pair, known: dict[str, str]) -> list[Any]:
     item, picture, sidecar, text = found.item, found.picture, found.sidecar, found.text
-    stamp = f"{_version(picture)}|{sidecar}|{_version(text) if text else ''}"
+    stamp = (
+        f"{_version(picture)}|{sidecar}|{_version(text) if text else version_of(repr(found.rows).encode())}"
+    )
     if known.get(item) == stamp:
         return [item]
     caption, problem = NO_CAPTION, ""
@@ -203,6 +212,9 @@ def _row(source: Source, found: _Pair, known: dict[str, str]) -> list[Any]:
             caption = parsed(PurePosixPath(sidecar).name, source.read(sidecar))
         except SourceError as error:
             problem = str(error)
+    elif found.rows:
+        caption = _of_rows(found.rows)
+    width, height = found.rows[0].size if found.rows else (None, None)
     changed = picture.modified.timestamp() if isinstance(picture.modified, datetime) else None
     row = Row(
         item=item,
@@ -211,8 +223,8 @@ def _row(source: Source, found: _Pair, known: dict[str, str]) -> list[Any]:
         stamp=stamp,
         size=picture.size,
         changed=changed,
-        width=None,
-        height=None,
+        width=width,
+        height=height,
         caption=caption.text,
         folded=folded(caption.text),
         version=caption.version,
@@ -221,6 +233,13 @@ def _row(source: Source, found: _Pair, known: dict[str, str]) -> list[Any]:
         problem=problem or caption.problem,
     )
     return list(row)
+
+
+def _of_rows(rows: list[StoredRow]) -> Caption:
+    """The captions of an image in a JSONL, one a line."""
+    text = "\n".join(dict.fromkeys(caption.strip() for row in rows for caption in row.captions))
+    stated = rows[0].is_tag_based
+    return Caption(text, version_of(text.encode()), is_tags(text) if stated is None else stated)
 
 
 def _version(entry: Entry) -> str:
