@@ -50,6 +50,9 @@ def test_a_folder_is_linted_at_once(one_studio: Studio, fox: str):
     assert report["usable"] == 4
     assert report["counts"]["empty_caption"] == 1
     assert [one["place"] for one in report["unusable"]] == ["bad.png"]
+    assert (report["rows"], report["counts"]["unreadable"], report["errors"]) == (5, 1, 1)
+    (unreadable,) = (one for one in report["findings"] if one["kind"] == "unreadable")
+    assert (unreadable["filename"], "not readable" in unreadable["message"]) == ("bad.png", True)
     assert not list((one_studio.home / ".flowloom" / "answers").iterdir())
 
 
@@ -230,3 +233,32 @@ def test_a_bucket_is_browsed_and_becomes_a_jsonl(
     missing = {"name": "gone", "url": "s3://no-such-bucket", "storage": {"endpoint": seaweed.endpoint}}
     with_store.post("/api/datasets", missing, 201)
     wait_for(lambda: "bucket" in with_store.get("/api/datasets/gone/images")["scan"]["error"])
+
+
+@pytest.mark.slow
+def test_a_bucket_shows_the_captions_of_the_jsonl_that_was_uploaded_with_it(
+    with_store: Studio, storage: Any, seaweed: Seaweed, tmp_path: Path
+):
+    from flowloom.data.prepare.build import build
+    from flowloom.data.prepare.options import BuildOptions
+    from flowloom.data.prepare.upload import Uploader
+    from flowloom.parts.sources.base import open_source
+
+    folder = drawn(tmp_path / "fox")
+    build(str(folder), tmp_path / "fox.jsonl", BuildOptions(default_caption="a fox"), lambda _: None)
+    url = f"s3://{seaweed.bucket}/uploaded"
+    uploader = Uploader(tmp_path / "fox.jsonl", url, open_source(url, storage))
+    uploader.upload(tmp_path / "fox.remote.jsonl", "", lambda _: None)
+    with_store.post(
+        "/api/datasets", {"name": "uploaded", "url": url, "storage": {"endpoint": seaweed.endpoint}}, 201
+    )
+    place = "/api/datasets/uploaded"
+    wait_for(lambda: with_store.get(f"{place}/images")["total"] == 4)
+    shown = {one["item"]: one for one in with_store.get(f"{place}/images")["images"]}
+    assert {item: one["caption"] for item, one in shown.items()} == {
+        "0 é.png": "fox, snow, number 0",
+        "2 é.png": "fox, snow, number 2",
+        "den/1 é.png": "fox, snow, number 1",
+        "den/3 é.png": "a fox",
+    }
+    assert (shown["den/1 é.png"]["width"], shown["den/1 é.png"]["height"]) == (72, 64)

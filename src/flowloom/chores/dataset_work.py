@@ -129,25 +129,27 @@ def lint_in_a_run(config: LintConfig, progress: Progress) -> None:
     try:
         jsonl, images, unusable = _rows_of(config, progress)
         progress.phase("looking")
-        progress.save_result(_lint(config, jsonl, images, progress) | unusable)
+        progress.save_result(_lint(config, jsonl, images, progress, unusable) | _unusable(unusable))
     except BuildStopped:
         return
 
 
-def _rows_of(config: LintConfig, progress: Progress) -> tuple[Path, str, dict[str, Any]]:
+def _rows_of(config: LintConfig, progress: Progress) -> tuple[Path, str, list[Unusable]]:
     """The JSONL to look at, what its names are relative to, and what of a folder did not become a row."""
     source = Path(config.source_path)
     if not source.is_dir():
-        return source, config.images_dir or str(image_folder(source, None)), {}
+        return source, config.images_dir or str(image_folder(source, None)), []
     progress.phase("reading")
     jsonl = progress.run_dir.path / "rows.jsonl"
     # A caption that is missing is a finding among others, not a picture that nobody looks at.
-    built = build_told(str(source), jsonl, BuildOptions(kind=config.form, default_caption=""), progress)
-    names = ("num_unusable", "unusable")
-    return jsonl, built["images_dir"] or str(source), {name: built[name] for name in names}
+    options = BuildOptions(kind=config.form, default_caption="")
+    built = build(str(source), jsonl, options, _steps_of(progress))
+    return jsonl, str(built.root or source), built.unusable
 
 
-def _lint(config: LintConfig, jsonl: Path, images: str, progress: Progress) -> dict[str, Any]:
+def _lint(
+    config: LintConfig, jsonl: Path, images: str, progress: Progress, unusable: list[Unusable]
+) -> dict[str, Any]:
     def on_progress(done: int) -> None:
         progress.step(done)
         if progress.is_stopped():
@@ -172,6 +174,7 @@ def _lint(config: LintConfig, jsonl: Path, images: str, progress: Progress) -> d
         progress=on_progress,
     )
     report = lint(options).report
+    report.add_unreadable([(one.place, one.reason) for one in unusable])
     content = report.as_json()
     some = [finding for kind in report.counts for finding in report.of(kind)[:LISTED]]
     return content | {"findings": [vars(finding) for finding in some], "num_findings": len(report.findings)}

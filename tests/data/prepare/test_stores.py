@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +112,51 @@ def test_a_web_server_is_listed_and_its_pictures_fetched(
         assert main(export) == 0
     back, report = built(tmp_path / "w", tmp_path / "back.jsonl")
     assert greys(back, report.root) == {0: ["caption 0"], 60: ["caption 1"]}
+
+
+@pytest.mark.slow
+def test_what_was_uploaded_is_built_again_from_the_bucket_alone(
+    tmp_path: Path, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(["a.png", "ordner/Bär & #1 100%.png", "2_x/c.png"]):
+        write(tmp_path / "in" / name, picture(number))
+        write((tmp_path / "in" / name).with_suffix(".txt"), f"fox, snow, {number}")
+    rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl", kind="folder")
+    rows[0] |= {"caption_or_tags": ["one", "two"], "loss_weight": 0.5}
+    rows.append(rows[1])
+    write(tmp_path / "d.jsonl", b"\n".join(map(orjson.dumps, rows)))
+    public = "https://cdn.test/sets/fox"
+    for target, more in (("round", []), ("public", ["--public-url", public])):
+        up = ["dataset", "upload", str(tmp_path / "d.jsonl"), f"{bucket}/{target}", "--images"]
+        assert main([*up, str(tmp_path / "in"), "-o", str(tmp_path / f"{target}.jsonl"), *more]) == 0
+        back, report = built(f"{bucket}/{target}", tmp_path / f"{target}-back.jsonl")
+        assert not report.unusable
+        there = f"{bucket}/{target}/"
+        expected = [row | {"filename": there + row["filename"], "is_url_based": True} for row in rows]
+        assert sorted(map(str, back)) == sorted(map(str, expected))
+
+
+def test_the_page_of_a_folder_is_asked_for_with_its_slash(tmp_path: Path) -> None:
+    """A server that has a file for the name without a slash, as some have, and redirects nothing."""
+
+    class Strict(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path == "/set":
+                self.send_error(404)
+            else:
+                super().do_GET()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing."""
+
+    write(tmp_path / "web/set/den/a.png", picture(1))
+    write(tmp_path / "web/set/den/a.txt", "x")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Strict, directory=str(tmp_path / "web"))) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        try:
+            rows, _ = built(f"http://127.0.0.1:{http.server_port}/set/", tmp_path / "d.jsonl")
+        finally:
+            http.shutdown()
+            thread.join()
+    assert [row["caption_or_tags"] for row in rows] == ["x"]

@@ -1363,7 +1363,7 @@ export interface paths {
         /**
          * What this machine has and lacks
          * @description What `flowloom doctor` says: Python, torch, devices, packages, other trainers, which secrets are set,
-         *     disk. It imports everything, in a process of its own, and takes some seconds.
+         *     disk, this studio's port. It imports everything, in a process of its own, and takes some seconds.
          */
         get: operations["system-examine"];
         put?: never;
@@ -4143,7 +4143,7 @@ export interface components {
             offset: number;
             /**
              * Unpacking
-             * @description Of a zip that came whole: state (unpacking, done, refused, failed), num_done, num_entries, num_files, num_pictures, num_left_out, left_out, error.
+             * @description Of a zip that came whole: state (unpacking, done, refused, failed), num_done, num_entries, num_files, num_pictures, num_left_out, left_out, reasons (left out, by reason), error.
              * @example {
              *       "num_files": 24,
              *       "num_left_out": 0,

@@ -186,7 +186,8 @@ def _mend_weight(row: dict[str, Any]) -> Iterator[str]:
 def _mend_name(row: dict[str, Any], folder: Path) -> Iterator[str]:
     """Give the row another spelling of its name, if a file has that and none has this one."""
     name: str = row["filename"]
-    if _file(folder, name):
+    is_of_windows = "\\" in name and not (folder / name).exists()
+    if not is_of_windows and _file(folder, name):
         return
     spellings = [PurePosixPath(name.strip().replace("\\", "/")).as_posix()]
     spellings += [unicodedata.normalize(form, spelling) for spelling in spellings for form in ("NFC", "NFD")]

@@ -26,6 +26,7 @@ class Kind(NamedTuple):
 FIX = "'flowloom dataset fix' "
 KINDS: dict[str, Kind] = {
     "broken_row": Kind("error", "Broken rows", FIX + "mends what it can read and takes the rest out."),
+    "unreadable": Kind("error", "Unreadable images", "They are left out: replace, rename or remove them."),
     "missing_file": Kind("error", "Missing files", "Check --images; " + FIX + "takes the rows out."),
     "damaged_file": Kind("error", "Damaged pictures", FIX + "takes the rows out; or fetch the files again."),
     "wrong_size": Kind("error", "Wrong recorded sizes", FIX + "writes the sizes that the files have."),
@@ -126,6 +127,11 @@ class Report:
     captions: CaptionStats
     crowded: int = 0
     """Pictures with something in common with so many that near duplicates among them may be missing."""
+
+    def add_unreadable(self, found: list[tuple[str, str]]) -> None:
+        """Count what lies in the folder and did not become a row: (name, reason) of each."""
+        self.findings += [Finding("unreadable", 0, name, reason) for name, reason in found]
+        self.rows += len(found)
 
     @property
     def crowded_text(self) -> str:

@@ -34,7 +34,8 @@ def _findings(report: Report, shown: int) -> Iterator[str]:
         yield f"\n{level:<8} {title}: {count:,}. {cure}"
         for finding in report.of(kind)[:shown]:
             name = f"{finding.filename}: " if finding.filename else ""
-            yield f"  {report.path}:{finding.line}: {name}{finding.message}"
+            line = f"{report.path}:{finding.line}: " if finding.line else ""
+            yield f"  {line}{name}{finding.message}"
         if count > shown:
             yield f"  ... and {count - shown:,} more"
 

@@ -57,4 +57,4 @@ def _listed(url: str, options: BuildOptions) -> Store:
     suffix = split_suffix(url.rpartition("/")[2])[1]
     if suffix in (*TABLES, ".parquet", ".tar", ".toml"):
         raise DataError(f"{url}: download it first, then build from the file.")
-    return IndexPages(url, open_store(url.rstrip("/"), options.storage))
+    return IndexPages(url, open_store(url, options.storage))

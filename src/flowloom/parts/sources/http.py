@@ -59,6 +59,8 @@ class Http(Remote):
         self._address = (
             parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl().rstrip("/")
         )
+        # Servers tell the page of a folder from a file of its name by the slash.
+        self._itself = f"{self._address}/" if parts.path.endswith("/") else self._address
         self._headers = _sign_in(url)
         self._threads = _threads(storage.connections, os.getpid())
         self._pool = _pools(storage.connections, storage.timeout_s, os.getpid(), allowed)
@@ -98,7 +100,7 @@ class Http(Remote):
         response.close()
 
     def _request(self, name: str, headers: dict[str, str], where: str) -> BaseHTTPResponse:
-        return self._send(f"{self._address}/{name}" if name else self._address, headers, where)
+        return self._send(f"{self._address}/{name}" if name else self._itself, headers, where)
 
     def _send(self, address: str, headers: dict[str, str], where: str) -> BaseHTTPResponse:
         """The head of the answer.

@@ -201,9 +201,8 @@ def _pairs(source: Source) -> Iterator[_Pair]:
 
 def _row(source: Source, found: _Pair, known: dict[str, str]) -> list[Any]:
     item, picture, sidecar, text = found.item, found.picture, found.sidecar, found.text
-    stamp = (
-        f"{_version(picture)}|{sidecar}|{_version(text) if text else version_of(repr(found.rows).encode())}"
-    )
+    said = _version(text) if text else version_of(repr(found.rows).encode())
+    stamp = f"{_version(picture)}|{sidecar}|{said}"
     if known.get(item) == stamp:
         return [item]
     caption, problem = NO_CAPTION, ""

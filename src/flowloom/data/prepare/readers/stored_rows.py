@@ -81,7 +81,7 @@ def _rows(data: bytes) -> Iterator[tuple[dict[str, Any], StoredRow]]:
     try:
         for line in utf8_lines(io.BytesIO(data)):
             try:
-                fields = orjson.loads(line) if line.strip() else None
+                fields: Any = orjson.loads(line) if line.strip() else None
                 width, height, weight, _ = check_row(fields)
             except (orjson.JSONDecodeError, Unusable):
                 continue
