@@ -21,6 +21,9 @@ from flowloom.streams import leave
 if TYPE_CHECKING:
     from flowloom.engine.run import Sitting
 
+FAILED = 2
+"""Exit status."""
+
 
 def run_engine(run_dir: RunDir, on_event: Callable[[dict[str, Any]], None] = lambda _event: None) -> None:
     """Train what `run_dir` describes, from its newest checkpoint if it has one, until it is over.
@@ -65,8 +68,10 @@ def _sit(sitting: Sitting) -> None:
 def _failed(sitting: Sitting, error: Exception) -> FlowloomError:
     """The error as one of ours; it has been written, as far as the disk lets it."""
     from flowloom.engine.failures import explained
+    from flowloom.engine.trackers import set_exit_status
 
     failure = explained(error, sitting.run_dir)
+    set_exit_status(FAILED)
     _log(sitting.run_dir, error)
     name = type(error if type(failure) is TrainingError else failure).__name__
     with suppress(OSError, FlowloomError):
@@ -84,12 +89,12 @@ def main() -> int:
     """Train the run directory named on the command line; 0 when it ended well, 2 when it failed."""
     if len(sys.argv) != 2:
         sys.stderr.write("usage: python -m flowloom.engine RUN_DIR\n")
-        return 2
+        return FAILED
     try:
         run_engine(RunDir(Path(sys.argv[1])))
     except FlowloomError as error:
         sys.stderr.write(f"{error}\n{error.hint}".rstrip() + "\n")
-        return 2
+        return FAILED
     return 0
 
 

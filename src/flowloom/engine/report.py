@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import torch
 
+from flowloom.engine.hub import HubUploads
 from flowloom.engine.state import Position, TrainState
 from flowloom.engine.step import StepMetrics
-from flowloom.errors import DivergedError, TrainingError
-from flowloom.parts.loggers.base import Logger
+from flowloom.engine.trackers import Tracker, close_all
+from flowloom.errors import DivergedError
 from flowloom.spec.events import EventWriter
 
 NUM_NOISE_BINS = 8
@@ -41,9 +42,10 @@ class Update(NamedTuple):
 class Reporter:
     """The one place that reads metrics off the device."""
 
-    def __init__(self, writer: EventWriter | None, loggers: Sequence[Logger], on_event: OnEvent):
+    def __init__(self, writer: EventWriter | None, on_event: OnEvent):
         self.writer = writer
-        self.loggers = list(loggers)
+        self.trackers: list[Tracker] = []
+        self.uploads: HubUploads | None = None
         self.on_event = on_event
         self._pending: list[tuple[dict[str, Any], StepMetrics]] = []
         self._step_seconds: float | None = None
@@ -59,12 +61,10 @@ class Reporter:
         with self.shield(), self._lock:
             event = self.writer.write(kind, **fields)
             self.on_event(event)
-            for logger in list(self.loggers):
-                try:
-                    logger.log(event)
-                except TrainingError as error:
-                    self.loggers.remove(logger)
-                    self.say("warning", message=str(error))
+            for tracker in self.trackers:
+                tracker.log(event)
+            if self.uploads:
+                self.uploads.log(event)
 
     def step(
         self, state: TrainState, update: Update, seconds: float, waited: float, eta: float | None
@@ -113,8 +113,9 @@ class Reporter:
 
     def close(self) -> None:
         """Close the trackers and the event file."""
-        for logger in self.loggers:
-            logger.close()
+        if self.uploads:
+            self.uploads.close()
+        close_all(self.trackers)
         # What cannot be flushed any more, because the disk is full or gone, must not hide how the run ended.
         with suppress(OSError):
             if self.writer:

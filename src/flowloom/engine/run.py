@@ -11,6 +11,7 @@ from flowloom.engine.hub import HubUploads
 from flowloom.engine.report import OnEvent, Reporter
 from flowloom.engine.rows import keep_rows
 from flowloom.engine.stopping import StopSignals
+from flowloom.engine.trackers import Tracker
 from flowloom.engine.trainer import Trainer
 from flowloom.parts.adapters.formats import adapter_metadata
 from flowloom.printable import printable_value
@@ -83,14 +84,13 @@ class Sitting:
 
 def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEvent) -> Reporter:
     if not ranks.is_first:
-        return Reporter(None, [], on_event)
+        return Reporter(None, on_event)
     public = printable_value("", config.model_dump(mode="json"))
-    loggers = [spec.build(run_dir.path, public) for spec in config.loggers]
-    writer = EventWriter(run_dir.events_jsonl, read_secrets().values())
-    reporter = Reporter(writer, loggers, on_event)
+    reporter = Reporter(EventWriter(run_dir.events_jsonl, read_secrets().values()), on_event)
+    for spec in config.loggers:
+        reporter.trackers.append(Tracker(spec, spec.kind, run_dir.path, public, reporter.say))
     if config.hub.repo_id:
-        hub = HubUploads(config.hub.repo_id, config.hub.private, run_dir.path, reporter.say)
-        reporter.loggers.append(hub)
+        reporter.uploads = HubUploads(config.hub.repo_id, config.hub.private, run_dir.path, reporter.say)
     return reporter
 
 

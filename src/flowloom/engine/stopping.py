@@ -86,7 +86,10 @@ class StopSignals:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Work that must not be cut in two, within interruptible work too."""
+        """Work that must not be cut in two, within interruptible work too; other threads are never cut."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         self._num_shielded += 1
         try:
             yield

@@ -20,6 +20,9 @@ WAITS = (5.0, 30.0, 120.0, 600.0)
 NOT_UPLOADED = "state"
 """A checkpoint's folder for exact resume: several times the weights, and of use to this run alone."""
 
+PATIENCE_S, SLOWEST = 300.0, 2**20
+"""At the end of a run: seconds to wait for uploads, and bytes a second that they are expected to reach."""
+
 FINAL = (400, 401, 403, 404, 413, 422)
 """Answers that another try does not change."""
 
@@ -45,6 +48,7 @@ class Uploader:
         *,
         is_private: bool = True,
         waits: Sequence[float] = WAITS,
+        patience_s: float = PATIENCE_S,
     ):
         """
         Args:
@@ -54,6 +58,7 @@ class Uploader:
                 a run that ended early left in it is uploaded first.
             on_result: called from the uploading thread.
             waits: seconds before the second, third ... try.
+            patience_s: how long `close` waits, beside what the files take at a megabyte a second.
 
         Raises:
             ConfigError: HF_TOKEN is not set.
@@ -73,6 +78,7 @@ class Uploader:
         self.on_result = on_result
         self.is_private = is_private
         self.waits = waits
+        self.patience_s = patience_s
         self._waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="hub upload", daemon=True)
@@ -92,12 +98,18 @@ class Uploader:
         partial.rename(kept)
         self._waiting.put(kept)
 
-    def close(self, wait: bool) -> None:
-        """Stop after all that was submitted, or, without `wait`, now: the next run takes up the rest."""
+    def close(self, wait: bool) -> list[Path]:
+        """Stop after all that was submitted, or, without `wait`, now; returns what was not uploaded.
+
+        The wait has an end, also where the hub does not answer: the next run takes up the rest.
+        """
         self._waiting.put(None)
         if not wait:
             self._is_closing.set()
-        self._thread.join(timeout=None if wait else 1.0)
+        num_bytes = sum(path.stat().st_size for path in self.scratch_dir.rglob("*") if path.is_file())
+        self._thread.join(timeout=self.patience_s + num_bytes / SLOWEST if wait else 1.0)
+        self._is_closing.set()
+        return sorted(self.scratch_dir.glob("step_*"))
 
     def _work(self) -> None:
         while (folder := self._waiting.get()) is not None and not self._is_closing.is_set():

@@ -172,6 +172,9 @@ def _advice(config: RunConfig, secrets: dict[str, str]) -> list[str]:
     for guidance in sorted({section.guidance for section in config.previews} - {0.0}):
         effect = "passed on, but Chroma is trained with 0, and its pictures may suffer"
         notes.append(f"inference.guidance {guidance:g}: {effect}.")
+    is_online = any(spec.kind == "wandb" and getattr(spec, "mode", "") == "online" for spec in config.loggers)
+    if is_online and "WANDB_API_KEY" not in secrets:
+        notes.append("loggers: W&B cannot follow the run until WANDB_API_KEY is set.")
     if config.hub.repo_id and "HF_TOKEN" not in secrets:
         notes.append(f"hub.repo_id {config.hub.repo_id}: nothing can be uploaded until HF_TOKEN is set.")
     return [*notes, *idle_keys(config)]
