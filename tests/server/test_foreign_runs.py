@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -101,11 +100,9 @@ def test_a_folder_that_is_removed_under_its_run_holds_up_no_other(studio: Studio
     studio.post("/api/flow/train/start", {"name": "gone", "config": config}, 201)
     run = wait_for(lambda: (run := studio.run("gone"))["step"] and run)
     shutil.rmtree(studio.home / "runs" / "gone")
-    try:
-        os.kill(run["pid"], 0)
-        add_up(studio, "other")
-    finally:
-        os.kill(run["pid"], signal.SIGKILL)
+    add_up(studio, "other")
+    wait_for(lambda: not psutil.pid_exists(run["pid"]))
+    assert not (studio.home / "runs" / "gone").exists()
 
 
 def test_a_run_that_has_the_name_of_another_has_its_own_charts(studio: Studio):

@@ -64,6 +64,22 @@ def translate(laid: Laid) -> dict[str, str]:
     return secrets
 
 
+def refused_secrets(data: dict[str, Any]) -> list[Problem]:
+    """The tokens in a configuration that comes by HTTP, each with the place where it belongs.
+
+    A run directory and a queue must not hold them, and a client must not change the studio's own in passing.
+    """
+    return [
+        Problem(
+            path,
+            f"a token is not stored with a run. Save it as {fate.name} in the studio's settings "
+            f"(PUT /api/secrets/{fate.name}), and remove it here.",
+        )
+        for path, node, name in _flow_keys(data)
+        if isinstance(fate := FLOW_KEYS[general_name(path)], Secret) and node[name]
+    ]
+
+
 def _answer(fate: Replaced | Foreign) -> str:
     return fate.by if isinstance(fate, Replaced) else f"belongs to FLOW's {fate.trainer} trainer."
 

@@ -13,6 +13,7 @@ from flowloom.spec.flow_json import load_config
 from flowloom.spec.resume import FIXED
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
+from flowloom.spec.translate import refused_secrets
 from flowloom.trainers.base import Command, Preset, Source, whole_number
 
 LORA: dict[str, Any] = {"lora": {"rank": 16, "alpha": 16}, "training": {"lr": 1e-4, "warmup_steps": 100}}
@@ -108,10 +109,12 @@ class Flow:
     def check(self, config: dict[str, Any]) -> list[Problem]:
         """See Trainer."""
         model = config.get("model")
+        found = refused_secrets(config)
         try:
-            return unfit_for(load_config(config, [], Path("config"), with_files=True).config)
+            return [*found, *unfit_for(load_config(config, [], Path("config"), with_files=True).config)]
         except ConfigError as error:
-            return [*error.problems, *(unfit_models(model) if isinstance(model, dict) else ())]
+            unfit = unfit_models(model) if isinstance(model, dict) else ()
+            return [*found, *error.problems, *unfit]
 
     def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str, name: str = "flow") -> None:
         """See Trainer; `name` is of a chore that takes the same configuration."""

@@ -23,12 +23,13 @@ from flowloom.spec.files import is_folder, resolve_paths
 from flowloom.spec.problems import booleans_for_numbers, problems_of
 from flowloom.spec.results import as_it_is, checkpoints_of, last_saved_step
 from flowloom.spec.rundir import RunDir, write_json
+from flowloom.spec.translate import refused_secrets
 from flowloom.trainers import flow_start
 from flowloom.trainers.base import Command, Preset, Source, whole_number
 from flowloom.trainers.checkouts import Checkout, checkouts_of
 from flowloom.trainers.flow import TRAINER as FLOW
 from flowloom.trainers.flow_dataclasses import FlowTrainer, names_of_trainers, read_trainer
-from flowloom.trainers.flow_upstream_config import UpstreamConfig, secret_keys, strange_keys
+from flowloom.trainers.flow_upstream_config import UpstreamConfig, strange_keys
 from flowloom.trainers.lacks import lacks_of_script
 
 NAME = "flow-upstream"
@@ -98,7 +99,7 @@ class FlowUpstream:
 
     def check(self, config: dict[str, Any]) -> list[Problem]:
         """See Trainer; what the trainer in the checkout takes is read from its own code."""
-        problems = [*secret_keys(config), *booleans_for_numbers(config)]
+        problems = [*refused_secrets(config), *booleans_for_numbers(config)]
         try:
             read = UpstreamConfig.model_validate(config)
         except ValidationError as error:

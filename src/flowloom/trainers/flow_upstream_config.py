@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.errors import Problem
 from flowloom.parts.base import Section
-from flowloom.spec.flow_keys import FLOW_KEYS, Secret
+from flowloom.spec.flow_keys import FLOW_KEYS
 from flowloom.spec.flow_sections import (
     Count,
     DataloaderSection,
@@ -86,16 +86,6 @@ class UpstreamConfig(Section):
             "model": self.model,
         }
         return {**found, "lora": self.lora} if self.lora else found
-
-
-def secret_keys(data: dict[str, Any]) -> Iterator[Problem]:
-    """The secrets in `data`: FLOW would write them beside its checkpoints."""
-    for path, fate in FLOW_KEYS.items():
-        section, _, name = path.partition(".")
-        found = data.get(section)
-        if isinstance(fate, Secret) and isinstance(found, dict) and found.get(name):
-            message = "FLOW writes it into every copy of its configuration: leave it out"
-            yield Problem(path, f"{message}, and upload what the run saved afterwards.")
 
 
 def strange_keys(config: UpstreamConfig) -> Iterator[Problem]:
