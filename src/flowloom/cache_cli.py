@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowloom.errors import size_text
+from flowloom.spec.local import with_local_paths
 
 if TYPE_CHECKING:
     import argparse
@@ -54,8 +56,9 @@ def _parser(action: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     count: Any = "+" if action == "prune" else 1
-    parser.add_argument("config", metavar="CONFIG.json", nargs=count, help="what `flowloom train` takes")
-    return parser
+    config = "what `flowloom train` takes"
+    parser.add_argument("config", type=Path, metavar="CONFIG.json", nargs=count, help=config)
+    return with_local_paths(parser)
 
 
 def _fill(config: RunConfig) -> int:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # Everything is imported by the verb that needs it: `flowloom --help` starts at once.
     import argparse
-    from pathlib import Path
 
     from flowloom.spec.flow_json import LoadedConfig
 
@@ -83,9 +83,11 @@ def _overview() -> str:
 
 def _train(words: list[str]) -> int:
     parser = _parser("train", "CONFIG.json [--name N] [--runs-dir DIR] [--dry-run] [--section.key VALUE ...]")
-    parser.add_argument("config", metavar="CONFIG.json", help="FLOW's training_config.json, or one of ours")
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG.json", help="FLOW's training_config.json, or one of ours"
+    )
     parser.add_argument("--name", help="of the run's directory; default: the file's name and the time")
-    parser.add_argument("--runs-dir", metavar="DIR", default="runs", help="where runs lie; default: runs")
+    parser.add_argument("--runs-dir", type=Path, metavar="DIR", default="runs", help="default: runs")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, and stop")
     if {"-h", "--help"} & set(words):
         from flowloom.spec.keys import flags_help
@@ -112,10 +114,10 @@ def _train(words: list[str]) -> int:
 
 
 def _resume(words: list[str]) -> int:
-    from pathlib import Path
-
     parser = _parser("resume", "RUN_DIR [--section.key VALUE ...]")
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a run's directory, such as runs/my-run")
+    parser.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="a run's directory, such as runs/my-run"
+    )
     parser.epilog = "A run that must go on otherwise, longer say, takes flags: --limits.max_steps 5000."
     rest, overrides = _flags(words, parser)
     asked = parser.parse_args(rest)
@@ -124,7 +126,7 @@ def _resume(words: list[str]) -> int:
     from flowloom.spec.rundir import RunDir
 
     loaded = change_run(RunDir.open(asked.run_dir), overrides)
-    return _run(Path(asked.run_dir), loaded.secrets)
+    return _run(asked.run_dir, loaded.secrets)
 
 
 def _run(path: Path, secrets: dict[str, str]) -> int:
@@ -140,12 +142,10 @@ def _run(path: Path, secrets: dict[str, str]) -> int:
 
 
 def _sample(words: list[str]) -> int:
-    from pathlib import Path
-
     parser = _parser("sample", "SOURCE --prompt TEXT [...] [options]")
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="a run's directory, one of its checkpoints, or weights")
-    add("--config", metavar="FILE", help="names the VAE and T5; a run knows its own")
+    add("--config", type=Path, metavar="FILE", help="names the VAE and T5; a run knows its own")
     add("--prompt", action="append", required=True, metavar="TEXT", help="one picture each; repeat it")
     add("--negative", default="", metavar="TEXT", help="what guidance leads away from; default: nothing")
     add(
@@ -202,8 +202,6 @@ def _sample(words: list[str]) -> int:
 
 
 def _export(words: list[str]) -> int:
-    from pathlib import Path
-
     parser = _parser("export", "SOURCE --format FORMAT -o FILE [--strength S]")
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="a run's directory, one of its checkpoints, or a LoRA")
@@ -239,7 +237,7 @@ def _up(words: list[str]) -> int:
 
 def _schema(words: list[str]) -> int:
     parser = _parser("schema", "[--check FILE]")
-    parser.add_argument("--check", metavar="FILE", help="only say whether FILE holds this schema")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="only say whether FILE holds this schema")
     asked = parser.parse_args(words)
 
     from flowloom.spec.keys import schema_difference, schema_text
@@ -306,9 +304,13 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 def _parser(verb: str, usage: str) -> argparse.ArgumentParser:
     import argparse
 
+    from flowloom.spec.local import with_local_paths
+
     about = f"{verb.capitalize()}: {VERBS[verb][0]}."
-    return argparse.ArgumentParser(
-        f"flowloom {verb}", f"flowloom {verb} {usage}".rstrip(), about, allow_abbrev=False
+    return with_local_paths(
+        argparse.ArgumentParser(
+            f"flowloom {verb}", f"flowloom {verb} {usage}".rstrip(), about, allow_abbrev=False
+        )
     )
 
 
@@ -384,13 +386,13 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _lora(text: str) -> tuple[Path, float]:
-    from pathlib import Path
+    from flowloom.spec.local import local_path
 
     path, colon, strength = text.rpartition(":")
     try:
-        return (Path(path), float(strength)) if colon else (Path(text), 1.0)
+        return (local_path(path), float(strength)) if colon else (local_path(text), 1.0)
     except ValueError:
-        return Path(text), 1.0
+        return local_path(text), 1.0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowloom.lint_cli import LINT_VERBS, add_storage, storage_of
 from flowloom.printable import printable
+from flowloom.spec.local import with_local_paths
 
 if TYPE_CHECKING:
     from flowloom.data.prepare.build import BuildReport
@@ -206,8 +207,10 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 
 def _parser(verb: str, usage: str) -> argparse.ArgumentParser:
     about = f"{verb.capitalize()}: {VERBS[verb][0]}."
-    return argparse.ArgumentParser(
-        f"flowloom dataset {verb}", f"flowloom dataset {verb} {usage}", about, allow_abbrev=False
+    return with_local_paths(
+        argparse.ArgumentParser(
+            f"flowloom dataset {verb}", f"flowloom dataset {verb} {usage}", about, allow_abbrev=False
+        )
     )
 
 

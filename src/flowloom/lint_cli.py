@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowloom.spec.local import with_local_paths
+
 if TYPE_CHECKING:
     from flowloom.data.lint.check import LintOptions
     from flowloom.parts.sources.base import StorageSection
@@ -74,7 +76,7 @@ def preflight(words: list[str]) -> int:
     about = "tells memory, disk, time and bad data of a run before it starts"
     parser = _parser("preflight", "CONFIG.json [options] [--section.key VALUE ...]", about)
     add = parser.add_argument
-    add("config", metavar="CONFIG.json", help="as for 'flowloom train'")
+    add("config", type=Path, metavar="CONFIG.json", help="as for 'flowloom train'")
     add("--json", action="store_true", help="print it as JSON")
     add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie; default: runs")
     add("--gpu-gib", type=float, metavar="N", help="for a CUDA card with N GiB that is not here")
@@ -202,8 +204,13 @@ LINT_VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 
 
 def _parser(verb: str, usage: str, about: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        f"flowloom {verb}", f"flowloom {verb} {usage}", f"{verb.capitalize()}: {about}.", allow_abbrev=False
+    return with_local_paths(
+        argparse.ArgumentParser(
+            f"flowloom {verb}",
+            f"flowloom {verb} {usage}",
+            f"{verb.capitalize()}: {about}.",
+            allow_abbrev=False,
+        )
     )
 
 

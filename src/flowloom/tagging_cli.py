@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowloom.spec.local import require_local, with_local_paths
+
 if TYPE_CHECKING:
     import argparse
 
@@ -61,15 +63,21 @@ def _parser(chore: Chore[Any]) -> argparse.ArgumentParser:
         f"{chore.title}: into files beside them, or into the rows of FILE.jsonl. Try a few by --preview.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = with_local_paths(parser).add_argument
     properties = chore.schema()["properties"]
-    add("data_path", metavar="FOLDER|FILE.jsonl", nargs="?", help=properties["data_path"]["description"])
+    add(
+        "data_path",
+        type=Path,
+        metavar="FOLDER|FILE.jsonl",
+        nargs="?",
+        help=properties["data_path"]["description"],
+    )
     default = properties["repo"]["default"]
     add("--model", metavar="NAME|DIR", help=f"on the hub, or a folder with its files; default: {default}")
-    add("--resume", metavar="RUN_DIR", help="go on with a run that was stopped or killed")
-    add("--undo", metavar="RUN_DIR", help="put the captions back that a run changed")
+    add("--resume", type=Path, metavar="RUN_DIR", help="go on with a run that was stopped or killed")
+    add("--undo", type=Path, metavar="RUN_DIR", help="put the captions back that a run changed")
     add("--name", help="of the run's directory; default: the verb and the time")
-    add("--runs-dir", metavar="DIR", default="runs", help="where runs lie; default: runs")
+    add("--runs-dir", type=Path, metavar="DIR", default="runs", help="where runs lie; default: runs")
     for name, field in properties.items():
         if name not in NAMED_BY_MODEL:
             _add_field(parser, name, field)
@@ -109,6 +117,7 @@ def _config(chore: Chore[Any], asked: dict[str, Any]) -> dict[str, Any]:
     config = {name: value for name, value in asked.items() if name in chore.config_type.model_fields}
     for name in ("data_path", "image_folder_path", "models_dir"):
         if config.get(name):
+            require_local(config[name])
             config[name] = str(Path(config[name]).expanduser().absolute())
     if Path(config["data_path"]).is_file() and not config.get("image_folder_path"):
         from flowloom.data.prepare.rows import image_folder

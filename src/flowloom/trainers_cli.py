@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flowloom.spec.local import with_local_paths
+
 OK, WRONG = 0, 2
 
 
@@ -25,6 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="which there are, and where")
     install = actions.add_parser("install", help="name a checkout, so that the studio may run it")
+    with_local_paths(install)
     install.add_argument("name", choices=["kohya", "flow-upstream"])
     install.add_argument("--path", type=Path, metavar="DIR", help="the checkout; kohya: none clones one")
     install.add_argument(

@@ -109,3 +109,20 @@ def test_a_token_in_a_configuration_starts_nothing(
     assert "0123456789" not in answer.text
     kept = one_studio.home.rglob("*.json")
     assert not [file for file in kept if "0123456789" in file.read_text(errors="replace")]
+
+
+@pytest.mark.parametrize(
+    ("path", "config", "pointer"),
+    [
+        ("flow", {"model": {"chroma_path": "s3://b/x.safetensors"}}, "/config/model/chroma_path"),
+        ("chores/export", {"source_path": "x", "out_path": "s3://b/x.safetensors"}, "/config/out_path"),
+        ("chores/hash", {"paths": ["s3://b/x"]}, "/config/paths/0"),
+        ("flow-upstream", {"training": {"save_folder": "s3://b"}}, "/config/training/save_folder"),
+    ],
+)
+def test_an_address_in_the_place_of_a_path_is_a_problem(
+    one_studio: Studio, path: str, config: dict[str, Any], pointer: str
+) -> None:
+    verdict = one_studio.post(f"/api/{path}/config", {"config": config})
+    told = {problem["pointer"]: problem["detail"] for problem in verdict["problems"]}
+    assert "is an address" in told[pointer]

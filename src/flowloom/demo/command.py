@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from flowloom.spec.local import with_local_paths
+
 
 def run(words: list[str]) -> int:
     """Train and draw as the command line says; the exit status."""
@@ -20,6 +22,7 @@ def run(words: list[str]) -> int:
     about = "of training and drawing together; default: 10"
     parser.add_argument("--minutes", type=minutes, default=10.0, metavar="N", help=about)
     about = "default: runs of the studio that 'flowloom up' would open, mostly runs in this folder"
+    with_local_paths(parser)
     parser.add_argument("--runs-dir", metavar="DIR", type=Path, help=about)
     asked = parser.parse_args(words)
 

@@ -10,10 +10,13 @@ from typing import Any
 from flowloom.errors import Problem
 from flowloom.server.endpoints import unfit_endpoint
 from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
+from flowloom.spec.local import local_trouble
 from flowloom.trainers.kohya.arguments import path_in
 
 _AN_ADDRESS = re.compile(r"(https?|s3|gs|az)://")
 """What is no file of this machine; a folder's name may hold such marks further on."""
+_IN_STORES = frozenset({"image_folder_path", "source_path", "dir"})
+"""What may be in a store: images, the source of a data set, the cache."""
 _WRITTEN = frozenset({"target_dir", "out_path"})
 """What chores write to, under names that a client chooses."""
 _NAMES_A_PATH = re.compile(
@@ -77,6 +80,8 @@ class Roots:
             return f"{value!r} is no text: a half of a surrogate pair is in it."
         if place.endswith("storage.endpoint"):
             return unfit_endpoint(value)
+        if _must_be_local(place, value) and (elsewhere := local_trouble(value)):
+            return elsewhere
         path = _path_in(place, value)
         if not path:
             return ""
@@ -106,6 +111,11 @@ def _can_be_there(path: str) -> bool:
         return False
     parts = path.encode().split(b"/")
     return "\0" not in path and max(map(len, parts)) <= 255 and sum(map(len, parts)) + len(parts) <= 4000
+
+
+def _must_be_local(place: str, value: Any) -> bool:
+    name = next((word for word in reversed(place.split(".")) if not word.isdecimal()), "")
+    return isinstance(value, str) and bool(_NAMES_A_PATH.search(name)) and name not in _IN_STORES
 
 
 def _path_in(place: str, value: Any) -> str:

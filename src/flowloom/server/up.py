@@ -21,6 +21,7 @@ from flowloom.errors import RunError, is_disk_full
 from flowloom.server.below import below
 from flowloom.server.locks import hold
 from flowloom.server.settings import Settings, is_loopback
+from flowloom.spec.local import local_path
 from flowloom.spec.rundir import write_json
 
 USAGE = "[--home DIR] [--host ADDRESS] [--port N] [--root NAME=DIR ...] [--token TOKEN] [...]"
@@ -252,6 +253,7 @@ def minutes(text: str) -> float:
 
 def _root(text: str) -> tuple[str, Path]:
     name, _, folder = text.partition("=")
+    local_path(folder)
     if not name.isidentifier() or not folder or not Path(folder).expanduser().is_dir():
         raise argparse.ArgumentTypeError(f"write it as NAME=DIR, with a folder that is there, not {text!r}")
     return name, Path(folder).expanduser().absolute()

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from flowloom.errors import Problem
 from flowloom.spec.data_sections import DataSetSection
+from flowloom.spec.local import local_problem
 from flowloom.spec.run import DataloaderSection, ModelSection, RunConfig
 
 Paths = TypeVar("Paths", ModelSection, DataloaderSection, DataSetSection, RunConfig)
@@ -91,7 +92,7 @@ def _missing_set(place: str, section: DataSetSection, dataloader: DataloaderSect
     if section.image_folder_path is not None and not dataloader.dummy_image:
         yield from _other_folder(place, section)
         what = "the folder that file names are relative to"
-        yield from _missing(f"{place}.image_folder_path", section.image_folder_path, what)
+        yield from _missing(f"{place}.image_folder_path", section.image_folder_path, what, in_store=True)
     yield from _missing_masks(place, section)
 
 
@@ -119,16 +120,19 @@ def _missing_data(dataloader: DataloaderSection) -> Iterator[Problem]:
     yield from _missing_rows("dataloader.jsonl_metadata_path", dataloader.jsonl_metadata_path)
     yield from _other_folder("dataloader", dataloader)
     if not dataloader.dummy_image:
-        yield from _missing(
-            images, dataloader.image_folder_path, "the folder that file names are relative to"
-        )
+        what = "the folder that file names are relative to"
+        yield from _missing(images, dataloader.image_folder_path, what, in_store=True)
     yield from _missing_masks("dataloader", dataloader)
 
 
-def _missing(path: str, value: str, what: str) -> Iterator[Problem]:
+def _missing(path: str, value: str, what: str, *, in_store: bool = False) -> Iterator[Problem]:
     if not value:
         yield Problem(path, f"is needed: {what}.")
-    elif not _is_address(value) and not Path(value).exists():
+    elif in_store and _is_address(value):
+        return
+    elif elsewhere := local_problem(path, value):
+        yield from elsewhere
+    elif not Path(value).exists():
         yield Problem(path, f"{value} does not exist.")
 
 

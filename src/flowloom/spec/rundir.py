@@ -31,6 +31,7 @@ from pydantic import BaseModel, ValidationError
 
 import flowloom
 from flowloom.errors import RunError
+from flowloom.spec.local import require_local
 from flowloom.spec.run import RunConfig
 
 Control = Literal["stop", "checkpoint", "sample"]
@@ -76,6 +77,7 @@ class RunDir:
                 f"{name!r} cannot name a run: at most 100 letters, digits, '.', '_' and '-', the first one a "
                 "letter or digit."
             )
+        require_local(runs_dir)
         run_dir = cls(Path(runs_dir) / name)
         run_dir.path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -96,6 +98,7 @@ class RunDir:
         Raises:
             RunError: there is none.
         """
+        require_local(path)
         run_dir = cls(path)
         if not run_dir.run_json.is_file():
             near = sorted(entry.parent.name for entry in run_dir.path.parent.glob("*/run.json"))

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from flowloom.data.library.needs import unreadable
 from flowloom.errors import ConfigError, Problem, RunError
 from flowloom.spec.files import is_folder, resolve_paths
+from flowloom.spec.local import local_problem
 from flowloom.spec.problems import booleans_for_numbers, problems_of
 from flowloom.spec.results import as_it_is, checkpoints_of, last_saved_step
 from flowloom.spec.rundir import RunDir, write_json
@@ -298,14 +299,26 @@ def _missing_files(config: UpstreamConfig) -> Iterator[Problem]:
     for place in ("model", "dataloader"):
         section: dict[str, Any] = getattr(config, place).model_dump()
         for name, value in section.items():
-            is_path = name.endswith("_path") and isinstance(value, str) and value and "://" not in value
-            if is_path and not os.path.exists(_absolute(value)):  # noqa: PTH110 -- any text, not only paths
+            if not (name.endswith("_path") and isinstance(value, str) and value):
+                continue
+            elsewhere = local_problem(f"{place}.{name}", value)
+            yield from elsewhere
+            if not elsewhere and not os.path.exists(_absolute(value)):  # noqa: PTH110 -- any text
                 yield Problem(f"{place}.{name}", f"{value} does not exist.")
-            elif is_path and place == "model" and (problem := unreadable(Path(_absolute(value)))):
+            elif not elsewhere and place == "model" and (problem := unreadable(Path(_absolute(value)))):
                 yield Problem(f"{place}.{name}", problem)
+    yield from _addresses(config)
     if is_folder(config.dataloader.jsonl_metadata_path):
         message = "is a folder, and FLOW itself reads a JSONL only: convert the folder under Datasets."
         yield Problem("dataloader.jsonl_metadata_path", message)
+
+
+def _addresses(config: UpstreamConfig) -> Iterator[Problem]:
+    """Folders of results that are not on this machine."""
+    yield from local_problem("training.save_folder", config.training.save_folder)
+    for place, part in config.sections.items():
+        if folder := getattr(part, "inference_folder", ""):
+            yield from local_problem(f"{place}.inference_folder", folder)
 
 
 def _absolute(text: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flowloom.data.library.needs import unreadable
 from flowloom.errors import ConfigError, Problem
+from flowloom.spec.local import local_problem
 from flowloom.spec.secrets import read_secrets
 from flowloom.trainers.kohya.arguments import path_in
 from flowloom.trainers.kohya.buckets import impossible
@@ -41,7 +42,9 @@ def _missing_data(config: KohyaConfig) -> Iterator[Problem]:
             place = f"datasets.{i}.subsets.{j}"
             # An empty path would be the folder where the studio runs.
             path = Path(subset.image_dir).expanduser()
-            if not subset.image_dir or not os.path.isdir(path):  # noqa: PTH112 -- any text
+            elsewhere = local_problem(f"{place}.image_dir", subset.image_dir)
+            yield from elsewhere
+            if not elsewhere and not (subset.image_dir and os.path.isdir(path)):  # noqa: PTH112 -- any text
                 yield Problem(f"{place}.image_dir", f"{subset.image_dir!r} is no folder.")
             for key in STYLES:
                 yield from _not_there(f"{place}.{key}", getattr(subset, key))
@@ -72,7 +75,9 @@ def no_script(config: KohyaConfig) -> Problem:
 
 
 def _not_there(place: str, value: str | None) -> Iterator[Problem]:
-    if value and not os.path.exists(Path(value).expanduser()):  # noqa: PTH110 -- any text
+    elsewhere = local_problem(place, value or "")
+    yield from elsewhere
+    if value and not elsewhere and not os.path.exists(Path(value).expanduser()):  # noqa: PTH110 -- any text
         yield Problem(place, f"{value} does not exist.")
 
 
