@@ -209,6 +209,7 @@ test("two tabs follow a run while the connection is lost and comes back", async 
 test("a queue is paused, holds what waits, and goes on", async () => {
   await studio.post("/api/chores/demo/start", { name: "long", config: { limits: { max_minutes: 3 } } });
   await studio.post("/api/chores/demo/start", { name: "behind", config: { limits: { max_steps: 2 } } });
+  await until(async () => (await stateOf("long")) === "running");
   const page = await open("/runs/");
   await page.getByLabel("When a run fails").selectOption("pause");
   await until(async () => (await studio.get<{ on_fail: string }>("/api/queue")).on_fail === "pause");
@@ -363,7 +364,7 @@ test("what people have of Kohya's is imported: two TOMLs, and the JSON of kohya_
     ),
   ]);
   await report.getByText("sd-scripts' TOML, with its data sets").waitFor();
-  await report.getByText("ip_noise_gamma").waitFor();
+  await report.getByText("ip_noise_gamma", { exact: true }).waitFor();
   await report.getByText("absent.safetensors").first().waitFor();
   await report.getByRole("button", { name: "Take it over" }).click();
   assert.equal(await page.locator('[data-field="network.network_dim"] input').inputValue(), "12");
