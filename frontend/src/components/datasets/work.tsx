@@ -13,20 +13,14 @@ import { count } from "@/lib/format";
 
 export type Asked = "lint" | "convert" | "export";
 
-export interface Finding {
+interface Finding {
   kind: string;
   line: number;
   filename: string;
   message: string;
 }
 
-/** An image that did not become a row, and why. */
-interface Unusable {
-  place: string;
-  reason: string;
-}
-
-export interface Result {
+interface Result {
   errors?: number;
   warnings?: number;
   counts?: Record<string, number>;
@@ -34,26 +28,6 @@ export interface Result {
   rows?: number;
   usable?: number;
   buckets?: { width: number; height: number; rows: number }[];
-  num_unusable?: number;
-  unusable?: Unusable[];
-}
-
-const UNREADABLE = "not usable";
-
-/** Everything that lint found: images that never became a row come first. */
-export function findingsOf(result: Result): Finding[] {
-  const found = result.findings ?? [];
-  const named = new Set(found.map((each) => each.filename));
-  const unusable = (result.unusable ?? []).filter((each) => !named.has(each.place));
-  return [
-    ...unusable.map(({ place, reason }) => ({
-      kind: UNREADABLE,
-      line: 0,
-      filename: place,
-      message: reason,
-    })),
-    ...found,
-  ];
 }
 
 interface Answer {
@@ -67,19 +41,16 @@ const MOST_SHOWN = 300;
 /** What lint found: numbers first, then each finding with its row. */
 function Report({ result, onItem }: { result: Result; onItem: (item: string) => void }) {
   const [kind, setKind] = useState<string | null>(null);
-  const all = findingsOf(result);
-  const findings = all.filter((each) => kind === null || each.kind === kind);
-  const numUnusable = all.some((each) => each.kind === UNREADABLE) ? (result.num_unusable ?? 0) : 0;
-  const counts = { ...(numUnusable > 0 && { [UNREADABLE]: numUnusable }), ...result.counts };
+  const findings = (result.findings ?? []).filter((each) => kind === null || each.kind === kind);
   const most = Math.max(...(result.buckets ?? []).map((bucket) => bucket.rows), 1);
   return (
     <div className="grid gap-3 text-sm">
       <p>
-        <strong>{count(result.usable)}</strong> of {count((result.rows ?? 0) + numUnusable)} images can be
-        trained on; errors: {count((result.errors ?? 0) + numUnusable)}, warnings: {count(result.warnings)}.
+        <strong>{count(result.usable)}</strong> of {count(result.rows)} images can be trained on; errors:{" "}
+        {count(result.errors)}, warnings: {count(result.warnings)}.
       </p>
       <div className="flex flex-wrap gap-1.5">
-        {Object.entries(counts).map(([name, number]) => (
+        {Object.entries(result.counts ?? {}).map(([name, number]) => (
           <Button
             key={name}
             size="small"

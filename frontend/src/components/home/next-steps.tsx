@@ -24,15 +24,9 @@ function useSteps(): Step[] {
   const { data: models } = useQuery(trainerModels("flow"));
   const { data: made } = useQuery(runs([], 50));
   const { data: sets } = useQuery({ ...datasets, refetchInterval: false, retry: false });
-<<<<<<< HEAD
   const num = sets && shelved(sets.filter((each) => each.name !== "demo")).length;
   // The demo's own small ones train nothing but the demo, and what lies among the runs was made by them.
-  const isOwn = (path: string) => !/\/models\/demo\/|\/runs\//.test(path);
-=======
-  const num = sets?.filter((each) => each.name !== "demo").length;
-  // The demo's own small ones train nothing but the demo, and what its runs saved neither.
-  const isOwn = (path: string) => !/\/models\/demo\/|\/demo-data\/|\/checkpoints\//.test(path);
->>>>>>> 17c78aa (fix(demo): it fits its time on a busy machine, shows progress throughout, and lies where the studio finds it)
+  const isOwn = (path: string) => !/\/models\/demo\/|\/demo-data\/|\/runs\//.test(path);
   const has = (key: string) => models?.[key]?.some(isOwn);
   const missing = Object.entries(PARTS).filter(([key]) => models && !has(key));
   const own = made?.runs.filter((run) => isTraining(run) && run.trainer !== "demo");

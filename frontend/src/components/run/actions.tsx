@@ -46,16 +46,6 @@ export function Actions({ run }: { run: RunView }) {
   const items: MenuItem[] = [
     { label: "Duplicate …", note: "A new run with the same configuration", onChoose: () => setCopying(true) },
   ];
-<<<<<<< HEAD
-  if (run.trainer !== "demo") {
-    items.push({
-      label: "Edit as new training",
-      note: "Opens its configuration in the form",
-      onChoose: () => router.push(`/${run.trainer}-training/?from=${encodeURIComponent(run.id)}`),
-    });
-  }
-  if (run.step || !ACTIVE.has(run.state)) {
-=======
   // The demo's configuration is FLOW's, and its form takes it.
   const form = run.trainer === "demo" ? "flow" : run.trainer;
   items.push({
@@ -63,8 +53,7 @@ export function Actions({ run }: { run: RunView }) {
     note: "Opens its configuration in the form",
     onChoose: () => router.push(`/${form}-training/?from=${encodeURIComponent(run.id)}`),
   });
-  if (run.step) {
->>>>>>> 17c78aa (fix(demo): it fits its time on a busy machine, shows progress throughout, and lies where the studio finds it)
+  if (run.step || !ACTIVE.has(run.state)) {
     items.push({
       label: "Download the results",
       note: "Newest weights, images, configuration and log as one zip",
