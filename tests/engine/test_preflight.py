@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flowloom.cli import main
+from flowloom.engine.fill import fill, stats
 from flowloom.engine.footprint import Networks, advise, checkpoint_bytes, memory, with_key
 from flowloom.engine.memory import HEADROOM
 from flowloom.engine.preflight import Asked, preflight
@@ -34,6 +35,22 @@ def test_steps_buckets_and_rows_left_out_are_counted(found):
     assert told.data["left_out"]["aspect ratio beyond 1.5 to 1"] == 8
     assert [(b["rows"], b["batches"], b["remainder"]) for b in told.data["buckets"]] == [(14, 3, 2)]
     assert told.can_run
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [{}, {"dtype": "bf16", "caption_variants": 3}, {"sampling": "draw"}],
+    ids=["auto", "bf16", "draw"],
+)
+def test_the_size_of_a_cache_is_what_filling_it_takes(found, make_config, tmp_path, cache):
+    """Of captions about: their tokens are counted without the variants' dropped tags."""
+    own = {"cache": {"latents": "disk", "text": "disk", "dir": str(tmp_path / "cache")} | cache}
+    told = found(**own).disk["caches"]
+    config = make_config(**own)
+    fill(config)
+    kinds = stats(config).kinds
+    assert told["latents"] == kinds["image-latents"][1]
+    assert told["caption states"] == pytest.approx(kinds["caption-states"][1], rel=0.2)
 
 
 def test_keys_without_effect_are_hints_and_no_problems(found):

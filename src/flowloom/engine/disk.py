@@ -33,7 +33,7 @@ def disk(
     """
     each = checkpoint_bytes(config, networks, device)
     text_tokens = round(data["mean_text_tokens"] * data["distinct_captions"])
-    caches = cache_bytes(config, networks.params, data["pixels"], text_tokens)
+    caches = cache_bytes(config, networks.params, device, data["pixels"], text_tokens)
     on_disk = {"latents": config.cache.latents, "caption states": config.cache.text}
     cached = {name: size for name, size in caches.items() if on_disk[name] == "disk"}
     folder = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.is_dir())

@@ -19,6 +19,7 @@ from flowloom.engine.memory import (
     micro_batch_tokens,
     optimizer_bytes,
 )
+from flowloom.engine.open_cache import encoder_dtype
 from flowloom.engine.plan import count_trained
 from flowloom.nn.chroma import ChromaParams
 from flowloom.parts.adapters.quantized import QUANTIZED
@@ -204,14 +205,24 @@ def checkpoint_bytes(config: RunConfig, networks: Networks, device: torch.device
     return int(weights + states)
 
 
-def cache_bytes(config: RunConfig, params: ChromaParams, pixels: int, text_tokens: int) -> Mapping[str, int]:
-    """What all latents and caption states take in bfloat16.
+def cache_bytes(
+    config: RunConfig, params: ChromaParams, device: torch.device, pixels: int, text_tokens: int
+) -> Mapping[str, int]:
+    """What all latents and caption states take, each in the number format that it is kept in.
 
     Args:
         pixels: of all rows in their buckets; a latent has 16 channels an 8 x 8 pixels.
         text_tokens: of all distinct captions, one of padding included.
     """
-    latents = pixels // 64 * (params.in_channels // 4) * 2
-    text = text_tokens * params.context_in_dim * 2
-    wanted = {"latents": (config.cache.latents, latents), "caption states": (config.cache.text, text)}
-    return {name: size for name, (kept, size) in wanted.items() if kept != "off"}
+    formats = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    encoded = encoder_dtype(device)
+    # As drawn, latents are kept by their mean and their variance.
+    numbers = 2 if config.cache.sampling == "draw" else 1
+    latents = pixels // 64 * (params.in_channels // 4) * numbers
+    sizes = {"latents": latents, "caption states": text_tokens * params.context_in_dim}
+    kept = {"latents": config.cache.latents, "caption states": config.cache.text}
+    return {
+        name: size * (formats.get(config.cache.dtype, encoded) if kept[name] == "disk" else encoded).itemsize
+        for name, size in sizes.items()
+        if kept[name] != "off"
+    }

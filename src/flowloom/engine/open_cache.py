@@ -23,8 +23,9 @@ from flowloom.data.cache_keys import (
     hash_files,
     latents_key,
 )
-from flowloom.data.captions import CaptionRules
+from flowloom.data.captions import CaptionRules, captions_of
 from flowloom.data.loader import DataSet
+from flowloom.data.metadata import Row
 from flowloom.data.pictures import Pictures
 from flowloom.data.shard_stores import LocalShards, RemoteShards, ShardStore
 from flowloom.engine.encode import Image, Keepers, keepers_without_disk
@@ -53,6 +54,13 @@ def caption_rules(config: RunConfig) -> CaptionRules:
         lowercase=config.objective.lowercase_percentage,
         variants=config.cache.caption_variants if config.cache.text == "disk" else 0,
     )
+
+
+def kept_captions(config: RunConfig, row: Row) -> set[str]:
+    """The captions whose states a cache keeps for `row`: on disk each in all its variants."""
+    if config.cache.text != "disk":
+        return {row.caption, *row.more_captions}
+    return captions_of(row, caption_rules(config), config.training.master_seed)
 
 
 def encoder_dtype(device: torch.device) -> torch.dtype:

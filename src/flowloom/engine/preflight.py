@@ -27,6 +27,7 @@ from flowloom.engine.footprint import (
     memory,
 )
 from flowloom.engine.memory import HEADROOM, free_bytes
+from flowloom.engine.open_cache import kept_captions
 from flowloom.engine.plan import Plan, make_plan, steps_per_epoch
 from flowloom.engine.progress import duration
 from flowloom.errors import FlowloomError
@@ -38,6 +39,8 @@ from flowloom.spec.rundir import RunDir
 
 CAPTIONS_COUNTED = 2000
 """Rows whose captions are tokenized, for the mean."""
+ROWS_VARIED = 400
+"""Of them, those whose captions are varied as training does, for their number."""
 STEPS_READ = 50
 """Of a finished run: their median is its rate."""
 RUNS_READ = 20
@@ -143,16 +146,19 @@ def _data(config: RunConfig, dataset: DataSet) -> dict[str, Any]:
 
 
 def _text_tokens(config: RunConfig, dataset: DataSet) -> tuple[float, int]:
-    """Mean tokens of a caption, the padding one included; and how many distinct captions there are, scaled up
+    """Mean tokens of a caption, the padding one included; and how many distinct ones a cache keeps, scaled up
     from some rows."""
     total = len(dataset.metadata)
     indices = np.unique(np.linspace(0, total - 1, min(total, CAPTIONS_COUNTED)).astype(int))
-    captions = [dataset.metadata.row(int(index)).caption for index in indices]
+    rows = [dataset.metadata.row(int(index)) for index in indices]
+    captions = [row.caption for row in rows]
     longest = config.model.t5_max_length
     found = _quietly(lambda: load_tokenizer(Path(config.model.t5_tokenizer_path)))
     tokenize = found[0] if found else lambda caption: [0] * (len(caption) // 4)
     counts = [min(count_tokens(caption, tokenize) + 1, longest) for caption in captions]
-    return statistics.fmean(counts), round(len(set(captions)) / len(captions) * total)
+    rows = rows[:: -(-len(rows) // ROWS_VARIED)]
+    kept = {caption for row in rows for caption in kept_captions(config, row)}
+    return statistics.fmean(counts), round(len(kept) / len(rows) * total)
 
 
 def _memory(
