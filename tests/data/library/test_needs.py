@@ -67,6 +67,13 @@ def test_a_whole_set_lacks_nothing(models_dir: Path):
     assert missing(ModelSection(**section(models_dir)), [models_dir]) == []
 
 
+def test_a_file_that_a_cache_stands_in_for_is_not_lacking(models_dir: Path):
+    model = ModelSection(**section(models_dir))
+    (models_dir / "ae.safetensors").unlink()
+    assert [need.path for need in missing(model, [models_dir])] == ["model.vae_path"]
+    assert missing(model, [models_dir], {"model.vae_path"}) == []
+
+
 @pytest.mark.parametrize(
     ("key", "file", "words"),
     [
