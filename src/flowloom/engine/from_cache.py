@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.loader import DataSet
 from flowloom.engine.fill import captions_shown
 from flowloom.engine.keepers import DiskKeeper
@@ -22,7 +23,8 @@ from flowloom.parts.families.text_encoder import load_text_encoder
 from flowloom.spec.files import cached_files
 from flowloom.spec.run import ModelSection, RunConfig
 
-LOOKED_AT = 1000
+LOOKED_AT = 500
+"""Rows."""
 META = torch.device("meta")
 """Where tensors have a shape and no numbers: what fits there fits anywhere."""
 ENCODERS: dict[str, Callable[[ModelSection], nn.Module]] = {
@@ -55,9 +57,9 @@ def unless_cached(config: RunConfig, key: str) -> nn.Module | None:
 
 
 def lacking(config: RunConfig, dataset: DataSet, key: str) -> str:
-    """What the cache lacks of the things that the encoder at `key` gives; empty where nothing is found.
+    """What the cache lacks of the things that the encoder at `key` gives, for rows from all over `dataset`.
 
-    Only the first and some others are looked at.
+    Empty where it lacks nothing.
     """
     folder = config.cache.dir
     if "://" not in folder and not Path(folder).is_dir():
@@ -68,8 +70,9 @@ def lacking(config: RunConfig, dataset: DataSet, key: str) -> str:
         return str(error)
     keeper: Any = latents if key == "model.vae_path" else texts
     assert isinstance(keeper, DiskKeeper)
-    subjects = _images(dataset) if key == "model.vae_path" else _captions(config, dataset)
-    found = [_is_known(keeper, subject) for subject in islice(subjects, LOOKED_AT)]
+    rows = _some_rows(dataset)
+    subjects = _images(rows) if key == "model.vae_path" else _captions(config, rows)
+    found = [_is_known(keeper, subject) for subject in subjects]
     if all(found):
         return ""
     what = "latents" if key == "model.vae_path" else "caption states"
@@ -85,11 +88,18 @@ def _is_known(keeper: DiskKeeper[Any], subject: Any) -> bool:
 
 
 def _images(dataset: DataSet) -> Iterator[tuple[int, tuple[int, int]]]:
-    used = np.flatnonzero(dataset.row_buckets >= 0)
-    chosen = used[np.unique(np.linspace(0, len(used) - 1, min(len(used), LOOKED_AT)).astype(int))]
-    for row in chosen.tolist():
+    for row in np.flatnonzero(dataset.row_buckets != LEFT_OUT).tolist():
         yield row, dataset.sizes[dataset.row_buckets[row]]
 
 
 def _captions(config: RunConfig, dataset: DataSet) -> Iterator[str]:
     return (caption for _, caption in captions_shown(config, dataset))
+
+
+def _some_rows(dataset: DataSet) -> DataSet:
+    """At most `LOOKED_AT` rows of `dataset`, from all of it."""
+    used = np.flatnonzero(dataset.row_buckets != LEFT_OUT)
+    chosen = used[np.linspace(0, len(used) - 1, min(len(used), LOOKED_AT)).astype(int)]
+    row_buckets = np.full_like(dataset.row_buckets, LEFT_OUT)
+    row_buckets[chosen] = dataset.row_buckets[chosen]
+    return replace(dataset, row_buckets=row_buckets)
