@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,10 @@ IMPORTABLE = "51ee4e6"
 def wrong_calls(path: Path, checkout: Path) -> list[str]:
     """Calls in a module that end its import: of its own dataclasses, with a key that they do not have."""
     try:
-        tree = ast.parse(_text(path))
+        with warnings.catch_warnings():
+            # Of its regular expressions: they are its own business.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(_text(path))
     except SyntaxError as error:
         return [f"{path.relative_to(checkout)} cannot be imported: {error.msg} in line {error.lineno}"]
     classes = {

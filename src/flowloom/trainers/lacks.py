@@ -112,9 +112,10 @@ def _lacks_of(trainer: str, checkout: Checkout, scripts: list[str], more: Collec
     """Modules, CUDA where the scripts train only with it, and what keeps them from being imported."""
     files, outside = _imports_of(checkout.path, scripts)
     missing = modules_not_found(checkout, sorted(outside | set(more)))
+    if trainer != "flow-upstream":
+        return missing  # sd-scripts trains on processors too, and its releases can be imported
+    needs_cuda = any(_CUDA.search(_text(path)) for path in files)
     broken = [fault for path in sorted(files) for fault in wrong_calls(path, checkout.path)]
-    # sd-scripts trains on processors too.
-    needs_cuda = trainer == "flow-upstream" and any(_CUDA.search(_text(path)) for path in files)
     return [*missing, *(_no_cuda(checkout, missing) if needs_cuda else []), *broken]
 
 

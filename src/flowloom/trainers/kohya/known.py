@@ -58,6 +58,16 @@ _NUMBERS: dict[str, float | None] = {
     "zero_stage": 2,
 }
 """With sd-scripts' defaults; of those without one, 0 means that it is not used."""
+_ZERO_COUNTS = frozenset(
+    names(
+        """
+        initial_epoch initial_step learning_rate_te learning_rate_te1 learning_rate_te2 learning_rate_te3
+        lr_scheduler_min_lr_ratio lr_scheduler_timescale max_validation_steps num_last_block_to_freeze
+        stop_text_encoder_training validation_seed
+        """
+    )
+)
+"""But of these: without a rate of its own, a text encoder is trained with the rate of the network."""
 _TEXTS = frozenset(
     names(
         """
@@ -101,7 +111,8 @@ def raw_argument(name: str, value: Any) -> str:
         return f"--{name}" if switch else ""
     if name in _NUMBERS:
         number = _number(value)
-        is_unused = number == _NUMBERS[name] or (number == 0 and _NUMBERS[name] is None)
+        has_none = _NUMBERS[name] is None and name not in _ZERO_COUNTS
+        is_unused = number == _NUMBERS[name] or (number == 0 and has_none)
         return "" if is_unused else f"--{name} {number!r}"
     parts = _parts(value) if name in _LISTS else [str(value)]
     if not all(isinstance(value, str | int | float) for value in (value if name in _LISTS else [value])):

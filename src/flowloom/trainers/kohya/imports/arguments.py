@@ -132,6 +132,11 @@ class Placer:
         self._raw.append(words)
         return None
 
+    def add_raw(self, name: str, words: str) -> None:
+        """Add words to the raw arguments, which follow from a key that has become one."""
+        self.found.raw[name] = f"{self.found.raw[name]} {words}"
+        self._raw.append(words)
+
     def _field(self, given: Given, section: str, key: str) -> None:
         kind = _SECTIONS.get(section, Sampling)
         self.state(section, key, self._noted(given, kind, key))

@@ -67,6 +67,9 @@ _ONLY_FOR = {
     **dict.fromkeys(_OF_SD3, ("sd3",)),
     "blocks_to_swap": ("flux", "chroma", "sd3", "lumina"),
     "t5xxl_lr": ("flux", "chroma", "sd3"),
+    "learning_rate_te": ("sd15",),
+    **dict.fromkeys(("learning_rate_te1", "learning_rate_te2"), ("sdxl", "sd3")),
+    "learning_rate_te3": ("sd3",),
     "max_token_length": ("sd15", "sdxl", "sd3"),
     "clip_skip": ("sd15", "sdxl", "sd3", "flux", "chroma"),
 }
@@ -140,6 +143,7 @@ class _Form:
         self._place_length()
         self._place_warmup()
         self._place_rates()
+        self._place_text_encoders()
         self._place_files()
         if self._has("additional_parameters"):
             self._place_words(self.content["additional_parameters"])
@@ -284,6 +288,14 @@ class _Form:
                 self._place_text_rate(text)
         if self._has("t5xxl_lr") and "t5xxl_lr" not in self.found.translated:
             self.found.unused["t5xxl_lr"] = "counts only for T5, and beside text_encoder_lr"
+
+    def _place_text_encoders(self) -> None:
+        """A whole SDXL's text encoders: kohya_ss has them trained where one of them has a rate."""
+        keys = ("learning_rate_te1", "learning_rate_te2")
+        trained = next((key for key in keys if self._number(key) > 0 and key in self.found.raw), None)
+        is_whole = not self.is_lora and self.placer.family == "sdxl"
+        if trained and is_whole and not self._has("train_text_encoder"):
+            self.placer.add_raw(trained, "--train_text_encoder")
 
     def _place_text_rate(self, rate: float) -> None:
         of_t5 = self._number("t5xxl_lr")
