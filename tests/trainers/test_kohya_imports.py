@@ -124,24 +124,6 @@ def test_a_text_encoder_with_rate_0_is_not_trained(tmp_path: Path) -> None:
     assert text_only.raw_arguments == "--network_train_text_encoder_only"
 
 
-def test_text_encoders_of_a_whole_network_are_trained_as_stated() -> None:
-    config, _ = of_toml(
-        'pretrained_model_name_or_path = "/m/sd_xl_base.safetensors"\nlearning_rate_te1 = 3e-6\n'
-        "learning_rate_te2 = 0\ntrain_text_encoder = true\nvalidation_seed = 0\nmin_timestep = 0"
-    )
-    assert (config.family, config.method) == ("sdxl", "full")
-    words = "--learning_rate_te1 3e-06 --learning_rate_te2 0 --train_text_encoder --validation_seed 0"
-    assert config.raw_arguments == words, "0 is a rate: without one they would get the network's"
-    form = {"sdxl": True, "pretrained_model_name_or_path": "/m/x.safetensors", "learning_rate_te": 1e-5}
-    for te2, expected in (
-        (1e-6, "--learning_rate_te2 1e-06 --train_text_encoder"),
-        (0, "--learning_rate_te2 0"),
-    ):
-        found = from_bmaltais(json.dumps(form | {"learning_rate_te2": te2}))
-        assert found.config["raw_arguments"] == expected
-        assert found.unused["learning_rate_te"] == "belongs to another model family"
-
-
 def test_false_is_kept(tmp_path: Path) -> None:
     stated = ("cache_latents", "cache_latents_to_disk", "gradient_checkpointing", "save_state")
     config, found = of_form(enable_bucket=False, bucket_no_upscale="False", **dict.fromkeys(stated, False))
