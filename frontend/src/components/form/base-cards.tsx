@@ -37,7 +37,7 @@ function Facts({ path, model }: { path: string; model: Model | undefined }) {
       <span className="text-xs text-ink-soft">
         {model
           ? joined(model.family ?? model.words, model.variant, model.version && `v${model.version}`)
-          : "Not in the library: it is read where it lies."}
+          : "External file"}
       </span>
       {model && (
         <span className="figure text-2xs text-ink-faint">
@@ -45,6 +45,9 @@ function Facts({ path, model }: { path: string; model: Model | undefined }) {
         </span>
       )}
       {model && <span className="figure truncate text-2xs text-ink-faint">{nameOf(path)}</span>}
+      {model?.is_untrained && (
+        <span className="text-xs text-weld">Never trained: a LoRA on it learns nothing.</span>
+      )}
       {model?.problem && <span className="text-xs text-madder">{model.problem}</span>}
     </>
   );
@@ -70,7 +73,9 @@ export function BaseCards({
   const paths = [...(path && !found.includes(path) ? [path] : []), ...found];
   const shelf = new Map((data?.models ?? []).map((model) => [model.path, model]));
   const saved = paths.filter(checkpointOf);
-  const bases = paths.filter((each) => !saved.includes(each));
+  const others = paths.filter((each) => !saved.includes(each));
+  const isUntrained = (each: string) => shelf.get(each)?.is_untrained === true;
+  const bases = others.filter((each) => !isUntrained(each));
   const card = (each: string) => (
     <RadioCard key={each} group={group} isChosen={each === path} onChoose={() => set(field, each)}>
       <Facts path={each} model={shelf.get(each)} />
@@ -106,10 +111,11 @@ export function BaseCards({
               <div className={CARDS}>{saved.map(card)}</div>
             </details>
           )}
+          {others.filter(isUntrained).map(card)}
         </div>
       ) : (
         <p className="rounded-lg border border-dashed px-3 py-4 text-sm text-ink-soft">
-          No base is here yet. Get one below, or put its file into the studio's folder of models.
+          No base is here yet. Download one, or put its file into the studio's folder of models.
         </p>
       )}
       {children}

@@ -61,6 +61,9 @@ function Row({ model, isChosen, onChoose }: RowProps) {
         <p className="text-xs text-ink-soft">{model.words}</p>
         <AdapterFacts model={model} />
         {model.problem && <p className="text-xs text-madder">{model.problem}</p>}
+        {model.is_untrained && (
+          <p className="text-xs text-weld">Never trained: a LoRA on it learns nothing.</p>
+        )}
         <code className="figure block truncate text-2xs text-ink-faint">{model.path}</code>
       </div>
       <div className="col-start-2 flex items-center gap-2 sm:col-start-3 sm:items-start">

@@ -48,11 +48,13 @@ export function Actions({ run }: { run: RunView }) {
   ];
   // The demo's configuration is FLOW's, and its form takes it.
   const form = run.trainer === "demo" ? "flow" : run.trainer;
-  items.push({
-    label: "Edit as new training",
-    note: "Opens its configuration in the form",
-    onChoose: () => router.push(`/${form}-training/?from=${encodeURIComponent(run.id)}`),
-  });
+  if (form === "flow" || form === "kohya") {
+    items.push({
+      label: "Edit as new training",
+      note: "Opens its configuration in the form",
+      onChoose: () => router.push(`/${form}-training/?from=${encodeURIComponent(run.id)}`),
+    });
+  }
   if (run.step || !ACTIVE.has(run.state)) {
     items.push({
       label: "Download the results",

@@ -31,6 +31,8 @@ export interface Model {
   adapter: Adapter | null;
   title: string | null;
   problem: string | null;
+  /** A network as it is before its first training: a LoRA on it learns nothing. */
+  is_untrained?: boolean;
   sha256: string | null;
 }
 
