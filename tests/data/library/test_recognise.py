@@ -124,6 +124,29 @@ def test_a_lora_tells_its_names_rank_and_layers(shapes: dict[str, Any], naming: 
 
 
 @pytest.mark.parametrize(
+    ("width", "base"), [(3072, "flux-or-chroma"), (256, "flux-or-chroma"), (1536, "sd3")]
+)
+@pytest.mark.parametrize(
+    "prefix", ["transformer.transformer_blocks.0.attn.", "lora_transformer_transformer_blocks_0_attn_"]
+)
+def test_double_blocks_by_diffusers_names_are_not_taken_for_sd_3(
+    width: int, base: str, prefix: str, tmp_path: Path
+):
+    name = f"{prefix}add_k_proj"
+    shapes = {f"{name}.lora_down.weight": (4, width), f"{name}.lora_up.weight": (width, 4)}
+    adapter = look(write_model(tmp_path / "x.safetensors", shapes)).adapter
+    assert adapter
+    assert adapter.base == base
+
+
+def test_tensors_of_a_text_encoder_do_not_tell_the_naming(tmp_path: Path):
+    shapes = {"bundle_emb.<fox>.t5": (1, 4096)} | lora("lora_transformer_", "lora_down", "lora_up", "_")
+    adapter = look(write_model(tmp_path / "x.safetensors", shapes)).adapter
+    assert adapter
+    assert (adapter.naming, adapter.has_text_encoder) == ("kohya", True)
+
+
+@pytest.mark.parametrize(
     ("dtype", "value", "alpha"),
     [("F32", struct.pack("<f", 8), 8.0), ("BF16", b"\x00\x41", 8.0), ("F16", struct.pack("<e", 0.5), 0.5)],
 )

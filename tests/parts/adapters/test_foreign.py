@@ -225,6 +225,29 @@ def test_adapters_of_the_approximator_are_read_and_exported(
         torch.testing.assert_close(found[name], adapter.base_weight(name) + delta, rtol=0, atol=3e-6)
 
 
+def test_a_lokr_of_diffusers_cut_layers_is_put_together(make_network, weights_of, tmp_path: Path) -> None:
+    """As SimpleTuner writes it by LyCORIS: q and v adapted apart."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    tensors, expected = {}, {}
+    network = make_network()
+    qkv = network.double_blocks[0].img_attn.qkv.weight.detach().clone()
+    for part, start in (("to_q", 0), ("to_v", 128)):
+        w1, a, b = drawn(2, 2), drawn(32, 3), drawn(3, 32)
+        name = f"lycoris_transformer_blocks_0_attn_{part}"
+        tensors |= {f"{name}.lokr_w1": w1, f"{name}.lokr_w2_a": a, f"{name}.lokr_w2_b": b}
+        tensors[f"{name}.alpha"] = torch.tensor(6.0)
+        qkv[start : start + 64] += 2 * torch.kron(w1, a @ b)
+    expected[QKV] = qkv
+    save_weights(tmp_path / "a.safetensors", tensors, {})
+    found = weights_of(network, load_onto(network, tmp_path / "a.safetensors"))
+    torch.testing.assert_close(found[QKV], expected[QKV], rtol=0, atol=1e-5)
+
+
+QKV = "double_blocks.0.img_attn.qkv"
 X = "diffusion_model.single_blocks.0.linear1"
 LORA = {f"{X}.{A}": torch.zeros(2, 64), f"{X}.{B}": torch.zeros(448, 2)}
 REFUSED = {
@@ -240,6 +263,33 @@ REFUSED = {
         LORA | {f"transformer.single_transformer_blocks.0.attn.to_q.{A}": torch.zeros(2, 64)}, "several names"
     ),
     "half": ({f"{X}.{A}": torch.zeros(2, 64)}, r"single_blocks\.0\.linear1 has no lora_B\.weight"),
+    "LoKr with scales": (
+        {f"{X}.lokr_w1": torch.zeros(8, 8), f"{X}.lokr_w2": torch.zeros(56, 8)}
+        | {f"{X}.dora_scale": torch.zeros(448, 1)},
+        "LoKr with DoRA scales",
+    ),
+    "large LoKr of a part": (
+        {f"lycoris_transformer_blocks_0_attn_to_q.lokr_w{i}": torch.ones(8, 8) for i in (1, 2)},
+        "adapts parts of it apart",
+    ),
+    "a DoRA and a LoRA": (
+        {
+            f"transformer.transformer_blocks.0.attn.to_{part}.lora_{side}.weight": torch.ones(shape)
+            for part in "qkv"
+            for side, shape in (("A", (2, 64)), ("B", (64, 2)))
+        }
+        | {"transformer.transformer_blocks.0.attn.to_k.lora_magnitude_vector.weight": torch.ones(64)},
+        "some of its rows have a dora, others a lora",
+    ),
+    "mixed": (
+        {
+            "lycoris_transformer_blocks_0_attn_to_q.lokr_w1": torch.ones(8, 8),
+            "lycoris_transformer_blocks_0_attn_to_q.lokr_w2": torch.ones(8, 8),
+            "lycoris_transformer_blocks_0_attn_to_k.lora_down.weight": torch.ones(2, 64),
+            "lycoris_transformer_blocks_0_attn_to_k.lora_up.weight": torch.ones(64, 2),
+        },
+        "some of its rows have a lokr, others a lora",
+    ),
     "half a LoKr": ({f"{X}.lokr_w1": torch.zeros(2, 2), f"{X}.lokr_w2_a": torch.zeros(2, 2)}, "no lokr_w2_b"),
     "ranks": ({f"{X}.{A}": torch.zeros(2, 64), f"{X}.{B}": torch.zeros(448, 3)}, "their ranks differ"),
     "a convolution": (

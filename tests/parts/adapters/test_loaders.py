@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowloom.parts.adapters.adapter import attach
+from flowloom.parts.adapters.adapter import attach, quantize_base
 from flowloom.parts.adapters.formats import save_adapter
 from flowloom.parts.adapters.read import load_onto, read_adapter
 from flowloom.parts.families.diffusers_names import from_diffusers
@@ -185,3 +185,19 @@ def test_a_lora_for_one_part_of_qkv_leaves_the_others_alone(make_network, attach
     loaded = loaded_as_comfyui_does(path, base)[name]
     assert torch.equal(loaded[64:], base[name][64:])
     assert not torch.equal(loaded[:64], base[name][:64])
+
+
+@pytest.mark.parametrize("level", ["8bit", "4bit"])
+def test_a_dora_trained_on_a_quantised_base_is_exported_by_the_weights_that_it_saw(
+    level, make_network, attach_trained, weights_of, tmp_path: Path
+) -> None:
+    network = make_network()
+    quantize_base(network, level)
+    adapter = attach_trained(network, "dora", targets=["double_blocks.0"])
+    base = make_network().state_dict()
+    base |= {f"{name}.weight": adapter.base_weight(name) for name in adapter.layers}
+    path = tmp_path / "a.safetensors"
+    save_adapter(path, "comfy", adapter.state_dict(), adapter.metadata, {}, adapter.base_weight)
+    loaded = loaded_as_comfyui_does(path, base)
+    for name, weight in weights_of(network, adapter).items():
+        torch.testing.assert_close(loaded[f"{name}.weight"], weight, rtol=0, atol=1e-5)

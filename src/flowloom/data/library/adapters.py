@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flowloom.data.library.architectures import UNETS
+from flowloom.data.library.architectures import SD3_WIDTHS, UNETS
 from flowloom.data.library.header import Header, Place
+from flowloom.parts.adapters.names import is_beside_the_network
 
 Naming = Literal["kohya", "comfy", "diffusers", "peft", "plain"]
 
@@ -35,10 +36,10 @@ _DORA = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight
 # The tensors whose first side is the rank.
 _RANKED = (*dict(_KINDS)["lora"], ".hada_w1_b", ".lokr_w2_b", ".lokr_w1_b")
 _NAMINGS: tuple[tuple[Naming, tuple[str, ...]], ...] = (
-    ("kohya", ("lora_unet_", "lora_te", "lycoris_", "lora_transformer_")),
+    ("kohya", ("lora_unet_", "lycoris_", "lora_transformer_")),
     ("comfy", ("diffusion_model.",)),
     ("peft", ("base_model.model.",)),
-    ("diffusers", ("transformer.", "unet.", "text_encoder.")),
+    ("diffusers", ("transformer.", "unet.")),
 )
 # Layers that FLUX has and Chroma lost.
 _ONLY_FLUX = (
@@ -109,7 +110,7 @@ def look_at_adapter(path: Path, header: Header) -> AdapterFacts | None:
         base=base,
         base_told_by=told_by,
         num_layers=len(layers),
-        has_text_encoder=any(re.match(r"lora_te\d?_|text_encoder", name) for name in names),
+        has_text_encoder=any(is_beside_the_network(name) for name in names),
     )
 
 
@@ -120,7 +121,7 @@ def _layer(name: str) -> str:
 
 
 def _naming(names: Iterable[str]) -> Naming:
-    first = next(iter(names))
+    first = next((name for name in names if not is_beside_the_network(name)), "")
     for naming, beginnings in _NAMINGS:
         if first.startswith(beginnings):
             return naming
@@ -150,14 +151,26 @@ def _base_by_layers(tensors: Mapping[str, Place], layers: set[str]) -> str | Non
     if any(mark in joined for mark in _DIT):
         has_clip = any(layer.startswith("lora_te1_text_model") for layer in layers)
         return "flux" if has_clip or any(mark in joined for mark in _ONLY_FLUX) else "flux-or-chroma"
-    if "joint_blocks" in joined or "attn_add_k_proj" in joined:
+    if "joint_blocks" in joined:
         return "sd3"
+    if "attn_add_k_proj" in joined:  # what SD 3 has as well, in other widths
+        return (
+            "sd3" if _widths(tensors, "attn.add_k_proj", "attn_add_k_proj") & SD3_WIDTHS else "flux-or-chroma"
+        )
     if "noise_refiner" in joined or "context_refiner" in joined:
         return "lumina2"
     for name, place in tensors.items():
         if "attn2" in name and "to_k" in name and name.endswith(dict(_KINDS)["lora"]):
             return UNETS.get(place.shape[1] if len(place.shape) > 1 else 0)
     return None
+
+
+def _widths(tensors: Mapping[str, Place], *layers: str) -> set[int]:
+    """What goes into layers of these names, by the LoRAs on them."""
+    downs = tuple(f"{layer}{ending}" for layer in layers for ending in dict(_KINDS)["lora"])
+    return {
+        place.shape[1] for name, place in tensors.items() if name.endswith(downs) and len(place.shape) > 1
+    }
 
 
 def _word(text: str, among: tuple[str, ...]) -> str | None:

@@ -94,6 +94,8 @@ _NETWORKS = (
 )
 UNETS = {768: "sd15", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
 """By the width of the text that cross-attention sees."""
+SD3_WIDTHS = {1536, 2432}
+"""Of SD 3's and 3.5's networks."""
 _VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 _VAES = {4: "vae-sd", 16: "vae-flux", 32: "vae-flux2"}
 _T5_PREFIXES = ("text_encoders.t5xxl.transformer.", "t5xxl.transformer.", "")

@@ -44,7 +44,8 @@ class Layer:
     def shape(self) -> tuple[int, int]:
         """(out, in) of the weight that is adapted."""
         if self.kind == "lokr":
-            return lokr_as_lora(self).shape
+            (rows, columns), (inner_rows, inner_columns) = _shapes_of_lokr(self.tensors)
+            return rows * inner_rows, columns * inner_columns
         return self.tensors["lora_B.weight"].shape[0], self.tensors["lora_A.weight"].shape[1]
 
     @property
@@ -92,12 +93,18 @@ def fuse(name: str, parts: Sequence[Layer | None]) -> Layer:
     Parts that share A keep it, and the rank. Others get the sum of their ranks, each its own columns of B.
 
     Raises:
-        WeightsError: a DoRA leaves parts out, so that their row norms are not known.
+        WeightsError: parts are of several kinds, a DoRA leaves parts out, so that their row norms are not
+            known, or a LoKr of parts would be as large as the layer.
     """
     present = [part for part in parts if part is not None]
     if len(parts) == 1:
         return present[0]
     first = present[0]
+    kinds = sorted({part.kind for part in present})
+    if len(kinds) > 1:
+        raise WeightsError(f"{name}: some of its rows have a {kinds[0]}, others a {kinds[1]}")
+    if first.kind == "lokr":
+        return fuse(name, [part and _small_lora(name, part) for part in parts])
     if len(present) == len(parts) and all(_share_a(first, part) for part in present):
         joined = {
             s: torch.cat([part.tensors[s] for part in present]) for s in first.tensors if "lora_A" not in s
@@ -122,15 +129,45 @@ def fuse(name: str, parts: Sequence[Layer | None]) -> Layer:
     return Layer(tensors)
 
 
+def _small_lora(name: str, part: Layer) -> Layer:
+    """A LoKr on one part of a layer's rows, as the LoRA that equals it."""
+    lora = lokr_as_lora(part)
+    rows, columns = part.shape
+    if lora.rank * (rows + columns) >= rows * columns:
+        raise WeightsError(
+            f"{name}: this LoKr adapts parts of it apart (to_q, to_k ...), and its factors are too large to "
+            "be put together. Use a LoKr on the checkpoint's own layers, or one of a smaller linear_dim"
+        )
+    return lora
+
+
 def _share_a(one: Layer, other: Layer) -> bool:
     same = torch.equal(one.tensors["lora_A.weight"], other.tensors["lora_A.weight"])
     return same and one.alpha == other.alpha
 
 
+def _shapes_of_lokr(tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """Rows and columns of both factors."""
+    ends = [
+        (f"lokr_{w}", f"lokr_{w}") if f"lokr_{w}" in tensors else (f"lokr_{w}_a", f"lokr_{w}_b")
+        for w in ("w1", "w2")
+    ]
+    return [(tensors[up].shape[0], tensors[down].shape[1]) for up, down in ends]
+
+
+def _factor(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    return tensors[name] if name in tensors else tensors[f"{name}_a"] @ tensors[f"{name}_b"]
+
+
+def lokr_delta(layer: Layer) -> Tensor:
+    """s w1 ⊗ w2, (out, in)."""
+    return layer.scale * torch.kron(_factor(layer.tensors, "lokr_w1"), _factor(layer.tensors, "lokr_w2"))
+
+
 def lokr_as_lora(layer: Layer) -> Layer:
     """The LoRA that equals a LoKr: w1 ⊗ (w2_a w2_b) = (w1 ⊗ w2_a) (1 ⊗ w2_b)."""
     tensors = layer.tensors
-    first = tensors["lokr_w1"] if "lokr_w1" in tensors else tensors["lokr_w1_a"] @ tensors["lokr_w1_b"]
+    first = _factor(tensors, "lokr_w1")
     if "lokr_w2" in tensors:
         whole = tensors["lokr_w2"]
         is_flat = whole.shape[0] <= whole.shape[1]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowloom.errors import WeightsError
 from flowloom.parts.adapters.dora import decomposed, delta
-from flowloom.parts.adapters.fused import Layer, layers_of, lokr_as_lora
+from flowloom.parts.adapters.fused import Layer, layers_of, lokr_delta
 from flowloom.parts.adapters.read import read_adapter
 from flowloom.parts.families.chroma import open_chroma
 from flowloom.parts.families.weights import Entry, Weights, save_weights
@@ -79,5 +79,5 @@ def _merged(base: Weights, name: str, layer: Layer | None, strength: float, dtyp
 def adapted(weight: Tensor, layer: Layer) -> Tensor:
     """The weight (out, in) that the adapter makes of `weight`, by the formulas of adapter.py."""
     if layer.kind == "lokr":
-        layer = lokr_as_lora(layer)
+        return weight + lokr_delta(layer)
     return decomposed(weight, layer) if layer.kind == "dora" else weight + delta(layer, weight.device)

@@ -132,6 +132,8 @@ def _put(layer: Layer, place: Place, tensor: Tensor) -> None:
 def _check_whole(name: str, layer: Layer) -> None:
     """Raise WeightsError where tensors of `layer` are missing or do not fit each other."""
     shapes = {suffix: tuple(tensor.shape) for suffix, tensor in layer.tensors.items()}
+    if layer.kind == "lokr" and "dora_scale" in shapes:
+        raise WeightsError(f"{name} is a LoKr with DoRA scales; LoRA, DoRA and plain LoKr can be read")
     if layer.kind == "lokr":
         pairs = {f: (f"{f}_a", f"{f}_b") for f in ("lokr_w1", "lokr_w2") if f not in shapes}
         needed = [suffix for pair in pairs.values() for suffix in pair]
