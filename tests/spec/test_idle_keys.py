@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flowloom.spec.flow_json import load_config
 from flowloom.spec.idle_keys import IDLE, idle_keys
 from flowloom.spec.keys import config_keys
 from flowloom.spec.run import RunConfig
@@ -140,6 +142,15 @@ def test_a_key_without_effect_is_named_with_the_reason(sections: dict[str, Any],
 )
 def test_a_key_with_an_effect_is_not_named(sections: dict[str, Any]) -> None:
     assert idle(**sections) == []
+
+
+def test_a_key_without_effect_is_a_note_of_the_configuration() -> None:
+    """Notes are what `train` and `--dry-run` print."""
+    data = {"lora": LORA, "training": ROTATION, "ema": {"device": "cpu"}}
+    assert load_config(data, [], Path("config.json")).notes == [
+        "training.change_layer_every, training.trained_single_blocks: no effect with method lora.",
+        "ema.device: no effect without ema.decay.",
+    ]
 
 
 def test_every_key_of_the_table_is_one_of_the_configuration() -> None:

@@ -16,12 +16,12 @@ from flowloom.engine.keepers import DiskKeeper
 from flowloom.engine.lazily import Lazily
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.objective import Objective, density
-from flowloom.engine.open_cache import PLAIN, caption_rules, encoder_dtype, open_keepers
+from flowloom.engine.open_cache import PLAIN, caption_rules, open_keepers
 from flowloom.engine.preview import Painter
 from flowloom.engine.state import Precision, TrainState
 from flowloom.nn.chroma import Chroma
 from flowloom.parts.adapters.adapter import Adapter, attach, quantize_base
-from flowloom.parts.devices import choose_device
+from flowloom.parts.devices import choose_device, encoder_dtype
 from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.chroma import load_chroma, read_chroma_params
 from flowloom.parts.families.text_encoder import load_text_encoder

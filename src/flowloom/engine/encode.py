@@ -16,6 +16,7 @@ from flowloom.engine.lazily import Lazily
 from flowloom.engine.randomness import generator
 from flowloom.errors import CacheError
 from flowloom.nn.patches import pack
+from flowloom.parts.devices import encoder_dtype
 from flowloom.parts.families.autoencoder import Autoencoder
 from flowloom.parts.families.text_encoder import TextEncoder
 from flowloom.spec.run import RunConfig
@@ -71,7 +72,7 @@ class Encoders:
         self._autoencoder = autoencoder
         self._text_encoder = text_encoder
         self.device = device
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.dtype = encoder_dtype(device)
         self.max_length = config.model.t5_max_length
         self.minibatch = 1 if device.type == "cpu" else config.training.cache_minibatch
         self.union_mask = config.objective.mask_mode == "flow_union"

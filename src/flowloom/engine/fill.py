@@ -22,9 +22,9 @@ from flowloom.data.pictures import Pictures
 from flowloom.engine.build import load_encoders
 from flowloom.engine.encode import Encoders, Keepers
 from flowloom.engine.keepers import DiskKeeper
-from flowloom.engine.open_cache import PLAIN, caption_rules, encoder_dtype, open_cache, open_keepers
+from flowloom.engine.open_cache import PLAIN, caption_rules, open_cache, open_keepers
 from flowloom.errors import ConfigError, Denied, ImageError, Problem, Unavailable
-from flowloom.parts.devices import choose_device
+from flowloom.parts.devices import choose_device, encoder_dtype
 from flowloom.parts.records import image_latents
 from flowloom.spec.run import RunConfig
 

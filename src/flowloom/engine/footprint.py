@@ -19,10 +19,10 @@ from flowloom.engine.memory import (
     micro_batch_tokens,
     optimizer_bytes,
 )
-from flowloom.engine.open_cache import encoder_dtype
 from flowloom.engine.plan import count_trained
 from flowloom.nn.chroma import ChromaParams
 from flowloom.parts.adapters.quantized import QUANTIZED
+from flowloom.parts.devices import encoder_dtype
 from flowloom.parts.families.chroma import load_chroma, read_chroma_params
 from flowloom.spec.run import ADAPTERS, RunConfig
 

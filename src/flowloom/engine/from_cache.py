@@ -15,9 +15,9 @@ from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.loader import DataSet
 from flowloom.engine.fill import captions_shown
 from flowloom.engine.keepers import DiskKeeper
-from flowloom.engine.open_cache import encoder_dtype, open_keepers
+from flowloom.engine.open_cache import open_keepers
 from flowloom.errors import FlowloomError, ImageError
-from flowloom.parts.devices import choose_device
+from flowloom.parts.devices import choose_device, encoder_dtype
 from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.text_encoder import load_text_encoder
 from flowloom.spec.files import cached_files

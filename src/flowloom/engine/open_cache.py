@@ -63,11 +63,6 @@ def kept_captions(config: RunConfig, row: Row) -> set[str]:
     return captions_of(row, caption_rules(config), config.training.master_seed)
 
 
-def encoder_dtype(device: torch.device) -> torch.dtype:
-    """The number format that encoders compute in on `device`."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
 def shard_store(place: str, storage: StorageSection | None = None, mirror_gib: float = 0) -> ShardStore:
     """The shards at `place`, a folder or the address of a store, of which so much is copied to this machine.
 

@@ -22,6 +22,11 @@ def choose_device(wanted: str, key: str = "parallel.device") -> torch.device:
     return torch.device(wanted, torch.cuda.current_device()) if wanted == "cuda" else torch.device(wanted)
 
 
+def encoder_dtype(device: torch.device) -> torch.dtype:
+    """The number format that the VAE and T5 compute in on `device`."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """`tensor` on `device`; CUDA, given pinned memory, takes it without a wait for what it computes."""
     if device.type == "cuda":
