@@ -28,8 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is loaded: on a busy machine its CPU threads would otherwise wait for each other by
     # spinning, on the very processors that the others need. Steps of the demo took 40 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from flowloom.streams import leave, open_streams
+    from flowloom.streams import leave, open_streams, settle_home
 
+    settle_home()
     open_streams()
     if arguments is None:
         leave(_status(sys.argv[1:]))

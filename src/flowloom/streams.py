@@ -1,4 +1,4 @@
-"""Standard output and error at the edge of the process, and its end."""
+"""The edge of the process: its home, standard output and error, the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import atexit
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn, TextIO
+
+
+def settle_home() -> None:
+    """Name a home where there is none, as in a container of an unknown user: /, as Docker does."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
 
 
 def open_streams() -> None:

@@ -14,7 +14,7 @@ from flowloom.errors import DiskFullError, FlowloomError, RunError, is_disk_full
 from flowloom.spec.events import EventWriter
 from flowloom.spec.rundir import RunDir
 from flowloom.spec.secrets import read_secrets, redact
-from flowloom.streams import leave
+from flowloom.streams import leave, settle_home
 
 
 def run_chore(run_dir: RunDir) -> None:
@@ -74,4 +74,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    settle_home()
     leave(main())

@@ -16,7 +16,7 @@ from flowloom.engine.stopping import Abandoned, StopSignals
 from flowloom.errors import FlowloomError, TrainingError
 from flowloom.spec.rundir import RunDir
 from flowloom.spec.secrets import read_secrets, redact
-from flowloom.streams import leave
+from flowloom.streams import leave, settle_home
 
 if TYPE_CHECKING:
     from flowloom.engine.run import Sitting
@@ -99,4 +99,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    settle_home()
     leave(main())

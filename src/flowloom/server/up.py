@@ -40,6 +40,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--host",
+        type=_host,
         default=LOOPBACK,
         metavar="ADDRESS",
         help="to listen on; any but loopback demands a token",
@@ -223,6 +224,12 @@ def serving_at(home: Path) -> tuple[int, str]:
         return url.port or PORT, url.hostname or LOOPBACK
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return PORT, LOOPBACK
+
+
+def _host(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("write an address or a name; 0.0.0.0 means every address")
+    return text
 
 
 def port(text: str) -> int:

@@ -6,6 +6,8 @@ Runs, models, JSONL files, outputs and checkpoints are local; image folders and 
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -48,13 +50,24 @@ def local_path(text: str) -> Path:
     """The path that a word of the command line names.
 
     Raises:
-        ArgumentTypeError: it is an address.
+        ArgumentTypeError: it is an address, or nothing can be there.
     """
     import argparse
 
-    if trouble := local_trouble(text):
+    if trouble := local_trouble(text) or _impossible(text):
         raise argparse.ArgumentTypeError(trouble)
     return Path(text)
+
+
+def _impossible(text: str) -> str:
+    """Why nothing can be at `text`; empty where something is or could be."""
+    try:
+        os.stat(Path(text).expanduser())  # noqa: PTH116 -- Path.exists hides a circle of links
+    except OSError as error:
+        return f"{text}: its symbolic links go in a circle." if error.errno == errno.ELOOP else ""
+    except RuntimeError:
+        return f"{text}: there is no such user."
+    return "" if text else "the path is empty."
 
 
 def with_local_paths(parser: Parser) -> Parser:
