@@ -99,6 +99,37 @@ def test_a_failing_step_shows_its_output_and_a_cure(checkout: Path):
     assert not (checkout / ".venv/stamp").exists()
 
 
+PIP = """case "$*" in
+-V) echo Python 3.12.0;;
+*) printf 'Collecting wandb-core==0.25 (from x)\n  Downloading wandb_core-0.25-py3-none-any.whl (12.5 MB)\n'
+   printf 'Processing /x/mpmath-1.3.0-py3-none-any.whl\n'; sleep "${SLOW:-0}";;
+esac"""
+"""A Python whose pip says what it does, slowly."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["sh", "dash", "bash"])
+def test_a_long_step_shows_packages_megabytes_and_seconds(checkout: Path, shell: str):
+    """Every fifteen seconds where nobody watches, and not after the step is over."""
+    (checkout / "bin" / "sleep").symlink_to(shutil.which("sleep") or "/nowhere")
+    if (found := shutil.which(shell)) is None:
+        pytest.skip(f"there is no {shell}")
+    write_command(checkout / "bin/python3", PIP)
+    environment = {"PATH": str(checkout / "bin"), "HOME": str(checkout), "SLOW": "18"}
+    script = (checkout / "loom").read_text()
+    functions = script[: script.index("verb=${1:-}")]
+    one_step = "mkdir -p $venv; : >$log\nstep 'some packages' python3 pip\n"
+    (checkout / "one-step").write_text(functions + one_step)
+    done = subprocess.run(
+        [found, str(checkout / "one-step")], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, *rest = done.stderr.splitlines()
+    assert first == "  some packages ... "
+    assert re.fullmatch(r"    1\d s: 2 packages, 12 MB downloaded, mpmath \d\d s", second)
+    assert rest == []
+
+
 def test_once_set_up_it_only_passes_the_words_on(checkout: Path):
     pretend_set_up(checkout)
     done = loom(checkout, "train", "a.json", "--dry-run")
