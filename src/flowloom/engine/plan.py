@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from flowloom.data.library.needs import rounded_models, unfit_for
+from flowloom.data.library.needs import rounded_models, unfit_for, untrained_models
 from flowloom.data.loader import DataSet
 from flowloom.data.pictures import Pictures
 from flowloom.data.prepare.fresh import freshness, left_out_told
@@ -136,9 +136,9 @@ def _method(config: RunConfig) -> str:
 def _network_rows(plan: Plan, config: RunConfig) -> Rows:
     model = config.model
     rows = [("chroma", model.chroma_path), ("vae", model.vae_path), ("t5", model.t5_path)]
-    rounded = rounded_models(model)
-    plan.hints += rounded
-    plan.notes += rounded
+    known = [*rounded_models(model), *untrained_models(config)]
+    plan.hints += known
+    plan.notes += known
     unfit = unfit_for(config)
     plan.problems += unfit
     told = {problem.path for problem in unfit}

@@ -11,6 +11,7 @@ from pathlib import Path
 from flowloom.data.loader import LoadedBatch, Skipped
 from flowloom.engine import checkpoint
 from flowloom.engine.build import Parts
+from flowloom.engine.gradients import GradientWatch
 from flowloom.engine.objective import LatentBatch
 from flowloom.engine.prepare import prepare, updates_of
 from flowloom.engine.preview import draw_previews, sections_due
@@ -55,12 +56,14 @@ class Trainer:
         self._saved_step = self.state.position.step or -1
         self._started = time.monotonic() - self.state.position.seconds
         self._looked_at = 0.0
+        self._gradients = GradientWatch(self.state)
 
     def fit(self) -> None:
         """Make updates from where the state stands until the run is over, then save."""
         trace_path = self.run_dir.path / "trace.json" if self.config.training.do_profiling else None
         with step_profiler(trace_path) as count_step:
             self._train(count_step)
+        self._say_of_gradients(is_last=True)
         self.parts.encoders.begin_epoch()
         self.save()
         step = self.state.position.step
@@ -191,6 +194,7 @@ class Trainer:
     def _after_step(self, pack: list[LoadedBatch], num_samples: int) -> None:
         step, training = self.state.position.step, self.config.training
         self.state.position.samples += num_samples
+        self._say_of_gradients()
         checkpoint_asked, sample_asked = self._agree()
         if step % (self.config.validation.every or training.save_every) == 0:
             with self._interruptible():
@@ -203,6 +207,11 @@ class Trainer:
             self.reporter.say("sampled", step=step, dir=str(folder.relative_to(self.run_dir.path)))
         if step % training.save_every == 0 or checkpoint_asked:
             self.save()
+
+    def _say_of_gradients(self, *, is_last: bool = False) -> None:
+        finding = self._gradients.after_step(is_last=is_last)
+        if finding:
+            self.reporter.say("warning", message=finding.message, hint=finding.hint)
 
     def _agree(self) -> tuple[bool, bool]:
         """Whether any rank wishes for a checkpoint, a preview; one clock and one end for all."""

@@ -2839,6 +2839,12 @@ export interface components {
              */
             family: string | null;
             /**
+             * Is Untrained
+             * @description A network whose final layer is all zeros: it was never trained.
+             * @default false
+             */
+            is_untrained?: boolean;
+            /**
              * Kind
              * @enum {string}
              */

@@ -14,6 +14,7 @@ from pathlib import Path
 from flowloom.data.library.adapters import AdapterFacts, look_at_adapter
 from flowloom.data.library.architectures import ARCHITECTURES, Found, Kind, recognise, vae_by_scaling
 from flowloom.data.library.header import INDEX, Header, read_header, read_shards, read_small_json
+from flowloom.data.library.untrained import is_untrained
 from flowloom.errors import WeightsError
 from flowloom.parts.families.storage import GGUF, why_gguf, why_unreadable
 
@@ -64,6 +65,8 @@ class ModelFile:
     """What the file's own metadata calls it."""
     problem: str | None = None
     """Why it cannot be used."""
+    is_untrained: bool = False
+    """Of a network: its last layer is all zeros, as before any training. A LoRA on it learns nothing."""
 
     @property
     def words(self) -> str:
@@ -178,6 +181,8 @@ def _looked_at(name: str, mark: tuple[tuple[str, int, int], ...]) -> ModelFile:
     except WeightsError as error:
         return replace(plain, kind="damaged", problem=str(error))
     described = _described(plain, header)
+    if described.kind in ("network", "checkpoint") and len(weights) == 1:
+        described = replace(described, is_untrained=is_untrained(Path(weights[0][0]), header))
     return described if is_whole else replace(described, kind="unknown")
 
 

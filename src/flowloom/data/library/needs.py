@@ -12,7 +12,7 @@ from flowloom.data.library.header import read_small_json
 from flowloom.data.library.look import Folder, ModelFile, find_in, look, walk
 from flowloom.errors import ConfigError, Problem
 from flowloom.spec.files import cached_files, missing_model_files
-from flowloom.spec.run import ModelSection, RunConfig
+from flowloom.spec.run import ADAPTERS, ModelSection, RunConfig
 
 WANTED = {
     "chroma_path": ("Chroma's network", frozenset({"chroma"})),
@@ -41,6 +41,8 @@ def choices(roots: Sequence[Path]) -> dict[str, list[Path]]:
     """Files below `roots` for each key of the model section, the tokenizer's folders included."""
     folders = walk(roots)
     models = find_in(folders)
+    # What was never trained comes last: the first one is what a form offers.
+    models.sort(key=lambda one: one.is_untrained)
     found = {f"model.{key}": [one.path for one in models if _fits(key, one)] for key in WANTED}
     configs = [path for path in _named("config.json", folders) if _is_t5s(path)]
     vocabularies = [path for path in _named("tokenizer.json", folders) if _has_t5s_ids(path)]
@@ -92,6 +94,18 @@ def rounded_models(model: ModelSection) -> list[str]:
         "bf16 file of the same model for better results."
         for key, one in _seen(model.model_dump()).items()
         if (one.precision or "").startswith("F8") and not one.problem
+    ]
+
+
+def untrained_models(config: RunConfig) -> list[str]:
+    """What to know of an adapter's base that was never trained: the adapter gets no gradient."""
+    if config.method_kind not in ADAPTERS:
+        return []
+    return [
+        f"model.{key}: {one.path.name} was never trained: its final layer is all zeros, so a LoRA on it "
+        "learns nothing. Choose a trained base model."
+        for key, one in _seen(config.model.model_dump()).items()
+        if one.is_untrained
     ]
 
 

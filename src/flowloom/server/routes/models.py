@@ -74,6 +74,9 @@ class ModelView(BaseModel):
     adapter: AdapterView | None
     title: str | None
     problem: str | None = Field(description="Why it cannot be used.")
+    is_untrained: bool = Field(
+        False, description="A network whose final layer is all zeros: it was never trained."
+    )
     sha256: str | None = Field(description="Known after a download, or the chore `hash`.")
 
 
@@ -294,6 +297,7 @@ def _view(model: ModelFile, root: str, hashes: dict[Mark | None, str]) -> ModelV
         adapter=_adapter(model.adapter),
         title=model.title,
         problem=model.problem,
+        is_untrained=model.is_untrained,
         sha256=hashes.get(mark_of(model.path)),
     )
 

@@ -1,0 +1,81 @@
+"""Trained weights that get no gradient: they stay as they are, and the loss alone does not show it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from flowloom.data.library.untrained import LAST_LAYERS
+from flowloom.engine.state import TrainState
+
+WATCHED_STEPS = 5
+"""An adapter's second factor gets one in the first step, its first factor in the second."""
+SHOWN = 3
+
+
+class Finding(NamedTuple):
+    """What a user should know of the gradients."""
+
+    message: str
+    hint: str
+
+
+class GradientWatch:
+    """Sees in the first steps of a sitting which of the trained weights ever get a gradient."""
+
+    def __init__(self, state: TrainState):
+        self._state, self._turn, self._num_steps = state, state.turn, 0
+        self._seen = {
+            name: torch.zeros((), dtype=torch.bool, device=weight.device)
+            for name, weight in state.trained.items()
+        }
+        self._hooks = [
+            weight.register_post_accumulate_grad_hook(partial(self._see, name))
+            for name, weight in state.trained.items()
+        ]
+
+    def _see(self, name: str, weight: torch.Tensor) -> None:
+        if weight.grad is not None and self._state.turn == self._turn:
+            self._seen[name] |= weight.grad.any()
+
+    def after_step(self, *, is_last: bool = False) -> Finding | None:
+        """What the first steps have shown, once they are over; None before, and where all is well."""
+        self._num_steps += not is_last
+        if not self._hooks or not self._num_steps or (self._num_steps < WATCHED_STEPS and not is_last):
+            return None
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        flags = self._state.ranks.sum(torch.stack([flag.float() for flag in self._seen.values()]))
+        missing = [name for name, got in zip(self._seen, flags.tolist(), strict=True) if not got]
+        return self._finding(missing) if missing else None
+
+    def _finding(self, missing: list[str]) -> Finding:
+        steps = "the first step" if self._num_steps == 1 else f"the first {self._num_steps} steps"
+        if has_zero_last_layer(self._state.model):
+            path = self._state.config.model.chroma_path
+            return Finding(
+                f"{len(missing):,} of {len(self._seen):,} trained weights got no gradient in {steps}: the "
+                f"final layer of {path} is all zeros, as in a network that was never trained.",
+                "Nothing is learned. Choose a trained base model in model.chroma_path.",
+            )
+        if len(missing) == len(self._seen):
+            return Finding(
+                f"None of the {len(missing):,} trained weights got a gradient in {steps}: they learn nothing.",
+                "Check that the base model is a trained one, and which parts lora.target_layers or "
+                "training.trained_layer_keywords name.",
+            )
+        names = ", ".join(missing[:SHOWN]) + (", ..." if missing[SHOWN:] else "")
+        return Finding(
+            f"{len(missing):,} of {len(self._seen):,} trained weights got no gradient in {steps} and stay "
+            f"as they are: {names}.",
+            "Leave them out of lora.target_layers or training.trained_layer_keywords if they are not meant.",
+        )
+
+
+def has_zero_last_layer(model: nn.Module) -> bool:
+    """Whether the weights from which the velocity is made are all zero: nothing before them is trained."""
+    return any(not weight.any() for name, weight in model.named_parameters() if name.endswith(LAST_LAYERS))
