@@ -64,7 +64,7 @@ class GradientWatch:
             )
         if len(missing) == len(self._seen):
             return Finding(
-                f"None of the {len(missing):,} trained weights got a gradient in {steps}: they learn nothing.",
+                f"None of {len(missing):,} trained weights got a gradient in {steps}: nothing is learned.",
                 "Check that the base model is a trained one, and which parts lora.target_layers or "
                 "training.trained_layer_keywords name.",
             )

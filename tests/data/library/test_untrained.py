@@ -49,9 +49,6 @@ def test_trained_networks_are_offered_first(tmp_path: Path, tiny_chroma_path: Pa
 def test_an_adapter_on_an_untrained_base_is_told_before_it_starts(tmp_path: Path) -> None:
     base = str(written(tmp_path / "base.safetensors"))
     sections: dict[str, Any] = {"model": {"chroma_path": base}}
-    told: Callable[[dict[str, Any]], list[str]] = lambda data: untrained_models(
-        RunConfig.model_validate(data)
-    )
-    assert told(sections) == []
-    (message,) = told(sections | {"lora": {"rank": 2}})
+    assert untrained_models(RunConfig.model_validate(sections)) == []
+    (message,) = untrained_models(RunConfig.model_validate(sections | {"lora": {"rank": 2}}))
     assert message.startswith("model.chroma_path: base.safetensors was never trained")
