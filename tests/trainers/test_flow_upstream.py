@@ -208,3 +208,20 @@ def test_the_trainers_of_a_checkout_are_listed(flow_checkout: Path) -> None:  # 
     assert names_of_trainers(flow_checkout) == [
         "train_mp.py", "train_mp_old.py", "src.trainer.train_chroma", "src.trainer.train_old",
     ]  # fmt: skip
+
+
+def test_a_key_that_the_checkouts_own_trainer_takes_is_not_unknown(flow_checkout: Path) -> None:  # noqa: F811
+    trainer = flow_checkout / "src" / "trainer" / "train_chroma.py"
+    trainer.write_text(
+        trainer.read_text().replace("chroma_path: str\n", "chroma_path: str\n    newest_key: int = 0\n")
+    )
+    config = {"trainer": "train_mp.py", "model": {"newest_key": 3, "no_such_key": 4}}
+    told = {problem.path: problem.message for problem in TRAINER.check(config)}
+    assert "model.newest_key" not in told
+    assert "model.no_such_key" in told
+
+
+def test_a_key_of_our_own_engine_is_not_suggested_for_itself() -> None:
+    told = {problem.path: problem.message for problem in TRAINER.check({"limits": {"max_steps": 3}})}
+    assert "our own engine" in told["limits"]
+    assert "did you mean" not in told["limits"]

@@ -51,6 +51,7 @@ _LUMINA = Foreign("Lumina")
 _REFLOW = Foreign("reflow (distillation)")
 _Z_IMAGE = Foreign("Z-Image")
 _FLUX = Foreign("FLUX")
+_KLEIN = Foreign("FLUX.2 Klein")
 _RADIANCE = Foreign("pixel-space (DCT, Radiance)")
 
 FLOW_KEYS: dict[str, Fate] = {
@@ -98,6 +99,13 @@ FLOW_KEYS: dict[str, Fate] = {
     "model.teacher_chroma_path": _REFLOW,
     "model.teacher_steps": _REFLOW,
     "model.distillation_steps": _REFLOW,
+    "model.klein_path": _KLEIN,
+    "model.model_variant": _KLEIN,
+    "model.qwen_max_length": _KLEIN,
+    "inference.qwen_max_length": _KLEIN,
+    "inference.reference_image_paths": _KLEIN,
+    "dataloader.num_reference_images": _KLEIN,
+    "dataloader.reference_image_t_scale": _KLEIN,
     "model.z_image_path": _Z_IMAGE,
     "model.qwen_path": _Z_IMAGE,
     "model.qwen_tokenizer_path": _Z_IMAGE,

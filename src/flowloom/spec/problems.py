@@ -89,6 +89,8 @@ def _unknown(path: str, loc: Sequence[str | int], others: list[str]) -> str:
         section = path.rpartition(".")[0]
         return f"{loc[-2]} has no such key; {having} has: set {section}.kind as well."
     meant = nearest(path, others)
+    if meant == path:
+        return "belongs to our own engine's configuration, not to this one."
     return f"unknown key; did you mean {meant}?" if meant else "unknown key, and none is like it."
 
 

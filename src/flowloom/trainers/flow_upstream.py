@@ -106,7 +106,7 @@ class FlowUpstream:
         except ValidationError as error:
             unknown = _strange_by_hand(config)
             return [*problems, *chain.from_iterable(problems_of(error, config).values()), *unknown]
-        found = [*problems, *strange_keys(read), *_missing_files(read), *_misfits(read, config)]
+        found = [*problems, *strange_keys(read, _taken(read)), *_missing_files(read), *_misfits(read, config)]
         # One thing a key: what is strange to all of FLOW is strange to this trainer as well.
         return list({problem.path: problem for problem in reversed(found)}.values())[::-1]
 
@@ -211,6 +211,19 @@ def _misfits(config: UpstreamConfig, given: dict[str, Any]) -> list[Problem]:
     lacking = lacks_of_script(NAME, checkout, trainer.script)
     problems = [Problem("checkout", f"{checkout.path} lacks {', '.join(lacking)}.")] if lacking else []
     return [*problems, *_unfit_sections(config, trainer), *_unfit_keys(config, given, trainer)]
+
+
+def _taken(config: UpstreamConfig) -> set[str]:
+    """The keys that the trainer in the checkout takes, by path: it may be newer than what is known here."""
+    try:
+        _, trainer = _trainer_of(config)
+    except ConfigError:
+        return set()
+    found = set[str]()
+    for place in config.sections:
+        keys = trainer.sections.get("inference" if place.startswith("extra") else place)
+        found |= {f"{place}.{name}" for name in (keys.allowed if keys else ())}
+    return found
 
 
 def _given(data: dict[str, Any], place: str) -> dict[str, Any]:

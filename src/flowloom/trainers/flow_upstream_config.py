@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -88,12 +88,12 @@ class UpstreamConfig(Section):
         return {**found, "lora": self.lora} if self.lora else found
 
 
-def strange_keys(config: UpstreamConfig) -> Iterator[Problem]:
-    """The keys that none of FLOW's trainers knows."""
+def strange_keys(config: UpstreamConfig, taken: Collection[str] = ()) -> Iterator[Problem]:
+    """The keys that none of FLOW's trainers knows, but for those that the chosen one has taken."""
     for place, section in config.sections.items():
         for name in section.model_extra or {}:
             path = f"{place}.{name}"
-            if general_name(path) not in FLOW_KEYS:
+            if general_name(path) not in FLOW_KEYS and path not in taken:
                 meant = nearest(path, FLOW_KEYS)
                 hint = f"did you mean {meant}?" if meant else "none of FLOW's trainers has it."
                 yield Problem(path, f"unknown key; {hint}")
