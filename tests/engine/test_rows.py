@@ -205,6 +205,19 @@ def test_a_resumed_run_tells_that_its_jsonl_has_other_captions_or_other_rows(
     assert "rows changed since this run began (22 then, 21 now)" in warnings_of(run_dir)[-1]
 
 
+def test_a_run_that_is_resumed_on_other_data_says_so(
+    tmp_path: Path, folder: Path, make_run: Callable[..., RunDir]
+):
+    jsonl = tmp_path / "fox.jsonl"
+    build(str(folder), jsonl, BuildOptions(), lambda _: None)
+    run_dir = make_run("run", jsonl, limits={"max_steps": 1}, training={"save_every": 1})
+    run_engine(run_dir)
+    change_run(run_dir, [("limits.max_steps", "2"), ("dataloader.jsonl_metadata_path", str(folder))])
+    run_engine(run_dir)
+    assert warnings_of(run_dir)[-1].startswith(f"{folder}: this run began with other data.")
+    assert len(kept_captions(run_dir)) == 22
+
+
 def test_a_run_that_never_saved_begins_with_the_newest_captions(
     folder: Path, make_run: Callable[..., RunDir], tmp_path: Path
 ):

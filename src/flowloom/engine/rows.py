@@ -73,7 +73,7 @@ def _kept(config: RunConfig, run_dir: RunDir, *, is_resumed: bool) -> Iterator[s
     for folder in (path for path in paths if path.is_dir()):
         kept = _place(folder, run_dir)
         yield from _compared(folder, kept) if is_resumed and kept.is_file() else _copied(folder, kept)
-    yield from _about_files([path for path in paths if path.is_file()], run_dir, is_resumed=is_resumed)
+    yield from _about_files([path for path in paths if path.exists()], run_dir, is_resumed=is_resumed)
 
 
 def _copied(folder: Path, kept: Path) -> Iterator[str]:
@@ -99,10 +99,15 @@ def _compared(folder: Path, kept: Path) -> Iterator[str]:
 def _about_files(paths: list[Path], run_dir: RunDir, *, is_resumed: bool) -> Iterator[str]:
     record = run_dir.path / "data" / "rows.json"
     known: dict[str, _Known] = _read(record) if is_resumed else {}
-    found = {str(path): _known_of(path) for path in dict.fromkeys(paths)}
+    found = {
+        str(path): _known_of(_place(path, run_dir) if path.is_dir() else path)
+        for path in dict.fromkeys(paths)
+    }
     for path, now in found.items():
         before = known.get(path, now)
-        if before["digest"] != now["digest"]:
+        if known and path not in known:
+            yield f"{path}: this run began with other data. The order of samples is another one from here on."
+        elif before["digest"] != now["digest"]:
             yield _difference(path, before, now)
         elif (fresh := freshness(Path(path))) and fresh.is_outdated:
             yield fresh.told(Path(path))
