@@ -13,7 +13,7 @@ from flowloom.chores.base import Chore, Progress
 from flowloom.errors import DiskFullError, FlowloomError, RunError, is_disk_full
 from flowloom.spec.events import EventWriter
 from flowloom.spec.rundir import RunDir
-from flowloom.spec.secrets import read_secrets, redact
+from flowloom.spec.secrets import redact, usable_secrets
 from flowloom.streams import leave, settle_home
 
 
@@ -28,12 +28,12 @@ def run_chore(run_dir: RunDir) -> None:
     if name not in ALL:
         raise RunError(f"{run_dir.run_json}: {name!r} is no chore of this version: {', '.join(sorted(ALL))}.")
     with run_dir.locked():
-        writer = EventWriter(run_dir.events_jsonl, read_secrets().values())
+        writer = EventWriter(run_dir.events_jsonl, usable_secrets().values())
         try:
             _work_off(ALL[name], content["config"], Progress(run_dir, writer))
         except Exception as error:
             failure = _explained(error, run_dir)
-            sys.stderr.write(redact("".join(traceback.format_exception(error)), read_secrets().values()))
+            sys.stderr.write(redact("".join(traceback.format_exception(error)), usable_secrets().values()))
             cure = "Mend the cause, then resume it: it goes on from where it was."
             writer.write("failed", error=type(failure).__name__, message=str(failure), cure=cure)
             raise failure from error

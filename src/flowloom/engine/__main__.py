@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flowloom.engine.stopping import Abandoned, StopSignals
 from flowloom.errors import FlowloomError, TrainingError
 from flowloom.spec.rundir import RunDir
-from flowloom.spec.secrets import read_secrets, redact
+from flowloom.spec.secrets import redact, usable_secrets
 from flowloom.streams import leave, settle_home
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _failed(sitting: Sitting, error: Exception) -> FlowloomError:
 
 
 def _log(run_dir: RunDir, error: Exception) -> None:
-    text = redact("".join(traceback.format_exception(error)), read_secrets().values())
+    text = redact("".join(traceback.format_exception(error)), usable_secrets().values())
     with suppress(OSError), run_dir.log_txt.open("a") as log:
         log.write(text)
 

@@ -18,7 +18,7 @@ from flowloom.printable import printable_value
 from flowloom.spec.events import EventWriter
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir, step_of, versions
-from flowloom.spec.secrets import read_secrets
+from flowloom.spec.secrets import usable_secrets
 
 
 class Sitting:
@@ -86,7 +86,7 @@ def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEven
     if not ranks.is_first:
         return Reporter(None, on_event)
     public = printable_value("", config.model_dump(mode="json"))
-    reporter = Reporter(EventWriter(run_dir.events_jsonl, read_secrets().values()), on_event)
+    reporter = Reporter(EventWriter(run_dir.events_jsonl, usable_secrets().values()), on_event)
     for spec in config.loggers:
         reporter.trackers.append(Tracker(spec, spec.kind, run_dir.path, public, reporter.say))
     if config.hub.repo_id:

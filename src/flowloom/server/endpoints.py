@@ -8,15 +8,18 @@ from typing import Any
 
 from flowloom.errors import Denied, SourceError
 from flowloom.parts.sources.addresses import STRICT, Allowed, host_of, resolve
-from flowloom.spec.secrets import read_secrets
+from flowloom.spec.secrets import read_secrets, usable_secrets
 
 
-def environ_for_processes() -> dict[str, str]:
+def environ_for_processes(*, needs_secrets: bool) -> dict[str, str]:
     """Environment of what the studio starts: with the secrets, and strict about addresses.
 
     Requests decide what these processes work on, so no address in it is the word of the machine's owner.
+
+    Raises:
+        ConfigError: secrets are needed, and their file cannot be used.
     """
-    return {**os.environ, **read_secrets(), STRICT: "1"}
+    return {**os.environ, **(read_secrets() if needs_secrets else usable_secrets()), STRICT: "1"}
 
 
 def unfit_endpoint(endpoint: Any, environ: Mapping[str, str] = os.environ) -> str:

@@ -11,6 +11,8 @@ import os
 import time
 from pathlib import Path
 
+from flowloom.spec.plain import open_plain
+
 
 def hold(path: Path, patience_s: float = 1.0) -> int | None:
     """A file descriptor that holds the lock at `path`; None when another process has it.
@@ -33,15 +35,18 @@ def hold(path: Path, patience_s: float = 1.0) -> int | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock at `path`."""
+    """Whether some process holds the lock at `path`.
+
+    Raises:
+        OSError: that cannot be told: it is not a file, or not ours to read.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = open_plain(path)
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 from flowloom.server.records import Keeping, born, is_alive
+from flowloom.spec.plain import read_json
 from flowloom.spec.rundir import RunDir
 
 
@@ -46,7 +47,21 @@ def _end_by_hand(run_dir: RunDir) -> None:
     """Kill the engine that was started by hand: alone, its group may be a person's shell."""
     if not run_dir.is_running():
         return
-    with suppress(OSError, ValueError, KeyError):
-        pid = json.loads(run_dir.pid_json.read_text())["pid"]
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        pid = int(read_json(run_dir.pid_json)["pid"])
         if born(pid):
             os.kill(pid, signal.SIGKILL)
+
+
+def living_process(path: Path) -> int | None:
+    """A process that still runs the run at `path`, as far as its files say so; they may be damaged."""
+    with suppress(OSError):
+        keeping = Keeping.read(path)
+        if keeping and is_alive(keeping.pid, keeping.born):
+            return keeping.pid
+        if keeping and is_alive(keeping.keeper, keeping.keeper_born):
+            return keeping.keeper
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        if RunDir(path).is_running():
+            return int(read_json(path / "pid.json")["pid"])
+    return None

@@ -13,9 +13,11 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from flowloom.errors import FlowloomError, Problem
+from flowloom.errors import Problem, RunError
 from flowloom.server.endpoints import environ_for_processes
 from flowloom.server.keeper import Order
 from flowloom.server.locks import hold, is_held
@@ -25,7 +27,9 @@ from flowloom.server.records import BUSY, KEPT, NOT_WANTED, Keeping, Ticket, Wis
 from flowloom.server.runs import RunView
 from flowloom.server.shelf import Shelf
 from flowloom.server.standing import OnFail, Standing
+from flowloom.server.tasks import on_its_own
 from flowloom.spec.rundir import Control, RunDir
+from flowloom.spec.secrets import may_need_secrets
 from flowloom.trainers.base import Command, Trainer
 
 SECONDS_UNTIL_ANOTHER_TRY = 30.0
@@ -222,13 +226,15 @@ class Queue:
             self._bury()
             for run in self.shelf.look_at_active():
                 if run.state == "stopping":
-                    self._insist(RunDir(self.shelf.path(run.id)))
+                    with on_its_own(partial(self._note, run.id)):
+                        self._insist(RunDir(self.shelf.path(run.id)))
             self.standing.look()
             if self.standing.pause:
                 return
             held = self._held()
             for run in self.shelf.store.queue():
-                held |= self._start_or_wait(run, held)
+                with on_its_own(partial(self._note, run.id)):
+                    held |= self._start_or_wait(run, held)
 
     def _start_or_wait(self, run: RunView, held: set[str]) -> set[str]:
         """Start a run that waits if it can; the devices that it keeps from those behind it."""
@@ -240,7 +246,8 @@ class Queue:
             chosen = self._choose(run, ticket, idle) if idle else None
             return {idle} if idle and chosen and self._launch(run, chosen) else set()
         if held.isdisjoint(ticket.devices):
-            self._launch(run, ticket)
+            with on_its_own(partial(self._note, run.id)):
+                self._launch(run, ticket)
         # A run on several devices gets its turn: those behind it do not take them one by one.
         return set(ticket.devices)
 
@@ -265,18 +272,31 @@ class Queue:
 
     def _held(self) -> set[str]:
         """The devices that are taken: locked, of a run about to start, or of one started by hand."""
-        held = {device for device in self.devices if is_held(self._lock_of(device))}
+        held = set[str]()
+        for device in self.devices:
+            held.add(device)
+            with on_its_own(partial(self._cannot_lock, device)):
+                if not is_held(self._lock_of(device)):
+                    held.discard(device)
         for run in self.shelf.store.with_states("running", "stopping"):
-            held |= set(run.devices or self._device_of_unknown(RunDir(self.shelf.path(run.id))))
+            with on_its_own(partial(self._note, run.id)):
+                held |= set(run.devices or self._device_of_unknown(RunDir(self.shelf.path(run.id))))
         for name in self._keepers:
-            # Not by `shelf.path`: somebody may have removed the folder under its keeper.
-            ticket = Ticket.read(self.shelf.runs_dir / name)
-            held |= set(ticket.devices if ticket else ())
+            with on_its_own(partial(self._note, name)):
+                # Not by `shelf.path`: somebody may have removed the folder under its keeper.
+                ticket = Ticket.read(self.shelf.runs_dir / name)
+                held |= set(ticket.devices if ticket else ())
         return held
 
     def _device_of_unknown(self, run_dir: RunDir) -> tuple[str, ...]:
         """Of a run that was started by hand and names no device: it takes the first one."""
         return self.devices[:1] if self._needs_device(run_dir) else ()
+
+    def _cannot_lock(self, device: str, reason: str) -> None:
+        """Say at the runs that wait for `device` that nothing can be started on it."""
+        for run in self.shelf.store.queue():
+            if device in run.devices:
+                self._note(run.id, f"The lock of {device} cannot be used: {reason}")
 
     def _lock_of(self, device: str) -> Path:
         return self.locks_dir / f"{device.replace(':', '-')}.lock"
@@ -288,12 +308,12 @@ class Queue:
         is_too_soon = time.monotonic() < self._try_again_at.get(run.id, 0.0)
         if trainer is None or is_too_soon:
             return False
-        try:
-            command = trainer.command(run_dir, ticket.resume, ticket.devices)
-            self.standing.begins(run.id)
-        except (FlowloomError, OSError) as error:
-            self._note(run.id, str(error))
-            return False
+        if unknown := set(ticket.devices) - set(self.devices):
+            todo = f"Cancel it, and resume it on one of {', '.join(self.devices)}."
+            raise RunError(f"It waits for {', '.join(sorted(unknown))}, which is not here. {todo}")
+        command = trainer.command(run_dir, ticket.resume, ticket.devices)
+        environment = _environment(command, ticket.devices, run_dir.read_run()["config"])
+        self.standing.begins(run.id)
         self.shelf.notes.pop(run.id, None)
         order = Order(
             run=str(run_dir.path.absolute()),
@@ -310,7 +330,7 @@ class Queue:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(command, ticket.devices),
+                env=environment,
                 start_new_session=True,
             )
         return True
@@ -337,9 +357,14 @@ class Queue:
             press(run_dir, save=wish.kind == "stop")
 
 
-def _environment(command: Command, devices: Sequence[str]) -> dict[str, str]:
-    """The run's: ours, the secrets, the trainer's, and the accelerators it may see."""
+def _environment(command: Command, devices: Sequence[str], config: Any) -> dict[str, str]:
+    """The run's: ours, the secrets, the trainer's, and the accelerators it may see.
+
+    Raises:
+        ConfigError: the file with the secrets cannot be used, and the run may need one.
+    """
     cards = [device.removeprefix("cuda:") for device in devices if device.startswith("cuda:")]
     # By their places on the bus, as nvidia-smi counts them; CUDA itself would begin with the fastest.
     visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(cards)}
-    return {**environ_for_processes(), **command.env, **(visible if devices else {})}
+    ours = environ_for_processes(needs_secrets=may_need_secrets(config))
+    return {**ours, **command.env, **(visible if devices else {})}

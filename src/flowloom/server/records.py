@@ -17,23 +17,29 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from flowloom.spec.plain import read_plain
 from flowloom.spec.rundir import write_json
 
+_MOST_BYTES = 2**20
 KEPT, BUSY, NOT_WANTED = 0, 3, 4
 """Exit statuses of a keeper: it ran; a lock was taken; the run left the queue meanwhile."""
 
 
 class Record(BaseModel):
-    """One of the files; a damaged one counts as missing."""
+    """One of the files; one that is not valid counts as missing."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     file: ClassVar[str]
 
     @classmethod
     def read(cls, run_path: Path) -> Self | None:
-        """What is noted of the run at `run_path`."""
+        """What is noted of the run at `run_path`.
+
+        Raises:
+            OSError: it cannot be read, or is not a file.
+        """
         try:
-            return cls.model_validate_json((run_path / "studio" / cls.file).read_bytes())
+            return cls.model_validate_json(read_plain(run_path / "studio" / cls.file, _MOST_BYTES))
         except (FileNotFoundError, NotADirectoryError, ValidationError):
             return None
 

@@ -42,7 +42,10 @@ class Roots:
 
     def holds(self, path: Path) -> bool:
         """Whether the real place of `path` is below one of the folders; it need not exist."""
-        real = path.expanduser().resolve()
+        try:
+            real = path.expanduser().resolve()
+        except (OSError, RuntimeError):  # links in a circle, or the home of a user that does not exist
+            return False
         return any(real.is_relative_to(folder.resolve()) for folder in self.folders.values())
 
     def reaches_runs(self, path: Path) -> bool:
@@ -58,7 +61,10 @@ class Roots:
             for name, value in config.items() if isinstance(config, dict) else enumerate(config):
                 yield from self.named_by(value, f"{place}.{name}")
         elif _can_be_written(config) and (named := _path_in(place, config)) and _can_be_there(named):
-            path = Path(named).expanduser().resolve()
+            try:
+                path = Path(named).expanduser().resolve()
+            except (OSError, RuntimeError):
+                return
             if path not in {folder.resolve() for folder in self.folders.values()}:
                 yield path
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from flowloom.errors import RunError
 from flowloom.server.locks import is_held
 from flowloom.server.records import Exit, Keeping, Ticket, Wish, lock_path
+from flowloom.server.tail import is_number
+from flowloom.server.tasks import on_its_own
 from flowloom.spec.events import last_kept_step
+from flowloom.spec.plain import open_plain, read_json, whole_text
 from flowloom.spec.results import checkpoints_of
 from flowloom.spec.rundir import RunDir
 from flowloom.trainers import ALL as TRAINERS
 
-State = Literal["created", "queued", "running", "stopping", "stopped", "finished", "failed", "interrupted"]
+State = Literal[
+    "created", "queued", "running", "stopping", "stopped", "finished", "failed", "interrupted", "damaged"
+]
 ACTIVE: frozenset[State] = frozenset({"queued", "running", "stopping"})
 RESUMABLE: frozenset[State] = frozenset({"created", "stopped", "failed", "interrupted"})
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -37,25 +43,31 @@ RunName = Annotated[str, AfterValidator(_fit_name), Field(json_schema_extra={"pa
 _ENDS: dict[str, State] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
 _SHOWN = ("step", "epoch", "lr", "samples_per_s", "eta_s", "peak_memory_mib", "max_steps")
 _NUMBERS = ("seq", "loss", "loss_smooth", *_SHOWN)
+_WHOLE = frozenset({"seq", "step", "epoch", "max_steps"})
+_YEAR_S = 366 * 86_400
 _TAIL_BYTES = 65_536
 _MOST_TAIL_BYTES = 262_144
+
+
+Text = Annotated[str, BeforeValidator(lambda text: whole_text(text) if isinstance(text, str) else text)]
+"""What files say, as it can be sent."""
 
 
 class RunProblem(BaseModel):
     """Why a run ended before its time, and what to do."""
 
-    error: str
-    message: str
-    cure: str
+    error: Text
+    message: Text
+    cure: Text
 
 
 class RunView(BaseModel):
     """How a run stands."""
 
     id: str = Field(description="Name of its directory.", examples=["fox-lora"])
-    trainer: str = Field(examples=["flow"])
+    trainer: Text = Field(examples=["flow"])
     state: State
-    phase: str | None = Field(None, description="What its process does now: loading, training, ...")
+    phase: Text | None = Field(None, description="What its process does now: loading, training, ...")
     created: float = Field(description="Seconds since 1970.")
     step: int = 0
     max_steps: int | None = None
@@ -66,28 +78,38 @@ class RunView(BaseModel):
     eta_s: float | None = None
     peak_memory_mib: float | None = None
     last_seq: int = Field(-1, description="Number of its newest event.")
-    devices: list[str] = []
+    devices: list[Text] = []
     position: float | None = Field(None, description="Its place in the queue: lower ones go first.")
     pid: int | None = None
-    checkpoint: str | None = Field(None, description="Its newest whole checkpoint.")
+    checkpoint: Text | None = Field(None, description="Its newest whole checkpoint.")
     can_resume: bool = Field(False, description="Whether POST resume queues it again.")
     starts_over: bool = Field(
         False, description="Whether a resume starts from the beginning, because no checkpoint was saved."
     )
     error: RunProblem | None = None
-    note: str | None = Field(None, description="Why it still waits, where it is not for its turn.")
+    note: Text | None = Field(None, description="Why it still waits, where it is not for its turn.")
 
 
 def view_of(path: Path) -> RunView:
-    """How the run at `path` stands.
-
-    Raises:
-        RunError: its run.json is damaged, or not as ours are: anybody may put one there.
-    """
-    try:
+    """How the run at `path` stands: "damaged" with the reason where that cannot be read."""
+    reasons: list[str] = []
+    with on_its_own(reasons.append):
         return _view(path)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise RunError(f"{path}: what is in it is not what a run has: {error}") from error
+    cure = "Repair or remove what is named here, or delete the run."
+    problem = RunProblem(error="Damaged", message=reasons[0], cure=cure)
+    try:
+        created = path.stat().st_mtime
+    except OSError:
+        created = 0.0
+    return RunView(id=path.name, trainer="unknown", state="damaged", created=created, error=problem)
+
+
+def _created(content: dict[str, Any], run_json: Path) -> float:
+    """When the run was made; by its file where run.json says what cannot be."""
+    told = content.get("created")
+    if is_number(told) and 0 < told < time.time() + _YEAR_S:
+        return float(told)
+    return run_json.stat().st_mtime
 
 
 def _view(path: Path) -> RunView:
@@ -103,7 +125,7 @@ def _view(path: Path) -> RunView:
         id=path.name,
         trainer=content.get("trainer", "flow"),
         state=_state(path, events, is_running),
-        created=content.get("created") or run_dir.run_json.stat().st_mtime,
+        created=_created(content, run_dir.run_json),
         **_progress(events, trainer.total_steps(content["config"]) if trainer else None),
     )
     newest = next(iter(checkpoints_of(run_dir, content)), None)
@@ -183,7 +205,7 @@ def _tail(path: Path, sitting_begins: int, *, wants_both: bool) -> _Tail:
     for offset, line in _lines_backwards(path):
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if _is_event(event) and found.take(event, offset >= sitting_begins):
             break
@@ -195,16 +217,19 @@ def _is_event(event: Any) -> TypeGuard[dict[str, Any]]:
     if not isinstance(event, dict) or not isinstance(kind := event.get("kind"), str):
         return False
     is_named = kind != "phase" or isinstance(event.get("name"), str)
-    return is_named and all(isinstance(event.get(name), int | float | None) for name in _NUMBERS)
+    return is_named and all(
+        event.get(name) is None or is_number(event[name], whole=name in _WHOLE) for name in _NUMBERS
+    )
 
 
 def _lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
     """The last whole lines with their offsets, newest first, as far back as is worth reading."""
     try:
-        size = path.stat().st_size
+        file = open_plain(path)
     except FileNotFoundError:
         return
-    with path.open("rb") as file:
+    with file:
+        size = file.seek(0, os.SEEK_END)
         end, rest = size, b""
         while end > max(0, size - _MOST_TAIL_BYTES):
             start = max(0, end - _TAIL_BYTES)
@@ -244,7 +269,8 @@ def _devices(ticket: Ticket | None, keeping: Keeping | None, config: Any, *, is_
     noted = ticket or keeping
     if noted:
         return list(noted.devices)
-    device = (config.get("parallel") or {}).get("device", "auto") if isinstance(config, dict) else "auto"
+    parallel = config.get("parallel") if isinstance(config, dict) else None
+    device = parallel.get("device", "auto") if isinstance(parallel, dict) else "auto"
     return [device] if isinstance(device, str) and device != "auto" else []
 
 
@@ -253,7 +279,7 @@ def _pid(run_dir: RunDir, keeping: Keeping | None) -> int | None:
     if keeping and is_held(lock_path(run_dir.path)):
         return keeping.pid
     try:
-        return int(json.loads(run_dir.pid_json.read_text())["pid"])
+        return int(read_json(run_dir.pid_json)["pid"])
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
@@ -275,9 +301,10 @@ def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) ->
 
 def _last_words(path: Path) -> str:
     """The end of the log."""
-    log = path / "log.txt"
-    if not log.exists():
+    try:
+        file = open_plain(path / "log.txt")
+    except OSError:
         return ""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 2000))
+    with file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
         return file.read().decode(errors="replace").strip()[-1000:]

@@ -16,7 +16,7 @@ from flowloom.server.records import Wish
 from flowloom.spec.events import FIELDS, EventWriter
 from flowloom.spec.results import checkpoints_of, last_saved_step
 from flowloom.spec.rundir import RunDir
-from flowloom.spec.secrets import read_secrets
+from flowloom.spec.secrets import usable_secrets
 from flowloom.trainers.base import Trainer
 
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -42,7 +42,7 @@ class Scribe:
     ):
         """`versions` are of the packages that the process uses."""
         self.run_dir, self.trainer, self._versions = run_dir, trainer, versions
-        self._writer = EventWriter(run_dir.events_jsonl, read_secrets().values())
+        self._writer = EventWriter(run_dir.events_jsonl, usable_secrets().values())
         self._batch_size = trainer.samples_per_batch(run_dir.read_run()["config"])
         self._known = {_identity(path) for path in checkpoints_of(run_dir)}
         self._from = last_saved_step(run_dir) if resumes and self._known else None

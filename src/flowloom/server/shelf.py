@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 
 from flowloom.errors import RunError
 from flowloom.server.locks import is_held
 from flowloom.server.problems import NameTaken, NoSuchRun, NotNow
+from flowloom.server.processes import living_process
 from flowloom.server.records import lock_path
 from flowloom.server.runs import NAME, RunView, view_of
 from flowloom.server.store import Store
+from flowloom.server.tasks import on_its_own, reason_of
 from flowloom.spec.rundir import RunDir
+
+_LOOKED_AT = ("run.json", "studio", "events.jsonl", "checkpoints", "pid.json")
+_log = logging.getLogger("flowloom")
 
 
 class Shelf:
@@ -39,8 +47,7 @@ class Shelf:
             NoSuchRun: there is none, or its name leads elsewhere.
         """
         path = self.runs_dir / run_id
-        is_run = NAME.fullmatch(run_id) and not path.is_symlink() and (path / "run.json").is_file()
-        if not is_run or _marker(path).exists():
+        if not NAME.fullmatch(run_id) or not _is_run(path) or _is_there(_marker(path)):
             raise NoSuchRun(run_id)
         return path
 
@@ -119,8 +126,11 @@ class Shelf:
     def remove(self, run_id: str) -> None:
         """As `Queue.delete`, which sees to it that nothing begins meanwhile."""
         path = self.path(run_id)
-        if self.look(run_id).state in ("queued", "running", "stopping"):
+        state = self.look(run_id).state
+        if state in ("queued", "running", "stopping"):
             raise NotNow(f"{run_id!r} waits or runs.", "Cancel or stop it first.")
+        if state == "damaged" and (pid := living_process(path)):
+            raise NotNow(f"{run_id!r} is still run by process {pid}.", "End that process first.")
         gone = path.with_name(f".{run_id}.{secrets.token_hex(4)}.removed")
         path.rename(gone)
         self.store.forget(run_id)
@@ -135,10 +145,7 @@ class Shelf:
         path = self.path(run_id)
         with self._lock:
             signature = _signature(path)
-            try:
-                view = view_of(path)
-            except RunError:
-                raise NoSuchRun(run_id) from None
+            view = view_of(path)
             held = self.why_held if view.state == "queued" else None
             view = view.model_copy(update={"note": held or self.notes.get(run_id)})
             self.store.put(view, signature)
@@ -156,11 +163,12 @@ class Shelf:
         """Look at whatever changed in the folder: runs that came, went, or were started by hand."""
         known = self.store.signatures()
         names = {entry.name for entry in os.scandir(self.runs_dir) if entry.is_dir(follow_symlinks=False)}
-        for name in names:
+        for name in filter(NAME.fullmatch, names):
             path = self.runs_dir / name
             signature, state = known.get(name, ("", ""))
             if state not in ("queued", "running", "stopping") and signature != _signature(path):
-                self.look_again(name)
+                with on_its_own(partial(_log.error, "%s: %s", name)):
+                    self.look_again(name)
         for name in known.keys() - names:
             self.store.forget(name)
 
@@ -171,6 +179,23 @@ class Shelf:
         except NoSuchRun:
             self.store.forget(run_id)
             return None
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder is a run, whole or damaged; one that may not be looked into counts as one."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode) and bool((path / "run.json").lstat())
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _marker(path: Path) -> Path:
@@ -187,11 +212,14 @@ def _remove_hollow(path: Path) -> None:
 def _signature(path: Path) -> str:
     """Changes whenever how the run stands may have changed."""
     marks = []
-    for part in (path / "run.json", path / "studio", path / "events.jsonl", path / "checkpoints"):
+    for part in (*(path / name for name in _LOOKED_AT), lock_path(path)):
         try:
-            stat = part.stat()
+            status = part.stat()
         except OSError:
             continue
-        marks.append(f"{stat.st_mtime_ns}:{stat.st_size}")
-    held = is_held(lock_path(path)) or RunDir(path).is_running()
-    return " ".join([*marks, str(held)])
+        marks.append(f"{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_size}")
+    try:
+        held = str(is_held(lock_path(path)) or RunDir(path).is_running())
+    except OSError as error:
+        held = reason_of(error)
+    return " ".join([*marks, held])

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowloom.server.runs import ACTIVE, RunView
 from flowloom.server.shelf import Shelf
+from flowloom.spec.plain import read_plain
 from flowloom.spec.rundir import write_json
 
 OnFail = Literal["go-on", "pause"]
@@ -36,7 +37,7 @@ class Pause(BaseModel):
 
 
 class _Kept(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     on_fail: OnFail = "go-on"
     pause: Pause | None = None
     started: tuple[str, ...] = ()
@@ -49,7 +50,7 @@ class Standing:
     def __init__(self, path: Path, shelf: Shelf):
         self._path, self._shelf = path, shelf
         try:
-            self._kept = _Kept.model_validate_json(path.read_bytes())
+            self._kept = _Kept.model_validate_json(read_plain(path))
         except (OSError, ValidationError):
             self._kept = _Kept()
         self._written = self._kept

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flowloom.server.runs import RunView
 
-_VERSION = 1
+_VERSION = 2
 _TABLES = f"""
 PRAGMA locking_mode = EXCLUSIVE;
 PRAGMA journal_mode = WAL;
@@ -103,6 +103,8 @@ class Store:
         try:
             with self._lock:
                 return self._connection.execute(statement, values).fetchall()
+        except (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError):
+            raise  # the values are wrong, not the file
         except sqlite3.DatabaseError:
             self._remake()
         # Without the lock: filling it takes others, which may wait for this one.

@@ -119,7 +119,7 @@ class _Shrinker:
     def _ask(self, work: dict[str, Any]) -> str:
         if self._process is None or self._process.poll() is not None:
             words = [sys.executable, "-m", "flowloom.server.shrink"]
-            environ = environ_for_processes()
+            environ = environ_for_processes(needs_secrets=False)
             self._process = subprocess.Popen(
                 words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ
             )

@@ -23,7 +23,7 @@ from flowloom.spec.flow_keys import FLOW_KEYS
 from flowloom.spec.idle_keys import idle_keys
 from flowloom.spec.problems import Place, booleans_for_numbers, problems_of
 from flowloom.spec.run import DataloaderSection, ModelSection, RunConfig
-from flowloom.spec.secrets import read_secrets
+from flowloom.spec.secrets import usable_secrets
 from flowloom.spec.translate import general_name, refuse_foreign, translate
 from flowloom.text_files import read_text
 
@@ -65,7 +65,7 @@ def load_config(
     laid = Laid(deepcopy(data))
     lay_over(laid, of_flow)
     refuse_foreign(laid, source)
-    secrets = read_secrets() | translate(laid)
+    secrets = usable_secrets() | translate(laid)
     lay_over(laid, [flag for flag in overrides if flag not in of_flow])
     config, valid, problems = _validate(laid)
     if with_files:

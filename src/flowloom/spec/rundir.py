@@ -30,8 +30,9 @@ from typing import IO, Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 import flowloom
-from flowloom.errors import RunError
+from flowloom.errors import DamagedError, RunError
 from flowloom.spec.local import require_local
+from flowloom.spec.plain import open_plain, read_json
 from flowloom.spec.run import RunConfig
 
 Control = Literal["stop", "checkpoint", "sample"]
@@ -172,11 +173,15 @@ class RunDir:
             RunError: it is missing or damaged.
         """
         try:
-            content = json.loads(self.open(self.path).run_json.read_text())
+            content = read_json(self.run_json)
+        except FileNotFoundError:
+            content = self.open(self.path)  # says what is there instead
+        except OSError as error:
+            raise DamagedError(f"{self.run_json}: {error.strerror}.") from error
         except ValueError as error:
-            raise RunError(f"{self.run_json}: not readable as JSON ({error}).") from error
+            raise DamagedError(f"{self.run_json}: not readable as JSON ({error}).") from error
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-            raise RunError(f"{self.run_json}: holds no configuration.")
+            raise DamagedError(f"{self.run_json}: holds no configuration.")
         return content
 
     def read_config(self) -> RunConfig:
@@ -252,10 +257,16 @@ class RunDir:
             )
 
     def is_running(self) -> bool:
-        """Whether an engine holds the directory now."""
-        if not self.pid_json.exists():
+        """Whether an engine holds the directory now.
+
+        Raises:
+            OSError: that cannot be told: pid.json is not a file, or not ours to read.
+        """
+        try:
+            file = open_plain(self.pid_json)
+        except FileNotFoundError:
             return False
-        with self.pid_json.open() as file:
+        with file:
             return not _lock(file, shared=True, patience_s=0)
 
     def _pid(self) -> str:
@@ -277,7 +288,7 @@ class RunDir:
             request.unlink()
 
 
-def _lock(file: IO[str], *, shared: bool = False, patience_s: float = 1.0) -> bool:
+def _lock(file: IO[Any], *, shared: bool = False, patience_s: float = 1.0) -> bool:
     """Whether the system's lock on `file` was had; an onlooker's own look holds it for an instant."""
     deadline = time.monotonic() + patience_s
     while True:

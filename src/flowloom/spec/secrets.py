@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from flowloom.errors import ConfigError, DataError, Problem
 from flowloom.printable import printable
-from flowloom.text_files import read_text
+from flowloom.spec.plain import open_plain, parsed
+from flowloom.text_files import decode
 
 NAMES = ("HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """Environment variables that hold a secret; the file has the same names as keys."""
 
 _writing = threading.Lock()
 _MASK = "[secret]"
+_MOST_BYTES = 2**20
+_REMOTE = re.compile(r"^\s*(s3|gs|az|hf)://|huggingface\.co", re.IGNORECASE)
+_NAMES_A_SERVICE = re.compile(r"(^|_)(repo|repo_id|wandb_api_key|wandb_key|hf_token|huggingface_token)$")
 _SHORTEST = 6
 """Shorter values are not masked: they would punch holes into ordinary words."""
 
@@ -38,6 +44,25 @@ def read_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """
     found = _read_file(secrets_path(environ))
     return found | {name: environ[name] for name in NAMES if environ.get(name)}
+
+
+def usable_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """As `read_secrets`, and without an error of the file: to hide them, or where none is needed."""
+    try:
+        return read_secrets(environ)
+    except ConfigError:
+        return {name: environ[name] for name in NAMES if environ.get(name)}
+
+
+def may_need_secrets(config: Any, key: str = "") -> bool:
+    """Whether a run with this configuration may ask a store, the hub or a tracker for something."""
+    if isinstance(config, dict):
+        return any(may_need_secrets(value, str(name)) for name, value in config.items())
+    if isinstance(config, list):
+        return any(may_need_secrets(value, key) for value in config)
+    if not isinstance(config, str) or not config:
+        return False
+    return bool(_REMOTE.search(config)) or config == "wandb" or bool(_NAMES_A_SERVICE.search(key))
 
 
 def write_secret(name: str, value: str | None, environ: Mapping[str, str] = os.environ) -> None:
@@ -71,15 +96,19 @@ def redact(text: str, secrets: Collection[str]) -> str:
 
 
 def _read_file(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        message = f"others may read it (mode {mode:04o}). Run: chmod 600 {path}"
-        raise ConfigError(str(path), [Problem("", message)])
     try:
-        content = json.loads(read_text(path))
-    except (json.JSONDecodeError, DataError):
+        with open_plain(path) as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & 0o077:
+                message = f"others may read it (mode {mode:04o}). Run: chmod 600 {path}"
+                raise ConfigError(str(path), [Problem("", message)])
+            content = parsed(decode(file.read(_MOST_BYTES)).encode())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        message = f"it cannot be read ({error.strerror}). Replace it, or set FLOWLOOM_SECRETS to another."
+        raise ConfigError(str(path), [Problem("", message)]) from None
+    except (ValueError, DataError):
         # Without the parser's own words, which may quote the file.
         raise ConfigError(str(path), [Problem("", "it is not JSON.")]) from None
     if not isinstance(content, dict):

@@ -21,7 +21,7 @@ const FILTERS: Record<Filter, (run: RunView) => boolean> = {
   all: () => true,
   active: (run) => ACTIVE.has(run.state),
   done: (run) => run.state === "finished" || run.state === "stopped",
-  broken: (run) => run.state === "failed" || run.state === "interrupted",
+  broken: (run) => ["failed", "interrupted", "damaged"].includes(run.state),
 };
 const MOST_COMPARED = 8;
 

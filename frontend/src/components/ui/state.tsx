@@ -10,6 +10,7 @@ const LOOKS: Record<RunState, { dot: string; text: string; label: string }> = {
   stopped: { dot: "bg-ink-faint", text: "text-ink-soft", label: "Stopped" },
   failed: { dot: "bg-madder", text: "text-madder", label: "Failed" },
   interrupted: { dot: "bg-weld", text: "text-weld", label: "Interrupted" },
+  damaged: { dot: "bg-madder", text: "text-madder", label: "Damaged" },
 };
 
 /** A run's state: a dot and a word, so that colour never says it alone. */

@@ -3561,7 +3561,7 @@ export interface components {
              * State
              * @enum {string}
              */
-            state: "created" | "queued" | "running" | "stopping" | "stopped" | "finished" | "failed" | "interrupted";
+            state: "created" | "queued" | "running" | "stopping" | "stopped" | "finished" | "failed" | "interrupted" | "damaged";
             /**
              * Step
              * @default 0
@@ -11528,7 +11528,7 @@ export interface operations {
         parameters: {
             query?: {
                 /** @description Only runs in one of these states. */
-                state?: ("created" | "queued" | "running" | "stopping" | "stopped" | "finished" | "failed" | "interrupted")[];
+                state?: ("created" | "queued" | "running" | "stopping" | "stopped" | "finished" | "failed" | "interrupted" | "damaged")[];
                 trainer?: string | null;
                 limit?: number;
                 skip?: number;

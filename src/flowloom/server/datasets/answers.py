@@ -16,7 +16,7 @@ from flowloom.chores.base import Chore
 from flowloom.server.endpoints import environ_for_processes
 from flowloom.server.problems import Invalid, ServiceError, Unwritable
 from flowloom.spec.rundir import RunDir
-from flowloom.spec.secrets import read_secrets, redact
+from flowloom.spec.secrets import redact, usable_secrets
 
 PATIENCE_S = 60.0
 
@@ -53,14 +53,18 @@ def answer_of(chore: Chore[Any], config: dict[str, Any], state_dir: Path) -> Any
 
 
 def run_process(
-    words: list[str], told: str = "", todo: str = "Ask again when the machine has less to do."
+    words: list[str],
+    told: str = "",
+    todo: str = "Ask again when the machine has less to do.",
+    *,
+    needs_secrets: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run one of our own programs, which gets the secrets by its environment, to its end.
 
     Raises:
         TakesLong: it was not over within PATIENCE_S.
     """
-    environ = environ_for_processes()
+    environ = environ_for_processes(needs_secrets=needs_secrets)
     command = [sys.executable, "-m", *words] if words[0] != sys.executable else words
     try:
         return subprocess.run(
@@ -83,7 +87,7 @@ def running(module: str, told: str) -> Iterator[Iterator[str]]:
     """
     with subprocess.Popen(
         [sys.executable, "-m", module],
-        env=environ_for_processes(),
+        env=environ_for_processes(needs_secrets=True),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -104,5 +108,5 @@ def running(module: str, told: str) -> Iterator[Iterator[str]]:
 
 def last_words(stderr: str) -> str:
     """What a program said last, without secrets."""
-    lines = [line for line in redact(stderr, read_secrets().values()).strip().splitlines() if line.strip()]
+    lines = [line for line in redact(stderr, usable_secrets().values()).strip().splitlines() if line.strip()]
     return lines[-1][:2000] if lines else "It ended without a word."

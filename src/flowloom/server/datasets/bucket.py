@@ -33,7 +33,7 @@ from flowloom.parts.sources.base import Entry, Source, StorageSection, open_sour
 from flowloom.server.datasets.captions import NO_CAPTION, SUFFIXES, Caption, is_tags, parsed, version_of
 from flowloom.server.datasets.scan import Row, folded
 from flowloom.server.endpoints import unfit_endpoint
-from flowloom.spec.secrets import read_secrets, redact
+from flowloom.spec.secrets import redact, usable_secrets
 
 PATIENCE_S = 5.0
 AT_ONCE, THREADS = 500, 16
@@ -252,12 +252,12 @@ def main() -> int:
     try:
         if request["verb"] == "test":
             text = json.dumps(test(url, storage))
-            sys.stdout.write(redact(text, read_secrets().values()) + "\n")
+            sys.stdout.write(redact(text, usable_secrets().values()) + "\n")
             return 0
         for row in pictures(url, storage, _known(Path(request["index"]))):
             sys.stdout.write(json.dumps(row) + "\n")
     except SourceError as error:
-        sys.stderr.write(f"{redact(str(error), read_secrets().values())}\n")
+        sys.stderr.write(f"{redact(str(error), usable_secrets().values())}\n")
         return 1
     return 0
 

@@ -7,7 +7,6 @@ or a bucket. What is deleted goes to `data/.trash` and can be had back from ther
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from flowloom.data.prepare.fresh import recipe_of
 from flowloom.data.prepare.state import SUFFIX, recorded_root
 from flowloom.server.problems import Forbidden, NoSuchFile, OutsideRoots, ServiceError
 from flowloom.server.roots import Roots
+from flowloom.spec.plain import read_json
 from flowloom.spec.rundir import write_json
 
 Kind = Literal["folder", "jsonl", "bucket"]
@@ -270,7 +270,7 @@ class Places:
     def _linked(self, path: Path) -> DataSet | None:
         name = path.name.removesuffix(LINK)
         try:
-            told = json.loads(path.read_text("utf-8"))
+            told = read_json(path)
             where, url, storage = told.get("path"), told.get("url"), told.get("storage", {})
         except (OSError, ValueError, AttributeError):
             return None
@@ -306,7 +306,7 @@ def _unfitness(name: str) -> str:
 
 def _trashed(path: Path) -> Trashed | None:
     try:
-        told = json.loads(path.read_text("utf-8"))
+        told = read_json(path)
         return Trashed(path.parent.name, str(told["name"]), float(told["time"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -11,7 +11,6 @@ import base64
 import binascii
 import fcntl
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -27,10 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
 from flowloom.data.intake.names import TEXTS, ZIP, Unfit, Unwanted, fit, move_new, place_for
 from flowloom.server.datasets.places import DataSet, UnfitName
 from flowloom.server.datasets.reserved import Reserved
 from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge
+from flowloom.spec.plain import read_json
 from flowloom.spec.rundir import write_json
 
 FOLDER = ".uploads"
@@ -114,6 +117,18 @@ class Upload:
         return time.time()
 
 
+class _About(TypedDict):
+    name: str
+    length: int
+    metadata: str
+    replaces: bool
+    encoding: str
+
+
+_ABOUT = TypeAdapter(_About)
+_REPORT = TypeAdapter(dict[str, Any])
+
+
 class Uploads:
     """The uploads of all data sets."""
 
@@ -172,10 +187,10 @@ class Uploads:
         try:
             if not _ID.fullmatch(upload_id):
                 raise NoSuchUpload(upload_id)
-            about = json.loads((folder / "about.json").read_text())
+            about = read_json(folder / "about.json")
+            return Upload(upload_id, folder, **_ABOUT.validate_python(about))
         except (OSError, ValueError):
             raise NoSuchUpload(upload_id) from None
-        return Upload(upload_id, folder, **about)
 
     def all(self, dataset: DataSet) -> list[Upload]:
         """Those that are not over, and archives that are being unpacked or were of late."""
@@ -249,7 +264,7 @@ class Uploads:
         found: dict[str, Any] = {}
         for name in ("progress.json", "report.json"):
             with suppress(OSError, ValueError):
-                found |= json.loads((upload.folder / name).read_text())
+                found |= _REPORT.validate_python(read_json(upload.folder / name))
         if "state" not in found:
             self._go_on(upload)
         return {"state": "unpacking"} | found

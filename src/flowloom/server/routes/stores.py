@@ -46,7 +46,7 @@ class StoreVerdict(BaseModel):
 def test_store(body: Store) -> StoreVerdict:
     """From the name's look-up to the first object, and a word for what fails; keys are never told."""
     request = {"verb": "test", "url": body.url, "storage": body.storage.model_dump(mode="json")}
-    done = run_process(["flowloom.server.datasets.bucket"], json.dumps(request))
+    done = run_process(["flowloom.server.datasets.bucket"], json.dumps(request), needs_secrets=True)
     if done.returncode:
         raise Failed(last_words(done.stderr), "Look at the address and its settings.")
     return StoreVerdict.model_validate_json(done.stdout)

@@ -57,7 +57,9 @@ def examine(studio: StudioDep) -> list[Finding]:
         told = json.loads(done.stdout.strip().rpartition("\n")[2])
     except ValueError:
         raise Failed(last_words(done.stderr), "Run 'flowloom doctor' on the machine itself.") from None
-    return [Finding.model_validate(one) for one in told]
+    findings = [Finding.model_validate(one) for one in told]
+    failures = studio.tasks.failures.items()
+    return [*findings, *(Finding(name=name, text=f"fails: {why}", is_well=False) for name, why in failures)]
 
 
 async def _figures(studio: Studio) -> AsyncIterator[bytes]:

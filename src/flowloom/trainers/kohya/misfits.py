@@ -10,7 +10,7 @@ from pathlib import Path
 from flowloom.data.library.needs import unreadable
 from flowloom.errors import ConfigError, Problem
 from flowloom.spec.local import local_problem
-from flowloom.spec.secrets import read_secrets
+from flowloom.spec.secrets import usable_secrets
 from flowloom.trainers.kohya.arguments import path_in
 from flowloom.trainers.kohya.buckets import impossible
 from flowloom.trainers.kohya.config import DataSet, Hub, ImageFolder, KohyaConfig
@@ -139,7 +139,7 @@ def _has_token() -> bool:
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     own = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
     try:
-        return "HF_TOKEN" in read_secrets() or own.is_file()
+        return "HF_TOKEN" in usable_secrets() or own.is_file()
     except ConfigError:
         return own.is_file()
 
