@@ -12,7 +12,7 @@ from flowloom.chores.dataset_import import CHORE as IMPORT
 from flowloom.data.prepare.detect import Unclear, detect
 from flowloom.data.prepare.fresh import recipe_of
 from flowloom.data.prepare.options import BuildOptions, Kind
-from flowloom.errors import Problem
+from flowloom.errors import DataError, Problem
 from flowloom.parts.base import Section
 from flowloom.parts.sources.base import StorageSection, scheme_of
 
@@ -117,6 +117,8 @@ def _look_at_form(config: BuildConfig | LintConfig) -> list[Problem]:
         detect(config.source_path, BuildOptions()).checked()
     except Unclear as error:
         return [Problem("form", str(error))]
+    except DataError as error:
+        return [Problem("source_path", str(error))]
     return []
 
 

@@ -30,7 +30,7 @@ from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.pairs import split_suffix
 from flowloom.data.prepare.readers.table import TABLES
 from flowloom.data.prepare.tars import is_tar
-from flowloom.errors import RunError
+from flowloom.errors import DataError, RunError
 from flowloom.parts.downloads.ask import HUB, Asker
 from flowloom.parts.downloads.fetch import Stopped, Watch, check_room, fetch, unfinished_size
 from flowloom.parts.downloads.hub import HubFile, commit_of, files_of
@@ -202,7 +202,10 @@ def _arrange(files: list[Path], incoming: Path, encoding: str, progress: Progres
 
 def _table_in(folder: Path) -> Path | None:
     """What tells the captions, where they do not lie beside pictures."""
-    detected = detect(str(folder), BuildOptions())
+    try:
+        detected = detect(str(folder), BuildOptions())
+    except DataError:  # several tables: which one is meant is chosen when a JSONL is built
+        return None
     if detected.kind in _TABLES and not detected.choices:
         return Path(detected.source)
     files = [path for path in folder.rglob("*") if path.is_file()]

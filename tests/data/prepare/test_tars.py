@@ -86,7 +86,7 @@ HOSTILE = {
     "negative": header(tarfile.GNUTYPE_LONGNAME, -512),
 }
 READ = """
-import resource, sys, time
+import sys, time
 from flowloom.data.prepare.tars import open_tar, is_tar
 import tarfile
 began = time.monotonic()
@@ -97,7 +97,8 @@ try:
             pass
 except tarfile.TarError as error:
     print(error, file=sys.stderr)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic() - began)
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(peak, time.monotonic() - began)
 """
 
 

@@ -33,6 +33,8 @@ MAX_REPEATS = 200
 """More are a year, a resolution or a date at the start of a folder's name."""
 LOOKED_AT = 5000
 """Images of a folder that are looked at to see its form."""
+MOST_TABLES = 20
+"""Files that are looked at for one."""
 ROWS = 1000
 """Rows of a table that are looked at."""
 BESIDE_KOHYA = frozenset(("log", "logs", "mask", "masks", "model", "models", "sample", "samples"))
@@ -141,12 +143,19 @@ class _Table:
     named: frozenset[str]
     """Images of the folder that it describes, of its first ROWS rows."""
     num_inside: int
-    """Images that it holds itself, or names at addresses."""
+    """Images that it holds itself."""
+    num_addresses: int = 0
+    """Images elsewhere that it names."""
 
     @property
     def is_whole(self) -> bool:
         """Whether all rows were looked at."""
-        return len(self.named) + self.num_inside < ROWS
+        return self.num_described < ROWS
+
+    @property
+    def num_described(self) -> int:
+        """How many images it describes, wherever they are."""
+        return len(self.named) + self.num_inside + self.num_addresses
 
 
 class _Folder:
@@ -168,6 +177,12 @@ class _Folder:
                 self._pass_over(path, "it describes no image that can be read")
             elif found := self._chosen(table, survey):
                 return found
+        if survey.images and not survey.captioned and (other := self._other_table()):
+            return other
+        return self._of_tars(survey) or self._of_files(survey)
+
+    def _of_tars(self, survey: _Survey) -> Detected | None:
+        """The tars of the folder, where they are meant."""
         tars = sorted(path for path in self.folder.iterdir() if is_archive(path))
         if tars and not survey.images:
             return Detected("webdataset", str(self.folder), f"{len(tars):,} tars")
@@ -175,7 +190,7 @@ class _Folder:
             return self._unclear(f"{len(tars):,} tars have images beside them", "webdataset", "folder")
         for tar in tars:
             self._pass_over(tar, "images with caption files lie beside it")
-        return self._of_files(survey)
+        return None
 
     def _of_files(self, survey: _Survey) -> Detected:
         verdict = kohya_verdict(self.folder)
@@ -194,6 +209,28 @@ class _Folder:
         if {path.name for path in parquet} - {*IMAGEFOLDER}:
             yield "parquet", self.folder
 
+    def _other_table(self) -> Detected | None:
+        """The one table of any name, here or a folder below, that describes images."""
+        files = [path for path in sorted(self.folder.iterdir()) if split_suffix(path.name)[1] in TABLES]
+        files += (path for name in IMAGEFOLDER for path in sorted(self.folder.glob(f"*/{name}")))
+        found = [path for path in files[:MOST_TABLES] if path.is_file() and self._describes(path)]
+        if len(found) > 1:
+            listed = ", ".join(shown(path.relative_to(self.folder).as_posix()) for path in found)
+            why = "no image has a caption file, and several tables describe images"
+            raise DataError(f"{self.folder}: {why}: {listed}. Build from one of them.")
+        if not found:
+            return None
+        name = found[0].relative_to(self.folder).as_posix()
+        kind: Kind = "parquet" if name.endswith(".parquet") else "table"
+        return Detected(kind, str(found[0]), f"{name} describes images, and none has a caption file")
+
+    def _describes(self, path: Path) -> bool:
+        opener = open_huggingface if path.suffix.lower() == ".parquet" else open_table
+        try:
+            return any(isinstance(one, Item) for one in islice(opener(path, self.options).items, ROWS))
+        except DataError:
+            return False
+
     def _opened(self, kind: Kind, path: Path, survey: _Survey) -> _Table | None:
         """The table at `path`; None where none of its rows names an image."""
         if not survey.images:
@@ -206,21 +243,26 @@ class _Folder:
         root = (self.options.root or self.folder).resolve()
         below = os.path.relpath(self.folder.resolve(), root)
         named = [row.filename for row in rows if not row.is_inside and not row.is_url_based]
-        inside = len(rows) - len(named)
+        inside = sum(row.is_inside for row in rows)
+        elsewhere = sum(row.is_url_based for row in rows)
         images = {os.path.normpath(f"{below}/{name}") for name in survey.images}
         known = frozenset(os.path.relpath(name, below) for name in named if name in images)
-        return _Table(kind, path, known, inside) if known or inside else None
+        found = _Table(kind, path, known, inside, elsewhere)
+        return found if found.num_described else None
 
     def _chosen(self, table: _Table, survey: _Survey) -> Detected | None:
         """The table, where it is meant; None where the caption files are."""
         name = self._name(table.path)
         more = "" if table.is_whole else " or more"
-        described = f"{name} describes {len(table.named) + table.num_inside:,}{more}"
+        described = f"{name} describes {table.num_described:,}{more}"
         if not survey.captioned:
             left = sorted(survey.images - table.named) if table.is_whole and table.named else []
             remarks = [Remark(shown(image), f"not read: {name} does not describe it") for image in left]
             why = f"{described} images, and no image has a caption file"
             return Detected(table.kind, str(table.path), why, (*self._passed_over, *remarks))
+        if not table.named and not table.num_inside:
+            self._pass_over(table.path, "it names images elsewhere, and those here have caption files")
+            return None
         if table.is_whole and not table.num_inside and table.named < survey.captioned:
             self._pass_over(table.path, "caption files describe the same images and more")
             return None

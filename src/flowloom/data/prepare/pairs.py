@@ -112,7 +112,9 @@ class _Pairing(Generic[Entry]):
                 name, shown(f"{common[0]} may be its caption or that of {others}: rename it {wanted}")
             )
             return
-        texts = own + common if is_alone else own
+        # By suffix first: a text that people edit comes before what a downloader wrote beside it.
+        order = self.rule.suffixes.index
+        texts = sorted(own + common if is_alone else own, key=lambda text: order(split_suffix(text)[1]))
         chosen = next(
             (text for text in texts if not self._is_empty(self.names[text])), texts[0] if texts else ""
         )

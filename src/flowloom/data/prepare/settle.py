@@ -14,7 +14,13 @@ from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.readers.listing import StoreObject
 from flowloom.data.prepare.sizes import LONGEST_HEAD, measure
 from flowloom.data.prepare.stores import NamedStores
-from flowloom.data.prepare.text import Caption, is_missing, looks_tag_based, read_sidecar
+from flowloom.data.prepare.text import (
+    Caption,
+    is_missing,
+    is_tag_by_line,
+    looks_tag_based,
+    read_sidecar,
+)
 from flowloom.data.prepare.wildcards import MAX_VARIANTS, num_variants, unused_marks
 from flowloom.errors import DataError, SourceError, Unavailable
 
@@ -102,6 +108,9 @@ class Settler:
                 )
             return Caption(item.rule.apply([item.rule.fallback]))
         raw = self._read_caption(item.sidecar, known, done)
+        if item.rule.lines == "joined" and any(map(is_tag_by_line, raw.texts)):
+            text = "its lines look like one tag each and are joined with spaces: write commas between tags"
+            done.remarks.append(Remark(item.place, text))
         is_ordered = item.rule.is_ordered(raw.texts)
         if is_ordered:
             done.remarks.append(Remark(item.place, ORDERED))

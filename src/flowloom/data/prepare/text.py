@@ -50,6 +50,8 @@ _FUNCTION_WORDS = frozenset(
     ]
 )
 _MISSING = frozenset(("nan", "none", "null", "<na>", "n/a", "nat"))
+_LONGEST_LINE = 4
+"""Words of a tag that has a line of its own; longer lines are prose."""
 _LONGEST_TAG = 6
 """Words; what has more between two commas is a clause."""
 
@@ -117,8 +119,9 @@ def caption_of(fields: dict[str, Any], column: str = "") -> Caption | None:
         DataError: what stands there is no caption.
     """
     lower = {key.lower(): key for key in reversed(fields) if isinstance(key, str)}
-    names = [column] if column else [lower[key] for key in CAPTION_KEYS if key in lower]
-    name = next((name for name in names if fields.get(name) is not None), None)
+    names = [column] if column else [lower[key] for key in _caption_keys(fields, lower) if key in lower]
+    given = [name for name in names if fields.get(name) is not None]
+    name = next((name for name in given if fields[name] not in ("", [], {})), given[0] if given else None)
     if name is None:
         return None
     is_tags = True if name.lower() in TAG_KEYS else None
@@ -138,6 +141,20 @@ def caption_of(fields: dict[str, Any], column: str = "") -> Caption | None:
     stated = fields.get("is_tag_based")
     is_tags = stated if isinstance(stated, bool) else is_tags
     return Caption(tuple(texts), is_tags, weight_of(fields.get("loss_weight")))
+
+
+def _caption_keys(fields: dict[str, Any], lower: dict[str, str]) -> tuple[str, ...]:
+    """The names in their order; of a booru's post, its artist's `description` comes last."""
+    is_post = "tag_string" in lower or isinstance(fields.get(lower.get("tags", "")), dict)
+    others = tuple(key for key in CAPTION_KEYS if key != "description")
+    return (*others, "description") if is_post else CAPTION_KEYS
+
+
+def is_tag_by_line(text: str) -> bool:
+    """Whether a file seems to have one tag a line, as Hydrus writes them."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    is_list = len(lines) > 2 and all(len(line.split()) <= _LONGEST_LINE for line in lines)
+    return is_list and not any("," in line or line[-1] in ".!?:;" for line in lines)
 
 
 def weight_of(value: Any) -> float | None:

@@ -210,8 +210,11 @@ def recorded_caption(fields: Fields, options: BuildOptions) -> tuple[Caption | N
         DataError: there is none. Words that tables write for nothing (nan, None, null) are none.
     """
     caption = caption_of(fields, options.caption_column)
-    if caption and not all(map(is_missing, caption.texts)):
-        return caption, tuple(text for text in caption.texts if not is_missing(text))
+    # FLOW's own rows say what they mean; other tables were often written by pandas.
+    is_flow = "caption_or_tags" in fields
+    texts = [text for text in caption.texts if is_flow or not is_missing(text)] if caption else []
+    if texts:
+        return caption, tuple(texts)
     if options.default_captions is not None:
         return None, options.default_captions
     raise DataError(f"it has no caption, only {caption.texts[0]!r}" if caption else "it has no caption")
@@ -250,7 +253,7 @@ def find_picture(root: Path, name: str) -> Path | str:
         return "it names no file"
     if "\0" in name:
         return "its name is not that of a file"
-    name = from_windows(root, name)
+    name = from_elsewhere(root, name)
     path = Path(os.path.normpath(root / name))
     if not path.is_relative_to(root):
         return f"it leads out of {root}: name a folder above by --root"
@@ -263,15 +266,16 @@ def find_picture(root: Path, name: str) -> Path | str:
         return f"cannot be read: {error}"
 
 
-def from_windows(root: Path, name: str) -> str:
-    """`name` with slashes, where it was written on Windows and its file lies below `root`.
+def from_elsewhere(root: Path, name: str) -> str:
+    """`name` as a path of this machine, where it was written on Windows or on another machine.
 
-    Of a path with a drive, the longest end of it that is there.
+    Of a whole path, the longest end of it that is there below `root`.
     """
-    if "\\" not in name or (root / name).exists():
+    is_whole = name.startswith("/") or bool(PureWindowsPath(name).drive)
+    if not (is_whole or "\\" in name) or (root / name).exists():
         return name
     parts = PureWindowsPath(name).parts
-    starts = range(1, len(parts)) if PureWindowsPath(name).drive else range(1)
+    starts = range(1, len(parts)) if is_whole else range(1)
     ends = ("/".join(parts[start:]) for start in starts)
     return next((end for end in ends if ".." not in end and (root / end).is_file()), name.replace("\\", "/"))
 
