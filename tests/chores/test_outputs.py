@@ -16,7 +16,7 @@ from flowloom.chores.base import Progress
 from flowloom.chores.sample import SampleConfig, shots
 from flowloom.data.library.look import look
 from flowloom.engine.__main__ import run_engine
-from flowloom.parts.families.weights import open_weights
+from flowloom.parts.families.weights import open_weights, save_weights
 from flowloom.spec.events import EventWriter
 from flowloom.spec.run import RunConfig
 from flowloom.spec.rundir import RunDir
@@ -212,6 +212,28 @@ def test_a_base_with_a_lora_on_top_is_drawn_without_any_run(
 
 def problems(**config: Any) -> dict[str, str]:
     return {problem.path: problem.message for problem in ALL["sample"].check({"prompts": ["x"], **config})}
+
+
+def test_tensors_that_are_left_out_are_reported_once(
+    trained: RunDir, chored: Callable[..., Chored], tmp_path: Path
+):
+    tensors = dict(open_weights(trained.checkpoint_dir(2) / "adapter.safetensors").items())
+    tensors["text_encoders.t5xxl.transformer.shared.lora_A.weight"] = next(iter(tensors.values()))
+    save_weights(tmp_path / "fox.safetensors", tensors, {})
+
+    def warnings(run: Chored) -> list[str]:
+        run.work()
+        events = [json.loads(line) for line in run.run_dir.events_jsonl.read_text().splitlines()]
+        return [event["message"] for event in events if event["kind"] == "warning"]
+
+    loras = [{"lora_path": str(tmp_path / "fox.safetensors")}]
+    sources = [str(trained.path), str(trained.checkpoint_dir(2))]
+    drawn = chored("sample", source_path=sources[0], loras=loras, prompts=["x"], steps=1, width=64, height=64,
+                   cfg=1.0, grid={"source_paths": sources})  # fmt: skip
+    exported = chored("export", source_path=str(tmp_path / "fox.safetensors"))
+    for run in (drawn, exported):
+        (message,) = warnings(run)
+        assert "fox.safetensors: some tensors are not used here (1 of a text encoder" in message
 
 
 def test_what_cannot_be_drawn_is_told_before_it_starts(trained: RunDir, tmp_path: Path):

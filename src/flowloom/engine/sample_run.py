@@ -27,12 +27,15 @@ def sample_in_a_run(config: SampleConfig, progress: Progress) -> None:
     left = [shot for shot in planned if shot.file not in done]
     if not left:
         return
+    said: set[str] = set()
     progress.phase("sampling")
     progress.step(len(records), len(planned))
     for (source, weights), found in groupby(left, key=lambda shot: (shot.source, shot.weights)):
         painter, adapters = load_with_adapters(_request(config, folder, source, weights))
         for note in [note for adapter, _ in adapters for note in adapter.metadata["notes"]]:
-            progress.warn(note)
+            if note not in said:  # the same LoRA goes onto every source
+                progress.warn(note)
+                said.add(note)
         for shot in found:
             if progress.is_stopped():
                 return
