@@ -212,6 +212,12 @@ def test_a_folder_that_cannot_be_read_is_reported() -> None:
     assert "REPEATS_NAME" in found.reasons["train_data_dir"]
 
 
+def test_of_two_keys_for_the_same_folder_one_is_reported() -> None:
+    _, found = of_form(train_data_dir="/d/10_fox", image_folder="/d/other")
+    assert found.left_over == {"image_folder": "/d/other"}
+    assert "train_data_dir counts" in found.reasons["image_folder"]
+
+
 def test_lokr_stays_lokr() -> None:
     config, found = of_form(
         LoRA_type="LyCORIS/LoKr", network_dim=10000, factor=8, conv_dim=8, conv_alpha=4, dora_wd=True,

@@ -163,7 +163,9 @@ class Placer:
         self.found.dropped[given.name] = f"a secret is no part of a configuration: set {name} in settings."
 
     def _place_of_images(self, given: Given) -> None:
-        self.places[given.key] = given
+        known = self.places.setdefault(given.key, given)
+        if known is not given:
+            self.found.leave(given.name, given.value, f"{known.name} counts, which means the same")
 
     def _of_the_studio(self, given: Given) -> None:
         if given.key in _ALREADY and is_same(given.value, _ALREADY[given.key]):
