@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flowloom.chores import ALL
 from flowloom.chores.base import Chore, Progress
-from flowloom.errors import DiskFullError, FlowloomError, RunError, is_disk_full
+from flowloom.errors import FlowloomError, RunError, disk_full, is_disk_full, one_line
 from flowloom.spec.events import EventWriter
 from flowloom.spec.rundir import RunDir
 from flowloom.spec.secrets import redact, usable_secrets
@@ -35,7 +35,9 @@ def run_chore(run_dir: RunDir) -> None:
             failure = _explained(error, run_dir)
             sys.stderr.write(redact("".join(traceback.format_exception(error)), usable_secrets().values()))
             cure = "Mend the cause, then resume it: it goes on from where it was."
-            writer.write("failed", error=type(failure).__name__, message=str(failure), cure=cure)
+            # The log has all of it; our own errors are written to be read.
+            told = str(failure) if isinstance(failure, FlowloomError) else one_line(str(failure))
+            writer.write("failed", error=type(failure).__name__, message=told, cure=cure)
             raise failure from error
         finally:
             writer.close()
@@ -56,7 +58,7 @@ def _work_off(chore: Chore, config: object, progress: Progress) -> None:
 
 def _explained(error: Exception, run_dir: RunDir) -> Exception:
     if isinstance(error, OSError) and is_disk_full(error):
-        return DiskFullError(f"{run_dir.path}: the disk is full. Make room, then resume the run.")
+        return disk_full(run_dir.path, error)
     return error
 
 

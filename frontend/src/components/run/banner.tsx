@@ -15,6 +15,7 @@ export function Banner({
 }) {
   const warnings = notes.filter((note) => note.kind === "warning");
   const skipped = notes.filter((note) => note.kind === "skipped");
+  const removed = notes.filter((note) => note.kind === "removed");
   return (
     <>
       {run.error && (
@@ -38,12 +39,13 @@ export function Banner({
           {damagedLines === 1 ? "was" : "were"} skipped: the disk or another program has damaged the file.
         </p>
       )}
-      {(warnings.length > 0 || skipped.length > 0) && (
+      {warnings.length + skipped.length + removed.length > 0 && (
         <details className="mb-4 rounded-lg border border-weld bg-weld-soft px-4 py-2.5 text-sm">
           <summary className="font-medium">
             {[
               warnings.length > 0 && `${warnings.length} warning${warnings.length > 1 ? "s" : ""}`,
               skipped.length > 0 && `${skipped.length} row${skipped.length > 1 ? "s" : ""} left out`,
+              removed.length > 0 && `${removed.length} checkpoint${removed.length > 1 ? "s" : ""} deleted`,
             ]
               .filter(Boolean)
               .join(", ")}
@@ -52,6 +54,11 @@ export function Banner({
             {warnings.map((note) => (
               <li key={note.seq}>
                 {String(note.message)} {typeof note.hint === "string" && note.hint}
+              </li>
+            ))}
+            {removed.map((note) => (
+              <li key={note.seq}>
+                <code className="figure">{String(note.dir)}</code>: {String(note.reason)}
               </li>
             ))}
             {skipped.map((note) => (
