@@ -210,3 +210,22 @@ def test_rows_of_weight_zero_make_no_step(
         run_engine(make_run("nothing", dataloader=zero, limits={"max_steps": 3}))
     plan = make_plan(LoadedConfig(make_config(dataloader=zero), {}, [], Path("config.json")))
     assert "every row has loss_weight 0" in str(plan.problems)
+
+
+def test_epochs_in_which_no_row_has_its_turn_are_passed_over(
+    make_run: Callable[..., RunDir], drawn_data: Path, tmp_path: Path
+) -> None:
+    """An image with 0.4 repeats comes in epochs 1 and 3 of five; the run is stopped and resumed between."""
+    line = (drawn_data / "data.jsonl").read_text().splitlines()[0]
+    (tmp_path / "one.jsonl").write_text(f"{line}\n")
+    paths = {"jsonl_metadata_path": str(tmp_path / "one.jsonl"), "image_folder_path": str(drawn_data)}
+    run_dir = make_run(
+        dataloader={"jsonl_metadata_path": ""},
+        datasets=[paths | {"repeats": 0.4}],
+        limits={"max_steps": None, "max_epochs": 5},
+    )
+    plan = make_plan(LoadedConfig(run_dir.read_config(), {}, [], Path("config.json")))
+    assert plan.problems == []
+    run_engine(run_dir, lambda event: run_dir.request("stop") if event.get("step") == 1 else None)
+    assert [event["epoch"] for event in steps_of(run_dir, 1)] == [1, 3]
+    assert list(read_events(run_dir.events_jsonl))[-1]["kind"] == "finished"

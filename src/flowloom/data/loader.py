@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowloom.data.background import in_background
+from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.captions import CaptionRules, vary
 from flowloom.data.dataset import DataSet, Size
 from flowloom.data.fetch import Fetch
@@ -153,7 +154,8 @@ class Loader:
         Raises:
             DataError: there is nothing to train.
         """
-        if not self.num_batches(epoch):
+        # Where rows take turns an epoch may be empty, and the next one is not.
+        if not (self.dataset.row_buckets != LEFT_OUT).any():
             raise DataError(f"{self.dataset.path}: no row is left to train on.")
         return in_background(self._read(self._places(epoch, start)), is_stopped)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.library.needs import rounded_models, unfit_for, untrained_models
 from flowloom.data.loader import DataSet
 from flowloom.data.pictures import Pictures
@@ -76,7 +77,7 @@ def make_plan(loaded: LoadedConfig) -> Plan:
         steps = steps_per_epoch(config, dataset)
         plan.sections.append(("data", _data_rows(plan, config, dataset)))
         plan.problems += _lacking(plan, config, dataset)
-        if not steps:
+        if not (dataset.training.row_buckets != LEFT_OUT).any():
             plan.problems.append(Problem("dataloader", "no row is left to train on."))
         elif not dataset.training.has_weight:
             message = "every row has loss_weight 0: set it above 0 for the rows that you want to train."

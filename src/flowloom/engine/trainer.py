@@ -158,7 +158,7 @@ class Trainer:
         """Batches from the state's position on, epoch after epoch."""
         position = self.state.position
         if position.step == 0 and position.epoch == 0 and position.batch == 0:
-            position.batch = min(self.config.dataloader.offset, self.parts.loader.num_batches(0) - 1)
+            position.batch = max(0, min(self.config.dataloader.offset, self.parts.loader.num_batches(0) - 1))
         if self._is_over():
             return
         epoch, step_before = -1, -1
@@ -168,6 +168,11 @@ class Trainer:
                     raise self._nothing_counts(epoch)
                 epoch, step_before = loaded.epoch, -1 if loaded.index else position.step
                 self.parts.encoders.begin_epoch()
+            if loaded.epoch > position.epoch:
+                # No row had its turn in the epochs between.
+                position.epoch, position.batch = loaded.epoch, 0
+                if self._is_over():
+                    return
             yield loaded
 
     def _nothing_counts(self, epoch: int) -> DataError:
