@@ -56,6 +56,24 @@ def test_a_folder_is_linted_at_once(one_studio: Studio, fox: str):
     assert not list((one_studio.home / ".flowloom" / "answers").iterdir())
 
 
+def test_a_folder_of_unclear_form_is_asked_about(one_studio: Studio, fox: str):
+    folder = one_studio.home / "data" / f"{fox.rpartition('/')[2]} numbered"
+    for name in ("1_front", "2_back"):
+        drawn(folder / name, 2)
+    place = f"{fox} numbered"
+    for verb in ("convert", "lint"):
+        refused = one_studio.http.post(f"{place}/{verb}", json={})
+        assert refused.status_code == 422, refused.text
+        (error,) = refused.json()["errors"]
+        assert error["pointer"].endswith("/form")
+        assert ("kohya" in error["detail"], "folder" in error["detail"]) == (True, True)
+    rows = {
+        form: one_studio.post(f"{place}/convert", {"form": form, "replace": True}, 200)["result"]["num_rows"]
+        for form in ("folder", "kohya")
+    }
+    assert rows == {"folder": 2, "kohya": 3}
+
+
 def test_a_large_set_is_linted_by_a_run(one_studio: Studio, fox: str):
     answer = one_studio.http.post(f"{fox}/lint", json={"as_run": True})
     assert answer.status_code == 202

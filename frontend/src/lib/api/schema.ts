@@ -2017,6 +2017,13 @@ export interface components {
              */
             each_line?: boolean;
             /**
+             * Form
+             * @description How a folder is read; auto: seen from it, or asked (422).
+             * @default auto
+             * @enum {string}
+             */
+            form?: "auto" | "folder" | "kohya" | "kohya-toml" | "table" | "parquet" | "webdataset" | "huggingface" | "listing";
+            /**
              * Loss Weight
              * @default 1
              */
@@ -2718,6 +2725,13 @@ export interface components {
              * @default 1
              */
             batch_size?: number;
+            /**
+             * Form
+             * @description How a folder is read; auto: seen from it, or asked (422).
+             * @default auto
+             * @enum {string}
+             */
+            form?: "auto" | "folder" | "kohya" | "kohya-toml" | "table" | "parquet" | "webdataset" | "huggingface" | "listing";
             /**
              * Max Tokens
              * @default 512

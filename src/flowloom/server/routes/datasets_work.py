@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.chores.base import Chore
 from flowloom.chores.datasets import BUILD, EXPORT, LINT, UPDATE
+from flowloom.data.prepare.options import Kind
 from flowloom.server.datasets.answers import Failed, TakesLong, answer_of
 from flowloom.server.datasets.places import DataSet, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
 from flowloom.server.deps import Studio, StudioDep
@@ -44,6 +45,7 @@ class Lint(Work):
     batch_size: int = Field(1, ge=1, le=10**6)
     tokenizer_path: str | None = Field(None, max_length=4096, description="T5's, to count tokens.")
     max_tokens: int = Field(512, ge=1, le=10**6)
+    form: Kind = Field("auto", description="How a folder is read; auto: seen from it, or asked (422).")
     near_bits: int = Field(8, ge=-1, le=64, description="For pictures that look alike; -1: none.")
     with_pictures: bool = True
 
@@ -55,6 +57,7 @@ class Convert(Work):
         "", max_length=200, description="Of the new data set; empty: NAME.jsonl.", examples=[""]
     )
     replace: bool = Field(False, description="Whether a JSONL of that name is replaced.")
+    form: Kind = Field("auto", description="How a folder is read; auto: seen from it, or asked (422).")
     captions: Literal["auto", "tags", "prose"] = "auto"
     default_caption: str | None = Field(None, max_length=10_000, description="For pictures without one.")
     each_line: bool = False
