@@ -156,6 +156,14 @@ def test_no_request_makes_the_studio_talk_to_its_own_network(studio: Studio, end
     assert "FLOWLOOM_PRIVATE_HOSTS" in listed["scan"]["error"]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "[::1]:9", "169.254.169.254", "localhost:53800", "10.1.2.3"])
+def test_no_tracker_leads_into_the_studio_s_own_network(studio: Studio, host: str):
+    config = {"loggers": [{"kind": "aim", "repo": f"aim://{host}"}]}
+    told = studio.post("/api/flow/config", {"config": config}, 200)
+    (problem,) = [one for one in told["problems"] if "loggers" in one["pointer"]]
+    assert "FLOWLOOM_PRIVATE_HOSTS" in problem["detail"]
+
+
 def test_a_store_that_the_owner_named_may_be_private():
     assert unfit_endpoint("http://127.0.0.1:9000", {})
     assert not unfit_endpoint("http://127.0.0.1:9000", {"FLOWLOOM_PRIVATE_HOSTS": "127.0.0.0/8"})

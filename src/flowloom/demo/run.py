@@ -170,7 +170,7 @@ def _goal(plan: Plan, pace: float, seconds: float, minutes: float) -> str:
     goal = f"goal       {duration(seconds)} of training, then about {duration(drawing)} of drawing: {plan}"
     if plan == PLANS[0]:
         return goal
-    why = f"{PLANS[0]} do not fit into {minutes:g} minutes, as an image takes {pace:.1f} s here"
+    why = f"{PLANS[0]} do not fit into {minutes:g} min, as an image takes {pace:.1f} s here"
     return f"{goal}\n           ({why})"
 
 

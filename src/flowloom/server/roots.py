@@ -13,6 +13,7 @@ from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
 from flowloom.spec.local import local_trouble
 from flowloom.trainers.kohya.arguments import path_in
 
+_AIM = "aim://"
 _AN_ADDRESS = re.compile(r"(https?|s3|gs|az)://")
 """What is no file of this machine; a folder's name may hold such marks further on."""
 _IN_STORES = frozenset({"image_folder_path", "source_path", "dir"})
@@ -84,8 +85,8 @@ class Roots:
         """What is wrong with one value of a configuration; nothing where it may be."""
         if not _can_be_written(value):
             return f"{value!r} is no text: a half of a surrogate pair is in it."
-        if place.endswith("storage.endpoint"):
-            return unfit_endpoint(value)
+        if server := _server_in(place, value):
+            return unfit_endpoint(server)
         if _must_be_local(place, value) and (elsewhere := local_trouble(value)):
             return elsewhere
         path = _path_in(place, value)
@@ -124,6 +125,21 @@ def _must_be_local(place: str, value: Any) -> bool:
     return isinstance(value, str) and bool(_NAMES_A_PATH.search(name)) and name not in _IN_STORES
 
 
+def _server_in(place: str, value: Any) -> str:
+    """The address of the server that `value`, at `place`, makes us connect to; empty where it is none."""
+    if not isinstance(value, str):
+        return ""
+    if place.endswith("storage.endpoint"):
+        return value
+    is_aims = _is_of_aim(place) and value.startswith(_AIM)
+    return f"http://{value.removeprefix(_AIM)}" if is_aims else ""
+
+
+def _is_of_aim(place: str) -> bool:
+    words = [word for word in place.split(".") if not word.isdecimal()]
+    return words[-1:] == ["aim_path"] or words[-2:] == ["loggers", "repo"]
+
+
 def _path_in(place: str, value: Any) -> str:
     """The path that `value`, found at `place` in a configuration, is or names; empty where it does not."""
     words = [word for word in place.split(".") if not word.isdecimal()]
@@ -131,9 +147,9 @@ def _path_in(place: str, value: Any) -> str:
         return ""
     if words[-1] == "network_args":
         return path_in(value)
-    if words[-1] == "aim_path" or words[-2:] == ["loggers", "repo"]:
+    if _is_of_aim(place):
         # Aim takes everything for a folder but the address of its own server.
-        return "" if value.startswith("aim://") else value
+        return "" if value.startswith(_AIM) else value
     is_path = _NAMES_A_PATH.search(words[-1]) and not _AN_ADDRESS.match(value)
     return value if is_path else ""
 
