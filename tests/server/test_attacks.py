@@ -18,7 +18,7 @@ from flowloom.server.endpoints import unfit_endpoint
 from flowloom.server.pages import Pages
 from flowloom.server.roots import Roots
 from flowloom.server.routes.datasets_uploads import AT_ONCE, write_through
-from tests.server.conftest import Studio
+from tests.server.conftest import Studio, wait_for
 
 TOKEN = "a-token-of-the-tests-own"
 
@@ -62,7 +62,9 @@ def test_no_mark_of_an_address_within_a_path_leads_out(tmp_path: Path, path: str
     (tmp_path / "home" / "data" / "x:").mkdir(parents=True)
     roots = Roots({"data": tmp_path / "home" / "data"})
     text = str(tmp_path / "home" / "data") + f"/{path}"
-    config = {"dataloader": {"image_folder_path": text, "jsonl_metadata_path": "s3://bucket/rows.jsonl"}}
+    elsewhere = {"dataloader": {"image_folder_path": "s3://bucket/images"}}
+    assert not list(roots.strays(elsewhere)), "what begins with the mark is an address, and no path"
+    config = {"dataloader": {"image_folder_path": text}}
     assert [problem.path for problem in roots.strays(config)] == ["dataloader.image_folder_path"]
 
 
@@ -152,8 +154,8 @@ def test_no_request_makes_the_studio_talk_to_its_own_network(studio: Studio, end
     assert [place["pointer"] for place in told["problems"]] == ["/config/storage/endpoint"]
     name = "".join(letter for letter in endpoint if letter.isalnum())
     studio.post("/api/datasets", {"name": name, "url": "s3://bucket/fox", "storage": storage}, 201)
-    listed = studio.get(f"/api/datasets/{name}/images")
-    assert "FLOWLOOM_PRIVATE_HOSTS" in listed["scan"]["error"]
+    place = f"/api/datasets/{name}/images"
+    wait_for(lambda: "FLOWLOOM_PRIVATE_HOSTS" in studio.get(place)["scan"]["error"])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:9", "[::1]:9", "169.254.169.254", "localhost:53800", "10.1.2.3"])
