@@ -285,7 +285,7 @@ def _pid(run_dir: RunDir, keeping: Keeping | None) -> int | None:
 
 
 def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) -> RunProblem | None:
-    go_on = f"resume it: it continues from {checkpoint}." if checkpoint else "start it again."
+    go_on = f"resume it from {checkpoint}." if checkpoint else "start it again."
     ended = Exit.read(path)
     if state == "failed" and events.end:
         return RunProblem(**{name: str(events.end.get(name, "")) for name in ("error", "message", "cure")})
@@ -294,7 +294,7 @@ def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) ->
         return RunProblem(error="ProcessFailed", message=message, cure=f"See its log, then {go_on}")
     if state == "interrupted":
         how = f"was killed by signal {-ended.status}" if ended else "is gone, and nobody saw it end"
-        cure = f"{go_on[0].upper()}{go_on[1:]}" if checkpoint else "No checkpoint was saved: start it again."
+        cure = f"To continue, {go_on}" if checkpoint else "No checkpoint was saved: start it again."
         return RunProblem(error="Interrupted", message=f"Its process {how}.", cure=cure)
     return None
 
