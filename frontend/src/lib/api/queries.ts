@@ -2,7 +2,13 @@ import { keepPreviousData, QueryClient, queryOptions } from "@tanstack/react-que
 import { api, fetchJson, got, isPassing, type RunState, type Sample, type Schemas } from "./client";
 
 export const ACTIVE: ReadonlySet<RunState> = new Set(["queued", "running", "stopping"]);
-export const TERMINAL: ReadonlySet<RunState> = new Set(["finished", "stopped", "failed", "interrupted", "damaged"]);
+export const TERMINAL: ReadonlySet<RunState> = new Set([
+  "finished",
+  "stopped",
+  "failed",
+  "interrupted",
+  "damaged",
+]);
 
 const TRAINERS: ReadonlySet<string> = new Set(["demo", "flow", "kohya", "flow-upstream"]);
 
