@@ -53,7 +53,7 @@ DOORS = {
     "tensorboard": "parts/loggers/",
     "torchao": "parts/",
     "transformers": "parts/families/",
-    "uvicorn": "server/up.py",
+    "uvicorn": "server/",
     "wandb": "parts/loggers/",
 }
 

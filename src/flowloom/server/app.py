@@ -50,6 +50,7 @@ from flowloom.server.routes import (
     training,
 )
 from flowloom.server.security import Guard
+from flowloom.server.sessions import Sessions, Tries
 from flowloom.server.settings import Settings
 from flowloom.server.shelf import Shelf
 from flowloom.server.store import Store
@@ -80,7 +81,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.is_closing = lambda: False
     app.state.used_at = time.monotonic()
-    app.add_middleware(Guard, token=settings.token)
+    app.state.sessions = Sessions(settings.state_dir / "sessions.json", settings.token)
+    app.state.tries = Tries()
+    app.add_middleware(Guard, token=settings.token, sessions=app.state.sessions, tries=app.state.tries)
     app.add_middleware(Below, path=settings.path)
     problems.install(app)
     for routes in _ROUTES:

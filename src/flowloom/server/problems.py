@@ -19,6 +19,7 @@ ServiceError
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
@@ -141,6 +142,14 @@ class NotSignedIn(ServiceError):
         super().__init__("The request came without the token, or with another one.", todo)
 
 
+class TooManyTries(ServiceError):
+    status, code, title = 429, "too-many-tries", "Too many wrong tokens came from this address."
+
+    def __init__(self, wait_s: float):
+        super().__init__("The token was not looked at.", f"Try again in {math.ceil(wait_s)} s.")
+        self.wait_s = wait_s
+
+
 class NotNow(ServiceError):
     status, code, title = 409, "not-now", "The run is in another state."
 
@@ -223,6 +232,8 @@ def describe(openapi: dict[str, Any]) -> dict[str, Any]:
 def answer(error: ServiceError) -> JSONResponse:
     """The problem as a response."""
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    if isinstance(error, TooManyTries):
+        headers = {"Retry-After": str(math.ceil(error.wait_s))}
     return JSONResponse(error.view().model_dump(), error.status, headers, media_type=MEDIA_TYPE)
 
 

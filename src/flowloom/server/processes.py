@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from flowloom.errors import is_disk_full
 from flowloom.server.records import Keeping, born, is_alive
 from flowloom.spec.plain import read_json
 from flowloom.spec.rundir import RunDir
@@ -17,9 +18,19 @@ from flowloom.spec.rundir import RunDir
 def press(run_dir: RunDir, *, save: bool) -> None:
     """Ask for a stop by the run's own protocol, or end its process group at once."""
     if save:
-        run_dir.request("stop")
+        _request_stop(run_dir)
     else:
         end_group(run_dir)
+
+
+def _request_stop(run_dir: RunDir) -> None:
+    """Ask by the run's folder, or on a full disk, of our own engine, by a signal that means the same."""
+    try:
+        run_dir.request("stop")
+    except OSError as error:
+        if not is_disk_full(error) or not run_dir.is_running():
+            raise
+        os.kill(int(read_json(run_dir.pid_json)["pid"]), signal.SIGTERM)
 
 
 def end_group(run_dir: RunDir) -> None:

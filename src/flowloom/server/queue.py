@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowloom.errors import Problem, RunError
+from flowloom.errors import Problem, RunError, is_disk_full
 from flowloom.server.endpoints import environ_for_processes
 from flowloom.server.keeper import Order
 from flowloom.server.locks import hold, is_held
@@ -184,7 +184,11 @@ class Queue:
             NotNow: it does not run.
         """
         run_dir = self.shelf.running(run_id)
-        Wish(kind="stop" if save else "kill", time=time.time()).write(run_dir.path)
+        try:
+            Wish(kind="stop" if save else "kill", time=time.time()).write(run_dir.path)
+        except OSError as error:
+            if not is_disk_full(error):  # a full disk keeps nobody from stopping a run
+                raise
         press(run_dir, save=save)
         return self.shelf.look(run_id)
 

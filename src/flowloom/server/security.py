@@ -3,7 +3,7 @@
 - Without a token, the studio answers only requests for a loopback name: a page elsewhere that points its
   own name at 127.0.0.1 (DNS rebinding) or a reverse proxy that was set up without a token gets nothing.
 - With one, every request carries it: a bearer header from scripts, a cookie (HttpOnly, SameSite=Strict,
-  made from the token, not the token itself) from the browser.
+  one for each sign-in) from the browser. Who sends many wrong tokens has to wait.
 - No body is read beyond BODY_BYTES, but for uploads, which go to the disk and have their own limit.
 - A request that changes something and that another site made is refused, whatever it carries; so is one that
   only reads, unless it is a link that somebody follows: reading can have the studio ask others.
@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 import time
@@ -21,7 +20,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flowloom.server.problems import Forbidden, NotSignedIn, ServiceError, answer
+from flowloom.server.problems import Forbidden, NotSignedIn, ServiceError, TooManyTries, answer
+from flowloom.server.sessions import Sessions, Tries
 from flowloom.server.settings import LOCAL_NAMES
 
 COOKIE = "flowloom_session"
@@ -44,11 +44,6 @@ _HEADERS = {
 }
 
 
-def session_of(token: str) -> str:
-    """What the browser's cookie holds: it proves the token without giving it away."""
-    return hmac.new(token.encode(), b"flowloom session", hashlib.sha256).hexdigest()
-
-
 def is_token(given: str, token: str) -> bool:
     """Whether `given` is the token, in the same time whatever it is."""
     return hmac.compare_digest(given.encode(), token.encode())
@@ -57,8 +52,8 @@ def is_token(given: str, token: str) -> bool:
 class Guard:
     """In front of everything: lets a request through or answers why not; adds the security headers."""
 
-    def __init__(self, app: ASGIApp, token: str | None):
-        self.app, self.token = app, token
+    def __init__(self, app: ASGIApp, token: str | None, sessions: Sessions, tries: Tries):
+        self.app, self.token, self.sessions, self.tries = app, token, sessions, tries
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is allowed."""
@@ -102,18 +97,37 @@ class Guard:
             todo = "To be reached by another name, through a proxy say, start the studio with a token."
             return Forbidden(f"{host!r} is no name of this machine's loopback.", todo)
         is_open = scope["path"] in _OPEN or not _is_api(scope)
-        return None if is_open or self._has_token(headers) else NotSignedIn()
-
-    def _has_token(self, headers: Headers) -> bool:
-        assert self.token
+        if is_open or self.sessions.holds(cookie_of(headers)):
+            return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and is_token(given.strip(), self.token):
-            return True
-        try:
-            morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return morsel is not None and is_token(morsel.value, session_of(self.token))
+        if scheme.lower() != "bearer":
+            return NotSignedIn()
+        return refusal_of(given.strip(), self.token, address_of(scope), self.tries)
+
+
+def refusal_of(given: str, token: str, address: str, tries: Tries) -> ServiceError | None:
+    """Why a token that was sent opens nothing; None where it is the right one."""
+    if wait_s := tries.wait_s(address):
+        return TooManyTries(wait_s)
+    if is_token(given, token):
+        return None
+    tries.failed(address, given)
+    return NotSignedIn()
+
+
+def address_of(scope: Scope) -> str:
+    """Where a request comes from; of IPv6 the network, which one person has as a whole."""
+    host = (scope.get("client") or ("", 0))[0]
+    return ":".join(host.split(":")[:4]) if ":" in host else host
+
+
+def cookie_of(headers: Headers) -> str:
+    """What the session's cookie holds; empty without one."""
+    try:
+        morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return ""
+    return morsel.value if morsel else ""
 
 
 def _with_headers(scope: Scope, send: Send) -> Send:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from flowloom.errors import is_disk_full
 from flowloom.server.runs import ACTIVE, RunView
 from flowloom.server.shelf import Shelf
 from flowloom.spec.plain import read_plain
@@ -71,7 +72,11 @@ class Standing:
         pause = self.pause
         if is_paused is not None and is_paused != (pause is not None):
             pause = Pause(since=time.time()) if is_paused else None
-        self._keep(on_fail=on_fail or self.on_fail, pause=pause)
+        try:
+            self._keep(on_fail=on_fail or self.on_fail, pause=pause)
+        except OSError as error:
+            if not is_disk_full(error):  # it holds all the same, and is written at a later look
+                raise
 
     def begins(self, run_id: str) -> None:
         """A run is about to be started."""

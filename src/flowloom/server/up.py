@@ -152,11 +152,18 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
     import uvicorn
 
     from flowloom.server.app import create_app
+    from flowloom.server.connections import Connection, raise_file_limit
     from flowloom.server.log_format import keep_logs_printable
 
+    raise_file_limit()
     app = create_app(settings)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_S, server_header=False
+        app,
+        http=Connection,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE_S,
+        server_header=False,
     )
     keep_logs_printable()
     server = uvicorn.Server(config)

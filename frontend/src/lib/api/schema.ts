@@ -1305,7 +1305,7 @@ export interface paths {
         post: operations["session-sign_in"];
         /**
          * Sign out
-         * @description Takes the cookie away.
+         * @description Ends the session: a copy of its cookie opens nothing any more.
          */
         delete: operations["session-sign_out"];
         options?: never;
@@ -15839,6 +15839,23 @@ export interface operations {
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
                      *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description Too many wrong tokens came from this address. */
+            429: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 429,
+                     *       "title": "Too many wrong tokens came from this address.",
+                     *       "type": "urn:flowloom:too-many-tries"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];

@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 import flowloom
 from flowloom.server.deps import StudioDep
 from flowloom.server.off_loop import Router
-from flowloom.server.problems import NotSignedIn, problems
-from flowloom.server.security import COOKIE, is_token, session_of
+from flowloom.server.problems import NotSignedIn, TooManyTries, problems
+from flowloom.server.security import COOKIE, address_of, cookie_of, refusal_of
+from flowloom.server.sessions import GOOD_FOR_S
 
 router = Router(tags=["session"], responses=problems())
 
@@ -36,20 +37,23 @@ async def read_health(studio: StudioDep) -> Health:
 
 
 @router.post(
-    "/session", summary="Sign in", status_code=status.HTTP_204_NO_CONTENT, responses=problems(NotSignedIn)
+    "/session",
+    summary="Sign in",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=problems(NotSignedIn, TooManyTries),
 )
-async def sign_in(body: SignIn, studio: StudioDep, request: Request, response: Response) -> None:
+def sign_in(body: SignIn, studio: StudioDep, request: Request, response: Response) -> None:
     """Trades the token for a cookie; scripts send the token itself, as a bearer."""
     token = studio.settings.token
     if token is None:
         return
-    if not is_token(body.token, token):
-        raise NotSignedIn
+    if refusal := refusal_of(body.token, token, address_of(request.scope), request.app.state.tries):
+        raise refusal
     is_https = request.headers.get("x-forwarded-proto", request.url.scheme) == "https"
     response.set_cookie(
         COOKIE,
-        session_of(token),
-        max_age=30 * 86400,
+        request.app.state.sessions.begin(),
+        max_age=GOOD_FOR_S,
         path=studio.settings.path or "/",
         httponly=True,
         samesite="strict",
@@ -58,7 +62,8 @@ async def sign_in(body: SignIn, studio: StudioDep, request: Request, response: R
 
 
 @router.delete("/session", summary="Sign out", status_code=status.HTTP_204_NO_CONTENT)
-async def sign_out(studio: StudioDep, response: Response) -> None:
-    """Takes the cookie away."""
+def sign_out(studio: StudioDep, request: Request, response: Response) -> None:
+    """Ends the session: a copy of its cookie opens nothing any more."""
+    request.app.state.sessions.end(cookie_of(request.headers))
     path = studio.settings.path or "/"
     response.delete_cookie(COOKIE, path=path, httponly=True, samesite="strict")
