@@ -151,7 +151,9 @@ def test_the_aim_of_a_plan_is_shown(plan_of):
     )
     assert found["ends after"] == "1,200 steps or 5 minutes"
     assert found["every 50 steps"] == "2 prompts and the batch's caption, 64x96, 20 sampler steps, cfg 1"
-    assert found["checkpoints"].endswith("the last 2 stay and every one at a multiple of 500")
+    assert found["checkpoints"].endswith(
+        "as many stay as the disk has room for and every one at a multiple of 500"
+    )
     assert found["trackers"] == "tensorboard"
     assert "held out" in found
 

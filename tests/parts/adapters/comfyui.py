@@ -7,19 +7,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 
-def loaded_as_comfyui_does(path: Path, base: dict[str, Tensor]) -> dict[str, Tensor]:
-    """ComfyUI's rules, written down from what it does: names, scale, DoRA by the base's norms, LoKr."""
+def loaded_as_comfyui_does(
+    path: Path, base: dict[str, Tensor], divides_by_sum: bool = False
+) -> dict[str, Tensor]:
+    """ComfyUI's rules, written down from what it does: names, scale, DoRA by the base's norms, LoKr.
+
+    Args:
+        divides_by_sum: DoRA by the norms of the adapted weights, as its pull request 15458 proposes.
+    """
     file, weights, used = load_file(path), dict(base), set()
     for name in base:
-        prefix = f"diffusion_model.{name.removesuffix('.weight')}"
-        own = {
-            key.removeprefix(f"{prefix}."): value
-            for key, value in file.items()
-            if key.startswith(f"{prefix}.")
-        }
-        if not own:
+        layer = name.removesuffix(".weight")
+        prefixes = f"diffusion_model.{layer}.", f"lora_unet_{layer.replace('.', '_')}."
+        found = {key: prefix for prefix in prefixes for key in file if key.startswith(prefix)}
+        if not found:
             continue
-        used |= {f"{prefix}.{key}" for key in own}
+        used |= found.keys()
+        own = {
+            key.removeprefix(prefix).replace("lora_up", "lora_B").replace("lora_down", "lora_A"): file[key]
+            for key, prefix in found.items()
+        }
         rank = None
         if "lora_B.weight" in own:
             delta, rank = own["lora_B.weight"] @ own["lora_A.weight"], own["lora_A.weight"].shape[0]
@@ -35,7 +42,8 @@ def loaded_as_comfyui_does(path: Path, base: dict[str, Tensor]) -> dict[str, Ten
         total = base[name] + delta
         if "dora_scale" in own:
             assert own["dora_scale"].shape == (total.shape[0], 1), "another shape means norms over columns"
-            norm = base[name].norm(dim=1, keepdim=True) + torch.finfo(torch.float32).eps
+            divisor = total if divides_by_sum else base[name]
+            norm = divisor.norm(dim=1, keepdim=True) + torch.finfo(torch.float32).eps
             total = total * (own["dora_scale"] / norm)
         weights[name] = total
     assert used == file.keys()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -60,6 +61,33 @@ def test_comfyui_computes_with_the_trained_weights(kind, make_network, trained_a
         assert (weight - base[f"{name}.weight"]).abs().max() > 1e-3
     changed = {name for name in base if not torch.equal(loaded[name], base[name])}
     assert changed == {f"{name}.weight" for name in trained}
+
+
+@pytest.mark.parametrize(
+    ("form", "rule", "divides_by_sum"),
+    [("comfy", "|W|", False), ("kohya", "|W + dW|", True), ("diffusers", "|W + dW|", True)],
+)
+def test_a_dora_names_the_rule_that_its_scales_follow(
+    form, rule, divides_by_sum, make_network, trained_and_file
+) -> None:
+    """Were ComfyUI to change its rule, it would load the kohya form as trained."""
+    trained, path = trained_and_file("dora", form)
+    with safe_open(path, "pt") as file:
+        said = file.metadata()
+    assert f"adapted weights, {rule}" in said["modelspec.usage_hint"] or not divides_by_sum
+    assert f"base weights, {rule}" in said["modelspec.usage_hint"] or divides_by_sum
+    assert said["flowloom.dora_scale"] == ("over_sum" if divides_by_sum else "over_base")
+    if form != "diffusers":
+        loaded = loaded_as_comfyui_does(path, make_network().state_dict(), divides_by_sum)
+        for name, weight in trained.items():
+            torch.testing.assert_close(loaded[f"{name}.weight"], weight, **EXACT)
+
+
+def test_only_a_dora_says_a_rule(trained_and_file) -> None:
+    for kind in ("lora", "lokr"):
+        _, path = trained_and_file(kind, "comfy")
+        with safe_open(path, "pt") as file:
+            assert not {"flowloom.dora_scale", "modelspec.usage_hint"} & set(file.metadata() or {})
 
 
 def test_comfyui_adapts_a_row_of_zeros_of_a_dora(make_network, attach_trained, weights_of, tmp_path) -> None:

@@ -31,9 +31,18 @@ from flowloom.parts.families.weights import save_weights
 
 Form = Literal["comfy", "kohya", "diffusers"]
 
-DORA_RULE = "flowloom.dora_scale"
-"""Metadata key: `over_base` in a file whose DoRA scales are as ComfyUI takes them."""
-OVER_BASE = "over_base"
+DORA_RULE, OVER_BASE, OVER_SUM = "flowloom.dora_scale", "over_base", "over_sum"
+"""Metadata key, and the rules that DoRA scales follow: ComfyUI's, or LyCORIS's and peft's; see dora.py."""
+USAGE_HINT = "modelspec.usage_hint"
+DORA_HINTS = {
+    OVER_BASE: "The DoRA scales follow ComfyUI's rule as of August 2026: loaders divide by the norms of the "
+    "base weights, |W|. For loaders that divide by |W + dW|, which ComfyUI will do if its pull request 15458 "
+    "is merged, export with 'flowloom export --format kohya': ComfyUI reads its names as well.",
+    OVER_SUM: "The DoRA scales follow the rule of LyCORIS, peft and diffusers: loaders divide by the norms "
+    "of the adapted weights, |W + dW|. For ComfyUI as of August 2026, which divides by |W|, export with "
+    "'flowloom export --format comfy'.",
+}
+"""What a DoRA's file says of its rule, in a key that other programs show."""
 
 
 def save_adapter(
@@ -54,9 +63,10 @@ def save_adapter(
         WeightsError: a base is needed and not given, or does not fit.
     """
     tensors = _FORMS[form](state, meta, base)
-    said = {key: text for key, text in said.items() if key != DORA_RULE}
-    if form == "comfy" and meta["kind"] == "dora":
-        said[DORA_RULE] = OVER_BASE
+    said = {key: text for key, text in said.items() if key not in (DORA_RULE, USAGE_HINT)}
+    if meta["kind"] == "dora":
+        rule = OVER_BASE if form == "comfy" else OVER_SUM
+        said |= {DORA_RULE: rule, USAGE_HINT: DORA_HINTS[rule]}
     if "ss_network_alpha" in said and (form == "diffusers" or meta["kind"] == "lokr"):
         said["ss_network_alpha"] = str(float(meta["rank"]))
     save_weights(path, tensors, said)
