@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,17 @@ SENTENCES = (
     "a picture of a cat under a tree at night", "grinning face, sunflower, heavy black heart, rocket",
     "RED, GREEN, BLUE and YELLOW: numbers 4, 5, 6, 7, 8 and 9!", "portrait of an old man in a boat",
 )  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_files_of_this_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the checkouts, secrets and caches of whoever runs the tests out of them."""
+    folder = tmp_path_factory.mktemp("user")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLOWLOOM_TRAINERS", str(folder / "trainers.json"))
+        patch.setenv("FLOWLOOM_SECRETS", str(folder / "secrets.json"))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

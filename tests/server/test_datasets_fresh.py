@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,11 @@ COUNT = 6
 
 @pytest.fixture(scope="module")
 def one_studio(tmp_path_factory: pytest.TempPathFactory, tiny_roots: list[str]) -> Any:
-    """A studio of this file, whose runs keep their cache to themselves."""
+    """A studio of this file."""
     folder = tmp_path_factory.mktemp("fresh")
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     studio = Studio(folder / "home", *tiny_roots).start()
     studio.http.timeout = 120  # a preflight starts a process that loads torch
     yield studio
-    del os.environ["XDG_CACHE_HOME"]
     studio.end()
 
 
