@@ -38,6 +38,16 @@ interface Answer {
 const TITLES: Record<Asked, string> = { lint: "Lint", convert: "Make a JSONL", export: "Export" };
 const MOST_SHOWN = 300;
 
+/** How a folder is read, where the studio cannot tell by itself. */
+const FORMS = {
+  auto: "detected",
+  folder: "images with caption files",
+  kohya: "Kohya folders with repeats (10_name)",
+  table: "a table, such as metadata.jsonl",
+  webdataset: "tar archives (webdataset)",
+  huggingface: "a saved Hugging Face dataset",
+};
+
 /** What lint found: numbers first, then each finding with its row. */
 function Report({ result, onItem }: { result: Result; onItem: (item: string) => void }) {
   const [kind, setKind] = useState<string | null>(null);
@@ -124,6 +134,7 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
   const client = useQueryClient();
   const [name, setName] = useState(asked === "convert" ? `${dataset.name}.jsonl` : `${dataset.name}-kohya`);
   const [captions, setCaptions] = useState("auto");
+  const [form, setForm] = useState("auto");
   const [to, setTo] = useState("kohya");
   const [resolution, setResolution] = useState("512");
   const bodies: Record<Asked, unknown> = {
@@ -132,8 +143,9 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
         .split(/[\s,]+/)
         .filter(Boolean)
         .map(Number),
+      form,
     },
-    convert: { name: name.trim(), captions, replace: true },
+    convert: { name: name.trim(), captions, form, replace: true },
     export: { name: name.trim(), to },
   };
   const work = useMutation({
@@ -165,6 +177,18 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
         <label className="grid gap-1 text-sm font-medium">
           Name of the new data set
           <Input value={name} onChange={(event) => setName(event.target.value)} required />
+        </label>
+      )}
+      {asked !== "export" && dataset.kind === "folder" && (
+        <label className="grid gap-1 text-sm font-medium">
+          Read the folder as
+          <Select value={form} onChange={(event) => setForm(event.target.value)}>
+            {Object.entries(FORMS).map(([value, label]) => (
+              <option key={value} value={value}>
+                {label}
+              </option>
+            ))}
+          </Select>
         </label>
       )}
       {asked === "convert" && (

@@ -47,7 +47,9 @@ class Unclear(DataError):
     def __init__(self, source: str, reason: str, choices: tuple[Kind, ...]):
         self.choices = choices
         flags = " or ".join(f"--from {choice}" for choice in choices)
-        super().__init__(f"{source}: {reason}. State how to read it by {flags} (`form` in the studio).")
+        super().__init__(
+            f"{source}: {reason}. State how to read it: {flags}; in the studio, under 'Read the folder as'."
+        )
 
 
 @dataclass(frozen=True)
