@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from flowloom.chores.datasets import BUILD, LINT
-from flowloom.data.prepare.detect import MAX_REPEATS, Unclear, detect
+from flowloom.data.prepare.detect import Unclear, detect
 from flowloom.data.prepare.fresh import folder_rows, update
 from flowloom.data.prepare.options import BuildOptions
+from flowloom.data.prepare.repeats import MAX_REPEATS
 from flowloom.dataset_cli import dataset as cli
 from flowloom.errors import DataError
 from tests.data.prepare.pictures import built, picture, write
@@ -246,3 +247,50 @@ def test_hidden_images_and_other_files_are_counted(tmp_path: Path):
     assert report.remarks["not read: hidden, or left behind by a system"] == 3
     assert report.remarks["not an image or caption file (.docx)"] == 1
     assert report.remarks["not an image or caption file (no extension)"] == 1
+
+
+@pytest.mark.parametrize("caption", [None, "by default"])
+def test_no_mask_is_trained_however_many_an_image_has(tmp_path: Path, caption: str | None):
+    write(tmp_path / "in/a.png", picture(1))
+    write(tmp_path / "in/a.txt", "a fox")
+    for number in ("", *range(1, 11)):
+        write(tmp_path / f"in/a-masklabel{number}.png", picture(2))
+    write(tmp_path / "in/a-condlabel2.png", picture(3))
+    rows, report = built(tmp_path / "in", tmp_path / "d.jsonl", default_caption=caption)
+    assert [row["filename"] for row in rows] == ["a.png"]
+    assert report.remarks["not trained: a mask by its name (-masklabel)"] == 12
+    assert not report.unusable
+
+
+@pytest.mark.parametrize("name", ["caption.csv", "set/caption.csv", "set/metadata.csv", "set/rows.jsonl"])
+def test_a_table_among_the_images_is_read_whatever_its_name(tmp_path: Path, name: str):
+    table = tmp_path / "in" / name
+    write(table.parent / "a.png", picture(1))
+    is_lines = name.endswith("jsonl")
+    write(table, '{"image": "a.png", "caption": "a fox"}' if is_lines else "caption,image\na fox,a.png")
+    rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
+    assert [(row["filename"], row["caption_or_tags"]) for row in rows] == [("a.png", "a fox")]
+    assert report.why.startswith(f"{name} describes")
+
+
+def test_a_table_that_names_none_of_the_images_is_pointed_out(tmp_path: Path):
+    write(tmp_path / "in/images/a.png", picture(1))
+    table = write(tmp_path / "in/captions.csv", "image,caption\na.png,a fox")
+    with pytest.raises(DataError, match=r"captions\.csv: not read: it names no image here.*--root"):
+        built(tmp_path / "in", tmp_path / "d.jsonl")
+    rows, _ = built(table, tmp_path / "d.jsonl", root=tmp_path / "in/images")
+    assert [row["caption_or_tags"] for row in rows] == ["a fox"]
+
+
+def test_a_zip_is_refused_with_what_to_do(tmp_path: Path):
+    with pytest.raises(DataError, match="Unpack it"):
+        detect(str(write(tmp_path / "set.zip", b"PK")), BuildOptions())
+
+
+def test_parquet_with_images_inside_is_counted_as_it_is(tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    columns = {"jpg": [{"bytes": picture(n), "path": f"{n}.png"} for n in (1, 2)], "txt": ["a fox", "a dog"]}
+    pq.write_table(pa.table(columns), tmp_path / "in/train.parquet")
+    rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
+    assert [row["caption_or_tags"] for row in rows] == columns["txt"]
+    assert report.why == "there is *.parquet, and no image file"

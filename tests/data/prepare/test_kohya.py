@@ -120,16 +120,16 @@ def test_subsets_inherit_and_keep_kohya_s_rules(tmp_path: Path, toml: Path) -> N
         5: ["three, four"],
     }
     by_name = {row["filename"]: row for row in rows}
-    assert by_name["one/b.png"]["is_tag_based"] is True
+    assert by_name["one/b.png"]["is_tag_based"] is False  # keep_tokens: its first tag keeps its place
     assert (by_name["two/c.png"]["is_tag_based"], by_name["two/c.png"]["loss_weight"]) == (False, 0.25)
-    assert by_name["three/e.png"]["is_tag_based"] is True
+    assert by_name["three/e.png"]["is_tag_based"] is False
     assert [bad.place for bad in report.unusable] == [
         "three.json[gone]",
         "three.json[../two/c]",
         "three.json[odd]",
     ]
     said = " ".join(report.remarks)
-    assert "keep_tokens has no counterpart here" in said
+    assert report.remarks[ORDERED] == 4
     assert "resolution is the training configuration's here" in said
     assert "read before" in said
 
@@ -185,6 +185,16 @@ def test_sd_scripts_marks_are_applied_and_none_is_trained(tmp_path: Path) -> Non
     assert [row["is_tag_based"] for row in rows] == [False, False, False, True]
     assert report.remarks[ORDERED] == 3
     assert not [text for text in report.remarks if "trained as text" in text]
+
+
+@pytest.mark.parametrize(("kept", "is_shuffled"), [(0, True), (1, False), (3, False)])
+def test_tags_that_keep_their_places_are_not_shuffled(tmp_path: Path, kept: int, is_shuffled: bool) -> None:
+    keys = f'caption_extension = ".txt"\nshuffle_caption = true\nkeep_tokens = {kept}'
+    rows, report = built(with_toml(tmp_path, keys, {"1.txt": "sks fox, red, snow"}), tmp_path / "d.jsonl")
+    assert [row["is_tag_based"] for row in rows] == [is_shuffled]
+    assert report.remarks[ORDERED] == (not is_shuffled)
+    with pytest.raises(DataError, match="keep_tokens is -1"):
+        built(with_toml(tmp_path, "shuffle_caption = true\nkeep_tokens = -1", {}), tmp_path / "e.jsonl")
 
 
 def test_without_those_keys_the_marks_are_reported(tmp_path: Path) -> None:

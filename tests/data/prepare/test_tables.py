@@ -308,3 +308,27 @@ def test_training_finds_the_files_of_a_jsonl_from_windows(tmp_path: Path) -> Non
     assert find_image(tmp_path, "b\\2.png") == tmp_path / "b\\2.png"
     with pytest.raises(ImageError, match="leads out"):
         find_image(tmp_path / "a", "..\\a\\..\\..\\x.png")
+
+
+def test_excel_s_line_with_the_separator_is_no_header(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.png", picture(1))
+    lines = 'sep=;\r\nfile_name;caption\r\na.png;"red; fox, big"\r\ngone.png;x\r\n'
+    rows, report = built(write(tmp_path / "in/set.csv", lines), tmp_path / "d.jsonl")
+    assert [row["caption_or_tags"] for row in rows] == ["red; fox, big"]
+    assert [bad.place for bad in report.unusable] == ["set.csv:4"]
+
+
+@pytest.mark.parametrize(
+    ("header", "flag"), [("image,comment", "--caption-column"), ("picture_file,caption", "--filename-column")]
+)
+def test_unknown_columns_are_listed_with_the_flag_that_names_them(
+    tmp_path: Path, header: str, flag: str
+) -> None:
+    write(tmp_path / "in/a.png", picture(1))
+    table = write(tmp_path / "in/set.csv", f"{header}\na.png,a fox")
+    with pytest.raises(DataError, match=flag) as caught:
+        built(table, tmp_path / "d.jsonl")
+    assert header.replace(",", ", ") in str(caught.value)
+    option = flag.removeprefix("--").replace("-", "_")
+    column = header.split(",")[option == "caption_column"]
+    assert len(built(table, tmp_path / "d.jsonl", **{option: column})[0]) == 1

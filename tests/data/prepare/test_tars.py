@@ -135,3 +135,31 @@ def test_long_names_as_people_have_them_are_read(tmp_path: Path) -> None:
         assert is_tar(tmp_path / "a.tar")
         with open_tar(tmp_path / "a.tar", "r:") as tar:
             assert tar.getnames() == [name]
+
+
+def test_members_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    """Names that start with a dot lead out or are hidden; links of a tar are not followed."""
+    source = tmp_path / "x.tar"
+    with tarfile.open(source, "w") as tar:
+        for name in (
+            "../up.png",
+            "..\\..\\up.png",
+            ".hidden/b.png",
+            "._a.png",
+            "a\nb\\c.png",
+            "d-masklabel1.png",
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(picture(1))
+            tar.addfile(member, io.BytesIO(picture(1)))
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "a\nb\\c.png"
+        tar.addfile(link)
+    rows, report = built(source, tmp_path / "d.jsonl", default_caption="a fox")
+    assert [row["filename"] for row in rows] == ["x/a\nb\\c.png"]
+    assert report.remarks == {
+        "not read: its name is hidden or leads out": 3,
+        "not read: a link": 1,
+        "not trained: a mask by its name (-masklabel)": 1,
+    }
+    assert not (tmp_path / "up.png").exists()

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
-from flowloom.data.prepare.items import Found, Held, Item, Reading, Unusable
+from flowloom.data.prepare.items import NAMES_NO_IMAGE, Found, Held, Item, Reading, Unusable
 from flowloom.data.prepare.open import open_dataset
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.pairs import split_suffix
@@ -279,6 +279,8 @@ def _finish(report: BuildReport, partial: Path) -> None:
     if not report.num_rows:
         first = report.unusable[:1]
         why = f" The first of {len(report.unusable)}: {first[0].place}: {first[0].reason}." if first else ""
+        tables = ", ".join(report.examples.get(NAMES_NO_IMAGE, ()))
+        why += f" {tables}: {NAMES_NO_IMAGE}." * bool(tables)
         raise DataError(f"{report.source}: not one picture with a caption was found as {report.kind}.{why}")
     with partial.open("rb") as file:
         os.fsync(file.fileno())

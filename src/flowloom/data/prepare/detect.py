@@ -19,26 +19,31 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from flowloom.data.prepare.items import JUNK, PICTURES, Item, Reading, Remark, is_archive, shown
+from flowloom.data.prepare.items import (
+    NAMES_NO_IMAGE,
+    Item,
+    Reading,
+    Remark,
+    is_archive,
+    shown,
+)
 from flowloom.data.prepare.options import BuildOptions, Kind
 from flowloom.data.prepare.pairs import PairRule, pair, split_suffix
 from flowloom.data.prepare.readers.huggingface import is_saved, open_huggingface
-from flowloom.data.prepare.readers.kohya import REPEATED, TRAINED
 from flowloom.data.prepare.readers.table import REMOTE, TABLES, open_table
+from flowloom.data.prepare.repeats import kohya_verdict, walk
 from flowloom.errors import DataError
 
 IMAGEFOLDER = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """Hugging Face's `imagefolder`: a folder of pictures with their captions in one of these."""
-MAX_REPEATS = 200
-"""More are a year, a resolution or a date at the start of a folder's name."""
+_LISTS = (".csv", ".tsv", ".jsonl", ".ndjson")
+"""Suffixes of tables that are looked for in the folders below, too; a .json there is mostly one image's."""
 LOOKED_AT = 5000
 """Images of a folder that are looked at to see its form."""
 MOST_TABLES = 20
 """Files that are looked at for one."""
 ROWS = 1000
 """Rows of a table that are looked at."""
-BESIDE_KOHYA = frozenset(("log", "logs", "mask", "masks", "model", "models", "sample", "samples"))
-"""Folders that trainers make beside the images."""
 
 
 class Unclear(DataError):
@@ -90,6 +95,8 @@ def detect(source: str, options: BuildOptions) -> Detected:
     if is_archive(path) or "{" in source or "*" in source:
         return Detected("webdataset", source, "named like a tar")
     suffix = split_suffix(path.name)[1]
+    if suffix == ".zip" and path.exists():
+        raise DataError(f"{path}: a zip. Unpack it and name the folder, or import it in the studio.")
     kinds: dict[str, Kind] = dict.fromkeys(TABLES, "table")
     kinds |= {".toml": "kohya-toml", ".parquet": "parquet", ".arrow": "huggingface"}
     existing(path)
@@ -214,17 +221,24 @@ class _Folder:
     def _other_table(self) -> Detected | None:
         """The one table of any name, here or a folder below, that describes images."""
         files = [path for path in sorted(self.folder.iterdir()) if split_suffix(path.name)[1] in TABLES]
-        files += (path for name in IMAGEFOLDER for path in sorted(self.folder.glob(f"*/{name}")))
-        found = [path for path in files[:MOST_TABLES] if path.is_file() and self._describes(path)]
+        lower = sorted(self.folder.glob("*/*"))
+        files += (path for path in lower if path.name in IMAGEFOLDER or split_suffix(path.name)[1] in _LISTS)
+        files = [path for path in files[:MOST_TABLES] if path.is_file()]
+        found = [path for path in files if self._describes(path)]
         if len(found) > 1:
-            listed = ", ".join(shown(path.relative_to(self.folder).as_posix()) for path in found)
+            listed = ", ".join(self._below(path) for path in found)
             why = "no image has a caption file, and several tables describe images"
             raise DataError(f"{self.folder}: {why}: {listed}. Build from one of them.")
         if not found:
+            of_images = (path for path in files if split_suffix(path.name)[1] in _LISTS)
+            self._passed_over += (Remark(self._below(path), NAMES_NO_IMAGE) for path in of_images)
             return None
-        name = found[0].relative_to(self.folder).as_posix()
+        name = self._below(found[0])
         kind: Kind = "parquet" if name.endswith(".parquet") else "table"
         return Detected(kind, str(found[0]), f"{name} describes images, and none has a caption file")
+
+    def _below(self, path: Path) -> str:
+        return shown(path.relative_to(self.folder).as_posix())
 
     def _describes(self, path: Path) -> bool:
         opener = open_huggingface if path.suffix.lower() == ".parquet" else open_table
@@ -261,6 +275,7 @@ class _Folder:
             left = sorted(survey.images - table.named) if table.is_whole and table.named else []
             remarks = [Remark(shown(image), f"not read: {name} does not describe it") for image in left]
             why = f"{described} images, and no image has a caption file"
+            why = why if survey.images else f"there is {name}, and no image file"
             return Detected(table.kind, str(table.path), why, (*self._passed_over, *remarks))
         if not table.named and not table.num_inside:
             self._pass_over(table.path, "it names images elsewhere, and those here have caption files")
@@ -283,7 +298,7 @@ class _Folder:
 def survey_of(folder: Path, rule: PairRule) -> _Survey:
     """The images below `folder` and which of them have caption files."""
     survey = _Survey()
-    for prefix, names in _walk(folder):
+    for prefix, names in walk(folder):
         for found in pair({name: name for name in names}, "", rule):
             if isinstance(found, tuple):
                 survey.images.add(prefix + found[0])
@@ -292,92 +307,6 @@ def survey_of(folder: Path, rule: PairRule) -> _Survey:
         if len(survey.images) >= LOOKED_AT:
             break
     return survey
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each folder from `folder` down, as a prefix of names, with the files in it; links are not followed."""
-    waiting = [""]
-    while waiting:
-        prefix = waiting.pop()
-        files: list[str] = []
-        folders: list[str] = []
-        for entry in _entries(folder / prefix):
-            (folders if entry.is_dir(follow_symlinks=False) else files).append(entry.name)
-        yield prefix, files
-        waiting += [f"{prefix}{name}/" for name in sorted(folders, reverse=True)]
-
-
-def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return [one for one in entries if one.name[0] != "." and one.name.lower() not in JUNK]
-    except OSError:
-        return []
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the numbers before the names of folders are Kohya's repeats."""
-
-    is_kohya: bool = False
-    is_unclear: bool = False
-    why: str = ""
-
-
-def kohya_verdict(folder: Path) -> Verdict:
-    """Whether `folder`, or its folder `img`, holds Kohya's folders."""
-    if any(_numbers(folder / TRAINED)):
-        folder = folder / TRAINED
-    holding = [
-        entry.name
-        for entry in _entries(folder)
-        if entry.is_dir(follow_symlinks=False)
-        and entry.name.lower() not in BESIDE_KOHYA
-        and _holds_images(Path(entry.path))
-    ]
-    numbers = [_repeats(name) for name in sorted(holding)]
-    if not any(number is not None for number in numbers):
-        return Verdict()
-    wrong = [name for name in sorted(holding) if _repeats(name) == 0]
-    if wrong:
-        return Verdict(why=f"not Kohya's repeats: {shown(wrong[0])} has no plausible number")
-    return _judged(folder, sorted(holding), [number for number in numbers if number])
-
-
-def _judged(folder: Path, holding: list[str], numbers: list[int]) -> Verdict:
-    """The verdict on folders of which some have plausible numbers."""
-    if len(numbers) < len(holding):
-        others = [shown(name) for name in holding if not _repeats(name)]
-        return Verdict(is_unclear=True, why=f"some folders are named as Kohya's repeats, but not {others[0]}")
-    if any(split_suffix(entry.name)[1] in PICTURES for entry in _entries(folder) if entry.is_file()):
-        return Verdict(is_unclear=True, why="images lie beside folders that are named as Kohya's repeats")
-    if len(numbers) > 1 and sorted(numbers) == [*range(1, len(numbers) + 1)]:
-        return Verdict(
-            is_unclear=True, why="the numbers of its folders may be Kohya's repeats, or count them"
-        )
-    return Verdict(is_kohya=True, why="every folder is named REPEATS_NAME, as Kohya's")
-
-
-def _numbers(folder: Path) -> Iterator[int]:
-    for entry in _entries(folder):
-        if entry.is_dir(follow_symlinks=False) and (number := _repeats(entry.name)):
-            yield number
-
-
-def _repeats(name: str) -> int | None:
-    """The plausible number of repeats in a folder's name; 0: not plausible; None: there is none."""
-    found = REPEATED.fullmatch(name)
-    if not found:
-        return None
-    digits = found[1]
-    if digits == "0":
-        return None  # Kohya leaves it out
-    is_plausible = digits.isascii() and not (len(digits) > 1 and digits[0] == "0") and len(digits) < 4
-    return int(digits) if is_plausible and 0 < int(digits) <= MAX_REPEATS else 0
-
-
-def _holds_images(folder: Path) -> bool:
-    return any(split_suffix(name)[1] in PICTURES for _, names in _walk(folder) for name in names)
 
 
 def with_remarks(reading: Reading, detected: Detected) -> Reading:

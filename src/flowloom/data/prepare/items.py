@@ -195,7 +195,9 @@ class CaptionRule:
 
 
 PLAIN = CaptionRule()
-ORDERED = "not shuffled: sd-scripts keeps some of its tags in place or together (keep_tokens_separator)"
+NAMES_NO_IMAGE = "not read: it names no image here. Build from this file, with their folder as --root"
+"""Of a table among images without captions."""
+ORDERED = "not shuffled: sd-scripts keeps some of its tags in place or together (keep_tokens, separators)"
 
 
 @dataclass(frozen=True, slots=True)

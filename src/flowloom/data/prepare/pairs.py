@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -12,8 +13,8 @@ from flowloom.data.prepare.items import JXL, PICTURES, Remark, Unusable, shown
 
 Entry = TypeVar("Entry")
 
-MASKS = ("-masklabel", "-condlabel")
-"""How the stems of OneTrainer's masks and conditioning images end."""
+MASKS = re.compile(r".*-(mask|cond)label\d*", re.DOTALL)
+"""The stems of OneTrainer's masks and conditioning images; several of one image are numbered."""
 MASK = "not trained: a mask by its name (-masklabel)"
 SPELLED = "paired with a caption file of another letter case or Unicode form"
 
@@ -41,7 +42,7 @@ def folded(name: str) -> str:
 
 def is_mask(stem: str) -> bool:
     """Whether a picture of this stem is another one's mask."""
-    return stem.endswith(MASKS)
+    return bool(MASKS.fullmatch(stem))
 
 
 def pair(

@@ -20,6 +20,7 @@ CAPTION_KEYS = (
     "description",
     "tags",
     "tag_string",
+    "txt",
 )
 """Names under which tables and JSON files keep a caption, the first one found wins; lower case."""
 TAG_KEYS = ("tags", "tag_string")
@@ -108,7 +109,8 @@ def read_sidecar(name: str, data: bytes, encoding: str) -> Caption:
         raise DataError("neither a JSON object nor a text")
     caption = caption_of(fields)
     if caption is None:
-        raise DataError(f"none of its fields is {', '.join(CAPTION_KEYS)}")
+        known = ", ".join(CAPTION_KEYS)
+        raise DataError(f"none of its fields is {known}: rename the field with the caption to caption")
     return caption
 
 

@@ -37,6 +37,7 @@ _USED = frozenset(
         "caption_extension",
         "caption_extention",
         "caption_separator",
+        "keep_tokens",
         "keep_tokens_separator",
         "secondary_separator",
         "metadata_file",
@@ -113,6 +114,15 @@ class Subset:
             )
         return value
 
+    def keeps_tags(self) -> bool:
+        """Whether the first tags of each caption keep their places."""
+        value = self.settings.get("keep_tokens", 0)
+        if type(value) is not int or value < 0:
+            raise DataError(
+                f"{self.place}: keep_tokens is {value!r:.60}; it must be a whole number from 0 on."
+            )
+        return value > 0
+
 
 def open_kohya_toml(path: Path, options: BuildOptions) -> Reading:
     """The pictures of all subsets that the TOML at `path` describes.
@@ -162,15 +172,23 @@ def _read(path: Path, subsets: list[Subset], root: Path, options: BuildOptions) 
         seen.add(same)
         found = _by_metadata if subset.text("metadata_file") else _by_folder
         for item in found(path, subset, root, options):
-            yield _settled(item, subset, options) if isinstance(item, Item) else item
+            if isinstance(item, Item):
+                yield from _settled(item, subset, options)
+            else:
+                yield item
 
 
-def _settled(item: Item, subset: Subset, options: BuildOptions) -> Item:
+def _settled(item: Item, subset: Subset, options: BuildOptions) -> Iterator[Found]:
+    """The image as the subset's settings make it, after what there is to say of it."""
     weight = options.reg_weight if subset.settings.get("is_reg") else item.loss_weight
     # What must not be shuffled there must not be here, whatever it looks like.
     shuffled = subset.settings.get("shuffle_caption")
     is_tags = shuffled if isinstance(shuffled, bool) and item.is_tag_based is None else item.is_tag_based
-    return replace(item, loss_weight=weight, is_tag_based=is_tags)
+    if shuffled and is_tags and subset.keeps_tags():
+        # A shuffle here would move the trigger word, too.
+        is_tags = False
+        yield Remark(item.place, ORDERED)
+    yield replace(item, loss_weight=weight, is_tag_based=is_tags)
 
 
 def _remarks(subset: Subset) -> Iterator[Remark]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -26,7 +27,7 @@ from flowloom.data.prepare.items import (
 )
 from flowloom.data.prepare.options import BuildOptions
 from flowloom.data.prepare.pairs import split_suffix
-from flowloom.data.prepare.text import Caption, caption_of, decode, is_missing, weight_of
+from flowloom.data.prepare.text import CAPTION_KEYS, Caption, caption_of, decode, is_missing, weight_of
 from flowloom.errors import DataError
 from flowloom.text_files import as_utf8, utf8_lines
 
@@ -116,11 +117,13 @@ def _csv_records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[st
         text = decode(path.read_bytes(), encoding)
     except DataError as error:
         raise DataError(f"{path}: {error}.") from error
-    delimiter = _delimiter(text, delimiter)
+    stated, text = _stated_delimiter(text)
+    delimiter = stated or _delimiter(text, delimiter)
     file = io.StringIO(text, newline="")
     reader = csv.DictReader(file, delimiter=delimiter, restkey=_EXTRA, strict=True, skipinitialspace=True)
     reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-    start = 2
+    num_above = 2 if stated else 1
+    start = 1 + num_above
     while True:
         try:
             fields = next(reader, None)
@@ -129,13 +132,19 @@ def _csv_records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[st
             return
         if fields is None:
             return
-        place, start = f"{shown(path.name)}:{start}", reader.line_num + 1
+        place, start = f"{shown(path.name)}:{start}", reader.line_num + num_above
         if _EXTRA in fields or None in fields.values():
             many = len(reader.fieldnames or ())
             hint = ": put the caption in quotes" if _EXTRA in fields else ""
             yield Unusable(place, f"it has more or fewer than the {many} columns{hint}")
         else:
             yield place, fields
+
+
+def _stated_delimiter(text: str) -> tuple[str, str]:
+    """The delimiter that a first line `sep=;` of Excel states, or ""; and the text without that line."""
+    found = re.match(r"sep=(.)\r?\n", text, re.IGNORECASE)
+    return (found[1], text[found.end() :]) if found else ("", text)
 
 
 def _delimiter(text: str, usual: str) -> str:
@@ -217,7 +226,9 @@ def recorded_caption(fields: Fields, options: BuildOptions) -> tuple[Caption | N
         return caption, tuple(texts)
     if options.default_captions is not None:
         return None, options.default_captions
-    raise DataError(f"it has no caption, only {caption.texts[0]!r}" if caption else "it has no caption")
+    if caption:
+        raise DataError(f"it has no caption, only {caption.texts[0]!r}")
+    raise DataError(f"it has no caption{_unless_known(fields, CAPTION_KEYS, 'caption')}")
 
 
 def filename_of(fields: Fields, column: str = "") -> str:
@@ -230,8 +241,18 @@ def filename_of(fields: Fields, column: str = "") -> str:
     names = [column] if column else [lower[key] for key in FILENAME_KEYS if key in lower]
     value = next((fields[name] for name in names if fields.get(name)), None)
     if not isinstance(value, str):
-        raise DataError(f"it names no file: {column or 'filename, file_name, image, path, url ...'} is empty")
+        wanted = column or "filename, file_name, image, path, url ..."
+        hint = _unless_known(fields, (column or "", *FILENAME_KEYS), "filename")
+        raise DataError(f"it names no file{hint or f': {wanted} is empty'}")
     return value
+
+
+def _unless_known(fields: Fields, known: Iterable[str], meaning: str) -> str:
+    """What to do where no column has one of the `known` names; "" where one has."""
+    if {key.lower() for key in fields if isinstance(key, str)} & {*known}:
+        return ""
+    names = shown(", ".join(map(str, fields)))
+    return f": of its columns ({names:.200}) none is known as a {meaning}; name it by --{meaning}-column"
 
 
 def _recorded_size(fields: Fields) -> tuple[int, int] | None:

@@ -29,7 +29,7 @@ from flowloom.data.prepare.items import (
     wrong_name,
 )
 from flowloom.data.prepare.options import BuildOptions
-from flowloom.data.prepare.pairs import split_suffix
+from flowloom.data.prepare.pairs import MASK, is_mask, split_suffix
 from flowloom.data.prepare.tars import open_tar
 from flowloom.errors import DataError
 from flowloom.text_files import as_utf8
@@ -86,12 +86,23 @@ def _read_shard(shard: Path, options: BuildOptions) -> Iterator[Found]:
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue] -- or it keeps every header
             name = member.name.removeprefix("./")
             if not member.isfile() or any(part.startswith(".") for part in PurePosixPath(name).parts):
+                yield from _passed_over(shard, member)
                 continue
             if member.size > LARGEST_MEMBER:
                 yield Unusable(f"{shown(shard.name)}!{shown(name)}", "larger than 1 GiB")
                 continue
             yield from samples.add(name, _content(tar, shard, stamp, member, is_plain))
     yield from samples.rest()
+
+
+def _passed_over(shard: Path, member: tarfile.TarInfo) -> Iterator[Remark]:
+    """A remark where a member that is not read has the name of an image; `._a.png` of macOS is none."""
+    path = PurePosixPath(member.name)
+    if split_suffix(path.name)[1] not in PICTURES or path.name.startswith("._"):
+        return
+    is_link = member.issym() or member.islnk()
+    why = "a link" if is_link else "its name is hidden or leads out" if member.isfile() else "not a file"
+    yield Remark(f"{shown(shard.name)}!{shown(member.name)}", f"not read: {why}")
 
 
 class _Samples:
@@ -199,6 +210,9 @@ def _sample(shard: Path, key: str, members: dict[str, Content], options: BuildOp
     if not pictures:
         if members:
             yield Remark(place, "a sample without a picture")
+        return
+    if all(is_mask(split_suffix(f"{key}.{ending}")[0]) for ending in pictures):
+        yield Remark(place, MASK)
         return
     if len(pictures) > 1:
         yield Unusable(place, f"it has {len(pictures)} pictures: {shown(', '.join(pictures))}")
