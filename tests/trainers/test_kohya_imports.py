@@ -206,6 +206,47 @@ def test_folders_with_repeats_become_subsets() -> None:
     assert found.left_over == {}
 
 
+def test_folders_that_sd_scripts_does_not_train_are_named() -> None:
+    text = 'train_data_dir = "/d"'
+    _, found = of_toml(text, look={"/d": ["10_owl", "CROP", "10 fox", "1.5_fox", "_fox"]}.get)
+    expected = "1 subset: 10_owl (10 repeats); sd-scripts does not train, by their names: "
+    assert found.translated["train_data_dir"] == f"{expected}1.5_fox, 10 fox, CROP, _fox"
+    _, found = of_toml(text, look={"/d": ["10_owl"]}.get)
+    assert found.translated["train_data_dir"] == "1 subset: 10_owl (10 repeats)"
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        "algo=loha conv_dim=16",
+        '"algo=loha" "conv_dim=16"',
+        ["algo=loha", "conv_dim=16"],
+        ["algo=loha conv_dim=16"],
+        {"algo": "loha", "conv_dim": 16},
+    ],
+)
+def test_network_args_are_the_same_in_every_spelling(stated: Any) -> None:
+    for network in (
+        of_form(LoRA_type="", network_args=stated)[0].network,
+        of_form(LoRA_type="", network_module="lycoris.kohya", network_args=stated)[0].network,
+    ):
+        assert (network.network_module, network.network_args) == (
+            "lycoris.kohya",
+            ["algo=loha", "conv_dim=16"],
+        )
+    if not isinstance(stated, dict):
+        network = of_toml(f"network_args = {json.dumps(stated)}")[0].network
+        assert (network.network_module, network.network_args) == (
+            "lycoris.kohya",
+            ["algo=loha", "conv_dim=16"],
+        )
+
+
+def test_a_path_with_a_space_stays_one_word() -> None:
+    words = ["preset=/my files/a.toml", "algo=lokr"]
+    assert of_toml(f"network_args = {json.dumps(words)}")[0].network.network_args == words
+
+
 def test_a_folder_that_cannot_be_read_is_reported() -> None:
     _, found = of_toml('train_data_dir = "/elsewhere"')
     assert found.left_over == {"train_data_dir": "/elsewhere"}

@@ -26,15 +26,16 @@ def subsets_of(given: Given, look: Look, found: Imported) -> list[Folder]:
     path = str(given.value)
     regular = {"is_reg": True} if given.key == "reg_data_dir" else {}
     names = look(path)
+    ignored = [name for name in sorted(names or []) if not repeats_of(name)]
     subsets = [
         {"image_dir": _join(path, name), "num_repeats": folder[0], "class_tokens": folder[1], **regular}
         for name in sorted(names or [])
         if (folder := repeats_of(name))
     ]
     if subsets:
-        told = ", ".join(f"{_last(one['image_dir'])} ({one['num_repeats']} repeats)" for one in subsets[:5])
-        more = f" and {len(subsets) - 5} more" * (len(subsets) > 5)
-        found.translated[given.name] = f"{len(subsets)} subsets: {told}{more}"
+        told = _listed([f"{_last(one['image_dir'])} ({one['num_repeats']} repeats)" for one in subsets])
+        rest = f"; sd-scripts does not train, by their names: {_listed(ignored)}" * bool(ignored)
+        found.translated[given.name] = f"{len(subsets)} subset{'s' * (len(subsets) > 1)}: {told}{rest}"
         return subsets
     return [_itself(given, path, names, found) | regular]
 
@@ -54,6 +55,10 @@ def _itself(given: Given, path: str, names: list[str] | None, found: Imported) -
         )
     found.leave(given.name, given.value, why)
     return {"image_dir": path}
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
 
 
 def _last(path: str) -> str:

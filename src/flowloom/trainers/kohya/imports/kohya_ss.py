@@ -12,7 +12,7 @@ from flowloom.text_files import without_mark
 from flowloom.trainers.kohya.imports.arguments import Placer
 from flowloom.trainers.kohya.imports.datasets import of_folders, of_toml
 from flowloom.trainers.kohya.imports.families import family_of, is_on, method_of, require_known
-from flowloom.trainers.kohya.imports.networks import KEYS, network_of
+from flowloom.trainers.kohya.imports.networks import KEYS, has_algorithm, network_of
 from flowloom.trainers.kohya.imports.result import Files, Given, Imported
 from flowloom.trainers.kohya.imports.toml_files import read_dataset
 from flowloom.trainers.kohya.imports.values import is_empty, number_of, words_of
@@ -232,6 +232,8 @@ class _Form:
         words = words_of(self.content.get("network_args"))
         if network:
             self.placer.state("network", "network_module", network.module)
+        elif has_algorithm(words) and not self._has("LoRA_type") and not self._has("network_module"):
+            self.placer.state("network", "network_module", "lycoris.kohya")
         elif self._has("LoRA_type"):
             self.found.leave("LoRA_type", self.content["LoRA_type"], "sd-scripts has no such type here")
         if self._has("network_args"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowloom.trainers.kohya.imports.families import is_on
 from flowloom.trainers.kohya.imports.result import Imported
-from flowloom.trainers.kohya.imports.values import is_empty, number_of
+from flowloom.trainers.kohya.imports.values import is_empty, number_of, words_of
 from flowloom.trainers.kohya.known import names
 
 _BLOCKS = names(
@@ -73,6 +73,12 @@ class Network:
 
     module: str
     args: list[str]
+
+
+def has_algorithm(words: Any) -> bool:
+    """Whether network_args name an algorithm, as only LyCORIS takes it."""
+    words = words_of(words)
+    return isinstance(words, list) and any(str(word).startswith("algo=") for word in words)
 
 
 def network_of(form: Mapping[str, Any], family: str, found: Imported) -> Network | None:

@@ -12,8 +12,9 @@ from flowloom.text_files import without_mark
 from flowloom.trainers.kohya.imports.arguments import Placer
 from flowloom.trainers.kohya.imports.datasets import of_folders, of_toml
 from flowloom.trainers.kohya.imports.families import family_of, is_on, method_of, require_known
+from flowloom.trainers.kohya.imports.networks import has_algorithm
 from flowloom.trainers.kohya.imports.result import Files, Given, Imported
-from flowloom.trainers.kohya.imports.values import number_of
+from flowloom.trainers.kohya.imports.values import number_of, words_of
 
 _PAIRS = frozenset({"network_args", "optimizer_args", "lr_scheduler_args"})
 """Arguments of NAME=VALUE that some front ends write as a table."""
@@ -81,16 +82,12 @@ def _leaves(table: dict[str, Any], prefix: str = "", depth: int = 0) -> Iterator
         if not isinstance(value, dict):
             yield Given(name, key, value)
         elif key in _PAIRS and not _NESTED & value.keys():
-            pairs = [f"{one}={_plain(two)}" for one, two in value.items()]
+            pairs = words_of(value)
             yield Given(name, key, pairs, "from a table" if pairs else "")
         elif not value:
             yield Given(name, key, value)
         else:
             yield from _leaves(value, f"{name}.", depth + 1)
-
-
-def _plain(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _once(stated: list[Given], found: Imported) -> Iterator[Given]:
@@ -113,7 +110,7 @@ def _place(given: Given, values: dict[str, Any], placer: Placer, *, has_datasets
             )
     elif given.key in _OF_FRONT_ENDS:
         _of_front_end(given, values, placer)
-    elif given.key == "network_args" and _has_algorithm(given.value) and "network_module" not in values:
+    elif given.key == "network_args" and has_algorithm(given.value) and "network_module" not in values:
         placer.state("network", "network_module", "lycoris.kohya")
         placer.place(given)
     else:
@@ -138,7 +135,3 @@ def _of_front_end(given: Given, values: dict[str, Any], placer: Placer) -> None:
 
 def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
-
-
-def _has_algorithm(value: Any) -> bool:
-    return isinstance(value, list) and any(str(word).startswith("algo=") for word in value)

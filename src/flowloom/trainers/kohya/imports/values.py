@@ -28,8 +28,25 @@ def number_of(value: Any) -> Any:
 
 
 def words_of(value: Any) -> Any:
-    """`"a=1 b=2"` as a list of words, as kohya_ss splits it; any other value as it is."""
+    """NAME=VALUE words of a text, which kohya_ss splits, or of a table, as a list; any other value as it is.
+
+    sd-scripts ends at a word `a=1 b=2` of a list, so that such a word is split, too.
+    """
+    if isinstance(value, dict) and not any(isinstance(part, dict) for part in value.values()):
+        return [f"{key}={_plain(part)}" for key, part in value.items()]
+    if isinstance(value, list):
+        return [part for word in value for part in (words_of(word) if _is_several(word) else [word])]
     return value.replace('"', "").split() if isinstance(value, str) else value
+
+
+def _plain(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _is_several(word: Any) -> bool:
+    """Whether it is several NAME=VALUE in one text; `preset=/my files/a.toml` is not."""
+    parts = word.replace('"', "").split() if isinstance(word, str) else []
+    return len(parts) > 1 and all("=" in part for part in parts)
 
 
 def fitted(section: type[BaseModel], key: str, value: Any) -> Any:
