@@ -358,8 +358,8 @@ def _print_notes(notes: Iterable[str]) -> None:
 
 
 def _told(error: Any) -> str:
-    problems = getattr(error, "problems", ())
-    return f"{error.source}: {problems[0]}" if len(problems) == 1 else str(error)
+    text = f"{error.source}: {error.problems[0]}" if len(getattr(error, "problems", ())) == 1 else str(error)
+    return f"{text}\n{error.hint}".rstrip()
 
 
 def _complain(message: str) -> int:

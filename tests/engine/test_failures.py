@@ -24,6 +24,7 @@ from flowloom.errors import (
     CompileError,
     DivergedError,
     TrainingError,
+    WeightsError,
     disk_full,
     one_line,
     size_text,
@@ -68,6 +69,64 @@ def test_a_failure_before_the_first_checkpoint_says_that_nothing_was_saved(
     assert "No checkpoint was saved" in said["cure"]
     assert "checkpoint" not in said["message"]
     assert names(run_dir) == []
+
+
+def with_nan(source: Path, target: Path, name: str) -> Path:
+    """A copy of weights in which one number of `name` is a NaN."""
+    opened = open_weights(source)
+    tensors = {key: tensor.clone() for key, tensor in opened.items()}
+    tensors[name].view(-1)[0] = float("nan")
+    save_weights(target, tensors, opened.metadata)
+    return target
+
+
+@pytest.mark.parametrize("sections", [{}, {"lora": {"rank": 2, "alpha": 2}}], ids=["full", "lora"])
+def test_a_base_with_a_nan_is_named_when_the_first_loss_is_none(
+    make_run: Callable[..., RunDir], tiny_family: Any, tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    run_dir = make_run(**sections)
+    base = with_nan(tiny_family.chroma_path, tmp_path / "base.safetensors", "img_in.weight")
+    change_run(run_dir, [("model.chroma_path", str(base))])
+    with pytest.raises(WeightsError, match=r"base\.safetensors: its weight img_in\.weight holds a NaN"):
+        run_engine(run_dir)
+    assert "No checkpoint was saved" in failed(run_dir)["cure"]
+
+
+@pytest.mark.parametrize("cache", ["off", "memory", "disk"])
+@pytest.mark.parametrize("encoder", ["vae", "t5"])
+def test_an_encoder_that_gives_a_nan_is_named(
+    make_run: Callable[..., RunDir], own_encoders: dict[str, str], tmp_path: Path, encoder: str, cache: str
+) -> None:
+    kept = {"latents": cache, "text": cache, "dir": str(tmp_path / "cache")}
+    run_dir = make_run(model=own_encoders, cache=kept)
+    path = Path(own_encoders[f"{encoder}_path"])
+    file = path / "model.safetensors" if path.is_dir() else path
+    ends = "encoder.conv_in.weight", "DenseReluDense.wo.weight"
+    name = next(name for name in open_weights(file) if name.endswith(ends))
+    with_nan(file, tmp_path / "spoilt.safetensors", name).replace(file)
+    with pytest.raises(WeightsError, match="holds a NaN or an infinity"):
+        run_engine(run_dir)
+    assert failed(run_dir)["message"].startswith(str(path))
+
+
+@pytest.mark.parametrize("then", ["copied", "renamed"])
+def test_a_checkpoint_under_another_name_is_refused(make_run: Callable[..., RunDir], then: str) -> None:
+    """A copy under a later name would stay the newest: each resume would train the same steps again."""
+    run_dir = make_run(training={"save_every": 1}, limits={"max_steps": 2})
+    run_engine(run_dir)
+    newest, other = run_dir.checkpoint_dir(2), run_dir.checkpoint_dir(99)
+    shutil.copytree(newest, other) if then == "copied" else newest.rename(other)
+    change_run(run_dir, [("limits.max_steps", "3")])
+    with pytest.raises(CheckpointError, match="of step 2"):
+        run_engine(run_dir)
+    cure = failed(run_dir)["cure"]
+    assert cure.startswith(
+        "It is a copy of step_00000002" if then == "copied" else "Rename it to step_00000002"
+    )
+    shutil.rmtree(other) if then == "copied" else other.rename(newest)
+    run_engine(run_dir)
+    steps = [event["step"] for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
+    assert steps == [1, 2, 3]
 
 
 @pytest.mark.parametrize("sections", [{}, {"lora": {"rank": 2, "alpha": 2}}], ids=["full", "lora"])

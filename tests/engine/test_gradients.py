@@ -58,6 +58,14 @@ def test_an_adapter_on_an_untrained_base_is_warned_of_with_the_cause(
     assert told["hint"] in terminal.getvalue()
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
+def test_an_adapter_of_one_step_is_not_warned_of(make_run: Callable[..., RunDir], kind: str) -> None:
+    """Its first factors get no gradient yet, since the second ones begin at zero."""
+    run_dir = make_run(**LORA, method={"kind": kind}, limits={"max_steps": 1})
+    run_engine(run_dir)
+    assert warnings(run_dir) == []
+
+
 @pytest.mark.parametrize(
     "sections",
     [

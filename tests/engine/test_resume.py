@@ -161,6 +161,31 @@ def test_a_run_that_is_over_leaves_its_last_checkpoint_as_it_is(make_run: Callab
     assert run_dir.checkpoint_dir(2).stat().st_ino == before
 
 
+@pytest.mark.parametrize(
+    ("limits", "raised"),
+    [
+        ({"max_steps": 4}, ("limits.max_steps", "6")),
+        ({"max_epochs": 1}, ("limits.max_epochs", "2")),
+        ({"max_minutes": 1e-4}, ("limits.max_minutes", "0.1")),
+    ],
+    ids=["steps", "epochs", "minutes"],
+)
+def test_a_resume_without_steps_left_names_the_limit_to_raise(
+    make_run: Callable[..., RunDir], limits: dict[str, Any], raised: tuple[str, str]
+) -> None:
+    run_dir = make_run(limits={"max_steps": None, **limits})
+    run_engine(run_dir)
+    done = len(losses(run_dir))
+    run_engine(run_dir)
+    (told,) = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "warning"]
+    assert f"at step {done} the run has reached {raised[0]}." in told["message"]
+    assert told["hint"] == f"Raise {raised[0]} to train on."
+    assert len(losses(run_dir)) == done
+    change_run(run_dir, [raised, ("limits.max_steps", str(done + 2))])
+    run_engine(run_dir)
+    assert sorted(losses(run_dir)) == list(range(1, done + 3))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "rotation", "lora"])
 def test_a_run_killed_at_random_moments_loses_nothing(

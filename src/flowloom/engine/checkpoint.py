@@ -27,7 +27,7 @@ from flowloom.errors import (
 )
 from flowloom.parts.adapters.formats import save_adapter
 from flowloom.parts.families.weights import Entry, Weights, open_weights, place, save_weights
-from flowloom.spec.rundir import RunDir
+from flowloom.spec.rundir import RunDir, checkpoint_name
 
 MODEL, ADAPTER = "model.safetensors", "adapter.safetensors"
 EMA_MODEL, EMA_ADAPTER = "model_ema.safetensors", "adapter_ema.safetensors"
@@ -119,6 +119,18 @@ def load(folder: Path, state: TrainState) -> None:
         raise CheckpointError(folder, f"it is incomplete or damaged ({one_line(str(error))}).") from error
     if found := not_finite(state):
         raise CheckpointError(folder, f"{found} is not finite.")
+    if folder.name != checkpoint_name(state.position.step):
+        raise _misnamed(folder, state.position.step)
+
+
+def _misnamed(folder: Path, step: int) -> CheckpointError:
+    """A copied or renamed folder: the run would go on from it after each save, whatever was trained since."""
+    name = checkpoint_name(step)
+    error = CheckpointError(folder, f"its name does not fit its content, which is of step {step}.")
+    is_copy = (folder.parent / name).exists()
+    cure = f"It is a copy of {name}: move it elsewhere" if is_copy else f"Rename it to {name}"
+    error.hint = f"{cure}, then resume the run."
+    return error
 
 
 def _load(folder: Path, state: TrainState) -> None:

@@ -14,7 +14,7 @@ from flowloom.data.loader import LoadedBatch, Sample
 from flowloom.engine.keepers import Keeper, MemoryKeeper, MemoryRoom, NothingKept
 from flowloom.engine.lazily import Lazily
 from flowloom.engine.randomness import generator
-from flowloom.errors import CacheError
+from flowloom.errors import CacheError, WeightsError
 from flowloom.nn.patches import pack
 from flowloom.parts.devices import encoder_dtype
 from flowloom.parts.families.autoencoder import Autoencoder
@@ -78,6 +78,7 @@ class Encoders:
         self.union_mask = config.objective.mask_mode == "flow_union"
         self.seed = config.training.master_seed
         self.draws = config.cache.sampling == "draw"
+        self._vae_path, self._t5_path = config.model.vae_path, config.model.t5_path
         self.keep = keepers or keepers_without_disk(config)
 
     @property
@@ -132,7 +133,11 @@ class Encoders:
             texts = self.text_encoder.encode(captions, self.max_length, is_trimmed=False)
             counts = self.text_encoder.count_tokens(captions)
             lengths = [min(count + 1, self.max_length) for count in counts]
-            return Encoded(latents, grid, [states.cpu() for states in texts], lengths)
+            states = [
+                _finite(kept.cpu(), caption, self._t5_path)
+                for kept, caption in zip(texts, captions, strict=True)
+            ]
+            return Encoded(latents, grid, states, lengths)
         texts = self.texts(captions)
         return Encoded(latents, grid, texts, [len(states) for states in texts])
 
@@ -145,6 +150,7 @@ class Encoders:
             chunk = missing[start : start + self.minibatch]
             fresh = self._encode_images([samples[i] for i in chunk])
             for i, planes in zip(chunk, fresh, strict=True):
+                planes = _finite(planes, samples[i].filename, self._vae_path)
                 known[i] = self.keep.latents.put(subjects[i], planes)
         return [planes for planes in known if planes is not None]
 
@@ -176,7 +182,8 @@ class Encoders:
         for start in range(0, len(missing), self.minibatch):
             chunk = missing[start : start + self.minibatch]
             for caption, states in zip(chunk, self.text_encoder.encode(chunk, self.max_length), strict=True):
-                found[caption] = self.keep.texts.put(caption, states.cpu())
+                states = _finite(states.cpu(), caption, self._t5_path)
+                found[caption] = self.keep.texts.put(caption, states)
         return [states for caption in captions if (states := found[caption]) is not None]
 
     def prompts(self, prompts: Sequence[str], max_length: int | None = None) -> list[Tensor]:
@@ -191,6 +198,20 @@ class Encoders:
             states if len(states) < limit else self.text_encoder.encode([prompt], wanted)[0].cpu()
             for prompt, states in zip(prompts, whole, strict=True)
         ]
+
+
+def _finite(encoded: Tensor, subject: str, path: str) -> Tensor:
+    """`encoded` as it is: a NaN would go into the cache, and from there into every later run.
+
+    Raises:
+        WeightsError: it holds a NaN or an infinity.
+    """
+    if torch.isfinite(encoded).all():
+        return encoded
+    raise WeightsError(
+        f"{path}: what it makes of {subject[:80]!r} holds a NaN or an infinity. The file is damaged, or made "
+        "for another number format: get it again, or choose another."
+    )
 
 
 def _pixels(sample: Sample) -> np.ndarray:

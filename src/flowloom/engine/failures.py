@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -13,10 +14,12 @@ from flowloom.errors import (
     FlowloomError,
     OutOfMemoryError,
     TrainingError,
+    WeightsError,
     disk_full,
     is_disk_full,
     one_line,
 )
+from flowloom.parts.families.weights import open_weights
 from flowloom.spec.rundir import RunDir
 
 COMPILERS = ("torch._dynamo", "torch._inductor")
@@ -30,6 +33,8 @@ def explained(error: Exception, run_dir: RunDir) -> FlowloomError:
 
 
 def _as_ours(error: Exception, run_dir: RunDir) -> FlowloomError:
+    if isinstance(error, DivergedError) and error.step == 1:
+        return _damaged_base(run_dir) or error
     if isinstance(error, FlowloomError):
         return error
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
@@ -48,6 +53,18 @@ def _as_ours(error: Exception, run_dir: RunDir) -> FlowloomError:
         )
     told = f"{type(error).__name__}: {one_line(str(error))}".rstrip(": ")
     return TrainingError(f"{told}. {run_dir.log_txt} has the full text.")
+
+
+def _damaged_base(run_dir: RunDir) -> WeightsError | None:
+    """What is wrong with the base model of a run whose first loss is not finite; None: nothing is."""
+    path = Path(run_dir.read_config().model.chroma_path)
+    for name, weight in open_weights(path).items():
+        if not torch.isfinite(weight.float()).all():
+            return WeightsError(
+                f"{path}: its weight {name} holds a NaN or an infinity, so every loss does. The file is "
+                "damaged, or its training went wrong: get it again, or choose another model.chroma_path."
+            )
+    return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -60,6 +60,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Make updates from where the state stands until the run is over, then save."""
+        self._say_if_over()
         trace_path = self.run_dir.path / "trace.json" if self.config.training.do_profiling else None
         with step_profiler(trace_path) as count_step:
             self._train(count_step)
@@ -307,13 +308,24 @@ class Trainer:
             dataset.check_skipped(known)
 
     def _is_over(self) -> bool:
+        return self.must_stop or bool(self._reached())
+
+    def _reached(self) -> list[str]:
+        """The limits that the run has reached."""
         limits, position = self.config.limits, self.state.position
-        return (
-            self.must_stop
-            or (limits.max_steps is not None and position.step >= limits.max_steps)
-            or (limits.max_epochs is not None and position.epoch >= limits.max_epochs)
-            or (limits.max_minutes is not None and position.seconds >= limits.max_minutes * 60)
+        done = (
+            ("limits.max_steps", limits.max_steps, position.step),
+            ("limits.max_epochs", limits.max_epochs, position.epoch),
+            ("limits.max_minutes", limits.max_minutes and limits.max_minutes * 60, position.seconds),
         )
+        return [path for path, limit, so_far in done if limit is not None and so_far >= limit]
+
+    def _say_if_over(self) -> None:
+        """Say why a run that is resumed makes no step."""
+        reached = " and ".join(self._reached())
+        if reached:
+            message = f"No steps are left: at step {self.state.position.step} the run has reached {reached}."
+            self.reporter.say("warning", message=message, hint=f"Raise {reached} to train on.")
 
     def _progress(self, done_of_batch: float = 0.0) -> float:
         """The share of the run that is done, by the nearest limit, or 0 where there is none.

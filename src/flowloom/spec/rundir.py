@@ -128,7 +128,7 @@ class RunDir:
 
     def checkpoint_dir(self, step: int) -> Path:
         """Where the checkpoint of `step` lies."""
-        return self.path / "checkpoints" / f"step_{step:08d}"
+        return self.path / "checkpoints" / checkpoint_name(step)
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
@@ -304,6 +304,11 @@ def _lock(file: IO[Any], *, shared: bool = False, patience_s: float = 1.0) -> bo
 
 def _identity(file: os.stat_result) -> tuple[int, int]:
     return file.st_dev, file.st_ino
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of a checkpoint of our engine."""
+    return f"step_{step:08d}"
 
 
 def step_of(folder: Path) -> int:
