@@ -94,6 +94,50 @@ def test_an_export_that_needs_the_base_says_so(dora_run: RunDir, tmp_path: Path,
     assert main([*words, "--base", base]) == 0
 
 
+@pytest.mark.parametrize("verb", ["export", "merge", "sample"])
+def test_a_flux_lora_with_a_text_encoder_is_used_without_it(
+    verb: str, tmp_path: Path, tiny_family, capsys
+) -> None:
+    """The programs that write it know no other names, and every layer of the network is Chroma's as well."""
+    path, out, base = tmp_path / "fox.safetensors", tmp_path / "out", tiny_family.chroma_path
+    down, up = torch.ones(2, 256), torch.ones(64, 2)
+    layer, clip = "lora_unet_final_layer_linear", "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    block = "lora_unet_double_blocks_0_img_attn_proj"
+    tensors = {
+        f"{layer}.lora_down.weight": down,
+        f"{layer}.lora_up.weight": up,
+        f"{block}.lora_down.weight": down,
+        f"{block}.lora_up.weight": torch.zeros(256, 2),
+        f"{clip}.lora_down.weight": torch.ones(2, 8),
+        f"{clip}.lora_up.weight": torch.ones(8, 2),
+    }
+    save_weights(path, tensors, {})
+    words = {
+        "export": ["export", str(path), "--format", "comfy", "-o", str(out)],
+        "merge": ["export", str(path), "--format", "merged", "--base", str(base), "-o", str(out)],
+        "sample": sample_words(tiny_family, base, path, out),
+    }[verb]
+    assert main(words) == 0
+    assert f"2 of a text encoder or of trained embeddings: {clip}" in capsys.readouterr().err
+    if verb == "merge":
+        name = "final_layer.linear.weight"
+        torch.testing.assert_close(read(out)[name], read(base)[name] + 2.0)
+
+
+def sample_words(tiny_family, base: Path, lora: Path, out: Path) -> list[str]:
+    config = out.with_name("config.json")
+    t5 = str(tiny_family.t5_path)
+    model = {
+        "vae_path": str(tiny_family.vae_path),
+        "t5_path": t5,
+        "t5_config_path": f"{t5}/config.json",
+        "t5_tokenizer_path": t5,
+    }
+    config.write_text(json.dumps({"model": model}))
+    words = ["sample", str(base), "--config", str(config), "--lora", str(lora), "--prompt", "a fox"]
+    return [*words, "--steps", "1", "--size", "64x64", "-o", str(out)]
+
+
 def test_a_merge_is_what_was_trained(dora_run: RunDir, tmp_path: Path) -> None:
     out = tmp_path / "merged.safetensors"
     words = ["export", str(dora_run.path), "--format", "merged", "--weights", "raw", "-o", str(out)]

@@ -104,6 +104,8 @@ class RunDir:
         if not run_dir.run_json.is_file():
             near = sorted(entry.parent.name for entry in run_dir.path.parent.glob("*/run.json"))
             beside = f" Beside it: {', '.join(near[-5:])}." if near else ""
+            if not run_dir.path.exists():
+                raise RunError(f"{run_dir.path}: there is no such file or directory.{beside}")
             raise RunError(f"{run_dir.path} is not a run directory: it has no run.json.{beside}")
         return run_dir
 

@@ -127,6 +127,8 @@ def unfit_adapter(path: Path) -> str | None:
         return None
     if found.adapter is None:
         return f"{path.name} is {found.words}, not a LoRA."
+    if found.adapter.base == "flux" and found.adapter.has_text_encoder:
+        return None  # tensors for CLIP tell that it is FLUX's; its other layers may all be Chroma's as well
     if found.adapter.base_told_by == "tensors" and found.adapter.base not in ("chroma", "flux-or-chroma"):
         return f"{path.name} is a LoRA for {found.adapter.base}, and does not fit Chroma."
     return None
