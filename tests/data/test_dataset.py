@@ -115,7 +115,8 @@ def test_epochs_follow_each_other_without_a_gap(tmp_path: Path, repeats: float) 
 
 def test_nothing_to_train_is_an_error(tmp_path: Path) -> None:
     loader = make_loader(config_of(draw_set(tmp_path, "cats", 3, 40, width=1000)))
-    with pytest.raises(DataError, match="no row is left"):
+    why = r"no row is left.*of 3, 3 are wider or taller than 2 to 1 \(ratio_cutoff\)"
+    with pytest.raises(DataError, match=why):
         loader.endless(0)
 
 

@@ -22,7 +22,7 @@ from flowloom.trainers.kohya.buckets import Buckets
 from flowloom.trainers.kohya.config import DataSet, KohyaConfig
 from flowloom.trainers.kohya.files import arguments_of
 from flowloom.trainers.kohya.footprint import Weights, footprint, kept_files, kept_states
-from flowloom.trainers.kohya.pictures import Found, Reader
+from flowloom.trainers.kohya.pictures import NO_CAPTION, OTHER_EXTENSION, Found, Reader
 from flowloom.trainers.kohya.preflight import Asked, preflight
 from flowloom.trainers.kohya.trainer import TRAINER
 from tests.stand_ins.least_sd_scripts import let_it_take_everything
@@ -246,6 +246,25 @@ def test_what_sd_scripts_bears_in_silence_is_a_hint(examined: Any, tmp_path: Pat
         assert words in hints
     assert told["data"]["left_out"] == {".Png is not read by this sd-scripts": 1}
     assert told["can_run"]
+
+
+@pytest.mark.parametrize("tokens", ["fox", None])
+def test_captions_of_another_extension_are_pointed_out(
+    examined: Any, tmp_path: Path, tokens: str | None
+) -> None:
+    """Else a folder of .txt captions is trained on its class tokens alone, with a line in the log at most."""
+    folder = paint(tmp_path / "10_fox", (512, 512), (512, 512))
+    assert sorted(path.suffix for path in folder.iterdir()).count(".txt") == 2
+    for extension, is_told in ((".caption", True), (".txt", False)):
+        subset = {"image_dir": str(folder), "caption_extension": extension, "class_tokens": tokens}
+        remarks = read({"subsets": [subset]}).remarks
+        told = remarks.get(OTHER_EXTENSION, [])
+        assert len(told) == (2 if is_told else 0)
+        assert all(name.endswith(".txt") for name in told)
+        assert NO_CAPTION not in remarks
+    subset = {"image_dir": str(folder), "caption_extension": ".caption", "class_tokens": tokens}
+    hints = " ".join(examined(datasets=[{"subsets": [subset]}])["hints"])
+    assert "caption_extension is another one" in hints
 
 
 def test_weights_that_are_no_safetensors_are_not_guessed(examined: Any, tmp_path: Path) -> None:

@@ -187,6 +187,18 @@ class DataSet:
             one.loss_weight * mine.max(initial=0) > 0 for one, mine in zip(self.sets, weights, strict=True)
         )
 
+    @property
+    def why_empty(self) -> str:
+        """Why no row is trained, and what to change; for datasets of which none is."""
+        num_rows, num_held_out = len(self.metadata), int(np.count_nonzero(self.held_out))
+        cutoff = max(one.ratio_cutoff for one in self.sets)
+        reasons = [
+            f"{num_rows - num_held_out:,} are wider or taller than {cutoff:g} to 1 (ratio_cutoff)",
+            f"{num_held_out:,} are held out (validation.share)",
+        ]
+        told = ", ".join(reasons[: 1 + bool(num_held_out)])
+        return f"no row is left to train on: of {num_rows:,}, {told}. Add images, or change these values."
+
     def validation(self, max_rows: int) -> DataSet:
         """At most `max_rows` of the rows that are held out, each once."""
         chosen = np.flatnonzero(self.held_out & (self.row_buckets != LEFT_OUT))[:max_rows]

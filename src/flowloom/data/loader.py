@@ -156,7 +156,7 @@ class Loader:
         """
         # Where rows take turns an epoch may be empty, and the next one is not.
         if not (self.dataset.row_buckets != LEFT_OUT).any():
-            raise DataError(f"{self.dataset.path}: no row is left to train on.")
+            raise DataError(f"{self.dataset.path}: {self.dataset.why_empty}")
         return in_background(self._read(self._places(epoch, start)), is_stopped)
 
     def _places(self, epoch: int, start: int) -> Iterator[tuple[int, int]]:

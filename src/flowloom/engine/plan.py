@@ -78,7 +78,7 @@ def make_plan(loaded: LoadedConfig) -> Plan:
         plan.sections.append(("data", _data_rows(plan, config, dataset)))
         plan.problems += _lacking(plan, config, dataset)
         if not (dataset.training.row_buckets != LEFT_OUT).any():
-            plan.problems.append(Problem("dataloader", "no row is left to train on."))
+            plan.problems.append(Problem("dataloader", dataset.why_empty))
         elif not dataset.training.has_weight:
             message = "every row has loss_weight 0: set it above 0 for the rows that you want to train."
             plan.problems.append(Problem("dataloader", message))

@@ -23,6 +23,9 @@ READ = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 WITH_MORE = (".avif", ".jxl")
 """Those that it looks for where its Python has what reads them."""
 OTHERS = (".gif", ".tif", ".tiff", ".heic", ".jp2")
+CAPTIONS = (".txt", ".caption")
+"""Extensions of the captions that most tools write, and of sd-scripts' default."""
+OTHER_EXTENSION = "captions of another extension"
 NO_CAPTION, SIDEWAYS = "without a caption", "sideways"
 SMALL, ENLARGED, TWICE = "small", "enlarged", "twice"
 """What is said of pictures and folders that sd-scripts bears."""
@@ -156,7 +159,9 @@ class Reader:
             paths = (folder / f"{one}{subset.caption_extension}" for one in stems)
             path = next((path for path in paths if path.is_file()), None)
             if path is None:
-                if not subset.class_tokens:
+                if other := _caption_of_another_extension(folder, stem):
+                    self.found.remark(OTHER_EXTENSION, other)
+                elif not subset.class_tokens:
                     self.found.remark(NO_CAPTION, name)
             elif trouble := _unreadable(path):
                 message = f"{path.name}: {trouble} sd-scripts ends at it."
@@ -242,6 +247,12 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _size(told: Any) -> Size | None:
     return (int(told[0]), int(told[1])) if isinstance(told, list) and len(told) == 2 else None
+
+
+def _caption_of_another_extension(folder: Path, stem: str) -> str:
+    """The file that people take for an image's caption, where caption_extension is another one."""
+    names = (f"{stem}{extension}" for extension in CAPTIONS)
+    return next((name for name in names if (folder / name).is_file()), "")
 
 
 def _unreadable(path: Path) -> str:

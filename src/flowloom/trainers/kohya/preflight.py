@@ -38,6 +38,7 @@ from flowloom.trainers.kohya.footprint import (
 from flowloom.trainers.kohya.pictures import (
     ENLARGED,
     NO_CAPTION,
+    OTHER_EXTENSION,
     SIDEWAYS,
     SMALL,
     TWICE,
@@ -58,6 +59,7 @@ SHOWN = 20
 GIB, GB = 2**30, 1e9
 _SAYINGS = {
     NO_CAPTION: "trained with an empty caption, as neither they nor their folder's class_tokens give one",
+    OTHER_EXTENSION: "not read, as caption_extension is another one: class_tokens, if any, take their place",
     SIDEWAYS: "trained turned or mirrored, as they stand upright by EXIF alone, which sd-scripts ignores",
     ENLARGED: "scaled up, as they are smaller than their bucket; bucket_no_upscale leaves them small",
     SMALL: "trained as small as they are, with less than half of the resolution's area",
