@@ -128,6 +128,17 @@ def test_a_wrong_value_of_a_configuration_is_shown_without_credentials(secret: s
             assert is_quiet(str(caught.value))
 
 
+def test_an_endpoint_with_a_password_is_refused_with_what_to_write():
+    """Without its password it looks right, so that the message has to say what is wrong with it."""
+    with pytest.raises(ConfigError) as caught:
+        load_config({"storage": {"endpoint": f"https://user:{WORD}@store.test"}}, [], Path("run.json"))
+    assert is_quiet(str(caught.value))
+    assert "write http(s)://HOST with no name or password in it" in str(caught.value)
+    for address in ("https://store.test:9000", "http://store.test/minio"):
+        config = load_config({"storage": {"endpoint": address}}, [], Path("run.json")).config
+        assert config.storage.endpoint == address
+
+
 @pytest.mark.parametrize("key", ["hf_tokens", "wandb_api_key", "secret_access_key", "password", "auth_token"])
 def test_a_value_under_the_name_of_a_secret_is_never_shown(key: str):
     assert is_secret(f"loggers.0.{key}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from typing_extensions import Buffer
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
@@ -43,10 +44,27 @@ STORES = {
 """The module beside this one for each scheme; it has `open_store(url, storage, on_state)`."""
 
 
+_ENDPOINT = re.compile(r"https?://[^@\s]+")
+
+
+def _fit_endpoint(address: str) -> str:
+    if not _ENDPOINT.fullmatch(address):
+        # The address is shown without its password, so that only this says what is wrong with it.
+        raise ValueError("write http(s)://HOST with no name or password in it")
+    return address
+
+
 class StorageSection(Section):
     """How stores are reached. Keys come from the environment (AWS_ACCESS_KEY_ID ...) or a profile file."""
 
-    endpoint: Annotated[str, Field(pattern=r"^https?://[^@\s]+$")] | None = None
+    endpoint: (
+        Annotated[
+            str,
+            AfterValidator(_fit_endpoint),
+            Field(json_schema_extra={"pattern": f"^{_ENDPOINT.pattern}$"}),
+        ]
+        | None
+    ) = None
     """S3: address of the store; null: AWS_ENDPOINT_URL, the profile's, or Amazon's own."""
     region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
     """S3: region; null: AWS_REGION, the profile's, or us-east-1."""
