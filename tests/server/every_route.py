@@ -94,6 +94,7 @@ REQUESTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("GET", "/api/runs/{run_id}", RUN, {}),
     ("GET", "/api/runs/{run_id}/config", f"{RUN}/config", {}),
     ("GET", "/api/runs/{run_id}/result", f"{RUN}/result", {}),
+    ("GET", "/api/runs/{run_id}/result/files", f"{RUN}/result/files", {}),
     ("GET", "/api/runs/{run_id}/compare/{other}", f"{RUN}/compare/large", {}),
     ("GET", "/api/runs/{run_id}/log", f"{RUN}/log?limit=4194304", {}),
     ("POST", "/api/runs/{run_id}/stop", f"{RUN}/stop", {}),

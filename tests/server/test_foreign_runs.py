@@ -195,8 +195,9 @@ def test_cards_are_counted_as_the_driver_counts_them(studio_at: Callable[..., St
     studio = studio_at("home", "--device", "cuda:1", "--device", "cuda:3").start()
     config = tiny_config(limits={"max_steps": 1_000_000})
     studio.post("/api/flow/train/start", {"name": "x", "config": config, "devices": ["cuda:3"]}, 201)
-    run = studio.wait("x", "running")
-    seen = psutil.Process(run["pid"]).environ()
+    # The keeper notes the process a moment after the run counts as running.
+    pid = wait_for(lambda: studio.run("x")["pid"])
+    seen = psutil.Process(pid).environ()
     assert (seen["CUDA_VISIBLE_DEVICES"], seen["CUDA_DEVICE_ORDER"]) == ("3", "PCI_BUS_ID")
     studio.post("/api/runs/x/kill")
 

@@ -1,170 +1,20 @@
-"""No request holds up the event loop: what waits for files, SQLite or processes does so in other threads.
-
-`watch` looks at the loop's own thread with a profile hook, and names each call there that can wait for a
-disk, a database or a process: how fast or how busy this machine is does not matter. `lag_of` measures what
-clients feel, the longest time between two turns of the loop, with large files behind the routes. The time in
-which that thread was ready to run and other programs had the processor (/proc/self/task/*/schedstat) does not
-count, and of some rounds the best one does: other programs also stop threads that hold the interpreter.
-Where even plain computing threads make the loop late by more, that is the limit.
-"""
+"""No request holds up the event loop: what waits for files, SQLite or processes does so in other threads."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from PIL import Image
 
-from flowloom.server.app import create_app
-from flowloom.server.settings import Settings
 from tests.server.every_route import REQUESTS, RUN
-
-LIMIT_S = 0.05
-ROUNDS = 5
-_WAITING = {
-    "posix": {
-        *("open", "stat", "lstat", "scandir", "listdir", "mkdir", "rmdir", "unlink", "rename", "replace"),
-        *("fsync", "read", "write", "readlink", "utime", "truncate", "statvfs", "waitpid", "link", "symlink"),
-    },
-    "io": {"open"},
-    "_io": {"open", "read", "readline", "write", "flush", "close", "readall", "readinto"},
-    "sqlite3": {"connect", "execute", "executemany", "executescript", "fetchall", "fetchone"},
-    "fcntl": {"flock", "lockf"},
-    "time": {"sleep"},
-    "_posixsubprocess": {"fork_exec"},
-    "select": {"select", "poll"},
-}
-
-
-class Served:
-    """The studio in this process: its loop runs in a thread, which a witness may look at."""
-
-    def __init__(self, home: Path):
-        self.home, self.waits, self.lags = home, list[str](), list[float]()
-        self.is_watched = False
-        self.app: FastAPI = create_app(Settings(home, devices=("cpu",)))
-        config = uvicorn.Config(self.app, port=0, log_level="warning", access_log=False, loop="asyncio")
-        self.server = uvicorn.Server(config)
-        self.app.state.is_closing = lambda: self.server.should_exit
-        self.thread = threading.Thread(target=self._run, name="loop")
-
-    def __enter__(self) -> Served:
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.02)
-        port = self.server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=120)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.http.close()
-        self.server.should_exit = True
-        self.thread.join(30)
-
-    def _run(self) -> None:
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
-        beating = asyncio.create_task(self._beat())
-        await self.server.serve()
-        beating.cancel()
-
-    async def _beat(self) -> None:
-        """Note how late each turn comes, without the time that other programs had the processor."""
-        stat = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
-        file = stat.open()
-        try:
-            while True:
-                before, waited = time.perf_counter(), _waited(file)
-                await asyncio.sleep(0.005)
-                late = time.perf_counter() - before - 0.005
-                self.lags.append(late - (_waited(file) - waited))
-        finally:
-            file.close()
-
-    def watch(self, what: Callable[[], Any]) -> list[str]:
-        """What the loop's thread waits for while `what` is done."""
-        self.waits.clear()
-        asyncio.run_coroutine_threadsafe(self._set_hook(self._hear), self._loop()).result()
-        try:
-            what()
-        finally:
-            asyncio.run_coroutine_threadsafe(self._set_hook(None), self._loop()).result()
-        return sorted(set(self.waits))
-
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        return self.server.servers[0].get_loop()
-
-    async def _set_hook(self, hook: Any) -> None:
-        sys.setprofile(hook)
-
-    def _hear(self, frame: FrameType, event: str, called: Any) -> None:
-        if event != "c_call":
-            return
-        owner = getattr(called, "__self__", None)
-        module = getattr(called, "__module__", None) or type(owner).__module__
-        if called.__name__ in _WAITING.get(module, ()) and not _is_the_loops_own(frame):
-            self.waits.append(f"{module}.{called.__name__} in {frame.f_code.co_filename}:{frame.f_lineno}")
-
-    def limit(self) -> float:
-        """The longest lag that is allowed: what plain threads cause on this machine now, if that is more."""
-
-        def compute() -> None:
-            until = time.monotonic() + 0.5
-            while time.monotonic() < until:
-                sum(range(1000))
-
-        def compete() -> None:
-            threads = [threading.Thread(target=compute) for _ in range(4)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-
-        return max(LIMIT_S, 2 * self.lag_of(compete))
-
-    def lag_of(self, what: Callable[[], Any]) -> float:
-        """The longest time for which the loop answers nobody while `what` is done, in the best round."""
-        found: list[float] = []
-        for _ in range(ROUNDS):
-            self.lags.clear()
-            what()
-            found.append(max(self.lags, default=0.0))
-            if found[-1] < LIMIT_S:
-                break
-        return min(found)
-
-
-def _waited(file: Any) -> float:
-    """How long this thread has waited for a processor so far, in seconds."""
-    file.seek(0)
-    return int(file.read().split()[1]) / 1e9
-
-
-_ONCE = ("selectors.py", "linecache.py", "inspect.py", "importlib._bootstrap>")
-
-
-def _is_the_loops_own(frame: FrameType | None) -> bool:
-    """Whether asyncio itself waits for sockets, or a module or a function's source is read, once."""
-    while frame is not None:
-        if frame.f_code.co_filename.endswith(_ONCE):
-            return True
-        if frame.f_code is _waited.__code__:
-            return True
-        frame = frame.f_back
-    return False
+from tests.server.served import LIMIT_S, Served
 
 
 def fill(home: Path, num_events: int, num_images: int, log_mib: int) -> None:
@@ -291,7 +141,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.mark.parametrize("asked", LARGE)
 def test_large_files_hold_up_nobody(large: Served, asked: str):
     lag = large.lag_of(lambda: ask(large, "GET", asked, {}))
-    assert lag < LIMIT_S or lag < large.limit()
+    assert lag < LIMIT_S
 
 
 @pytest.mark.slow
@@ -303,7 +153,7 @@ def test_clients_that_leave_during_the_replay_of_a_million_events_hold_up_nobody
         time.sleep(0.5)
 
     lag = large.lag_of(come_and_go)
-    assert lag < LIMIT_S or lag < large.limit()
+    assert lag < LIMIT_S
     began = time.monotonic()
     while threading.active_count() > 60:
         assert time.monotonic() < began + 10, "what reads for clients that have left ends"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
+from flowloom.server import connections, security
 from flowloom.server.sessions import FREE_TRIES, Sessions, Tries
 from tests.server.conftest import Studio
+from tests.server.served import Served
 
 TOKEN = "the-token-of-this-test"
 
@@ -78,3 +81,75 @@ def test_half_sent_headers_keep_no_connection_and_no_file(studio_at: Callable[..
             closed += 1
         each.close()
     assert closed == len(held)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with Served(tmp_path / "home") as served:
+        yield served
+
+
+def connect(served: Served, content: bytes) -> socket.socket:
+    made = socket.create_connection(("127.0.0.1", served.server.servers[0].sockets[0].getsockname()[1]), 20)
+    made.sendall(content)
+    return made
+
+
+@pytest.mark.parametrize("is_trickling", [False, True])
+def test_a_body_that_does_not_arrive_ends_its_request(
+    served: Served, monkeypatch: pytest.MonkeyPatch, is_trickling: bool
+):
+    monkeypatch.setattr(security, "BODY_WITHIN_S", 1.0)
+    monkeypatch.setattr(connections, "HEADERS_WITHIN_S", 1.0)
+    head = b"POST /api/datasets HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+    began = time.monotonic()
+    with connect(served, head) as client:
+        client.settimeout(0.2)
+        got = b""
+        while True:
+            try:
+                some = client.recv(65536)
+            except TimeoutError:
+                if is_trickling:
+                    client.sendall(b" ")
+                assert time.monotonic() < began + 20
+                continue
+            except ConnectionError:
+                break
+            got += some
+            if not some:
+                break
+    assert got.startswith(b"HTTP/1.1 408 ")
+    assert b"application/problem+json" in got
+    assert b"did not arrive within 1 s" in got
+    assert time.monotonic() - began > 0.9
+
+
+def test_a_reader_that_stalls_loses_its_connection_and_a_slow_one_does_not(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(connections, "STALLED_AFTER_S", 1.0)
+    size = 64 * 2**20
+    (served.home / "data").mkdir(exist_ok=True)
+    with (served.home / "data" / "large.bin").open("wb") as file:
+        file.truncate(size)
+    asked = (
+        b"GET /api/roots/data/file?path=large.bin HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    )
+    with connect(served, asked) as stalled, connect(served, asked) as slow:
+        num_bytes, until = 0, time.monotonic() + 4.0
+        while time.monotonic() < until:
+            num_bytes += len(slow.recv(2**20))
+            time.sleep(0.1)
+        assert length_of(slow) + num_bytes > size, "who takes something gets everything"
+        assert length_of(stalled) < size, "who takes nothing is cut off"
+
+
+def length_of(client: socket.socket) -> int:
+    """How many bytes still come."""
+    num_bytes = 0
+    with suppress(ConnectionError):
+        while some := client.recv(2**20):
+            num_bytes += len(some)
+    return num_bytes

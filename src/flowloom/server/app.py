@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -21,6 +20,7 @@ from flowloom.server.below import Below
 from flowloom.server.cards import SECONDS_BETWEEN_NOTES, note_loads
 from flowloom.server.datasets.library import DataSets
 from flowloom.server.deps import Studio
+from flowloom.server.garbage import Collector
 from flowloom.server.idle import IdleHook
 from flowloom.server.off_loop import SHARED_THREADS, SWITCH_S, off_loop
 from flowloom.server.pages import Pages
@@ -59,6 +59,7 @@ from flowloom.trainers import ALL
 
 TICK_S = 0.2
 SCAN_S = 1.0
+SECONDS_BETWEEN_COLLECTIONS = 5.0
 _RUNS = (runs, events, samples, checkpoints, kohya, preflight, training, chores)
 _PICTURES = (datasets_images, datasets_edits, datasets_uploads)
 _DATASETS = (datasets, *_PICTURES, datasets_import, datasets_work, stores)
@@ -119,8 +120,7 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     sys.setswitchinterval(SWITCH_S)
-    gc.collect()
-    gc.freeze()  # a full collection holds up every thread: spare it what stays anyway
+    collector = Collector()
     anyio.to_thread.current_default_thread_limiter().total_tokens = SHARED_THREADS
     studio = await off_loop("own", open_studio, app.state.settings, lambda: app.state.is_closing())
     app.state.studio = studio
@@ -131,6 +131,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             ("the queue", studio.queue.tick, TICK_S),
             ("the list of runs", studio.shelf.look_at_all, SCAN_S),
             ("the notes on cards", partial(note_loads, studio.shelf, studio.gauge), SECONDS_BETWEEN_NOTES),
+            ("garbage collection", collector.look, SECONDS_BETWEEN_COLLECTIONS),
             *_idle_hook(app, studio),
         )
     ]

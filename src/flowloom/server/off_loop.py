@@ -17,6 +17,8 @@ import anyio.to_thread
 from fastapi import APIRouter, Response
 from pydantic import TypeAdapter
 
+from flowloom.server.bodies import JsonRoute
+
 T = TypeVar("T")
 Call = TypeVar("Call", bound=Callable[..., Any])
 Group = Literal["quick", "computing", "pictures", "waiting", "following", "uploading", "own"]
@@ -44,6 +46,11 @@ async def off_loop(group: Group, work: Callable[..., T], *args: Any) -> T:
     return await anyio.to_thread.run_sync(work, *args, limiter=_limiters[group])
 
 
+def is_idle() -> bool:
+    """Whether no request is being worked on in a thread."""
+    return not any(limiter.borrowed_tokens for group, limiter in _limiters.items() if group != "own")
+
+
 def in_group(group: Group) -> Callable[[Call], Call]:
     """A decorator for a route's function: which threads call it, in place of the quick ones."""
 
@@ -56,6 +63,9 @@ def in_group(group: Group) -> Callable[[Call], Call]:
 
 class Router(APIRouter):
     """A router whose plain functions are called, and their answers written, in threads."""
+
+    def __init__(self, **options: Any):
+        super().__init__(route_class=JsonRoute, **options)
 
     def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """As FastAPI's; coroutine functions stay in the loop and must not block it."""

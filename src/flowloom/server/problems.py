@@ -274,9 +274,10 @@ def _on_invalid(_: Request, error: Exception) -> JSONResponse:
 
 def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    known = {400: NotJson, 413: TooLarge}.get(error.status_code)
+    known = {400: NotJson, 413: TooLarge, 422: Invalid}.get(error.status_code)
     if known:
-        return answer(known(str(error.detail), "Send a JSON object of at most 4 MiB."))
+        todo = "Send a JSON object of at most 4 MiB. /api/openapi.json describes every request."
+        return answer(known(str(error.detail), todo))
     view = ProblemView(
         type="about:blank",
         title=str(error.detail),

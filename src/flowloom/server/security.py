@@ -4,13 +4,15 @@
   own name at 127.0.0.1 (DNS rebinding) or a reverse proxy that was set up without a token gets nothing.
 - With one, every request carries it: a bearer header from scripts, a cookie (HttpOnly, SameSite=Strict,
   one for each sign-in) from the browser. Who sends many wrong tokens has to wait.
-- No body is read beyond BODY_BYTES, but for uploads, which go to the disk and have their own limit.
+- No body is read beyond BODY_BYTES or for longer than BODY_WITHIN_S, but for uploads, which go to the disk
+  and have their own limits.
 - A request that changes something and that another site made is refused, whatever it carries; so is one that
   only reads, unless it is a link that somebody follows: reading can have the studio ask others.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 import time
@@ -26,6 +28,7 @@ from flowloom.server.settings import LOCAL_NAMES
 
 COOKIE = "flowloom_session"
 BODY_BYTES = 4 * 2**20
+BODY_WITHIN_S = 60.0
 _UPLOADS = re.compile(r"/api/datasets/[^/]+/uploads(/[^/]+)?")
 _OPEN = {"/api/health", "/api/session"}
 _READING = {"GET", "HEAD", "OPTIONS"}
@@ -61,7 +64,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
-        num_bytes = 0
+        num_bytes, is_whole = 0, False
+        is_upload = bool(_UPLOADS.fullmatch(scope["path"]))
+        until = asyncio.get_running_loop().time() + BODY_WITHIN_S
 
         def note_use() -> None:
             # Pages that are open ask without an end; who changes something is there.
@@ -69,12 +74,18 @@ class Guard:
                 scope["app"].state.used_at = time.monotonic()
 
         async def receive_so_much() -> Message:
-            nonlocal num_bytes
-            message = await receive()
+            nonlocal num_bytes, is_whole
+            # FastAPI lets no other errors through while it reads a body.
+            try:
+                async with asyncio.timeout_at(None if is_upload or is_whole else until):
+                    message = await receive()
+            except TimeoutError:
+                problem = f"The request's body did not arrive within {BODY_WITHIN_S:.0f} s."
+                raise HTTPException(408, problem, {"connection": "close"}) from None
             note_use()
+            is_whole = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))
-            if num_bytes > BODY_BYTES and not _UPLOADS.fullmatch(scope["path"]):
-                # FastAPI lets no other error through while it reads a body.
+            if num_bytes > BODY_BYTES and not is_upload:
                 raise HTTPException(413, f"A body has at most {BODY_BYTES:,} bytes here.")
             return message
 

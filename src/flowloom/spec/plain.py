@@ -77,7 +77,7 @@ def parsed(data: bytes) -> Any:
     text = data.decode("utf-8-sig")
     try:
         content = json.loads(
-            text, parse_constant=lambda _: None, parse_float=_finite, object_pairs_hook=_object
+            text, parse_constant=lambda _: None, parse_float=_finite, object_pairs_hook=as_object
         )
         return _whole(content) if "\\ud" in text or "\\uD" in text else content
     except RecursionError:
@@ -89,8 +89,8 @@ def whole_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # A function of Python's, so that a thread that parses a large file lets others run at each object.
+def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object that JSON says; by Python, so that a thread that parses a large text lets others run."""
     return dict(pairs)
 
 
