@@ -8,7 +8,9 @@ FlowloomError
 ├── SourceError           a store cannot give or take something
 │   ├── NotFound          it has no such thing
 │   ├── Denied            it does not let us
+│   │   └── StoreDenied   not to anything in it: the keys are wrong, expired or revoked
 │   └── Unavailable       it did not answer as it should, for as long as we waited
+│       └── StoreDown     nothing in it can be reached
 ├── WeightsError          a weights file is missing, unsafe or does not fit the network
 ├── RunError              a run directory cannot be made, read or resumed
 │   ├── CheckpointError   a checkpoint is incomplete, damaged, or not finite
@@ -95,6 +97,17 @@ class NotFound(SourceError):
 class Denied(SourceError):
     """The store does not let us: a wrong key, an expired one, or none."""
 
+    def __init__(self, message: str, *, said: str = "", is_about_keys: bool = False):
+        super().__init__(message)
+        self.said = said
+        """The store's status and code, such as `403 AccessDenied`; empty where the store was not asked."""
+        self.is_about_keys = is_about_keys
+        """Whether its code blames the keys: then it denies everything alike."""
+
+
+class StoreDenied(Denied):
+    """The store denies access to everything in it. No row is to blame."""
+
 
 class Unavailable(SourceError):
     """The store did not answer as it should; another try may help."""
@@ -105,6 +118,10 @@ class Unavailable(SourceError):
         """Whether it asked to be asked less often (503 SlowDown, 429)."""
         self.retry_after_s = retry_after_s
         """How long it asked to be left alone."""
+
+
+class StoreDown(Unavailable):
+    """The store as a whole cannot be reached. No row is to blame."""
 
 
 class WeightsError(FlowloomError):

@@ -15,6 +15,12 @@ import pytest
 from tests.stand_ins.seaweed import Seaweed
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
+DENIED = {
+    "denied": (403, b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"),
+    "expired": (400, b"<Error><Code>ExpiredToken</Code><Message>The token has expired.</Message></Error>"),
+    "unknown key": (403, b"<Error><Code>InvalidAccessKeyId</Code></Error>"),
+}
+"""Further faults: what S3 answers when permissions are taken away, a session ends or a key is deleted."""
 AT_ONCE = struct.pack("ii", 1, 0)
 """For SO_LINGER: closing sends RST in place of FIN."""
 FAULTS = ("slow down", "reset", "truncate", "drop", "slow")
@@ -97,6 +103,9 @@ class Request(BaseHTTPRequestHandler):
             self.close_connection = True
         elif fault == "slow down":
             self.answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
+        elif fault in DENIED:
+            status, body = DENIED[fault]
+            self.answer(status, [("Content-Type", "application/xml")], body)
         else:
             if fault == "slow":
                 time.sleep(proxy.slow_s)
@@ -128,7 +137,8 @@ class Request(BaseHTTPRequestHandler):
             self.send_header("Content-Length", length)
         self.end_headers()
         is_cut = cut in ("reset", "truncate") and body
-        self.wfile.write(body[: len(body) // 2] if is_cut else body)
+        if self.command != "HEAD":
+            self.wfile.write(body[: len(body) // 2] if is_cut else body)
         if is_cut:
             self.close_connection = True
             if cut == "reset":

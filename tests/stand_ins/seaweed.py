@@ -33,6 +33,8 @@ class Seaweed:
 
     endpoint: str
     pid: int
+    admin: tuple[str, ...] = ()
+    """Options of `weed shell` that reach it."""
     key: str = KEY
     secret: str = SECRET
     bucket: str = BUCKET
@@ -41,6 +43,24 @@ class Seaweed:
     def environ(self) -> dict[str, str]:
         """What a process needs to be let in."""
         return {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+
+    def give_keys(self, key: str, secret: str) -> None:
+        """Let in whoever has these keys."""
+        self._configure(f"-access_key {key} -secret_key {secret} -buckets {BUCKET} -actions Read,Write,List")
+
+    def revoke_keys(self, key: str) -> None:
+        """Delete keys that were given."""
+        self._configure(f"-access_key {key} -delete")
+
+    def _configure(self, words: str) -> None:
+        command = [weed_path() or "weed", "shell", *self.admin]
+        line = f"s3.configure -user tester {words} -apply\n"
+        subprocess.run(command, input=line, text=True, capture_output=True, check=True, timeout=60)
+
+
+def weed_path() -> str | None:
+    """Where its program is; None where it has no build for this machine."""
+    return shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
 
 def free_ports(number: int) -> list[int]:
@@ -55,7 +75,7 @@ def free_ports(number: int) -> list[int]:
 @contextmanager
 def running_seaweed(folder: Path) -> Iterator[Seaweed]:
     """SeaweedFS with its files in `folder`, until the block ends."""
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    weed = weed_path()
     if weed is None:
         pytest.skip("SeaweedFS has no build for this machine: no command 'weed'")
     ports = dict(zip((*PORTS, *(f"{name}.grpc" for name in PORTS)), free_ports(10), strict=True))
@@ -72,7 +92,8 @@ def running_seaweed(folder: Path) -> Iterator[Seaweed]:
     try:
         endpoint = f"http://127.0.0.1:{ports['s3']}"
         wait_until_it_writes(endpoint, process, folder / "weed.log")
-        yield Seaweed(endpoint, process.pid)
+        addresses = {name: f"127.0.0.1:{ports[name]}.{ports[f'{name}.grpc']}" for name in ("master", "filer")}
+        yield Seaweed(endpoint, process.pid, tuple(f"-{name}={at}" for name, at in addresses.items()))
     finally:
         process.terminate()
         try:

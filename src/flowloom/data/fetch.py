@@ -216,7 +216,8 @@ class Fetcher:
             kept = None
         while True:
             try:
-                return await address.source.gate.patiently(lambda: self._ask(fetch, address, kept))
+                gate = address.source.gate
+                return await gate.patiently(lambda: self._ask(fetch, address, kept), address.name)
             except _DoesNotFit as told:
                 # Not within the request: whoever waits for memory must not hold a connection.
                 await self.ahead.reserve(fetch, told.size)

@@ -276,7 +276,7 @@ class Loader:
 
 def _give_up(future: Future[_Begun | Skipped]) -> None:
     """Whoever waits for a picture of a store that is down need not wait any more."""
-    if future.done() and not future.cancelled():
+    if future.done() and not future.cancelled() and not future.exception():
         begun = future.result()
         if isinstance(begun, _Begun) and begun.fetch:
             begun.fetch.cancel()

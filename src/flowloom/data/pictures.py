@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flowloom.data.fetch import Fetch, Fetcher
 from flowloom.data.metadata import Row
-from flowloom.errors import ImageError, SourceError
+from flowloom.errors import ImageError, SourceError, StoreDenied, StoreDown
 from flowloom.parts.sources.base import Entry, OnState, StorageSection, scheme_of
 from flowloom.parts.sources.local import find_image
 
@@ -17,7 +17,7 @@ class Pictures:
 
     def __init__(self, storage: StorageSection | None = None, on_state: OnState | None = None):
         self._storage = storage or StorageSection()
-        self._on_state = on_state
+        self.on_state = on_state
         self._lock = threading.Lock()
         self._made: Fetcher | None = None
 
@@ -39,12 +39,15 @@ class Pictures:
 
         Raises:
             ImageError: there is none.
+            StoreDenied, StoreDown: the store gives nothing at all; the row is not to blame.
         """
         fetch = fetch or self.begin(row, folder)
         if fetch is None:
             return find_image(Path(folder.removeprefix("file://")), row.filename)
         try:
             return fetch.result()
+        except (StoreDenied, StoreDown):
+            raise
         except SourceError as error:
             raise ImageError(str(error)) from error
 
@@ -53,9 +56,12 @@ class Pictures:
 
         Raises:
             ImageError: there is none.
+            StoreDenied, StoreDown: as `source`.
         """
         try:
             return self._fetcher.look(row.filename, row.is_url_based, folder)
+        except (StoreDenied, StoreDown):
+            raise
         except SourceError as error:
             raise ImageError(str(error)) from error
 
@@ -70,5 +76,5 @@ class Pictures:
     def _fetcher(self) -> Fetcher:
         with self._lock:
             if self._made is None:
-                self._made = Fetcher(self._storage, self._on_state)
+                self._made = Fetcher(self._storage, self.on_state)
             return self._made

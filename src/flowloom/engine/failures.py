@@ -13,6 +13,7 @@ from flowloom.errors import (
     DivergedError,
     FlowloomError,
     OutOfMemoryError,
+    StoreDenied,
     TrainingError,
     WeightsError,
     disk_full,
@@ -101,4 +102,5 @@ def hint(failure: FlowloomError, run_dir: RunDir) -> str:
             f"The last good checkpoint is {names[-1]}, saved right before this step. Change the settings, "
             f"then {resume}; if the same step fails again, {other}."
         )
-    return f"The last good checkpoint is {names[-1]}. Fix the cause, then {resume}: it continues from there."
+    cause = "Renew the keys" if isinstance(failure, StoreDenied) else "Fix the cause"
+    return f"The last good checkpoint is {names[-1]}. {cause}, then {resume}: it continues from there."

@@ -23,7 +23,7 @@ from flowloom.engine.build import load_encoders
 from flowloom.engine.encode import Encoders, Keepers
 from flowloom.engine.keepers import DiskKeeper
 from flowloom.engine.open_cache import PLAIN, caption_rules, open_cache, open_keepers
-from flowloom.errors import ConfigError, Denied, ImageError, Problem, Unavailable
+from flowloom.errors import ConfigError, Denied, ImageError, Problem, SourceError, Unavailable
 from flowloom.parts.devices import choose_device, encoder_dtype
 from flowloom.parts.records import image_latents
 from flowloom.spec.run import RunConfig
@@ -285,16 +285,16 @@ def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
         size = dataset.sizes[dataset.row_buckets[index]]
         try:
             yield latents.key_of((int(index), size))[0]
-        except ImageError as error:
+        except (ImageError, SourceError) as error:
             row = dataset.metadata.row(int(index))
             if not _is_gone(row, dataset.set_of(row).folder, error):
                 place = f"{dataset.set_of(row).path}:{row.line}"
                 raise _Unjudged(f"{place}: {error}") from None
 
 
-def _is_gone(row: Row, folder: str, error: ImageError) -> bool:
+def _is_gone(row: Row, folder: str, error: ImageError | SourceError) -> bool:
     """Whether the image of `row`, which could not be read, is no longer there; then it keeps nothing."""
-    cause = error.__cause__
+    cause = error if isinstance(error, SourceError) else error.__cause__
     if isinstance(cause, Denied | Unavailable):
         return False
     if isinstance(cause, OSError):

@@ -16,7 +16,7 @@ from flowloom.data.loader import DataSet
 from flowloom.engine.fill import captions_shown
 from flowloom.engine.keepers import DiskKeeper
 from flowloom.engine.open_cache import open_keepers
-from flowloom.errors import FlowloomError, ImageError
+from flowloom.errors import FlowloomError, ImageError, SourceError
 from flowloom.parts.devices import choose_device, encoder_dtype
 from flowloom.parts.families.autoencoder import load_autoencoder
 from flowloom.parts.families.text_encoder import load_text_encoder
@@ -72,7 +72,10 @@ def lacking(config: RunConfig, dataset: DataSet, key: str) -> str:
     assert isinstance(keeper, DiskKeeper)
     rows = _some_rows(dataset)
     subjects = _images(rows) if key == "model.vae_path" else _captions(config, rows)
-    found = [_is_known(keeper, subject) for subject in subjects]
+    try:
+        found = [_is_known(keeper, subject) for subject in subjects]
+    except SourceError as error:
+        return str(error)
     if all(found):
         return ""
     what = "latents" if key == "model.vae_path" else "caption states"

@@ -33,7 +33,7 @@ from flowloom.engine.keepers import DiskKeeper
 from flowloom.errors import WeightsError
 from flowloom.parts.families.weights import INDEX, PICKLED, SAFE, shard_names
 from flowloom.parts.records import caption_states, image_latents
-from flowloom.parts.sources.base import StorageSection, open_source
+from flowloom.parts.sources.base import OnState, StorageSection, open_source
 from flowloom.spec.run import RunConfig
 
 ENCODERS = "encoders.json"
@@ -63,7 +63,12 @@ def kept_captions(config: RunConfig, row: Row) -> set[str]:
     return captions_of(row, caption_rules(config), config.training.master_seed)
 
 
-def shard_store(place: str, storage: StorageSection | None = None, mirror_gib: float = 0) -> ShardStore:
+def shard_store(
+    place: str,
+    storage: StorageSection | None = None,
+    mirror_gib: float = 0,
+    on_state: OnState | None = None,
+) -> ShardStore:
     """The shards at `place`, a folder or the address of a store, of which so much is copied to this machine.
 
     Raises:
@@ -71,15 +76,15 @@ def shard_store(place: str, storage: StorageSection | None = None, mirror_gib: f
     """
     if "://" not in place:
         return LocalShards(Path(place))
-    remote = open_source(place, storage or StorageSection())
+    remote = open_source(place, storage or StorageSection(), on_state)
     spool = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowloom" / "spool"
     return RemoteShards(remote, spool / digest(place).hex(), place, int(mirror_gib * 2**30))
 
 
-def open_cache(config: RunConfig) -> Cache:
-    """The cache in `cache.dir`, made if there is none."""
+def open_cache(config: RunConfig, on_state: OnState | None = None) -> Cache:
+    """The cache in `cache.dir`, made if there is none; `on_state` hears when its store is down."""
     keep = config.cache
-    store = shard_store(keep.dir, config.storage, keep.mirror_gib)
+    store = shard_store(keep.dir, config.storage, keep.mirror_gib, on_state)
     return Cache(store, None if keep.limit_gib is None else int(keep.limit_gib * 2**30))
 
 
@@ -95,7 +100,7 @@ def open_keepers(
     Raises:
         WeightsError: an encoder is not there, and this cache has never seen it.
     """
-    cache = cache or open_cache(config)
+    cache = cache or open_cache(config, pictures.on_state if pictures else None)
     latents, texts = keepers_without_disk(config)
     stored = _STORED[config.cache.dtype]
     if config.cache.latents == "disk":

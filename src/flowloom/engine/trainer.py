@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar, cast
 
 from flowloom.data.loader import LoadedBatch, Skipped
 from flowloom.engine import checkpoint
@@ -21,9 +22,10 @@ from flowloom.engine.retention import Leaving, leaving_after_save, leaving_befor
 from flowloom.engine.step import train_step
 from flowloom.engine.stopping import StopSignals
 from flowloom.engine.validation import validation_loss
-from flowloom.errors import DataError, DiskFullError
+from flowloom.errors import DataError, DiskFullError, SourceError
 from flowloom.spec.rundir import RunDir, step_of
 
+T = TypeVar("T")
 SECONDS_BETWEEN_LOOKS = 1.0
 """At the run directory: whether it is still there."""
 
@@ -62,17 +64,24 @@ class Trainer:
         """Make updates from where the state stands until the run is over, then save."""
         self._say_if_over()
         trace_path = self.run_dir.path / "trace.json" if self.config.training.do_profiling else None
-        with step_profiler(trace_path) as count_step:
-            self._train(count_step)
-        self._say_of_gradients(is_last=True)
-        self.parts.encoders.begin_epoch()
+        try:
+            with step_profiler(trace_path) as count_step:
+                self._train(count_step)
+            self._say_of_gradients(is_last=True)
+            self.parts.encoders.begin_epoch()
+        except SourceError:
+            # Of several ranks the others may be anywhere, unless they agreed.
+            if self.state.ranks.size == 1:
+                self._save_before_failing()
+            raise
         self.save()
         step = self.state.position.step
         self.reporter.say("stopped" if self.must_stop else "finished", step=step)
 
     def _train(self, count_step: Callable[[], None]) -> None:
         watch = Stopwatch()
-        for pack in _packs(self._loaded_batches()):
+        packs = _packs(self._loaded_batches())
+        while (pack := self._together(lambda: next(packs, None))) is not None:
             waited = watch.lap()
             self._skipped_here += chain.from_iterable(loaded.skipped for loaded in pack)
             for update in self._updates(pack):
@@ -99,9 +108,11 @@ class Trainer:
             self._next_batch(len(pack))
             return
         with self._interruptible():
-            batches = [
-                (prepare(self.state, loaded, self.parts.encoders), loaded.update_sizes) for loaded in pack
-            ]
+            batches = self._together(
+                lambda: [
+                    (prepare(self.state, loaded, self.parts.encoders), loaded.update_sizes) for loaded in pack
+                ]
+            )
         updates = zip(*(updates_of(batch, sizes, position.update) for batch, sizes in batches), strict=True)
         for number, parts in enumerate(updates, start=position.update):
             before = position.step
@@ -117,6 +128,27 @@ class Trainer:
                         self._next_batch(len(pack))
             if update:
                 yield update
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """What `work` gives; where a store fails any rank in it, all ranks save a checkpoint and end.
+
+        Raises:
+            SourceError: a store failed this rank, or another one.
+        """
+        try:
+            result, failure = work(), None
+        except SourceError as error:
+            result, failure = None, error
+        (num_failed,) = self.state.ranks.total(failure is not None)
+        if num_failed:
+            self._save_before_failing()
+            raise failure or SourceError("A store failed another rank of this run, which says why.")
+        return cast("T", result)
+
+    def _save_before_failing(self) -> None:
+        """Save what was trained, where the weights are whole and no checkpoint has them yet."""
+        if self.state.is_whole and self.state.position.step:
+            self.save()
 
     def _update(self, parts: tuple[LatentBatch, ...], done_of_batch: float, num_samples: int) -> Update:
         position = self.state.position

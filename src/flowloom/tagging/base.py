@@ -17,7 +17,7 @@ from flowloom.chores.base import Progress
 from flowloom.chores.describing import DescribingConfig
 from flowloom.chores.restore_captions import CHANGES, RestoreConfig
 from flowloom.data.prepare.items import Unusable, reason_of
-from flowloom.errors import ConfigError, DataError, Problem, RunError, SourceError, Unavailable
+from flowloom.errors import ConfigError, DataError, Problem, RunError, SourceError, StoreDenied, Unavailable
 from flowloom.spec.rundir import RunDir
 from flowloom.tagging.changes import CaptionSet, Change, Found, Journal, Target
 from flowloom.tagging.merging import Description, merged
@@ -263,8 +263,8 @@ def _prepare_all(
         try:
             found = captions.found(target)
             return Prepared(target, found, describer.prepare(captions.picture(target)))
-        except Unavailable:
-            raise  # the store is down: no picture is to blame
+        except (Unavailable, StoreDenied):
+            raise  # the store as a whole: no picture is to blame
         except (DataError, SourceError) as error:
             return Unusable(target.name, str(error))
         except OSError as error:

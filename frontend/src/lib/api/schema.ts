@@ -3830,7 +3830,8 @@ export interface components {
             endpoint?: string | null;
             /**
              * Patience Minutes
-             * @description How long a store may be down: training waits so long, then its rows count as skipped.
+             * @description How long a store may be down or deny access to everything. Reading waits so long, then the run saves a
+             *     checkpoint and ends; the rows of a web server that only a dataset names are skipped instead.
              * @default 60
              */
             patience_minutes?: number;

@@ -18,7 +18,7 @@ from flowloom.data.images import load_image
 from flowloom.data.lint.check import Seen
 from flowloom.data.lint.look import Looker, shown_size
 from flowloom.data.lint.report import KINDS, BucketUse, Finding, Report, Spread
-from flowloom.errors import ImageError
+from flowloom.errors import ImageError, SourceError
 
 THUMBNAIL = 160
 """Pixels of a thumbnail's longer side."""
@@ -150,7 +150,7 @@ class Thumbnails:
             scale = THUMBNAIL / max(width, height)
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             return data_url(load_image(source, size, self._dataset.background, self._dataset.max_megapixels))
-        except ImageError:
+        except (ImageError, SourceError):
             return ""
 
 

@@ -14,7 +14,7 @@ from flowloom.data.prepare.readers.table import filename_of, records
 from flowloom.data.prepare.state import recorded_root
 from flowloom.data.prepare.stores import NamedStores
 from flowloom.data.prepare.text import caption_of
-from flowloom.errors import DataError, SourceError, Unavailable
+from flowloom.errors import DataError, SourceError, StoreDenied, Unavailable
 from flowloom.parts.sources.base import StorageSection
 from flowloom.parts.sources.local import find_image
 
@@ -138,8 +138,8 @@ class Fetcher:
                 )
             path = find_image(self.folder, row.filename)
             return Fetched(row, path, path.suffix)
-        except Unavailable:
-            raise  # the store is down: no row is to blame
+        except (Unavailable, StoreDenied):
+            raise  # the store as a whole: no row is to blame
         except (DataError, SourceError) as error:
             return Unusable(row.place, f"{row.filename}: {error}")
         except OSError as error:

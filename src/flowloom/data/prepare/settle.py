@@ -22,7 +22,7 @@ from flowloom.data.prepare.text import (
     read_sidecar,
 )
 from flowloom.data.prepare.wildcards import MAX_VARIANTS, num_variants, unused_marks
-from flowloom.errors import DataError, SourceError, Unavailable
+from flowloom.errors import DataError, SourceError, StoreDenied, Unavailable
 
 Known: TypeAlias = dict[str, tuple[str, str]]
 """Stamp and value by key, as the state has them."""
@@ -67,8 +67,8 @@ class Settler:
             else:
                 try:
                     done.rows.append(self._row(item, known, done))
-                except Unavailable:
-                    raise  # the store is down: no row is to blame
+                except (Unavailable, StoreDenied):
+                    raise  # the store as a whole: no row is to blame
                 except (DataError, SourceError) as error:
                     done.unusable.append(Unusable(item.place, str(error)))
                 except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ class StorageSection(Section):
     timeout_s: Annotated[float, Field(gt=0)] = 20.0
     """Longest silence of a store before a read is tried again."""
     patience_minutes: Annotated[float, Field(ge=0)] = 60.0
-    """How long a store may be down: training waits so long, then its rows count as skipped."""
+    """How long a store may be down or deny access to everything. Reading waits so long, then the run saves a
+    checkpoint and ends; the rows of a web server that only a dataset names are skipped instead."""
     cache_dir: str | None = None
     """Folder on a fast disk that keeps what was read; null: none."""
     cache_gib: Annotated[float, Field(gt=0)] = 50.0
@@ -105,7 +107,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class StoreState:
-    """A store went down or came back."""
+    """A store went down or came back, or denies access or gives it again."""
 
     store: str
     is_up: bool
@@ -113,8 +115,14 @@ class StoreState:
     """Why it counts as down."""
     seconds: float
     """How long it was down so far."""
+    denies: bool = False
+    """It answers, but gives nothing."""
 
     def __str__(self) -> str:
+        if self.denies and self.is_up:
+            return f"{self.store} gives access again after {self.seconds:.0f} s."
+        if self.denies:
+            return f"{self.store} denies access ({self.reason}); reading waits until the keys are renewed."
         if self.is_up:
             return f"{self.store} is back after {self.seconds:.0f} s."
         return f"{self.store} is down ({self.reason}); reading waits for it."
@@ -166,8 +174,8 @@ class Source(Protocol):
 def open_source(url: str | Path, storage: StorageSection, on_state: OnState | None = None) -> Source:
     """The source at `url`: a folder, `file://`, `http(s)://host`, `s3://bucket/prefix`, `gs://`, `az://`.
 
-    For addresses that the user gave. `on_state` hears when the store goes down and when it is back. Nothing
-    is asked of the store yet.
+    For addresses that the user gave. `on_state` hears when the store goes down and when it is back;
+    without it the log does. Nothing is asked of the store yet.
 
     Raises:
         SourceError: no store is known by this kind of address.
@@ -177,7 +185,7 @@ def open_source(url: str | Path, storage: StorageSection, on_state: OnState | No
         known = ", ".join(f"{name}://" for name in STORES if name)
         raise SourceError(f"{shown(str(url))}: give a folder, or an address that begins with {known}.")
     module = importlib.import_module(f"flowloom.parts.sources.{STORES[scheme]}")
-    return module.open_store(str(url), storage, on_state or _quiet)
+    return module.open_store(str(url), storage, on_state or _log)
 
 
 def open_named(url: str, storage: StorageSection, on_state: OnState | None = None) -> Source:
@@ -197,11 +205,11 @@ def open_named(url: str, storage: StorageSection, on_state: OnState | None = Non
         return open_source(url, storage, on_state)
     from flowloom.parts.sources import http
 
-    return http.open_store(url, storage, on_state or _quiet, is_given=False)
+    return http.open_store(url, storage, on_state or _log, is_given=False)
 
 
-def _quiet(state: StoreState) -> None:
-    """Nobody listens."""
+def _log(state: StoreState) -> None:
+    logging.getLogger(__name__).warning("%s", state)
 
 
 def scheme_of(url: str) -> str:

@@ -46,14 +46,18 @@ def open_store(url: str, storage: StorageSection, on_state: OnState, *, is_given
     if not is_address:
         raise SourceError(f"{shown(url)}: write http://HOST or https://HOST/FOLDER.")
     allowed = Allowed.from_environment()
-    return Http(url, storage, on_state, allowed.and_given(url) if is_given else allowed)
+    allowed = allowed.and_given(url) if is_given else allowed
+    return Http(url, storage, on_state, allowed, is_given=is_given)
 
 
 class Http(Remote):
     """Everything at one server, by urllib3 in threads: obstore takes no queries and no unstated lengths."""
 
-    def __init__(self, url: str, storage: StorageSection, on_state: OnState, allowed: Allowed):
-        super().__init__(shown(url), storage, on_state, is_trusted=False)
+    def __init__(
+        self, url: str, storage: StorageSection, on_state: OnState, allowed: Allowed, *, is_given: bool
+    ):
+        # Addresses that a dataset names are permitted, and expire, one by one.
+        super().__init__(shown(url), storage, on_state, is_trusted=False, is_guarded=is_given)
         parts = urlsplit(url)
         # Not what is shown of it, which may hide more than the password.
         self._address = (
@@ -197,7 +201,11 @@ def _refusal(response: BaseHTTPResponse, where: str) -> SourceError:
     if status in (404, 410):
         return NotFound(f"{where}: the server answered {status}, nothing is there.")
     if status in (401, 403):
-        return Denied(f"{where}: the server answered {status}, access denied. Is the address still valid?")
+        return Denied(
+            f"{where}: the server answered {status}, access denied. Is the address still valid?",
+            said=str(status),
+            is_about_keys=status == 401,
+        )
     if status < 500 and status not in TRANSIENT:
         return SourceError(f"{where}: the server answered {status}.")
     asked = response.headers.get("Retry-After", "")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,13 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _FAULTS = (("timed out", ("TimedOut", "timed out")), ("no connection", ("Connect", "dns error")))
 _BUCKET = re.compile(r"[A-Za-z0-9._$-]+")
-_KEYS_AT_FAULT = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"}
+_KEYS_AT_FAULT = {
+    *("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"),
+    *("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity", "InvalidClientTokenId"),
+    *("AccountProblem", "NotSignedUp"),
+    *("AuthenticationFailed", "InvalidAuthenticationInfo", "AccountIsDisabled", "AuthenticationRequired"),
+}
+"""Codes of S3, Google (which uses S3's) and Azure that blame the keys or their account, not one object."""
 _BUSY = {"429", "503"}
 
 
@@ -80,12 +87,12 @@ def open_objects(
     from obstore.exceptions import BaseError
 
     bucket, prefix = bucket_and_prefix(url)
+    connect = partial(make, bucket, prefix=prefix, retry_config=NO_RETRIES)
     try:
-        store = make(bucket, prefix=prefix, retry_config=NO_RETRIES)
+        return Objects(url, connect, storage, on_state, egress)
     except (BaseError, ValueError) as error:
         reason = str(error).partition("\n")[0]  # such as "Account must be specified"
         raise SourceError(f"{shown(url)}: {reason}. Set it in the environment.") from None
-    return Objects(url, store, storage, on_state, egress)
 
 
 class Objects(Remote):
@@ -94,14 +101,15 @@ class Objects(Remote):
     def __init__(
         self,
         root: str,
-        store: ObjectStore,
+        connect: Callable[[], ObjectStore],
         storage: StorageSection,
         on_state: OnState,
         egress: Egress | None = None,
     ):
         super().__init__(root, storage, on_state, is_trusted=True)
-        self.store = store
+        self.store = connect()
         self.egress = egress
+        self._connect = connect
 
     async def ask(self, wanted: Wanted) -> Answer:
         if wanted.start is not None and wanted.length is not None:
@@ -124,7 +132,7 @@ class Objects(Remote):
         return Answer(meta["size"], meta["e_tag"], body, _nothing)
 
     def read_buffer(self, name: str, start: int, length: int) -> Buffer:
-        return self._patiently(lambda: self._range(name, start, start + length))
+        return self._patiently(lambda: self._range(name, start, start + length), name)
 
     async def _range(self, name: str, start: int, end: int) -> Buffer:
         with self._told(name):
@@ -141,12 +149,28 @@ class Objects(Remote):
     async def _knock(self) -> None:
         try:
             await self._look("is-anybody-there")
-        except (NotFound, Denied):
+        except Unavailable:
+            raise
+        except SourceError:
             return
 
+    async def _knock_at_listing(self) -> None:
+        await anext(self._pages("", None), None)
+
+    def _renew_keys(self) -> None:
+        from obstore.exceptions import BaseError
+
+        # A client keeps the keys that it has read until they are due to expire.
+        with suppress(BaseError, SourceError, OSError, ValueError):
+            self.store = self._connect()
+
     async def _look(self, name: str) -> Entry:
-        with self._told(name):
-            return _entry(await self.store.head_async(name))
+        try:
+            with self._told(name):
+                return _entry(await self.store.head_async(name))
+        except _Unexplained:
+            await self._range(name, 0, 1)
+            raise
 
     async def _pages(self, prefix: str, after: str | None) -> AsyncIterator[list[Entry]]:
         with self._told(prefix):
@@ -188,6 +212,10 @@ class Objects(Remote):
         return None
 
 
+class _Unexplained(SourceError):
+    """The store answered 400 to HEAD, which has no body to say why: expired keys are one reason."""
+
+
 class _Unchanged(SourceError):
     """The content is still that of the etag."""
 
@@ -208,11 +236,14 @@ def translated(error: Exception, where: str) -> SourceError:
     is_refused = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
     if is_refused or code in _KEYS_AT_FAULT or status in ("401", "403"):
         cure = "Check the keys in the environment or the profile, or set storage.anonymous."
-        return Denied(f"{where}: access denied ({said or 'no valid keys'}). {cure}")
+        reason = said or "no valid keys"
+        is_about_keys = code in _KEYS_AT_FAULT or status == "401" or not said
+        return Denied(f"{where}: access denied ({reason}). {cure}", said=reason, is_about_keys=is_about_keys)
     if isinstance(error, ValueError):
         return SourceError(f"{where}: not a name that an object can have.")
     if status and status[0] in "34" and status not in ("408", "429"):
-        return SourceError(f"{where}: the store answered {said}.")
+        kind = _Unexplained if said == "400" else SourceError
+        return kind(f"{where}: the store answered {said}.")
     if status:
         return Unavailable(f"{where}: the store answered {said}", is_busy=status in _BUSY)
     fault = next((name for name, signs in _FAULTS if any(s in text for s in signs)), "the connection broke")

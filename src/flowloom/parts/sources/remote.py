@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import Buffer
 
-from flowloom.errors import NotFound, SourceError
+from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.parts.sources.base import Entry, OnState, StorageSection
 from flowloom.parts.sources.gate import Gate
 
@@ -49,10 +49,18 @@ class Wanted:
 class Remote:
     """A `Source` over the network. A store's own file gives the five methods with an underscore."""
 
-    def __init__(self, root: str, storage: StorageSection, on_state: OnState, *, is_trusted: bool):
+    def __init__(
+        self,
+        root: str,
+        storage: StorageSection,
+        on_state: OnState,
+        *,
+        is_trusted: bool,
+        is_guarded: bool = True,
+    ):
         self.root = root.rstrip("/")
         self.storage = storage
-        self.gate = Gate(self.root, storage, on_state, self._knock, is_trusted)
+        self.gate = Gate(self.root, storage, on_state, self._knock, self._knock_at, is_trusted, is_guarded)
 
     async def ask(self, wanted: Wanted) -> Answer:
         """One request, not tried again: for use within `gate.patiently`."""
@@ -61,6 +69,23 @@ class Remote:
     async def _knock(self) -> None:
         """Return if the store is there, whatever it answers; else raise Unavailable."""
         raise NotImplementedError
+
+    async def _knock_at(self, name: str) -> None:
+        """Return if the store gives `name`, with keys read again; else raise Denied or Unavailable."""
+        self._renew_keys()
+        try:
+            await (self._body(Wanted(name, 0, 1)) if name else self._knock_at_listing())
+        except (Denied, Unavailable):
+            raise
+        except SourceError:
+            return  # such as NotFound: an answer for those who are let in
+
+    async def _knock_at_listing(self) -> None:
+        """Return if the store can be listed, or what a web server has in place of a listing can be read."""
+        await self._body(Wanted("", 0, 1))
+
+    def _renew_keys(self) -> None:
+        """Read the keys again, where others may have renewed them."""
 
     def _pages(self, prefix: str, after: str | None) -> AsyncIterator[list[Entry]]:  # noqa: ARG002
         raise SourceError(f"{self.root}/{prefix}: this kind of store cannot be listed.")
@@ -72,16 +97,16 @@ class Remote:
         raise SourceError(f"{self.root}/{name}: nothing can be deleted in this kind of store.")
 
     def read(self, name: str) -> bytes:
-        return self._patiently(lambda: self._body(Wanted(name)))
+        return self._patiently(lambda: self._body(Wanted(name)), name)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        return self._patiently(lambda: self._body(Wanted(name, start, length))) if length else b""
+        return self._patiently(lambda: self._body(Wanted(name, start, length)), name) if length else b""
 
     def read_buffer(self, name: str, start: int, length: int) -> Buffer:
         return self.read_range(name, start, length)
 
     def look(self, name: str) -> Entry:
-        return self._patiently(lambda: self._look(name))
+        return self._patiently(lambda: self._look(name), name)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         pages: AsyncIterator[list[Entry]] | None = None
@@ -96,20 +121,22 @@ class Remote:
                 pages = None  # a listing that broke off is taken up after the last name
                 raise
 
-        while (page := self._patiently(turn)) is not None:
+        while (page := self._patiently(turn, "")) is not None:
             yield from page
             after = page[-1].name if page else after
 
     def write(self, name: str, content: bytes | Path) -> None:
         if isinstance(content, Path) and not content.is_file():
             raise SourceError(f"{content}: no such file to write to {self.root}/{name}.")
-        self._patiently(lambda: self._put(name, content))
+        self._patiently(lambda: self._put(name, content), name)
 
     def delete(self, name: str) -> None:
         try:
-            self._patiently(lambda: self._remove(name))
+            self._patiently(lambda: self._remove(name), name)
         except NotFound:
             return
+        finally:
+            self.gate.forget(name)
 
     async def _look(self, name: str) -> Entry:
         answer = await self.ask(Wanted(name))
@@ -121,8 +148,8 @@ class Remote:
     async def _body(self, wanted: Wanted) -> bytes:
         return await (await self.ask(wanted)).body()
 
-    def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        return run(self.gate.patiently(attempt))
+    def _patiently(self, attempt: Callable[[], Awaitable[T]], name: str | None = None) -> T:
+        return run(self.gate.patiently(attempt, name))
 
 
 class _Loops:
