@@ -144,3 +144,17 @@ def test_on_a_read_only_disk_changes_are_refused_with_the_reason(
         subprocess.run(["umount", str(runs)], check=True)
     assert start(small_studio, "two", small_config(limits={"max_steps": 2})).status_code == 201
     small_studio.wait("two", "finished")
+
+
+def test_on_a_full_disk_a_run_is_stopped_and_the_queue_paused(
+    small_studio: Studio, small_disk: Path, small_config: Configs
+) -> None:
+    assert start(small_studio, "long", small_config(limits={"max_steps": 1_000_000})).status_code == 201
+    wait_for(lambda: small_studio.run("long")["step"])
+    filler = fill(small_disk)
+    assert small_studio.http.patch("/api/queue", json={"paused": True}).status_code == 200
+    assert small_studio.get("/api/queue")["pause"]
+    assert small_studio.http.post("/api/runs/long/stop").status_code == 200
+    over = small_studio.wait("long", "stopped", "failed", "interrupted")
+    assert over["pid"] is None
+    filler.unlink()

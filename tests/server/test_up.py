@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from flowloom.errors import RunError
 from flowloom.server.settings import Settings
-from flowloom.server.up import _addresses
+from flowloom.server.up import _addresses, _kept_token
 from tests.server.conftest import Studio
 
 
@@ -47,3 +49,20 @@ def test_every_address_that_a_browser_can_open_is_printed(
     found = {"eth0": [SimpleNamespace(family=family, address=number) for family, number in numbers]}
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
     assert _addresses(Settings(Path(), host=host, port=7, path="/s")) == expected
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a FIFO", "not a token", "larger than 4,096 bytes"])
+def test_what_is_no_token_in_its_place_is_named_and_nothing_waits_for_it(tmp_path: Path, kind: str):
+    path = tmp_path / ".flowloom" / "token"
+    path.parent.mkdir()
+    match kind:
+        case "a folder":
+            path.mkdir()
+        case "a FIFO":
+            os.mkfifo(path)
+        case "not a token":
+            path.write_bytes(b"\xff\xfe")
+        case _:
+            path.write_bytes(b"x" * 5000)
+    with pytest.raises(RunError, match=f"token: {kind}"):
+        _kept_token(tmp_path)

@@ -36,7 +36,8 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
-        adapter: TypeAdapter[Any] = TypeAdapter(self.body_field.field_info.annotation)
+        kind: Any = self.body_field.field_info.annotation
+        adapter: TypeAdapter[Any] = TypeAdapter(kind)
 
         async def handle_json(request: Request) -> Response:
             return await handle(_JsonRequest(request, adapter))

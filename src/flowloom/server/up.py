@@ -22,6 +22,7 @@ from flowloom.server.below import below
 from flowloom.server.locks import hold
 from flowloom.server.settings import Settings, is_loopback
 from flowloom.spec.local import local_path
+from flowloom.spec.plain import read_plain
 from flowloom.spec.rundir import write_json
 
 USAGE = "[--home DIR] [--host ADDRESS] [--port N] [--root NAME=DIR ...] [--token TOKEN] [...]"
@@ -190,7 +191,13 @@ def _listen(settings: Settings) -> socket.socket:
 def _kept_token(home: Path) -> str:
     """The token of this home: made once, readable by its owner only."""
     path = home / ".flowloom" / "token"
-    kept = path.read_text().strip() if path.exists() else ""
+    try:
+        kept = read_plain(path, 4096).decode("ascii").strip()
+    except FileNotFoundError:
+        kept = ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a token"
+        raise RunError(f"{path}: {reason}. Remove it: the next start makes a new token.") from error
     if kept:
         return kept
     # An empty one, left by a full disk, would let everybody in.
