@@ -170,6 +170,11 @@ class CompileError(TrainingError):
 class DiskFullError(TrainingError):
     """A checkpoint, sample or event could not be written because the disk is full."""
 
+    def __init__(self, message: str, *, can_be_freed: bool = True):
+        super().__init__(message)
+        self.can_be_freed = can_be_freed
+        """Whether deleting other files makes room; not where the file itself is too large."""
+
 
 _NO_ROOM = {
     errno.ENOSPC: "the disk is full",
@@ -190,6 +195,9 @@ def disk_full(path: Path, error: OSError, num_bytes: int | None = None) -> DiskF
     if error.errno == errno.ENOSPC and (free := _free_bytes(path)) is not None:
         facts.append(f"{size_text(free)} free")
     numbers = f" ({', '.join(facts)})" if facts else ""
+    if error.errno == errno.EFBIG:
+        message = f"{path}: {reason}{numbers}. Raise the limit (ulimit -f), or use another disk."
+        return DiskFullError(message, can_be_freed=False)
     return DiskFullError(f"{path}: {reason}{numbers}. Make room, then try again.")
 
 

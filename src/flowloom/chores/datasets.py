@@ -36,7 +36,7 @@ class BuildConfig(Section):
     """Every line of a text file is a caption of its own; they take turns over the epochs."""
     caption_encoding: str = "utf-8"
     """Of text files without a mark."""
-    # What a row may have (data/rows.py).
+    # What a row may have (data/row_checks.py).
     loss_weight: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Where none is recorded."""
     with_repeats: bool = True

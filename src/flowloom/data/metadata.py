@@ -15,7 +15,8 @@ import orjson
 from numpy.typing import NDArray
 
 from flowloom.data.index import read_columns
-from flowloom.data.rows import Columns, RowProblem, Unusable, captions_of, check_row
+from flowloom.data.row_checks import Unusable, captions_of, check_row
+from flowloom.data.rows import Columns, RowProblem
 from flowloom.errors import DataError
 
 __all__ = ["JoinedMetadata", "Metadata", "Row", "RowProblem", "Rows", "check_skipped", "read_metadata"]

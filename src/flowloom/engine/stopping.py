@@ -53,8 +53,9 @@ class StopSignals:
             yield self
             return
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # Under nohup a hang-up stays ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            # Under nohup a hang-up stays ignored. An interrupt is obeyed even where a shell that started the
+            # run in the background had it ignored: whoever sends it to this process means it.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self._kept[number] = signal.signal(number, self._ask)
         self._kept[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._look)
         try:

@@ -286,7 +286,7 @@ class Trainer:
                 return checkpoint.save(self.run_dir, self.state, self.metadata)
             except DiskFullError as error:
                 leaving = leaving_when_full(self.run_dir, self.config, str(error))
-                if leaving is None:
+                if leaving is None or not error.can_be_freed:
                     raise
                 self._remove([leaving])
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 
-from flowloom.data.rows import Unusable, captions_of, check_row
+from flowloom.data.row_checks import Unusable, captions_of, check_row
 from flowloom.errors import DataError
 from flowloom.text_files import utf8_lines
 
