@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -93,23 +94,33 @@ def test_tensorboard_goes_on_after_a_resume(run_dir: Path) -> None:
     assert [point.step for point in seen.Scalars("train/loss")] == [1, 2]
 
 
-def wandb_history(folder: Path) -> list[dict[str, Any]]:
-    """The rows in the file that an offline run leaves for `wandb sync`: protobufs in LevelDB's log format."""
+def wandb_records(path: Path) -> list[Any]:
+    """What the file of an offline run has for `wandb sync`: protobufs in LevelDB's log format."""
     from wandb.proto import wandb_internal_pb2
 
-    data = next(folder.glob("run-*.wandb")).read_bytes()
-    rows, position = [], 7  # after the file's own header
+    data = path.read_bytes()
+    records, position = [], 7  # after the file's own header
     while position + 7 <= len(data):
         _, size, kind = struct.unpack_from("<IHB", data, position)
         assert kind == 1, "a record cut in pieces: keep the test's run below 32 KiB"
-        record = wandb_internal_pb2.Record.FromString(data[position + 7 : position + 7 + size])
+        records.append(wandb_internal_pb2.Record.FromString(data[position + 7 : position + 7 + size]))
         position += 7 + size
-        if record.WhichOneof("record_type") == "history":
-            items = record.history.item
-            rows.append(
-                {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in items}
-            )
-    return rows
+    return records
+
+
+def wandb_history(folder: Path) -> list[dict[str, Any]]:
+    """The rows that an offline run leaves for `wandb sync`."""
+    path = next(folder.glob("run-*.wandb"))
+    end = time.monotonic() + 60
+    # wandb's own process may close the file a little after `finish` returned.
+    while not (records := wandb_records(path)) or records[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < end, "the file has no end"
+        time.sleep(0.1)
+    histories = (record.history.item for record in records if record.WhichOneof("record_type") == "history")
+    return [
+        {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in items}
+        for items in histories
+    ]
 
 
 @pytest.mark.slow
