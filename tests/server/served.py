@@ -31,7 +31,7 @@ from flowloom.server.settings import Settings
 
 LIMIT_S = 0.05
 BEAT_S = 0.005
-ROUNDS = 5
+ROUNDS = 10
 _WAITING = {
     "posix": {
         *("open", "stat", "lstat", "scandir", "listdir", "mkdir", "rmdir", "unlink", "rename", "replace"),
