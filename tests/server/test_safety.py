@@ -271,7 +271,7 @@ def test_a_body_beyond_the_limit_is_refused(one_studio: Studio, is_length_told: 
 def test_what_is_nested_without_end_is_refused(one_studio: Studio, path: str, depth: int):
     body = '{"config": {"model": ' + "[" * depth + "1" + "]" * depth + "}}"
     answer = one_studio.http.post(f"/api/{path}", content=body, headers={"content-type": "application/json"})
-    assert answer.status_code in (400, 422)
+    assert answer.status_code in (400, 413, 422)  # 413: more values than a body may have
     assert answer.headers["content-type"] == MEDIA_TYPE
 
 
