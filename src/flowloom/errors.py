@@ -36,7 +36,7 @@ from flowloom.printable import printable
 class FlowloomError(Exception):
     """The root: the command line prints its message and exits with 2, without a traceback.
 
-    Messages pass `printable`: they hold no credentials, whatever text they were made of.
+    Messages pass through `printable`, which removes credentials.
     """
 
     def __init__(self, *args: object):

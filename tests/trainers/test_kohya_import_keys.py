@@ -52,12 +52,21 @@ PLAIN = st.one_of(st.booleans(), st.integers(0, 9), st.sampled_from([0.0, 0.5, 1
 VALUES = st.one_of(PLAIN, st.lists(TEXTS, max_size=3), st.lists(st.integers(0, 9), max_size=2))
 
 
+def reported(found: Imported) -> list[str]:
+    """The keys in all parts of the report, one after another."""
+    parts = (
+        *(found.understood, found.translated, found.raw),
+        *(found.unused, found.left_over, found.dropped),
+    )
+    return [name for part in parts for name in part]
+
+
 def require_all_reported(found: Imported, stated: dict[str, Any]) -> None:
     whole = [
-        name for name in found.fates if not name.startswith(("additional_parameters ", "sample_prompts."))
+        name for name in reported(found) if not name.startswith(("additional_parameters ", "sample_prompts."))
     ]
     assert sorted(whole) == sorted(stated)
-    assert len(set(found.fates)) == len(found.fates)
+    assert len(set(reported(found))) == len(reported(found))
 
 
 def require_same_effect(found: Imported, stated: dict[str, Any]) -> None:
@@ -111,7 +120,7 @@ def test_no_key_of_a_dataset_toml_disappears(stated: dict[str, Any], level: str)
         lines += [head, *(f"{key} = {toml(value)}" for key, value in own.items())]
     found = from_toml("", "\n".join(lines))
     prefix = {"general": "general", "datasets": "datasets.0", "subsets": "datasets.0.subsets.0"}[level]
-    assert sorted(found.fates) == sorted(f"{prefix}.{key}" for key in stated)
+    assert sorted(reported(found)) == sorted(f"{prefix}.{key}" for key in stated)
     dataset = found.config["datasets"][0]
     (subset,) = dataset["subsets"]
     for name in found.understood:

@@ -89,7 +89,7 @@ def hint(failure: FlowloomError, run_dir: RunDir) -> str:
     """What to do after `failure`: from which checkpoint the run continues, or that there is none."""
     checkpoints = run_dir.checkpoints()
     names = [folder.name for folder in checkpoints]
-    resume = f"'flowloom resume {run_dir.path}'"
+    resume = f"'flowloom resume {run_dir.path}' (or the button on the run's page)"
     if isinstance(failure, CheckpointError):
         others = [name for name in names if name != failure.folder.name]
         then = f"the run then continues from {others[-1]}" if others else "the run then starts from step 0"

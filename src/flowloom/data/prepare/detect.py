@@ -6,7 +6,7 @@ Rules for a folder, in this order:
    counts only when it can be read as one; a `state.json` of another program or a damaged parquet does not.
 2. Where images have caption files of their own, these win over tars and over a table that describes some of
    the same images; where both describe images that the other does not, the user is asked.
-3. Folders `10_name` are Kohya's repeats where every folder with images is named so, no image lies beside
+3. Folders `10_name` are Kohya's repeats where every folder with images is named so, no image is beside
    them, and the numbers are plausible: 1 to MAX_REPEATS, without leading zeros. The user is asked where the
    numbers only count 1, 2, 3, or where images lie elsewhere, too. `--from kohya` always reads repeats.
 """
@@ -198,7 +198,7 @@ class _Folder:
         if tars and not survey.captioned:
             return self._unclear(f"{len(tars):,} tars have images beside them", "webdataset", "folder")
         for tar in tars:
-            self._pass_over(tar, "images with caption files lie beside it")
+            self._pass_over(tar, "images with caption files are beside it")
         return None
 
     def _of_files(self, survey: _Survey) -> Detected:

@@ -10,25 +10,13 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 
+from flowloom.data.prepare.stores import Entry
 from flowloom.data.row_checks import Unusable, captions_of, check_row
 from flowloom.errors import DataError
 from flowloom.text_files import utf8_lines
 
 MAX_BYTES = 2**28
 """A larger JSONL is not read for its captions."""
-
-
-class Entry(Protocol):
-    """An object in a listing."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def etag(self) -> str | None: ...
-    @property
-    def modified(self) -> Any: ...
 
 
 class Readable(Protocol):

@@ -55,12 +55,6 @@ class Imported:
     defaults: dict[str, Any] = field(default_factory=dict)
     """Values that the file does not state: sd-scripts' defaults where the studio's differ."""
 
-    @property
-    def fates(self) -> list[str]:
-        """The keys of all collections, one after another."""
-        groups = (self.understood, self.translated, self.raw, self.unused, self.left_over, self.dropped)
-        return [name for group in groups for name in group]
-
     def leave(self, name: str, value: Any, reason: str = "") -> None:
         """Report a key that is not taken over."""
         self.left_over[name] = value
