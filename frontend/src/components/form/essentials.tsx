@@ -142,11 +142,11 @@ const AUTO = "auto";
 function Keeping() {
   const { whole, set } = useForm();
   const kept = at(whole, ["checkpoint", "keep_last"]) ?? AUTO;
-  const all = methodOf(whole) === "lora" ? "All" : "As many as the disk holds";
+  const all = methodOf(whole) === "lora" ? "All" : "All that fit on disk";
   const write = (path: string[]) => (event: { target: { value: string } }) =>
     set(path, numberFrom(event.target.value));
   return (
-    <fieldset className="grid content-start gap-1.5">
+    <fieldset className="grid min-w-0 grid-cols-[minmax(0,1fr)] content-start gap-1.5">
       <legend className="label mb-1.5">Checkpoints</legend>
       <div className="flex flex-wrap items-center gap-x-4 gap-y-2 text-xs">
         <label className="flex items-center gap-2">
@@ -159,10 +159,10 @@ function Keeping() {
           />
           steps
         </label>
-        <label className="flex items-center gap-2">
+        <label className="flex min-w-0 items-center gap-2">
           Keep
           <Select
-            className="w-auto!"
+            className="w-auto! min-w-0"
             value={kept === AUTO ? AUTO : "last"}
             onChange={(event) => set(["checkpoint", "keep_last"], event.target.value === AUTO ? AUTO : FEW)}
           >
@@ -191,7 +191,7 @@ export function Essentials() {
       <div className="grid gap-5">
         <div className="grid gap-x-6 gap-y-5 sm:grid-cols-2">
           <DataChoice />
-          <div className="grid content-start gap-5">
+          <div className="grid grid-cols-[minmax(0,1fr)] content-start gap-5">
             <How />
             <Keeping />
           </div>
