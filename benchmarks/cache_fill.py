@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.timing import Measured, one_thread
-from flowloom.chores.demo import model_section
-from flowloom.engine.fill import Filled, fill, stats, verify
-from flowloom.spec.run import RunConfig
+from flowloom.config.run import RunConfig
+from flowloom.engine.fill_cache import Filled, fill, stats, verify
+from flowloom.tasks.demo import model_section
 
 TARGET = 0.85
 NUM_IMAGES = 48

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import Measured, interleaved
-from flowloom.data.cache import Cache
-from flowloom.data.cache_keys import digest
-from flowloom.data.shard_stores import LocalShards
-from flowloom.parts.records import caption_states, image_latents
-from flowloom.parts.records.base import to_tensor
+from flowloom.data.cache.keys import digest
+from flowloom.data.cache.records import caption_states, image_latents
+from flowloom.data.cache.records.base import to_tensor
+from flowloom.data.cache.shard_stores import LocalShards
+from flowloom.data.cache.store import Cache
 
 TARGET, COLD_TARGET = 3.5, 5.0
 NUM_SAMPLES = int(os.environ.get("CACHED_READ_SAMPLES", "5000"))

@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from benchmarks.passes import Inputs, forward_backward, network, random_inputs
 from benchmarks.timing import Measured, interleaved
 from flowloom.nn.chroma import Chroma
-from flowloom.nn.ragged import predict
+from flowloom.nn.varlen import predict
 
 TARGET, MEMORY_TARGET = 1.4, 0.1
 SAMPLES, TEXT_TOKENS = 2, 40

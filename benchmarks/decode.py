@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from benchmarks.timing import Measured, interleaved
-from flowloom.data.images import load_image
+from flowloom.data.images.decode import load_image
 
 TARGET = 2.2
 NUM_PICTURES = 8

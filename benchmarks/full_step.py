@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from benchmarks import rival
 from benchmarks.timing import Measured, interleaved
+from flowloom.config.run import RunConfig
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.objective import LatentBatch, Objective
 from flowloom.engine.state import Precision, TrainState
 from flowloom.engine.step import train_step
-from flowloom.flow.noise_level import flow_quantile
-from flowloom.flow.path import interpolate, velocity_target
+from flowloom.flow_matching.noise_level import flow_quantile
+from flowloom.flow_matching.path import interpolate, velocity_target
 from flowloom.nn.chroma import Chroma, ChromaParams
 from flowloom.nn.patches import image_ids
-from flowloom.spec.run import RunConfig
 
 SMALL = ChromaParams(64, 256, 256, 4.0, 8, 2, 4, (4, 14, 14), 10_000, True, 64, 5, 256)
 BATCH, IMAGE_TOKENS, TEXT_TOKENS, REAL_TOKENS = 4, 256, 512, 40

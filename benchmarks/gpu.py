@@ -11,18 +11,18 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.timing import Measured
+from flowloom.config.run import RunConfig
 from flowloom.engine.distributed import Ranks
-from flowloom.engine.flops import flops
+from flowloom.engine.estimate.flops import flops
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.objective import LatentBatch, Objective, predict
 from flowloom.engine.state import Precision, TrainState
 from flowloom.engine.step import train_step
-from flowloom.flow.noise_level import flow_quantile
-from flowloom.flow.samplers import SAMPLERS, schedule
+from flowloom.flow_matching.noise_level import flow_quantile
+from flowloom.flow_matching.samplers import SAMPLERS, schedule
+from flowloom.models.adapters.adapter import attach
 from flowloom.nn.chroma import CHROMA1, Chroma, ChromaParams
 from flowloom.nn.patches import image_ids
-from flowloom.parts.adapters.adapter import attach
-from flowloom.spec.run import RunConfig
 
 DENSE_BF16_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "RTX 4090": 165.2}
 """Peaks that vendors state, without sparsity. The first name that is part of the device's name counts."""

@@ -41,9 +41,9 @@ def nothing(row: int, size: tuple[int, int]) -> bool:  # noqa: ARG001
 
 def make_loader(path: Path, folder: str = "", **options: Any) -> Any:
     """Our loader over the photos at `path`, which lie beside it or in `folder`."""
+    from flowloom.config.run import RunConfig
     from flowloom.data.captions import CaptionRules
     from flowloom.data.loader import DataSet, Loader
-    from flowloom.spec.run import RunConfig
 
     data = {"jsonl_metadata_path": str(path), "image_folder_path": folder or str(path.parent)}
     given: dict[str, Any] = {"batch_size": BATCH_SIZE, "threads": WORKERS, "prefetch": 2}

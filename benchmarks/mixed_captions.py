@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.passes import forward_backward, largest_difference, network, random_inputs
 from benchmarks.timing import Measured, interleaved
-from flowloom.nn.ragged import predict
+from flowloom.nn.varlen import predict
 
 TARGET, TARGET_OVER_LONGEST = 2.4, 1.2
 LENGTHS = (20, 40, 80, 200)

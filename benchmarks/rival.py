@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowloom.import_warnings import quiet_imports
+from flowloom.models.autoencoder_names import to_diffusers
 from flowloom.nn.chroma import Chroma
-from flowloom.parts.families.diffusers_names import to_diffusers
-from flowloom.parts.quiet import quiet_imports
 
 with quiet_imports():
     from diffusers import ChromaTransformer2DModel

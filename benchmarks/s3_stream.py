@@ -24,12 +24,12 @@ import numpy as np
 import requests
 
 from benchmarks.timing import Measured
-from flowloom.data.cache import Cache
-from flowloom.data.fetch import Fetcher
-from flowloom.data.shard_stores import RemoteShards
-from flowloom.parts.sources.base import StorageSection, open_source
-from flowloom.parts.sources.objects import Objects
-from tests.stand_ins.seaweed import running_seaweed
+from flowloom.data.cache.shard_stores import RemoteShards
+from flowloom.data.cache.store import Cache
+from flowloom.data.fetch.fetcher import Fetcher
+from flowloom.storage.base import StorageSection, open_source
+from flowloom.storage.objects import Objects
+from tests.fakes.seaweed import running_seaweed
 
 TARGET = 1.0
 TIMES_FLOW, TIMES_FROM_CACHE = 3.0, 10.0

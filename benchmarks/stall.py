@@ -18,7 +18,7 @@ from benchmarks.cache_fill import config_of
 from benchmarks.loader import make_loader
 from benchmarks.photos import write_photos
 from benchmarks.timing import Measured
-from tests.stand_ins.seaweed import Seaweed, running_seaweed
+from tests.fakes.seaweed import Seaweed, running_seaweed
 
 TARGET = 0.02
 STEP_S = 0.03
@@ -57,8 +57,8 @@ def from_disk(folder: Path) -> tuple[float, float, bool]:
 
 def from_store(folder: Path, seaweed: Seaweed) -> tuple[float, float, bool]:
     """The same from a bucket on this machine."""
-    from flowloom.data.pictures import Pictures
-    from flowloom.parts.sources.base import StorageSection, open_source
+    from flowloom.data.fetch.image_source import Pictures
+    from flowloom.storage.base import StorageSection, open_source
 
     os.environ.update(seaweed.environ)
     storage = StorageSection(endpoint=seaweed.endpoint)
@@ -78,7 +78,7 @@ def from_cache(folder: Path) -> tuple[float, float, bool]:
 
     from flowloom.data.loader import DataSet
     from flowloom.engine.build import load_encoders
-    from flowloom.engine.fill import fill
+    from flowloom.engine.fill_cache import fill
 
     write_photos(folder, NUM_CACHED)
     config = config_of(folder)

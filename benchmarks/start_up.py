@@ -56,7 +56,7 @@ def write_rows(path: Path) -> None:
 def seconds_of_help() -> float:
     """Wall time of the whole process."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "flowloom.cli", "--help"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "flowloom.cli.main", "--help"], check=True, capture_output=True)
     return time.perf_counter() - start
 
 

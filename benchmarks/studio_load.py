@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.timing import Measured
-from flowloom.chores.demo import SIZE, demo_sections, model_section
+from flowloom.config.run import RunConfig
+from flowloom.demo.images import build
 from flowloom.demo.network import write_base
-from flowloom.demo.pictures import build
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.tasks.demo import SIZE, demo_sections, model_section
 
 TARGET = 1.0
 READS_PER_S, P99_LIMIT_S, DELAY_LIMIT_S, START_LIMIT_S, MEMORY_LIMIT_MIB = 500, 0.05, 0.2, 2.0, 150.0
@@ -31,7 +31,7 @@ MINUTES = 60.0
 def studio(home: Path) -> Iterator[tuple[int, int, float]]:
     """A studio over `home`: its port, its process, and the seconds until its first answer."""
     began = time.perf_counter()
-    words = [sys.executable, "-m", "flowloom.cli", "up", "--home", str(home), "--port", "0"]
+    words = [sys.executable, "-m", "flowloom.cli.main", "up", "--home", str(home), "--port", "0"]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
         note = home / ".flowloom" / "server.json"
         while not note.exists():

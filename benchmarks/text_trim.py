@@ -7,7 +7,7 @@ from torch import Tensor
 from benchmarks import rival
 from benchmarks.passes import forward_backward, largest_difference, network, random_inputs
 from benchmarks.timing import Measured, interleaved
-from flowloom.nn.ragged import predict
+from flowloom.nn.varlen import predict
 
 TARGET = 2.8
 

@@ -10,9 +10,9 @@ from typing import get_args, get_type_hints
 
 import benchmarks.__main__ as benchmarks
 from flowloom import errors
-from flowloom.spec import events
-from flowloom.spec.flow_keys import FLOW_KEYS, Fate, Foreign, Moved, Replaced, Secret, Tracked
-from flowloom.spec.keys import Key, config_keys
+from flowloom.config.flow_format.keys import FLOW_KEYS, Fate, Foreign, Moved, Replaced, Secret, Tracked
+from flowloom.config.keys import Key, config_keys
+from flowloom.run import events
 
 ROOT = Path(__file__).parents[1]
 NOTE = "<!-- Written by `python -m docs.generate`: change the code, then run it again. -->\n"

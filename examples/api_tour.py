@@ -108,7 +108,7 @@ def tag(studio: Studio, dataset: dict[str, Any], name: str, tagger: dict[str, st
     """Look at what the tagger would write of three pictures, then let it write."""
     config = {"data_path": dataset["path"], **tagger}
     for run, preview in ((f"{name}-look", 3), (f"{name}-tags", 0)):
-        studio.post("/api/chores/tag/start", {"name": run, "config": config | {"preview": preview}})
+        studio.post("/api/tasks/tag/start", {"name": run, "config": config | {"preview": preview}})
         studio.wait(run)
     for one in studio.get(f"/api/runs/{name}-look/result")["preview"]:
         print(f"  {one['picture']}: {one['after'][0]}")
@@ -138,7 +138,7 @@ def export(studio: Studio, name: str) -> str:
     """Write a run's newest LoRA by ComfyUI's names, as a run of its own; its name."""
     roots = {root["name"]: root["path"] for root in studio.get("/api/roots")}
     config = {"source_path": f"{roots['runs']}/{name}", "form": "comfy"}
-    studio.post("/api/chores/export/start", {"name": f"{name}-comfy", "config": config})
+    studio.post("/api/tasks/export/start", {"name": f"{name}-comfy", "config": config})
     return studio.wait(f"{name}-comfy")["id"]
 
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.stand_ins.faulty import faulty  # noqa: F401 -- a fixture
-from tests.stand_ins.files import elsewhere, files  # noqa: F401 -- fixtures
-from tests.stand_ins.hub import hub  # noqa: F401 -- a fixture
-from tests.stand_ins.seaweed import seaweed, storage  # noqa: F401 -- fixtures
+from tests.fakes.faulty import faulty  # noqa: F401 -- a fixture
+from tests.fakes.files import elsewhere, files  # noqa: F401 -- fixtures
+from tests.fakes.hub import hub  # noqa: F401 -- a fixture
+from tests.fakes.seaweed import seaweed, storage  # noqa: F401 -- fixtures
 
 # Before torch is imported: tiny tensors on several threads spend their time waiting for one another, most of
 # all where tests run side by side.
@@ -58,8 +58,8 @@ def tiny_chroma_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Chroma of nn/tiny.py's size with random weights, none of them zero."""
     import torch
 
+    from flowloom.models.weights import save_weights
     from flowloom.nn.tiny import TINY, random_chroma_weights
-    from flowloom.parts.families.weights import save_weights
 
     draw = torch.Generator().manual_seed(1)
     weights = {
@@ -76,8 +76,8 @@ def tiny_vae_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A FLUX-style autoencoder, 8 pixels a latent, with the released names."""
     import torch
 
-    from flowloom.parts.families.autoencoder import save_autoencoder
-    from flowloom.parts.quiet import quiet_imports
+    from flowloom.import_warnings import quiet_imports
+    from flowloom.models.autoencoder import save_autoencoder
 
     with quiet_imports():
         from diffusers import AutoencoderKL
@@ -103,9 +103,9 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a T5 encoder's config.json and model.safetensors, and a real spiece.model."""
     import torch
 
+    from flowloom.import_warnings import quiet_imports
+    from flowloom.models.weights import save_weights
     from flowloom.nn.tiny import TINY
-    from flowloom.parts.families.weights import save_weights
-    from flowloom.parts.quiet import quiet_imports
 
     with quiet_imports():
         from transformers import T5Config, T5EncoderModel

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flowloom.cli import main
+from flowloom.cli.main import main
 
-FLOWLOOM = [sys.executable, "-m", "flowloom.cli"]
+FLOWLOOM = [sys.executable, "-m", "flowloom.cli.main"]
 BROKEN: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: None,
     "a folder": lambda path: path.mkdir(),
@@ -156,7 +156,7 @@ def test_a_user_without_a_home_can_work() -> None:
     code = (
         "import os, pathlib; os.environ.pop('HOME', None)\n"
         "import pwd; pwd.getpwuid = lambda _: (_ for _ in ()).throw(KeyError())\n"
-        "from flowloom.cli import main; raise SystemExit(main(['trainers', 'list']))"
+        "from flowloom.cli.main import main; raise SystemExit(main(['trainers', 'list']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -12,19 +12,19 @@ import orjson
 import pytest
 from pydantic import ValidationError
 
-from flowloom.data.lint.check import LintOptions, lint
-from flowloom.data.lint.page import write_page
-from flowloom.data.lint.text import report_text
+from flowloom.config.flow_format.read import load_config
+from flowloom.config.run import RunConfig
+from flowloom.config.secrets import redact
+from flowloom.config.validation import problems_of
+from flowloom.datasets.lint.check import LintOptions, lint
+from flowloom.datasets.lint.page import write_page
+from flowloom.datasets.lint.text import report_text
 from flowloom.errors import ConfigError, DataError, FlowloomError, Problem, RunError
 from flowloom.printable import is_secret, printable, printable_value
+from flowloom.run.events import EventWriter
 from flowloom.server.log_format import PrintableFormatter
 from flowloom.server.problems import Invalid, Place, ProblemView
-from flowloom.spec.events import EventWriter
-from flowloom.spec.flow_json import load_config
-from flowloom.spec.problems import problems_of
-from flowloom.spec.run import RunConfig
-from flowloom.spec.secrets import redact
-from tests.data.prepare.pictures import built, write
+from tests.datasets.build.pictures import built, write
 
 WORD = "Hush0Hush1"
 ADDRESSES = [

@@ -8,13 +8,13 @@ from pathlib import Path
 import orjson
 import pytest
 
+from flowloom.config.flow_format.read import read_config
+from flowloom.config.secrets import read_secrets
 from flowloom.data.metadata import read_metadata
 from flowloom.errors import ConfigError, DataError
-from flowloom.spec.flow_json import read_config
-from flowloom.spec.secrets import read_secrets
 from flowloom.text_files import as_utf8, decode, read_text
 from flowloom.trainers.kohya.imports import from_bmaltais, from_toml
-from tests.data.prepare.pictures import built, picture, write
+from tests.datasets.build.pictures import built, picture, write
 
 MARKED = {
     "utf-8": codecs.BOM_UTF8,

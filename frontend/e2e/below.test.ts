@@ -72,7 +72,7 @@ for (const isTakenAway of [false, true]) {
 
       // What is streamed: a run's events.
       const name = `seen${Number(isTakenAway)}`;
-      await studio.post("/api/chores/demo/start", { name, config: { limits: { max_steps: 3 } } });
+      await studio.post("/api/tasks/demo/start", { name, config: { limits: { max_steps: 3 } } });
       await page.goto(`${home}/runs/?id=${name}`);
       await page.getByText("Finished", { exact: true }).first().waitFor();
 

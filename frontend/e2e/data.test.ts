@@ -147,7 +147,7 @@ test("upload, caption, edit many, JSONL, training", async () => {
 
 test("an exported LoRA is downloaded from its page", async () => {
   const source_path = join(studio.home, "runs", "mine-lora");
-  await studio.post("/api/chores/export/start", { name: "exported", config: { source_path } });
+  await studio.post("/api/tasks/export/start", { name: "exported", config: { source_path } });
   const page = await open("/runs/?id=exported");
   const download = page.waitForEvent("download");
   await page.getByRole("link", { name: "Download mine-lora-step_00000002-comfy.safetensors" }).click();

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from obstore.store import S3Store
 
-from tests.stand_ins.seaweed import running_seaweed
+from tests.fakes.seaweed import running_seaweed
 
 
 def main(picture: Path) -> None:

@@ -192,7 +192,7 @@ test("first visit, demo, samples on screen; stop; the server restarts; resume", 
 });
 
 test("two tabs follow a run while the connection is lost and comes back", async () => {
-  await studio.post("/api/chores/demo/start", { name: "both", config: { limits: { max_minutes: 3 } } });
+  await studio.post("/api/tasks/demo/start", { name: "both", config: { limits: { max_minutes: 3 } } });
   const pages = [await open("/runs/?id=both"), await open("/runs/?id=both")];
   const stepOn = async (page: Page) =>
     Number(((await page.locator("dl dd").first().textContent()) ?? "").replace(/\D.*$/s, ""));
@@ -207,8 +207,8 @@ test("two tabs follow a run while the connection is lost and comes back", async 
 });
 
 test("a queue is paused, holds what waits, and goes on", async () => {
-  await studio.post("/api/chores/demo/start", { name: "long", config: { limits: { max_minutes: 3 } } });
-  await studio.post("/api/chores/demo/start", { name: "behind", config: { limits: { max_steps: 2 } } });
+  await studio.post("/api/tasks/demo/start", { name: "long", config: { limits: { max_minutes: 3 } } });
+  await studio.post("/api/tasks/demo/start", { name: "behind", config: { limits: { max_steps: 2 } } });
   await until(async () => (await stateOf("long")) === "running");
   const page = await open("/runs/");
   await page.getByLabel("When a run fails").selectOption("pause");

@@ -37,7 +37,7 @@ export class Studio {
     const python = process.env.FLOWLOOM_PYTHON ?? "python3";
     const words = [
       "-m",
-      "flowloom.cli",
+      "flowloom.cli.main",
       "up",
       "--home",
       this.home,
@@ -131,7 +131,7 @@ export class Studio {
       inference: { inference_every: 1, steps: 2 },
       training: { save_every: 2 },
     };
-    await this.post("/api/chores/demo/start", { name, config });
+    await this.post("/api/tasks/demo/start", { name, config });
     await until(async () => {
       const { state, error } = await this.get<{ state: string; error: unknown }>(`/api/runs/${name}`);
       if (state === "failed" || state === "interrupted") throw new Error(JSON.stringify(error));

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowloom.engine.flops import flops
+from flowloom.engine.estimate.flops import flops
 from flowloom.nn.chroma import CHROMA1, Chroma, ChromaParams
 
 SMALL = ChromaParams(64, 128, 256, 4.0, 8, 2, 4, (4, 14, 14), 10_000, True, 64, 2, 256)

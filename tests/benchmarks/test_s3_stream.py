@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.s3_stream import run
-from tests.stand_ins.seaweed import KEY, SECRET
+from tests.fakes.seaweed import KEY, SECRET
 
 
 def test_both_ways_read_the_written_images_in_order(monkeypatch: pytest.MonkeyPatch):

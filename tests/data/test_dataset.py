@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from flowloom.config.model_files import check_files
+from flowloom.config.run import RunConfig
 from flowloom.data.captions import CaptionRules, vary
 from flowloom.data.dataset import DataSet, OneSet, repeats_of
 from flowloom.data.loader import Loader, Sample, Skipped
 from flowloom.data.metadata import JoinedMetadata, read_metadata
 from flowloom.errors import DataError
-from flowloom.spec.files import check_files
-from flowloom.spec.run import RunConfig
 
 PLAIN = CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0)
 

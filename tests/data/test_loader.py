@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowloom.config.run import RunConfig
 from flowloom.data.captions import CaptionRules
 from flowloom.data.loader import DataSet, Loader
 from flowloom.errors import DataError, ImageError
-from flowloom.parts.sources.local import find_image
-from flowloom.spec.run import RunConfig
+from flowloom.storage.local import find_image
 
 PLAIN = CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0)
 

@@ -14,20 +14,20 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from flowloom.chores.demo import ASSETS, CHORE, SIZE
-from flowloom.cli import main
+from flowloom.cli.main import main
 from flowloom.demo.captions import COLOURS, SHAPES, UNSEEN, caption_of
 from flowloom.demo.grid import draw_grid
+from flowloom.demo.images import Picture, build, drawings
 from flowloom.demo.judge import Verdict, example, judge
-from flowloom.demo.pictures import Picture, build, drawings
 from flowloom.demo.plan import PLANS, fitting
 from flowloom.demo.run import Terminal, demo, score
-from flowloom.parts.families.autoencoder import load_autoencoder
-from flowloom.parts.families.text_encoder import load_text_encoder
-from flowloom.server.roots import Roots
+from flowloom.models.autoencoder import load_autoencoder
+from flowloom.models.text_encoder import load_text_encoder
+from flowloom.run.directory import RunDir
+from flowloom.run.results import samples_of
+from flowloom.server.allowed_roots import Roots
 from flowloom.server.settings import Settings
-from flowloom.spec.results import samples_of
-from flowloom.spec.rundir import RunDir
+from flowloom.tasks.demo import ASSETS, SIZE, TASK
 
 CPU = torch.device("cpu")
 PAIRS = {f"{colour} {shape}": (colour, shape) for colour in COLOURS for shape in SHAPES}
@@ -214,7 +214,7 @@ def test_a_demo_run_lies_where_the_studio_can_use_it(
     assert content["trainer"] == "demo"
     named = content["config"]["model"]
     studio_run = RunDir.create("by-the-studio", home / "runs")
-    CHORE.prepare({}, studio_run, "a test")
+    TASK.prepare({}, studio_run, "a test")
     assert {key: value for key, value in named.items() if key.endswith("_path")} == {
         key: value for key, value in studio_run.read_run()["config"]["model"].items() if key.endswith("_path")
     }
@@ -249,9 +249,8 @@ def test_another_demo_uses_the_same_images_and_models(demo_run: tuple[Path, list
 
 @pytest.mark.parametrize(("set_by_user", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_of_the_cpu_do_not_wait_by_spinning(set_by_user: str | None, expected: str) -> None:
-    code = (
-        "import os; from flowloom.cli import main; main(['--version']); print(os.environ['OMP_WAIT_POLICY'])"
-    )
+    code = "import os; from flowloom.cli.main import main; main(['--version']); "
+    code += "print(os.environ['OMP_WAIT_POLICY'])"
     environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environ |= {"OMP_WAIT_POLICY": set_by_user} if set_by_user else {}
     done = subprocess.run(

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from flowloom.chores.demo import SIZE, demo_sections, model_section
-from flowloom.cli import main
+from flowloom.cli.main import main
+from flowloom.config.run import RunConfig
+from flowloom.demo.images import DemoData, build
 from flowloom.demo.network import write_base
-from flowloom.demo.pictures import DemoData, build
 from flowloom.engine.__main__ import run_engine
-from flowloom.engine.fill import fill
-from flowloom.parts.sources.base import StorageSection
-from flowloom.spec.events import read_events
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.engine.fill_cache import fill
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
+from flowloom.storage.base import StorageSection
+from flowloom.tasks.demo import SIZE, demo_sections, model_section
 
 pytestmark = pytest.mark.slow
 STEPS = 3

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.config.run import RunConfig
+from flowloom.run.directory import RunDir
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "yellow": (240, 210, 40)}
 

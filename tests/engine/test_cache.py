@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.distributed import Ranks
-from flowloom.engine.fill import fill, prune, stats, verify
+from flowloom.engine.fill_cache import fill, prune, stats, verify
 from flowloom.errors import DataError, WeightsError
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
-from tests.stand_ins.files import Files
+from flowloom.run.directory import RunDir
+from tests.fakes.files import Files
 
 EPOCHS = {"max_steps": None, "max_epochs": 3}
 

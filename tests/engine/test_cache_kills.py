@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowloom.data.cache import Cache
-from flowloom.data.shard_stores import LocalShards
-from flowloom.engine.fill import fill, stats, verify
-from flowloom.spec.run import RunConfig
+from flowloom.config.run import RunConfig
+from flowloom.data.cache.shard_stores import LocalShards
+from flowloom.data.cache.store import Cache
+from flowloom.engine.fill_cache import fill, stats, verify
 
 pytestmark = pytest.mark.slow
 IMAGES, RANKS, KILLS = 240, 2, 3
-VERB = "import sys; from flowloom.cli import main; sys.exit(main(sys.argv[1:]))"
+VERB = "import sys; from flowloom.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture

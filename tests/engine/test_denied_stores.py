@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
+from flowloom.cli.lint import lint
+from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
-from flowloom.engine.fill import fill, prune
+from flowloom.engine.fill_cache import fill, prune
 from flowloom.errors import StoreDenied, StoreDown
-from flowloom.lint_cli import lint
-from flowloom.parts.sources.base import StorageSection, open_source
-from flowloom.spec.events import read_events
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
-from tests.stand_ins.faulty import Faulty
-from tests.stand_ins.seaweed import Seaweed
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
+from flowloom.storage.base import StorageSection, open_source
+from tests.fakes.faulty import Faulty
+from tests.fakes.seaweed import Seaweed
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from flowloom.engine import open_cache
-from flowloom.engine.fill import fill
-from flowloom.engine.open_cache import ENCODERS, EncoderFiles
-from flowloom.spec.run import RunConfig
+from flowloom.config.run import RunConfig
+from flowloom.engine import cache_setup as open_cache
+from flowloom.engine.cache_setup import ENCODERS, EncoderFiles
+from flowloom.engine.fill_cache import fill
 
 
 def other_content(path: Path) -> bytes:

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowloom.chores import ALL
-from flowloom.cli import main
+from flowloom.cli.main import main
+from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.distributed import Ranks
 from flowloom.errors import ConfigError
-from flowloom.parts.families.weights import open_weights, save_weights
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
-from flowloom.trainers.flow import TRAINER
-from tests.parts.adapters.comfyui import loaded_as_comfyui_does
+from flowloom.models.weights import open_weights, save_weights
+from flowloom.run.directory import RunDir
+from flowloom.tasks import ALL
+from flowloom.trainers.engine import TRAINER
+from tests.models.adapters.comfyui import loaded_as_comfyui_does
 
 RANK, ALPHA = 2, 6.0
 

@@ -29,10 +29,10 @@ from flowloom.errors import (
     one_line,
     size_text,
 )
-from flowloom.parts.families.weights import open_weights, save_weights
-from flowloom.spec.events import read_events
-from flowloom.spec.resume import change_run
-from flowloom.spec.rundir import RunDir
+from flowloom.models.weights import open_weights, save_weights
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
+from flowloom.run.resume import change_run
 
 OVERFLOW = [("training.lr", "3.3e38"), ("training.weight_decay", "1"), ("training.warmup_steps", "0")]
 """The loss of the step is finite, the weights after it are not."""

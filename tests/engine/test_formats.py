@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import Parts, build
+from flowloom.engine.cache_setup import open_keepers
+from flowloom.engine.collate import prepare
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders
-from flowloom.engine.lazily import opened
-from flowloom.engine.open_cache import open_keepers
-from flowloom.engine.prepare import prepare
+from flowloom.engine.lazy import opened
 from flowloom.engine.preview import Drawing
 from flowloom.engine.step import train_step
 from flowloom.engine.validation import validation_loss
-from flowloom.parts.families.autoencoder import load_autoencoder
-from flowloom.parts.families.text_encoder import load_text_encoder
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.models.autoencoder import load_autoencoder
+from flowloom.models.text_encoder import load_text_encoder
+from flowloom.run.directory import RunDir
 
 CPU = torch.device("cpu")
 KEPT = [("off", "auto"), ("memory", "auto"), ("disk", "auto"), ("disk", "bf16"), ("disk", "fp32")]

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from flowloom.cli import main
-from flowloom.engine.fill import fill
-from flowloom.engine.preflight import Asked, preflight
-from flowloom.spec.events import read_events
-from flowloom.spec.flow_json import read_config
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
-from flowloom.trainers.flow import TRAINER
+from flowloom.cli.main import main
+from flowloom.config.flow_format.read import read_config
+from flowloom.config.run import RunConfig
+from flowloom.engine.estimate.preflight import Asked, preflight
+from flowloom.engine.fill_cache import fill
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
+from flowloom.trainers.engine import TRAINER
 
 PREVIEW = {"inference_every": 1, "steps": 1, "prompts": ["red"], "image_dim": [64, 64]}
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flowloom.engine.__main__ import run_engine
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 RUNS: dict[str, dict[str, Any]] = {

@@ -12,10 +12,10 @@ import torch
 
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.progress import Progress
+from flowloom.models.weights import open_weights, save_weights
 from flowloom.nn.tiny import TINY, random_chroma_weights
-from flowloom.parts.families.weights import open_weights, save_weights
-from flowloom.spec.events import read_events
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
 
 LORA = {"lora": {"rank": 2, "alpha": 2}}
 

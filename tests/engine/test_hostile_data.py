@@ -16,8 +16,8 @@ from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.distributed import Ranks
 from flowloom.errors import DataError
-from flowloom.spec.events import read_events
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
 
 RED = (220, 40, 40)
 

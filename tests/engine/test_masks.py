@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from flowloom.config.run import RunConfig
 from flowloom.data.loader import LoadedBatch
 from flowloom.engine.build import Parts, build
+from flowloom.engine.collate import prepare
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.objective import LatentBatch, sample_losses
-from flowloom.engine.prepare import prepare
 from flowloom.engine.step import train_step
-from flowloom.spec.run import RunConfig
 
 
 class Predicts(torch.nn.Module):

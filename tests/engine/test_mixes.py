@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flowloom.engine.__main__ import run_engine
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
 from tests.engine.test_resume import STEPS, assert_same_run, stop_after
 
 SEEDS = range(int(os.environ.get("FLOWLOOM_MIXES", "11")))

@@ -8,23 +8,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flowloom.config.run import RunConfig
 from flowloom.engine.encode import Encoders
-from flowloom.engine.lazily import opened
+from flowloom.engine.lazy import opened
 from flowloom.engine.preview import Drawing, Painter
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision
-from flowloom.flow.guidance import guided
-from flowloom.flow.samplers import euler, schedule
+from flowloom.flow_matching.guidance import guided
+from flowloom.flow_matching.samplers import euler, schedule
+from flowloom.import_warnings import quiet_imports
+from flowloom.models.autoencoder import Autoencoder, load_autoencoder
+from flowloom.models.autoencoder_names import to_diffusers
+from flowloom.models.families.chroma import load_chroma
+from flowloom.models.text_encoder import TextEncoder, load_text_encoder
+from flowloom.models.weights import open_weights
 from flowloom.nn.patches import image_ids, unpack
-from flowloom.nn.ragged import predict
 from flowloom.nn.tiny import TINY
-from flowloom.parts.families.autoencoder import Autoencoder, load_autoencoder
-from flowloom.parts.families.chroma import load_chroma
-from flowloom.parts.families.diffusers_names import to_diffusers
-from flowloom.parts.families.text_encoder import TextEncoder, load_text_encoder
-from flowloom.parts.families.weights import open_weights
-from flowloom.parts.quiet import quiet_imports
-from flowloom.spec.run import RunConfig
+from flowloom.nn.varlen import predict
 
 with quiet_imports():
     from diffusers import (

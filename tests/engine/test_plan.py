@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from flowloom.cli import main
-from flowloom.engine.plan import make_plan
-from flowloom.parts.families.weights import open_weights, save_weights
-from flowloom.spec.flow_json import LoadedConfig
+from flowloom.cli.main import main
+from flowloom.config.flow_format.read import LoadedConfig
+from flowloom.engine.estimate.plan import make_plan
+from flowloom.models.weights import open_weights, save_weights
 
 FLOW = Path(__file__).parents[1] / "golden" / "flow"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowloom.cli import main
-from flowloom.engine.fill import fill, stats
-from flowloom.engine.footprint import Networks, advise, checkpoint_bytes, memory, with_key
+from flowloom.cli.main import main
+from flowloom.config.flow_format.read import LoadedConfig
+from flowloom.engine.estimate.footprint import Networks, advise, checkpoint_bytes, memory, with_key
+from flowloom.engine.estimate.preflight import Asked, preflight
+from flowloom.engine.fill_cache import fill, stats
 from flowloom.engine.memory import HEADROOM
-from flowloom.engine.preflight import Asked, preflight
-from flowloom.parts.families.weights import open_weights
-from flowloom.spec.flow_json import LoadedConfig
+from flowloom.models.weights import open_weights
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from flowloom.config.run import RunConfig
 from flowloom.engine.build import build
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.preview import Drawing, Painter
-from flowloom.spec.run import RunConfig
 
 
 @pytest.fixture

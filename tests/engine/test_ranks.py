@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from flowloom.spec.events import read_events
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
 
 
 def run_on_two_ranks(run_dir: RunDir) -> list[dict[str, Any]]:

@@ -19,10 +19,10 @@ from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.checkpoint import load
 from flowloom.engine.distributed import Ranks
-from flowloom.parts.families.weights import open_weights
-from flowloom.spec.events import read_events
-from flowloom.spec.resume import change_run
-from flowloom.spec.rundir import RunDir
+from flowloom.models.weights import open_weights
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
+from flowloom.run.resume import change_run
 
 STEPS = 14
 METHODS: dict[str, dict[str, Any]] = {

@@ -13,8 +13,8 @@ import pytest
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.retention import num_kept, size_of
 from flowloom.errors import DiskFullError
-from flowloom.spec.events import read_events
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
 
 DISK_BYTES = 200 * 2**20
 LORA = {"lora": {"rank": 2, "alpha": 2}}

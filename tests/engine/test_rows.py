@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from flowloom.config.flow_format.read import LoadedConfig, load_config
+from flowloom.config.run import RunConfig
 from flowloom.data.dataset import DataSet
-from flowloom.data.prepare.build import build
-from flowloom.data.prepare.fresh import folder_rows, freshness, update
-from flowloom.data.prepare.options import BuildOptions
+from flowloom.datasets.build.build import build
+from flowloom.datasets.build.fresh import folder_rows, freshness, update
+from flowloom.datasets.build.options import BuildOptions
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import Parts
 from flowloom.engine.build import build as build_parts
 from flowloom.engine.distributed import Ranks
-from flowloom.engine.plan import make_plan
-from flowloom.engine.preflight import Asked, preflight
+from flowloom.engine.estimate.plan import make_plan
+from flowloom.engine.estimate.preflight import Asked, preflight
 from flowloom.engine.rows import keep_rows
-from flowloom.spec.events import read_events
-from flowloom.spec.flow_json import LoadedConfig, load_config
-from flowloom.spec.resume import change_run
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
+from flowloom.run.resume import change_run
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -34,7 +34,7 @@ MakeConfig = Callable[..., RunConfig]
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The user's cache is one of the test's own."""
-    from flowloom.data.prepare import fresh
+    from flowloom.datasets.build import fresh
 
     fresh._cache_dir.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -22,12 +22,12 @@ from flowloom.data.loader import DataSet
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.distributed import Ranks
-from flowloom.engine.plan import steps_per_epoch
+from flowloom.engine.estimate.plan import steps_per_epoch
 from flowloom.errors import DataError, DivergedError, FlowloomError, OutOfMemoryError
-from flowloom.parts.families.weights import open_weights
-from flowloom.spec.events import read_events
-from flowloom.spec.rundir import RunDir
-from tests.stand_ins.hub import Hub
+from flowloom.models.weights import open_weights
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
+from tests.fakes.hub import Hub
 
 INFERENCE = {"inference_every": 3, "steps": 2, "prompts": ["red", "blue"], "image_dim": [64, 48], "cfg": 3.0}
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from flowloom.engine.__main__ import run_engine
-from flowloom.parts.sources.base import StorageSection, open_source
-from flowloom.spec.events import read_events
-from flowloom.spec.rundir import RunDir
-from tests.stand_ins.faulty import Faulty
-from tests.stand_ins.seaweed import Seaweed
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
+from flowloom.storage.base import StorageSection, open_source
+from tests.fakes.faulty import Faulty
+from tests.fakes.seaweed import Seaweed
 
 pytestmark = pytest.mark.slow
 

@@ -16,8 +16,8 @@ import pytest
 
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.stopping import Abandoned, StopSignals
-from flowloom.spec.events import read_events
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
 
 
 @pytest.fixture

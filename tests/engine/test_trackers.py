@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
+from flowloom.config.flow_format.read import load_config
 from flowloom.engine import trackers
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.trackers import Tracker, close_all
-from flowloom.parts.loggers.base import LoggerSpec
-from flowloom.spec.events import read_events
-from flowloom.spec.flow_json import load_config
-from flowloom.spec.rundir import RunDir
-from tests.stand_ins.hub import Hub
+from flowloom.loggers.base import LoggerSpec
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
+from tests.fakes.hub import Hub
 
 
 class Troubled(LoggerSpec):

@@ -14,22 +14,22 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flowloom.config.run import RunConfig
 from flowloom.engine import distributed
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.checkpoint import save
+from flowloom.engine.collate import prepare
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.ema import AT_ONCE, Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.memory import checkpointed_blocks
-from flowloom.engine.prepare import prepare
 from flowloom.engine.step import train_step
-from flowloom.engine.trained import rotated_blocks, trained_names, turn_at
+from flowloom.engine.trainable import rotated_blocks, trained_names, turn_at
 from flowloom.errors import ConfigError
 from flowloom.nn.chroma import CHROMA1
-from flowloom.spec.events import read_events
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
 
 ROTATION = {"change_layer_every": 3, "trained_single_blocks": 2, "trained_double_blocks": 1}
 

@@ -16,20 +16,20 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from flowloom.config.flow_format.read import LoadedConfig
+from flowloom.config.run import RunConfig
 from flowloom.data.loader import LoadedBatch
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import Parts, build
+from flowloom.engine.collate import prepare, updates_of
 from flowloom.engine.distributed import Ranks
-from flowloom.engine.plan import make_plan
-from flowloom.engine.prepare import prepare, updates_of
+from flowloom.engine.estimate.plan import make_plan
 from flowloom.engine.step import train_step
 from flowloom.errors import DataError
-from flowloom.parts.families.weights import open_weights
-from flowloom.spec.events import read_events
-from flowloom.spec.flow_json import LoadedConfig
-from flowloom.spec.resume import change_run
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.models.weights import open_weights
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events
+from flowloom.run.resume import change_run
 
 LARGE_BATCH = {
     "training": {"updates_per_large_batch": 3, "lr": 1e-3, "train_minibatch": 1, "warmup_steps": 0},

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowloom.cli import main
-from flowloom.parts.families.weights import open_weights
-from flowloom.spec.events import read_events, without_repeats
-from flowloom.spec.rundir import RunDir
+from flowloom.cli.main import main
+from flowloom.models.weights import open_weights
+from flowloom.run.directory import RunDir
+from flowloom.run.events import read_events, without_repeats
 
 TOKEN = "hf_topsecret_of_a_flow_file"
 

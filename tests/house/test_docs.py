@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowloom.spec.flow_json import read_config
+from flowloom.config.flow_format.read import read_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
@@ -30,7 +30,7 @@ def blocks(language: str) -> list:
 @pytest.fixture(scope="module")
 def verbs() -> set[str]:
     """The verbs that `flowloom --help` names."""
-    command = [sys.executable, "-m", "flowloom.cli", "--help"]
+    command = [sys.executable, "-m", "flowloom.cli.main", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return set(re.findall(r"^  +([a-z]+)\b", text, re.MULTILINE))
 

@@ -59,8 +59,8 @@ def test_files_stay_short():
 
 
 def test_only_the_edge_of_the_process_catches_everything():
-    edges = {"src/flowloom/engine/__main__.py", "src/flowloom/chores/__main__.py"}
-    edges |= {"src/flowloom/server/tasks.py"}  # repeats the studio's tasks, works on runs one by one
+    edges = {"src/flowloom/engine/__main__.py", "src/flowloom/tasks/__main__.py"}
+    edges |= {"src/flowloom/server/background.py"}  # repeats the studio's tasks, works on runs one by one
     # Packages of others, one thread each: no tracker may end a run.
     edges |= {"src/flowloom/engine/trackers.py"}
     found = {relative(p): lines for p in SOURCES if (lines := catch_alls(p.read_text()))}

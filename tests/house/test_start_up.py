@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 
-SPEC = Path(__file__).parents[2] / "src" / "flowloom" / "spec"
+SRC = Path(__file__).parents[2] / "src"
 LIGHT = [
     "flowloom.errors",
-    "flowloom.cli",
-    *sorted(f"flowloom.spec.{path.stem}" for path in SPEC.glob("[!_]*.py")),
+    "flowloom.cli.main",
+    *sorted(
+        ".".join(path.relative_to(SRC).with_suffix("").parts)
+        for package in ("config", "run")
+        for path in (SRC / "flowloom" / package).rglob("[!_]*.py")
+    ),
 ]
 HEAVY = {
     "torch",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.rival import twin
+from flowloom.models.autoencoder_names import to_diffusers
 from flowloom.nn.chroma import Chroma
-from flowloom.parts.families.diffusers_names import to_diffusers
 
 # diffusers' Chroma uses a class that diffusers itself deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flowloom.spec.run import RunConfig
+from flowloom.config.run import RunConfig
 from tests.conftest import TinyFamily
 from tests.engine.conftest import drawn_data, make_config  # noqa: F401 -- fixtures
 
@@ -49,7 +49,7 @@ class Studio:
         words = ["up", "--home", str(self.home), "--port", "0", *self.flags]
         with (self.home / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flowloom.cli", *words],
+                [sys.executable, "-m", "flowloom.cli.main", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

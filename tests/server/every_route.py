@@ -129,8 +129,8 @@ REQUESTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("POST", "/api/{trainer}/train/stop", "/api/flow/train/stop", {"json": {}}),
     ("GET", "/api/{trainer}/train/status", "/api/flow/train/status", {}),
     ("GET", "/api/{trainer}/models", "/api/flow/models", {}),
-    ("GET", "/api/chores", "/api/chores", {}),
-    ("GET", "/api/chores/{chore}/config", "/api/chores/hash/config", {}),
-    ("POST", "/api/chores/{chore}/config", "/api/chores/hash/config", {"json": {"config": {}}}),
-    ("POST", "/api/chores/{chore}/start", "/api/chores/hash/start", {"json": {"config": {"paths": []}}}),
+    ("GET", "/api/tasks", "/api/tasks", {}),
+    ("GET", "/api/tasks/{task}/config", "/api/tasks/hash/config", {}),
+    ("POST", "/api/tasks/{task}/config", "/api/tasks/hash/config", {"json": {"config": {}}}),
+    ("POST", "/api/tasks/{task}/start", "/api/tasks/hash/start", {"json": {"config": {"paths": []}}}),
 ]

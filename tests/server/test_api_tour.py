@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from flowloom.parts.families.weights import open_weights
+from flowloom.models.weights import open_weights
+from tests.fakes.onnx_tagger import write_tagger
+from tests.fakes.sd_scripts import needs_sd_scripts, sd_home, sd_studio, small_config  # noqa: F401
 from tests.server.conftest import Studio
-from tests.stand_ins.onnx_tagger import write_tagger
-from tests.stand_ins.sd_scripts import needs_sd_scripts, sd_home, sd_studio, small_config  # noqa: F401
-from tests.tagging.conftest import BLUE, GREEN, RED, paint
+from tests.tasks.tagging.conftest import BLUE, GREEN, RED, paint
 
 TOUR = Path(__file__).parents[2] / "examples" / "api_tour.py"
 

@@ -14,9 +14,9 @@ import psutil
 import pytest
 from PIL import Image
 
+from flowloom.server.allowed_roots import Roots
 from flowloom.server.endpoints import unfit_endpoint
 from flowloom.server.pages import Pages
-from flowloom.server.roots import Roots
 from flowloom.server.routes.datasets_uploads import AT_ONCE, write_through
 from tests.server.conftest import Studio, wait_for
 
@@ -52,7 +52,7 @@ def test_nobody_writes_a_run_by_hand_through_a_data_set(studio: Studio, folder: 
 def test_nobody_downloads_a_run(studio: Studio, folder: str, save_as: str):
     item = {"url": "https://example.org/run.json", "save_as": save_as}
     body = {"config": {"target_dir": str(studio.home / folder), "items": [item]}}
-    answer = studio.http.post("/api/chores/download/start", json=body)
+    answer = studio.http.post("/api/tasks/download/start", json=body)
     assert answer.status_code == 422
     assert [place["pointer"] for place in answer.json()["errors"]] == ["/config/target_dir"]
 
@@ -88,15 +88,15 @@ def test_no_mark_of_an_address_within_a_path_leads_into_runs(studio: Studio, nam
     path = f"{studio.home}/data/{name}//../../runs"
     item = {"url": "https://example.org/run.json", "save_as": "run.json"}
     build = {"source_path": str(studio.home / "data"), "out_path": f"{path}/x/events.jsonl"}
-    for chore, config in (("download", {"target_dir": path, "items": [item]}), ("dataset-build", build)):
-        answer = studio.http.post(f"/api/chores/{chore}/start", json={"config": config})
+    for task, config in (("download", {"target_dir": path, "items": [item]}), ("dataset-build", build)):
+        answer = studio.http.post(f"/api/tasks/{task}/start", json={"config": config})
         assert answer.status_code == 422
         (pointer,) = [place["pointer"] for place in answer.json()["errors"]]
         assert pointer in ("/config/target_dir", "/config/out_path")
 
 
 @pytest.mark.parametrize("to", ["export", "merge", "dataset-export"])
-def test_no_chore_writes_into_a_run_of_another(studio: Studio, to: str):
+def test_no_task_writes_into_a_run_of_another(studio: Studio, to: str):
     run = studio.home / "runs" / "other"
     run.mkdir(parents=True, exist_ok=True)
     (run / "run.json").write_text('{"config": {}}')
@@ -105,7 +105,7 @@ def test_no_chore_writes_into_a_run_of_another(studio: Studio, to: str):
     (studio.home / "data" / "x.jsonl").touch()
     config = source if to == "dataset-export" else {"source_path": str(run)}
     body = {"config": config | {"out_path": str(out)}}
-    told = studio.post(f"/api/chores/{to}/config", body, 200)["problems"]
+    told = studio.post(f"/api/tasks/{to}/config", body, 200)["problems"]
     assert "/config/out_path" in [place["pointer"] for place in told]
 
 

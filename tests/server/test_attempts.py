@@ -72,7 +72,7 @@ def test_a_process_of_another_trainer_ends_with_its_folder(studio: Studio, tmp_p
     big.parent.mkdir(exist_ok=True)
     with big.open("wb") as file:
         file.truncate(2**38)
-    studio.post("/api/chores/hash/start", {"name": "sums", "config": {"paths": [str(big)]}}, 201)
+    studio.post("/api/tasks/hash/start", {"name": "sums", "config": {"paths": [str(big)]}}, 201)
     run = wait_for(lambda: (run := studio.run("sums"))["state"] == "running" and run["pid"] and run)
     folder = studio.home / "runs" / "sums"
     folder.rename(tmp_path / "elsewhere")
@@ -82,7 +82,7 @@ def test_a_process_of_another_trainer_ends_with_its_folder(studio: Studio, tmp_p
 
 
 @pytest.mark.parametrize(
-    "path", ["flow/config", "flow/config/preview", "chores/cache/config", "flow-upstream/config"]
+    "path", ["flow/config", "flow/config/preview", "tasks/cache/config", "flow-upstream/config"]
 )
 def test_a_token_in_a_configuration_is_named_with_the_place_where_it_belongs(
     one_studio: Studio, tiny_config: Configs, path: str
@@ -97,7 +97,7 @@ def test_a_token_in_a_configuration_is_named_with_the_place_where_it_belongs(
     assert "hf_not-a-real-token" not in str(verdict)
 
 
-@pytest.mark.parametrize("path", ["flow/train/start", "flow/preflight", "chores/cache/start"])
+@pytest.mark.parametrize("path", ["flow/train/start", "flow/preflight", "tasks/cache/start"])
 def test_a_token_in_a_configuration_starts_nothing(
     one_studio: Studio, tiny_config: Configs, path: str
 ) -> None:
@@ -115,8 +115,8 @@ def test_a_token_in_a_configuration_starts_nothing(
     ("path", "config", "pointer"),
     [
         ("flow", {"model": {"chroma_path": "s3://b/x.safetensors"}}, "/config/model/chroma_path"),
-        ("chores/export", {"source_path": "x", "out_path": "s3://b/x.safetensors"}, "/config/out_path"),
-        ("chores/hash", {"paths": ["s3://b/x"]}, "/config/paths/0"),
+        ("tasks/export", {"source_path": "x", "out_path": "s3://b/x.safetensors"}, "/config/out_path"),
+        ("tasks/hash", {"paths": ["s3://b/x"]}, "/config/paths/0"),
         ("flow-upstream", {"training": {"save_folder": "s3://b"}}, "/config/training/save_folder"),
     ],
 )

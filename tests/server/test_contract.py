@@ -189,7 +189,7 @@ def test_a_misspelt_place_in_the_queue_moves_nothing(one_studio: Studio):
     assert answer.json()["errors"] == [{"pointer": "/befor", "detail": "is not a field of this request."}]
 
 
-@pytest.mark.parametrize("path", ["flow/train/start", "runs/named/duplicate", "chores/dataset-lint/start"])
+@pytest.mark.parametrize("path", ["flow/train/start", "runs/named/duplicate", "tasks/dataset-lint/start"])
 @pytest.mark.parametrize("name", ["cats v1/é", "-x", "x" * 101, "", "a\n"])
 def test_a_name_that_no_run_can_have_is_refused_in_plain_words(one_studio: Studio, path: str, name: str):
     run = one_studio.home / "runs" / "named"

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
+from flowloom.config.secrets import may_need_secrets
 from flowloom.server.app import open_studio
 from flowloom.server.deps import Studio as Open
 from flowloom.server.problems import NotNow
-from flowloom.server.records import Ticket
-from flowloom.server.runs import RunView
+from flowloom.server.runs.process_files import Ticket
+from flowloom.server.runs.view import RunView
 from flowloom.server.settings import Settings
-from flowloom.spec.secrets import may_need_secrets
 from flowloom.trainers import ALL
 from tests.server.conftest import Studio, wait_for
 
@@ -234,7 +234,7 @@ def test_every_kind_of_damage_is_answered_at_once(studio_at: Callable[..., Studi
     (studio.home / "data").mkdir(exist_ok=True)
     (studio.home / "data" / "x").write_text("x")
     config = {"paths": [str(studio.home / "data" / "x")]}
-    studio.post("/api/chores/hash/start", {"name": "whole", "config": config}, 201)
+    studio.post("/api/tasks/hash/start", {"name": "whole", "config": config}, 201)
     studio.wait("whole", "finished")
     for kind, run in listed.items():
         if run["state"] == "queued":

@@ -14,8 +14,8 @@ from urllib.parse import quote
 import pytest
 from PIL import Image
 
+from flowloom.server.media.thumbnails import sweep
 from flowloom.server.problems import MEDIA_TYPE
-from flowloom.server.thumbnails import sweep
 from tests.server.conftest import Studio, wait_for
 
 TINY_GIF = b"GIF89a" + (3).to_bytes(2, "little") + (2).to_bytes(2, "little") + b"\0\0\0;"

@@ -13,8 +13,12 @@ import httpx
 import pytest
 from PIL import Image
 
-from flowloom.server.datasets.books import Change, Unreadable
-from flowloom.server.datasets.changes import (
+from flowloom.server.datasets.caption_store import Change, Unreadable
+from flowloom.server.datasets.edit_lock import EditCancelled, EditUnderWay, Phase, Turns
+from flowloom.server.datasets.edits import Editor
+from flowloom.server.datasets.index import Index
+from flowloom.server.datasets.locations import DataSet
+from flowloom.server.datasets.operations import (
     AddTags,
     RemoveTags,
     ReorderTags,
@@ -22,11 +26,7 @@ from flowloom.server.datasets.changes import (
     ReplaceText,
     applied,
 )
-from flowloom.server.datasets.edits import Editor
-from flowloom.server.datasets.index import Index
-from flowloom.server.datasets.places import DataSet
 from flowloom.server.datasets.table import Filter
-from flowloom.server.datasets.turns import EditCancelled, EditUnderWay, Phase, Turns
 from tests.server.conftest import Studio
 
 T = TypeVar("T")
@@ -285,7 +285,7 @@ def editor_of(
 
 
 def test_who_edits_meanwhile_is_told_what_to_wait_for(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("flowloom.server.datasets.turns.PATIENCE_S", 0.01)
+    monkeypatch.setattr("flowloom.server.datasets.edit_lock.PATIENCE_S", 0.01)
     turns = Turns()
 
     def second() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.fakes.onnx_tagger import write_tagger
 from tests.server.conftest import Studio
-from tests.stand_ins.onnx_tagger import write_tagger
 
 COUNT = 6
 
@@ -107,7 +107,7 @@ def test_tags_that_a_run_wrote_are_trained(
         "model_path": str(studio.home / "models" / "tagger"),
         "existing": "replace",
     }
-    studio.post("/api/chores/tag/start", {"name": "tagged", "config": config}, 201)
+    studio.post("/api/tasks/tag/start", {"name": "tagged", "config": config}, 201)
     studio.wait("tagged", "finished")
     shown = captions(studio, fox)
     assert all("fox, number" not in caption for caption in shown.values())
@@ -183,8 +183,8 @@ def test_what_was_not_built_from_a_folder_has_nothing_to_compare_with(one_studio
 def test_a_recorded_folder_outside_of_the_roots_is_not_looked_at(
     one_studio: Studio, fox: str, tmp_path: Path
 ):
-    from flowloom.data.prepare.build import build
-    from flowloom.data.prepare.options import BuildOptions
+    from flowloom.datasets.build.build import build
+    from flowloom.datasets.build.options import BuildOptions
 
     Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
     (tmp_path / "x.txt").write_text("somebody's")

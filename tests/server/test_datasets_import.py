@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from flowloom.chores.importing import _is_placed, _place
 from flowloom.errors import RunError
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.tasks.importing import _is_placed, _place
+from tests.fakes.files import Files
+from tests.fakes.hub import TOKEN
 from tests.server.conftest import Studio, wait_for
-from tests.stand_ins.files import Files
-from tests.stand_ins.hub import TOKEN
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HELD = 3_000_000

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flowloom.chores import ALL
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.tasks import ALL
+from tests.fakes.seaweed import Seaweed
 from tests.server.conftest import Studio, wait_for
-from tests.stand_ins.seaweed import Seaweed
 
 
 def drawn(folder: Path, count: int = 4) -> Path:
@@ -117,12 +117,12 @@ def test_what_cannot_be_done_is_told_with_its_reason(one_studio: Studio):
 
 def test_a_build_that_was_stopped_reads_on(tmp_path: Path):
     folder = drawn(tmp_path / "fox", 6)
-    chore, run_dir = ALL["dataset-build"], RunDir.create("build", tmp_path)
+    task, run_dir = ALL["dataset-build"], RunDir.create("build", tmp_path)
     config = {"source_path": str(folder), "out_path": str(tmp_path / "fox.jsonl")}
-    chore.prepare(config, run_dir, "a test")
+    task.prepare(config, run_dir, "a test")
     run_dir.request("stop")
     for _ in range(2):
-        subprocess.run(chore.command(run_dir, resume=False).argv, check=True, cwd=tmp_path)
+        subprocess.run(task.command(run_dir, resume=False).argv, check=True, cwd=tmp_path)
     kinds = [json.loads(line)["kind"] for line in run_dir.events_jsonl.read_text().splitlines()]
     assert kinds[-1] == "finished"
     assert json.loads((run_dir.path / "result.json").read_text())["num_rows"] == 5
@@ -132,10 +132,10 @@ def test_an_export_leaves_alone_what_somebody_put_in_its_place(tmp_path: Path):
     folder = drawn(tmp_path / "fox")
     rows = tmp_path / "fox.jsonl"
     build = {"source_path": str(folder), "out_path": str(rows)}
-    chore, out = ALL["dataset-export"], tmp_path / "out"
+    task, out = ALL["dataset-export"], tmp_path / "out"
     for name, one, config in (
         ("build", ALL["dataset-build"], build),
-        ("export", chore, {"jsonl_path": str(rows), "out_path": str(out)}),
+        ("export", task, {"jsonl_path": str(rows), "out_path": str(out)}),
     ):
         run_dir = RunDir.create(name, tmp_path)
         assert one.check(config) == []
@@ -148,7 +148,7 @@ def test_an_export_leaves_alone_what_somebody_put_in_its_place(tmp_path: Path):
             assert (done.returncode == 0) == (name == "build")
     assert [path.name for path in out.iterdir()] == ["mine.png"]
     (out / "mine.png").unlink()
-    subprocess.run(chore.command(run_dir, resume=True).argv, check=True)
+    subprocess.run(task.command(run_dir, resume=True).argv, check=True)
     assert len(list(out.rglob("*.png"))) == 3
 
 
@@ -226,7 +226,7 @@ def test_each_way_not_to_reach_a_bucket_has_its_word(with_store: Studio, seaweed
 def test_a_bucket_is_browsed_and_becomes_a_jsonl(
     with_store: Studio, storage: Any, seaweed: Seaweed, tmp_path: Path
 ):
-    from flowloom.parts.sources.base import open_source
+    from flowloom.storage.base import open_source
 
     url = f"s3://{seaweed.bucket}/fox set"
     store = open_source(url, storage)
@@ -257,10 +257,10 @@ def test_a_bucket_is_browsed_and_becomes_a_jsonl(
 def test_a_bucket_shows_the_captions_of_the_jsonl_that_was_uploaded_with_it(
     with_store: Studio, storage: Any, seaweed: Seaweed, tmp_path: Path
 ):
-    from flowloom.data.prepare.build import build
-    from flowloom.data.prepare.options import BuildOptions
-    from flowloom.data.prepare.upload import Uploader
-    from flowloom.parts.sources.base import open_source
+    from flowloom.datasets.build.build import build
+    from flowloom.datasets.build.options import BuildOptions
+    from flowloom.datasets.build.upload import Uploader
+    from flowloom.storage.base import open_source
 
     folder = drawn(tmp_path / "fox")
     build(str(folder), tmp_path / "fox.jsonl", BuildOptions(default_caption="a fox"), lambda _: None)

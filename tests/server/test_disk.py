@@ -107,7 +107,7 @@ def test_a_studio_starts_on_a_full_disk_and_shows_its_runs(
     filler = fill(small_disk)
     words = ["up", "--home", str(small_studio.home), "--port", "0"]
     done = subprocess.run(
-        [sys.executable, "-m", "flowloom.cli", *words],
+        [sys.executable, "-m", "flowloom.cli.main", *words],
         capture_output=True,
         text=True,
         check=False,

@@ -11,7 +11,7 @@ import torch
 
 import flowloom
 from flowloom.engine.doctor import Finding, port_finding
-from flowloom.server.up import serving_at
+from flowloom.server.serve import serving_at
 from tests.server.conftest import Studio
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.files import Files
+from tests.fakes.hub import TOKEN
 from tests.server.conftest import Studio, wait_for
-from tests.stand_ins.files import Files
-from tests.stand_ins.hub import TOKEN
 
 CONTENT = random.Random(1).randbytes(4_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -41,7 +41,7 @@ def on_hub(files: Files, elsewhere: Files) -> dict[str, Any]:
 
 def start(studio: Studio, *items: dict[str, Any], **more: Any) -> str:
     config = {"target_dir": str(studio.home / "models"), "items": list(items), **more}
-    return studio.post("/api/chores/download/start", {"config": config})["id"]
+    return studio.post("/api/tasks/download/start", {"config": config})["id"]
 
 
 def test_a_hub_file_comes_as_a_run_and_is_known(hub_studio: Studio, on_hub: dict[str, Any], files: Files):
@@ -224,7 +224,7 @@ WRONG = {
 def test_what_cannot_be_downloaded_is_told_before_it_starts(one_studio: Studio, fault: str):
     item, words = WRONG[fault]
     config = {"target_dir": str(one_studio.home / "models"), "items": [item]}
-    verdict = one_studio.post("/api/chores/download/config", {"config": config})
+    verdict = one_studio.post("/api/tasks/download/config", {"config": config})
     assert not verdict["is_valid"]
     assert any(words in problem["detail"] for problem in verdict["problems"]), verdict
     assert all(problem["pointer"].startswith("/config/items/0") for problem in verdict["problems"])
@@ -232,7 +232,7 @@ def test_what_cannot_be_downloaded_is_told_before_it_starts(one_studio: Studio, 
 
 def test_downloads_stay_in_the_studio_s_folders(one_studio: Studio, tmp_path: Path):
     config = {"target_dir": str(tmp_path / "outside"), "items": [HUB_ITEM]}
-    (problem,) = one_studio.post("/api/chores/download/config", {"config": config})["problems"]
+    (problem,) = one_studio.post("/api/tasks/download/config", {"config": config})["problems"]
     assert problem["pointer"] == "/config/target_dir"
 
 
@@ -241,11 +241,11 @@ def test_a_run_s_own_folder_is_not_written_to(one_studio: Studio):
     folder.mkdir(parents=True)
     (folder / "run.json").write_text('{"config": {}}')
     config = {"target_dir": str(folder / "samples"), "items": [HUB_ITEM]}
-    (problem,) = one_studio.post("/api/chores/download/config", {"config": config})["problems"]
+    (problem,) = one_studio.post("/api/tasks/download/config", {"config": config})["problems"]
     assert "folder of runs" in problem["detail"]
 
 
 def test_two_items_of_one_name_are_told(one_studio: Studio):
     config = {"target_dir": str(one_studio.home / "models"), "items": [HUB_ITEM, HUB_ITEM]}
-    (problem,) = one_studio.post("/api/chores/download/config", {"config": config})["problems"]
+    (problem,) = one_studio.post("/api/tasks/download/config", {"config": config})["problems"]
     assert "written twice" in problem["detail"]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.flow_checkout import flow_checkout  # noqa: F401 -- a fixture
 from tests.server.conftest import Studio, wait_for
-from tests.stand_ins.flow_checkout import flow_checkout  # noqa: F401 -- a fixture
 
 Configs = Callable[..., dict[str, Any]]
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowloom.server.metrics import Columns
-from flowloom.server.tail import EventTail, read_log
+from flowloom.server.runs.metrics import Columns
+from flowloom.server.runs.tail import EventTail, read_log
 from tests.server.conftest import Studio, wait_for
 
 Configs = Callable[..., dict[str, Any]]

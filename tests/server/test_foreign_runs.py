@@ -17,18 +17,18 @@ import psutil
 import pytest
 from PIL import Image
 
+from flowloom.run.directory import RunDir
 from flowloom.server.app import open_studio
-from flowloom.server.datasets.places import NoSuchDataSet
-from flowloom.server.datasets.turns import EditUnderWay
+from flowloom.server.datasets.edit_lock import EditUnderWay
+from flowloom.server.datasets.locations import NoSuchDataSet
 from flowloom.server.deps import Studio as Open
-from flowloom.server.keeper import Order
 from flowloom.server.locks import hold, is_held
-from flowloom.server.making import Restart, resume_run
 from flowloom.server.problems import NotNow
-from flowloom.server.records import Ticket, Wish, lock_path
 from flowloom.server.routes.datasets import delete_dataset
+from flowloom.server.runs.create import Restart, resume_run
+from flowloom.server.runs.process_files import Ticket, Wish, lock_path
+from flowloom.server.runs.supervisor import Order
 from flowloom.server.settings import Settings
-from flowloom.spec.rundir import RunDir
 from tests.server.conftest import Studio, wait_for
 
 Configs = Callable[..., dict[str, Any]]
@@ -63,7 +63,7 @@ def add_up(studio: Studio, name: str) -> dict[str, Any]:
     (studio.home / "data").mkdir(exist_ok=True)
     (studio.home / "data" / "x").write_text("x")
     config = {"paths": [str(studio.home / "data" / "x")]}
-    studio.post("/api/chores/hash/start", {"name": name, "config": config}, 201)
+    studio.post("/api/tasks/hash/start", {"name": name, "config": config}, 201)
     return studio.wait(name, "finished")
 
 
@@ -181,12 +181,12 @@ def test_no_run_keeps_a_device_that_it_does_not_use(studio_at: Callable[..., Stu
     (studio.home / "data").mkdir()
     (studio.home / "data" / "x").touch()
     body = {"config": {"paths": [str(studio.home / "data" / "x")]}, "devices": ["cuda:1", "cuda:3"]}
-    refused = studio.http.post("/api/chores/hash/start", json=body)
+    refused = studio.http.post("/api/tasks/hash/start", json=body)
     assert refused.status_code == 422
     (place,) = refused.json()["errors"]
     assert place["pointer"] == "/devices"
     assert "choose one" in place["detail"]
-    made = studio.post("/api/chores/hash/start", body | {"devices": ["cuda:3"]}, 201)
+    made = studio.post("/api/tasks/hash/start", body | {"devices": ["cuda:3"]}, 201)
     assert made["devices"] == ["cuda:3"]
     studio.wait(made["id"], "finished")
 
@@ -207,7 +207,7 @@ def test_runs_without_a_name_that_start_in_one_second_are_all_made(studio: Studi
     (studio.home / "data" / "x").touch()
     body = {"config": {"paths": [str(studio.home / "data" / "x")]}}
     with ThreadPoolExecutor(4) as pool:
-        names = list(pool.map(lambda _: studio.post("/api/chores/hash/start", body, 201)["id"], range(6)))
+        names = list(pool.map(lambda _: studio.post("/api/tasks/hash/start", body, 201)["id"], range(6)))
     assert len(set(names)) == 6
     for name in names:
         studio.wait(name, "finished")
@@ -220,7 +220,7 @@ def test_of_two_who_want_one_name_one_gets_it(studio: Studio):
 
     def ask(number: int) -> int:
         return studio.http.post(
-            "/api/chores/hash/start", json={"name": f"n{number // 4}", "config": config}
+            "/api/tasks/hash/start", json={"name": f"n{number // 4}", "config": config}
         ).status_code
 
     with ThreadPoolExecutor(4) as pool:
@@ -273,7 +273,7 @@ def test_a_stop_that_was_asked_for_while_a_run_took_its_locks_is_not_lost(opened
     order = Order(str(run_dir.path), ticket.id, ["/bin/true"], None, [str(device)])
     taken = hold(device)
     assert taken is not None
-    command = [sys.executable, "-m", "flowloom.server.keeper", order.to_argument()]
+    command = [sys.executable, "-m", "flowloom.server.runs.supervisor", order.to_argument()]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as keeper:
         wait_for(lambda: is_held(lock_path(run_dir.path)))
         wish = Wish(kind="stop", time=2.0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flowloom.server.idle import IdleHook
-from flowloom.server.up import default_home
+from flowloom.server.runs.idle import IdleHook
+from flowloom.server.serve import default_home
 from tests.server.conftest import Studio, wait_for
 
 Configs = Callable[..., dict[str, Any]]
@@ -75,7 +75,7 @@ def test_a_studio_that_is_told_no_home_takes_the_volume_that_outlives_the_box(
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "soon", "nan", "inf"])
 def test_minutes_that_mean_nothing_are_refused(minutes: str, capsys: pytest.CaptureFixture[str]):
-    from flowloom.cli import main
+    from flowloom.cli.main import main
 
     with pytest.raises(SystemExit):
         main(["up", "--idle-minutes", minutes])

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.data.library.conftest import CHROMA, T5_XXL, VAE_4, VAE_16, write_model
+from tests.model_library.conftest import CHROMA, T5_XXL, VAE_4, VAE_16, write_model
 from tests.server.conftest import Studio
 
 
@@ -116,7 +116,7 @@ def test_what_a_configuration_lacks_comes_with_its_download(
     assert str(models_dir / "vae/ae.safetensors") in vae["here"]
     assert vae["offer"]["is_here"]
     assert vae["offer"]["sets"] == {"model.vae_path": str(models_dir / "vae/ae.safetensors")}
-    checked = one_studio.post("/api/chores/download/config", lacking["download"])
+    checked = one_studio.post("/api/tasks/download/config", lacking["download"])
     assert checked["is_valid"], checked
     names = [item["name"] for item in lacking["download"]["config"]["items"]]
     assert names == ["ae.safetensors", "spiece.model", "config.json"]
@@ -140,12 +140,12 @@ def test_a_model_section_that_is_none_is_explained(one_studio: Studio, model: An
 
 def test_every_offer_is_a_download_that_can_start(one_studio: Studio):
     for offer in one_studio.get("/api/models/offers"):
-        assert one_studio.post("/api/chores/download/config", offer["download"])["is_valid"], offer
+        assert one_studio.post("/api/tasks/download/config", offer["download"])["is_valid"], offer
 
 
 def test_a_sum_that_a_run_made_is_shown_in_the_list(one_studio: Studio, models_dir: Path):
     path = models_dir / "loras" / "fox.safetensors"
-    run = one_studio.post("/api/chores/hash/start", {"config": {"paths": [str(path)]}})
+    run = one_studio.post("/api/tasks/hash/start", {"config": {"paths": [str(path)]}})
     assert one_studio.wait(run["id"])["state"] == "finished"
     wanted = hashlib.sha256(path.read_bytes()).hexdigest()
     (lora,) = one_studio.get("/api/models", root="models", kind="lora")["models"]
@@ -172,8 +172,8 @@ def test_pictures_and_exports_come_out_of_the_routes_of_runs(
         "grid": {"cfg": [1.0, 2.0]},
         "parallel": {"device": "cpu", "num_threads": 1},
     }
-    drawn = studio.post("/api/chores/sample/start", {"config": asked})["id"]
-    exported = studio.post("/api/chores/export/start", {"config": {"source_path": source, "form": "kohya"}})[
+    drawn = studio.post("/api/tasks/sample/start", {"config": asked})["id"]
+    exported = studio.post("/api/tasks/export/start", {"config": {"source_path": source, "form": "kohya"}})[
         "id"
     ]
     assert studio.wait(drawn)["state"] == "finished"
@@ -251,7 +251,7 @@ NASTY = [
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))
 def test_no_text_in_place_of_a_path_is_a_fault(one_studio: Studio, text: str, is_inside: bool):
     text = f"{one_studio.home}/models/{text}" if is_inside else text
-    chores: dict[str, dict[str, Any]] = {
+    tasks: dict[str, dict[str, Any]] = {
         "download": {
             "target_dir": text,
             "items": [{"url": text, "save_as": text}, {"repo": "a/b", "name": text}],
@@ -262,10 +262,10 @@ def test_no_text_in_place_of_a_path_is_a_fault(one_studio: Studio, text: str, is
         "sample": {"prompts": [text], "source_path": text, "loras": [{"lora_path": text}]},
     }
     model = dict.fromkeys(("chroma_path", "vae_path", "t5_path", "t5_config_path", "t5_tokenizer_path"), text)
-    asked = [(f"/api/chores/{name}/config", config) for name, config in chores.items()]
+    asked = [(f"/api/tasks/{name}/config", config) for name, config in tasks.items()]
     asked += [("/api/models/missing", {"model": model}), ("/api/flow/config", {"model": model})]
     asked += [
-        ("/api/chores/hash/config", {text: text}),
+        ("/api/tasks/hash/config", {text: text}),
         ("/api/flow/config", {text: text, "model": {text: 1}}),
     ]
     for path, config in asked:

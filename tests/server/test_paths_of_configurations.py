@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from flowloom.chores import ALL as CHORES
-from flowloom.server.roots import Roots
+from flowloom.server.allowed_roots import Roots
+from flowloom.tasks import ALL as TASKS
 from flowloom.trainers import ALL as TRAINERS
 from tests.server.conftest import Studio
 
@@ -26,7 +26,7 @@ NO_PATHS = frozenset(
 )
 """Keys with text that is no path of this machine, or that has a check of its own."""
 HUB_REPOSITORIES = frozenset({"tag.repo", "caption.repo", "download.items.repo", "dataset-import.repo"})
-EVERYTHING = {**TRAINERS, **CHORES}
+EVERYTHING = {**TRAINERS, **TASKS}
 
 
 def texts(

@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from flowloom.trainers import ALL
-from tests.server.conftest import Studio
-from tests.stand_ins.least_sd_scripts import (
+from tests.fakes.least_sd_scripts import (
     least_checkout,  # noqa: F401 -- a fixture
     let_it_take_everything,
 )
+from tests.server.conftest import Studio
 
 
 def test_a_run_of_flow_is_examined_before_it_starts(

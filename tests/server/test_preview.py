@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from flowloom.server.preview import preview
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.server.runs.preview import preview
 from flowloom.trainers import ALL
 from flowloom.trainers.kohya.trainer import TRAINER as KOHYA
+from tests.fakes.flow_checkout import flow_checkout  # noqa: F401 -- a fixture
 from tests.server.conftest import Studio
-from tests.stand_ins.flow_checkout import flow_checkout  # noqa: F401 -- a fixture
 
 
 def kohya_config(home: Path) -> dict[str, Any]:

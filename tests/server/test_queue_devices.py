@@ -58,7 +58,7 @@ def test_a_task_that_needs_a_device_takes_an_idle_one(two_devices: Studio, tiny_
     studio = two_devices
     begin(studio, "busy", tiny_config(**ENDLESS), devices=["cpu:0"])
     studio.wait("busy", "running")
-    made = studio.post("/api/chores/cache/start", {"config": tiny_config()}, 201)
+    made = studio.post("/api/tasks/cache/start", {"config": tiny_config()}, 201)
     assert wait_for(
         lambda: studio.run(made["id"])["state"] != "queued" and studio.run(made["id"])["devices"]
     ) == ["cpu:1"]

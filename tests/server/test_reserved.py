@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flowloom.server.datasets.places import DataSet
+from flowloom.server.datasets.locations import DataSet
 from flowloom.server.datasets.reserved import SPARE_BYTES, NoRoom
 from flowloom.server.datasets.uploads import Upload, Uploads
 

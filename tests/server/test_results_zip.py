@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from flowloom.server.parcel import PIECE_BYTES, zipped
+from flowloom.server.zip_stream import PIECE_BYTES, zipped
 from tests.server.conftest import Studio
 
 WEIGHTS = bytes(range(256)) * 20_000

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flowloom.server.runs import view_of
-from flowloom.spec.events import FIELDS, EventWriter
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
+from flowloom.run.events import FIELDS, EventWriter
+from flowloom.server.runs.view import view_of
 
 
 @pytest.fixture

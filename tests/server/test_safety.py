@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from flowloom.server.allowed_roots import Roots, inside
 from flowloom.server.problems import MEDIA_TYPE, NoSuchFile, OutsideRoots
-from flowloom.server.roots import Roots, inside
 from tests.server.conftest import Studio
 
 TOKEN = "a-token-of-the-tests-own"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.captioners import write_florence
+from tests.fakes.onnx_tagger import write_tagger
 from tests.server.conftest import Studio, wait_for
-from tests.stand_ins.captioners import write_florence
-from tests.stand_ins.onnx_tagger import write_tagger
-from tests.tagging.conftest import BLUE, GREEN, RED, paint
+from tests.tasks.tagging.conftest import BLUE, GREEN, RED, paint
 
 FOX = "fox (forest story), red theme, ^_^, long hair, 1girl\n"
 
@@ -30,23 +30,23 @@ def tagging_studio(studio_at: Callable[..., Studio], data: Path) -> Studio:
     return studio_at("home", "--root", f"mine={data}").start()
 
 
-def start(studio: Studio, chore: str, name: str, **config: Any) -> None:
-    studio.post(f"/api/chores/{chore}/start", {"name": name, "config": config}, 201)
+def start(studio: Studio, task: str, name: str, **config: Any) -> None:
+    studio.post(f"/api/tasks/{task}/start", {"name": name, "config": config}, 201)
 
 
 @pytest.mark.slow
 def test_a_folder_is_tagged_by_the_queue(tagging_studio: Studio, data: Path):
     studio, pictures = tagging_studio, data / "set"
-    assert {"tag", "caption", "restore-captions"} <= {one["name"] for one in studio.get("/api/chores")}
-    form = studio.get("/api/chores/tag/config")
+    assert {"tag", "caption", "restore-captions"} <= {one["name"] for one in studio.get("/api/tasks")}
+    form = studio.get("/api/tasks/tag/config")
     assert form["defaults"]["general_threshold"] == 0.35
     config = {"data_path": str(pictures), "model_path": str(data / "tagger")}
     wrong = config | {"general_threshold": 2, "existing": "destroy", "model_path": "/etc"}
-    verdict = studio.post("/api/chores/tag/config", {"config": wrong})
+    verdict = studio.post("/api/tasks/tag/config", {"config": wrong})
     assert [problem["pointer"] for problem in verdict["problems"]] == ["/config/model_path"], (
         "outside of the roots"
     )
-    verdict = studio.post("/api/chores/tag/config", {"config": wrong | config})
+    verdict = studio.post("/api/tasks/tag/config", {"config": wrong | config})
     assert {problem["pointer"] for problem in verdict["problems"]} == {
         "/config/general_threshold",
         "/config/existing",

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from flowloom.errors import ConfigError, RunError
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
 from flowloom.trainers.checkouts import checkouts_of, name_checkout
-from flowloom.trainers.flow_dataclasses import names_of_trainers
-from flowloom.trainers.flow_upstream import TRAINER
-from tests.stand_ins.flow_checkout import flow_checkout, make_checkout  # noqa: F401 -- a fixture
+from flowloom.trainers.flow_upstream.dataclasses import names_of_trainers
+from flowloom.trainers.flow_upstream.trainer import TRAINER
+from tests.fakes.flow_checkout import flow_checkout, make_checkout  # noqa: F401 -- a fixture
 
 NEW = "src.trainer.train_chroma"
 

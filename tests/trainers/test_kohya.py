@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from flowloom.cli import main
-from flowloom.spec.rundir import RunDir
+from flowloom.cli.main import main
+from flowloom.run.directory import RunDir
 from flowloom.trainers.kohya.arguments import known_arguments, path_in, raw_problems
 from flowloom.trainers.kohya.files import toml
 from flowloom.trainers.kohya.hooks import MARK
 from flowloom.trainers.kohya.trainer import TRAINER
-from tests.data.library.conftest import CHROMA, write_model
+from tests.model_library.conftest import CHROMA, write_model
 
 
 def rendered(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[str]]:

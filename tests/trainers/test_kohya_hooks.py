@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
 from flowloom.trainers.kohya.trainer import TRAINER
-from tests.stand_ins.least_sd_scripts import OTHER_LIBRARY
+from tests.fakes.least_sd_scripts import OTHER_LIBRARY
 
 
 def followed(run_dir: RunDir, resume: bool, when: dict[int, str]) -> list[dict[str, Any]]:

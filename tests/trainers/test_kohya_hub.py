@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
 from flowloom.trainers.kohya.defaults import HUB
 from flowloom.trainers.kohya.imports import from_bmaltais, from_toml
 from flowloom.trainers.kohya.trainer import TRAINER
+from tests.fakes.hub import TOKEN, Hub, hub  # noqa: F401 -- a fixture
+from tests.fakes.least_sd_scripts import let_it_take_everything
+from tests.fakes.sd_scripts import CHECKOUT, PYTHON, needs_sd_scripts, prepare
 from tests.server.conftest import Studio, wait_for
-from tests.stand_ins.hub import TOKEN, Hub, hub  # noqa: F401 -- a fixture
-from tests.stand_ins.least_sd_scripts import let_it_take_everything
-from tests.stand_ins.sd_scripts import CHECKOUT, PYTHON, needs_sd_scripts, prepare
 
 Config = Callable[..., dict[str, Any]]
 REPO = {"huggingface_repo_id": "me/fox"}

@@ -20,7 +20,7 @@ from flowloom.trainers.kohya.files import toml
 from flowloom.trainers.kohya.imports import Imported, from_bmaltais, from_toml
 from flowloom.trainers.kohya.imports.networks import KEYS
 from flowloom.trainers.kohya.imports.values import is_empty, is_same
-from flowloom.trainers.kohya.known import PATHS, RAW
+from flowloom.trainers.kohya.known_keys import PATHS, RAW
 from flowloom.trainers.kohya.trainer import TRAINER
 
 SECTIONS = {name: type(section) for name, section in KohyaConfig() if hasattr(type(section), "model_fields")}

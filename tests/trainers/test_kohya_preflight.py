@@ -15,18 +15,18 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
 from flowloom.trainers.base import Preset
 from flowloom.trainers.checkouts import name_checkout
 from flowloom.trainers.kohya.buckets import Buckets
 from flowloom.trainers.kohya.config import DataSet, KohyaConfig
 from flowloom.trainers.kohya.files import arguments_of
 from flowloom.trainers.kohya.footprint import Weights, footprint, kept_files, kept_states
-from flowloom.trainers.kohya.pictures import NO_CAPTION, OTHER_EXTENSION, Found, Reader
+from flowloom.trainers.kohya.images import NO_CAPTION, OTHER_EXTENSION, Found, Reader
 from flowloom.trainers.kohya.preflight import Asked, preflight
 from flowloom.trainers.kohya.trainer import TRAINER
-from tests.stand_ins.least_sd_scripts import let_it_take_everything
-from tests.stand_ins.sd_scripts import CHECKOUT, HERE, PYTHON, needs_sd_scripts, prepare
+from tests.fakes.least_sd_scripts import let_it_take_everything
+from tests.fakes.sd_scripts import CHECKOUT, HERE, PYTHON, needs_sd_scripts, prepare
 
 Config = Callable[..., dict[str, Any]]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
 from flowloom.trainers.checkouts import name_checkout
 from flowloom.trainers.kohya.arguments import known_arguments
 from flowloom.trainers.kohya.config import KohyaConfig
@@ -17,7 +17,7 @@ from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.files import script_of
 from flowloom.trainers.kohya.imports import from_toml
 from flowloom.trainers.kohya.trainer import TRAINER
-from tests.stand_ins.sd_scripts import CHECKOUT, HERE, PYTHON, needs_sd_scripts, paint_with_captions, prepare
+from tests.fakes.sd_scripts import CHECKOUT, HERE, PYTHON, needs_sd_scripts, paint_with_captions, prepare
 
 pytestmark = [pytest.mark.slow, needs_sd_scripts]
 WAYS = [

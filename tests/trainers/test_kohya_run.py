@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flowloom.parts.families.weights import open_weights
+from flowloom.models.weights import open_weights
+from tests.fakes.sd_scripts import needs_sd_scripts, sd_home, sd_studio, small_config  # noqa: F401
 from tests.server.conftest import Studio, wait_for
-from tests.stand_ins.sd_scripts import needs_sd_scripts, sd_home, sd_studio, small_config  # noqa: F401
 
 pytestmark = [pytest.mark.slow, needs_sd_scripts]
 

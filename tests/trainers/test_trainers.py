@@ -12,12 +12,12 @@ from typing import Any, get_args
 
 import pytest
 
-from flowloom.spec.events import FIELDS
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import Control, RunDir
+from flowloom.config.run import RunConfig
+from flowloom.run.directory import Control, RunDir
+from flowloom.run.events import FIELDS
 from flowloom.trainers import ALL
 from flowloom.trainers.base import SourceKind, Trainer
-from flowloom.trainers.flow import TRAINER as FLOW
+from flowloom.trainers.engine import TRAINER as FLOW
 
 COUNTED = {"batch", "batches", "batches_per_s"}
 """Of a progress within one epoch (Trainer.parse)."""

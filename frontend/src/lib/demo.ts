@@ -12,7 +12,7 @@ export function useDemo() {
   const { complain } = useToasts();
   return useMutation({
     mutationFn: () =>
-      fetchJson<RunView>("/api/chores/demo/start", { config: { limits: { max_minutes: DEMO_MINUTES } } }),
+      fetchJson<RunView>("/api/tasks/demo/start", { config: { limits: { max_minutes: DEMO_MINUTES } } }),
     onSuccess: (run) => router.push(`/runs/?id=${encodeURIComponent(run.id)}`),
     onError: complain,
   });

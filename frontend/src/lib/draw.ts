@@ -1,4 +1,4 @@
-/** Pictures that show a run's checkpoints beside each other: a run of the chore `sample`. */
+/** Pictures that show a run's checkpoints beside each other: a run of the task `sample`. */
 import { at, type Json, type Tree } from "./json";
 
 /** Its prompts and settings are those of the run's own samples; `grid` is what differs. */

@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from flowloom.config.data_sections import DataSetSection
+from flowloom.config.run import RunConfig
 from flowloom.data.buckets import LEFT_OUT, assign, make_buckets
 from flowloom.data.metadata import JoinedMetadata, Row, Rows, check_skipped, read_metadata
 from flowloom.data.order import EpochExtras, EpochPlan, plan_epoch
-from flowloom.data.prepare.fresh import folder_rows
-from flowloom.spec.data_sections import DataSetSection
-from flowloom.spec.run import RunConfig
+from flowloom.datasets.build.fresh import folder_rows
 
 Size = tuple[int, int]
 

@@ -12,18 +12,18 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from flowloom.data.background import in_background
 from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.captions import CaptionRules, vary
 from flowloom.data.dataset import DataSet, Size
-from flowloom.data.fetch import Fetch
-from flowloom.data.images import load_image
-from flowloom.data.masks import load_mask
+from flowloom.data.fetch.fetcher import Fetch
+from flowloom.data.fetch.image_source import Pictures
+from flowloom.data.images.decode import load_image
+from flowloom.data.images.masks import load_mask
 from flowloom.data.metadata import Row
 from flowloom.data.order import Batch, EpochPlan, rank_parts
-from flowloom.data.pictures import Pictures
+from flowloom.data.prefetch import in_background
 from flowloom.errors import DataError, ImageError
-from flowloom.parts.sources.base import shown
+from flowloom.storage.base import shown
 
 ROWS_AHEAD = 512
 """Rows whose pictures are asked of a store before their turn to be decoded; bytes are bounded besides."""

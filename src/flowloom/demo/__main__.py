@@ -9,15 +9,15 @@ import os
 import sys
 from pathlib import Path
 
-from flowloom.chores.demo import SIZE
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir
+from flowloom.config.run import RunConfig
+from flowloom.run.directory import RunDir
+from flowloom.tasks.demo import SIZE
 
 
 def make_what_it_needs(config: RunConfig) -> None:
     """Pictures, encoders and an untrained base, where `config` looks for them."""
+    from flowloom.demo.images import build
     from flowloom.demo.network import make_models
-    from flowloom.demo.pictures import build
 
     build(Path(config.dataloader.image_folder_path), SIZE)
     make_models(Path(config.model.chroma_path).parent)

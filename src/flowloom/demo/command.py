@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from flowloom.spec.local import with_local_paths
+from flowloom.config.local_paths import with_local_paths
 
 
 def run(words: list[str]) -> int:
     """Train and draw as the command line says; the exit status."""
-    from flowloom.server.up import default_home, minutes
+    from flowloom.server.serve import default_home, minutes
 
     parser = argparse.ArgumentParser(
         "flowloom demo",

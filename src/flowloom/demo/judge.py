@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from flowloom.demo.pictures import all_drawings, rasterise
+from flowloom.demo.images import all_drawings, rasterise
 
 WHITE_LEVEL = 225
 """Darker than this in any channel is not the ground."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from flowloom.chores.demo import ASSETS
+from flowloom.models.weights import save_weights
 from flowloom.nn.chroma import ChromaParams
 from flowloom.nn.tiny import random_chroma_weights
-from flowloom.parts.families.weights import save_weights
+from flowloom.tasks.demo import ASSETS
 
 PARAMS = ChromaParams(
     in_channels=64,

@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flowloom.chores.demo import CFG, NAME, SAMPLER_STEPS, SIZE, demo_sections, folders_in, model_section
+from flowloom.config.run import RunConfig
 from flowloom.demo.grid import draw_grid
+from flowloom.demo.images import CREDIT
+from flowloom.demo.images import build as build_pictures
 from flowloom.demo.judge import judge
 from flowloom.demo.network import make_models
-from flowloom.demo.pictures import CREDIT
-from flowloom.demo.pictures import build as build_pictures
 from flowloom.demo.plan import ENOUGH_STEPS, PLANS, Asked, Plan, fitting
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.preview import Drawing, Painter
 from flowloom.engine.progress import duration
 from flowloom.engine.sample import SampleRequest, load_painter
 from flowloom.errors import RunError
-from flowloom.server.up import default_home
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir, write_json
+from flowloom.run.directory import RunDir, write_json
+from flowloom.server.serve import default_home
+from flowloom.tasks.demo import CFG, NAME, SAMPLER_STEPS, SIZE, demo_sections, folders_in, model_section
 
 DRAWING = Drawing(SIZE, SIZE, steps=SAMPLER_STEPS, cfg=CFG)
 AT_ONCE = 9

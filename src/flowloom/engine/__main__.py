@@ -12,10 +12,10 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowloom.config.secrets import redact, usable_secrets
 from flowloom.engine.stopping import Abandoned, StopSignals
 from flowloom.errors import FlowloomError, TrainingError
-from flowloom.spec.rundir import RunDir
-from flowloom.spec.secrets import redact, usable_secrets
+from flowloom.run.directory import RunDir
 from flowloom.streams import leave, settle_home
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def run_engine(run_dir: RunDir, on_event: Callable[[dict[str, Any]], None] = lam
     with StopSignals().listening() as signals:
         from flowloom.engine.distributed import join_ranks, leave_ranks
         from flowloom.engine.run import Sitting
-        from flowloom.parts.devices import choose_device
+        from flowloom.models.device import choose_device
 
         config = run_dir.read_config()
         ranks = join_ranks(choose_device(config.parallel.device).type)

@@ -7,26 +7,26 @@ from pathlib import Path
 
 import torch
 
-from flowloom.data.library.needs import refuse_unfit_models
+from flowloom.config.run import ModelSection, RunConfig
+from flowloom.data.fetch.image_source import Pictures
 from flowloom.data.loader import DataSet, Loader
-from flowloom.data.pictures import Pictures
+from flowloom.engine.cache_setup import PLAIN, caption_rules, open_keepers
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders
-from flowloom.engine.keepers import DiskKeeper
-from flowloom.engine.lazily import Lazily
+from flowloom.engine.encoding_cache import DiskKeeper
+from flowloom.engine.lazy import Lazily
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.objective import Objective, density
-from flowloom.engine.open_cache import PLAIN, caption_rules, open_keepers
 from flowloom.engine.preview import Painter
 from flowloom.engine.state import Precision, TrainState
+from flowloom.model_library.requirements import refuse_unfit_models
+from flowloom.models.adapters.adapter import Adapter, attach, quantize_base
+from flowloom.models.autoencoder import load_autoencoder
+from flowloom.models.device import choose_device, encoder_dtype
+from flowloom.models.families.chroma import load_chroma, read_chroma_params
+from flowloom.models.text_encoder import load_text_encoder
 from flowloom.nn.chroma import Chroma
-from flowloom.parts.adapters.adapter import Adapter, attach, quantize_base
-from flowloom.parts.devices import choose_device, encoder_dtype
-from flowloom.parts.families.autoencoder import load_autoencoder
-from flowloom.parts.families.chroma import load_chroma, read_chroma_params
-from flowloom.parts.families.text_encoder import load_text_encoder
-from flowloom.parts.sources.base import OnState
-from flowloom.spec.run import ModelSection, RunConfig
+from flowloom.storage.base import OnState
 
 
 @dataclass

@@ -25,9 +25,9 @@ from flowloom.errors import (
     is_disk_full,
     one_line,
 )
-from flowloom.parts.adapters.formats import save_adapter
-from flowloom.parts.families.weights import Entry, Weights, open_weights, place, save_weights
-from flowloom.spec.rundir import RunDir, checkpoint_name
+from flowloom.models.adapters.formats import save_adapter
+from flowloom.models.weights import Entry, Weights, open_weights, place, save_weights
+from flowloom.run.directory import RunDir, checkpoint_name
 
 MODEL, ADAPTER = "model.safetensors", "adapter.safetensors"
 EMA_MODEL, EMA_ADAPTER = "model_ema.safetensors", "adapter_ema.safetensors"

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from flowloom.engine.footprint import Networks, cache_bytes, checkpoint_bytes
+from flowloom.config.run import ADAPTERS, RunConfig
+from flowloom.engine.estimate.footprint import Networks, cache_bytes, checkpoint_bytes
 from flowloom.engine.retention import SPARE_BYTES, num_kept
 from flowloom.errors import size_text
-from flowloom.spec.run import ADAPTERS, RunConfig
 
 GB = 1e9
 

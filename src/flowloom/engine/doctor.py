@@ -15,11 +15,11 @@ from typing import NamedTuple
 from urllib.request import ProxyHandler, build_opener
 
 import flowloom
+from flowloom.config.secrets import read_secrets
 from flowloom.errors import ConfigError
-from flowloom.parts.quiet import quiet_imports
-from flowloom.spec.secrets import read_secrets
+from flowloom.import_warnings import quiet_imports
 from flowloom.trainers import ALL
-from flowloom.trainers.lacks import states
+from flowloom.trainers.missing_packages import states
 
 NEEDED = {
     "diffusers": "diffusers",

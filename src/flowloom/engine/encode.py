@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowloom.config.run import RunConfig
 from flowloom.data.loader import LoadedBatch, Sample
-from flowloom.engine.keepers import Keeper, MemoryKeeper, MemoryRoom, NothingKept
-from flowloom.engine.lazily import Lazily
+from flowloom.engine.encoding_cache import Keeper, MemoryKeeper, MemoryRoom, NothingKept
+from flowloom.engine.lazy import Lazily
 from flowloom.engine.randomness import generator
 from flowloom.errors import CacheError, WeightsError
+from flowloom.models.autoencoder import Autoencoder
+from flowloom.models.device import encoder_dtype
+from flowloom.models.text_encoder import TextEncoder
 from flowloom.nn.patches import pack
-from flowloom.parts.devices import encoder_dtype
-from flowloom.parts.families.autoencoder import Autoencoder
-from flowloom.parts.families.text_encoder import TextEncoder
-from flowloom.spec.run import RunConfig
 
 Image = tuple[int, tuple[int, int]]
 """A row and the bucket's width and height, in pixels, that its image is brought to."""

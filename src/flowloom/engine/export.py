@@ -10,17 +10,17 @@ from typing import Literal
 
 from torch import Tensor
 
-from flowloom.chores.sources import base_around
-from flowloom.data.library.needs import unfit_adapter, unfit_models
 from flowloom.engine import checkpoint
 from flowloom.errors import RunError, WeightsError
-from flowloom.parts.adapters.dora import BaseWeight
-from flowloom.parts.adapters.formats import Form, adapter_metadata, save_adapter
-from flowloom.parts.adapters.merge import merge
-from flowloom.parts.adapters.read import read_adapter
-from flowloom.parts.families.chroma import open_chroma
-from flowloom.parts.families.weights import open_weights
-from flowloom.spec.rundir import versions
+from flowloom.model_library.requirements import unfit_adapter, unfit_models
+from flowloom.models.adapters.dora import BaseWeight
+from flowloom.models.adapters.formats import Form, adapter_metadata, save_adapter
+from flowloom.models.adapters.merge import merge
+from flowloom.models.adapters.read import read_adapter
+from flowloom.models.families.chroma import open_chroma
+from flowloom.models.weights import open_weights
+from flowloom.run.directory import versions
+from flowloom.run.model_source import base_around
 
 
 def export_adapter(

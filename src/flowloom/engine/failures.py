@@ -20,8 +20,8 @@ from flowloom.errors import (
     is_disk_full,
     one_line,
 )
-from flowloom.parts.families.weights import open_weights
-from flowloom.spec.rundir import RunDir
+from flowloom.models.weights import open_weights
+from flowloom.run.directory import RunDir
 
 COMPILERS = ("torch._dynamo", "torch._inductor")
 

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from flowloom.config.model_files import cached_files
+from flowloom.config.run import ModelSection, RunConfig
 from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.loader import DataSet
-from flowloom.engine.fill import captions_shown
-from flowloom.engine.keepers import DiskKeeper
-from flowloom.engine.open_cache import open_keepers
+from flowloom.engine.cache_setup import open_keepers
+from flowloom.engine.encoding_cache import DiskKeeper
+from flowloom.engine.fill_cache import captions_shown
 from flowloom.errors import FlowloomError, ImageError, SourceError
-from flowloom.parts.devices import choose_device, encoder_dtype
-from flowloom.parts.families.autoencoder import load_autoencoder
-from flowloom.parts.families.text_encoder import load_text_encoder
-from flowloom.spec.files import cached_files
-from flowloom.spec.run import ModelSection, RunConfig
+from flowloom.models.autoencoder import load_autoencoder
+from flowloom.models.device import choose_device, encoder_dtype
+from flowloom.models.text_encoder import load_text_encoder
 
 LOOKED_AT = 500
 """Rows."""

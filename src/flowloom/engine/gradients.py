@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from flowloom.data.library.untrained import LAST_LAYERS
 from flowloom.engine.state import TrainState
+from flowloom.model_library.untrained import LAST_LAYERS
 
 WATCHED_STEPS = 5
 """An adapter's second factor gets one in the first step, its first factor in the second."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from flowloom.spec.run import LrScheduleSection, RunConfig
+from flowloom.config.run import LrScheduleSection, RunConfig
 
 WARMUP_START = 0.05
 """FLOW's warm-up climbs from this share of the learning rate."""

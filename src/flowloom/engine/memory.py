@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
+from flowloom.config.run import RunConfig
 from flowloom.nn.chroma import ChromaParams
-from flowloom.spec.run import RunConfig
 
 ELEMENTS_PER_TOKEN = 25
 """Activations that one block saves for its backward pass, a token, in multiples of hidden_size. Measured."""

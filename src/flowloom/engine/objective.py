@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from flowloom.flow import noise_level as densities
-from flowloom.flow.path import interpolate, velocity_from_x0, velocity_target
-from flowloom.nn.ragged import predict
-from flowloom.spec.run import RunConfig
+from flowloom.config.run import RunConfig
+from flowloom.flow_matching import noise_level as densities
+from flowloom.flow_matching.path import interpolate, velocity_from_x0, velocity_target
+from flowloom.nn.varlen import predict
 
 X0_TRAINING_EPS = 0.05
 """Keeps the x0 objective finite where the noise level is near 0; FLOW's value."""

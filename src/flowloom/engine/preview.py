@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from flowloom.config.run import InferenceSection, RunConfig
 from flowloom.engine.encode import Encoders
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision, TrainState
-from flowloom.flow.guidance import guided, uses_cfg
-from flowloom.flow.path import velocity_from_x0
-from flowloom.flow.samplers import SAMPLERS, Model, schedule
+from flowloom.flow_matching.guidance import guided, uses_cfg
+from flowloom.flow_matching.path import velocity_from_x0
+from flowloom.flow_matching.samplers import SAMPLERS, Model, schedule
 from flowloom.nn.patches import image_ids, unpack
-from flowloom.nn.ragged import predict
-from flowloom.spec.run import InferenceSection, RunConfig
-from flowloom.spec.rundir import RunDir, write_json
+from flowloom.nn.varlen import predict
+from flowloom.run.directory import RunDir, write_json
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flowloom.engine.hub import HubUploads
+from flowloom.engine.hub_upload import HubUploads
 from flowloom.engine.state import Position, TrainState
 from flowloom.engine.step import StepMetrics
 from flowloom.engine.trackers import Tracker, close_all
 from flowloom.errors import DivergedError
-from flowloom.spec.events import EventWriter
+from flowloom.run.events import EventWriter
 
 NUM_NOISE_BINS = 8
 SMOOTHING = 0.98

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.errors import size_text
-from flowloom.spec.run import ADAPTERS, RunConfig
-from flowloom.spec.rundir import RunDir, step_of
+from flowloom.run.directory import RunDir, step_of
 
 SPARE_BYTES = 2**31
 """Left free beside the next checkpoint: for previews, events and whatever else uses the disk."""

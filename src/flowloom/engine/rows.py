@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+from flowloom.config.data_sections import DataSetSection
+from flowloom.config.flow_format.sections import DataloaderSection
+from flowloom.config.model_files import is_folder
+from flowloom.config.run import RunConfig
 from flowloom.data.dataset import sets_of
 from flowloom.data.index import read_columns
-from flowloom.data.prepare.build import digest_of
-from flowloom.data.prepare.fresh import folder_rows, freshness, left_out_told, num_differing
+from flowloom.datasets.build.build import digest_of
+from flowloom.datasets.build.fresh import folder_rows, freshness, left_out_told, num_differing
 from flowloom.engine.distributed import Ranks
-from flowloom.spec.data_sections import DataSetSection
-from flowloom.spec.files import is_folder
-from flowloom.spec.flow_sections import DataloaderSection
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir, write_json
+from flowloom.run.directory import RunDir, write_json
 
 Section = TypeVar("Section", DataloaderSection, DataSetSection)
 Warn = Callable[[str], None]

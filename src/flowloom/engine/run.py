@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 
+from flowloom.config.run import RunConfig
+from flowloom.config.secrets import usable_secrets
 from flowloom.engine import checkpoint
 from flowloom.engine.build import Parts, build
 from flowloom.engine.distributed import Ranks
-from flowloom.engine.hub import HubUploads
+from flowloom.engine.hub_upload import HubUploads
 from flowloom.engine.report import OnEvent, Reporter
 from flowloom.engine.rows import keep_rows
 from flowloom.engine.stopping import StopSignals
 from flowloom.engine.trackers import Tracker
 from flowloom.engine.trainer import Trainer
-from flowloom.parts.adapters.formats import adapter_metadata
+from flowloom.models.adapters.formats import adapter_metadata
 from flowloom.printable import printable_value
-from flowloom.spec.events import EventWriter
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir, step_of, versions
-from flowloom.spec.secrets import usable_secrets
+from flowloom.run.directory import RunDir, step_of, versions
+from flowloom.run.events import EventWriter
 
 
 class Sitting:

@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from flowloom.data.library.needs import unfit_adapter, unfit_models
+from flowloom.config.run import RunConfig
 from flowloom.engine import checkpoint
 from flowloom.engine.build import choose_precision, load_encoders
 from flowloom.engine.preview import Drawing, Painter, draw_in_batches
 from flowloom.errors import ConfigError, RunError, WeightsError
-from flowloom.parts.adapters.adapter import Adapter
-from flowloom.parts.adapters.read import is_adapter, load_onto
-from flowloom.parts.devices import choose_device
-from flowloom.parts.families.chroma import load_chroma
-from flowloom.spec.run import RunConfig
-from flowloom.spec.rundir import RunDir, write_json
+from flowloom.model_library.requirements import unfit_adapter, unfit_models
+from flowloom.models.adapters.adapter import Adapter
+from flowloom.models.adapters.read import is_adapter, load_onto
+from flowloom.models.device import choose_device
+from flowloom.models.families.chroma import load_chroma
+from flowloom.run.directory import RunDir, write_json
 
 MAX_BATCH = 4
 

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowloom.config.run import RunConfig
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.ema import Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.objective import Objective
-from flowloom.engine.trained import trained_names, turn_at
+from flowloom.engine.trainable import trained_names, turn_at
+from flowloom.models.adapters.adapter import Adapter
 from flowloom.nn.chroma import Chroma
-from flowloom.parts.adapters.adapter import Adapter
-from flowloom.spec.run import RunConfig
 
 
 class Precision(NamedTuple):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.errors import ConfigError, FlowloomError, one_line
-from flowloom.parts.loggers.base import LoggerSpec
+from flowloom.loggers.base import LoggerSpec
 
 CLOSE_S = 120.0
 """For all trackers together, at the end of a run."""

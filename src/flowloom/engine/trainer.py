@@ -12,9 +12,9 @@ from typing import TypeVar, cast
 from flowloom.data.loader import LoadedBatch, Skipped
 from flowloom.engine import checkpoint
 from flowloom.engine.build import Parts
+from flowloom.engine.collate import prepare, updates_of
 from flowloom.engine.gradients import GradientWatch
 from flowloom.engine.objective import LatentBatch
-from flowloom.engine.prepare import prepare, updates_of
 from flowloom.engine.preview import draw_previews, sections_due
 from flowloom.engine.profiling import step_profiler
 from flowloom.engine.report import Reporter, Stopwatch, Update
@@ -23,7 +23,7 @@ from flowloom.engine.step import train_step
 from flowloom.engine.stopping import StopSignals
 from flowloom.engine.validation import validation_loss
 from flowloom.errors import DataError, DiskFullError, SourceError
-from flowloom.spec.rundir import RunDir, step_of
+from flowloom.run.directory import RunDir, step_of
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LOOKS = 1.0

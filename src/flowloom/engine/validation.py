@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from flowloom.data.loader import LoadedBatch, Loader, Skipped
+from flowloom.engine.collate import assemble
 from flowloom.engine.encode import Encoders
 from flowloom.engine.objective import LatentBatch, sample_losses
-from flowloom.engine.prepare import assemble
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import TrainState
 

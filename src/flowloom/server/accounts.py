@@ -6,8 +6,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from flowloom.parts.downloads.ask import HUB
 from flowloom.server.problems import ServiceError
+from flowloom.storage.downloads.request import HUB
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse

@@ -14,21 +14,16 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 import flowloom
-from flowloom.chores import ALL as CHORES
 from flowloom.server import problems
-from flowloom.server.below import Below
-from flowloom.server.cards import SECONDS_BETWEEN_NOTES, note_loads
-from flowloom.server.datasets.library import DataSets
+from flowloom.server.allowed_roots import Roots
+from flowloom.server.datasets.registry import DataSets
 from flowloom.server.deps import Studio
 from flowloom.server.garbage import Collector
-from flowloom.server.idle import IdleHook
 from flowloom.server.off_loop import SHARED_THREADS, SWITCH_S, off_loop
 from flowloom.server.pages import Pages
-from flowloom.server.queue import Queue
-from flowloom.server.roots import Roots
+from flowloom.server.path_prefix import Below
 from flowloom.server.routes import (
     checkpoints,
-    chores,
     datasets,
     datasets_edits,
     datasets_images,
@@ -47,20 +42,25 @@ from flowloom.server.routes import (
     session,
     stores,
     system,
+    tasks,
     training,
 )
+from flowloom.server.runs.gpu_usage import SECONDS_BETWEEN_NOTES, note_loads
+from flowloom.server.runs.idle import IdleHook
+from flowloom.server.runs.queue import Queue
+from flowloom.server.runs.registry import Shelf
+from flowloom.server.runs.store import Store
 from flowloom.server.security import Guard
 from flowloom.server.sessions import Sessions, Tries
 from flowloom.server.settings import Settings
-from flowloom.server.shelf import Shelf
-from flowloom.server.store import Store
 from flowloom.server.system import Gauge, find_devices
+from flowloom.tasks import ALL as TASKS
 from flowloom.trainers import ALL
 
 TICK_S = 0.2
 SCAN_S = 1.0
 SECONDS_BETWEEN_COLLECTIONS = 5.0
-_RUNS = (runs, events, samples, checkpoints, kohya, preflight, training, chores)
+_RUNS = (runs, events, samples, checkpoints, kohya, preflight, training, tasks)
 _PICTURES = (datasets_images, datasets_edits, datasets_uploads)
 _DATASETS = (datasets, *_PICTURES, datasets_import, datasets_work, stores)
 _ROUTES = (session, system, files, secrets, *_DATASETS, models, hub, *_RUNS)
@@ -109,7 +109,7 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
         settings=settings,
         roots=roots,
         shelf=shelf,
-        queue=Queue(shelf, {**ALL, **CHORES}, devices, settings.state_dir),
+        queue=Queue(shelf, {**ALL, **TASKS}, devices, settings.state_dir),
         trainers=ALL,
         gauge=Gauge(settings.roots),
         datasets=DataSets(roots, settings.state_dir),

@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
-from flowloom.spec.plain import as_object
+from flowloom.files import as_object
 
 MOST_VALUES = 50_000
 MOST_ERRORS = 100

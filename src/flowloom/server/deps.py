@@ -9,18 +9,18 @@ from typing import Annotated
 
 from fastapi import Depends, Path, Request
 
-from flowloom.server.datasets.library import DataSets
+from flowloom.run.directory import RunDir
+from flowloom.run.results import Kind, result_folders
+from flowloom.server.allowed_roots import Roots, inside
+from flowloom.server.background import Tasks
+from flowloom.server.datasets.registry import DataSets
 from flowloom.server.datasets.uploads import Uploads
-from flowloom.server.metrics import Charts
 from flowloom.server.problems import NoSuchFile, NoSuchTrainer
-from flowloom.server.queue import Queue
-from flowloom.server.roots import Roots, inside
+from flowloom.server.runs.metrics import Charts
+from flowloom.server.runs.queue import Queue
+from flowloom.server.runs.registry import Shelf
 from flowloom.server.settings import Settings
-from flowloom.server.shelf import Shelf
 from flowloom.server.system import Gauge
-from flowloom.server.tasks import Tasks
-from flowloom.spec.results import Kind, result_folders
-from flowloom.spec.rundir import RunDir
 from flowloom.trainers.base import Trainer
 
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from flowloom.config.secrets import read_secrets, usable_secrets
 from flowloom.errors import Denied, SourceError
-from flowloom.parts.sources.addresses import STRICT, Allowed, host_of, resolve
-from flowloom.spec.secrets import read_secrets, usable_secrets
+from flowloom.storage.ssrf import STRICT, Allowed, host_of, resolve
 
 
 def environ_for_processes(*, needs_secrets: bool) -> dict[str, str]:

@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from flowloom.spec.plain import open_plain
+from flowloom.files import open_plain
 
 
 def hold(path: Path, patience_s: float = 1.0) -> int | None:

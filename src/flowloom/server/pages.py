@@ -22,8 +22,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from flowloom.server.allowed_roots import inside
 from flowloom.server.problems import NoSuchFile
-from flowloom.server.roots import inside
 from flowloom.server.security import POLICY
 
 STATIC = Path(__file__).parent / "static"

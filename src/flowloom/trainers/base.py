@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from flowloom.errors import Problem
-from flowloom.spec.rundir import RunDir
+from flowloom.run.directory import RunDir
 
 SourceKind = Literal["documentation", "code", "paper", "calculation", "measurement", "judgement"]
 
@@ -67,7 +67,8 @@ class Trainer(Protocol):
     uses_all_devices: bool
     """Whether a run of it uses every device that it is given; others use one, and may be given no more."""
     writes_events: bool
-    """Whether its process writes events.jsonl itself. For others their keeper does (server/scribe.py)."""
+    """Whether its process writes events.jsonl itself. For others their supervisor does
+    (server/runs/log_events.py)."""
     bar_is_epoch: bool
     """Whether each progress bar that `parse` reads is an epoch."""
     examiner: tuple[str, ...]
@@ -104,7 +105,7 @@ class Trainer(Protocol):
     def parse(self, line: str) -> dict[str, Any] | None:
         """The event that a line of the process's output means, where it writes no events itself.
 
-        `kind` and what the line tells of that kind's fields (spec/events.py); the keeper adds the others.
+        `kind` and what the line tells of that kind's fields (run/events.py); the keeper adds the others.
         A `progress` may say `batch`, `batches` and `batches_per_s` in place of the rest: counts that begin
         again at 0, which the keeper adds up.
         """

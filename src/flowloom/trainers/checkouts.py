@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from flowloom.errors import ConfigError, Problem
-from flowloom.spec.rundir import write_json
+from flowloom.run.directory import write_json
 
 
 class Checkout(BaseModel):

@@ -1,7 +1,7 @@
 "use client";
 import { useSearchParams } from "next/navigation";
 import { Suspense } from "react";
-import { ChoreForm } from "@/components/form/chore";
+import { TaskForm } from "@/components/form/task";
 import { Tries } from "@/components/playground/tries";
 import { Page } from "@/components/ui/surface";
 
@@ -22,7 +22,7 @@ const FIRST = [
 function Form() {
   const source = useSearchParams().get("source");
   const initial = { prompts: [], ...(source && { source_path: source }) };
-  return <ChoreForm key={source} chore="sample" initial={initial} start="Draw" stay first={FIRST} />;
+  return <TaskForm key={source} task="sample" initial={initial} start="Draw" stay first={FIRST} />;
 }
 
 export default function Playground() {

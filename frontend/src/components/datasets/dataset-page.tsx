@@ -1,7 +1,7 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
 import { useCallback, useMemo, useState } from "react";
-import { type AskedChore, ChoreDialog } from "@/components/form/chore";
+import { type AskedTask, TaskDialog } from "@/components/form/task";
 import { Button, LinkButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/classes";
 import { SearchInput } from "@/components/ui/inputs";
@@ -85,7 +85,7 @@ function Pictures({ name }: { name: string }) {
   const [held, setHeld] = useState<Picture | null>(null);
   const [pages, setPages] = useState([0]);
   const [isEditing, setEditing] = useState(false);
-  const [asked, setAsked] = useState<AskedChore | null>(null);
+  const [asked, setAsked] = useState<AskedTask | null>(null);
   const [work, setWork] = useState<Asked | null>(null);
   const { data: shelf } = useQuery(datasets);
   const found = shelf?.find((each) => each.name === name);
@@ -161,12 +161,12 @@ function Pictures({ name }: { name: string }) {
               {
                 label: "Tag …",
                 note: "By a WD14 tagger; first a few, to look at",
-                onChoose: () => setAsked({ chore: "tag", title: `Tag ${name}`, initial: place }),
+                onChoose: () => setAsked({ task: "tag", title: `Tag ${name}`, initial: place }),
               },
               {
                 label: "Caption …",
                 note: "In words, by Florence-2, BLIP or a chat model",
-                onChoose: () => setAsked({ chore: "caption", title: `Caption ${name}`, initial: place }),
+                onChoose: () => setAsked({ task: "caption", title: `Caption ${name}`, initial: place }),
               },
               { label: "Lint …", note: "Damaged, missing, alike, too long", onChoose: () => setWork("lint") },
               {
@@ -253,7 +253,7 @@ function Pictures({ name }: { name: string }) {
           }}
         />
       )}
-      <ChoreDialog asked={asked} onClose={() => setAsked(null)} />
+      <TaskDialog asked={asked} onClose={() => setAsked(null)} />
       <Bulk
         dataset={name}
         wanted={wanted}

@@ -2,7 +2,7 @@
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import Link from "next/link";
 import { useRef, useState } from "react";
-import { type AskedChore, ChoreDialog } from "@/components/form/chore";
+import { type AskedTask, TaskDialog } from "@/components/form/task";
 import { Progress, runHref } from "@/components/run/progress";
 import { Button } from "@/components/ui/button";
 import { CheckIcon, DownloadIcon, PlusIcon } from "@/components/ui/icons";
@@ -263,7 +263,7 @@ function Offers({ onCustom }: { onCustom: () => void }) {
 }
 
 export function ModelsPage() {
-  const [asked, setAsked] = useState<AskedChore | null>(null);
+  const [asked, setAsked] = useState<AskedTask | null>(null);
   return (
     <Page title="Models" lead="What lies in the studio's folders, told by the files' own headers.">
       <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1.600fr)_minmax(0,1fr)]">
@@ -272,12 +272,12 @@ export function ModelsPage() {
           <Downloads />
           <Offers
             onCustom={() =>
-              setAsked({ chore: "download", title: "Download models", initial: { items: [{}] } })
+              setAsked({ task: "download", title: "Download models", initial: { items: [{}] } })
             }
           />
         </div>
       </div>
-      <ChoreDialog asked={asked} onClose={() => setAsked(null)} />
+      <TaskDialog asked={asked} onClose={() => setAsked(null)} />
     </Page>
   );
 }

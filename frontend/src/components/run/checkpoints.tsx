@@ -2,7 +2,7 @@
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useRouter } from "next/navigation";
 import { useState } from "react";
-import { type AskedChore, ChoreDialog } from "@/components/form/chore";
+import { type AskedTask, TaskDialog } from "@/components/form/task";
 import { Button, IconButton } from "@/components/ui/button";
 import { Confirm } from "@/components/ui/dialog";
 import { DownloadIcon, TrashIcon } from "@/components/ui/icons";
@@ -24,7 +24,7 @@ interface RowProps {
   /** Draws the average's pictures beside those of the weights; absent where the run has no average. */
   onBeside?: () => void;
   onDelete: () => void;
-  onAsk: (asked: AskedChore) => void;
+  onAsk: (asked: AskedTask) => void;
 }
 
 function Row({ checkpoint, path, onBeside, onDelete, onAsk }: RowProps) {
@@ -52,7 +52,7 @@ function Row({ checkpoint, path, onBeside, onDelete, onAsk }: RowProps) {
                   note: "A LoRA for ComfyUI, sd-scripts or diffusers",
                   onChoose: () =>
                     onAsk({
-                      chore: "export",
+                      task: "export",
                       title: `Export ${checkpoint.name}`,
                       initial: { source_path: path },
                     }),
@@ -61,7 +61,7 @@ function Row({ checkpoint, path, onBeside, onDelete, onAsk }: RowProps) {
                   label: "Merge into the base …",
                   onChoose: () =>
                     onAsk({
-                      chore: "merge",
+                      task: "merge",
                       title: `Merge ${checkpoint.name}`,
                       initial: { source_path: path },
                     }),
@@ -103,7 +103,7 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
     refetchInterval: isActive ? 15_000 : false,
   });
   const [doomed, setDoomed] = useState<string | null>(null);
-  const [asked, setAsked] = useState<AskedChore | null>(null);
+  const [asked, setAsked] = useState<AskedTask | null>(null);
   const { data: folders } = useQuery(roots);
   const runsDir = folders?.find((root) => root.name === "runs")?.path;
   const client = useQueryClient();
@@ -114,7 +114,7 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
   const pathOf = (name: string) => `${runsDir}/${id}/checkpoints/${name}`;
   const draw = useMutation({
     mutationFn: (grid: Tree) =>
-      fetchJson<RunView>("/api/chores/sample/start", { config: drawing(config ?? {}, grid) }),
+      fetchJson<RunView>("/api/tasks/sample/start", { config: drawing(config ?? {}, grid) }),
     onSuccess: (run) => router.push(runHref(run.id)),
     onError: complain,
   });
@@ -180,7 +180,7 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
           ))}
         </ul>
       )}
-      <ChoreDialog asked={asked} onClose={() => setAsked(null)} />
+      <TaskDialog asked={asked} onClose={() => setAsked(null)} />
       <Confirm
         title={`Delete ${doomed}?`}
         isOpen={doomed !== null}

@@ -20,7 +20,7 @@ function madeBy(trainer: string, found: unknown): string | undefined {
   return trainer === "dataset-import" ? lastOf(table?.output ?? target_dir) : undefined;
 }
 
-/** What a chore found, as it says it. */
+/** What a task found, as it says it. */
 export function Result({ id, trainer, isOver }: { id: string; trainer: string; isOver: boolean }) {
   const { data } = useQuery({
     queryKey: ["run", id, "result", isOver],

@@ -24,7 +24,7 @@ import { LossChart } from "./loss-chart";
 import { Result } from "./result";
 import { Samples } from "./samples";
 
-/** All others are chores: without loss, and mostly without pictures. */
+/** All others are tasks: without loss, and mostly without pictures. */
 const TRAINS = new Set(["flow", "kohya", "flow-upstream", "demo"]);
 
 type View = "overview" | "log" | "config";

@@ -33,20 +33,20 @@ export function Folders() {
   );
 }
 
-interface ChoreView {
+interface TaskView {
   name: string;
   title: string;
 }
 
 export function Trainers() {
   const { data } = useQuery(trainers);
-  const { data: chores } = useQuery({
-    queryKey: ["chores"],
-    queryFn: () => fetchJson<ChoreView[]>("/api/chores"),
+  const { data: tasks } = useQuery({
+    queryKey: ["tasks"],
+    queryFn: () => fetchJson<TaskView[]>("/api/tasks"),
     retry: false,
   });
   return (
-    <Panel title="Trainers and chores" flush>
+    <Panel title="Trainers and tasks" flush>
       <ul className="divide-y">
         {data?.map((trainer) => (
           <li key={trainer.name} className="px-4 py-2">
@@ -58,9 +58,9 @@ export function Trainers() {
             </p>
           </li>
         ))}
-        {chores && chores.length > 0 && (
+        {tasks && tasks.length > 0 && (
           <li className="px-4 py-2 text-xs text-ink-soft">
-            {chores.map((chore) => chore.title).join(" · ")}
+            {tasks.map((task) => task.title).join(" · ")}
           </li>
         )}
       </ul>

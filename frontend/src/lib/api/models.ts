@@ -81,4 +81,4 @@ export const lacking = (model: unknown) =>
   });
 
 export const download = (body: { config: Record<string, unknown> }) =>
-  fetchJson<RunView>("/api/chores/download/start", body);
+  fetchJson<RunView>("/api/tasks/download/start", body);

@@ -142,7 +142,7 @@ export const compare = (id: string, other: string) =>
 
 export type ConfigView = Schemas["ConfigView"];
 
-/** A trainer's or a chore's schema, defaults and presets. */
+/** A trainer's or a task's schema, defaults and presets. */
 export const trainerConfig = (trainer: string) =>
   queryOptions({
     queryKey: ["trainer", trainer, "config"],

@@ -4,70 +4,6 @@
  */
 
 export interface paths {
-    "/api/chores": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * List chores
-         * @description Each has the routes below under its name.
-         */
-        get: operations["chores-list_chores"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/chores/{chore}/config": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Schema and defaults
-         * @description All that a form needs.
-         */
-        get: operations["chores-read_chore_config"];
-        put?: never;
-        /**
-         * Check a configuration
-         * @description Every problem at once, each with its JSON pointer.
-         */
-        post: operations["chores-check_chore_config"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/chores/{chore}/start": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Queue a chore
-         * @description A run like every other: follow it at `/api/runs/{id}/events`; what it found is its result.
-         */
-        post: operations["chores-start_chore"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
     "/api/datasets": {
         parameters: {
             query?: never;
@@ -542,7 +478,7 @@ export interface paths {
         };
         /**
          * List a repository of the hub
-         * @description Each file's name goes into an item of the chore `download`, with `repo` and `revision`.
+         * @description Each file's name goes into an item of the task `download`, with `repo` and `revision`.
          */
         get: operations["models-list_repository"];
         put?: never;
@@ -1091,7 +1027,7 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * What a chore found
+         * What a task found
          * @description Its result.json; a run that trains has none.
          */
         get: operations["runs-read_result"];
@@ -1388,6 +1324,70 @@ export interface paths {
         get: operations["system-follow_system"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/tasks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List tasks
+         * @description Each has the routes below under its name.
+         */
+        get: operations["tasks-list_tasks"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/tasks/{task}/config": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Schema and defaults
+         * @description All that a form needs.
+         */
+        get: operations["tasks-read_task_config"];
+        put?: never;
+        /**
+         * Check a configuration
+         * @description Every problem at once, each with its JSON pointer.
+         */
+        post: operations["tasks-check_task_config"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/tasks/{task}/start": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Queue a task
+         * @description A run like every other: follow it at `/api/runs/{id}/events`; what it found is its result.
+         */
+        post: operations["tasks-start_task"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1871,46 +1871,6 @@ export interface components {
         Checkpoints: {
             /** Checkpoints */
             checkpoints: components["schemas"]["Checkpoint"][];
-        };
-        /**
-         * ChoreConfig
-         * @description What a chore's configuration is made of.
-         */
-        ChoreConfig: {
-            /**
-             * Defaults
-             * @example {
-             *       "limits": {}
-             *     }
-             */
-            defaults: {
-                [key: string]: unknown;
-            };
-            /**
-             * Schema
-             * @description JSON schema.
-             */
-            schema: {
-                [key: string]: unknown;
-            };
-        };
-        /**
-         * ChoreView
-         * @description A chore.
-         */
-        ChoreView: {
-            /**
-             * Name
-             * @example cache
-             */
-            name: string;
-            /**
-             * Needs Device
-             * @description Whether it waits for a device, as training does.
-             */
-            needs_device: boolean;
-            /** Title */
-            title: string;
         };
         /**
          * CommandView
@@ -2673,7 +2633,7 @@ export interface components {
         Lacking: {
             /**
              * Download
-             * @description All of it at once: send it to POST /api/chores/download/start.
+             * @description All of it at once: send it to POST /api/tasks/download/start.
              */
             download: {
                 [key: string]: unknown;
@@ -2891,7 +2851,7 @@ export interface components {
             root: string;
             /**
              * Sha256
-             * @description Known after a download, or the chore `hash`.
+             * @description Known after a download, or the task `hash`.
              */
             sha256: string | null;
             /**
@@ -3035,7 +2995,7 @@ export interface components {
             architecture: string;
             /**
              * Download
-             * @description Send it to POST /api/chores/download/start.
+             * @description Send it to POST /api/tasks/download/start.
              */
             download: {
                 [key: string]: unknown;
@@ -3968,6 +3928,46 @@ export interface components {
             tags: components["schemas"]["TagCount"][];
         };
         /**
+         * TaskConfig
+         * @description What a task's configuration is made of.
+         */
+        TaskConfig: {
+            /**
+             * Defaults
+             * @example {
+             *       "limits": {}
+             *     }
+             */
+            defaults: {
+                [key: string]: unknown;
+            };
+            /**
+             * Schema
+             * @description JSON schema.
+             */
+            schema: {
+                [key: string]: unknown;
+            };
+        };
+        /**
+         * TaskView
+         * @description A task.
+         */
+        TaskView: {
+            /**
+             * Name
+             * @example cache
+             */
+            name: string;
+            /**
+             * Needs Device
+             * @description Whether it waits for a device, as training does.
+             */
+            needs_device: boolean;
+            /** Title */
+            title: string;
+        };
+        /**
          * TensorView
          * @description A tensor that was not read.
          */
@@ -4258,593 +4258,6 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
-    "chores-list_chores": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ChoreView"][];
-                };
-            };
-            /** @description The body is no JSON. */
-            400: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 400,
-                     *       "title": "The body is no JSON.",
-                     *       "type": "urn:flowloom:not-json"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This studio wants its token. */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 401,
-                     *       "title": "This studio wants its token.",
-                     *       "type": "urn:flowloom:not-signed-in"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This request is refused. */
-            403: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 403,
-                     *       "title": "This request is refused.",
-                     *       "type": "urn:flowloom:forbidden"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description There is no such trainer. */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 404,
-                     *       "title": "There is no such trainer.",
-                     *       "type": "urn:flowloom:no-such-trainer"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description That is too much at once. */
-            413: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 413,
-                     *       "title": "That is too much at once.",
-                     *       "type": "urn:flowloom:too-large"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description What was sent cannot be used. */
-            422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
-                     *       "type": "urn:flowloom:invalid"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description The studio cannot write there. */
-            507: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 507,
-                     *       "title": "The studio cannot write there.",
-                     *       "type": "urn:flowloom:unwritable"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-        };
-    };
-    "chores-read_chore_config": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                chore: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ChoreConfig"];
-                };
-            };
-            /** @description The body is no JSON. */
-            400: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 400,
-                     *       "title": "The body is no JSON.",
-                     *       "type": "urn:flowloom:not-json"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This studio wants its token. */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 401,
-                     *       "title": "This studio wants its token.",
-                     *       "type": "urn:flowloom:not-signed-in"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This request is refused. */
-            403: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 403,
-                     *       "title": "This request is refused.",
-                     *       "type": "urn:flowloom:forbidden"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description There is no such trainer. */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 404,
-                     *       "title": "There is no such trainer.",
-                     *       "type": "urn:flowloom:no-such-trainer"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description That is too much at once. */
-            413: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 413,
-                     *       "title": "That is too much at once.",
-                     *       "type": "urn:flowloom:too-large"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description What was sent cannot be used. */
-            422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
-                     *       "type": "urn:flowloom:invalid"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description The studio cannot write there. */
-            507: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 507,
-                     *       "title": "The studio cannot write there.",
-                     *       "type": "urn:flowloom:unwritable"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-        };
-    };
-    "chores-check_chore_config": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                chore: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["Candidate"];
-            };
-        };
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ConfigVerdict"];
-                };
-            };
-            /** @description The body is no JSON. */
-            400: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 400,
-                     *       "title": "The body is no JSON.",
-                     *       "type": "urn:flowloom:not-json"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This studio wants its token. */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 401,
-                     *       "title": "This studio wants its token.",
-                     *       "type": "urn:flowloom:not-signed-in"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This request is refused. */
-            403: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 403,
-                     *       "title": "This request is refused.",
-                     *       "type": "urn:flowloom:forbidden"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description There is no such trainer. */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 404,
-                     *       "title": "There is no such trainer.",
-                     *       "type": "urn:flowloom:no-such-trainer"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description That is too much at once. */
-            413: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 413,
-                     *       "title": "That is too much at once.",
-                     *       "type": "urn:flowloom:too-large"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description What was sent cannot be used. */
-            422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
-                     *       "type": "urn:flowloom:invalid"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description The studio cannot write there. */
-            507: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 507,
-                     *       "title": "The studio cannot write there.",
-                     *       "type": "urn:flowloom:unwritable"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-        };
-    };
-    "chores-start_chore": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                chore: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["NewRun"];
-            };
-        };
-        responses: {
-            /** @description Successful Response */
-            201: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["RunView"];
-                };
-            };
-            /** @description The body is no JSON. */
-            400: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 400,
-                     *       "title": "The body is no JSON.",
-                     *       "type": "urn:flowloom:not-json"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This studio wants its token. */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 401,
-                     *       "title": "This studio wants its token.",
-                     *       "type": "urn:flowloom:not-signed-in"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This request is refused. */
-            403: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 403,
-                     *       "title": "This request is refused.",
-                     *       "type": "urn:flowloom:forbidden"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description There is no such trainer. */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 404,
-                     *       "title": "There is no such trainer.",
-                     *       "type": "urn:flowloom:no-such-trainer"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description There is a run of this name. */
-            409: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 409,
-                     *       "title": "There is a run of this name.",
-                     *       "type": "urn:flowloom:name-taken"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description That is too much at once. */
-            413: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 413,
-                     *       "title": "That is too much at once.",
-                     *       "type": "urn:flowloom:too-large"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description What was sent cannot be used. */
-            422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
-                     *       "type": "urn:flowloom:invalid"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description The studio cannot write there. */
-            507: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 507,
-                     *       "title": "The studio cannot write there.",
-                     *       "type": "urn:flowloom:unwritable"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-        };
-    };
     "datasets-list_datasets": {
         parameters: {
             query?: never;
@@ -16473,6 +15886,593 @@ export interface operations {
                      *       "status": 403,
                      *       "title": "This request is refused.",
                      *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "tasks-list_tasks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TaskView"][];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such trainer. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such trainer.",
+                     *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "tasks-read_task_config": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                task: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TaskConfig"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such trainer. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such trainer.",
+                     *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "tasks-check_task_config": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                task: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Candidate"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ConfigVerdict"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such trainer. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such trainer.",
+                     *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "tasks-start_task": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                task: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewRun"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RunView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such trainer. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such trainer.",
+                     *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is a run of this name. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "There is a run of this name.",
+                     *       "type": "urn:flowloom:name-taken"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];

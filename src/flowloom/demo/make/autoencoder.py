@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowloom.demo.captions import COLOURS, SHAPES
-from flowloom.demo.pictures import all_drawings, drawings, rasterise
-from flowloom.parts.families.autoencoder import SCALE, SHIFT, load_autoencoder, save_autoencoder
-from flowloom.parts.quiet import quiet_imports
+from flowloom.demo.images import all_drawings, drawings, rasterise
+from flowloom.import_warnings import quiet_imports
+from flowloom.models.autoencoder import SCALE, SHIFT, load_autoencoder, save_autoencoder
 
 with quiet_imports():
     from diffusers import AutoencoderKL

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from flowloom.demo.captions import COLOURS, SHAPES
-from flowloom.demo.pictures import drawings
-from flowloom.parts.families.weights import save_weights
-from flowloom.parts.quiet import quiet_imports
+from flowloom.demo.images import drawings
+from flowloom.import_warnings import quiet_imports
+from flowloom.models.weights import save_weights
 
 with quiet_imports():
     from transformers import T5Config, T5ForConditionalGeneration

@@ -9,7 +9,7 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowloom.data.prepare.text import CAPTION_KEYS, looks_tag_based, read_sidecar
+from flowloom.datasets.build.text import CAPTION_KEYS, looks_tag_based, read_sidecar
 from flowloom.errors import DataError
 
 SUFFIXES = (".txt", ".caption", ".json")

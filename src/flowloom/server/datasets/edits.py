@@ -20,13 +20,13 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-from flowloom.server.datasets.books import Book, Change, Raw, Spot, open_book
+from flowloom.server.datasets.caption_store import Book, Change, Raw, Spot, open_book
 from flowloom.server.datasets.captions import NONE, Caption
-from flowloom.server.datasets.changes import Operation, applied
+from flowloom.server.datasets.edit_lock import Turns
 from flowloom.server.datasets.index import Index
+from flowloom.server.datasets.operations import Operation, applied
 from flowloom.server.datasets.scan import Row
 from flowloom.server.datasets.table import Filter
-from flowloom.server.datasets.turns import Turns
 from flowloom.server.problems import NoSuchFile, Place, ServiceError
 
 T = TypeVar("T")

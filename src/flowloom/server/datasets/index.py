@@ -16,9 +16,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from flowloom.server.datasets.answers import running
-from flowloom.server.datasets.places import DataSet
+from flowloom.server.datasets.locations import DataSet
 from flowloom.server.datasets.scan import Row, Seen, lines_of, opened, pixels_of, row_of, seen_in
+from flowloom.server.datasets.subprocess_task import running
 from flowloom.server.datasets.table import Table
 from flowloom.server.problems import ServiceError
 
@@ -137,7 +137,7 @@ class Index(Table):
             "index": str(self.path),
         }
         self.begin_seeing()
-        with running("flowloom.server.datasets.bucket", json.dumps(told)) as lines:
+        with running("flowloom.server.datasets.storage_process", json.dumps(told)) as lines:
             while some := [json.loads(line) for line in islice(lines, AT_ONCE)]:
                 rows = [Row._make(row) for row in some if len(row) > 1]
                 self.see([row[0] for row in some], rows)

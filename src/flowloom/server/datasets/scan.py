@@ -10,10 +10,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowloom.data.headers import image_size
-from flowloom.data.prepare.items import JUNK, Remark, Unusable, reason_of, shown, wrong_name
-from flowloom.data.prepare.pairs import PairRule, pair
-from flowloom.data.prepare.pairs import folded as spelled_alike
+from flowloom.data.images.headers import image_size
+from flowloom.datasets.build.items import JUNK, Remark, Unusable, reason_of, shown, wrong_name
+from flowloom.datasets.build.pairs import PairRule, pair
+from flowloom.datasets.build.pairs import folded as spelled_alike
 from flowloom.errors import DataError, ImageError
 from flowloom.server.datasets.captions import SUFFIXES, is_tags, read_caption, version_of
 from flowloom.text_files import decode

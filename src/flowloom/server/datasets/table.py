@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flowloom.server.datasets.places import DataSet
+from flowloom.server.datasets.locations import DataSet
 from flowloom.server.datasets.scan import Row, folded
 from flowloom.server.problems import Unwritable
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flowloom.data.intake.unpack import Refused, Unpacked, Unpacking, unpack
+from flowloom.datasets.archives.unpack import Refused, Unpacked, Unpacking, unpack
 
 MEMORY_BYTES = 4 * 2**30
 SECONDS_BETWEEN_REPORTS = 0.5

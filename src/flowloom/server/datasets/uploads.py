@@ -29,12 +29,12 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from flowloom.data.intake.names import TEXTS, ZIP, Unfit, Unwanted, fit, move_new, place_for
-from flowloom.server.datasets.places import DataSet, UnfitName
+from flowloom.datasets.archives.names import TEXTS, ZIP, Unfit, Unwanted, fit, move_new, place_for
+from flowloom.files import read_json
+from flowloom.run.directory import write_json
+from flowloom.server.datasets.locations import DataSet, UnfitName
 from flowloom.server.datasets.reserved import Reserved
 from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge
-from flowloom.spec.plain import read_json
-from flowloom.spec.rundir import write_json
 
 FOLDER = ".uploads"
 MAX_BYTES = 2**40

@@ -13,13 +13,13 @@ from fastapi import Query, status
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
+from flowloom.run.directory import RunDir
+from flowloom.run.results import checkpoints_of, samples_of
 from flowloom.server.deps import RunDep, Studio, StudioDep
 from flowloom.server.off_loop import Router, in_group
-from flowloom.server.parcel import zipped
 from flowloom.server.problems import NoSuchFile, NoSuchRun, NotNow, OutsideRoots, problems
-from flowloom.server.runs import ACTIVE
-from flowloom.spec.results import checkpoints_of, samples_of
-from flowloom.spec.rundir import RunDir
+from flowloom.server.runs.view import ACTIVE
+from flowloom.server.zip_stream import zipped
 
 router = Router(tags=["checkpoints"], responses=problems())
 Name = Annotated[str, UrlPath(description="As listed.", examples=["step_00000100"])]

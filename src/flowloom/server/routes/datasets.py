@@ -9,9 +9,8 @@ from fastapi import Depends, status
 from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict, Field
 
-from flowloom.parts.sources.base import StorageSection
-from flowloom.server.datasets.library import DataSets
-from flowloom.server.datasets.places import (
+from flowloom.server.datasets.edit_lock import EditUnderWay
+from flowloom.server.datasets.locations import (
     DataSet,
     DataSetTaken,
     Kind,
@@ -20,11 +19,12 @@ from flowloom.server.datasets.places import (
     Trashed,
     UnfitName,
 )
-from flowloom.server.datasets.turns import EditUnderWay
+from flowloom.server.datasets.registry import DataSets
 from flowloom.server.deps import StudioDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import InUse, Invalid, NoSuchFile, OutsideRoots, Place, problems
-from flowloom.server.uses import require_unused
+from flowloom.server.runs.references import require_unused
+from flowloom.storage.base import StorageSection
 
 router = Router(tags=["datasets"], responses=problems())
 

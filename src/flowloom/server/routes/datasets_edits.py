@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import Depends, Path, status
 from pydantic import BaseModel, ConfigDict, Field
 
-from flowloom.server.datasets.changes import Operation
+from flowloom.server.datasets.edit_lock import EditCancelled, EditUnderWay, Phase, Stage
 from flowloom.server.datasets.edits import ChangedMeanwhile, Edit, EditChanged, Editor, NoSuchEdit
-from flowloom.server.datasets.places import NoSuchDataSet, WrongKind
-from flowloom.server.datasets.turns import EditCancelled, EditUnderWay, Phase, Stage
+from flowloom.server.datasets.locations import NoSuchDataSet, WrongKind
+from flowloom.server.datasets.operations import Operation
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import problems
 from flowloom.server.routes.datasets import DataSetDep, LibraryDep

@@ -12,22 +12,22 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.errors import ImageError
-from flowloom.parts.sources.local import find_image
+from flowloom.server.allowed_roots import inside
 from flowloom.server.datasets.captions import Caption
+from flowloom.server.datasets.edit_lock import EditUnderWay
 from flowloom.server.datasets.edits import CaptionChanged
 from flowloom.server.datasets.index import Index
-from flowloom.server.datasets.places import NoSuchDataSet, WrongKind
+from flowloom.server.datasets.locations import NoSuchDataSet, WrongKind
 from flowloom.server.datasets.scan import Row
 from flowloom.server.datasets.table import Filter, Sort
-from flowloom.server.datasets.turns import EditUnderWay
 from flowloom.server.deps import Studio, StudioDep
+from flowloom.server.media.images import UNCHANGED, picture
+from flowloom.server.media.thumbnails import InStore, NotAnImage, thumbnail, thumbnail_from_store
 from flowloom.server.off_loop import Router, in_group
-from flowloom.server.pictures import UNCHANGED, picture
 from flowloom.server.problems import NoSuchFile, OutsideRoots, ServiceError, problems
-from flowloom.server.roots import inside
 from flowloom.server.routes.datasets import DataSetDep, LibraryDep
 from flowloom.server.routes.samples import Size
-from flowloom.server.thumbnails import InStore, NotAnImage, thumbnail, thumbnail_from_store
+from flowloom.storage.local import find_image
 
 router = Router(tags=["datasets"], responses=problems(NoSuchDataSet))
 TAG = Annotated[str, Field(max_length=500)]

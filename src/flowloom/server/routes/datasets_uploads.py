@@ -14,7 +14,7 @@ from fastapi import Depends, Header, Path, Request, Response, status
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from flowloom.server.datasets.places import DataSet, NoSuchDataSet, UnfitName, WrongKind
+from flowloom.server.datasets.locations import DataSet, NoSuchDataSet, UnfitName, WrongKind
 from flowloom.server.datasets.reserved import NoRoom
 from flowloom.server.datasets.uploads import (
     ALGORITHMS,

@@ -8,17 +8,17 @@ from typing import Any, Literal
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from flowloom.chores.base import Chore
-from flowloom.chores.datasets import BUILD, EXPORT, LINT, UPDATE
-from flowloom.data.prepare.options import Kind
-from flowloom.server.datasets.answers import Failed, TakesLong, answer_of
-from flowloom.server.datasets.places import DataSet, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
+from flowloom.datasets.build.options import Kind
+from flowloom.server.datasets.locations import DataSet, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
+from flowloom.server.datasets.subprocess_task import Failed, TakesLong, answer_of
 from flowloom.server.deps import Studio, StudioDep
-from flowloom.server.making import NewRun, make_run
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Invalid, problems
 from flowloom.server.routes.datasets import DataSetDep, LibraryDep
-from flowloom.server.runs import RunView
+from flowloom.server.runs.create import NewRun, make_run
+from flowloom.server.runs.view import RunView
+from flowloom.tasks.base import Task
+from flowloom.tasks.datasets import BUILD, EXPORT, LINT, UPDATE
 
 router = Router(tags=["datasets"], responses=problems(TakesLong, Failed))
 DIRECT = 300
@@ -186,15 +186,15 @@ def export_dataset(dataset: DataSetDep, body: Export, studio: StudioDep, respons
 
 
 def _answer(
-    studio: Studio, chore: Chore[Any], config: dict[str, Any], is_run: bool, response: Response
+    studio: Studio, task: Task[Any], config: dict[str, Any], is_run: bool, response: Response
 ) -> Answer:
     if strays := list(studio.roots.strays(config)):
         raise Invalid.of(strays, "")
     if not is_run:
-        return Answer(result=answer_of(chore, config, studio.settings.state_dir), run=None)
+        return Answer(result=answer_of(task, config, studio.settings.state_dir), run=None)
     response.status_code = 202
     new = NewRun(name=None, config=config, devices=[], first=False)
-    return Answer(result=None, run=make_run(studio, chore, new))
+    return Answer(result=None, run=make_run(studio, task, new))
 
 
 def _is_large(studio: Studio, dataset: DataSet, body: Work) -> bool:

@@ -8,12 +8,12 @@ from typing import Annotated
 from fastapi import Header, Query
 from fastapi.responses import StreamingResponse
 
-from flowloom.server.cards import CardLoads, read_loads
 from flowloom.server.deps import RunDep, StudioDep
-from flowloom.server.metrics import Metrics
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import NoSuchRun, problems
-from flowloom.server.tail import EventTail, frames
+from flowloom.server.runs.gpu_usage import CardLoads, read_loads
+from flowloom.server.runs.metrics import Metrics
+from flowloom.server.runs.tail import EventTail, frames
 
 router = Router(tags=["events"], responses=problems())
 _STREAM = {

@@ -14,10 +14,10 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from flowloom.server.deps import Studio, StudioDep
+from flowloom.server.media.thumbnails import NotAnImage, thumbnail
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots, problems
 from flowloom.server.routes.samples import Size
-from flowloom.server.thumbnails import NotAnImage, thumbnail
 
 router = Router(tags=["files"], responses=problems())
 SORTED_AT_ONCE = 2000

@@ -8,13 +8,13 @@ from typing import Annotated
 from fastapi import Path, Query
 from pydantic import BaseModel, Field
 
+from flowloom.config.secrets import read_secrets
 from flowloom.errors import Denied, NotFound, SourceError
-from flowloom.parts.downloads.ask import HUB, Asker
-from flowloom.parts.downloads.hub import files_of
-from flowloom.parts.sources.addresses import Allowed
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import ServiceError, problems
-from flowloom.spec.secrets import read_secrets
+from flowloom.storage.downloads.hub import files_of
+from flowloom.storage.downloads.request import HUB, Asker
+from flowloom.storage.ssrf import Allowed
 
 
 class NoSuchRepository(ServiceError):
@@ -59,7 +59,7 @@ def list_repository(
         str, Query(description="Branch, tag or commit.", pattern=r"^[\w./-]+$", max_length=200)
     ] = "main",
 ) -> Repository:
-    """Each file's name goes into an item of the chore `download`, with `repo` and `revision`."""
+    """Each file's name goes into an item of the task `download`, with `repo` and `revision`."""
     hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     asker = Asker(Allowed.from_environment(), hub, read_secrets().get("HF_TOKEN"))
     try:

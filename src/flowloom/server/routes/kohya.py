@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.errors import ConfigError
 from flowloom.server.deps import Studio, StudioDep
-from flowloom.server.making import problems_of
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Invalid, Place, problems
+from flowloom.server.runs.create import problems_of
 from flowloom.trainers.kohya.imports import Files, from_bmaltais, from_toml
 from flowloom.trainers.kohya.trainer import TRAINER
 

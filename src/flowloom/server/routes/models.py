@@ -9,14 +9,16 @@ from typing import Annotated, Any
 from fastapi import Query, status
 from pydantic import BaseModel, Field, ValidationError
 
-from flowloom.data.library.adapters import AdapterFacts
-from flowloom.data.library.architectures import Kind
-from flowloom.data.library.catalogue import OFFERS, Offer
-from flowloom.data.library.hashes import Mark, known_hashes, mark_of
-from flowloom.data.library.header import read_header
-from flowloom.data.library.look import LISTED, SAFE, ModelFile, find, look
-from flowloom.data.library.needs import missing
+from flowloom.config.model_files import cached_files, resolve_paths
+from flowloom.config.run import ModelSection, RunConfig
 from flowloom.errors import Problem
+from flowloom.model_library.adapters import AdapterFacts
+from flowloom.model_library.architectures import Kind
+from flowloom.model_library.catalog import OFFERS, Offer
+from flowloom.model_library.hashes import Mark, known_hashes, mark_of
+from flowloom.model_library.header import read_header
+from flowloom.model_library.requirements import missing
+from flowloom.model_library.scan import LISTED, SAFE, ModelFile, find, look
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import (
@@ -29,10 +31,8 @@ from flowloom.server.problems import (
     problems,
 )
 from flowloom.server.routes.training import Candidate
-from flowloom.server.runs import RESUMABLE
-from flowloom.server.uses import require_unused, runs_that_name
-from flowloom.spec.files import cached_files, resolve_paths
-from flowloom.spec.run import ModelSection, RunConfig
+from flowloom.server.runs.references import require_unused, runs_that_name
+from flowloom.server.runs.view import RESUMABLE
 
 router = Router(tags=["models"], responses=problems(NoSuchRoot))
 _NO_MODELS = {"runs", "data", "cache"}
@@ -77,7 +77,7 @@ class ModelView(BaseModel):
     is_untrained: bool = Field(
         False, description="A network whose final layer is all zeros: it was never trained."
     )
-    sha256: str | None = Field(description="Known after a download, or the chore `hash`.")
+    sha256: str | None = Field(description="Known after a download, or the task `hash`.")
 
 
 class Family(BaseModel):
@@ -124,7 +124,7 @@ class OfferView(BaseModel):
     license: str
     size: int = Field(description="About, in bytes.")
     is_here: bool
-    download: dict[str, Any] = Field(description="Send it to POST /api/chores/download/start.")
+    download: dict[str, Any] = Field(description="Send it to POST /api/tasks/download/start.")
     sets: dict[str, str] = Field(description="What of a configuration it fills, and with which path.")
 
 
@@ -142,7 +142,7 @@ class Lacking(BaseModel):
 
     needs: list[NeedView]
     download: dict[str, Any] | None = Field(
-        description="All of it at once: send it to POST /api/chores/download/start."
+        description="All of it at once: send it to POST /api/tasks/download/start."
     )
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flowloom.server.datasets.answers import Failed, TakesLong, last_words, run_process
+from flowloom.server.datasets.subprocess_task import Failed, TakesLong, last_words, run_process
 from flowloom.server.deps import StudioDep, TrainerDep
-from flowloom.server.making import problems_of
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Invalid, NoSuchTrainer, ServiceError, problems
+from flowloom.server.runs.create import problems_of
 
 
 class NoPreflight(ServiceError):

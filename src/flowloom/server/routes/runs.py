@@ -7,18 +7,18 @@ from typing import Annotated, Any
 from fastapi import Query, status
 from pydantic import BaseModel, ConfigDict, Field
 
+from flowloom.files import read_json
+from flowloom.run.directory import Control
+from flowloom.run.resume import differences
 from flowloom.server.deps import QueueDep, RunDep, RunId, ShelfDep, StudioDep
-from flowloom.server.making import NewRun, Restart, make_run, patched, resume_run
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Damaged, Invalid, NameTaken, NoSuchRun, NotNow, problems, shows
-from flowloom.server.queue import Queue
-from flowloom.server.result_files import ResultFile, files_of
-from flowloom.server.runs import RunName, RunView, State
-from flowloom.server.standing import OnFail, Pause
-from flowloom.server.tail import LogPart, read_log
-from flowloom.spec.plain import read_json
-from flowloom.spec.resume import differences
-from flowloom.spec.rundir import Control
+from flowloom.server.runs.create import NewRun, Restart, make_run, patched, resume_run
+from flowloom.server.runs.queue import Queue
+from flowloom.server.runs.queue_state import OnFail, Pause
+from flowloom.server.runs.result_files import ResultFile, files_of
+from flowloom.server.runs.tail import LogPart, read_log
+from flowloom.server.runs.view import RunName, RunView, State
 
 router = Router(tags=["runs"], responses=problems())
 _RUN_JSON = shows({"trainer": "flow", "config": {"training": {"lr": 1e-4}}, "source": "the studio"})
@@ -148,7 +148,7 @@ def read_config(run: RunDep) -> dict[str, Any]:
     return run.read_run()
 
 
-@router.get("/runs/{run_id}/result", summary="What a chore found", responses=_RESULT)
+@router.get("/runs/{run_id}/result", summary="What a task found", responses=_RESULT)
 def read_result(run: RunDep) -> Any:
     """Its result.json; a run that trains has none."""
     try:

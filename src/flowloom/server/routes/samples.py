@@ -14,13 +14,13 @@ from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
+from flowloom.run.directory import RunDir
+from flowloom.run.results import PICTURES, samples_of
 from flowloom.server.deps import RunDep, Studio, StudioDep
+from flowloom.server.media.images import UNCHANGED, picture
+from flowloom.server.media.thumbnails import NotAnImage, thumbnail
 from flowloom.server.off_loop import Router, in_group
-from flowloom.server.pictures import UNCHANGED, picture
 from flowloom.server.problems import NoSuchFile, NoSuchRun, OutsideRoots, problems
-from flowloom.server.thumbnails import NotAnImage, thumbnail
-from flowloom.spec.results import PICTURES, samples_of
-from flowloom.spec.rundir import RunDir
 
 router = Router(tags=["samples"], responses=problems())
 _FOLDER = re.compile(r"step_(\d{1,11})")

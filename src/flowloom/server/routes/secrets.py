@@ -7,10 +7,10 @@ from typing import Literal
 from fastapi import status
 from pydantic import BaseModel, ConfigDict, Field
 
+from flowloom.config.secrets import NAMES, read_secrets, write_secret
 from flowloom.server.accounts import ServiceUnreachable, hub_account, wandb_account
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import ServiceError, problems
-from flowloom.spec.secrets import NAMES, read_secrets, write_secret
 
 router = Router(tags=["secrets"], responses=problems())
 _TESTS = {"HF_TOKEN": hub_account, "WANDB_API_KEY": wandb_account}

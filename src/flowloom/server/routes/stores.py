@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flowloom.parts.sources.base import StorageSection
-from flowloom.server.datasets.answers import Failed, TakesLong, last_words, run_process
+from flowloom.server.datasets.subprocess_task import Failed, TakesLong, last_words, run_process
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import problems
+from flowloom.storage.base import StorageSection
 
 router = Router(tags=["stores"], responses=problems(TakesLong, Failed))
 
@@ -46,7 +46,7 @@ class StoreVerdict(BaseModel):
 def test_store(body: Store) -> StoreVerdict:
     """From the name's look-up to the first object, and a word for what fails; keys are never told."""
     request = {"verb": "test", "url": body.url, "storage": body.storage.model_dump(mode="json")}
-    done = run_process(["flowloom.server.datasets.bucket"], json.dumps(request), needs_secrets=True)
+    done = run_process(["flowloom.server.datasets.storage_process"], json.dumps(request), needs_secrets=True)
     if done.returncode:
         raise Failed(last_words(done.stderr), "Look at the address and its settings.")
     return StoreVerdict.model_validate_json(done.stdout)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from flowloom.server.datasets.answers import Failed, TakesLong, last_words, run_process
+from flowloom.server.datasets.subprocess_task import Failed, TakesLong, last_words, run_process
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.off_loop import Router, in_group, off_loop
 from flowloom.server.problems import problems

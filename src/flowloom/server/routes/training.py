@@ -8,9 +8,7 @@ from fastapi import status
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.deps import QueueDep, ShelfDep, StudioDep, TrainerDep
-from flowloom.server.making import NewRun, make_run, problems_of
 from flowloom.server.off_loop import Router, in_group
-from flowloom.server.preview import preview, shell_line
 from flowloom.server.problems import (
     Invalid,
     NameTaken,
@@ -21,7 +19,9 @@ from flowloom.server.problems import (
     problems,
     shows,
 )
-from flowloom.server.runs import RunName, RunView
+from flowloom.server.runs.create import NewRun, make_run, problems_of
+from flowloom.server.runs.preview import preview, shell_line
+from flowloom.server.runs.view import RunName, RunView
 from flowloom.trainers.base import Command, SourceKind
 
 router = Router(tags=["training"], responses=problems(NoSuchTrainer))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from flowloom.parts.base import Section
+from flowloom.schema import Section
 
 Family = Literal["sd15", "sdxl", "sd3", "flux", "lumina", "chroma"]
 Count = Annotated[int, Field(ge=0)]

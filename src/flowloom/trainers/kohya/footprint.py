@@ -13,8 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from flowloom.data.library.header import INDEX, read_header, read_shards
 from flowloom.errors import WeightsError
+from flowloom.model_library.header import INDEX, read_header, read_shards
 from flowloom.trainers.kohya.config import KohyaConfig
 from flowloom.trainers.kohya.files import arguments_of
 

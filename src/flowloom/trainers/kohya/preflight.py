@@ -35,7 +35,7 @@ from flowloom.trainers.kohya.footprint import (
     kept_files,
     kept_states,
 )
-from flowloom.trainers.kohya.pictures import (
+from flowloom.trainers.kohya.images import (
     ENLARGED,
     NO_CAPTION,
     OTHER_EXTENSION,
@@ -46,7 +46,7 @@ from flowloom.trainers.kohya.pictures import (
     Reader,
 )
 from flowloom.trainers.kohya.trainer import TRAINER, checkout_of
-from flowloom.trainers.lacks import modules_not_found
+from flowloom.trainers.missing_packages import modules_not_found
 
 DEFAULT_STEPS = 1600
 """sd-scripts' own, where neither steps nor epochs are given."""

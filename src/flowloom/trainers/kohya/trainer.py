@@ -12,19 +12,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flowloom.data.library.needs import choices
+from flowloom.config.validation import booleans_for_numbers, problems_of
 from flowloom.errors import ConfigError, Problem
-from flowloom.spec.problems import booleans_for_numbers, problems_of
-from flowloom.spec.rundir import RunDir
+from flowloom.model_library.requirements import choices
+from flowloom.run.directory import RunDir
 from flowloom.trainers.base import Command, Preset, whole_number
 from flowloom.trainers.checkouts import Checkout, checkouts_of
-from flowloom.trainers.kohya import hooks, lines
+from flowloom.trainers.kohya import hooks
+from flowloom.trainers.kohya import log_parser as lines
 from flowloom.trainers.kohya.arguments import known_arguments, raw_problems
+from flowloom.trainers.kohya.compatibility import misfits, missing_files, no_script
 from flowloom.trainers.kohya.config import KohyaConfig
 from flowloom.trainers.kohya.files import arguments_of, script_of, write_files
-from flowloom.trainers.kohya.misfits import misfits, missing_files, no_script
 from flowloom.trainers.kohya.presets import PRESETS
-from flowloom.trainers.lacks import lacks_of_script
+from flowloom.trainers.missing_packages import lacks_of_script
 
 NAME = "kohya"
 _STATE = re.compile(r"(?:-from(\d{8}))?-step(\d{8})-state$")

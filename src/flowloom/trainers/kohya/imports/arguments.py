@@ -15,7 +15,7 @@ from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.imports.prompts import read_prompts
 from flowloom.trainers.kohya.imports.result import Files, Given, Imported
 from flowloom.trainers.kohya.imports.values import fitted, is_empty, is_same, number_of
-from flowloom.trainers.kohya.known import PATHS, RAW, NotRaw, raw_argument
+from flowloom.trainers.kohya.known_keys import PATHS, RAW, NotRaw, raw_argument
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     name: type(getattr(KohyaConfig(), name))

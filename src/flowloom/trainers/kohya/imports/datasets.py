@@ -12,7 +12,7 @@ from flowloom.trainers.kohya.imports.arguments import OF_DATASET, OF_SUBSET, Pla
 from flowloom.trainers.kohya.imports.folders import subsets_of
 from flowloom.trainers.kohya.imports.result import Given
 from flowloom.trainers.kohya.imports.values import fitted, is_same
-from flowloom.trainers.kohya.known import PATHS, RAW
+from flowloom.trainers.kohya.known_keys import PATHS, RAW
 
 Table = dict[str, Any]
 

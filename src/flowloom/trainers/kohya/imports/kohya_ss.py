@@ -16,7 +16,7 @@ from flowloom.trainers.kohya.imports.networks import KEYS, has_algorithm, networ
 from flowloom.trainers.kohya.imports.result import Files, Given, Imported
 from flowloom.trainers.kohya.imports.toml_files import read_dataset
 from flowloom.trainers.kohya.imports.values import is_empty, number_of, words_of
-from flowloom.trainers.kohya.known import names
+from flowloom.trainers.kohya.known_keys import names
 
 _RENAMED = {
     "flux_fused_backward_pass": "fused_backward_pass",

@@ -9,7 +9,7 @@ from typing import Any
 from flowloom.trainers.kohya.imports.families import is_on
 from flowloom.trainers.kohya.imports.result import Imported
 from flowloom.trainers.kohya.imports.values import is_empty, number_of, words_of
-from flowloom.trainers.kohya.known import names
+from flowloom.trainers.kohya.known_keys import names
 
 _BLOCKS = names(
     """

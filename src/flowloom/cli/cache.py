@@ -1,0 +1,137 @@
+"""`flowloom cache ...`: fills a run's cache, tells what is in it, checks it, prunes it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowloom.config.local_paths import with_local_paths
+from flowloom.errors import size_text
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from flowloom.config.run import RunConfig
+
+OK, WRONG = 0, 2
+ABOUT = {
+    "fill": "encodes what CONFIG needs and the cache lacks: latents of images, states of captions",
+    "stats": "how much of each kind is in the cache of CONFIG",
+    "verify": "reads every record of the cache and names those that are not what was written",
+    "prune": "drops what none of the CONFIGs uses; not while somebody trains from it",
+}
+
+
+def run(words: list[str]) -> int:
+    """`flowloom cache [fill|stats|verify|prune] CONFIG.json [--section.key VALUE ...]`; the exit status."""
+    action = words[0] if words and words[0] in ABOUT else "fill"
+    from flowloom.config.flags import split_flags
+
+    parser = _parser(action)
+    rest, overrides = split_flags(words[1:] if words[:1] == [action] else words, ["-h", "--help"])
+    asked = parser.parse_args(rest)
+
+    from flowloom.config.flow_format.read import read_config
+
+    configs = [read_config(path, overrides).config for path in asked.config]
+    if action == "prune":
+        return _prune(configs)
+    actions: dict[str, Callable[[RunConfig], int]] = {"fill": _fill, "stats": _stats, "verify": _verify}
+    return actions[action](configs[0])
+
+
+def _parser(action: str) -> argparse.ArgumentParser:
+    import argparse
+
+    others = "".join(f"  {name:<7} {about}\n" for name, about in ABOUT.items())
+    parser = argparse.ArgumentParser(
+        "flowloom cache",
+        "flowloom cache [fill|stats|verify|prune] CONFIG.json [--section.key VALUE ...]",
+        f"cache {action}: {ABOUT[action]}.",
+        f"{others}\nSet cache.latents, cache.text or both to disk, in the file or as flags.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    count: Any = "+" if action == "prune" else 1
+    config = "what `flowloom train` takes"
+    parser.add_argument("config", type=Path, metavar="CONFIG.json", nargs=count, help=config)
+    return with_local_paths(parser)
+
+
+def _fill(config: RunConfig) -> int:
+    from flowloom.engine.fill_cache import fill
+
+    # As torchrun sets them: each of several processes fills its share.
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    filled = fill(config, _progress, rank=rank, world_size=world_size)
+    print(f"cached     {filled.images:,} images, {filled.captions:,} captions in {config.cache.dir}")
+    if filled.seconds:
+        stage, share = filled.slowest
+        total = sum(filled.seconds.values())
+        print(f"took       {total:.1f} s; {share:.0%} of it {stage}")
+    for one in filled.skipped:
+        place = f"{filled.files[one.dataset]}:{one.line}"
+        print(f"skipped    {place}: {one.filename}: {one.reason}", file=sys.stderr)
+    if filled.full:
+        print(f"flowloom: {filled.full}: the rest is encoded while it is trained.", file=sys.stderr)
+    return WRONG if filled.full else OK
+
+
+def _progress(what: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{what:<10} {done:,} of {total:,}\x1b[K")
+        sys.stderr.flush()
+
+
+def _stats(config: RunConfig) -> int:
+    from flowloom.engine.fill_cache import stats
+
+    found = stats(config)
+    limit = f" of {config.cache.limit_gib:g} GiB" if config.cache.limit_gib else ""
+    print(f"{config.cache.dir}: {size_text(found.bytes)}{limit} in {_counted(found.shards, 'shard')}")
+    if found.open_bytes:
+        print(f"  being written here: {size_text(found.open_bytes)}")
+    for kind, (count, size) in found.kinds.items():
+        print(f"  {kind:<16} {_counted(count, 'record'):>20} {size_text(size):>12}")
+    if found.twice:
+        print(f"  {found.twice:,} of them twice: 'flowloom cache prune' drops these")
+    for fault in found.faults:
+        print(f"  {fault}")
+    return WRONG if found.faults else OK
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _verify(config: RunConfig) -> int:
+    from flowloom.engine.fill_cache import verify
+
+    count = 0
+    for fault in verify(config):
+        count += 1
+        print(fault)
+    if count:
+        print("Damaged records count as missing: the next run or 'flowloom cache' makes them anew.")
+    else:
+        print(f"{config.cache.dir}: every record is what was written.")
+    return WRONG if count else OK
+
+
+def _prune(configs: list[RunConfig]) -> int:
+    from flowloom.engine.fill_cache import prune
+
+    done = prune(configs)
+    dropped, stay = _counted(done.dropped, "record"), f"{done.stay:,} stay"
+    print(f"{configs[0].cache.dir}: {dropped} dropped, {stay}")
+    if done.unjudged:
+        print(f"flowloom: {done.unjudged}", file=sys.stderr)
+        print(
+            "flowloom: no latents were dropped, as this image cannot be looked at: some may be its own. "
+            "Prune again when it is back.",
+            file=sys.stderr,
+        )
+    return OK

@@ -1,0 +1,400 @@
+"""`flowloom VERB`: parses, calls one function of the engine, prints what it says.
+
+Exit status 0 when all went well, 2 when something is wrong that the message explains.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    # Everything is imported by the verb that needs it: `flowloom --help` starts at once.
+    import argparse
+
+    from flowloom.config.flow_format.read import LoadedConfig
+
+OK, WRONG = 0, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the verb that `arguments` begin with; the exit status.
+
+    None: the process's own, with which it ends.
+    """
+    # Before torch is loaded: on a busy machine its CPU threads would otherwise wait for each other by
+    # spinning, on the very processors that the others need. Steps of the demo took 40 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from flowloom.streams import leave, open_streams, settle_home
+
+    settle_home()
+    open_streams()
+    if arguments is None:
+        leave(_status(sys.argv[1:]))
+    return _status(list(arguments))
+
+
+def _status(words: list[str]) -> int:
+    """Run a verb, with one line for whatever goes wrong; the exit status."""
+    from flowloom.errors import FlowloomError
+    from flowloom.streams import silence, system_told
+
+    try:
+        status = _verb(words)
+        sys.stdout.flush()  # what cannot be written is known now, not when the interpreter ends
+    except FlowloomError as error:
+        return _complain(_told(error))
+    except KeyboardInterrupt:
+        return _complain("interrupted.")
+    except BrokenPipeError:
+        # The reader of our output, `head` say, has seen enough.
+        silence(sys.stdout)
+        return OK
+    except OSError as error:
+        return _complain(system_told(error))
+    return status
+
+
+def _verb(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return OK
+    if words[0] in ("-V", "--version"):
+        import flowloom
+
+        print(f"flowloom {flowloom.__version__}")
+        return OK
+    if words[0] not in VERBS:
+        return _complain(f"there is no verb {words[0]!r}.{_meant(words[0], VERBS)} See 'flowloom --help'.")
+    return VERBS[words[0]][1](words[1:])
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {verb:<9} {line}" for verb, (line, _) in VERBS.items())
+    return (
+        "usage: flowloom VERB ...\n\n"
+        "Trains Chroma and other flow-matching image models.\n\n"
+        f"{verbs}\n\n"
+        "'flowloom VERB --help' tells more of each."
+    )
+
+
+def _train(words: list[str]) -> int:
+    parser = _parser("train", "CONFIG.json [--name N] [--runs-dir DIR] [--dry-run] [--section.key VALUE ...]")
+    parser.add_argument(
+        "config", type=Path, metavar="CONFIG.json", help="FLOW's training_config.json, or one of ours"
+    )
+    parser.add_argument("--name", help="of the run's directory; default: the file's name and the time")
+    parser.add_argument("--runs-dir", type=Path, metavar="DIR", default="runs", help="default: runs")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, and stop")
+    if {"-h", "--help"} & set(words):
+        from flowloom.config.keys import flags_help
+
+        print(f"{parser.format_help()}\n{flags_help()}")
+        return OK
+    rest, overrides = _flags(words, parser)
+    asked = parser.parse_args(rest)
+
+    from flowloom.config.flow_format.read import read_config
+
+    loaded = read_config(asked.config, overrides, with_files=True)
+    if asked.dry_run:
+        return _show_plan(loaded)
+
+    from flowloom.model_library.requirements import refuse_unfit_models
+    from flowloom.run.directory import RunDir, default_name
+
+    refuse_unfit_models(loaded.config, loaded.source)
+    _print_notes(loaded.notes)
+    run_dir = RunDir.create(asked.name or default_name(loaded.source.stem), asked.runs_dir)
+    run_dir.write_run(loaded.config, str(loaded.source), loaded.notes)
+    return _run(run_dir.path, loaded.secrets)
+
+
+def _resume(words: list[str]) -> int:
+    parser = _parser("resume", "RUN_DIR [--section.key VALUE ...]")
+    parser.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="a run's directory, such as runs/my-run"
+    )
+    parser.epilog = "A run that must go on otherwise, longer say, takes flags: --limits.max_steps 5000."
+    rest, overrides = _flags(words, parser)
+    asked = parser.parse_args(rest)
+
+    from flowloom.run.directory import RunDir
+    from flowloom.run.resume import change_run
+
+    loaded = change_run(RunDir.open(asked.run_dir), overrides)
+    return _run(asked.run_dir, loaded.secrets)
+
+
+def _run(path: Path, secrets: dict[str, str]) -> int:
+    os.environ.update(secrets)
+    print(f"run        {path}", file=sys.stderr, flush=True)
+
+    from flowloom.engine.__main__ import run_engine
+    from flowloom.engine.progress import Progress
+    from flowloom.run.directory import RunDir
+
+    run_engine(RunDir(path), Progress(sys.stderr))
+    return OK
+
+
+def _sample(words: list[str]) -> int:
+    parser = _parser("sample", "SOURCE --prompt TEXT [...] [options]")
+    add = parser.add_argument
+    add("source", metavar="SOURCE", type=Path, help="a run's directory, one of its checkpoints, or weights")
+    add("--config", type=Path, metavar="FILE", help="names the VAE and T5; a run knows its own")
+    add("--prompt", action="append", required=True, metavar="TEXT", help="one picture each; repeat it")
+    add("--negative", default="", metavar="TEXT", help="what guidance leads away from; default: nothing")
+    add(
+        "--size", type=_size, metavar="WxH", help="in pixels, multiples of 16; default: as the run's previews"
+    )
+    add("--steps", type=int, metavar="N", help="of the sampler; default: as the run's previews")
+    add("--cfg", type=float, metavar="SCALE", help="guidance by two passes; default: as the run's previews")
+    add(
+        "--guidance",
+        type=float,
+        default=0.0,
+        help="distilled guidance; Chroma is trained with 0, the default",
+    )
+    add(
+        "--sampler", choices=("euler", "heun", "midpoint", "dpmpp_2m"), default="euler", help="default: euler"
+    )
+    add("--seed", type=int, default=0, help="of the first picture; the next ones count up; default: 0")
+    add(
+        "--lora",
+        action="append",
+        type=_lora,
+        default=[],
+        metavar="FILE[:STRENGTH]",
+        help="repeat it for more",
+    )
+    add("--weights", choices=("ema", "raw"), default="ema", help="of a run with an EMA; default: ema")
+    add("-o", "--out-dir", type=Path, default=Path("samples"), metavar="DIR", help="default: samples")
+    asked = parser.parse_args(words)
+
+    from flowloom.config.flow_format.read import read_config
+    from flowloom.config.run import InferenceSection
+    from flowloom.engine.preview import Drawing
+    from flowloom.engine.sample import SampleRequest, sample
+    from flowloom.run.model_source import config_around
+
+    config = read_config(asked.config).config if asked.config else config_around(asked.source)
+    usual = next(iter(config.previews if config else []), InferenceSection(cfg=4.0))
+    width, height = asked.size or usual.image_dim
+    drawing = Drawing(
+        width,
+        height,
+        steps=asked.steps or usual.steps,
+        cfg=usual.cfg if asked.cfg is None else asked.cfg,
+        guidance=asked.guidance,
+        sampler=asked.sampler,
+        negative=asked.negative,
+    )
+    request = SampleRequest(
+        asked.source, asked.prompt, asked.out_dir, drawing, config, asked.lora, asked.seed, asked.weights
+    )
+    for path in sample(request, lambda note: _print_notes([note])):
+        print(path)
+    return OK
+
+
+def _export(words: list[str]) -> int:
+    parser = _parser("export", "SOURCE --format FORMAT -o FILE [--strength S]")
+    add = parser.add_argument
+    add("source", metavar="SOURCE", type=Path, help="a run's directory, one of its checkpoints, or a LoRA")
+    about = "whose names the file has; merged: the base model with the adapter in it"
+    add("--format", required=True, choices=("comfy", "kohya", "diffusers", "merged"), help=about)
+    add("-o", "--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
+    add("--strength", type=float, default=1.0, help="merged: of the adapter; default: 1")
+    add(
+        "--base",
+        type=Path,
+        metavar="FILE",
+        help="the base model, for merged and for DoRA; a run knows its own",
+    )
+    add("--weights", choices=("ema", "raw"), default="ema", help="of a run with an EMA; default: ema")
+    asked = parser.parse_args(words)
+
+    from flowloom.engine.export import export_adapter, merge_adapter
+
+    if asked.format == "merged":
+        notes = merge_adapter(asked.source, asked.base, asked.out, asked.strength, asked.weights)
+    else:
+        notes = export_adapter(asked.source, asked.format, asked.out, asked.weights, asked.base)
+    _print_notes(notes)
+    print(asked.out)
+    return OK
+
+
+def _up(words: list[str]) -> int:
+    from flowloom.server.serve import USAGE, up
+
+    return up(_parser("up", USAGE), words)
+
+
+def _schema(words: list[str]) -> int:
+    parser = _parser("schema", "[--check FILE]")
+    parser.add_argument("--check", type=Path, metavar="FILE", help="only say whether FILE holds this schema")
+    asked = parser.parse_args(words)
+
+    from flowloom.config.keys import schema_difference, schema_text
+
+    if not asked.check:
+        print(schema_text(), end="")
+        return OK
+    difference = schema_difference(asked.check)
+    if not difference:
+        return OK
+    return _complain(f"{asked.check} is not this version's schema:\n{difference}")
+
+
+def _by(module: str, function: str) -> Callable[[list[str]], int]:
+    """A verb that lives in a module of its own, imported when it is called."""
+
+    def verb(words: list[str]) -> int:
+        from importlib import import_module
+
+        return getattr(import_module(f"flowloom.{module}"), function)(words)
+
+    return verb
+
+
+def _doctor(words: list[str]) -> int:
+    from flowloom.server.serve import default_home, port, serving_at
+
+    parser = _parser("doctor", "[--port N]")
+    about = "of a studio; default: that of the studio that was last started here, or 7860"
+    parser.add_argument("--port", type=port, metavar="N", help=about)
+    asked = parser.parse_args(words)
+    last_port, host = serving_at(default_home())
+    from flowloom.engine.doctor import examine
+
+    findings = examine(last_port if asked.port is None else asked.port, host)
+    _print_table([("" if finding.is_well else "!", finding.name, finding.text) for finding in findings])
+    return OK if all(finding.is_well for finding in findings) else WRONG
+
+
+VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "demo": (
+        "trains a small Chroma on OpenMoji pictures and draws a grid of samples",
+        _by("demo.command", "run"),
+    ),
+    "up": ("starts the studio: runs, queue and files by HTTP", _up),
+    "train": ("trains what a configuration file describes", _train),
+    "resume": ("goes on with a run that was stopped or killed", _resume),
+    "cache": ("encodes a data set once; tells, checks, prunes what is kept", _by("cli.cache", "run")),
+    "sample": ("draws pictures with a run, a checkpoint or a weights file", _sample),
+    "export": ("writes a LoRA for ComfyUI, kohya or diffusers, or merges it", _export),
+    "dataset": (
+        "makes FLOW's JSONL of pictures and captions, and the way back",
+        _by("cli.dataset", "dataset"),
+    ),
+    "tag": ("writes tags of pictures by a WD14 tagger", _by("cli.tag", "tag")),
+    "caption": ("writes captions by BLIP, Florence-2 or a chat model", _by("cli.tag", "caption")),
+    "preflight": ("tells memory, disk, time and bad data of a run before it", _by("cli.lint", "preflight")),
+    "trainers": ("lists the trainers, and installs those of others", _by("cli.trainers", "trainers")),
+    "schema": ("prints the JSON schema of the configuration", _schema),
+    "doctor": ("says what this machine has and lacks", _doctor),
+}
+
+
+def _parser(verb: str, usage: str) -> argparse.ArgumentParser:
+    import argparse
+
+    from flowloom.config.local_paths import with_local_paths
+
+    about = f"{verb.capitalize()}: {VERBS[verb][0]}."
+    return with_local_paths(
+        argparse.ArgumentParser(
+            f"flowloom {verb}", f"flowloom {verb} {usage}".rstrip(), about, allow_abbrev=False
+        )
+    )
+
+
+def _flags(words: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[tuple[str, str]]]:
+    from flowloom.config.flags import split_flags
+    from flowloom.config.run import RunConfig
+    from flowloom.errors import RunError
+
+    own = [option for action in parser._actions for option in action.option_strings]
+    rest, overrides = split_flags(words, own)
+    for name, _ in overrides:
+        if "." not in name and name not in RunConfig.model_fields:
+            near = _meant(f"--{name}", [*own, *(f"--{section}" for section in RunConfig.model_fields)])
+            raise RunError(f"there is no option --{name}.{near} See '{parser.prog} --help'.")
+    return rest, overrides
+
+
+def _show_plan(loaded: LoadedConfig) -> int:
+    from flowloom.engine.estimate.plan import make_plan
+
+    plan = make_plan(loaded)
+    for title, rows in plan.sections:
+        print(title)
+        _print_table([("", *row) for row in rows])
+        print()
+    for heading, lines in (("notes", plan.notes), ("problems", [str(problem) for problem in plan.problems])):
+        if lines:
+            print(heading)
+            print("".join(f"  {line}\n" for line in lines))
+    print("This can run." if not plan.problems else "This cannot run: see the problems above.")
+    return WRONG if plan.problems else OK
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    for *cells, last in rows:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        print(f"{line}  {last}".rstrip())
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note       {note}", file=sys.stderr)
+
+
+def _told(error: Any) -> str:
+    text = f"{error.source}: {error.problems[0]}" if len(getattr(error, "problems", ())) == 1 else str(error)
+    return f"{text}\n{error.hint}".rstrip()
+
+
+def _complain(message: str) -> int:
+    print(f"flowloom: {message}", file=sys.stderr)
+    return WRONG
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _size(text: str) -> tuple[int, int]:
+    import argparse
+
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"write it as 512x768, not {text}")
+    size = int(width), int(height)
+    if min(size) < 16 or any(side % 16 for side in size):
+        raise argparse.ArgumentTypeError(f"both sides must be multiples of 16, not {text}")
+    return size
+
+
+def _lora(text: str) -> tuple[Path, float]:
+    from flowloom.config.local_paths import local_path
+
+    path, colon, strength = text.rpartition(":")
+    try:
+        return (local_path(path), float(strength)) if colon else (local_path(text), 1.0)
+    except ValueError:
+        return local_path(text), 1.0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

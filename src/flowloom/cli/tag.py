@@ -1,0 +1,195 @@
+"""`flowloom tag ...` and `flowloom caption ...`: a run of its own, watched from the terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowloom.config.local_paths import require_local, with_local_paths
+
+if TYPE_CHECKING:
+    import argparse
+
+    from flowloom.run.directory import RunDir
+    from flowloom.tasks.base import Task
+
+OK, WRONG = 0, 2
+SHOWN = 10
+SECONDS_BETWEEN_LOOKS = 0.2
+NAMED_BY_MODEL = ("repo", "model_path", "data_path")
+"""Fields without a flag of their own name."""
+RESTORE = "restore-captions"
+
+
+def tag(words: list[str]) -> int:
+    """`flowloom tag FOLDER|FILE.jsonl [--model NAME|DIR] [options]`; the exit status."""
+    return _verb("tag", words)
+
+
+def caption(words: list[str]) -> int:
+    """`flowloom caption FOLDER|FILE.jsonl [--model NAME|DIR] [options]`; the exit status."""
+    return _verb("caption", words)
+
+
+def _verb(name: str, words: list[str]) -> int:
+    from flowloom.run.directory import RunDir
+    from flowloom.tasks import ALL
+
+    task = ALL[name]
+    parser = _parser(task)
+    asked = vars(parser.parse_args(words))
+    if asked["resume"]:
+        return _watch(task, RunDir.open(asked["resume"]))
+    if asked["undo"]:
+        run_dir = RunDir.open(asked["undo"])
+        data_path = run_dir.read_run()["config"].get("data_path", "")
+        undo = {"data_path": data_path, "run_path": str(run_dir.path.absolute())}
+        return _watch(ALL[RESTORE], _prepared(ALL[RESTORE], undo, asked))
+    if not asked["data_path"]:
+        parser.error("name a folder of pictures or a JSONL, or a run by --resume or --undo")
+    return _watch(task, _prepared(task, _config(task, asked), asked))
+
+
+def _parser(task: Task[Any]) -> argparse.ArgumentParser:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        f"flowloom {task.name}",
+        f"flowloom {task.name} FOLDER|FILE.jsonl [--model NAME|DIR] [--preview N] [options]",
+        f"{task.title}: into files beside them, or into the rows of FILE.jsonl. Try a few by --preview.",
+        allow_abbrev=False,
+    )
+    add = with_local_paths(parser).add_argument
+    properties = task.schema()["properties"]
+    add(
+        "data_path",
+        type=Path,
+        metavar="FOLDER|FILE.jsonl",
+        nargs="?",
+        help=properties["data_path"]["description"],
+    )
+    default = properties["repo"]["default"]
+    add("--model", metavar="NAME|DIR", help=f"on the hub, or a folder with its files; default: {default}")
+    add("--resume", type=Path, metavar="RUN_DIR", help="go on with a run that was stopped or killed")
+    add("--undo", type=Path, metavar="RUN_DIR", help="put the captions back that a run changed")
+    add("--name", help="of the run's directory; default: the verb and the time")
+    add("--runs-dir", type=Path, metavar="DIR", default="runs", help="where runs lie; default: runs")
+    for name, field in properties.items():
+        if name not in NAMED_BY_MODEL:
+            _add_field(parser, name, field)
+    return parser
+
+
+def _add_field(parser: argparse.ArgumentParser, name: str, field: dict[str, Any]) -> None:
+    import argparse
+
+    flag, about = f"--{name.replace('_', '-')}", field["description"].replace("%", "%%")
+    kind = field.get("type")
+    options: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS}
+    shown = field["default"] if field.get("default") not in ("", [], {}) else None
+    options["help"] = about if shown is None or kind == "boolean" else f"{about} Default: {shown}"
+    if kind == "boolean":
+        options["action"] = argparse.BooleanOptionalAction
+    elif "enum" in field:
+        options["choices"] = field["enum"]
+    elif kind == "array":
+        options |= {"type": _list, "metavar": "A,B"}
+    elif kind == "object":
+        options |= {"type": _pairs, "metavar": "OLD=NEW,..."}
+    else:
+        options |= {"type": {"integer": int, "number": float}.get(str(kind), str), "metavar": "X"}
+    parser.add_argument(flag, **options)
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _pairs(text: str) -> dict[str, str]:
+    return {old.strip(): new.strip() for old, _, new in (part.partition("=") for part in _list(text))}
+
+
+def _config(task: Task[Any], asked: dict[str, Any]) -> dict[str, Any]:
+    config = {name: value for name, value in asked.items() if name in task.config_type.model_fields}
+    for name in ("data_path", "image_folder_path", "models_dir"):
+        if config.get(name):
+            require_local(config[name])
+            config[name] = str(Path(config[name]).expanduser().absolute())
+    if Path(config["data_path"]).is_file() and not config.get("image_folder_path"):
+        from flowloom.datasets.build.rows import image_folder
+
+        config["image_folder_path"] = str(image_folder(Path(config["data_path"]), None))
+    model = asked["model"]
+    if model and Path(model).expanduser().is_dir():
+        config["model_path"] = str(Path(model).expanduser().absolute())
+    elif model:
+        config["repo"] = model
+    return config
+
+
+def _prepared(task: Task[Any], config: dict[str, Any], asked: dict[str, Any]) -> RunDir:
+    from flowloom.errors import ConfigError
+    from flowloom.run.directory import RunDir, default_name
+
+    problems = task.check(config)
+    if problems:
+        raise ConfigError(f"flowloom {task.name}", problems)
+    run_dir = RunDir.create(asked["name"] or default_name(task.name), asked["runs_dir"])
+    task.prepare(config, run_dir, "the command line")
+    return run_dir
+
+
+def _watch(task: Task[Any], run_dir: RunDir) -> int:
+    """Work the run off in a process of its own, as the studio does, and say how it goes."""
+    from flowloom.run.events import read_events
+
+    print(f"run        {run_dir.path}", file=sys.stderr, flush=True)
+    seen = max((event["seq"] + 1 for event in read_events(run_dir.events_jsonl)), default=0)
+    with run_dir.log_txt.open("ab") as log:
+        process = subprocess.Popen(task.command(run_dir, resume=True).argv, stdout=log, stderr=log)
+        while True:
+            is_over = process.poll() is not None
+            for event in read_events(run_dir.events_jsonl, seen):
+                seen = event["seq"] + 1
+                _say(event)
+            if is_over:
+                break
+            try:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            except KeyboardInterrupt:
+                # The terminal told the run, too: it ends after the batch at hand.
+                print("\nstopping after this batch ...", file=sys.stderr)
+    result = run_dir.path / "result.json"
+    if process.returncode == OK and result.is_file():
+        _print_result(json.loads(result.read_text(encoding="utf-8")))
+    elif process.returncode != OK:
+        print(f"\nflowloom: see {run_dir.log_txt}", file=sys.stderr)
+    return OK if process.returncode == OK else WRONG
+
+
+def _say(event: dict[str, Any]) -> None:
+    if event["kind"] == "progress" and sys.stderr.isatty():
+        rate = f", {event['samples_per_s']:.1f}/s" if event["samples_per_s"] else ""
+        sys.stderr.write(f"\r{event['step']:,} of {event['max_steps']:,}{rate}\x1b[K")
+        sys.stderr.flush()
+    elif event["kind"] == "phase":
+        print(f"\r{event['name']}\x1b[K" if sys.stderr.isatty() else event["name"], file=sys.stderr)
+    elif event["kind"] == "stopped":
+        print("\nstopped: go on by --resume", file=sys.stderr)
+    elif event["kind"] in ("warning", "failed"):
+        print(f"\nflowloom: {event['message']}", file=sys.stderr)
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    for one in result.get("preview", []):
+        for text in one["after"]:
+            print(f"{one['picture']}: {text}{'  (has a caption, stays as it is)' * one['is_kept']}")
+    for name, value in result.items():
+        if name.startswith("num_"):
+            print(f"{name.removeprefix('num_'):<10} {value:,}")
+    for one in result.get("unusable", [])[:SHOWN]:
+        print(f"unusable   {one['picture']}: {one['reason']}", file=sys.stderr)

@@ -1,0 +1,82 @@
+"""`flowloom trainers ...`: trainers beside our own, and where they are on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flowloom.config.local_paths import with_local_paths
+
+OK, WRONG = 0, 2
+
+
+def trainers(words: list[str]) -> int:
+    """`flowloom trainers [list | install NAME [--path DIR [--python FILE]] [--ref REV]]`; the exit status.
+
+    Raises:
+        ConfigError, RunError: what is to be installed is not there, or is something else.
+    """
+    asked = _parser().parse_args(words or ["list"])
+    return _list() if asked.action == "list" else _install(asked.name, asked.path, asked.python, asked.ref)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "flowloom trainers", description="Trainers beside our own.", allow_abbrev=False
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    actions.add_parser("list", help="which there are, and where")
+    install = actions.add_parser("install", help="name a checkout, so that the studio may run it")
+    with_local_paths(install)
+    install.add_argument("name", choices=["kohya", "flow-upstream"])
+    install.add_argument("--path", type=Path, metavar="DIR", help="the checkout; kohya: none clones one")
+    install.add_argument(
+        "--python", type=Path, metavar="FILE", help="with what it needs; default: its own .venv, or ours"
+    )
+    install.add_argument("--ref", help="kohya, cloned: commit, tag or branch")
+    return parser
+
+
+def _list() -> int:
+    from flowloom.trainers import ALL
+    from flowloom.trainers.missing_packages import states
+
+    for trainer in ALL.values():
+        own = [(None, "a part of Flowloom", [])] if trainer.writes_events else None
+        for _, told, missing in own or states(trainer.name):
+            print(f"{trainer.name:14} {trainer.title:16} {told}")
+            _print_lacks(missing)
+    return OK
+
+
+def _print_lacks(missing: list[str]) -> int:
+    if missing:
+        print(f"  lacks {', '.join(missing)}")
+    return WRONG if missing else OK
+
+
+def _install(name: str, path: Path | None, python: Path | None, ref: str | None) -> int:
+    if name == "kohya":
+        return _install_kohya(path, python, ref)
+
+    from flowloom.errors import RunError
+    from flowloom.trainers.checkouts import name_checkout
+    from flowloom.trainers.flow_upstream.dataclasses import names_of_trainers
+    from flowloom.trainers.missing_packages import lacks
+
+    found = names_of_trainers(path.expanduser()) if path else []
+    if path is None or not found:
+        raise RunError(f"{path}: no checkout of lodestone-rock/flow: nothing in src/trainer trains.")
+    checkout = name_checkout(name, path, python)
+    print(f"{name}: {checkout.path}, by {checkout.python}\nits trainers: {', '.join(found)}")
+    return _print_lacks(lacks(name, checkout))
+
+
+def _install_kohya(path: Path | None, python: Path | None, ref: str | None) -> int:
+    from flowloom.trainers.checkouts import name_checkout
+    from flowloom.trainers.kohya.install import install
+    from flowloom.trainers.missing_packages import lacks
+
+    checkout = name_checkout("kohya", path, python) if path else install(ref, lambda step: print(f"  {step}"))
+    print(f"kohya: {checkout.path}, by {checkout.python}")
+    return _print_lacks(lacks("kohya", checkout))

@@ -1,0 +1,162 @@
+"""FLOW's other keys put where this version keeps them, by the table in flow_keys.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flowloom.config.flags import Laid
+from flowloom.config.flow_format.keys import FLOW_KEYS, NEEDED, Foreign, Moved, Replaced, Secret, Tracked
+from flowloom.config.secrets import read_secrets
+from flowloom.errors import ConfigError, Problem
+
+Settings = dict[str, tuple[str, Any]]
+"""Of a tracker: by name, where each was set, and to what."""
+
+
+def general_name(path: str) -> str:
+    """`path` as flow_keys.py has it: every inference section is `inference`."""
+    section, _, last = path.rpartition(".")
+    return f"inference.{last}" if section.startswith("extra_inference_config.") else path
+
+
+def refuse_foreign(laid: Laid, source: Path) -> None:
+    """Refuse, in one line, a file of a trainer of FLOW that has no counterpart here.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    foreign = [
+        (path, fate.trainer)
+        for path, node, name in _flow_keys(laid.data)
+        if isinstance(fate := FLOW_KEYS[general_name(path)], Foreign) and node[name]
+    ]
+    for path, trainer in sorted(foreign, key=lambda found: not found[0].startswith("model.")):
+        message = f"belongs to FLOW's {trainer} trainer, which is not supported: Flowloom trains Chroma."
+        raise ConfigError(str(source), [Problem(laid.origin(path) or path, message)])
+
+
+def translate(laid: Laid) -> dict[str, str]:
+    """Move FLOW's other keys of `laid` to their places, note what became of them, return the secrets."""
+    secrets: dict[str, str] = {}
+    tracked: dict[str, Settings] = {}
+    answered: dict[str, str] = {}
+    for path, section, name in list(_flow_keys(laid.data)):
+        value, fate = section.pop(name), FLOW_KEYS[general_name(path)]
+        if isinstance(fate, Replaced | Foreign):
+            answered[general_name(path)] = _answer(fate)
+        elif value is None:
+            continue
+        elif isinstance(fate, Moved):
+            _move(laid, path, fate.to, value)
+        elif isinstance(fate, Secret):
+            secrets |= _take_secret(laid, path, fate.name, value)
+        else:
+            tracked.setdefault(fate.kind, {})[fate.setting] = (path, value)
+    laid.notes += [f"{path}: {answer}" for path, answer in answered.items()]
+    for kind, settings in tracked.items():
+        _track(laid, kind, settings, secrets)
+    if "WANDB_API_KEY" in secrets and "wandb" not in tracked:
+        _track(laid, "wandb", {}, secrets)
+    return secrets
+
+
+def refused_secrets(data: dict[str, Any]) -> list[Problem]:
+    """The tokens in a configuration that comes by HTTP, each with the place where it belongs.
+
+    A run directory and a queue must not hold them, and a client must not change the studio's own in passing.
+    """
+    return [
+        Problem(
+            path,
+            f"a token is not stored with a run. Save it as {fate.name} in the studio's settings "
+            f"(PUT /api/secrets/{fate.name}), and remove it here.",
+        )
+        for path, node, name in _flow_keys(data)
+        if isinstance(fate := FLOW_KEYS[general_name(path)], Secret) and node[name]
+    ]
+
+
+def _answer(fate: Replaced | Foreign) -> str:
+    return fate.by if isinstance(fate, Replaced) else f"belongs to FLOW's {fate.trainer} trainer."
+
+
+def _flow_keys(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Each key in `data` that the table has: its path, the section it is in, its name there."""
+    sections = [(name, data.get(name)) for name in ("training", "inference", "dataloader", "model")]
+    extra = data.get("extra_inference_config")
+    if isinstance(extra, list):
+        sections += [(f"extra_inference_config.{i}", section) for i, section in enumerate(extra)]
+    for place, section in sections:
+        if isinstance(section, dict):
+            yield from (
+                (f"{place}.{n}", section, n) for n in section if general_name(f"{place}.{n}") in FLOW_KEYS
+            )
+
+
+def _move(laid: Laid, path: str, to: str, value: Any) -> None:
+    section, _, name = to.rpartition(".")
+    node = laid.data.get(section)
+    if node is None:
+        node = laid.data[section] = {}
+    if not isinstance(node, dict):
+        return
+    if node.get(name) is None:
+        node[name] = value
+        laid.origins[to] = laid.origin(path) or path
+    elif node[name] != value:
+        laid.notes.append(f"{path}: {to} is set as well, and counts.")
+
+
+def _take_secret(laid: Laid, path: str, env_name: str, value: Any) -> dict[str, str]:
+    flag = laid.origin(path)
+    if not isinstance(value, str):
+        laid.problems.append(Problem(flag or path, "must be text."))
+        return {}
+    if not value:
+        return {}
+    seen = " Others can see a flag in the list of processes." if flag else ""
+    laid.notes.append(
+        f"{path}: handed on as {env_name} and written nowhere; set {env_name} before 'flowloom resume'.{seen}"
+    )
+    return {env_name: value}
+
+
+def _track(laid: Laid, kind: str, settings: Settings, secrets: dict[str, str]) -> None:
+    """Put the settings of FLOW's tracker of this `kind` into `loggers`, where FLOW would use it."""
+    loggers = laid.data.setdefault("loggers", [])
+    if not isinstance(loggers, list) or not _is_wanted(laid, kind, settings, secrets):
+        return
+    entry = next((old for old in loggers if isinstance(old, dict) and old.get("kind") == kind), None)
+    if entry is None:
+        entry = {"kind": kind}
+        loggers.append(entry)
+        if kind == "wandb" and "WANDB_API_KEY" not in read_secrets() | secrets:
+            entry["mode"] = "offline"
+            laid.notes.append("wandb: WANDB_API_KEY is not set; the run is kept for 'wandb sync'.")
+    for setting, (path, value) in settings.items():
+        if setting not in entry:
+            entry[setting] = _local(value) if setting == "repo" else value
+            laid.origins[f"loggers.{loggers.index(entry)}.{setting}"] = laid.origin(path) or path
+
+
+def _is_wanted(laid: Laid, kind: str, settings: Settings, secrets: dict[str, str]) -> bool:
+    needed = NEEDED[kind]
+    if needed not in settings and not (kind == "wandb" and "WANDB_API_KEY" in secrets):
+        key = next(name for name, fate in FLOW_KEYS.items() if fate == Tracked(kind, needed))
+        laid.notes += [f"{path}: no effect without {key}." for path, value in settings.values() if value]
+        return False
+    if kind == "aim" and importlib.util.find_spec("aim") is None:
+        laid.notes.append(
+            "training.aim_path: Aim is not installed and will not follow the run: pip install aim."
+        )
+        return False
+    return True
+
+
+def _local(repo: Any) -> Any:
+    """An Aim folder made absolute, so that a run resumed elsewhere finds it; servers as they are."""
+    return os.path.abspath(repo) if isinstance(repo, str) and "://" not in repo else repo  # noqa: PTH100

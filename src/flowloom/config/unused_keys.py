@@ -1,0 +1,127 @@
+"""Keys that are set and change nothing, because another key turns off what they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from flowloom.config.run import ADAPTERS, RunConfig
+
+TRAINING = "training.change_layer_every training.trained_single_blocks training.trained_double_blocks"
+ROTATION = f"{TRAINING} method.rotation_states method.always_trained"
+
+
+class Idle(NamedTuple):
+    """Keys, separated by spaces, that have no effect where `is_off` says so."""
+
+    keys: str
+    is_off: Callable[[RunConfig], bool]
+    reason: str
+    """`{method}` stands for the method."""
+
+
+IDLE = (
+    Idle("lora", lambda c: c.method_kind not in ADAPTERS, "with method {method}"),
+    Idle(ROTATION, lambda c: c.method_kind != "rotation", "with method {method}"),
+    Idle("training.trained_layer_keywords", lambda c: c.method_kind != "keywords", "with method {method}"),
+    Idle("method.lokr_factor", lambda c: c.method_kind != "lokr", "with method {method}"),
+    Idle("ema.device preview.weights", lambda c: c.ema.decay is None, "without ema.decay"),
+    Idle(
+        "cache.limit_mib",
+        lambda c: "memory" not in (c.cache.latents, c.cache.text),
+        "unless cache.latents or cache.text is memory",
+    ),
+    Idle(
+        "cache.dir cache.limit_gib cache.mirror_gib cache.dtype",
+        lambda c: not c.cache.is_on_disk,
+        "unless cache.latents or cache.text is disk",
+    ),
+    Idle(
+        "cache.mirror_gib",
+        lambda c: c.cache.is_on_disk and "://" not in c.cache.dir,
+        "unless cache.dir is the address of a store",
+    ),
+    Idle("cache.caption_variants", lambda c: c.cache.text != "disk", "unless cache.text is disk"),
+    Idle(
+        "validation.every validation.max_rows validation.quantiles",
+        lambda c: not c.validation.share,
+        "while validation.share is 0",
+    ),
+    Idle(
+        "preview.sampler preview.batch_caption preview.weights preview.format preview.max_batch",
+        lambda c: not c.previews,
+        "without an inference section",
+    ),
+    Idle("lr_schedule.decay_share", lambda c: c.lr_schedule.kind != "wsd", "unless lr_schedule.kind is wsd"),
+    Idle("lr_schedule.min_ratio", lambda c: c.lr_schedule.kind == "constant", "with a constant rate"),
+    Idle("objective.huber_delta", lambda c: c.objective.loss != "huber", "unless objective.loss is huber"),
+    Idle("storage.cache_gib", lambda c: not c.storage.cache_dir, "without storage.cache_dir"),
+    Idle("hub.private", lambda c: not c.hub.repo_id, "without hub.repo_id"),
+    Idle(
+        "dataloader.tag_drop_percentage",
+        lambda c: not c.dataloader.shuffle_tags,
+        "while dataloader.shuffle_tags is off",
+    ),
+    Idle("dataloader.thread_per_worker", lambda c: not c.dataloader.num_workers, "without num_workers"),
+    Idle(
+        "dataloader.batch_size batching.sizes",
+        lambda c: c.batching.batch_tokens is not None,
+        "with batching.batch_tokens",
+    ),
+)
+
+
+def idle_keys(config: RunConfig) -> Iterator[str]:
+    """A line for the keys of `config` that are not at their defaults and have no effect, for each reason."""
+    defaults = RunConfig()
+    method = config.method_kind
+    named: set[str] = set()
+    for idle in IDLE:
+        if not idle.is_off(config):
+            continue
+        keys = [key for key in idle.keys.split() if _value(config, key) != _value(defaults, key)]
+        keys = [key for key in keys if key not in named]
+        named.update(keys)
+        if keys:
+            yield f"{', '.join(keys)}: no effect {idle.reason.format(method=method)}."
+    yield from _of_datasets(config)
+    yield from _of_previews(config)
+
+
+def _value(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _of_datasets(config: RunConfig) -> Iterator[str]:
+    weights = sum(bool(section.weight) for section in config.datasets)
+    for i, section in enumerate(config.datasets):
+        place = f"datasets.{i}"
+        if section.weight and weights == 1:
+            yield f"{place}.weight: no effect, because no other dataset has a weight."
+        if section.is_regularisation and (section.weight or section.repeats):
+            yield f"{place}.is_regularisation: no effect with repeats or a weight."
+        if section.batch_size and config.batching.batch_tokens:
+            yield f"{place}.batch_size: no effect with batching.batch_tokens."
+        yield from _of_masks(place, section, is_used=not config.dataloader.dummy_image)
+    is_used = bool(config.dataloader.jsonl_metadata_path or not config.datasets)
+    yield from _of_masks("dataloader", config.dataloader, is_used and not config.dataloader.dummy_image)
+
+
+def _of_masks(place: str, section: Any, is_used: bool) -> Iterator[str]:
+    """Of the keys that `dataloader` and every one of `datasets` have."""
+    if section.mask != "none" and not is_used:
+        yield f"{place}.mask: no effect, because no image of this dataset is read."
+    if section.mask_folder_path and section.mask != "folder":
+        yield f"{place}.mask_folder_path: no effect unless {place}.mask is folder."
+    if section.unmasked_weight and section.mask == "none":
+        yield f"{place}.unmasked_weight: no effect while {place}.mask is none."
+
+
+def _of_previews(config: RunConfig) -> Iterator[str]:
+    places = ["inference"] if config.inference else []
+    places += [f"extra_inference_config.{i}" for i in range(len(config.extra_inference_config))]
+    for place, section in zip(places, config.previews, strict=True):
+        if section.first_n_steps_wo_cfg and section.cfg == 1:
+            yield f"{place}.first_n_steps_wo_cfg: no effect while {place}.cfg is 1."

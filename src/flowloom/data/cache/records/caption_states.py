@@ -1,0 +1,5 @@
+"""A caption as a text encoder states it: its real tokens and one more."""
+
+from flowloom.data.cache.records.base import RecordKind
+
+KIND = RecordKind("caption-states", ("T", "C"))

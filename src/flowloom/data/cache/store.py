@@ -1,0 +1,376 @@
+"""What encoders made, by the content it was made from: found, read, added, checked, pruned.
+
+Any number of processes read and write one cache at the same time: each appends to a shard of its own, and
+sees what others added once they have sealed theirs and `refresh` has looked. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowloom.data.cache.shard_stores import FetchedShard, Shard, ShardStore, open_bytes
+from flowloom.data.cache.shards import Record, ShardWriter, recover
+from flowloom.errors import CacheError, is_disk_full
+
+SHARD_BYTES = 512 * 2**20
+AHEAD_BYTES = 256 * 2**20
+"""Of records from an object store that were fetched and are not used yet."""
+
+
+class Found(NamedTuple):
+    """A record that was asked for."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    payload: NDArray[np.uint8]
+    """Flat bytes."""
+
+
+class _Index(NamedTuple):
+    """Every sealed record by the first half of its key: sorted, 16 bytes each."""
+
+    highs: NDArray[np.uint64]
+    shards: NDArray[np.uint32]
+    rows: NDArray[np.uint32]
+
+
+class _Place(NamedTuple):
+    """A sealed record and where it is."""
+
+    number: int
+    """Of the shard."""
+    row: int
+    shard: Shard
+    record: Record
+
+    def __str__(self) -> str:
+        return f"{self.shard.name}: record {self.row} ({self.record.kind})"
+
+
+_EMPTY = _Index(np.zeros(0, np.uint64), np.zeros(0, np.uint32), np.zeros(0, np.uint32))
+
+
+@dataclass
+class Stats:
+    """What a cache holds."""
+
+    shards: int = 0
+    bytes: int = 0
+    """Of sealed shards, headers and all."""
+    open_bytes: int = 0
+    """Of shards that are being written on this machine."""
+    kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Records and payload bytes of each kind."""
+    twice: int = 0
+    """Records whose key another one has: two processes made the same at a time."""
+    faults: list[str] = field(default_factory=list)
+
+
+class Cache:
+    """The cache in `store`; every method may be called from any thread."""
+
+    def __init__(self, store: ShardStore, limit_bytes: int | None = None, shard_bytes: int = SHARD_BYTES):
+        self.store = store
+        self.limit_bytes = limit_bytes
+        self.shard_bytes = shard_bytes
+        self.full: str | None = None
+        """Why nothing more is taken in."""
+        self.writing_s = 0.0
+        """Seconds that this process has spent writing records."""
+        self.faults: list[str] = []
+        """Shards and records that are not what was written; they count as missing."""
+        self._names: list[str] = []
+        self._verified: list[NDArray[np.bool_]] = []
+        self._index = _EMPTY
+        self._own: dict[bytes, Record] = {}
+        self._rejected: set[bytes] = set()
+        self._broken: set[str] = set()
+        self._ahead: dict[bytes, NDArray[np.uint8]] = {}
+        self._ahead_bytes = 0
+        self._writer: ShardWriter | None = None
+        self._bytes = 0
+        self._lock = threading.RLock()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look which shards there are now; what killed processes of this machine left open is sealed."""
+        with self._lock:
+            for path in recover(self.store.spool):
+                self.store.publish(path)
+            sizes = self.store.names()
+            known = set(self._names)
+            parts = [self._index]
+            for name in sorted(sizes.keys() - known):
+                part = self._take_in(name)
+                parts += [part] if part else []
+            if len(parts) > 1:
+                self._index = _sorted(parts)
+            self._bytes = sum(sizes.values()) + open_bytes(self.store.spool)
+
+    def _take_in(self, name: str) -> _Index | None:
+        try:
+            columns = self.store.open(name).columns
+        except CacheError as error:
+            if name not in self._broken:
+                self._broken.add(name)
+                self.faults.append(str(error))
+            return None
+        number, count = len(self._names), len(columns)
+        self._names.append(name)
+        self._verified.append(np.zeros(count, bool))
+        rows = np.arange(count, dtype=np.uint32)
+        return _Index(columns["high"].copy(), np.full(count, number, np.uint32), rows)
+
+    def _find(self, key: bytes, sample: bytes) -> _Place | None:
+        """The sealed record of `key`, if it was made from `sample`; its payload is not looked at."""
+        if key in self._rejected or (place := self._place(key)) is None:
+            return None
+        if place.record.sample != sample:
+            self._reject(key, f"{place}: made from another sample.")
+            return None
+        return place
+
+    def _place(self, key: bytes) -> _Place | None:
+        index, high = self._index, np.frombuffer(key, "<u8", 1)[0]
+        at = int(index.highs.searchsorted(high))
+        while at < len(index.highs) and index.highs[at] == high:
+            number, row = int(index.shards[at]), int(index.rows[at])
+            try:
+                shard = self.store.open(self._names[number])
+                record = shard.record(row)
+            except CacheError as error:
+                # Pruned by somebody else, or the disk fails.
+                self._reject(key, str(error))
+                return None
+            if record.key == key:
+                return _Place(number, row, shard, record)
+            at += 1
+        return None
+
+    def knows(self, key: bytes, sample: bytes) -> bool:
+        """Whether there is such a record, by the indexes alone."""
+        return key in self._own or self._find(key, sample) is not None
+
+    def has(self, key: bytes, sample: bytes) -> bool:
+        """Whether `get` will find the record; checks it, and so reads it ahead, when it is the first time.
+
+        Called from the threads that read ahead: what is damaged is missing early enough to be made anew.
+        """
+        if key in self._own:
+            return True
+        while (place := self._find(key, sample)) is not None:
+            if self._is_sound(key, place):
+                return True
+        return False
+
+    def _is_sound(self, key: bytes, place: _Place) -> bool:
+        """Whether the payload is what was written; from an object store it is fetched for that, and held."""
+        if isinstance(place.shard, FetchedShard):
+            if key in self._ahead:
+                return True
+            fault, payload = place.shard.fetch(place.record)
+            if fault is None:
+                self._hold(key, payload)
+                return True
+        elif self._verified[place.number][place.row]:
+            return True
+        else:
+            fault = place.shard.fault(place.record)
+        if fault:
+            # Of a copy, the store may have the right one.
+            if not self.store.drop_copy(place.shard.name):
+                self._reject(key, f"{place}: {fault}.")
+            return False
+        self._verified[place.number][place.row] = True
+        return True
+
+    def _hold(self, key: bytes, payload: NDArray[np.uint8]) -> None:
+        with self._lock:
+            if self._ahead_bytes + payload.nbytes <= AHEAD_BYTES:
+                self._ahead_bytes += payload.nbytes
+                self._ahead[key] = payload
+
+    def _release(self, key: bytes) -> NDArray[np.uint8] | None:
+        with self._lock:
+            payload = self._ahead.pop(key, None)
+            self._ahead_bytes -= payload.nbytes if payload is not None else 0
+            return payload
+
+    def _reject(self, key: bytes, reason: str) -> None:
+        with self._lock:
+            self._rejected.add(key)
+            self.faults.append(reason)
+
+    def get(self, key: bytes, sample: bytes) -> Found | None:
+        """The record under `key`, made from `sample`; None where there is none, or a damaged one."""
+        found = self._from_own(key)
+        while found is None and (place := self._find(key, sample)) is not None:
+            payload = self._payload(key, place)
+            if payload is not None:
+                found = Found(place.record.dtype, place.record.shape, payload)
+        return found
+
+    def _payload(self, key: bytes, place: _Place) -> NDArray[np.uint8] | None:
+        """The payload at `place`, checked; None where it is to be looked for anew."""
+        held = self._release(key)
+        if held is not None:
+            return held
+        if not isinstance(place.shard, FetchedShard):
+            return place.shard.payload(place.record) if self._is_sound(key, place) else None
+        fault, payload = place.shard.fetch(place.record)
+        if fault:
+            self._reject(key, f"{place}: {fault}.")
+        return None if fault else payload
+
+    def _from_own(self, key: bytes) -> Found | None:
+        """From the shard that this process writes."""
+        if key not in self._own:
+            return None
+        with self._lock:
+            own = self._own.get(key)
+            if own is None or self._writer is None:
+                return None
+            return Found(own.dtype, own.shape, np.frombuffer(self._writer.read(own), np.uint8))
+
+    def put(self, kind: str, key: bytes, sample: bytes, array: NDArray[Any], dtype: str) -> bool:
+        """Add a record, unless there is one; False when the cache is full, and `full` says why.
+
+        Args:
+            array: the payload, in any format as wide as `dtype`.
+        """
+        with self._lock:
+            if key in self._own or (key not in self._rejected and self._place(key)):
+                return True
+            if self.full:
+                return False
+            if self.limit_bytes is not None and self._bytes + array.nbytes > self.limit_bytes:
+                self.full = f"{self.store.root} has reached its limit of {self.limit_bytes / 2**30:.3g} GiB"
+                return False
+            try:
+                self._append(kind, key, sample, array, dtype)
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                self.full = f"{self.store.spool}: the disk is full"
+                return False
+            self._rejected.discard(key)
+            return True
+
+    def _append(self, kind: str, key: bytes, sample: bytes, array: NDArray[Any], dtype: str) -> None:
+        start = time.perf_counter()
+        if self._writer is None:
+            self._writer = ShardWriter(self.store.spool)
+        before = self._writer.size
+        self._own[key] = self._writer.append(kind, key, sample, np.ascontiguousarray(array), dtype)
+        self._bytes += self._writer.size - before
+        if self._writer.size >= self.shard_bytes:
+            self.seal()
+        self.writing_s += time.perf_counter() - start
+
+    def seal(self) -> None:
+        """Make what this process added readable for all; a later `put` begins a new shard."""
+        with self._lock:
+            if self._writer is None:
+                return
+            writer, self._writer = self._writer, None
+            try:
+                self._publish(writer)
+                self.refresh()
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                self.full = f"{self.store.spool}: the disk is full"
+            # Only now: until the index has them, they are read from the open file.
+            self._own.clear()
+
+    def _publish(self, writer: ShardWriter) -> None:
+        sealed = writer.seal()
+        if sealed:
+            self.store.publish(sealed)
+
+    def stats(self) -> Stats:
+        """How much there is of each kind."""
+        columns = [self.store.open(name).columns for name in self._names]
+        stats = Stats(len(columns), sum(self.store.names().values()), open_bytes(self.store.spool))
+        stats.faults = list(self.faults)
+        if columns:
+            whole = np.concatenate(columns)
+            for kind in np.unique(whole["kind"]):
+                lengths = whole["length"][whole["kind"] == kind]
+                stats.kinds[kind.decode()] = (len(lengths), int(lengths.sum()))
+            stats.twice = len(whole) - len(np.unique(whole[["high", "low"]]))
+        return stats
+
+    def verify(self) -> Iterator[str]:
+        """Read every sealed record; what is wrong with which."""
+        yield from self.faults
+        for name in self._names:
+            shard = self.store.open(name)
+            for row in range(len(shard.columns)):
+                record = shard.record(row)
+                if fault := shard.fault(record):
+                    yield f"{name}: record {row} ({record.kind}, {record.key.hex()}): {fault}."
+
+    def prune(
+        self, is_kept: Callable[[bytes], bool], kept_kinds: Collection[str] = frozenset()
+    ) -> tuple[int, int]:
+        """Drop sealed records that are not kept, are there twice, or damaged: how many, how many stay.
+
+        Of `kept_kinds` all are kept, whatever `is_kept` says of their keys.
+        Shards that lose none stay as they are. A kill in between leaves records twice, never none.
+        Not while somebody trains from this cache.
+        """
+        self.seal()
+        self.refresh()
+        seen: set[bytes] = set()
+        dropped, doomed = 0, [*self._broken]
+        writer: ShardWriter | None = None
+        for name in self._names:
+            shard = self.store.open(name)
+            kept = [
+                record
+                for record in _records(shard)
+                if (record.kind in kept_kinds or is_kept(record.key)) and record.key not in seen
+            ]
+            kept = [record for record in kept if not shard.fault(record)]
+            seen.update(record.key for record in kept)
+            if len(kept) == len(shard.columns):
+                continue
+            dropped += len(shard.columns) - len(kept)
+            doomed.append(name)
+            for record in kept:
+                writer = writer or ShardWriter(self.store.spool)
+                writer.append_copy(record, shard.payload(record))
+                if writer.size >= self.shard_bytes:
+                    self._publish(writer)
+                    writer = None
+        if writer:
+            self._publish(writer)
+        for name in doomed:
+            self.store.delete(name)
+        self._forget()
+        return dropped, len(seen)
+
+    def _forget(self) -> None:
+        """Look at everything anew."""
+        self._names, self._verified, self._index = [], [], _EMPTY
+        self._rejected, self._broken, self.faults = set(), set(), []
+        self.refresh()
+
+
+def _records(shard: Shard) -> list[Record]:
+    return [shard.record(row) for row in range(len(shard.columns))]
+
+
+def _sorted(parts: list[_Index]) -> _Index:
+    highs, shards, rows = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    # Stable: of records that are there twice, the one that was found first is read.
+    order = np.argsort(highs, kind="stable")
+    return _Index(highs[order], shards[order], rows[order])

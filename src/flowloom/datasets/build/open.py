@@ -1,0 +1,60 @@
+"""Which reader a source is for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flowloom.datasets.build.detect import detect, existing, table_in, with_remarks
+from flowloom.datasets.build.index_pages import IndexPages
+from flowloom.datasets.build.items import Reading
+from flowloom.datasets.build.options import BuildOptions, Kind
+from flowloom.datasets.build.pairs import split_suffix
+from flowloom.datasets.build.readers.folder import open_folder
+from flowloom.datasets.build.readers.huggingface import open_huggingface
+from flowloom.datasets.build.readers.kohya import open_kohya
+from flowloom.datasets.build.readers.kohya_toml import open_kohya_toml
+from flowloom.datasets.build.readers.listing import open_listing
+from flowloom.datasets.build.readers.table import TABLES, open_table
+from flowloom.datasets.build.readers.webdataset import open_webdataset
+from flowloom.datasets.build.stores import Store, open_store
+from flowloom.errors import DataError
+
+
+def open_dataset(source: str, options: BuildOptions) -> Reading:
+    """The data set at `source`: a path, an address, or a pattern of tars.
+
+    Raises:
+        DataError: there is nothing, or nothing that we can read; Unclear: its form has to be stated.
+    """
+    if options.kind != "auto":
+        return _opened(options.kind, source, options)
+    detected = detect(source, options).checked()
+    return with_remarks(_opened(detected.kind, detected.source, options), detected)
+
+
+def _opened(kind: Kind, source: str, options: BuildOptions) -> Reading:
+    path = Path(source)
+    match kind:
+        case "listing":
+            return open_listing(source, _listed(source, options), options)
+        case "webdataset":
+            return open_webdataset(source, options)
+        case "kohya-toml":
+            return open_kohya_toml(existing(path), options)
+        case "table":
+            return open_table(table_in(path) if path.is_dir() else existing(path), options)
+        case "parquet" | "huggingface":
+            return open_huggingface(existing(path), options)
+        case "kohya":
+            return open_kohya(existing(path), options)
+        case _:
+            return open_folder(existing(path), options)
+
+
+def _listed(url: str, options: BuildOptions) -> Store:
+    if not url.startswith(("http://", "https://")):
+        return open_store(url, options.storage)
+    suffix = split_suffix(url.rpartition("/")[2])[1]
+    if suffix in (*TABLES, ".parquet", ".tar", ".toml"):
+        raise DataError(f"{url}: download it first, then build from the file.")
+    return IndexPages(url, open_store(url, options.storage))

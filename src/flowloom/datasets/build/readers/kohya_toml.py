@@ -1,0 +1,268 @@
+"""Kohya's data set TOML: subsets of folders, or of metadata files, with inherited settings."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from flowloom.datasets.build.items import (
+    ORDERED,
+    CaptionRule,
+    Found,
+    Item,
+    Reading,
+    Remark,
+    Unusable,
+    local_file,
+    shown,
+    wrong_name,
+)
+from flowloom.datasets.build.options import BuildOptions
+from flowloom.datasets.build.pairs import PairRule
+from flowloom.datasets.build.readers.folder import Place, items_of, list_folder
+from flowloom.datasets.build.readers.table import find_picture, json_records
+from flowloom.datasets.build.text import weight_of
+from flowloom.errors import DataError
+from flowloom.text_files import read_text
+
+_USED = frozenset(
+    [
+        "image_dir",
+        "num_repeats",
+        "class_tokens",
+        "caption_extension",
+        "caption_extention",
+        "caption_separator",
+        "keep_tokens",
+        "keep_tokens_separator",
+        "secondary_separator",
+        "metadata_file",
+        "is_reg",
+        "caption_prefix",
+        "caption_suffix",
+        "shuffle_caption",
+        "enable_wildcard",
+        "subsets",
+    ]
+)
+_HERE_OTHERWISE = frozenset(
+    [
+        "resolution",
+        "batch_size",
+        "enable_bucket",
+        "min_bucket_reso",
+        "max_bucket_reso",
+        "bucket_reso_steps",
+        "bucket_no_upscale",
+        "validation_split",
+        "validation_seed",
+        "cache_info",
+        "resize_interpolation",
+        "caption_dropout_rate",
+        "caption_tag_dropout_rate",
+        "caption_dropout_every_n_epochs",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """One of the file's subsets, with all that it inherits."""
+
+    place: str
+    settings: dict[str, Any]
+
+    def text(self, key: str) -> str:
+        """A setting that is text; "" when it is not there."""
+        value = self.settings.get(key, "")
+        if not isinstance(value, str):
+            raise DataError(f"{self.place}: {key} is {value!r:.60}; it must be text.")
+        return value
+
+    def folder(self, base: Path) -> Path:
+        """Its image_dir, relative to the TOML when it is relative."""
+        if not self.text("image_dir"):
+            raise DataError(f"{self.place}: there is no image_dir.")
+        name = self.text("image_dir")
+        if PureWindowsPath(name).drive:
+            raise DataError(
+                f"{self.place}: image_dir {name} is a path of Windows. Write its path on this machine."
+            )
+        folder = base / name
+        return (folder if folder.exists() else base / name.replace("\\", "/")).resolve()
+
+    def suffix(self) -> str:
+        """Of its caption files, with the dot, which may be left out; also by the key's old spelling."""
+        suffix = self.text("caption_extension") or self.text("caption_extention") or ".caption"
+        return f".{suffix.lstrip('.').lower()}"
+
+    def captions(self) -> tuple[str, ...]:
+        """Equal for subsets that give the same captions to the same images."""
+        keys = ("image_dir", "metadata_file", "caption_prefix", "caption_suffix")
+        return (*map(self.text, keys), self.suffix())
+
+    def repeats(self) -> int:
+        """How often each picture counts."""
+        value = self.settings.get("num_repeats", 1)
+        if type(value) is not int or value < 1:
+            raise DataError(
+                f"{self.place}: num_repeats is {value!r:.60}; it must be a whole number from 1 on."
+            )
+        return value
+
+    def keeps_tags(self) -> bool:
+        """Whether the first tags of each caption keep their places."""
+        value = self.settings.get("keep_tokens", 0)
+        if type(value) is not int or value < 0:
+            raise DataError(
+                f"{self.place}: keep_tokens is {value!r:.60}; it must be a whole number from 0 on."
+            )
+        return value > 0
+
+
+def open_kohya_toml(path: Path, options: BuildOptions) -> Reading:
+    """The pictures of all subsets that the TOML at `path` describes.
+
+    Raises:
+        DataError: it is not such a file.
+    """
+    try:
+        config = tomllib.loads(read_text(path))
+    except (OSError, DataError, tomllib.TOMLDecodeError) as error:
+        hint = ". Write paths of Windows with / or in 'single quotes'" if "\\" in str(error) else ""
+        raise DataError(f"{path}: not readable as TOML: {error}{hint}") from error
+    subsets = list(_subsets(path, config))
+    if not subsets:
+        raise DataError(f"{path}: there is no [[datasets.subsets]] in it.")
+    folders = [subset.folder(path.parent) for subset in subsets]
+    root = options.root.resolve() if options.root else Path(os.path.commonpath(folders))
+    return Reading("kohya-toml", root, _read(path, subsets, root, options))
+
+
+def _subsets(path: Path, config: dict[str, Any]) -> Iterator[Subset]:
+    general = _tables(path, [config.get("general", {})])[0]
+    for i, dataset in enumerate(_tables(path, config.get("datasets", []))):
+        for k, subset in enumerate(_tables(path, dataset.get("subsets", []))):
+            yield Subset(f"{path} datasets[{i}].subsets[{k}]", general | dataset | subset)
+
+
+def _tables(path: Path, value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
+        raise DataError(f"{path}: general must be a table; datasets and subsets must be lists of tables.")
+    return value
+
+
+def _read(path: Path, subsets: list[Subset], root: Path, options: BuildOptions) -> Iterator[Found]:
+    seen: set[tuple[str, ...]] = set()
+    for subset in subsets:
+        yield from _remarks(subset)
+        same = subset.captions()
+        if same in seen and not subset.settings.get("is_reg"):
+            # Several [[datasets]] of one folder are Kohya's way to train several resolutions.
+            yield Remark(
+                subset.place, "left out: read before; dataloader.base_resolution takes several sizes"
+            )
+            continue
+        if any(same[:2] == other[:2] for other in seen):
+            yield Remark(subset.place, "read again, for other captions; sd-scripts would not")
+        seen.add(same)
+        found = _by_metadata if subset.text("metadata_file") else _by_folder
+        for item in found(path, subset, root, options):
+            if isinstance(item, Item):
+                yield from _settled(item, subset, options)
+            else:
+                yield item
+
+
+def _settled(item: Item, subset: Subset, options: BuildOptions) -> Iterator[Found]:
+    """The image as the subset's settings make it, after what there is to say of it."""
+    weight = options.reg_weight if subset.settings.get("is_reg") else item.loss_weight
+    # What must not be shuffled there must not be here, whatever it looks like.
+    shuffled = subset.settings.get("shuffle_caption")
+    is_tags = shuffled if isinstance(shuffled, bool) and item.is_tag_based is None else item.is_tag_based
+    if shuffled and is_tags and subset.keeps_tags():
+        # A shuffle here would move the trigger word, too.
+        is_tags = False
+        yield Remark(item.place, ORDERED)
+    yield replace(item, loss_weight=weight, is_tag_based=is_tags)
+
+
+def _remarks(subset: Subset) -> Iterator[Remark]:
+    for key in sorted(subset.settings.keys() - _USED):
+        what = "is the training configuration's here" if key in _HERE_OTHERWISE else "has no counterpart here"
+        yield Remark(subset.place, f"{key} {what}")
+
+
+def _rule(subset: Subset, options: BuildOptions) -> CaptionRule:
+    tokens = subset.text("class_tokens") or options.default_caption
+    has_wildcards = bool(subset.settings.get("enable_wildcard"))
+    return CaptionRule(
+        tokens,
+        "each" if has_wildcards else "first",
+        subset.text("caption_prefix"),
+        subset.text("caption_suffix"),
+        has_wildcards,
+        subset.text("caption_separator") or ",",
+        subset.text("keep_tokens_separator"),
+        subset.text("secondary_separator"),
+    )
+
+
+def _by_folder(path: Path, subset: Subset, root: Path, options: BuildOptions) -> Iterator[Found]:
+    folder = subset.folder(path.parent)
+    place = Place(folder, root, PairRule((subset.suffix(),), is_shared=True))
+    files, folders, found = list_folder(str(folder), root)
+    yield from found
+    for lower in folders:
+        yield Remark(shown(lower), "left out: Kohya does not look into folders below image_dir")
+    yield from items_of(place, files, _rule(subset, options), subset.repeats())
+
+
+def _by_metadata(path: Path, subset: Subset, root: Path, options: BuildOptions) -> Iterator[Found]:
+    folder, file = subset.folder(path.parent), path.parent / subset.text("metadata_file")
+    rule = _rule(subset, options)
+    for place, name, fields in json_records(file):
+        picture = find_picture(folder, name)
+        try:
+            caption, is_tags = _caption(fields, rule)
+            weight = weight_of(fields.get("loss_weight"))
+            if isinstance(picture, str):
+                raise DataError(picture)
+            if caption is None and rule.fallback is None:
+                raise DataError("it has neither caption nor tags")
+            if not picture.is_relative_to(root):
+                raise DataError(f"it lies outside {root}")
+            filename = picture.relative_to(root).as_posix()
+            if wrong := wrong_name(filename):
+                raise DataError(wrong)
+            content = local_file(picture)
+        except (DataError, OSError) as error:
+            yield Unusable(place, str(error))
+            continue
+        raw = [caption if caption is not None else rule.fallback or ""]
+        if rule.is_ordered(raw):
+            is_tags = False
+            yield Remark(place, ORDERED)
+        text = rule.apply(raw)
+        yield Item(
+            place, filename, content, text, is_tag_based=is_tags, loss_weight=weight, repeats=subset.repeats()
+        )
+
+
+def _caption(fields: dict[str, Any], rule: CaptionRule) -> tuple[str | None, bool | None]:
+    """Kohya's rule: where there are both, the tags follow every line of the caption."""
+    caption, tags = (fields.get(key) or None for key in ("caption", "tags"))
+    if not all(value is None or isinstance(value, str) for value in (caption, tags)):
+        raise DataError("its caption and tags must be text")
+    if caption is None:
+        return tags, True if tags is not None else None
+    if not tags:
+        return caption, None
+    tags = rule.separator.join(tags.splitlines())
+    separator = f"{rule.separator} " if rule.separator == "," else rule.separator
+    lines = [line.strip() for line in caption.splitlines() if line.strip()]
+    return "\n".join(f"{line}{separator}{tags}" for line in lines), None

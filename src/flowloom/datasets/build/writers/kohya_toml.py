@@ -1,0 +1,75 @@
+"""Kohya's data set TOML with metadata files beside it: the pictures stay where they are."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import orjson
+
+from flowloom.datasets.build.export import Export
+from flowloom.datasets.build.writers.kohya import Sample, sample_of
+
+Group: TypeAlias = tuple[str, int, bool, bool, int]
+"""Folder, repeats, whether captions are tags, whether there are several, which row of the picture it is."""
+
+
+def write(export: Export) -> None:
+    """Write the TOML, with a subset for each folder and number of repeats."""
+    repeats: Counter[Sample] = Counter(sample_of(row) for row in export.rows())
+    captions_of: Counter[str] = Counter()
+    groups: dict[Group, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for fetched in export.fetched():
+        row, path = fetched.row, fetched.picture
+        sample = sample_of(row)
+        if isinstance(path, bytes):
+            export.refuse(row, "an address: Kohya reads local files only. The form kohya fetches them")
+        elif not all(caption.strip() for caption in row.captions):
+            export.refuse(row, "an empty caption, which Kohya's metadata cannot have")
+        elif sample in repeats:
+            variant = captions_of[str(path)]
+            captions_of[str(path)] += 1
+            group = (str(path.parent), repeats.pop(sample), row.is_tag_based, len(row.captions) > 1, variant)
+            fields: dict[str, Any] = {
+                "tags" if row.is_tag_based else "caption": "\n".join(
+                    " ".join(caption.split()) for caption in row.captions
+                )
+            }
+            if row.loss_weight != 1:
+                fields["loss_weight"] = row.loss_weight
+                export.report.remarks["loss_weight is kept in the metadata, where Kohya passes over it"] += 1
+            groups[group][str(path)] = fields
+    _write_files(export, groups)
+
+
+def _write_files(export: Export, groups: dict[Group, dict[str, dict[str, Any]]]) -> None:
+    lines = ["[general]", "enable_bucket = true", "", "[[datasets]]", "resolution = 1024", "batch_size = 1"]
+    for number, (group, entries) in enumerate(sorted(groups.items())):
+        folder, repeats, is_tag_based, has_several, _ = group
+        metadata = export.output.with_name(f"{export.output.stem}-{number}.json")
+        _replace(metadata, orjson.dumps(entries, option=orjson.OPT_INDENT_2))
+        lines += [
+            "",
+            "[[datasets.subsets]]",
+            f"image_dir = {quoted(folder)}",
+            f"metadata_file = {quoted(str(metadata.absolute()))}",
+            f"num_repeats = {repeats}",
+            f"shuffle_caption = {str(is_tag_based).lower()}",
+            f"enable_wildcard = {str(has_several).lower()}",
+        ]
+        export.report.files.append(metadata)
+    _replace(export.output, "\n".join([*lines, ""]).encode())
+    export.report.files.insert(0, export.output)
+
+
+def quoted(text: str) -> str:
+    """`text` as a TOML string: JSON's, with the one control character that JSON leaves as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_bytes(data)
+    partial.replace(path)

@@ -1,0 +1,161 @@
+"""Where encoded things stay: nowhere, in memory, or in the cache on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from flowloom.data.cache.records.base import RecordKind, to_tensor
+from flowloom.data.cache.store import Cache
+
+S = TypeVar("S", bound=Hashable, contravariant=True)
+
+
+class Keeper(Protocol[S]):
+    """Keeps the tensor of each subject: (row, size) of an image, or a caption."""
+
+    is_lasting: bool
+    """Whether what is kept outlives the process, so that the encoder may go."""
+
+    def has(self, subject: S) -> bool:
+        """Whether `get` will find it."""
+        ...
+
+    def get(self, subjects: Sequence[S]) -> list[Tensor | None]:
+        """The tensor of each, on the CPU, or None."""
+        ...
+
+    def put(self, subject: S, tensor: Tensor) -> Tensor:
+        """Keep `tensor`, on the CPU, if there is room; returns it as `get` would, kept or not."""
+        ...
+
+    def share(self) -> None:
+        """Let other processes see what this one kept, and see theirs."""
+        ...
+
+
+class NothingKept(Generic[S]):
+    """Everything is encoded each time."""
+
+    is_lasting = False
+
+    def has(self, subject: S) -> bool:  # noqa: ARG002
+        """Never."""
+        return False
+
+    def get(self, subjects: Sequence[S]) -> list[Tensor | None]:
+        """None of them."""
+        return [None] * len(subjects)
+
+    def put(self, subject: S, tensor: Tensor) -> Tensor:  # noqa: ARG002
+        """`tensor` itself."""
+        return tensor
+
+    def share(self) -> None:
+        """Nothing to share."""
+
+
+class MemoryRoom:
+    """Bytes that keepers share."""
+
+    def __init__(self, free_bytes: int):
+        self.free_bytes = free_bytes
+
+
+class MemoryKeeper(Generic[S]):
+    """Tensors on the CPU, until the room is used up; then no more are taken in.
+
+    Nothing is ever dropped: an epoch reads every row once, so the longest unused is the next one needed,
+    and the loader may rely on what it was told is here.
+    """
+
+    is_lasting = False
+
+    def __init__(self, room: MemoryRoom):
+        self._room = room
+        self._tensors: dict[Hashable, Tensor] = {}
+
+    def has(self, subject: S) -> bool:
+        """See Keeper."""
+        return subject in self._tensors
+
+    def get(self, subjects: Sequence[S]) -> list[Tensor | None]:
+        """See Keeper."""
+        return [self._tensors.get(subject) for subject in subjects]
+
+    def put(self, subject: S, tensor: Tensor) -> Tensor:
+        """See Keeper."""
+        if subject not in self._tensors and tensor.nbytes <= self._room.free_bytes:
+            # A slice of a batch would keep the whole batch alive.
+            self._tensors[subject] = tensor.clone()
+            self._room.free_bytes -= tensor.nbytes
+        return tensor
+
+    def share(self) -> None:
+        """Memory is this process's own."""
+
+
+class DiskKeeper(Generic[S]):
+    """Records of one kind in a cache.
+
+    Args:
+        key_of: key and sample of a subject; the key may cost reading the subject's file once.
+        stored_as: number format of the records; None keeps the encoder's.
+        adds: off where new subjects never end, so that keeping them would only fill the disk.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        kind: RecordKind,
+        key_of: Callable[[S], tuple[bytes, bytes]],
+        stored_as: torch.dtype | None,
+        adds: bool = True,
+    ):
+        self.adds = self.is_lasting = adds
+        self.cache = cache
+        self.key_of = key_of
+        self._kind = kind
+        self._stored_as = stored_as
+        self._seen: dict[Hashable, tuple[bytes, bytes]] = {}
+
+    def knows(self, subject: S) -> bool:
+        """Whether there is a record, by the index alone."""
+        known = self.key_of(subject)
+        self._seen[subject] = known
+        return self.cache.knows(*known)
+
+    def has(self, subject: S) -> bool:
+        """See Keeper; called where reading ahead happens, so that `get` finds the pages in memory."""
+        known = self.key_of(subject)
+        self._seen[subject] = known
+        return self.cache.has(*known)
+
+    def get(self, subjects: Sequence[S]) -> list[Tensor | None]:
+        """See Keeper."""
+        return [self._get(subject) for subject in subjects]
+
+    def _get(self, subject: S) -> Tensor | None:
+        found = self.cache.get(*(self._seen.get(subject) or self.key_of(subject)))
+        if found is None:
+            return None
+        self._seen.pop(subject, None)
+        return to_tensor(found.payload, found.dtype, found.shape)
+
+    def put(self, subject: S, tensor: Tensor) -> Tensor:
+        """See Keeper. What changed between `has` and now is not kept: nobody knows which of both it is."""
+        tensor = tensor.to(self._stored_as or tensor.dtype)
+        known = self._seen.pop(subject, None)
+        key, sample = self.key_of(subject)
+        if self.adds and (known is None or known == (key, sample)):
+            array, dtype = self._kind.to_array(tensor)
+            self.cache.put(self._kind.name, key, sample, array, dtype)
+        return tensor
+
+    def share(self) -> None:
+        """See Keeper."""
+        self.cache.seal()
+        self.cache.refresh()

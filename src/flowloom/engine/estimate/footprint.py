@@ -1,0 +1,228 @@
+"""How much a run takes: memory by part, disk by part, seconds; from sizes and formulas alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from flowloom.config.run import ADAPTERS, RunConfig
+from flowloom.engine.build import choose_precision
+from flowloom.engine.estimate.plan import count_trained
+from flowloom.engine.from_cache import ENCODERS, META, unless_cached
+from flowloom.engine.memory import (
+    HEADROOM,
+    QUANTIZED_BYTES,
+    activation_bytes,
+    blocks_for_room,
+    micro_batch_tokens,
+    optimizer_bytes,
+)
+from flowloom.models.device import encoder_dtype
+from flowloom.models.families.chroma import load_chroma, read_chroma_params
+from flowloom.models.quantized import QUANTIZED
+from flowloom.nn.chroma import ChromaParams
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Parameters by the part of the run that has them."""
+
+    params: ChromaParams
+    total: int
+    blocks: int
+    """Of the linear layers that a quantised base holds in fewer bits."""
+    trained: int
+    autoencoder: int
+    text_encoder: int
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> Networks:
+        """The counts, from the headers of the files that `config.model` names.
+
+        Raises:
+            FlowloomError: one is missing, or nothing would be trained.
+        """
+        model = config.model
+        chroma = load_chroma(Path(model.chroma_path), META, torch.float32)
+        encoders = [unless_cached(config, key) for key in ENCODERS]
+        autoencoder, text_encoder = (
+            sum(weight.numel() for weight in encoder.parameters()) if encoder else 0 for encoder in encoders
+        )
+        sizes = {name: weight.numel() for name, weight in chroma.named_parameters()}
+        blocks = (n for name, n in sizes.items() if name.startswith(QUANTIZED) and name.endswith(".weight"))
+        return cls(
+            params=read_chroma_params(Path(model.chroma_path)),
+            total=sum(sizes.values()),
+            blocks=sum(blocks),
+            # Last: an adapter wraps layers of the network.
+            trained=count_trained(config, chroma),
+            autoencoder=autoencoder,
+            text_encoder=text_encoder,
+        )
+
+
+class Memory(NamedTuple):
+    """Bytes on the device while a step runs."""
+
+    parts: dict[str, int]
+    recomputed: int
+    """Blocks that recompute their activations."""
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(self.parts.values())
+
+
+def memory(config: RunConfig, networks: Networks, device: torch.device, capacity: int) -> Memory:
+    """What a step holds on `device`, of which `capacity` bytes are free before the run.
+
+    Frozen weights, trained weights, gradients, the optimizer's moments, the EMA, encoders, activations.
+    """
+    precision = choose_precision(config, device)
+    compute, trained_size = precision.compute.itemsize, precision.trained.itemsize
+    is_adapter = config.method_kind in ADAPTERS
+    frozen = networks.total if is_adapter else networks.total - networks.trained
+    level = config.lora.base_model_quant_level if is_adapter and config.lora else "full"
+    smaller = networks.blocks if level != "full" else 0
+    encoder_size = 2 if device.type == "cuda" else 4
+    text_size = 1 if config.model.t5_to_8bit else encoder_size
+    has_ema = config.ema.decay is not None and (config.ema.device == "same" or device.type == "cpu")
+    parts = {
+        "frozen weights": (frozen - smaller) * compute + smaller * QUANTIZED_BYTES.get(level, 0),
+        "trained weights": networks.trained * trained_size,
+        "gradients": networks.trained * trained_size,
+        "optimizer": networks.trained * optimizer_bytes(config),
+        "ema": networks.trained * 4 if has_ema else 0,
+        "vae": 0 if _on_disk(config.cache.latents) else networks.autoencoder * encoder_size,
+        "t5": 0 if _on_disk(config.cache.text) else networks.text_encoder * text_size,
+    }
+    room = HEADROOM * capacity - sum(parts.values())
+    recomputed = blocks_for_room(config, networks.params, room, compute)
+    tokens = micro_batch_tokens(config)
+    parts["activations"] = activation_bytes(networks.params, tokens, recomputed, compute)
+    return Memory({name: int(size) for name, size in parts.items() if size}, recomputed)
+
+
+def _on_disk(kept: str) -> bool:
+    """Whether encoders are freed before training, because all of their output lies on disk."""
+    return kept == "disk"
+
+
+class Remedy(NamedTuple):
+    """A change of one key."""
+
+    key: str
+    value: Any
+    applies: Callable[[RunConfig], bool]
+
+
+def _remedies(config: RunConfig) -> list[Remedy]:
+    """What saves memory, the cheapest in time and quality first."""
+    smaller = max(config.dataloader.base_resolution) // 2 // 64 * 64
+    return [
+        Remedy(
+            "memory.checkpointed_blocks", "all", lambda c: c.memory.checkpointed_blocks not in ("auto", "all")
+        ),
+        Remedy("model.t5_to_8bit", True, lambda c: not c.model.t5_to_8bit and not _on_disk(c.cache.text)),
+        Remedy("ema.device", "cpu", lambda c: c.ema.decay is not None and c.ema.device == "same"),
+        Remedy("training.train_minibatch", 1, lambda c: c.training.train_minibatch > 1),
+        Remedy("optimizer.kind", "adamw8bit", lambda c: c.optimizer.kind in ("adamw", "adamw_bf16")),
+        Remedy("parallel.dtype", "bf16", lambda c: c.parallel.dtype == "fp32"),
+        Remedy("lora.base_model_quant_level", "8bit", lambda c: _base_level(c) == "full"),
+        Remedy("lora.base_model_quant_level", "4bit", lambda c: _base_level(c) == "8bit"),
+        Remedy("optimizer.kind", "adamw_bf16", lambda c: _is_wide(c) and c.optimizer.kind == "adamw8bit"),
+        Remedy("method.kind", "lora", lambda c: c.method_kind not in ADAPTERS),
+        Remedy("lora.base_model_quant_level", "8bit", lambda c: _base_level(c) == "full"),
+        Remedy(
+            "dataloader.base_resolution",
+            [smaller],
+            lambda c: max(c.dataloader.base_resolution) > smaller >= 256,
+        ),
+    ]
+
+
+def _base_level(config: RunConfig) -> str | None:
+    return config.lora.base_model_quant_level if config.lora and config.method_kind in ADAPTERS else None
+
+
+def _is_wide(config: RunConfig) -> bool:
+    """Whether most weights are trained, and in float32: where half of each would matter."""
+    return config.method_kind == "full" and config.parallel.trained_dtype == "auto"
+
+
+class Advice(NamedTuple):
+    """One key to set, and the memory that is then taken."""
+
+    key: str
+    value: Any
+    total: int
+
+
+def advise(
+    config: RunConfig, networks: Networks, device: torch.device, capacity: int
+) -> tuple[list[Advice], bool]:
+    """Keys to change, in this order and together, until the run fits; and whether it then does."""
+    room = HEADROOM * capacity
+    now = memory(config, networks, device, capacity).total
+    advice: list[Advice] = []
+    for remedy in _remedies(config):
+        if now <= room:
+            break
+        if not remedy.applies(config):
+            continue
+        changed = with_key(config, remedy.key, remedy.value)
+        if remedy.key == "method.kind":
+            networks = Networks.from_config(changed)
+        then = memory(changed, networks, device, capacity).total
+        if then < now:
+            config, now = changed, then
+            advice.append(Advice(remedy.key, remedy.value, then))
+    return advice, now <= room
+
+
+def with_key(config: RunConfig, key: str, value: Any) -> RunConfig:
+    """`config` with the value of one dotted key changed; a part's other settings go when its kind does."""
+    section, name = key.split(".")
+    given: dict[str, Any] = config.model_dump()
+    kept = {} if key == "optimizer.kind" else given.get(section) or {}
+    return RunConfig.model_validate(given | {section: {**kept, name: value}})
+
+
+def checkpoint_bytes(config: RunConfig, networks: Networks, device: torch.device) -> int:
+    """One checkpoint: exported weights, finer ones for the resume, optimizer states, EMA."""
+    precision = choose_precision(config, device)
+    trained, compute, finer = networks.trained, precision.compute.itemsize, precision.trained.itemsize
+    has_ema = config.ema.decay is not None
+    states = trained * optimizer_bytes(config) + (trained * 4 if has_ema else 0)
+    if config.method_kind in ADAPTERS:
+        return int(trained * finer * (2 + has_ema) + states)
+    weights = networks.total * compute * (1 + has_ema) + (trained * finer if finer != compute else 0)
+    return int(weights + states)
+
+
+def cache_bytes(
+    config: RunConfig, params: ChromaParams, device: torch.device, pixels: int, text_tokens: int
+) -> Mapping[str, int]:
+    """What all latents and caption states take, each in the number format that it is kept in.
+
+    Args:
+        pixels: of all rows in their buckets; a latent has 16 channels an 8 x 8 pixels.
+        text_tokens: of all distinct captions, one of padding included.
+    """
+    formats = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    encoded = encoder_dtype(device)
+    # As drawn, latents are kept by their mean and their variance.
+    numbers = 2 if config.cache.sampling == "draw" else 1
+    latents = pixels // 64 * (params.in_channels // 4) * numbers
+    sizes = {"latents": latents, "caption states": text_tokens * params.context_in_dim}
+    kept = {"latents": config.cache.latents, "caption states": config.cache.text}
+    return {
+        name: size * (formats.get(config.cache.dtype, encoded) if kept[name] == "disk" else encoded).itemsize
+        for name, size in sizes.items()
+        if kept[name] != "off"
+    }

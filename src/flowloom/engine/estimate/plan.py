@@ -1,0 +1,294 @@
+"""`flowloom train --dry-run`: what a run would do and what would stop it, from names, headers and sizes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from flowloom.config.flow_format.read import LoadedConfig
+from flowloom.config.model_files import cached_files
+from flowloom.config.run import ADAPTERS, InferenceSection, RunConfig
+from flowloom.config.unused_keys import idle_keys
+from flowloom.data.buckets import LEFT_OUT
+from flowloom.data.fetch.image_source import Pictures
+from flowloom.data.loader import DataSet
+from flowloom.datasets.build.fresh import freshness, left_out_told
+from flowloom.engine.build import choose_precision
+from flowloom.engine.from_cache import ENCODERS, META, lacking, unless_cached
+from flowloom.engine.trainable import trained_names
+from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
+from flowloom.model_library.requirements import rounded_models, unfit_for, untrained_models
+from flowloom.models.adapters.adapter import attach
+from flowloom.models.device import choose_device
+from flowloom.models.families.chroma import load_chroma
+from flowloom.nn.chroma import Chroma
+
+Rows = list[tuple[str, str]]
+T = TypeVar("T")
+
+ROWS_LOOKED_AT = 200
+SHOWN = 5
+
+
+@dataclass
+class Plan:
+    """Sections of names and values, and what stands against them."""
+
+    sections: list[tuple[str, Rows]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    """Those of the notes that a user may want to act on before the run starts."""
+
+    def check(self, path: str, work: Callable[[], T]) -> T | None:
+        """What `work` returns; where it cannot, the problem is noted and the rest goes on."""
+        try:
+            return work()
+        except ConfigError as error:
+            self.problems += error.problems
+        except FlowloomError as error:
+            self.problems.append(Problem(path, str(error)))
+        return None
+
+
+def make_plan(loaded: LoadedConfig) -> Plan:
+    """The plan of the run that `loaded` describes; nothing is written and no weight read."""
+    config = loaded.config
+    plan = Plan(notes=list(loaded.notes), hints=list(idle_keys(config)))
+    plan.sections.append(("run", _run_rows(plan, config, loaded.source)))
+    plan.sections.append(("networks", _network_rows(plan, config)))
+    dataset = plan.check("dataloader.jsonl_metadata_path", lambda: DataSet.from_config(config))
+    ranks, batch_size = int(os.environ.get("WORLD_SIZE", "1")), config.dataloader.batch_size
+    updates = min(config.training.updates_per_large_batch, batch_size)
+    if batch_size < ranks * updates:
+        each = "" if updates == 1 else f", split into {updates} updates,"
+        plan.notes.append(
+            f"dataloader.batch_size {batch_size}{each} leaves some of the {ranks} ranks without work."
+        )
+    steps = None
+    if dataset:
+        steps = steps_per_epoch(config, dataset)
+        plan.sections.append(("data", _data_rows(plan, config, dataset)))
+        plan.problems += _lacking(plan, config, dataset)
+        if not (dataset.training.row_buckets != LEFT_OUT).any():
+            plan.problems.append(Problem("dataloader", dataset.why_empty))
+        elif not dataset.training.has_weight:
+            message = "every row has loss_weight 0: set it above 0 for the rows that you want to train."
+            plan.problems.append(Problem("dataloader", message))
+    plan.sections.append(("schedule", _schedule_rows(config, steps)))
+    plan.sections.append(
+        ("previews", [*_preview_rows(config)] or [("none", "there is no inference section")])
+    )
+    plan.sections.append(("results", _result_rows(config)))
+    return plan
+
+
+def _lacking(plan: Plan, config: RunConfig, dataset: DataSet) -> Iterator[Problem]:
+    """What stands against training from the cache where encoders cannot be opened."""
+    for key in ENCODERS:
+        if key not in cached_files(config) or plan.check(key, partial(unless_cached, config, key)):
+            continue
+        if lack := lacking(config, dataset, key):
+            path = getattr(config.model, key.removeprefix("model."))
+            cure = "Copy the file there, or run 'flowloom cache' where it is."
+            yield Problem(key, f"{path} cannot be opened, and {lack} {cure}")
+        else:
+            plan.notes.append(f"{key}: cannot be opened; the cache has what training needs of it.")
+
+
+def _run_rows(plan: Plan, config: RunConfig, source: Path) -> Rows:
+    device = plan.check("parallel.device", lambda: choose_device(config.parallel.device))
+    rows = [
+        ("configuration", str(source)),
+        ("method", _method(config)),
+        ("seed", str(config.training.master_seed)),
+    ]
+    if device:
+        precision = choose_precision(config, device)
+        formats = (str(dtype).removeprefix("torch.") for dtype in (precision.compute, precision.trained))
+        rows.append(("device", "{}; frozen weights in {}, trained ones in {}".format(device, *formats)))
+    return rows
+
+
+def _method(config: RunConfig) -> str:
+    kind, training = config.method_kind, config.training
+    if kind in ADAPTERS and config.lora:
+        lora = config.lora
+        base = "" if lora.base_model_quant_level == "full" else f", base in {lora.base_model_quant_level}"
+        return f"{kind} of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.target_layers)}{base}"
+    if kind == "rotation":
+        doubles, singles = training.trained_double_blocks or 0, training.trained_single_blocks or 0
+        drawn = (
+            f"{doubles} double and {singles} single blocks, others every {training.change_layer_every} steps"
+        )
+        return f"rotation of {drawn}; always {', '.join(config.method.always_trained) or 'nothing else'}"
+    if kind == "keywords":
+        return f"parameters named {', '.join(training.trained_layer_keywords)}"
+    return "full fine-tune; the approximator stays frozen"
+
+
+def _network_rows(plan: Plan, config: RunConfig) -> Rows:
+    model = config.model
+    rows = [("chroma", model.chroma_path), ("vae", model.vae_path), ("t5", model.t5_path)]
+    known = [*rounded_models(model), *untrained_models(config)]
+    plan.hints += known
+    plan.notes += known
+    unfit = unfit_for(config)
+    plan.problems += unfit
+    told = {problem.path for problem in unfit}
+    checks: dict[str, Callable[[], Any]] = {
+        "model.chroma_path": lambda: load_chroma(Path(model.chroma_path), META, torch.float32),
+        **{key: partial(unless_cached, config, key) for key in ENCODERS},
+    }
+    loaded = {key: plan.check(key, check) for key, check in checks.items() if key not in told}
+    chroma = loaded.get("model.chroma_path")
+    if chroma:
+        total = sum(weight.numel() for weight in chroma.parameters())
+        trained = plan.check("method", lambda: count_trained(config, chroma))
+        rows.append(("parameters", f"{total:,}"))
+        if trained is not None:
+            rows.append(("trained", f"{trained:,}, {trained / total:.2%} of them"))
+    return rows
+
+
+def count_trained(config: RunConfig, chroma: Chroma) -> int:
+    """How many parameters are trained at a time; an adapter is attached to `chroma` for that."""
+    kind = config.method_kind
+    if kind in ADAPTERS:
+        assert config.lora is not None
+        lora = config.lora
+        adapter = attach(chroma, kind, lora.rank, lora.alpha, lora.target_layers, config.method.lokr_factor)
+        return sum(weight.numel() for weight in adapter.parameters.values())
+    weights = dict(chroma.named_parameters())
+    return sum(weights[name].numel() for name in trained_names(config, list(weights), 0))
+
+
+def steps_per_epoch(config: RunConfig, dataset: DataSet) -> int:
+    """Updates that one epoch makes."""
+    order = dataset.training.plan(config.dataloader.batch_size, config.training.master_seed, 0)
+    return order.num_updates(config.training.updates_per_large_batch)
+
+
+def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:
+    summary = dataset.training.summary()
+    whole = dataset.summary()
+    cutoff = config.dataloader.ratio_cutoff
+    order = dataset.training.plan(config.dataloader.batch_size, config.training.master_seed, 0)
+    largest = int(np.diff(order.starts).max(initial=0))
+    hints = list(_data_hints(dataset))
+    plan.hints += hints
+    plan.notes += hints
+    files = ", ".join(str(one.source or one.path) for one in dataset.sets)
+    rows = [
+        ("rows", f"{summary['rows']:,} of {files}"),
+        ("batches", f"{len(order):,} an epoch, of up to {largest}"),
+        ("buckets", ", ".join(f"{size} ({n:,})" for size, n in summary["buckets"].items())),
+    ]
+    if whole["rows"] != summary["rows"]:
+        rows.append(("held out", f"{whole['rows'] - summary['rows']:,} rows for validation"))
+    if whole["left_out"]:
+        rows.append(("left out", f"{whole['left_out']:,} rows wider or taller than {cutoff:g} to 1"))
+    for problem in dataset.metadata.problems[:SHOWN]:
+        path = dataset.sets[problem.dataset].path
+        plan.notes.append(f"{path}:{problem.line}: left out: {problem.reason}.")
+    if whole["unusable"]:
+        rows.append(("unusable", f"{whole['unusable']:,} lines; the first are in the notes"))
+    rows.append(("images", _look_at_images(plan, config, dataset)))
+    return rows
+
+
+def _data_hints(dataset: DataSet) -> Iterator[str]:
+    """What a user should know of the sources of `dataset`: images left out, rows that are outdated."""
+    for one in dataset.sets:
+        if one.source and one.left_out:
+            yield left_out_told(one.source, one.left_out)
+        elif (fresh := freshness(one.path)) and fresh.is_outdated:
+            yield fresh.told(one.path)
+
+
+def _look_at_images(plan: Plan, config: RunConfig, dataset: DataSet) -> str:
+    """How many of some rows' image files are there; the first missing ones become notes."""
+    if config.dataloader.dummy_image:
+        return "black ones, by dataloader.dummy_image"
+    used = np.flatnonzero(dataset.row_buckets >= 0)
+    chosen = (
+        used[np.linspace(0, len(used) - 1, min(len(used), ROWS_LOOKED_AT)).astype(int)] if len(used) else used
+    )
+    looked_at = (dataset.metadata.row(int(index)) for index in chosen)
+    rows = [row for row in looked_at if not Pictures.is_remote(row, dataset.set_of(row).folder)]
+    missing, pictures = [], Pictures()
+    for row in rows:
+        try:
+            pictures.source(row, dataset.set_of(row).folder)
+        except ImageError as error:
+            missing.append(f"{dataset.set_of(row).path}:{row.line}: {error}")
+    plan.notes += missing[:SHOWN]
+    if len(missing) > config.limits.skipped_percentage * max(len(rows), 1):
+        text = f"{len(missing)} of {len(rows)} images looked for are not there; the first are in the notes."
+        plan.problems.append(Problem("dataloader.image_folder_path", text))
+    return (
+        f"{len(rows) - len(missing)} of {len(rows)} looked for are there"
+        if rows
+        else "all in stores, not looked at"
+    )
+
+
+def _schedule_rows(config: RunConfig, steps_per_epoch: int | None) -> Rows:
+    training, limits, optimizer = config.training, config.limits, config.optimizer
+    ends = [
+        _count(limits.max_steps, "step") if limits.max_steps else "",
+        _count(limits.max_epochs, "epoch") if limits.max_epochs else "",
+        f"{limits.max_minutes:g} minutes" if limits.max_minutes else "",
+    ]
+    rows = [("optimizer", f"{optimizer.kind}, weight decay {training.weight_decay:g}")]
+    warm_up = f", after {_count(training.warmup_steps, 'step')} of warm-up" if training.warmup_steps else ""
+    rows.append(("learning rate", f"{training.lr:g}, {config.lr_schedule.kind}{warm_up}"))
+    if config.ema.decay is not None:
+        rows.append(("ema", f"decay {config.ema.decay:g}"))
+    if steps_per_epoch:
+        rows.append(("steps", f"{steps_per_epoch:,} an epoch"))
+    rows.append(("ends after", " or ".join(filter(None, ends)) or "nothing: it trains until it is stopped"))
+    return rows
+
+
+def _preview_rows(config: RunConfig) -> Iterator[tuple[str, str]]:
+    for section in config.previews:
+        yield f"every {section.inference_every:,} steps", _preview(section, config.preview.batch_caption)
+
+
+def _preview(section: InferenceSection, with_caption: bool) -> str:
+    width, height = section.image_dim
+    also = " and the batch's caption" if with_caption else ""
+    prompts = _count(len(section.prompts), "prompt")
+    return f"{prompts}{also}, {width}x{height}, {section.steps} sampler steps, cfg {section.cfg:g}"
+
+
+def _result_rows(config: RunConfig) -> Rows:
+    keep = config.checkpoint
+    also = f" and every one at a multiple of {keep.keep_every:,}" if keep.keep_every else ""
+    if keep.keep_last != "auto":
+        stay = f"the last {keep.keep_last} stay{also}"
+    elif config.method_kind in ADAPTERS:
+        stay = "all of them stay"
+    else:
+        stay = f"as many stay as the disk has room for{also}"
+    rows = [("checkpoints", f"every {config.training.save_every:,} steps; {stay}")]
+    if config.validation.share:
+        every = config.validation.every or config.training.save_every
+        rows.append(("validation", f"every {every:,} steps"))
+    if config.loggers:
+        rows.append(("trackers", ", ".join(logger.kind for logger in config.loggers)))
+    if config.hub.repo_id:
+        rows.append(("hub", config.hub.repo_id))
+    return rows
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,0 +1,358 @@
+"""`flowloom preflight`: what a run will take, before anything is loaded; and what to change."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from flowloom.config.flow_format.read import LoadedConfig
+from flowloom.config.run import ADAPTERS, RunConfig
+from flowloom.data.buckets import LEFT_OUT
+from flowloom.data.loader import DataSet
+from flowloom.datasets.lint.captions import count_tokens
+from flowloom.datasets.lint.check import bucket_uses, open_dataset
+from flowloom.engine.cache_setup import kept_captions
+from flowloom.engine.disk import disk, disk_advice
+from flowloom.engine.estimate.flops import flops
+from flowloom.engine.estimate.footprint import (
+    Advice,
+    Networks,
+    advise,
+    memory,
+)
+from flowloom.engine.estimate.plan import Plan, make_plan, steps_per_epoch
+from flowloom.engine.memory import HEADROOM, free_bytes
+from flowloom.engine.progress import duration
+from flowloom.errors import FlowloomError
+from flowloom.models.device import choose_device
+from flowloom.models.tokenizer import load_tokenizer
+from flowloom.run.directory import RunDir
+
+CAPTIONS_COUNTED = 2000
+"""Rows whose captions are tokenized, for the mean."""
+ROWS_VARIED = 400
+"""Of them, those whose captions are varied as training does, for their number."""
+STEPS_READ = 50
+"""Of a finished run: their median is its rate."""
+RUNS_READ = 20
+USEFUL_SHARE = 0.35
+"""Of the speed of a large matrix product, what a training step is taken to reach."""
+PROBE_SIDE = {"cuda": 8192, "mps": 2048, "cpu": 1024}
+GIB, GB = 2**30, 1e9
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the run is measured against, where not this machine."""
+
+    runs_dir: Path = Path("runs")
+    """Where the checkpoints will lie, and where earlier runs tell their rate."""
+    gpu_gib: float | None = None
+    """Memory of the CUDA card that it will run on; None: the device at hand."""
+    samples_per_s: float | None = None
+    """A known rate."""
+
+
+class Rate(NamedTuple):
+    """Samples a second, and where that is from."""
+
+    samples_per_s: float
+    source: str
+
+
+@dataclass
+class Preflight:
+    """Everything that is known of a run before it starts."""
+
+    plan: Plan
+    data: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    disk: dict[str, Any] = field(default_factory=dict)
+    time: dict[str, Any] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def can_run(self) -> bool:
+        """Whether nothing stands against it."""
+        return not self.plan.problems and all(part.get("fits", True) for part in (self.memory, self.disk))
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        problems = [asdict(problem) for problem in self.plan.problems]
+        rest = {"data": self.data, "memory": self.memory, "disk": self.disk, "time": self.time}
+        told = {"advice": self.advice, "hints": self.plan.hints}
+        return {"can_run": self.can_run, "problems": problems, **rest, **told}
+
+
+def preflight(loaded: LoadedConfig, asked: Asked) -> Preflight:
+    """What the run that `loaded` describes takes; no weight is read and nothing is written."""
+    config = loaded.config
+    found = Preflight(make_plan(loaded))
+    dataset = _quietly(lambda: open_dataset(config))
+    networks = _quietly(lambda: Networks.from_config(config))
+    device = (
+        torch.device("cuda") if asked.gpu_gib else _quietly(lambda: choose_device(config.parallel.device))
+    )
+    if dataset:
+        found.data = _data(config, dataset)
+    if networks and device:
+        capacity = int(asked.gpu_gib * GIB) if asked.gpu_gib else free_bytes(device)
+        found.memory, advice = _memory(config, networks, device, capacity)
+        found.advice += advice
+        if dataset:
+            steps = _total_steps(config, found.data)
+            found.disk = disk(config, networks, device, found.data, asked.runs_dir, steps)
+            found.time = _time(config, networks, device, found.data, asked)
+            found.advice += disk_advice(found.disk, config)
+    return found
+
+
+def _quietly(work: Any) -> Any:
+    """What `work` returns; None where it cannot: the plan names why among its problems."""
+    try:
+        return work()
+    except FlowloomError:
+        return None
+
+
+def _data(config: RunConfig, dataset: DataSet) -> dict[str, Any]:
+    training, placed = dataset.training, dataset.row_buckets
+    used = bucket_uses(training, config.dataloader.batch_size)
+    reasons = Counter(problem.reason for problem in dataset.metadata.problems)
+    reasons.update(reason for one in dataset.sets for reason in Counter(one.left_out).elements())
+    tokens, distinct = _text_tokens(config, dataset)
+    return {
+        "rows": sum(bucket.rows for bucket in used),
+        "steps_per_epoch": steps_per_epoch(config, dataset),
+        "buckets": [asdict(bucket) for bucket in used],
+        "left_out": {
+            f"aspect ratio beyond {config.dataloader.ratio_cutoff:g} to 1": int((placed == LEFT_OUT).sum()),
+            "held out for validation": int((dataset.held_out & (placed != LEFT_OUT)).sum()),
+            **dict(reasons.most_common()),
+        },
+        "pixels": sum(bucket.rows * bucket.width * bucket.height for bucket in used),
+        "mean_text_tokens": tokens,
+        "distinct_captions": distinct,
+    }
+
+
+def _text_tokens(config: RunConfig, dataset: DataSet) -> tuple[float, int]:
+    """Mean tokens of a caption, the padding one included; and how many distinct ones a cache keeps, scaled up
+    from some rows."""
+    total = len(dataset.metadata)
+    indices = np.unique(np.linspace(0, total - 1, min(total, CAPTIONS_COUNTED)).astype(int))
+    rows = [dataset.metadata.row(int(index)) for index in indices]
+    captions = [row.caption for row in rows]
+    longest = config.model.t5_max_length
+    found = _quietly(lambda: load_tokenizer(Path(config.model.t5_tokenizer_path)))
+    tokenize = found[0] if found else lambda caption: [0] * (len(caption) // 4)
+    counts = [min(count_tokens(caption, tokenize) + 1, longest) for caption in captions]
+    rows = rows[:: -(-len(rows) // ROWS_VARIED)]
+    kept = {caption for row in rows for caption in kept_captions(config, row)}
+    return statistics.fmean(counts), round(len(kept) / len(rows) * total)
+
+
+def _memory(
+    config: RunConfig, networks: Networks, device: torch.device, capacity: int
+) -> tuple[dict[str, Any], list[str]]:
+    taken = memory(config, networks, device, capacity)
+    fits = taken.total <= HEADROOM * capacity
+    found = {
+        "parts": taken.parts,
+        "total": taken.total,
+        "free": capacity,
+        "usable_share": HEADROOM,
+        "fits": fits,
+        "recomputed_blocks": taken.recomputed,
+        "blocks": networks.params.depth + networks.params.depth_single_blocks,
+    }
+    if fits:
+        return found, []
+    changes, is_enough = advise(config, networks, device, capacity)
+    lines = [_told(change) for change in changes]
+    if not is_enough:
+        left = changes[-1].total if changes else taken.total
+        least = left / HEADROOM / GB
+        lines.append(
+            f"even so it needs a device with {least:.1f} GB free; this one has {capacity / GB:.1f} GB"
+        )
+    return found, lines
+
+
+def _told(change: Advice) -> str:
+    return f"set {change.key} to {json.dumps(change.value)}: then {change.total / GB:.1f} GB in all"
+
+
+def _total_steps(config: RunConfig, data: dict[str, Any]) -> int | None:
+    limits = config.limits
+    ends = [limits.max_steps, limits.max_epochs and limits.max_epochs * data["steps_per_epoch"]]
+    return min((end for end in ends if end), default=None)
+
+
+def _time(
+    config: RunConfig, networks: Networks, device: torch.device, data: dict[str, Any], asked: Asked
+) -> dict[str, Any]:
+    if not data["steps_per_epoch"]:
+        return {}
+    rate = _known_rate(config, asked) or _measured_rate(config, networks, device, data, asked)
+    if rate is None:
+        return {"samples_per_s": None, "source": "unknown: give --samples-per-s"}
+    epoch_s = data["rows"] / rate.samples_per_s
+    step_s = epoch_s / data["steps_per_epoch"]
+    steps = _total_steps(config, data)
+    limit_s = config.limits.max_minutes and config.limits.max_minutes * 60
+    total_s = min((s for s in (steps and steps * step_s, limit_s) if s), default=None)
+    reached = round(total_s / step_s) if total_s else None
+    return {
+        "samples_per_s": rate.samples_per_s,
+        "source": rate.source,
+        "step_s": step_s,
+        "epoch_s": epoch_s,
+        "total_s": total_s,
+        "steps": reached,
+        "epochs": reached / data["steps_per_epoch"] if reached else None,
+    }
+
+
+def _known_rate(config: RunConfig, asked: Asked) -> Rate | None:
+    """The rate that was given, or that of the newest run that was like this one."""
+    if asked.samples_per_s:
+        return Rate(asked.samples_per_s, "as given")
+    if asked.gpu_gib or not asked.runs_dir.is_dir():
+        return None
+    folders = [path.parent for path in asked.runs_dir.glob("*/events.jsonl")]
+    folders.sort(key=lambda folder: folder.stat().st_mtime, reverse=True)
+    for folder in folders[:RUNS_READ]:
+        try:
+            is_like = _likeness(RunDir(folder).read_config()) == _likeness(config)
+        except FlowloomError:
+            continue
+        rates = _step_rates(folder / "events.jsonl") if is_like else []
+        if rates:
+            return Rate(statistics.median(rates), f"measured by {folder}")
+    return None
+
+
+def _likeness(config: RunConfig) -> tuple[object, ...]:
+    """What the speed of a run depends on most."""
+    data, model = config.dataloader, Path(config.model.chroma_path).name
+    return (
+        config.method_kind,
+        model,
+        data.base_resolution,
+        config.training.train_minibatch,
+        config.parallel.device,
+    )
+
+
+def _step_rates(events: Path) -> list[float]:
+    """Samples a second of the last steps in `events`."""
+    rates: list[float] = []
+    with events.open(encoding="utf-8") as file:
+        for line in file:
+            if '"step"' not in line:
+                continue
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if event.get("kind") == "step" and event.get("samples_per_s"):
+                rates.append(event["samples_per_s"])
+    return rates[-STEPS_READ:]
+
+
+def _measured_rate(
+    config: RunConfig, networks: Networks, device: torch.device, data: dict[str, Any], asked: Asked
+) -> Rate | None:
+    """From operations a sample and a matrix product's speed; nothing for a device that is elsewhere."""
+    if asked.gpu_gib:
+        return None
+    speed = _product_speed(device)
+    image_tokens = round(data["pixels"] / data["rows"] / 16**2)
+    each = flops(networks.params, image_tokens, round(data["mean_text_tokens"]))
+    work = each.adapter_training if config.method_kind in ADAPTERS else each.full_training
+    source = f"estimated: {USEFUL_SHARE:.0%} of {speed / 1e12:.2f} TFLOP/s, a matrix product's speed here"
+    return Rate(speed * USEFUL_SHARE / work, source)
+
+
+def _product_speed(device: torch.device) -> float:
+    """Operations a second of a large matrix product, measured for a moment."""
+    side = PROBE_SIDE[device.type]
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    left = torch.ones(side, side, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(4):
+        started = time.perf_counter()
+        # Reading a number makes the CPU wait for the product.
+        (left @ left)[0, 0].item()
+        seconds.append(time.perf_counter() - started)
+    return 2 * side**3 / min(seconds)
+
+
+def preflight_text(found: Preflight) -> str:
+    """Everything, for a terminal."""
+    lines: list[str] = []
+    for title, rows in (*found.plan.sections, *_sections(found)):
+        width = max((len(name) for name, _ in rows), default=0)
+        lines += [title, *(f"  {name.ljust(width)}  {value}" for name, value in rows), ""]
+    blocks = (
+        ("notes", found.plan.notes),
+        ("problems", list(map(str, found.plan.problems))),
+        ("what to change, in this order and together", found.advice),
+    )
+    for heading, entries in blocks:
+        lines += [heading, *(f"  {entry}" for entry in entries), ""] if entries else []
+    return "\n".join([*lines, "This can run." if found.can_run else "This cannot run as it is: see above."])
+
+
+def _sections(found: Preflight) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    if found.data:
+        reasons = [(reason, f"{count:,}") for reason, count in found.data["left_out"].items() if count]
+        yield "rows left out", reasons or [("none", "")]
+    if found.memory:
+        recomputing = ("recomputing", "{recomputed_blocks} of {blocks} blocks".format(**found.memory))
+        yield (
+            "memory",
+            [*_sizes(found.memory), recomputing],
+        )
+    if found.disk:
+        caches = [(f"cache: {name}", _size(size)) for name, size in found.disk["caches"].items()]
+        yield "disk", [*_sizes(found.disk), ("checkpoints kept", found.disk["kept_text"]), *caches]
+    if found.time:
+        yield "time", [*_time_rows(found.time)]
+
+
+def _sizes(part: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [(name, _size(size)) for name, size in part["parts"].items()]
+    share = part.get("usable_share")
+    of = f", of which {share:.0%} are planned with" if share else ""
+    return [*rows, ("in all", _size(part["total"])), ("free", f"{_size(part['free'])}{of}")]
+
+
+def _size(size: float) -> str:
+    return f"{size / GB:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+def _time_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if found["samples_per_s"] is None:
+        yield "rate", found["source"]
+        return
+    yield "rate", f"{found['samples_per_s']:.2f} samples/s, {found['source']}"
+    yield "step", f"{found['step_s']:.2f} s"
+    yield "epoch", duration(found["epoch_s"])
+    if found["total_s"]:
+        yield (
+            "training",
+            f"{duration(found['total_s'])}: {found['steps']:,} steps, {found['epochs']:.1f} epochs",
+        )
+    else:
+        yield "training", "until it is stopped"

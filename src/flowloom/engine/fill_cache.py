@@ -1,0 +1,311 @@
+"""`flowloom cache`: fills the cache before a run, tells what it holds, checks and prunes it."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from flowloom.config.run import RunConfig
+from flowloom.data.cache.records import image_latents
+from flowloom.data.cache.store import Cache, Stats
+from flowloom.data.captions import captions_of, vary
+from flowloom.data.fetch.image_source import Pictures
+from flowloom.data.loader import DataSet, LoadedBatch, Loader, Skipped
+from flowloom.data.metadata import Row
+from flowloom.data.order import NOTHING_EXTRA
+from flowloom.engine.build import load_encoders
+from flowloom.engine.cache_setup import PLAIN, caption_rules, open_cache, open_keepers
+from flowloom.engine.encode import Encoders, Keepers
+from flowloom.engine.encoding_cache import DiskKeeper
+from flowloom.errors import ConfigError, Denied, ImageError, Problem, SourceError, Unavailable
+from flowloom.models.device import choose_device, encoder_dtype
+
+CAPTIONS_AT_A_TIME = 256
+NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+"""What the system says of names that lead to no file."""
+OnProgress = Callable[[str, int, int], None]
+"""Told what is encoded now, how many of how many are done."""
+
+
+@dataclass
+class Filled:
+    """What filling did."""
+
+    images: int = 0
+    captions: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    """The JSONLs that the skipped rows are lines of, by number of the data set."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of the main thread by stage: reading images (waiting for the threads that decode), VAE, reading
+    captions, T5, writing."""
+    full: str | None = None
+    """Why not everything was taken in."""
+
+    @property
+    def slowest(self) -> tuple[str, float]:
+        """The stage that took longest, and its share of all the time."""
+        stage = max(self.seconds, key=lambda name: self.seconds[name])
+        return stage, self.seconds[stage] / max(sum(self.seconds.values()), 1e-9)
+
+
+class _Clock:
+    """Seconds by stage; what the cache spent writing counts as a stage of its own."""
+
+    def __init__(self, seconds: dict[str, float], cache: Cache):
+        self._seconds = seconds
+        self._cache = cache
+        self._last, self._written = time.perf_counter(), cache.writing_s
+
+    def lap(self, stage: str) -> None:
+        """What passed since the last lap was `stage`, or writing."""
+        now, written = time.perf_counter(), self._cache.writing_s
+        writing = written - self._written
+        for name, seconds in ((stage, now - self._last - writing), ("writing", writing)):
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        self._last, self._written = now, written
+
+
+def fill(
+    config: RunConfig,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Filled:
+    """Encode what the run that `config` describes needs and the cache lacks.
+
+    First images, then captions: the VAE and T5 are never in memory together. Of several ranks each does
+    its share, into shards of its own.
+
+    Raises:
+        ConfigError, DataError, WeightsError: something it names is missing or does not fit.
+    """
+    _require_disk(config)
+    device = choose_device(config.parallel.device)
+    if config.parallel.num_threads:
+        torch.set_num_threads(config.parallel.num_threads)
+    dataset = DataSet.from_config(config)
+    encoders = load_encoders(config.model, config, device, dataset)
+    filled = Filled(files=[str(one.path) for one in dataset.sets])
+    latents, texts = encoders.keep
+    if isinstance(latents, DiskKeeper):
+        _fill_latents(config, dataset, encoders, (rank, world_size), filled, on_progress)
+        latents.cache.seal()
+        filled.full = latents.cache.full
+    encoders.free()
+    if isinstance(texts, DiskKeeper) and not filled.full:
+        _fill_texts(config, dataset, encoders, (rank, world_size), filled, on_progress)
+        texts.cache.seal()
+        filled.full = texts.cache.full
+    encoders.free()
+    dataset.check_skipped({f"{filled.files[one.dataset]}:{one.line}": one.reason for one in filled.skipped})
+    return filled
+
+
+def _require_disk(config: RunConfig) -> None:
+    if not config.cache.is_on_disk:
+        message = 'is neither "disk" for latents nor for text: set cache.latents, cache.text or both.'
+        raise ConfigError("the configuration", [Problem("cache", message)])
+
+
+def _fill_latents(
+    config: RunConfig,
+    dataset: DataSet,
+    encoders: Encoders,
+    place: tuple[int, int],
+    filled: Filled,
+    on_progress: OnProgress,
+) -> None:
+    keeper = encoders.keep.latents
+    assert isinstance(keeper, DiskKeeper)
+    loader = _loader(config, dataset, place, lambda row, size: not keeper.knows((row, size)))
+    clock, total = _Clock(filled.seconds, keeper.cache), loader.num_batches(0)
+    for batch in loader.batches(0):
+        clock.lap("reading images")
+        filled.skipped += batch.skipped
+        filled.images += _encode_missing(batch, encoders)
+        clock.lap("VAE")
+        on_progress("images", batch.index + 1, total)
+        if keeper.cache.full:
+            return
+
+
+def _encode_missing(batch: LoadedBatch, encoders: Encoders) -> int:
+    missing = [sample for sample in batch.samples if sample.pixels is not None]
+    encoders.planes(missing, batch.size)
+    return len(missing)
+
+
+def _loader(
+    config: RunConfig,
+    dataset: DataSet,
+    place: tuple[int, int],
+    needs_pixels: Callable[[int, tuple[int, int]], bool],
+) -> Loader:
+    data = config.dataloader
+    rank, world_size = place
+    return Loader(
+        # Every row once, also those that do not come every epoch.
+        dataset=replace(dataset, extras=NOTHING_EXTRA),
+        rules=PLAIN,
+        seed=0,
+        rank=rank,
+        world_size=world_size,
+        batch_size=max(config.training.cache_minibatch, 8) * world_size,
+        threads=max(1, data.num_workers * data.thread_per_worker),
+        prefetch=max(2, data.prefetch_factor),
+        needs_pixels=needs_pixels,
+        pictures=Pictures(config.storage),
+    )
+
+
+def _fill_texts(
+    config: RunConfig,
+    dataset: DataSet,
+    encoders: Encoders,
+    place: tuple[int, int],
+    filled: Filled,
+    on_progress: OnProgress,
+) -> None:
+    keeper = encoders.keep.texts
+    assert isinstance(keeper, DiskKeeper)
+    rank, world_size = place
+    clock, seen, total = _Clock(filled.seconds, keeper.cache), set[bytes](), len(dataset.metadata)
+    keeper.adds = True
+
+    def missing() -> Iterator[str]:
+        for row, caption in captions_shown(config, dataset):
+            key, sample = keeper.key_of(caption)
+            # By their keys, so that no two ranks encode the same caption.
+            if key in seen or key[0] % world_size != rank:
+                continue
+            seen.add(key)
+            if not keeper.cache.knows(key, sample):
+                on_progress("captions", row, total)
+                yield caption
+
+    waiting = missing()
+    while captions := list(islice(waiting, CAPTIONS_AT_A_TIME)):
+        clock.lap("reading captions")
+        encoders.texts(captions)
+        clock.lap("T5")
+        filled.captions += len(captions)
+        if keeper.cache.full:
+            return
+
+
+def captions_shown(config: RunConfig, dataset: DataSet) -> Iterator[tuple[int, str]]:
+    """Every caption that the run may show, with the number of its row."""
+    yield 0, ""
+    rules, seed = caption_rules(config), config.training.master_seed
+    for index in np.flatnonzero(dataset.row_buckets >= 0):
+        row = dataset.metadata.row(int(index))
+        held_out = bool(dataset.held_out[index])
+        for caption in [vary(row, 0, PLAIN, seed)] if held_out else sorted(captions_of(row, rules, seed)):
+            yield int(index), caption
+
+
+def stats(config: RunConfig) -> Stats:
+    """What the cache in `cache.dir` holds."""
+    return open_cache(config).stats()
+
+
+def verify(config: RunConfig) -> Iterator[str]:
+    """Read every record; what is wrong with which."""
+    return open_cache(config).verify()
+
+
+class Pruned(NamedTuple):
+    """What pruning did."""
+
+    dropped: int
+    """Records."""
+    stay: int
+    unjudged: str
+    """Why no latents were dropped: an image that could not be looked at, such as one whose store is down."""
+
+
+def prune(configs: Sequence[RunConfig]) -> Pruned:
+    """Drop what none of `configs` uses, all of one cache.
+
+    What an image's latents are filed under follows from its content. Where one image cannot be looked at, any
+    of them may be its own, and all stay.
+
+    Raises:
+        ConfigError: they name several caches.
+    """
+    folders = {config.cache.dir for config in configs}
+    if len(folders) != 1:
+        message = f"these configurations name {len(folders)} caches; prune one at a time."
+        raise ConfigError("the configurations", [Problem("cache.dir", message)])
+    cache = open_cache(configs[0])
+    kept, unjudged = set[bytes](), ""
+    for config in configs:
+        try:
+            kept.update(_used_latents(config, cache))
+        except _Unjudged as error:
+            unjudged = str(error)
+        kept.update(_used_texts(config, cache))
+    kinds = {image_latents.KIND.name} if unjudged else set[str]()
+    return Pruned(*cache.prune(kept.__contains__, kinds), unjudged)
+
+
+class _Unjudged(Exception):
+    """An image is neither there nor gone."""
+
+
+def _keepers(config: RunConfig, cache: Cache) -> tuple[DataSet, Keepers]:
+    device = choose_device(config.parallel.device)
+    dtype = encoder_dtype(device)
+    dataset = DataSet.from_config(config)
+    # A store that is down is not waited for: what cannot be judged stays.
+    pictures = Pictures(config.storage.model_copy(update={"patience_minutes": 0.0}))
+    return dataset, open_keepers(config, dataset, dtype, cache, pictures)
+
+
+def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
+    """Keys of the latents that `config` uses.
+
+    Raises:
+        _Unjudged: an image cannot be looked at.
+    """
+    dataset, (latents, _) = _keepers(config, cache)
+    if not isinstance(latents, DiskKeeper):
+        return
+    for index in np.flatnonzero(dataset.row_buckets >= 0):
+        size = dataset.sizes[dataset.row_buckets[index]]
+        try:
+            yield latents.key_of((int(index), size))[0]
+        except (ImageError, SourceError) as error:
+            row = dataset.metadata.row(int(index))
+            if not _is_gone(row, dataset.set_of(row).folder, error):
+                place = f"{dataset.set_of(row).path}:{row.line}"
+                raise _Unjudged(f"{place}: {error}") from None
+
+
+def _is_gone(row: Row, folder: str, error: ImageError | SourceError) -> bool:
+    """Whether the image of `row`, which could not be read, is no longer there; then it keeps nothing."""
+    cause = error if isinstance(error, SourceError) else error.__cause__
+    if isinstance(cause, Denied | Unavailable):
+        return False
+    if isinstance(cause, OSError):
+        return cause.errno in NO_SUCH_FILE
+    # Where the whole folder is away, a disk is not mounted, say.
+    return Pictures.is_remote(row, folder) or Path(folder.removeprefix("file://")).is_dir()
+
+
+def _used_texts(config: RunConfig, cache: Cache) -> Iterator[bytes]:
+    """Keys of the captions' states that `config` uses."""
+    dataset, (_, texts) = _keepers(config, cache)
+    if isinstance(texts, DiskKeeper):
+        for _, caption in captions_shown(config, dataset):
+            yield texts.key_of(caption)[0]

@@ -1,0 +1,72 @@
+"""Checkpoints to the hub as they are saved; what becomes of them turns up among the events."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flowloom.errors import ConfigError, one_line
+from flowloom.storage.hub_upload import Uploaded, Uploader
+
+
+class HubUploads:
+    """Follows a run's events like a tracker: every `saved` one is an upload. No failure ends the run."""
+
+    def __init__(self, repo_id: str, is_private: bool, run_dir: Path, say: Callable[..., None]):
+        self.run_dir = run_dir
+        self.say = say
+        self._results: queue.SimpleQueue[Uploaded] = queue.SimpleQueue()
+        self._uploader: Uploader | None = None
+        try:
+            scratch_dir = run_dir / "uploads"
+            scratch_dir.mkdir(exist_ok=True)
+            # The uploader's thread must not write events: it leaves its results for the next event's turn.
+            self._uploader = Uploader(repo_id, scratch_dir, self._results.put, is_private=is_private)
+        except ConfigError as error:
+            self._give_up(" ".join(problem.message for problem in error.problems))
+        except OSError as error:
+            self._give_up(str(error))
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Upload what was saved, and say what became of earlier uploads."""
+        if self._uploader is None:
+            return
+        if event["kind"] == "saved":
+            try:
+                # Here and now: the checkpoint may be deleted before the uploader comes to it.
+                self._uploader.submit(self.run_dir / event["dir"])
+            except OSError as error:
+                self.say("warning", message=f"{event['dir']} is not uploaded: {one_line(str(error))}.")
+        if event["kind"] in ("step", "saved"):
+            self._say_results()
+
+    def close(self) -> None:
+        """Wait for the uploads under way, as long as they may take; the event file is still open."""
+        if self._uploader is None:
+            return
+        waiting = self._uploader.close(wait=True)
+        self._say_results()
+        if waiting:
+            names = ", ".join(folder.name for folder in waiting)
+            self.say(
+                "warning",
+                message=f"hub: not uploaded in time: {names}.",
+                hint="They stay in uploads/ and are uploaded when the run is resumed.",
+            )
+
+    def _give_up(self, reason: str) -> None:
+        self.say(
+            "warning",
+            message=f"hub: {one_line(reason)}",
+            hint="The run goes on without uploads; its checkpoints are on this machine.",
+        )
+
+    def _say_results(self) -> None:
+        while not self._results.empty():
+            result = self._results.get()
+            if result.error:
+                self.say("warning", message=result.error)
+            else:
+                self.say("uploaded", step=result.step, url=result.url)

@@ -1,0 +1,101 @@
+"""What every tracker part is, and what all of them show of an event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from pydantic import Field
+
+from flowloom.errors import ConfigError, Problem
+from flowloom.schema import Section
+
+SHOWN = (
+    "loss",
+    "loss_smooth",
+    "lr",
+    "grad_norm",
+    "samples_per_s",
+    "data_wait_s",
+    "step_s",
+    "peak_memory_mib",
+    "epoch",
+)
+
+
+class Logger(Protocol):
+    """Follows a run's events. Called from the engine's process with each event as it is written."""
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Show one event.
+
+        Raises:
+            TrainingError: the tracker failed; the run can go on without it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Write out what is left. Never raises: the run is over, and `events.jsonl` has everything."""
+        ...
+
+
+class LoggerSpec(Section):
+    """A tracker besides `events.jsonl`, which is always written."""
+
+    first_step: Annotated[int, Field(ge=0)] = 0
+    """Added to the run's steps: FLOW's `aim_steps`, for a run that goes on where another one ended."""
+
+    def build(self, run_dir: Path, config: dict[str, Any]) -> Logger:
+        """Open the tracker for the run in `run_dir`; `config` is the run's own, without secrets.
+
+        A resumed run goes on in the tracker where it was.
+
+        Raises:
+            ConfigError: the tracker cannot be opened or its package is missing; the message has the cure.
+        """
+        raise NotImplementedError
+
+
+def scalars(event: dict[str, Any]) -> dict[str, float]:
+    """The curves' names and values in an event; empty for kinds that have none."""
+    if event["kind"] == "step":
+        shown = {f"train/{name}": event.get(name) for name in SHOWN}
+        for i, loss in enumerate(event.get("loss_by_noise_level") or ()):
+            shown[f"train/loss_by_noise_level/{i}"] = loss
+    elif event["kind"] == "validated":
+        prefix = f"validation/{event['weights']}"
+        shown = {f"{prefix}/loss": event["loss"]}
+        shown |= {f"{prefix}/loss_at_{quantile}": loss for quantile, loss in event["by_quantile"].items()}
+    else:
+        shown = {}
+    return {name: float(value) for name, value in shown.items() if value is not None}
+
+
+def pictures(run_dir: Path, event: dict[str, Any]) -> Iterator[tuple[str, Path, str]]:
+    """Name, file and prompt of each picture in a `sampled` event; nothing for other kinds."""
+    if event["kind"] != "sampled":
+        return
+    folder = run_dir / event["dir"]
+    described = folder / "samples.json"
+    entries = json.loads(described.read_text()) if described.exists() else []
+    prompts = {entry["file"]: entry.get("prompt", "") for entry in entries}
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".png", ".webp")):
+        yield f"samples/{path.stem}", path, prompts.get(path.name, "")
+
+
+def remembered(path: Path) -> str | None:
+    """What `remember` wrote: the name that a tracker knows a run by."""
+    return path.read_text().strip() if path.exists() else None
+
+
+def remember(path: Path, name: str) -> None:
+    """Keep the name that a tracker gave the run, so that a resumed run goes on in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{name}\n")
+
+
+def cannot_open(kind: str, reason: object, cure: str) -> ConfigError:
+    """The error of a tracker that cannot be opened."""
+    return ConfigError("loggers", [Problem(f"loggers ({kind})", f"{reason}. {cure}")])

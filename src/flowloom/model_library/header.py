@@ -1,0 +1,156 @@
+"""What a safetensors file says before its tensors: their names, shapes and formats. No tensor is read.
+
+A header is 8 bytes with its length, then JSON. Whoever wrote the file is not trusted: every length is checked
+before it is used, and what is wrong becomes one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flowloom.errors import WeightsError
+from flowloom.files import parsed
+
+MAX_HEADER = 2**25
+"""Bytes of JSON; those of released models have less than 2 MiB."""
+WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+"""Bytes of a number; what is not here has one, or less."""
+INDEX = ".index.json"
+
+_LFS = b"version https://git-lfs"
+_NARROW = {"F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"}
+
+
+class Place(NamedTuple):
+    """A tensor that is not read."""
+
+    dtype: str
+    """As the format spells it: BF16, F8_E4M3 ..."""
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+    """Bytes of the file."""
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """All that stands before the tensors."""
+
+    tensors: dict[str, Place]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """The header of the file at `path`.
+
+    Raises:
+        WeightsError: it is no whole safetensors file; the message says why.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(max(8, len(_LFS)))
+            length = int.from_bytes(head[:8], "little")
+            _check_length(path, head, size, length)
+            file.seek(8)
+            text = file.read(length)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}.") from error
+    try:
+        content = parsed(text)
+    except ValueError:
+        raise WeightsError(f"{path}: its header is no JSON. {_AGAIN}") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: its header names no tensors. {_AGAIN}")
+    told = content.pop("__metadata__", None)
+    metadata = told if isinstance(told, dict) else {}
+    tensors = {name: _place(path, name, entry, 8 + length) for name, entry in content.items()}
+    end = max((place.end for place in tensors.values()), default=0)
+    if end > size:
+        raise WeightsError(f"{path}: cut short: {size:,} of {end:,} bytes are here. {_AGAIN}")
+    return Header(tensors, {str(name): str(text) for name, text in metadata.items()})
+
+
+_AGAIN = "Download it again."
+
+
+def _check_length(path: Path, head: bytes, size: int, length: int) -> None:
+    if head.startswith(_LFS):
+        raise WeightsError(f"{path}: a Git LFS pointer, not the weights. Fetch them: git lfs pull")
+    if size < 8 or length > size - 8:
+        raise WeightsError(f"{path}: cut short, or no safetensors file ({size:,} bytes). {_AGAIN}")
+    if length > MAX_HEADER:
+        raise WeightsError(f"{path}: its header claims {length:,} bytes, more than any model's. {_AGAIN}")
+
+
+def _place(path: Path, name: str, entry: Any, data_begins: int) -> Place:
+    try:
+        begin, end = entry["data_offsets"]
+        place = Place(str(entry["dtype"]), tuple(entry["shape"]), begin + data_begins, end + data_begins)
+        if 0 <= begin <= end and _fits(place):
+            return place
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise WeightsError(f"{path}: what its header says of {name[:100]!r} cannot be. {_AGAIN}")
+
+
+def _fits(place: Place) -> bool:
+    """Whether sizes are whole numbers, and make up the bytes that the tensor has."""
+    sizes = (*place.shape, place.begin, place.end)
+    if len(place.shape) > 16 or not all(type(size) is int and 0 <= size < 2**63 for size in sizes):
+        return False
+    width = WIDTHS.get(place.dtype, 1 if place.dtype in _NARROW else None)
+    return width is None or place.numel * width == place.end - place.begin
+
+
+def read_shards(index: Path) -> tuple[Header, list[Path]]:
+    """The tensors of all files that `index` (*.index.json) names, as one header; and these files.
+
+    Raises:
+        WeightsError: the index or a file is damaged, or a file is missing.
+    """
+    try:
+        names = _shard_names(json.loads(_text(index)))
+    except (ValueError, RecursionError, TypeError, AttributeError, KeyError):
+        raise WeightsError(f"{index}: not an index of shards. {_AGAIN}") from None
+    files = [index.parent / name for name in names]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise WeightsError(f"{index}: {len(missing)} of {len(files)} shards are missing, {missing[0]} first.")
+    headers = [read_header(file) for file in files]
+    tensors = {name: place for header in headers for name, place in header.tensors.items()}
+    return Header(tensors, headers[0].metadata if headers else {}), files
+
+
+def _shard_names(content: Any) -> list[str]:
+    names: Iterable[str] = sorted(set(content["weight_map"].values()))
+    # A name with a folder in it leads elsewhere: it is none of an index's own.
+    if any(Path(name).name != name or not name.endswith((".safetensors", ".sft")) for name in names):
+        raise ValueError(names)
+    return list(names)
+
+
+def _text(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_HEADER)
+
+
+def read_small_json(path: Path, limit: int = 2**20) -> dict[str, Any]:
+    """The object in a small JSON file beside weights, such as config.json; of anything else, nothing."""
+    try:
+        if path.stat().st_size > limit:
+            return {}
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,199 @@
+"""What Chroma's trainers need of model files: which files fit, which do not and why, what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowloom.config.model_files import cached_files, missing_model_files
+from flowloom.config.run import ADAPTERS, ModelSection, RunConfig
+from flowloom.errors import ConfigError, Problem
+from flowloom.model_library.catalog import Offer, offer_for
+from flowloom.model_library.header import read_small_json
+from flowloom.model_library.scan import Folder, ModelFile, find_in, look, walk
+
+WANTED = {
+    "chroma_path": ("Chroma's network", frozenset({"chroma"})),
+    "vae_path": ("FLUX's VAE of 16 channels, ae.safetensors", frozenset({"vae-flux"})),
+    "t5_path": ("T5 XXL's encoder", frozenset({"t5-xxl", "t5"})),
+}
+"""Keys of the model section that name weights: what each is in words, and the architectures that fit."""
+_FOLDERS = {"chroma_path": "transformer", "vae_path": "vae", "t5_path": "text_encoder"}
+"""Where a diffusers pipeline has each."""
+_T5_WIDTH = 4096
+
+
+@dataclass(frozen=True)
+class Need:
+    """A file that a configuration lacks."""
+
+    path: str
+    """The key: model.vae_path."""
+    why: str
+    here: list[Path]
+    """Files at hand that would do."""
+    offer: Offer
+
+
+def choices(roots: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files below `roots` for each key of the model section, the tokenizer's folders included."""
+    folders = walk(roots)
+    models = find_in(folders)
+    # What was never trained comes last: the first one is what a form offers.
+    models.sort(key=lambda one: one.is_untrained)
+    found = {f"model.{key}": [one.path for one in models if _fits(key, one)] for key in WANTED}
+    configs = [path for path in _named("config.json", folders) if _is_t5s(path)]
+    vocabularies = [path for path in _named("tokenizer.json", folders) if _has_t5s_ids(path)]
+    pieces = _named("spiece.model", folders)
+    found["model.t5_config_path"] = configs
+    found["model.t5_tokenizer_path"] = sorted({path.parent for path in (*pieces, *vocabularies)})
+    return found
+
+
+def _fits(key: str, model: ModelFile) -> bool:
+    is_plain = model.kind in ("network", "vae", "text-encoder", "checkpoint") and not model.problem
+    return is_plain and model.architecture in WANTED[key][1]
+
+
+def unfit_models(model: Mapping[str, Any]) -> list[Problem]:
+    """What in a model section names a file of another kind; what is not there is not looked at."""
+    seen = _seen(model)
+    problems = [Problem(f"model.{key}", told) for key, one in seen.items() if (told := _unfit(key, one))]
+    return problems or list(_at_odds(seen))
+
+
+def _seen(model: Mapping[str, Any]) -> dict[str, ModelFile]:
+    paths = {key: model.get(key) for key in WANTED}
+    named = {key: Path(path) for key, path in paths.items() if isinstance(path, str) and path}
+    return {key: look(path) for key, path in named.items() if "\0" not in str(path) and path.exists()}
+
+
+def unfit_for(config: RunConfig) -> list[Problem]:
+    """`unfit_models` of the files that `config` needs: a cache may stand in for an encoder."""
+    unneeded = cached_files(config)
+    return [one for one in unfit_models(config.model.model_dump()) if one.path not in unneeded]
+
+
+def refuse_unfit_models(config: RunConfig, source: Path | str) -> None:
+    """Pass where every model file of `config`, read from `source`, may be of the kind that it is named as.
+
+    Raises:
+        ConfigError: with everything that `unfit_for` finds.
+    """
+    problems = unfit_for(config)
+    if problems:
+        raise ConfigError(str(source), problems)
+
+
+def rounded_models(model: ModelSection) -> list[str]:
+    """What to know of weights in plain float8: they can be used, and are rounded."""
+    return [
+        f"model.{key}: {one.path.name} has float8 weights, which are rounded far more than bf16. Use the "
+        "bf16 file of the same model for better results."
+        for key, one in _seen(model.model_dump()).items()
+        if (one.precision or "").startswith("F8") and not one.problem
+    ]
+
+
+def untrained_models(config: RunConfig) -> list[str]:
+    """What to know of an adapter's base that was never trained: the adapter gets no gradient."""
+    if config.method_kind not in ADAPTERS:
+        return []
+    return [
+        f"model.{key}: {one.path.name} was never trained: its final layer is all zeros, so a LoRA on it "
+        "learns nothing. Choose a trained base model."
+        for key, one in _seen(config.model.model_dump()).items()
+        if one.is_untrained
+    ]
+
+
+def unreadable(path: Path) -> str | None:
+    """Why no trainer reads the model at `path`: GGUF, scaled float8 ...; None where nothing is known."""
+    try:
+        found = look(path)
+        return None if found.kind == "damaged" else found.problem
+    except (OSError, ValueError):  # a text of any kind, such as the name of a model on the hub
+        return None
+
+
+def unfit_adapter(path: Path) -> str | None:
+    """Why the file at `path` is no adapter of Chroma; None where it is one, or nobody can tell."""
+    found = look(path)
+    if found.problem:
+        return found.problem
+    if found.kind in ("unknown", "pickle"):
+        return None
+    if found.adapter is None:
+        return f"{path.name} is {found.words}, not a LoRA."
+    if found.adapter.base == "flux" and found.adapter.has_text_encoder:
+        return None  # tensors for CLIP tell that it is FLUX's; its other layers may all be Chroma's as well
+    if found.adapter.base_told_by == "tensors" and found.adapter.base not in ("chroma", "flux-or-chroma"):
+        return f"{path.name} is a LoRA for {found.adapter.base}, and does not fit Chroma."
+    return None
+
+
+def _unfit(key: str, model: ModelFile) -> str | None:
+    """Why `model` does not go where `key` is; None where it fits, or nobody can tell."""
+    needed, architectures = WANTED[key]
+    if model.problem:
+        return model.problem
+    if model.kind == "pipeline":
+        return _unfit_pipeline(key, model.path)
+    if model.kind in ("unknown", "pickle"):
+        return None
+    if model.kind == "lora" or not architectures & {model.architecture, *model.parts}:
+        return f"{model.path.name} is {model.words}: {needed} goes here."
+    return None
+
+
+def _unfit_pipeline(key: str, folder: Path) -> str | None:
+    part = folder / _FOLDERS[key]
+    if not part.is_dir():
+        return f"{folder} is a diffusers folder without {part.name}: {WANTED[key][0]} goes here."
+    unfit = _unfit(key, look(part))
+    if unfit or key == "chroma_path":  # the loader takes the network of a whole pipeline
+        return unfit
+    return f"{folder} is a whole diffusers pipeline. Name its part: {part}."
+
+
+def _at_odds(seen: Mapping[str, ModelFile]) -> Iterator[Problem]:
+    network, encoder = seen.get("chroma_path"), seen.get("t5_path")
+    if not network or not encoder or None in (network.width, encoder.width):
+        return
+    if network.width != encoder.width:
+        message = (
+            f"{encoder.path.name} gives {encoder.width} numbers a token, and {network.path.name} takes "
+            f"{network.width}. Take the T5 that belongs to it{', XXL' * (network.width == _T5_WIDTH)}."
+        )
+        yield Problem("model.t5_path", message)
+
+
+def missing(section: ModelSection, roots: Sequence[Path], cached: Collection[str] = ()) -> list[Need]:
+    """The model files that a configuration lacks, or names wrongly; for each what is here and what to get.
+
+    Args:
+        cached: keys of files that a cache may stand in for, see `cached_files`.
+    """
+    problems = [*missing_model_files(section, cached), *unfit_models(section.model_dump())]
+    whys = {problem.path: problem.message for problem in reversed(problems)}
+    if not whys:
+        return []
+    here = choices(roots)
+    return [Need(key, whys[key], here[key], offer_for(key)) for key in here if key in whys]
+
+
+def _named(name: str, folders: Iterable[Folder]) -> list[Path]:
+    return [folder / name for folder, names in folders if name in names]
+
+
+def _is_t5s(config: Path) -> bool:
+    # Of the models that transformers has, only those of T5's kind speak of the width of a head so.
+    return {"d_model", "d_kv"} <= read_small_json(config).keys()
+
+
+def _has_t5s_ids(tokenizer: Path) -> bool:
+    added = read_small_json(tokenizer, 2**24).get("added_tokens")
+    ids = {token.get("content"): token.get("id") for token in added or () if isinstance(token, dict)}
+    return ids.get("<pad>") == 0 and ids.get("</s>") == 1

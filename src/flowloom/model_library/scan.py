@@ -1,0 +1,268 @@
+"""A folder's model files, one entry for each model: a file, a folder of shards, a diffusers pipeline."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from flowloom.errors import WeightsError
+from flowloom.model_library.adapters import AdapterFacts, look_at_adapter
+from flowloom.model_library.architectures import ARCHITECTURES, Found, Kind, recognise, vae_by_scaling
+from flowloom.model_library.header import INDEX, Header, read_header, read_shards, read_small_json
+from flowloom.model_library.untrained import is_untrained
+from flowloom.models.weight_formats import GGUF, why_gguf, why_unreadable
+
+SAFE = (".safetensors", ".sft")
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+LISTED = (*SAFE, *PICKLES, GGUF)
+MAX_FILES = 5_000
+"""A folder with more files is no folder of models."""
+MAX_FOLDERS = 20_000
+"""So many folders of a root are looked into."""
+Folder = tuple[Path, list[str]]
+_REMEMBERED = 8192
+
+_VERSION = re.compile(r"(?:^|[-_ .])v[-_]?(\d+(?:[._]\d+)*)(?=$|[-_ .a-zA-Z])", re.IGNORECASE)
+# In the order in which a name tells them.
+_VARIANTS = (
+    "Base", "HD", "Flash", "Radiance", "x0", "detail-calibrated", "annealed", "fast", "large",
+    "dev", "schnell", "krea", "kontext", "fill", "turbo", "lightning", "inpainting", "refiner", "pruned",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One model on the disk."""
+
+    path: Path
+    size: int
+    """Bytes; of a folder, of all its shards."""
+    mtime_ns: int
+    kind: Kind
+    architecture: str | None = None
+    """A key of ARCHITECTURES; of a LoRA, its base."""
+    family: str | None = None
+    """What its versions stand under, side by side."""
+    variant: str | None = None
+    """Base, HD, Flash ... as its name tells."""
+    version: str | None = None
+    """48 of v48, as its name tells."""
+    precision: str | None = None
+    """The format of most numbers."""
+    num_params: int | None = None
+    width: int | None = None
+    """See Found."""
+    parts: tuple[str, ...] = ()
+    """Of a checkpoint or pipeline: the architectures in it."""
+    adapter: AdapterFacts | None = None
+    title: str | None = None
+    """What the file's own metadata calls it."""
+    problem: str | None = None
+    """Why it cannot be used."""
+    is_untrained: bool = False
+    """Of a network: its last layer is all zeros, as before any training. A LoRA on it learns nothing."""
+
+    @property
+    def words(self) -> str:
+        """What a message calls it."""
+        if self.kind == "lora":
+            return "a LoRA, which goes on top of a base model"
+        if self.architecture:
+            return ARCHITECTURES[self.architecture].words
+        return {"pickle": "a pickle, which is never opened", "damaged": "damaged"}.get(self.kind, "unknown")
+
+
+def look(path: Path) -> ModelFile:
+    """What is at `path`: a file, a folder of weights, or an index of shards; damage is told as its problem.
+
+    Raises:
+        OSError: nothing is there.
+    """
+    files = _files_of(path)
+    stats = [file.stat() for file in files]
+    if any(not stat.S_ISREG(one.st_mode) and not stat.S_ISDIR(one.st_mode) for one in stats):
+        # Opening a pipe would wait for whoever writes into it.
+        return ModelFile(path, 0, 0, "damaged", problem=f"{path} is no regular file.")
+    mark = tuple((str(file), one.st_size, one.st_mtime_ns) for file, one in zip(files, stats, strict=True))
+    return _looked_at(str(path), mark)
+
+
+def find(roots: Iterable[Path]) -> list[ModelFile]:
+    """Every model below `roots`, in the order of their paths; hidden folders are left out."""
+    return find_in(walk(roots))
+
+
+def walk(roots: Iterable[Path]) -> list[Folder]:
+    """The folders below `roots` that may have models in them, with the names of their files."""
+    found: dict[Path, list[str]] = {}
+    for root in roots:
+        for count, (folder, subfolders, names) in enumerate(os.walk(root)):
+            if count > MAX_FOLDERS:
+                break
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            if len(names) <= MAX_FILES:
+                found[Path(folder)] = names
+    return sorted(found.items())
+
+
+def find_in(folders: Iterable[Folder]) -> list[ModelFile]:
+    """Every model in `folders`, as `walk` gave them, in the order of their paths."""
+    found: dict[Path, ModelFile] = {}
+    for folder, names in folders:
+        for path in _models_in(folder, names):
+            try:
+                found[path] = look(path)
+            except OSError:
+                continue  # it went away while we looked, or leads nowhere
+    return [found[path] for path in sorted(found)]
+
+
+def _models_in(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    indexes = sorted(name for name in names if name.endswith(f".safetensors{INDEX}"))
+    sharded: set[str] = set()
+    for name in indexes:
+        sharded |= set(_shards_of(folder / name))
+    if "model_index.json" in names or len(indexes) == 1:
+        yield folder
+    else:
+        yield from (folder / name for name in indexes)
+    for name in names:
+        is_model = name.endswith(LISTED) and not name.startswith(".")
+        if is_model and name not in sharded:
+            yield folder / name
+
+
+def _shards_of(index: Path) -> list[str]:
+    shards = read_small_json(index, 2**25).get("weight_map")
+    return [name for name in shards.values() if isinstance(name, str)] if isinstance(shards, dict) else []
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The files that decide what is said of `path`."""
+    if not path.is_dir():
+        config = path.parent / "config.json"
+        return (
+            [path, config] if path.name.startswith("diffusion_pytorch_model") and config.is_file() else [path]
+        )
+    index = path / "model_index.json"
+    if index.is_file():
+        return [index]
+    indexes = sorted(path.glob(f"*.safetensors{INDEX}"), key=lambda index: len(index.name))
+    if indexes:
+        present = (path / name for name in dict.fromkeys(_shards_of(indexes[0])))
+        return [indexes[0], *(file for file in present if file.is_file())]
+    return sorted(file for file in path.iterdir() if file.suffix in SAFE and file.is_file()) or [path]
+
+
+@lru_cache(_REMEMBERED)
+def _looked_at(name: str, mark: tuple[tuple[str, int, int], ...]) -> ModelFile:
+    """Read once for each size and time of its files."""
+    path, files = Path(name), [Path(file) for file, _, _ in mark]
+    weights = [part for part in mark if part[0].endswith(LISTED)] or mark
+    plain = ModelFile(
+        path, sum(size for _, size, _ in weights), max(time for _, _, time in weights), "unknown"
+    )
+    variant, version = name_parts(path)
+    plain = replace(plain, variant=variant, version=version)
+    if not path.is_dir() and (unreadable := why_gguf(path)):
+        return replace(plain, family="GGUF", problem=f"{path.name} {unreadable}")
+    if path.name.endswith(PICKLES):
+        return replace(plain, kind="pickle", family="Pickles")
+    if files[0].name == "model_index.json":
+        return _pipeline(plain, files[0])
+    try:
+        header, is_whole = _header(files)
+    except WeightsError as error:
+        return replace(plain, kind="damaged", problem=str(error))
+    described = _described(plain, header)
+    if described.kind in ("network", "checkpoint") and len(weights) == 1:
+        described = replace(described, is_untrained=is_untrained(Path(weights[0][0]), header))
+    return described if is_whole else replace(described, kind="unknown")
+
+
+def _header(files: Sequence[Path]) -> tuple[Header, bool]:
+    first = files[0]
+    if first.name.endswith(INDEX):
+        return read_shards(first)[0], True
+    safe = [file for file in files if file.suffix in SAFE]
+    headers = [read_header(file) for file in safe]
+    tensors = {name: place for header in headers for name, place in header.tensors.items()}
+    return Header(tensors, headers[0].metadata if headers else {}), bool(safe)
+
+
+def _described(plain: ModelFile, header: Header) -> ModelFile:
+    formats = Counter[str]()
+    for place in header.tensors.values():
+        formats[place.dtype] += place.numel
+    told = replace(
+        plain,
+        precision=formats.most_common(1)[0][0] if formats else None,
+        num_params=formats.total(),
+        title=header.metadata.get("modelspec.title"),
+        problem=_unreadable(plain.path, header.tensors),
+    )
+    adapter = look_at_adapter(plain.path, header)
+    if adapter:
+        base = adapter.base if adapter.base in ARCHITECTURES else None
+        return replace(told, kind="lora", adapter=adapter, family="LoRA", architecture=base)
+    found = recognise({name: place.shape for name, place in header.tensors.items()})
+    return _named(told, found, header.tensors) if found else told
+
+
+def _unreadable(path: Path, names: Iterable[str], kind: str = "") -> str | None:
+    why = why_unreadable(names, kind)
+    return f"{path.name} {why}" if why else None
+
+
+def _named(told: ModelFile, found: Sequence[Found], names: Iterable[str]) -> ModelFile:
+    architecture = found[0].architecture
+    if architecture.startswith("vae"):
+        scaling = read_small_json(told.path.parent / "config.json").get("scaling_factor")
+        architecture = vae_by_scaling(scaling) or architecture
+    kind, family, _ = ARCHITECTURES[architecture]
+    is_checkpoint = kind == "network" and len(found) > 1
+    return replace(
+        told,
+        problem=_unreadable(told.path, names, kind),
+        kind="checkpoint" if is_checkpoint else kind,
+        architecture=architecture,
+        family=family,
+        width=found[0].width,
+        parts=tuple(part.architecture for part in found) if len(found) > 1 else (),
+    )
+
+
+def _pipeline(plain: ModelFile, index: Path) -> ModelFile:
+    """diffusers' folder: what it says it is made of; its parts have entries of their own."""
+    content = read_small_json(index)
+    folder = index.parent
+    parts = tuple(sorted(name for name in content if (folder / name).is_dir()))
+    size = sum(file.stat().st_size for part in parts for file in (folder / part).glob("*") if file.is_file())
+    title = content.get("_class_name")
+    family = "Chroma" if title == "ChromaPipeline" else "Pipelines"
+    told = str(title) if title else None
+    return replace(plain, kind="pipeline", family=family, parts=parts, size=size, title=told)
+
+
+def name_parts(path: Path) -> tuple[str | None, str | None]:
+    """Variant and version that a model's name tells: ("HD Flash", None), (None, "48") ...
+
+    A part of a diffusers folder is told by the folder.
+    """
+    name = path.name if path.is_dir() else path.stem
+    if path.name.startswith(("diffusion_pytorch_model", "model.", "model-")):
+        name = path.parent.parent.name if path.parent.name in _PART_FOLDERS else path.parent.name
+    words = [
+        word for word in _VARIANTS if re.search(rf"(?:^|[-_ .\d]){word}(?=$|[-_ .\d])", name, re.IGNORECASE)
+    ]
+    found = _VERSION.search(name)
+    return " ".join(words) or None, found[1].replace("_", ".") if found else None
+
+
+_PART_FOLDERS = {"transformer", "unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"}

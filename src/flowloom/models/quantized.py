@@ -1,0 +1,120 @@
+"""A frozen base in 8 or 4 bits a weight, to train an adapter on."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowloom.errors import ConfigError, Problem
+from flowloom.import_warnings import quiet_imports
+
+Level = Literal["full", "8bit", "4bit"]
+
+QUANTIZED = ("double_blocks.", "single_blocks.")
+"""The blocks have 98% of Chroma's weights; what leads in and out of them is small and sensitive."""
+
+FLOAT8_MAX = 448.0
+
+
+def quantize_base(model: nn.Module, level: Level) -> None:
+    """Hold the weights of the blocks' linear layers in fewer bits, in place; the arithmetic keeps its dtype.
+
+    8bit: float8_e4m3 with one float32 scale a row. 4bit: nf4 in blocks of 64 with quantised scales
+    (Dettmers et al. 2023, arXiv:2305.14314), by bitsandbytes.
+
+    Raises:
+        ConfigError: bitsandbytes is missing, or has no nf4 for this device.
+    """
+    if level == "full":
+        return
+    replace = _to_float8 if level == "8bit" else _to_nf4(next(model.parameters()).device)
+    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for name, linear in linears:
+        if name.startswith(QUANTIZED):
+            model.set_submodule(name, replace(linear))
+
+
+class Float8Linear(nn.Linear):
+    """A frozen linear layer whose weight lies in float8: (..., in) -> (..., out).
+
+    Each row is scaled to fill float8's range: as they are, most weights of a network would fall among
+    the numbers below 2^-6, where float8 has hardly any digits.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        nn.Module.__init__(self)  # nn.Linear's own would register the wide weight
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.compute_dtype = linear.weight.dtype
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / FLOAT8_MAX
+        codes = (weight / scale[:, None]).to(torch.float8_e4m3fn)
+        self.codes = nn.Parameter(codes, requires_grad=False)
+        self.row_scale = nn.Parameter(scale, requires_grad=False)
+        self.bias = linear.bias
+
+    @property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The weight (out, in) that the codes stand for, made anew at each call."""
+        return (self.codes.float() * self.row_scale[:, None]).to(self.compute_dtype)
+
+    def forward(self, input: Tensor) -> Tensor:  # the name is nn.Linear's
+        """input W^T + bias, in its dtype, or autocast's inside of it."""
+        x = input
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        output = _Float8Product.apply(x, self.codes, self.row_scale)
+        return output if self.bias is None else output + self.bias.to(output.dtype)
+
+
+class _Float8Product(torch.autograd.Function):
+    """x (codes * scale)^T; what is kept for the backward pass is the codes, not the wide weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(codes, scale)
+        return F.linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        codes, scale = ctx.saved_tensors
+        return (gradient * scale.to(gradient.dtype)) @ codes.to(gradient.dtype), None, None
+
+
+def _to_float8(linear: nn.Linear) -> nn.Linear:
+    return Float8Linear(linear)
+
+
+def _to_nf4(device: torch.device) -> Any:
+    try:
+        with quiet_imports():
+            from bitsandbytes.nn.modules import Linear4bit, Params4bit
+    except ImportError as error:
+        raise _cannot(f"bitsandbytes cannot be imported ({error}); pip install bitsandbytes") from error
+    if device.type not in ("cuda", "cpu", "xpu"):
+        raise _cannot(f"bitsandbytes has no nf4 for {device.type}")
+
+    def replace(linear: nn.Linear) -> nn.Linear:
+        narrow = Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=linear.weight.dtype,
+            quant_type="nf4",
+            device="meta",
+        )
+        make: Any = Params4bit  # declared without its own arguments
+        weight = make(linear.weight.detach(), requires_grad=False, quant_type="nf4", module=narrow)
+        narrow.weight = weight.to(device)  # this is what quantises it
+        narrow.bias = linear.bias
+        return narrow
+
+    return replace
+
+
+def _cannot(reason: str) -> ConfigError:
+    message = f"{reason}. Or use 8bit, which needs nothing else."
+    return ConfigError("the configuration", [Problem("lora.base_model_quant_level", message)])

@@ -1,0 +1,143 @@
+"""The T5 encoder: transformers' network behind local files, and captions trimmed to what is seen of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flowloom.errors import WeightsError
+from flowloom.import_warnings import quiet_imports
+from flowloom.models.tokenizer import EOS, PAD, Tokenize, load_tokenizer
+from flowloom.models.weights import Weights, assign_weights, check_names, open_weights
+
+if TYPE_CHECKING:
+    from transformers import T5Config
+
+_PREFIXES = ("text_encoders.t5xxl.transformer.", "t5xxl.transformer.")
+_OTHER_PARTS = ("decoder.", "lm_head.")
+
+
+class TextEncoder:
+    """Captions to encoder states, each as it is alone at full length: padding is never attended to."""
+
+    def __init__(self, encoder: nn.Module, tokenize: Tokenize, device: torch.device):
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.device = device
+        self._tokenize = tokenize
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """How many tokens each caption has, the end of the text included, before it is cut to a length."""
+        return [len(self._tokenize(caption)) + 1 for caption in captions]
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str], max_length: int, *, is_trimmed: bool = True) -> list[Tensor]:
+        """The states (T_i, C) of each caption: its tokens, end included, and one padding token if it fits.
+
+        Chroma attends to just these. A caption of more than `max_length` tokens loses its last ones.
+
+        Args:
+            is_trimmed: False keeps the states of padding up to the longest caption, for FLOW's mask.
+        """
+        if not captions:
+            return []
+        rows = [[*self._tokenize(caption)[: max_length - 1], EOS] for caption in captions]
+        seen = [min(len(row) + 1, max_length) for row in rows]
+        ids = torch.full((len(rows), max(seen)), PAD)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        states = self.encoder(ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+        return [states[i, :length] if is_trimmed else states[i] for i, length in enumerate(seen)]
+
+
+class Float8Linear(nn.Module):
+    """A linear layer without bias whose weight is kept in 8 bits, with a scale for each row."""
+
+    weight = None  # transformers' T5 casts its input to the format of `weight`, where that is a tensor.
+    eighths: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        widest = torch.finfo(torch.float8_e4m3fn).max
+        scale = weight.float().abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / widest
+        self.register_buffer("eighths", (weight.float() / scale).to(torch.float8_e4m3fn), persistent=False)
+        self.register_buffer("scale", scale[:, 0], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W^T for x (..., in)."""
+        return functional.linear(x, self.eighths.to(x.dtype)) * self.scale.to(x.dtype)
+
+
+def load_text_encoder(
+    t5_path: Path,
+    t5_config_path: Path,
+    t5_tokenizer_path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    to_8bit: bool = False,
+) -> TextEncoder:
+    """The T5 encoder in `t5_path`, a file or a folder of shards, with sizes from `t5_config_path`.
+
+    Args:
+        t5_config_path: the model's config.json, or the folder that has it.
+        t5_tokenizer_path: folder with spiece.model or tokenizer.json, or one of these.
+        to_8bit: keep the linear layers in float8, in half the memory of bfloat16.
+
+    Raises:
+        WeightsError: a file is missing, damaged, or does not fit the others.
+    """
+    tokenize, num_pieces = load_tokenizer(t5_tokenizer_path)
+    config = _read_config(Path(t5_config_path))
+    if num_pieces > config.vocab_size:
+        raise WeightsError(
+            f"{t5_tokenizer_path}: {num_pieces} pieces, but {t5_config_path} has a vocabulary of "
+            f"{config.vocab_size}. Use the tokenizer that belongs to this T5."
+        )
+    with quiet_imports():
+        from transformers import T5EncoderModel
+    with torch.device("meta"):
+        encoder = T5EncoderModel(config).encoder
+    weights = _encoder_weights(open_weights(t5_path))
+    check_names(encoder, weights)
+    if to_8bit:
+        weights = _take_linears(encoder, weights, device)
+    assign_weights(encoder, weights, device, dtype)
+    return TextEncoder(encoder, tokenize, device)
+
+
+def _encoder_weights(weights: Weights) -> Weights:
+    weights = weights.below(*_PREFIXES)
+    names = {name.removeprefix("encoder."): (name,) for name in weights if not name.startswith(_OTHER_PARTS)}
+    # The embedding has two names, and files have either or both.
+    shared = names.pop("shared.weight", None)
+    return weights.gathered(names | ({"embed_tokens.weight": shared} if shared else {}))
+
+
+def _take_linears(encoder: nn.Module, weights: Weights, device: torch.device) -> Weights:
+    """Put 8-bit layers in place of `encoder`'s linear ones; the weights that are left."""
+    linears = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
+    for name in linears:
+        encoder.set_submodule(name, Float8Linear(weights[f"{name}.weight"].to(device)))
+    taken = {f"{name}.weight" for name in linears}
+    return weights.gathered({name: (name,) for name in weights if name not in taken})
+
+
+def _read_config(path: Path) -> T5Config:
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: not readable as T5's config.json ({error}).") from error
+    if not isinstance(settings, dict) or "d_model" not in settings:
+        raise WeightsError(f"{path}: not a T5 configuration: it has no d_model.")
+    with quiet_imports():
+        from transformers import T5Config
+    return T5Config.from_dict(settings)

@@ -1,0 +1,39 @@
+"""What every optimizer part is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from flowloom.schema import Section
+
+if TYPE_CHECKING:
+    import torch
+
+
+class OptimizerSpec(Section):
+    """An optimizer's own settings; `training.lr` and `training.weight_decay` come from FLOW's section."""
+
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """Clip the global gradient norm; null: never, as FLOW."""
+
+    def build(self, groups: list[dict[str, object]], lr: float) -> torch.optim.Optimizer:
+        """The optimizer over parameter `groups`, each `{"params": [...], "weight_decay": w}`.
+
+        Its `state_dict` survives `torch.save` and `torch.load(weights_only=True)`, and training goes on
+        from it bit for bit.
+
+        Raises:
+            ConfigError: the device or the installation lacks what this optimizer needs.
+        """
+        raise NotImplementedError
+
+
+class AdamSettings(Section):
+    """What every kind of Adam asks for."""
+
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""

@@ -1,5 +1,0 @@
-"""A sound encoded by a 1-D autoencoder: T latent frames."""
-
-from flowloom.parts.records.base import RecordKind
-
-KIND = RecordKind("audio-latents", ("C", "T"), has_spread=True)

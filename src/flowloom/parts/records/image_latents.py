@@ -1,5 +1,0 @@
-"""An image encoded by a 2-D autoencoder."""
-
-from flowloom.parts.records.base import RecordKind
-
-KIND = RecordKind("image-latents", ("C", "h", "w"), has_spread=True)

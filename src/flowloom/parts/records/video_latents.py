@@ -1,5 +1,0 @@
-"""A clip encoded by a 3-D autoencoder: F latent frames of h x w planes."""
-
-from flowloom.parts.records.base import RecordKind
-
-KIND = RecordKind("video-latents", ("C", "F", "h", "w"), has_spread=True)

@@ -1,0 +1,351 @@
+"""The run directory: all that is known of a run, and the only way to speak with its engine.
+
+    run.json                      the full configuration, versions, seed; no secrets
+    events.jsonl                  what happened (run/events.py)
+    log.txt                       tracebacks and other text
+    samples/step_00000100/        pictures and samples.json
+    checkpoints/step_00000100/    weights, and state/ for exact resume
+    control/                      touch `stop`, `checkpoint` or `sample` here: obeyed at the next step
+    pid.json                      who trains; locked by the engine as long as it lives
+
+Whatever takes time to write is written as `*.tmp` and renamed, so that a name is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+import flowloom
+from flowloom.config.local_paths import require_local
+from flowloom.config.run import RunConfig
+from flowloom.errors import DamagedError, RunError
+from flowloom.files import open_plain, read_json
+
+Control = Literal["stop", "checkpoint", "sample"]
+Config = TypeVar("Config", bound=BaseModel)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_STEP = re.compile(r"step_\d{8}")
+ABANDONED = "abandoned"
+"""A file beside previews of an attempt that was killed: the run has started again from an earlier step."""
+_RECORDED = (
+    "flowloom",
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "lycoris-lora",
+    "torchao",
+    "bitsandbytes",
+)
+
+
+class RunDir:
+    """The directory at `path`; making the object touches nothing."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.run_json = self.path / "run.json"
+        self.events_jsonl = self.path / "events.jsonl"
+        self.log_txt = self.path / "log.txt"
+        self.pid_json = self.path / "pid.json"
+        self.control_dir = self.path / "control"
+        self._held: tuple[int, int] | None = None
+
+    @classmethod
+    def create(cls, name: str, runs_dir: Path | str) -> RunDir:
+        """Make an empty run directory `runs_dir/name`.
+
+        Raises:
+            RunError: the name is not safe in a path, or there is such a run already.
+        """
+        if not _NAME.fullmatch(name):
+            raise RunError(
+                f"{name!r} cannot name a run: at most 100 letters, digits, '.', '_' and '-', the first one a "
+                "letter or digit."
+            )
+        require_local(runs_dir)
+        run_dir = cls(Path(runs_dir) / name)
+        run_dir.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            run_dir.path.mkdir()
+        except FileExistsError:
+            raise RunError(
+                f"{run_dir.path} exists already: choose another --name, or go on with it: "
+                f"flowloom resume {run_dir.path}"
+            ) from None
+        for folder in (run_dir.control_dir, run_dir.path / "samples", run_dir.path / "checkpoints"):
+            folder.mkdir()
+        return run_dir
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDir:
+        """The run directory at `path`.
+
+        Raises:
+            RunError: there is none.
+        """
+        require_local(path)
+        run_dir = cls(path)
+        if not run_dir.run_json.is_file():
+            near = sorted(entry.parent.name for entry in run_dir.path.parent.glob("*/run.json"))
+            beside = f" Beside it: {', '.join(near[-5:])}." if near else ""
+            if not run_dir.path.exists():
+                raise RunError(f"{run_dir.path}: there is no such file or directory.{beside}")
+            raise RunError(f"{run_dir.path} is not a run directory: it has no run.json.{beside}")
+        return run_dir
+
+    @classmethod
+    def around(cls, path: Path) -> RunDir | None:
+        """The run in which `path` lies, or which it is; None where there is none."""
+        folders = (path, *path.absolute().parents)
+        return next((cls(folder) for folder in folders if (folder / "run.json").is_file()), None)
+
+    def samples_dir(self, step: int) -> Path:
+        """Where the previews of `step` lie."""
+        return self.path / "samples" / f"step_{step:08d}"
+
+    def abandon_samples(self, after: int) -> None:
+        """Mark the previews of steps beyond `after`: they are of an attempt that is made again from there.
+
+        They stay on the disk until they are drawn again, but are no longer listed.
+        """
+        for folder in (self.path / "samples").glob("step_*"):
+            if _STEP.fullmatch(folder.name) and folder.is_dir() and step_of(folder) > after:
+                (folder / ABANDONED).touch()
+
+    def checkpoint_dir(self, step: int) -> Path:
+        """Where the checkpoint of `step` lies."""
+        return self.path / "checkpoints" / checkpoint_name(step)
+
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        folders = (self.path / "checkpoints").glob("step_*")
+        return sorted(folder for folder in folders if _STEP.fullmatch(folder.name) and folder.is_dir())
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint."""
+        return next(reversed(self.checkpoints()), None)
+
+    def write_run(
+        self,
+        config: BaseModel,
+        source: str,
+        notes: list[str] | None = None,
+        *,
+        trainer: str = "flow",
+        folders: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        """Write `run.json`: what decides the run, what it was read from, and what it is made with.
+
+        `folders` are those outside of the run directory where it puts checkpoints and samples, and how new
+        the newest file there was before (`results.as_it_is`).
+        """
+        seed = {"seed": config.training.master_seed} if isinstance(config, RunConfig) else {}
+        content = {
+            "trainer": trainer,
+            "config": config.model_dump(mode="json"),
+            **seed,
+            "source": source,
+            "notes": notes or [],
+            "versions": versions(),
+            "created": round(time.time(), 3),
+            **({"folders": folders} if folders else {}),
+        }
+        write_json(self.run_json, content)
+
+    def read_run(self) -> dict[str, Any]:
+        """What `run.json` says.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        try:
+            content = read_json(self.run_json)
+        except FileNotFoundError:
+            content = self.open(self.path)  # says what is there instead
+        except OSError as error:
+            raise DamagedError(f"{self.run_json}: {error.strerror}.") from error
+        except ValueError as error:
+            raise DamagedError(f"{self.run_json}: not readable as JSON ({error}).") from error
+        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+            raise DamagedError(f"{self.run_json}: holds no configuration.")
+        return content
+
+    def read_config(self) -> RunConfig:
+        """The configuration in `run.json`, of a run of our engine.
+
+        Raises:
+            RunError: as `read_config_as`.
+        """
+        return self.read_config_as(RunConfig)
+
+    def read_config_as(self, kind: type[Config]) -> Config:
+        """The configuration in `run.json`, of the trainer whose schema is `kind`.
+
+        Raises:
+            RunError: it is missing, damaged, or of a version with another schema.
+        """
+        content = self.read_run()
+        try:
+            return kind.model_validate(content["config"])
+        except ValidationError as error:
+            made_with = content.get("versions", {}).get("flowloom", "an unknown version")
+            raise RunError(f"{self.run_json}: written by {made_with}, and not valid here. {error}") from error
+
+    def request(self, control: Control) -> None:
+        """Ask the engine to stop, save a checkpoint or draw previews at its next step."""
+        self.control_dir.mkdir(exist_ok=True)
+        (self.control_dir / control).touch()
+
+    def take_control(self, control: Control) -> bool:
+        """Whether `control` was asked for since the last call; asking is over with it."""
+        try:
+            (self.control_dir / control).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory as its one engine; leftovers of a killed one are cleared away.
+
+        The lock is the system's own: it goes with the process, however that ends.
+
+        Raises:
+            RunError: another process trains it.
+        """
+        with self.pid_json.open("a+") as file:
+            if not _lock(file):
+                raise RunError(f"{self.path} is being trained by process {self._pid()}: stop that one first.")
+            file.truncate(0)
+            json.dump({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}, file)
+            file.flush()
+            self._clear_leftovers()
+            self._held = _identity(os.fstat(file.fileno()))
+            yield
+
+    def require_in_place(self) -> None:
+        """Return where the directory is still the one that `locked` holds.
+
+        Raises:
+            RunError: it was deleted, moved or replaced, or its disk is gone.
+        """
+        try:
+            is_here = self._held is None or _identity(self.pid_json.stat()) == self._held
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: the run directory is gone ({error.strerror}): it was deleted or moved, or its "
+                "disk was unmounted. Training ends here, and nothing more is saved."
+            ) from error
+        if not is_here:
+            raise RunError(
+                f"{self.path}: another run directory has taken this path. Training ends here, and nothing "
+                "more is saved."
+            )
+
+    def is_running(self) -> bool:
+        """Whether an engine holds the directory now.
+
+        Raises:
+            OSError: that cannot be told: pid.json is not a file, or not ours to read.
+        """
+        try:
+            file = open_plain(self.pid_json)
+        except FileNotFoundError:
+            return False
+        with file:
+            return not _lock(file, shared=True, patience_s=0)
+
+    def _pid(self) -> str:
+        try:
+            who = json.loads(self.pid_json.read_text())
+        except ValueError:
+            return "(unknown)"
+        return f"{who['pid']} on {who['host']}"
+
+    def _clear_leftovers(self) -> None:
+        for folder in (self.path, self.path / "checkpoints", self.path / "samples"):
+            for leftover in folder.glob("*.tmp"):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
+        # What was asked of an engine that is gone is not meant for this one.
+        for request in self.control_dir.glob("*"):
+            request.unlink()
+
+
+def _lock(file: IO[Any], *, shared: bool = False, patience_s: float = 1.0) -> bool:
+    """Whether the system's lock on `file` was had; an onlooker's own look holds it for an instant."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        else:
+            return True
+
+
+def _identity(file: os.stat_result) -> tuple[int, int]:
+    return file.st_dev, file.st_ino
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the folder of a checkpoint of our engine."""
+    return f"step_{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint or previews of our engine are of."""
+    return int(folder.name.removeprefix("step_"))
+
+
+def default_name(stem: str) -> str:
+    """A run's name when none is given: the configuration's name and the time."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
+    return f"{safe[:80]}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def versions() -> dict[str, str]:
+    """What the run is made with, without importing it."""
+    found = {"flowloom": flowloom.__version__, "python": platform.python_version()}
+    for package in _RECORDED:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    partial = path.with_name(f"{path.name}.tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,342 @@
+"""What a run says: `events.jsonl` in its directory, one JSON object a line, only ever appended to.
+
+Every event has `seq` (0, 1, 2, ... without gaps), `time` (seconds since 1970) and `kind`; the kinds
+and their fields are the classes below. A resumed run goes on in the same file: its `started` event
+says with `resumed_from` from which step (null: from the beginning), and what stood in the file beyond that
+step no longer counts (`without_repeats` leaves it out). Readers skip damaged lines, and count them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import mmap
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from typing_extensions import TypedDict
+
+from flowloom.config.secrets import redact
+from flowloom.errors import disk_full, is_disk_full
+
+Event = dict[str, Any]
+
+
+class Header(TypedDict):
+    """What every event has."""
+
+    seq: int
+    time: float
+
+
+class Started(Header):
+    """A sitting begins: the first one, or after `flowloom resume`."""
+
+    kind: Literal["started"]
+    versions: dict[str, str]
+    device: str
+    method: str
+    trained_params: int | None
+    """Null, like whatever else they do not tell, for trainers other than our own."""
+    total_params: int | None
+    resumed_from: int | None
+    """The step of the checkpoint it goes on from; null at the first start."""
+
+
+class Phase(Header):
+    """What the engine does now: loading, training, ..."""
+
+    kind: Literal["phase"]
+    name: str
+
+
+class Step(Header):
+    """One update was made."""
+
+    kind: Literal["step"]
+    step: int
+    epoch: int
+    batch: int
+    loss: float
+    loss_smooth: float
+    lr: float
+    grad_norm: float
+    samples_per_s: float
+    data_wait_s: float
+    step_s: float
+    peak_memory_mib: float
+    eta_s: float | None
+    loss_by_noise_level: list[float | None]
+    """Mean loss in each eighth of [0, 1]; null where no sample fell."""
+
+
+class Progressed(Header):
+    """A task (a download, tagging ...) came so far; `step` counts items or bytes.
+
+    Of another trainer's run: what its progress bar tells, with the epoch where it counts them.
+    """
+
+    kind: Literal["progress"]
+    step: int
+    epoch: int | None
+    max_steps: int | None
+    samples_per_s: float | None
+    eta_s: float | None
+
+
+class Validated(Header):
+    """The loss on held-out rows was measured."""
+
+    kind: Literal["validated"]
+    step: int
+    weights: Literal["raw", "ema"]
+    loss: float
+    by_quantile: dict[str, float]
+
+
+class Sampled(Header):
+    """Previews lie in `dir`, relative to the run directory."""
+
+    kind: Literal["sampled"]
+    step: int
+    dir: str
+
+
+class Saved(Header):
+    """A checkpoint lies in `dir`, relative to the run directory."""
+
+    kind: Literal["saved"]
+    step: int
+    dir: str
+
+
+class Removed(Header):
+    """A checkpoint was deleted to keep the rule of `checkpoint`; `reason` says why."""
+
+    kind: Literal["removed"]
+    step: int
+    dir: str
+    reason: str
+
+
+class Uploaded(Header):
+    """A checkpoint is on the hub, at `url`."""
+
+    kind: Literal["uploaded"]
+    step: int
+    url: str
+
+
+class Skipped(Header):
+    """A row could not be used."""
+
+    kind: Literal["skipped"]
+    file: str
+    line: int
+    reason: str
+
+
+class Hint(TypedDict, total=False):
+    """What an event may have beside the rest."""
+
+    hint: str
+    """What to do about it."""
+
+
+class Warned(Header, Hint):
+    """Something to know that does not end the run; `hint`, where there is one, says what to do about it."""
+
+    kind: Literal["warning"]
+    message: str
+
+
+class Failed(Header):
+    """The run ended with an error."""
+
+    kind: Literal["failed"]
+    error: str
+    message: str
+    cure: str
+
+
+class Finished(Header):
+    """The run reached its limit."""
+
+    kind: Literal["finished"]
+    step: int
+
+
+class Stopped(Header):
+    """The run was asked to stop, and did."""
+
+    kind: Literal["stopped"]
+    step: int
+
+
+AnyEvent = (
+    Started
+    | Phase
+    | Step
+    | Progressed
+    | Validated
+    | Sampled
+    | Saved
+    | Removed
+    | Uploaded
+    | Skipped
+    | Warned
+    | Failed
+    | Finished
+    | Stopped
+)
+_KINDS: dict[str, Any] = {
+    "started": Started,
+    "phase": Phase,
+    "step": Step,
+    "progress": Progressed,
+    "validated": Validated,
+    "sampled": Sampled,
+    "saved": Saved,
+    "removed": Removed,
+    "uploaded": Uploaded,
+    "skipped": Skipped,
+    "warning": Warned,
+    "failed": Failed,
+    "finished": Finished,
+    "stopped": Stopped,
+}
+_HEADER = frozenset(Header.__annotations__) | {"kind"}
+OPTIONAL = {kind: frozenset(event.__optional_keys__) for kind, event in _KINDS.items()}
+"""The fields that an event of each kind may lack."""
+FIELDS = {kind: frozenset(event.__annotations__) - _HEADER - OPTIONAL[kind] for kind, event in _KINDS.items()}
+"""The fields of each kind, beside `seq`, `time` and `kind`."""
+
+
+class EventWriter:
+    """Appends events to a file, each in one write; `secrets` never reach it."""
+
+    def __init__(self, path: Path, secrets: Collection[str] = ()):
+        self.path = path
+        self._secrets = secrets
+        self._file = path.open("ab", buffering=0)
+        self._end, self._seq = _whole_part(path)
+        # What a crash left of a torn line would spoil the next one.
+        self._file.truncate(self._end)
+
+    def write(self, kind: str, **fields: Any) -> Event:
+        """Append an event and return it; numbers that are not finite become null.
+
+        Raises:
+            ValueError: the kind is unknown, or its fields are others.
+            DiskFullError: it could not be written; the file holds whole lines still.
+        """
+        if kind not in FIELDS or FIELDS[kind] != fields.keys() - OPTIONAL[kind]:
+            raise ValueError(f"no event {kind!r} with the fields {sorted(fields)}; see run/events.py.")
+        event = {"seq": self._seq, "time": round(time.time(), 3), "kind": kind, **_finite(fields)}
+        line = redact(json.dumps(event, ensure_ascii=False, allow_nan=False), self._secrets)
+        self._append(f"{line}\n".encode())
+        self._seq += 1
+        return event
+
+    def _append(self, line: bytes) -> None:
+        try:
+            written = self._file.write(line)
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            self._file.truncate(self._end)
+            if not is_disk_full(error):
+                raise
+            raise disk_full(self.path, error) from error
+        self._end += len(line)
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        try:
+            if not self._file.closed:
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+
+def read_events(
+    path: Path, from_seq: int = 0, on_damage: Callable[[int], None] = lambda _line: None
+) -> Iterator[Event]:
+    """The events from number `from_seq` on; a line that is still being written is left for later.
+
+    `on_damage` is called with the number, from 1, of each line in between that is no event: a bad disk, or
+    another program, has changed it. The events after it count all the same.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return
+            event = _parse(line)
+            if event is None:
+                on_damage(number)
+            elif event["seq"] >= from_seq:
+                yield event
+
+
+def last_kept_step(started: Event) -> int:
+    """The step up to which events before this `started` still count: of an abandoned attempt, none do."""
+    resumed_from = started.get("resumed_from")
+    return resumed_from if isinstance(resumed_from, int) else 0
+
+
+def without_repeats(events: Iterable[Event]) -> list[Event]:
+    """The history as if the run had never been interrupted.
+
+    A run that was killed at step 130 and resumed from its checkpoint at 100 made steps 101 to 130
+    twice: of what stands in the file before a `started`, all beyond its `resumed_from` is left out; where
+    that is null, because the run was killed before its first checkpoint, every step.
+    """
+    history: list[Event] = []
+    for event in events:
+        if event["kind"] == "started":
+            kept = last_kept_step(event)
+            history = [past for past in history if (past.get("step") or 0) <= kept]
+        history.append(event)
+    return history
+
+
+def _whole_part(path: Path) -> tuple[int, int]:
+    """Where the last whole line of `path` ends, and the number of the event after it."""
+    if path.stat().st_size == 0:
+        return 0, 0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        end = data.rfind(b"\n") + 1
+        while end:
+            start = data.rfind(b"\n", 0, end - 1) + 1
+            event = _parse(data[start:end])
+            if event is not None:
+                return end, event["seq"] + 1
+            end = start
+    return 0, 0
+
+
+def _parse(line: bytes) -> Event | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_event = isinstance(event, dict) and isinstance(event.get("seq"), int)
+    return event if is_event and isinstance(event.get("kind"), str) else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,57 @@
+"""What tasks work on: a run, one of its checkpoints, or a file; and what the run around it was made with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from flowloom.config.run import RunConfig
+from flowloom.errors import FlowloomError, Problem
+from flowloom.run.directory import RunDir
+
+
+def config_around(source: Path) -> RunConfig | None:
+    """The configuration of the run of our engine in which `source` lies; None where it lies in none."""
+    run_dir = RunDir.around(source)
+    if run_dir is None:
+        return None
+    try:
+        is_ours = run_dir.read_run().get("trainer", "flow") in ("flow", "demo")
+        return run_dir.read_config() if is_ours else None
+    except FlowloomError:
+        return None
+
+
+def base_around(source: Path) -> Path | None:
+    """The base model of the run in which `source` lies; None where it lies in none of ours."""
+    config = config_around(source)
+    return Path(config.model.chroma_path) if config else None
+
+
+def name_of(source: Path) -> str:
+    """What a file that is made of `source` is named after: the run and the checkpoint, or the file."""
+    run_dir = RunDir.around(source)
+    steps = [part for part in source.parts if part.startswith("step_")]
+    if run_dir is None:
+        return source.stem
+    if not steps and (newest := run_dir.latest_checkpoint()):
+        steps = [newest.name]
+    return "-".join([run_dir.path.name, *steps[-1:]])
+
+
+def source_problems(source: str) -> Iterator[Problem]:
+    """What is wrong with a source's path."""
+    path = Path(source)
+    if not path.exists():
+        yield Problem("source_path", f"{source} does not exist.")
+    elif path.is_dir() and not path.name.startswith("step_") and not (path / "run.json").is_file():
+        yield Problem("source_path", f"{source} is neither a run's folder nor one of its checkpoints.")
+
+
+def out_problems(out: str) -> Iterator[Problem]:
+    """What is wrong with the path of a file to be written; none given is well."""
+    path = Path(out)
+    if out and path.suffix != ".safetensors":
+        yield Problem("out_path", "ends in .safetensors.")
+    elif out and path.exists():
+        yield Problem("out_path", f"{out} exists already. Choose another name, or delete it.")

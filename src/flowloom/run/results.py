@@ -1,0 +1,130 @@
+"""What a run left: checkpoints and pictures, of our engine and of the trainers beside it.
+
+Those write where they are told to, mostly below the run directory; `folders` in run.json names the others,
+each with the time of the newest file that lay there before: only what is newer counts. They write under the
+final name at once: what is still being written is told from a whole file by its end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from flowloom.errors import RunError
+from flowloom.run.directory import ABANDONED, RunDir
+from flowloom.run.events import read_events
+
+Kind = Literal["checkpoints", "samples"]
+WEIGHTS = {".safetensors", ".sft", ".pth", ".pt", ".ckpt"}
+PICTURES = {".png", ".webp", ".jpg", ".jpeg"}
+_OWN = {"checkpoints": ("checkpoints",), "samples": ("samples", "checkpoints/sample")}
+_PASSING = re.compile(r"\.tmp$|_temp$|^\.")
+_STEP = re.compile(r"step_\d{8}")
+_MAX_HEADER = 100_000_000
+"""Bytes; the format allows no longer header."""
+
+
+def result_folders(run_dir: RunDir, kind: Kind, content: dict[str, Any] | None = None) -> list[Path]:
+    """Where a run's results lie, its own folders first; `content` is its run.json, where that is at hand."""
+    return list(_folders(run_dir, kind, _content(run_dir, content)))
+
+
+def as_it_is(folder: str) -> dict[str, float]:
+    """A folder of the user's as run.json names it; what lies there now is nothing that the run made."""
+    found = (entry.stat().st_mtime for entry in Path(folder).glob("**/*") if entry.is_file())
+    return {folder: max(found, default=0.0)} if folder else {}
+
+
+def checkpoints_of(run_dir: RunDir, content: dict[str, Any] | None = None) -> list[Path]:
+    """The whole checkpoints, the newest first: folders, and weights that lie alone."""
+    content = _content(run_dir, content)
+    found = [
+        entry
+        for folder, since in _folders(run_dir, "checkpoints", content).items()
+        for entry in _written(folder, since)
+        if not _PASSING.search(entry.name) and (_is_folder_of_one(entry) or _are_weights(entry))
+    ]
+    return sorted(found, key=_age, reverse=True)
+
+
+def samples_of(run_dir: RunDir) -> Iterator[tuple[Path, Path]]:
+    """The pictures, each with the folder that its name begins in; none of an abandoned attempt."""
+    for folder, since in _folders(run_dir, "samples", _content(run_dir, None)).items():
+        for entry in _written(folder, since, "**/*"):
+            passes = any(_PASSING.search(part) for part in entry.relative_to(folder).parts)
+            if entry.suffix.lower() in PICTURES and not passes and not (entry.parent / ABANDONED).exists():
+                yield folder, entry
+
+
+def last_saved_step(run_dir: RunDir) -> int | None:
+    """The step of the newest checkpoint that the events tell of."""
+    steps = [event.get("step") for event in read_events(run_dir.events_jsonl) if event["kind"] == "saved"]
+    return next((step for step in reversed(steps) if isinstance(step, int)), None)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of weights was written to its end; nothing of it is unpickled."""
+    try:
+        if path.suffix in (".safetensors", ".sft"):
+            return _is_whole_safetensors(path)
+        return zipfile.is_zipfile(path)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER:
+            return False
+        header = json.loads(file.read(length))
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    return path.stat().st_size >= 8 + length + max(ends, default=0)
+
+
+def _folders(run_dir: RunDir, kind: Kind, content: dict[str, Any]) -> dict[Path, float]:
+    """Where results lie, and since when they count."""
+    told = content.get("folders")
+    others = told.get(kind) if isinstance(told, dict) else None
+    own = {run_dir.path / name: float("-inf") for name in _OWN[kind]}
+    if not isinstance(others, dict):
+        return own
+    return own | {Path(folder): since for folder, since in others.items() if isinstance(since, int | float)}
+
+
+def _content(run_dir: RunDir, content: dict[str, Any] | None) -> dict[str, Any]:
+    try:
+        return run_dir.read_run() if content is None else content
+    except RunError:
+        return {}
+
+
+def _written(folder: Path, since: float, pattern: str = "*") -> Iterator[Path]:
+    """What is in a folder and newer than `since`."""
+    for entry in folder.glob(pattern):
+        try:
+            if entry.stat().st_mtime > since:
+                yield entry
+        except OSError:
+            continue
+
+
+def _is_folder_of_one(entry: Path) -> bool:
+    return entry.is_dir() and entry.name != "sample"
+
+
+def _are_weights(entry: Path) -> bool:
+    return entry.suffix in WEIGHTS and entry.is_file() and is_whole(entry)
+
+
+def _age(entry: Path) -> tuple[str, float, str]:
+    """The engine's by their steps, which no clock changes; others by when they were written."""
+    step = entry.name if _STEP.fullmatch(entry.name) else ""
+    try:
+        return step, 0.0 if step else entry.stat().st_mtime, entry.name
+    except OSError:
+        return step, 0.0, entry.name

@@ -1,0 +1,275 @@
+"""A process of its own that talks to object stores: their keys and their libraries stay out of the studio.
+
+`python -m flowloom.server.datasets.storage_process` reads one request as JSON and writes lines of JSON: for
+`test` a line that says how the store answers, for `list` a line for each image.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import sqlite3
+import ssl
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from flowloom.config.secrets import redact, usable_secrets
+from flowloom.datasets.build.items import PICTURES, wrong_name
+from flowloom.datasets.build.pairs import PairRule, pair, split_suffix
+from flowloom.datasets.build.readers.stored_rows import StoredRow, stored_rows
+from flowloom.errors import Denied, NotFound, SourceError, Unavailable
+from flowloom.server.datasets.captions import NO_CAPTION, SUFFIXES, Caption, is_tags, parsed, version_of
+from flowloom.server.datasets.scan import Row, folded
+from flowloom.server.endpoints import unfit_endpoint
+from flowloom.storage.base import Entry, Source, StorageSection, open_source
+from flowloom.storage.ssrf import Allowed, connect
+
+PATIENCE_S = 5.0
+AT_ONCE, THREADS = 500, 16
+_NO_KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY by PUT /api/secrets, or say that it is anonymous."
+
+
+class Broken(Exception):
+    """What stands between us and a bucket: a word for programs, what it is, and what to do."""
+
+    def __init__(self, problem: str, detail: str, todo: str):
+        super().__init__(detail)
+        self.problem, self.todo = problem, todo
+
+
+def test(url: str, storage: StorageSection) -> dict[str, Any]:
+    """How the store of `url` answers, from its name's look-up to its first object."""
+    if reason := unfit_endpoint(storage.endpoint):
+        return _answer("denied", reason, "Or name a store that anybody can reach.")
+    try:
+        if url.startswith("s3://"):
+            _reach(url, storage)
+        first = next(iter(_open(url, storage).list("")), None)
+    except Broken as error:
+        return _answer(error.problem, str(error), error.todo)
+    except SourceError as error:
+        problem, todo = _word_for(error)
+        return _answer(problem, str(error), todo)
+    found = "and lists what it has" if first else "and has nothing below this address"
+    return _answer("", f"It answers, {found}.", "", first.name if first else None)
+
+
+def _answer(problem: str, detail: str, todo: str, first: str | None = None) -> dict[str, Any]:
+    return {"ok": not problem, "problem": problem, "detail": detail, "todo": todo, "first": first}
+
+
+def _open(url: str, storage: StorageSection) -> Source:
+    if reason := unfit_endpoint(storage.endpoint):
+        raise Denied(reason)
+    quick = {"tries": 1, "patience_minutes": 0.0, "timeout_s": PATIENCE_S}
+    return open_source(url, storage.model_copy(update=quick))
+
+
+def _reach(url: str, storage: StorageSection) -> None:
+    """Step by step to where a bucket of S3 answers.
+
+    Raises:
+        Broken: at the first step that fails.
+    """
+    region = storage.region or os.environ.get("AWS_REGION") or "us-east-1"
+    given = storage.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    has_keys = storage.anonymous or storage.profile or os.environ.get("AWS_ACCESS_KEY_ID")
+    if not has_keys and given:
+        raise Broken("no-keys", "There are no keys for it.", _NO_KEYS)
+    endpoint = urlsplit(given or f"https://s3.{region}.amazonaws.com")
+    is_safe = endpoint.scheme == "https"
+    host, port = endpoint.hostname or "", endpoint.port or (443 if is_safe else 80)
+    allowed = Allowed.for_stores()
+    allowed = allowed.and_given(given) if given else allowed
+    where = f"{host}:{port}"
+    try:
+        connection = connect(host, port, allowed, PATIENCE_S)
+    except Unavailable:
+        raise Broken(
+            "dns", f"No machine is called {host}.", "Correct the endpoint, or look at the network."
+        ) from None
+    except ConnectionRefusedError:
+        todo = "Start the store, or correct the port of the endpoint."
+        raise Broken("refused", f"{where} refuses connections.", todo) from None
+    except TimeoutError:
+        raise Broken(
+            "timeout", f"{where} does not answer.", "Look at firewalls, and at the endpoint."
+        ) from None
+    except OSError as error:
+        raise Broken("unreachable", f"{where}: {error.strerror}.", "Look at the network.") from None
+    with connection:
+        if is_safe:
+            _shake_hands(connection, host)
+    _compare_region(urlsplit(url).netloc, region, endpoint, allowed)
+
+
+def _shake_hands(connection: socket.socket, host: str) -> None:
+    try:
+        with ssl.create_default_context().wrap_socket(connection, server_hostname=host):
+            return
+    except ssl.SSLCertVerificationError as error:
+        reason = f"The certificate of {host} is not accepted: {error.verify_message}."
+        raise Broken("tls", reason, "Renew it, or write the name that it is for.") from None
+    except OSError:
+        todo = "Write http:// where the store has no TLS."
+        raise Broken("tls", f"{host} does not speak TLS there.", todo) from None
+
+
+def _compare_region(bucket: str, region: str, endpoint: SplitResult, allowed: Allowed) -> None:
+    """Stores tell a bucket's region to whoever asks, even without keys."""
+    kind = http.client.HTTPSConnection if endpoint.scheme == "https" else http.client.HTTPConnection
+    connection: Any = kind(endpoint.hostname or "", endpoint.port, timeout=PATIENCE_S)
+    connection._create_connection = lambda at, *_: connect(at[0], at[1], allowed, PATIENCE_S)
+    try:
+        connection.request("HEAD", f"/{bucket}")
+        told = connection.getresponse().getheader("x-amz-bucket-region")
+    except (OSError, http.client.HTTPException, SourceError):
+        return
+    finally:
+        connection.close()
+    if told and told != region:
+        detail = f"The bucket is in the region {told}, not in {region}."
+        raise Broken("region", detail, f"Write region {told}.")
+
+
+def _word_for(error: SourceError) -> tuple[str, str]:
+    """A word for programs, and what to do."""
+    said = str(error)
+    if "AuthorizationHeaderMalformed" in said or "301" in said or "PermanentRedirect" in said:
+        return "region", "Write the region that the bucket is in."
+    if isinstance(error, NotFound) or "NoSuchBucket" in said:
+        return "no-bucket", "Correct the name of the bucket, or create it."
+    if isinstance(error, Denied):
+        return "denied", "Check that the keys are those of this store, and that they may list this bucket."
+    if isinstance(error, Unavailable):
+        return "unavailable", "Look at the store, and try again."
+    return "other", "See what the store says."
+
+
+def pictures(url: str, storage: StorageSection, known: dict[str, str]) -> Iterator[list[Any]]:
+    """The row of every picture below `url`; only its name where it is `known` and did not change.
+
+    Raises:
+        SourceError: the store cannot be listed.
+    """
+    source = _open(url, storage)
+    found = _pairs(source)
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="captions") as pool:
+        while some := list(islice(found, AT_ONCE)):
+            yield from pool.map(lambda one: _row(source, one, known), some)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    item: str
+    picture: Entry
+    sidecar: str
+    text: Entry | None
+    rows: list[StoredRow]
+    """Of a JSONL in the bucket, where there is no caption file."""
+
+
+def _pairs(source: Source) -> Iterator[_Pair]:
+    wanted = PICTURES.union(SUFFIXES)
+    folders: dict[str, dict[str, Entry]] = defaultdict(dict)
+    entries = list(source.list(""))
+    images = {entry.name for entry in entries if split_suffix(entry.name)[1] in PICTURES}
+    rows = stored_rows(source, entries, images)
+    for entry in entries:
+        path = PurePosixPath(entry.name)
+        is_hidden = any(part.startswith(".") for part in path.parts)
+        if split_suffix(path.name)[1] in wanted and not is_hidden and not wrong_name(entry.name):
+            folders[entry.name[: -len(path.name)]][path.name] = entry
+    for folder in sorted(folders):
+        for found in pair(folders.pop(folder), folder, PairRule(SUFFIXES), lambda one: not one.size):
+            if isinstance(found, tuple):
+                name, picture, text = found
+                own = [] if text else rows.get(folder + name, [])
+                yield _Pair(folder + name, picture, text.name if text else "", text, own)
+
+
+def _row(source: Source, found: _Pair, known: dict[str, str]) -> list[Any]:
+    item, picture, sidecar, text = found.item, found.picture, found.sidecar, found.text
+    said = _version(text) if text else version_of(repr(found.rows).encode())
+    stamp = f"{_version(picture)}|{sidecar}|{said}"
+    if known.get(item) == stamp:
+        return [item]
+    caption, problem = NO_CAPTION, ""
+    if text:
+        try:
+            caption = parsed(PurePosixPath(sidecar).name, source.read(sidecar))
+        except SourceError as error:
+            problem = str(error)
+    elif found.rows:
+        caption = _of_rows(found.rows)
+    width, height = found.rows[0].size if found.rows else (None, None)
+    changed = picture.modified.timestamp() if isinstance(picture.modified, datetime) else None
+    row = Row(
+        item=item,
+        position=0,
+        file=item,
+        stamp=stamp,
+        size=picture.size,
+        changed=changed,
+        width=width,
+        height=height,
+        caption=caption.text,
+        folded=folded(caption.text),
+        version=caption.version,
+        is_tags=caption.is_tags,
+        sidecar=sidecar,
+        problem=problem or caption.problem,
+    )
+    return list(row)
+
+
+def _of_rows(rows: list[StoredRow]) -> Caption:
+    """The captions of an image in a JSONL, one a line."""
+    text = "\n".join(dict.fromkeys(caption.strip() for row in rows for caption in row.captions))
+    stated = rows[0].is_tag_based
+    return Caption(text, version_of(text.encode()), is_tags(text) if stated is None else stated)
+
+
+def _version(entry: Entry) -> str:
+    return f"{entry.size}:{(entry.etag or '').strip(chr(34)) or entry.modified}"
+
+
+def main() -> int:
+    """Answer the request on standard input; 0, or 1 with the reason as the last line on standard error."""
+    request = json.load(sys.stdin)
+    url, storage = request["url"], StorageSection.model_validate(request["storage"])
+    try:
+        if request["verb"] == "test":
+            text = json.dumps(test(url, storage))
+            sys.stdout.write(redact(text, usable_secrets().values()) + "\n")
+            return 0
+        for row in pictures(url, storage, _known(Path(request["index"]))):
+            sys.stdout.write(json.dumps(row) + "\n")
+    except SourceError as error:
+        sys.stderr.write(f"{redact(str(error), usable_secrets().values())}\n")
+        return 1
+    return 0
+
+
+def _known(index: Path) -> dict[str, str]:
+    with closing(sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro", uri=True)) as base:
+        return dict(base.execute("SELECT item, stamp FROM images"))
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by way of the interpreter's end: the store's threads may still be at work, and fail in it.
+    os._exit(status)

@@ -1,0 +1,73 @@
+"""Tasks: what runs beside training, started here and followed like every run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, status
+from pydantic import BaseModel, Field
+
+from flowloom.server.deps import StudioDep
+from flowloom.server.off_loop import Router
+from flowloom.server.problems import Invalid, NameTaken, NoSuchTrainer, problems
+from flowloom.server.routes.training import Candidate, ConfigVerdict
+from flowloom.server.runs.create import NewRun, make_run, problems_of
+from flowloom.server.runs.view import RunView
+from flowloom.tasks import ALL
+from flowloom.tasks.base import Task
+
+router = Router(tags=["tasks"], responses=problems(NoSuchTrainer))
+
+
+class TaskView(BaseModel):
+    """A task."""
+
+    name: str = Field(examples=["cache"])
+    title: str
+    needs_device: bool = Field(description="Whether it waits for a device, as training does.")
+
+
+class TaskConfig(BaseModel):
+    """What a task's configuration is made of."""
+
+    schema_: dict[str, Any] = Field(serialization_alias="schema", description="JSON schema.")
+    defaults: dict[str, Any] = Field(examples=[{"limits": {"max_steps": None}}])
+
+
+async def _task(task: Annotated[str, Path(examples=["cache"])]) -> Task[Any]:
+    if task not in ALL:
+        raise NoSuchTrainer(task, sorted(ALL))
+    return ALL[task]
+
+
+TaskDep = Annotated[Task[Any], Depends(_task)]
+
+
+@router.get("/tasks", summary="List tasks")
+def list_tasks() -> list[TaskView]:
+    """Each has the routes below under its name."""
+    return [TaskView(name=one.name, title=one.title, needs_device=one.needs_device) for one in ALL.values()]
+
+
+@router.get("/tasks/{task}/config", summary="Schema and defaults")
+def read_task_config(task: TaskDep) -> TaskConfig:
+    """All that a form needs."""
+    return TaskConfig(schema_=task.schema(), defaults=task.defaults())
+
+
+@router.post("/tasks/{task}/config", summary="Check a configuration")
+def check_task_config(task: TaskDep, body: Candidate, studio: StudioDep) -> ConfigVerdict:
+    """Every problem at once, each with its JSON pointer."""
+    found = Invalid.of(problems_of(studio, task, body.config))
+    return ConfigVerdict(is_valid=not found.errors, problems=found.errors)
+
+
+@router.post(
+    "/tasks/{task}/start",
+    summary="Queue a task",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(NameTaken),
+)
+def start_task(task: TaskDep, body: NewRun, studio: StudioDep) -> RunView:
+    """A run like every other: follow it at `/api/runs/{id}/events`; what it found is its result."""
+    return make_run(studio, task, body)

@@ -1,0 +1,310 @@
+"""How each run stands, read from its directory."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeGuard
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from flowloom.files import open_plain, read_json, whole_text
+from flowloom.run.directory import RunDir
+from flowloom.run.events import last_kept_step
+from flowloom.run.results import checkpoints_of
+from flowloom.server.background import on_its_own
+from flowloom.server.locks import is_held
+from flowloom.server.runs.process_files import Exit, Keeping, Ticket, Wish, lock_path
+from flowloom.server.runs.tail import is_number
+from flowloom.trainers import ALL as TRAINERS
+
+State = Literal[
+    "created", "queued", "running", "stopping", "stopped", "finished", "failed", "interrupted", "damaged"
+]
+ACTIVE: frozenset[State] = frozenset({"queued", "running", "stopping"})
+RESUMABLE: frozenset[State] = frozenset({"created", "stopped", "failed", "interrupted"})
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _fit_name(name: str) -> str:
+    if NAME.fullmatch(name):
+        return name
+    message = "Run name: letters, digits, . _ - only (no spaces), a letter or digit first, 100 at most."
+    raise PydanticCustomError("run_name", "{text}", {"text": message})
+
+
+RunName = Annotated[str, AfterValidator(_fit_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+"""A name that a run can have, which is also that of its directory."""
+_ENDS: dict[str, State] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
+_SHOWN = ("step", "epoch", "lr", "samples_per_s", "eta_s", "peak_memory_mib", "max_steps")
+_NUMBERS = ("seq", "loss", "loss_smooth", *_SHOWN)
+_WHOLE = frozenset({"seq", "step", "epoch", "max_steps"})
+_YEAR_S = 366 * 86_400
+_TAIL_BYTES = 65_536
+_MOST_TAIL_BYTES = 262_144
+
+
+Text = Annotated[str, BeforeValidator(lambda text: whole_text(text) if isinstance(text, str) else text)]
+"""What files say, as it can be sent."""
+
+
+class RunProblem(BaseModel):
+    """Why a run ended before its time, and what to do."""
+
+    error: Text
+    message: Text
+    cure: Text
+
+
+class RunView(BaseModel):
+    """How a run stands."""
+
+    id: str = Field(description="Name of its directory.", examples=["fox-lora"])
+    trainer: Text = Field(examples=["flow"])
+    state: State
+    phase: Text | None = Field(None, description="What its process does now: loading, training, ...")
+    created: float = Field(description="Seconds since 1970.")
+    step: int = 0
+    max_steps: int | None = None
+    epoch: int | None = None
+    loss: float | None = Field(None, description="Smoothed.")
+    lr: float | None = None
+    samples_per_s: float | None = None
+    eta_s: float | None = None
+    peak_memory_mib: float | None = None
+    last_seq: int = Field(-1, description="Number of its newest event.")
+    devices: list[Text] = []
+    position: float | None = Field(None, description="Its place in the queue: lower ones go first.")
+    pid: int | None = None
+    checkpoint: Text | None = Field(None, description="Its newest whole checkpoint.")
+    can_resume: bool = Field(False, description="Whether POST resume queues it again.")
+    starts_over: bool = Field(
+        False, description="Whether a resume starts from the beginning, because no checkpoint was saved."
+    )
+    error: RunProblem | None = None
+    note: Text | None = Field(None, description="Why it still waits, where it is not for its turn.")
+
+
+def view_of(path: Path) -> RunView:
+    """How the run at `path` stands: "damaged" with the reason where that cannot be read."""
+    reasons: list[str] = []
+    with on_its_own(reasons.append):
+        return _view(path)
+    cure = "Repair or remove what is named here, or delete the run."
+    problem = RunProblem(error="Damaged", message=reasons[0], cure=cure)
+    try:
+        created = path.stat().st_mtime
+    except OSError:
+        created = 0.0
+    return RunView(id=path.name, trainer="unknown", state="damaged", created=created, error=problem)
+
+
+def _created(content: dict[str, Any], run_json: Path) -> float:
+    """When the run was made; by its file where run.json says what cannot be."""
+    told = content.get("created")
+    if is_number(told) and 0 < told < time.time() + _YEAR_S:
+        return float(told)
+    return run_json.stat().st_mtime
+
+
+def _view(path: Path) -> RunView:
+    run_dir = RunDir(path)
+    content = run_dir.read_run()
+    ticket, keeping = Ticket.read(path), Keeping.read(path)
+    is_running = is_held(lock_path(path)) or run_dir.is_running()
+    trainer = TRAINERS.get(content.get("trainer", "flow"))
+    wants_both = trainer is not None and not trainer.writes_events
+    sitting_begins = keeping.events_size if keeping else 0
+    events = _tail(run_dir.events_jsonl, sitting_begins, wants_both=wants_both)
+    view = RunView(
+        id=path.name,
+        trainer=content.get("trainer", "flow"),
+        state=_state(path, events, is_running),
+        created=_created(content, run_dir.run_json),
+        **_progress(events, trainer.total_steps(content["config"]) if trainer else None),
+    )
+    newest = next(iter(checkpoints_of(run_dir, content)), None)
+    checkpoint = newest.name if newest else None
+    idle = view.state not in ACTIVE
+    return view.model_copy(
+        update={
+            "devices": _devices(ticket, keeping, content["config"], is_running=is_running),
+            "position": ticket.position if ticket and not is_running else None,
+            "pid": _pid(run_dir, keeping) if is_running else None,
+            "checkpoint": checkpoint,
+            "can_resume": view.state in RESUMABLE,
+            "starts_over": view.state in RESUMABLE and newest is None and view.trainer in TRAINERS,
+            "error": _problem(path, view.state, events, checkpoint) if idle else None,
+        }
+    )
+
+
+def _state(path: Path, events: _Tail, is_running: bool) -> State:
+    wish = Wish.read(path)
+    if is_running:
+        return "stopping" if wish else "running"
+    if Ticket.read(path):
+        return "queued"
+    if events.end:
+        return _ENDS[events.end["kind"]]
+    if Keeping.read(path) is None and events.newest is None:
+        return "created"
+    if wish:
+        return "stopped"
+    ended = Exit.read(path)
+    if ended is None or ended.status < 0:
+        return "interrupted"
+    return "finished" if ended.status == 0 else "failed"
+
+
+class _Tail:
+    """The newest events of each sort that the state is told from."""
+
+    def __init__(self, *, wants_both: bool) -> None:
+        self._wants_both = wants_both
+        """Whether steps and the progress of all are told apart, as by what reads another trainer's log."""
+        self.progress: dict[str, Any] | None = None
+        self.newest: dict[str, Any] | None = None
+        self.step: dict[str, Any] | None = None
+        self.phase: dict[str, Any] | None = None
+        self.end: dict[str, Any] | None = None
+        self.has_begun = False
+        self.is_current = False
+        """Whether the newest sitting has said anything yet."""
+
+    def take(self, event: dict[str, Any], is_of_this_sitting: bool) -> bool:
+        """Take in an event, the newest ones first; whether enough is known."""
+        kind = event["kind"]
+        self.newest = self.newest or event
+        self.is_current = self.is_current or is_of_this_sitting
+        if kind in _ENDS and not self.has_begun and is_of_this_sitting:
+            self.end = self.end or event
+        if kind in ("started", "phase", "step", "progress"):
+            self.has_begun = True
+        if kind == "phase":
+            self.phase = self.phase or event
+        if kind == "progress":
+            self.progress = self.progress or event
+        if kind == "step" or (kind == "progress" and not self._wants_both):
+            self.step = self.step or event
+        if kind == "started":
+            # What stands before it is of an attempt that this one takes up there, or abandoned.
+            self.step = self.step or self.progress or {"step": last_kept_step(event)}
+            return True
+        return self.step is not None and (self.progress is not None or not self._wants_both)
+
+
+def _tail(path: Path, sitting_begins: int, *, wants_both: bool) -> _Tail:
+    """What the end of events.jsonl says; `sitting_begins` is where the newest sitting's part begins."""
+    found = _Tail(wants_both=wants_both)
+    for offset, line in _lines_backwards(path):
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if _is_event(event) and found.take(event, offset >= sitting_begins):
+            break
+    return found
+
+
+def _is_event(event: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a line says what ours do: one that does not is passed over, and hides no run."""
+    if not isinstance(event, dict) or not isinstance(kind := event.get("kind"), str):
+        return False
+    is_named = kind != "phase" or isinstance(event.get("name"), str)
+    return is_named and all(
+        event.get(name) is None or is_number(event[name], whole=name in _WHOLE) for name in _NUMBERS
+    )
+
+
+def _lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The last whole lines with their offsets, newest first, as far back as is worth reading."""
+    try:
+        file = open_plain(path)
+    except FileNotFoundError:
+        return
+    with file:
+        size = file.seek(0, os.SEEK_END)
+        end, rest = size, b""
+        while end > max(0, size - _MOST_TAIL_BYTES):
+            start = max(0, end - _TAIL_BYTES)
+            file.seek(start)
+            first, *lines = (file.read(end - start) + rest).split(b"\n")
+            at = start + len(first) + 1 + sum(len(line) + 1 for line in lines)
+            for line in reversed(lines):
+                at -= len(line) + 1
+                yield at, line
+            end, rest = start, first
+        if end == 0 and rest:
+            yield 0, rest
+
+
+def _progress(events: _Tail, total: int | None) -> dict[str, Any]:
+    step = events.step or {}
+    told = sorted(filter(None, (events.step, events.progress)), key=lambda event: event.get("seq", -1))
+    # The newest value of each: neither a step nor the progress of all tells everything.
+    progress = {name: event[name] for event in told for name in _SHOWN if event.get(name) is not None}
+    return {"max_steps": total, **progress} | {
+        "loss": step.get("loss_smooth", step.get("loss")),
+        "phase": None if events.end or not events.is_current else _phase(events),
+        "last_seq": events.newest.get("seq", -1) if events.newest else -1,
+    }
+
+
+def _phase(events: _Tail) -> str | None:
+    if events.phase:
+        return events.phase["name"]
+    return "training" if events.step or events.progress else None
+
+
+def _devices(ticket: Ticket | None, keeping: Keeping | None, config: Any, *, is_running: bool) -> list[str]:
+    """Those it waits for or was given, none where any will do; if started by hand, its configuration's."""
+    if ticket and ticket.anywhere and not is_running:
+        return []
+    noted = ticket or keeping
+    if noted:
+        return list(noted.devices)
+    parallel = config.get("parallel") if isinstance(config, dict) else None
+    device = parallel.get("device", "auto") if isinstance(parallel, dict) else "auto"
+    return [device] if isinstance(device, str) and device != "auto" else []
+
+
+def _pid(run_dir: RunDir, keeping: Keeping | None) -> int | None:
+    """The process at the head of the run."""
+    if keeping and is_held(lock_path(run_dir.path)):
+        return keeping.pid
+    try:
+        return int(read_json(run_dir.pid_json)["pid"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) -> RunProblem | None:
+    go_on = f"resume it from {checkpoint}." if checkpoint else "start it again."
+    ended = Exit.read(path)
+    if state == "failed" and events.end:
+        return RunProblem(**{name: str(events.end.get(name, "")) for name in ("error", "message", "cure")})
+    if state == "failed" and ended:
+        message = ended.message or f"Its process ended with status {ended.status}. {_last_words(path)}"
+        return RunProblem(error="ProcessFailed", message=message, cure=f"See its log, then {go_on}")
+    if state == "interrupted":
+        how = f"was killed by signal {-ended.status}" if ended else "is gone, and nobody saw it end"
+        cure = f"To continue, {go_on}" if checkpoint else "No checkpoint was saved: start it again."
+        return RunProblem(error="Interrupted", message=f"Its process {how}.", cure=cure)
+    return None
+
+
+def _last_words(path: Path) -> str:
+    """The end of the log."""
+    try:
+        file = open_plain(path / "log.txt")
+    except OSError:
+        return ""
+    with file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
+        return file.read().decode(errors="replace").strip()[-1000:]

@@ -1,0 +1,317 @@
+"""A file, fetched whole or not at all: resumed after every break, checked, and only then given its name.
+
+What is there so far lies in NAME.part, and what it is a part of in NAME.part.json.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from flowloom.errors import DiskFullError, SourceError, Unavailable
+from flowloom.storage.base import shown
+from flowloom.storage.downloads.request import Asker, Facts, ask
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
+CHUNK = 2**20
+SPARE = 2**26
+"""Bytes that a download leaves free on the disk."""
+WAITS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
+"""Seconds before each further try that brings nothing."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a download tells how far it is, and hears that it shall stop."""
+
+    on_bytes: Callable[[int, int | None], None]
+    """So many bytes are here, of so many."""
+    is_stopped: Callable[[], bool]
+    on_phase: Callable[[str], None] = lambda _: None
+    warn: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file that is here."""
+
+    sha256: str
+    size: int
+    is_checked: bool
+    """Whether somebody had said what its sha256 must be."""
+
+
+class Stopped(Exception):
+    """It was asked to stop; what is here stays for the next time."""
+
+
+def fetch(asker: Asker, url: str, target: Path, watch: Watch, sha256: str | None = None) -> Fetched:
+    """Bring what is at `url` to `target`, in place of what may be there.
+
+    Args:
+        sha256: what it must be, in lower case; the hub tells it by itself.
+
+    Raises:
+        Stopped: `watch` said so.
+        SourceError: it cannot be had, or is not what it should be.
+        DiskFullError: there is no room for it.
+    """
+    part = _Part(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with part.path.open("ab") as file:
+        _hold(file, target)
+        facts = part.read_note(url)
+        if part.size() == 0 or facts.size != part.size():
+            facts = _fill(asker, url, part, file, watch)
+        file.flush()
+        os.fsync(file.fileno())
+        wanted = sha256 or facts.sha256
+        watch.on_phase("checking")
+        found = sha256_of(part.path, watch)
+        if wanted and found != wanted:
+            part.discard()
+            raise SourceError(
+                f"{shown(url)}: what came is not what it should be (sha256 {found[:12]}..., not "
+                f"{wanted[:12]}...). It was deleted. Try again, or correct the sha256."
+            )
+        size = part.size()
+        part.finish()
+    return Fetched(found, size, wanted is not None)
+
+
+def facts_of(asker: Asker, url: str, watch: Watch) -> Facts:
+    """What is told of the file at `url`, without fetching it.
+
+    Raises:
+        Stopped, SourceError: as `fetch`.
+    """
+
+    def attempt() -> Facts:
+        response, facts = ask(asker, url, {"Range": "bytes=0-0"})
+        response.close()
+        return facts
+
+    return _patiently(attempt, lambda: 0, watch)
+
+
+def unfinished_size(target: Path) -> int:
+    """Bytes of `target` that lie here from a download that was broken off."""
+    part = _Part(target).path
+    return part.stat().st_size if part.exists() else 0
+
+
+def already_there(facts: Facts, target: Path, watch: Watch) -> str | None:
+    """The SHA-256 of `target`, if that is the file that `facts` tell of; else None.
+
+    Raises:
+        Stopped: `watch` said so.
+    """
+    size, etag = target.stat().st_size, (facts.validator or "").strip('"')
+    if facts.size not in (None, size):
+        return None
+    watch.on_phase("checking")
+    if facts.sha256:
+        found = sha256_of(target, watch)
+        return found if found == facts.sha256 else None
+    # The hub tells small files by git's name for them.
+    content = target.read_bytes() if size <= CHUNK * 16 else b""
+    is_same = etag == hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
+    return sha256_of(target, watch) if is_same else None
+
+
+class _Part:
+    """The unfinished file, and the note of what it belongs to."""
+
+    def __init__(self, target: Path):
+        self.target = target
+        self.path = target.with_name(f"{target.name}.part")
+        self.note = target.with_name(f"{target.name}.part.json")
+
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def read_note(self, url: str) -> Facts:
+        """What the unfinished file is a part of; nothing, if of something else."""
+        try:
+            content = json.loads(self.note.read_bytes())
+            return Facts(**content["facts"]) if content["url"] == url else Facts()
+        except (OSError, ValueError, KeyError, TypeError):
+            return Facts()
+
+    def write_note(self, url: str, facts: Facts) -> None:
+        partial = self.note.with_name(f"{self.note.name}.tmp")
+        partial.write_text(json.dumps({"url": url, "facts": asdict(facts)}))
+        partial.replace(self.note)
+
+    def discard(self) -> None:
+        for path in (self.path, self.note):
+            path.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        self.path.replace(self.target)
+        self.note.unlink(missing_ok=True)
+        folder = os.open(self.target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _hold(file: IO[bytes], target: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SourceError(f"{target}: another run downloads it just now. Wait for that one.") from None
+
+
+def _fill(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch) -> Facts:
+    """Fetch what is lacking, through as many breaks as bring something in between."""
+    return _patiently(lambda: _attempt(asker, url, part, file, watch), part.size, watch)
+
+
+def _patiently(attempt: Callable[[], Facts], have: Callable[[], int], watch: Watch) -> Facts:
+    """What `attempt` gives, tried again after passing faults, as long as some of them bring bytes."""
+    failures = 0
+    while True:
+        before = have()
+        try:
+            return attempt()
+        except Unavailable as error:
+            failures = 1 if have() > before else failures + 1
+            if failures > len(WAITS):
+                raise SourceError(
+                    f"{error} Tried {failures} times; resume the run to go on later."
+                ) from error
+            _pause(max(WAITS[failures - 1] * random.uniform(0.7, 1.3), error.retry_after_s), watch)
+
+
+def _pause(seconds: float, watch: Watch) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if watch.is_stopped():
+            raise Stopped
+        time.sleep(min(0.2, left))
+
+
+def _attempt(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch) -> Facts:
+    """One connection's worth.
+
+    Raises:
+        Unavailable: it broke off; what came is kept.
+    """
+    noted, have = part.read_note(url), part.size()
+    headers = _range(noted, have)
+    response, facts = ask(asker, url, headers)
+    with closing(response):
+        if response.status == 416 or not _continues(response, noted, facts, have):
+            if response.status != 200:
+                # What is there now is another file: begin it anew.
+                _cut(file, 0)
+                part.write_note(url, Facts())
+                raise Unavailable(f"{shown(url)}: changed while it was downloaded.")
+            have = 0
+        _check_kind(url, part.target, response)
+        _cut(file, have)
+        check_room(part.target, (facts.size or have) - have)
+        part.write_note(url, facts)
+        return replace(facts, size=_pour(response, file, have, facts, watch, url))
+
+
+def _range(noted: Facts, have: int) -> dict[str, str]:
+    """What asks for the rest: only where it is sure to be of the same file."""
+    if not have:
+        return {}
+    if noted.sha256:
+        return {"Range": f"bytes={have}-"}
+    return {"Range": f"bytes={have}-", "If-Range": noted.validator} if noted.validator else {}
+
+
+def _continues(response: BaseHTTPResponse, noted: Facts, facts: Facts, have: int) -> bool:
+    """Whether the answer goes on where the unfinished file ends."""
+    if response.status != 206:
+        return False
+    starts = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    same = noted.sha256 == facts.sha256 if noted.sha256 else noted.validator == facts.validator
+    return starts and same and (noted.size is None or noted.size == facts.size)
+
+
+def _cut(file: IO[bytes], size: int) -> None:
+    file.flush()
+    file.truncate(size)
+    file.seek(0, os.SEEK_END)
+
+
+def _check_kind(url: str, target: Path, response: BaseHTTPResponse) -> None:
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise SourceError(f"{shown(url)}: the server sends it compressed, though asked not to.")
+    kind = response.headers.get("Content-Type", "")
+    if kind.startswith("text/html") and target.suffix not in (".html", ".htm"):
+        raise SourceError(
+            f"{shown(url)}: that is a web page, not a file. Take the address of the download itself."
+        )
+
+
+def check_room(target: Path, to_come: int) -> None:
+    """Whether `to_come` bytes have room beside `target`.
+
+    Raises:
+        DiskFullError: they have not.
+    """
+    free = shutil.disk_usage(target.parent).free
+    if to_come + SPARE > free:
+        raise DiskFullError(
+            f"{target}: {to_come / 2**20:,.0f} MiB are to come, and {free / 2**20:,.0f} MiB are free. "
+            "Make room, then resume the run."
+        )
+
+
+def _pour(
+    response: BaseHTTPResponse, file: IO[bytes], have: int, facts: Facts, watch: Watch, url: str
+) -> int:
+    """Write the body behind what is here; the size of it all."""
+    from urllib3.exceptions import HTTPError
+
+    size = have
+    try:
+        for chunk in response.stream(CHUNK, decode_content=False):
+            file.write(chunk)
+            size += len(chunk)
+            watch.on_bytes(size, facts.size)
+            if watch.is_stopped():
+                raise Stopped
+    except HTTPError:
+        raise Unavailable(f"{shown(url)}: the connection broke after {size:,} bytes.") from None
+    if facts.size is not None and size != facts.size:
+        if size > facts.size:
+            _cut(file, 0)
+        raise Unavailable(f"{shown(url)}: {size:,} of {facts.size:,} bytes came.")
+    return size
+
+
+def sha256_of(path: Path, watch: Watch) -> str:
+    """The SHA-256 of the file at `path`, in lower case.
+
+    Raises:
+        Stopped: `watch` said so.
+    """
+    digest, done, size = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(8 * CHUNK):
+            digest.update(chunk)
+            done += len(chunk)
+            watch.on_bytes(done, size)
+            if watch.is_stopped():
+                raise Stopped
+    return digest.hexdigest()

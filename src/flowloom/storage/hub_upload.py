@@ -1,0 +1,165 @@
+"""Checkpoints to the Hugging Face hub, in the background."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowloom.errors import ConfigError, Problem, SourceError
+from flowloom.storage.hub_client import check_hub_addresses
+
+WAITS = (5.0, 30.0, 120.0, 600.0)
+"""Seconds before each further try: an hour's outage of the hub is rare, a minute's is not."""
+
+NOT_UPLOADED = "state"
+"""A checkpoint's folder for exact resume: several times the weights, and of use to this run alone."""
+
+PATIENCE_S, SLOWEST = 300.0, 2**20
+"""At the end of a run: seconds to wait for uploads, and bytes a second that they are expected to reach."""
+
+FINAL = (400, 401, 403, 404, 413, 422)
+"""Answers that another try does not change."""
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """What became of one checkpoint."""
+
+    step: int
+    url: str | None = None
+    """Where it is, or null with an `error`."""
+    error: str | None = None
+
+
+class Uploader:
+    """Uploads checkpoint folders one after the other, in a thread of its own; training never waits for it."""
+
+    def __init__(
+        self,
+        repo_id: str,
+        scratch_dir: Path,
+        on_result: Callable[[Uploaded], None],
+        *,
+        is_private: bool = True,
+        waits: Sequence[float] = WAITS,
+        patience_s: float = PATIENCE_S,
+    ):
+        """
+        Args:
+            repo_id: "owner/name"; made when it does not exist. HF_TOKEN in the environment opens it,
+                HF_ENDPOINT names another hub.
+            scratch_dir: folder for links to files that wait, on the file system of the checkpoints; what
+                a run that ended early left in it is uploaded first.
+            on_result: called from the uploading thread.
+            waits: seconds before the second, third ... try.
+            patience_s: how long `close` waits, beside what the files take at a megabyte a second.
+
+        Raises:
+            ConfigError: HF_TOKEN is not set.
+        """
+        token = os.environ.get("HF_TOKEN")
+        if not token:
+            message = "HF_TOKEN is not set. Put a token that may write to the repository into it."
+            raise ConfigError("the configuration", [Problem("hub.repo_id", message)])
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+        check_hub_addresses()
+        self.api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token, library_name="flowloom")
+        self.repo_id = repo_id
+        self.scratch_dir = scratch_dir
+        self.on_result = on_result
+        self.is_private = is_private
+        self.waits = waits
+        self.patience_s = patience_s
+        self._waiting: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        self._is_closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="hub upload", daemon=True)
+        for left_behind in sorted(scratch_dir.glob("step_*")):
+            self._waiting.put(left_behind)
+        self._thread.start()
+
+    def submit(self, folder: Path) -> None:
+        """Upload the checkpoint `folder`, named `step_` and a number, after those before it.
+
+        It may be deleted right away.
+        """
+        kept, partial = self.scratch_dir / folder.name, self.scratch_dir / f".{folder.name}"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(folder, partial, copy_function=_link, ignore=shutil.ignore_patterns(NOT_UPLOADED))
+        shutil.rmtree(kept, ignore_errors=True)
+        partial.rename(kept)
+        self._waiting.put(kept)
+
+    def close(self, wait: bool) -> list[Path]:
+        """Stop after all that was submitted, or, without `wait`, now; returns what was not uploaded.
+
+        The wait has an end, also where the hub does not answer: the next run takes up the rest.
+        """
+        self._waiting.put(None)
+        if not wait:
+            self._is_closing.set()
+        num_bytes = sum(path.stat().st_size for path in self.scratch_dir.rglob("*") if path.is_file())
+        self._thread.join(timeout=self.patience_s + num_bytes / SLOWEST if wait else 1.0)
+        self._is_closing.set()
+        return sorted(self.scratch_dir.glob("step_*"))
+
+    def _work(self) -> None:
+        while (folder := self._waiting.get()) is not None and not self._is_closing.is_set():
+            result = self._upload(folder)
+            if result.url or not self._is_closing.is_set():
+                shutil.rmtree(folder, ignore_errors=True)
+                self.on_result(result)
+
+    def _upload(self, folder: Path) -> Uploaded:
+        step = int(folder.name.removeprefix("step_"))
+        from huggingface_hub.errors import HfHubHTTPError
+
+        # Its first base is that of all errors of whichever HTTP client the hub's package uses.
+        client_error: Any = HfHubHTTPError.__bases__[0]
+        for wait in (*self.waits, None):
+            try:
+                return Uploaded(step, url=self._commit(folder))
+            except (client_error, SourceError, OSError, RuntimeError, ValueError) as error:
+                response: Any = getattr(error, "response", None)
+                is_final = response is not None and response.status_code in FINAL
+                if is_final or wait is None or self._is_closing.wait(wait):
+                    return Uploaded(step, error=self._explained(folder, error))
+        raise AssertionError("the last wait is None")
+
+    def _commit(self, folder: Path) -> str:
+        from huggingface_hub import CommitOperationAdd
+
+        self.api.create_repo(self.repo_id, private=self.is_private, exist_ok=True)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        additions = [
+            CommitOperationAdd(
+                path_in_repo=f"{folder.name}/{path.relative_to(folder).as_posix()}", path_or_fileobj=path
+            )
+            for path in files
+        ]
+        return self.api.create_commit(self.repo_id, additions, commit_message=f"Add {folder.name}").commit_url
+
+    def _explained(self, folder: Path, error: BaseException) -> str:
+        while error.__cause__ is not None:  # the hub's package says "Error while uploading" of everything
+            error = error.__cause__
+        return (
+            f"{folder.name} was not uploaded to {self.repo_id}: {str(error).strip() or type(error).__name__} "
+            "It is whole on this machine. Check HF_TOKEN and the network, then upload it by hand: "
+            f"hf upload {self.repo_id} CHECKPOINT_DIR {folder.name}"
+        )
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for the file, so that retiring a checkpoint does not take it away; else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,267 @@
+"""Object stores by obstore: what S3, Google and Azure have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Buffer
+
+from flowloom.errors import Denied, NotFound, SourceError, Unavailable
+from flowloom.storage.base import Entry, OnState, StorageSection, shown
+from flowloom.storage.egress import Egress
+from flowloom.storage.egress_proxy import REFUSED, UNREACHED
+from flowloom.storage.remote import PAGE, Answer, Remote, Wanted
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+NO_RETRIES: RetryConfig = {"max_retries": 0}
+"""The gate tries again, so that it knows how the store is."""
+LONGEST_TRANSFER = timedelta(hours=1)
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w{1,64})</Code>")
+_FAULTS = (("timed out", ("TimedOut", "timed out")), ("no connection", ("Connect", "dns error")))
+_BUCKET = re.compile(r"[A-Za-z0-9._$-]+")
+_KEYS_AT_FAULT = {
+    *("ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AuthorizationHeaderMalformed"),
+    *("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidSecurity", "InvalidClientTokenId"),
+    *("AccountProblem", "NotSignedUp"),
+    *("AuthenticationFailed", "InvalidAuthenticationInfo", "AccountIsDisabled", "AuthenticationRequired"),
+}
+"""Codes of S3, Google (which uses S3's) and Azure that blame the keys or their account, not one object."""
+_BUSY = {"429", "503"}
+
+
+def client_options(
+    storage: StorageSection, endpoint: str | None = None, egress: Egress | None = None
+) -> ClientConfig:
+    """How the HTTP client waits, and by which way it connects; plain HTTP only where the endpoint says so."""
+    way: ClientConfig = {"proxy_url": egress.proxy_url} if egress else {}
+    return way | {
+        "allow_http": (endpoint or "").startswith("http://"),
+        "connect_timeout": timedelta(seconds=connect_s(storage)),
+        "read_timeout": timedelta(seconds=storage.timeout_s),
+        "timeout": LONGEST_TRANSFER,
+        "pool_max_idle_per_host": str(storage.connections),
+    }
+
+
+def connect_s(storage: StorageSection) -> float:
+    """How long a connection may take."""
+    return min(5.0, storage.timeout_s)
+
+
+def bucket_and_prefix(url: str) -> tuple[str, str | None]:
+    """The two parts of `s3://bucket/prefix`.
+
+    Raises:
+        SourceError: there is no bucket.
+    """
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")  # not by urlsplit: names of objects may have ? and #
+    # Some stores have the bucket in the host's name: nothing may stand there that leads to another host.
+    if not _BUCKET.fullmatch(bucket):
+        raise SourceError(f"{shown(url)}: write {scheme}://BUCKET or {scheme}://BUCKET/FOLDER.")
+    return bucket, prefix.strip("/") or None
+
+
+def open_objects(
+    url: str,
+    storage: StorageSection,
+    on_state: OnState,
+    make: Callable[..., ObjectStore],
+    egress: Egress | None = None,
+) -> Objects:
+    """The store that `make` gives for the bucket and prefix of `url`; `egress` is its client's way out.
+
+    Raises:
+        SourceError: the address has no bucket, or settings that this kind of store needs are missing.
+    """
+    from obstore.exceptions import BaseError
+
+    bucket, prefix = bucket_and_prefix(url)
+    connect = partial(make, bucket, prefix=prefix, retry_config=NO_RETRIES)
+    try:
+        return Objects(url, connect, storage, on_state, egress)
+    except (BaseError, ValueError) as error:
+        reason = str(error).partition("\n")[0]  # such as "Account must be specified"
+        raise SourceError(f"{shown(url)}: {reason}. Set it in the environment.") from None
+
+
+class Objects(Remote):
+    """Things in one bucket, below one prefix."""
+
+    def __init__(
+        self,
+        root: str,
+        connect: Callable[[], ObjectStore],
+        storage: StorageSection,
+        on_state: OnState,
+        egress: Egress | None = None,
+    ):
+        super().__init__(root, storage, on_state, is_trusted=True)
+        self.store = connect()
+        self.egress = egress
+        self._connect = connect
+
+    async def ask(self, wanted: Wanted) -> Answer:
+        if wanted.start is not None and wanted.length is not None:
+            return await self._ask_range(wanted.name, wanted.start, wanted.start + wanted.length)
+        options: Any = {"if_none_match": wanted.etag} if wanted.etag else None
+        try:
+            with self._told(wanted.name):
+                got = await self.store.get_async(wanted.name, options=options)
+        except _Unchanged:
+            return Answer(0, wanted.etag, _no_body, _nothing, is_unchanged=True)
+        meta = got.meta
+
+        async def body() -> bytes:
+            with self._told(wanted.name):
+                content = bytes(await got.bytes_async())
+            if len(content) != meta["size"]:
+                raise Unavailable(f"{self.root}/{wanted.name}: broke off at byte {len(content)}")
+            return content
+
+        return Answer(meta["size"], meta["e_tag"], body, _nothing)
+
+    def read_buffer(self, name: str, start: int, length: int) -> Buffer:
+        return self._patiently(lambda: self._range(name, start, start + length), name)
+
+    async def _range(self, name: str, start: int, end: int) -> Buffer:
+        with self._told(name):
+            return await self.store.get_range_async(name, start=start, end=end)
+
+    async def _ask_range(self, name: str, start: int, end: int) -> Answer:
+        content = bytes(await self._range(name, start, end))
+
+        async def body() -> bytes:
+            return content
+
+        return Answer(len(content), None, body, _nothing)
+
+    async def _knock(self) -> None:
+        try:
+            await self._look("is-anybody-there")
+        except Unavailable:
+            raise
+        except SourceError:
+            return
+
+    async def _knock_at_listing(self) -> None:
+        await anext(self._pages("", None), None)
+
+    def _renew_keys(self) -> None:
+        from obstore.exceptions import BaseError
+
+        # A client keeps the keys that it has read until they are due to expire.
+        with suppress(BaseError, SourceError, OSError, ValueError):
+            self.store = self._connect()
+
+    async def _look(self, name: str) -> Entry:
+        try:
+            with self._told(name):
+                return _entry(await self.store.head_async(name))
+        except _Unexplained:
+            await self._range(name, 0, 1)
+            raise
+
+    async def _pages(self, prefix: str, after: str | None) -> AsyncIterator[list[Entry]]:
+        with self._told(prefix):
+            stream = self.store.list_async(prefix or None, offset=after, chunk_size=PAGE)
+        while True:
+            with self._told(prefix):
+                metas = await anext(stream, None)
+            if metas is None:
+                return
+            yield [_entry(meta) for meta in metas]
+
+    async def _put(self, name: str, content: bytes | Path) -> None:
+        with self._told(name):
+            await self.store.put_async(name, content)
+
+    async def _remove(self, name: str) -> None:
+        with self._told(name):
+            await self.store.delete_async(name)
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Obstore's errors in our words: its own quote whole requests."""
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, OSError, ValueError) as error:
+            where = f"{self.root}/{name}" if name else self.root
+            raise self._refused(str(error), where) or translated(error, where) from None
+
+    def _refused(self, text: str, where: str) -> SourceError | None:
+        """What the proxy on the way had against a request; None where `text` does not speak of it."""
+        status = _first(_STATUS, text)
+        if self.egress and (status == str(REFUSED) or "TunnelUnsuccessful" in text):
+            return Denied(f"{where}: {self.egress.refusal()}")
+        if self.egress and (status == str(UNREACHED) or "Connect" in text):
+            self.egress.keep_open()
+            return Unavailable(f"{where}: no connection")
+        return None
+
+
+class _Unexplained(SourceError):
+    """The store answered 400 to HEAD, which has no body to say why: expired keys are one reason."""
+
+
+class _Unchanged(SourceError):
+    """The content is still that of the etag."""
+
+
+def translated(error: Exception, where: str) -> SourceError:
+    """What `error` of obstore means, without its text, which may hold signatures."""
+    from obstore import exceptions
+
+    text = str(error)
+    status = _first(_STATUS, text)
+    code = _first(_CODE, text)
+    said = " ".join(word for word in (status, code) if word)
+    if isinstance(error, exceptions.NotModifiedError):
+        return _Unchanged(where)
+    if isinstance(error, FileNotFoundError):
+        bucket = "the bucket does not exist." if code == "NoSuchBucket" else "no such object."
+        return NotFound(f"{where}: {bucket}")
+    is_refused = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
+    if is_refused or code in _KEYS_AT_FAULT or status in ("401", "403"):
+        cure = "Check the keys in the environment or the profile, or set storage.anonymous."
+        reason = said or "no valid keys"
+        is_about_keys = code in _KEYS_AT_FAULT or status == "401" or not said
+        return Denied(f"{where}: access denied ({reason}). {cure}", said=reason, is_about_keys=is_about_keys)
+    if isinstance(error, ValueError):
+        return SourceError(f"{where}: not a name that an object can have.")
+    if status and status[0] in "34" and status not in ("408", "429"):
+        kind = _Unexplained if said == "400" else SourceError
+        return kind(f"{where}: the store answered {said}.")
+    if status:
+        return Unavailable(f"{where}: the store answered {said}", is_busy=status in _BUSY)
+    fault = next((name for name, signs in _FAULTS if any(s in text for s in signs)), "the connection broke")
+    return Unavailable(f"{where}: {fault}")
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(text)
+    return found[1] if found else ""
+
+
+def _entry(meta: ObjectMeta) -> Entry:
+    return Entry(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
+
+
+async def _no_body() -> bytes:
+    return b""
+
+
+def _nothing() -> None:
+    """The body of an answer that is let go is closed with it."""

@@ -1,0 +1,58 @@
+"""Where a tagger's or captioner's files are: a folder of the user's, or fetched from the hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from flowloom.storage.hub_models import fetch_model
+from flowloom.tasks.base import Progress
+
+
+class Asked(Protocol):
+    """What a configuration says of a model."""
+
+    @property
+    def repo(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def model_path(self) -> str: ...
+    @property
+    def models_dir(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model's folder."""
+
+    folder: Path
+    about: dict[str, Any]
+    """What tells it from every other: its commit on the hub, or the sha256 of its files."""
+
+
+def find_model(asked: Asked, patterns: Sequence[str], progress: Progress) -> FoundModel:
+    """The folder with the files that `patterns` name.
+
+    Raises:
+        SourceError: the hub does not give them.
+    """
+    if asked.model_path:
+        folder = Path(asked.model_path)
+        files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+        return FoundModel(
+            folder, {"path": str(folder), "sha256": {path.name: _sha256(path) for path in files}}
+        )
+    progress.phase("downloading the model")
+    models_dir = Path(asked.models_dir) if asked.models_dir else None
+    folder, commit = fetch_model(asked.repo, asked.revision or None, patterns, models_dir)
+    progress.phase("loading the model")
+    return FoundModel(folder, {"repo": asked.repo, "revision": commit})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

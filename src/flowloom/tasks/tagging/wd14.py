@@ -1,0 +1,157 @@
+"""WD14 taggers: SmilingWolf's networks as ONNX files, run by onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from flowloom.data.images.decode import load_image
+from flowloom.data.images.headers import image_size
+from flowloom.errors import ConfigError, OutOfMemoryError, Problem, WeightsError
+from flowloom.tasks.base import Progress
+from flowloom.tasks.tag import LABELS, MODEL, TagConfig
+from flowloom.tasks.tagging.merging import Description
+from flowloom.tasks.tagging.models import find_model
+from flowloom.tasks.tagging.run import describe
+from flowloom.tasks.tagging.tags import TagRules, read_labels
+
+WHITE = (255, 255, 255)
+EXACT = 4
+"""Pictures of up to so many times the network's side are scaled once; larger ones are decoded smaller."""
+
+
+def tag(config: TagConfig, progress: Progress) -> None:
+    """Work of the task `tag`."""
+
+    def load() -> Wd14Tagger:
+        model = find_model(config, [f"{MODEL}*", LABELS], progress)
+        return Wd14Tagger(model.folder, config, model.about | {"kind": "wd14"})
+
+    describe(config, progress, load)
+
+
+class Wd14Tagger:
+    """A `Describer`: pictures to tags."""
+
+    def __init__(self, folder: Path, config: TagConfig, about: dict[str, Any]):
+        """
+        Raises:
+            WeightsError: a file is missing or damaged, or they do not belong together.
+            ConfigError: the device is not there.
+        """
+        self.config = config
+        self.labels = read_labels(folder / LABELS)
+        self.rules = TagRules(self.labels, config)
+        self._session = _open_session(folder / MODEL, config.device)
+        given = self._session.get_inputs()[0]
+        self._input = given.name
+        self.side = _side(folder / MODEL, given.shape)
+        self._batch = given.shape[0] if isinstance(given.shape[0], int) else config.batch_size
+        self.about = about | {"device": self._session.get_providers()[0].removesuffix("ExecutionProvider")}
+
+    def prepare(self, picture: bytes) -> NDArray[np.float32]:
+        """See Describer: (side, side, 3), blue first, 0 to 255, padded to a square with white."""
+        return to_square(picture, self.side, self.config.max_megapixels)
+
+    def describe(self, pictures: Sequence[Any], names: Sequence[str]) -> list[Description]:  # noqa: ARG002
+        """See Describer."""
+        return [self.rules.describe(row) for row in self.probabilities(pictures)]
+
+    def probabilities(self, pictures: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """(B, T) of prepared pictures.
+
+        Raises:
+            WeightsError: the network gives something else.
+        """
+        parts: list[NDArray[np.float32]] = []
+        for start in range(0, len(pictures), self._batch):
+            batch = np.stack(pictures[start : start + self._batch])
+            parts.append(self._run(batch))
+        found = np.concatenate(parts)
+        if found.shape != (len(pictures), len(self.labels.names)):
+            raise WeightsError(
+                f"{MODEL} gives {found.shape[-1]} numbers a picture, but {LABELS} names "
+                f"{len(self.labels.names)} tags: take both files from one model."
+            )
+        if not (np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1):
+            raise WeightsError(f"{MODEL} gives no probabilities, but {found.min():g} to {found.max():g}.")
+        return found
+
+    def _run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            return self._session.run(None, {self._input: batch})[0]
+        except _onnx_errors() as error:
+            if "memory" not in str(error).lower():
+                raise WeightsError(f"{MODEL} cannot be run: {error}") from error
+            raise OutOfMemoryError(
+                f"{len(batch)} pictures at once are too many for the device's memory: lower batch_size, then "
+                "resume the run."
+            ) from error
+
+
+def to_square(picture: bytes, side: int, max_megapixels: float) -> NDArray[np.float32]:
+    """The picture as SmilingWolf's networks were trained: on a white square, bicubic, BGR, 0 to 255.
+
+    Raises:
+        ImageError: as `load_image`.
+    """
+    width, height = image_size(picture)
+    shrink = max(1.0, max(width, height) / (EXACT * side))
+    size = max(1, round(width / shrink)), max(1, round(height / shrink))
+    pixels = load_image(picture, size, WHITE, max_megapixels)
+    square = Image.new("RGB", (max(size), max(size)), WHITE)
+    square.paste(Image.fromarray(pixels), ((max(size) - size[0]) // 2, (max(size) - size[1]) // 2))
+    if max(size) != side:
+        square = square.resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(square, dtype=np.float32)[:, :, ::-1]
+
+
+def _side(path: Path, shape: Sequence[Any]) -> int:
+    sizes = list(shape[1:])
+    if len(shape) != 4 or sizes[2] != 3 or not isinstance(sizes[0], int) or sizes[0] != sizes[1]:
+        raise WeightsError(
+            f"{path}: takes {list(shape)}, not pictures as (batch, side, side, 3): not a WD14 tagger."
+        )
+    return sizes[0]
+
+
+def _open_session(path: Path, device: str) -> Any:
+    """The network at `path`, ready to run.
+
+    Raises:
+        WeightsError: it is missing or damaged.
+        ConfigError: the device is not there.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file.")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise WeightsError("Tagging needs onnxruntime: .venv/bin/pip install onnxruntime") from error
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if device == "cuda" and not has_cuda:
+        cure = "take onnxruntime-gpu in place of onnxruntime, or set device to auto"
+        raise ConfigError("the configuration", [Problem("device", f"onnxruntime has no CUDA here: {cure}.")])
+    providers = ["CPUExecutionProvider"]
+    if has_cuda and device != "cpu":
+        onnxruntime.preload_dlls()  # CUDA's libraries as torch brought them
+        providers.insert(0, "CUDAExecutionProvider")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except _onnx_errors() as error:
+        raise WeightsError(f"{path}: onnxruntime cannot open it ({error}). Download it again.") from error
+
+
+def _onnx_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises; these have no parent of their own."""
+    import onnxruntime.capi.onnxruntime_pybind11_state as state  # pyright: ignore[reportMissingImports]
+
+    names = "Fail InvalidArgument InvalidGraph InvalidProtobuf NoModel NotImplemented RuntimeException EPFail"
+    return tuple(getattr(state, name) for name in names.split())

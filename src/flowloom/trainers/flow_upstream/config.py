@@ -1,0 +1,99 @@
+"""The configuration of a run of FLOW itself: FLOW's sections as they are, and what to start."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flowloom.config.flow_format.keys import FLOW_KEYS
+from flowloom.config.flow_format.sections import (
+    Count,
+    DataloaderSection,
+    InferenceSection,
+    LoraSection,
+    ModelSection,
+    TrainingSection,
+)
+from flowloom.config.flow_format.translate import general_name
+from flowloom.config.keys import nearest
+from flowloom.errors import Problem
+from flowloom.schema import Section
+
+# The keys of FLOW's rarer trainers are taken as they come; `strange_keys` refuses those that no trainer has.
+_OPEN = ConfigDict(extra="allow")
+
+
+class UpstreamTraining(TrainingSection):
+    """FLOW's `training`."""
+
+    model_config = _OPEN
+    offload_param_count: Count = 0
+    """Frozen parameters moved to the CPU while the optimizer works; older trainers only."""
+    save_folder: str = ""
+    """Where checkpoints go; none: into the run's own directory."""
+    aim_path: str = ""
+    """Aim's folder, which FLOW cannot do without; none: in the run's own directory."""
+    aim_experiment_name: str | None = None
+    """Aim's name for it."""
+
+
+class UpstreamInference(InferenceSection):
+    """FLOW's `inference`."""
+
+    model_config = _OPEN
+    inference_folder: str = ""
+    """Where pictures go; none: into the run's own directory."""
+
+
+class UpstreamDataloader(DataloaderSection):
+    """FLOW's `dataloader`."""
+
+    model_config = _OPEN
+
+
+class UpstreamModel(ModelSection):
+    """FLOW's `model`."""
+
+    model_config = _OPEN
+
+
+class UpstreamConfig(Section):
+    """A run of FLOW itself."""
+
+    checkout: str = ""
+    """Folder of FLOW, one of those that the owner of this machine has named; none: the one named last."""
+    trainer: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.\w+)*$")] = "train_mp.py"
+    """A script at its top, or a trainer's module such as src.trainer.train_chroma."""
+    training: UpstreamTraining = UpstreamTraining()
+    inference: UpstreamInference = UpstreamInference()
+    extra_inference_config: list[UpstreamInference] = []
+    """Further previews."""
+    dataloader: UpstreamDataloader = UpstreamDataloader()
+    model: UpstreamModel = UpstreamModel()
+    lora: LoraSection | None = None
+
+    @property
+    def sections(self) -> dict[str, BaseModel]:
+        """FLOW's sections that it has, by path."""
+        extra = {f"extra_inference_config.{i}": one for i, one in enumerate(self.extra_inference_config)}
+        found = {
+            "training": self.training,
+            "inference": self.inference,
+            **extra,
+            "dataloader": self.dataloader,
+            "model": self.model,
+        }
+        return {**found, "lora": self.lora} if self.lora else found
+
+
+def strange_keys(config: UpstreamConfig, taken: Collection[str] = ()) -> Iterator[Problem]:
+    """The keys that none of FLOW's trainers knows, but for those that the chosen one has taken."""
+    for place, section in config.sections.items():
+        for name in section.model_extra or {}:
+            path = f"{place}.{name}"
+            if general_name(path) not in FLOW_KEYS and path not in taken:
+                meant = nearest(path, FLOW_KEYS)
+                hint = f"did you mean {meant}?" if meant else "none of FLOW's trainers has it."
+                yield Problem(path, f"unknown key; {hint}")

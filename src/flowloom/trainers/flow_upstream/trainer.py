@@ -1,0 +1,341 @@
+"""FLOW itself: lodestone-rock/flow in a checkout that the owner of this machine has named.
+
+The run directory holds FLOW's configuration in `flow/`, where FLOW is started: it finds it there under the
+name that it looks for, and writes nothing into its checkout. FLOW takes a run up from weights alone: its
+optimizer begins anew, and its data at the beginning of an epoch, as its own `offset` would shorten every
+epoch that follows.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from flowloom.config.flow_format.translate import refused_secrets
+from flowloom.config.local_paths import local_problem
+from flowloom.config.model_files import is_folder, resolve_paths
+from flowloom.config.validation import booleans_for_numbers, problems_of
+from flowloom.errors import ConfigError, Problem, RunError
+from flowloom.model_library.requirements import unreadable
+from flowloom.run.directory import RunDir, write_json
+from flowloom.run.results import as_it_is, checkpoints_of, last_saved_step
+from flowloom.trainers.base import Command, Preset, Source, whole_number
+from flowloom.trainers.checkouts import Checkout, checkouts_of
+from flowloom.trainers.engine import TRAINER as FLOW
+from flowloom.trainers.flow_upstream import start as flow_start
+from flowloom.trainers.flow_upstream.config import UpstreamConfig, strange_keys
+from flowloom.trainers.flow_upstream.dataclasses import FlowTrainer, names_of_trainers, read_trainer
+from flowloom.trainers.missing_packages import lacks_of_script
+
+NAME = "flow-upstream"
+UNUSED = {"change_layer_every": 1, "trained_single_blocks": 1, "trained_double_blocks": 1}
+"""What newer trainers demand and never read."""
+PRESETS = [
+    Preset(
+        name="keywords",
+        title="A few blocks",
+        note="FLOW's newer trainer, on the blocks that are named.",
+        config={
+            "trainer": "src.trainer.train_chroma",
+            "training": {"lr": 1e-5, "trained_layer_keywords": ["double_blocks.0.", "single_blocks.0."]},
+        },
+        sources=(
+            Source("code", "The trainer and its keywords: lodestone-rock/flow, src/trainer/train_chroma.py."),
+            Source("judgement", "Rate and blocks: ours, as an example."),
+        ),
+    ),
+    Preset(
+        name="lora",
+        title="LoRA",
+        note="FLOW's own adapter: its files do not say their alpha.",
+        config={"trainer": "src.trainer.train_chroma_lora", "lora": {"rank": 16, "alpha": 16}},
+        sources=(
+            Source("code", "The trainer: lodestone-rock/flow, src/trainer/train_chroma_lora.py."),
+            Source("judgement", "Rank: ours. Alpha is the rank, as loaders take it where a file tells none."),
+        ),
+    ),
+]
+
+_TRAINING = re.compile(
+    r"(?<!minibatch )training, Rank 0: .*?\b(\d+)/(\d+) \[[\d:]+<[\d:?]+, +([\d.]+|\?) ?(s/it|it/s)"
+)
+_DRAWN = re.compile(r"^Combined image grid saved to (.+)$")
+_LOADING = re.compile(r"(preparing captions and buckets|creating multi-res buckets):")
+
+
+class FlowUpstream:
+    """A trainer of FLOW, started as it is."""
+
+    name, title, abilities = NAME, "FLOW, upstream", frozenset[str]()
+    needs_device = uses_all_devices = True
+    writes_events = False
+    bar_is_epoch = True
+    examiner: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = (
+        "checkout",
+        "trainer",
+        "lora",
+        "model",
+        "training.save_folder",
+        "inference.inference_folder",
+    )
+
+    def schema(self) -> dict[str, Any]:
+        """See Trainer."""
+        return UpstreamConfig.model_json_schema()
+
+    def defaults(self) -> dict[str, Any]:
+        """See Trainer."""
+        return UpstreamConfig().model_dump(mode="json")
+
+    def presets(self) -> list[Preset]:
+        """See Trainer."""
+        return PRESETS
+
+    def check(self, config: dict[str, Any]) -> list[Problem]:
+        """See Trainer; what the trainer in the checkout takes is read from its own code."""
+        problems = [*refused_secrets(config), *booleans_for_numbers(config)]
+        try:
+            read = UpstreamConfig.model_validate(config)
+        except ValidationError as error:
+            unknown = _strange_by_hand(config)
+            return [*problems, *chain.from_iterable(problems_of(error, config).values()), *unknown]
+        found = [*problems, *strange_keys(read, _taken(read)), *_missing_files(read), *_misfits(read, config)]
+        # One thing a key: what is strange to all of FLOW is strange to this trainer as well.
+        return list({problem.path: problem for problem in reversed(found)}.values())[::-1]
+
+    def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
+        """See Trainer."""
+        read = UpstreamConfig.model_validate(config)
+        checkout, _ = _trainer_of(read)
+        model = resolve_paths(read.model, Path())
+        read = read.model_copy(update={"checkout": str(checkout.path), "model": model})
+        folders = {
+            "checkpoints": as_it_is(_absolute(read.training.save_folder)),
+            "samples": as_it_is(_absolute(read.inference.inference_folder)),
+        }
+        run_dir.write_run(read, source, trainer=self.name, folders=folders)
+
+    def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
+        """See Trainer; FLOW takes every card that it sees."""
+        config = run_dir.read_config_as(UpstreamConfig)
+        checkout, trainer = _trainer_of(config)
+        folder = run_dir.path / "flow"
+        folder.mkdir(exist_ok=True)
+        content = _for_flow(config, trainer, run_dir)
+        if resume:
+            content = _taken_up(content, run_dir)
+        for name in trainer.config_names:
+            write_json(folder / name, content)
+        words = [flow_start.__file__, str(checkout.path), trainer.module, "training_config.json"]
+        if trainer.is_script:
+            words = [str(trainer.script)]
+        environment = {"PYTHONUNBUFFERED": "1"}
+        return Command([str(checkout.python), *words], environment, folder, checkout.path)
+
+    def parse(self, line: str) -> dict[str, Any] | None:
+        """See Trainer; FLOW tells neither its loss nor its learning rate."""
+        if found := _TRAINING.search(line):
+            batch, batches, speed, unit = found.groups()
+            number = float(speed) if speed not in ("?", "0.00") else None
+            rate = 1 / number if number and unit == "s/it" else number
+            return {
+                "kind": "progress",
+                "batch": int(batch),
+                "batches": int(batches),
+                "batches_per_s": rate,
+            }
+        if found := _DRAWN.search(line):
+            return {"kind": "sampled", "dir": found[1]}
+        return {"kind": "phase", "name": "reading data"} if _LOADING.search(line) else None
+
+    def total_steps(self, config: Any) -> None:
+        """See Trainer: FLOW trains until it is stopped."""
+
+    def samples_per_batch(self, config: dict[str, Any]) -> int | None:
+        """See Trainer."""
+        return whole_number(config, "dataloader", "batch_size")
+
+    def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:
+        """See Trainer; the same files as our engine's."""
+        return FLOW.models(roots)
+
+
+def _strange_by_hand(config: dict[str, Any]) -> list[Problem]:
+    """The unknown keys of a configuration that is wrong elsewhere as well."""
+    sections = ("training", "inference", "dataloader", "model")
+    open_parts = {name: config[name] for name in sections if isinstance(config.get(name), dict)}
+    known = {
+        name: type(getattr(UpstreamConfig(), name)).model_construct(**part)
+        for name, part in open_parts.items()
+    }
+    return list(strange_keys(UpstreamConfig().model_copy(update=known)))
+
+
+def _trainer_of(config: UpstreamConfig) -> tuple[Checkout, FlowTrainer]:
+    """Where the trainer is.
+
+    Raises:
+        ConfigError: no checkout is named, or not this one, or it has no such trainer.
+    """
+    known = checkouts_of(NAME)
+    if not known:
+        message = "none is named on this machine: flowloom trainers install flow-upstream --path CHECKOUT."
+        raise ConfigError(NAME, [Problem("checkout", message)])
+    wanted = config.checkout or str(known[0].path)
+    checkout = next((one for one in known if str(one.path) == wanted), None)
+    if checkout is None:
+        paths = ", ".join(str(one.path) for one in known)
+        raise ConfigError(NAME, [Problem("checkout", f"{wanted!r} is not one of those named here: {paths}.")])
+    trainer = read_trainer(checkout.path, config.trainer)
+    if trainer is None:
+        names = ", ".join(names_of_trainers(checkout.path)) or "none"
+        raise ConfigError(
+            NAME, [Problem("trainer", f"{config.trainer!r} is no trainer of this checkout: {names}.")]
+        )
+    return checkout, trainer
+
+
+def _misfits(config: UpstreamConfig, given: dict[str, Any]) -> list[Problem]:
+    """What the trainer in the checkout would end at: keys that it lacks, or has not."""
+    try:
+        checkout, trainer = _trainer_of(config)
+    except ConfigError as error:
+        return list(error.problems)
+    lacking = lacks_of_script(NAME, checkout, trainer.script)
+    problems = [Problem("checkout", f"{checkout.path} lacks {', '.join(lacking)}.")] if lacking else []
+    return [*problems, *_unfit_sections(config, trainer), *_unfit_keys(config, given, trainer)]
+
+
+def _taken(config: UpstreamConfig) -> set[str]:
+    """The keys that the trainer in the checkout takes, by path: it may be newer than what is known here."""
+    try:
+        _, trainer = _trainer_of(config)
+    except ConfigError:
+        return set()
+    found = set[str]()
+    for place in config.sections:
+        keys = trainer.sections.get("inference" if place.startswith("extra") else place)
+        found |= {f"{place}.{name}" for name in (keys.allowed if keys else ())}
+    return found
+
+
+def _given(data: dict[str, Any], place: str) -> dict[str, Any]:
+    """What a client said of the section at `place`."""
+    name, _, index = place.partition(".")
+    return data.get(name, [])[int(index)] if index else data.get(name) or {}
+
+
+def _unfit_sections(config: UpstreamConfig, trainer: FlowTrainer) -> Iterator[Problem]:
+    if trainer.is_script and trainer.wants_main:
+        message = f"{config.trainer} of this checkout cannot start its trainer: choose {trainer.module}."
+        yield Problem("trainer", message)
+    if config.lora and "lora" not in trainer.sections:
+        yield Problem("lora", f"{config.trainer} trains no adapter.")
+    if "lora" in trainer.sections and not config.lora:
+        yield Problem("lora", f"{config.trainer} needs it.")
+
+
+def _unfit_keys(config: UpstreamConfig, given: dict[str, Any], trainer: FlowTrainer) -> Iterator[Problem]:
+    for place, section in config.sections.items():
+        keys = trainer.sections.get("inference" if place.startswith("extra") else place)
+        if keys is None:
+            continue
+        said = _given(given, place)
+        values = _values(section, place, trainer)
+        for name in sorted(said.keys() - keys.allowed):
+            if said[name] not in (None, "", getattr(type(section)(), name, None)):
+                yield Problem(f"{place}.{name}", f"{config.trainer} of this checkout does not know it.")
+        for name in sorted(keys.needed - _OURS):
+            if values.get(name) in (None, "", []) and name not in ("prompts", "base_resolution"):
+                yield Problem(f"{place}.{name}", f"{config.trainer} of this checkout needs it.")
+
+
+_OURS = {"save_folder", "inference_folder"}
+
+
+def _values(section: Any, place: str, trainer: FlowTrainer) -> dict[str, Any]:
+    """A section as FLOW reads it: only what its trainer knows, and all that it demands and never reads."""
+    keys = trainer.sections.get("inference" if place.startswith("extra") else place)
+    values = {name: value for name, value in section.model_dump(mode="json").items() if value is not None}
+    if keys is None:
+        return values
+    if "trained_layer_keywords" in keys.needed:
+        values = UNUSED | values
+    return {name: value for name, value in values.items() if name in keys.allowed}
+
+
+def _for_flow(config: UpstreamConfig, trainer: FlowTrainer, run_dir: RunDir) -> dict[str, Any]:
+    """FLOW's training_config.json."""
+    whole = {place: _values(section, place, trainer) for place, section in config.sections.items()}
+    content: dict[str, Any] = {place: part for place, part in whole.items() if "." not in place}
+    content["extra_inference_config"] = [part for place, part in whole.items() if "." in place]
+    for part in whole.values():
+        for name, value in part.items():
+            if name.endswith(("_path", "_folder")) and isinstance(value, str):
+                part[name] = _absolute(value)
+    training = content["training"]
+    training["save_folder"] = training.get("save_folder") or str(run_dir.path.absolute() / "checkpoints")
+    for part in (content["inference"], *content["extra_inference_config"]):
+        part["inference_folder"] = part["inference_folder"] or str(run_dir.path.absolute() / "samples")
+    if "aim_path" in training:
+        training["aim_path"] = training["aim_path"] or str(run_dir.path.absolute() / "flow" / "aim")
+    return content
+
+
+def _taken_up(content: dict[str, Any], run_dir: RunDir) -> dict[str, Any]:
+    """FLOW's configuration of a run that goes on from its newest weights, or anew where there are none.
+
+    Raises:
+        RunError: FLOW cannot go on with an adapter: it would take it for the whole network.
+    """
+    newest = next(iter(checkpoints_of(run_dir)), None)
+    if newest is None:
+        return content
+    if "lora" in content:
+        raise RunError(
+            f"{run_dir.path.name}: FLOW cannot go on with a LoRA. Duplicate the run to begin anew."
+        )
+    content["model"]["chroma_path"] = str(newest)
+    if "aim_path" in content["training"]:
+        content["training"]["aim_steps"] = last_saved_step(run_dir) or 0
+    return content
+
+
+def _missing_files(config: UpstreamConfig) -> Iterator[Problem]:
+    for place in ("model", "dataloader"):
+        section: dict[str, Any] = getattr(config, place).model_dump()
+        for name, value in section.items():
+            if not (name.endswith("_path") and isinstance(value, str) and value):
+                continue
+            elsewhere = local_problem(f"{place}.{name}", value)
+            yield from elsewhere
+            if not elsewhere and not os.path.exists(_absolute(value)):  # noqa: PTH110 -- any text
+                yield Problem(f"{place}.{name}", f"{value} does not exist.")
+            elif not elsewhere and place == "model" and (problem := unreadable(Path(_absolute(value)))):
+                yield Problem(f"{place}.{name}", problem)
+    yield from _addresses(config)
+    if is_folder(config.dataloader.jsonl_metadata_path):
+        message = "is a folder, and FLOW itself reads a JSONL only: convert the folder under Datasets."
+        yield Problem("dataloader.jsonl_metadata_path", message)
+
+
+def _addresses(config: UpstreamConfig) -> Iterator[Problem]:
+    """Folders of results that are not on this machine."""
+    yield from local_problem("training.save_folder", config.training.save_folder)
+    for place, part in config.sections.items():
+        if folder := getattr(part, "inference_folder", ""):
+            yield from local_problem(f"{place}.inference_folder", folder)
+
+
+def _absolute(text: str) -> str:
+    return str(Path(text).expanduser().absolute()) if text and "://" not in text else text
+
+
+TRAINER = FlowUpstream()

@@ -1,0 +1,149 @@
+"""What sd-scripts would end at hours later, or do otherwise than its configuration reads."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from flowloom.config.local_paths import local_problem
+from flowloom.config.secrets import usable_secrets
+from flowloom.errors import ConfigError, Problem
+from flowloom.model_library.requirements import unreadable
+from flowloom.trainers.kohya.arguments import path_in
+from flowloom.trainers.kohya.buckets import impossible
+from flowloom.trainers.kohya.config import DataSet, Hub, ImageFolder, KohyaConfig
+from flowloom.trainers.kohya.families import FACTS
+from flowloom.trainers.kohya.files import STYLES, script_of, style_of
+from flowloom.trainers.kohya.prompt_options import read_prompt
+
+
+def missing_files(config: KohyaConfig) -> Iterator[Problem]:
+    """Files and folders that are not given, or not there."""
+    facts = FACTS[config.family]
+    for key, value in config.model.model_dump().items():
+        if not value and key in facts.needed:
+            yield Problem(f"model.{key}", f"is needed for {facts.title}.")
+        yield from _not_there(f"model.{key}", value)
+        if isinstance(value, str) and value and (problem := unreadable(Path(value).expanduser())):
+            yield Problem(f"model.{key}", problem)
+    yield from _not_there("network.network_weights", config.network.network_weights)
+    for i, word in enumerate(config.network.network_args):
+        yield from _not_there(f"network.network_args.{i}", path_in(word))
+    yield from _missing_data(config)
+
+
+def _missing_data(config: KohyaConfig) -> Iterator[Problem]:
+    if not any(dataset.subsets for dataset in config.datasets):
+        yield Problem("datasets", "holds no folder of pictures: give one under subsets.")
+    for i, dataset in enumerate(config.datasets):
+        for j, subset in enumerate(dataset.subsets):
+            place = f"datasets.{i}.subsets.{j}"
+            # An empty path would be the folder where the studio runs.
+            path = Path(subset.image_dir).expanduser()
+            elsewhere = local_problem(f"{place}.image_dir", subset.image_dir)
+            yield from elsewhere
+            if not elsewhere and not (subset.image_dir and os.path.isdir(path)):  # noqa: PTH112 -- any text
+                yield Problem(f"{place}.image_dir", f"{subset.image_dir!r} is no folder.")
+            for key in STYLES:
+                yield from _not_there(f"{place}.{key}", getattr(subset, key))
+
+
+def misfits(config: KohyaConfig) -> Iterator[Problem]:
+    """Values that do not go together."""
+    if script_of(config) is None:
+        yield no_script(config)
+    for i, dataset in enumerate(config.datasets):
+        yield from _of_data(dataset, f"datasets.{i}", config)
+    for i, prompt in enumerate(config.sampling.prompts):
+        if not read_prompt(prompt).text:
+            yield Problem(f"sampling.prompts.{i}", "is empty: sd-scripts would take its options for it.")
+    for i, word in enumerate(config.training.optimizer_args):
+        if "/" in word or "~" in word:
+            message = f"{word!r} looks like a path, and no optimizer takes one."
+            yield Problem(f"training.optimizer_args.{i}", message)
+    yield from _of_names(config)
+    yield from _of_precision(config)
+    yield from _of_hub(config.hub)
+
+
+def no_script(config: KohyaConfig) -> Problem:
+    """That sd-scripts does not train this family whole."""
+    title = FACTS[config.family].title
+    return Problem("method", f"sd-scripts trains {title} as a LoRA only; the trainer flow trains it whole.")
+
+
+def _not_there(place: str, value: str | None) -> Iterator[Problem]:
+    elsewhere = local_problem(place, value or "")
+    yield from elsewhere
+    if value and not elsewhere and not os.path.exists(Path(value).expanduser()):  # noqa: PTH110 -- any text
+        yield Problem(place, f"{value} does not exist.")
+
+
+def _of_data(dataset: DataSet, place: str, config: KohyaConfig) -> Iterator[Problem]:
+    facts = FACTS[config.family]
+    if dataset.bucket_reso_steps % facts.side:
+        yield Problem(f"{place}.bucket_reso_steps", f"{facts.title} needs a multiple of {facts.side}.")
+    if len({style_of(subset) for subset in dataset.subsets}) > 1:
+        message = "either all folders of a data set have a metadata_file, or masks, or none of them."
+        yield Problem(f"{place}.subsets", message)
+    yield from (Problem(f"{place}.{key}", message) for key, message in impossible(dataset))
+    for j, subset in enumerate(dataset.subsets):
+        yield from _of_folder(subset, f"{place}.subsets.{j}", is_encoded_once=_encodes_once(config))
+
+
+def _of_folder(subset: ImageFolder, place: str, *, is_encoded_once: bool) -> Iterator[Problem]:
+    varies = subset.shuffle_caption or subset.caption_dropout_rate or subset.caption_tag_dropout_rate
+    if is_encoded_once and varies:
+        yield Problem(place, "captions that are encoded once can be neither shuffled nor dropped.")
+    style = style_of(subset)
+    for key in STYLES.get(style or "", ()):
+        if getattr(subset, key) != ImageFolder.model_fields[key].default:
+            yield Problem(f"{place}.{key}", f"has no place beside {style}.")
+
+
+def _of_names(config: KohyaConfig) -> Iterator[Problem]:
+    module = config.network.network_module
+    if module and not re.fullmatch(r"networks\.\w+|lycoris\.kohya", module):
+        yield Problem("network.network_module", f"{module!r} is none of networks.* and lycoris.kohya.")
+    if not re.fullmatch(r"[A-Za-z][\w.]*", config.training.optimizer_type):
+        yield Problem("training.optimizer_type", f"{config.training.optimizer_type!r} names no class.")
+
+
+def _of_precision(config: KohyaConfig) -> Iterator[Problem]:
+    training, is_lora = config.training, config.method == "lora"
+    if training.full_bf16 and training.mixed_precision != "bf16":
+        yield Problem("training.full_bf16", "needs mixed_precision bf16.")
+    if config.memory.fp8_base and training.mixed_precision == "no" and is_lora:
+        yield Problem("memory.fp8_base", "needs mixed_precision bf16 or fp16.")
+    trains_text = config.family == "sdxl" and is_lora and not config.network.network_train_unet_only
+    if trains_text and _encodes_once(config):
+        message = "captions that are encoded once train no text encoder: set network_train_unet_only."
+        yield Problem("memory.cache_text_encoder_outputs", message)
+
+
+def _of_hub(hub: Hub) -> Iterator[Problem]:
+    """sd-scripts only logs that an upload failed, and trains on."""
+    if hub.save_state_to_huggingface and not hub.huggingface_repo_id:
+        yield Problem("hub.save_state_to_huggingface", "needs huggingface_repo_id.")
+    if ".." in hub.huggingface_path_in_repo.split("/"):
+        yield Problem("hub.huggingface_path_in_repo", "leads out of the repository.")
+    if hub.huggingface_repo_id and not _has_token():
+        message = "nothing can be uploaded until HF_TOKEN is set: in settings, or in the environment."
+        yield Problem("hub.huggingface_repo_id", message)
+
+
+def _has_token() -> bool:
+    """Whether there is one in the secrets, or where huggingface_hub's own login keeps it."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    own = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
+    try:
+        return "HF_TOKEN" in usable_secrets() or own.is_file()
+    except ConfigError:
+        return own.is_file()
+
+
+def _encodes_once(config: KohyaConfig) -> bool:
+    memory = config.memory
+    return bool(memory.cache_text_encoder_outputs or memory.cache_text_encoder_outputs_to_disk)

@@ -1,0 +1,265 @@
+"""The pictures that sd-scripts would train on: found, repeated and put into batches as it does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from flowloom.data.images.headers import read_header
+from flowloom.errors import ImageError, Problem
+from flowloom.trainers.kohya.buckets import Buckets, Size
+from flowloom.trainers.kohya.config import DataSet, ImageFolder
+from flowloom.trainers.kohya.files import style_of
+
+READ = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Endings that sd-scripts looks for, all in small letters or all in capitals."""
+WITH_MORE = (".avif", ".jxl")
+"""Those that it looks for where its Python has what reads them."""
+OTHERS = (".gif", ".tif", ".tiff", ".heic", ".jp2")
+CAPTIONS = (".txt", ".caption")
+"""Extensions of the captions that most tools write, and of sd-scripts' default."""
+OTHER_EXTENSION = "captions of another extension"
+NO_CAPTION, SIDEWAYS = "without a caption", "sideways"
+SMALL, ENLARGED, TWICE = "small", "enlarged", "twice"
+"""What is said of pictures and folders that sd-scripts bears."""
+
+
+@dataclass
+class Picture:
+    """One picture of a data set."""
+
+    path: Path
+    repeats: int
+    is_reg: bool = False
+    size: Size | None = None
+    """As a file of captions tells it."""
+
+
+@dataclass
+class Found:
+    """What all data sets hold."""
+
+    rows: Counter[tuple[int, Size]] = field(default_factory=Counter)
+    """Pictures with their repeats, by number of the data set and bucket."""
+    pictures: int = 0
+    """Without repeats."""
+    repeated: int = 0
+    """With repeats, regularisation pictures left out."""
+    regular: int = 0
+    """Regularisation pictures with the repeats that make them as many as the others."""
+    batches: int = 0
+    """An epoch."""
+    bucket_pixels: Counter[Path] = field(default_factory=Counter)
+    """Of every picture once, by folder: what is encoded and kept beside it."""
+    files: Counter[Path] = field(default_factory=Counter)
+    """Pictures by folder, each once a data set."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    problems: list[Problem] = field(default_factory=list)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+    """Names by what is to be said of them."""
+
+    def remark(self, what: str, name: str) -> None:
+        """Note `what` of a file or folder."""
+        self.remarks.setdefault(what, []).append(name)
+
+
+class Reader:
+    """Reads data sets one after another: what is held out depends on those before."""
+
+    def __init__(self, seed: int | None, reads: Callable[[str], bool]):
+        """`seed` is the run's, None if random; `reads` tells whether sd-scripts reads an ending here."""
+        self.found, self._draw, self._reads = Found(), random.Random(seed), reads
+
+    def read(self, datasets: Sequence[DataSet]) -> Found:
+        """Everything in `datasets`."""
+        for i, dataset in enumerate(datasets):
+            place, pictures = f"datasets.{i}", list[Picture]()
+            for j, subset in self._once(dataset):
+                pictures += self._kept(dataset, subset, f"{place}.subsets.{j}")
+            self._put(i, dataset, with_regular(pictures, self.found), place)
+        return self.found
+
+    def _once(self, dataset: DataSet) -> Iterator[tuple[int, ImageFolder]]:
+        """The folders, each only once: sd-scripts ignores the second."""
+        seen: set[str] = set()
+        for j, subset in enumerate(dataset.subsets):
+            key = subset.metadata_file or subset.image_dir
+            if key in seen:
+                self.found.remark(TWICE, key)
+            else:
+                yield j, subset
+            seen.add(key)
+
+    def _kept(self, dataset: DataSet, subset: ImageFolder, place: str) -> list[Picture]:
+        """The pictures of a folder that are trained on, their captions looked at."""
+        style = style_of(subset)
+        if style == "metadata_file":
+            return self._of_metadata(subset, place)
+        names = self._names(subset)
+        if not names:
+            message = f"{subset.image_dir} holds no picture that sd-scripts reads: {', '.join(READ)}."
+            self.found.problems.append(Problem(f"{place}.image_dir", message))
+        if style == "conditioning_data_dir":
+            self._pair_masks(subset, names, place)
+        self._captions(subset, names, place)
+        if dataset.validation_split and not subset.is_reg:
+            whole = len(names)
+            self._draw.shuffle(names)
+            names = names[: ceil(whole * (1 - dataset.validation_split))]
+            self.found.left_out["held out for validation"] += whole - len(names)
+        folder = Path(subset.image_dir).expanduser()
+        return [Picture(folder / name, subset.num_repeats, subset.is_reg) for name in names]
+
+    def _names(self, subset: ImageFolder) -> list[str]:
+        """The pictures that lie in a folder, as sd-scripts finds and sorts them."""
+        found = []
+        for name in sorted(os.listdir(Path(subset.image_dir).expanduser())):  # noqa: PTH208 -- any text
+            ending = os.path.splitext(name)[1]  # noqa: PTH122 -- any text
+            kind, is_plain = ending.lower(), ending in (ending.lower(), ending.upper())
+            if name.startswith(".") or kind not in READ + WITH_MORE + OTHERS:
+                continue
+            if is_plain and (kind in READ or (kind in WITH_MORE and self._reads(kind))):
+                found.append(name)
+            else:
+                self.found.left_out[f"{ending} is not read by this sd-scripts"] += 1
+        return found
+
+    def _of_metadata(self, subset: ImageFolder, place: str) -> list[Picture]:
+        """The pictures that a file of captions names."""
+        path, folder = Path(subset.metadata_file or "").expanduser(), Path(subset.image_dir).expanduser()
+        try:
+            entries = dict(_entries(path))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            message = f"{path}: not what sd-scripts reads: {type(error).__name__}: {error}."
+            self.found.problems.append(Problem(f"{place}.metadata_file", message))
+            return []
+        for key, entry in entries.items():
+            if not (entry.get("caption") or entry.get("tags")):
+                self.found.remark(NO_CAPTION, key)
+        return [
+            Picture(folder / key, subset.num_repeats, size=_size(entry.get("image_size")))
+            for key, entry in entries.items()
+        ]
+
+    def _captions(self, subset: ImageFolder, names: list[str], place: str) -> None:
+        """Look at every caption: sd-scripts ends at one that is empty or not UTF-8."""
+        folder = Path(subset.image_dir).expanduser()
+        for name in names:
+            stem = os.path.splitext(name)[0]  # noqa: PTH122 -- any text
+            parts = stem.split("_")
+            # Names of pictures cut out by a face detector end in four numbers.
+            stems = [stem, "_".join(parts[:-4])] if len(parts) >= 5 else [stem]
+            paths = (folder / f"{one}{subset.caption_extension}" for one in stems)
+            path = next((path for path in paths if path.is_file()), None)
+            if path is None:
+                if other := _caption_of_another_extension(folder, stem):
+                    self.found.remark(OTHER_EXTENSION, other)
+                elif not subset.class_tokens:
+                    self.found.remark(NO_CAPTION, name)
+            elif trouble := _unreadable(path):
+                message = f"{path.name}: {trouble} sd-scripts ends at it."
+                self.found.problems.append(Problem(f"{place}.image_dir", message))
+
+    def _pair_masks(self, subset: ImageFolder, names: list[str], place: str) -> None:
+        """See that every picture has its mask, and no mask is left: sd-scripts asserts both."""
+        folder = Path(subset.conditioning_data_dir or "").expanduser()
+        wanted = {os.path.splitext(name)[0] for name in names}  # noqa: PTH122 -- any text
+        masks = {path.stem for path in folder.iterdir() if path.suffix.lower() in READ + WITH_MORE}
+        for what, stems in (("no mask", wanted - masks), ("no picture", masks - wanted)):
+            if stems:
+                some = ", ".join(sorted(stems)[:3])
+                message = f"{what} for {len(stems)} of its names, such as {some}: sd-scripts wants pairs."
+                self.found.problems.append(Problem(f"{place}.conditioning_data_dir", message))
+
+    def _put(self, number: int, dataset: DataSet, pictures: list[Picture], place: str) -> None:
+        """Put the pictures of a data set into buckets, and these into batches."""
+        buckets, used = Buckets.of(dataset), Counter[Size]()
+        for picture in pictures:
+            size = picture.size or self._size_of(picture.path, place)
+            placed = buckets.place(*size) if size else None
+            if size and placed is None:
+                message = f"{picture.path.name} has {size[0]} x {size[1]} pixels: too few for a bucket."
+                self.found.problems.append(Problem(f"{place}.bucket_reso_steps", message))
+            if not size or not placed:
+                continue
+            used[placed.bucket] += picture.repeats
+            self.found.bucket_pixels[picture.path.parent] += placed.bucket[0] * placed.bucket[1]
+            self.found.files[picture.path.parent] += 1
+            if placed.resized[0] > size[0]:
+                self.found.remark(ENLARGED, picture.path.name)
+            elif placed.bucket[0] * placed.bucket[1] * 2 < buckets.area:
+                self.found.remark(SMALL, picture.path.name)
+        self.found.rows.update({(number, bucket): rows for bucket, rows in used.items()})
+        self.found.batches += sum(ceil(rows / dataset.batch_size) for rows in used.values())
+
+    def _size_of(self, path: Path, place: str) -> Size | None:
+        """As it is stored: sd-scripts knows nothing of EXIF's orientation."""
+        try:
+            header = read_header(path)
+        except ImageError as error:
+            self.found.problems.append(Problem(f"{place}.subsets", f"{path}: {error}"))
+            return None
+        if header.orientation != 1:
+            self.found.remark(SIDEWAYS, path.name)
+        return header.width, header.height
+
+
+def with_regular(pictures: list[Picture], found: Found) -> list[Picture]:
+    """The pictures of one data set that are used, regularisation ones repeated to be as many as the others.
+
+    sd-scripts takes them in turn until there are enough: the last ones may be left out, or come once less.
+    """
+    plain = [picture for picture in pictures if not picture.is_reg]
+    regular = [picture for picture in pictures if picture.is_reg]
+    wanted, taken, used = sum(picture.repeats for picture in plain), 0, list[Picture]()
+    for picture in regular:
+        if taken >= wanted:
+            found.left_out["regularisation pictures beyond the number of the others"] += 1
+            continue
+        used.append(picture)
+        taken += picture.repeats
+    for i, picture in enumerate(used):
+        picture.repeats += max(0, wanted - taken + len(used) - 1 - i) // len(used)
+    found.pictures += len(plain) + len(used)
+    found.repeated += wanted
+    found.regular += sum(picture.repeats for picture in used)
+    return plain + used
+
+
+def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Pictures' names and what is said of them, from JSON or JSONL."""
+    if path.suffix == ".jsonl":
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            yield entry["image_path"], entry
+        return
+    for name, entry in json.loads(path.read_text(encoding="utf-8")).items():
+        entry.get("caption")
+        yield name, entry
+
+
+def _size(told: Any) -> Size | None:
+    return (int(told[0]), int(told[1])) if isinstance(told, list) and len(told) == 2 else None
+
+
+def _caption_of_another_extension(folder: Path, stem: str) -> str:
+    """The file that people take for an image's caption, where caption_extension is another one."""
+    names = (f"{stem}{extension}" for extension in CAPTIONS)
+    return next((name for name in names if (folder / name).is_file()), "")
+
+
+def _unreadable(path: Path) -> str:
+    """Why a caption cannot be read; nothing where it can."""
+    try:
+        return "" if path.read_text(encoding="utf-8") else "is empty."
+    except UnicodeDecodeError:
+        return "is not UTF-8."
+    except OSError as error:
+        return f"cannot be read: {error.strerror}."

@@ -1,0 +1,217 @@
+"""What another trainer's checkout lacks before it can train: scripts, and modules that its Python has not.
+
+Its own import statements are read, from its scripts on; its Python only says which of those it finds. Nothing
+of it is imported, here or there.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import flowloom
+from flowloom.errors import ConfigError
+from flowloom.trainers.checkouts import Checkout, checkouts_of
+from flowloom.trainers.flow_upstream.dataclasses import names_of_trainers, wrong_calls
+from flowloom.trainers.kohya.families import FACTS
+
+SECONDS_KNOWN = 30
+PATIENCE_S = 20
+"""For a Python to start; it may lie on a slow disk."""
+_LATER = {"kohya": {"bitsandbytes", "tensorboard"}}
+"""Modules that a run imports only then, as the studio configures it."""
+_IMPORT = re.compile(r"^(?:import ([\w., ]+)|from ([\w.]+) import ([\w, ]+|\())", re.MULTILINE)
+_CUDA = re.compile(r"torch\.cuda\b|\bnccl\b")
+_FIND = """
+import importlib.util, sys
+print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])
+"""
+
+
+_VERSIONS = """
+import importlib.metadata, json, platform, sys
+found = {"python": platform.python_version()}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+_RECORDED = (
+    "torch", "accelerate", "diffusers", "transformers", "safetensors", "bitsandbytes", "xformers",
+    "lycoris-lora", "prodigyopt", "numpy",
+)  # fmt: skip
+"""Packages of another trainer's environment that can change its results."""
+
+
+def versions_of(python: str, checkout: Path) -> dict[str, str]:
+    """Versions in another trainer's environment, of the studio, and the revision of its checkout."""
+    found = {"flowloom": flowloom.__version__}
+    if revision := revision_of(checkout).removeprefix(" at "):
+        found[checkout.name] = revision
+    words = [python, "-c", _VERSIONS, *_RECORDED]
+    try:
+        asked = subprocess.run(
+            words, cwd=checkout, capture_output=True, text=True, check=False, timeout=PATIENCE_S
+        )
+        return found | json.loads(asked.stdout)
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return found
+
+
+def states(trainer: str) -> list[tuple[Checkout | None, str, list[str]]]:
+    """Each checkout of a trainer, what it is in words, and what it lacks; one of None where there is none."""
+    try:
+        known = checkouts_of(trainer)
+    except ConfigError as error:
+        return [(None, str(error), ["a list that can be read"])]
+    if not known:
+        return [(None, f"not installed: flowloom trainers install {trainer}", [])]
+    return [
+        (one, f"{one.path}{revision_of(one.path)}, by {one.python}", lacks(trainer, one)) for one in known
+    ]
+
+
+def lacks(trainer: str, checkout: Checkout) -> list[str]:
+    """What a checkout lacks, in words; empty when it can train."""
+    wanted = _kohyas_scripts() if trainer == "kohya" else names_of_trainers(checkout.path)
+    names = [name if name.endswith(".py") else f"{name.replace('.', '/')}.py" for name in wanted]
+    there = [name for name in names if (checkout.path / name).is_file()]
+    if not there:
+        return [f"its scripts: {checkout.path} is no checkout of it, or only a part"]
+    gone = sorted(set(names) - set(there))
+    return [*gone, *_lacks_of(trainer, checkout, there, _LATER.get(trainer, set()))]
+
+
+def lacks_of_script(
+    trainer: str, checkout: Checkout, script: Path, more: Collection[str] = ()
+) -> tuple[str, ...]:
+    """What one script lacks, in words; looked up again after half a minute, as forms ask with each change."""
+    if not script.is_file() or not script.is_relative_to(checkout.path):
+        return ()
+    name = script.relative_to(checkout.path).as_posix()
+    turn = int(time.monotonic() // SECONDS_KNOWN)
+    return _known_lacks(trainer, (checkout.path, checkout.python), name, frozenset(more), turn)
+
+
+@lru_cache(32)
+def _known_lacks(
+    trainer: str, place: tuple[Path, Path], script: str, more: frozenset[str], _turn: int
+) -> tuple[str, ...]:
+    return tuple(_lacks_of(trainer, Checkout(path=place[0], python=place[1]), [script], more))
+
+
+def _lacks_of(trainer: str, checkout: Checkout, scripts: list[str], more: Collection[str]) -> list[str]:
+    """Modules, CUDA where the scripts train only with it, and what keeps them from being imported."""
+    files, outside = _imports_of(checkout.path, scripts)
+    missing = modules_not_found(checkout, sorted(outside | set(more)))
+    if trainer != "flow-upstream":
+        return missing  # sd-scripts trains on processors too, and its releases can be imported
+    needs_cuda = any(_CUDA.search(_text(path)) for path in files)
+    broken = [fault for path in sorted(files) for fault in wrong_calls(path, checkout.path)]
+    return [*missing, *(_no_cuda(checkout, missing) if needs_cuda else []), *broken]
+
+
+def _no_cuda(checkout: Checkout, missing: list[str]) -> Iterator[str]:
+    """What is said where a script would find no device, and end without a word."""
+    places = ("nvidia[0-9]*", "kfd", "dxg")
+    if not any(next(Path("/dev").glob(place), None) for place in places):
+        yield "a CUDA device: this machine has none, and without one it ends at once"
+        return
+    torch = versions_of(str(checkout.python), checkout.path).get("torch", "")
+    if "torch" not in missing and torch.endswith("+cpu"):
+        yield f"a torch with CUDA: its Python has {torch}"
+
+
+def _kohyas_scripts() -> list[str]:
+    scripts = {
+        script for facts in FACTS.values() for script in (facts.lora_script, facts.full_script) if script
+    }
+    return sorted(scripts)
+
+
+def modules_not_found(checkout: Checkout, modules: list[str]) -> list[str]:
+    """Which of `modules` the checkout's Python has not; or what is wrong with that Python, in words."""
+    try:
+        asked = subprocess.run(
+            [checkout.python, "-c", _FIND, *modules],
+            cwd=checkout.path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [f"a Python that starts: {error}"]
+    return asked.stdout.split() if not asked.returncode else [f"a Python: {asked.stderr.strip()[-300:]}"]
+
+
+def _imports_of(checkout: Path, scripts: list[str]) -> tuple[set[Path], set[str]]:
+    """The checkout's files that the scripts import at once, and the packages outside of it."""
+    found: set[str] = set()
+    todo, seen = [checkout / script for script in scripts], set[Path]()
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in _imported(path, checkout):
+            files = _inside(checkout, name)
+            todo += files
+            if not files:
+                found.add(name.partition(".")[0])
+    own = {path.name for path in checkout.iterdir() if path.is_dir()} | {path.stem for path in seen}
+    return seen, {name for name in found - own - sys.stdlib_module_names if name}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _imported(path: Path, checkout: Path) -> Iterator[str]:
+    """Names of what a module imports without a condition: `a.b`, and `a.b.c` of `from a.b import c`."""
+    for whole, origin, names in _IMPORT.findall(_text(path)):
+        yield from (name.split()[0] for name in whole.split(",") if name.strip())
+        if origin.startswith("."):
+            origin = _absolute(origin, path, checkout)
+        if origin:
+            yield origin
+            yield from (f"{origin}.{name.split()[0]}" for name in names.split(",") if name.strip(" ("))
+
+
+def _absolute(origin: str, path: Path, checkout: Path) -> str:
+    """The name of a module that another one calls `.b`, from the checkout on; empty where it leads out."""
+    name = origin.lstrip(".")
+    up = len(origin) - len(name)
+    folders = path.relative_to(checkout).parts[:-1]
+    if up - 1 > len(folders):
+        return ""
+    return ".".join([*folders[: len(folders) - up + 1], *([name] if name else [])])
+
+
+def _inside(checkout: Path, name: str) -> list[Path]:
+    """The files of the checkout that a name stands for."""
+    place = checkout.joinpath(*name.split("."))
+    return [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
+
+
+def revision_of(path: Path) -> str:
+    """` at COMMIT`, of a checkout that git knows; nothing of another one."""
+    if not (path / ".git").exists():
+        return ""
+    try:
+        words = ["git", "-C", str(path), "rev-parse", "--short", "HEAD"]
+        asked = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return f" at {asked.stdout.strip()}" if not asked.returncode and asked.stdout else ""

@@ -1,0 +1,21 @@
+"""What is wrong with a configuration, in words."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel, Field, ValidationError
+
+from flowloom.config.validation import problems_of
+
+
+class Few(BaseModel):
+    prompts: list[str] = Field(min_length=1)
+    sizes: list[int] = Field(min_length=2, max_length=3)
+
+
+def test_too_few_and_too_many_values_are_counted_as_people_do() -> None:
+    data = {"prompts": [], "sizes": [1, 2, 3, 4]}
+    with pytest.raises(ValidationError) as caught:
+        Few.model_validate(data)
+    said = {problem.path: problem.message for (problem,) in problems_of(caught.value, data).values()}
+    assert said == {"prompts": "needs at least 1 value, not 0.", "sizes": "needs 3 values, not 4."}

@@ -1,0 +1,31 @@
+"""The demo as a run of the studio: one request, and the real thing trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from flowloom.tasks.demo import TASK
+from tests.server.conftest import Studio, wait_for
+
+
+def test_what_is_wrong_with_a_change_is_told() -> None:
+    assert not TASK.check({"limits": {"max_minutes": 1}})
+    assert [problem.path for problem in TASK.check({"limits": {"max_minutes": "long"}})] == [
+        "limits.max_minutes"
+    ]
+
+
+@pytest.mark.slow
+def test_one_request_makes_pictures_and_models_and_trains(studio_at: Callable[..., Studio]) -> None:
+    studio = studio_at().start()
+    config = {"limits": {"max_steps": 2}, "inference": {"inference_every": 1, "steps": 1}}
+    studio.post("/api/tasks/demo/start", {"name": "demo", "config": config}, 201)
+    ended = wait_for(lambda: studio.get("/api/runs/demo")["state"] in ("finished", "failed"))
+    run = studio.get("/api/runs/demo")
+    assert ended
+    assert (run["state"], run["step"], run["trainer"]) == ("finished", 2, "demo")
+    assert studio.get("/api/runs/demo/samples")["total"] == 8
+    assert (studio.home / "data" / "demo" / "data.jsonl").is_file()
+    assert (studio.home / "models" / "demo" / "ae.safetensors").is_file()

@@ -1,0 +1,254 @@
+"""A file comes whole or not at all, through every fault that a server or a kill makes."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from flowloom.errors import Denied, DiskFullError, NotFound, SourceError
+from flowloom.storage.downloads import fetch as fetching
+from flowloom.storage.downloads.fetch import Stopped, Watch, already_there, facts_of, fetch
+from flowloom.storage.downloads.request import Asker
+from flowloom.storage.ssrf import Allowed
+from tests.fakes.files import Files
+
+CONTENT = random.Random(0).randbytes(3_000_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+LOCAL = Allowed(networks=(ipaddress.ip_network("127.0.0.0/8"),))
+QUIET = Watch(lambda *_: None, lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "WAITS", (0.01,) * 4)
+
+
+@pytest.fixture
+def served(files: Files) -> Files:
+    files.contents["/x.safetensors"] = CONTENT
+    return files
+
+
+def get(served: Files, target: Path, sha256: str | None = None, watch: Watch = QUIET) -> fetching.Fetched:
+    return fetch(Asker(LOCAL), f"{served.url}/x.safetensors", target, watch, sha256)
+
+
+def is_whole(target: Path, content: bytes = CONTENT) -> bool:
+    return target.read_bytes() == content and [path.name for path in target.parent.iterdir()] == [target.name]
+
+
+def after(limit: int) -> tuple[Watch, list[int]]:
+    """A watch that stops after so many bytes, and what it was told."""
+    told: list[int] = []
+    return Watch(lambda done, _size: told.append(done), lambda: bool(told) and told[-1] >= limit), told
+
+
+def test_a_file_comes_whole_with_its_sum(served: Files, tmp_path: Path):
+    told: list[tuple[int, int | None]] = []
+    watch = Watch(lambda done, size: told.append((done, size)), lambda: False)
+    done = get(served, tmp_path / "x.safetensors", watch=watch)
+    assert (done.sha256, done.size, done.is_checked) == (SHA256, len(CONTENT), False)
+    assert is_whole(tmp_path / "x.safetensors")
+    assert told[-1] == (len(CONTENT), len(CONTENT))
+
+
+@pytest.mark.parametrize("sha256", [SHA256, None], ids=["sum known", "sum unknown"])
+def test_a_stopped_download_goes_on_where_it_was(served: Files, tmp_path: Path, sha256: str | None):
+    target = tmp_path / "x.safetensors"
+    watch, told = after(1_000_000)
+    with pytest.raises(Stopped):
+        get(served, target, sha256, watch)
+    assert not target.exists()
+    get(served, target, sha256)
+    assert is_whole(target)
+    assert served.ranges() == [None, f"bytes={told[-1]}-"]
+
+
+def test_a_connection_that_breaks_is_taken_up_again(served: Files, tmp_path: Path):
+    served.breaks_after = [1_500_000, 0, 700_000]
+    get(served, tmp_path / "x.safetensors", SHA256)
+    assert is_whole(tmp_path / "x.safetensors")
+    starts = [
+        int((asked or "bytes=0-").removeprefix("bytes=").removesuffix("-")) for asked in served.ranges()
+    ]
+    assert starts == sorted(starts)
+    assert starts[-1] > 1_000_000
+
+
+def test_a_server_without_ranges_begins_anew(served: Files, tmp_path: Path):
+    served.has_ranges = False
+    served.breaks_after = [1_500_000]
+    get(served, tmp_path / "x.safetensors", SHA256)
+    assert is_whole(tmp_path / "x.safetensors")
+
+
+def test_a_server_that_tells_no_length_is_believed_to_its_end(served: Files, tmp_path: Path):
+    served.states_length = False
+    assert get(served, tmp_path / "x.safetensors").size == len(CONTENT)
+    assert is_whole(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("has_ranges", [True, False])
+def test_a_file_that_changed_in_between_is_not_mixed_with_the_old_one(
+    served: Files, tmp_path: Path, has_ranges: bool
+):
+    target, newer = tmp_path / "x.safetensors", CONTENT[::-1]
+    watch, _ = after(1_000_000)
+    with pytest.raises(Stopped):
+        get(served, target, watch=watch)
+    served.contents["/x.safetensors"], served.has_ranges = newer, has_ranges
+    get(served, target)
+    assert is_whole(target, newer)
+
+
+def test_a_file_that_became_shorter_is_fetched_anew(served: Files, tmp_path: Path):
+    target = tmp_path / "x.safetensors"
+    watch, _ = after(2_000_000)
+    with pytest.raises(Stopped):
+        get(served, target, watch=watch)
+    note = json.loads((tmp_path / "x.safetensors.part.json").read_text())
+    note["facts"]["sha256"] = SHA256  # as of a hub's file: then no If-Range is sent, and 416 is the answer
+    (tmp_path / "x.safetensors.part.json").write_text(json.dumps(note))
+    served.contents["/x.safetensors"] = CONTENT[:500_000]
+    get(served, target)
+    assert is_whole(target, CONTENT[:500_000])
+
+
+def test_what_another_address_left_unfinished_is_not_used(served: Files, tmp_path: Path):
+    (tmp_path / "x.safetensors.part").write_bytes(b"x" * 1000)
+    (tmp_path / "x.safetensors.part.json").write_text('{"url": "https://example.org/x", "facts": {}}')
+    get(served, tmp_path / "x.safetensors")
+    assert is_whole(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"url": 3}', '{"url": "URL", "facts": {"odd": 1}}'])
+def test_a_damaged_note_is_no_obstacle(served: Files, tmp_path: Path, note: str):
+    (tmp_path / "x.safetensors.part").write_bytes(b"x" * 1000)
+    note = note.replace("URL", f"{served.url}/x.safetensors")
+    (tmp_path / "x.safetensors.part.json").write_text(note)
+    get(served, tmp_path / "x.safetensors")
+    assert is_whole(tmp_path / "x.safetensors")
+
+
+def test_a_wrong_sum_leaves_nothing(served: Files, tmp_path: Path):
+    with pytest.raises(SourceError, match="not what it should be"):
+        get(served, tmp_path / "x.safetensors", "0" * 64)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_sum_leaves_what_was_there(served: Files, tmp_path: Path):
+    (tmp_path / "x.safetensors").write_bytes(b"old")
+    with pytest.raises(SourceError):
+        get(served, tmp_path / "x.safetensors", "0" * 64)
+    assert is_whole(tmp_path / "x.safetensors", b"old")
+
+
+def test_the_hub_tells_the_sum_by_itself(served: Files, elsewhere: Files, tmp_path: Path):
+    elsewhere.contents["/lies/here"] = CONTENT[:-1] + b"?"
+    path = "/me/model/resolve/main/x.safetensors"
+    served.moved[path], served.linked[path] = f"{elsewhere.url}/lies/here", CONTENT
+    asker = Asker(LOCAL, served.url)
+    with pytest.raises(SourceError, match="not what it should be"):
+        fetch(asker, asker.hub_url("me/model", "x.safetensors", "main"), tmp_path / "x", QUIET)
+    elsewhere.contents["/lies/here"] = CONTENT
+    assert fetch(asker, asker.hub_url("me/model", "x.safetensors", "main"), tmp_path / "x", QUIET).is_checked
+
+
+def test_too_large_for_the_disk_is_refused_before_a_byte_comes(served: Files, tmp_path: Path):
+    served.claims = 2**60
+    with pytest.raises(DiskFullError, match="Make room"):
+        get(served, tmp_path / "x.safetensors")
+    assert (tmp_path / "x.safetensors.part").stat().st_size == 0
+
+
+def test_passing_errors_of_the_server_are_waited_for(served: Files, tmp_path: Path):
+    served.states = [503, 429, 500]
+    get(served, tmp_path / "x.safetensors")
+    assert is_whole(tmp_path / "x.safetensors")
+
+
+def test_a_server_that_stays_down_is_given_up_with_a_word(served: Files, tmp_path: Path):
+    served.states = [503] * 20
+    with pytest.raises(SourceError, match="resume the run"):
+        get(served, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(404, NotFound), (403, Denied), (401, Denied), (400, SourceError)]
+)
+def test_final_answers_are_not_asked_for_twice(
+    served: Files, tmp_path: Path, status: int, error: type[Exception]
+):
+    served.states = [status]
+    with pytest.raises(error):
+        get(served, tmp_path / "x.safetensors")
+    assert len(served.requests) == 1
+
+
+def test_a_web_page_is_no_model(served: Files, tmp_path: Path):
+    served.kind = "text/html; charset=utf-8"
+    with pytest.raises(SourceError, match="web page"):
+        get(served, tmp_path / "x.safetensors")
+
+
+def test_two_runs_do_not_write_one_file(served: Files, tmp_path: Path):
+    errors: list[str] = []
+
+    def second(done: int, _size: int | None) -> None:
+        if not errors:
+            with pytest.raises(SourceError) as error:
+                get(served, tmp_path / "x.safetensors")
+            errors.append(str(error.value))
+
+    get(served, tmp_path / "x.safetensors", watch=Watch(second, lambda: False))
+    assert "another run" in errors[0]
+    assert is_whole(tmp_path / "x.safetensors")
+
+
+def test_a_file_that_is_all_here_is_only_checked(served: Files, tmp_path: Path):
+    phases: list[str] = []
+    watch = Watch(lambda *_: None, lambda: "checking" in phases, phases.append)
+    with pytest.raises(Stopped):
+        get(served, tmp_path / "x.safetensors", watch=watch)
+    before = len(served.requests)
+    get(served, tmp_path / "x.safetensors", SHA256)
+    assert is_whole(tmp_path / "x.safetensors")
+    assert len(served.requests) == before
+
+
+@pytest.mark.parametrize("tell", ["hub", "nothing"])
+def test_what_is_there_already_is_known_again(served: Files, tmp_path: Path, tell: str):
+    target, path = tmp_path / "x", "/me/model/resolve/main/x"
+    served.moved[path] = f"{served.url}/x.safetensors"
+    if tell == "hub":
+        served.linked[path] = CONTENT
+    asker = Asker(LOCAL, served.url)
+    facts = facts_of(asker, asker.hub_url("me/model", "x", "main"), QUIET)
+    assert facts.size == len(CONTENT)
+    for content, known in ((CONTENT, SHA256), (CONTENT[::-1], None), (CONTENT[:-1], None)):
+        target.write_bytes(content)
+        assert already_there(facts, target, QUIET) == (known if tell == "hub" else None)
+
+
+def test_a_small_file_of_the_hub_is_known_by_git_s_name(files: Files, tmp_path: Path):
+    content = b'{"d_model": 4096}'
+    files.contents["/me/model/resolve/main/config.json"] = content
+    files.etag = hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
+    asker, target = Asker(LOCAL, files.url), tmp_path / "config.json"
+    facts = facts_of(asker, asker.hub_url("me/model", "config.json", "main"), QUIET)
+    target.write_bytes(content)
+    assert already_there(facts, target, QUIET) == hashlib.sha256(content).hexdigest()
+    target.write_bytes(content[::-1])
+    assert already_there(facts, target, QUIET) is None
+
+
+def test_facts_cost_no_download(served: Files):
+    served.states = [503]
+    facts = facts_of(Asker(LOCAL), f"{served.url}/x.safetensors", QUIET)
+    assert facts.size == len(CONTENT)
+    assert served.ranges() == ["bytes=0-0"] * 2
