@@ -1,5 +1,5 @@
 import type { NextConfig } from "next";
-import { BASE } from "./src/lib/base";
+import { BASE } from "./src/lib/base-path";
 
 // A static export: the studio's own process serves it, there is no Node at run time.
 const config: NextConfig = {

@@ -229,7 +229,7 @@ test("home lists what trains; a data set that is not there is said to be so, wit
   await page.goto(`${studio.url}/datasets/?name=nothing`);
   await page.getByText("There is no such data set").waitFor();
   assert.equal(await page.getByLabel("Files to upload").count(), 0);
-  assert.equal(await page.locator("main [aria-hidden=true].rounded.bg-sunken").count(), 0);
+  assert.equal(await page.locator("main [aria-hidden=true].rounded.bg-muted").count(), 0);
 });
 
 test("a bucket is tried, kept, and browsed", async (context) => {

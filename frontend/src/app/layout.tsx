@@ -1,10 +1,10 @@
 import type { Metadata, Viewport } from "next";
 import localFont from "next/font/local";
 import type { ReactNode } from "react";
+import { AppShell } from "@/components/shell/app-shell";
 import { Providers } from "@/components/shell/providers";
-import { Shell } from "@/components/shell/shell";
 import "@/styles/globals.css";
-import { BASE } from "@/lib/base";
+import { BASE } from "@/lib/base-path";
 
 const plex = localFont({
   src: "../../node_modules/@fontsource-variable/ibm-plex-sans/files/ibm-plex-sans-latin-wght-normal.woff2",
@@ -34,7 +34,7 @@ export default function Layout({ children }: { children: ReactNode }) {
       </head>
       <body>
         <Providers>
-          <Shell>{children}</Shell>
+          <AppShell>{children}</AppShell>
         </Providers>
       </body>
     </html>

@@ -1,5 +1,5 @@
 import { LinkButton } from "@/components/ui/button";
-import { Empty, Page } from "@/components/ui/surface";
+import { Empty, Page } from "@/components/ui/panel";
 
 export default function NotFound() {
   return (

@@ -1,7 +1,7 @@
 /** Resumable uploads by the tus protocol 1.0, a few at a time. */
 
-import { BASE } from "@/lib/base";
-import { Problem, problemOf } from "./api/client";
+import { Problem, problemOf } from "@/lib/api/client";
+import { BASE } from "./base-path";
 
 const VERSION = "1.0.0";
 const PART_BYTES = 8 * 2 ** 20;

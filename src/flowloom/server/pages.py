@@ -28,7 +28,7 @@ from flowloom.server.security import POLICY
 
 STATIC = Path(__file__).parent / "static"
 MARK = b"/__flowloom__"
-"""As `frontend/src/lib/base.ts` has it."""
+"""As `frontend/src/lib/base-path.ts` has it."""
 _FOR_EVER = "public, max-age=31536000, immutable"
 _MARKED = {".html", ".js", ".css", ".txt", ".json", ".svg"}
 _INLINE = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script>", re.DOTALL)

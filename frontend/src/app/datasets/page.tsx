@@ -1,13 +1,13 @@
 "use client";
 import { useSearchParams } from "next/navigation";
 import { Suspense } from "react";
-import { DataSetPage } from "@/components/datasets/dataset-page";
-import { DataSetsPage } from "@/components/datasets/list-page";
+import { DatasetPage } from "@/features/datasets/dataset-page";
+import { DatasetsPage } from "@/features/datasets/datasets-page";
 
 /** The shelf, or with `?name=` one data set. */
 function Chosen() {
   const name = useSearchParams().get("name");
-  return name ? <DataSetPage key={name} name={name} /> : <DataSetsPage />;
+  return name ? <DatasetPage key={name} name={name} /> : <DatasetsPage />;
 }
 
 export default function DataSets() {

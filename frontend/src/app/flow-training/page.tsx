@@ -1,7 +1,7 @@
 "use client";
 import { Suspense } from "react";
-import { TrainingPage } from "@/components/form/training-page";
-import { Empty } from "@/components/ui/surface";
+import { Empty } from "@/components/ui/panel";
+import { TrainingPage } from "@/features/training/training-page";
 
 export default function FlowTraining() {
   return (

@@ -1,8 +1,8 @@
 "use client";
 import { Suspense } from "react";
-import { TrainingPage } from "@/components/form/training-page";
 import { LinkButton } from "@/components/ui/button";
-import { Empty } from "@/components/ui/surface";
+import { Empty } from "@/components/ui/panel";
+import { TrainingPage } from "@/features/training/training-page";
 
 export default function KohyaTraining() {
   return (

@@ -1,4 +1,4 @@
-import { ModelsPage } from "@/components/models/models-page";
+import { ModelsPage } from "@/features/models/models-page";
 
 export default function Models() {
   return <ModelsPage />;

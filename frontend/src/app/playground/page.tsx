@@ -1,9 +1,9 @@
 "use client";
 import { useSearchParams } from "next/navigation";
 import { Suspense } from "react";
-import { TaskForm } from "@/components/form/task";
-import { Tries } from "@/components/playground/tries";
-import { Page } from "@/components/ui/surface";
+import { TaskForm } from "@/components/form/task-form";
+import { Page } from "@/components/ui/panel";
+import { RecentSamples } from "@/features/playground/recent-samples";
 
 const FIRST = [
   "source_path",
@@ -36,7 +36,7 @@ export default function Playground() {
         <Suspense>
           <Form />
         </Suspense>
-        <Tries />
+        <RecentSamples />
       </div>
     </Page>
   );

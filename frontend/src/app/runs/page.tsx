@@ -2,17 +2,17 @@
 import dynamic from "next/dynamic";
 import { useSearchParams } from "next/navigation";
 import { Suspense } from "react";
-import { Page, Skeleton } from "@/components/ui/surface";
+import { Page, Skeleton } from "@/components/ui/panel";
 
 const Waiting = () => (
   <Page title="Runs" lead={"\u00a0"} wide>
     <Skeleton className="h-96" />
   </Page>
 );
-const RunsPage = dynamic(() => import("@/components/runs/runs-page").then((module) => module.RunsPage), {
+const RunsPage = dynamic(() => import("@/features/runs/runs-page").then((module) => module.RunsPage), {
   loading: Waiting,
 });
-const RunPage = dynamic(() => import("@/components/run/run-page").then((module) => module.RunPage), {
+const RunPage = dynamic(() => import("@/features/run/run-page").then((module) => module.RunPage), {
   loading: Waiting,
 });
 

@@ -1,8 +1,8 @@
 import type { Metadata } from "next";
-import { Folders, Trainers } from "@/components/settings/folders";
-import { Doctor } from "@/components/settings/report";
-import { Secrets } from "@/components/settings/secrets";
-import { Page } from "@/components/ui/surface";
+import { Page } from "@/components/ui/panel";
+import { Doctor } from "@/features/settings/doctor";
+import { Folders, Trainers } from "@/features/settings/folders";
+import { Secrets } from "@/features/settings/secrets";
 
 export const metadata: Metadata = { title: "Settings" };
 

@@ -2,7 +2,7 @@
 import Link from "next/link";
 import { usePathname } from "next/navigation";
 import type { ComponentType } from "react";
-import { cx } from "@/components/ui/classes";
+import { cx } from "@/components/ui/class-names";
 import {
   BrushIcon,
   DataIcon,
@@ -63,7 +63,9 @@ export function Navigation({ onGo }: { onGo?: () => void }) {
                 aria-current={isHere ? "page" : undefined}
                 className={cx(
                   "flex h-8 items-center gap-2.5 rounded px-2 text-sm font-medium",
-                  isHere ? "bg-indigo-soft text-indigo" : "text-ink-soft hover:bg-sunken hover:text-ink",
+                  isHere
+                    ? "bg-accent text-primary"
+                    : "text-secondary-foreground hover:bg-muted hover:text-foreground",
                 )}
               >
                 <Icon />

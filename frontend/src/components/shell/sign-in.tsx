@@ -2,7 +2,7 @@
 import { useQueryClient } from "@tanstack/react-query";
 import { type FormEvent, useCallback, useEffect, useRef, useState } from "react";
 import { Button } from "@/components/ui/button";
-import { Mark } from "@/components/ui/icons";
+import { Logo } from "@/components/ui/icons";
 import { Input } from "@/components/ui/inputs";
 import { api, got, Problem, SIGNED_OUT } from "@/lib/api/client";
 
@@ -69,15 +69,15 @@ export function SignIn() {
       ref={dialog}
       aria-labelledby="sign-in-title"
       onCancel={(event) => event.preventDefault()}
-      className="w-[min(26rem,calc(100vw-2rem))] rounded-xl border bg-panel p-6 shadow-float"
+      className="w-[min(26rem,calc(100vw-2rem))] rounded-xl border bg-card p-6 shadow-float"
     >
       <form onSubmit={onSubmit} className="grid gap-4">
-        <Mark className="size-8 text-indigo" />
+        <Logo className="size-8 text-primary" />
         <div>
           <h2 id="sign-in-title" className="text-lg font-semibold">
             Sign in to this studio
           </h2>
-          <p className="mt-1 text-sm text-ink-soft">
+          <p className="mt-1 text-sm text-secondary-foreground">
             The studio printed an address with its token when it started; it is also kept in{" "}
             <code className="figure text-xs">.flowloom/token</code> of its home.
           </p>
@@ -94,7 +94,7 @@ export function SignIn() {
           />
         </label>
         {error && (
-          <p id="sign-in-error" role="alert" className="text-sm text-madder">
+          <p id="sign-in-error" role="alert" className="text-sm text-destructive">
             {error}
           </p>
         )}

@@ -1,14 +1,14 @@
 import Link from "next/link";
 import type { ButtonHTMLAttributes, ReactNode } from "react";
-import { cx } from "./classes";
+import { cx } from "./class-names";
 
 type Kind = "primary" | "plain" | "quiet" | "danger";
 
 const KINDS: Record<Kind, string> = {
-  primary: "bg-indigo text-on-indigo border-transparent hover:bg-indigo-strong",
-  plain: "bg-panel text-ink border-line-strong/50 hover:border-line-strong hover:bg-sunken",
-  quiet: "bg-transparent text-ink-soft border-transparent hover:bg-sunken hover:text-ink",
-  danger: "bg-panel text-madder border-line-strong/50 hover:border-madder hover:bg-madder-soft",
+  primary: "bg-primary text-primary-foreground border-transparent hover:bg-primary-hover",
+  plain: "bg-card text-foreground border-input/50 hover:border-input hover:bg-muted",
+  quiet: "bg-transparent text-secondary-foreground border-transparent hover:bg-muted hover:text-foreground",
+  danger: "bg-card text-destructive border-input/50 hover:border-destructive hover:bg-destructive-subtle",
 };
 const SIZES = { small: "h-7 px-2 text-xs gap-1.5", normal: "h-8 px-3 text-sm gap-2" };
 const SHAPE =
@@ -70,7 +70,7 @@ export function IconButton({
       title={label}
       {...rest}
       className={cx(
-        "inline-grid size-7 place-items-center rounded text-ink-soft hover:bg-sunken hover:text-ink",
+        "inline-grid size-7 place-items-center rounded text-secondary-foreground hover:bg-muted hover:text-foreground",
         "disabled:opacity-40 disabled:pointer-events-none",
         className,
       )}

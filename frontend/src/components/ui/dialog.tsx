@@ -1,7 +1,7 @@
 "use client";
 import { type ReactNode, useEffect, useId, useLayoutEffect, useRef } from "react";
 import { Button, IconButton } from "./button";
-import { cx } from "./classes";
+import { cx } from "./class-names";
 import { CloseIcon } from "./icons";
 
 /** The browser's own modal dialog: focus is held in it, Escape closes it, focus returns. */
@@ -45,7 +45,7 @@ export function Dialog({
       onClick={(event) =>
         event.target === element.current && pressed.current === element.current && onClose()
       }
-      className={cx("w-[calc(100vw-2rem)] rounded-xl border bg-panel p-0 shadow-float", width)}
+      className={cx("w-[calc(100vw-2rem)] rounded-xl border bg-card p-0 shadow-float", width)}
     >
       {isOpen && (
         <div className="flex max-h-[85dvh] flex-col">
@@ -82,7 +82,7 @@ export function Confirm({
 }) {
   return (
     <Dialog title={title} isOpen={isOpen} onClose={onClose} width="max-w-md">
-      <div className="text-sm text-ink-soft">{children}</div>
+      <div className="text-sm text-secondary-foreground">{children}</div>
       <div className="mt-4 flex justify-end gap-2">
         <Button onClick={onClose}>Keep it</Button>
         <Button

@@ -78,7 +78,7 @@ export const CheckIcon = icon(<path d="m3 8.500 3.500 3.500L13 4.500" />);
 export const GripIcon = icon(<path d="M6 4v.1M6 8v.1M6 12v.1M10 4v.1M10 8v.1M10 12v.1" />);
 
 /** Warp and weft. */
-export function Mark({ className = "size-5" }: { className?: string }) {
+export function Logo({ className = "size-5" }: { className?: string }) {
   return (
     <svg
       viewBox="0 0 24 24"

@@ -1,11 +1,11 @@
 "use client";
 import type { ComponentProps, InputHTMLAttributes, SelectHTMLAttributes } from "react";
-import { cx } from "./classes";
+import { cx } from "./class-names";
 import { SearchIcon } from "./icons";
 
 const SHAPE =
-  "w-full min-w-0 rounded border border-line-strong/70 bg-panel pr-2.5 text-sm text-ink placeholder:text-ink-faint " +
-  "hover:border-line-strong disabled:opacity-60 aria-[invalid=true]:border-madder";
+  "w-full min-w-0 rounded border border-input/70 bg-card pr-2.5 text-sm text-foreground placeholder:text-muted-foreground " +
+  "hover:border-input disabled:opacity-60 aria-[invalid=true]:border-destructive";
 
 export function Input({ className, ...rest }: InputHTMLAttributes<HTMLInputElement>) {
   return (
@@ -36,7 +36,7 @@ export function SearchInput({ label, hint, value, onSearch, isSmall, className, 
     <label className={cx("relative block", className)}>
       <span className="sr-only">{label}</span>
       <SearchIcon
-        className={cx("absolute size-4 text-ink-faint", isSmall ? "top-1.5 left-2" : "top-2 left-2.5")}
+        className={cx("absolute size-4 text-muted-foreground", isSmall ? "top-1.5 left-2" : "top-2 left-2.5")}
       />
       <Input
         type="search"
@@ -80,13 +80,13 @@ export function Switch({
       onClick={() => onChange(!checked)}
       className={cx(
         "relative h-5 w-9 shrink-0 rounded-full border transition-colors",
-        checked ? "border-indigo bg-indigo" : "border-line-strong bg-sunken",
+        checked ? "border-primary bg-primary" : "border-input bg-muted",
       )}
     >
       <span
         className={cx(
           "absolute top-[3px] left-[3px] size-3 rounded-full transition-transform",
-          checked ? "translate-x-4 bg-on-indigo" : "bg-ink-faint",
+          checked ? "translate-x-4 bg-primary-foreground" : "bg-muted-foreground",
         )}
       />
     </button>
@@ -95,6 +95,10 @@ export function Switch({
 
 export function Checkbox({ className, ...rest }: InputHTMLAttributes<HTMLInputElement>) {
   return (
-    <input type="checkbox" {...rest} className={cx("block size-4 cursor-pointer accent-indigo", className)} />
+    <input
+      type="checkbox"
+      {...rest}
+      className={cx("block size-4 cursor-pointer accent-primary", className)}
+    />
   );
 }

@@ -1,7 +1,7 @@
 "use client";
 import { type ReactNode, useEffect, useRef, useState } from "react";
 import { Button } from "./button";
-import { cx } from "./classes";
+import { cx } from "./class-names";
 import { DownIcon } from "./icons";
 
 export interface MenuItem {
@@ -59,7 +59,7 @@ export function Menu({
       {isOpen && (
         <div
           role="menu"
-          className="absolute right-0 z-30 mt-1 min-w-52 rounded-lg border bg-panel p-1 shadow-float"
+          className="absolute right-0 z-30 mt-1 min-w-52 rounded-lg border bg-card p-1 shadow-float"
         >
           {items.map((item, index) => (
             <button
@@ -72,12 +72,12 @@ export function Menu({
                 item.onChoose();
               }}
               className={cx(
-                "block w-full rounded px-2.5 py-1.5 text-left text-sm hover:bg-sunken disabled:opacity-50",
-                item.isDangerous && "text-madder",
+                "block w-full rounded px-2.5 py-1.5 text-left text-sm hover:bg-muted disabled:opacity-50",
+                item.isDangerous && "text-destructive",
               )}
             >
               {item.label}
-              {item.note && <span className="block text-xs text-ink-faint">{item.note}</span>}
+              {item.note && <span className="block text-xs text-muted-foreground">{item.note}</span>}
             </button>
           ))}
         </div>

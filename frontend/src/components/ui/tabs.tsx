@@ -1,6 +1,6 @@
 "use client";
 import { type KeyboardEvent, type ReactNode, useRef } from "react";
-import { cx } from "./classes";
+import { cx } from "./class-names";
 
 export interface Tab<Name extends string> {
   name: Name;
@@ -55,8 +55,8 @@ export function Tabs<Name extends string>({
           className={cx(
             "h-9 shrink-0 border-b-2 px-3 text-sm font-medium whitespace-nowrap",
             tab.name === chosen
-              ? "border-indigo text-ink"
-              : "border-transparent text-ink-soft hover:text-ink",
+              ? "border-primary text-foreground"
+              : "border-transparent text-secondary-foreground hover:text-foreground",
           )}
         >
           {tab.label}
@@ -75,7 +75,7 @@ export function TabPanel({ name, children }: { name: string; children: ReactNode
 }
 
 /** One of a few: a row of buttons in place of a menu. */
-export function Choice<Value extends string | number>({
+export function ToggleGroup<Value extends string | number>({
   label,
   options,
   value,
@@ -87,7 +87,7 @@ export function Choice<Value extends string | number>({
   onChange: (value: Value) => void;
 }) {
   return (
-    <div role="group" aria-label={label} className="inline-flex rounded border bg-sunken p-0.5">
+    <div role="group" aria-label={label} className="inline-flex rounded border bg-muted p-0.5">
       {options.map((option) => (
         <button
           key={option.value}
@@ -97,8 +97,8 @@ export function Choice<Value extends string | number>({
           className={cx(
             "h-6 min-w-6 rounded-[3px] px-2 text-xs font-medium",
             option.value === value
-              ? "bg-panel text-indigo shadow-[0_0_0_1px_var(--line-strong)]"
-              : "text-ink-soft hover:text-ink",
+              ? "bg-card text-primary shadow-[0_0_0_1px_var(--input)]"
+              : "text-secondary-foreground hover:text-foreground",
           )}
         >
           {option.label}

@@ -2,7 +2,7 @@
 import { createContext, type ReactNode, useCallback, useContext, useMemo, useRef, useState } from "react";
 import { Problem } from "@/lib/api/client";
 import { IconButton } from "./button";
-import { cx } from "./classes";
+import { cx } from "./class-names";
 import { CloseIcon } from "./icons";
 
 export interface Toast {
@@ -67,14 +67,14 @@ export function ToastProvider({ children }: { children: ReactNode }) {
           <div
             key={toast.id}
             className={cx(
-              "flex gap-2 rounded-lg border bg-panel py-2 pr-1 pl-3 text-sm shadow-float",
-              toast.isBad && "border-madder",
+              "flex gap-2 rounded-lg border bg-card py-2 pr-1 pl-3 text-sm shadow-float",
+              toast.isBad && "border-destructive",
             )}
           >
             <div className="min-w-0 flex-1 py-0.5">
               <p className="font-medium">{toast.title}</p>
               {toast.detail && (
-                <p className="text-xs text-ink-soft [overflow-wrap:anywhere]">{toast.detail}</p>
+                <p className="text-xs text-secondary-foreground [overflow-wrap:anywhere]">{toast.detail}</p>
               )}
             </div>
             <IconButton label="Dismiss" onClick={() => drop(toast.id)}>

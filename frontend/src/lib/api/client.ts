@@ -1,5 +1,5 @@
 import createClient from "openapi-fetch";
-import { BASE } from "@/lib/base";
+import { BASE } from "@/lib/base-path";
 import type { components, paths } from "./schema";
 
 export type Schemas = components["schemas"];

@@ -1,0 +1,176 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { useState } from "react";
+import { Button } from "@/components/ui/button";
+import { Dialog } from "@/components/ui/dialog";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { ChevronIcon } from "@/components/ui/icons";
+import { Checkbox } from "@/components/ui/inputs";
+import { Empty, Skeleton } from "@/components/ui/panel";
+import { type Library, library } from "@/lib/api/models";
+import { checkpoints, isTraining, roots, runs } from "@/lib/api/queries";
+import { ago, bytes } from "@/lib/format";
+
+/** Kinds of model files that draw by themselves or on a base. */
+const DRAWS = new Set(["lora", "checkpoint", "network"]);
+
+interface Picking {
+  chosen: ReadonlySet<string>;
+  onToggle: (path: string) => void;
+}
+
+function One({ path, name, note, chosen, onToggle }: Picking & { path: string; name: string; note: string }) {
+  return (
+    <li>
+      <label className="flex min-h-8 items-center gap-2.5 px-3 py-1 text-sm hover:bg-muted">
+        <Checkbox checked={chosen.has(path)} onChange={() => onToggle(path)} />
+        <span className="flex min-w-0 flex-1 items-baseline justify-between gap-x-2.5 max-sm:flex-col">
+          <span className="figure max-w-full truncate text-xs" title={path}>
+            {name}
+          </span>
+          <span className="text-xs text-muted-foreground sm:shrink-0">{note}</span>
+        </span>
+      </label>
+    </li>
+  );
+}
+
+/** A group that is read when it is opened; it tells how many of it are chosen. */
+function Group({
+  title,
+  num,
+  isFirst,
+  children,
+}: {
+  title: string;
+  num: number;
+  isFirst: boolean;
+  children: (isOpen: boolean) => React.ReactNode;
+}) {
+  const [isOpen, setOpen] = useState(isFirst || num > 0);
+  return (
+    <details
+      open={isOpen}
+      onToggle={(event) => setOpen(event.currentTarget.open)}
+      className="group rounded border"
+    >
+      <summary className="flex h-9 items-center gap-2 px-3 text-sm font-medium hover:bg-muted">
+        <ChevronIcon className="size-3.5 transition-transform group-open:rotate-90" />
+        <span className="min-w-0 flex-1 truncate">{title}</span>
+        {num > 0 && <span className="figure text-xs text-primary">{num} chosen</span>}
+      </summary>
+      <div className="border-t py-1">{children(isOpen)}</div>
+    </details>
+  );
+}
+
+function OfRun({ id, dir, isOpen, ...picking }: Picking & { id: string; dir: string; isOpen: boolean }) {
+  const { data, error } = useQuery({ ...checkpoints(id), enabled: isOpen });
+  if (error) return <ErrorAlert error={error} />;
+  if (!data) return <Skeleton className="m-2 h-8" />;
+  const found = data.checkpoints.map((each) => ({ ...each, path: `${dir}/checkpoints/${each.name}` }));
+  if (found.length === 0)
+    return <p className="px-3 py-1.5 text-xs text-muted-foreground">It has saved none yet.</p>;
+  const isWhole = found.every((each) => picking.chosen.has(each.path));
+  return (
+    <ul aria-label={`Checkpoints of ${id}`}>
+      {found.map(({ path, name, size, time }) => (
+        <One key={path} path={path} name={name} note={`${bytes(size)} · ${ago(time)}`} {...picking} />
+      ))}
+      {found.length > 1 && (
+        <li className="px-3 py-1">
+          <Button
+            size="small"
+            kind="quiet"
+            onClick={() => {
+              for (const { path } of found) if (picking.chosen.has(path) === isWhole) picking.onToggle(path);
+            }}
+          >
+            {isWhole ? "None of them" : "All of them"}
+          </Button>
+        </li>
+      )}
+    </ul>
+  );
+}
+
+/** LoRAs and weights outside of runs, whose checkpoints have groups of their own. */
+const ownOf = (shelf: Library | undefined, runsDir: string) =>
+  shelf?.models.filter((each) => DRAWS.has(each.kind) && !each.path.startsWith(`${runsDir}/`)) ?? [];
+
+function List(picking: Picking) {
+  const { data: folders } = useQuery(roots);
+  const { data: made, error } = useQuery(runs());
+  const { data: shelf } = useQuery({ ...library, retry: false });
+  const dir = folders?.find((root) => root.name === "runs")?.path;
+  if (error) return <ErrorAlert error={error} />;
+  if (!made || !dir) return <Skeleton className="h-40" />;
+  const trained = made.runs.filter((run) => isTraining(run) && run.checkpoint);
+  const own = ownOf(shelf, dir);
+  const numOf = (is: (path: string) => boolean) => [...picking.chosen].filter(is).length;
+  if (trained.length + own.length === 0)
+    return <Empty title="Nothing to draw with yet">A run's checkpoints are here once it saves them.</Empty>;
+  return (
+    <div className="grid grid-cols-1 gap-2">
+      {trained.map((run, index) => (
+        <Group
+          key={run.id}
+          title={run.id}
+          num={numOf((path) => path.startsWith(`${dir}/${run.id}/`))}
+          isFirst={index === 0}
+        >
+          {(isOpen) => <OfRun id={run.id} dir={`${dir}/${run.id}`} isOpen={isOpen} {...picking} />}
+        </Group>
+      ))}
+      {own.length > 0 && (
+        <Group
+          title="Models"
+          num={numOf((path) => own.some((each) => each.path === path))}
+          isFirst={trained.length === 0}
+        >
+          {() => (
+            <ul aria-label="Models">
+              {own.map(({ path, name, words, size }) => (
+                <One key={path} path={path} name={name} note={`${words} · ${bytes(size)}`} {...picking} />
+              ))}
+            </ul>
+          )}
+        </Group>
+      )}
+    </div>
+  );
+}
+
+/** Checkpoints of runs, and model files, to be ticked; paths that stand there already stay. */
+export function CheckpointPicker({
+  value,
+  onChange,
+}: {
+  value: string[];
+  onChange: (paths: string[]) => void;
+}) {
+  const [isOpen, setOpen] = useState(false);
+  const chosen = new Set(value);
+  const onToggle = (path: string) => {
+    if (!chosen.delete(path)) chosen.add(path);
+    onChange([...chosen].filter(Boolean));
+  };
+  return (
+    <>
+      <Button size="small" className="justify-self-start" onClick={() => setOpen(true)}>
+        Choose checkpoints
+      </Button>
+      <Dialog title="What draws" isOpen={isOpen} onClose={() => setOpen(false)} width="max-w-2xl">
+        <List chosen={chosen} onToggle={onToggle} />
+        <div className="mt-4 flex items-center justify-end gap-3">
+          <span role="status" className="text-xs text-secondary-foreground">
+            {chosen.size} chosen
+          </span>
+          <Button kind="primary" onClick={() => setOpen(false)}>
+            Done
+          </Button>
+        </div>
+      </Dialog>
+    </>
+  );
+}

@@ -1,0 +1,89 @@
+"use client";
+import { IconButton } from "@/components/ui/button";
+import { cx } from "@/components/ui/class-names";
+import { HelpText } from "@/components/ui/help-text";
+import { UndoIcon } from "@/components/ui/icons";
+import { type Json, shown } from "@/lib/json";
+import type { Field } from "@/lib/schema";
+import { FieldInput } from "./field-input";
+import { useForm, useValue } from "./form-context";
+
+/** One field: its name, its control, what it means, what it was, and what is wrong with it. */
+export function FieldRow({ field, path = field.path }: { field: Field; path?: string[] }) {
+  const { set, problems } = useForm();
+  const { value, before, isChanged } = useValue(path, field.initial);
+  const dotted = path.join(".");
+  const id = `field-${dotted}`;
+  const wrong = [...problems]
+    .filter(([place]) => place === dotted || place.startsWith(`${dotted}.`))
+    .flatMap(([, messages]) => messages);
+  const onChange = (next: Json | undefined) => set(path, next);
+  // What was not yet said is no mistake: it is marked in another colour.
+  const isOpen = wrong.every((message) => /^(is needed|needs at least 1 )/.test(message));
+  const note = [field.unit, field.range].filter(Boolean).join(" · ");
+  return (
+    <div
+      data-field={dotted}
+      className={cx(
+        "grid gap-x-5 gap-y-1 border-l-2 py-2.5 pr-4 pl-3.5 sm:grid-cols-[minmax(9rem,13rem)_minmax(0,1fr)]",
+        wrong.length > 0
+          ? isOpen
+            ? "border-l-warning"
+            : "border-l-destructive"
+          : isChanged
+            ? "border-l-primary"
+            : "border-l-transparent",
+      )}
+    >
+      <div className="min-w-0 pt-1.5">
+        <label htmlFor={id} className="block text-sm font-medium">
+          {field.title}
+          {field.isRequired && <span className="text-destructive"> *</span>}
+        </label>
+        <code className="figure block truncate text-2xs text-muted-foreground" title={dotted}>
+          {path[path.length - 1]}
+        </code>
+      </div>
+      <div className="min-w-0">
+        <div className="flex items-start gap-1.5">
+          <div className="min-w-0 flex-1">
+            <FieldInput
+              field={field}
+              id={id}
+              describedBy={`${id}-help`}
+              isInvalid={wrong.length > 0 && !isOpen}
+              value={value}
+              onChange={onChange}
+            />
+          </div>
+          <IconButton
+            label={`Back to ${shown(before ?? null)}`}
+            className={cx("mt-0.5", !isChanged && "invisible")}
+            onClick={() => onChange(before ?? null)}
+          >
+            <UndoIcon className="size-3.5" />
+          </IconButton>
+        </div>
+        <div id={`${id}-help`} className="mt-1 max-w-[75ch] text-xs text-muted-foreground">
+          {wrong.map((message) => (
+            <p
+              key={message}
+              role="alert"
+              className={cx("font-medium", isOpen ? "text-warning" : "text-destructive")}
+            >
+              {message}
+            </p>
+          ))}
+          <HelpText text={field.help} />{" "}
+          {note && <span className="whitespace-nowrap text-muted-foreground">({note})</span>}
+          {isChanged && (
+            <span className="text-primary">
+              {" "}
+              was <code className="figure">{shown(before ?? null)}</code>
+            </span>
+          )}
+        </div>
+      </div>
+    </div>
+  );
+}

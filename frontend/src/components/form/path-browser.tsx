@@ -1,0 +1,151 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { useState } from "react";
+import { Button } from "@/components/ui/button";
+import { Dialog } from "@/components/ui/dialog";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { ChevronIcon, DataIcon, ModelIcon } from "@/components/ui/icons";
+import { Empty, Skeleton } from "@/components/ui/panel";
+import { api, got } from "@/lib/api/client";
+import { roots } from "@/lib/api/queries";
+import { bytes } from "@/lib/format";
+
+interface Spot {
+  root: string;
+  path: string;
+}
+
+function Listing({
+  spot,
+  onGo,
+  onChoose,
+}: {
+  spot: Spot;
+  onGo: (path: string) => void;
+  onChoose: (path: string) => void;
+}) {
+  const { data, error } = useQuery({
+    queryKey: ["roots", spot.root, spot.path, 5000],
+    queryFn: () =>
+      got(
+        api.GET("/api/roots/{root}/list", {
+          params: { path: { root: spot.root }, query: { path: spot.path, limit: 5000 } },
+        }),
+      ),
+  });
+  if (error) return <ErrorAlert error={error} />;
+  if (!data) return <Skeleton className="h-48" />;
+  if (data.total === 0) return <Empty title="This folder is empty" />;
+  return (
+    <ul className="h-80 divide-y overflow-y-auto rounded border">
+      {data.entries.map((entry) => (
+        <li key={entry.path}>
+          <button
+            type="button"
+            onClick={() =>
+              entry.is_folder ? onGo([spot.path, entry.name].filter(Boolean).join("/")) : onChoose(entry.path)
+            }
+            className="flex h-8 w-full items-center gap-2 px-3 text-left text-sm hover:bg-muted"
+          >
+            {entry.is_folder ? (
+              <ChevronIcon className="size-3.5 text-primary" />
+            ) : (
+              <DataIcon className="size-3.5 text-muted-foreground" />
+            )}
+            <span className="min-w-0 flex-1 truncate">{entry.name}</span>
+            {!entry.is_folder && (
+              <span className="figure text-xs text-muted-foreground">{bytes(entry.size)}</span>
+            )}
+          </button>
+        </li>
+      ))}
+    </ul>
+  );
+}
+
+/** Chooses a file or folder below the studio's roots; what fits is on top. */
+export function PathBrowser({
+  title,
+  found,
+  onChoose,
+  onClose,
+}: {
+  title: string;
+  found: string[];
+  onChoose: (path: string) => void;
+  onClose: () => void;
+}) {
+  const { data, error } = useQuery(roots);
+  const [spot, setSpot] = useState<Spot | null>(null);
+  const root = data?.find((one) => one.name === spot?.root);
+  const here = spot && root ? [root.path, spot.path].filter(Boolean).join("/") : null;
+  const up = () =>
+    setSpot(spot?.path ? { root: spot.root, path: spot.path.split("/").slice(0, -1).join("/") } : null);
+  return (
+    <Dialog title={title} isOpen onClose={onClose} width="max-w-2xl">
+      <div className="grid gap-4">
+        {error && <ErrorAlert error={error} />}
+        {!spot && found.length > 0 && (
+          <section>
+            <h3 className="label mb-1">Found, and fits</h3>
+            <ul className="divide-y rounded border">
+              {found.map((path) => (
+                <li key={path}>
+                  <button
+                    type="button"
+                    className="flex w-full items-center gap-2 px-3 py-2 text-left text-sm hover:bg-muted"
+                    onClick={() => onChoose(path)}
+                  >
+                    <ModelIcon className="size-3.5 text-primary" />
+                    <span className="min-w-0 [overflow-wrap:anywhere]">{path}</span>
+                  </button>
+                </li>
+              ))}
+            </ul>
+          </section>
+        )}
+        {spot ? (
+          <>
+            <div className="flex items-center justify-between gap-2 text-sm">
+              <code className="figure min-w-0 text-xs [overflow-wrap:anywhere]">{here}</code>
+              <span className="flex gap-1.5">
+                <Button size="small" onClick={up}>
+                  Up
+                </Button>
+                <Button size="small" kind="primary" onClick={() => here && onChoose(here)}>
+                  Choose this folder
+                </Button>
+              </span>
+            </div>
+            <Listing spot={spot} onGo={(path) => setSpot({ ...spot, path })} onChoose={onChoose} />
+          </>
+        ) : (
+          <section>
+            <h3 className="label mb-1">Folders of the studio</h3>
+            <ul className="divide-y rounded border">
+              {data?.map((one) => (
+                <li key={one.name}>
+                  <button
+                    type="button"
+                    disabled={!one.exists}
+                    onClick={() => setSpot({ root: one.name, path: "" })}
+                    className="flex w-full items-center justify-between gap-3 px-3 py-2 text-left text-sm hover:bg-muted disabled:opacity-60"
+                  >
+                    <span className="font-medium">{one.name}</span>
+                    <code className="figure min-w-0 truncate text-xs text-muted-foreground">
+                      {one.exists ? one.path : "not there yet"}
+                    </code>
+                  </button>
+                </li>
+              ))}
+            </ul>
+            <p className="mt-2 text-xs text-muted-foreground">
+              Start the studio with <code className="figure">--root NAME=DIR</code> to open another folder to
+              it.
+            </p>
+          </section>
+        )}
+      </div>
+    </Dialog>
+  );
+}

@@ -1,0 +1,87 @@
+"use client";
+import { useMutation } from "@tanstack/react-query";
+import Link from "next/link";
+import { useEffect } from "react";
+import { Button } from "@/components/ui/button";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { Checkbox, Input } from "@/components/ui/inputs";
+import { fetchJson } from "@/lib/api/client";
+import type { Storage, StoreVerdict } from "@/lib/api/datasets";
+
+/** What the store says, and what to do where it says no. */
+function Verdict({ verdict }: { verdict: StoreVerdict }) {
+  if (verdict.ok) {
+    return (
+      <p className="text-xs text-success">
+        It answers{verdict.first ? `: the first thing in it is ${verdict.first}.` : ", and is empty."}
+      </p>
+    );
+  }
+  return (
+    <p className="text-xs [overflow-wrap:anywhere]">
+      <span className="font-medium text-destructive">{verdict.detail}</span> {verdict.todo}
+    </p>
+  );
+}
+
+/** How a bucket is reached, tried before anything is made of it. */
+export function BucketFields({
+  url,
+  storage,
+  onChange,
+}: {
+  url: string;
+  storage: Storage;
+  onChange: (storage: Storage) => void;
+}) {
+  const test = useMutation({
+    mutationFn: () => fetchJson<StoreVerdict>("/api/stores/test", { url, storage }),
+  });
+  const { reset } = test;
+  // biome-ignore lint/correctness/useExhaustiveDependencies: what was found is of another address
+  useEffect(() => reset(), [url, storage]);
+  const text = (key: "endpoint" | "region", label: string, placeholder: string) => (
+    <label className="grid gap-1 text-sm font-medium">
+      {label}
+      <Input
+        value={storage[key] ?? ""}
+        placeholder={placeholder}
+        autoComplete="off"
+        spellCheck={false}
+        onChange={(event) => onChange({ ...storage, [key]: event.target.value.trim() || undefined })}
+      />
+    </label>
+  );
+  return (
+    <fieldset className="grid gap-3 rounded border p-3">
+      <legend className="label px-1">The bucket's connection</legend>
+      <div className="grid gap-3 sm:grid-cols-2">
+        {text("endpoint", "Endpoint", "none: Amazon's own")}
+        {text("region", "Region", "us-east-1")}
+      </div>
+      <label className="flex items-center gap-2 text-sm">
+        <Checkbox
+          checked={storage.anonymous ?? false}
+          onChange={(event) => onChange({ ...storage, anonymous: event.target.checked || undefined })}
+        />
+        It is public: send no keys
+      </label>
+      <div className="flex flex-wrap items-center justify-between gap-2">
+        <p className="min-w-0 flex-1 text-xs text-muted-foreground">
+          Keys are kept under{" "}
+          <Link href="/settings/" className="underline">
+            Settings
+          </Link>
+          , and never shown.
+        </p>
+        <Button size="small" isBusy={test.isPending} onClick={() => test.mutate()}>
+          Test it
+        </Button>
+      </div>
+      <div role="status">
+        {test.error && <ErrorAlert error={test.error} />}
+        {test.data && <Verdict verdict={test.data} />}
+      </div>
+    </fieldset>
+  );
+}

@@ -1,0 +1,233 @@
+"use client";
+import { useMutation, useQueryClient } from "@tanstack/react-query";
+import { useRouter } from "next/navigation";
+import { type FormEvent, useState } from "react";
+import { Button } from "@/components/ui/button";
+import { Dialog } from "@/components/ui/dialog";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { Input, Select } from "@/components/ui/inputs";
+import { runHref } from "@/features/run/run-progress";
+import { fetchJson, type RunView } from "@/lib/api/client";
+import type { DataSet } from "@/lib/api/datasets";
+import { count } from "@/lib/format";
+
+export type Asked = "lint" | "convert" | "export";
+
+interface Finding {
+  kind: string;
+  line: number;
+  filename: string;
+  message: string;
+}
+
+interface Result {
+  errors?: number;
+  warnings?: number;
+  counts?: Record<string, number>;
+  findings?: Finding[];
+  rows?: number;
+  usable?: number;
+  buckets?: { width: number; height: number; rows: number }[];
+}
+
+interface Answer {
+  result: Result | null;
+  run: RunView | null;
+}
+
+const TITLES: Record<Asked, string> = { lint: "Lint", convert: "Make a JSONL", export: "Export" };
+const MOST_SHOWN = 300;
+
+/** How a folder is read, where the studio cannot tell by itself. */
+const FORMS = {
+  auto: "detected",
+  folder: "images with caption files",
+  kohya: "Kohya folders with repeats (10_name)",
+  table: "a table, such as metadata.jsonl",
+  webdataset: "tar archives (webdataset)",
+  huggingface: "a saved Hugging Face dataset",
+};
+
+/** What lint found: numbers first, then each finding with its row. */
+function Report({ result, onItem }: { result: Result; onItem: (item: string) => void }) {
+  const [kind, setKind] = useState<string | null>(null);
+  const findings = (result.findings ?? []).filter((each) => kind === null || each.kind === kind);
+  const most = Math.max(...(result.buckets ?? []).map((bucket) => bucket.rows), 1);
+  return (
+    <div className="grid gap-3 text-sm">
+      <p>
+        <strong>{count(result.usable)}</strong> of {count(result.rows)} images can be trained on; errors:{" "}
+        {count(result.errors)}, warnings: {count(result.warnings)}.
+      </p>
+      <div className="flex flex-wrap gap-1.5">
+        {Object.entries(result.counts ?? {}).map(([name, number]) => (
+          <Button
+            key={name}
+            size="small"
+            aria-pressed={kind === name}
+            onClick={() => setKind(kind === name ? null : name)}
+          >
+            {name.replaceAll("_", " ")} <span className="figure text-muted-foreground">{count(number)}</span>
+          </Button>
+        ))}
+      </div>
+      {result.buckets && result.buckets.length > 0 && (
+        <ul className="flex h-24 items-end gap-px rounded bg-muted p-2" aria-label="Rows in each bucket">
+          {result.buckets.map((bucket) => (
+            <li
+              key={`${bucket.width}x${bucket.height}`}
+              title={`${bucket.width} × ${bucket.height}: ${bucket.rows} rows`}
+              className="min-w-1 flex-1 rounded-t bg-primary"
+              style={{ height: `${Math.max(3, (bucket.rows / most) * 100)}%` }}
+            />
+          ))}
+        </ul>
+      )}
+      <ul className="max-h-80 divide-y overflow-y-auto rounded border text-xs">
+        {findings.slice(0, MOST_SHOWN).map((each) => (
+          <li key={`${each.kind}${each.line}${each.message}`}>
+            <button
+              type="button"
+              className="grid w-full gap-0.5 px-3 py-1.5 text-left hover:bg-muted"
+              onClick={() => onItem(each.filename)}
+            >
+              <span className="figure [overflow-wrap:anywhere]">{each.filename}</span>
+              <span className="text-secondary-foreground">
+                {each.kind.replaceAll("_", " ")}: {each.message}
+              </span>
+            </button>
+          </li>
+        ))}
+      </ul>
+      {findings.length > MOST_SHOWN && (
+        <p className="text-xs text-muted-foreground">
+          The first {MOST_SHOWN} of {count(findings.length)}.
+        </p>
+      )}
+    </div>
+  );
+}
+
+interface Props {
+  dataset: DataSet;
+  asked: Asked | null;
+  onClose: () => void;
+  onItem: (item: string) => void;
+}
+
+/** Lint, conversion and export: small sets are answered at once, large ones become a run. */
+export function DatasetTasks({ dataset, asked, onClose, onItem }: Props) {
+  return (
+    <Dialog
+      title={asked ? `${TITLES[asked]}: ${dataset.name}` : ""}
+      isOpen={asked !== null}
+      onClose={onClose}
+      width="max-w-2xl"
+    >
+      {asked && <Form dataset={dataset} asked={asked} onClose={onClose} onItem={onItem} />}
+    </Dialog>
+  );
+}
+
+function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
+  const router = useRouter();
+  const client = useQueryClient();
+  const [name, setName] = useState(asked === "convert" ? `${dataset.name}.jsonl` : `${dataset.name}-kohya`);
+  const [captions, setCaptions] = useState("auto");
+  const [form, setForm] = useState("auto");
+  const [to, setTo] = useState("kohya");
+  const [resolution, setResolution] = useState("512");
+  const bodies: Record<Asked, unknown> = {
+    lint: {
+      base_resolution: resolution
+        .split(/[\s,]+/)
+        .filter(Boolean)
+        .map(Number),
+      form,
+    },
+    convert: { name: name.trim(), captions, form, replace: true },
+    export: { name: name.trim(), to },
+  };
+  const work = useMutation({
+    mutationFn: () =>
+      fetchJson<Answer>(`/api/datasets/${encodeURIComponent(dataset.name)}/${asked}`, bodies[asked]),
+    onSuccess: ({ run }) => {
+      void client.invalidateQueries({ queryKey: ["datasets"] });
+      if (run) router.push(runHref(run.id));
+    },
+  });
+  const onSubmit = (event: FormEvent) => {
+    event.preventDefault();
+    work.mutate();
+  };
+  const made = work.data?.result;
+  return (
+    <form className="grid gap-3" onSubmit={onSubmit}>
+      {asked === "lint" && (
+        <label className="grid gap-1 text-sm font-medium">
+          Resolutions of the buckets
+          <Input
+            value={resolution}
+            onChange={(event) => setResolution(event.target.value)}
+            inputMode="numeric"
+          />
+        </label>
+      )}
+      {asked !== "lint" && (
+        <label className="grid gap-1 text-sm font-medium">
+          Name of the new data set
+          <Input value={name} onChange={(event) => setName(event.target.value)} required />
+        </label>
+      )}
+      {asked !== "export" && dataset.kind === "folder" && (
+        <label className="grid gap-1 text-sm font-medium">
+          Read the folder as
+          <Select value={form} onChange={(event) => setForm(event.target.value)}>
+            {Object.entries(FORMS).map(([value, label]) => (
+              <option key={value} value={value}>
+                {label}
+              </option>
+            ))}
+          </Select>
+        </label>
+      )}
+      {asked === "convert" && (
+        <label className="grid gap-1 text-sm font-medium">
+          Captions are
+          <Select value={captions} onChange={(event) => setCaptions(event.target.value)}>
+            <option value="auto">seen from each one</option>
+            <option value="tags">tags</option>
+            <option value="prose">prose</option>
+          </Select>
+        </label>
+      )}
+      {asked === "export" && (
+        <label className="grid gap-1 text-sm font-medium">
+          To
+          <Select value={to} onChange={(event) => setTo(event.target.value)}>
+            <option value="kohya">Kohya's folders</option>
+            <option value="kohya-toml">Kohya's TOML, pictures stay</option>
+            <option value="webdataset">webdataset</option>
+            <option value="parquet">parquet</option>
+          </Select>
+        </label>
+      )}
+      {work.error && <ErrorAlert error={work.error} />}
+      {made && asked === "lint" && <Report result={made} onItem={onItem} />}
+      {made && asked !== "lint" && (
+        <p role="status" className="text-sm text-success">
+          {name} is made{made.rows != null && `, with ${count(made.rows)} rows`}. It is listed under Data sets
+          and in the training form.
+        </p>
+      )}
+      <div className="flex justify-end gap-2">
+        <Button onClick={onClose}>{made ? "Close" : "Cancel"}</Button>
+        {!(made && asked !== "lint") && (
+          <Button type="submit" kind="primary" isBusy={work.isPending}>
+            {TITLES[asked]}
+          </Button>
+        )}
+      </div>
+    </form>
+  );
+}

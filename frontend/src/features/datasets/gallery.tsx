@@ -1,0 +1,118 @@
+"use client";
+import { useQueries } from "@tanstack/react-query";
+import { useVirtualizer } from "@tanstack/react-virtual";
+import { useEffect, useRef, useState } from "react";
+import { cx } from "@/components/ui/class-names";
+import { Skeleton } from "@/components/ui/panel";
+import { PAGE, type Picture, pictures, type Wanted } from "@/lib/api/datasets";
+
+const TILE = 148;
+const GAP = 8;
+
+/** Pictures by their place in the list, loaded a page at a time as they come into sight. */
+export function usePictures(name: string, wanted: Wanted, pages: number[]) {
+  const found = useQueries({ queries: pages.map((page) => pictures(name, wanted, page)) });
+  const byPage = new Map(pages.map((page, index) => [page, found[index]]));
+  const at = (index: number): Picture | undefined =>
+    byPage.get(Math.floor(index / PAGE))?.data?.images[index % PAGE];
+  const now = found.find((each) => each.data)?.data?.total;
+  // While pages that were never seen are read, there are as many as before.
+  const last = useRef<{ wanted: Wanted; total: number } | null>(null);
+  if (now !== undefined) last.current = { wanted, total: now };
+  const total = now ?? (last.current?.wanted === wanted ? last.current.total : undefined);
+  return { at, total, error: found.find((each) => each.error)?.error };
+}
+
+interface Props {
+  total: number;
+  chosen: number | null;
+  at: (index: number) => Picture | undefined;
+  onSee: (pages: number[]) => void;
+  onChoose: (index: number) => void;
+}
+
+/** A wall of a hundred thousand pictures: only those in sight exist. */
+export function Gallery({ total, chosen, at, onSee, onChoose }: Props) {
+  const scroller = useRef<HTMLDivElement>(null);
+  const [width, setWidth] = useState(800);
+  useEffect(() => {
+    const element = scroller.current;
+    if (!element) return;
+    const observer = new ResizeObserver(() => setWidth(element.clientWidth));
+    observer.observe(element);
+    return () => observer.disconnect();
+  }, []);
+  const columns = Math.max(2, Math.floor((width + GAP) / (TILE + GAP)));
+  const side = (width - GAP * (columns - 1)) / columns;
+  const rows = useVirtualizer({
+    count: Math.ceil(total / columns),
+    getScrollElement: () => scroller.current,
+    estimateSize: () => side + GAP,
+    overscan: 3,
+  });
+  // biome-ignore lint/correctness/useExhaustiveDependencies: all rows are measured anew when tiles change
+  useEffect(() => rows.measure(), [side]);
+  const items = rows.getVirtualItems();
+  const first = items[0]?.index ?? 0;
+  const last = items[items.length - 1]?.index ?? 0;
+  const from = Math.floor((first * columns) / PAGE);
+  const to = Math.floor(Math.max(0, (last + 1) * columns - 1) / PAGE);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: it comes into sight when it is chosen, not later
+  useEffect(() => {
+    if (chosen !== null) rows.scrollToIndex(Math.floor(chosen / columns));
+  }, [chosen]);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: only the pages in sight matter
+  useEffect(() => onSee(Array.from({ length: to - from + 1 }, (_, index) => from + index)), [from, to]);
+  return (
+    <div ref={scroller} className="h-[calc(100dvh-15rem)] min-h-96 overflow-y-auto">
+      <ul className="relative" style={{ height: rows.getTotalSize() }}>
+        {items.flatMap((row) =>
+          Array.from({ length: columns }, (_, column) => {
+            const index = row.index * columns + column;
+            if (index >= total) return null;
+            const picture = at(index);
+            return (
+              <li
+                key={index}
+                className="absolute"
+                style={{ top: row.start, left: column * (side + GAP), width: side, height: side }}
+              >
+                {picture ? (
+                  <button
+                    type="button"
+                    aria-pressed={index === chosen}
+                    onClick={() => onChoose(index)}
+                    className={cx(
+                      "relative block size-full overflow-hidden rounded border bg-muted",
+                      index === chosen
+                        ? "border-primary ring-2 ring-primary ring-inset"
+                        : "hover:border-input",
+                    )}
+                  >
+                    <img
+                      src={`${picture.url}?size=256`}
+                      alt=""
+                      loading="lazy"
+                      decoding="async"
+                      className="size-full object-contain"
+                    />
+                    <span className="sr-only">{picture.file}: </span>
+                    <span className="absolute inset-x-0 bottom-0 truncate bg-card/85 px-1.5 py-0.5 text-left text-2xs">
+                      {picture.problem ? (
+                        <span className="text-destructive">{picture.problem}</span>
+                      ) : (
+                        picture.caption || <span className="text-warning">no caption</span>
+                      )}
+                    </span>
+                  </button>
+                ) : (
+                  <Skeleton className="size-full" />
+                )}
+              </li>
+            );
+          }),
+        )}
+      </ul>
+    </div>
+  );
+}

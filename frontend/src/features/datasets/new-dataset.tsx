@@ -1,0 +1,85 @@
+"use client";
+import { useMutation, useQueryClient } from "@tanstack/react-query";
+import { useRouter } from "next/navigation";
+import { useState } from "react";
+import { Button } from "@/components/ui/button";
+import { Dialog } from "@/components/ui/dialog";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { Input } from "@/components/ui/inputs";
+import { runHref } from "@/features/run/run-progress";
+import { datasetApi, datasetHref, type Storage } from "@/lib/api/datasets";
+import { BucketFields } from "./bucket-fields";
+import { sourceOf } from "./dataset-source";
+
+/** A data set: a new folder to upload to, one that lies here already, a bucket, or one to be brought here. */
+export function NewDataset({ isOpen, onClose }: { isOpen: boolean; onClose: () => void }) {
+  const router = useRouter();
+  const client = useQueryClient();
+  const [name, setName] = useState("");
+  const [where, setWhere] = useState("");
+  const [storage, setStorage] = useState<Storage>({});
+  const source = sourceOf(where);
+  const isComing = source.kind === "web" || source.kind === "hub";
+  const make = useMutation({
+    /** The page to go to. */
+    mutationFn: async () => {
+      const { kind, ...from } = source;
+      if (isComing) return runHref((await datasetApi.bring({ name: name.trim(), ...from })).id);
+      const made = await datasetApi.create({
+        name: name.trim(),
+        ...from,
+        ...(kind === "bucket" && { storage }),
+      });
+      return datasetHref(made.name);
+    },
+    onSuccess: (href) => {
+      void client.invalidateQueries({ queryKey: ["datasets"] });
+      router.push(href);
+    },
+  });
+  return (
+    <Dialog title="New data set" isOpen={isOpen} onClose={onClose}>
+      <form
+        className="grid gap-3"
+        onSubmit={(event) => {
+          event.preventDefault();
+          make.mutate();
+        }}
+      >
+        <label className="grid gap-1 text-sm font-medium">
+          Name
+          <Input value={name} onChange={(event) => setName(event.target.value)} autoComplete="off" required />
+        </label>
+        <label className="grid gap-1 text-sm font-medium">
+          Where it lies
+          <Input
+            value={where}
+            onChange={(event) => setWhere(event.target.value)}
+            placeholder="none: a new folder, to upload to"
+            autoComplete="off"
+          />
+          <span className="text-xs font-normal text-muted-foreground">
+            A folder or JSONL in one of the studio's folders; a bucket: s3://bucket/folder, gs://, az://; or
+            what is downloaded: the address of a zip, tar or table, or the page of a data set of Hugging Face.
+          </span>
+        </label>
+        {source.kind === "bucket" && (
+          <BucketFields url={source.url} storage={storage} onChange={setStorage} />
+        )}
+        {isComing && (
+          <p className="text-xs text-secondary-foreground">
+            A run brings {source.kind === "hub" ? `${source.repo} from the hub` : "it"} and unpacks it. Only
+            pictures, captions and tables are kept; nothing of it is run.
+          </p>
+        )}
+        {make.error && <ErrorAlert error={make.error} />}
+        <div className="flex justify-end gap-2">
+          <Button onClick={onClose}>Cancel</Button>
+          <Button type="submit" kind="primary" isBusy={make.isPending} disabled={!name.trim()}>
+            {isComing ? "Bring it" : "Make it"}
+          </Button>
+        </div>
+      </form>
+    </Dialog>
+  );
+}

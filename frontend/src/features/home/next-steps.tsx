@@ -1,0 +1,88 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import Link from "next/link";
+import { cx } from "@/components/ui/class-names";
+import { CheckIcon, ChevronIcon } from "@/components/ui/icons";
+import { Panel } from "@/components/ui/panel";
+import { datasets, shelved } from "@/lib/api/datasets";
+import { isTraining, runs, trainerModels } from "@/lib/api/queries";
+
+interface Step {
+  title: string;
+  note: string;
+  href: string;
+  isDone: boolean | undefined;
+}
+
+const PARTS = {
+  "model.chroma_path": "a Chroma base",
+  "model.vae_path": "the VAE",
+  "model.t5_path": "the T5 encoder",
+};
+
+function useSteps(): Step[] {
+  const { data: models } = useQuery(trainerModels("flow"));
+  const { data: made } = useQuery(runs([], 50));
+  const { data: sets } = useQuery({ ...datasets, refetchInterval: false, retry: false });
+  const num = sets && shelved(sets.filter((each) => each.name !== "demo")).length;
+  // The demo's own small ones train nothing but the demo, and what lies among the runs was made by them.
+  const isOwn = (path: string) => !/\/models\/demo\/|\/demo-data\/|\/runs\//.test(path);
+  const has = (key: string) => models?.[key]?.some(isOwn);
+  const missing = Object.entries(PARTS).filter(([key]) => models && !has(key));
+  const own = made?.runs.filter((run) => isTraining(run) && run.trainer !== "demo");
+  return [
+    {
+      title: "Models",
+      note: missing.length
+        ? `Missing: ${missing.map(([, name]) => name).join(", ")}.`
+        : "A base, its VAE and T5 are here.",
+      href: "/models/",
+      isDone: models && missing.length === 0,
+    },
+    {
+      title: "A data set",
+      note: num ? `${num} here.` : "Images with captions, or a FLOW JSONL.",
+      href: "/datasets/",
+      isDone: num === undefined ? undefined : num > 0,
+    },
+    {
+      title: "A training",
+      note: "Start from a preset; everything else has a sensible default.",
+      href: "/flow-training/",
+      isDone: own && own.length > 0,
+    },
+  ];
+}
+
+/** What is missing on the way to a first LoRA, each one click away. */
+export function NextSteps() {
+  const steps = useSteps();
+  return (
+    <Panel title="Next steps" flush>
+      <ol className="divide-y">
+        {steps.map((step, index) => (
+          <li key={step.href}>
+            <Link href={step.href} className="flex items-center gap-3 px-4 py-3 hover:bg-muted">
+              <span
+                className={cx(
+                  "figure grid size-6 shrink-0 place-items-center rounded-full border text-xs",
+                  step.isDone ? "border-success bg-success-subtle text-success" : "text-secondary-foreground",
+                )}
+              >
+                {step.isDone ? <CheckIcon className="size-3.5" /> : index + 1}
+              </span>
+              <span className="min-w-0 flex-1">
+                <span className="block text-sm font-medium">
+                  {step.title}
+                  {step.isDone && <span className="sr-only"> (done)</span>}
+                </span>
+                <span className="block text-xs text-secondary-foreground">{step.note}</span>
+              </span>
+              <ChevronIcon className="size-3.5 text-muted-foreground" />
+            </Link>
+          </li>
+        ))}
+      </ol>
+    </Panel>
+  );
+}

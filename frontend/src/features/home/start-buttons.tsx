@@ -1,0 +1,24 @@
+"use client";
+import { Button, LinkButton } from "@/components/ui/button";
+import { PlayIcon } from "@/components/ui/icons";
+import { DEMO_MINUTES, useDemo } from "@/hooks/use-demo";
+
+/** The two ways to begin. */
+export function StartButtons() {
+  const demo = useDemo();
+  return (
+    <>
+      <Button
+        onClick={() => demo.mutate()}
+        isBusy={demo.isPending}
+        title={`Trains a small Chroma for ${DEMO_MINUTES} minutes`}
+      >
+        <PlayIcon />
+        Try the demo
+      </Button>
+      <LinkButton kind="primary" href="/flow-training/">
+        New training
+      </LinkButton>
+    </>
+  );
+}

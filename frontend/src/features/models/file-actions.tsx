@@ -1,0 +1,106 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useRouter } from "next/navigation";
+import { useState } from "react";
+import { Button, IconButton } from "@/components/ui/button";
+import { Dialog } from "@/components/ui/dialog";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { TrashIcon } from "@/components/ui/icons";
+import { useToasts } from "@/components/ui/toasts";
+import { api, got, Problem } from "@/lib/api/client";
+import type { Model } from "@/lib/api/models";
+import { roots } from "@/lib/api/queries";
+import { bytes } from "@/lib/format";
+import { type Place, placeOf, readLike } from "@/lib/lora-settings";
+
+const FILE = /\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$/i;
+
+function usePlace(model: Model): Place | null {
+  const { data } = useQuery(roots);
+  const folder = data?.find((root) => root.name === model.root)?.path;
+  return folder && FILE.test(model.path) ? placeOf(model, folder) : null;
+}
+
+/** Opens the form with the settings that the LoRA was trained with. */
+export function TrainLike({ model }: { model: Model }) {
+  const place = usePlace(model);
+  const router = useRouter();
+  const { complain } = useToasts();
+  const open = useMutation({
+    mutationFn: async (at: Place) => {
+      const like = await readLike(at);
+      if (!like) throw new Error(`${model.name} does not tell how it was trained.`);
+      return `/${like.trainer}-training/?${new URLSearchParams({ like: at.path, root: at.root })}`;
+    },
+    onSuccess: (href) => router.push(href),
+    onError: complain,
+  });
+  if (!place || !model.adapter) return null;
+  return (
+    <Button
+      size="small"
+      aria-label={`Train like ${model.name}`}
+      isBusy={open.isPending}
+      onClick={() => open.mutate(place)}
+    >
+      Train like it
+    </Button>
+  );
+}
+
+/** Whether the studio would delete it if it were told once more. */
+export const isForceable = (error: unknown): error is Problem =>
+  error instanceof Problem && error.code === "wanted-later";
+
+function Question({ model, place, onClose }: { model: Model; place: Place; onClose: () => void }) {
+  const client = useQueryClient();
+  const { say } = useToasts();
+  const remove = useMutation({
+    mutationFn: (force: boolean) =>
+      got(api.DELETE("/api/models/file", { params: { query: { ...place, force } } })),
+    onSuccess: () => {
+      say(`${model.name} is deleted.`);
+      void client.invalidateQueries({ queryKey: ["models"] });
+      onClose();
+    },
+  });
+  const named = isForceable(remove.error) ? remove.error : null;
+  return (
+    <div className="grid gap-3 text-sm">
+      <p className="text-secondary-foreground">
+        It goes for good, and {bytes(model.size)} with it:{" "}
+        <code className="figure text-xs [overflow-wrap:anywhere]">{model.path}</code>
+      </p>
+      {named ? (
+        <p role="alert" className="rounded border border-warning bg-warning-subtle px-3 py-2">
+          {named.detail} Without it they cannot.
+        </p>
+      ) : (
+        remove.error && <ErrorAlert error={remove.error} />
+      )}
+      <div className="flex justify-end gap-2">
+        <Button onClick={onClose}>Keep it</Button>
+        <Button kind="danger" isBusy={remove.isPending} onClick={() => remove.mutate(named !== null)}>
+          {named ? "Delete all the same" : "Delete it"}
+        </Button>
+      </div>
+    </div>
+  );
+}
+
+/** Asks once; where runs that are over would go on with the file, it names them and asks again. */
+export function DeleteFile({ model }: { model: Model }) {
+  const place = usePlace(model);
+  const [isOpen, setOpen] = useState(false);
+  if (!place) return null;
+  return (
+    <>
+      <IconButton label={`Delete ${model.name}`} onClick={() => setOpen(true)}>
+        <TrashIcon className="size-3.5" />
+      </IconButton>
+      <Dialog title={`Delete ${model.name}?`} isOpen={isOpen} onClose={() => setOpen(false)} width="max-w-md">
+        <Question model={model} place={place} onClose={() => setOpen(false)} />
+      </Dialog>
+    </>
+  );
+}

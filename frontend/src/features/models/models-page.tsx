@@ -1,0 +1,288 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import Link from "next/link";
+import { useRef, useState } from "react";
+import { type AskedTask, TaskDialog } from "@/components/form/task-form";
+import { Button } from "@/components/ui/button";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { CheckIcon, DownloadIcon, PlusIcon } from "@/components/ui/icons";
+import { Checkbox } from "@/components/ui/inputs";
+import { Empty, Page, Panel, Skeleton } from "@/components/ui/panel";
+import { StateBadge } from "@/components/ui/state-badge";
+import { useToasts } from "@/components/ui/toasts";
+import { RunProgress, runHref } from "@/features/run/run-progress";
+import { api, got, Problem } from "@/lib/api/client";
+import { download, library, type Model, type Offer, offers } from "@/lib/api/models";
+import { ACTIVE } from "@/lib/api/queries";
+import { bytes, duration, params } from "@/lib/format";
+import { CompareModels } from "./compare-models";
+import { DeleteFile, TrainLike } from "./file-actions";
+
+function AdapterFacts({ model }: { model: Model }) {
+  const facts = model.adapter;
+  if (!facts) return null;
+  const told = [
+    facts.kind,
+    facts.rank != null &&
+      `rank ${facts.rank}${facts.max_rank && facts.max_rank !== facts.rank ? `–${facts.max_rank}` : ""}`,
+    facts.alpha != null && `alpha ${facts.alpha}`,
+    `${facts.num_layers} layers`,
+    `${facts.naming} names`,
+    facts.base && `for ${facts.base}${facts.base_told_by === "name" ? ", as its name says" : ""}`,
+    facts.has_text_encoder && "with text encoder",
+  ];
+  return <p className="text-xs text-secondary-foreground">{told.filter(Boolean).join(" · ")}</p>;
+}
+
+interface RowProps {
+  model: Model;
+  isChosen: boolean;
+  onChoose: (isChosen: boolean) => void;
+}
+
+function Row({ model, isChosen, onChoose }: RowProps) {
+  return (
+    <li className="grid grid-cols-[auto_minmax(0,1fr)] gap-x-3 gap-y-0.5 px-4 py-2.5 has-checked:bg-accent sm:grid-cols-[auto_minmax(0,1fr)_auto]">
+      <Checkbox
+        className="mt-0.5"
+        aria-label={`Choose ${model.name}`}
+        checked={isChosen}
+        onChange={(event) => onChoose(event.target.checked)}
+      />
+      <div className="min-w-0">
+        <p className="truncate text-sm font-medium" title={model.path}>
+          {model.title ?? model.name}
+          {(model.variant || model.version) && (
+            <span className="ml-2 text-xs font-normal text-primary">
+              {[model.variant, model.version && `v${model.version}`].filter(Boolean).join(" ")}
+            </span>
+          )}
+        </p>
+        <p className="text-xs text-secondary-foreground">{model.words}</p>
+        <AdapterFacts model={model} />
+        {model.problem && <p className="text-xs text-destructive">{model.problem}</p>}
+        {model.is_untrained && (
+          <p className="text-xs text-warning">Never trained: a LoRA on it learns nothing.</p>
+        )}
+        <code className="figure block truncate text-2xs text-muted-foreground">{model.path}</code>
+      </div>
+      <div className="col-start-2 flex items-center gap-2 sm:col-start-3 sm:items-start">
+        <div className="figure flex flex-1 gap-3 text-xs text-secondary-foreground sm:flex-col sm:items-end sm:gap-0">
+          <span>{bytes(model.size)}</span>
+          <span>{model.precision}</span>
+          <span>{params(model.num_params)}</span>
+        </div>
+        <div className="sm:order-first">
+          <TrainLike model={model} />
+        </div>
+        <DeleteFile model={model} />
+      </div>
+    </li>
+  );
+}
+
+function Library() {
+  const { data, error, refetch } = useQuery(library);
+  const [chosen, setChosen] = useState<readonly string[]>([]);
+  const [isBeside, setBeside] = useState(false);
+  if (error && !data) {
+    const isOld = error instanceof Problem && error.status === 404;
+    return isOld ? (
+      <Empty title="This studio has no shelf of models">Name them by their paths in the training form.</Empty>
+    ) : (
+      <ErrorAlert error={error} onRetry={() => void refetch()} />
+    );
+  }
+  if (!data) return <Skeleton className="h-64" />;
+  const byPath = new Map(data.models.map((model) => [model.path, model]));
+  const inFamily = new Set(data.families.flatMap((family) => family.paths));
+  const groups = [
+    ...data.families.map((family) => ({
+      name: family.name,
+      size: family.size,
+      models: family.paths.flatMap((path) => byPath.get(path) ?? []),
+    })),
+    { name: "Others", size: 0, models: data.models.filter((model) => !inFamily.has(model.path)) },
+  ].filter((group) => group.models.length > 0);
+  if (groups.length === 0) {
+    return (
+      <div className="rounded-lg border bg-card">
+        <Empty title="No models yet">
+          Download what Chroma needs from the list beside, or put files into {data.roots.join(", ")}: they are
+          recognised by their headers.
+        </Empty>
+      </div>
+    );
+  }
+  return (
+    <div className="grid gap-4">
+      <div
+        className="flex min-h-7 flex-wrap items-center gap-2 text-xs text-secondary-foreground"
+        role="toolbar"
+        aria-label="What is chosen"
+      >
+        <span>{chosen.length > 0 ? `${chosen.length} chosen` : "Choose two or more to compare them."}</span>
+        <Button size="small" disabled={chosen.length < 2} onClick={() => setBeside(true)}>
+          Side by side
+        </Button>
+        {chosen.length > 0 && (
+          <Button size="small" kind="quiet" onClick={() => setChosen([])}>
+            Choose none
+          </Button>
+        )}
+      </div>
+      {isBeside && (
+        <CompareModels
+          models={chosen.flatMap((path) => byPath.get(path) ?? [])}
+          onClose={() => setBeside(false)}
+        />
+      )}
+      {groups.map((group) => (
+        <Panel
+          key={group.name}
+          title={group.name}
+          flush
+          actions={
+            <span className="figure text-xs text-muted-foreground">
+              {group.size ? bytes(group.size) : ""}
+            </span>
+          }
+        >
+          <ul className="divide-y">
+            {group.models.map((model) => (
+              <Row
+                key={model.path}
+                model={model}
+                isChosen={chosen.includes(model.path)}
+                onChoose={(is) =>
+                  setChosen((old) => (is ? [...old, model.path] : old.filter((path) => path !== model.path)))
+                }
+              />
+            ))}
+          </ul>
+        </Panel>
+      ))}
+    </div>
+  );
+}
+
+/** Downloads that are under way. */
+function Downloads() {
+  const client = useQueryClient();
+  const active = useRef<readonly string[]>([]);
+  const { data } = useQuery({
+    queryKey: ["runs", "download"],
+    queryFn: async () => {
+      const page = await got(api.GET("/api/runs", { params: { query: { trainer: "download", limit: 10 } } }));
+      const found = page.runs.filter((run) => ACTIVE.has(run.state));
+      const ids = found.map((run) => run.id);
+      // Once for each that ended: headers of all files are read for it.
+      if (active.current.some((id) => !ids.includes(id)))
+        void client.invalidateQueries({ queryKey: ["models"] });
+      active.current = ids;
+      return found;
+    },
+    refetchInterval: 1500,
+  });
+  if (!data || data.length === 0) return null;
+  return (
+    <Panel title="Downloading" flush>
+      <ul className="divide-y">
+        {data.map((run) => (
+          <li key={run.id} className="grid gap-1 px-4 py-2.5">
+            <Link
+              href={runHref(run.id)}
+              className="flex items-center justify-between gap-3 text-sm font-medium hover:underline"
+            >
+              <span className="truncate">{run.id}</span>
+              <StateBadge state={run.state} />
+            </Link>
+            <RunProgress run={run} />
+            <span className="text-xs text-muted-foreground">
+              {bytes(run.samples_per_s)}/s · {duration(run.eta_s)} left
+            </span>
+          </li>
+        ))}
+      </ul>
+    </Panel>
+  );
+}
+
+function Offers({ onCustom }: { onCustom: () => void }) {
+  const { data } = useQuery({ ...offers, retry: false });
+  const client = useQueryClient();
+  const { say, complain } = useToasts();
+  const get = useMutation({
+    mutationFn: (offer: Offer) => download(offer.download),
+    onSuccess: (run) => {
+      say(`${run.id} is queued.`, "It goes on by itself, also when the studio is restarted.");
+      void client.invalidateQueries({ queryKey: ["runs"] });
+    },
+    onError: complain,
+  });
+  return (
+    <Panel
+      title="What Chroma needs"
+      flush
+      actions={
+        <Button size="small" onClick={onCustom}>
+          <PlusIcon className="size-3.5" /> Another one
+        </Button>
+      }
+    >
+      {!data ? (
+        <div className="p-4">
+          <Skeleton className="h-32" />
+        </div>
+      ) : (
+        <ul className="divide-y">
+          {data.map((offer) => (
+            <li key={offer.id} className="flex items-start justify-between gap-3 px-4 py-2.5">
+              <div className="min-w-0">
+                <p className="text-sm font-medium">{offer.title}</p>
+                <p className="text-xs text-secondary-foreground">{offer.note}</p>
+                <p className="figure text-2xs text-muted-foreground">
+                  {bytes(offer.size)} · {offer.license}
+                </p>
+              </div>
+              {offer.is_here ? (
+                <span className="flex items-center gap-1 text-xs font-medium text-success">
+                  <CheckIcon className="size-3.5" /> here
+                </span>
+              ) : (
+                <Button
+                  size="small"
+                  isBusy={get.isPending && get.variables?.id === offer.id}
+                  onClick={() => get.mutate(offer)}
+                  aria-label={`Get ${offer.title}`}
+                >
+                  <DownloadIcon className="size-3.5" /> Get
+                </Button>
+              )}
+            </li>
+          ))}
+        </ul>
+      )}
+    </Panel>
+  );
+}
+
+export function ModelsPage() {
+  const [asked, setAsked] = useState<AskedTask | null>(null);
+  return (
+    <Page title="Models" lead="What lies in the studio's folders, told by the files' own headers.">
+      <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1.600fr)_minmax(0,1fr)]">
+        <Library />
+        <div className="grid gap-4">
+          <Downloads />
+          <Offers
+            onCustom={() =>
+              setAsked({ task: "download", title: "Download models", initial: { items: [{}] } })
+            }
+          />
+        </div>
+      </div>
+      <TaskDialog asked={asked} onClose={() => setAsked(null)} />
+    </Page>
+  );
+}

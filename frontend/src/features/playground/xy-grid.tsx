@@ -1,0 +1,189 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { useMemo, useState } from "react";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { Select } from "@/components/ui/inputs";
+import { Empty, Panel, Skeleton } from "@/components/ui/panel";
+import type { Sample } from "@/lib/api/client";
+import { samples } from "@/lib/api/queries";
+import { count } from "@/lib/format";
+import { type Axis, axesOf, keyOf, placed, settingOf } from "@/lib/xy-grid";
+
+const NONE = "";
+const ONE: Axis = { name: NONE, values: [""] };
+
+/** A source by its last two names: the run's and the checkpoint's. */
+const told = (axis: string, value: string) =>
+  axis === "source" ? value.split("/").slice(-2).join("/") : value || "–";
+
+/** A value with what it is of; a prompt speaks for itself. */
+const named = (axis: string, value: string) =>
+  axis === "prompt" ? value : `${axis.replaceAll("_", " ")} ${told(axis, value)}`;
+
+/** One picture; under it what it differs in from others of its place. */
+function Picture({ sample, others }: { sample: Sample; others: Axis[] }) {
+  const settings = Object.entries(sample.settings ?? {}).map(([name, value]) => `${name} ${String(value)}`);
+  return (
+    <a
+      href={sample.url}
+      target="_blank"
+      rel="noreferrer"
+      title={[sample.prompt, `seed ${sample.seed}`, ...settings].join("\n")}
+    >
+      <img
+        src={`${sample.url}?size=512`}
+        alt={`${sample.prompt ?? "A picture"}, seed ${sample.seed}`}
+        loading="lazy"
+        className="w-full rounded border bg-muted object-contain"
+      />
+      {others.length > 0 && (
+        <span className="block text-2xs text-muted-foreground [overflow-wrap:anywhere]">
+          {others.map((axis) => named(axis.name, settingOf(sample, axis.name))).join(" · ")}
+        </span>
+      )}
+    </a>
+  );
+}
+
+function AxisSelect({
+  label,
+  axes,
+  value,
+  onChange,
+}: {
+  label: string;
+  axes: Axis[];
+  value: string;
+  onChange: (name: string) => void;
+}) {
+  return (
+    <label className="flex items-center gap-1.5 text-xs">
+      {label}
+      <Select
+        className="w-auto! h-7 text-xs"
+        value={value}
+        onChange={(event) => onChange(event.target.value)}
+      >
+        <option value={NONE}>none</option>
+        {axes.map((axis) => (
+          <option key={axis.name} value={axis.name}>
+            {axis.name.replaceAll("_", " ")} ({axis.values.length})
+          </option>
+        ))}
+      </Select>
+    </label>
+  );
+}
+
+function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; pictures: Sample[] }) {
+  const cells = useMemo(() => placed(pictures, x.name || null, y.name || null), [pictures, x.name, y.name]);
+  return (
+    <div
+      className="overflow-auto py-3 pr-3"
+      role="region"
+      aria-label="Pictures by their settings"
+      tabIndex={0}
+    >
+      <table className="border-separate border-spacing-1.5">
+        {x.name && (
+          <thead>
+            <tr>
+              {y.name && <td />}
+              {x.values.map((value) => (
+                <th
+                  key={value}
+                  scope="col"
+                  className="figure text-left text-xs font-medium text-secondary-foreground"
+                >
+                  {named(x.name, value)}
+                </th>
+              ))}
+            </tr>
+          </thead>
+        )}
+        <tbody>
+          {y.values.map((row) => (
+            <tr key={row} className="align-top">
+              {y.name && (
+                <th
+                  scope="row"
+                  className="sticky left-0 max-w-40 min-w-20 bg-card pr-2 text-left text-xs font-medium text-secondary-foreground [overflow-wrap:anywhere]"
+                >
+                  {named(y.name, row)}
+                </th>
+              )}
+              {x.values.map((column) => (
+                <td key={column} className="max-w-64 min-w-36">
+                  <div className="grid gap-1.5">
+                    {(cells.get(keyOf(column, row)) ?? []).map((sample) => (
+                      <Picture key={sample.file} sample={sample} others={others} />
+                    ))}
+                  </div>
+                </td>
+              ))}
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </div>
+  );
+}
+
+/** What was drawn, as a plane over two of the settings that differ. */
+export function XYGrid({ id, isActive }: { id: string; isActive: boolean }) {
+  const { data, error, refetch } = useQuery({ ...samples(id), refetchInterval: isActive ? 3000 : false });
+  const [wish, setWish] = useState<{ x?: string; y?: string }>({});
+  const axes = useMemo(() => axesOf(data ?? []), [data]);
+  const byName = (name: string | undefined) => axes.find((axis) => axis.name === name);
+  const last = axes[axes.length - 1];
+  const x = wish.x === undefined ? last : byName(wish.x);
+  const y = wish.y === undefined ? axes.find((axis) => axis !== x) : byName(wish.y);
+  return (
+    <Panel
+      flush
+      title="Pictures"
+      actions={
+        <>
+          <span className="text-xs text-muted-foreground">
+            {data ? `${count(data.length)} pictures` : ""}
+          </span>
+          {axes.length > 0 && (
+            <>
+              <AxisSelect
+                label="Across"
+                axes={axes}
+                value={x?.name ?? NONE}
+                onChange={(name) => setWish({ ...wish, x: name })}
+              />
+              <AxisSelect
+                label="Down"
+                axes={axes}
+                value={y?.name ?? NONE}
+                onChange={(name) => setWish({ ...wish, y: name })}
+              />
+            </>
+          )}
+        </>
+      }
+    >
+      {error && !data ? (
+        <div className="p-4">
+          <ErrorAlert error={error} onRetry={() => void refetch()} />
+        </div>
+      ) : !data ? (
+        <Skeleton className="m-4 h-48" />
+      ) : data.length === 0 ? (
+        <Empty title="No pictures yet">
+          {isActive ? "They appear here as they are drawn." : "This run drew none."}
+        </Empty>
+      ) : (
+        <Table
+          x={x ?? ONE}
+          y={y ?? ONE}
+          others={axes.filter((axis) => axis !== x && axis !== y)}
+          pictures={data}
+        />
+      )}
+    </Panel>
+  );
+}

@@ -1,0 +1,195 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useRouter } from "next/navigation";
+import { useState } from "react";
+import { type AskedTask, TaskDialog } from "@/components/form/task-form";
+import { Button, IconButton } from "@/components/ui/button";
+import { Confirm } from "@/components/ui/dialog";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { DownloadIcon, TrashIcon } from "@/components/ui/icons";
+import { Menu } from "@/components/ui/menu";
+import { Empty, Panel, Skeleton } from "@/components/ui/panel";
+import { useToasts } from "@/components/ui/toasts";
+import { api, type Checkpoint, fetchJson, got, type RunView } from "@/lib/api/client";
+import { checkpoints, roots, runConfig } from "@/lib/api/queries";
+import { ago, bytes } from "@/lib/format";
+import type { Tree } from "@/lib/json";
+import { drawing, hasAverage } from "@/lib/sample-config";
+import { runHref } from "./run-progress";
+
+interface RowProps {
+  checkpoint: Checkpoint;
+  /** Where it lies; null where the studio has not said. */
+  path: string | null;
+  /** Draws the average's pictures beside those of the weights; absent where the run has no average. */
+  onBeside?: () => void;
+  onDelete: () => void;
+  onAsk: (asked: AskedTask) => void;
+}
+
+function Row({ checkpoint, path, onBeside, onDelete, onAsk }: RowProps) {
+  const router = useRouter();
+  return (
+    <li className="px-4 py-2.5">
+      <div className="flex items-center justify-between gap-2">
+        <span className="figure text-sm">{checkpoint.name}</span>
+        <span className="flex items-center gap-2 text-xs text-muted-foreground">
+          {bytes(checkpoint.size)} · {ago(checkpoint.time)}
+          {path && (
+            <Menu
+              size="small"
+              label="Use"
+              items={[
+                {
+                  label: "Draw with it",
+                  onChoose: () => router.push(`/playground/?source=${encodeURIComponent(path)}`),
+                },
+                ...(onBeside
+                  ? [{ label: "EMA beside raw", note: "Draws both, to compare", onChoose: onBeside }]
+                  : []),
+                {
+                  label: "Export …",
+                  note: "A LoRA for ComfyUI, sd-scripts or diffusers",
+                  onChoose: () =>
+                    onAsk({
+                      task: "export",
+                      title: `Export ${checkpoint.name}`,
+                      initial: { source_path: path },
+                    }),
+                },
+                {
+                  label: "Merge into the base …",
+                  onChoose: () =>
+                    onAsk({
+                      task: "merge",
+                      title: `Merge ${checkpoint.name}`,
+                      initial: { source_path: path },
+                    }),
+                },
+              ]}
+            />
+          )}
+          <IconButton label={`Delete ${checkpoint.name}`} onClick={onDelete}>
+            <TrashIcon className="size-3.5" />
+          </IconButton>
+        </span>
+      </div>
+      <ul className="mt-1 flex flex-wrap gap-x-4 gap-y-1">
+        {checkpoint.files.map((file) => (
+          <li key={file.url}>
+            <a
+              href={file.url}
+              download
+              className="inline-flex min-h-6 items-center gap-1.5 text-xs font-medium text-primary hover:underline"
+            >
+              <DownloadIcon className="size-3.5" />
+              {file.name}
+              <span className="font-normal text-muted-foreground">
+                {bytes(file.size)}
+                {/^adapter(_ema)?\.safetensors$/.test(file.name) && ", loads in ComfyUI"}
+              </span>
+            </a>
+          </li>
+        ))}
+      </ul>
+    </li>
+  );
+}
+
+/** What the run saved, to download. */
+export function Checkpoints({ id, isActive }: { id: string; isActive: boolean }) {
+  const { data, error, refetch } = useQuery({
+    ...checkpoints(id),
+    refetchInterval: isActive ? 15_000 : false,
+  });
+  const [doomed, setDoomed] = useState<string | null>(null);
+  const [asked, setAsked] = useState<AskedTask | null>(null);
+  const { data: folders } = useQuery(roots);
+  const runsDir = folders?.find((root) => root.name === "runs")?.path;
+  const client = useQueryClient();
+  const { complain, say } = useToasts();
+  const router = useRouter();
+  const { data: made } = useQuery(runConfig(id));
+  const config = made?.config as Tree | undefined;
+  const pathOf = (name: string) => `${runsDir}/${id}/checkpoints/${name}`;
+  const draw = useMutation({
+    mutationFn: (grid: Tree) =>
+      fetchJson<RunView>("/api/tasks/sample/start", { config: drawing(config ?? {}, grid) }),
+    onSuccess: (run) => router.push(runHref(run.id)),
+    onError: complain,
+  });
+  const remove = useMutation({
+    mutationFn: (name: string) =>
+      got(api.DELETE("/api/runs/{run_id}/checkpoints/{name}", { params: { path: { run_id: id, name } } })),
+    onSuccess: (_, name) => {
+      say(`${name} is deleted.`);
+      void client.invalidateQueries({ queryKey: ["run", id] });
+    },
+    onError: complain,
+  });
+  return (
+    <Panel
+      title="Checkpoints"
+      flush
+      actions={
+        config &&
+        runsDir &&
+        (data?.checkpoints.length ?? 0) > 1 && (
+          <Button
+            size="small"
+            kind="quiet"
+            isBusy={draw.isPending}
+            onClick={() =>
+              draw.mutate({
+                source_paths: (data?.checkpoints ?? []).map((each) => pathOf(each.name)).reverse(),
+              })
+            }
+          >
+            Draw with each
+          </Button>
+        )
+      }
+    >
+      {error && !data ? (
+        <div className="p-4">
+          <ErrorAlert error={error} onRetry={() => void refetch()} />
+        </div>
+      ) : !data ? (
+        <div className="p-4">
+          <Skeleton className="h-10" />
+        </div>
+      ) : data.checkpoints.length === 0 ? (
+        <Empty title="No checkpoints yet">
+          {isActive ? "“Save now” makes one at the next step." : "The run ended before it saved one."}
+        </Empty>
+      ) : (
+        <ul className="max-h-96 divide-y overflow-y-auto">
+          {data.checkpoints.map((checkpoint) => (
+            <Row
+              key={checkpoint.name}
+              checkpoint={checkpoint}
+              path={runsDir ? pathOf(checkpoint.name) : null}
+              onBeside={
+                config && hasAverage(config)
+                  ? () => draw.mutate({ source_paths: [pathOf(checkpoint.name)], weights: ["raw", "ema"] })
+                  : undefined
+              }
+              onDelete={() => setDoomed(checkpoint.name)}
+              onAsk={setAsked}
+            />
+          ))}
+        </ul>
+      )}
+      <TaskDialog asked={asked} onClose={() => setAsked(null)} />
+      <Confirm
+        title={`Delete ${doomed}?`}
+        isOpen={doomed !== null}
+        onClose={() => setDoomed(null)}
+        onConfirm={() => doomed && remove.mutate(doomed)}
+        confirm="Delete it"
+      >
+        Its weights and its state go for good.
+      </Confirm>
+    </Panel>
+  );
+}

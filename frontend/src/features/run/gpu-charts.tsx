@@ -1,0 +1,74 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { useMemo } from "react";
+import { Panel } from "@/components/ui/panel";
+import type { Schemas } from "@/lib/api/client";
+import { cardLoads } from "@/lib/api/queries";
+import { figure } from "@/lib/format";
+import { type Figure, loadLines } from "@/lib/gpu-usage";
+import { LineChart } from "./line-chart";
+
+const FIGURES: { name: Figure; title: string; unit: string; per?: number }[] = [
+  { name: "load_percent", title: "Load", unit: "%" },
+  { name: "memory_used_mib", title: "Memory", unit: "GiB", per: 1024 },
+  { name: "temperature_c", title: "Temperature", unit: "°C" },
+  { name: "power_w", title: "Power", unit: "W" },
+];
+
+function One({
+  loads,
+  shown,
+  began,
+}: {
+  loads: Schemas["CardLoads"];
+  shown: (typeof FIGURES)[number];
+  began: number;
+}) {
+  const { seconds, lines } = useMemo(
+    () => loadLines(loads, shown.name, began, shown.per),
+    [loads, shown, began],
+  );
+  const drawn = useMemo(
+    () =>
+      lines.map(({ device, values }, index) => ({
+        label: device,
+        colour: `chart-${1 + (index % 8)}`,
+        values,
+        width: 1.25,
+      })),
+    [lines],
+  );
+  if (drawn.length === 0) return null;
+  return (
+    <section className="min-w-0 p-3">
+      <h3 className="flex flex-wrap items-baseline justify-between gap-x-3 text-xs">
+        <span className="font-medium text-secondary-foreground">{shown.title}</span>
+        <span className="figure flex flex-wrap gap-x-3">
+          {drawn.map(({ label, colour, values }) => (
+            <span key={label}>
+              {drawn.length > 1 && <span style={{ color: `var(--${colour})` }}>{label} </span>}
+              {figure(values[values.length - 1], 3)}
+            </span>
+          ))}
+          <span className="text-muted-foreground">{shown.unit}</span>
+        </span>
+      </h3>
+      <LineChart label={`${shown.title} of the GPU`} steps={seconds} isTime lines={drawn} height={120} />
+    </section>
+  );
+}
+
+/** What the run's GPUs did while it ran; nothing on a processor. */
+export function GpuCharts({ id, began, isActive }: { id: string; began: number; isActive: boolean }) {
+  const { data } = useQuery({ ...cardLoads(id), refetchInterval: isActive ? 10_000 : false });
+  if (!data || data.times.length < 2) return null;
+  return (
+    <Panel title="GPU" flush>
+      <div className="grid sm:grid-cols-2">
+        {FIGURES.map((shown) => (
+          <One key={shown.name} loads={data} shown={shown} began={began} />
+        ))}
+      </div>
+    </Panel>
+  );
+}

@@ -1,0 +1,242 @@
+"use client";
+import { useMutation } from "@tanstack/react-query";
+import {
+  type KeyboardEvent,
+  type ReactNode,
+  useDeferredValue,
+  useEffect,
+  useMemo,
+  useRef,
+  useState,
+} from "react";
+import { Button, IconButton } from "@/components/ui/button";
+import { cx } from "@/components/ui/class-names";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { DownIcon, UpIcon } from "@/components/ui/icons";
+import { SearchInput } from "@/components/ui/inputs";
+import { Empty, Panel } from "@/components/ui/panel";
+import { useToasts } from "@/components/ui/toasts";
+import { api, got } from "@/lib/api/client";
+import { copyText } from "@/lib/clipboard";
+import { bytes, count } from "@/lib/format";
+import { findAll, pieces, turned } from "@/lib/highlight";
+import { tailLog } from "@/lib/log-tail";
+
+const MOST_CHARS = 400_000;
+/** More of it than this a page does not hold well; what is longer is downloaded. */
+const MOST_WHOLE = 8 * 2 ** 20;
+const PART = 2 ** 18;
+const LARGE_PART = 4 * 2 ** 20;
+
+const ask = (id: string, offset: number, limit: number) =>
+  got(
+    api.GET("/api/runs/{run_id}/log", {
+      params: { path: { run_id: id }, query: { offset, limit } },
+    }),
+  );
+
+/** Follows the log; `isWhole`: from its beginning. */
+function useLog(id: string, isActive: boolean, isWhole: boolean) {
+  const most = isWhole ? MOST_WHOLE : MOST_CHARS;
+  const [text, setText] = useState<string | null>(null);
+  const [begin, setBegin] = useState(0);
+  const [size, setSize] = useState(0);
+  const [error, setError] = useState<unknown>(null);
+  const follower = useRef<ReturnType<typeof tailLog> | null>(null);
+  useEffect(() => {
+    follower.current = tailLog(
+      (offset) => ask(id, offset, isWhole ? LARGE_PART : PART),
+      {
+        onPart: (part, isFirst) => {
+          if (isFirst) setBegin(part.offset);
+          setSize(part.size);
+          setError(null);
+          setText((old) => (isFirst ? part.text : `${old ?? ""}${part.text}`).slice(-most));
+        },
+        onError: setError,
+      },
+      isWhole ? -MOST_WHOLE : undefined,
+    );
+    return () => follower.current?.end();
+  }, [id, isWhole, most]);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: another follower is told as well
+  useEffect(() => follower.current?.grow(isActive), [isActive, id, isWhole]);
+  return { text, begin, size, error };
+}
+
+/** All of it, from its first byte, into a file. */
+async function download(id: string): Promise<void> {
+  const parts: string[] = [];
+  for (let offset = 0; ; ) {
+    const part = await ask(id, offset, LARGE_PART);
+    parts.push(part.text);
+    if (part.next_offset >= part.size || part.next_offset <= offset) break;
+    offset = part.next_offset;
+  }
+  const url = URL.createObjectURL(new Blob(parts, { type: "text/plain" }));
+  const link = document.createElement("a");
+  link.href = url;
+  link.download = `${id}.log`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+}
+
+/** Words to find in the text: where they stand, and which of those places is looked at. */
+function useSearch(text: string) {
+  const [words, setWords] = useState("");
+  const [now, setNow] = useState(0);
+  const wanted = useDeferredValue(words);
+  const hits = useMemo(() => findAll(text, wanted), [text, wanted]);
+  const current = Math.min(now, Math.max(0, hits.length - 1));
+  const shown = useMemo(() => pieces(text, hits, current), [text, hits, current]);
+  return {
+    words,
+    hits,
+    current,
+    shown,
+    move: (by: number) => setNow(turned(current, by, hits.length)),
+    type: (next: string) => {
+      setWords(next);
+      setNow(0);
+    },
+  };
+}
+
+function Search({ search, children }: { search: ReturnType<typeof useSearch>; children: ReactNode }) {
+  const { words, hits, current, move, type } = search;
+  const onKeyDown = (event: KeyboardEvent) => {
+    if (event.key === "Enter") move(event.shiftKey ? -1 : 1);
+    if (event.key === "Escape") type("");
+  };
+  return (
+    <div className="flex flex-wrap items-center gap-x-2 gap-y-1 border-b px-3 py-1.5" role="search">
+      <SearchInput
+        isSmall
+        className="min-w-40 flex-1 sm:max-w-72"
+        label="Search the log"
+        value={words}
+        onSearch={type}
+        onKeyDown={onKeyDown}
+      />
+      <IconButton label="Find the one before" disabled={hits.length === 0} onClick={() => move(-1)}>
+        <UpIcon className="size-3.5" />
+      </IconButton>
+      <IconButton label="Find the next one" disabled={hits.length === 0} onClick={() => move(1)}>
+        <DownIcon className="size-3.5" />
+      </IconButton>
+      <span role="status" className="figure min-w-16 text-xs text-secondary-foreground">
+        {words && (hits.length === 0 ? "not found" : `${count(current + 1)} of ${count(hits.length)}`)}
+      </span>
+      <span className="ml-auto flex items-center gap-2 text-xs text-secondary-foreground">{children}</span>
+    </div>
+  );
+}
+
+export function LogPanel({ id, isActive }: { id: string; isActive: boolean }) {
+  const [isWhole, setWhole] = useState(false);
+  const { text, begin, size, error } = useLog(id, isActive, isWhole);
+  const search = useSearch(text ?? "");
+  const [isFollowing, setFollowing] = useState(true);
+  const { say, complain } = useToasts();
+  const save = useMutation({ mutationFn: () => download(id), onError: complain });
+  const box = useRef<HTMLPreElement>(null);
+  const isSearching = search.words !== "";
+  const held = Math.min(size - begin, isWhole ? MOST_WHOLE : MOST_CHARS);
+  const isCut = held < size;
+  // biome-ignore lint/correctness/useExhaustiveDependencies: it scrolls when there is more text
+  useEffect(() => {
+    if (isFollowing && !isSearching && box.current) box.current.scrollTop = box.current.scrollHeight;
+  }, [text, isFollowing, isSearching]);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: it scrolls to another place
+  useEffect(() => {
+    const mark = box.current?.querySelector<HTMLElement>("[aria-current]");
+    // Only the log is moved, not the page.
+    if (mark && box.current) box.current.scrollTop = mark.offsetTop - box.current.clientHeight / 2;
+  }, [search.current, search.hits.length, search.words]);
+  return (
+    <Panel
+      title="Log"
+      flush
+      actions={
+        <>
+          <span className="text-xs text-muted-foreground">{size ? bytes(size) : ""}</span>
+          <Button
+            size="small"
+            kind="quiet"
+            onClick={() => copyText(text ?? "").then(() => say("Copied."), complain)}
+          >
+            Copy
+          </Button>
+          <Button
+            size="small"
+            kind="quiet"
+            disabled={size === 0}
+            isBusy={save.isPending}
+            onClick={() => save.mutate()}
+          >
+            Download
+          </Button>
+          <Button
+            size="small"
+            kind="quiet"
+            aria-pressed={isFollowing}
+            onClick={() => setFollowing(!isFollowing)}
+          >
+            {isFollowing ? "Following" : "Follow"}
+          </Button>
+        </>
+      }
+    >
+      {error !== null && text === null ? (
+        <div className="p-4">
+          <ErrorAlert error={error} />
+        </div>
+      ) : text === "" ? (
+        <Empty title="The log is empty">
+          Only tracebacks and other text of the process go here; what it does is above.
+        </Empty>
+      ) : (
+        <>
+          <Search search={search}>
+            {isCut && !isWhole && (
+              <>
+                The last {bytes(held)}.
+                <Button size="small" onClick={() => setWhole(true)}>
+                  Load the whole
+                </Button>
+              </>
+            )}
+            {isCut && isWhole && `The last ${bytes(held)}; the download has it all.`}
+          </Search>
+          <pre
+            ref={box}
+            tabIndex={0}
+            role="log"
+            aria-label={`Log of ${id}`}
+            onWheel={(event) => event.deltaY < 0 && setFollowing(false)}
+            className="figure relative h-[28rem] overflow-auto rounded-b-lg bg-muted p-4 text-xs leading-5 whitespace-pre-wrap [overflow-wrap:anywhere]"
+          >
+            {search.shown.map((piece, index) =>
+              piece.hit === null ? (
+                piece.text
+              ) : (
+                <mark
+                  key={index}
+                  aria-current={piece.hit === search.current || undefined}
+                  className={cx(
+                    "rounded-sm",
+                    piece.hit === search.current
+                      ? "bg-primary text-primary-foreground"
+                      : "bg-warning-subtle text-foreground",
+                  )}
+                >
+                  {piece.text}
+                </mark>
+              ),
+            )}
+          </pre>
+        </>
+      )}
+    </Panel>
+  );
+}

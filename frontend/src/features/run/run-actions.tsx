@@ -1,0 +1,109 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { useRouter } from "next/navigation";
+import { useState } from "react";
+import { Button } from "@/components/ui/button";
+import { Confirm } from "@/components/ui/dialog";
+import { BrushIcon, PlayIcon, SaveIcon, StopIcon } from "@/components/ui/icons";
+import { Menu, type MenuItem } from "@/components/ui/menu";
+import { type Action, useRunAction } from "@/hooks/use-run-action";
+import type { RunView } from "@/lib/api/client";
+import { ACTIVE, trainers } from "@/lib/api/queries";
+import { BASE } from "@/lib/base-path";
+import { DuplicateDialog } from "./duplicate-dialog";
+
+type Asked = "kill" | "delete";
+
+const QUESTIONS: Record<Asked, { title: string; confirm: string; text: string }> = {
+  kill: {
+    title: "Stop it now?",
+    confirm: "Stop now",
+    text: "What it made since its newest checkpoint is lost; the checkpoint is not. “Save and stop” loses nothing.",
+  },
+  delete: {
+    title: "Delete this run?",
+    confirm: "Delete it",
+    text: "Its checkpoints, samples and history go for good. Download what you want to keep first.",
+  },
+};
+
+/** Buttons for what makes sense now; the rest is in the menu. */
+export function RunActions({ run }: { run: RunView }) {
+  const router = useRouter();
+  const { mutate, isPending, variables } = useRunAction();
+  const { data: known } = useQuery(trainers);
+  const [asked, setAsked] = useState<Asked | null>(null);
+  const [isCopying, setCopying] = useState(false);
+  const abilities = known?.find((trainer) => trainer.name === run.trainer)?.abilities;
+  const can = (ability: string) => abilities === undefined || abilities.includes(ability);
+  const isRunning = run.state === "running";
+  // A wish that comes before the engine listens would be lost.
+  const isListening = isRunning && (run.step ?? 0) > 0;
+  const act = (action: Action) =>
+    mutate({ action, id: run.id }, { onSuccess: () => action === "delete" && router.push("/runs/") });
+  const isBusy = (action: Action) => isPending && variables?.action === action;
+
+  const items: MenuItem[] = [
+    { label: "Duplicate …", note: "A new run with the same configuration", onChoose: () => setCopying(true) },
+  ];
+  // The demo's configuration is FLOW's, and its form takes it.
+  const form = run.trainer === "demo" ? "flow" : run.trainer;
+  if (form === "flow" || form === "kohya") {
+    items.push({
+      label: "Edit as new training",
+      note: "Opens its configuration in the form",
+      onChoose: () => router.push(`/${form}-training/?from=${encodeURIComponent(run.id)}`),
+    });
+  }
+  if (run.step || !ACTIVE.has(run.state)) {
+    items.push({
+      label: "Download the results",
+      note: "Newest weights, images, configuration and log as one zip",
+      onChoose: () => window.location.assign(`${BASE}/api/runs/${encodeURIComponent(run.id)}/results.zip`),
+    });
+  }
+  if (run.state === "queued") items.push({ label: "Take out of the queue", onChoose: () => act("cancel") });
+  if (isRunning || run.state === "stopping") {
+    items.push({ label: "Stop now …", isDangerous: true, onChoose: () => setAsked("kill") });
+  }
+  if (!ACTIVE.has(run.state))
+    items.push({ label: "Delete …", isDangerous: true, onChoose: () => setAsked("delete") });
+
+  return (
+    <>
+      {isRunning && can("sample") && (
+        <Button disabled={!isListening} onClick={() => act("sample")} isBusy={isBusy("sample")}>
+          <BrushIcon /> Sample now
+        </Button>
+      )}
+      {isRunning && can("checkpoint") && (
+        <Button disabled={!isListening} onClick={() => act("save")} isBusy={isBusy("save")}>
+          <SaveIcon /> Save now
+        </Button>
+      )}
+      {isRunning && (
+        <Button kind="primary" onClick={() => act("stop")} isBusy={isBusy("stop")}>
+          <StopIcon /> Save and stop
+        </Button>
+      )}
+      {run.can_resume && (
+        <Button kind="primary" onClick={() => act("resume")} isBusy={isBusy("resume")}>
+          <PlayIcon /> {run.starts_over ? "Start again" : "Resume"}
+        </Button>
+      )}
+      <Menu label="More" items={items} />
+      <DuplicateDialog run={run} isOpen={isCopying} onClose={() => setCopying(false)} />
+      {asked && (
+        <Confirm
+          title={QUESTIONS[asked].title}
+          isOpen
+          onClose={() => setAsked(null)}
+          onConfirm={() => act(asked)}
+          confirm={QUESTIONS[asked].confirm}
+        >
+          {QUESTIONS[asked].text}
+        </Confirm>
+      )}
+    </>
+  );
+}

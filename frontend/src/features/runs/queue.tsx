@@ -1,0 +1,197 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import Link from "next/link";
+import { useState } from "react";
+import { Button, IconButton } from "@/components/ui/button";
+import { cx } from "@/components/ui/class-names";
+import { DownIcon, GripIcon, UpIcon, WarnIcon } from "@/components/ui/icons";
+import { Select } from "@/components/ui/inputs";
+import { Panel } from "@/components/ui/panel";
+import { useToasts } from "@/components/ui/toasts";
+import { runHref } from "@/features/run/run-progress";
+import { useRunAction } from "@/hooks/use-run-action";
+import { api, got, type Schemas } from "@/lib/api/client";
+import { queue } from "@/lib/api/queries";
+import { ago } from "@/lib/format";
+
+/** Before which run `ids[from]` goes when it is let go at place `to`; null: to the end. */
+export function placeBefore(ids: readonly string[], from: number, to: number): string | null {
+  const rest = ids.filter((_, index) => index !== from);
+  return rest[to] ?? null;
+}
+
+/** The move that puts `dragged` where `target` is now; null where one of them has left the queue, or none is meant. */
+export function dropOf(
+  ids: readonly string[],
+  dragged: string | null,
+  target: string,
+): { id: string; before: string | null } | null {
+  const from = dragged === null ? -1 : ids.indexOf(dragged);
+  const to = ids.indexOf(target);
+  if (dragged === null || from < 0 || to < 0 || from === to) return null;
+  return { id: dragged, before: placeBefore(ids, from, to) };
+}
+
+/** `runs` as they stand after a move. */
+export function movedIn<Run extends { id: string }>(runs: Run[], id: string, before: string | null): Run[] {
+  const run = runs.find((each) => each.id === id);
+  const rest = runs.filter((each) => each.id !== id);
+  const place = before === null ? rest.length : rest.findIndex((each) => each.id === before);
+  return run && place >= 0 ? rest.toSpliced(place, 0, run) : runs;
+}
+
+/** What a failure does to those behind it; and whether the queue is paused now. */
+function Standing({ page }: { page: Schemas["QueuePage"] }) {
+  const client = useQueryClient();
+  const { complain } = useToasts();
+  const { mutate, isPending } = useMutation({
+    mutationFn: (body: Schemas["QueueChange"]) => got(api.PATCH("/api/queue", { body })),
+    onSuccess: (changed) => client.setQueryData(queue.queryKey, changed),
+    onError: complain,
+  });
+  return (
+    <>
+      <label className="flex items-center gap-1.5 text-xs whitespace-nowrap text-secondary-foreground">
+        When a run fails
+        <Select
+          className="w-auto! h-7 text-xs"
+          value={page.on_fail}
+          disabled={isPending}
+          onChange={({ target }) => mutate({ on_fail: target.value as Schemas["QueuePage"]["on_fail"] })}
+        >
+          <option value="go-on">go on</option>
+          <option value="pause">pause</option>
+        </Select>
+      </label>
+      <Button
+        size="small"
+        kind={page.pause ? "primary" : "plain"}
+        isBusy={isPending}
+        onClick={() => mutate({ paused: !page.pause })}
+      >
+        {page.pause ? "Let it go on" : "Pause"}
+      </Button>
+    </>
+  );
+}
+
+/** Since when nothing is started, and why. */
+function Paused({ pause }: { pause: Schemas["Pause"] }) {
+  return (
+    <p role="status" className="flex items-center gap-2 bg-warning-subtle px-4 py-2 text-sm">
+      <WarnIcon className="size-4 shrink-0 text-warning" />
+      <span>
+        {pause.run ? (
+          <>
+            <Link href={runHref(pause.run)} className="font-medium underline">
+              {pause.run}
+            </Link>{" "}
+            failed {ago(pause.since)}:
+          </>
+        ) : (
+          `Paused ${ago(pause.since)}:`
+        )}{" "}
+        nothing is started until you let it go on. What runs is left alone.
+      </span>
+    </p>
+  );
+}
+
+/** What waits, in its order: drag it, or move it by its arrows. */
+export function QueuePanel() {
+  const { data } = useQuery(queue);
+  // By name: the queue may move on while a run is being dragged.
+  const [dragged, setDragged] = useState<string | null>(null);
+  const [over, setOver] = useState<string | null>(null);
+  const client = useQueryClient();
+  const { complain } = useToasts();
+  const { mutate } = useRunAction();
+  const move = useMutation({
+    mutationFn: ({ id, before }: { id: string; before: string | null }) =>
+      got(api.POST("/api/runs/{run_id}/move", { params: { path: { run_id: id } }, body: { before } })),
+    onMutate: async ({ id, before }) => {
+      await client.cancelQueries({ queryKey: queue.queryKey });
+      client.setQueryData(queue.queryKey, (old) => old && { ...old, runs: movedIn(old.runs, id, before) });
+    },
+    onError: complain,
+    onSettled: () => client.invalidateQueries({ queryKey: ["queue"] }),
+  });
+  const runs = data?.runs ?? [];
+  const ids = runs.map((run) => run.id);
+  const shift = (from: number, to: number) => {
+    const target = ids[to];
+    const wanted = target === undefined ? null : dropOf(ids, ids[from] ?? null, target);
+    if (wanted) move.mutate(wanted);
+  };
+  if (!data || (runs.length === 0 && !data.pause && data.on_fail === "go-on")) return null;
+  return (
+    <Panel
+      title={`Queue (${runs.length})`}
+      actions={<Standing page={data} />}
+      flush
+      className="mb-4 overflow-hidden"
+    >
+      {data.pause && <Paused pause={data.pause} />}
+      <ol className="divide-y">
+        {runs.map((run, index) => (
+          <li
+            key={run.id}
+            draggable
+            onDragStart={(event) => {
+              event.dataTransfer.setData("text/plain", run.id);
+              setDragged(run.id);
+            }}
+            onDragOver={(event) => {
+              if (dragged === null) return;
+              event.preventDefault();
+              setOver(run.id);
+            }}
+            onDrop={(event) => {
+              event.preventDefault();
+              const wanted = dropOf(ids, dragged, run.id);
+              if (wanted) move.mutate(wanted);
+            }}
+            onDragEnd={() => {
+              setDragged(null);
+              setOver(null);
+            }}
+            className={cx(
+              "flex items-center gap-3 px-3 py-1.5",
+              dragged === run.id && "opacity-40",
+              over === run.id && dragged !== null && "bg-accent",
+            )}
+          >
+            <GripIcon className="size-4 cursor-grab text-muted-foreground" />
+            <span className="figure w-5 text-right text-xs text-muted-foreground">{index + 1}</span>
+            <Link
+              href={runHref(run.id)}
+              className="min-w-0 flex-1 truncate text-sm font-medium hover:underline"
+            >
+              {run.id}
+            </Link>
+            <span className="text-xs text-muted-foreground max-sm:hidden">
+              {(!data.pause && run.note) || run.devices?.join(", ")}
+            </span>
+            <IconButton
+              label={`Move ${run.id} up`}
+              disabled={index === 0}
+              onClick={() => shift(index, index - 1)}
+            >
+              <UpIcon className="size-3.5" />
+            </IconButton>
+            <IconButton
+              label={`Move ${run.id} down`}
+              disabled={index === runs.length - 1}
+              onClick={() => shift(index, index + 1)}
+            >
+              <DownIcon className="size-3.5" />
+            </IconButton>
+            <Button size="small" kind="quiet" onClick={() => mutate({ action: "cancel", id: run.id })}>
+              Cancel
+            </Button>
+          </li>
+        ))}
+      </ol>
+    </Panel>
+  );
+}

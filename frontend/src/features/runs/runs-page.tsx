@@ -1,0 +1,190 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { useRouter } from "next/navigation";
+import { useMemo, useState } from "react";
+import { Button } from "@/components/ui/button";
+import { Confirm } from "@/components/ui/dialog";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { SearchInput } from "@/components/ui/inputs";
+import { Empty, Page, Panel, Skeleton } from "@/components/ui/panel";
+import { ToggleGroup } from "@/components/ui/tabs";
+import { StartButtons } from "@/features/home/start-buttons";
+import { type Action, useRunAction } from "@/hooks/use-run-action";
+import type { RunView } from "@/lib/api/client";
+import { ACTIVE, RUNS_AT_ONCE, runs as runsQuery } from "@/lib/api/queries";
+import { QueuePanel } from "./queue";
+import { RunsTable } from "./runs-table";
+
+type Filter = "all" | "active" | "done" | "broken";
+
+const FILTERS: Record<Filter, (run: RunView) => boolean> = {
+  all: () => true,
+  active: (run) => ACTIVE.has(run.state),
+  done: (run) => run.state === "finished" || run.state === "stopped",
+  broken: (run) => ["failed", "interrupted", "damaged"].includes(run.state),
+};
+const MOST_COMPARED = 8;
+
+/** What can be done to all that are chosen. */
+function Bulk({ chosen, onDone }: { chosen: RunView[]; onDone: () => void }) {
+  const router = useRouter();
+  const { mutate } = useRunAction();
+  const [isAsking, setAsking] = useState(false);
+  const fits: Record<"stop" | "resume" | "cancel" | "delete", RunView[]> = {
+    stop: chosen.filter((run) => run.state === "running"),
+    resume: chosen.filter((run) => run.can_resume),
+    cancel: chosen.filter((run) => run.state === "queued"),
+    delete: chosen.filter((run) => !ACTIVE.has(run.state)),
+  };
+  const all = (action: Action & keyof typeof fits) => {
+    for (const run of fits[action]) mutate({ action, id: run.id });
+    onDone();
+  };
+  const compare = () => {
+    const [first, ...rest] = chosen.map((run) => run.id);
+    if (!first) return;
+    const query = new URLSearchParams({ id: first });
+    for (const other of rest) query.append("with", other);
+    router.push(`/runs/?${query}`);
+  };
+  return (
+    <div className="flex flex-wrap items-center gap-1.5" role="toolbar" aria-label="What is chosen">
+      <span className="mr-1 text-xs text-secondary-foreground">{chosen.length} chosen</span>
+      <Button size="small" disabled={chosen.length < 2 || chosen.length > MOST_COMPARED} onClick={compare}>
+        Compare
+      </Button>
+      {fits.stop.length > 0 && (
+        <Button size="small" onClick={() => all("stop")}>
+          Save and stop
+        </Button>
+      )}
+      {fits.resume.length > 0 && (
+        <Button size="small" onClick={() => all("resume")}>
+          Resume
+        </Button>
+      )}
+      {fits.cancel.length > 0 && (
+        <Button size="small" onClick={() => all("cancel")}>
+          Cancel
+        </Button>
+      )}
+      {fits.delete.length > 0 && (
+        <Button size="small" kind="danger" onClick={() => setAsking(true)}>
+          Delete {fits.delete.length}
+        </Button>
+      )}
+      <Button size="small" kind="quiet" onClick={onDone}>
+        Choose none
+      </Button>
+      <Confirm
+        title={`Delete ${fits.delete.length} runs?`}
+        isOpen={isAsking}
+        onClose={() => setAsking(false)}
+        onConfirm={() => all("delete")}
+        confirm="Delete them"
+      >
+        Their checkpoints, samples and histories go for good: {fits.delete.map((run) => run.id).join(", ")}.
+      </Confirm>
+    </div>
+  );
+}
+
+export function RunsPage() {
+  const [skip, setSkip] = useState(0);
+  const { data, error, refetch } = useQuery(runsQuery([], RUNS_AT_ONCE, skip));
+  const [filter, setFilter] = useState<Filter>("all");
+  const [search, setSearch] = useState("");
+  const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
+  const all = useMemo(() => data?.runs ?? [], [data]);
+  const shown = useMemo(() => {
+    const words = search.toLowerCase().split(/\s+/).filter(Boolean);
+    const isFound = (run: RunView) =>
+      words.every((word) => `${run.id} ${run.trainer}`.toLowerCase().includes(word));
+    return all.filter((run) => FILTERS[filter](run) && isFound(run));
+  }, [all, filter, search]);
+  const choose = (ids: string[], isChosen: boolean) =>
+    setChosen((old) => {
+      const next = new Set(old);
+      for (const id of ids) isChosen ? next.add(id) : next.delete(id);
+      return next;
+    });
+  const picked = all.filter((run) => chosen.has(run.id));
+  const count = (name: Filter) => all.filter(FILTERS[name]).length;
+  return (
+    <Page title="Runs" lead="All that ran here, and what waits." actions={<StartButtons />} wide>
+      <QueuePanel />
+      <Panel
+        flush
+        title={
+          <ToggleGroup
+            label="Which runs"
+            value={filter}
+            onChange={setFilter}
+            options={[
+              { value: "all", label: `All ${data?.total ?? ""}` },
+              { value: "active", label: `Active ${count("active")}` },
+              { value: "done", label: `Done ${count("done")}` },
+              { value: "broken", label: `Broken ${count("broken")}` },
+            ]}
+          />
+        }
+        actions={
+          picked.length > 0 ? (
+            <Bulk chosen={picked} onDone={() => setChosen(new Set())} />
+          ) : (
+            <SearchInput isSmall className="w-52" label="Search runs" value={search} onSearch={setSearch} />
+          )
+        }
+      >
+        {error && !data ? (
+          <div className="p-4">
+            <ErrorAlert error={error} onRetry={() => void refetch()} />
+          </div>
+        ) : !data ? (
+          <div className="grid gap-3 p-4">
+            {[0, 1, 2, 3, 4].map((index) => (
+              <Skeleton key={index} className="h-10" />
+            ))}
+          </div>
+        ) : shown.length === 0 ? (
+          <Empty title={all.length === 0 ? "Nothing was trained here yet" : "No run fits"}>
+            {all.length === 0
+              ? "Try the demo for a first one; what is started by hand in the runs folder shows here as well."
+              : "Search for something else, or show all runs."}
+          </Empty>
+        ) : (
+          <RunsTable
+            runs={shown}
+            chosen={chosen}
+            onChoose={(id, isChosen) => choose([id], isChosen)}
+            onChooseAll={(isChosen) =>
+              choose(
+                shown.map((run) => run.id),
+                isChosen,
+              )
+            }
+          />
+        )}
+        {data && (skip > 0 || data.total > all.length) && (
+          <footer className="flex items-center justify-end gap-2 border-t px-4 py-2 text-xs text-secondary-foreground">
+            Runs {skip + 1} to {skip + all.length} of {data.total}, newest first
+            <Button
+              size="small"
+              disabled={skip === 0}
+              onClick={() => setSkip(Math.max(0, skip - RUNS_AT_ONCE))}
+            >
+              Newer
+            </Button>
+            <Button
+              size="small"
+              disabled={skip + all.length >= data.total}
+              onClick={() => setSkip(skip + RUNS_AT_ONCE)}
+            >
+              Older
+            </Button>
+          </footer>
+        )}
+      </Panel>
+    </Page>
+  );
+}

@@ -1,0 +1,89 @@
+"use client";
+import { useMutation, useQuery } from "@tanstack/react-query";
+import { Button } from "@/components/ui/button";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { CheckIcon, WarnIcon } from "@/components/ui/icons";
+import { Panel, Skeleton } from "@/components/ui/panel";
+import { useToasts } from "@/components/ui/toasts";
+import { copyText } from "@/lib/clipboard";
+import { byNeed, doctor, type Finding, systemReport } from "@/lib/system-report";
+
+function Findings({ findings }: { findings: Finding[] }) {
+  const bad = findings.filter((each) => !each.is_well).length;
+  return (
+    <>
+      <p
+        role="status"
+        className={`mt-3 text-sm font-medium ${bad > 0 ? "text-destructive" : "text-success"}`}
+      >
+        {bad > 0 ? `${bad} of ${findings.length} want mending` : "All is as it should be."}
+      </p>
+      <ul className="mt-2 divide-y rounded border">
+        {byNeed(findings).map((each, index) => (
+          <li key={index} className="grid grid-cols-[1rem_minmax(0,1fr)] gap-x-2 px-3 py-1.5 text-xs">
+            {each.is_well ? (
+              <CheckIcon className="size-4 text-success" />
+            ) : (
+              <WarnIcon className="size-4 text-destructive" />
+            )}
+            <p className="min-w-0 [overflow-wrap:anywhere]">
+              <span className="font-semibold">{each.name}</span>{" "}
+              {!each.is_well && <span className="sr-only">wants mending: </span>}
+              <span className={each.is_well ? "text-secondary-foreground" : ""}>{each.text}</span>
+            </p>
+          </li>
+        ))}
+      </ul>
+    </>
+  );
+}
+
+/** What this machine has and lacks, and what a report of a fault should carry. */
+export function Doctor() {
+  const { data, error, isFetching, refetch } = useQuery(doctor);
+  const { say, complain } = useToasts();
+  const copy = useMutation({
+    mutationFn: async () => {
+      const findings = data ?? (await refetch({ throwOnError: true })).data ?? [];
+      const report = await systemReport(findings);
+      await copyText(report);
+      return report;
+    },
+    onSuccess: () => say("The report is copied."),
+    onError: complain,
+  });
+  return (
+    <Panel
+      title="Doctor"
+      actions={
+        <>
+          <Button size="small" isBusy={isFetching} onClick={() => void refetch()}>
+            {data ? "Examine again" : "Examine"}
+          </Button>
+          <Button size="small" isBusy={copy.isPending} onClick={() => copy.mutate()}>
+            Copy a report
+          </Button>
+        </>
+      }
+    >
+      <p className="text-sm text-secondary-foreground">
+        Python, torch, devices, packages, other trainers, disk: what is there, what is lacking, and its cure.
+        It takes some seconds. The report carries it all, without secrets or paths.
+      </p>
+      {error && !isFetching && (
+        <div className="mt-3">
+          <ErrorAlert error={error} />
+        </div>
+      )}
+      {data ? <Findings findings={data} /> : isFetching && <Skeleton className="mt-3 h-64" />}
+      {copy.data && (
+        <pre
+          tabIndex={0}
+          className="figure mt-3 max-h-80 overflow-auto rounded bg-muted p-3 text-xs leading-5"
+        >
+          {copy.data}
+        </pre>
+      )}
+    </Panel>
+  );
+}

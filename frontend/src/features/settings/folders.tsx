@@ -1,0 +1,69 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { Panel, Skeleton } from "@/components/ui/panel";
+import { fetchJson } from "@/lib/api/client";
+import { roots, trainers } from "@/lib/api/queries";
+
+export function Folders() {
+  const { data } = useQuery(roots);
+  return (
+    <Panel title="Folders" flush>
+      <p className="border-b px-4 py-2.5 text-sm text-secondary-foreground">
+        Nothing outside of these is read or written.{" "}
+        <code className="figure text-xs">flowloom up --root NAME=DIR</code> adds one.
+      </p>
+      {!data ? (
+        <div className="p-4">
+          <Skeleton className="h-24" />
+        </div>
+      ) : (
+        <ul className="divide-y">
+          {data.map((root) => (
+            <li key={root.name} className="flex flex-wrap items-baseline justify-between gap-x-4 px-4 py-2">
+              <span className="text-sm font-medium">{root.name}</span>
+              <code className="figure min-w-0 text-xs text-secondary-foreground [overflow-wrap:anywhere]">
+                {root.path}
+                {!root.exists && <span className="text-muted-foreground"> (not there yet)</span>}
+              </code>
+            </li>
+          ))}
+        </ul>
+      )}
+    </Panel>
+  );
+}
+
+interface TaskView {
+  name: string;
+  title: string;
+}
+
+export function Trainers() {
+  const { data } = useQuery(trainers);
+  const { data: tasks } = useQuery({
+    queryKey: ["tasks"],
+    queryFn: () => fetchJson<TaskView[]>("/api/tasks"),
+    retry: false,
+  });
+  return (
+    <Panel title="Trainers and tasks" flush>
+      <ul className="divide-y">
+        {data?.map((trainer) => (
+          <li key={trainer.name} className="px-4 py-2">
+            <p className="text-sm font-medium">
+              {trainer.title} <code className="figure text-xs text-muted-foreground">{trainer.name}</code>
+            </p>
+            <p className="text-xs text-secondary-foreground">
+              Obeys {trainer.abilities.join(", ") || "nothing while it runs"}.
+            </p>
+          </li>
+        ))}
+        {tasks && tasks.length > 0 && (
+          <li className="px-4 py-2 text-xs text-secondary-foreground">
+            {tasks.map((task) => task.title).join(" · ")}
+          </li>
+        )}
+      </ul>
+    </Panel>
+  );
+}

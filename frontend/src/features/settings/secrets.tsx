@@ -1,0 +1,137 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useState } from "react";
+import { Button } from "@/components/ui/button";
+import { Confirm } from "@/components/ui/dialog";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { Input } from "@/components/ui/inputs";
+import { Panel, Skeleton } from "@/components/ui/panel";
+import { useToasts } from "@/components/ui/toasts";
+import { api, got } from "@/lib/api/client";
+import { secrets } from "@/lib/api/queries";
+
+const USES: Record<string, string> = {
+  HF_TOKEN: "Hugging Face: downloads of gated models, uploads of checkpoints",
+  WANDB_API_KEY: "Weights & Biases",
+  AWS_ACCESS_KEY_ID: "S3: key",
+  AWS_SECRET_ACCESS_KEY: "S3: secret key",
+  AWS_SESSION_TOKEN: "S3: session, where the key has one",
+};
+type Name =
+  | "HF_TOKEN"
+  | "WANDB_API_KEY"
+  | "AWS_ACCESS_KEY_ID"
+  | "AWS_SECRET_ACCESS_KEY"
+  | "AWS_SESSION_TOKEN";
+type Testable = "HF_TOKEN" | "WANDB_API_KEY";
+const isTestable = (name: Name): name is Testable => name === "HF_TOKEN" || name === "WANDB_API_KEY";
+
+function One({ name, isSet }: { name: Name; isSet: boolean }) {
+  const [value, setValue] = useState("");
+  const [isAsking, setAsking] = useState(false);
+  const client = useQueryClient();
+  const { say, complain } = useToasts();
+  const done = (text: string) => {
+    setValue("");
+    say(text);
+    void client.invalidateQueries({ queryKey: ["secrets"] });
+  };
+  const at = { params: { path: { name } } };
+  const put = useMutation({
+    mutationFn: () => got(api.PUT("/api/secrets/{name}", { ...at, body: { value: value.trim() } })),
+    onSuccess: () => done(`${name} is kept.`),
+    onError: complain,
+  });
+  const forget = useMutation({
+    mutationFn: () => got(api.DELETE("/api/secrets/{name}", at)),
+    onSuccess: () => done(`${name} is forgotten.`),
+    onError: complain,
+  });
+  const test = useMutation({
+    mutationFn: async (name: Testable) => {
+      const { account } = await got(api.POST("/api/secrets/{name}/test", { params: { path: { name } } }));
+      if (!account) throw new Error(`${name} is not accepted by its service. Set another one.`);
+      return account;
+    },
+    onSuccess: (account) => say(`${name} is accepted.`, `It is ${account}'s.`),
+    onError: complain,
+  });
+  return (
+    <li className="grid items-center gap-x-4 gap-y-2 px-4 py-3 sm:grid-cols-[minmax(0,1fr)_minmax(0,1.200fr)]">
+      <div>
+        <label htmlFor={`secret-${name}`} className="figure text-sm">
+          {name}
+        </label>
+        <p className="text-xs text-muted-foreground">{USES[name]}</p>
+      </div>
+      <form
+        className="flex gap-1.5"
+        onSubmit={(event) => {
+          event.preventDefault();
+          put.mutate();
+        }}
+      >
+        <Input
+          id={`secret-${name}`}
+          type="password"
+          autoComplete="off"
+          value={value}
+          placeholder={isSet ? "set; it is never shown" : "not set"}
+          onChange={(event) => setValue(event.target.value)}
+        />
+        <Button type="submit" disabled={!value.trim()} isBusy={put.isPending}>
+          Set
+        </Button>
+        <Button
+          disabled={!isSet || !!value.trim() || !isTestable(name)}
+          title={isTestable(name) ? undefined : "Tested with a bucket, where a data set is made of one"}
+          isBusy={test.isPending}
+          onClick={() => isTestable(name) && test.mutate(name)}
+        >
+          Test
+        </Button>
+        <Button kind="danger" disabled={!isSet} isBusy={forget.isPending} onClick={() => setAsking(true)}>
+          Forget
+        </Button>
+      </form>
+      <Confirm
+        title={`Forget ${name}?`}
+        isOpen={isAsking}
+        onClose={() => setAsking(false)}
+        onConfirm={() => forget.mutate()}
+        confirm="Forget it"
+      >
+        It cannot be read back from here. Runs that need it fail until it is set again.
+      </Confirm>
+    </li>
+  );
+}
+
+/** Tokens of other services: set, never read back. */
+export function Secrets() {
+  const { data, error } = useQuery(secrets);
+  return (
+    <Panel title="Secrets" flush>
+      <p className="border-b px-4 py-2.5 text-sm text-secondary-foreground">
+        Kept in a file that only the studio's user may read. Runs get them by their environment; they are in
+        no configuration, log or answer. S3's are tested with a bucket, where a data set is made of one.
+      </p>
+      {error && !data ? (
+        <div className="p-4">
+          <ErrorAlert error={error} />
+        </div>
+      ) : !data ? (
+        <div className="grid gap-3 p-4">
+          <Skeleton className="h-10" />
+          <Skeleton className="h-10" />
+        </div>
+      ) : (
+        <ul className="divide-y">
+          {data.map((secret) => (
+            <One key={secret.name} name={secret.name as Name} isSet={secret.is_set} />
+          ))}
+        </ul>
+      )}
+    </Panel>
+  );
+}

@@ -1,0 +1,124 @@
+"use client";
+import { useQuery } from "@tanstack/react-query";
+import { type ReactNode, useEffect, useId, useRef } from "react";
+import { useForm, useValue } from "@/components/form/form-context";
+import { cx } from "@/components/ui/class-names";
+import { ChevronIcon } from "@/components/ui/icons";
+import { Skeleton } from "@/components/ui/panel";
+import { RadioCard } from "@/components/ui/radio-card";
+import { library, type Model } from "@/lib/api/models";
+import { trainerModels } from "@/lib/api/queries";
+import { bytes, params } from "@/lib/format";
+
+const CARDS = "grid grid-cols-[repeat(auto-fill,minmax(min(15rem,100%),1fr))] gap-2";
+const nameOf = (path: string) => path.split("/").slice(-2).join("/");
+const joined = (...words: (string | false | null | undefined)[]) => words.filter(Boolean).join(" · ");
+
+/** Of `runs/fox/checkpoints/step_00000500/model.safetensors`: run, checkpoint, file. */
+const checkpointOf = (path: string) => /([^/]+)\/checkpoints\/([^/]+)\/([^/]+)$/.exec(path)?.slice(1);
+
+/** A base's family, variant and version; then its size. */
+function Facts({ path, model }: { path: string; model: Model | undefined }) {
+  const [run, step, file] = checkpointOf(path) ?? [];
+  if (run)
+    return (
+      <>
+        <span className="truncate text-sm font-semibold" title={path}>
+          {run}
+        </span>
+        <span className="figure truncate text-2xs text-muted-foreground">{joined(step, file)}</span>
+      </>
+    );
+  return (
+    <>
+      <span className="truncate text-sm font-semibold" title={path}>
+        {model?.title ?? model?.name ?? nameOf(path)}
+      </span>
+      <span className="text-xs text-secondary-foreground">
+        {model
+          ? joined(model.family ?? model.words, model.variant, model.version && `v${model.version}`)
+          : "External file"}
+      </span>
+      {model && (
+        <span className="figure text-2xs text-muted-foreground">
+          {joined(bytes(model.size), model.precision, params(model.num_params))}
+        </span>
+      )}
+      {model && <span className="figure truncate text-2xs text-muted-foreground">{nameOf(path)}</span>}
+      {model?.is_untrained && (
+        <span className="text-xs text-warning">Never trained: a LoRA on it learns nothing.</span>
+      )}
+      {model?.problem && <span className="text-xs text-destructive">{model.problem}</span>}
+    </>
+  );
+}
+
+/** The bases that are here, of which one is trained; more than fit are scrolled through. */
+export function BaseModelCards({
+  trainer,
+  field,
+  children,
+}: {
+  trainer: string;
+  field: readonly string[];
+  children?: ReactNode;
+}) {
+  const { set } = useForm();
+  const path = String(useValue(field, "").value ?? "");
+  const { data, isPending } = useQuery({ ...library, retry: false });
+  const { data: candidates, isPending: isLooking } = useQuery({ ...trainerModels(trainer), retry: false });
+  const group = useId();
+  const list = useRef<HTMLDivElement>(null);
+  const found = candidates?.[field.join(".")] ?? [];
+  const paths = [...(path && !found.includes(path) ? [path] : []), ...found];
+  const shelf = new Map((data?.models ?? []).map((model) => [model.path, model]));
+  const saved = paths.filter(checkpointOf);
+  const others = paths.filter((each) => !saved.includes(each));
+  const isUntrained = (each: string) => shelf.get(each)?.is_untrained === true;
+  const bases = others.filter((each) => !isUntrained(each));
+  const card = (each: string) => (
+    <RadioCard key={each} group={group} isChosen={each === path} onChoose={() => set(field, each)}>
+      <Facts path={each} model={shelf.get(each)} />
+    </RadioCard>
+  );
+  const isWaiting = isPending || isLooking;
+  // A base chosen earlier may stand far down: only the list moves, and only once it is there.
+  useEffect(() => {
+    const chosen = isWaiting ? null : list.current?.querySelector<HTMLElement>("[data-chosen]");
+    if (chosen && list.current) list.current.scrollTop = chosen.offsetTop - list.current.offsetTop - 4;
+  }, [isWaiting]);
+  return (
+    <div className="grid min-w-0 gap-1.5">
+      <p className="label" id={`${group}-label`}>
+        Base model
+      </p>
+      {isWaiting ? (
+        <Skeleton className="h-36" />
+      ) : paths.length > 0 ? (
+        <div
+          ref={list}
+          role="radiogroup"
+          aria-labelledby={`${group}-label`}
+          className={cx("-mx-1 -mt-1 mb-1.5 max-h-72 overflow-y-auto p-1", CARDS)}
+        >
+          {bases.map(card)}
+          {saved.length > 0 && (
+            <details open={saved.includes(path) || bases.length === 0} className="group/saved col-span-full">
+              <summary className="flex h-8 w-fit items-center gap-2 rounded px-1 text-xs font-medium text-secondary-foreground hover:text-foreground">
+                <ChevronIcon className="size-3.5 transition-transform group-open/saved:rotate-90" />
+                {saved.length} saved by runs
+              </summary>
+              <div className={CARDS}>{saved.map(card)}</div>
+            </details>
+          )}
+          {others.filter(isUntrained).map(card)}
+        </div>
+      ) : (
+        <p className="rounded-lg border border-dashed px-3 py-4 text-sm text-secondary-foreground">
+          No base is here yet. Download one, or put its file into the studio's folder of models.
+        </p>
+      )}
+      {children}
+    </div>
+  );
+}

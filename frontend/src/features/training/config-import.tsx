@@ -1,0 +1,123 @@
+"use client";
+import { useSearchParams } from "next/navigation";
+import { type DragEvent, useEffect, useRef, useState } from "react";
+import { Button } from "@/components/ui/button";
+import { cx } from "@/components/ui/class-names";
+import { Dialog } from "@/components/ui/dialog";
+import { UploadIcon } from "@/components/ui/icons";
+import { useToasts } from "@/components/ui/toasts";
+import { bring, type Report } from "@/lib/import-files";
+import type { Tree } from "@/lib/json";
+import { readLike } from "@/lib/lora-settings";
+import type { Field } from "@/lib/schema";
+import { ImportReport } from "./import-report";
+
+interface Props {
+  trainer: string;
+  sections: Field[];
+  /** With what the files say; `isPart`: only those sections, the rest stays. */
+  onTake: (config: Tree, isPart: boolean) => void;
+}
+
+/** What the model file that the address names says of its training. */
+function useLike(trainer: string, sections: Field[], onReport: (report: Report) => void) {
+  const asked = useSearchParams();
+  const [path, root] = [asked.get("like"), asked.get("root") ?? "models"];
+  const { complain } = useToasts();
+  // biome-ignore lint/correctness/useExhaustiveDependencies: once for each file that is named
+  useEffect(() => {
+    if (path === null) return;
+    history.replaceState(null, "", window.location.pathname);
+    readLike({ root, path })
+      .then(async (like) => {
+        if (!like) throw new Error(`${path} does not tell how it was trained.`);
+        const report = await bring([like.brought], trainer, sections);
+        onReport({ ...report, kind: like.kind });
+      })
+      .catch(complain);
+  }, [path, root]);
+}
+
+/** Configuration files, dropped or chosen: first what was understood of them, then it is taken over. */
+export function ConfigImport({ trainer, sections, onTake }: Props) {
+  const input = useRef<HTMLInputElement>(null);
+  const [isOver, setOver] = useState(false);
+  const [report, setReport] = useState<Report | null>(null);
+  const isKohya = trainer === "kohya";
+  useLike(trainer, sections, setReport);
+  const take = async (list: FileList | null) => {
+    const files = [...(list ?? [])];
+    if (files.length === 0) return;
+    const brought = await Promise.all(
+      files.map(async (file) => ({ name: file.name, text: await file.text() })),
+    );
+    setReport(await bring(brought, trainer, sections));
+  };
+  const onDrop = (event: DragEvent) => {
+    event.preventDefault();
+    setOver(false);
+    void take(event.dataTransfer.files);
+  };
+  return (
+    // biome-ignore lint/a11y/noStaticElementInteractions: the button in it does the same
+    <div
+      onDragOver={(event) => {
+        event.preventDefault();
+        setOver(true);
+      }}
+      onDragLeave={() => setOver(false)}
+      onDrop={onDrop}
+      className={cx(
+        "flex flex-wrap items-center justify-between gap-3 rounded-lg border border-dashed px-4 py-2.5",
+        isOver ? "border-primary bg-accent" : "border-input",
+      )}
+    >
+      <p className="min-w-0 flex-1 basis-64 text-sm text-secondary-foreground">
+        {isKohya ? (
+          <>
+            Drop what you have: sd-scripts' <code className="figure text-xs">config.toml</code>, with its{" "}
+            <code className="figure text-xs">dataset.toml</code> and prompt file; the JSON that kohya_ss
+            saves; or a run's <code className="figure text-xs">run.json</code>.
+          </>
+        ) : (
+          <>
+            Drop a configuration here: a FLOW <code className="figure text-xs">training_config.json</code>, or
+            a run's <code className="figure text-xs">run.json</code>.
+          </>
+        )}
+      </p>
+      <input
+        ref={input}
+        type="file"
+        multiple={isKohya}
+        accept={
+          isKohya ? ".json,.toml,.txt,application/json,application/toml,text/plain" : ".json,application/json"
+        }
+        className="sr-only"
+        tabIndex={-1}
+        aria-label="Configuration file"
+        onChange={(event) => {
+          const { target } = event;
+          void take(target.files).then(() => {
+            target.value = "";
+          });
+        }}
+      />
+      <Button size="small" onClick={() => input.current?.click()}>
+        <UploadIcon className="size-3.5" /> {isKohya ? "Choose files" : "Choose a file"}
+      </Button>
+      <Dialog title={`Import ${report?.file ?? ""}`} isOpen={report !== null} onClose={() => setReport(null)}>
+        {report && (
+          <ImportReport
+            report={report}
+            onClose={() => setReport(null)}
+            onTake={() => {
+              if (report.config) onTake(report.config, report.isPart);
+              setReport(null);
+            }}
+          />
+        )}
+      </Dialog>
+    </div>
+  );
+}

@@ -1,0 +1,254 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import Link from "next/link";
+import { useState } from "react";
+import { useForm } from "@/components/form/form-context";
+import { Button, LinkButton } from "@/components/ui/button";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { Select } from "@/components/ui/inputs";
+import { OutdatedNotice } from "@/features/datasets/outdated-notice";
+import { runHref } from "@/features/run/run-progress";
+import { fetchJson, type RunView } from "@/lib/api/client";
+import { type DataSet, datasetHref, datasets, summary } from "@/lib/api/datasets";
+import { ACTIVE } from "@/lib/api/queries";
+import { count } from "@/lib/format";
+import { at } from "@/lib/json";
+import { withImageDir } from "@/lib/kohya-datasets";
+
+const FOLLOW_MS = 700;
+const NONE = "";
+const RAW = "raw:";
+const nameOf = (path: string) => path.split("/").slice(-2).join("/");
+const jsonlOf = (dataset: DataSet) => `${dataset.name}.jsonl`;
+
+/** A large set's JSONL is made by a run: followed until it is over. */
+function useFollowed(id: string | null, onDone: () => void) {
+  const { data } = useQuery({
+    queryKey: ["run", id, "followed"],
+    queryFn: async () => {
+      const run = await fetchJson<RunView>(`/api/runs/${id}`);
+      if (run.state === "finished") onDone();
+      return run;
+    },
+    enabled: id !== null,
+    refetchInterval: ({ state }) => (!state.data || ACTIVE.has(state.data.state) ? FOLLOW_MS : false),
+  });
+  return data;
+}
+
+/** A bucket: training reads a JSONL of it, which is made at a click. */
+function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolean; onMade: () => void }) {
+  const client = useQueryClient();
+  const [runId, setRunId] = useState<string | null>(null);
+  const finish = async () => {
+    await client.invalidateQueries({ queryKey: ["datasets"] });
+    onMade();
+  };
+  const make = useMutation({
+    mutationFn: () =>
+      fetchJson<{ run: RunView | null }>(`/api/datasets/${encodeURIComponent(dataset.name)}/convert`, {
+        name: jsonlOf(dataset),
+        captions: "auto",
+        replace: true,
+      }),
+    onSuccess: ({ run }) => (run ? setRunId(run.id) : finish()),
+  });
+  const run = useFollowed(runId, () => void finish());
+  const isBusy = make.isPending || (runId !== null && (!run || ACTIVE.has(run.state)));
+  return (
+    <>
+      <p className="text-xs text-secondary-foreground">
+        {dataset.name} is a bucket. Training reads a JSONL with a row for each of its images.
+        {exists && " There is one: make it again if captions changed since."}
+      </p>
+      {make.error && <ErrorAlert error={make.error} />}
+      {run && (
+        <p role="status" className="text-xs text-secondary-foreground">
+          <Link href={runHref(run.id)} className="text-primary underline">
+            {run.id}
+          </Link>{" "}
+          {run.state === "failed" ? (run.error?.message ?? "failed.") : `is building it: ${run.state}.`}
+        </p>
+      )}
+      <div className="flex flex-wrap gap-1.5">
+        {exists && (
+          <Button size="small" kind="primary" onClick={onMade}>
+            Use {jsonlOf(dataset)}
+          </Button>
+        )}
+        <Button
+          size="small"
+          kind={exists ? "plain" : "primary"}
+          isBusy={isBusy}
+          onClick={() => {
+            setRunId(null);
+            make.mutate();
+          }}
+        >
+          Make {jsonlOf(dataset)}
+          {exists ? " again" : ""}
+        </Button>
+        <LinkButton size="small" href={datasetHref(dataset.name)}>
+          Show captions
+        </LinkButton>
+      </div>
+    </>
+  );
+}
+
+/** How many of a folder's images training would read, and where their captions are. */
+function FolderNote({ dataset }: { dataset: DataSet }) {
+  const { data } = useQuery(summary(dataset.name));
+  const bare = data ? data.images - data.captioned : 0;
+  const bad = data?.problems ?? 0;
+  const images = (num: number) => `${count(num)} image${num === 1 ? "" : "s"}`;
+  return (
+    <>
+      <p className="text-xs text-muted-foreground">
+        Captions are read from the files in this folder when the run starts.
+        {bare > 0 && <span className="text-warning"> {images(bare)} without a caption: not trained.</span>}
+        {bad > 0 && (
+          <span className="text-warning"> {images(bad)} with problems, which may not be trained.</span>
+        )}
+      </p>
+      <div>
+        <LinkButton size="small" href={datasetHref(dataset.name)}>
+          Show captions
+        </LinkButton>
+      </div>
+    </>
+  );
+}
+
+/** The data set: a folder or a JSONL as it is, a bucket by way of a JSONL. */
+export function DatasetSelect() {
+  const { whole, set } = useForm();
+  const client = useQueryClient();
+  const { data } = useQuery({ ...datasets, retry: false });
+  const [raw, setRaw] = useState<string | null>(null);
+  const path = String(at(whole, ["dataloader", "jsonl_metadata_path"]) ?? "");
+  const folders = data?.filter((each) => each.kind === "folder" && each.path) ?? [];
+  const jsonls = data?.filter((each) => each.kind === "jsonl" && each.path) ?? [];
+  const buckets = data?.filter((each) => each.kind === "bucket") ?? [];
+  const bucket = buckets.find((each) => each.name === raw);
+  const chosen = [...folders, ...jsonls].find((each) => each.path === path);
+  const source = chosen?.kind === "jsonl" && folders.find((each) => each.path === chosen.source);
+  const take = (found: DataSet | undefined) => {
+    setRaw(null);
+    set(["dataloader", "jsonl_metadata_path"], found?.path ?? NONE);
+    const images = found?.kind === "folder" ? found.path : found?.images_dir;
+    if (images) set(["dataloader", "image_folder_path"], images);
+  };
+  const choose = (value: string) => {
+    if (value.startsWith(RAW)) setRaw(value.slice(RAW.length));
+    else take([...folders, ...jsonls].find((each) => each.path === value));
+  };
+  const takeJsonlOf = (dataset: DataSet) => {
+    const now = client.getQueryData(datasets.queryKey) ?? [];
+    take(now.find((each) => each.name === jsonlOf(dataset)));
+  };
+  return (
+    <div className="grid content-start gap-1.5">
+      <label htmlFor="essential-data" className="label">
+        Data set
+      </label>
+      <Select
+        id="essential-data"
+        value={bucket ? RAW + bucket.name : path}
+        onChange={(event) => choose(event.target.value)}
+      >
+        <option value={NONE}>choose one, or name a folder or JSONL below</option>
+        {path && !chosen && <option value={path}>{nameOf(path)}</option>}
+        {folders.map((each) => (
+          <option key={each.name} value={each.path ?? ""}>
+            {each.name}
+          </option>
+        ))}
+        {jsonls.length > 0 && (
+          <optgroup label="JSONL files">
+            {jsonls.map((each) => (
+              <option key={each.name} value={each.path ?? ""}>
+                {each.name}
+              </option>
+            ))}
+          </optgroup>
+        )}
+        {buckets.length > 0 && (
+          <optgroup label="Buckets, by way of a JSONL">
+            {buckets.map((each) => (
+              <option key={each.name} value={RAW + each.name}>
+                {each.name}
+              </option>
+            ))}
+          </optgroup>
+        )}
+      </Select>
+      {bucket ? (
+        <ToJsonl
+          dataset={bucket}
+          exists={jsonls.some((each) => each.name === jsonlOf(bucket))}
+          onMade={() => takeJsonlOf(bucket)}
+        />
+      ) : chosen?.kind === "folder" ? (
+        <FolderNote dataset={chosen} />
+      ) : (
+        <>
+          {chosen && (
+            <OutdatedNotice name={chosen.name} isSmall>
+              {source && (
+                <Button size="small" onClick={() => take(source)}>
+                  Use the folder instead
+                </Button>
+              )}
+            </OutdatedNotice>
+          )}
+          <p className="text-xs text-muted-foreground">
+            {data && data.length === 0
+              ? "None yet: upload images under Data sets."
+              : "The folder of its images is filled in, too."}
+          </p>
+          <div>
+            <LinkButton size="small" href="/datasets/">
+              Data sets
+            </LinkButton>
+          </div>
+        </>
+      )}
+    </div>
+  );
+}
+
+const FIRST_SUBSET = ["datasets", "0", "subsets", "0", "image_dir"];
+
+/** Kohya's data set: a folder, whose captions sd-scripts reads itself. */
+export function KohyaDatasetSelect() {
+  const { whole, set } = useForm();
+  const { data } = useQuery({ ...datasets, retry: false });
+  const folders = data?.filter((each) => each.kind === "folder" && each.path) ?? [];
+  const path = String(at(whole, FIRST_SUBSET) ?? "");
+  const chosen = folders.find((each) => each.path === path);
+  return (
+    <div className="grid content-start gap-1.5">
+      <label htmlFor="essential-data" className="label">
+        Data set
+      </label>
+      <Select
+        id="essential-data"
+        value={path}
+        onChange={(event) => set(["datasets"], withImageDir(at(whole, ["datasets"]), event.target.value))}
+      >
+        <option value={NONE}>choose one, or name a folder below</option>
+        {path && !chosen && <option value={path}>{nameOf(path)}</option>}
+        {folders.map((each) => (
+          <option key={each.name} value={each.path ?? ""}>
+            {each.name}
+          </option>
+        ))}
+      </Select>
+      <p className="text-xs text-muted-foreground">
+        sd-scripts reads the captions beside the images when the run starts. Repeats and resolution are below,
+        under Data sets.
+      </p>
+    </div>
+  );
+}

@@ -1,0 +1,203 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useForm } from "@/components/form/form-context";
+import { Button, LinkButton } from "@/components/ui/button";
+import { cx } from "@/components/ui/class-names";
+import { CheckIcon, DownloadIcon } from "@/components/ui/icons";
+import { Input, Select } from "@/components/ui/inputs";
+import { Panel } from "@/components/ui/panel";
+import { ToggleGroup } from "@/components/ui/tabs";
+import { useToasts } from "@/components/ui/toasts";
+import { useDebounced } from "@/hooks/use-validation";
+import { download, lacking } from "@/lib/api/models";
+import { bytes } from "@/lib/format";
+import { at, type Json, type Tree } from "@/lib/json";
+import { numberFrom, textOf } from "@/lib/schema";
+import { BaseModelCards } from "./base-model-cards";
+import { DatasetSelect } from "./dataset-select";
+
+/** What belongs to a base, and lies in files of its own. */
+const PARTS = [
+  { name: "VAE", key: "vae_path" },
+  { name: "T5", key: "t5_path" },
+];
+
+function Model() {
+  const { whole, set } = useForm();
+  const client = useQueryClient();
+  const { say, complain } = useToasts();
+  const section = useDebounced((at(whole, ["model"]) ?? {}) as Tree);
+  const { data } = useQuery(lacking(section));
+  const here = data?.needs.filter((need) => need.here.length > 0) ?? [];
+  const absent = data?.needs.filter((need) => need.here.length === 0) ?? [];
+  const get = useMutation({
+    mutationFn: (body: { config: Record<string, unknown> }) => download(body),
+    onSuccess: (run) => {
+      say(`${run.id} is queued.`, "What it brings is filled in when it is here.");
+      void client.invalidateQueries({ queryKey: ["runs"] });
+    },
+    onError: complain,
+  });
+  const fill = () => {
+    for (const need of here) set(need.path.split("."), need.here[0] ?? "");
+  };
+  return (
+    <BaseModelCards trainer="flow" field={["model", "chroma_path"]}>
+      <dl className="grid grid-cols-[2rem_minmax(0,1fr)] gap-x-2 text-xs">
+        {PARTS.map(({ name, key }) => {
+          const path = String(at(whole, ["model", key]) ?? "");
+          return (
+            <div key={key} className="contents">
+              <dt className="text-muted-foreground">{name}</dt>
+              <dd className={cx("figure truncate", !path && "text-warning")} title={path}>
+                {path || "not chosen"}
+              </dd>
+            </div>
+          );
+        })}
+      </dl>
+      {data && data.needs.length === 0 ? (
+        <p className="flex items-center gap-1 text-xs text-success">
+          <CheckIcon className="size-3.5" /> VAE and T5 are where they should be.
+        </p>
+      ) : (
+        <p className="text-xs text-muted-foreground">
+          {absent.length > 0
+            ? `Not here: ${absent.map((need) => need.offer.title).join(", ")}.`
+            : "VAE and T5 can be filled in from what is here."}
+        </p>
+      )}
+      <div className="flex flex-wrap gap-1.5">
+        {here.length > 0 && (
+          <Button size="small" onClick={fill}>
+            Fill in {here.length} paths
+          </Button>
+        )}
+        {absent.length > 0 && data?.download && (
+          <Button
+            size="small"
+            isBusy={get.isPending}
+            onClick={() => data.download && get.mutate(data.download)}
+          >
+            <DownloadIcon className="size-3.5" /> Get them,{" "}
+            {bytes(absent.reduce((sum, need) => sum + need.offer.size, 0))}
+          </Button>
+        )}
+        <LinkButton size="small" href="/models/">
+          Models
+        </LinkButton>
+      </div>
+    </BaseModelCards>
+  );
+}
+
+type Method = "lora" | "rotation" | "full";
+
+export function methodOf(whole: Tree): Method {
+  if (at(whole, ["lora"])) return "lora";
+  return at(whole, ["training", "change_layer_every"]) ? "rotation" : "full";
+}
+
+/** Checkpoints that stay where a user asks for a number and has not said which. */
+const FEW = 4;
+const ROTATION: Tree = { change_layer_every: 20, trained_single_blocks: 2, trained_double_blocks: 1 };
+
+function How() {
+  const { whole, set } = useForm();
+  const method = methodOf(whole);
+  const choose = (next: Method) => {
+    set(["lora"], next === "lora" ? ((at(whole, ["lora"]) as Json) ?? { rank: 16 }) : null);
+    for (const [key, value] of Object.entries(ROTATION)) {
+      set(["training", key], next === "rotation" ? (at(whole, ["training", key]) ?? value) : null);
+    }
+  };
+  const notes: Record<Method, string> = {
+    lora: "A small adapter beside the frozen base: megabytes, and little memory.",
+    rotation: "All weights in turn, a few blocks at a time: 24 GB are enough.",
+    full: "All weights at once: the most memory, the most change.",
+  };
+  return (
+    <div className="grid content-start gap-1.5">
+      <p className="label">Method</p>
+      <div>
+        <ToggleGroup
+          label="Method"
+          value={method}
+          onChange={choose}
+          options={[
+            { value: "lora", label: "LoRA" },
+            { value: "rotation", label: "Rotation" },
+            { value: "full", label: "Full" },
+          ]}
+        />
+      </div>
+      <p className="text-xs text-muted-foreground">{notes[method]}</p>
+    </div>
+  );
+}
+
+const AUTO = "auto";
+
+/** How often it saves, and how many of these checkpoints stay. */
+function Keeping() {
+  const { whole, set } = useForm();
+  const kept = at(whole, ["checkpoint", "keep_last"]) ?? AUTO;
+  const all = methodOf(whole) === "lora" ? "All" : "All that fit on disk";
+  const write = (path: string[]) => (event: { target: { value: string } }) =>
+    set(path, numberFrom(event.target.value));
+  return (
+    <fieldset className="grid min-w-0 grid-cols-[minmax(0,1fr)] content-start gap-1.5">
+      <legend className="label mb-1.5">Checkpoints</legend>
+      <div className="flex flex-wrap items-center gap-x-4 gap-y-2 text-xs">
+        <label className="flex items-center gap-2">
+          Save every
+          <Input
+            className="figure w-20!"
+            inputMode="numeric"
+            value={textOf(at(whole, ["training", "save_every"]))}
+            onChange={write(["training", "save_every"])}
+          />
+          steps
+        </label>
+        <label className="flex min-w-0 items-center gap-2">
+          Keep
+          <Select
+            className="w-auto! min-w-0"
+            value={kept === AUTO ? AUTO : "last"}
+            onChange={(event) => set(["checkpoint", "keep_last"], event.target.value === AUTO ? AUTO : FEW)}
+          >
+            <option value={AUTO}>{all}</option>
+            <option value="last">The last</option>
+          </Select>
+        </label>
+        {kept !== AUTO && (
+          <Input
+            className="figure w-16!"
+            inputMode="numeric"
+            aria-label="Checkpoints to keep"
+            value={textOf(kept)}
+            onChange={write(["checkpoint", "keep_last"])}
+          />
+        )}
+      </div>
+    </fieldset>
+  );
+}
+
+/** What has no right default: data, base, and what of it is trained. */
+export function Essentials() {
+  return (
+    <Panel>
+      <div className="grid gap-5">
+        <div className="grid gap-x-6 gap-y-5 sm:grid-cols-2">
+          <DatasetSelect />
+          <div className="grid grid-cols-[minmax(0,1fr)] content-start gap-5">
+            <How />
+            <Keeping />
+          </div>
+        </div>
+        <Model />
+      </div>
+    </Panel>
+  );
+}

@@ -1,0 +1,148 @@
+"use client";
+import type { ReactNode } from "react";
+import { Button } from "@/components/ui/button";
+import type { Report } from "@/lib/import-files";
+import { shown } from "@/lib/json";
+
+/** How much of it the form has fields for. */
+function Understood({ report }: { report: Report }) {
+  const rest = [report.leftOver, report.translated].map((keys) => Object.keys(keys).length);
+  const all = rest.reduce(
+    (sum, count) => sum + count,
+    report.known + report.others.length + report.unused.length,
+  );
+  if (report.isPart) {
+    return (
+      <p>
+        It is {report.kind}: <strong>{report.known}</strong> data set{report.known === 1 ? "" : "s"}. The rest
+        of the form stays as it is.
+      </p>
+    );
+  }
+  return (
+    <p>
+      It is {report.kind}. <strong>{report.known}</strong> of {all} keys are fields of this form
+      {all === 0 && "; the file is empty"}.
+    </p>
+  );
+}
+
+function Notice({ children }: { children: ReactNode }) {
+  return <p className="rounded border border-warning bg-warning-subtle px-3 py-2">{children}</p>;
+}
+
+function Values({ title, label, values }: { title: string; label: string; values: [string, string][] }) {
+  if (values.length === 0) return null;
+  return (
+    <div>
+      <p className="font-medium">{title}</p>
+      <dl
+        tabIndex={0}
+        aria-label={label}
+        className="figure mt-1 grid max-h-40 grid-cols-[auto_minmax(0,1fr)] gap-x-3 gap-y-0.5 overflow-y-auto rounded border p-2 text-xs"
+      >
+        {values.map(([key, value]) => (
+          <div key={key} className="contents">
+            <dt className="text-secondary-foreground">{key}</dt>
+            <dd className="[overflow-wrap:anywhere]">{value}</dd>
+          </div>
+        ))}
+      </dl>
+    </div>
+  );
+}
+
+/** Keys of the file that are not simply a field of the form, and values that the file does not state. */
+function Rest({ report }: { report: Report }) {
+  const left = Object.entries(report.leftOver).map(([key, value]): [string, string] => {
+    const reason = report.reasons[key];
+    return [key, reason ? `${shown(value)}: ${reason}` : shown(value)];
+  });
+  const defaults = Object.entries(report.defaults).map(([key, value]): [string, string] => [
+    key,
+    shown(value),
+  ]);
+  return (
+    <>
+      <Values title="Not imported:" label="Keys that are left over" values={left} />
+      <Values
+        title="Translated:"
+        label="Keys that are translated"
+        values={Object.entries(report.translated)}
+      />
+      <Values
+        title="Not stated in the file, so set to the defaults of sd-scripts:"
+        label="Defaults of sd-scripts"
+        values={defaults}
+      />
+      {report.unused.length > 0 && (
+        <p className="text-xs text-secondary-foreground">
+          Without effect in this file: <span className="figure">{report.unused.join(", ")}</span>
+        </p>
+      )}
+    </>
+  );
+}
+
+/** What was understood of a file, before it is taken over. */
+export function ImportReport({
+  report,
+  onTake,
+  onClose,
+}: {
+  report: Report;
+  onTake: () => void;
+  onClose: () => void;
+}) {
+  if (report.error) {
+    return (
+      <p role="alert" className="text-sm">
+        <span className="font-semibold text-destructive">The file could not be read.</span> {report.error}
+      </p>
+    );
+  }
+  return (
+    <div className="grid gap-3 text-sm">
+      <Understood report={report} />
+      {report.others.length > 0 && (
+        <div>
+          <p className="font-medium">Kept as they are, in the JSON beside the form:</p>
+          <p className="figure text-xs text-secondary-foreground">{report.others.join(", ")}</p>
+        </div>
+      )}
+      <Rest report={report} />
+      {report.absent && (
+        <Notice>
+          Its pictures stand in another file, <code className="figure text-xs">{report.absent}</code>: drop
+          both together, or that one afterwards.
+        </Notice>
+      )}
+      {report.secrets.length > 0 && (
+        <Notice>
+          Tokens are left out ({report.secrets.join(", ")}): set them under Settings, where nobody can read
+          them back.
+        </Notice>
+      )}
+      {report.problems.length > 0 && (
+        <div>
+          <p className="font-medium">To be mended before it can run:</p>
+          <ul className="mt-1 grid max-h-56 gap-1 overflow-y-auto text-xs">
+            {report.problems.map((problem) => (
+              <li key={problem.pointer + problem.detail}>
+                <code className="figure">{problem.pointer.replace("/config/", "").replaceAll("/", ".")}</code>{" "}
+                {problem.detail}
+              </li>
+            ))}
+          </ul>
+        </div>
+      )}
+      {report.problems.length === 0 && !report.isPart && <p className="text-success">It can run as it is.</p>}
+      <div className="flex justify-end gap-2">
+        <Button onClick={onClose}>Leave it</Button>
+        <Button kind="primary" onClick={onTake}>
+          Take it over
+        </Button>
+      </div>
+    </div>
+  );
+}

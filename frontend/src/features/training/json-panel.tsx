@@ -1,0 +1,119 @@
+"use client";
+import { useEffect, useState } from "react";
+import { Button } from "@/components/ui/button";
+import { TextArea } from "@/components/ui/inputs";
+import { Panel } from "@/components/ui/panel";
+import { ToggleGroup } from "@/components/ui/tabs";
+import { useToasts } from "@/components/ui/toasts";
+import { DiffTable } from "@/features/run/config-panel";
+import { copyText } from "@/lib/clipboard";
+import { isTree, same, type Tree } from "@/lib/json";
+
+interface Props {
+  config: Tree;
+  whole: Tree;
+  base: Tree;
+  onChange: (config: Tree) => void;
+  fileName: string;
+}
+
+function save(name: string, text: string) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+/** The same configuration as JSON: to read, to edit, to take away. */
+export function JsonPanel({ config, whole, base, onChange, fileName }: Props) {
+  const [view, setView] = useState<"edit" | "diff" | "all">("edit");
+  const [text, setText] = useState(() => JSON.stringify(config, null, 2));
+  const [error, setError] = useState<string | null>(null);
+  const { say, complain } = useToasts();
+  // biome-ignore lint/correctness/useExhaustiveDependencies: only a change from elsewhere replaces what was typed
+  useEffect(() => {
+    try {
+      if (same(JSON.parse(text), config)) return;
+    } catch {
+      // What is typed is no JSON yet: a change from elsewhere replaces it.
+    }
+    setText(JSON.stringify(config, null, 2));
+    setError(null);
+  }, [config]);
+  const type = (next: string) => {
+    setText(next);
+    try {
+      const read: unknown = JSON.parse(next);
+      if (!isTree(read)) throw new Error("It must be an object.");
+      setError(null);
+      onChange(read);
+    } catch (problem) {
+      setError(problem instanceof Error ? problem.message : String(problem));
+    }
+  };
+  return (
+    <Panel
+      flush
+      title="As JSON"
+      actions={
+        <ToggleGroup
+          label="View"
+          value={view}
+          onChange={setView}
+          options={[
+            { value: "edit", label: "Edit" },
+            { value: "diff", label: "To preset" },
+            { value: "all", label: "Whole" },
+          ]}
+        />
+      }
+    >
+      {view === "edit" && (
+        <div className="p-3">
+          <TextArea
+            aria-label="Configuration as JSON: what differs from the defaults"
+            aria-invalid={error !== null}
+            spellCheck={false}
+            rows={16}
+            className="figure resize-y text-xs leading-5"
+            value={text}
+            onChange={(event) => type(event.target.value)}
+          />
+          <p className="mt-1 min-h-5 text-xs text-muted-foreground" role="status">
+            {error ? (
+              <span className="text-destructive">{error}</span>
+            ) : (
+              "Only what differs from the defaults; the rest is implied."
+            )}
+          </p>
+        </div>
+      )}
+      {view === "diff" && (
+        <div className="max-h-[26rem] overflow-auto">
+          <DiffTable from={base} to={whole} names={["Preset", "Now"]} />
+        </div>
+      )}
+      {view === "all" && (
+        <pre tabIndex={0} className="figure max-h-[26rem] overflow-auto p-3 text-xs leading-5">
+          {JSON.stringify(whole, null, 2)}
+        </pre>
+      )}
+      <div className="flex flex-wrap gap-1.5 border-t p-2.5">
+        <Button size="small" onClick={() => save(fileName, JSON.stringify(config, null, 2))}>
+          Export
+        </Button>
+        <Button size="small" onClick={() => save(fileName, JSON.stringify(whole, null, 2))}>
+          Export whole
+        </Button>
+        <Button
+          size="small"
+          kind="quiet"
+          onClick={() => copyText(JSON.stringify(config, null, 2)).then(() => say("Copied."), complain)}
+        >
+          Copy
+        </Button>
+      </div>
+    </Panel>
+  );
+}

@@ -1,0 +1,231 @@
+"use client";
+import { useMutation } from "@tanstack/react-query";
+import { useEffect } from "react";
+import { useForm } from "@/components/form/form-context";
+import { Button } from "@/components/ui/button";
+import { cx } from "@/components/ui/class-names";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { Panel } from "@/components/ui/panel";
+import { fetchJson } from "@/lib/api/client";
+import { bytes, count, duration, figure } from "@/lib/format";
+import type { Tree } from "@/lib/json";
+import { remedies } from "@/lib/remedies";
+
+interface Parts {
+  parts: Record<string, number>;
+  total: number;
+  free: number;
+  fits: boolean;
+  /** Of a coarse estimate: what it leaves out. */
+  not_counted?: string[];
+  /** Of the disk: which checkpoints stay. */
+  kept_text?: string;
+}
+
+/** Sections are empty where nothing can be told. */
+interface Found {
+  can_run: boolean;
+  problems: { path: string; message: string }[];
+  data: Partial<Data>;
+  memory: Partial<Parts>;
+  disk: Partial<Parts>;
+  time: {
+    samples_per_s?: number | null;
+    source?: string;
+    epoch_s?: number;
+    total_s?: number | null;
+    steps?: number | null;
+    epochs?: number | null;
+  };
+  advice: string[];
+  hints: string[];
+}
+
+interface Data {
+  rows: number;
+  steps_per_epoch: number;
+  buckets: { width: number; height: number; rows: number }[];
+  left_out: Record<string, number>;
+  /** Of Kohya: without repeats. */
+  pictures?: number;
+  regularisation?: number;
+}
+
+const isWhole = <T extends object>(part: Partial<T>): part is T => Object.keys(part).length > 0;
+
+/** What a total is made of, against what there is. */
+function Stack({ title, found }: { title: string; found: Parts }) {
+  const parts = Object.entries(found.parts).filter(([, size]) => size > 0);
+  const whole = Math.max(found.total, found.free);
+  return (
+    <div className="grid gap-1.5">
+      <div className="flex items-baseline justify-between text-xs">
+        <span className="font-medium">{title}</span>
+        <span className={cx("figure", found.fits ? "text-secondary-foreground" : "text-destructive")}>
+          {bytes(found.total)} of {bytes(found.free)}
+        </span>
+      </div>
+      <div
+        className="flex h-3 overflow-hidden rounded bg-muted ring-1 ring-border ring-inset"
+        aria-hidden="true"
+      >
+        {parts.map(([name, size], index) => (
+          <span
+            key={name}
+            title={`${name}: ${bytes(size)}`}
+            style={{ width: `${(size / whole) * 100}%`, background: `var(--chart-${(index % 8) + 1})` }}
+          />
+        ))}
+      </div>
+      <ul className="flex flex-wrap gap-x-3 gap-y-0.5 text-2xs text-secondary-foreground">
+        {parts.map(([name, size], index) => (
+          <li key={name} className="flex items-center gap-1">
+            <span className="size-2 rounded-sm" style={{ background: `var(--chart-${(index % 8) + 1})` }} />
+            {name} <span className="figure">{bytes(size)}</span>
+          </li>
+        ))}
+      </ul>
+      {found.not_counted && (
+        <details className="text-2xs text-muted-foreground">
+          <summary className="cursor-pointer">Coarse: what is not counted</summary>
+          <ul className="mt-1 grid list-disc gap-0.5 pl-4">
+            {found.not_counted.map((each) => (
+              <li key={each}>{each}</li>
+            ))}
+          </ul>
+        </details>
+      )}
+    </div>
+  );
+}
+
+/** How long it takes, as far as that is known. */
+function Time({ time }: { time: Found["time"] }) {
+  const steps = time.steps != null && time.epochs != null && (
+    <>
+      {count(time.steps)} steps, {figure(time.epochs, 3)} epochs
+    </>
+  );
+  if (time.epoch_s == null || time.samples_per_s == null) {
+    return steps && <p className="text-xs font-medium">{steps}</p>;
+  }
+  return (
+    <p className="text-xs">
+      <span className="font-medium">
+        {time.total_s == null ? `${duration(time.epoch_s)} an epoch` : duration(time.total_s)}
+      </span>{" "}
+      {steps && <>for {steps} </>}at {figure(time.samples_per_s, 3)} samples/s{" "}
+      <span className="text-muted-foreground">({time.source})</span>
+    </p>
+  );
+}
+
+function Buckets({ data }: { data: Data }) {
+  const most = Math.max(...data.buckets.map((bucket) => bucket.rows), 1);
+  const left = Object.entries(data.left_out).filter(([, number]) => number > 0);
+  return (
+    <div className="grid gap-1.5">
+      <p className="text-xs">
+        <span className="font-medium">{count(data.rows)} rows</span>
+        {data.pictures !== undefined && <> of {count(data.pictures)} images</>}
+        {data.regularisation ? <>, {count(data.regularisation)} of them regularisation</> : null},{" "}
+        {count(data.steps_per_epoch)} steps an epoch
+      </p>
+      <ul className="grid max-h-40 gap-0.5 overflow-y-auto">
+        {data.buckets.map((bucket) => (
+          <li
+            key={`${bucket.width}x${bucket.height}`}
+            className="grid grid-cols-[6rem_minmax(0,1fr)_3.5rem] items-center gap-2 text-2xs"
+          >
+            <span className="figure">
+              {bucket.width} × {bucket.height}
+            </span>
+            <span className="h-1.5 rounded bg-primary" style={{ width: `${(bucket.rows / most) * 100}%` }} />
+            <span className="figure text-right text-muted-foreground">{count(bucket.rows)}</span>
+          </li>
+        ))}
+      </ul>
+      {left.map(([why, number]) => (
+        <p key={why} className="text-2xs text-warning">
+          {count(number)} left out: {why}
+        </p>
+      ))}
+    </div>
+  );
+}
+
+/** What a run will need, told before it starts; and how to make it fit. */
+export function Preflight({ trainer, config, isReady }: { trainer: string; config: Tree; isReady: boolean }) {
+  const { set } = useForm();
+  const look = useMutation({
+    mutationFn: () => fetchJson<Found>(`/api/${trainer}/preflight`, { config }),
+  });
+  const { reset } = look;
+  // biome-ignore lint/correctness/useExhaustiveDependencies: what was found is of another configuration
+  useEffect(() => reset(), [config]);
+  const found = look.data;
+  const changes = remedies(found?.advice ?? []);
+  return (
+    <Panel
+      title="Preflight"
+      actions={
+        <Button size="small" disabled={!isReady} isBusy={look.isPending} onClick={() => look.mutate()}>
+          {look.isPending ? "Examining …" : "Examine"}
+        </Button>
+      }
+    >
+      {look.error ? (
+        <ErrorAlert error={look.error} />
+      ) : !found ? (
+        <p className="text-sm text-secondary-foreground">
+          {isReady
+            ? "Checks memory, disk, time, buckets and rows that are left out, before anything starts."
+            : "Fix the problems above to run this check."}
+        </p>
+      ) : (
+        <div className="grid gap-4" role="status">
+          {found.problems.map((problem) => (
+            <p key={problem.path + problem.message} className="text-sm text-destructive">
+              {problem.path}: {problem.message}
+            </p>
+          ))}
+          {isWhole<Parts>(found.memory) && <Stack title="Memory" found={found.memory} />}
+          {isWhole<Parts>(found.disk) && <Stack title="Disk" found={found.disk} />}
+          {typeof found.disk.kept_text === "string" && (
+            <p className="text-sm text-secondary-foreground">Checkpoints kept: {found.disk.kept_text}.</p>
+          )}
+          <Time time={found.time} />
+          {isWhole<Data>(found.data) && <Buckets data={found.data} />}
+          {found.hints.length > 0 && (
+            <ul className="grid list-disc gap-1 pl-4 text-xs text-warning" aria-label="Hints">
+              {found.hints.map((each) => (
+                <li key={each}>{each}</li>
+              ))}
+            </ul>
+          )}
+          {found.advice.length > 0 && (
+            <div className="grid gap-1.5">
+              <p className="text-xs font-medium">What to change, in this order and together</p>
+              <ol className="grid list-decimal gap-1 pl-4 text-xs text-secondary-foreground">
+                {found.advice.map((each) => (
+                  <li key={each}>{each}</li>
+                ))}
+              </ol>
+              {changes.length > 0 && (
+                <Button
+                  size="small"
+                  kind="primary"
+                  onClick={() => {
+                    for (const change of changes) set(change.path, change.value);
+                  }}
+                >
+                  Make it fit
+                </Button>
+              )}
+            </div>
+          )}
+        </div>
+      )}
+    </Panel>
+  );
+}

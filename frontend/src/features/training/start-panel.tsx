@@ -1,0 +1,141 @@
+"use client";
+import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useRouter } from "next/navigation";
+import { Button } from "@/components/ui/button";
+import { ErrorAlert } from "@/components/ui/error-alert";
+import { Checkbox } from "@/components/ui/inputs";
+import { Panel } from "@/components/ui/panel";
+import { RunNameField } from "@/features/run/run-name-field";
+import { runHref } from "@/features/run/run-progress";
+import type { Draft } from "@/hooks/use-draft";
+import { fetchJson, Problem, type RunView } from "@/lib/api/client";
+import { queue } from "@/lib/api/queries";
+import type { Hint } from "@/lib/config-hints";
+import { nameProblem } from "@/lib/run-name";
+
+interface Props {
+  trainer: string;
+  draft: Draft;
+  problems: ReadonlyMap<string, string[]>;
+  isChecking: boolean;
+  onPatch: (part: Partial<Draft>) => void;
+  onShow: (path: string) => void;
+  /** What is allowed but seldom meant. */
+  hints: Hint[];
+}
+
+/** Name, device, what is still wrong, and the button. */
+export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onShow, hints }: Props) {
+  const router = useRouter();
+  const client = useQueryClient();
+  const { data } = useQuery(queue);
+  const start = useMutation({
+    mutationFn: () =>
+      fetchJson<RunView>(`/api/${trainer}/train/start`, {
+        name: draft.name.trim() || null,
+        config: draft.config,
+        devices: draft.devices,
+      }),
+    onSuccess: (run) => {
+      void client.invalidateQueries({ queryKey: ["runs"] });
+      onPatch({ name: "" });
+      router.push(runHref(run.id));
+    },
+  });
+  const isNameBad =
+    start.error instanceof Problem &&
+    (start.error.status === 409 || start.error.places.some((p) => p.pointer === "/name"));
+  const count = [...problems.values()].reduce((sum, messages) => sum + messages.length, 0);
+  const devices = data?.devices ?? [];
+  return (
+    <Panel title="Start">
+      <div className="grid gap-3">
+        <RunNameField
+          label="Name of the run"
+          value={draft.name}
+          onChange={(name) => onPatch({ name })}
+          isRefused={isNameBad}
+        />
+        {devices.length > 1 && (
+          <fieldset className="grid gap-1">
+            <legend className="text-sm font-medium">Devices</legend>
+            <div className="flex flex-wrap gap-x-4 gap-y-1">
+              {devices.map((device) => (
+                <label key={device} className="flex h-7 items-center gap-2 text-sm">
+                  <Checkbox
+                    checked={draft.devices.includes(device)}
+                    onChange={(event) =>
+                      onPatch({
+                        devices: event.target.checked
+                          ? [...draft.devices, device]
+                          : draft.devices.filter((each) => each !== device),
+                      })
+                    }
+                  />
+                  {device}
+                </label>
+              ))}
+            </div>
+            <p className="text-xs text-muted-foreground">None chosen: the first one that is free.</p>
+          </fieldset>
+        )}
+        <div role="status" className="min-h-5 text-sm">
+          {count === 0 ? (
+            <span className={isChecking ? "text-muted-foreground" : "text-success"}>
+              {isChecking ? "Checking …" : "Ready to train"}
+            </span>
+          ) : (
+            <span className="font-medium text-warning">
+              {count} problem{count > 1 ? "s" : ""} to fix
+            </span>
+          )}
+        </div>
+        {count > 0 && (
+          <ul className="grid max-h-56 gap-1 overflow-y-auto">
+            {[...problems].map(([path, messages]) => (
+              <li key={path}>
+                <button
+                  type="button"
+                  className="w-full rounded px-2 py-1 text-left text-xs hover:bg-muted"
+                  onClick={() => onShow(path)}
+                >
+                  <code className="figure text-secondary-foreground">{path || "all"}</code>{" "}
+                  {messages.join(" ")}
+                </button>
+              </li>
+            ))}
+          </ul>
+        )}
+        {count === 0 && hints.length > 0 && (
+          <ul className="grid gap-0.5">
+            {hints.map((hint) => (
+              <li key={hint.path}>
+                <button
+                  type="button"
+                  className="w-full rounded py-1 text-left text-xs text-warning hover:bg-muted hover:underline"
+                  onClick={() => onShow(hint.path)}
+                >
+                  {hint.text}
+                </button>
+              </li>
+            ))}
+          </ul>
+        )}
+        {start.error && <ErrorAlert error={start.error} />}
+        <Button
+          kind="primary"
+          isBusy={start.isPending}
+          disabled={count > 0 || nameProblem(draft.name) !== null}
+          onClick={() => start.mutate()}
+        >
+          Start training
+        </Button>
+        {data && data.runs.length > 0 && (
+          <p className="text-xs text-muted-foreground">
+            {data.runs.length} run{data.runs.length > 1 ? "s are" : " is"} queued before it.
+          </p>
+        )}
+      </div>
+    </Panel>
+  );
+}

@@ -1,0 +1,19 @@
+"use client";
+import { useMutation } from "@tanstack/react-query";
+import { useRouter } from "next/navigation";
+import { useToasts } from "@/components/ui/toasts";
+import { fetchJson, type RunView } from "@/lib/api/client";
+
+export const DEMO_MINUTES = 10;
+
+/** Starts the real demo run, and goes to its live page. */
+export function useDemo() {
+  const router = useRouter();
+  const { complain } = useToasts();
+  return useMutation({
+    mutationFn: () =>
+      fetchJson<RunView>("/api/tasks/demo/start", { config: { limits: { max_minutes: DEMO_MINUTES } } }),
+    onSuccess: (run) => router.push(`/runs/?id=${encodeURIComponent(run.id)}`),
+    onError: complain,
+  });
+}

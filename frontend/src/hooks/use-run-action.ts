@@ -1,0 +1,57 @@
+"use client";
+import { useMutation, useQueryClient } from "@tanstack/react-query";
+import { useToasts } from "@/components/ui/toasts";
+import { api, got, type RunView } from "@/lib/api/client";
+
+const at = (id: string) => ({ params: { path: { run_id: id } } });
+
+/** What can be done to a run; each is one request. */
+export const RUN_ACTIONS = {
+  stop: {
+    said: "It saves, then stops.",
+    ask: (id: string) => got(api.POST("/api/runs/{run_id}/stop", at(id))),
+  },
+  kill: { said: "It is stopped.", ask: (id: string) => got(api.POST("/api/runs/{run_id}/kill", at(id))) },
+  save: {
+    said: "It saves at its next step.",
+    ask: (id: string) =>
+      got(
+        api.POST("/api/runs/{run_id}/ask/{what}", { params: { path: { run_id: id, what: "checkpoint" } } }),
+      ),
+  },
+  sample: {
+    said: "It draws at its next step.",
+    ask: (id: string) =>
+      got(api.POST("/api/runs/{run_id}/ask/{what}", { params: { path: { run_id: id, what: "sample" } } })),
+  },
+  resume: {
+    said: "It goes on as soon as its device is free.",
+    ask: (id: string) => got(api.POST("/api/runs/{run_id}/resume", { ...at(id), body: {} })),
+  },
+  cancel: {
+    said: "It left the queue.",
+    ask: (id: string) => got(api.POST("/api/runs/{run_id}/cancel", at(id))),
+  },
+  delete: { said: "It is deleted.", ask: (id: string) => got(api.DELETE("/api/runs/{run_id}", at(id))) },
+} as const;
+
+export type Action = keyof typeof RUN_ACTIONS;
+
+export function useRunAction() {
+  const client = useQueryClient();
+  const { say, complain } = useToasts();
+  return useMutation({
+    mutationFn: async ({ action, id }: { action: Action; id: string }): Promise<RunView | undefined> =>
+      (await RUN_ACTIONS[action].ask(id)) as RunView | undefined,
+    onSuccess: (view, { action, id }) => {
+      if (view) client.setQueryData(["run", id], view);
+      say(`${id}: ${RUN_ACTIONS[action].said}`);
+    },
+    onError: complain,
+    onSettled: (_data, _error, { id }) => {
+      void client.invalidateQueries({ queryKey: ["runs"] });
+      void client.invalidateQueries({ queryKey: ["queue"] });
+      void client.invalidateQueries({ queryKey: ["run", id], exact: true });
+    },
+  });
+}

@@ -1,0 +1,93 @@
+import { useEffect, useRef, useState } from "react";
+import { BASE } from "@/lib/base-path";
+
+export interface RunEvent {
+  seq: number;
+  time: number;
+  kind: string;
+  [field: string]: unknown;
+}
+
+export type Line = "connecting" | "live" | "lost";
+
+const KINDS = [
+  "started",
+  "phase",
+  "step",
+  "progress",
+  "validated",
+  "sampled",
+  "saved",
+  "removed",
+  "uploaded",
+  "skipped",
+  "warning",
+  "failed",
+  "finished",
+  "stopped",
+];
+const BATCH_MS = 200;
+const COME_BACK_MS = 2000;
+
+/**
+ * Follows a run's events after number `after`, in batches, for days: the browser reconnects by
+ * itself with the last number it saw; a hidden tab lets go of its connection, and catches up when
+ * it is looked at again (browsers allow six connections to one studio).
+ */
+export function useRunEvents(
+  id: string,
+  after: number | undefined,
+  take: (events: RunEvent[]) => void,
+): Line {
+  const [line, setLine] = useState<Line>("connecting");
+  const taker = useRef(take);
+  taker.current = take;
+  useEffect(() => {
+    if (after === undefined) return;
+    let last = after;
+    let source: EventSource | null = null;
+    let waiting: RunEvent[] = [];
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    let retry: ReturnType<typeof setTimeout> | undefined;
+
+    const flush = () => {
+      timer = undefined;
+      const batch = waiting;
+      waiting = [];
+      if (batch.length > 0) taker.current(batch);
+    };
+    const onEvent = (message: MessageEvent<string>) => {
+      const event = JSON.parse(message.data) as RunEvent;
+      if (event.seq <= last) return;
+      last = event.seq;
+      waiting.push(event);
+      timer ??= setTimeout(flush, BATCH_MS);
+    };
+    const open = () => {
+      if (source || document.hidden) return;
+      source = new EventSource(`${BASE}/api/runs/${encodeURIComponent(id)}/events?after=${last}`);
+      source.onopen = () => setLine("live");
+      source.onerror = () => {
+        setLine("lost");
+        if (source?.readyState !== EventSource.CLOSED) return;
+        close();
+        retry = setTimeout(open, COME_BACK_MS);
+      };
+      for (const kind of KINDS) source.addEventListener(kind, onEvent);
+    };
+    const close = () => {
+      source?.close();
+      source = null;
+    };
+    const onVisibility = () => (document.hidden ? close() : open());
+    open();
+    document.addEventListener("visibilitychange", onVisibility);
+    return () => {
+      document.removeEventListener("visibilitychange", onVisibility);
+      clearTimeout(timer);
+      clearTimeout(retry);
+      close();
+    };
+  }, [id, after]);
+  return line;
+}

@@ -1,0 +1,168 @@
+import { useQuery, useQueryClient } from "@tanstack/react-query";
+import { useCallback, useMemo, useRef, useState } from "react";
+import type { Metrics } from "@/lib/api/client";
+import { metrics } from "@/lib/api/queries";
+import { type Line, type RunEvent, useRunEvents } from "./use-run-events";
+
+export const CURVES = [
+  "loss",
+  "loss_smooth",
+  "lr",
+  "grad_norm",
+  "samples_per_s",
+  "data_wait_s",
+  "step_s",
+  "peak_memory_mib",
+] as const;
+export type Curve = (typeof CURVES)[number];
+
+/** Columns of a run's steps: those of its charts, and what came since. */
+export interface Columns {
+  steps: number[];
+  curves: Record<Curve, (number | null)[]>;
+}
+
+/** The loss on rows that are never trained, of the weights or of their average. */
+export interface Validation {
+  step: number;
+  loss: number;
+  weights: "raw" | "ema";
+}
+
+/** Those of the charts, and those that came since. */
+export function validationsOf(base: Metrics | undefined, notes: readonly RunEvent[]): Validation[] {
+  const told = (base?.marks ?? []).filter((mark) => mark.kind === "validated");
+  const since = notes.filter((note) => note.kind === "validated" && note.seq > (base?.last_seq ?? -1));
+  return [...told, ...since].flatMap(({ step, loss, weights }) =>
+    typeof step === "number" && typeof loss === "number"
+      ? [{ step, loss, weights: weights === "ema" ? ("ema" as const) : ("raw" as const) }]
+      : [],
+  );
+}
+
+const POINTS = 2000;
+const MOST_LIVE = 1500;
+const LEVELS = 8;
+const BACK = 400;
+/** Where the charts cannot be read for a long time, the oldest go. */
+const MOST_KEPT = 20_000;
+const MOST_NOTES = 200;
+
+export function columnsOf(base: Metrics | undefined, live: readonly RunEvent[]): Columns {
+  const steps = base ? [...base.steps] : [];
+  const curves = Object.fromEntries(
+    CURVES.map((name) => [name, [...(base?.series[name]?.mean ?? [])]]),
+  ) as Columns["curves"];
+  for (const event of live) {
+    if (event.kind !== "step" || (base && event.seq <= base.last_seq)) continue;
+    const step = Number(event.step);
+    if (step <= (steps[steps.length - 1] ?? -1)) continue;
+    steps.push(step);
+    for (const name of CURVES) curves[name].push(numberOf(event[name]));
+  }
+  return { steps, curves };
+}
+
+/** Without those that the charts tell by now; the newest stay in any case, for the noise levels. */
+export function untold(events: RunEvent[], lastSeq: number): RunEvent[] {
+  const num = events.filter((event) => event.seq > lastSeq).length;
+  return events.slice(-Math.min(MOST_KEPT, Math.max(BACK, num)));
+}
+
+/** The newest notes; many rows that are left out do not push out a validation. */
+export function noted(old: readonly RunEvent[], batch: readonly RunEvent[]): RunEvent[] {
+  const fresh = batch.filter((event) => NOTED.has(event.kind));
+  if (fresh.length === 0) return old as RunEvent[];
+  const all = [...old, ...fresh];
+  const isCurve = (event: RunEvent) => event.kind === "validated";
+  const kept = new Set([
+    ...all.filter(isCurve).slice(-MOST_NOTES),
+    ...all.filter((event) => !isCurve(event)).slice(-MOST_NOTES),
+  ]);
+  return all.filter((event) => kept.has(event));
+}
+
+function numberOf(value: unknown): number | null {
+  return typeof value === "number" ? value : null;
+}
+
+/** Mean loss in each eighth of the noise level, over the newest steps. */
+export function byNoiseLevel(events: readonly RunEvent[]): (number | null)[] {
+  const sums = new Array<number>(LEVELS).fill(0);
+  const counts = new Array<number>(LEVELS).fill(0);
+  for (const event of events) {
+    const levels = event.loss_by_noise_level;
+    if (!Array.isArray(levels)) continue;
+    levels.forEach((value: unknown, index) => {
+      if (typeof value !== "number" || index >= LEVELS) return;
+      sums[index] = (sums[index] ?? 0) + value;
+      counts[index] = (counts[index] ?? 0) + 1;
+    });
+  }
+  return sums.map((sum, index) => (counts[index] ? sum / (counts[index] ?? 1) : null));
+}
+
+export interface Live {
+  base: Metrics | undefined;
+  columns: Columns;
+  validations: Validation[];
+  levels: (number | null)[];
+  notes: RunEvent[];
+  line: Line;
+  error: unknown;
+}
+
+const REFRESHES: Record<string, string[]> = {
+  sampled: ["samples"],
+  saved: ["checkpoints"],
+  removed: ["checkpoints"],
+  started: ["metrics", "config", "samples"],
+};
+const NOTED = new Set(["warning", "skipped", "removed", "failed", "uploaded", "validated"]);
+
+/** Everything that a run says, from its beginning to now. */
+export function useRunStream(id: string): Live {
+  const client = useQueryClient();
+  const { data: base, error } = useQuery({ ...metrics(id, POINTS), staleTime: 60_000 });
+  const events = useRef<RunEvent[]>([]);
+  const notes = useRef<RunEvent[]>([]);
+  const [count, setCount] = useState(0);
+
+  const take = useCallback(
+    (batch: RunEvent[]) => {
+      events.current = events.current.concat(batch.filter((event) => event.kind === "step"));
+      notes.current = noted(notes.current, batch);
+      // Of a night that is caught up with, each is read anew once, not for each sample.
+      for (const what of new Set(batch.flatMap((event) => REFRESHES[event.kind] ?? []))) {
+        void client.invalidateQueries({ queryKey: ["run", id, what] });
+      }
+      if (batch.some((event) => event.kind !== "step")) {
+        void client.invalidateQueries({ queryKey: ["run", id], exact: true });
+      }
+      if (events.current.length > MOST_LIVE) {
+        const told = client.getQueryData(metrics(id, POINTS).queryKey);
+        events.current = untold(events.current, told?.last_seq ?? -1);
+      }
+      if (events.current.length > MOST_LIVE) {
+        // One that is under way is not begun anew by every batch: it would never come.
+        void client.invalidateQueries(
+          { queryKey: metrics(id, POINTS).queryKey, exact: true },
+          { cancelRefetch: false },
+        );
+      }
+      setCount((n) => n + 1);
+    },
+    [client, id],
+  );
+  const firstSeq = useRef<number | undefined>(undefined);
+  if (base && firstSeq.current === undefined) firstSeq.current = Math.max(-1, base.last_seq - BACK);
+  const line = useRunEvents(id, firstSeq.current, take);
+
+  // biome-ignore lint/correctness/useExhaustiveDependencies: count stands for the events, which are kept in place
+  const columns = useMemo(() => columnsOf(base, events.current), [base, count]);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: as above
+  const levels = useMemo(() => byNoiseLevel(events.current.slice(-BACK)), [count]);
+  const kept = notes.current;
+  const validations = useMemo(() => validationsOf(base, kept), [base, kept]);
+  return { base, columns, validations, levels, notes: notes.current, line, error };
+}

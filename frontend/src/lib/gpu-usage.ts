@@ -1,0 +1,37 @@
+/** What a run's cards did, as lines over time. */
+import type { Schemas } from "@/lib/api/client";
+
+type CardLoads = Schemas["CardLoads"];
+export type Figure = keyof Schemas["CardCurves"];
+
+/** So many times the usual gap between two notes is a pause: no line is drawn across it. */
+const PAUSE = 4;
+
+export interface LoadLines {
+  /** Since the run was made. */
+  seconds: number[];
+  lines: { device: string; values: (number | null)[] }[];
+}
+
+/** One figure of every card that tells it; `per` is how many of its units make one that is shown. */
+export function loadLines(loads: CardLoads, figure: Figure, began: number, per = 1): LoadLines {
+  const gaps = loads.times.slice(1).map((time, index) => time - (loads.times[index] ?? time));
+  const usual = [...gaps].sort((a, b) => a - b)[Math.floor(gaps.length / 2)] ?? 0;
+  const isPause = (index: number) => (gaps[index - 1] ?? 0) > PAUSE * usual;
+  const at = loads.times.flatMap((_, index) => (isPause(index) ? [null, index] : [index]));
+  const lines = Object.entries(loads.cards)
+    .map(([device, curves]) => ({
+      device,
+      values: at.map((index) => {
+        const value = index === null ? null : curves[figure][index];
+        return value == null ? null : value / per;
+      }),
+    }))
+    .filter(({ values }) => values.some((value) => value !== null));
+  const seconds = at.map((index, place) =>
+    index === null
+      ? (loads.times[(at[place + 1] ?? 0) - 1] ?? 0) + usual - began
+      : (loads.times[index] ?? 0) - began,
+  );
+  return { seconds, lines };
+}

@@ -1,0 +1,176 @@
+/** Files that people bring to a form: which they are, and what is understood of them. */
+
+import { withoutSecrets } from "@/hooks/use-draft";
+import { fetchJson, type Place, type Schemas } from "@/lib/api/client";
+import { isTree, type Tree } from "./json";
+import type { Field } from "./schema";
+
+export interface Report {
+  /** Its name, or theirs. */
+  file: string;
+  /** What it is, in the words of those who have one. */
+  kind: string;
+  /** Null where nothing was understood. */
+  config: Tree | null;
+  /** Whether it replaces only those sections, and leaves the rest of the form. */
+  isPart: boolean;
+  known: number;
+  /** Keys that are kept, though the form has no field for them. */
+  others: string[];
+  /** Keys that could not be taken over, with their values. */
+  leftOver: Tree;
+  /** Why keys are left over. */
+  reasons: Record<string, string>;
+  /** Keys that are something else here: raw arguments, or other keys. */
+  translated: Record<string, string>;
+  /** Keys that have no effect in the file itself. */
+  unused: string[];
+  /** Values that the file does not state, where they differ from those of a new form. */
+  defaults: Tree;
+  secrets: string[];
+  problems: Place[];
+  /** A file that this one names, and that was not brought with it. */
+  absent: string | null;
+  error: string | null;
+}
+
+const NOTHING: Report = {
+  file: "",
+  kind: "",
+  config: null,
+  isPart: false,
+  known: 0,
+  others: [],
+  leftOver: {},
+  reasons: {},
+  translated: {},
+  unused: [],
+  defaults: {},
+  secrets: [],
+  problems: [],
+  absent: null,
+  error: null,
+};
+
+/** Paths of all that a file sets. */
+export function leaves(config: Tree): string[] {
+  return Object.entries(config).flatMap(([name, value]) =>
+    isTree(value) ? Object.keys(value).map((key) => `${name}.${key}`) : [name],
+  );
+}
+
+export function known(sections: readonly Field[]): Set<string> {
+  const paths = new Set<string>();
+  const visit = (field: Field) => {
+    paths.add(field.path.join("."));
+    field.fields.forEach(visit);
+    if (field.kind === "variants") paths.add([...field.path, "kind"].join("."));
+    for (const fields of Object.values(field.variants)) fields.forEach(visit);
+  };
+  sections.forEach(visit);
+  return paths;
+}
+
+export interface Brought {
+  name: string;
+  text: string;
+}
+
+/** What POST /api/kohya/import takes, of files as they were dropped; null where they are our own JSON. */
+export function kohyaFiles(files: readonly Brought[]): Partial<Schemas["Brought"]> | null {
+  const found: Partial<Schemas["Brought"]> = {};
+  for (const { name, text } of files) {
+    const kind = kindOf(name, text);
+    if (kind === null) return null;
+    found[kind] = text;
+  }
+  return found;
+}
+
+function kindOf(name: string, text: string): keyof Schemas["Brought"] | null {
+  if (/\.txt$/i.test(name)) return "prompts";
+  if (!/\.toml$/i.test(name)) {
+    if (/^\s*\[/.test(text)) return "prompts";
+    return isFlat(text) ? "bmaltais" : null;
+  }
+  if (/^\s*\[\[\s*datasets\s*\]\]/m.test(text)) return "dataset_toml";
+  return /^\s*\[\[\s*prompt\.subset\s*\]\]/m.test(text) ? "prompts" : "toml";
+}
+
+/** kohya_ss keeps all its keys on one level; ours has sections. */
+function isFlat(text: string): boolean {
+  try {
+    const content: unknown = JSON.parse(text);
+    return isTree(content) && !Object.values(content).some(isTree);
+  } catch {
+    return false;
+  }
+}
+
+async function readOurs({ name, text }: Brought, trainer: string, sections: Field[]): Promise<Report> {
+  const content: unknown = JSON.parse(text);
+  if (!isTree(content)) throw new Error("The file holds no JSON object.");
+  // A run.json of ours holds its configuration under `config`.
+  const whole = isTree(content.config) ? content.config : content;
+  const { config, taken } = withoutSecrets(whole);
+  const paths = leaves(config);
+  const fields = known(sections);
+  const others = paths.filter((path) => !fields.has(path));
+  const { problems } = await fetchJson<{ problems: Place[] }>(`/api/${trainer}/config`, { config });
+  const kind = isTree(content.config) ? "a run of this studio" : "a configuration";
+  return {
+    ...NOTHING,
+    file: name,
+    kind,
+    config,
+    known: paths.length - others.length,
+    others,
+    secrets: taken,
+    problems,
+  };
+}
+
+async function readKohya(files: readonly Brought[], body: Partial<Schemas["Brought"]>): Promise<Report> {
+  const found = await fetchJson<Schemas["Understood"]>("/api/kohya/import", body);
+  const isPart = !body.bmaltais && !body.toml && !body.prompts;
+  const { datasets } = found.config as Tree;
+  const mine = withoutSecrets((isPart ? { datasets: datasets ?? [] } : found.config) as Tree);
+  const rest = withoutSecrets(found.left_over as Tree);
+  const named = /^\s*dataset_config\s*=\s*["'](.+?)["']/m.exec(body.toml ?? "")?.[1];
+  return {
+    ...NOTHING,
+    file: files.map((file) => file.name).join(" and "),
+    kind: body.bmaltais
+      ? "kohya_ss' JSON"
+      : isPart
+        ? "a data set's TOML of sd-scripts"
+        : body.dataset_toml
+          ? "sd-scripts' TOML, with its data sets"
+          : "sd-scripts' TOML",
+    config: mine.config,
+    isPart,
+    known: isPart && Array.isArray(datasets) ? datasets.length : found.understood.length,
+    leftOver: rest.config,
+    reasons: found.reasons,
+    translated: { ...found.translated, ...found.raw },
+    unused: Object.keys(found.unused),
+    defaults: isPart ? {} : (found.defaults as Tree),
+    secrets: [...mine.taken, ...rest.taken, ...Object.keys(found.dropped)],
+    problems: isPart ? [] : found.problems,
+    absent: named && !body.dataset_toml ? named : null,
+  };
+}
+
+/** What is understood of the files, for a form to begin with. Nothing is kept of them. */
+export async function bring(files: readonly Brought[], trainer: string, sections: Field[]): Promise<Report> {
+  const file = files.map((each) => each.name).join(" and ");
+  try {
+    const foreign = trainer === "kohya" ? kohyaFiles(files) : null;
+    if (foreign) return await readKohya(files, foreign);
+    const [first] = files;
+    if (!first) throw new Error("There is no file.");
+    return await readOurs(first, trainer, sections);
+  } catch (problem) {
+    return { ...NOTHING, file, error: problem instanceof Error ? problem.message : String(problem) };
+  }
+}

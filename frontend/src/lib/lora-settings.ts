@@ -1,0 +1,127 @@
+/** The training that a model file tells of in its own header. */
+import { api, got } from "@/lib/api/client";
+import type { Model } from "@/lib/api/models";
+import type { Brought } from "./import-files";
+
+/** What sd-scripts writes down of a training under the name of its own option. */
+const KEPT = [
+  "network_module",
+  "network_dim",
+  "network_alpha",
+  "network_dropout",
+  "learning_rate",
+  "unet_lr",
+  "text_encoder_lr",
+  "lr_scheduler",
+  "lr_warmup_steps",
+  "max_train_steps",
+  "gradient_accumulation_steps",
+  "gradient_checkpointing",
+  "mixed_precision",
+  "full_fp16",
+  "seed",
+  "clip_skip",
+  "max_token_length",
+  "max_grad_norm",
+  "min_snr_gamma",
+  "noise_offset",
+  "multires_noise_iterations",
+  "multires_noise_discount",
+  "adaptive_noise_scale",
+  "ip_noise_gamma",
+  "zero_terminal_snr",
+  "debiased_estimation",
+  "prior_loss_weight",
+  "scale_weight_norms",
+  "loss_type",
+  "huber_schedule",
+  "huber_c",
+  "guidance_scale",
+  "timestep_sampling",
+  "sigmoid_scale",
+  "discrete_flow_shift",
+  "model_prediction_type",
+  "output_name",
+] as const;
+
+type Metadata = Readonly<Record<string, string>>;
+
+const WORDS: Readonly<Record<string, boolean>> = { True: true, False: false };
+
+/** `k=v k=v` of a header's JSON of them. */
+function args(text: string | undefined): string {
+  try {
+    const found: unknown = JSON.parse(text ?? "{}");
+    if (typeof found !== "object" || found === null) return "";
+    return Object.entries(found)
+      .map(([key, value]) => `${key}=${value}`)
+      .join(" ");
+  } catch {
+    return "";
+  }
+}
+
+/** `torch.optim.adamw.AdamW(betas=(0.9, 0.99),eps=1e-8)`: its name, and its arguments where they are plain. */
+function optimizer(text: string): { optimizer: string; optimizer_args: string } {
+  const [, path = text, inside = ""] = /^([^(]+)(?:\((.*)\))?$/.exec(text) ?? [];
+  const parts = inside.split(/,(?![^()]*\))/).map((part) => part.replaceAll(" ", ""));
+  return {
+    optimizer: path.split(".").at(-1) ?? path,
+    optimizer_args: parts.filter((part) => part.includes("=")).join(" "),
+  };
+}
+
+/** Kohya's `ss_` keys as kohya_ss' form saves them, which its importer understands; null where there are none. */
+export function ofKohya(metadata: Metadata): Record<string, string | boolean> | null {
+  const told: Record<string, string | boolean> = {};
+  for (const key of KEPT) {
+    const value = metadata[`ss_${key}`];
+    if (value !== undefined && value !== "None" && value !== "") told[key] = WORDS[value] ?? value;
+  }
+  if (told.debiased_estimation !== undefined) {
+    told.debiased_estimation_loss = told.debiased_estimation;
+    delete told.debiased_estimation;
+  }
+  if (Object.keys(told).length === 0) return null;
+  const base = metadata.ss_base_model_version ?? "";
+  if (/^sdxl/i.test(base)) told.sdxl = true;
+  else if (/chroma/i.test(base)) told.model_type = "chroma";
+  else if (/^flux/i.test(base)) told.flux1_checkbox = true;
+  if (metadata.ss_optimizer) Object.assign(told, optimizer(metadata.ss_optimizer));
+  told.network_args = args(metadata.ss_network_args);
+  return told;
+}
+
+export interface Like {
+  trainer: "flow" | "kohya";
+  /** In the words of the report. */
+  kind: string;
+  brought: Brought;
+}
+
+/** The training that a header tells of; null where it tells of none. */
+export function trainingOf(name: string, metadata: Metadata): Like | null {
+  const ours = metadata["flowloom.config"];
+  if (ours) return { trainer: "flow", kind: "the training of this file", brought: { name, text: ours } };
+  const theirs = ofKohya(metadata);
+  if (!theirs) return null;
+  const text = JSON.stringify(theirs);
+  return { trainer: "kohya", kind: "what sd-scripts wrote into this file", brought: { name, text } };
+}
+
+export interface Place {
+  root: string;
+  /** Below the root. */
+  path: string;
+}
+
+/** Where a model lies below its root, as the studio's routes want it. */
+export function placeOf(model: Pick<Model, "root" | "path">, folder: string): Place {
+  return { root: model.root, path: model.path.slice(folder.length).replace(/^[\\/]+/, "") };
+}
+
+/** What the file's header says of its training. */
+export async function readLike({ root, path }: Place): Promise<Like | null> {
+  const { metadata } = await got(api.GET("/api/models/details", { params: { query: { root, path } } }));
+  return trainingOf(path.split("/").at(-1) ?? path, metadata);
+}

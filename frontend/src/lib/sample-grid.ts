@@ -1,0 +1,110 @@
+import type { Sample } from "@/lib/api/client";
+
+export interface SampleGrid {
+  /** Steps from the first to the last. */
+  steps: number[];
+  rows: SampleRow[];
+}
+
+export interface SampleRow {
+  key: string;
+  /** What the row is called: its prompt, where all of its images have the same one. */
+  prompt: string;
+  seed: number | null;
+  byStep: Map<number, Sample>;
+  /** Which run drew it, where several are compared. */
+  run?: string;
+}
+
+export const FROM_BATCH = "Caption from the batch";
+const VARYING = "Prompt changes with the step";
+
+const placeOf = (file: string) => {
+  const name = file.split("/").pop() ?? file;
+  return name.replace(/\.\w+$/, "");
+};
+const isPlace = (place: string) => /^\d{1,3}$/.test(place);
+
+/** What the images of a row have in common, whatever their prompt: a run gives each place in its list a seed. */
+function seriesOf(sample: Sample): string {
+  if (sample.from_batch) return `batch ${sample.seed} ${JSON.stringify(sample.settings)}`;
+  if (sample.seed != null) return `${sample.seed} ${JSON.stringify(sample.settings)}`;
+  const place = placeOf(sample.file);
+  return isPlace(place) ? place : (sample.prompt ?? "all");
+}
+
+function grouped<T>(items: readonly T[], keyOf: (item: T) => string): T[][] {
+  const groups = new Map<string, T[]>();
+  for (const item of items) groups.set(keyOf(item), [...(groups.get(keyOf(item)) ?? []), item]);
+  return [...groups.values()];
+}
+
+/** Whether no step has two of them, so that they fit one row. */
+const isRow = (samples: readonly Sample[]) =>
+  new Set(samples.map((sample) => sample.step ?? 0)).size === samples.length;
+
+/** Rows of one image a step: by series, then by prompt, then by place in the list. */
+function rowsOf(samples: readonly Sample[]): Sample[][] {
+  return grouped(samples, seriesOf).flatMap((series) =>
+    isRow(series)
+      ? [series]
+      : grouped(series, (sample) => sample.prompt ?? "").flatMap((same) =>
+          isRow(same) ? [same] : grouped(same, (sample) => placeOf(sample.file)),
+        ),
+  );
+}
+
+function nameOf(samples: readonly Sample[], place: string): string {
+  const prompts = new Set(samples.map((sample) => sample.prompt ?? ""));
+  if (samples.some((sample) => sample.from_batch)) return FROM_BATCH;
+  if (prompts.size > 1) return VARYING;
+  const [only] = prompts;
+  return only || (isPlace(place) ? `Image ${Number(place) + 1}` : place);
+}
+
+/** Samples as a grid prompt x step. */
+export function gridOf(samples: readonly Sample[]): SampleGrid {
+  const rows = rowsOf(samples).map((some) => {
+    const place = some.map((sample) => placeOf(sample.file)).sort()[0] ?? "";
+    return {
+      key: `${place} ${seriesOf(some[0] as Sample)} ${some[0]?.prompt ?? ""}`,
+      prompt: nameOf(some, place),
+      seed: some[0]?.seed ?? null,
+      byStep: new Map([...some].reverse().map((sample) => [sample.step ?? 0, sample])),
+    };
+  });
+  return {
+    steps: [...new Set(samples.map((sample) => sample.step ?? 0))].sort((a, b) => a - b),
+    rows: rows.sort((a, b) => a.key.localeCompare(b.key, "en", { numeric: true })),
+  };
+}
+
+/** The prompt of a row's image at a step; the row's name where there is none. */
+export function promptAt(row: SampleRow, step: number): string {
+  return row.byStep.get(step)?.prompt ?? row.prompt;
+}
+
+/** Grids of several runs as one: rows of the same prompt stand below each other, the first run's on top. */
+export function together(grids: readonly { run: string; grid: SampleGrid }[]): SampleGrid {
+  const [first, ...rest] = grids;
+  if (!first) return { steps: [], rows: [] };
+  if (rest.length === 0) return first.grid;
+  const prompts = new Set(grids.flatMap(({ grid }) => grid.rows.map((row) => row.prompt)));
+  return {
+    steps: [...new Set(grids.flatMap(({ grid }) => grid.steps))].sort((a, b) => a - b),
+    rows: [...prompts].flatMap((prompt) =>
+      grids.flatMap(({ run, grid }) =>
+        grid.rows
+          .filter((row) => row.prompt === prompt)
+          .map((row) => ({ ...row, key: `${run}/${row.key}`, run })),
+      ),
+    ),
+  };
+}
+
+/** The row's image at `step`, or else its newest one before it, or its first. */
+export function nearest(row: SampleRow, step: number): Sample | undefined {
+  const steps = [...row.byStep.keys()].sort((a, b) => a - b);
+  const before = steps.filter((each) => each <= step);
+  return row.byStep.get(before[before.length - 1] ?? steps[0] ?? -1);
+}

@@ -1,0 +1,52 @@
+/** Pictures that were drawn over a grid of settings, laid out by two of these. */
+import type { Sample } from "@/lib/api/client";
+
+export interface Axis {
+  name: string;
+  /** In the order in which they were first drawn. */
+  values: string[];
+}
+
+const AXES = [
+  "prompt",
+  "seed",
+  "source",
+  "weights",
+  "sampler",
+  "steps",
+  "cfg",
+  "lora_strength",
+  "negative",
+  "width",
+  "height",
+];
+
+export function settingOf(sample: Sample, axis: string): string {
+  const value = axis === "prompt" || axis === "seed" ? sample[axis] : sample.settings?.[axis];
+  return value == null ? "" : String(value);
+}
+
+/** What differs between the pictures: by that they can be laid out. */
+export function axesOf(samples: readonly Sample[]): Axis[] {
+  const inOrder = [...samples].sort((a, b) => a.file.localeCompare(b.file, "en", { numeric: true }));
+  return AXES.map((name) => ({
+    name,
+    values: [...new Set(inOrder.map((each) => settingOf(each, name)))],
+  })).filter((axis) => axis.values.length > 1);
+}
+
+/** The pictures of each place; more than one where further settings differ. */
+export function placed(
+  samples: readonly Sample[],
+  x: string | null,
+  y: string | null,
+): Map<string, Sample[]> {
+  const found = new Map<string, Sample[]>();
+  for (const sample of samples) {
+    const key = keyOf(x ? settingOf(sample, x) : "", y ? settingOf(sample, y) : "");
+    found.set(key, [...(found.get(key) ?? []), sample]);
+  }
+  return found;
+}
+
+export const keyOf = (x: string, y: string) => JSON.stringify([x, y]);

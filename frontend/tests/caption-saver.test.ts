@@ -1,0 +1,68 @@
+import { expect, test } from "vitest";
+import { captionSaver, onward, type Saving } from "@/lib/caption-saver";
+
+/** A studio that keeps one caption, and takes it only over the version that it has. */
+function studio(caption: string) {
+  const kept = { caption, version: "0", isDown: false };
+  const put = async (text: string, version: string) => {
+    await new Promise((done) => setTimeout(done, 5));
+    if (kept.isDown) throw new Error("The studio does not answer.");
+    if (version !== kept.version) throw new Error("It was changed since it was read.");
+    kept.caption = text;
+    kept.version = String(Number(kept.version) + 1);
+    return { version: kept.version };
+  };
+  return { kept, put };
+}
+
+function saving(caption: string) {
+  const { kept, put } = studio(caption);
+  const states: Saving[] = [];
+  const saver = captionSaver({ caption, version: "0" }, put, (state) => states.push(state));
+  return { kept, states, saver };
+}
+
+test("what is typed while it saves is saved after it, over the version that came back", async () => {
+  const { kept, states, saver } = saving("fox");
+  saver.type("fox, snow");
+  const first = saver.save();
+  saver.type("fox, snow, den");
+  await Promise.all([first, saver.save()]);
+  expect(kept.caption).toBe("fox, snow, den");
+  expect(states).not.toContain("failed");
+  expect(states.at(-1)).toBe("saved");
+});
+
+test("a save that failed is said, and tried again with the next one", async () => {
+  const { kept, states, saver } = saving("fox");
+  kept.isDown = true;
+  saver.type("cat");
+  await expect(saver.save()).rejects.toThrow("does not answer");
+  expect(states.at(-1)).toBe("failed");
+  kept.isDown = false;
+  await saver.save();
+  expect(kept.caption).toBe("cat");
+  expect(states.at(-1)).toBe("saved");
+});
+
+test("what others wrote is taken where nothing was typed over it, and never else", async () => {
+  const { saver } = saving("fox");
+  expect(saver.adopt({ caption: "wolf", version: "7" })).toBe(true);
+  saver.type("wolf, snow");
+  expect(saver.adopt({ caption: "bear", version: "8" })).toBe(false);
+});
+
+test("what one saved oneself is not put back over what stands there", async () => {
+  const { saver } = saving("fox");
+  saver.type("fox, ");
+  await saver.save();
+  expect(saver.adopt({ caption: "fox,", version: "1" })).toBe(false);
+});
+
+test("a picture that left the list, as its caption no longer fits, gives its place to the one after it", () => {
+  expect(onward(4, true, 1, 10)).toBe(5);
+  expect(onward(4, false, 1, 9)).toBe(4);
+  expect(onward(4, false, -1, 9)).toBe(3);
+  expect(onward(9, true, 1, 10)).toBe(9);
+  expect(onward(0, true, -1, 10)).toBe(0);
+});

@@ -1,0 +1,28 @@
+import { expect, test } from "vitest";
+import { drawing, hasAverage } from "@/lib/sample-config";
+
+test("checkpoints are drawn as the run's own samples were, over what differs", () => {
+  const config = {
+    inference: { prompts: ["fox"], image_dim: [512, 768], steps: 20, cfg: 4 },
+    training: { master_seed: 7 },
+    preview: { sampler: "heun" },
+    ema: { decay: 0.99 },
+  };
+  const grid = { source_paths: ["/a", "/b"] };
+  expect(drawing(config, grid)).toEqual({
+    prompts: ["fox"],
+    steps: 20,
+    cfg: 4,
+    width: 512,
+    height: 768,
+    seed: 7,
+    sampler: "heun",
+    grid,
+  });
+  expect(hasAverage(config)).toBe(true);
+});
+
+test("a run without prompts is drawn all the same, by an empty one", () => {
+  expect(drawing({}, {})).toEqual({ prompts: [""], grid: {} });
+  expect(hasAverage({ ema: { decay: null } })).toBe(false);
+});

@@ -1,0 +1,185 @@
+import { describe, expect, test } from "vitest";
+import type { RunEvent } from "@/hooks/use-run-events";
+import { byNoiseLevel, columnsOf, noted, untold, validationsOf } from "@/hooks/use-run-stream";
+import type { Metrics, Sample } from "@/lib/api/client";
+import { FROM_BATCH, gridOf, nearest, promptAt, together } from "@/lib/sample-grid";
+import { smoothed } from "@/lib/smoothing";
+
+const step = (seq: number, number: number, loss: number | null, more = {}): RunEvent => ({
+  seq,
+  time: 0,
+  kind: "step",
+  step: number,
+  loss,
+  ...more,
+});
+
+const base = {
+  num_steps: 2,
+  last_seq: 5,
+  steps: [10, 20],
+  series: { loss: { mean: [2, 1], low: [2, 1], high: [2, 1] } },
+  marks: [],
+} as unknown as Metrics;
+
+describe("charts and stream together", () => {
+  test("show each step once, however they overlap", () => {
+    const columns = columnsOf(base, [step(4, 19, 9), step(5, 20, 9), step(6, 21, 0.5), step(7, 22, null)]);
+    expect(columns.steps).toEqual([10, 20, 21, 22]);
+    expect(columns.curves.loss).toEqual([2, 1, 0.5, null]);
+  });
+
+  test("never go back: steps that a resumed run makes again wait for the charts", () => {
+    expect(columnsOf(base, [step(6, 15, 3)]).steps).toEqual([10, 20]);
+  });
+
+  test("no step is missing while the charts are read anew", () => {
+    const events = Array.from({ length: 1600 }, (_, index) => step(6 + index, 21 + index, 1));
+    const before = columnsOf(base, events);
+    expect(columnsOf(base, untold(events, base.last_seq)).steps).toEqual(before.steps);
+    const later = { ...base, last_seq: 1605 };
+    expect(untold(events, later.last_seq)).toHaveLength(400);
+    expect(untold(events, 600)[0]?.seq).toBe(601);
+  });
+
+  test("leave the charts as they were", () => {
+    columnsOf(base, [step(6, 21, 0.5)]);
+    expect(base.steps).toEqual([10, 20]);
+  });
+});
+
+test("loss by noise level is the mean of what was measured", () => {
+  const levels = byNoiseLevel([
+    step(1, 1, 1, { loss_by_noise_level: [1, null, 3, null, null, null, null, null] }),
+    step(2, 2, 1, { loss_by_noise_level: [3, null, null, null, null, null, null, 4] }),
+  ]);
+  expect(levels).toEqual([2, null, 3, null, null, null, null, 4]);
+});
+
+describe("smoothing", () => {
+  test("has no bias at its start", () => {
+    expect(smoothed([5, 5, 5], 0.99)[0]).toBeCloseTo(5);
+  });
+  test("passes over what is missing", () => {
+    expect(smoothed([null, 4, Number.NaN, 4], 0.5)).toEqual([null, 4, 4, 4]);
+  });
+  test("is nothing at weight 0", () => {
+    expect(smoothed([3, 1, 2], 0)).toEqual([3, 1, 2]);
+  });
+});
+
+test("samples stand as prompt x step, whatever their order", () => {
+  const sample = (at: number, place: string, prompt: string): Sample => ({
+    file: `step_${at}/${place}.png`,
+    step: at,
+    url: "",
+    prompt,
+    seed: 1,
+    settings: {},
+  });
+  const grid = gridOf([
+    sample(200, "01", "fox"),
+    sample(100, "00", "cat"),
+    sample(200, "00", "cat"),
+    sample(100, "01", "fox"),
+  ]);
+  expect(grid.steps).toEqual([100, 200]);
+  expect(grid.rows.map((row) => row.prompt)).toEqual(["cat", "fox"]);
+  expect(grid.rows[1]?.byStep.get(200)?.file).toBe("step_200/01.png");
+});
+
+test("an image has the prompt that it was drawn with, whatever other steps drew in its row", () => {
+  const sample = (step: number, place: string, prompt: string, seed: number, from_batch = false): Sample => ({
+    file: `step_${step}/${place}.png`,
+    step,
+    url: "",
+    prompt,
+    seed,
+    from_batch,
+    settings: { width: 64 },
+  });
+  const old = (step: number, place: string, prompt: string, seed: number) => ({
+    ...sample(step, place, prompt, seed),
+    from_batch: false,
+  });
+  for (const batch of [sample, old]) {
+    const grid = gridOf([
+      sample(20, "00", "a fox", 1),
+      batch(20, "01", "a man with a camera", 2, true),
+      sample(10, "00", "a fox", 1),
+      batch(10, "01", "a motorcycle", 2, true),
+    ]);
+    expect(grid.rows).toHaveLength(2);
+    const [fox, varying] = grid.rows;
+    expect(fox && [fox.prompt, promptAt(fox, 10)]).toEqual(["a fox", "a fox"]);
+    expect(varying && [promptAt(varying, 10), promptAt(varying, 20), promptAt(varying, 30)]).toEqual([
+      "a motorcycle",
+      "a man with a camera",
+      batch === sample ? FROM_BATCH : "Prompt changes with the step",
+    ]);
+    expect(varying?.prompt).toBe(batch === sample ? FROM_BATCH : "Prompt changes with the step");
+  }
+});
+
+test("sections that are drawn at different steps do not share a row, nor do prompts of one seed", () => {
+  const sample = (step: number, place: string, prompt: string, seed: number, width: number): Sample => ({
+    file: `step_${step}/${place}.png`,
+    step,
+    url: "",
+    prompt,
+    seed,
+    from_batch: false,
+    settings: { width },
+  });
+  const grid = gridOf([
+    sample(20, "00", "a fox", 1, 64),
+    sample(20, "01", "a hut", 1, 96),
+    sample(10, "00", "a hut", 1, 96),
+    sample(10, "01", "a sea", 1, 96),
+  ]);
+  expect(grid.rows.map((row) => [row.prompt, [...row.byStep.keys()].sort()])).toEqual([
+    ["a fox", [20]],
+    ["a hut", [10, 20]],
+    ["a sea", [10]],
+  ]);
+});
+
+describe("validations", () => {
+  test("come from the charts and the stream, each once, of both kinds of weights", () => {
+    const mark = { kind: "validated", step: 10, loss: 2, weights: "raw" };
+    const marked = { ...base, marks: [mark, { kind: "saved", step: 10, loss: null }] } as unknown as Metrics;
+    const note = { seq: 6, time: 0, kind: "validated", step: 20, loss: 1, weights: "ema" };
+    expect(validationsOf(marked, [{ ...note, seq: 5, step: 10 }, note])).toEqual([
+      { step: 10, loss: 2, weights: "raw" },
+      { step: 20, loss: 1, weights: "ema" },
+    ]);
+  });
+});
+
+test("rows that are left out do not push out a validation", () => {
+  const validated = { seq: 1, time: 0, kind: "validated", step: 20, loss: 1, weights: "raw" };
+  const skipped = Array.from({ length: 500 }, (_, index) => ({ seq: 2 + index, time: 0, kind: "skipped" }));
+  const notes = noted([validated], skipped);
+  expect(notes[0]).toBe(validated);
+  expect(notes).toHaveLength(201);
+});
+
+describe("samples of several runs", () => {
+  const sample = (step: number, prompt: string) =>
+    ({ file: `step_${step}/00.png`, step, url: "", prompt, seed: 1, settings: {} }) as unknown as Sample;
+
+  test("stand below each other by their prompt, over the steps of all", () => {
+    const grid = together([
+      { run: "a", grid: gridOf([sample(10, "fox"), sample(20, "fox")]) },
+      { run: "b", grid: gridOf([sample(15, "fox")]) },
+    ]);
+    expect(grid.steps).toEqual([10, 15, 20]);
+    expect(grid.rows.map((row) => [row.run, row.prompt])).toEqual([
+      ["a", "fox"],
+      ["b", "fox"],
+    ]);
+    const [own, other] = grid.rows;
+    expect(own && nearest(own, 15)?.step).toBe(10);
+    expect(other && nearest(other, 10)?.step).toBe(15);
+  });
+});

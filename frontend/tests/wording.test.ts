@@ -1,0 +1,118 @@
+import { describe, expect, test } from "vitest";
+import { type Toast, withToast } from "@/components/ui/toasts";
+import { operationOf, outcomeWords, stageWords } from "@/features/datasets/bulk-edit";
+import { dropOf, movedIn, placeBefore } from "@/features/runs/queue";
+import { withoutSecrets } from "@/hooks/use-draft";
+import { byPath } from "@/hooks/use-validation";
+import { ago, bytes, duration, figure, params, rate } from "@/lib/format";
+import { leaves } from "@/lib/import-files";
+
+describe("figures fit their place", () => {
+  test.each([
+    [0.71491234, "0.7149"],
+    [0, "0"],
+    [1.234e-5, "1.23e-5"],
+    [null, "–"],
+    [Number.NaN, "–"],
+    [1234.5678, "1235"],
+  ])("%j", (value, text) => expect(figure(value)).toBe(text));
+  test("rates as they are written by hand", () => {
+    expect(rate(1e-4)).toBe("1e-4");
+    expect(rate(Math.fround(1e-4))).toBe("1e-4");
+    expect(rate(0.0013)).toBe("1.3e-3");
+    expect(rate(0)).toBe("0");
+    expect(rate(Number.NaN)).toBe("–");
+  });
+  test("times and sizes", () => {
+    expect(duration(59.6)).toBe("1 m 00 s");
+    expect(duration(3725)).toBe("1 h 02 m");
+    expect(duration(90_000)).toBe("1 d 1 h");
+    expect(bytes(1536)).toBe("1.5 KiB");
+    expect(bytes(511.7)).toBe("512 B");
+    expect(ago(0, 7200)).toBe("2 h ago");
+    expect([8.9e9, 6.5e6, 40_960].map(params)).toEqual(["8.90 B", "6.5 M", "41 k"]);
+  });
+  test("a day is that of the place where one is", () => {
+    // 02:00 in London, and 21:00 of the day before in New York.
+    expect(ago(Date.UTC(2026, 0, 2, 2) / 1000, Date.UTC(2026, 5, 1) / 1000)).toBe("2026-01-01");
+  });
+});
+
+test("tokens never stay in a draft", () => {
+  const { config, taken } = withoutSecrets({
+    training: { wandb_key: "abc", lr: 1, hf_token: "" },
+    api_key_x: "k",
+  });
+  expect(config).toEqual({ training: { lr: 1, hf_token: "" } });
+  expect(taken).toEqual(["training.wandb_key", "api_key_x"]);
+});
+
+test("the server's problems are found at their fields", () => {
+  const found = byPath([
+    { pointer: "/config/training/lr", detail: "must be a number" },
+    { pointer: "/config/training/lr", detail: "really" },
+    { pointer: "/config", detail: "all of it" },
+  ]);
+  expect(found.get("training.lr")).toEqual(["must be a number", "really"]);
+  expect(found.get("")).toEqual(["all of it"]);
+});
+
+test("a run that is dragged takes the place of the one that it was let go on", () => {
+  expect(placeBefore(["a", "b", "c"], 0, 1)).toBe("c");
+  expect(placeBefore(["a", "b", "c"], 2, 0)).toBe("a");
+  expect(placeBefore(["a", "b", "c"], 0, 2)).toBeNull();
+});
+
+test("a drop means the run that was dragged, whatever left the queue meanwhile", () => {
+  expect(dropOf(["b", "c", "d"], "d", "b")).toEqual({ id: "d", before: "b" });
+  expect(dropOf(["b", "c"], "a", "c")).toBeNull();
+  expect(dropOf(["b", "c"], null, "c")).toBeNull();
+  expect(dropOf(["b", "c"], "b", "b")).toBeNull();
+});
+
+test("a queue stands at once as it will", () => {
+  const runs = ["a", "b", "c"].map((id) => ({ id }));
+  const ids = (before: string | null) => movedIn(runs, "a", before).map((run) => run.id);
+  expect(ids("c")).toEqual(["b", "a", "c"]);
+  expect(ids(null)).toEqual(["b", "c", "a"]);
+  expect(ids("gone")).toEqual(["a", "b", "c"]);
+});
+
+test("a FLOW file's keys are counted by section", () => {
+  expect(leaves({ training: { lr: 1, seed: 2 }, datasets: [] })).toEqual([
+    "training.lr",
+    "training.seed",
+    "datasets",
+  ]);
+});
+
+test("edits are sent as the studio wants them", () => {
+  expect(operationOf("add", "fox, snow ,", "", "start")).toEqual({
+    kind: "add",
+    tags: ["fox", "snow"],
+    where: "start",
+  });
+  expect(operationOf("replace", " a ", " b ", "")).toEqual({ kind: "replace", tag: "a", by: "b" });
+});
+
+test("an edit says how far it is", () => {
+  const stage = { title: "add", phase: "looking" as const, num_done: 0, num_total: 0 };
+  expect(stageWords(stage)).toBe("Looking at the folder …");
+  const writing = { ...stage, phase: "writing" as const, num_done: 42, num_total: 100 };
+  expect(stageWords(writing)).toBe("42 of 100 captions are written");
+});
+
+test("an edit that was cancelled while it wrote tells what it changed, and its undo", () => {
+  const edit = { id: "1", time: 0, title: "", num_changed: 1234, undoes: null, is_whole: false };
+  expect(outcomeWords(edit).join(" ")).toMatch(/cancelled: 1.?234 captions were changed by then.*Undo/);
+  expect(outcomeWords({ ...edit, is_whole: true })[0]).toMatch(/captions are changed/);
+  expect(outcomeWords({ ...edit, is_whole: true, undoes: "0" })).toEqual([
+    expect.stringMatching(/captions are as they were/),
+  ]);
+});
+
+test("what failed stays in sight, however much went well after it", () => {
+  let all: Toast[] = [{ id: 0, title: "fox: it runs", isBad: true }];
+  for (let id = 1; id < 10; id += 1) all = withToast(all, { id, title: "deleted", isBad: false });
+  expect(all.map((toast) => toast.id)).toEqual([0, 7, 8, 9]);
+});
