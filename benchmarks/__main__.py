@@ -1,10 +1,10 @@
-"""`python -m benchmarks NAME`: measures one claim and says whether it holds.
+"""`python -m benchmarks NAME`: measure one claim and report whether it holds.
 
 Results are compared before anything is timed.
 
-A benchmark is a module beside this one with a docstring and `run() -> Measured`; its name is written with
-dashes. Results that are to be kept (`--save`) go to results/NAME.jsonl, one line a measurement, with machine,
-commit and date; `--table` prints the newest of each.
+A benchmark is a module in this folder with a docstring and `run() -> Measured`; its name is written with
+dashes. `--save` appends the result to results/NAME.jsonl with machine, commit and date; `--table` prints the
+newest result of each benchmark.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def save(record: dict[str, Any], results: Path) -> None:
 
 def table(results: Path, folder: Path = FOLDER) -> str:
     """A Markdown table of the newest saved result of each benchmark."""
-    rows = ["| benchmark | | measured | target | |", "|---|---|---|---|---|"]
+    rows = ["| benchmark | compares | measured | target | result |", "|---|---|---|---|---|"]
     for name, description in descriptions(folder).items():
         path = results / f"{name}.jsonl"
         if path.exists():
@@ -110,7 +110,7 @@ def table(results: Path, folder: Path = FOLDER) -> str:
             verdict = "passed" if record["passed"] else "missed"
             cells = [_short(record["ratio"]), _short(record["target"]), f"{verdict}, {record['date']}"]
             rows.append(
-                f"| [`{name}`](benchmarks/results/{name}.jsonl) | {description} | {' | '.join(cells)} |"
+                f"| [`{name}`](../benchmarks/results/{name}.jsonl) | {description} | {' | '.join(cells)} |"
             )
     return "\n".join(rows)
 
@@ -123,10 +123,10 @@ def main(arguments: Sequence[str] | None = None, package: str = "benchmarks", fo
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(known)}")
     parser.add_argument("--all", action="store_true", help="run every benchmark")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a benchmark")
-    parser.add_argument("--save", action="store_true", help="keep the results in benchmarks/results")
-    parser.add_argument("--list", action="store_true", help="name the benchmarks and stop")
-    parser.add_argument("--table", action="store_true", help="print the kept results as a table and stop")
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each benchmark")
+    parser.add_argument("--save", action="store_true", help="append the results to benchmarks/results")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks and exit")
+    parser.add_argument("--table", action="store_true", help="print the saved results as a table and exit")
     given = parser.parse_args(arguments)
     if given.list or given.table:
         listing = "\n".join(f"{name:<16} {text}" for name, text in known.items())

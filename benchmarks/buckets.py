@@ -1,4 +1,4 @@
-"""1,000,000 sizes to their buckets: FLOW's rule in plain Python over ours, identical answers."""
+"""Assign 1,000,000 image sizes to buckets: time of FLOW's rule in plain Python over ours, equal results."""
 
 from __future__ import annotations
 

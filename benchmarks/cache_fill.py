@@ -1,4 +1,4 @@
-"""Filling a cache of 48 pictures on small networks: share of the slowest stage's time in its phase.
+"""Fill a cache with 48 images on small networks: share of the slowest stage in the time of its phase.
 
 Images go through reading and decoding (threads), the VAE and writing; then captions through T5 and writing.
 In each phase one thread drives the network, and writes: what it waits for is time that the network stands
@@ -58,7 +58,7 @@ def busiest(filled: Filled) -> tuple[str, float]:
     shares = []
     for network, waits in (("VAE", "reading images"), ("T5", "reading captions")):
         phase = {name: filled.seconds.get(name, 0.0) for name in (network, waits)}
-        # Writing is not told by phase: all of it is held against each.
+        # The time of writing is not split by phase: each phase is charged with all of it.
         phase["writing"] = filled.seconds.get("writing", 0.0)
         stage = max(phase, key=lambda name: phase[name])
         shares.append((phase[stage] / max(sum(phase.values()), 1e-9), stage))

@@ -1,4 +1,4 @@
-"""5,000 cached samples, shuffled, in batches of 8: time of one .pt file each over ours, warm.
+"""Read 5,000 cached samples, shuffled, in batches of 8, warm: time of one .pt file each over ours.
 
 A sample is 16 x 64 x 64 latents and 64 x 4096 states in bfloat16. Ours are records of shards, each checked
 the first time that a process reads it (`first_pass_ratio` has that in it); every pass looks keys up, compares

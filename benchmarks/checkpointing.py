@@ -1,4 +1,4 @@
-"""Forward and backward, every block recomputed, at a tenth of the activations: time over that without."""
+"""Forward and backward with every block recomputed, a tenth of the activations: time over that without."""
 
 from __future__ import annotations
 

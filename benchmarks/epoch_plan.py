@@ -1,4 +1,4 @@
-"""A 1,000,000-row epoch planned for 8 ranks: 15 times json.loads and FLOW's lists, and in 0.3 s."""
+"""Plan an epoch of 1,000,000 rows for 8 ranks: 15 times faster than json.loads and FLOW's lists, in 0.3 s."""
 
 from __future__ import annotations
 

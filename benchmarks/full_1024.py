@@ -1,4 +1,4 @@
-"""MFU of a full fine-tuning step, 8.9B network, 1024 pixels, 4 pictures (GPU)."""
+"""Full fine-tuning step of the 8.9B network, 1024 pixels, 4 images: MFU (GPU)."""
 
 from benchmarks.gpu import Work, measure
 from benchmarks.timing import Measured

@@ -1,4 +1,4 @@
-"""One whole training step, 4 pictures, 40 of 512 text tokens real: diffusers' time over ours.
+"""One complete training step, 4 images, 40 of 512 text tokens real: time of diffusers over ours.
 
 Both make the same AdamW update of the same weights from the same batch and noise, with recomputed activations
 asked for; ours recomputes as many blocks as the memory asks for, which is none here (`all` in the detail

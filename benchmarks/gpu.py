@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: a network of random weights, its step, useful operations over peak."""
+"""A network with random weights, its training step and MFU, for the GPU benchmarks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXT_TOKENS = 65
 
 @dataclass(frozen=True)
 class Work:
-    """What one measured step does."""
+    """One measured step."""
 
     method: str
     """lora, full or sample."""

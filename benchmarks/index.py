@@ -1,4 +1,4 @@
-"""1,000,000 rows to batches: 5 times FLOW's rule and 1 GB, again in 0.3 s; 10,000,000 rows in 1.5 GB."""
+"""Index 1,000,000 rows: 5 times faster than FLOW's rule, in 1 GB, reopened in 0.3 s; 10,000,000 in 1.5 GB."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ path = Path(sys.argv[1])
 
 def peak_mib():
     # Not ru_maxrss, which a child inherits from its parent.
-    told = Path("/proc/self/status").read_text()
-    return int(told.partition("VmHWM:")[2].split()[0]) / 1024
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 start = time.perf_counter()
 """
@@ -111,7 +111,7 @@ def run() -> Measured:
     correct = all(found[2] == counts for found in (*firsts, *laters))
     correct &= all(found[2] == [n * TIMES_LARGER for n in counts] for found in (large_first, large_later))
     first_s, later_s, rival_s = (statistics.median(t[0] for t in r) for r in (firsts, laters, rivals))
-    first_mib, rival_mib = (max(told[1] for told in runs) for runs in (firsts, rivals))
+    first_mib, rival_mib = (max(run[1] for run in runs) for runs in (firsts, rivals))
     large_mib = max(large_first[1], large_later[1])
     return Measured(
         ratio=min(

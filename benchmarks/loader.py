@@ -1,4 +1,4 @@
-"""512 JPEGs of 1600 x 1200 to batches at 512 pixels by 2 workers: 3 times FLOW's rule in half its memory."""
+"""Load 512 JPEGs of 1600 x 1200 at 512 pixels, 2 workers: 3 times FLOW's speed in half its memory."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ def flows_rule(path: Path) -> Iterator[tuple[list[int], Any]]:
 def tree_pss_mib(pid: int) -> float:
     """Memory of a process and its children, what several share counted once."""
     try:
-        told = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return 0.0
-    own = int(told.partition("\nPss:")[2].split()[0]) / 1024 if "\nPss:" in told else 0.0
+    own = int(rollup.partition("\nPss:")[2].split()[0]) / 1024 if "\nPss:" in rollup else 0.0
     return own + sum(tree_pss_mib(int(child)) for child in children)
 
 

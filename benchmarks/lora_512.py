@@ -1,4 +1,4 @@
-"""MFU of a LoRA step, 8.9B network, 512 pixels, 8 pictures (GPU)."""
+"""LoRA step of the 8.9B network, 512 pixels, 8 images: MFU (GPU)."""
 
 from benchmarks.gpu import Work, measure
 from benchmarks.timing import Measured

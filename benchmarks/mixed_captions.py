@@ -1,4 +1,4 @@
-"""Forward and backward, captions of 20, 40, 80 and 200 tokens: padded to 512 over each with its own text."""
+"""Forward and backward, captions of 20, 40, 80 and 200 tokens: time padded to 512 over time trimmed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of the network share: inputs of the small size, and a pass forwards and backwards."""
+"""Inputs for the small network, and one forward and backward pass, for the benchmarks of the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures like photographs in size and cost, with their JSONL, for the benchmarks that read images."""
+"""Synthetic photographs with realistic sizes and decoding cost, with their JSONL."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUALITY = 90
 GRAIN = 5.0
 """Of noise, in levels: at this quality it makes files of about 430 kB."""
 NUM_DRAWN = 16
-"""Different pictures; the others are these again, with other bytes at the end."""
+"""Number of different images; the rest repeat them with other bytes at the end."""
 
 
 def write_photos(folder: Path, count: int) -> Path:
@@ -23,7 +23,7 @@ def write_photos(folder: Path, count: int) -> Path:
     rows = []
     for number in range(count):
         name = f"{number:05d}.jpg"
-        # What stands behind the end of a JPEG is ignored: no two files are the same.
+        # Bytes after the end of a JPEG are ignored, so that all files differ.
         (folder / name).write_bytes(drawn[number % len(drawn)] + number.to_bytes(4, "big"))
         width, height = SHAPES[number % len(drawn) % 2]
         row = {"filename": name, "caption_or_tags": f"photo {number}", "width": width, "height": height}

@@ -1,4 +1,4 @@
-"""The rival on the same weights: diffusers' transformer made from one of ours."""
+"""diffusers' transformer with the weights of our network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""2,000 images of 200 kB from SeaweedFS: 3 times FLOW's pattern; latents from a cache there: 10 times.
+"""Stream 2,000 images of 200 kB from SeaweedFS: 3 times FLOW's speed; cached latents: 10 times.
 
 The latents are what the images become once they are encoded, read by a machine that has none of them yet. The
 figure is how many times over the tighter of both targets is kept; bytes are compared.
@@ -67,7 +67,7 @@ def ours(names: list[str], fetcher: Fetcher) -> Iterator[bytes]:
 
 
 def latents(source: Objects, spool: Path, keys: list[bytes]) -> Iterator[memoryview]:
-    """What a run whose cache lies in the store reads in place of the images; `spool` is this machine's.
+    """The reads of a run whose cache is in the store, in place of images; `spool` is a local folder.
 
     Threads ask ahead, as the loader's do; records come one by one until the copy of their shard is here.
     """

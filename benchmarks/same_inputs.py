@@ -1,4 +1,4 @@
-"""Forward and backward on the same inputs, 256 image and 40 text tokens: diffusers' time over ours."""
+"""Forward and backward on equal inputs, 256 image and 40 text tokens: time of diffusers over ours."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run() -> Measured:
 def predictions(
     ours: Chroma, theirs: Any, inputs: Inputs, dtype: torch.dtype
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """What predicts with ours and with theirs, weights and inputs in `dtype`."""
+    """Both predictions, ours and theirs, with weights and inputs in `dtype`."""
     ours.to(dtype)
     theirs.to(dtype)
     latents, text = inputs.latents.to(dtype), torch.stack(inputs.texts).to(dtype)

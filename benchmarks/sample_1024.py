@@ -1,4 +1,4 @@
-"""MFU of 20 guided sampling steps, 8.9B network, 1024 pixels (GPU)."""
+"""20 guided sampling steps of the 8.9B network at 1024 pixels: MFU (GPU)."""
 
 from benchmarks.gpu import Work, measure
 from benchmarks.timing import Measured

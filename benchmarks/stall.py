@@ -1,4 +1,4 @@
-"""The loader before a fake 30 ms step, from disk, object store and cache: at most 2% of the time in next().
+"""The loader in front of a fake 30 ms step, from disk, store and cache: at most 2% of the time waiting.
 
 `cache_to_tensors` is the share of the time that it takes beside to make tensors of cached records, which the
 engine does in its own thread before each step.

@@ -1,4 +1,4 @@
-"""Start-up within its limits: `--help` in 0.3 s, 1,000,000 rows to the first batch planned in 4 s, 1 GB."""
+"""Start-up limits: `--help` in 0.3 s; 1,000,000 rows to the first planned batch in 4 s and 1 GB."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The studio: 500 status reads/s, p99 under 50 ms, while a run trains (niced) and 50 listeners follow it."""
+"""500 status reads/s, p99 below 50 ms, while a run trains (niced) and 50 clients follow it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forward and backward, a caption of 40 tokens: diffusers at 512 masked tokens over ours, trimmed."""
+"""Forward and backward, a caption of 40 tokens: time of diffusers at 512 masked tokens over ours, trimmed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark returns, and how two ways of doing the same are timed fairly."""
+"""The result of a benchmark, and the fair timing of two implementations."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Measured:
     """One benchmark's result."""
 
     ratio: float | None
-    """Rival's cost over ours, or the figure that the benchmark's docstring names; None: not measured here."""
+    """Cost of the rival over ours, or the figure that the docstring names; None if not measured here."""
     target: float
     correct: bool
-    """Whether the results agree, which is checked before anything is timed."""
+    """True if the results agree; checked before anything is timed."""
     higher_is_better: bool = True
     detail: dict[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool | None:
-        """Whether the results agree and the ratio reaches the target; None where it was not measured."""
+        """True if the results agree and the ratio reaches the target; None if not measured."""
         if self.ratio is None:
             return None
         reached = self.ratio >= self.target if self.higher_is_better else self.ratio <= self.target
@@ -37,10 +37,9 @@ class Measured:
 def interleaved(
     ours: Callable[[], object], *rivals: Callable[[], object], repeats: int = 7, warm_up: int = 2
 ) -> tuple[float, ...]:
-    """Median seconds of `ours` and of each rival, run in turns: what slows the machine slows all of them.
+    """Median seconds of `ours` and of each rival, run alternately so that a slow machine slows all of them.
 
-    One thread, and the processor's time in this process instead of the clock's, so that other programs count
-    as little as can be.
+    Measures CPU time of this process on one thread, which other programs disturb least.
     """
     runs = (ours, *rivals)
     times: list[list[float]] = [[] for _ in runs]

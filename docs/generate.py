@@ -1,4 +1,4 @@
-"""Writes docs/reference and the README's table; with `--check` it only names stale pages (exit status 1)."""
+"""Write docs/reference and the table of docs/benchmarks.md; with `--check`, name stale pages (exit 1)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _row(key: Key) -> str:
 
 def events_page() -> str:
     """Every kind of event with its fields."""
-    lines = [f"# Events\n\n{NOTE}", _doc(events), "", "| kind | means | fields |", "|---|---|---|"]
+    lines = [f"# Events\n\n{NOTE}", _doc(events), "", "| kind | meaning | fields |", "|---|---|---|"]
     for event in get_args(events.AnyEvent):
         hints = get_type_hints(event)
         (kind,) = get_args(hints.pop("kind"))
@@ -71,7 +71,7 @@ def _type_text(hint: object) -> str:
 
 
 def errors_page() -> str:
-    """The tree of errors and what each one says."""
+    """The tree of errors with their descriptions."""
     tree = inspect.getdoc(errors) or ""
     lines = [f"# Errors\n\n{NOTE}", "```", tree, "```", ""]
     lines += [f"- `{name}`: {_doc(error)}" for name, error in _error_classes()]
@@ -89,12 +89,12 @@ def _doc(thing: object) -> str:
 
 
 def flow_keys_page() -> str:
-    """What becomes of each of FLOW's keys that has no field of the same name here."""
+    """FLOW's keys that have no field of the same name here, with their replacements."""
     lines = [
         f"# FLOW's other keys\n\n{NOTE}",
-        "Keys of FLOW that are not in [the configuration](config.md) under the same name.",
+        "Keys of FLOW that [the configuration](config.md) does not have under the same name.",
         "",
-        "| key | what becomes of it |",
+        "| key | here |",
         "|---|---|",
     ]
     lines += [f"| `{key}` | {_fate(fate)} |" for key, fate in FLOW_KEYS.items()]
@@ -108,16 +108,16 @@ def _fate(fate: Fate) -> str:
         case Tracked(kind, setting):
             return f"`{setting}` of a logger of kind `{kind}`"
         case Secret(name):
-            return f"goes to the environment as `{name}`; written nowhere"
+            return f"passed as the environment variable `{name}`, never written"
         case Replaced(by):
             return by
         case Foreign(trainer):
-            return f"belongs to FLOW's {trainer} trainer: refused"
+            return f"belongs to FLOW's {trainer} trainer: rejected"
 
 
-def readme() -> str:
-    """The README with the newest kept results between its markers."""
-    before, start, rest = (ROOT / "README.md").read_text().partition("<!-- benchmarks -->\n")
+def benchmarks_page() -> str:
+    """The page of benchmarks with the newest saved results between its markers."""
+    before, start, rest = (ROOT / "docs/benchmarks.md").read_text().partition("<!-- benchmarks -->\n")
     _, stop, after = rest.partition("<!-- /benchmarks -->")
     rows = benchmarks.table(benchmarks.FOLDER / "results")
     return f"{before}{start}{rows}\n{stop}{after}"
@@ -128,12 +128,12 @@ PAGES = {
     "docs/reference/events.md": events_page,
     "docs/reference/errors.md": errors_page,
     "docs/reference/flow-keys.md": flow_keys_page,
-    "README.md": readme,
+    "docs/benchmarks.md": benchmarks_page,
 }
 
 
 def stale() -> list[str]:
-    """Names of the pages that differ from what the code says."""
+    """Names of the pages that differ from the code."""
     return [
         name
         for name, page in PAGES.items()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
-LOOM_VERBS = {"demo", "test", "setup", "lock"}
+LOOM_VERBS = {"demo", "test", "lint", "fix", "dev", "setup", "lock"}
 
 
 def blocks(language: str) -> list:
