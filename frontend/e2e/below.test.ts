@@ -77,10 +77,10 @@ for (const isTakenAway of [false, true]) {
       await page.getByText("Finished", { exact: true }).first().waitFor();
 
       // What is sent in parts: an upload, whose place the studio tells.
-      await page.getByRole("link", { name: "Data sets" }).click();
-      await page.getByRole("button", { name: "New data set" }).click();
+      await page.getByRole("link", { name: "Datasets" }).click();
+      await page.getByRole("button", { name: "New dataset" }).click();
       await page.getByRole("dialog").getByLabel("Name", { exact: true }).fill(name);
-      await page.getByRole("button", { name: "Make it" }).click();
+      await page.getByRole("button", { name: "Create" }).click();
       await page.waitForURL(`${home}/datasets/?name=${name}`);
       await page
         .getByLabel("Files to upload")

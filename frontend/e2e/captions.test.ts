@@ -65,7 +65,7 @@ test("a picture whose new caption takes it off the list is still the one that is
   await page.getByRole("button", { name: "000.png" }).click();
   const caption = page.getByLabel("Caption").getByRole("textbox");
   await caption.pressSequentially("a fox");
-  await page.getByText("no more in this list").waitFor();
+  await page.getByText("no longer in this list").waitFor();
   await caption.pressSequentially(" in snow");
   await until(() => textOf("000") === "a fox in snow");
   assert.equal(textOf("001"), null);
@@ -90,9 +90,9 @@ test("Next goes on beyond the pictures that are in sight", async () => {
 
 test("a dialog gives the focus back to the menu that opened it, and outlives a selection", async () => {
   const page = await open();
-  await page.getByRole("button", { name: "Work on it" }).click();
+  await page.getByRole("button", { name: "Tools" }).click();
   await page.getByRole("menuitem", { name: /Lint/ }).click();
-  const field = page.getByLabel("Resolutions of the buckets");
+  const field = page.getByLabel("Bucket resolutions");
   const box = await field.boundingBox();
   assert.ok(box);
   await page.mouse.move(box.x + 20, box.y + box.height / 2);
@@ -101,6 +101,6 @@ test("a dialog gives the focus back to the menu that opened it, and outlives a s
   await page.mouse.up();
   assert.ok(await field.isVisible());
   await page.keyboard.press("Escape");
-  await until(() => page.evaluate(() => document.activeElement?.textContent === "Work on it"));
+  await until(() => page.evaluate(() => document.activeElement?.textContent === "Tools"));
   await page.close();
 });

@@ -51,16 +51,16 @@ function somePictures(count: number): string[] {
 
 test("upload, caption, edit many, JSONL, training", async () => {
   const page = await open("/datasets/");
-  await page.getByRole("button", { name: "New data set" }).click();
+  await page.getByRole("button", { name: "New dataset" }).click();
   await page.getByRole("dialog").getByLabel("Name", { exact: true }).fill("mine");
-  await page.getByRole("button", { name: "Make it" }).click();
+  await page.getByRole("button", { name: "Create" }).click();
   await page.waitForURL(/name=mine/);
 
   const junk = join(studio.home, "Thumbs.db");
   writeFileSync(junk, "junk");
   await page.getByLabel("Files to upload").setInputFiles([...somePictures(6), junk]);
   await page.getByText("11 of 11 files").waitFor();
-  await page.getByText(/^1 file skipped, neither images nor captions: Thumbs\.db$/).waitFor();
+  await page.getByText(/^1 file skipped \(not images or captions\): Thumbs\.db$/).waitFor();
   assert.ok(existsSync(join(studio.home, "data", "mine", "5.png")));
 
   // The gallery holds what was read by then: a key that goes on from the last picture goes nowhere.
@@ -74,19 +74,19 @@ test("upload, caption, edit many, JSONL, training", async () => {
   await page.keyboard.press("Alt+ArrowRight");
   await until(async () => (await caption.inputValue()) === "drawing, number 1");
 
-  await page.getByRole("button", { name: "Edit captions" }).click();
-  await page.getByLabel("Tags, by commas").fill("inked");
+  await page.getByRole("button", { name: "Bulk edit captions" }).click();
+  await page.getByLabel("Tags, comma-separated").fill("inked");
   await page.getByRole("button", { name: "Preview" }).click();
   await page.getByText("6 of 6 captions would change").waitFor();
   await page.getByRole("button", { name: "Apply to 6 captions" }).click();
-  await page.getByText("6 captions are changed.").waitFor();
+  await page.getByText("6 captions changed.").waitFor();
   await page.getByText("Added “inked” at the start").waitFor();
   await page.keyboard.press("Escape");
 
-  await page.getByRole("button", { name: "Work on it" }).click();
-  await page.getByRole("menuitem", { name: /Make a JSONL/ }).click();
-  await page.getByRole("dialog").getByRole("button", { name: "Make a JSONL" }).click();
-  await page.getByText(/mine\.jsonl is made/).waitFor();
+  await page.getByRole("button", { name: "Tools" }).click();
+  await page.getByRole("menuitem", { name: /Build JSONL/ }).click();
+  await page.getByRole("dialog").getByRole("button", { name: "Build JSONL" }).click();
+  await page.getByText(/Created mine\.jsonl/).waitFor();
   await page.getByRole("button", { name: "Close", exact: true }).last().click();
 
   // The JSONL has the captions of then: its folder's page, its card and the form say so.
@@ -98,7 +98,7 @@ test("upload, caption, edit many, JSONL, training", async () => {
   const made = page.getByRole("list", { name: "JSONLs built from mine" });
   await made.getByText("outdated").waitFor();
   await page.goto(`${studio.url}/flow-training/`);
-  await page.getByLabel("Data set", { exact: true }).selectOption({ label: "mine.jsonl" });
+  await page.getByLabel("Dataset", { exact: true }).selectOption({ label: "mine.jsonl" });
   await page.getByText(/mine\.jsonl is outdated/).waitFor();
   await page.getByRole("button", { name: "Update", exact: true }).click();
   await page.getByText(/mine\.jsonl is outdated/).waitFor({ state: "detached" });
@@ -106,7 +106,7 @@ test("upload, caption, edit many, JSONL, training", async () => {
   assert.match(rows(), /edited after the JSONL was made/);
 
   await page.goto(`${studio.url}/flow-training/`);
-  await page.getByLabel("Data set", { exact: true }).selectOption({ label: "mine" });
+  await page.getByLabel("Dataset", { exact: true }).selectOption({ label: "mine" });
   await page.getByRole("radiogroup", { name: "Base model" }).getByRole("radio").first().check();
   const json = page.getByLabel(/Configuration as JSON/);
   const written = JSON.parse(await json.inputValue()) as Record<string, Record<string, unknown>>;
@@ -122,13 +122,13 @@ test("upload, caption, edit many, JSONL, training", async () => {
     }),
   );
   await page.getByText("Ready to train").waitFor();
-  await page.getByRole("button", { name: "Examine" }).click();
-  await page.getByText("steps an epoch").waitFor();
-  await page.getByLabel("Name of the run").fill("mine lora/é");
+  await page.getByRole("button", { name: "Check memory, time and data" }).click();
+  await page.getByText("steps per epoch").waitFor();
+  await page.getByLabel("Run name").fill("mine lora/é");
   await page.getByText("Run name: letters, digits, . _ - only").waitFor();
   assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
   await page.getByRole("button", { name: "Use mine-lora-e" }).click();
-  await page.getByLabel("Name of the run").fill("mine-lora");
+  await page.getByLabel("Run name").fill("mine-lora");
   await page.getByRole("button", { name: "Start training" }).click();
   await page.waitForURL(/id=mine-lora/);
   await page.getByText("Finished", { exact: true }).first().waitFor();
@@ -154,7 +154,7 @@ test("an exported LoRA is downloaded from its page", async () => {
   assert.equal((await download).suggestedFilename(), "mine-lora-step_00000002-comfy.safetensors");
 });
 
-test("an archive at an address becomes a data set", async () => {
+test("an archive at an address becomes a dataset", async () => {
   const folder = join(studio.home, "data", "demo");
   const [name = ""] = readdirSync(folder).filter((each) => each.endsWith(".png"));
   const archive = execFileSync("tar", ["-czf", "-", "-C", folder, name]);
@@ -162,12 +162,12 @@ test("an archive at an address becomes a data set", async () => {
   await once(server, "listening");
   try {
     const page = await open("/datasets/");
-    await page.getByRole("button", { name: "New data set" }).click();
+    await page.getByRole("button", { name: "New dataset" }).click();
     const dialog = page.getByRole("dialog");
     await dialog.getByLabel("Name", { exact: true }).fill("brought");
     const { port } = server.address() as AddressInfo;
-    await dialog.getByLabel("Where it lies").fill(`http://127.0.0.1:${port}/one.tar.gz`);
-    await dialog.getByRole("button", { name: "Bring it" }).click();
+    await dialog.getByLabel("Source (optional)").fill(`http://127.0.0.1:${port}/one.tar.gz`);
+    await dialog.getByRole("button", { name: "Import" }).click();
     await page.getByRole("link", { name: "Open brought" }).click();
     await page.waitForURL(/name=brought/);
     await page.getByText(/^1 image,/).waitFor();
@@ -180,13 +180,13 @@ test("an archive at an address becomes a data set", async () => {
 test("a folder is chosen in FLOW's and in Kohya's form as it is", async () => {
   const page = await open("/flow-training/");
   const folder = join(studio.home, "data", "demo");
-  await page.getByLabel("Data set", { exact: true }).selectOption({ label: "demo" });
+  await page.getByLabel("Dataset", { exact: true }).selectOption({ label: "demo" });
   for (const name of ["JSONL metadata path", "Image folder path"]) {
     const path = page.getByRole("textbox", { name });
     await until(async () => (await path.inputValue()) === folder);
   }
   await page.goto(`${studio.url}/kohya-training/`);
-  await page.getByLabel("Data set", { exact: true }).selectOption({ label: "demo" });
+  await page.getByLabel("Dataset", { exact: true }).selectOption({ label: "demo" });
   const json = page.getByLabel(/Configuration as JSON/);
   await until(async () => (await json.inputValue()).includes(`"image_dir": "${folder}"`));
 });

@@ -62,7 +62,7 @@ const shift = await home.evaluate(() => (window as unknown as { shift: number })
 
 const one = await fresh();
 await one.goto(`${url}/runs/?id=${run}`);
-const runReady = await interactive(one, "Gauges");
+const runReady = await interactive(one, "Metrics");
 
 const page = await fresh();
 const began = Date.now();
@@ -78,7 +78,7 @@ await page.mouse.move(x + width * 0.4, y + height / 2);
 await page.mouse.down();
 await page.mouse.move(x + width * 0.5, y + height / 2, { steps: 4 });
 await page.mouse.up();
-await page.getByRole("button", { name: "See all" }).waitFor();
+await page.getByRole("button", { name: "Reset zoom" }).waitFor();
 await page.waitForTimeout(1500);
 const pan = await frames(page, (index) => page.mouse.wheel(index % 60 < 30 ? 12 : -12, 0));
 const wall = page.locator(".overflow-x-auto:has(img[src*='/samples/'])");

@@ -38,7 +38,7 @@ async function open(path: string, where = studio): Promise<Page> {
   return page;
 }
 
-test("checkpoints are ticked, drawn at two numbers of steps, and laid out as a plane", async () => {
+test("checkpoints are ticked, drawn at two numbers of steps, and laid out as a grid", async () => {
   const page = await open("/playground/");
   const field = (name: string) => page.locator(`[data-field="${name}"]`);
   await field("prompts").getByRole("textbox").fill("red heart");
@@ -46,11 +46,11 @@ test("checkpoints are ticked, drawn at two numbers of steps, and laid out as a p
   await field("cfg").getByRole("textbox").fill("1");
   await field("grid.steps").getByRole("textbox").fill("1, 2");
   await field("grid.source_paths").getByRole("button", { name: "Choose checkpoints" }).click();
-  const picker = page.getByRole("dialog", { name: "What draws" });
+  const picker = page.getByRole("dialog", { name: "Choose checkpoints" });
   const found = picker.getByRole("list", { name: "Checkpoints of first" });
-  await found.getByRole("button", { name: "All of them" }).click();
+  await found.getByRole("button", { name: "Select all" }).click();
   const names = readdirSync(join(studio.home, "runs", "first", "checkpoints")).sort();
-  await picker.getByText(`${names.length} chosen`, { exact: true }).last().waitFor();
+  await picker.getByText(`${names.length} selected`, { exact: true }).last().waitFor();
   assert.equal(names.length, 2);
   await picker.getByRole("button", { name: "Done" }).click();
   const typed = await field("grid.source_paths").getByRole("textbox").inputValue();
@@ -59,7 +59,7 @@ test("checkpoints are ticked, drawn at two numbers of steps, and laid out as a p
     names.map((name) => join(studio.home, "runs", "first", "checkpoints", name)),
   );
 
-  const draw = page.getByRole("button", { name: "Draw", exact: true });
+  const draw = page.getByRole("button", { name: "Generate", exact: true });
   await until(() => draw.isEnabled());
   await draw.click();
   const id = await until(async () => {
@@ -69,10 +69,10 @@ test("checkpoints are ticked, drawn at two numbers of steps, and laid out as a p
     return run?.state === "finished" && run.id;
   });
   await page.goto(`${studio.url}/runs/?id=${id}`);
-  const plane = page.getByRole("region", { name: "Pictures by their settings" });
+  const plane = page.getByRole("region", { name: "Images by settings" });
   await plane.getByRole("img").nth(3).waitFor();
-  await page.getByLabel("Across").selectOption("steps");
-  await page.getByLabel("Down").selectOption("source");
+  await page.getByLabel("Columns").selectOption("steps");
+  await page.getByLabel("Rows").selectOption("source");
   assert.deepEqual(await plane.getByRole("columnheader").allTextContents(), ["steps 1", "steps 2"]);
   const rows = await plane.getByRole("rowheader").allTextContents();
   assert.deepEqual(rows.map((row) => row.split("/").at(-1)).sort(), names);
@@ -102,17 +102,17 @@ test("the newest picture is laid over the first one of its prompt", async () => 
   await page.getByRole("dialog", { name: /^Step 2/ }).waitFor();
 });
 
-test("two models are put side by side, and what differs is seen", async () => {
+test("two models are compared, and differences are visible", async () => {
   const page = await open("/models/");
   for (const name of ["ae.safetensors", "chroma-v2.safetensors"])
     await page
       .getByRole("checkbox", { name: new RegExp(name) })
       .first()
       .check();
-  await page.getByRole("button", { name: "Side by side" }).click();
-  const table = page.getByRole("dialog", { name: "2 models side by side" }).getByRole("table");
+  await page.getByRole("button", { name: "Compare" }).click();
+  const table = page.getByRole("dialog", { name: "Compare 2 models" }).getByRole("table");
   assert.equal(await table.getByRole("columnheader").count(), 2);
-  const kinds = await table.getByRole("row", { name: /^Is/ }).getByRole("cell").allTextContents();
+  const kinds = await table.getByRole("row", { name: /^Type/ }).getByRole("cell").allTextContents();
   assert.equal(new Set(kinds).size, 2, kinds.join());
 });
 
@@ -136,19 +136,19 @@ test("a LoRA opens the form as it was trained, and is deleted after one question
   const path = join(studio.home, "models", "mine.safetensors");
   writeAdapter(path, { "flowloom.config": JSON.stringify(config) });
   const page = await open("/models/");
-  await page.getByRole("button", { name: "Train like mine.safetensors" }).click();
+  await page.getByRole("button", { name: "Train with the settings of mine.safetensors" }).click();
   await page.waitForURL(/flow-training/);
   const report = page.getByRole("dialog", { name: "Import mine.safetensors" });
-  await report.getByText("It is the training of this file.").waitFor();
-  await report.getByRole("button", { name: "Take it over" }).click();
+  await report.getByText("Found the settings this file was trained with.").waitFor();
+  await report.getByRole("button", { name: "Import" }).click();
   const json = page.getByLabel(/Configuration as JSON/);
   const steps = async () => (JSON.parse(await json.inputValue()) as typeof config).limits?.max_steps;
   await until(async () => (await steps()) === config.limits?.max_steps);
 
   await page.goto(`${studio.url}/models/`);
   await page.getByRole("button", { name: "Delete mine.safetensors" }).click();
-  await page.getByRole("button", { name: "Delete it" }).click();
-  await page.getByText("mine.safetensors is deleted.").waitFor();
+  await page.getByRole("button", { name: "Delete", exact: true }).click();
+  await page.getByText("mine.safetensors deleted.").waitFor();
   assert.ok(!existsSync(path));
   await page.getByRole("button", { name: "Delete mine.safetensors" }).waitFor({ state: "detached" });
 });
@@ -161,11 +161,11 @@ test("a file that a run would go on with is deleted only when that is said again
   await studio.quiet();
   const page = await open("/models/");
   await page.getByRole("button", { name: "Delete needed.safetensors" }).click();
-  await page.getByRole("button", { name: "Delete it" }).click();
+  await page.getByRole("button", { name: "Delete", exact: true }).click();
   await page.getByRole("alert").filter({ hasText: "cut-off" }).waitFor();
   assert.ok(existsSync(path));
-  await page.getByRole("button", { name: "Delete all the same" }).click();
-  await page.getByText("needed.safetensors is deleted.").waitFor();
+  await page.getByRole("button", { name: "Delete anyway" }).click();
+  await page.getByText("needed.safetensors deleted.").waitFor();
   assert.ok(!existsSync(path));
 });
 
@@ -176,14 +176,14 @@ test("a log is searched forwards and backwards, loaded whole, and downloaded", a
   const page = await open("/runs/?id=first");
   await page.getByRole("tab", { name: "Log" }).click();
   await page.getByLabel("Search the log").fill("LINE 12 ");
-  await page.getByText("not found").waitFor();
-  await page.getByRole("button", { name: "Load the whole" }).click();
+  await page.getByText("no matches").waitFor();
+  await page.getByRole("button", { name: "Load all" }).click();
   await page.getByText("1 of 1", { exact: true }).waitFor();
   await page.getByLabel("Search the log").fill("line 39");
   await page.getByText("1 of 111", { exact: true }).waitFor();
   await page.keyboard.press("Shift+Enter");
   await page.getByText("111 of 111", { exact: true }).waitFor();
-  await page.getByRole("button", { name: "Find the next one" }).click();
+  await page.getByRole("button", { name: "Next match" }).click();
   await page.getByText("1 of 111", { exact: true }).waitFor();
   assert.ok(await page.locator("mark[aria-current]").isVisible());
   const saved = page.waitForEvent("download");
@@ -193,7 +193,7 @@ test("a log is searched forwards and backwards, loaded whole, and downloaded", a
 
 test("the doctor's findings stand in settings and in the report", async () => {
   const page = await open("/settings/");
-  await page.getByRole("button", { name: "Examine" }).click();
+  await page.getByRole("button", { name: "Run checks" }).click();
   const found = page.getByRole("listitem").filter({ hasText: /^python/ });
   await found.waitFor();
   assert.match((await found.textContent()) ?? "", /python 3\.\d+\.\d+ at /);
@@ -213,7 +213,7 @@ test("base models are cards, of which the arrow keys choose one", async () => {
   await until(async () => (await path.inputValue()) !== first);
 });
 
-test("home lists what trains; a data set that is not there is said to be so, with nothing beside it", async () => {
+test("home lists what trains; a dataset that does not exist is said to be so, with nothing beside it", async () => {
   const page = await open("/");
   await page
     .getByRole("link", { name: /^first/ })
@@ -227,7 +227,7 @@ test("home lists what trains; a data set that is not there is said to be so, wit
     0,
   );
   await page.goto(`${studio.url}/datasets/?name=nothing`);
-  await page.getByText("There is no such data set").waitFor();
+  await page.getByText("Dataset not found").waitFor();
   assert.equal(await page.getByLabel("Files to upload").count(), 0);
   assert.equal(await page.locator("main [aria-hidden=true].rounded.bg-muted").count(), 0);
 });
@@ -259,19 +259,19 @@ test("a bucket is tried, kept, and browsed", async (context) => {
   const cloud = await new Studio().start();
   try {
     const page = await open("/datasets/", cloud);
-    await page.getByRole("button", { name: "New data set" }).click();
+    await page.getByRole("button", { name: "New dataset" }).click();
     const dialog = page.getByRole("dialog");
     await dialog.getByLabel("Name", { exact: true }).fill("cloud");
-    const where = dialog.getByLabel("Where it lies");
+    const where = dialog.getByLabel("Source (optional)");
     await where.fill("s3://absent/fox");
     await dialog.getByLabel("Endpoint").fill(told.endpoint ?? "");
-    await dialog.getByRole("button", { name: "Test it" }).click();
+    await dialog.getByRole("button", { name: "Test connection" }).click();
     const answer = dialog.getByRole("status");
     assert.match(String(await until(() => answer.textContent())), /Correct the name of the bucket/);
     await where.fill(told.url ?? "");
-    await dialog.getByRole("button", { name: "Test it" }).click();
-    await dialog.getByText("It answers: the first thing in it is").waitFor();
-    await dialog.getByRole("button", { name: "Make it" }).click();
+    await dialog.getByRole("button", { name: "Test connection" }).click();
+    await dialog.getByText("Connected. First object:").waitFor();
+    await dialog.getByRole("button", { name: "Create" }).click();
     await page.waitForURL(/name=cloud/);
     await page.getByRole("button", { name: "0.png" }).click();
     const shown = page.getByLabel("Caption").getByRole("img");

@@ -106,7 +106,7 @@ test("the dialog where checkpoints are ticked is accessible, and fits a phone", 
     const page = await context.newPage();
     await page.goto(`${studio.url}/playground/`);
     await page.getByRole("button", { name: "Choose checkpoints" }).first().click();
-    const dialog = page.getByRole("dialog", { name: "What draws" });
+    const dialog = page.getByRole("dialog", { name: "Choose checkpoints" });
     await dialog.locator("summary", { hasText: "Models" }).click();
     await dialog.getByRole("checkbox").last().check();
     assert.deepEqual(await violations(page), [], theme);
@@ -198,7 +198,7 @@ test("two tabs follow a run while the connection is lost and comes back", async 
     Number(((await page.locator("dl dd").first().textContent()) ?? "").replace(/\D.*$/s, ""));
   await until(async () => (await Promise.all(pages.map(stepOn))).every((step) => step >= 2));
   await studio.end("SIGKILL");
-  await pages[0]?.getByText("The connection is lost").waitFor();
+  await pages[0]?.getByText("Connection lost").waitFor();
   await studio.start();
   const { step } = await studio.get<{ step: number }>("/api/runs/both");
   await until(async () => (await Promise.all(pages.map(stepOn))).every((shown) => shown > step));
@@ -211,16 +211,16 @@ test("a queue is paused, holds what waits, and goes on", async () => {
   await studio.post("/api/tasks/demo/start", { name: "behind", config: { limits: { max_steps: 2 } } });
   await until(async () => (await stateOf("long")) === "running");
   const page = await open("/runs/");
-  await page.getByLabel("When a run fails").selectOption("pause");
+  await page.getByLabel("If a run fails").selectOption("pause");
   await until(async () => (await studio.get<{ on_fail: string }>("/api/queue")).on_fail === "pause");
-  await page.getByRole("button", { name: "Pause", exact: true }).click();
-  await page.getByRole("status").getByText("nothing is started until you let it go on").waitFor();
+  await page.getByRole("button", { name: "Pause queue", exact: true }).click();
+  await page.getByRole("status").getByText("No new runs start until you resume the queue").waitFor();
   await studio.post("/api/runs/long/kill", {});
   await until(async () => (await stateOf("long")) === "stopped");
   assert.equal(await stateOf("behind"), "queued");
-  await page.getByRole("button", { name: "Let it go on" }).click();
+  await page.getByRole("button", { name: "Resume queue" }).click();
   await until(async () => (await stateOf("behind")) === "finished");
-  await page.getByLabel("When a run fails").selectOption("go-on");
+  await page.getByLabel("If a run fails").selectOption("go-on");
   await page.getByRole("heading", { name: "Queue (0)" }).waitFor({ state: "detached" });
 });
 
@@ -240,15 +240,15 @@ test("a FLOW file is imported, told about, and started", async () => {
   const page = await open("/flow-training/");
   await page.getByLabel("Configuration file").setInputFiles(path);
   const report = page.getByRole("dialog");
-  await report.getByText("keys are fields of this form").waitFor();
-  await report.getByText("Tokens are left out (training.wandb_key)").waitFor();
-  await report.getByText("It can run as it is.").waitFor();
-  await report.getByRole("button", { name: "Take it over" }).click();
+  await report.getByText("keys match fields of this form").waitFor();
+  await report.getByText("Tokens are not imported (training.wandb_key)").waitFor();
+  await report.getByText("Ready to train.").waitFor();
+  await report.getByRole("button", { name: "Import" }).click();
   assert.equal(await page.getByLabel("Learning rate").inputValue(), "0.001");
   await page.reload();
   assert.equal(await page.getByLabel("Learning rate").inputValue(), "0.001", "the draft survives a reload");
   assert.ok(!JSON.stringify(await page.evaluate(() => ({ ...localStorage }))).includes("not-a-real-key"));
-  await page.getByLabel("Name of the run").fill("imported");
+  await page.getByLabel("Run name").fill("imported");
   await page.getByText("Ready to train").waitFor();
   await page.getByRole("button", { name: "Start training" }).click();
   await page.waitForURL(/id=imported/);
@@ -266,7 +266,7 @@ test("what is wrong is told at its field, in the server's words", async () => {
   assert.ok(await page.getByRole("button", { name: "Start training" }).isDisabled());
   await rate.fill("2e-5");
   await row.getByRole("alert").waitFor({ state: "detached" });
-  await row.getByRole("button", { name: /Back to/ }).click();
+  await row.getByRole("button", { name: /Reset to/ }).click();
   assert.equal(await rate.inputValue(), "1e-5");
 });
 
@@ -289,12 +289,12 @@ test("a studio with a token asks for it, and takes it from the address", async (
     const page = await open("/", guarded);
     await page.getByLabel("Token").fill("wrong");
     await page.getByRole("button", { name: "Sign in" }).click();
-    await page.getByText("That is not this studio's token.").waitFor();
+    await page.getByText("Wrong token.").waitFor();
     await page.getByLabel("Token").fill("open-sesame");
     await page.getByRole("button", { name: "Sign in" }).click();
-    await page.getByText("Nothing was trained here yet").waitFor();
+    await page.getByText("No training runs yet").waitFor();
     const other = await open("/#token=open-sesame", guarded);
-    await other.getByText("Nothing was trained here yet").waitFor();
+    await other.getByText("No training runs yet").waitFor();
     assert.ok(!other.url().includes("sesame"), "the token does not stay in the address");
   } finally {
     await guarded.clear();
@@ -363,10 +363,10 @@ test("what people have of Kohya's is imported: two TOMLs, and the JSON of kohya_
       "ip_noise_gamma = 0.1",
     ),
   ]);
-  await report.getByText("sd-scripts' TOML, with its data sets").waitFor();
+  await report.getByText("an sd-scripts configuration with datasets").waitFor();
   await report.getByText("ip_noise_gamma", { exact: true }).waitFor();
   await report.getByText("absent.safetensors").first().waitFor();
-  await report.getByRole("button", { name: "Take it over" }).click();
+  await report.getByRole("button", { name: "Import" }).click();
   assert.equal(await page.locator('[data-field="network.network_dim"] input').inputValue(), "12");
   await shown.getByText("network_dim = 12").waitFor();
   await page.getByRole("tab", { name: "dataset.toml" }).click();
@@ -379,8 +379,8 @@ test("what people have of Kohya's is imported: two TOMLs, and the JSON of kohya_
     noise_offset_type: "Original",
   };
   await input.setInputFiles(file("mine.json", JSON.stringify(form)));
-  await report.getByText("kohya_ss' JSON").waitFor();
+  await report.getByText("a kohya_ss configuration").waitFor();
   await report.getByText("noise_offset_type").waitFor();
-  await report.getByRole("button", { name: "Take it over" }).click();
+  await report.getByRole("button", { name: "Import" }).click();
   assert.equal(await page.locator('[data-field="network.network_dim"] input').inputValue(), "40");
 });

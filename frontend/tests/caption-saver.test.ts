@@ -6,7 +6,7 @@ function studio(caption: string) {
   const kept = { caption, version: "0", isDown: false };
   const put = async (text: string, version: string) => {
     await new Promise((done) => setTimeout(done, 5));
-    if (kept.isDown) throw new Error("The studio does not answer.");
+    if (kept.isDown) throw new Error("The studio is not responding.");
     if (version !== kept.version) throw new Error("It was changed since it was read.");
     kept.caption = text;
     kept.version = String(Number(kept.version) + 1);
@@ -37,7 +37,7 @@ test("a save that failed is said, and tried again with the next one", async () =
   const { kept, states, saver } = saving("fox");
   kept.isDown = true;
   saver.type("cat");
-  await expect(saver.save()).rejects.toThrow("does not answer");
+  await expect(saver.save()).rejects.toThrow("is not responding");
   expect(states.at(-1)).toBe("failed");
   kept.isDown = false;
   await saver.save();

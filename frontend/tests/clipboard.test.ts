@@ -22,7 +22,7 @@ test("a text is copied where the browser has no clipboard for an address of the 
   expect(area.value).toBe("report");
 });
 
-test("what cannot be copied is told, with what to do", async () => {
+test("a failed copy says what to do", async () => {
   insecurePage(false);
-  await expect(copyText("report")).rejects.toThrow("Ctrl-C");
+  await expect(copyText("report")).rejects.toThrow("Ctrl+C");
 });

@@ -97,17 +97,17 @@ test("edits are sent as the studio wants them", () => {
 
 test("an edit says how far it is", () => {
   const stage = { title: "add", phase: "looking" as const, num_done: 0, num_total: 0 };
-  expect(stageWords(stage)).toBe("Looking at the folder …");
+  expect(stageWords(stage)).toBe("Scanning the folder …");
   const writing = { ...stage, phase: "writing" as const, num_done: 42, num_total: 100 };
-  expect(stageWords(writing)).toBe("42 of 100 captions are written");
+  expect(stageWords(writing)).toBe("42 of 100 captions written");
 });
 
 test("an edit that was cancelled while it wrote tells what it changed, and its undo", () => {
   const edit = { id: "1", time: 0, title: "", num_changed: 1234, undoes: null, is_whole: false };
-  expect(outcomeWords(edit).join(" ")).toMatch(/cancelled: 1.?234 captions were changed by then.*Undo/);
-  expect(outcomeWords({ ...edit, is_whole: true })[0]).toMatch(/captions are changed/);
+  expect(outcomeWords(edit).join(" ")).toMatch(/Cancelled after changing 1.?234 captions.*Undo/);
+  expect(outcomeWords({ ...edit, is_whole: true })[0]).toMatch(/captions changed/);
   expect(outcomeWords({ ...edit, is_whole: true, undoes: "0" })).toEqual([
-    expect.stringMatching(/captions are as they were/),
+    expect.stringMatching(/captions restored/),
   ]);
 });
 

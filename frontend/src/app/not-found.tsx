@@ -3,9 +3,9 @@ import { Empty, Page } from "@/components/ui/panel";
 
 export default function NotFound() {
   return (
-    <Page title="There is no such page">
-      <Empty title="This address leads nowhere" actions={<LinkButton href="/">Go home</LinkButton>}>
-        It may have been mistyped, or the page has moved.
+    <Page title="Page not found">
+      <Empty title="Nothing at this address" actions={<LinkButton href="/">Home</LinkButton>}>
+        Check the address, or go to the home page.
       </Empty>
     </Page>
   );

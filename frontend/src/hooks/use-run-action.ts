@@ -8,31 +8,31 @@ const at = (id: string) => ({ params: { path: { run_id: id } } });
 /** What can be done to a run; each is one request. */
 export const RUN_ACTIONS = {
   stop: {
-    said: "It saves, then stops.",
+    said: "saving and stopping.",
     ask: (id: string) => got(api.POST("/api/runs/{run_id}/stop", at(id))),
   },
-  kill: { said: "It is stopped.", ask: (id: string) => got(api.POST("/api/runs/{run_id}/kill", at(id))) },
+  kill: { said: "stopped.", ask: (id: string) => got(api.POST("/api/runs/{run_id}/kill", at(id))) },
   save: {
-    said: "It saves at its next step.",
+    said: "saving at the next step.",
     ask: (id: string) =>
       got(
         api.POST("/api/runs/{run_id}/ask/{what}", { params: { path: { run_id: id, what: "checkpoint" } } }),
       ),
   },
   sample: {
-    said: "It draws at its next step.",
+    said: "sampling at the next step.",
     ask: (id: string) =>
       got(api.POST("/api/runs/{run_id}/ask/{what}", { params: { path: { run_id: id, what: "sample" } } })),
   },
   resume: {
-    said: "It goes on as soon as its device is free.",
+    said: "queued: resumes when the device is free.",
     ask: (id: string) => got(api.POST("/api/runs/{run_id}/resume", { ...at(id), body: {} })),
   },
   cancel: {
-    said: "It left the queue.",
+    said: "removed from the queue.",
     ask: (id: string) => got(api.POST("/api/runs/{run_id}/cancel", at(id))),
   },
-  delete: { said: "It is deleted.", ask: (id: string) => got(api.DELETE("/api/runs/{run_id}", at(id))) },
+  delete: { said: "deleted.", ask: (id: string) => got(api.DELETE("/api/runs/{run_id}", at(id))) },
 } as const;
 
 export type Action = keyof typeof RUN_ACTIONS;

@@ -13,5 +13,5 @@ export async function copyText(text: string): Promise<void> {
   const isDone = document.execCommand("copy");
   area.remove();
   before?.focus();
-  if (!isDone) throw new Error("The browser copies nothing here. Select the text and press Ctrl-C.");
+  if (!isDone) throw new Error("The browser blocked copying. Select the text and press Ctrl+C.");
 }

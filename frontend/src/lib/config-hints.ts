@@ -12,10 +12,10 @@ const LIMITS = ["max_steps", "max_epochs", "max_minutes"];
 export function hintsOf(whole: Tree): Hint[] {
   const found: Hint[] = [];
   if (LIMITS.every((limit) => at(whole, ["limits", limit]) == null)) {
-    found.push({ path: "limits.max_steps", text: "It trains until you stop it: no limit is set." });
+    found.push({ path: "limits.max_steps", text: "No limit is set: training continues until you stop it." });
   }
   if (at(whole, ["inference"]) == null) {
-    found.push({ path: "inference", text: "It draws no samples: Inference is off." });
+    found.push({ path: "inference", text: "No samples are generated: Inference is off." });
   }
   return found;
 }

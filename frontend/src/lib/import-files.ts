@@ -109,7 +109,7 @@ function isFlat(text: string): boolean {
 
 async function readOurs({ name, text }: Brought, trainer: string, sections: Field[]): Promise<Report> {
   const content: unknown = JSON.parse(text);
-  if (!isTree(content)) throw new Error("The file holds no JSON object.");
+  if (!isTree(content)) throw new Error("The file is not a JSON object.");
   // A run.json of ours holds its configuration under `config`.
   const whole = isTree(content.config) ? content.config : content;
   const { config, taken } = withoutSecrets(whole);
@@ -117,7 +117,7 @@ async function readOurs({ name, text }: Brought, trainer: string, sections: Fiel
   const fields = known(sections);
   const others = paths.filter((path) => !fields.has(path));
   const { problems } = await fetchJson<{ problems: Place[] }>(`/api/${trainer}/config`, { config });
-  const kind = isTree(content.config) ? "a run of this studio" : "a configuration";
+  const kind = isTree(content.config) ? "a Flowloom run" : "a configuration";
   return {
     ...NOTHING,
     file: name,
@@ -141,12 +141,12 @@ async function readKohya(files: readonly Brought[], body: Partial<Schemas["Broug
     ...NOTHING,
     file: files.map((file) => file.name).join(" and "),
     kind: body.bmaltais
-      ? "kohya_ss' JSON"
+      ? "a kohya_ss configuration"
       : isPart
-        ? "a data set's TOML of sd-scripts"
+        ? "an sd-scripts dataset configuration"
         : body.dataset_toml
-          ? "sd-scripts' TOML, with its data sets"
-          : "sd-scripts' TOML",
+          ? "an sd-scripts configuration with datasets"
+          : "an sd-scripts configuration",
     config: mine.config,
     isPart,
     known: isPart && Array.isArray(datasets) ? datasets.length : found.understood.length,
@@ -168,7 +168,7 @@ export async function bring(files: readonly Brought[], trainer: string, sections
     const foreign = trainer === "kohya" ? kohyaFiles(files) : null;
     if (foreign) return await readKohya(files, foreign);
     const [first] = files;
-    if (!first) throw new Error("There is no file.");
+    if (!first) throw new Error("No file was given.");
     return await readOurs(first, trainer, sections);
   } catch (problem) {
     return { ...NOTHING, file, error: problem instanceof Error ? problem.message : String(problem) };

@@ -102,11 +102,16 @@ export interface Like {
 /** The training that a header tells of; null where it tells of none. */
 export function trainingOf(name: string, metadata: Metadata): Like | null {
   const ours = metadata["flowloom.config"];
-  if (ours) return { trainer: "flow", kind: "the training of this file", brought: { name, text: ours } };
+  if (ours)
+    return {
+      trainer: "flow",
+      kind: "the settings this file was trained with",
+      brought: { name, text: ours },
+    };
   const theirs = ofKohya(metadata);
   if (!theirs) return null;
   const text = JSON.stringify(theirs);
-  return { trainer: "kohya", kind: "what sd-scripts wrote into this file", brought: { name, text } };
+  return { trainer: "kohya", kind: "the sd-scripts settings in this file", brought: { name, text } };
 }
 
 export interface Place {

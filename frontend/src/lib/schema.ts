@@ -305,7 +305,7 @@ const WORDS: Record<string, string> = {
   id: "ID",
   url: "URL",
   dataloader: "Data loader",
-  datasets: "Data sets",
+  datasets: "Datasets",
   uncond: "Unconditional",
   wo: "without",
 };

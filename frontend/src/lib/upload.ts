@@ -95,7 +95,7 @@ async function isWorthIt(error: unknown, item: Item, tries: number): Promise<boo
     await item.file.slice(0, 1).arrayBuffer();
     return true;
   } catch {
-    throw new Problem("The file cannot be read any more.", "", "Choose it again.", 400);
+    throw new Problem("The file can no longer be read.", "", "Choose it again.", 400);
   }
 }
 
@@ -119,7 +119,7 @@ async function send(dataset: string, item: Item, onChange: () => void, signal: A
       const offset = await offsetOf(place, signal);
       if (offset === null) {
         places.drop(keyOf(dataset, item));
-        if (tries++ > TRIES) throw new Problem("The upload was lost.", "", "Try again.", 0);
+        if (tries++ > TRIES) throw new Problem("The studio no longer has this upload.", "", "Try again.", 0);
         continue;
       }
       item.sent = offset;

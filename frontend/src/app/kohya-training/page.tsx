@@ -10,13 +10,13 @@ export default function KohyaTraining() {
       <TrainingPage
         trainer="kohya"
         title="Kohya training"
-        lead="Drives Kohya's sd-scripts, with the same data sets, queue and live page."
+        lead="Train with Kohya's sd-scripts, using the same datasets, queue and live charts."
         missing={
           <Empty
-            title="This studio does not drive Kohya's scripts"
+            title="Kohya training is not available in this studio"
             actions={<LinkButton href="/flow-training/">Train with FLOW</LinkButton>}
           >
-            It is an older version, or they were left out. FLOW training needs nothing more.
+            This version does not include it. FLOW training works without it.
           </Empty>
         }
       />

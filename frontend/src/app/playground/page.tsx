@@ -22,7 +22,7 @@ const FIRST = [
 function Form() {
   const source = useSearchParams().get("source");
   const initial = { prompts: [], ...(source && { source_path: source }) };
-  return <TaskForm key={source} task="sample" initial={initial} start="Draw" stay first={FIRST} />;
+  return <TaskForm key={source} task="sample" initial={initial} start="Generate" stay first={FIRST} />;
 }
 
 export default function Playground() {
@@ -30,7 +30,7 @@ export default function Playground() {
     <Page
       title="Playground"
       wide
-      lead="Draw with a base, a checkpoint or a LoRA. Each try is a run: its pictures stay, with their settings."
+      lead="Generate images with a base model, a checkpoint or a LoRA. Each generation is saved as a run with its settings."
     >
       <div className="grid items-start gap-4 xl:grid-cols-[minmax(0,1fr)_minmax(0,1fr)]">
         <Suspense>

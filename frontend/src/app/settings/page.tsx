@@ -8,10 +8,7 @@ export const metadata: Metadata = { title: "Settings" };
 
 export default function Settings() {
   return (
-    <Page
-      title="Settings"
-      lead="Secrets, folders, trainers, and what to do and to send when something is wrong."
-    >
+    <Page title="Settings" lead="Secrets, folders, trainers and diagnostics.">
       <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1.400fr)_minmax(0,1fr)]">
         <div className="grid min-w-0 gap-4">
           <Secrets />

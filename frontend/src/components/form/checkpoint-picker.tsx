@@ -57,7 +57,7 @@ function Group({
       <summary className="flex h-9 items-center gap-2 px-3 text-sm font-medium hover:bg-muted">
         <ChevronIcon className="size-3.5 transition-transform group-open:rotate-90" />
         <span className="min-w-0 flex-1 truncate">{title}</span>
-        {num > 0 && <span className="figure text-xs text-primary">{num} chosen</span>}
+        {num > 0 && <span className="figure text-xs text-primary">{num} selected</span>}
       </summary>
       <div className="border-t py-1">{children(isOpen)}</div>
     </details>
@@ -70,7 +70,7 @@ function OfRun({ id, dir, isOpen, ...picking }: Picking & { id: string; dir: str
   if (!data) return <Skeleton className="m-2 h-8" />;
   const found = data.checkpoints.map((each) => ({ ...each, path: `${dir}/checkpoints/${each.name}` }));
   if (found.length === 0)
-    return <p className="px-3 py-1.5 text-xs text-muted-foreground">It has saved none yet.</p>;
+    return <p className="px-3 py-1.5 text-xs text-muted-foreground">No checkpoints yet.</p>;
   const isWhole = found.every((each) => picking.chosen.has(each.path));
   return (
     <ul aria-label={`Checkpoints of ${id}`}>
@@ -86,7 +86,7 @@ function OfRun({ id, dir, isOpen, ...picking }: Picking & { id: string; dir: str
               for (const { path } of found) if (picking.chosen.has(path) === isWhole) picking.onToggle(path);
             }}
           >
-            {isWhole ? "None of them" : "All of them"}
+            {isWhole ? "Clear selection" : "Select all"}
           </Button>
         </li>
       )}
@@ -109,7 +109,9 @@ function List(picking: Picking) {
   const own = ownOf(shelf, dir);
   const numOf = (is: (path: string) => boolean) => [...picking.chosen].filter(is).length;
   if (trained.length + own.length === 0)
-    return <Empty title="Nothing to draw with yet">A run's checkpoints are here once it saves them.</Empty>;
+    return (
+      <Empty title="No models to sample with yet">Checkpoints appear here after a run saves them.</Empty>
+    );
   return (
     <div className="grid grid-cols-1 gap-2">
       {trained.map((run, index) => (
@@ -160,11 +162,11 @@ export function CheckpointPicker({
       <Button size="small" className="justify-self-start" onClick={() => setOpen(true)}>
         Choose checkpoints
       </Button>
-      <Dialog title="What draws" isOpen={isOpen} onClose={() => setOpen(false)} width="max-w-2xl">
+      <Dialog title="Choose checkpoints" isOpen={isOpen} onClose={() => setOpen(false)} width="max-w-2xl">
         <List chosen={chosen} onToggle={onToggle} />
         <div className="mt-4 flex items-center justify-end gap-3">
           <span role="status" className="text-xs text-secondary-foreground">
-            {chosen.size} chosen
+            {chosen.size} selected
           </span>
           <Button kind="primary" onClick={() => setOpen(false)}>
             Done

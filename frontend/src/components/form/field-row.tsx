@@ -57,7 +57,7 @@ export function FieldRow({ field, path = field.path }: { field: Field; path?: st
             />
           </div>
           <IconButton
-            label={`Back to ${shown(before ?? null)}`}
+            label={`Reset to ${shown(before ?? null)}`}
             className={cx("mt-0.5", !isChanged && "invisible")}
             onClick={() => onChange(before ?? null)}
           >

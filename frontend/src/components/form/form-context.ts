@@ -15,7 +15,7 @@ export const FormContext = createContext<FormState | null>(null);
 
 export function useForm(): FormState {
   const state = useContext(FormContext);
-  if (!state) throw new Error("A field stands outside of its form.");
+  if (!state) throw new Error("useForm must be called inside a FormContext.");
   return state;
 }
 

@@ -49,7 +49,13 @@ function Variants({ field, path, isShown }: { field: Field; path: string[] } & F
   );
 }
 
-/** A list of things that each have fields. */
+/** `Subsets` as `subset`; capitals within a word stay, as in LoRA. */
+const nounOf = (title: string) => {
+  const noun = title.replace(/s$/, "");
+  return /[A-Z]/.test(noun.slice(1)) ? noun : noun.toLowerCase();
+};
+
+/** A list of items with fields. */
 function Items({ field, path, isShown }: { field: Field; path: string[] } & Filter) {
   const { set, problems } = useForm();
   const { value } = useValue(path, field.initial);
@@ -76,7 +82,7 @@ function Items({ field, path, isShown }: { field: Field; path: string[] } & Filt
             </legend>
             <div className="flex justify-end pr-2">
               <IconButton
-                label={`Remove ${kind ?? index + 1}`}
+                label={`Remove ${kind ?? `${field.title} ${index + 1}`}`}
                 onClick={() =>
                   set(
                     path,
@@ -107,7 +113,7 @@ function Items({ field, path, isShown }: { field: Field; path: string[] } & Filt
           ))
         ) : (
           <Button size="small" onClick={() => add({})}>
-            Add one
+            Add {nounOf(field.title)}{" "}
           </Button>
         )}
       </div>
@@ -129,7 +135,7 @@ function Optional({ field, path, isShown }: { field: Field; path: string[] } & F
           onChange={(on) => set(path, on ? {} : null)}
         />
         <span className="text-sm text-secondary-foreground">
-          {isOn ? "In use" : `Off: there is no “${titleOf(field.name)}” in the configuration.`}
+          {isOn ? "On" : `Off: the configuration has no “${titleOf(field.name)}” section.`}
         </span>
       </div>
       {isOn &&

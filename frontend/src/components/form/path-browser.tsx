@@ -87,7 +87,7 @@ export function PathBrowser({
         {error && <ErrorAlert error={error} />}
         {!spot && found.length > 0 && (
           <section>
-            <h3 className="label mb-1">Found, and fits</h3>
+            <h3 className="label mb-1">Suggested files</h3>
             <ul className="divide-y rounded border">
               {found.map((path) => (
                 <li key={path}>
@@ -121,7 +121,7 @@ export function PathBrowser({
           </>
         ) : (
           <section>
-            <h3 className="label mb-1">Folders of the studio</h3>
+            <h3 className="label mb-1">Studio folders</h3>
             <ul className="divide-y rounded border">
               {data?.map((one) => (
                 <li key={one.name}>
@@ -133,15 +133,14 @@ export function PathBrowser({
                   >
                     <span className="font-medium">{one.name}</span>
                     <code className="figure min-w-0 truncate text-xs text-muted-foreground">
-                      {one.exists ? one.path : "not there yet"}
+                      {one.exists ? one.path : "does not exist yet"}
                     </code>
                   </button>
                 </li>
               ))}
             </ul>
             <p className="mt-2 text-xs text-muted-foreground">
-              Start the studio with <code className="figure">--root NAME=DIR</code> to open another folder to
-              it.
+              To add a folder, start the studio with <code className="figure">--root NAME=DIR</code>.
             </p>
           </section>
         )}

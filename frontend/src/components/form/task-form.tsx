@@ -66,7 +66,7 @@ export function TaskForm({
   if (error) {
     const isMissing = error instanceof Problem && error.status === 404;
     return isMissing ? (
-      <Empty title="This studio cannot do that yet">A newer version has a task called “{task}”.</Empty>
+      <Empty title="Task not available">Update the studio to use the task “{task}”.</Empty>
     ) : (
       <ErrorAlert error={error} />
     );
@@ -127,7 +127,7 @@ function Folded({
     <>
       {loose && (
         <FormSection
-          section={{ ...loose, name: "first", title: "What to draw", fields: plain }}
+          section={{ ...loose, name: "first", title: "Image settings", fields: plain }}
           isShown={() => true}
         />
       )}

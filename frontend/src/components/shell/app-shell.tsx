@@ -26,7 +26,7 @@ export function AppShell({ children }: { children: ReactNode }) {
         href="#main"
         className="sr-only z-50 rounded bg-primary px-3 py-2 text-primary-foreground focus:not-sr-only focus:fixed focus:top-2 focus:left-2"
       >
-        Skip to the page
+        Skip to content
       </a>
       <aside className="sticky top-0 hidden h-dvh flex-col gap-6 border-r bg-card px-3 py-4 lg:flex">
         <div className="flex items-center justify-between">
@@ -42,7 +42,7 @@ export function AppShell({ children }: { children: ReactNode }) {
       </aside>
       <header className="sticky top-0 z-20 flex h-12 items-center justify-between border-b bg-card px-2 lg:hidden">
         <div className="flex items-center gap-1">
-          <IconButton label="Open the menu" className="size-9" onClick={() => drawer.current?.showModal()}>
+          <IconButton label="Open menu" className="size-9" onClick={() => drawer.current?.showModal()}>
             <MenuIcon />
           </IconButton>
           <Brand />
@@ -58,7 +58,7 @@ export function AppShell({ children }: { children: ReactNode }) {
       >
         <div className="mb-4 flex items-center justify-between">
           <Brand />
-          <IconButton label="Close the menu" onClick={close}>
+          <IconButton label="Close menu" onClick={close}>
             <CloseIcon />
           </IconButton>
         </div>

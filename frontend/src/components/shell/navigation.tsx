@@ -36,9 +36,9 @@ const PLACES: { title: string | null; places: Place[] }[] = [
     ],
   },
   {
-    title: "Shelves",
+    title: "Library",
     places: [
-      { href: "/datasets/", label: "Data sets", Icon: DataIcon },
+      { href: "/datasets/", label: "Datasets", Icon: DataIcon },
       { href: "/models/", label: "Models", Icon: ModelIcon },
       { href: "/playground/", label: "Playground", Icon: BrushIcon },
     ],
@@ -49,7 +49,7 @@ const PLACES: { title: string | null; places: Place[] }[] = [
 export function Navigation({ onGo }: { onGo?: () => void }) {
   const here = usePathname();
   return (
-    <nav aria-label="Studio" className="grid gap-4">
+    <nav aria-label="Main" className="grid gap-4">
       {PLACES.map(({ title, places }, index) => (
         <div key={index} className="grid gap-px">
           {title && <p className="label px-2 pb-1">{title}</p>}

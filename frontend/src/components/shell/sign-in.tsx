@@ -36,7 +36,7 @@ export function SignIn() {
         await client.resetQueries();
       } catch (problem) {
         const isWrong = problem instanceof Problem && problem.status === 401;
-        setError(isWrong ? "That is not this studio's token." : String(problem));
+        setError(isWrong ? "Wrong token." : String(problem));
         setAsked(true);
       }
       setBusy(false);
@@ -78,8 +78,8 @@ export function SignIn() {
             Sign in to this studio
           </h2>
           <p className="mt-1 text-sm text-secondary-foreground">
-            The studio printed an address with its token when it started; it is also kept in{" "}
-            <code className="figure text-xs">.flowloom/token</code> of its home.
+            The studio printed a link with the token when it started. The token is also in{" "}
+            <code className="figure text-xs">.flowloom/token</code> in the studio's home folder.
           </p>
         </div>
         <label className="grid gap-1 text-sm font-medium">

@@ -60,7 +60,7 @@ export function SystemMeters() {
         </>
       )}
       <p className="text-2xs text-muted-foreground" role="status">
-        {isError ? "The studio does not answer" : studio ? `Flowloom ${studio.version}` : "\u00a0"}
+        {isError ? "Studio not responding" : studio ? `Flowloom ${studio.version}` : "\u00a0"}
       </p>
     </div>
   );

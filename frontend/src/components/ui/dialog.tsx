@@ -84,7 +84,7 @@ export function Confirm({
     <Dialog title={title} isOpen={isOpen} onClose={onClose} width="max-w-md">
       <div className="text-sm text-secondary-foreground">{children}</div>
       <div className="mt-4 flex justify-end gap-2">
-        <Button onClick={onClose}>Keep it</Button>
+        <Button onClick={onClose}>Cancel</Button>
         <Button
           kind="danger"
           onClick={() => {

@@ -13,7 +13,7 @@ function Verdict({ verdict }: { verdict: StoreVerdict }) {
   if (verdict.ok) {
     return (
       <p className="text-xs text-success">
-        It answers{verdict.first ? `: the first thing in it is ${verdict.first}.` : ", and is empty."}
+        Connected. {verdict.first ? `First object: ${verdict.first}` : "The bucket is empty."}
       </p>
     );
   }
@@ -54,9 +54,9 @@ export function BucketFields({
   );
   return (
     <fieldset className="grid gap-3 rounded border p-3">
-      <legend className="label px-1">The bucket's connection</legend>
+      <legend className="label px-1">Bucket connection</legend>
       <div className="grid gap-3 sm:grid-cols-2">
-        {text("endpoint", "Endpoint", "none: Amazon's own")}
+        {text("endpoint", "Endpoint", "Amazon S3 if empty")}
         {text("region", "Region", "us-east-1")}
       </div>
       <label className="flex items-center gap-2 text-sm">
@@ -64,18 +64,19 @@ export function BucketFields({
           checked={storage.anonymous ?? false}
           onChange={(event) => onChange({ ...storage, anonymous: event.target.checked || undefined })}
         />
-        It is public: send no keys
+        Public bucket (send no keys)
       </label>
       <div className="flex flex-wrap items-center justify-between gap-2">
         <p className="min-w-0 flex-1 text-xs text-muted-foreground">
-          Keys are kept under{" "}
+          Keys are stored under{" "}
           <Link href="/settings/" className="underline">
             Settings
           </Link>
-          , and never shown.
+          and never shown.
         </p>
         <Button size="small" isBusy={test.isPending} onClick={() => test.mutate()}>
-          Test it
+          {" "}
+          Test connection{" "}
         </Button>
       </div>
       <div role="status">

@@ -44,18 +44,17 @@ export function operationOf(kind: Kind, first: string, second: string, where: st
 
 /** How far an edit is, in words. */
 export function stageWords(stage: EditStage): string {
-  if (stage.num_total === 0) return "Looking at the folder …";
+  if (stage.num_total === 0) return "Scanning the folder …";
   const done = `${count(stage.num_done)} of ${count(stage.num_total)} captions`;
-  return stage.phase === "writing" ? `${done} are written` : `${done} are read and kept for an undo`;
+  return stage.phase === "writing" ? `${done} written` : `${done} backed up for undo`;
 }
 
-/** What came of an edit, or of an undo; and what is to be known of one that was cancelled half-way. */
+/** What came of an edit, or of an undo; and what is to be known of one that was partly applied. */
 export function outcomeWords(edit: Edit): [string, string?] {
   const many = count(edit.num_changed);
-  if (!edit.is_whole)
-    return [`It was cancelled: ${many} captions were changed by then.`, "Undo puts them back as they were."];
-  if (edit.undoes) return [`${many} captions are as they were.`];
-  return [`${many} captions are changed.`, "It can be undone here."];
+  if (!edit.is_whole) return [`Cancelled after changing ${many} captions.`, "Undo restores them."];
+  if (edit.undoes) return [`${many} captions restored.`];
+  return [`${many} captions changed.`, "You can undo this here."];
 }
 
 const isCancelled = (error: unknown) => error instanceof Problem && error.code === "edit-cancelled";
@@ -84,8 +83,7 @@ export function BulkEdit({
   const { data: stage } = useQuery({ ...editStage(dataset), enabled: isOpen });
   const operation = operationOf(kind, first, second, where);
   const refresh = () => changed(client, dataset);
-  const told = (error: unknown) =>
-    isCancelled(error) && say("It was cancelled before it wrote: no caption was changed.");
+  const told = (error: unknown) => isCancelled(error) && say("Cancelled. No captions were changed.");
   const preview = useMutation({ mutationFn: () => datasetApi.preview(dataset, operation, wanted) });
   const doing = useMutation({
     mutationFn: (version: string) => datasetApi.edit(dataset, operation, wanted, version),
@@ -123,7 +121,7 @@ export function BulkEdit({
       >
         <div className="grid gap-2 sm:grid-cols-[11rem_minmax(0,1fr)]">
           <Select
-            aria-label="What to do"
+            aria-label="Operation"
             value={kind}
             onChange={(event) => {
               setKind(event.target.value as Kind);
@@ -137,28 +135,33 @@ export function BulkEdit({
             ))}
           </Select>
           <Input
-            aria-label={kind === "add" || kind === "remove" ? "Tags, by commas" : "Text"}
+            aria-label={kind === "add" || kind === "remove" ? "Tags, comma-separated" : "Text"}
             placeholder={
               kind === "add" || kind === "remove"
-                ? "tags, by commas"
+                ? "tags, comma-separated"
                 : kind === "replace"
-                  ? "this tag"
-                  : "this text"
+                  ? "find tag"
+                  : "find text"
             }
             value={first}
             onChange={change(setFirst)}
           />
           {kind === "add" && (
-            <Select aria-label="Where" className="sm:col-start-2" value={where} onChange={change(setWhere)}>
-              <option value="start">at the beginning</option>
+            <Select
+              aria-label="Position"
+              className="sm:col-start-2"
+              value={where}
+              onChange={change(setWhere)}
+            >
+              <option value="start">at the start</option>
               <option value="end">at the end</option>
             </Select>
           )}
           {(kind === "replace" || kind === "replace_text") && (
             <Input
-              aria-label="By"
+              aria-label="Replace with"
               className="sm:col-start-2"
-              placeholder="by this one"
+              placeholder="replace with"
               value={second}
               onChange={change(setSecond)}
             />
@@ -186,7 +189,7 @@ export function BulkEdit({
             <p className="flex items-center justify-between gap-3">
               <span role="status">{stageWords(stage)}</span>
               <Button size="small" isBusy={cancel.isPending} onClick={() => cancel.mutate()}>
-                Cancel the edit
+                Cancel edit
               </Button>
             </p>
             <progress

@@ -133,7 +133,7 @@ export function CaptionEditor({ dataset, picture, place, onMove, onClose, onTag 
                 type="button"
                 className="px-1.5 py-1 hover:text-primary"
                 onClick={() => onTag(tag)}
-                title="Show pictures with this tag"
+                title="Show images with this tag"
               >
                 {tag}
               </button>

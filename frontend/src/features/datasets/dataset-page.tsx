@@ -65,9 +65,9 @@ export function DatasetPage({ name }: { name: string }) {
   const { data, error, refetch } = useQuery(summary(name));
   if (!error || data) return <Pictures name={name} />;
   return (
-    <Page title={name} actions={<LinkButton href="/datasets/">All data sets</LinkButton>}>
+    <Page title={name} actions={<LinkButton href="/datasets/">All datasets</LinkButton>}>
       {error instanceof Problem && error.status === 404 ? (
-        <Empty title="There is no such data set">It was renamed or deleted, or never made.</Empty>
+        <Empty title="Dataset not found">It may have been renamed or deleted.</Empty>
       ) : (
         <ErrorAlert error={error} onRetry={() => void refetch()} />
       )}
@@ -147,44 +147,49 @@ function Pictures({ name }: { name: string }) {
       wide
       lead={
         facts
-          ? `${count(facts.images)} image${facts.images === 1 ? "" : "s"}, ${count(facts.captioned)} with captions${facts.bytes > 0 ? `, ${bytes(facts.bytes)}` : ""}${facts.scan.is_running ? " (still reading)" : ""}`
+          ? `${count(facts.images)} image${facts.images === 1 ? "" : "s"}, ${count(facts.captioned)} with captions${facts.bytes > 0 ? `, ${bytes(facts.bytes)}` : ""}${facts.scan.is_running ? " (scanning)" : ""}`
           : "\u00a0"
       }
       actions={
         <>
           <LinkButton href="/datasets/" kind="quiet">
-            All data sets
+            All datasets
           </LinkButton>
           <Menu
-            label="Work on it"
+            label="Tools"
             items={[
               {
                 label: "Tag …",
-                note: "By a WD14 tagger; first a few, to look at",
+                note: "With a WD14 tagger",
                 onChoose: () => setAsked({ task: "tag", title: `Tag ${name}`, initial: place }),
               },
               {
                 label: "Caption …",
-                note: "In words, by Florence-2, BLIP or a chat model",
+                note: "In sentences, with Florence-2, BLIP or a chat model",
                 onChoose: () => setAsked({ task: "caption", title: `Caption ${name}`, initial: place }),
               },
-              { label: "Lint …", note: "Damaged, missing, alike, too long", onChoose: () => setWork("lint") },
               {
-                label: "Make a JSONL …",
-                note: "To export, or to train elsewhere",
+                label: "Lint …",
+                note: "Find damaged, missing and duplicate images, and long captions",
+                onChoose: () => setWork("lint"),
+              },
+              {
+                label: "Build JSONL …",
+                note: "For export, or for training elsewhere",
                 isDisabled: found?.kind === "jsonl",
                 onChoose: () => setWork("convert"),
               },
               {
                 label: "Export …",
-                note: "To Kohya, webdataset, parquet",
+                note: "As Kohya folders, webdataset or parquet",
                 isDisabled: found?.kind !== "jsonl",
                 onChoose: () => setWork("export"),
               },
             ]}
           />
           <Button onClick={() => setEditing(true)} disabled={!total}>
-            Edit captions
+            {" "}
+            Bulk edit captions{" "}
           </Button>
         </>
       }
@@ -206,7 +211,7 @@ function Pictures({ name }: { name: string }) {
           onSearch={(words) => filter({ search: words })}
         />
         <ToggleGroup
-          label="Which images"
+          label="Filter images"
           value={show}
           onChange={(next) => filter({ show: next })}
           options={[
@@ -220,7 +225,7 @@ function Pictures({ name }: { name: string }) {
       <div className={cx("grid items-start gap-4", hasAside && "lg:grid-cols-[minmax(0,1fr)_20rem]")}>
         {facts && total === 0 ? (
           <Empty title={facts.images === 0 ? "No images yet" : "No image matches"}>
-            {facts.images === 0 ? "Drop some above." : "Search for something else, or show all."}
+            {facts.images === 0 ? "Drop images above." : "Change the search, or show all images."}
           </Empty>
         ) : facts && total !== undefined ? (
           <Gallery total={total} chosen={isThere ? chosen : null} at={at} onSee={onSee} onChoose={choose} />
@@ -233,7 +238,7 @@ function Pictures({ name }: { name: string }) {
               key={picture.item}
               dataset={name}
               picture={picture}
-              place={isThere ? `${count(chosen + 1)} of ${count(total)}` : "no more in this list"}
+              place={isThere ? `${count(chosen + 1)} of ${count(total)}` : "no longer in this list"}
               onMove={onMove}
               onClose={onClose}
               onTag={onTag}

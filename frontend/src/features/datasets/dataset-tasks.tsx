@@ -35,12 +35,12 @@ interface Answer {
   run: RunView | null;
 }
 
-const TITLES: Record<Asked, string> = { lint: "Lint", convert: "Make a JSONL", export: "Export" };
+const TITLES: Record<Asked, string> = { lint: "Lint", convert: "Build JSONL", export: "Export" };
 const MOST_SHOWN = 300;
 
 /** How a folder is read, where the studio cannot tell by itself. */
 const FORMS = {
-  auto: "detected",
+  auto: "auto-detect",
   folder: "images with caption files",
   kohya: "Kohya folders with repeats (10_name)",
   table: "a table, such as metadata.jsonl",
@@ -72,7 +72,7 @@ function Report({ result, onItem }: { result: Result; onItem: (item: string) => 
         ))}
       </div>
       {result.buckets && result.buckets.length > 0 && (
-        <ul className="flex h-24 items-end gap-px rounded bg-muted p-2" aria-label="Rows in each bucket">
+        <ul className="flex h-24 items-end gap-px rounded bg-muted p-2" aria-label="Rows per bucket">
           {result.buckets.map((bucket) => (
             <li
               key={`${bucket.width}x${bucket.height}`}
@@ -101,7 +101,8 @@ function Report({ result, onItem }: { result: Result; onItem: (item: string) => 
       </ul>
       {findings.length > MOST_SHOWN && (
         <p className="text-xs text-muted-foreground">
-          The first {MOST_SHOWN} of {count(findings.length)}.
+          {" "}
+          Showing the first {MOST_SHOWN} of {count(findings.length)}.
         </p>
       )}
     </div>
@@ -165,7 +166,7 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
     <form className="grid gap-3" onSubmit={onSubmit}>
       {asked === "lint" && (
         <label className="grid gap-1 text-sm font-medium">
-          Resolutions of the buckets
+          Bucket resolutions
           <Input
             value={resolution}
             onChange={(event) => setResolution(event.target.value)}
@@ -175,7 +176,7 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
       )}
       {asked !== "lint" && (
         <label className="grid gap-1 text-sm font-medium">
-          Name of the new data set
+          Name of the new dataset
           <Input value={name} onChange={(event) => setName(event.target.value)} required />
         </label>
       )}
@@ -193,9 +194,10 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
       )}
       {asked === "convert" && (
         <label className="grid gap-1 text-sm font-medium">
-          Captions are
+          {" "}
+          Caption type{" "}
           <Select value={captions} onChange={(event) => setCaptions(event.target.value)}>
-            <option value="auto">seen from each one</option>
+            <option value="auto">auto-detect</option>
             <option value="tags">tags</option>
             <option value="prose">prose</option>
           </Select>
@@ -203,10 +205,11 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
       )}
       {asked === "export" && (
         <label className="grid gap-1 text-sm font-medium">
-          To
+          {" "}
+          Format{" "}
           <Select value={to} onChange={(event) => setTo(event.target.value)}>
-            <option value="kohya">Kohya's folders</option>
-            <option value="kohya-toml">Kohya's TOML, pictures stay</option>
+            <option value="kohya">Kohya folders</option>
+            <option value="kohya-toml">Kohya TOML (images stay in place)</option>
             <option value="webdataset">webdataset</option>
             <option value="parquet">parquet</option>
           </Select>
@@ -216,8 +219,9 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
       {made && asked === "lint" && <Report result={made} onItem={onItem} />}
       {made && asked !== "lint" && (
         <p role="status" className="text-sm text-success">
-          {name} is made{made.rows != null && `, with ${count(made.rows)} rows`}. It is listed under Data sets
-          and in the training form.
+          Created {name}
+          {made.rows != null && ` with ${count(made.rows)} rows`}. It is listed under Datasets and in the
+          training form.
         </p>
       )}
       <div className="flex justify-end gap-2">

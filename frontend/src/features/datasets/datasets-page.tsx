@@ -104,7 +104,7 @@ function Card({
           </p>
           <p className="text-xs text-muted-foreground">
             {dataset.kind}
-            {dataset.is_link && ", lies elsewhere"}
+            {dataset.is_link && ", linked"}
             {data && data.problems > 0 && (
               <span className="text-warning"> · {count(data.problems)} with problems</span>
             )}
@@ -136,7 +136,7 @@ function Trash() {
   const restore = useMutation({
     mutationFn: datasetApi.restore,
     onSuccess: (made) => {
-      say(`${made.name} is back.`);
+      say(`${made.name} restored.`);
       void client.invalidateQueries({ queryKey: ["datasets"] });
       void client.invalidateQueries({ queryKey: ["trash"] });
     },
@@ -169,7 +169,7 @@ export function DatasetsPage() {
   const remove = useMutation({
     mutationFn: datasetApi.remove,
     onSuccess: (gone) => {
-      say(`${gone.name} is in the trash.`, "Restore it from there as long as it is.");
+      say(`${gone.name} moved to the trash.`, "You can restore it below.");
       void client.invalidateQueries({ queryKey: ["datasets"] });
       void client.invalidateQueries({ queryKey: ["trash"] });
     },
@@ -178,17 +178,18 @@ export function DatasetsPage() {
   const isOld = error instanceof Problem && error.status === 404;
   return (
     <Page
-      title="Data sets"
-      lead="Images with captions: folders, FLOW's JSONL, buckets."
+      title="Datasets"
+      lead="Images with captions: folders, FLOW JSONL files and buckets."
       actions={
         <Button kind="primary" onClick={() => setMaking(true)}>
-          <PlusIcon /> New data set
+          <PlusIcon /> New dataset
         </Button>
       }
     >
       {isOld ? (
-        <Empty title="This studio has no shelf of data sets">
-          Name a JSONL in the training form; it works all the same.
+        <Empty title="This studio has no dataset library">
+          {" "}
+          Enter the path of a JSONL in the training form instead.
         </Empty>
       ) : error && !data ? (
         <ErrorAlert error={error} onRetry={() => void refetch()} />
@@ -201,15 +202,15 @@ export function DatasetsPage() {
       ) : data.length === 0 ? (
         <div className="rounded-lg border bg-card">
           <Empty
-            title="No data sets yet"
+            title="No datasets yet"
             actions={
               <Button kind="primary" onClick={() => setMaking(true)}>
-                <DataIcon /> Make the first one
+                <DataIcon /> Create a dataset
               </Button>
             }
           >
-            Then drop images, folders or zips on it. Captions come along: text files beside the images, or a
-            JSONL.
+            Then drop images, folders or zip files on it. Captions are read from text files next to the
+            images, or from a JSONL.
           </Empty>
         </div>
       ) : (

@@ -38,7 +38,7 @@ export function NewDataset({ isOpen, onClose }: { isOpen: boolean; onClose: () =
     },
   });
   return (
-    <Dialog title="New data set" isOpen={isOpen} onClose={onClose}>
+    <Dialog title="New dataset" isOpen={isOpen} onClose={onClose}>
       <form
         className="grid gap-3"
         onSubmit={(event) => {
@@ -51,16 +51,16 @@ export function NewDataset({ isOpen, onClose }: { isOpen: boolean; onClose: () =
           <Input value={name} onChange={(event) => setName(event.target.value)} autoComplete="off" required />
         </label>
         <label className="grid gap-1 text-sm font-medium">
-          Where it lies
+          Source (optional)
           <Input
             value={where}
             onChange={(event) => setWhere(event.target.value)}
-            placeholder="none: a new folder, to upload to"
+            placeholder="leave empty to upload files"
             autoComplete="off"
           />
           <span className="text-xs font-normal text-muted-foreground">
-            A folder or JSONL in one of the studio's folders; a bucket: s3://bucket/folder, gs://, az://; or
-            what is downloaded: the address of a zip, tar or table, or the page of a data set of Hugging Face.
+            A folder or JSONL in one of the studio's folders; a bucket (s3://bucket/folder, gs://, az://); or
+            something to download: the URL of a zip, tar or table, or a Hugging Face dataset page.
           </span>
         </label>
         {source.kind === "bucket" && (
@@ -68,15 +68,15 @@ export function NewDataset({ isOpen, onClose }: { isOpen: boolean; onClose: () =
         )}
         {isComing && (
           <p className="text-xs text-secondary-foreground">
-            A run brings {source.kind === "hub" ? `${source.repo} from the hub` : "it"} and unpacks it. Only
-            pictures, captions and tables are kept; nothing of it is run.
+            A run downloads {source.kind === "hub" ? `${source.repo} from the Hub` : "it"} and unpacks it.
+            Only images, captions and tables are kept; no code is executed.
           </p>
         )}
         {make.error && <ErrorAlert error={make.error} />}
         <div className="flex justify-end gap-2">
           <Button onClick={onClose}>Cancel</Button>
           <Button type="submit" kind="primary" isBusy={make.isPending} disabled={!name.trim()}>
-            {isComing ? "Bring it" : "Make it"}
+            {isComing ? "Import" : "Create"}
           </Button>
         </div>
       </form>

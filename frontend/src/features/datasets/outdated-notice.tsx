@@ -69,7 +69,7 @@ export function OutdatedNotice({
       <p className="min-w-0 flex-1 basis-56 [overflow-wrap:anywhere]">
         <strong>{name} is outdated:</strong> {rows} from the images and captions in its folder. Training on it
         would use the old ones.
-        {data.is_edited && " The JSONL was edited itself; an update discards these edits."}
+        {data.is_edited && " The JSONL was edited directly; updating discards those edits."}
         {run?.state === "failed" && (
           <>
             {" "}

@@ -50,10 +50,7 @@ export function Uploader({ dataset }: { dataset: string }) {
   };
   const take = (found: Item[]) => {
     if (found.length === 0) {
-      say(
-        "There is nothing to upload.",
-        "Choose images, captions (.txt, .caption), JSONL, CSV or zip files.",
-      );
+      say("No files to upload.", "Choose images, captions (.txt, .caption), JSONL, CSV or zip files.");
       return;
     }
     const fresh = newOf(items, found, isBusy);
@@ -89,7 +86,7 @@ export function Uploader({ dataset }: { dataset: string }) {
     >
       <div className="flex flex-wrap items-center justify-between gap-3">
         <p className="text-sm text-secondary-foreground">
-          Drop images, folders or zips here, with their captions.
+          Drop images, folders or zip files here, with their captions.
         </p>
         <input
           ref={input}
@@ -152,7 +149,7 @@ export function Uploader({ dataset }: { dataset: string }) {
             tone={failed.length > 0 ? "destructive" : left.length > 0 || isBusy ? "primary" : "success"}
           />
           <div role="status">
-            {!isBusy && <p className="sr-only">{count(done)} files are uploaded.</p>}
+            {!isBusy && <p className="sr-only">{count(done)} files uploaded.</p>}
             {failed.slice(0, MOST_TOLD).map((item) => (
               <p key={item.path} className="text-xs text-destructive">
                 {item.path}: {item.error}
@@ -163,8 +160,8 @@ export function Uploader({ dataset }: { dataset: string }) {
             )}
             {skipped.length > 0 && (
               <p className="text-xs text-secondary-foreground">
-                {count(skipped.length)} file{skipped.length === 1 ? "" : "s"} skipped, neither images nor
-                captions:{" "}
+                {count(skipped.length)} file{skipped.length === 1 ? "" : "s"} skipped (not images or
+                captions):{" "}
                 {skipped
                   .slice(0, MOST_TOLD)
                   .map((item) => item.path)

@@ -28,7 +28,7 @@ export function LatestSamples() {
   });
   if (!newest || !data || data.samples.length === 0) return null;
   return (
-    <Panel title="Drawn last">
+    <Panel title="Latest samples">
       <ul className="grid grid-cols-4 gap-2 sm:grid-cols-6">
         {data.samples.map((sample) => (
           <li key={sample.file}>
@@ -49,7 +49,7 @@ export function LatestSamples() {
       </ul>
       <p className="mt-2 text-xs text-muted-foreground">
         {newest.id}
-        {isTraining(newest) && `, to step ${count(data.samples[0]?.step)}`}
+        {isTraining(newest) && `, step ${count(data.samples[0]?.step)}`}
       </p>
     </Panel>
   );

@@ -69,14 +69,13 @@ export function MachinePanel() {
           ))}
           {data.cards.length === 0 && (
             <li className="text-sm text-secondary-foreground">
-              No accelerator was found: runs go on the CPU, which is enough for the demo and for trying things
-              out.
+              No GPU found. Runs use the CPU, which is enough for the demo and small tests.
             </li>
           )}
           <Row
-            name="Processors"
+            name="CPU"
             isCalm
-            note={`${data.num_cpus}`}
+            note={`${data.num_cpus} core${data.num_cpus === 1 ? "" : "s"}`}
             figure={percent(data.cpu_percent / 100)}
             share={data.cpu_percent / 100}
           />
@@ -89,7 +88,7 @@ export function MachinePanel() {
             <Row
               key={disk.root}
               name="Disk"
-              note={`of ${disk.root}`}
+              note={disk.root}
               figure={`${mib(disk.free_gib * 1024)} free`}
               share={1 - disk.free_gib / disk.total_gib}
             />

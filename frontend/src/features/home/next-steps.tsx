@@ -15,7 +15,7 @@ interface Step {
 }
 
 const PARTS = {
-  "model.chroma_path": "a Chroma base",
+  "model.chroma_path": "a Chroma base model",
   "model.vae_path": "the VAE",
   "model.t5_path": "the T5 encoder",
 };
@@ -35,18 +35,18 @@ function useSteps(): Step[] {
       title: "Models",
       note: missing.length
         ? `Missing: ${missing.map(([, name]) => name).join(", ")}.`
-        : "A base, its VAE and T5 are here.",
+        : "Base model, VAE and T5 found.",
       href: "/models/",
       isDone: models && missing.length === 0,
     },
     {
-      title: "A data set",
-      note: num ? `${num} here.` : "Images with captions, or a FLOW JSONL.",
+      title: "Dataset",
+      note: num ? `${num} available.` : "Images with captions, or a FLOW JSONL.",
       href: "/datasets/",
       isDone: num === undefined ? undefined : num > 0,
     },
     {
-      title: "A training",
+      title: "Training run",
       note: "Start from a preset; everything else has a sensible default.",
       href: "/flow-training/",
       isDone: own && own.length > 0,

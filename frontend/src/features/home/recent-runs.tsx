@@ -68,9 +68,9 @@ export function RecentRuns() {
           <Skeleton className="h-10" />
         </div>
       ) : active.length + past.length === 0 ? (
-        <Empty title="Nothing was trained here yet">
-          The demo trains a small Chroma on drawn pictures for ten minutes, on any machine: no download, no
-          account.
+        <Empty title="No training runs yet">
+          The demo trains a small Chroma model on synthetic images for ten minutes, on any machine. No
+          download, no account.
         </Empty>
       ) : (
         <ul className="divide-y">

@@ -11,7 +11,7 @@ export function StartButtons() {
       <Button
         onClick={() => demo.mutate()}
         isBusy={demo.isPending}
-        title={`Trains a small Chroma for ${DEMO_MINUTES} minutes`}
+        title={`Train a small Chroma model for ${DEMO_MINUTES} minutes`}
       >
         <PlayIcon />
         Try the demo

@@ -4,7 +4,7 @@ import type { Model } from "@/lib/api/models";
 import { bytes, moment, params } from "@/lib/format";
 
 const FACTS: { name: string; of: (model: Model) => string | number | null | undefined | false }[] = [
-  { name: "Is", of: (model) => model.words },
+  { name: "Type", of: (model) => model.words },
   { name: "Variant", of: (model) => model.variant },
   { name: "Version", of: (model) => model.version },
   { name: "Architecture", of: (model) => model.architecture },
@@ -12,13 +12,13 @@ const FACTS: { name: string; of: (model: Model) => string | number | null | unde
   { name: "Precision", of: (model) => model.precision },
   { name: "Parameters", of: (model) => params(model.num_params) },
   { name: "Parts", of: (model) => model.parts.join(", ") },
-  { name: "LoRA's kind", of: (model) => model.adapter?.kind },
+  { name: "LoRA type", of: (model) => model.adapter?.kind },
   { name: "Rank", of: (model) => model.adapter?.rank },
   { name: "Alpha", of: (model) => model.adapter?.alpha },
   { name: "Layers", of: (model) => model.adapter?.num_layers },
-  { name: "Names", of: (model) => model.adapter?.naming },
-  { name: "For", of: (model) => model.adapter?.base },
-  { name: "Changed", of: (model) => moment(model.time) },
+  { name: "Key format", of: (model) => model.adapter?.naming },
+  { name: "Base model", of: (model) => model.adapter?.base },
+  { name: "Modified", of: (model) => moment(model.time) },
   { name: "SHA-256", of: (model) => model.sha256 },
   { name: "Path", of: (model) => model.path },
   { name: "Problem", of: (model) => model.problem },
@@ -31,7 +31,7 @@ export function CompareModels({ models, onClose }: { models: Model[]; onClose: (
     values: models.map((model) => String(of(model) || "")),
   }));
   return (
-    <Dialog title={`${models.length} models side by side`} isOpen onClose={onClose} width="max-w-6xl">
+    <Dialog title={`Compare ${models.length} models`} isOpen onClose={onClose} width="max-w-6xl">
       <div className="overflow-x-auto" role="region" aria-label="Facts" tabIndex={0}>
         <table className="w-full text-sm">
           <thead>

@@ -29,7 +29,7 @@ export function TrainLike({ model }: { model: Model }) {
   const open = useMutation({
     mutationFn: async (at: Place) => {
       const like = await readLike(at);
-      if (!like) throw new Error(`${model.name} does not tell how it was trained.`);
+      if (!like) throw new Error(`${model.name} has no training settings in its header.`);
       return `/${like.trainer}-training/?${new URLSearchParams({ like: at.path, root: at.root })}`;
     },
     onSuccess: (href) => router.push(href),
@@ -39,11 +39,11 @@ export function TrainLike({ model }: { model: Model }) {
   return (
     <Button
       size="small"
-      aria-label={`Train like ${model.name}`}
+      aria-label={`Train with the settings of ${model.name}`}
       isBusy={open.isPending}
       onClick={() => open.mutate(place)}
     >
-      Train like it
+      Use its settings
     </Button>
   );
 }
@@ -59,7 +59,7 @@ function Question({ model, place, onClose }: { model: Model; place: Place; onClo
     mutationFn: (force: boolean) =>
       got(api.DELETE("/api/models/file", { params: { query: { ...place, force } } })),
     onSuccess: () => {
-      say(`${model.name} is deleted.`);
+      say(`${model.name} deleted.`);
       void client.invalidateQueries({ queryKey: ["models"] });
       onClose();
     },
@@ -68,20 +68,20 @@ function Question({ model, place, onClose }: { model: Model; place: Place; onClo
   return (
     <div className="grid gap-3 text-sm">
       <p className="text-secondary-foreground">
-        It goes for good, and {bytes(model.size)} with it:{" "}
+        This permanently deletes {bytes(model.size)}:{" "}
         <code className="figure text-xs [overflow-wrap:anywhere]">{model.path}</code>
       </p>
       {named ? (
         <p role="alert" className="rounded border border-warning bg-warning-subtle px-3 py-2">
-          {named.detail} Without it they cannot.
+          {named.detail} They cannot resume without it.
         </p>
       ) : (
         remove.error && <ErrorAlert error={remove.error} />
       )}
       <div className="flex justify-end gap-2">
-        <Button onClick={onClose}>Keep it</Button>
+        <Button onClick={onClose}> Cancel </Button>
         <Button kind="danger" isBusy={remove.isPending} onClick={() => remove.mutate(named !== null)}>
-          {named ? "Delete all the same" : "Delete it"}
+          {named ? "Delete anyway" : "Delete"}
         </Button>
       </div>
     </div>

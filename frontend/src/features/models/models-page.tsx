@@ -28,7 +28,7 @@ function AdapterFacts({ model }: { model: Model }) {
     facts.alpha != null && `alpha ${facts.alpha}`,
     `${facts.num_layers} layers`,
     `${facts.naming} names`,
-    facts.base && `for ${facts.base}${facts.base_told_by === "name" ? ", as its name says" : ""}`,
+    facts.base && `for ${facts.base}${facts.base_told_by === "name" ? " (from its file name)" : ""}`,
     facts.has_text_encoder && "with text encoder",
   ];
   return <p className="text-xs text-secondary-foreground">{told.filter(Boolean).join(" · ")}</p>;
@@ -45,7 +45,7 @@ function Row({ model, isChosen, onChoose }: RowProps) {
     <li className="grid grid-cols-[auto_minmax(0,1fr)] gap-x-3 gap-y-0.5 px-4 py-2.5 has-checked:bg-accent sm:grid-cols-[auto_minmax(0,1fr)_auto]">
       <Checkbox
         className="mt-0.5"
-        aria-label={`Choose ${model.name}`}
+        aria-label={`Select ${model.name}`}
         checked={isChosen}
         onChange={(event) => onChoose(event.target.checked)}
       />
@@ -62,7 +62,7 @@ function Row({ model, isChosen, onChoose }: RowProps) {
         <AdapterFacts model={model} />
         {model.problem && <p className="text-xs text-destructive">{model.problem}</p>}
         {model.is_untrained && (
-          <p className="text-xs text-warning">Never trained: a LoRA on it learns nothing.</p>
+          <p className="text-xs text-warning">Untrained network: a LoRA trained on it learns nothing.</p>
         )}
         <code className="figure block truncate text-2xs text-muted-foreground">{model.path}</code>
       </div>
@@ -88,7 +88,7 @@ function Library() {
   if (error && !data) {
     const isOld = error instanceof Problem && error.status === 404;
     return isOld ? (
-      <Empty title="This studio has no shelf of models">Name them by their paths in the training form.</Empty>
+      <Empty title="This studio has no model library">Enter file paths in the training form instead.</Empty>
     ) : (
       <ErrorAlert error={error} onRetry={() => void refetch()} />
     );
@@ -102,14 +102,14 @@ function Library() {
       size: family.size,
       models: family.paths.flatMap((path) => byPath.get(path) ?? []),
     })),
-    { name: "Others", size: 0, models: data.models.filter((model) => !inFamily.has(model.path)) },
+    { name: "Other", size: 0, models: data.models.filter((model) => !inFamily.has(model.path)) },
   ].filter((group) => group.models.length > 0);
   if (groups.length === 0) {
     return (
       <div className="rounded-lg border bg-card">
         <Empty title="No models yet">
-          Download what Chroma needs from the list beside, or put files into {data.roots.join(", ")}: they are
-          recognised by their headers.
+          Download the files required for Chroma, or copy files into {data.roots.join(", ")}. Models are
+          recognized by their headers.
         </Empty>
       </div>
     );
@@ -119,15 +119,17 @@ function Library() {
       <div
         className="flex min-h-7 flex-wrap items-center gap-2 text-xs text-secondary-foreground"
         role="toolbar"
-        aria-label="What is chosen"
+        aria-label="Selection"
       >
-        <span>{chosen.length > 0 ? `${chosen.length} chosen` : "Choose two or more to compare them."}</span>
+        <span>{chosen.length > 0 ? `${chosen.length} selected` : "Select models to compare"}</span>
         <Button size="small" disabled={chosen.length < 2} onClick={() => setBeside(true)}>
-          Side by side
+          {" "}
+          Compare{" "}
         </Button>
         {chosen.length > 0 && (
           <Button size="small" kind="quiet" onClick={() => setChosen([])}>
-            Choose none
+            {" "}
+            Clear selection{" "}
           </Button>
         )}
       </div>
@@ -215,18 +217,18 @@ function Offers({ onCustom }: { onCustom: () => void }) {
   const get = useMutation({
     mutationFn: (offer: Offer) => download(offer.download),
     onSuccess: (run) => {
-      say(`${run.id} is queued.`, "It goes on by itself, also when the studio is restarted.");
+      say(`${run.id} is queued.`, "The download continues even if the studio restarts.");
       void client.invalidateQueries({ queryKey: ["runs"] });
     },
     onError: complain,
   });
   return (
     <Panel
-      title="What Chroma needs"
+      title="Required for Chroma"
       flush
       actions={
         <Button size="small" onClick={onCustom}>
-          <PlusIcon className="size-3.5" /> Another one
+          <PlusIcon className="size-3.5" /> Download other model{" "}
         </Button>
       }
     >
@@ -247,16 +249,16 @@ function Offers({ onCustom }: { onCustom: () => void }) {
               </div>
               {offer.is_here ? (
                 <span className="flex items-center gap-1 text-xs font-medium text-success">
-                  <CheckIcon className="size-3.5" /> here
+                  <CheckIcon className="size-3.5" /> installed{" "}
                 </span>
               ) : (
                 <Button
                   size="small"
                   isBusy={get.isPending && get.variables?.id === offer.id}
                   onClick={() => get.mutate(offer)}
-                  aria-label={`Get ${offer.title}`}
+                  aria-label={`Download ${offer.title}`}
                 >
-                  <DownloadIcon className="size-3.5" /> Get
+                  <DownloadIcon className="size-3.5" /> Download{" "}
                 </Button>
               )}
             </li>
@@ -270,7 +272,7 @@ function Offers({ onCustom }: { onCustom: () => void }) {
 export function ModelsPage() {
   const [asked, setAsked] = useState<AskedTask | null>(null);
   return (
-    <Page title="Models" lead="What lies in the studio's folders, told by the files' own headers.">
+    <Page title="Models" lead="Model files in the studio's folders, identified by their headers.">
       <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1.600fr)_minmax(0,1fr)]">
         <Library />
         <div className="grid gap-4">

@@ -59,9 +59,9 @@ export function RecentSamples() {
     refetchInterval: 2000,
   });
   return (
-    <Panel title="Drawn here" flush>
+    <Panel title="Results" flush>
       {data && data.runs.length === 0 ? (
-        <Empty title="Nothing was drawn yet">Choose what draws, write a prompt, and draw.</Empty>
+        <Empty title="No images yet">Choose a model, write a prompt, and generate.</Empty>
       ) : (
         <ul className="divide-y">
           {data?.runs.map((run) => (

@@ -32,7 +32,7 @@ function Picture({ sample, others }: { sample: Sample; others: Axis[] }) {
     >
       <img
         src={`${sample.url}?size=512`}
-        alt={`${sample.prompt ?? "A picture"}, seed ${sample.seed}`}
+        alt={`${sample.prompt ?? "Image"}, seed ${sample.seed}`}
         loading="lazy"
         className="w-full rounded border bg-muted object-contain"
       />
@@ -78,12 +78,7 @@ function AxisSelect({
 function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; pictures: Sample[] }) {
   const cells = useMemo(() => placed(pictures, x.name || null, y.name || null), [pictures, x.name, y.name]);
   return (
-    <div
-      className="overflow-auto py-3 pr-3"
-      role="region"
-      aria-label="Pictures by their settings"
-      tabIndex={0}
-    >
+    <div className="overflow-auto py-3 pr-3" role="region" aria-label="Images by settings" tabIndex={0}>
       <table className="border-separate border-spacing-1.5">
         {x.name && (
           <thead>
@@ -141,22 +136,20 @@ export function XYGrid({ id, isActive }: { id: string; isActive: boolean }) {
   return (
     <Panel
       flush
-      title="Pictures"
+      title="Images"
       actions={
         <>
-          <span className="text-xs text-muted-foreground">
-            {data ? `${count(data.length)} pictures` : ""}
-          </span>
+          <span className="text-xs text-muted-foreground">{data ? `${count(data.length)} images` : ""}</span>
           {axes.length > 0 && (
             <>
               <AxisSelect
-                label="Across"
+                label="Columns"
                 axes={axes}
                 value={x?.name ?? NONE}
                 onChange={(name) => setWish({ ...wish, x: name })}
               />
               <AxisSelect
-                label="Down"
+                label="Rows"
                 axes={axes}
                 value={y?.name ?? NONE}
                 onChange={(name) => setWish({ ...wish, y: name })}
@@ -173,8 +166,8 @@ export function XYGrid({ id, isActive }: { id: string; isActive: boolean }) {
       ) : !data ? (
         <Skeleton className="m-4 h-48" />
       ) : data.length === 0 ? (
-        <Empty title="No pictures yet">
-          {isActive ? "They appear here as they are drawn." : "This run drew none."}
+        <Empty title="No images yet">
+          {isActive ? "Images appear here as they are generated." : "This run generated no images."}
         </Empty>
       ) : (
         <Table

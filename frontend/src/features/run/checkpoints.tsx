@@ -41,11 +41,17 @@ function Row({ checkpoint, path, onBeside, onDelete, onAsk }: RowProps) {
               label="Use"
               items={[
                 {
-                  label: "Draw with it",
+                  label: "Generate images",
                   onChoose: () => router.push(`/playground/?source=${encodeURIComponent(path)}`),
                 },
                 ...(onBeside
-                  ? [{ label: "EMA beside raw", note: "Draws both, to compare", onChoose: onBeside }]
+                  ? [
+                      {
+                        label: "Compare EMA with raw",
+                        note: "Generates images with both",
+                        onChoose: onBeside,
+                      },
+                    ]
                   : []),
                 {
                   label: "Export …",
@@ -58,7 +64,7 @@ function Row({ checkpoint, path, onBeside, onDelete, onAsk }: RowProps) {
                     }),
                 },
                 {
-                  label: "Merge into the base …",
+                  label: "Merge into base model …",
                   onChoose: () =>
                     onAsk({
                       task: "merge",
@@ -122,7 +128,7 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
     mutationFn: (name: string) =>
       got(api.DELETE("/api/runs/{run_id}/checkpoints/{name}", { params: { path: { run_id: id, name } } })),
     onSuccess: (_, name) => {
-      say(`${name} is deleted.`);
+      say(`${name} deleted.`);
       void client.invalidateQueries({ queryKey: ["run", id] });
     },
     onError: complain,
@@ -145,7 +151,7 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
               })
             }
           >
-            Draw with each
+            Compare checkpoints
           </Button>
         )
       }
@@ -160,7 +166,7 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
         </div>
       ) : data.checkpoints.length === 0 ? (
         <Empty title="No checkpoints yet">
-          {isActive ? "“Save now” makes one at the next step." : "The run ended before it saved one."}
+          {isActive ? "“Save now” saves one at the next step." : "The run ended before it saved one."}
         </Empty>
       ) : (
         <ul className="max-h-96 divide-y overflow-y-auto">
@@ -186,9 +192,9 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
         isOpen={doomed !== null}
         onClose={() => setDoomed(null)}
         onConfirm={() => doomed && remove.mutate(doomed)}
-        confirm="Delete it"
+        confirm="Delete"
       >
-        Its weights and its state go for good.
+        This permanently deletes its weights and training state.
       </Confirm>
     </Panel>
   );

@@ -11,7 +11,7 @@ import { differences, type Json, shown, type Tree } from "@/lib/json";
 
 export function DiffTable({ from, to, names }: { from: Json; to: Json; names: [string, string] }) {
   const found = differences(from, to);
-  if (found.length === 0) return <Empty title="No difference" />;
+  if (found.length === 0) return <Empty title="No differences" />;
   return (
     <div className="overflow-x-auto">
       <table className="w-full text-sm">
@@ -54,13 +54,13 @@ export function ConfigPanel({ id, trainer }: { id: string; trainer: string }) {
       actions={
         <>
           <ToggleGroup
-            label="What to show"
+            label="View"
             value={view}
             onChange={setView}
             options={[
               { value: "changes", label: "Changes" },
               { value: "all", label: "All" },
-              { value: "origin", label: "Origin" },
+              { value: "origin", label: "Run info" },
             ]}
           />
           <Button

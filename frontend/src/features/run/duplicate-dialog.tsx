@@ -48,7 +48,7 @@ export function DuplicateDialog({
       >
         <RunNameField label="Name" value={name} onChange={setName} />
         <label className="grid gap-1 font-medium">
-          Changes, as JSON
+          Changes (JSON)
           <TextArea
             rows={4}
             className="figure"
@@ -61,7 +61,8 @@ export function DuplicateDialog({
         <div className="flex justify-end gap-2">
           <Button onClick={onClose}>Cancel</Button>
           <Button type="submit" kind="primary" isBusy={make.isPending} disabled={nameProblem(name) !== null}>
-            Queue it
+            {" "}
+            Add to queue{" "}
           </Button>
         </div>
       </form>

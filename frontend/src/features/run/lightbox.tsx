@@ -99,7 +99,7 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
           />
         ) : (
           <p className="grid h-[56dvh] place-items-center text-sm text-muted-foreground">
-            No image of this row at this step.
+            No image for this row at this step.
           </p>
         )}
         {isComparing && first && (
@@ -151,7 +151,7 @@ export function Lightbox({ grid, spot, onMove, onClose }: Props) {
           <div className="flex flex-wrap gap-2">
             {rivals.length > 1 && (
               <Button size="small" aria-pressed={isBeside} onClick={() => setBeside(!isBeside)}>
-                {isBeside ? "Only this run" : "Side by side"}
+                {isBeside ? "Only this run" : "Compare runs"}
               </Button>
             )}
             <Button

@@ -118,14 +118,14 @@ function Search({ search, children }: { search: ReturnType<typeof useSearch>; ch
         onSearch={type}
         onKeyDown={onKeyDown}
       />
-      <IconButton label="Find the one before" disabled={hits.length === 0} onClick={() => move(-1)}>
+      <IconButton label="Previous match" disabled={hits.length === 0} onClick={() => move(-1)}>
         <UpIcon className="size-3.5" />
       </IconButton>
-      <IconButton label="Find the next one" disabled={hits.length === 0} onClick={() => move(1)}>
+      <IconButton label="Next match" disabled={hits.length === 0} onClick={() => move(1)}>
         <DownIcon className="size-3.5" />
       </IconButton>
       <span role="status" className="figure min-w-16 text-xs text-secondary-foreground">
-        {words && (hits.length === 0 ? "not found" : `${count(current + 1)} of ${count(hits.length)}`)}
+        {words && (hits.length === 0 ? "no matches" : `${count(current + 1)} of ${count(hits.length)}`)}
       </span>
       <span className="ml-auto flex items-center gap-2 text-xs text-secondary-foreground">{children}</span>
     </div>
@@ -193,20 +193,20 @@ export function LogPanel({ id, isActive }: { id: string; isActive: boolean }) {
         </div>
       ) : text === "" ? (
         <Empty title="The log is empty">
-          Only tracebacks and other text of the process go here; what it does is above.
+          Only tracebacks and other process output appear here. Progress is on the Overview tab.
         </Empty>
       ) : (
         <>
           <Search search={search}>
             {isCut && !isWhole && (
               <>
-                The last {bytes(held)}.
+                Last {bytes(held)}
                 <Button size="small" onClick={() => setWhole(true)}>
-                  Load the whole
+                  Load all
                 </Button>
               </>
             )}
-            {isCut && isWhole && `The last ${bytes(held)}; the download has it all.`}
+            {isCut && isWhole && `Last ${bytes(held)}. Download the log for the rest.`}
           </Search>
           <pre
             ref={box}

@@ -9,7 +9,7 @@ export function LossByNoiseLevel({ levels }: { levels: (number | null)[] }) {
     <Panel title="Loss by noise level">
       <ol
         className="flex h-36 items-end gap-1.5"
-        aria-label="Mean loss in each eighth of the noise level, newest steps"
+        aria-label="Mean loss in eight noise-level bins, latest steps"
       >
         {levels.map((level, index) => (
           <li key={index} className="flex h-full min-w-0 flex-1 flex-col justify-end gap-1 text-center">
@@ -25,9 +25,9 @@ export function LossByNoiseLevel({ levels }: { levels: (number | null)[] }) {
         ))}
       </ol>
       <div className="mt-1 flex justify-between text-2xs text-muted-foreground">
-        <span>0 picture</span>
-        <span>the newest 400 steps</span>
-        <span>noise 1</span>
+        <span>0 (clean)</span>
+        <span>last 400 steps</span>
+        <span>1 (noise)</span>
       </div>
     </Panel>
   );

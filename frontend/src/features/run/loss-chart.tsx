@@ -12,10 +12,10 @@ import { joined } from "./chart-series";
 import { type ChartLine, LineChart } from "./line-chart";
 
 const SMOOTH = [
-  { value: 0, label: "Raw" },
-  { value: 0.8, label: "Some" },
-  { value: 0.95, label: "Smooth" },
-  { value: 0.99, label: "Very" },
+  { value: 0, label: "Off" },
+  { value: 0.8, label: "Low" },
+  { value: 0.95, label: "Medium" },
+  { value: 0.99, label: "High" },
 ];
 const DETAIL = 2000;
 const OTHERS_EVERY_MS = 15_000;
@@ -96,12 +96,13 @@ export function LossChart({ id, columns, validations, others }: Props) {
         <>
           {span && (
             <Button size="small" kind="quiet" onClick={() => setSpan(null)}>
-              See all
+              {" "}
+              Reset zoom{" "}
             </Button>
           )}
           <ToggleGroup label="Smoothing" options={SMOOTH} value={weight} onChange={setWeight} />
           <ToggleGroup
-            label="Axis"
+            label="Y axis"
             options={[
               { value: 0, label: "Linear" },
               { value: 1, label: "Log" },
@@ -115,13 +116,13 @@ export function LossChart({ id, columns, validations, others }: Props) {
       {columns.steps.length < 2 ? (
         <div className="h-[280px]">
           <Empty title={columns.steps.length === 0 ? "No steps yet" : "One step so far"}>
-            The curve begins with the second step.
+            The chart appears after the second step.
           </Empty>
         </div>
       ) : (
         <>
           <LineChart
-            label={`Loss of ${id}. Plus and minus zoom, arrows move, Home shows all`}
+            label={`Loss of ${id}. Plus and minus zoom, arrow keys pan, Home resets`}
             whole={[columns.steps[0] ?? 0, columns.steps[columns.steps.length - 1] ?? 0]}
             steps={steps}
             lines={lines}

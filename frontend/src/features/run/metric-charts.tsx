@@ -16,8 +16,8 @@ const DIALS: Dial[] = [
   { curve: "lr", title: "Learning rate", show: rate },
   { curve: "grad_norm", title: "Gradient norm", show: figure },
   { curve: "samples_per_s", title: "Speed", unit: "samples/s", show: figure },
-  { curve: "step_s", title: "Time a step", unit: "s", show: figure },
-  { curve: "data_wait_s", title: "Waiting for data", unit: "s", show: figure },
+  { curve: "step_s", title: "Time per step", unit: "s", show: figure },
+  { curve: "data_wait_s", title: "Data wait", unit: "s", show: figure },
   { curve: "peak_memory_mib", title: "Peak memory", show: mib },
 ];
 
@@ -47,7 +47,7 @@ export function MetricCharts({ columns }: { columns: Columns }) {
   const known = DIALS.filter((dial) => columns.curves[dial.curve].some((value) => value !== null));
   if (columns.steps.length < 2 || known.length === 0) return null;
   return (
-    <Panel title="Gauges" flush>
+    <Panel title="Metrics" flush>
       <div className="grid sm:grid-cols-2 xl:grid-cols-3">
         {known.map((dial) => (
           <One key={dial.curve} dial={dial} columns={columns} />

@@ -16,14 +16,14 @@ type Asked = "kill" | "delete";
 
 const QUESTIONS: Record<Asked, { title: string; confirm: string; text: string }> = {
   kill: {
-    title: "Stop it now?",
+    title: "Stop now?",
     confirm: "Stop now",
-    text: "What it made since its newest checkpoint is lost; the checkpoint is not. “Save and stop” loses nothing.",
+    text: "Progress since the newest checkpoint is lost. “Save and stop” loses nothing.",
   },
   delete: {
     title: "Delete this run?",
-    confirm: "Delete it",
-    text: "Its checkpoints, samples and history go for good. Download what you want to keep first.",
+    confirm: "Delete",
+    text: "This permanently deletes its checkpoints, samples and history. Download anything you want to keep first.",
   },
 };
 
@@ -57,12 +57,12 @@ export function RunActions({ run }: { run: RunView }) {
   }
   if (run.step || !ACTIVE.has(run.state)) {
     items.push({
-      label: "Download the results",
+      label: "Download results",
       note: "Newest weights, images, configuration and log as one zip",
       onChoose: () => window.location.assign(`${BASE}/api/runs/${encodeURIComponent(run.id)}/results.zip`),
     });
   }
-  if (run.state === "queued") items.push({ label: "Take out of the queue", onChoose: () => act("cancel") });
+  if (run.state === "queued") items.push({ label: "Remove from queue", onChoose: () => act("cancel") });
   if (isRunning || run.state === "stopping") {
     items.push({ label: "Stop now …", isDangerous: true, onChoose: () => setAsked("kill") });
   }

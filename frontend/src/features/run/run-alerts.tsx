@@ -46,7 +46,7 @@ export function RunAlerts({
           <summary className="font-medium">
             {[
               warnings.length > 0 && `${warnings.length} warning${warnings.length > 1 ? "s" : ""}`,
-              skipped.length > 0 && `${skipped.length} row${skipped.length > 1 ? "s" : ""} left out`,
+              skipped.length > 0 && `${skipped.length} row${skipped.length > 1 ? "s" : ""} skipped`,
               removed.length > 0 && `${removed.length} checkpoint${removed.length > 1 ? "s" : ""} deleted`,
             ]
               .filter(Boolean)

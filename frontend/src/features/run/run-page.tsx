@@ -59,17 +59,17 @@ function Readings({ run, live, isTraining }: { run: RunView; live: Live; isTrain
         <Stat
           label="Speed"
           value={figure(curves.samples_per_s[last] ?? run.samples_per_s, 3)}
-          note={isTraining ? "samples a second" : "a second"}
+          note={isTraining ? "samples/s" : "per second"}
         />
         {isTraining && (
           <Stat label="Peak memory" value={mib(curves.peak_memory_mib[last] ?? run.peak_memory_mib)} />
         )}
         <Stat
-          label={isActive ? "Remaining" : "Began"}
+          label={isActive ? "Remaining" : "Started"}
           value={isActive ? duration(run.eta_s) : ago(run.created)}
           note={moment(run.created)}
         />
-        <Stat label="On" value={run.devices?.join(", ") || "–"} note={run.trainer} />
+        <Stat label="Device" value={run.devices?.join(", ") || "–"} note={run.trainer} />
       </dl>
       <div className="mt-4">
         <Meter
@@ -88,7 +88,7 @@ function Lead({ run, live }: { run: RunView; live: Live }) {
       <StateBadge state={run.state} />
       {run.phase && <span>{run.phase}</span>}
       {ACTIVE.has(run.state) && live.line === "lost" && (
-        <span className="text-warning">The connection is lost; it comes back by itself.</span>
+        <span className="text-warning">Connection lost. Reconnecting …</span>
       )}
     </span>
   );

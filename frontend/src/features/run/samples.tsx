@@ -126,7 +126,7 @@ export function Samples({ id, isActive, others }: { id: string; isActive: boolea
           <span className="text-xs text-muted-foreground">
             {data && data.length > 0 ? `${count(data.length)} images` : ""}
           </span>
-          <ToggleGroup label="Size of images" options={SIZES} value={size} onChange={setSize} />
+          <ToggleGroup label="Image size" options={SIZES} value={size} onChange={setSize} />
         </>
       }
     >
@@ -143,8 +143,8 @@ export function Samples({ id, isActive, others }: { id: string; isActive: boolea
       ) : data.length === 0 ? (
         <Empty title="No samples yet">
           {isActive
-            ? "They appear here as the run draws them; “Sample now” asks for some at once."
-            : "This run drew none."}
+            ? "Samples appear here as the run generates them. “Sample now” generates them at the next step."
+            : "This run generated no samples."}
         </Empty>
       ) : (
         <Grid grid={grid} size={size} onOpen={setSpot} />

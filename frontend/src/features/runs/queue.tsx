@@ -52,15 +52,15 @@ function Standing({ page }: { page: Schemas["QueuePage"] }) {
   return (
     <>
       <label className="flex items-center gap-1.5 text-xs whitespace-nowrap text-secondary-foreground">
-        When a run fails
+        If a run fails
         <Select
           className="w-auto! h-7 text-xs"
           value={page.on_fail}
           disabled={isPending}
           onChange={({ target }) => mutate({ on_fail: target.value as Schemas["QueuePage"]["on_fail"] })}
         >
-          <option value="go-on">go on</option>
-          <option value="pause">pause</option>
+          <option value="go-on">continue queue</option>
+          <option value="pause">pause queue</option>
         </Select>
       </label>
       <Button
@@ -69,7 +69,7 @@ function Standing({ page }: { page: Schemas["QueuePage"] }) {
         isBusy={isPending}
         onClick={() => mutate({ paused: !page.pause })}
       >
-        {page.pause ? "Let it go on" : "Pause"}
+        {page.pause ? "Resume queue" : "Pause queue"}
       </Button>
     </>
   );
@@ -86,12 +86,12 @@ function Paused({ pause }: { pause: Schemas["Pause"] }) {
             <Link href={runHref(pause.run)} className="font-medium underline">
               {pause.run}
             </Link>{" "}
-            failed {ago(pause.since)}:
+            failed {ago(pause.since)}.
           </>
         ) : (
-          `Paused ${ago(pause.since)}:`
+          `Paused ${ago(pause.since)}.`
         )}{" "}
-        nothing is started until you let it go on. What runs is left alone.
+        No new runs start until you resume the queue. Current runs continue.
       </span>
     </p>
   );

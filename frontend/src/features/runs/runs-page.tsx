@@ -48,8 +48,8 @@ function Bulk({ chosen, onDone }: { chosen: RunView[]; onDone: () => void }) {
     router.push(`/runs/?${query}`);
   };
   return (
-    <div className="flex flex-wrap items-center gap-1.5" role="toolbar" aria-label="What is chosen">
-      <span className="mr-1 text-xs text-secondary-foreground">{chosen.length} chosen</span>
+    <div className="flex flex-wrap items-center gap-1.5" role="toolbar" aria-label="Selection">
+      <span className="mr-1 text-xs text-secondary-foreground">{chosen.length} selected</span>
       <Button size="small" disabled={chosen.length < 2 || chosen.length > MOST_COMPARED} onClick={compare}>
         Compare
       </Button>
@@ -74,16 +74,18 @@ function Bulk({ chosen, onDone }: { chosen: RunView[]; onDone: () => void }) {
         </Button>
       )}
       <Button size="small" kind="quiet" onClick={onDone}>
-        Choose none
+        {" "}
+        Clear selection{" "}
       </Button>
       <Confirm
         title={`Delete ${fits.delete.length} runs?`}
         isOpen={isAsking}
         onClose={() => setAsking(false)}
         onConfirm={() => all("delete")}
-        confirm="Delete them"
+        confirm="Delete"
       >
-        Their checkpoints, samples and histories go for good: {fits.delete.map((run) => run.id).join(", ")}.
+        This permanently deletes their checkpoints, samples and history:{" "}
+        {fits.delete.map((run) => run.id).join(", ")}.
       </Confirm>
     </div>
   );
@@ -111,20 +113,20 @@ export function RunsPage() {
   const picked = all.filter((run) => chosen.has(run.id));
   const count = (name: Filter) => all.filter(FILTERS[name]).length;
   return (
-    <Page title="Runs" lead="All that ran here, and what waits." actions={<StartButtons />} wide>
+    <Page title="Runs" lead="Training runs and queue" actions={<StartButtons />} wide>
       <QueuePanel />
       <Panel
         flush
         title={
           <ToggleGroup
-            label="Which runs"
+            label="Filter runs"
             value={filter}
             onChange={setFilter}
             options={[
               { value: "all", label: `All ${data?.total ?? ""}` },
               { value: "active", label: `Active ${count("active")}` },
               { value: "done", label: `Done ${count("done")}` },
-              { value: "broken", label: `Broken ${count("broken")}` },
+              { value: "broken", label: `Failed ${count("broken")}` },
             ]}
           />
         }
@@ -147,10 +149,10 @@ export function RunsPage() {
             ))}
           </div>
         ) : shown.length === 0 ? (
-          <Empty title={all.length === 0 ? "Nothing was trained here yet" : "No run fits"}>
+          <Empty title={all.length === 0 ? "No runs yet" : "No matching runs"}>
             {all.length === 0
-              ? "Try the demo for a first one; what is started by hand in the runs folder shows here as well."
-              : "Search for something else, or show all runs."}
+              ? "Try the demo to start one. Runs started from the command line in the runs folder appear here too."
+              : "Change the search, or show all runs."}
           </Empty>
         ) : (
           <RunsTable

@@ -28,7 +28,7 @@ function Row({
     <tr className="h-14 hover:bg-muted has-checked:bg-accent">
       <td className="w-11 min-w-11 pl-4">
         <Checkbox
-          aria-label={`Choose ${run.id}`}
+          aria-label={`Select ${run.id}`}
           checked={isChosen}
           onChange={(event) => onChoose(event.target.checked)}
         />
@@ -86,14 +86,14 @@ export function RunsTable({ runs, chosen, onChoose, onChooseAll }: Props) {
           <tr className="h-9 border-b text-left">
             <th className="w-11 min-w-11 pl-4">
               <Checkbox
-                aria-label="Choose all"
+                aria-label="Select all"
                 checked={runs.length > 0 && runs.every((run) => chosen.has(run.id))}
                 onChange={(event) => onChooseAll(event.target.checked)}
               />
             </th>
             {HEADS.map((head, index) => (
               <th key={index} scope="col" className={`label ${head.look}`}>
-                {head.name || <span className="sr-only">Newest loss</span>}
+                {head.name || <span className="sr-only">Loss curve</span>}
               </th>
             ))}
           </tr>

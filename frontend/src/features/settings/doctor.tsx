@@ -16,7 +16,7 @@ function Findings({ findings }: { findings: Finding[] }) {
         role="status"
         className={`mt-3 text-sm font-medium ${bad > 0 ? "text-destructive" : "text-success"}`}
       >
-        {bad > 0 ? `${bad} of ${findings.length} want mending` : "All is as it should be."}
+        {bad > 0 ? `${bad} of ${findings.length} checks failed` : "No problems found"}
       </p>
       <ul className="mt-2 divide-y rounded border">
         {byNeed(findings).map((each, index) => (
@@ -28,7 +28,7 @@ function Findings({ findings }: { findings: Finding[] }) {
             )}
             <p className="min-w-0 [overflow-wrap:anywhere]">
               <span className="font-semibold">{each.name}</span>{" "}
-              {!each.is_well && <span className="sr-only">wants mending: </span>}
+              {!each.is_well && <span className="sr-only">problem: </span>}
               <span className={each.is_well ? "text-secondary-foreground" : ""}>{each.text}</span>
             </p>
           </li>
@@ -49,7 +49,7 @@ export function Doctor() {
       await copyText(report);
       return report;
     },
-    onSuccess: () => say("The report is copied."),
+    onSuccess: () => say("Report copied."),
     onError: complain,
   });
   return (
@@ -58,17 +58,17 @@ export function Doctor() {
       actions={
         <>
           <Button size="small" isBusy={isFetching} onClick={() => void refetch()}>
-            {data ? "Examine again" : "Examine"}
+            {data ? "Run checks again" : "Run checks"}
           </Button>
           <Button size="small" isBusy={copy.isPending} onClick={() => copy.mutate()}>
-            Copy a report
+            Copy report
           </Button>
         </>
       }
     >
       <p className="text-sm text-secondary-foreground">
-        Python, torch, devices, packages, other trainers, disk: what is there, what is lacking, and its cure.
-        It takes some seconds. The report carries it all, without secrets or paths.
+        Checks Python, torch, devices, packages, other trainers and disk, and says how to fix problems. Takes
+        a few seconds. The report has the results, without secrets or paths.
       </p>
       {error && !isFetching && (
         <div className="mt-3">

@@ -9,8 +9,8 @@ export function Folders() {
   return (
     <Panel title="Folders" flush>
       <p className="border-b px-4 py-2.5 text-sm text-secondary-foreground">
-        Nothing outside of these is read or written.{" "}
-        <code className="figure text-xs">flowloom up --root NAME=DIR</code> adds one.
+        The studio reads and writes only in these folders. Add one with{" "}
+        <code className="figure text-xs">flowloom up --root NAME=DIR</code>.
       </p>
       {!data ? (
         <div className="p-4">
@@ -23,7 +23,7 @@ export function Folders() {
               <span className="text-sm font-medium">{root.name}</span>
               <code className="figure min-w-0 text-xs text-secondary-foreground [overflow-wrap:anywhere]">
                 {root.path}
-                {!root.exists && <span className="text-muted-foreground"> (not there yet)</span>}
+                {!root.exists && <span className="text-muted-foreground"> (does not exist yet)</span>}
               </code>
             </li>
           ))}
@@ -54,7 +54,9 @@ export function Trainers() {
               {trainer.title} <code className="figure text-xs text-muted-foreground">{trainer.name}</code>
             </p>
             <p className="text-xs text-secondary-foreground">
-              Obeys {trainer.abilities.join(", ") || "nothing while it runs"}.
+              {trainer.abilities.length > 0
+                ? `Controls while running: ${trainer.abilities.join(", ")}.`
+                : "Cannot be controlled while running."}
             </p>
           </li>
         ))}

@@ -13,9 +13,9 @@ import { secrets } from "@/lib/api/queries";
 const USES: Record<string, string> = {
   HF_TOKEN: "Hugging Face: downloads of gated models, uploads of checkpoints",
   WANDB_API_KEY: "Weights & Biases",
-  AWS_ACCESS_KEY_ID: "S3: key",
+  AWS_ACCESS_KEY_ID: "S3: access key",
   AWS_SECRET_ACCESS_KEY: "S3: secret key",
-  AWS_SESSION_TOKEN: "S3: session, where the key has one",
+  AWS_SESSION_TOKEN: "S3: session token, if the key has one",
 };
 type Name =
   | "HF_TOKEN"
@@ -39,21 +39,21 @@ function One({ name, isSet }: { name: Name; isSet: boolean }) {
   const at = { params: { path: { name } } };
   const put = useMutation({
     mutationFn: () => got(api.PUT("/api/secrets/{name}", { ...at, body: { value: value.trim() } })),
-    onSuccess: () => done(`${name} is kept.`),
+    onSuccess: () => done(`${name} saved.`),
     onError: complain,
   });
   const forget = useMutation({
     mutationFn: () => got(api.DELETE("/api/secrets/{name}", at)),
-    onSuccess: () => done(`${name} is forgotten.`),
+    onSuccess: () => done(`${name} removed.`),
     onError: complain,
   });
   const test = useMutation({
     mutationFn: async (name: Testable) => {
       const { account } = await got(api.POST("/api/secrets/{name}/test", { params: { path: { name } } }));
-      if (!account) throw new Error(`${name} is not accepted by its service. Set another one.`);
+      if (!account) throw new Error(`The service rejected ${name}. Set a new value.`);
       return account;
     },
-    onSuccess: (account) => say(`${name} is accepted.`, `It is ${account}'s.`),
+    onSuccess: (account) => say(`${name} works.`, `Account: ${account}`),
     onError: complain,
   });
   return (
@@ -76,7 +76,7 @@ function One({ name, isSet }: { name: Name; isSet: boolean }) {
           type="password"
           autoComplete="off"
           value={value}
-          placeholder={isSet ? "set; it is never shown" : "not set"}
+          placeholder={isSet ? "set (never shown)" : "not set"}
           onChange={(event) => setValue(event.target.value)}
         />
         <Button type="submit" disabled={!value.trim()} isBusy={put.isPending}>
@@ -84,24 +84,25 @@ function One({ name, isSet }: { name: Name; isSet: boolean }) {
         </Button>
         <Button
           disabled={!isSet || !!value.trim() || !isTestable(name)}
-          title={isTestable(name) ? undefined : "Tested with a bucket, where a data set is made of one"}
+          title={isTestable(name) ? undefined : "S3 keys are tested when you create a bucket dataset"}
           isBusy={test.isPending}
           onClick={() => isTestable(name) && test.mutate(name)}
         >
           Test
         </Button>
         <Button kind="danger" disabled={!isSet} isBusy={forget.isPending} onClick={() => setAsking(true)}>
-          Forget
+          {" "}
+          Remove{" "}
         </Button>
       </form>
       <Confirm
-        title={`Forget ${name}?`}
+        title={`Remove ${name}?`}
         isOpen={isAsking}
         onClose={() => setAsking(false)}
         onConfirm={() => forget.mutate()}
-        confirm="Forget it"
+        confirm="Remove"
       >
-        It cannot be read back from here. Runs that need it fail until it is set again.
+        The value cannot be recovered. Runs that need it fail until you set it again.
       </Confirm>
     </li>
   );
@@ -113,8 +114,8 @@ export function Secrets() {
   return (
     <Panel title="Secrets" flush>
       <p className="border-b px-4 py-2.5 text-sm text-secondary-foreground">
-        Kept in a file that only the studio's user may read. Runs get them by their environment; they are in
-        no configuration, log or answer. S3's are tested with a bucket, where a data set is made of one.
+        Stored in a file that only you can read. Runs receive them as environment variables; they never appear
+        in configurations, logs or responses. S3 keys are tested when you create a bucket dataset.
       </p>
       {error && !data ? (
         <div className="p-4">

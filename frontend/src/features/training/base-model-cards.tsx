@@ -46,7 +46,7 @@ function Facts({ path, model }: { path: string; model: Model | undefined }) {
       )}
       {model && <span className="figure truncate text-2xs text-muted-foreground">{nameOf(path)}</span>}
       {model?.is_untrained && (
-        <span className="text-xs text-warning">Never trained: a LoRA on it learns nothing.</span>
+        <span className="text-xs text-warning">Untrained network: a LoRA trained on it learns nothing.</span>
       )}
       {model?.problem && <span className="text-xs text-destructive">{model.problem}</span>}
     </>
@@ -106,7 +106,7 @@ export function BaseModelCards({
             <details open={saved.includes(path) || bases.length === 0} className="group/saved col-span-full">
               <summary className="flex h-8 w-fit items-center gap-2 rounded px-1 text-xs font-medium text-secondary-foreground hover:text-foreground">
                 <ChevronIcon className="size-3.5 transition-transform group-open/saved:rotate-90" />
-                {saved.length} saved by runs
+                {saved.length} from runs
               </summary>
               <div className={CARDS}>{saved.map(card)}</div>
             </details>
@@ -115,7 +115,7 @@ export function BaseModelCards({
         </div>
       ) : (
         <p className="rounded-lg border border-dashed px-3 py-4 text-sm text-secondary-foreground">
-          No base is here yet. Download one, or put its file into the studio's folder of models.
+          No base model yet. Download one, or copy its file into the studio's models folder.
         </p>
       )}
       {children}

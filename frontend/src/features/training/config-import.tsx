@@ -30,7 +30,7 @@ function useLike(trainer: string, sections: Field[], onReport: (report: Report) 
     history.replaceState(null, "", window.location.pathname);
     readLike({ root, path })
       .then(async (like) => {
-        if (!like) throw new Error(`${path} does not tell how it was trained.`);
+        if (!like) throw new Error(`${path} has no training settings in its header.`);
         const report = await bring([like.brought], trainer, sections);
         onReport({ ...report, kind: like.kind });
       })
@@ -75,9 +75,9 @@ export function ConfigImport({ trainer, sections, onTake }: Props) {
       <p className="min-w-0 flex-1 basis-64 text-sm text-secondary-foreground">
         {isKohya ? (
           <>
-            Drop what you have: sd-scripts' <code className="figure text-xs">config.toml</code>, with its{" "}
-            <code className="figure text-xs">dataset.toml</code> and prompt file; the JSON that kohya_ss
-            saves; or a run's <code className="figure text-xs">run.json</code>.
+            Drop files here: sd-scripts' <code className="figure text-xs">config.toml</code> with its{" "}
+            <code className="figure text-xs">dataset.toml</code> and prompt file, a kohya_ss JSON, or a run's{" "}
+            <code className="figure text-xs">run.json</code>.
           </>
         ) : (
           <>

@@ -43,7 +43,7 @@ function Text({ name, text, wrap }: { name: string; text: string; wrap: boolean 
         {text || "(empty)"}
       </pre>
       <div className="border-t p-2.5">
-        <Button size="small" onClick={() => copyText(text).then(() => say(`${name} is copied.`), complain)}>
+        <Button size="small" onClick={() => copyText(text).then(() => say(`Copied ${name}.`), complain)}>
           Copy {name}
         </Button>
       </div>
@@ -80,7 +80,7 @@ export function ConfigPreview({
       }
     >
       {!isShown ? (
-        <p className="px-4 py-3 text-xs text-muted-foreground">What the run will hold, and what starts it.</p>
+        <p className="px-4 py-3 text-xs text-muted-foreground">The run's files and command.</p>
       ) : error ? (
         <div className="p-3">
           <ErrorAlert error={error} />
@@ -89,7 +89,7 @@ export function ConfigPreview({
         <Skeleton className="m-3 h-96" />
       ) : open === undefined ? (
         <p className="px-4 py-3 text-sm text-secondary-foreground">
-          Nothing can be written yet: mend first what is marked under Start.
+          Fix the problems listed under Start to see the files.
         </p>
       ) : (
         <>
@@ -105,7 +105,7 @@ export function ConfigPreview({
           </TabPanel>
           {!data.command && (
             <p className="border-t px-4 py-2.5 text-xs text-muted-foreground">
-              The command is shown where the trainer's code is on this machine; Settings says how to get it.
+              The command appears once this trainer is installed; see Settings.
             </p>
           )}
         </>

@@ -58,8 +58,8 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
   return (
     <>
       <p className="text-xs text-secondary-foreground">
-        {dataset.name} is a bucket. Training reads a JSONL with a row for each of its images.
-        {exists && " There is one: make it again if captions changed since."}
+        {dataset.name} is a bucket. Training needs a JSONL with one row per image.
+        {exists && " One exists: rebuild it if captions have changed."}
       </p>
       {make.error && <ErrorAlert error={make.error} />}
       {run && (
@@ -67,7 +67,7 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
           <Link href={runHref(run.id)} className="text-primary underline">
             {run.id}
           </Link>{" "}
-          {run.state === "failed" ? (run.error?.message ?? "failed.") : `is building it: ${run.state}.`}
+          {run.state === "failed" ? (run.error?.message ?? "failed.") : `is building it (${run.state}).`}
         </p>
       )}
       <div className="flex flex-wrap gap-1.5">
@@ -85,8 +85,7 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
             make.mutate();
           }}
         >
-          Make {jsonlOf(dataset)}
-          {exists ? " again" : ""}
+          {exists ? "Rebuild" : "Build"} {jsonlOf(dataset)}
         </Button>
         <LinkButton size="small" href={datasetHref(dataset.name)}>
           Show captions
@@ -106,10 +105,8 @@ function FolderNote({ dataset }: { dataset: DataSet }) {
     <>
       <p className="text-xs text-muted-foreground">
         Captions are read from the files in this folder when the run starts.
-        {bare > 0 && <span className="text-warning"> {images(bare)} without a caption: not trained.</span>}
-        {bad > 0 && (
-          <span className="text-warning"> {images(bad)} with problems, which may not be trained.</span>
-        )}
+        {bare > 0 && <span className="text-warning"> {images(bare)} without a caption: skipped.</span>}
+        {bad > 0 && <span className="text-warning"> {images(bad)} with problems: may be skipped.</span>}
       </p>
       <div>
         <LinkButton size="small" href={datasetHref(dataset.name)}>
@@ -150,14 +147,15 @@ export function DatasetSelect() {
   return (
     <div className="grid content-start gap-1.5">
       <label htmlFor="essential-data" className="label">
-        Data set
+        {" "}
+        Dataset{" "}
       </label>
       <Select
         id="essential-data"
         value={bucket ? RAW + bucket.name : path}
         onChange={(event) => choose(event.target.value)}
       >
-        <option value={NONE}>choose one, or name a folder or JSONL below</option>
+        <option value={NONE}>Choose a dataset, or enter a folder or JSONL below</option>
         {path && !chosen && <option value={path}>{nameOf(path)}</option>}
         {folders.map((each) => (
           <option key={each.name} value={each.path ?? ""}>
@@ -174,7 +172,7 @@ export function DatasetSelect() {
           </optgroup>
         )}
         {buckets.length > 0 && (
-          <optgroup label="Buckets, by way of a JSONL">
+          <optgroup label="Buckets (through a JSONL)">
             {buckets.map((each) => (
               <option key={each.name} value={RAW + each.name}>
                 {each.name}
@@ -204,12 +202,13 @@ export function DatasetSelect() {
           )}
           <p className="text-xs text-muted-foreground">
             {data && data.length === 0
-              ? "None yet: upload images under Data sets."
-              : "The folder of its images is filled in, too."}
+              ? "No datasets yet: upload images under Datasets."
+              : "This also fills in the image folder."}
           </p>
           <div>
             <LinkButton size="small" href="/datasets/">
-              Data sets
+              {" "}
+              Datasets{" "}
             </LinkButton>
           </div>
         </>
@@ -230,14 +229,15 @@ export function KohyaDatasetSelect() {
   return (
     <div className="grid content-start gap-1.5">
       <label htmlFor="essential-data" className="label">
-        Data set
+        {" "}
+        Dataset{" "}
       </label>
       <Select
         id="essential-data"
         value={path}
         onChange={(event) => set(["datasets"], withImageDir(at(whole, ["datasets"]), event.target.value))}
       >
-        <option value={NONE}>choose one, or name a folder below</option>
+        <option value={NONE}>Choose a dataset, or enter a folder below</option>
         {path && !chosen && <option value={path}>{nameOf(path)}</option>}
         {folders.map((each) => (
           <option key={each.name} value={each.path ?? ""}>
@@ -246,8 +246,8 @@ export function KohyaDatasetSelect() {
         ))}
       </Select>
       <p className="text-xs text-muted-foreground">
-        sd-scripts reads the captions beside the images when the run starts. Repeats and resolution are below,
-        under Data sets.
+        sd-scripts reads captions from the files next to the images when the run starts. Set repeats and
+        resolution below, under Datasets.
       </p>
     </div>
   );

@@ -33,7 +33,7 @@ function Model() {
   const get = useMutation({
     mutationFn: (body: { config: Record<string, unknown> }) => download(body),
     onSuccess: (run) => {
-      say(`${run.id} is queued.`, "What it brings is filled in when it is here.");
+      say(`${run.id} is queued.`, "Fill in the paths when it has finished.");
       void client.invalidateQueries({ queryKey: ["runs"] });
     },
     onError: complain,
@@ -50,7 +50,7 @@ function Model() {
             <div key={key} className="contents">
               <dt className="text-muted-foreground">{name}</dt>
               <dd className={cx("figure truncate", !path && "text-warning")} title={path}>
-                {path || "not chosen"}
+                {path || "not set"}
               </dd>
             </div>
           );
@@ -58,19 +58,19 @@ function Model() {
       </dl>
       {data && data.needs.length === 0 ? (
         <p className="flex items-center gap-1 text-xs text-success">
-          <CheckIcon className="size-3.5" /> VAE and T5 are where they should be.
+          <CheckIcon className="size-3.5" /> VAE and T5 found.
         </p>
       ) : (
         <p className="text-xs text-muted-foreground">
           {absent.length > 0
-            ? `Not here: ${absent.map((need) => need.offer.title).join(", ")}.`
-            : "VAE and T5 can be filled in from what is here."}
+            ? `Missing: ${absent.map((need) => need.offer.title).join(", ")}.`
+            : "The VAE and T5 paths are not set."}
         </p>
       )}
       <div className="flex flex-wrap gap-1.5">
         {here.length > 0 && (
           <Button size="small" onClick={fill}>
-            Fill in {here.length} paths
+            {absent.length > 0 ? "Use the files found in Models" : "Use the VAE and T5 found in Models"}
           </Button>
         )}
         {absent.length > 0 && data?.download && (
@@ -79,7 +79,7 @@ function Model() {
             isBusy={get.isPending}
             onClick={() => data.download && get.mutate(data.download)}
           >
-            <DownloadIcon className="size-3.5" /> Get them,{" "}
+            <DownloadIcon className="size-3.5" /> Download,{" "}
             {bytes(absent.reduce((sum, need) => sum + need.offer.size, 0))}
           </Button>
         )}
@@ -112,9 +112,9 @@ function How() {
     }
   };
   const notes: Record<Method, string> = {
-    lora: "A small adapter beside the frozen base: megabytes, and little memory.",
-    rotation: "All weights in turn, a few blocks at a time: 24 GB are enough.",
-    full: "All weights at once: the most memory, the most change.",
+    lora: "A small adapter on a frozen base model: a few megabytes, little memory.",
+    rotation: "Trains all weights, a few blocks at a time: fits in 24 GB.",
+    full: "Trains all weights at once: needs the most memory.",
   };
   return (
     <div className="grid content-start gap-1.5">

@@ -14,14 +14,14 @@ function Understood({ report }: { report: Report }) {
   if (report.isPart) {
     return (
       <p>
-        It is {report.kind}: <strong>{report.known}</strong> data set{report.known === 1 ? "" : "s"}. The rest
-        of the form stays as it is.
+        Found {report.kind}: <strong>{report.known}</strong> dataset{report.known === 1 ? "" : "s"}. The rest
+        of the form does not change.
       </p>
     );
   }
   return (
     <p>
-      It is {report.kind}. <strong>{report.known}</strong> of {all} keys are fields of this form
+      Found {report.kind}. <strong>{report.known}</strong> of {all} keys match fields of this form
       {all === 0 && "; the file is empty"}.
     </p>
   );
@@ -64,20 +64,16 @@ function Rest({ report }: { report: Report }) {
   ]);
   return (
     <>
-      <Values title="Not imported:" label="Keys that are left over" values={left} />
+      <Values title="Not imported:" label="Keys that were not imported" values={left} />
+      <Values title="Translated:" label="Translated keys" values={Object.entries(report.translated)} />
       <Values
-        title="Translated:"
-        label="Keys that are translated"
-        values={Object.entries(report.translated)}
-      />
-      <Values
-        title="Not stated in the file, so set to the defaults of sd-scripts:"
-        label="Defaults of sd-scripts"
+        title="Not in the file, set to the sd-scripts defaults:"
+        label="sd-scripts defaults"
         values={defaults}
       />
       {report.unused.length > 0 && (
         <p className="text-xs text-secondary-foreground">
-          Without effect in this file: <span className="figure">{report.unused.join(", ")}</span>
+          No effect in this file: <span className="figure">{report.unused.join(", ")}</span>
         </p>
       )}
     </>
@@ -106,26 +102,26 @@ export function ImportReport({
       <Understood report={report} />
       {report.others.length > 0 && (
         <div>
-          <p className="font-medium">Kept as they are, in the JSON beside the form:</p>
+          <p className="font-medium">Kept unchanged in the JSON (no form field):</p>
           <p className="figure text-xs text-secondary-foreground">{report.others.join(", ")}</p>
         </div>
       )}
       <Rest report={report} />
       {report.absent && (
         <Notice>
-          Its pictures stand in another file, <code className="figure text-xs">{report.absent}</code>: drop
-          both together, or that one afterwards.
+          Its images are listed in another file, <code className="figure text-xs">{report.absent}</code>. Drop
+          both files together, or drop that one next.
         </Notice>
       )}
       {report.secrets.length > 0 && (
         <Notice>
-          Tokens are left out ({report.secrets.join(", ")}): set them under Settings, where nobody can read
-          them back.
+          Tokens are not imported ({report.secrets.join(", ")}). Set them under Settings, which never shows
+          them.
         </Notice>
       )}
       {report.problems.length > 0 && (
         <div>
-          <p className="font-medium">To be mended before it can run:</p>
+          <p className="font-medium">Fix these problems before training:</p>
           <ul className="mt-1 grid max-h-56 gap-1 overflow-y-auto text-xs">
             {report.problems.map((problem) => (
               <li key={problem.pointer + problem.detail}>
@@ -136,11 +132,12 @@ export function ImportReport({
           </ul>
         </div>
       )}
-      {report.problems.length === 0 && !report.isPart && <p className="text-success">It can run as it is.</p>}
+      {report.problems.length === 0 && !report.isPart && <p className="text-success">Ready to train.</p>}
       <div className="flex justify-end gap-2">
-        <Button onClick={onClose}>Leave it</Button>
+        <Button onClick={onClose}> Cancel </Button>
         <Button kind="primary" onClick={onTake}>
-          Take it over
+          {" "}
+          Import{" "}
         </Button>
       </div>
     </div>

@@ -45,7 +45,7 @@ export function JsonPanel({ config, whole, base, onChange, fileName }: Props) {
     setText(next);
     try {
       const read: unknown = JSON.parse(next);
-      if (!isTree(read)) throw new Error("It must be an object.");
+      if (!isTree(read)) throw new Error("The configuration must be a JSON object.");
       setError(null);
       onChange(read);
     } catch (problem) {
@@ -55,7 +55,7 @@ export function JsonPanel({ config, whole, base, onChange, fileName }: Props) {
   return (
     <Panel
       flush
-      title="As JSON"
+      title="JSON"
       actions={
         <ToggleGroup
           label="View"
@@ -63,8 +63,8 @@ export function JsonPanel({ config, whole, base, onChange, fileName }: Props) {
           onChange={setView}
           options={[
             { value: "edit", label: "Edit" },
-            { value: "diff", label: "To preset" },
-            { value: "all", label: "Whole" },
+            { value: "diff", label: "Diff" },
+            { value: "all", label: "Full" },
           ]}
         />
       }
@@ -72,7 +72,7 @@ export function JsonPanel({ config, whole, base, onChange, fileName }: Props) {
       {view === "edit" && (
         <div className="p-3">
           <TextArea
-            aria-label="Configuration as JSON: what differs from the defaults"
+            aria-label="Configuration as JSON: changes from the defaults"
             aria-invalid={error !== null}
             spellCheck={false}
             rows={16}
@@ -84,14 +84,14 @@ export function JsonPanel({ config, whole, base, onChange, fileName }: Props) {
             {error ? (
               <span className="text-destructive">{error}</span>
             ) : (
-              "Only what differs from the defaults; the rest is implied."
+              "Shows only values that differ from the defaults."
             )}
           </p>
         </div>
       )}
       {view === "diff" && (
         <div className="max-h-[26rem] overflow-auto">
-          <DiffTable from={base} to={whole} names={["Preset", "Now"]} />
+          <DiffTable from={base} to={whole} names={["Preset", "Current"]} />
         </div>
       )}
       {view === "all" && (
@@ -104,7 +104,7 @@ export function JsonPanel({ config, whole, base, onChange, fileName }: Props) {
           Export
         </Button>
         <Button size="small" onClick={() => save(fileName, JSON.stringify(whole, null, 2))}>
-          Export whole
+          Export full
         </Button>
         <Button
           size="small"

@@ -87,7 +87,7 @@ function Stack({ title, found }: { title: string; found: Parts }) {
       </ul>
       {found.not_counted && (
         <details className="text-2xs text-muted-foreground">
-          <summary className="cursor-pointer">Coarse: what is not counted</summary>
+          <summary className="cursor-pointer">Rough estimate: not included</summary>
           <ul className="mt-1 grid list-disc gap-0.5 pl-4">
             {found.not_counted.map((each) => (
               <li key={each}>{each}</li>
@@ -112,7 +112,7 @@ function Time({ time }: { time: Found["time"] }) {
   return (
     <p className="text-xs">
       <span className="font-medium">
-        {time.total_s == null ? `${duration(time.epoch_s)} an epoch` : duration(time.total_s)}
+        {time.total_s == null ? `${duration(time.epoch_s)} per epoch` : duration(time.total_s)}
       </span>{" "}
       {steps && <>for {steps} </>}at {figure(time.samples_per_s, 3)} samples/s{" "}
       <span className="text-muted-foreground">({time.source})</span>
@@ -128,8 +128,8 @@ function Buckets({ data }: { data: Data }) {
       <p className="text-xs">
         <span className="font-medium">{count(data.rows)} rows</span>
         {data.pictures !== undefined && <> of {count(data.pictures)} images</>}
-        {data.regularisation ? <>, {count(data.regularisation)} of them regularisation</> : null},{" "}
-        {count(data.steps_per_epoch)} steps an epoch
+        {data.regularisation ? <>, {count(data.regularisation)} of them regularization</> : null},{" "}
+        {count(data.steps_per_epoch)} steps per epoch
       </p>
       <ul className="grid max-h-40 gap-0.5 overflow-y-auto">
         {data.buckets.map((bucket) => (
@@ -147,7 +147,7 @@ function Buckets({ data }: { data: Data }) {
       </ul>
       {left.map(([why, number]) => (
         <p key={why} className="text-2xs text-warning">
-          {count(number)} left out: {why}
+          {count(number)} skipped: {why}
         </p>
       ))}
     </div>
@@ -170,7 +170,7 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
       title="Preflight"
       actions={
         <Button size="small" disabled={!isReady} isBusy={look.isPending} onClick={() => look.mutate()}>
-          {look.isPending ? "Examining …" : "Examine"}
+          {look.isPending ? "Checking …" : "Check memory, time and data"}
         </Button>
       }
     >
@@ -179,7 +179,7 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
       ) : !found ? (
         <p className="text-sm text-secondary-foreground">
           {isReady
-            ? "Checks memory, disk, time, buckets and rows that are left out, before anything starts."
+            ? "Estimates memory, disk and time, and lists buckets and skipped rows, before the run starts."
             : "Fix the problems above to run this check."}
         </p>
       ) : (
@@ -205,7 +205,7 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
           )}
           {found.advice.length > 0 && (
             <div className="grid gap-1.5">
-              <p className="text-xs font-medium">What to change, in this order and together</p>
+              <p className="text-xs font-medium">Change these settings together, in this order</p>
               <ol className="grid list-decimal gap-1 pl-4 text-xs text-secondary-foreground">
                 {found.advice.map((each) => (
                   <li key={each}>{each}</li>
@@ -219,7 +219,8 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
                     for (const change of changes) set(change.path, change.value);
                   }}
                 >
-                  Make it fit
+                  {" "}
+                  Apply changes{" "}
                 </Button>
               )}
             </div>

@@ -41,7 +41,7 @@ export function Presets({
             >
               <span className="text-sm font-semibold">{preset?.title ?? "Defaults"}</span>
               <span className="text-xs text-secondary-foreground">
-                {preset?.note ?? "As the trainer has them, and nothing else."}
+                {preset?.note ?? "The trainer's own defaults."}
               </span>
               {changes.length > 0 && (
                 <span className="figure mt-1 line-clamp-2 text-2xs text-muted-foreground">

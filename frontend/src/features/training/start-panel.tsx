@@ -51,7 +51,7 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
     <Panel title="Start">
       <div className="grid gap-3">
         <RunNameField
-          label="Name of the run"
+          label="Run name"
           value={draft.name}
           onChange={(name) => onPatch({ name })}
           isRefused={isNameBad}
@@ -76,7 +76,7 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
                 </label>
               ))}
             </div>
-            <p className="text-xs text-muted-foreground">None chosen: the first one that is free.</p>
+            <p className="text-xs text-muted-foreground">None selected: uses the first free device.</p>
           </fieldset>
         )}
         <div role="status" className="min-h-5 text-sm">
@@ -99,7 +99,7 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
                   className="w-full rounded px-2 py-1 text-left text-xs hover:bg-muted"
                   onClick={() => onShow(path)}
                 >
-                  <code className="figure text-secondary-foreground">{path || "all"}</code>{" "}
+                  <code className="figure text-secondary-foreground">{path || "configuration"}</code>{" "}
                   {messages.join(" ")}
                 </button>
               </li>
@@ -132,7 +132,7 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
         </Button>
         {data && data.runs.length > 0 && (
           <p className="text-xs text-muted-foreground">
-            {data.runs.length} run{data.runs.length > 1 ? "s are" : " is"} queued before it.
+            {data.runs.length} run{data.runs.length > 1 ? "s are" : " is"} ahead in the queue.
           </p>
         )}
       </div>

@@ -79,7 +79,9 @@ function Contents({
               >
                 <span className="truncate">{section.title}</span>
                 {wrong > 0 ? (
-                  <span className="figure text-2xs font-semibold text-warning">{wrong} to fix</span>
+                  <span className="figure text-2xs font-semibold text-warning">
+                    {wrong} error{wrong > 1 ? "s" : ""}
+                  </span>
                 ) : (
                   changed > 0 && <span className="figure text-2xs text-primary">{changed}</span>
                 )}
@@ -101,7 +103,7 @@ function useFrom(setConfig: (config: Tree) => void, defaults: Tree | undefined) 
   useEffect(() => {
     if (!config || !defaults || !from) return;
     setConfig((changesFrom(defaults, config) ?? {}) as Tree);
-    say(`The configuration of ${from} is in the form.`);
+    say(`Loaded the configuration of ${from}.`);
     history.replaceState(null, "", window.location.pathname);
   }, [config, defaults, from, setConfig, say]);
 }
@@ -198,18 +200,19 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
         wide
         actions={
           <Button kind="quiet" onClick={() => setClearing(true)}>
-            Begin anew
+            {" "}
+            Reset form{" "}
           </Button>
         }
       >
         <Confirm
-          title="Begin anew?"
+          title="Reset form?"
           isOpen={isClearing}
           onClose={() => setClearing(false)}
           onConfirm={() => patch({ preset: null, name: "", devices: [], config: {} })}
-          confirm="Begin anew"
+          confirm="Reset form"
         >
-          All that was set in this form goes. Export it first if you want it back.
+          This clears all settings in this form. Export them first to keep a copy.
         </Confirm>
         <div className="grid items-start gap-5 lg:grid-cols-[minmax(0,1fr)_21rem] xl:grid-cols-[10rem_minmax(0,1fr)_23rem]">
           <Contents sections={shown} whole={whole} base={base} problems={problems} />
@@ -248,13 +251,13 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
               <SearchInput
                 className="min-w-48 flex-1"
                 label="Search fields"
-                hint="Search fields: rate, prompts, cache …"
+                hint="Search fields, e.g. rate, prompts, cache"
                 value={search}
                 onSearch={setSearch}
               />
               {hasSimple && (
                 <ToggleGroup
-                  label="How much to show"
+                  label="Detail level"
                   value={isAdvanced ? 1 : 0}
                   onChange={(value) => setAdvanced(value === 1)}
                   options={[
@@ -265,7 +268,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
               )}
             </div>
             {shown.length === 0 && (
-              <Empty title="No field fits">Search for a key, a word of its help, or a section.</Empty>
+              <Empty title="No matching fields">Search by key, help text or section.</Empty>
             )}
             {shown.slice(0, isLater ? undefined : FIRST_SECTIONS).map((section) => (
               <FormSection key={section.name} section={section} isShown={isShown} />

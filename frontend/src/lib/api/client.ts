@@ -41,9 +41,9 @@ export async function got<T>(asked: Promise<Answer<T>>): Promise<T> {
     answer = await asked;
   } catch {
     throw new Problem(
-      "The studio does not answer.",
+      "The studio is not responding.",
       "",
-      "Is it still running? This page goes on by itself when it is back.",
+      "Check that it is running. This page reconnects automatically.",
       0,
     );
   }
@@ -87,9 +87,9 @@ export function problemOf(content: unknown, status: number): Problem {
   if (status === 401 && typeof window !== "undefined") window.dispatchEvent(new Event(SIGNED_OUT));
   const told = (content ?? {}) as Partial<Schemas["ProblemView"]>;
   return new Problem(
-    told.title ?? `The studio answered with status ${status}.`,
+    told.title ?? `The request failed with status ${status}.`,
     told.detail ?? "",
-    told.todo ?? "Try again; if it stays, the studio's log says more.",
+    told.todo ?? "Try again. If it fails again, check the studio's log.",
     status,
     told.errors ?? [],
     told.type?.split(":").at(-1) ?? "",
