@@ -117,7 +117,8 @@ def test_wandb_that_is_down_ends_no_run(make_run: Callable[..., RunDir], answers
         run_dir = make_run(loggers=[{"kind": "wandb"}], limits={"max_steps": 3})
         driver = (
             "import sys; from flowloom.engine import trackers; trackers.CLOSE_S = 3.0; "
-            "from flowloom.engine.__main__ import main; sys.exit(main())"
+            "from flowloom.engine.__main__ import run_engine; from flowloom.run.process import main; "
+            "sys.exit(main('flowloom.engine', run_engine))"
         )
         environment = {
             **os.environ,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flowloom.trainers.checkouts import name_checkout
+from flowloom.trainers.checkouts import add_checkout
 
 _OLD = """
 from src.trainer.train_old import train_chroma
@@ -157,5 +157,5 @@ def flow_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout that the owner of this machine has named."""
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "trainers.json"))
     path = make_checkout(tmp_path / "flow")
-    name_checkout("flow-upstream", path, Path(sys.executable))
+    add_checkout("flow-upstream", path, Path(sys.executable))
     return path

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flowloom.trainers.checkouts import name_checkout
+from flowloom.trainers.checkouts import add_checkout
 from flowloom.trainers.kohya.config import KohyaConfig
 from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.files import arguments_of
@@ -139,7 +139,7 @@ def least_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "library" / "train_util.py").write_text(LIBRARY)
     (folder / "library" / "words.py").write_text(WORDS)
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "trainers.json"))
-    name_checkout("kohya", folder, Path(sys.executable))
+    add_checkout("kohya", folder, Path(sys.executable))
     return folder
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flowloom.trainers.checkouts import name_checkout
+from flowloom.trainers.checkouts import add_checkout
 from tests.server.conftest import Studio, end_runs
 
 CHECKOUT = Path(os.environ.get("FLOWLOOM_KOHYA", ""))
@@ -69,7 +69,7 @@ def sd_studio(sd_home: Path) -> Iterator[Studio]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLOWLOOM_TRAINERS", str(sd_home / "trainers.json"))
         prepare(patch)
-        name_checkout("kohya", sd_home / "sd-scripts", PYTHON)
+        add_checkout("kohya", sd_home / "sd-scripts", PYTHON)
         studio = Studio(sd_home / "studio", "--root", f"kohya={sd_home}").start()
         yield studio
         end_runs(studio.home)

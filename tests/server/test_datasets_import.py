@@ -21,7 +21,7 @@ from PIL import Image
 
 from flowloom.errors import RunError
 from flowloom.run.directory import RunDir
-from flowloom.tasks.importing import _is_placed, _place
+from flowloom.tasks.dataset_import import _is_placed, _place
 from tests.fakes.files import Files
 from tests.fakes.hub import TOKEN
 from tests.server.conftest import Studio, wait_for

@@ -62,10 +62,10 @@ def test_a_run_of_kohya_is_examined_in_the_same_shape(least_checkout: Path, tmp_
 @pytest.mark.parametrize("trainer", ALL.values(), ids=list(ALL))
 def test_a_trainer_that_cannot_be_asked_says_so(one_studio: Studio, trainer: Any):
     told = {one["name"]: one["has_preflight"] for one in one_studio.get("/api/trainers")}
-    assert told[trainer.name] == bool(trainer.examiner)
+    assert told[trainer.name] == bool(trainer.preflight_command)
     answer = one_studio.http.post(f"/api/{trainer.name}/preflight", json={"config": {}})
     problem = answer.json()
-    if trainer.examiner:
+    if trainer.preflight_command:
         assert (answer.status_code, problem["type"]) == (422, "urn:flowloom:invalid")
         assert problem["errors"]
     else:

@@ -18,7 +18,7 @@ from flowloom.models.weights import open_weights, save_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import EventWriter
 from flowloom.tasks import ALL
-from flowloom.tasks.base import Progress
+from flowloom.tasks.base import FunctionTask, Progress
 from flowloom.tasks.sample import SampleConfig, shots
 from tests.engine.conftest import drawn_data, make_config  # noqa: F401 -- fixtures
 from tests.model_library.conftest import SDXL_UNET, write_model
@@ -34,7 +34,7 @@ def trained(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.Temp
     return run_dir
 
 
-class Taskd:
+class TaskRun:
     """A task in this process, in a run directory of its own."""
 
     def __init__(self, runs_dir: Path, name: str, config: dict[str, Any]):
@@ -47,13 +47,10 @@ class Taskd:
 
     def work(self) -> Any:
         """Work it off, as its process would; its result."""
-        import importlib
-
-        module, _, function = self.task.work.partition(":")
         writer = EventWriter(self.run_dir.events_jsonl)
         progress = Stopping(self.run_dir, writer, self.stops_after)
-        getattr(importlib.import_module(module), function)(self.config, progress)
-        progress.end()
+        assert isinstance(self.task, FunctionTask)
+        self.task.run(self.config, progress)
         writer.close()
         result = self.run_dir.path / "result.json"
         return json.loads(result.read_text()) if result.exists() else None
@@ -78,15 +75,15 @@ class Stopping(Progress):
 
 
 @pytest.fixture
-def taskd(tmp_path: Path) -> Callable[..., Taskd]:
-    return lambda name, **config: Taskd(tmp_path / "runs", name, config)
+def task_run(tmp_path: Path) -> Callable[..., TaskRun]:
+    return lambda name, **config: TaskRun(tmp_path / "runs", name, config)
 
 
 @pytest.mark.parametrize("form", ["comfy", "kohya", "diffusers"])
 def test_a_lora_is_exported_to_where_it_can_be_downloaded(
-    trained: RunDir, taskd: Callable[..., Taskd], form: str
+    trained: RunDir, task_run: Callable[..., TaskRun], form: str
 ):
-    run = taskd("export", source_path=str(trained.path), form=form)
+    run = task_run("export", source_path=str(trained.path), form=form)
     result = run.work()
     out = run.run_dir.path / "checkpoints" / f"fox-step_00000002-{form}.safetensors"
     assert result == {"path": str(out), "size": out.stat().st_size}
@@ -100,18 +97,18 @@ def test_a_lora_is_exported_to_where_it_can_be_downloaded(
 
 
 def test_an_export_goes_where_it_is_told_and_over_nothing(
-    trained: RunDir, taskd: Callable[..., Taskd], tmp_path: Path
+    trained: RunDir, task_run: Callable[..., TaskRun], tmp_path: Path
 ):
     out = tmp_path / "loras" / "fox.safetensors"
     config = {"source_path": str(trained.checkpoint_dir(2)), "out_path": str(out)}
-    assert taskd("export", **config).work()["path"] == str(out)
+    assert task_run("export", **config).work()["path"] == str(out)
     (problem,) = ALL["export"].check(config)
     assert problem.path == "out_path"
     assert "exists already" in problem.message
 
 
-def test_a_lora_is_merged_into_its_base_with_progress(trained: RunDir, taskd: Callable[..., Taskd]):
-    run = taskd("merge", source_path=str(trained.path), strength=0.5)
+def test_a_lora_is_merged_into_its_base_with_progress(trained: RunDir, task_run: Callable[..., TaskRun]):
+    run = task_run("merge", source_path=str(trained.path), strength=0.5)
     merged = open_weights(Path(run.work()["path"]))
     base = open_weights(Path(trained.read_config().model.chroma_path))
     assert merged.shapes == base.shapes
@@ -122,8 +119,8 @@ def test_a_lora_is_merged_into_its_base_with_progress(trained: RunDir, taskd: Ca
     assert last["step"] == last["max_steps"] == len(base)
 
 
-def test_a_merge_that_is_stopped_leaves_nothing_half_made(trained: RunDir, taskd: Callable[..., Taskd]):
-    run = taskd("merge", source_path=str(trained.path))
+def test_a_merge_that_is_stopped_leaves_nothing_half_made(trained: RunDir, task_run: Callable[..., TaskRun]):
+    run = task_run("merge", source_path=str(trained.path))
     run.stops_after = 3
     assert run.work() is None
     assert list((run.run_dir.path / "checkpoints").iterdir()) == []
@@ -133,14 +130,14 @@ def test_a_merge_that_is_stopped_leaves_nothing_half_made(trained: RunDir, taskd
 PICTURE = {"width": 32, "height": 32, "steps": 1, "cfg": 1.0, "parallel": {"device": "cpu", "num_threads": 1}}
 
 
-def pixels(run: Taskd, number: int) -> np.ndarray:
+def pixels(run: TaskRun, number: int) -> np.ndarray:
     return np.asarray(Image.open(run.run_dir.samples_dir(0) / f"{number:04d}.png")).astype(int)
 
 
-def test_a_grid_is_drawn_with_the_settings_of_each_picture(trained: RunDir, taskd: Callable[..., Taskd]):
+def test_a_grid_is_drawn_with_the_settings_of_each_picture(trained: RunDir, task_run: Callable[..., TaskRun]):
     grid = {"steps": [1, 2], "lora_strengths": [0.0, 1.0]}
-    run = taskd("sample", source_path=str(trained.path), prompts=["red bar"], seed=7, grid=grid, **PICTURE)
-    assert run.work() == {"pictures": 4}
+    run = task_run("sample", source_path=str(trained.path), prompts=["red bar"], seed=7, grid=grid, **PICTURE)
+    assert run.work() == {"num_images": 4}
     records = json.loads((run.run_dir.samples_dir(0) / "samples.json").read_text())
     assert [(record["steps"], record["lora_strength"]) for record in records] == [
         (1, 0),
@@ -153,11 +150,13 @@ def test_a_grid_is_drawn_with_the_settings_of_each_picture(trained: RunDir, task
     assert (pixels(run, 0) != pixels(run, 1)).any(), "the strength changes the picture"
 
 
-def test_a_grid_goes_over_checkpoints_and_both_kinds_of_weights(trained: RunDir, taskd: Callable[..., Taskd]):
+def test_a_grid_goes_over_checkpoints_and_both_kinds_of_weights(
+    trained: RunDir, task_run: Callable[..., TaskRun]
+):
     sources = [str(trained.checkpoints()[-1]), str(trained.path)]
     grid = {"source_paths": sources, "weights": ["raw", "ema"]}
-    run = taskd("sample", prompts=["red bar"], seed=7, grid=grid, **PICTURE)
-    assert run.work() == {"pictures": 4}
+    run = task_run("sample", prompts=["red bar"], seed=7, grid=grid, **PICTURE)
+    assert run.work() == {"num_images": 4}
     records = json.loads((run.run_dir.samples_dir(0) / "samples.json").read_text())
     assert [(record["source"], record["weights"]) for record in records] == [
         (source, weights) for source in sources for weights in ("raw", "ema")
@@ -165,25 +164,27 @@ def test_a_grid_goes_over_checkpoints_and_both_kinds_of_weights(trained: RunDir,
     assert (pixels(run, 0) == pixels(run, 2)).all(), "a run is its newest checkpoint"
 
 
-def test_the_strength_of_one_picture_does_not_change_the_next(trained: RunDir, taskd: Callable[..., Taskd]):
+def test_the_strength_of_one_picture_does_not_change_the_next(
+    trained: RunDir, task_run: Callable[..., TaskRun]
+):
     grid = {"lora_strengths": [1.0, 0.0, 2.0, 0.5, 1.0, 0.0]}
-    run = taskd("sample", source_path=str(trained.path), prompts=["red bar"], grid=grid, **PICTURE)
+    run = task_run("sample", source_path=str(trained.path), prompts=["red bar"], grid=grid, **PICTURE)
     run.work()
     assert (pixels(run, 0) == pixels(run, 4)).all()
     assert (pixels(run, 1) == pixels(run, 5)).all()
     assert (pixels(run, 0) != pixels(run, 2)).any()
 
 
-def test_pictures_go_on_after_a_stop(trained: RunDir, taskd: Callable[..., Taskd]):
+def test_pictures_go_on_after_a_stop(trained: RunDir, task_run: Callable[..., TaskRun]):
     config = {"source_path": str(trained.path), "prompts": ["a", "b", "c"], "images_per_prompt": 2, **PICTURE}
-    run = taskd("sample", **config)
+    run = task_run("sample", **config)
     run.stops_after = 2
     assert run.work() is None
     assert run.kinds()[-1] == "stopped"
     first = run.run_dir.samples_dir(0) / "0000.png"
     made = first.stat().st_mtime_ns
     run.stops_after = None
-    assert run.work() == {"pictures": 6}
+    assert run.work() == {"num_images": 6}
     assert first.stat().st_mtime_ns == made, "what was drawn is not drawn again"
     records = json.loads((run.run_dir.samples_dir(0) / "samples.json").read_text())
     assert [(record["prompt"], record["seed"]) for record in records] == [
@@ -192,16 +193,16 @@ def test_pictures_go_on_after_a_stop(trained: RunDir, taskd: Callable[..., Taskd
 
 
 def test_a_base_with_a_lora_on_top_is_drawn_without_any_run(
-    trained: RunDir, taskd: Callable[..., Taskd], tmp_path: Path
+    trained: RunDir, task_run: Callable[..., TaskRun], tmp_path: Path
 ):
-    lora = Path(taskd("export", source_path=str(trained.path)).work()["path"])
+    lora = Path(task_run("export", source_path=str(trained.path)).work()["path"])
     moved = lora.rename(tmp_path / "fox.safetensors")
     model = trained.read_config().model.model_dump(mode="json")
     loras = [{"lora_path": str(moved), "strength": 1.0}]
-    run = taskd("sample", model=model, loras=loras, prompts=["red bar"], **PICTURE)
-    assert run.work() == {"pictures": 1}
+    run = task_run("sample", model=model, loras=loras, prompts=["red bar"], **PICTURE)
+    assert run.work() == {"num_images": 1}
     (tmp_path / "own").mkdir()
-    own = Taskd(
+    own = TaskRun(
         tmp_path / "own", "sample", {"source_path": str(trained.path), "prompts": ["red bar"], **PICTURE}
     )
     own.work()
@@ -213,22 +214,22 @@ def problems(**config: Any) -> dict[str, str]:
 
 
 def test_tensors_that_are_left_out_are_reported_once(
-    trained: RunDir, taskd: Callable[..., Taskd], tmp_path: Path
+    trained: RunDir, task_run: Callable[..., TaskRun], tmp_path: Path
 ):
     tensors = dict(open_weights(trained.checkpoint_dir(2) / "adapter.safetensors").items())
     tensors["text_encoders.t5xxl.transformer.shared.lora_A.weight"] = next(iter(tensors.values()))
     save_weights(tmp_path / "fox.safetensors", tensors, {})
 
-    def warnings(run: Taskd) -> list[str]:
+    def warnings(run: TaskRun) -> list[str]:
         run.work()
         events = [json.loads(line) for line in run.run_dir.events_jsonl.read_text().splitlines()]
         return [event["message"] for event in events if event["kind"] == "warning"]
 
     loras = [{"lora_path": str(tmp_path / "fox.safetensors")}]
     sources = [str(trained.path), str(trained.checkpoint_dir(2))]
-    drawn = taskd("sample", source_path=sources[0], loras=loras, prompts=["x"], steps=1, width=64, height=64,
-                   cfg=1.0, grid={"source_paths": sources})  # fmt: skip
-    exported = taskd("export", source_path=str(tmp_path / "fox.safetensors"))
+    drawn = task_run("sample", source_path=sources[0], loras=loras, prompts=["x"], steps=1, width=64,
+                   height=64, cfg=1.0, grid={"source_paths": sources})  # fmt: skip
+    exported = task_run("export", source_path=str(tmp_path / "fox.safetensors"))
     for run in (drawn, exported):
         (message,) = warnings(run)
         assert "fox.safetensors: some tensors are not used here (1 of a text encoder" in message
@@ -242,7 +243,7 @@ def test_what_cannot_be_drawn_is_told_before_it_starts(trained: RunDir, tmp_path
     assert problems(**source) == {}
     assert "width" in problems(**source, width=100)
     many = {"steps": list(range(1, 101)), "cfg": [float(cfg) for cfg in range(50)]}
-    assert "5,000 pictures" in problems(**source, grid=many)["grid"]
+    assert "5,000 images" in problems(**source, grid=many)["grid"]
     network = write_model(tmp_path / "sdxl.safetensors", SDXL_UNET)
     told = problems(**source, loras=[{"lora_path": str(network)}])
     assert "SDXL, not a LoRA" in told["loras.0.lora_path"]
@@ -266,7 +267,7 @@ def test_a_merge_wants_a_base_of_its_kind(trained: RunDir, tmp_path: Path):
     lora = tmp_path / "alone.safetensors"
     lora.write_bytes((trained.checkpoint_dir(2) / "adapter.safetensors").read_bytes())
     (problem,) = ALL["merge"].check({"source_path": str(lora)})
-    assert "nothing says what" in problem.message
+    assert "is not recorded" in problem.message
     (problem,) = ALL["merge"].check({"source_path": str(lora), "base_path": str(network)})
     assert "is SDXL" in problem.message
 

@@ -14,24 +14,24 @@ import pytest
 from flowloom.config.run import RunConfig
 from flowloom.run.directory import RunDir
 from flowloom.tasks import ALL
-from flowloom.tasks.base import Task
+from flowloom.tasks.base import FormTask
 from tests.engine.conftest import drawn_data, make_config  # noqa: F401 -- fixtures
 
 EVERY = pytest.mark.parametrize("task", ALL.values(), ids=list(ALL))
 
 
 @EVERY
-def test_unknown_keys_are_told(task: Task[Any]) -> None:
+def test_unknown_keys_are_told(task: FormTask[Any]) -> None:
     assert "no_such_key" in {problem.path for problem in task.check({"no_such_key": 1})}
 
 
 @EVERY
-def test_defaults_fit_the_schema(task: Task[Any]) -> None:
+def test_defaults_fit_the_schema(task: FormTask[Any]) -> None:
     assert task.defaults().keys() <= task.schema()["properties"].keys()
 
 
 @EVERY
-def test_every_field_has_its_help(task: Task[Any]) -> None:
+def test_every_field_has_its_help(task: FormTask[Any]) -> None:
     if task.config_type is not RunConfig:
         fields = task.schema()["properties"].items()
         assert not [name for name, field in fields if not field.get("description")]

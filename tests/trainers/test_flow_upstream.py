@@ -11,7 +11,7 @@ import pytest
 
 from flowloom.errors import ConfigError, RunError
 from flowloom.run.directory import RunDir
-from flowloom.trainers.checkouts import checkouts_of, name_checkout
+from flowloom.trainers.checkouts import add_checkout, checkouts_of
 from flowloom.trainers.flow_upstream.dataclasses import names_of_trainers
 from flowloom.trainers.flow_upstream.trainer import TRAINER
 from tests.fakes.flow_checkout import flow_checkout, make_checkout  # noqa: F401 -- a fixture
@@ -124,7 +124,7 @@ def test_a_trainer_is_a_plain_name(config: dict[str, Any], name: str) -> None:
 def test_a_checkout_that_nobody_named_is_never_run(config: dict[str, Any], tmp_path: Path) -> None:
     other = make_checkout(tmp_path / "other")
     assert paths(config | {"checkout": str(other)}) == {"checkout"}
-    name_checkout("flow-upstream", other)
+    add_checkout("flow-upstream", other)
     assert not paths(config | {"checkout": str(other)})
     assert [one.path.name for one in checkouts_of("flow-upstream")] == ["other", "flow"]
 
@@ -143,7 +143,7 @@ def test_a_damaged_list_of_checkouts_is_told(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ConfigError, match=r"list\.json"):
         checkouts_of("flow-upstream")
     with pytest.raises(ConfigError, match="does not exist"):
-        name_checkout("flow-upstream", tmp_path / "nothing")
+        add_checkout("flow-upstream", tmp_path / "nothing")
 
 
 def test_tokens_are_refused_since_flow_would_write_them(config: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from flowloom.run.directory import RunDir
 from flowloom.trainers.base import Preset
-from flowloom.trainers.checkouts import name_checkout
+from flowloom.trainers.checkouts import add_checkout
 from flowloom.trainers.kohya.buckets import Buckets
 from flowloom.trainers.kohya.config import DataSet, KohyaConfig
 from flowloom.trainers.kohya.files import arguments_of
@@ -88,7 +88,7 @@ def sd_scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
     """What the real sd-scripts answers."""
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "trainers.json"))
     prepare(monkeypatch)
-    name_checkout("kohya", CHECKOUT, PYTHON)
+    add_checkout("kohya", CHECKOUT, PYTHON)
 
     def ask(**question: list[Any]) -> dict[str, Any]:
         path = tmp_path / "question.json"

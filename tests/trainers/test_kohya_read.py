@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flowloom.run.directory import RunDir
-from flowloom.trainers.checkouts import name_checkout
+from flowloom.trainers.checkouts import add_checkout
 from flowloom.trainers.kohya.arguments import known_arguments
 from flowloom.trainers.kohya.config import KohyaConfig
 from flowloom.trainers.kohya.families import FACTS
@@ -68,7 +68,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("FLOWLOOM_TRAINERS", str(tmp_path_factory.mktemp("list") / "trainers.json"))
         prepare(patch)
         patch.setenv("HF_TOKEN", "hf_not-a-real-token")
-        name_checkout("kohya", CHECKOUT, PYTHON)
+        add_checkout("kohya", CHECKOUT, PYTHON)
         yield CHECKOUT
 
 

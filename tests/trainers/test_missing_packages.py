@@ -14,7 +14,7 @@ from flowloom.engine.doctor import trainer_findings
 from flowloom.trainers import FLOW_UPSTREAM, KOHYA
 from flowloom.trainers.checkouts import Checkout
 from flowloom.trainers.kohya.families import FACTS
-from flowloom.trainers.missing_packages import lacks, states
+from flowloom.trainers.missing_packages import missing_packages, states
 from tests.fakes.flow_checkout import flow_checkout  # noqa: F401 -- a fixture
 
 UTIL = """
@@ -47,19 +47,21 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
 
 
 def test_modules_are_found_by_following_the_scripts(checkout: Checkout) -> None:
-    assert {"no_such_thing", "no_such_other", "no_such_deep_thing"} <= set(lacks("kohya", checkout))
-    assert not {"torch", "library", "optional_thing", "json", "os"} & set(lacks("kohya", checkout))
+    assert {"no_such_thing", "no_such_other", "no_such_deep_thing"} <= set(
+        missing_packages("kohya", checkout)
+    )
+    assert not {"torch", "library", "optional_thing", "json", "os"} & set(missing_packages("kohya", checkout))
 
 
 def test_scripts_that_are_gone_are_named(checkout: Checkout) -> None:
     (checkout.path / "flux_train_network.py").unlink()
-    assert "flux_train_network.py" in lacks("kohya", checkout)
-    (lack,) = lacks("kohya", checkout.model_copy(update={"path": checkout.path.parent}))
+    assert "flux_train_network.py" in missing_packages("kohya", checkout)
+    (lack,) = missing_packages("kohya", checkout.model_copy(update={"path": checkout.path.parent}))
     assert "scripts" in lack
 
 
 def test_a_python_that_does_not_start_is_told(checkout: Checkout) -> None:
-    (lack,) = lacks("kohya", checkout.model_copy(update={"python": Path("/no/such/python")}))
+    (lack,) = missing_packages("kohya", checkout.model_copy(update={"python": Path("/no/such/python")}))
     assert "Python" in lack
 
 
@@ -70,7 +72,7 @@ def test_the_doctor_has_a_line_for_each_checkout_with_its_revision(checkout: Che
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
     (finding,) = trainer_findings("kohya")
     assert not finding.is_well
-    assert f"{checkout.path} at {head.stdout.strip()}, by {sys.executable}; lacks " in finding.text
+    assert f"{checkout.path} at {head.stdout.strip()}, with {sys.executable}; missing: " in finding.text
     (finding,) = trainer_findings("flow-upstream")
     assert finding.is_well
     assert "flowloom trainers install flow-upstream" in finding.text

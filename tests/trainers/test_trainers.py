@@ -16,16 +16,16 @@ from flowloom.config.run import RunConfig
 from flowloom.run.directory import Control, RunDir
 from flowloom.run.events import FIELDS
 from flowloom.trainers import ALL
-from flowloom.trainers.base import SourceKind, Trainer
+from flowloom.trainers.base import SourceKind, TrainerBackend
 from flowloom.trainers.engine import TRAINER as FLOW
 
 COUNTED = {"batch", "batches", "batches_per_s"}
-"""Of a progress within one epoch (Trainer.parse)."""
+"""Of a progress within one epoch (Task.parse)."""
 EVERY = pytest.mark.parametrize("trainer", ALL.values(), ids=list(ALL))
 
 
 @EVERY
-def test_what_is_wrong_is_told_by_path_all_at_once(trainer: Trainer) -> None:
+def test_what_is_wrong_is_told_by_path_all_at_once(trainer: TrainerBackend) -> None:
     problems = trainer.check({"training": {"lr": "fast", "lrr": 1}})
     assert {"training.lr", "training.lrr"} <= {problem.path for problem in problems}
 
@@ -37,8 +37,8 @@ def test_trainers_have_the_names_that_are_in_the_paths() -> None:
 
 
 @EVERY
-def test_a_trainer_can_be_asked_only_for_what_a_run_directory_knows(trainer: Trainer) -> None:
-    assert trainer.abilities <= set(get_args(Control))
+def test_a_trainer_can_be_asked_only_for_what_a_run_directory_knows(trainer: TrainerBackend) -> None:
+    assert trainer.supported_controls <= set(get_args(Control))
     assert trainer.title
     assert isinstance(trainer.needs_device, bool)
     assert isinstance(trainer.uses_all_devices, bool)
@@ -46,7 +46,7 @@ def test_a_trainer_can_be_asked_only_for_what_a_run_directory_knows(trainer: Tra
 
 
 @EVERY
-def test_the_defaults_are_a_configuration_that_lacks_only_what_must_be_given(trainer: Trainer) -> None:
+def test_the_defaults_are_a_configuration_that_lacks_only_what_must_be_given(trainer: TrainerBackend) -> None:
     defaults = trainer.defaults()
     assert {problem.path for problem in trainer.check(defaults)} == {
         problem.path for problem in trainer.check({})
@@ -57,7 +57,7 @@ def test_the_defaults_are_a_configuration_that_lacks_only_what_must_be_given(tra
 @EVERY
 @pytest.mark.parametrize("section", [None, [], 3, "text", {"": 1}, [[]]], ids=repr)
 def test_whatever_is_checked_is_answered_with_problems_and_stays_as_it_was(
-    trainer: Trainer, section: Any
+    trainer: TrainerBackend, section: Any
 ) -> None:
     config = dict.fromkeys(trainer.schema()["properties"], section)
     before = json.dumps(config)
@@ -67,7 +67,7 @@ def test_whatever_is_checked_is_answered_with_problems_and_stays_as_it_was(
 
 
 @EVERY
-def test_models_are_offered_for_keys_of_the_configuration(trainer: Trainer, tmp_path: Path) -> None:
+def test_models_are_offered_for_keys_of_the_configuration(trainer: TrainerBackend, tmp_path: Path) -> None:
     found = trainer.models([tmp_path])
     assert found
     for key, paths in found.items():
@@ -77,7 +77,7 @@ def test_models_are_offered_for_keys_of_the_configuration(trainer: Trainer, tmp_
 
 
 @EVERY
-def test_presets_fit_the_schema(trainer: Trainer) -> None:
+def test_presets_fit_the_schema(trainer: TrainerBackend) -> None:
     sections = trainer.schema()["properties"]
     for preset in trainer.presets():
         assert preset.config.keys() <= sections.keys()
@@ -88,7 +88,7 @@ def test_presets_fit_the_schema(trainer: Trainer) -> None:
 
 
 @EVERY
-def test_every_preset_tells_where_it_comes_from(trainer: Trainer) -> None:
+def test_every_preset_tells_where_it_comes_from(trainer: TrainerBackend) -> None:
     places = {"documentation": "docs/|quickstart/", "paper": r"arXiv:\d{4}\.\d{5}", "code": r"\.py\b"}
     for preset in trainer.presets():
         assert preset.sources, preset.name
@@ -103,7 +103,7 @@ def test_every_preset_tells_where_it_comes_from(trainer: Trainer) -> None:
 
 
 @EVERY
-def test_a_line_that_means_nothing_is_no_event_and_others_have_known_fields(trainer: Trainer) -> None:
+def test_a_line_that_means_nothing_is_no_event_and_others_have_known_fields(trainer: TrainerBackend) -> None:
     lines = [
         "",
         "Traceback (most recent call last):",
@@ -117,9 +117,9 @@ def test_a_line_that_means_nothing_is_no_event_and_others_have_known_fields(trai
 
 
 @EVERY
-def test_what_a_trainer_fixes_are_places_in_its_configuration(trainer: Trainer) -> None:
+def test_what_a_trainer_fixes_are_places_in_its_configuration(trainer: TrainerBackend) -> None:
     sections = trainer.schema()["properties"]
-    assert not [path for path in trainer.fixed if path and path.split(".")[0] not in sections]
+    assert not [path for path in trainer.immutable_keys if path and path.split(".")[0] not in sections]
 
 
 def test_no_trainer_imports_torch() -> None:

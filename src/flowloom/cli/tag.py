@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
 
     from flowloom.run.directory import RunDir
-    from flowloom.tasks.base import Task
+    from flowloom.tasks.base import FormTask
 
 OK, WRONG = 0, 2
 SHOWN = 10
@@ -54,7 +54,7 @@ def _verb(name: str, words: list[str]) -> int:
     return _watch(task, _prepared(task, _config(task, asked), asked))
 
 
-def _parser(task: Task[Any]) -> argparse.ArgumentParser:
+def _parser(task: FormTask[Any]) -> argparse.ArgumentParser:
     import argparse
 
     parser = argparse.ArgumentParser(
@@ -113,7 +113,7 @@ def _pairs(text: str) -> dict[str, str]:
     return {old.strip(): new.strip() for old, _, new in (part.partition("=") for part in _list(text))}
 
 
-def _config(task: Task[Any], asked: dict[str, Any]) -> dict[str, Any]:
+def _config(task: FormTask[Any], asked: dict[str, Any]) -> dict[str, Any]:
     config = {name: value for name, value in asked.items() if name in task.config_type.model_fields}
     for name in ("data_path", "image_folder_path", "models_dir"):
         if config.get(name):
@@ -131,7 +131,7 @@ def _config(task: Task[Any], asked: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _prepared(task: Task[Any], config: dict[str, Any], asked: dict[str, Any]) -> RunDir:
+def _prepared(task: FormTask[Any], config: dict[str, Any], asked: dict[str, Any]) -> RunDir:
     from flowloom.errors import ConfigError
     from flowloom.run.directory import RunDir, default_name
 
@@ -143,7 +143,7 @@ def _prepared(task: Task[Any], config: dict[str, Any], asked: dict[str, Any]) ->
     return run_dir
 
 
-def _watch(task: Task[Any], run_dir: RunDir) -> int:
+def _watch(task: FormTask[Any], run_dir: RunDir) -> int:
     """Work the run off in a process of its own, as the studio does, and say how it goes."""
     from flowloom.run.events import read_events
 

@@ -45,13 +45,13 @@ def _list() -> int:
         own = [(None, "a part of Flowloom", [])] if trainer.writes_events else None
         for _, told, missing in own or states(trainer.name):
             print(f"{trainer.name:14} {trainer.title:16} {told}")
-            _print_lacks(missing)
+            _print_missing(missing)
     return OK
 
 
-def _print_lacks(missing: list[str]) -> int:
+def _print_missing(missing: list[str]) -> int:
     if missing:
-        print(f"  lacks {', '.join(missing)}")
+        print(f"  missing: {', '.join(missing)}")
     return WRONG if missing else OK
 
 
@@ -60,23 +60,23 @@ def _install(name: str, path: Path | None, python: Path | None, ref: str | None)
         return _install_kohya(path, python, ref)
 
     from flowloom.errors import RunError
-    from flowloom.trainers.checkouts import name_checkout
+    from flowloom.trainers.checkouts import add_checkout
     from flowloom.trainers.flow_upstream.dataclasses import names_of_trainers
-    from flowloom.trainers.missing_packages import lacks
+    from flowloom.trainers.missing_packages import missing_packages
 
     found = names_of_trainers(path.expanduser()) if path else []
     if path is None or not found:
         raise RunError(f"{path}: no checkout of lodestone-rock/flow: nothing in src/trainer trains.")
-    checkout = name_checkout(name, path, python)
+    checkout = add_checkout(name, path, python)
     print(f"{name}: {checkout.path}, by {checkout.python}\nits trainers: {', '.join(found)}")
-    return _print_lacks(lacks(name, checkout))
+    return _print_missing(missing_packages(name, checkout))
 
 
 def _install_kohya(path: Path | None, python: Path | None, ref: str | None) -> int:
-    from flowloom.trainers.checkouts import name_checkout
+    from flowloom.trainers.checkouts import add_checkout
     from flowloom.trainers.kohya.install import install
-    from flowloom.trainers.missing_packages import lacks
+    from flowloom.trainers.missing_packages import missing_packages
 
-    checkout = name_checkout("kohya", path, python) if path else install(ref, lambda step: print(f"  {step}"))
+    checkout = add_checkout("kohya", path, python) if path else install(ref, lambda step: print(f"  {step}"))
     print(f"kohya: {checkout.path}, by {checkout.python}")
-    return _print_lacks(lacks("kohya", checkout))
+    return _print_missing(missing_packages("kohya", checkout))

@@ -5,24 +5,19 @@ What takes seconds to import is imported when signals are caught already: a stop
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowloom.config.secrets import redact, usable_secrets
 from flowloom.engine.stopping import Abandoned, StopSignals
 from flowloom.errors import FlowloomError, TrainingError
 from flowloom.run.directory import RunDir
-from flowloom.streams import leave, settle_home
+from flowloom.run.process import FAILED, run_module
 
 if TYPE_CHECKING:
     from flowloom.engine.run import Sitting
-
-FAILED = 2
-"""Exit status."""
 
 
 def run_engine(run_dir: RunDir, on_event: Callable[[dict[str, Any]], None] = lambda _event: None) -> None:
@@ -85,19 +80,5 @@ def _log(run_dir: RunDir, error: Exception) -> None:
         log.write(text)
 
 
-def main() -> int:
-    """Train the run directory named on the command line; 0 when it ended well, 2 when it failed."""
-    if len(sys.argv) != 2:
-        sys.stderr.write("usage: python -m flowloom.engine RUN_DIR\n")
-        return FAILED
-    try:
-        run_engine(RunDir(Path(sys.argv[1])))
-    except FlowloomError as error:
-        sys.stderr.write(f"{error}\n{error.hint}".rstrip() + "\n")
-        return FAILED
-    return 0
-
-
 if __name__ == "__main__":
-    settle_home()
-    leave(main())
+    run_module("flowloom.engine", run_engine)

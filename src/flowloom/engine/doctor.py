@@ -65,7 +65,7 @@ def trainer_findings(trainer: str) -> list[Finding]:
     if ALL[trainer].writes_events:
         return []
     return [
-        Finding(trainer, f"{told}; lacks {', '.join(missing)}" if missing else told, is_well=not missing)
+        Finding(trainer, f"{told}; missing: {', '.join(missing)}" if missing else told, is_well=not missing)
         for _, told, missing in states(trainer)
     ]
 

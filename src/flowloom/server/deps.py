@@ -21,7 +21,7 @@ from flowloom.server.runs.queue import Queue
 from flowloom.server.runs.registry import Shelf
 from flowloom.server.settings import Settings
 from flowloom.server.system import Gauge
-from flowloom.trainers.base import Trainer
+from flowloom.trainers.base import TrainerBackend
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Studio:
     roots: Roots
     shelf: Shelf
     queue: Queue
-    trainers: Mapping[str, Trainer]
+    trainers: Mapping[str, TrainerBackend]
     gauge: Gauge
     datasets: DataSets
     charts: Charts = field(default_factory=Charts)
@@ -89,7 +89,7 @@ def _run_dir(studio: StudioDep, run_id: RunId) -> RunDir:
 async def _trainer(
     studio: StudioDep,
     trainer: Annotated[str, Path(description="flow, kohya or flow-upstream.", examples=["flow"])],
-) -> Trainer:
+) -> TrainerBackend:
     if trainer not in studio.trainers:
         raise NoSuchTrainer(trainer, sorted(studio.trainers))
     return studio.trainers[trainer]
@@ -98,4 +98,4 @@ async def _trainer(
 ShelfDep = Annotated[Shelf, Depends(_shelf)]
 QueueDep = Annotated[Queue, Depends(_queue)]
 RunDep = Annotated[RunDir, Depends(_run_dir)]
-TrainerDep = Annotated[Trainer, Depends(_trainer)]
+TrainerDep = Annotated[TrainerBackend, Depends(_trainer)]

@@ -3,7 +3,7 @@
 ServiceError
 ├── NotJson                                              400
 ├── TooLarge                                             413
-├── NoSuchRun, NoSuchTrainer, NoSuchFile, NoSuchRoot     404
+├── NoSuchRun, NoSuchTrainer, NoSuchTask, NoSuchFile, NoSuchRoot     404
 ├── OutsideRoots, Forbidden                              403
 ├── NotSignedIn                                          401
 ├── NotNow                                               409  the run is in another state
@@ -106,6 +106,13 @@ class NoSuchTrainer(ServiceError):
 
     def __init__(self, name: str, known: Iterable[str]):
         super().__init__(f"{name!r} is no trainer.", f"Choose one of {', '.join(known)}.")
+
+
+class NoSuchTask(ServiceError):
+    status, code, title = 404, "no-such-task", "Unknown task"
+
+    def __init__(self, name: str, known: Iterable[str]):
+        super().__init__(f"There is no task {name!r}.", f"Choose one of {', '.join(known)}.")
 
 
 class NoSuchFile(ServiceError):

@@ -1,4 +1,4 @@
-"""Caption pictures by a network that writes sentences."""
+"""Caption images with a vision-language model."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flowloom.errors import Problem
-from flowloom.tasks.base import Task
+from flowloom.tasks.base import FunctionTask, Progress
 from flowloom.tasks.tagging.config import REPO_PATTERN, DescribingConfig, look_for_data, look_for_model
 
 WEIGHTS = "model*.safetensors"
 """Pickles are never opened."""
+FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja")
+"""Of a repository: the network, its tokenizer and its template; no code, no pickles."""
 DEFAULT_PROMPT = (
-    "Describe this picture in one paragraph of plain English: subject, setting, composition, colours, light "
+    "Describe this image in one paragraph of plain English: subject, setting, composition, colours, light "
     "and style. Begin with what is seen; say nothing about what may be meant."
 )
 
 
 class CaptionConfig(DescribingConfig):
-    """Which captioner writes, and what it is asked."""
+    """The captioner and its prompt."""
 
     repo: str = Field(
         "florence-community/Florence-2-large",
         pattern=REPO_PATTERN,
-        description="The captioner on the hub: BLIP, Florence-2, or a chat model that sees, of those that "
-        "transformers knows by itself: code from the hub is never run.",
+        description="Captioner on the Hugging Face hub: BLIP, Florence-2, or a vision-language chat model "
+        "that transformers supports natively. Code from the hub is never run.",
         examples=[
             "florence-community/Florence-2-large",
             "florence-community/Florence-2-base",
@@ -35,42 +37,58 @@ class CaptionConfig(DescribingConfig):
             "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         ],
     )
-    batch_size: int = Field(4, ge=1, description="Pictures described at once.")
+    batch_size: int = Field(4, ge=1, description="Images captioned at once.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
-        "auto", description="auto: CUDA, else MPS, else the CPU."
+        "auto", description="auto: CUDA, MPS or CPU, the first that is available."
     )
-    dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 on CUDA, else fp32.")
+    dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 on CUDA, otherwise fp32.")
     prompt: str = Field(
         "",
-        description="What a chat model is asked; empty: for one paragraph of plain English. BLIP goes on "
-        "from it: a photo of. Florence-2 is asked by its task.",
+        description="Prompt of a chat model; empty: one paragraph of plain English. BLIP continues it "
+        "(a photo of). Florence-2 uses its task instead.",
     )
-    system_prompt: str = Field("", description="Of a chat model; empty: none, or its template's own.")
+    system_prompt: str = Field(
+        "", description="System prompt of a chat model; empty: that of its template, if any."
+    )
     task: Literal["caption", "detailed_caption", "more_detailed_caption"] = Field(
-        "more_detailed_caption", description="Of Florence-2: how much it says."
+        "more_detailed_caption", description="Level of detail of Florence-2."
     )
-    max_tokens: int = Field(256, ge=1, description="A caption is cut at so many tokens.")
-    beams: int = Field(1, ge=1, description="Beam search for BLIP and Florence-2: 3 is better and slower.")
+    max_tokens: int = Field(256, ge=1, description="Maximum length of a caption in tokens.")
+    beams: int = Field(
+        1, ge=1, description="Beams of the beam search of BLIP and Florence-2: 3 is better and slower."
+    )
     temperature: float = Field(
         0.0,
         ge=0,
-        description="0: the most probable words. Above: drawn, more varied and less exact; 0.6, say.",
+        description="0: always the most probable word. Higher, such as 0.6: more varied and less exact.",
     )
-    seed: int = Field(0, description="Of what is drawn.")
+    seed: int = Field(0, description="Seed of the sampling of words.")
     max_side: Annotated[int, Field(ge=32)] = Field(
         1024,
-        description="Larger pictures are scaled down to so many pixels a side: chat models pay for each.",
+        description="Larger images are scaled down to this many pixels per side; chat models get faster.",
     )
 
 
-def _look(config: CaptionConfig) -> list[Problem]:
+def _find_problems(config: CaptionConfig) -> list[Problem]:
     return [*look_for_data(config), *look_for_model(config, ["config.json", WEIGHTS])]
 
 
-TASK = Task(
+def _caption(config: CaptionConfig, progress: Progress) -> None:
+    from flowloom.tasks.tagging.captioner import CaptionWriter
+    from flowloom.tasks.tagging.models import find_model
+    from flowloom.tasks.tagging.run import describe
+
+    def load() -> CaptionWriter:
+        model = find_model(config, [WEIGHTS] if config.model_path else FILES, progress)
+        return CaptionWriter(model.folder, config, model.about)
+
+    describe(config, progress, load)
+
+
+CAPTION = FunctionTask(
     name="caption",
-    title="Caption pictures",
+    title="Caption images",
     config_type=CaptionConfig,
-    work="flowloom.tasks.tagging.captioner:caption",
-    look=_look,
+    find_problems=_find_problems,
+    body=_caption,
 )

@@ -1,4 +1,4 @@
-"""The demo: our own engine with a configuration, pictures and a small model that it brings itself."""
+"""The demo: our engine with a built-in configuration, images and a small model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flowloom.config.flow_format.read import load_config
 from flowloom.config.run import RunConfig
 from flowloom.errors import ConfigError, Problem
 from flowloom.run.directory import RunDir
-from flowloom.tasks.base import Task
-from flowloom.trainers.base import Command
+from flowloom.run.task import Command
+from flowloom.tasks.base import FormTask
 from flowloom.trainers.engine import TRAINER as FLOW
 
 ASSETS = Path(flowloom.__file__).parent / "demo" / "assets"
@@ -23,7 +23,7 @@ MINUTES = 10.0
 
 
 def demo_sections(data_dir: Path, model: dict[str, Any], minutes: float = MINUTES) -> dict[str, Any]:
-    """The demo's run: FLOW's own sections, over after `minutes`."""
+    """Configuration of the demo, in FLOW's sections; it ends after `minutes`."""
     return {
         "training": {
             "master_seed": 7,
@@ -59,7 +59,7 @@ def demo_sections(data_dir: Path, model: dict[str, Any], minutes: float = MINUTE
 
 
 def folders_in(home: Path) -> tuple[Path, Path]:
-    """Where the demo's images and its models lie below `home`, for the command and the studio alike."""
+    """Folders of the demo's images and models below `home`, for the command and the studio."""
     return home / "data" / NAME, home / "models" / NAME
 
 
@@ -77,15 +77,15 @@ def model_section(base: Path, encoders: Path = ASSETS) -> dict[str, Any]:
 
 
 def _has_bf16() -> bool:
-    """Whether the processor multiplies bf16 itself; where it does not, fp32 is faster."""
+    """True if the CPU has bf16 instructions; otherwise fp32 is faster."""
     try:
         return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
 
 
-class _DemoTask(Task[RunConfig]):
-    """Takes what `flowloom train` takes, laid over the demo's own; its files are made when it starts."""
+class _DemoTask(FormTask[RunConfig]):
+    """Accepts overrides of the demo's configuration; its files are made when it starts."""
 
     def check(self, config: dict[str, Any]) -> list[Problem]:
         try:
@@ -98,18 +98,18 @@ class _DemoTask(Task[RunConfig]):
         home = run_dir.path.absolute().parents[1]
         data, models = folders_in(home)
         sections = demo_sections(data, model_section(models / "chroma.safetensors", models))
-        given = {name: keys for name, keys in config.items() if isinstance(keys, dict)}
-        merged = {name: sections.get(name, {}) | keys for name, keys in given.items()}
+        overrides = {name: keys for name, keys in config.items() if isinstance(keys, dict)}
+        merged = {name: sections.get(name, {}) | keys for name, keys in overrides.items()}
         FLOW.prepare(sections | config | merged, run_dir, source, self.name)
 
     def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
         return Command([sys.executable, "-m", "flowloom.demo", str(run_dir.path)])
 
 
-TASK = _DemoTask(
+DEMO = _DemoTask(
     name=NAME,
     title="Demo",
+    kind="training",
     config_type=RunConfig,
-    work="",
-    abilities=FLOW.abilities,
+    supported_controls=FLOW.supported_controls,
 )

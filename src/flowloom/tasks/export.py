@@ -1,4 +1,4 @@
-"""Export a run's LoRA by the names of another program, or merge it into its base."""
+"""Export a run's LoRA under the names of another program, or merge it into its base model."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from pydantic import Field
 
 from flowloom.errors import Problem
 from flowloom.model_library.requirements import unfit_adapter, unfit_models
-from flowloom.run.model_source import base_around, out_problems, source_problems
+from flowloom.run.model_source import base_around, name_of, out_problems, source_problems
 from flowloom.schema import Section
-from flowloom.tasks.base import Task
+from flowloom.tasks.base import FunctionTask, Progress
 
 Strength = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ExportConfig(Section):
-    """Which LoRA to write, and how."""
+    """The LoRA to export and its format."""
 
     source_path: str
-    """A run's folder, one of its checkpoints, or a LoRA's file."""
+    """A run directory, one of its checkpoints, or a LoRA file."""
     form: Literal["comfy", "kohya", "diffusers"] = "comfy"
-    """Whose names the file has: ComfyUI's, sd-scripts', or diffusers'."""
+    """Naming of the tensors: ComfyUI, sd-scripts (kohya) or diffusers."""
     weights: Literal["ema", "raw"] = "ema"
-    """Of a run with an EMA: the average, or the weights themselves."""
+    """For a run with EMA: the averaged weights (ema) or the trained ones (raw)."""
     base_path: str = ""
-    """The base model, which only a DoRA needs, between ComfyUI and the others; none: the run's own."""
+    """Base model; needed only to convert a DoRA to or from ComfyUI's format. Empty: the base of the run."""
     out_path: str = ""
-    """The .safetensors file to write; none: it lies among this run's checkpoints, to be downloaded."""
+    """The .safetensors file to write. Empty: the checkpoints of this run, where it can be downloaded."""
 
 
 class MergeConfig(Section):
-    """Which LoRA to merge into what."""
+    """The LoRA to merge and its base model."""
 
     source_path: str
-    """A run's folder, one of its checkpoints, or a LoRA's file."""
+    """A run directory, one of its checkpoints, or a LoRA file."""
     base_path: str = ""
-    """The base model; none: the one that the run was trained on."""
+    """Base model. Empty: the one that the run was trained on."""
     strength: Strength = 1.0
-    """0 is the base alone, 1 the adapter as trained."""
+    """Weight of the LoRA: 0 is the base model alone, 1 the LoRA as trained."""
     weights: Literal["ema", "raw"] = "ema"
-    """Of a run with an EMA: the average, or the weights themselves."""
+    """For a run with EMA: the averaged weights (ema) or the trained ones (raw)."""
     out_path: str = ""
-    """The .safetensors file to write; none: it lies among this run's checkpoints, to be downloaded."""
+    """The .safetensors file to write. Empty: the checkpoints of this run, where it can be downloaded."""
 
 
-def _look_at_export(config: ExportConfig) -> list[Problem]:
+def _export_problems(config: ExportConfig) -> list[Problem]:
     problems = [*_source_problems(config), *out_problems(config.out_path)]
     return [*problems, *(_base_problems(Path(config.base_path)) if config.base_path else ())]
 
 
-def _look_at_merge(config: MergeConfig) -> list[Problem]:
+def _merge_problems(config: MergeConfig) -> list[Problem]:
     problems = [*_source_problems(config), *out_problems(config.out_path)]
     base = base_of(config)
     if base is None:
-        return [*problems, Problem("base_path", "is needed: nothing says what this LoRA was trained on.")]
+        return [*problems, Problem("base_path", "is needed: the base model of this LoRA is not recorded.")]
     return [*problems, *_base_problems(base)]
 
 
@@ -75,23 +75,62 @@ def _base_problems(base: Path) -> Iterator[Problem]:
 
 
 def base_of(config: MergeConfig | ExportConfig) -> Path | None:
-    """The model that the adapter is for; None where nothing says which."""
+    """The base model of the adapter; None if it is not recorded."""
     return Path(config.base_path) if config.base_path else base_around(Path(config.source_path))
 
 
-EXPORT = Task(
+def _export(config: ExportConfig, progress: Progress) -> None:
+    """The result names the file."""
+    from flowloom.engine.export import export_adapter
+
+    source = Path(config.source_path)
+    out = _out_path(config.out_path, f"{name_of(source)}-{config.form}", progress)
+    progress.phase("exporting")
+    for note in export_adapter(source, config.form, out, config.weights, base_of(config)):
+        progress.warn(note)
+    _save_result(out, progress)
+
+
+def _merge(config: MergeConfig, progress: Progress) -> None:
+    """The result names the file; a stop leaves no partial file."""
+    from flowloom.engine.export import merge_adapter
+
+    source = Path(config.source_path)
+    out = _out_path(config.out_path, f"{name_of(source)}-merged", progress)
+
+    def on_tensor(done: int, total: int) -> None:
+        progress.step(done, total)
+        progress.raise_if_stopped()
+
+    progress.phase("merging")
+    for note in merge_adapter(source, base_of(config), out, config.strength, config.weights, on_tensor):
+        progress.warn(note)
+    _save_result(out, progress)
+
+
+def _out_path(wanted: str, name: str, progress: Progress) -> Path:
+    out = Path(wanted) if wanted else progress.run_dir.path / "checkpoints" / f"{name}.safetensors"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _save_result(out: Path, progress: Progress) -> None:
+    progress.save_result({"path": str(out.absolute()), "size": out.stat().st_size})
+
+
+EXPORT = FunctionTask(
     name="export",
     title="Export a LoRA",
     config_type=ExportConfig,
-    work="flowloom.tasks.export_run:export_in_a_run",
     needs_device=False,
-    look=_look_at_export,
+    find_problems=_export_problems,
+    body=_export,
 )
-MERGE = Task(
+MERGE = FunctionTask(
     name="merge",
     title="Merge a LoRA",
     config_type=MergeConfig,
-    work="flowloom.tasks.export_run:merge_in_a_run",
     needs_device=False,
-    look=_look_at_merge,
+    find_problems=_merge_problems,
+    body=_merge,
 )

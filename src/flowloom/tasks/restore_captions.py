@@ -1,4 +1,4 @@
-"""Put captions back as they were before a run of tagging or captioning."""
+"""Restore the captions that a run of tagging or captioning changed."""
 
 from __future__ import annotations
 
@@ -7,39 +7,45 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.errors import Problem
-from flowloom.tasks.base import Task
+from flowloom.tasks.base import FunctionTask, Progress
 
 CHANGES = "captions.jsonl"
-"""In a run's directory: each caption before and after."""
+"""In a run directory: each caption before and after."""
 
 
 class RestoreConfig(BaseModel):
-    """Which run is undone."""
+    """The run to undo."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data_path: str = Field(
         min_length=1,
-        description="The folder or JSONL whose captions are put back: the one that the run wrote to.",
+        description="Folder or JSONL whose captions are restored: the one that the run wrote to.",
     )
     run_path: str = Field(
         min_length=1,
-        description="Directory of the run that wrote captions. What was changed since then stays as it is.",
+        description="Directory of the run that wrote captions. Captions changed since then stay unchanged.",
     )
 
 
-def _look(config: RestoreConfig) -> list[Problem]:
+def _find_problems(config: RestoreConfig) -> list[Problem]:
     folder = Path(config.run_path)
     if (folder / "run.json").is_file() and (folder / CHANGES).is_file():
         return []
-    return [Problem("run_path", f"{folder} is no run that wrote captions: it has no {CHANGES}.")]
+    return [Problem("run_path", f"{folder} is not a run that wrote captions: it has no {CHANGES}.")]
 
 
-TASK = Task(
+def _restore(config: RestoreConfig, progress: Progress) -> None:
+    from flowloom.tasks.tagging.run import restore
+
+    restore(config, progress)
+
+
+RESTORE_CAPTIONS = FunctionTask(
     name="restore-captions",
     title="Undo tagging or captioning",
     config_type=RestoreConfig,
-    work="flowloom.tasks.tagging.run:restore",
     needs_device=False,
-    look=_look,
+    find_problems=_find_problems,
+    body=_restore,
 )

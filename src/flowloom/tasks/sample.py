@@ -1,12 +1,13 @@
-"""Draw pictures with a run, a checkpoint or weights, over a grid of settings: the studio's playground."""
+"""Generate images from a run, a checkpoint or weights, over a grid of settings: the studio's playground."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import asdict, dataclass
+from itertools import groupby, product
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,34 +17,41 @@ from flowloom.config.run import ModelSection, ParallelSection, RunConfig
 from flowloom.errors import Problem
 from flowloom.model_library.requirements import unfit_adapter, unfit_models
 from flowloom.model_library.scan import look
+from flowloom.run.directory import write_json
 from flowloom.run.model_source import config_around, source_problems
 from flowloom.schema import Section
-from flowloom.tasks.base import Task
+from flowloom.tasks.base import FunctionTask, Progress
 from flowloom.tasks.export import Strength
 
-MAX_PICTURES = 2000
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from flowloom.engine.preview import Drawing
+    from flowloom.engine.sample import SampleRequest
+
+MAX_IMAGES = 2000
+"""Limit of one run, because the size of a grid is the product of its axes."""
 SamplerName = Literal["euler", "heun", "midpoint", "dpmpp_2m"]
-"""What one run draws at most: a grid grows by multiplication, unseen."""
 Steps = Annotated[int, Field(ge=1)]
 Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class LoraSource(Section):
-    """A LoRA on top of the network."""
+    """A LoRA applied to the network."""
 
     lora_path: str
-    """Its file, of any naming."""
+    """The LoRA file, with any naming of tensors."""
     strength: Strength = 1.0
-    """0 is the base alone, 1 the LoRA as trained."""
+    """Weight of the LoRA: 0 is the base model alone, 1 the LoRA as trained."""
 
 
 class GridSection(Section):
-    """Settings of which every combination is drawn, in place of the single ones; an empty list is none."""
+    """Lists of settings; every combination is generated. An empty list uses the single setting."""
 
     source_paths: Annotated[list[str], Field(max_length=100)] = []
-    """Runs, checkpoints, weights or LoRAs; where the networks lie is told by source_path and model."""
+    """Runs, checkpoints, weights or LoRAs. The other model files come from source_path and model."""
     weights: list[Literal["ema", "raw"]] = []
-    """Averages, weights themselves."""
+    """EMA weights, raw weights."""
     steps: list[Steps] = []
     """Sampler steps."""
     cfg: list[Scale] = []
@@ -51,53 +59,53 @@ class GridSection(Section):
     samplers: list[SamplerName] = []
     """Samplers."""
     lora_strengths: list[Strength] = []
-    """Factors on the strengths of all LoRAs, the source's own one included."""
+    """Factors applied to the strength of every LoRA, including the source's own."""
 
 
 class SampleConfig(Section):
-    """What to draw, and with what."""
+    """Prompts, model and settings of the images to generate."""
 
     source_path: str = ""
-    """A run's folder, one of its checkpoints, weights or a LoRA; none: model.chroma_path."""
+    """A run directory, one of its checkpoints, weights or a LoRA. Empty: model.chroma_path."""
     model: ModelSection = ModelSection()
-    """Where the networks lie; what is not given here is that of the source's run."""
+    """Paths of the model files. Empty ones come from the source's run."""
     loras: Annotated[list[LoraSource], Field(max_length=20)] = []
-    """LoRAs to load on top."""
+    """LoRAs to apply."""
     weights: Literal["ema", "raw"] = "ema"
-    """Of a run with an EMA: the average, or the weights themselves."""
+    """For a run with EMA: the averaged weights (ema) or the trained ones (raw)."""
     prompts: Annotated[
-        list[Annotated[str, Field(max_length=10_000)]], Field(min_length=1, max_length=MAX_PICTURES)
+        list[Annotated[str, Field(max_length=10_000)]], Field(min_length=1, max_length=MAX_IMAGES)
     ]
-    """Each is drawn."""
+    """The prompts."""
     negative: Annotated[str, Field(max_length=10_000)] = ""
-    """What guidance leads away from."""
-    images_per_prompt: Annotated[int, Field(ge=1, le=MAX_PICTURES)] = 1
-    """Pictures of each prompt, from seeds that count up."""
+    """Negative prompt."""
+    images_per_prompt: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = 1
+    """Images per prompt, with consecutive seeds."""
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
-    """Of the first picture of each prompt."""
+    """Seed of the first image of each prompt."""
     width: Pixels = 1024
-    """In pixels, a multiple of 16."""
+    """Width in pixels, a multiple of 16."""
     height: Pixels = 1024
-    """In pixels, a multiple of 16."""
+    """Height in pixels, a multiple of 16."""
     steps: Steps = 26
     """Sampler steps."""
     cfg: Scale = 4.0
-    """Guidance by two passes; 1 is none."""
+    """Classifier-free guidance scale; 1 turns it off and halves the time."""
     guidance: Scale = 0.0
-    """Distilled guidance fed to the network; Chroma is trained with 0."""
+    """Distilled guidance, an input of the network. Chroma was trained with 0."""
     first_n_steps_wo_cfg: Annotated[int, Field(ge=-1)] = 0
-    """Steps without guidance at the start; -1 turns it off."""
+    """Number of first steps without classifier-free guidance; -1 for none."""
     sampler: SamplerName = "euler"
-    """The algorithm."""
+    """Sampling method."""
     grid: GridSection = GridSection()
-    """Further settings, of which every combination is drawn."""
+    """Lists of settings for an XY grid."""
     parallel: ParallelSection = ParallelSection()
-    """Device and number format."""
+    """Device and data type."""
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to draw."""
+    """One image to generate."""
 
     file: str
     source: str
@@ -111,7 +119,7 @@ class Shot:
 
 
 def shots(config: SampleConfig) -> Iterator[Shot]:
-    """Every picture, in the order in which they are drawn and shown: sources, prompts, settings last."""
+    """Every image in the order of generation: by source, prompt, then settings."""
     grid = config.grid
     kinds: list[Literal["ema", "raw"]] = grid.weights or [config.weights]
     networks = product(grid.source_paths or [config.source_path], kinds)
@@ -130,33 +138,33 @@ def shots(config: SampleConfig) -> Iterator[Shot]:
 
 
 def run_config(config: SampleConfig) -> RunConfig:
-    """What the engine loads: the source's own run, where it has one, with what is given over it."""
+    """The configuration that the engine loads: that of the source's run, overridden by `config`."""
     source = next(filter(None, [config.source_path, *config.grid.source_paths]), "")
     around = config_around(Path(source)) if source else None
     model = (around or RunConfig()).model
-    given = {
+    overrides = {
         key: value for key, value in config.model if key in config.model.model_fields_set and value != ""
     }
-    model = resolve_paths(model.model_copy(update=given), Path())
+    model = resolve_paths(model.model_copy(update=overrides), Path())
     return (around or RunConfig()).model_copy(update={"model": model, "parallel": config.parallel})
 
 
-def _look(config: SampleConfig) -> list[Problem]:
+def _find_problems(config: SampleConfig) -> list[Problem]:
     problems = list(_source_problems(config))
     if not problems:
         model = run_config(config).model
         sources = config.grid.source_paths or [config.source_path]
         needs_base = any(not source or _is_adapter(Path(source)) for source in sources)
         skipped = () if needs_base else ("model.chroma_path",)
-        found = [*missing_model_files(model), *unfit_models(model.model_dump())]
-        problems += [problem for problem in found if problem.path not in skipped]
+        unfit = [*missing_model_files(model), *unfit_models(model.model_dump())]
+        problems += [problem for problem in unfit if problem.path not in skipped]
     problems += [problem for i, lora in enumerate(config.loras) for problem in _lora_problems(i, lora)]
     grid = config.grid
     count = len(config.prompts) * config.images_per_prompt
     for _, axis in grid:
         count *= len(axis) or 1
-    if count > MAX_PICTURES:
-        problems.append(Problem("grid", f"makes {count:,} pictures; {MAX_PICTURES:,} are the most."))
+    if count > MAX_IMAGES:
+        problems.append(Problem("grid", f"makes {count:,} images; the limit is {MAX_IMAGES:,}."))
     return problems
 
 
@@ -178,17 +186,117 @@ def _is_adapter(source: Path) -> bool:
 def _lora_problems(i: int, lora: LoraSource) -> Iterator[Problem]:
     path, place = Path(lora.lora_path), f"loras.{i}.lora_path"
     if not path.is_file():
-        yield Problem(place, f"{path} is no file.")
+        yield Problem(place, f"{path} is not a file.")
         return
     unfit = unfit_adapter(path)
     if unfit:
         yield Problem(place, unfit)
 
 
-TASK = Task(
+def _sample(config: SampleConfig, progress: Progress) -> None:
+    """Every image is saved as a preview of step 0 as soon as it is generated."""
+    from flowloom.engine.sample import load_with_adapters
+
+    folder = progress.run_dir.samples_dir(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = _existing_records(folder)
+    planned = list(shots(config))
+    done = {record["file"] for record in records}
+    pending = [shot for shot in planned if shot.file not in done]
+    if not pending:
+        return
+    noted: set[str] = set()
+    progress.phase("sampling")
+    progress.step(len(records), len(planned))
+    for (source, weights), group in groupby(pending, key=lambda shot: (shot.source, shot.weights)):
+        painter, adapters = load_with_adapters(_request(config, folder, source, weights))
+        for note in [note for adapter, _ in adapters for note in adapter.metadata["notes"]]:
+            if note not in noted:  # the same LoRA is applied to every source
+                progress.warn(note)
+                noted.add(note)
+        for shot in group:
+            progress.raise_if_stopped()
+            for adapter, strength in adapters:
+                adapter.set_strength(strength * shot.lora_strength)
+            drawing = _drawing(config, shot)
+            (image,) = painter.draw([shot.prompt], [shot.seed], drawing)
+            _save(image, folder / shot.file)
+            records.append(_record(config, shot) | asdict(drawing) | _with_loras(config, shot))
+            write_json(folder / "samples.json", records)
+            progress.emit("sampled", step=0, dir=f"samples/{folder.name}")
+            progress.step(len(records), len(planned))
+        # Free the memory before the next source's networks are loaded.
+        del painter, adapters
+    progress.save_result({"num_images": len(records)})
+
+
+def _request(
+    config: SampleConfig, folder: Path, source: str, weights: Literal["ema", "raw"]
+) -> SampleRequest:
+    from flowloom.engine.sample import SampleRequest
+
+    loaded = run_config(config)
+    loras = [(Path(lora.lora_path), lora.strength) for lora in config.loras]
+    return SampleRequest(
+        source=Path(source or loaded.model.chroma_path),
+        prompts=config.prompts,
+        out_dir=folder,
+        drawing=_drawing(config, next(shots(config))),
+        config=loaded,
+        loras=loras,
+        weights=weights,
+    )
+
+
+def _record(config: SampleConfig, shot: Shot) -> dict[str, Any]:
+    source = shot.source or run_config(config).model.chroma_path
+    record = {"file": shot.file, "prompt": shot.prompt, "seed": shot.seed, "source": source}
+    return record | ({"weights": shot.weights} if config.grid.weights else {})
+
+
+def _existing_records(folder: Path) -> list[dict[str, Any]]:
+    """Records of the images that an earlier process generated."""
+    try:
+        records = json.loads((folder / "samples.json").read_text())
+    except FileNotFoundError:
+        return []
+    return [record for record in records if (folder / record["file"]).is_file()]
+
+
+def _drawing(config: SampleConfig, shot: Shot) -> Drawing:
+    from flowloom.engine.preview import Drawing
+
+    return Drawing(
+        config.width,
+        config.height,
+        steps=shot.steps,
+        cfg=shot.cfg,
+        guidance=config.guidance,
+        first_n_steps_wo_cfg=config.first_n_steps_wo_cfg,
+        sampler=shot.sampler,
+        negative=config.negative,
+    )
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.tmp")
+    image.save(partial, "png")
+    partial.replace(path)
+
+
+def _with_loras(config: SampleConfig, shot: Shot) -> dict[str, Any]:
+    if not config.loras and not config.grid.lora_strengths:
+        return {}
+    loras = [
+        {"path": lora.lora_path, "strength": lora.strength * shot.lora_strength} for lora in config.loras
+    ]
+    return {"loras": loras, "lora_strength": shot.lora_strength}
+
+
+SAMPLE = FunctionTask(
     name="sample",
-    title="Draw pictures",
+    title="Generate images",
     config_type=SampleConfig,
-    work="flowloom.tasks.sample_run:sample_in_a_run",
-    look=_look,
+    find_problems=_find_problems,
+    body=_sample,
 )

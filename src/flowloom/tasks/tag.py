@@ -1,4 +1,4 @@
-"""Tag pictures by a WD14 tagger."""
+"""Tag images with a WD14 tagger."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Literal
 from pydantic import Field
 
 from flowloom.errors import Problem
-from flowloom.tasks.base import Task
+from flowloom.tasks.base import FunctionTask, Progress
 from flowloom.tasks.tagging.config import REPO_PATTERN, DescribingConfig, look_for_data, look_for_model
 
 MODEL, LABELS = "model.onnx", "selected_tags.csv"
-"""The files of a tagger."""
+"""Files of a tagger."""
 
 
 class TagConfig(DescribingConfig):
-    """Which tags of which model are written, and how they are spelled."""
+    """The tagger, and the selection and spelling of tags."""
 
     repo: str = Field(
         "SmilingWolf/wd-swinv2-tagger-v3",
         pattern=REPO_PATTERN,
-        description="The tagger on the hub: model.onnx and selected_tags.csv, as SmilingWolf's are.",
+        description="Tagger on the Hugging Face hub, with model.onnx and selected_tags.csv.",
         examples=[
             "SmilingWolf/wd-eva02-large-tagger-v3",
             "SmilingWolf/wd-vit-large-tagger-v3",
@@ -30,48 +30,58 @@ class TagConfig(DescribingConfig):
         ],
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="cuda needs the package onnxruntime-gpu in place of onnxruntime."
+        "auto", description="cuda needs the package onnxruntime-gpu instead of onnxruntime."
     )
-    general_threshold: float = Field(
-        0.35, ge=0, le=1, description="General tags at least so probable are written."
-    )
-    character_threshold: float = Field(0.85, ge=0, le=1, description="The same of characters.")
+    general_threshold: float = Field(0.35, ge=0, le=1, description="Minimum probability of general tags.")
+    character_threshold: float = Field(0.85, ge=0, le=1, description="Minimum probability of character tags.")
     general_mcut: bool = Field(
         False,
-        description="The threshold of general tags is the widest gap between a picture's probabilities.",
+        description="MCut: threshold of general tags per image, at the widest gap between probabilities.",
     )
-    character_mcut: bool = Field(False, description="The same of characters, 0.15 at the least.")
+    character_mcut: bool = Field(False, description="MCut for character tags, with a minimum of 0.15.")
     characters: Literal["first", "last", "off"] = Field(
-        "first", description="Where characters stand: before or after general tags, or nowhere."
+        "first", description="Position of character tags: before or after general tags, or left out."
     )
-    expand_characters: bool = Field(False, description="name_(series) becomes two tags: name, series.")
+    expand_characters: bool = Field(False, description="Split name_(series) into two tags: name, series.")
     rating: Literal["off", "first", "last"] = Field(
-        "off", description="Where the most probable rating stands."
+        "off", description="Position of the most probable rating tag."
     )
-    rating_prefix: str = Field("rating:", description="Before the rating, which alone would read as a tag.")
+    rating_prefix: str = Field("rating:", description="Prefix of the rating tag.")
     order: Literal["score", "model", "alphabet"] = Field(
         "score",
-        description="Of tags of one category: by probability, as the model lists them, by the alphabet.",
+        description="Order of tags in a category: by probability, as in the model, or alphabetical.",
     )
-    first_tags: list[str] = Field(
-        [], description="Tags that stand first where they are found: 1girl, 1boy ..."
-    )
-    blacklist: list[str] = Field([], description="Tags that are never written, with spaces or underscores.")
-    replacements: dict[str, str] = Field({}, description="Tags to be written otherwise: from -> to.")
+    first_tags: list[str] = Field([], description="Tags that come first if present: 1girl, 1boy ...")
+    blacklist: list[str] = Field([], description="Tags to leave out, with spaces or underscores.")
+    replacements: dict[str, str] = Field({}, description="Tags to rename: from -> to.")
     replace_underscores: bool = Field(
-        True, description="long_hair becomes long hair; faces such as ^_^ stay as they are."
+        True, description="Write long hair instead of long_hair; emoticons such as ^_^ stay."
     )
-    max_tags: int = Field(0, ge=0, description="Only so many general tags, the most probable; 0: all.")
+    max_tags: int = Field(
+        0, ge=0, description="Maximum number of general tags, the most probable first; 0: no limit."
+    )
 
 
-def _look(config: TagConfig) -> list[Problem]:
+def _find_problems(config: TagConfig) -> list[Problem]:
     return [*look_for_data(config), *look_for_model(config, [MODEL, LABELS])]
 
 
-TASK = Task(
+def _tag(config: TagConfig, progress: Progress) -> None:
+    from flowloom.tasks.tagging.models import find_model
+    from flowloom.tasks.tagging.run import describe
+    from flowloom.tasks.tagging.wd14 import Wd14Tagger
+
+    def load() -> Wd14Tagger:
+        model = find_model(config, [f"{MODEL}*", LABELS], progress)
+        return Wd14Tagger(model.folder, config, model.about | {"kind": "wd14"})
+
+    describe(config, progress, load)
+
+
+TAG = FunctionTask(
     name="tag",
-    title="Tag pictures",
+    title="Tag images",
     config_type=TagConfig,
-    work="flowloom.tasks.tagging.wd14:tag",
-    look=_look,
+    find_problems=_find_problems,
+    body=_tag,
 )

@@ -1,6 +1,7 @@
-"""Checkouts of other trainers that the owner of this machine has named: no client of the studio can.
+"""Checkouts of other trainers that the owner of this machine has registered.
 
-What a client names is never run. `FLOWLOOM_TRAINERS`, or else ~/.config/flowloom/trainers.json, lists them:
+A client of the studio cannot add one, so it cannot run its own code. They are listed in the file
+`FLOWLOOM_TRAINERS`, by default ~/.config/flowloom/trainers.json:
 
     {"flow-upstream": [{"path": "flow", "python": "flow/.venv/bin/python"}]}
 """
@@ -21,7 +22,7 @@ from flowloom.run.directory import write_json
 
 
 class Checkout(BaseModel):
-    """Another trainer's code, and the Python that has what it needs."""
+    """Another trainer's code and the Python with its packages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,12 +34,12 @@ _LISTS = TypeAdapter(dict[str, list[Checkout]])
 
 
 def list_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the list lies."""
+    """Path of the list."""
     return Path(environ.get("FLOWLOOM_TRAINERS") or "~/.config/flowloom/trainers.json").expanduser()
 
 
 def checkouts_of(trainer: str) -> list[Checkout]:
-    """Those of a trainer, the one named last first.
+    """The checkouts of a trainer, newest first.
 
     Raises:
         ConfigError: the list is damaged.
@@ -46,28 +47,28 @@ def checkouts_of(trainer: str) -> list[Checkout]:
     return _read(list_path()).get(trainer, [])
 
 
-def name_checkout(trainer: str, path: Path, python: Path | None = None) -> Checkout:
-    """Add a checkout to a trainer's list, before those that are there.
+def add_checkout(trainer: str, path: Path, python: Path | None = None) -> Checkout:
+    """Add a checkout to the front of a trainer's list.
 
-    Without `python`, the environment inside of the checkout is taken, or else the one that runs this.
+    Without `python`, the virtual environment in the checkout is used, or else the running Python.
 
     Raises:
-        ConfigError: it is not there, or the list is damaged.
+        ConfigError: a path does not exist, or the list is damaged.
     """
-    found = Checkout(path=path.expanduser().absolute(), python=(python or _python_of(path)).absolute())
+    checkout = Checkout(path=path.expanduser().absolute(), python=(python or _python_of(path)).absolute())
     problems = [
         Problem(name, f"{value} does not exist.")
-        for name, value in (("path", found.path), ("python", found.python))
+        for name, value in (("path", checkout.path), ("python", checkout.python))
         if not value.exists()
     ]
     if problems:
         raise ConfigError(trainer, problems)
     lists = _read(list_path())
-    others = [known for known in lists.get(trainer, []) if known.path != found.path]
-    lists[trainer] = [found, *others]
+    others = [other for other in lists.get(trainer, []) if other.path != checkout.path]
+    lists[trainer] = [checkout, *others]
     list_path().parent.mkdir(parents=True, exist_ok=True)
     write_json(list_path(), _LISTS.dump_python(lists, mode="json"))
-    return found
+    return checkout
 
 
 def _python_of(path: Path) -> Path:
@@ -82,5 +83,5 @@ def _read(path: Path) -> dict[str, list[Checkout]]:
     except FileNotFoundError:
         return {}
     except (ValueError, ValidationError):
-        message = 'write one object, such as {"flow-upstream": [{"path": "...", "python": "..."}]}.'
+        message = 'write a JSON object such as {"flow-upstream": [{"path": "...", "python": "..."}]}.'
         raise ConfigError(str(path), [Problem("", message)]) from None

@@ -1,7 +1,7 @@
-"""What another trainer's checkout lacks before it can train: scripts, and modules that its Python has not.
+"""Scripts and packages that another trainer's checkout needs and does not have.
 
-Its own import statements are read, from its scripts on; its Python only says which of those it finds. Nothing
-of it is imported, here or there.
+Import statements are read from its scripts; its Python only reports which modules it finds. Nothing is
+imported.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from flowloom.trainers.kohya.families import FACTS
 
 SECONDS_KNOWN = 30
 PATIENCE_S = 20
-"""For a Python to start; it may lie on a slow disk."""
+"""For a Python to start, perhaps from a slow disk."""
 _LATER = {"kohya": {"bitsandbytes", "tensorboard"}}
-"""Modules that a run imports only then, as the studio configures it."""
+"""Modules that a run configured by the studio imports later."""
 _IMPORT = re.compile(r"^(?:import ([\w., ]+)|from ([\w.]+) import ([\w, ]+|\())", re.MULTILINE)
 _CUDA = re.compile(r"torch\.cuda\b|\bnccl\b")
 _FIND = """
@@ -48,11 +48,11 @@ _RECORDED = (
     "torch", "accelerate", "diffusers", "transformers", "safetensors", "bitsandbytes", "xformers",
     "lycoris-lora", "prodigyopt", "numpy",
 )  # fmt: skip
-"""Packages of another trainer's environment that can change its results."""
+"""Packages of its environment that can change its results."""
 
 
 def versions_of(python: str, checkout: Path) -> dict[str, str]:
-    """Versions in another trainer's environment, of the studio, and the revision of its checkout."""
+    """Versions of the studio and of another trainer's packages, and the revision of its checkout."""
     found = {"flowloom": flowloom.__version__}
     if revision := revision_of(checkout).removeprefix(" at "):
         found[checkout.name] = revision
@@ -67,49 +67,50 @@ def versions_of(python: str, checkout: Path) -> dict[str, str]:
 
 
 def states(trainer: str) -> list[tuple[Checkout | None, str, list[str]]]:
-    """Each checkout of a trainer, what it is in words, and what it lacks; one of None where there is none."""
+    """Each checkout of a trainer, its description and its missing packages; or one entry of None."""
     try:
-        known = checkouts_of(trainer)
+        checkouts = checkouts_of(trainer)
     except ConfigError as error:
-        return [(None, str(error), ["a list that can be read"])]
-    if not known:
+        return [(None, str(error), ["readable list of checkouts"])]
+    if not checkouts:
         return [(None, f"not installed: flowloom trainers install {trainer}", [])]
     return [
-        (one, f"{one.path}{revision_of(one.path)}, by {one.python}", lacks(trainer, one)) for one in known
+        (each, f"{each.path}{revision_of(each.path)}, with {each.python}", missing_packages(trainer, each))
+        for each in checkouts
     ]
 
 
-def lacks(trainer: str, checkout: Checkout) -> list[str]:
-    """What a checkout lacks, in words; empty when it can train."""
+def missing_packages(trainer: str, checkout: Checkout) -> list[str]:
+    """Scripts and packages that a checkout needs and does not have; empty if it can train."""
     wanted = _kohyas_scripts() if trainer == "kohya" else names_of_trainers(checkout.path)
     names = [name if name.endswith(".py") else f"{name.replace('.', '/')}.py" for name in wanted]
     there = [name for name in names if (checkout.path / name).is_file()]
     if not there:
-        return [f"its scripts: {checkout.path} is no checkout of it, or only a part"]
+        return [f"scripts: {checkout.path} is not a complete checkout of it"]
     gone = sorted(set(names) - set(there))
-    return [*gone, *_lacks_of(trainer, checkout, there, _LATER.get(trainer, set()))]
+    return [*gone, *_missing_of(trainer, checkout, there, _LATER.get(trainer, set()))]
 
 
-def lacks_of_script(
+def missing_packages_of_script(
     trainer: str, checkout: Checkout, script: Path, more: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """What one script lacks, in words; looked up again after half a minute, as forms ask with each change."""
+    """Missing packages of one script; cached for half a minute, as forms ask on every change."""
     if not script.is_file() or not script.is_relative_to(checkout.path):
         return ()
     name = script.relative_to(checkout.path).as_posix()
     turn = int(time.monotonic() // SECONDS_KNOWN)
-    return _known_lacks(trainer, (checkout.path, checkout.python), name, frozenset(more), turn)
+    return _cached_missing(trainer, (checkout.path, checkout.python), name, frozenset(more), turn)
 
 
 @lru_cache(32)
-def _known_lacks(
+def _cached_missing(
     trainer: str, place: tuple[Path, Path], script: str, more: frozenset[str], _turn: int
 ) -> tuple[str, ...]:
-    return tuple(_lacks_of(trainer, Checkout(path=place[0], python=place[1]), [script], more))
+    return tuple(_missing_of(trainer, Checkout(path=place[0], python=place[1]), [script], more))
 
 
-def _lacks_of(trainer: str, checkout: Checkout, scripts: list[str], more: Collection[str]) -> list[str]:
-    """Modules, CUDA where the scripts train only with it, and what keeps them from being imported."""
+def _missing_of(trainer: str, checkout: Checkout, scripts: list[str], more: Collection[str]) -> list[str]:
+    """Missing modules, CUDA if the scripts need it, and errors that would end an import."""
     files, outside = _imports_of(checkout.path, scripts)
     missing = modules_not_found(checkout, sorted(outside | set(more)))
     if trainer != "flow-upstream":
@@ -120,14 +121,14 @@ def _lacks_of(trainer: str, checkout: Checkout, scripts: list[str], more: Collec
 
 
 def _no_cuda(checkout: Checkout, missing: list[str]) -> Iterator[str]:
-    """What is said where a script would find no device, and end without a word."""
+    """The problem of a script that would find no device and exit silently."""
     places = ("nvidia[0-9]*", "kfd", "dxg")
     if not any(next(Path("/dev").glob(place), None) for place in places):
-        yield "a CUDA device: this machine has none, and without one it ends at once"
+        yield "CUDA device: this machine has none, and the script would exit at once"
         return
     torch = versions_of(str(checkout.python), checkout.path).get("torch", "")
     if "torch" not in missing and torch.endswith("+cpu"):
-        yield f"a torch with CUDA: its Python has {torch}"
+        yield f"torch with CUDA: its Python has {torch}"
 
 
 def _kohyas_scripts() -> list[str]:
@@ -138,7 +139,7 @@ def _kohyas_scripts() -> list[str]:
 
 
 def modules_not_found(checkout: Checkout, modules: list[str]) -> list[str]:
-    """Which of `modules` the checkout's Python has not; or what is wrong with that Python, in words."""
+    """Modules that the checkout's Python does not find, or the problem with that Python."""
     try:
         asked = subprocess.run(
             [checkout.python, "-c", _FIND, *modules],
@@ -149,22 +150,24 @@ def modules_not_found(checkout: Checkout, modules: list[str]) -> list[str]:
             timeout=PATIENCE_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [f"a Python that starts: {error}"]
-    return asked.stdout.split() if not asked.returncode else [f"a Python: {asked.stderr.strip()[-300:]}"]
+        return [f"working Python: {error}"]
+    return (
+        asked.stdout.split() if not asked.returncode else [f"working Python: {asked.stderr.strip()[-300:]}"]
+    )
 
 
 def _imports_of(checkout: Path, scripts: list[str]) -> tuple[set[Path], set[str]]:
-    """The checkout's files that the scripts import at once, and the packages outside of it."""
+    """Files of the checkout that the scripts import on start, and external packages."""
     found: set[str] = set()
-    todo, seen = [checkout / script for script in scripts], set[Path]()
-    while todo:
-        path = todo.pop()
+    pending, seen = [checkout / script for script in scripts], set[Path]()
+    while pending:
+        path = pending.pop()
         if path in seen:
             continue
         seen.add(path)
         for name in _imported(path, checkout):
             files = _inside(checkout, name)
-            todo += files
+            pending += files
             if not files:
                 found.add(name.partition(".")[0])
     own = {path.name for path in checkout.iterdir() if path.is_dir()} | {path.stem for path in seen}
@@ -179,7 +182,7 @@ def _text(path: Path) -> str:
 
 
 def _imported(path: Path, checkout: Path) -> Iterator[str]:
-    """Names of what a module imports without a condition: `a.b`, and `a.b.c` of `from a.b import c`."""
+    """Names that a module imports unconditionally: `a.b`, and `a.b.c` of `from a.b import c`."""
     for whole, origin, names in _IMPORT.findall(_text(path)):
         yield from (name.split()[0] for name in whole.split(",") if name.strip())
         if origin.startswith("."):
@@ -190,7 +193,7 @@ def _imported(path: Path, checkout: Path) -> Iterator[str]:
 
 
 def _absolute(origin: str, path: Path, checkout: Path) -> str:
-    """The name of a module that another one calls `.b`, from the checkout on; empty where it leads out."""
+    """The absolute name of the relative import `.b`; empty if it leaves the checkout."""
     name = origin.lstrip(".")
     up = len(origin) - len(name)
     folders = path.relative_to(checkout).parts[:-1]
@@ -200,13 +203,13 @@ def _absolute(origin: str, path: Path, checkout: Path) -> str:
 
 
 def _inside(checkout: Path, name: str) -> list[Path]:
-    """The files of the checkout that a name stands for."""
+    """Files of the checkout that a module name refers to."""
     place = checkout.joinpath(*name.split("."))
     return [path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()]
 
 
 def revision_of(path: Path) -> str:
-    """` at COMMIT`, of a checkout that git knows; nothing of another one."""
+    """` at COMMIT` for a git checkout; otherwise empty."""
     if not (path / ".git").exists():
         return ""
     try:

@@ -16,7 +16,8 @@ from flowloom.datasets.build.fresh import folder_rows, update
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.repeats import MAX_REPEATS
 from flowloom.errors import DataError
-from flowloom.tasks.datasets import BUILD, LINT
+from flowloom.tasks.dataset_build import BUILD
+from flowloom.tasks.dataset_lint import LINT
 from tests.datasets.build.pictures import built, picture, write
 
 

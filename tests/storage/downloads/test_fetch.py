@@ -6,13 +6,14 @@ import hashlib
 import ipaddress
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from flowloom.errors import Denied, DiskFullError, NotFound, SourceError
 from flowloom.storage.downloads import fetch as fetching
-from flowloom.storage.downloads.fetch import Stopped, Watch, already_there, facts_of, fetch
+from flowloom.storage.downloads.fetch import Watch, already_there, facts_of, fetch
 from flowloom.storage.downloads.request import Asker
 from flowloom.storage.ssrf import Allowed
 from tests.fakes.files import Files
@@ -20,7 +21,21 @@ from tests.fakes.files import Files
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 LOCAL = Allowed(networks=(ipaddress.ip_network("127.0.0.0/8"),))
-QUIET = Watch(lambda *_: None, lambda: False)
+
+
+class Stopped(Exception):
+    """Raised by the watches of these tests."""
+
+
+def stop_if(is_stopped: Callable[[], bool]) -> Callable[[], None]:
+    def raise_if_stopped() -> None:
+        if is_stopped():
+            raise Stopped
+
+    return raise_if_stopped
+
+
+QUIET = Watch(lambda *_: None, lambda: None)
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +60,14 @@ def is_whole(target: Path, content: bytes = CONTENT) -> bool:
 def after(limit: int) -> tuple[Watch, list[int]]:
     """A watch that stops after so many bytes, and what it was told."""
     told: list[int] = []
-    return Watch(lambda done, _size: told.append(done), lambda: bool(told) and told[-1] >= limit), told
+    return Watch(
+        lambda done, _size: told.append(done), stop_if(lambda: bool(told) and told[-1] >= limit)
+    ), told
 
 
 def test_a_file_comes_whole_with_its_sum(served: Files, tmp_path: Path):
     told: list[tuple[int, int | None]] = []
-    watch = Watch(lambda done, size: told.append((done, size)), lambda: False)
+    watch = Watch(lambda done, size: told.append((done, size)), lambda: None)
     done = get(served, tmp_path / "x.safetensors", watch=watch)
     assert (done.sha256, done.size, done.is_checked) == (SHA256, len(CONTENT), False)
     assert is_whole(tmp_path / "x.safetensors")
@@ -205,14 +222,14 @@ def test_two_runs_do_not_write_one_file(served: Files, tmp_path: Path):
                 get(served, tmp_path / "x.safetensors")
             errors.append(str(error.value))
 
-    get(served, tmp_path / "x.safetensors", watch=Watch(second, lambda: False))
+    get(served, tmp_path / "x.safetensors", watch=Watch(second, lambda: None))
     assert "another run" in errors[0]
     assert is_whole(tmp_path / "x.safetensors")
 
 
 def test_a_file_that_is_all_here_is_only_checked(served: Files, tmp_path: Path):
     phases: list[str] = []
-    watch = Watch(lambda *_: None, lambda: "checking" in phases, phases.append)
+    watch = Watch(lambda *_: None, stop_if(lambda: "checking" in phases), phases.append)
     with pytest.raises(Stopped):
         get(served, tmp_path / "x.safetensors", watch=watch)
     before = len(served.requests)

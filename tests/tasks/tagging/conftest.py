@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable
 from itertools import count
@@ -15,7 +14,7 @@ from PIL import Image
 from flowloom.run.directory import RunDir
 from flowloom.run.events import EventWriter
 from flowloom.tasks import ALL
-from flowloom.tasks.base import Progress
+from flowloom.tasks.base import FunctionTask, Progress
 from tests.fakes.onnx_tagger import write_tagger
 
 RED, GREEN, BLUE = "#ff0000", "#00ff00", "#0000ff"
@@ -39,11 +38,11 @@ class Runs:
         """Work a run off, from its beginning or from where it was; its result."""
         content = run_dir.read_run()
         task = ALL[content["trainer"]]
-        module, _, function = task.work.partition(":")
+        assert isinstance(task, FunctionTask)
         writer = EventWriter(run_dir.events_jsonl)
         try:
             config = task.config_type.model_validate(content["config"])
-            getattr(importlib.import_module(module), function)(config, Progress(run_dir, writer))
+            task.body(config, Progress(run_dir, writer))
         finally:
             writer.close()
         return json.loads((run_dir.path / "result.json").read_text())

@@ -34,8 +34,8 @@ export function RunActions({ run }: { run: RunView }) {
   const { data: known } = useQuery(trainers);
   const [asked, setAsked] = useState<Asked | null>(null);
   const [isCopying, setCopying] = useState(false);
-  const abilities = known?.find((trainer) => trainer.name === run.trainer)?.abilities;
-  const can = (ability: string) => abilities === undefined || abilities.includes(ability);
+  const controls = known?.find((trainer) => trainer.name === run.trainer)?.supported_controls;
+  const can = (control: string) => controls === undefined || controls.includes(control);
   const isRunning = run.state === "running";
   // A wish that comes before the engine listens would be lost.
   const isListening = isRunning && (run.step ?? 0) > 0;

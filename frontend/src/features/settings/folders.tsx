@@ -54,8 +54,8 @@ export function Trainers() {
               {trainer.title} <code className="figure text-xs text-muted-foreground">{trainer.name}</code>
             </p>
             <p className="text-xs text-secondary-foreground">
-              {trainer.abilities.length > 0
-                ? `Controls while running: ${trainer.abilities.join(", ")}.`
+              {trainer.supported_controls.length > 0
+                ? `Controls while running: ${trainer.supported_controls.join(", ")}.`
                 : "Cannot be controlled while running."}
             </p>
           </li>

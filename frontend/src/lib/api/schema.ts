@@ -3999,15 +3999,6 @@ export interface components {
          */
         TrainerView: {
             /**
-             * Abilities
-             * @description What a run of it can be asked for.
-             * @example [
-             *       "stop",
-             *       "sample"
-             *     ]
-             */
-            abilities: string[];
-            /**
              * Has Preflight
              * @description Whether POST /api/NAME/preflight answers.
              * @example true
@@ -4018,6 +4009,15 @@ export interface components {
              * @example flow
              */
             name: string;
+            /**
+             * Supported Controls
+             * @description Requests that its runs obey.
+             * @example [
+             *       "stop",
+             *       "sample"
+             *     ]
+             */
+            supported_controls: string[];
             /** Title */
             title: string;
         };
@@ -16013,7 +16013,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such trainer. */
+            /** @description Unknown task */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -16023,8 +16023,8 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such trainer.",
-                     *       "type": "urn:flowloom:no-such-trainer"
+                     *       "title": "Unknown task",
+                     *       "type": "urn:flowloom:no-such-task"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -16154,7 +16154,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such trainer. */
+            /** @description Unknown task */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -16164,8 +16164,8 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such trainer.",
-                     *       "type": "urn:flowloom:no-such-trainer"
+                     *       "title": "Unknown task",
+                     *       "type": "urn:flowloom:no-such-task"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -16299,7 +16299,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such trainer. */
+            /** @description Unknown task */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -16309,8 +16309,8 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such trainer.",
-                     *       "type": "urn:flowloom:no-such-trainer"
+                     *       "title": "Unknown task",
+                     *       "type": "urn:flowloom:no-such-task"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -16444,7 +16444,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such trainer. */
+            /** @description Unknown task */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -16454,8 +16454,8 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such trainer.",
-                     *       "type": "urn:flowloom:no-such-trainer"
+                     *       "title": "Unknown task",
+                     *       "type": "urn:flowloom:no-such-task"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];

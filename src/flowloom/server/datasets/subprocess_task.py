@@ -14,9 +14,9 @@ from typing import Any
 
 from flowloom.config.secrets import redact, usable_secrets
 from flowloom.run.directory import RunDir
+from flowloom.run.task import Task
 from flowloom.server.endpoints import environ_for_processes
 from flowloom.server.problems import Invalid, ServiceError, Unwritable
-from flowloom.tasks.base import Task
 
 PATIENCE_S = 60.0
 
@@ -29,7 +29,7 @@ class Failed(ServiceError):
     status, code, title = 409, "failed", "That could not be done."
 
 
-def answer_of(task: Task[Any], config: dict[str, Any], state_dir: Path) -> Any:
+def answer_of(task: Task, config: dict[str, Any], state_dir: Path) -> Any:
     """What `task` finds, without a place in the queue or the list of runs.
 
     Raises:

@@ -12,7 +12,7 @@ from flowloom.server.problems import Invalid, problems
 from flowloom.server.runs.create import NewRun, make_run, problems_of
 from flowloom.server.runs.references import runs_that_name
 from flowloom.server.runs.view import ACTIVE, RunView
-from flowloom.tasks.import_dataset import TASK
+from flowloom.tasks.dataset_import import IMPORT
 
 router = Router(tags=["datasets"], responses=problems())
 
@@ -54,6 +54,6 @@ def import_dataset(body: Import, studio: StudioDep) -> RunView:
     if coming := runs_that_name(studio, target, ACTIVE):
         raise DataSetTaken(f"{coming[0]} brings or needs {name!r}.", "Choose another name, or cancel it.")
     config = body.model_dump(exclude={"name"}) | {"target_dir": str(target)}
-    if found := problems_of(studio, TASK, config):
+    if found := problems_of(studio, IMPORT, config):
         raise Invalid.of(found, "")
-    return make_run(studio, TASK, NewRun(name=None, config=config, devices=[], first=False))
+    return make_run(studio, IMPORT, NewRun(name=None, config=config, devices=[], first=False))

@@ -9,6 +9,7 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.datasets.build.options import Kind
+from flowloom.run.task import Task
 from flowloom.server.datasets.locations import DataSet, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
 from flowloom.server.datasets.subprocess_task import Failed, TakesLong, answer_of
 from flowloom.server.deps import Studio, StudioDep
@@ -17,8 +18,9 @@ from flowloom.server.problems import Invalid, problems
 from flowloom.server.routes.datasets import DataSetDep, LibraryDep
 from flowloom.server.runs.create import NewRun, make_run
 from flowloom.server.runs.view import RunView
-from flowloom.tasks.base import Task
-from flowloom.tasks.datasets import BUILD, EXPORT, LINT, UPDATE
+from flowloom.tasks.dataset_build import BUILD, UPDATE
+from flowloom.tasks.dataset_export import EXPORT
+from flowloom.tasks.dataset_lint import LINT
 
 router = Router(tags=["datasets"], responses=problems(TakesLong, Failed))
 DIRECT = 300
@@ -185,9 +187,7 @@ def export_dataset(dataset: DataSetDep, body: Export, studio: StudioDep, respons
     )
 
 
-def _answer(
-    studio: Studio, task: Task[Any], config: dict[str, Any], is_run: bool, response: Response
-) -> Answer:
+def _answer(studio: Studio, task: Task, config: dict[str, Any], is_run: bool, response: Response) -> Answer:
     if strays := list(studio.roots.strays(config)):
         raise Invalid.of(strays, "")
     if not is_run:

@@ -76,13 +76,13 @@ def preflight(trainer: TrainerDep, body: Question, studio: StudioDep) -> Examina
     `GET /api/trainers` says which trainers can be asked: FLOW and Kohya. Kohya's buckets, steps and epochs
     are those that sd-scripts makes; its memory is a coarse estimate, which names what it does not count.
     """
-    if not trainer.examiner:
+    if not trainer.preflight_command:
         todo = "POST its /config checks the configuration; its first steps show what it takes."
         raise NoPreflight(f"{trainer.title} cannot be asked what a run will take.", todo)
     if found := problems_of(studio, trainer, body.config):
         raise Invalid.of(found)
     path = studio.settings.state_dir / f"preflight-{secrets.token_hex(8)}.json"
-    words = [*trainer.examiner, str(path), "--runs-dir", str(studio.settings.runs_dir)]
+    words = [*trainer.preflight_command, str(path), "--runs-dir", str(studio.settings.runs_dir)]
     words += ["--gpu-gib", str(body.gpu_gib)] if body.gpu_gib else []
     words += ["--samples-per-s", str(body.samples_per_s)] if body.samples_per_s else []
     try:

@@ -239,7 +239,7 @@ def duplicate_run(run: RunDep, body: Copy, studio: StudioDep) -> RunView:
     new = NewRun(name=body.name, config=config, devices=body.devices, first=body.first)
     return make_run(
         studio,
-        studio.queue.trainer_of(run),
+        studio.queue.task_of(run),
         new,
         f"{run.path.name}, changed" if body.changes else run.path.name,
     )

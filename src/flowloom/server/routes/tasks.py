@@ -7,16 +7,16 @@ from typing import Annotated, Any
 from fastapi import Depends, Path, status
 from pydantic import BaseModel, Field
 
+from flowloom.run.task import Task
 from flowloom.server.deps import StudioDep
 from flowloom.server.off_loop import Router
-from flowloom.server.problems import Invalid, NameTaken, NoSuchTrainer, problems
+from flowloom.server.problems import Invalid, NameTaken, NoSuchTask, problems
 from flowloom.server.routes.training import Candidate, ConfigVerdict
 from flowloom.server.runs.create import NewRun, make_run, problems_of
 from flowloom.server.runs.view import RunView
 from flowloom.tasks import ALL
-from flowloom.tasks.base import Task
 
-router = Router(tags=["tasks"], responses=problems(NoSuchTrainer))
+router = Router(tags=["tasks"], responses=problems(NoSuchTask))
 
 
 class TaskView(BaseModel):
@@ -34,13 +34,13 @@ class TaskConfig(BaseModel):
     defaults: dict[str, Any] = Field(examples=[{"limits": {"max_steps": None}}])
 
 
-async def _task(task: Annotated[str, Path(examples=["cache"])]) -> Task[Any]:
+async def _task(task: Annotated[str, Path(examples=["cache"])]) -> Task:
     if task not in ALL:
-        raise NoSuchTrainer(task, sorted(ALL))
+        raise NoSuchTask(task, sorted(ALL))
     return ALL[task]
 
 
-TaskDep = Annotated[Task[Any], Depends(_task)]
+TaskDep = Annotated[Task, Depends(_task)]
 
 
 @router.get("/tasks", summary="List tasks")

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import status
 from pydantic import BaseModel, ConfigDict, Field
 
+from flowloom.run.task import Command
 from flowloom.server.deps import QueueDep, ShelfDep, StudioDep, TrainerDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import (
@@ -22,7 +23,7 @@ from flowloom.server.problems import (
 from flowloom.server.runs.create import NewRun, make_run, problems_of
 from flowloom.server.runs.preview import preview, shell_line
 from flowloom.server.runs.view import RunName, RunView
-from flowloom.trainers.base import Command, SourceKind
+from flowloom.trainers.base import SourceKind
 
 router = Router(tags=["training"], responses=problems(NoSuchTrainer))
 _MODELS = shows({"model.chroma_path": ["models/chroma.safetensors"]})
@@ -33,8 +34,8 @@ class TrainerView(BaseModel):
 
     name: str = Field(examples=["flow"])
     title: str
-    abilities: list[str] = Field(
-        description="What a run of it can be asked for.", examples=[["stop", "sample"]]
+    supported_controls: list[str] = Field(
+        description="Requests that its runs obey.", examples=[["stop", "sample"]]
     )
     has_preflight: bool = Field(description="Whether POST /api/NAME/preflight answers.", examples=[True])
 
@@ -134,8 +135,8 @@ def list_trainers(studio: StudioDep) -> list[TrainerView]:
         TrainerView(
             name=one.name,
             title=one.title,
-            abilities=sorted(one.abilities),
-            has_preflight=bool(one.examiner),
+            supported_controls=sorted(one.supported_controls),
+            has_preflight=bool(one.preflight_command),
         )
         for one in studio.trainers.values()
     ]

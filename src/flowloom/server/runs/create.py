@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from flowloom.errors import Problem
 from flowloom.run.directory import RunDir, default_name, write_json
 from flowloom.run.resume import differences
+from flowloom.run.task import Task
 from flowloom.server.deps import Studio
 from flowloom.server.problems import Invalid
 from flowloom.server.runs.view import RunName, RunView
-from flowloom.trainers.base import Trainer
+from flowloom.trainers.base import TrainerBackend
 
 
 class NewRun(BaseModel):
@@ -49,25 +50,25 @@ class Restart(BaseModel):
     )
 
 
-def problems_of(studio: Studio, trainer: Trainer, config: dict[str, Any]) -> list[Problem]:
+def problems_of(studio: Studio, task: Task, config: dict[str, Any]) -> list[Problem]:
     """Everything that is wrong with a configuration."""
     strays = list(studio.roots.strays(config))
     # What lies outside of the folders is not looked at: whether it is there is nobody's business.
-    return strays or trainer.check(config)
+    return strays or task.check(config)
 
 
-def make_run(studio: Studio, trainer: Trainer, new: NewRun, source: str = "the studio") -> RunView:
+def make_run(studio: Studio, task: Task, new: NewRun, source: str = "the studio") -> RunView:
     """Make and queue a run: whole, or not at all.
 
     Raises:
         Invalid: with everything that is wrong.
         NameTaken: there is such a run.
     """
-    if problems := problems_of(studio, trainer, new.config):
+    if problems := problems_of(studio, task, new.config):
         raise Invalid.of(problems)
-    studio.queue.require_devices(new.devices, trainer)
-    with studio.shelf.making(new.name, default_name(trainer.name)) as run_dir:
-        trainer.prepare(new.config, run_dir, source)
+    studio.queue.require_devices(new.devices, task)
+    with studio.shelf.making(new.name, default_name(task.name)) as run_dir:
+        task.prepare(new.config, run_dir, source)
         studio.queue.submit(run_dir, new.devices, first=new.first)
     return studio.shelf.look(run_dir.path.name)
 
@@ -80,7 +81,7 @@ def resume_run(studio: Studio, run_dir: RunDir, how: Restart) -> RunView:
         NotNow: it waits or runs, or it is finished and nothing is changed.
     """
     queue, is_changed = studio.queue, bool(how.changes)
-    queue.require_devices(how.devices, queue.trainer_of(run_dir))
+    queue.require_devices(how.devices, queue.task_of(run_dir))
     with queue.mutex:
         queue.require_rest(studio.shelf.look(run_dir.path.name), is_changed=is_changed)
         if is_changed:
@@ -91,15 +92,16 @@ def resume_run(studio: Studio, run_dir: RunDir, how: Restart) -> RunView:
 def _change(studio: Studio, run_dir: RunDir, changes: dict[str, Any]) -> None:
     """Write the changed configuration, and what it was before, or leave everything as it is."""
     old = run_dir.read_run()
-    trainer = studio.queue.trainer_of(run_dir)
+    task = studio.queue.task_of(run_dir)
     config = patched(old["config"], changes)
-    fixed = [path for path, _ in differences("", old["config"], config) if path.startswith(trainer.fixed)]
+    immutable = task.immutable_keys if isinstance(task, TrainerBackend) else ("",)
+    fixed = [path for path, _ in differences("", old["config"], config) if path.startswith(immutable)]
     if fixed:
         message = "is fixed by what the run has made so far: duplicate the run to change it."
         raise Invalid.of([Problem(path, message) for path in fixed], "/changes")
-    if problems := problems_of(studio, trainer, config):
+    if problems := problems_of(studio, task, config):
         raise Invalid.of(problems, "/changes")
-    trainer.prepare(config, run_dir, old["source"])
+    task.prepare(config, run_dir, old["source"])
     new = run_dir.read_run()
     record = {"time": new["created"], "changes": dict(differences("", old["config"], new["config"]))}
     changed = [*old.get("changed", []), record]

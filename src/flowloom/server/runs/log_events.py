@@ -17,7 +17,7 @@ from flowloom.run.directory import RunDir
 from flowloom.run.events import FIELDS, EventWriter
 from flowloom.run.results import checkpoints_of, last_saved_step
 from flowloom.server.runs.process_files import Wish
-from flowloom.trainers.base import Trainer
+from flowloom.trainers.base import TrainerBackend
 
 SECONDS_BETWEEN_REPORTS = 0.5
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -34,7 +34,7 @@ class Scribe:
     def __init__(
         self,
         run_dir: RunDir,
-        trainer: Trainer,
+        trainer: TrainerBackend,
         devices: tuple[str, ...],
         *,
         resumes: bool,
@@ -79,7 +79,7 @@ class Scribe:
 
     def is_to_end(self) -> bool:
         """Whether to end a process that obeys no `stop` itself: once it has saved, or has nothing to save."""
-        if "stop" in self.trainer.abilities or not (self.run_dir.control_dir / "stop").exists():
+        if "stop" in self.trainer.supported_controls or not (self.run_dir.control_dir / "stop").exists():
             self._saved_since_stop = False
             return False
         self._is_ended = self._saved_since_stop or not self._has_begun

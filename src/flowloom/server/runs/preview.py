@@ -11,25 +11,25 @@ from tempfile import TemporaryDirectory
 
 from flowloom.errors import FlowloomError
 from flowloom.run.directory import RunDir
-from flowloom.trainers.base import Command, Trainer
+from flowloom.run.task import Command, Task
 
 Files = dict[str, str]
 """Text by name, below the run's directory; run.json is the last one."""
 
 
-def preview(trainer: Trainer, config: dict[str, object], path: Path) -> tuple[Files, Command | None]:
+def preview(task: Task, config: dict[str, object], path: Path) -> tuple[Files, Command | None]:
     """What the run at `path` would hold and start; `config` leads nowhere out of the studio's folders.
 
     What cannot be told is left out: all files of a configuration that cannot be read, the command where the
-    trainer's code is not on this machine. `Trainer.check` says why.
+    trainer's code is not on this machine. `Task.check` says why.
     """
     with TemporaryDirectory(prefix="flowloom-preview-") as folder:
         run_dir = RunDir.create(path.name, folder)
         try:
-            trainer.prepare(config, run_dir, "a preview")
+            task.prepare(config, run_dir, "a preview")
         except (FlowloomError, ValueError):
             return {}, None
-        command = _command(trainer, run_dir)
+        command = _command(task, run_dir)
         moved = str(run_dir.path), str(path)
         return dict(_files(run_dir, *moved)), command and _moved(command, *moved)
 
@@ -41,9 +41,9 @@ def shell_line(command: Command) -> str:
     return f"cd {shlex.quote(str(command.cwd))} && {start}" if command.cwd else start
 
 
-def _command(trainer: Trainer, run_dir: RunDir) -> Command | None:
+def _command(task: Task, run_dir: RunDir) -> Command | None:
     try:
-        return trainer.command(run_dir, resume=False)
+        return task.command(run_dir, resume=False)
     except FlowloomError:
         return None
 

@@ -20,6 +20,7 @@ from typing import Any
 from flowloom.config.secrets import may_need_secrets
 from flowloom.errors import Problem, RunError, is_disk_full
 from flowloom.run.directory import Control, RunDir
+from flowloom.run.task import Command, Task
 from flowloom.server.background import on_its_own
 from flowloom.server.endpoints import environ_for_processes
 from flowloom.server.locks import hold, is_held
@@ -30,7 +31,6 @@ from flowloom.server.runs.queue_state import OnFail, Standing
 from flowloom.server.runs.registry import Shelf
 from flowloom.server.runs.supervisor import Order
 from flowloom.server.runs.view import RunView
-from flowloom.trainers.base import Command, Trainer
 
 SECONDS_UNTIL_ANOTHER_TRY = 30.0
 
@@ -38,10 +38,8 @@ SECONDS_UNTIL_ANOTHER_TRY = 30.0
 class Queue:
     """Starts what waits as soon as its devices are free; `tick` does all that is due."""
 
-    def __init__(
-        self, shelf: Shelf, trainers: Mapping[str, Trainer], devices: Sequence[str], state_dir: Path
-    ):
-        self.shelf, self.trainers, self.devices = shelf, trainers, tuple(devices)
+    def __init__(self, shelf: Shelf, tasks: Mapping[str, Task], devices: Sequence[str], state_dir: Path):
+        self.shelf, self.tasks, self.devices = shelf, tasks, tuple(devices)
         self.locks_dir = state_dir / "locks"
         self.standing = Standing(state_dir / "standing.json", shelf)
         self.mutex = threading.RLock()
@@ -49,28 +47,26 @@ class Queue:
         self._keepers: dict[str, subprocess.Popen[bytes]] = {}
         self._try_again_at: dict[str, float] = {}
 
-    def require_devices(self, devices: Sequence[str], trainer: Trainer) -> None:
-        """Raises Invalid where one of `devices` is not here, or `trainer` would leave some of them idle."""
+    def require_devices(self, devices: Sequence[str], task: Task) -> None:
+        """Raises Invalid where one of `devices` is not here, or `task` would leave some of them idle."""
         if unknown := sorted(set(devices) - set(self.devices)):
             message = f"{', '.join(unknown)}: the devices here are {', '.join(self.devices)}."
             raise Invalid.of([Problem("", message)], "/devices")
-        if len(set(devices)) > 1 and not trainer.uses_all_devices:
-            message = (
-                f"{trainer.title} uses one device, and would keep the others from other runs: choose one."
-            )
+        if len(set(devices)) > 1 and not task.uses_all_devices:
+            message = f"{task.title} uses one device, and would keep the others from other runs: choose one."
             raise Invalid.of([Problem("", message)], "/devices")
 
-    def trainer_of(self, run_dir: RunDir) -> Trainer:
+    def task_of(self, run_dir: RunDir) -> Task:
         """Whose run it is.
 
         Raises:
-            NotNow: of a trainer that this studio does not have.
+            NotNow: of a task that this studio does not have.
         """
         name = run_dir.read_run().get("trainer", "flow")
-        if not isinstance(name, str) or name not in self.trainers:
-            todo = f"There are {', '.join(sorted(self.trainers))}."
+        if not isinstance(name, str) or name not in self.tasks:
+            todo = f"There are {', '.join(sorted(self.tasks))}."
             raise NotNow(f"{run_dir.path.name!r} is a run of {name!r}, which is not here.", todo)
-        return self.trainers[name]
+        return self.tasks[name]
 
     def require_rest(self, view: RunView, *, is_changed: bool) -> None:
         """Raises NotNow where a run waits or runs, or is finished and nothing was changed."""
@@ -87,7 +83,7 @@ class Queue:
             NotNow: it is not, or it is finished and was not changed.
             Invalid: there is no such device.
         """
-        self.require_devices(devices, self.trainer_of(run_dir))
+        self.require_devices(devices, self.task_of(run_dir))
         run_id = run_dir.path.name
         with self.mutex:
             view = self.shelf.look(run_id)
@@ -117,8 +113,8 @@ class Queue:
             ).write(run_dir.path)
 
     def _needs_device(self, run_dir: RunDir) -> bool:
-        trainer = self.trainers.get(run_dir.read_run().get("trainer", "flow"))
-        return trainer is None or trainer.needs_device
+        task = self.tasks.get(run_dir.read_run().get("trainer", "flow"))
+        return task is None or task.needs_device
 
     def delete(self, run_id: str) -> None:
         """Delete a run and all that it made.
@@ -196,16 +192,16 @@ class Queue:
         """Ask a run to save or draw, or to stop, at its next step.
 
         Raises:
-            NotNow: it does not run, or has not begun to train, or its trainer cannot do that.
+            NotNow: it does not run, or has not begun to train, or its task cannot do that.
         """
         if what == "stop":
             return self.stop(run_id, save=True)
         run_dir = self.shelf.running(run_id)
-        trainer, view = self.trainer_of(run_dir), self.shelf.get(run_id)
-        if what not in trainer.abilities:
-            able = ", ".join(sorted(trainer.abilities)) or "nothing"
+        task, view = self.task_of(run_dir), self.shelf.get(run_id)
+        if what not in task.supported_controls:
+            able = ", ".join(sorted(task.supported_controls)) or "nothing"
             todo = f"It can be asked for {able}; stop it, or kill it."
-            raise NotNow(f"{run_id!r} cannot be asked for a {what}: {trainer.title} has no such thing.", todo)
+            raise NotNow(f"{run_id!r} cannot be asked for a {what}: {task.title} has no such thing.", todo)
         if view.phase in (None, "loading"):
             raise NotNow(f"{run_id!r} still loads.", "Ask again when its phase is 'training'.")
         run_dir.request(what)
@@ -308,14 +304,14 @@ class Queue:
     def _launch(self, run: RunView, ticket: Ticket) -> bool:
         """Whether a keeper was started for the run, on the devices of its ticket."""
         run_dir = RunDir(self.shelf.path(run.id))
-        trainer = self.trainers.get(run.trainer)
+        task = self.tasks.get(run.trainer)
         is_too_soon = time.monotonic() < self._try_again_at.get(run.id, 0.0)
-        if trainer is None or is_too_soon:
+        if task is None or is_too_soon:
             return False
         if unknown := set(ticket.devices) - set(self.devices):
             todo = f"Cancel it, and resume it on one of {', '.join(self.devices)}."
             raise RunError(f"It waits for {', '.join(sorted(unknown))}, which is not here. {todo}")
-        command = trainer.command(run_dir, ticket.resume, ticket.devices)
+        command = task.command(run_dir, ticket.resume, ticket.devices)
         environment = _environment(command, ticket.devices, run_dir.read_run()["config"])
         self.standing.begins(run.id)
         self.shelf.notes.pop(run.id, None)
@@ -326,7 +322,7 @@ class Queue:
             cwd=str(command.cwd) if command.cwd else None,
             checkout=str(command.checkout or ""),
             locks=[str(self._lock_of(device)) for device in ticket.devices],
-            trainer="" if trainer.writes_events else trainer.name,
+            trainer="" if task.writes_events else task.name,
         )
         with (self.locks_dir / "keepers.log").open("ab") as log:
             self._keepers[run.id] = subprocess.Popen(

@@ -34,11 +34,12 @@ WAITS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 
 @dataclass(frozen=True)
 class Watch:
-    """How a download tells how far it is, and hears that it shall stop."""
+    """Callbacks of a download."""
 
     on_bytes: Callable[[int, int | None], None]
-    """So many bytes are here, of so many."""
-    is_stopped: Callable[[], bool]
+    """Bytes so far, and in total."""
+    raise_if_stopped: Callable[[], None]
+    """Raises its own exception to end the download; what is there stays for a resume."""
     on_phase: Callable[[str], None] = lambda _: None
     warn: Callable[[str], None] = lambda _: None
 
@@ -53,10 +54,6 @@ class Fetched:
     """Whether somebody had said what its sha256 must be."""
 
 
-class Stopped(Exception):
-    """It was asked to stop; what is here stays for the next time."""
-
-
 def fetch(asker: Asker, url: str, target: Path, watch: Watch, sha256: str | None = None) -> Fetched:
     """Bring what is at `url` to `target`, in place of what may be there.
 
@@ -64,7 +61,6 @@ def fetch(asker: Asker, url: str, target: Path, watch: Watch, sha256: str | None
         sha256: what it must be, in lower case; the hub tells it by itself.
 
     Raises:
-        Stopped: `watch` said so.
         SourceError: it cannot be had, or is not what it should be.
         DiskFullError: there is no room for it.
     """
@@ -95,7 +91,7 @@ def facts_of(asker: Asker, url: str, watch: Watch) -> Facts:
     """What is told of the file at `url`, without fetching it.
 
     Raises:
-        Stopped, SourceError: as `fetch`.
+        SourceError: as `fetch`.
     """
 
     def attempt() -> Facts:
@@ -113,11 +109,7 @@ def unfinished_size(target: Path) -> int:
 
 
 def already_there(facts: Facts, target: Path, watch: Watch) -> str | None:
-    """The SHA-256 of `target`, if that is the file that `facts` tell of; else None.
-
-    Raises:
-        Stopped: `watch` said so.
-    """
+    """The SHA-256 of `target`, if that is the file that `facts` tell of; else None."""
     size, etag = target.stat().st_size, (facts.validator or "").strip('"')
     if facts.size not in (None, size):
         return None
@@ -200,8 +192,7 @@ def _patiently(attempt: Callable[[], Facts], have: Callable[[], int], watch: Wat
 def _pause(seconds: float, watch: Watch) -> None:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        if watch.is_stopped():
-            raise Stopped
+        watch.raise_if_stopped()
         time.sleep(min(0.2, left))
 
 
@@ -289,8 +280,7 @@ def _pour(
             file.write(chunk)
             size += len(chunk)
             watch.on_bytes(size, facts.size)
-            if watch.is_stopped():
-                raise Stopped
+            watch.raise_if_stopped()
     except HTTPError:
         raise Unavailable(f"{shown(url)}: the connection broke after {size:,} bytes.") from None
     if facts.size is not None and size != facts.size:
@@ -301,17 +291,12 @@ def _pour(
 
 
 def sha256_of(path: Path, watch: Watch) -> str:
-    """The SHA-256 of the file at `path`, in lower case.
-
-    Raises:
-        Stopped: `watch` said so.
-    """
+    """The SHA-256 of the file at `path`, in lower case."""
     digest, done, size = hashlib.sha256(), 0, path.stat().st_size
     with path.open("rb") as file:
         while chunk := file.read(8 * CHUNK):
             digest.update(chunk)
             done += len(chunk)
             watch.on_bytes(done, size)
-            if watch.is_stopped():
-                raise Stopped
+            watch.raise_if_stopped()
     return digest.hexdigest()

@@ -14,25 +14,10 @@ from flowloom.data.images.decode import load_image
 from flowloom.data.images.headers import image_size
 from flowloom.models.captioners import Question, load_captioner
 from flowloom.models.device import choose_device
-from flowloom.tasks.base import Progress
-from flowloom.tasks.caption import DEFAULT_PROMPT, WEIGHTS, CaptionConfig
+from flowloom.tasks.caption import DEFAULT_PROMPT, CaptionConfig
 from flowloom.tasks.tagging.merging import Description
-from flowloom.tasks.tagging.models import find_model
-from flowloom.tasks.tagging.run import describe
 
 WHITE = (255, 255, 255)
-FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja")
-"""Of a repository: the network, its tokenizer and its template; no code, no pickles."""
-
-
-def caption(config: CaptionConfig, progress: Progress) -> None:
-    """Work of the task `caption`."""
-
-    def load() -> CaptionWriter:
-        model = find_model(config, [WEIGHTS] if config.model_path else FILES, progress)
-        return CaptionWriter(model.folder, config, model.about)
-
-    describe(config, progress, load)
 
 
 class CaptionWriter:

@@ -175,14 +175,14 @@ class Sitting:
             self.progress.step(done, total)
             if self.progress.is_stopped():
                 pictures.close()
-        if not num_usable and len(todo) == num_pictures and not self.progress.stop_is_wished:
+        if not num_usable and len(todo) == num_pictures and not self.progress.is_stop_requested:
             first = self.outcome.unusable[0]
             raise DataError(f"no picture can be used. The first: {first.place}: {first.reason}.")
 
     def _skip(self, one: Unusable) -> None:
         self.outcome.unusable.append(one)
         if len(self.outcome.unusable) <= NAMED:
-            self.progress.say("skipped", file=one.place, line=0, reason=one.reason)
+            self.progress.emit("skipped", file=one.place, line=0, reason=one.reason)
 
     def _take(self, batch: list[Prepared], said: list[Description]) -> None:
         changes = [

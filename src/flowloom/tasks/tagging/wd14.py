@@ -13,26 +13,13 @@ from PIL import Image
 from flowloom.data.images.decode import load_image
 from flowloom.data.images.headers import image_size
 from flowloom.errors import ConfigError, OutOfMemoryError, Problem, WeightsError
-from flowloom.tasks.base import Progress
 from flowloom.tasks.tag import LABELS, MODEL, TagConfig
 from flowloom.tasks.tagging.merging import Description
-from flowloom.tasks.tagging.models import find_model
-from flowloom.tasks.tagging.run import describe
 from flowloom.tasks.tagging.tags import TagRules, read_labels
 
 WHITE = (255, 255, 255)
 EXACT = 4
 """Pictures of up to so many times the network's side are scaled once; larger ones are decoded smaller."""
-
-
-def tag(config: TagConfig, progress: Progress) -> None:
-    """Work of the task `tag`."""
-
-    def load() -> Wd14Tagger:
-        model = find_model(config, [f"{MODEL}*", LABELS], progress)
-        return Wd14Tagger(model.folder, config, model.about | {"kind": "wd14"})
-
-    describe(config, progress, load)
 
 
 class Wd14Tagger:

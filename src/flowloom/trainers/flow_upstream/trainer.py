@@ -25,13 +25,14 @@ from flowloom.errors import ConfigError, Problem, RunError
 from flowloom.model_library.requirements import unreadable
 from flowloom.run.directory import RunDir, write_json
 from flowloom.run.results import as_it_is, checkpoints_of, last_saved_step
-from flowloom.trainers.base import Command, Preset, Source, whole_number
+from flowloom.run.task import Command
+from flowloom.trainers.base import Preset, Source, TrainerBackend, whole_number
 from flowloom.trainers.checkouts import Checkout, checkouts_of
 from flowloom.trainers.engine import TRAINER as FLOW
 from flowloom.trainers.flow_upstream import start as flow_start
 from flowloom.trainers.flow_upstream.config import UpstreamConfig, strange_keys
 from flowloom.trainers.flow_upstream.dataclasses import FlowTrainer, names_of_trainers, read_trainer
-from flowloom.trainers.missing_packages import lacks_of_script
+from flowloom.trainers.missing_packages import missing_packages_of_script
 
 NAME = "flow-upstream"
 UNUSED = {"change_layer_every": 1, "trained_single_blocks": 1, "trained_double_blocks": 1}
@@ -69,15 +70,15 @@ _DRAWN = re.compile(r"^Combined image grid saved to (.+)$")
 _LOADING = re.compile(r"(preparing captions and buckets|creating multi-res buckets):")
 
 
-class FlowUpstream:
-    """A trainer of FLOW, started as it is."""
+class FlowUpstream(TrainerBackend):
+    """An unmodified trainer from a FLOW checkout."""
 
-    name, title, abilities = NAME, "FLOW, upstream", frozenset[str]()
+    name, title, supported_controls = NAME, "FLOW, upstream", frozenset[str]()
     needs_device = uses_all_devices = True
     writes_events = False
     bar_is_epoch = True
-    examiner: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = (
+    preflight_command: tuple[str, ...] = ()
+    immutable_keys: tuple[str, ...] = (
         "checkout",
         "trainer",
         "lora",
@@ -87,31 +88,31 @@ class FlowUpstream:
     )
 
     def schema(self) -> dict[str, Any]:
-        """See Trainer."""
         return UpstreamConfig.model_json_schema()
 
     def defaults(self) -> dict[str, Any]:
-        """See Trainer."""
         return UpstreamConfig().model_dump(mode="json")
 
     def presets(self) -> list[Preset]:
-        """See Trainer."""
         return PRESETS
 
     def check(self, config: dict[str, Any]) -> list[Problem]:
-        """See Trainer; what the trainer in the checkout takes is read from its own code."""
+        # The keys that a trainer accepts are read from the checkout's own code.
         problems = [*refused_secrets(config), *booleans_for_numbers(config)]
         try:
             read = UpstreamConfig.model_validate(config)
         except ValidationError as error:
             unknown = _strange_by_hand(config)
             return [*problems, *chain.from_iterable(problems_of(error, config).values()), *unknown]
-        found = [*problems, *strange_keys(read, _taken(read)), *_missing_files(read), *_misfits(read, config)]
-        # One thing a key: what is strange to all of FLOW is strange to this trainer as well.
-        return list({problem.path: problem for problem in reversed(found)}.values())[::-1]
+        problems += [
+            *strange_keys(read, _accepted_keys(read)),
+            *_missing_files(read),
+            *_compatibility_problems(read, config),
+        ]
+        # One problem per key: a key that no FLOW trainer knows is also unknown to this one.
+        return list({problem.path: problem for problem in reversed(problems)}.values())[::-1]
 
     def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
-        """See Trainer."""
         read = UpstreamConfig.model_validate(config)
         checkout, _ = _trainer_of(read)
         model = resolve_paths(read.model, Path())
@@ -123,14 +124,13 @@ class FlowUpstream:
         run_dir.write_run(read, source, trainer=self.name, folders=folders)
 
     def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
-        """See Trainer; FLOW takes every card that it sees."""
         config = run_dir.read_config_as(UpstreamConfig)
         checkout, trainer = _trainer_of(config)
         folder = run_dir.path / "flow"
         folder.mkdir(exist_ok=True)
         content = _for_flow(config, trainer, run_dir)
         if resume:
-            content = _taken_up(content, run_dir)
+            content = _resumed(content, run_dir)
         for name in trainer.config_names:
             write_json(folder / name, content)
         words = [flow_start.__file__, str(checkout.path), trainer.module, "training_config.json"]
@@ -140,7 +140,7 @@ class FlowUpstream:
         return Command([str(checkout.python), *words], environment, folder, checkout.path)
 
     def parse(self, line: str) -> dict[str, Any] | None:
-        """See Trainer; FLOW tells neither its loss nor its learning rate."""
+        # FLOW prints neither its loss nor its learning rate.
         if found := _TRAINING.search(line):
             batch, batches, speed, unit = found.groups()
             number = float(speed) if speed not in ("?", "0.00") else None
@@ -155,20 +155,15 @@ class FlowUpstream:
             return {"kind": "sampled", "dir": found[1]}
         return {"kind": "phase", "name": "reading data"} if _LOADING.search(line) else None
 
-    def total_steps(self, config: Any) -> None:
-        """See Trainer: FLOW trains until it is stopped."""
-
     def samples_per_batch(self, config: dict[str, Any]) -> int | None:
-        """See Trainer."""
         return whole_number(config, "dataloader", "batch_size")
 
     def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:
-        """See Trainer; the same files as our engine's."""
         return FLOW.models(roots)
 
 
 def _strange_by_hand(config: dict[str, Any]) -> list[Problem]:
-    """The unknown keys of a configuration that is wrong elsewhere as well."""
+    """Unknown keys of a configuration that has other problems too."""
     sections = ("training", "inference", "dataloader", "model")
     open_parts = {name: config[name] for name in sections if isinstance(config.get(name), dict)}
     known = {
@@ -179,67 +174,72 @@ def _strange_by_hand(config: dict[str, Any]) -> list[Problem]:
 
 
 def _trainer_of(config: UpstreamConfig) -> tuple[Checkout, FlowTrainer]:
-    """Where the trainer is.
+    """The checkout and the trainer that `config` selects.
 
     Raises:
-        ConfigError: no checkout is named, or not this one, or it has no such trainer.
+        ConfigError: no checkout is registered, or not this one, or it has no such trainer.
     """
-    known = checkouts_of(NAME)
-    if not known:
-        message = "none is named on this machine: flowloom trainers install flow-upstream --path CHECKOUT."
+    checkouts = checkouts_of(NAME)
+    if not checkouts:
+        message = (
+            "none is registered on this machine: run flowloom trainers install flow-upstream --path CHECKOUT."
+        )
         raise ConfigError(NAME, [Problem("checkout", message)])
-    wanted = config.checkout or str(known[0].path)
-    checkout = next((one for one in known if str(one.path) == wanted), None)
+    wanted = config.checkout or str(checkouts[0].path)
+    checkout = next((each for each in checkouts if str(each.path) == wanted), None)
     if checkout is None:
-        paths = ", ".join(str(one.path) for one in known)
-        raise ConfigError(NAME, [Problem("checkout", f"{wanted!r} is not one of those named here: {paths}.")])
+        paths = ", ".join(str(each.path) for each in checkouts)
+        raise ConfigError(
+            NAME, [Problem("checkout", f"{wanted!r} is not registered here. Registered: {paths}.")]
+        )
     trainer = read_trainer(checkout.path, config.trainer)
     if trainer is None:
         names = ", ".join(names_of_trainers(checkout.path)) or "none"
         raise ConfigError(
-            NAME, [Problem("trainer", f"{config.trainer!r} is no trainer of this checkout: {names}.")]
+            NAME,
+            [Problem("trainer", f"{config.trainer!r} is not a trainer in this checkout. It has: {names}.")],
         )
     return checkout, trainer
 
 
-def _misfits(config: UpstreamConfig, given: dict[str, Any]) -> list[Problem]:
-    """What the trainer in the checkout would end at: keys that it lacks, or has not."""
+def _compatibility_problems(config: UpstreamConfig, given: dict[str, Any]) -> list[Problem]:
+    """Problems that would end the trainer in the checkout: missing packages, missing or unknown keys."""
     try:
         checkout, trainer = _trainer_of(config)
     except ConfigError as error:
         return list(error.problems)
-    lacking = lacks_of_script(NAME, checkout, trainer.script)
-    problems = [Problem("checkout", f"{checkout.path} lacks {', '.join(lacking)}.")] if lacking else []
+    missing = missing_packages_of_script(NAME, checkout, trainer.script)
+    problems = [Problem("checkout", f"{checkout.path} has no {', '.join(missing)}.")] if missing else []
     return [*problems, *_unfit_sections(config, trainer), *_unfit_keys(config, given, trainer)]
 
 
-def _taken(config: UpstreamConfig) -> set[str]:
-    """The keys that the trainer in the checkout takes, by path: it may be newer than what is known here."""
+def _accepted_keys(config: UpstreamConfig) -> set[str]:
+    """Paths of the keys that the trainer in the checkout accepts; it may be newer than our schema."""
     try:
         _, trainer = _trainer_of(config)
     except ConfigError:
         return set()
-    found = set[str]()
+    accepted = set[str]()
     for place in config.sections:
         keys = trainer.sections.get("inference" if place.startswith("extra") else place)
-        found |= {f"{place}.{name}" for name in (keys.allowed if keys else ())}
-    return found
+        accepted |= {f"{place}.{name}" for name in (keys.allowed if keys else ())}
+    return accepted
 
 
 def _given(data: dict[str, Any], place: str) -> dict[str, Any]:
-    """What a client said of the section at `place`."""
+    """The section at `place` as the client sent it."""
     name, _, index = place.partition(".")
     return data.get(name, [])[int(index)] if index else data.get(name) or {}
 
 
 def _unfit_sections(config: UpstreamConfig, trainer: FlowTrainer) -> Iterator[Problem]:
     if trainer.is_script and trainer.wants_main:
-        message = f"{config.trainer} of this checkout cannot start its trainer: choose {trainer.module}."
+        message = f"{config.trainer} in this checkout cannot start its trainer: choose {trainer.module}."
         yield Problem("trainer", message)
     if config.lora and "lora" not in trainer.sections:
-        yield Problem("lora", f"{config.trainer} trains no adapter.")
+        yield Problem("lora", f"{config.trainer} does not train an adapter: remove this section.")
     if "lora" in trainer.sections and not config.lora:
-        yield Problem("lora", f"{config.trainer} needs it.")
+        yield Problem("lora", f"{config.trainer} needs this section.")
 
 
 def _unfit_keys(config: UpstreamConfig, given: dict[str, Any], trainer: FlowTrainer) -> Iterator[Problem]:
@@ -251,17 +251,17 @@ def _unfit_keys(config: UpstreamConfig, given: dict[str, Any], trainer: FlowTrai
         values = _values(section, place, trainer)
         for name in sorted(said.keys() - keys.allowed):
             if said[name] not in (None, "", getattr(type(section)(), name, None)):
-                yield Problem(f"{place}.{name}", f"{config.trainer} of this checkout does not know it.")
+                yield Problem(f"{place}.{name}", f"{config.trainer} in this checkout does not accept it.")
         for name in sorted(keys.needed - _OURS):
             if values.get(name) in (None, "", []) and name not in ("prompts", "base_resolution"):
-                yield Problem(f"{place}.{name}", f"{config.trainer} of this checkout needs it.")
+                yield Problem(f"{place}.{name}", f"{config.trainer} in this checkout requires it.")
 
 
 _OURS = {"save_folder", "inference_folder"}
 
 
 def _values(section: Any, place: str, trainer: FlowTrainer) -> dict[str, Any]:
-    """A section as FLOW reads it: only what its trainer knows, and all that it demands and never reads."""
+    """A section for FLOW: the keys that its trainer accepts, plus those it requires but never uses."""
     keys = trainer.sections.get("inference" if place.startswith("extra") else place)
     values = {name: value for name, value in section.model_dump(mode="json").items() if value is not None}
     if keys is None:
@@ -289,19 +289,17 @@ def _for_flow(config: UpstreamConfig, trainer: FlowTrainer, run_dir: RunDir) -> 
     return content
 
 
-def _taken_up(content: dict[str, Any], run_dir: RunDir) -> dict[str, Any]:
-    """FLOW's configuration of a run that goes on from its newest weights, or anew where there are none.
+def _resumed(content: dict[str, Any], run_dir: RunDir) -> dict[str, Any]:
+    """FLOW's configuration to resume from the newest weights, or to start if there are none.
 
     Raises:
-        RunError: FLOW cannot go on with an adapter: it would take it for the whole network.
+        RunError: FLOW cannot resume an adapter: it would load it as the whole network.
     """
     newest = next(iter(checkpoints_of(run_dir)), None)
     if newest is None:
         return content
     if "lora" in content:
-        raise RunError(
-            f"{run_dir.path.name}: FLOW cannot go on with a LoRA. Duplicate the run to begin anew."
-        )
+        raise RunError(f"{run_dir.path.name}: FLOW cannot resume a LoRA. Duplicate the run to start over.")
     content["model"]["chroma_path"] = str(newest)
     if "aim_path" in content["training"]:
         content["training"]["aim_steps"] = last_saved_step(run_dir) or 0
@@ -322,12 +320,12 @@ def _missing_files(config: UpstreamConfig) -> Iterator[Problem]:
                 yield Problem(f"{place}.{name}", problem)
     yield from _addresses(config)
     if is_folder(config.dataloader.jsonl_metadata_path):
-        message = "is a folder, and FLOW itself reads a JSONL only: convert the folder under Datasets."
+        message = "is a folder, and FLOW reads only JSONL files: convert the folder under Datasets."
         yield Problem("dataloader.jsonl_metadata_path", message)
 
 
 def _addresses(config: UpstreamConfig) -> Iterator[Problem]:
-    """Folders of results that are not on this machine."""
+    """Output folders that are not on this machine."""
     yield from local_problem("training.save_folder", config.training.save_folder)
     for place, part in config.sections.items():
         if folder := getattr(part, "inference_folder", ""):

@@ -1,4 +1,4 @@
-"""What sd-scripts would end at hours later, or do otherwise than its configuration reads."""
+"""Checks for values that make sd-scripts fail late or do something else than its configuration says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flowloom.trainers.kohya.prompt_options import read_prompt
 
 
 def missing_files(config: KohyaConfig) -> Iterator[Problem]:
-    """Files and folders that are not given, or not there."""
+    """Files and folders that are not set or do not exist."""
     facts = FACTS[config.family]
     for key, value in config.model.model_dump().items():
         if not value and key in facts.needed:
@@ -36,7 +36,7 @@ def missing_files(config: KohyaConfig) -> Iterator[Problem]:
 
 def _missing_data(config: KohyaConfig) -> Iterator[Problem]:
     if not any(dataset.subsets for dataset in config.datasets):
-        yield Problem("datasets", "holds no folder of pictures: give one under subsets.")
+        yield Problem("datasets", "has no image folder: add one under subsets.")
     for i, dataset in enumerate(config.datasets):
         for j, subset in enumerate(dataset.subsets):
             place = f"datasets.{i}.subsets.{j}"
@@ -45,23 +45,25 @@ def _missing_data(config: KohyaConfig) -> Iterator[Problem]:
             elsewhere = local_problem(f"{place}.image_dir", subset.image_dir)
             yield from elsewhere
             if not elsewhere and not (subset.image_dir and os.path.isdir(path)):  # noqa: PTH112 -- any text
-                yield Problem(f"{place}.image_dir", f"{subset.image_dir!r} is no folder.")
+                yield Problem(f"{place}.image_dir", f"{subset.image_dir!r} is not a folder.")
             for key in STYLES:
                 yield from _not_there(f"{place}.{key}", getattr(subset, key))
 
 
-def misfits(config: KohyaConfig) -> Iterator[Problem]:
-    """Values that do not go together."""
+def compatibility_problems(config: KohyaConfig) -> Iterator[Problem]:
+    """Values that cannot be combined."""
     if script_of(config) is None:
         yield no_script(config)
     for i, dataset in enumerate(config.datasets):
         yield from _of_data(dataset, f"datasets.{i}", config)
     for i, prompt in enumerate(config.sampling.prompts):
         if not read_prompt(prompt).text:
-            yield Problem(f"sampling.prompts.{i}", "is empty: sd-scripts would take its options for it.")
+            yield Problem(
+                f"sampling.prompts.{i}", "is empty: sd-scripts would read its options as the prompt."
+            )
     for i, word in enumerate(config.training.optimizer_args):
         if "/" in word or "~" in word:
-            message = f"{word!r} looks like a path, and no optimizer takes one."
+            message = f"{word!r} looks like a path; no optimizer accepts one."
             yield Problem(f"training.optimizer_args.{i}", message)
     yield from _of_names(config)
     yield from _of_precision(config)
@@ -69,9 +71,11 @@ def misfits(config: KohyaConfig) -> Iterator[Problem]:
 
 
 def no_script(config: KohyaConfig) -> Problem:
-    """That sd-scripts does not train this family whole."""
+    """The problem of a family that sd-scripts trains only as a LoRA."""
     title = FACTS[config.family].title
-    return Problem("method", f"sd-scripts trains {title} as a LoRA only; the trainer flow trains it whole.")
+    return Problem(
+        "method", f"sd-scripts trains {title} only as a LoRA; use the FLOW trainer for a full fine-tune."
+    )
 
 
 def _not_there(place: str, value: str | None) -> Iterator[Problem]:
@@ -86,7 +90,7 @@ def _of_data(dataset: DataSet, place: str, config: KohyaConfig) -> Iterator[Prob
     if dataset.bucket_reso_steps % facts.side:
         yield Problem(f"{place}.bucket_reso_steps", f"{facts.title} needs a multiple of {facts.side}.")
     if len({style_of(subset) for subset in dataset.subsets}) > 1:
-        message = "either all folders of a data set have a metadata_file, or masks, or none of them."
+        message = "set metadata_file, or masks, for all folders of a dataset or for none."
         yield Problem(f"{place}.subsets", message)
     yield from (Problem(f"{place}.{key}", message) for key, message in impossible(dataset))
     for j, subset in enumerate(dataset.subsets):
@@ -96,19 +100,21 @@ def _of_data(dataset: DataSet, place: str, config: KohyaConfig) -> Iterator[Prob
 def _of_folder(subset: ImageFolder, place: str, *, is_encoded_once: bool) -> Iterator[Problem]:
     varies = subset.shuffle_caption or subset.caption_dropout_rate or subset.caption_tag_dropout_rate
     if is_encoded_once and varies:
-        yield Problem(place, "captions that are encoded once can be neither shuffled nor dropped.")
+        yield Problem(place, "cached captions cannot be shuffled or dropped.")
     style = style_of(subset)
     for key in STYLES.get(style or "", ()):
         if getattr(subset, key) != ImageFolder.model_fields[key].default:
-            yield Problem(f"{place}.{key}", f"has no place beside {style}.")
+            yield Problem(f"{place}.{key}", f"cannot be combined with {style}.")
 
 
 def _of_names(config: KohyaConfig) -> Iterator[Problem]:
     module = config.network.network_module
     if module and not re.fullmatch(r"networks\.\w+|lycoris\.kohya", module):
-        yield Problem("network.network_module", f"{module!r} is none of networks.* and lycoris.kohya.")
+        yield Problem("network.network_module", f"{module!r} must be networks.* or lycoris.kohya.")
     if not re.fullmatch(r"[A-Za-z][\w.]*", config.training.optimizer_type):
-        yield Problem("training.optimizer_type", f"{config.training.optimizer_type!r} names no class.")
+        yield Problem(
+            "training.optimizer_type", f"{config.training.optimizer_type!r} is not the name of a class."
+        )
 
 
 def _of_precision(config: KohyaConfig) -> Iterator[Problem]:
@@ -119,23 +125,23 @@ def _of_precision(config: KohyaConfig) -> Iterator[Problem]:
         yield Problem("memory.fp8_base", "needs mixed_precision bf16 or fp16.")
     trains_text = config.family == "sdxl" and is_lora and not config.network.network_train_unet_only
     if trains_text and _encodes_once(config):
-        message = "captions that are encoded once train no text encoder: set network_train_unet_only."
+        message = "cached captions cannot train the text encoder: set network_train_unet_only."
         yield Problem("memory.cache_text_encoder_outputs", message)
 
 
 def _of_hub(hub: Hub) -> Iterator[Problem]:
-    """sd-scripts only logs that an upload failed, and trains on."""
+    """Checked here because sd-scripts only logs a failed upload and continues."""
     if hub.save_state_to_huggingface and not hub.huggingface_repo_id:
         yield Problem("hub.save_state_to_huggingface", "needs huggingface_repo_id.")
     if ".." in hub.huggingface_path_in_repo.split("/"):
-        yield Problem("hub.huggingface_path_in_repo", "leads out of the repository.")
+        yield Problem("hub.huggingface_path_in_repo", "must stay inside the repository.")
     if hub.huggingface_repo_id and not _has_token():
-        message = "nothing can be uploaded until HF_TOKEN is set: in settings, or in the environment."
+        message = "uploads need HF_TOKEN: set it in the settings or in the environment."
         yield Problem("hub.huggingface_repo_id", message)
 
 
 def _has_token() -> bool:
-    """Whether there is one in the secrets, or where huggingface_hub's own login keeps it."""
+    """True if the secrets have one, or huggingface_hub's login has stored one."""
     home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
     own = Path(os.environ.get("HF_TOKEN_PATH") or home / "token")
     try:

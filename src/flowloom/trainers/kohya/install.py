@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flowloom.errors import RunError
-from flowloom.trainers.checkouts import Checkout, name_checkout
+from flowloom.trainers.checkouts import Checkout, add_checkout
 
 SOURCE = "https://github.com/kohya-ss/sd-scripts"
 
@@ -35,7 +35,7 @@ def install(ref: str | None, say: Callable[[str], None]) -> Checkout:
     # Torch is not among its requirements: every machine needs another build.
     _do(say, "install torch", [*pip, "torch", "torchvision"], path)
     _do(say, "install its requirements", [*pip, "-r", "requirements.txt", "tensorboard"], path)
-    return name_checkout("kohya", path, python)
+    return add_checkout("kohya", path, python)
 
 
 def _do(say: Callable[[str], None], step: str, words: Sequence[str], folder: Path) -> None:

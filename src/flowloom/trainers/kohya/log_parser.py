@@ -1,4 +1,4 @@
-"""Lines of sd-scripts as events: those of our own hooks in its process (hooks.py), and its progress bar."""
+"""Events from the log of sd-scripts: lines of our hooks in its process (hooks.py) and its progress bar."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HUB = re.compile(r"failed to (?:upload to|create) HuggingFace[^:]*: (.+)")
 
 
 def parse(line: str) -> dict[str, Any] | None:
-    """The event that a line means."""
+    """The event that a line describes."""
     begin = line.find(MARK)
     if begin >= 0:
         try:
@@ -24,7 +24,7 @@ def parse(line: str) -> dict[str, Any] | None:
         batch, batches, speed, unit = found.groups()
         number = float(speed) if speed != "?" else None
         rate = 1 / number if number and unit == "s/it" else number
-        # It counts this sitting's updates, as the epochs of others are counted.
+        # It counts this process's updates and restarts at 0, like the epochs of other trainers.
         return {"kind": "progress", "batch": int(batch), "batches": int(batches), "batches_per_s": rate}
     if found := _HUB.search(line):
         return {"kind": "warning", "message": f"Not uploaded to the hub: {found[1]}"}

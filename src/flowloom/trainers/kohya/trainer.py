@@ -1,4 +1,4 @@
-"""Kohya's sd-scripts, in a checkout and with a Python of its own."""
+"""Kohya's sd-scripts as a trainer backend, run from its own checkout with its own Python."""
 
 from __future__ import annotations
 
@@ -16,59 +16,61 @@ from flowloom.config.validation import booleans_for_numbers, problems_of
 from flowloom.errors import ConfigError, Problem
 from flowloom.model_library.requirements import choices
 from flowloom.run.directory import RunDir
-from flowloom.trainers.base import Command, Preset, whole_number
+from flowloom.run.task import Command
+from flowloom.trainers.base import Preset, TrainerBackend, whole_number
 from flowloom.trainers.checkouts import Checkout, checkouts_of
-from flowloom.trainers.kohya import hooks
-from flowloom.trainers.kohya import log_parser as lines
+from flowloom.trainers.kohya import hooks, log_parser
 from flowloom.trainers.kohya.arguments import known_arguments, raw_problems
-from flowloom.trainers.kohya.compatibility import misfits, missing_files, no_script
+from flowloom.trainers.kohya.compatibility import compatibility_problems, missing_files, no_script
 from flowloom.trainers.kohya.config import KohyaConfig
 from flowloom.trainers.kohya.files import arguments_of, script_of, write_files
 from flowloom.trainers.kohya.presets import PRESETS
-from flowloom.trainers.missing_packages import lacks_of_script
+from flowloom.trainers.missing_packages import missing_packages_of_script
 
 NAME = "kohya"
 _STATE = re.compile(r"(?:-from(\d{8}))?-step(\d{8})-state$")
 
 
-class Kohya:
-    """Scripts of sd-scripts, started as they are but for what hooks.py adds."""
+class Kohya(TrainerBackend):
+    """Unmodified sd-scripts, started through hooks.py."""
 
-    name, title, abilities = NAME, "Kohya SS", frozenset({"stop", "checkpoint", "sample"})
+    name, title, supported_controls = NAME, "Kohya SS", frozenset({"stop", "checkpoint", "sample"})
     needs_device = True
     uses_all_devices = writes_events = bar_is_epoch = False
-    examiner: tuple[str, ...] = ("flowloom.trainers.kohya.preflight",)
-    fixed: tuple[str, ...] = ("checkout", "family", "method", "model", "network", "saving.output_name")
+    preflight_command: tuple[str, ...] = ("flowloom.trainers.kohya.preflight",)
+    immutable_keys: tuple[str, ...] = (
+        "checkout",
+        "family",
+        "method",
+        "model",
+        "network",
+        "saving.output_name",
+    )
 
     def schema(self) -> dict[str, Any]:
-        """See Trainer."""
         return KohyaConfig.model_json_schema()
 
     def defaults(self) -> dict[str, Any]:
-        """See Trainer."""
         return KohyaConfig().model_dump(mode="json")
 
     def presets(self) -> list[Preset]:
-        """See Trainer."""
         return PRESETS
 
     def check(self, config: dict[str, Any]) -> list[Problem]:
-        """See Trainer; sd-scripts itself accepts unknown keys in silence."""
+        # sd-scripts ignores unknown keys without a message.
         problems = booleans_for_numbers(config)
         try:
             read = KohyaConfig.model_validate(config)
         except ValidationError as error:
             return [*problems, *chain.from_iterable(problems_of(error, config).values())]
-        return [*problems, *missing_files(read), *misfits(read), *_unknown_to_the_script(read)]
+        return [*problems, *missing_files(read), *compatibility_problems(read), *_unknown_to_the_script(read)]
 
     def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
-        """See Trainer."""
         read = KohyaConfig.model_validate(config)
         run_dir.write_run(read, source, trainer=self.name)
         write_files(read, run_dir.path.absolute())
 
     def command(self, run_dir: RunDir, resume: bool, devices: Sequence[str] = ()) -> Command:  # noqa: ARG002
-        """See Trainer; one process, on the first card that it sees."""
         config = run_dir.read_config_as(KohyaConfig)
         folder = run_dir.path.absolute()
         write_files(config, folder)
@@ -79,7 +81,7 @@ class Kohya:
         epochs = _epochs_behind(state) if state else 0
         more = ["--resume", str(state)] if state else []
         if state and "initial_step" in known_arguments(checkout.path, script):
-            # Or else it takes the state's steps for its own, and trains that many epochs less.
+            # Otherwise it counts the state's steps as its own and trains fewer epochs.
             more += ["--initial_step", "0"]
         name = f"{config.saving.output_name}-from{base:08d}" if base else config.saving.output_name
         words = ["--config_file", str(folder / "config.toml"), *shlex.split(config.raw_arguments), *more]
@@ -90,46 +92,45 @@ class Kohya:
         return Command([*start, *words], environment, checkout.path, checkout.path)
 
     def parse(self, line: str) -> dict[str, Any] | None:
-        """See Trainer."""
-        return lines.parse(line)
+        return log_parser.parse(line)
 
     def total_steps(self, config: Any) -> int | None:
-        """See Trainer; epochs, which sd-scripts prefers, are steps only once it has counted the images."""
+        # sd-scripts prefers epochs, and their steps are known only after it has counted the images.
         has_epochs = whole_number(config, "training", "max_train_epochs")
         return None if has_epochs else whole_number(config, "training", "max_train_steps")
 
     def samples_per_batch(self, config: dict[str, Any]) -> int | None:
-        """See Trainer: its bar counts updates; batches of different sizes have no one answer."""
+        # Its progress bar counts updates.
         sizes = {dataset.batch_size for dataset in KohyaConfig.model_validate(config).datasets}
         updates = whole_number(config, "training", "gradient_accumulation_steps") or 1
         return sizes.pop() * updates if len(sizes) == 1 else None
 
     def models(self, roots: Sequence[Path]) -> dict[str, list[Path]]:
-        """See Trainer; of FLOW's files those that are the same here."""
         found = choices(roots)
         same = {"chroma_path": "pretrained_model_name_or_path", "vae_path": "ae", "t5_path": "t5xxl"}
         return {f"model.{ours}": found.get(f"model.{flows}", []) for flows, ours in same.items()}
 
 
 def checkout_of(config: KohyaConfig) -> Checkout:
-    """The sd-scripts that is used.
+    """The checkout of sd-scripts that `config` selects.
 
     Raises:
-        ConfigError: none is named, or not this one.
+        ConfigError: none is registered, or not this one.
     """
-    known = checkouts_of(NAME)
-    if not known:
-        message = "no sd-scripts is named on this machine: flowloom trainers install kohya."
+    checkouts = checkouts_of(NAME)
+    if not checkouts:
+        message = "no sd-scripts is registered on this machine: run flowloom trainers install kohya."
         raise ConfigError(NAME, [Problem("checkout", message)])
-    found = next((one for one in known if not config.checkout or str(one.path) == config.checkout), None)
-    if found is None:
-        paths = ", ".join(str(one.path) for one in known)
+    path = config.checkout
+    chosen = next((each for each in checkouts if not path or str(each.path) == path), None)
+    if chosen is None:
+        paths = ", ".join(str(each.path) for each in checkouts)
         raise ConfigError(NAME, [Problem("checkout", f"{config.checkout!r} is not one of {paths}.")])
-    return found
+    return chosen
 
 
 def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
-    """Arguments that this very checkout does not take."""
+    """Arguments that this checkout does not accept."""
     try:
         checkout, script = checkout_of(config), script_of(config)
     except ConfigError as error:
@@ -138,7 +139,7 @@ def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
         return
     known = known_arguments(checkout.path, script) if script else {}
     if script and not known:
-        yield Problem("checkout", f"{checkout.path} holds no {script}, or one that cannot be read.")
+        yield Problem("checkout", f"{checkout.path} has no readable {script}.")
     yield from _missing_modules(checkout, config, script)
     yield from raw_problems(config.raw_arguments, known)
     places = {
@@ -146,28 +147,28 @@ def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
     }
     for key in arguments_of(config, Path()) if known else ():
         if key not in known:
-            yield Problem(places.get(key, key), f"{script} of this checkout takes no --{key}.")
+            yield Problem(places.get(key, key), f"{script} in this checkout does not accept --{key}.")
 
 
 def _missing_modules(checkout: Checkout, config: KohyaConfig, script: str | None) -> Iterator[Problem]:
-    """What the script would end at in its first seconds."""
+    """Packages whose absence ends the script in its first seconds."""
     more = {"tensorboard"} | ({"bitsandbytes"} if "8bit" in config.training.optimizer_type.lower() else set())
-    lacking = lacks_of_script(NAME, checkout, checkout.path / script, more) if script else ()
-    if lacking:
+    missing = missing_packages_of_script(NAME, checkout, checkout.path / script, more) if script else ()
+    if missing:
         yield Problem(
-            "checkout", f"{checkout.path} lacks {', '.join(lacking)}: install it in its environment."
+            "checkout", f"{checkout.path} has no {', '.join(missing)}: install it in its environment."
         )
 
 
 def _newest_state(config: KohyaConfig, folder: Path) -> tuple[int, Path | None]:
-    """The newest whole state, and how many updates it has behind it."""
+    """The newest complete state and its number of updates."""
     states = (folder / "checkpoints").glob(f"{config.saving.output_name}*-state")
     found = [(done, state) for state in states if (done := _updates_behind(state))]
     return max(found, default=(0, None))
 
 
 def _updates_behind(state: Path) -> int | None:
-    """As its note says, or its name where nobody heard it being saved; None where it is not whole."""
+    """From its note, or from its name if the save was not observed; None if it is incomplete."""
     try:
         return int(json.loads((state / hooks.NOTE).read_text())["step"])
     except FileNotFoundError:
@@ -180,7 +181,7 @@ def _updates_behind(state: Path) -> int | None:
 
 
 def _epochs_behind(state: Path) -> int:
-    """As its note says; 0 where that does not."""
+    """From its note; 0 if that has none."""
     try:
         return int(json.loads((state / hooks.NOTE).read_text())["epoch"])
     except (OSError, ValueError, LookupError, TypeError):

@@ -1,7 +1,7 @@
-"""A data set on its way: in the run's own process (tasks/import_dataset.py is its form).
+"""Import a dataset from a URL or from the Hugging Face hub.
 
-Everything lies in `incoming/` of the run until it is whole: `files/` as it was downloaded, `set/` as it is
-going to be. Then `set/` is given its name; a run that was killed goes on wherever that was.
+Until it is complete, everything is in `incoming/` of the run: `files/` as downloaded, `set/` as it will be.
+Then `set/` is renamed to its target. A run that was killed continues from any of these states.
 """
 
 from __future__ import annotations
@@ -16,40 +16,87 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import unquote, urlsplit
 
+from pydantic import Field, StringConstraints
+
 from flowloom.datasets.archives.names import TEXTS, Unfit, fit, place_for
-from flowloom.datasets.archives.unpack import Refused, Unpacked, Unpacking, unpack
 from flowloom.datasets.build.detect import detect
 from flowloom.datasets.build.items import PICTURES
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import split_suffix
-from flowloom.datasets.build.readers.table import TABLES
 from flowloom.datasets.build.tars import is_tar
-from flowloom.errors import DataError, RunError
+from flowloom.errors import DataError, Problem, RunError
 from flowloom.run.directory import RunDir, write_json
-from flowloom.storage.downloads.fetch import Stopped, Watch, check_room, fetch, unfinished_size
+from flowloom.schema import Section
+from flowloom.storage.downloads.fetch import Watch, check_room, fetch, unfinished_size
 from flowloom.storage.downloads.hub import HubFile, commit_of, files_of
 from flowloom.storage.downloads.request import HUB, Asker
 from flowloom.storage.ssrf import Allowed
-from flowloom.tasks.base import Progress
-from flowloom.tasks.dataset_work import BuildStopped, build_told
-from flowloom.tasks.import_dataset import ImportConfig, table_of
+from flowloom.tasks.base import FunctionTask, Progress
+from flowloom.tasks.dataset_build import MAX_LISTED, build_jsonl
+from flowloom.tasks.download import Repo, Revision, Sha256, Text, is_below, url_trouble
+
+if TYPE_CHECKING:
+    from flowloom.datasets.archives.unpack import Unpacked, Unpacking
 
 ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz"))
 MEMORY_BYTES = 4 * 2**30
-"""For the names in an archive."""
-LISTED = 200
+"""Limit while the names in an archive are read."""
 PLACING = "placing.json"
-"""Device and inode of the folder that the run gives the data set's name: it keeps them when it is renamed."""
+"""Records device and inode of the folder that becomes the dataset; a rename keeps both."""
 _TABLES = frozenset(("table", "parquet", "huggingface"))
-"""Forms whose captions are in no file beside the picture."""
+"""Formats whose captions are not in text files next to the images."""
+
+
+class ImportConfig(Section):
+    """Source and target folder of a dataset."""
+
+    target_dir: Text
+    """Folder of the dataset; it must not exist yet. For a table, NAME.jsonl is built next to it."""
+    url: Text = ""
+    """URL of a zip, tar or table. HF_TOKEN is sent only to the hub."""
+    repo: Repo = ""
+    """Or a dataset on the Hugging Face hub, OWNER/NAME."""
+    revision: Revision = "main"
+    """Branch, tag or commit; resolved to a commit when the run starts."""
+    below: Text = ""
+    """Only files below this folder of the repository. Empty: all files."""
+    sha256: Sha256 = ""
+    """Expected checksum of the file at `url`. For large files on the hub it is known already."""
+    encoding: Annotated[str, StringConstraints(pattern=r"^[\w.-]*$", max_length=40)] = Field(
+        "", examples=["cp932"]
+    )
+    """Encoding of file names in an archive that does not specify it. Empty: UTF-8."""
+
+
+def _find_problems(config: ImportConfig) -> list[Problem]:
+    problems: list[Problem] = []
+    target = Path(config.target_dir).expanduser()
+    if bool(config.repo) == bool(config.url):
+        problems.append(Problem("url", "set url or repo."))
+    elif config.url and (trouble := url_trouble(config.url)):
+        problems.append(Problem("url", trouble))
+    if config.below and not is_below(config.below):
+        problems.append(Problem("below", "must stay inside the repository."))
+    if RunDir.around(target):
+        problems.append(Problem("target_dir", "is inside a run directory: choose another folder."))
+    elif target.name.startswith(".") or target.exists() or table_of(target).exists():
+        problems.append(
+            Problem("target_dir", f"{target} or {table_of(target).name} exists already or is hidden.")
+        )
+    return problems
+
+
+def table_of(target: Path) -> Path:
+    """The JSONL of a dataset that is a table."""
+    return target.with_name(f"{target.name}.jsonl")
 
 
 @dataclass(frozen=True)
 class _File:
-    """One file to bring."""
+    """One file to download."""
 
     name: str
     url: str
@@ -57,34 +104,31 @@ class _File:
     sha256: str | None
 
 
-def work(config: ImportConfig, progress: Progress) -> None:
-    """Work of the task `dataset-import`; its result counts files and pictures, and names what was left out.
+def _import(config: ImportConfig, progress: Progress) -> None:
+    """The result counts files and images, and lists files that were left out.
 
     Raises:
-        RunError: it holds no picture and no table, or the name is taken by now; no data set was made.
-        SourceError, DiskFullError: it cannot be had, or has no room.
+        RunError: there is no image and no table, or the target exists by now; no dataset was made.
+        SourceError, DiskFullError: it cannot be downloaded, or does not fit on the disk.
     """
     target = Path(config.target_dir).expanduser().absolute()
     incoming = progress.run_dir.path / "incoming"
-    try:
-        if not _is_placed(progress.run_dir, target):
-            files = _bring(config, incoming, progress)
-            found = _arrange(files, incoming, config.encoding, progress)
-            progress.save_result(found | {"target_dir": str(target)})
-            _place(incoming / "set", target, progress.run_dir)
-        shutil.rmtree(incoming, ignore_errors=True)
-        result = json.loads((progress.run_dir.path / "result.json").read_bytes())
-        if source := _table_in(target):
-            progress.phase("reading")
-            options = BuildOptions(extract_dir=target / "pictures")
-            result["table"] = build_told(str(source), table_of(target), options, progress)
-        progress.save_result(result)
-    except (Stopped, BuildStopped):
-        return
+    if not _is_placed(progress.run_dir, target):
+        files = _download(config, incoming, progress)
+        summary = _arrange(files, incoming, config.encoding, progress)
+        progress.save_result(summary | {"target_dir": str(target)})
+        _place(incoming / "set", target, progress.run_dir)
+    shutil.rmtree(incoming, ignore_errors=True)
+    result = json.loads((progress.run_dir.path / "result.json").read_bytes())
+    if source := _table_in(target):
+        progress.phase("reading")
+        options = BuildOptions(extract_dir=target / "pictures")
+        result["table"] = build_jsonl(str(source), table_of(target), options, progress)
+    progress.save_result(result)
 
 
 def _is_placed(run_dir: RunDir, target: Path) -> bool:
-    """Whether the folder at `target` is the one that this run gave its name, and nobody else's."""
+    """True if the folder at `target` is the one that this run put there."""
     try:
         return json.loads((run_dir.path / PLACING).read_bytes()) == _identity(target)
     except FileNotFoundError:
@@ -92,16 +136,12 @@ def _is_placed(run_dir: RunDir, target: Path) -> bool:
 
 
 def _identity(folder: Path) -> list[int]:
-    found = folder.stat()
-    return [found.st_dev, found.st_ino]
+    status = folder.stat()
+    return [status.st_dev, status.st_ino]
 
 
-def _bring(config: ImportConfig, incoming: Path, progress: Progress) -> list[Path]:
-    """The files, each whole.
-
-    Raises:
-        Stopped: it was asked to stop.
-    """
+def _download(config: ImportConfig, incoming: Path, progress: Progress) -> list[Path]:
+    """Download the files."""
     asker = Asker(
         Allowed.from_environment(), os.environ.get("HF_ENDPOINT") or HUB, os.environ.get("HF_TOKEN")
     )
@@ -116,24 +156,24 @@ def _bring(config: ImportConfig, incoming: Path, progress: Progress) -> list[Pat
     def on_bytes(done: int, size: int | None) -> None:
         progress.step(before + done, size if len(wanted) == 1 else total)
 
-    watch = Watch(on_bytes, progress.is_stopped, warn=progress.warn)
+    watch = Watch(on_bytes, progress.raise_if_stopped, warn=progress.warn)
     progress.phase("downloading")
     for file in wanted:
         path = folder / file.name
-        if not path.exists():  # it gets its name when it is whole
+        if not path.exists():  # complete files only have this name
             fetch(asker, file.url, path, watch, file.sha256)
         before += path.stat().st_size
     return [folder / file.name for file in wanted]
 
 
 def _wanted(config: ImportConfig, asker: Asker, incoming: Path) -> list[_File]:
-    """What is to be brought: found out once, so that a later sitting brings the rest of the same."""
-    note = incoming / "files.json"
+    """Files to download; recorded, so that a resumed run downloads the rest of the same list."""
+    record = incoming / "files.json"
     (incoming / "files").mkdir(parents=True, exist_ok=True)
-    if not note.exists():
-        found = [_of_url(config, asker)] if config.url else list(_of_repo(config, asker))
-        write_json(note, [asdict(file) for file in found])
-    return [_File(**told) for told in json.loads(note.read_bytes())]
+    if not record.exists():
+        files = [_of_url(config, asker)] if config.url else list(_of_repo(config, asker))
+        write_json(record, [asdict(file) for file in files])
+    return [_File(**fields) for fields in json.loads(record.read_bytes())]
 
 
 def _of_url(config: ImportConfig, asker: Asker) -> _File:
@@ -155,7 +195,7 @@ def _of_repo(config: ImportConfig, asker: Asker) -> Iterator[_File]:
     ]
     if not wanted:
         place = f"{config.repo}/{below}" if below else config.repo
-        raise RunError(f"{place}: holds no picture, table or archive. See its page for where they are.")
+        raise RunError(f"{place}: has no image, table or archive. Check its page for the right folder.")
     for file in wanted:
         url = asker.hub_url(f"datasets/{config.repo}", file.name, commit)
         yield _File(file.name.removeprefix(below), url, file.size, file.sha256)
@@ -175,7 +215,9 @@ def _size_here(path: Path) -> int:
 
 
 def _arrange(files: list[Path], incoming: Path, encoding: str, progress: Progress) -> dict[str, Any]:
-    """Make `set/` of what came, from the beginning: archives unpacked, all else as it is."""
+    """Build `set/` from the downloaded files: unpack archives, link everything else."""
+    from flowloom.datasets.archives.unpack import Unpacked, Unpacking
+
     made = incoming / "set"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
@@ -190,21 +232,23 @@ def _arrange(files: list[Path], incoming: Path, encoding: str, progress: Progres
             _take(path, name, made, total)
     if not total.num_pictures and not _table_in(made):
         left = "; ".join(f"{name}: {reason}" for name, reason in total.left_out[:3])
-        raise RunError(f"There is no picture in it, and not one table that tells of some. {left}".strip())
+        raise RunError(f"It contains no image, and not exactly one table that lists some. {left}".strip())
     return {
         "num_files": total.num_files,
         "num_pictures": total.num_pictures,
         "num_left_out": total.num_left_out,
         "reasons": total.reasons,
-        "left_out": [{"name": name, "reason": reason} for name, reason in total.left_out[:LISTED]],
+        "left_out": [{"name": name, "reason": reason} for name, reason in total.left_out[:MAX_LISTED]],
     }
 
 
 def _table_in(folder: Path) -> Path | None:
-    """What tells the captions, where they do not lie beside pictures."""
+    """The table with the captions, if they are not in text files next to the images."""
+    from flowloom.datasets.build.readers.table import TABLES
+
     try:
         detected = detect(str(folder), BuildOptions())
-    except DataError:  # several tables: which one is meant is chosen when a JSONL is built
+    except DataError:  # several tables: the user chooses one when building a JSONL
         return None
     if detected.kind in _TABLES and not detected.choices:
         return Path(detected.source)
@@ -219,15 +263,16 @@ def _is_archive(path: Path) -> bool:
     suffix = split_suffix(path.name)[1]
     if suffix in PICTURES | TEXTS:
         return False
-    # Addresses often name no kind.
+    # URLs often have no suffix.
     return zipfile.is_zipfile(path) or is_tar(path)
 
 
 def _unpack(what: Unpacking, name: str, progress: Progress) -> Unpacked:
+    from flowloom.datasets.archives.unpack import Refused, unpack
+
     def on_progress(done: Unpacked) -> None:
         progress.step(done.num_done, done.num_entries or None)
-        if progress.is_stopped():
-            raise Stopped
+        progress.raise_if_stopped()
 
     try:
         with _bounded_memory():
@@ -240,7 +285,7 @@ def _unpack(what: Unpacking, name: str, progress: Progress) -> Unpacked:
 def _bounded_memory() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-    with suppress(ValueError, OSError):  # not every system has it
+    with suppress(ValueError, OSError):  # not supported everywhere
         resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     try:
         yield
@@ -258,7 +303,7 @@ def _add(total: Unpacked, found: Unpacked) -> None:
 
 
 def _take(path: Path, name: str, made: Path, total: Unpacked) -> None:
-    """Have a file in the set that stays among the downloads until the set has its name."""
+    """Link a downloaded file into the dataset."""
     try:
         if split_suffix(name)[1] == "" and _begins_as_parquet(path):
             name = f"{name}.parquet"
@@ -270,7 +315,7 @@ def _take(path: Path, name: str, made: Path, total: Unpacked) -> None:
         except OSError:  # no hard links on this file system
             shutil.copyfile(path, target)
     except (Unfit, FileExistsError, NotADirectoryError) as error:
-        reason = str(error) if isinstance(error, Unfit) else "another file of this name is there"
+        reason = str(error) if isinstance(error, Unfit) else "another file has this name"
         total.leave_out(name, reason)
         return
     total.num_files += 1
@@ -283,10 +328,10 @@ def _begins_as_parquet(path: Path) -> bool:
 
 
 def _place(made: Path, target: Path, run_dir: RunDir) -> None:
-    """Give the whole set its name, at once.
+    """Rename the complete dataset to its target.
 
     Raises:
-        RunError: the name is taken by now, or cannot be given.
+        RunError: the target exists by now, or cannot be written.
     """
     beside = target.with_name(f".{target.name}.{run_dir.path.name}")
     try:
@@ -303,5 +348,15 @@ def _place(made: Path, target: Path, run_dir: RunDir) -> None:
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         if os.path.lexists(target):
-            raise RunError(f"{target}: is there by now. Rename it, then resume the run.") from None
-        raise RunError(f"{target}: {error.strerror}. Mend that, then resume the run.") from error
+            raise RunError(f"{target}: exists by now. Rename it, then resume the run.") from None
+        raise RunError(f"{target}: {error.strerror}. Fix that, then resume the run.") from error
+
+
+IMPORT = FunctionTask(
+    name="dataset-import",
+    title="Import a dataset",
+    config_type=ImportConfig,
+    needs_device=False,
+    find_problems=_find_problems,
+    body=_import,
+)

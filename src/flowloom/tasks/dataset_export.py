@@ -1,0 +1,87 @@
+"""Export a JSONL to the format of another trainer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from flowloom.errors import DataError, Problem
+from flowloom.schema import Section
+from flowloom.tasks.base import FunctionTask, Progress
+from flowloom.tasks.dataset_build import unusable_summary
+
+if TYPE_CHECKING:
+    from flowloom.datasets.build.export import ExportReport
+
+
+class ExportConfig(Section):
+    """Options of `flowloom dataset export`."""
+
+    jsonl_path: str
+    """FLOW's JSONL."""
+    out_path: str
+    """The folder or file to write; it must not exist yet."""
+    to: Literal["kohya", "kohya-toml", "webdataset", "parquet"] = "kohya"
+    """kohya: folders named REPEATS_NAME; kohya-toml: one file, without copying images."""
+    images_dir: str | None = None
+    """Folder that file names are relative to; null: as recorded when the JSONL was built."""
+    link: Literal["copy", "hard", "soft"] = "copy"
+    """Copy images into Kohya's folders, or link them."""
+    name: str = ""
+    """Name of Kohya's folder or of the shards. Empty: that of the JSONL."""
+    shard_mib: Annotated[int, Field(ge=1)] = 1024
+    """Maximum size of a webdataset shard."""
+    with_pictures: bool = True
+    """Parquet: include the images; off: only their names."""
+
+
+def _find_problems(config: ExportConfig) -> list[Problem]:
+    problems: list[Problem] = []
+    if not Path(config.jsonl_path).is_file():
+        problems.append(Problem("jsonl_path", f"{config.jsonl_path} does not exist."))
+    if Path(config.out_path).exists():
+        problems.append(Problem("out_path", f"{config.out_path} exists already: choose another name."))
+    return problems
+
+
+def _export(config: ExportConfig, progress: Progress) -> None:
+    """Resumed, it starts over."""
+    from flowloom.datasets.build.export import ExportOptions, export
+
+    out, marker = Path(config.out_path), progress.run_dir.path / "writing"
+    if out.is_dir() and any(out.iterdir()):
+        if not marker.exists():
+            raise DataError(
+                f"{out} is no longer an empty folder, and is not overwritten. Choose another one."
+            )
+        shutil.rmtree(out)  # left by an earlier attempt of this run
+    marker.touch()
+
+    def on_progress(report: ExportReport) -> None:
+        progress.step(report.num_rows)
+        progress.raise_if_stopped()
+
+    options = ExportOptions(
+        images_dir=Path(config.images_dir) if config.images_dir else None,
+        link=config.link,
+        name=config.name,
+        shard_mib=config.shard_mib,
+        with_pictures=config.with_pictures,
+    )
+    progress.phase("writing")
+    report = export(Path(config.jsonl_path), config.to, out, options, on_progress)
+    result = {"output": str(report.output), "num_rows": report.num_rows, "remarks": dict(report.remarks)}
+    progress.save_result(result | unusable_summary(report.unusable))
+
+
+EXPORT = FunctionTask(
+    name="dataset-export",
+    title="Export a dataset",
+    config_type=ExportConfig,
+    needs_device=False,
+    find_problems=_find_problems,
+    body=_export,
+)
