@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowloom.cli.main import main
 from flowloom.config.run import RunConfig
 from flowloom.data.cache.shard_stores import LocalShards
 from flowloom.data.cache.store import Cache
 from flowloom.engine.fill_cache import fill, stats, verify
+from tests.engine.processes import ForkedProcess
 
 pytestmark = pytest.mark.slow
 IMAGES, RANKS, KILLS = 240, 2, 3
-VERB = "import sys; from flowloom.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 @pytest.fixture
@@ -38,19 +37,13 @@ def many(tmp_path: Path) -> dict[str, Any]:
     return {"jsonl_metadata_path": str(tmp_path / "data.jsonl"), "image_folder_path": str(tmp_path)}
 
 
-def filler(path: Path, rank: int) -> subprocess.Popen[bytes]:
+def filler(path: Path, rank: int) -> ForkedProcess:
     """One of the processes that fill the cache of the configuration in `path`."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(RANKS),
-    }
-    command = [sys.executable, "-c", VERB, "cache", "fill", str(path)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    ranks = {"RANK": str(rank), "WORLD_SIZE": str(RANKS)}
+    return ForkedProcess(main, ["cache", "fill", str(path)], environ=ranks)
 
 
-def wait_until_it_writes(folder: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+def wait_until_it_writes(folder: Path, processes: list[ForkedProcess]) -> None:
     """Until a process writes a shard, or all have ended: what is killed while it loads gets nowhere."""
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
@@ -92,15 +85,14 @@ def test_processes_killed_at_random_moments_double_and_lose_nothing(
         for process in processes:
             time.sleep(draw.uniform(0, 0.4))
             process.send_signal(signal.SIGKILL)
-            said, _ = process.communicate()
-            assert process.returncode in (0, -signal.SIGKILL), said.decode()
-            kills += process.returncode != 0
+            status = process.wait()
+            assert status in (0, -signal.SIGKILL), process.output()
+            kills += status != 0
     assert kills > 1, f"seed {seed}: they were over before the first kill"
     before = set(records(folder))
     processes = [filler(path, rank) for rank in range(RANKS)]
     for process in processes:
-        said, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, said.decode()
+        assert process.wait(120) == 0, process.output()
     assert not list(folder.glob("*.open")), "what the killed left is taken in"
     assert before <= records(folder).keys(), f"seed {seed}: something that was there is gone"
     assert records(folder) == records(tmp_path / "whole"), f"seed {seed}"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from flowloom.errors import StoreDenied, StoreDown
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from flowloom.storage.base import StorageSection, open_source
+from tests.engine.processes import run_ranks
 from tests.fakes.faulty import Faulty
 from tests.fakes.seaweed import Seaweed
 
@@ -299,11 +297,4 @@ def test_two_ranks_save_when_one_is_denied(
 
 
 def on_two_ranks(run_dir: RunDir, seaweed: Seaweed) -> int:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [*command, "-m", "flowloom.engine", str(run_dir.path)],
-        env={**os.environ, **seaweed.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=200,
-        check=False,
-    ).returncode
+    return run_ranks(run_dir, 2, seaweed.environ)

@@ -33,6 +33,7 @@ from flowloom.models.weights import open_weights, save_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from flowloom.run.resume import change_run
+from tests.engine.processes import start_engine
 
 OVERFLOW = [("training.lr", "3.3e38"), ("training.weight_decay", "1"), ("training.warmup_steps", "0")]
 """The loss of the step is finite, the weights after it are not."""
@@ -258,10 +259,7 @@ def test_one_line_of_a_text(text: str, line: str) -> None:
 @pytest.mark.parametrize("then", ["deleted", "moved", "replaced"])
 def test_a_run_whose_folder_is_gone_ends(make_run: Callable[..., RunDir], then: str) -> None:
     run_dir = make_run(training={"save_every": 3}, limits={"max_steps": 1_000_000})
-    command = [sys.executable, "-m", "flowloom.engine", str(run_dir.path)]
-    process = subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
-    )
+    process = start_engine(run_dir)
     deadline = time.monotonic() + 60
     while not run_dir.latest_checkpoint():
         assert process.poll() is None
@@ -274,8 +272,8 @@ def test_a_run_whose_folder_is_gone_ends(make_run: Callable[..., RunDir], then: 
         again = make_run(limits={"max_steps": 1})
         run_engine(again)
         left = sorted(path for path in again.path.rglob("*"))
-    _, complaint = process.communicate(timeout=30)
-    assert process.returncode == 2
+    assert process.wait(30) == 2
+    complaint = process.output()
     assert str(run_dir.path) in complaint
     assert "Training ends here" in complaint
     assert "Traceback" not in complaint

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ from flowloom.models.weights import open_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from flowloom.run.resume import change_run
+from tests.engine.processes import ForkedProcess, start_engine
 
 STEPS = 14
 METHODS: dict[str, dict[str, Any]] = {
@@ -49,12 +48,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "cached": {"cache": {"latents": "memory", "text": "memory"}, "optimizer": {"kind": "adamw_bf16"}},
 }
 PREVIEW = {"inference_every": 4, "steps": 2, "prompts": ["red, bar"], "image_dim": [64, 64], "cfg": 2.0}
-
-
-def run_in_process(run_dir: RunDir) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "flowloom.engine", str(run_dir.path)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def losses(run_dir: RunDir) -> dict[int, float]:
@@ -202,20 +195,20 @@ def test_a_run_killed_at_random_moments_loses_nothing(
     draw = random.Random(seed)
     kills = 0
     for _ in range(40):
-        process = run_in_process(killed)
+        process = start_engine(killed)
         wait_for_first_step(killed, process)
         time.sleep(draw.uniform(0, 1.0))
         process.send_signal(signal.SIGKILL)
-        _, complaint = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), complaint.decode()
-        kills += process.returncode != 0
-        if process.returncode == 0:
+        status = process.wait()
+        assert status in (0, -signal.SIGKILL), process.output()
+        kills += status != 0
+        if status == 0:
             break
     assert kills > 0, f"seed {seed}: the run was over before the first kill"
     assert_same_run(whole, killed)
 
 
-def wait_for_first_step(run_dir: RunDir, process: subprocess.Popen[bytes]) -> None:
+def wait_for_first_step(run_dir: RunDir, process: ForkedProcess) -> None:
     """Until this process has made a step: kills while it loads would never let it get anywhere."""
     events: Path = run_dir.events_jsonl
     size = events.stat().st_size if events.exists() else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -27,6 +26,7 @@ from flowloom.errors import DataError, DivergedError, FlowloomError, OutOfMemory
 from flowloom.models.weights import open_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
+from tests.engine.processes import start_engine
 from tests.fakes.hub import Hub
 
 INFERENCE = {"inference_every": 3, "steps": 2, "prompts": ["red", "blue"], "image_dim": [64, 48], "cfg": 3.0}
@@ -163,8 +163,7 @@ def test_controls_act_at_the_next_step(make_run: Callable[..., RunDir]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_with_zero(make_run: Callable[..., RunDir], number: signal.Signals) -> None:
     run_dir = make_run(limits={"max_steps": 10_000})
-    command = [sys.executable, "-m", "flowloom.engine", str(run_dir.path)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = start_engine(run_dir)
     while not (run_dir.events_jsonl.exists() and kinds(run_dir)["step"] > 3):
         assert process.poll() is None
     process.send_signal(number)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ from flowloom.models.weights import open_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
 from flowloom.run.resume import change_run
+from tests.engine.processes import run_ranks
 
 LARGE_BATCH = {
     "training": {"updates_per_large_batch": 3, "lr": 1e-3, "train_minibatch": 1, "warmup_steps": 0},
@@ -85,13 +83,7 @@ def steps_of(run_dir: RunDir, num_ranks: int) -> list[dict[str, Any]]:
     if num_ranks == 1:
         run_engine(run_dir)
     else:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        process = subprocess.run(
-            [*command, str(num_ranks), "-m", "flowloom.engine", str(run_dir.path)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert process.returncode == 0, process.stderr
+        assert run_ranks(run_dir, num_ranks) == 0
     return [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
 
 
