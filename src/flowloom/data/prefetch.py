@@ -1,46 +1,60 @@
-"""An iterator that works while its user does."""
+"""An iterator that works ahead of its reader."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_CHECKS = 0.2
 
 
 def in_background(items: Generator[Item], is_stopped: Callable[[], bool] = lambda: False) -> Generator[Item]:
-    """The items of `items`, the next one made in a thread of its own while one is used.
+    """Yield `items`, the next item made by another thread while the caller uses the present one.
 
-    Whoever waits for the next one is let go as soon as `is_stopped` says so: a store may be down for hours.
+    The iteration ends early once `is_stopped()` is true: a store may be down for hours. `items` is closed by
+    that thread, after the item that it is making.
     """
-    with_one = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    requests: SimpleQueue[bool] = SimpleQueue()
+    answers: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()
+    threading.Thread(target=_work, args=(items, requests, answers), name="prefetch", daemon=True).start()
+    requests.put(True)
     try:
-        future = with_one.submit(_next, items)
-        while _is_done(future, is_stopped) and (found := future.result()):
-            future = with_one.submit(_next, items)
-            yield found[0]
+        while answer := _wait(answers, is_stopped):
+            if isinstance(answer, BaseException):
+                raise answer
+            requests.put(True)
+            yield answer[0]
     finally:
-        # After the item at hand: a generator that runs cannot be closed. While Python ends, no thread can be
-        # asked any more; what is left behind ends with the process.
-        with suppress(RuntimeError):
-            with_one.submit(items.close)
-        with_one.shutdown(wait=False)
+        # The garbage collector may end this generator in any thread and at any moment, also while that thread
+        # holds a lock of concurrent.futures: nothing here may wait for one. SimpleQueue.put() never does.
+        requests.put(False)
 
 
-def _next(items: Generator[Item]) -> tuple[Item] | None:
-    for item in items:
-        return (item,)
-    return None
+def _work(
+    items: Generator[Item],
+    requests: SimpleQueue[bool],
+    answers: SimpleQueue[tuple[Item] | BaseException | None],
+) -> None:
+    while requests.get():
+        try:
+            answers.put((next(items),))
+        except StopIteration:
+            answers.put(None)
+        except BaseException as error:  # the reader raises it
+            answers.put(error)
+    with suppress(RuntimeError):  # no thread can be started any more while Python ends
+        items.close()
 
 
-def _is_done(future: Future[Item], is_stopped: Callable[[], bool]) -> bool:
-    """Wait for `future`; False when that was given up."""
-    while not future.done():
-        if is_stopped():
-            return False
-        wait([future], SECONDS_BETWEEN_LOOKS)
-    return True
+def _wait(answers: SimpleQueue[Item], is_stopped: Callable[[], bool]) -> Item | None:
+    while True:
+        try:
+            return answers.get(timeout=SECONDS_BETWEEN_CHECKS)
+        except Empty:
+            if is_stopped():
+                return None
