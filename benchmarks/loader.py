@@ -43,12 +43,12 @@ def make_loader(path: Path, folder: str = "", **options: Any) -> Any:
     """Our loader over the photos at `path`, which lie beside it or in `folder`."""
     from flowloom.config.run import RunConfig
     from flowloom.data.captions import CaptionRules
-    from flowloom.data.loader import DataSet, Loader
+    from flowloom.data.loader import Dataset, Loader
 
     data = {"jsonl_metadata_path": str(path), "image_folder_path": folder or str(path.parent)}
     given: dict[str, Any] = {"batch_size": BATCH_SIZE, "threads": WORKERS, "prefetch": 2}
     return Loader(
-        dataset=DataSet.from_config(RunConfig.model_validate({"dataloader": data})),
+        dataset=Dataset.from_config(RunConfig.model_validate({"dataloader": data})),
         rules=CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0),
         seed=0,
         rank=0,

@@ -57,7 +57,7 @@ def from_disk(folder: Path) -> tuple[float, float, bool]:
 
 def from_store(folder: Path, seaweed: Seaweed) -> tuple[float, float, bool]:
     """The same from a bucket on this machine."""
-    from flowloom.data.fetch.image_source import Pictures
+    from flowloom.data.fetch.image_source import ImageSource
     from flowloom.storage.base import StorageSection, open_source
 
     os.environ.update(seaweed.environ)
@@ -65,25 +65,25 @@ def from_store(folder: Path, seaweed: Seaweed) -> tuple[float, float, bool]:
     store, path = open_source("s3://loom", storage), write_photos(folder, NUM_PHOTOS)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda photo: store.write(photo.name, photo), sorted(folder.glob("*.jpg"))))
-    pictures = Pictures(storage)
+    images = ImageSource(storage)
     try:
-        return stalled(make_loader(path, "s3://loom", batch_size=1, pictures=pictures))
+        return stalled(make_loader(path, "s3://loom", batch_size=1, images=images))
     finally:
-        pictures.close()
+        images.close()
 
 
 def from_cache(folder: Path) -> tuple[float, float, bool]:
     """Latents and states of the demo's networks from shards on disk; neither network is opened."""
     import torch
 
-    from flowloom.data.loader import DataSet
+    from flowloom.data.loader import Dataset
     from flowloom.engine.build import load_encoders
     from flowloom.engine.fill_cache import fill
 
     write_photos(folder, NUM_CACHED)
     config = config_of(folder)
     fill(config)
-    dataset = DataSet.from_config(config)
+    dataset = Dataset.from_config(config)
     encoders = load_encoders(config.model, config, torch.device("cpu"), dataset)
     loader = make_loader(folder / "data.jsonl", batch_size=1, needs_pixels=encoders.needs_pixels)
     share, used, is_whole = stalled(loader, encoders.encode)

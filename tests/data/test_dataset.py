@@ -17,7 +17,7 @@ from PIL import Image
 from flowloom.config.model_files import check_files
 from flowloom.config.run import RunConfig
 from flowloom.data.captions import CaptionRules, vary
-from flowloom.data.dataset import DataSet, OneSet, repeats_of
+from flowloom.data.dataset import Dataset, DatasetSource, repeats_of
 from flowloom.data.loader import Loader, Sample, Skipped
 from flowloom.data.metadata import JoinedMetadata, read_metadata
 from flowloom.errors import DataError
@@ -46,7 +46,7 @@ def config_of(first: dict[str, Any] | None, *others: dict[str, Any], **sections:
 def make_loader(config: RunConfig, **options: Any) -> Loader:
     given: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 4, "threads": 2, "prefetch": 2}
     given |= {"needs_pixels": lambda row, size: True, "rules": PLAIN, "seed": 0}
-    return Loader(dataset=DataSet.from_config(config).training, **(given | options))
+    return Loader(dataset=Dataset.from_config(config).training, **(given | options))
 
 
 def samples_of(loader: Loader, epoch: int = 0) -> list[Sample]:
@@ -69,7 +69,7 @@ def test_each_row_is_read_from_its_own_folder(tmp_path: Path) -> None:
 
 def test_without_a_first_one_the_others_are_all(tmp_path: Path) -> None:
     config = config_of(None, draw_set(tmp_path, "dogs", 7, 200))
-    assert [one.path.parent.name for one in DataSet.from_config(config).sets] == ["dogs"]
+    assert [one.path.parent.name for one in Dataset.from_config(config).sources] == ["dogs"]
     assert not [problem for problem in check_files(config) if "data" in problem.path]
 
 
@@ -137,7 +137,9 @@ def test_regularisation_comes_as_often_as_the_rest(tmp_path: Path) -> None:
     weights=st.lists(st.floats(0.01, 100), min_size=5, max_size=5),
 )
 def test_weights_are_shares_of_the_samples(counts: list[int], weights: list[float]) -> None:
-    sets = [OneSet(Path(), Path(), [64], [0], 16, 2.0, weight=weight) for weight in weights[: len(counts)]]
+    sets = [
+        DatasetSource(Path(), Path(), [64], [0], 16, 2.0, weight=weight) for weight in weights[: len(counts)]
+    ]
     num_samples = np.multiply(repeats_of(sets, counts), counts)
     assert num_samples.sum() == pytest.approx(sum(counts))
     shares = np.array(weights[: len(counts)]) / sum(weights[: len(counts)])
@@ -165,7 +167,7 @@ def test_each_resolution_can_have_its_batch_size(tmp_path: Path) -> None:
 def test_batches_by_tokens_cost_about_the_same(tmp_path: Path) -> None:
     """16 tokens of image at 64, 64 at 128; captions of 7 characters are 4 more."""
     first = draw_set(tmp_path, "cats", 100, 40, caption_or_tags="a" * 7) | {"base_resolution": [64, 128]}
-    dataset = DataSet.from_config(config_of(first, batching={"batch_tokens": 200}))
+    dataset = Dataset.from_config(config_of(first, batching={"batch_tokens": 200}))
     plan = dataset.plan(1, 0, 0)
     costs = {(64, 64): 20, (128, 128): 68}
     totals = [len(plan[i].rows) * costs[dataset.sizes[plan[i].bucket]] for i in range(len(plan))]

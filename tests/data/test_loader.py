@@ -13,14 +13,14 @@ from PIL import Image
 
 from flowloom.config.run import RunConfig
 from flowloom.data.captions import CaptionRules
-from flowloom.data.loader import DataSet, Loader
+from flowloom.data.loader import Dataset, Loader
 from flowloom.errors import DataError, ImageError
 from flowloom.storage.local import find_image
 
 PLAIN = CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0)
 
 
-def make_dataset(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> DataSet:
+def make_dataset(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> Dataset:
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {
         "jsonl_metadata_path": str(folder / "data.jsonl"),
@@ -28,10 +28,10 @@ def make_dataset(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> D
         "base_resolution": [64],
         "resolution_step": 16,
     }
-    return DataSet.from_config(RunConfig.model_validate({"dataloader": data, **sections}))
+    return Dataset.from_config(RunConfig.model_validate({"dataloader": data, **sections}))
 
 
-def make_loader(dataset: DataSet, threads: int = 2, **options: Any) -> Loader:
+def make_loader(dataset: Dataset, threads: int = 2, **options: Any) -> Loader:
     defaults: dict[str, Any] = {
         "rules": PLAIN,
         "seed": 0,
@@ -141,7 +141,7 @@ def test_each_row_draws_one_of_several_resolutions(tmp_path: Path, ten: list[dic
         "base_resolution": [64, 128],
         "resolution_step": 16,
     }
-    dataset = DataSet.from_config(RunConfig.model_validate({"dataloader": config}))
+    dataset = Dataset.from_config(RunConfig.model_validate({"dataloader": config}))
     widths = np.array([dataset.sizes[bucket][0] for bucket in dataset.row_buckets])
     assert 60 < (widths == 64).sum() < 140
     assert set(widths) == {64, 128}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flowloom.data.buckets import LEFT_OUT, assign, make_buckets
 from flowloom.data.captions import CaptionRules, vary
 from flowloom.data.metadata import Row
-from flowloom.data.order import EpochExtras, plan_epoch, rank_parts
+from flowloom.data.order import BatchingOptions, plan_epoch, rank_parts
 
 
 def test_buckets_are_flows() -> None:
@@ -111,7 +111,7 @@ def test_updates_have_the_same_rows_on_any_number_of_ranks(
     seed=st.integers(0, 2**40),
 )
 def test_each_time_that_a_row_is_shown_is_counted_in_order(repeats: list[float], seed: int) -> None:
-    extra = EpochExtras(repeats=np.array(repeats))
+    extra = BatchingOptions(repeats=np.array(repeats))
     column = np.arange(len(repeats)) % 2
     shown = Counter[int]()
     for epoch in range(7):
@@ -228,7 +228,7 @@ def test_short_batches_of_all_buckets_are_packed_into_few_updates(
     """The same batches as without packing, and no update is fuller than a whole batch."""
     column, sizes, max_cost = np.array(row_buckets), np.array(batch_sizes), 40
     row_costs = None if costs is None else np.array(costs[: len(row_buckets)])
-    extras = EpochExtras(row_costs=row_costs, max_cost=max_cost if costs else 0)
+    extras = BatchingOptions(row_costs=row_costs, max_cost=max_cost if costs else 0)
     plain = plan_epoch(column, sizes, seed, epoch, extras)
     packed = plan_epoch(column, sizes, seed, epoch, replace(extras, packs=True))
     batches = [packed[i] for i in range(len(packed))]
@@ -254,7 +254,7 @@ def test_batches_by_cost_hold_every_row_and_are_as_full_as_can_be(
     row_buckets: list[int], seed: int, epoch: int, costs: list[int], max_cost: int
 ) -> None:
     row_costs = np.array(costs[: len(row_buckets)])
-    extras = EpochExtras(row_costs=row_costs, max_cost=max_cost)
+    extras = BatchingOptions(row_costs=row_costs, max_cost=max_cost)
     plan = plan_epoch(np.array(row_buckets), 1, seed, epoch, extras)
     batches = [plan[i] for i in range(len(plan))]
     rows = [int(row) for batch in batches for row in batch.rows]
@@ -278,7 +278,7 @@ def test_four_epochs_hold_each_row_four_times_its_repeats(
     seed: int, repeats: list[float], first: int
 ) -> None:
     """To within one more turn: which rows come more often an epoch goes round."""
-    extras = EpochExtras(repeats=np.array(repeats))
+    extras = BatchingOptions(repeats=np.array(repeats))
     column = np.arange(len(repeats)) % 3
     counts = Counter(
         int(row)

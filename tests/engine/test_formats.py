@@ -12,13 +12,13 @@ import torch
 
 from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
-from flowloom.engine.build import Parts, build
-from flowloom.engine.cache_setup import open_keepers
+from flowloom.engine.build import Components, build
+from flowloom.engine.cache_setup import open_encoding_caches
 from flowloom.engine.collate import prepare
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders
 from flowloom.engine.lazy import opened
-from flowloom.engine.preview import Drawing
+from flowloom.engine.preview import SamplingParams
 from flowloom.engine.step import train_step
 from flowloom.engine.validation import validation_loss
 from flowloom.models.autoencoder import load_autoencoder
@@ -35,19 +35,21 @@ SECTIONS: dict[str, Any] = {
 }
 
 
-def with_encoders_of(parts: Parts, dtype: torch.dtype) -> Parts:
+def with_encoders_of(components: Components, dtype: torch.dtype) -> Components:
     """`parts` with encoders that compute in `dtype`: in bfloat16, as on CUDA."""
-    config, dataset = parts.state.config, parts.loader.dataset
+    config, dataset = components.state.config, components.loader.dataset
     model = config.model
     t5 = load_text_encoder(
         Path(model.t5_path), Path(model.t5_config_path), Path(model.t5_tokenizer_path), CPU, dtype
     )
-    keepers = open_keepers(config, dataset, dtype) if config.cache.is_on_disk else None
+    caches = open_encoding_caches(config, dataset, dtype) if config.cache.is_on_disk else None
     vae = load_autoencoder(Path(model.vae_path), CPU, torch.float32)
-    parts.encoders = Encoders(opened(vae), opened(t5), config, CPU, keepers)
-    painter = parts.painter
-    parts.painter = type(painter)(painter.model, parts.encoders, painter.precision)
-    return parts
+    components.encoders = Encoders(opened(vae), opened(t5), config, CPU, caches)
+    sample_generator = components.sample_generator
+    components.sample_generator = type(sample_generator)(
+        sample_generator.model, components.encoders, sample_generator.precision
+    )
+    return components
 
 
 @pytest.fixture(scope="module")
@@ -71,22 +73,22 @@ def test_every_format_of_cache_encoder_and_network_gives_the_same_loss_and_image
     """Up to bfloat16's rounding; the second time with states from the cache."""
     own = {"text": cache, "dtype": stored, "dir": str(tmp_path / "cache")}
     config = make_config(**SECTIONS, cache=own, parallel={"dtype": compute, "device": "cpu"})
-    parts = with_encoders_of(build(config, Ranks()), encodes_in)
+    components = with_encoders_of(build(config, Ranks()), encodes_in)
     for _ in range(2):
-        loss, validated, picture = measured(parts)
+        loss, validated, picture = measured(components)
         assert loss == pytest.approx(in_fp32[0], rel=0.02)
         assert validated == pytest.approx(in_fp32[1], rel=0.02)
         assert np.abs(picture - in_fp32[2]).mean() < 2
 
 
-def measured(parts: Parts) -> tuple[float, float, Any]:
+def measured(components: Components) -> tuple[float, float, Any]:
     """The loss of an update, that of held-out rows, and an image drawn with a negative prompt."""
-    loaded = next(iter(parts.loader.batches(0)))
-    loss = train_step(parts.state, prepare(parts.state, loaded, parts.encoders)).loss.item()
-    assert parts.validation is not None
-    (validated,) = validation_loss(parts.state, parts.validation, parts.encoders).values()
-    drawing = Drawing(64, 64, steps=2, cfg=3.0, negative="blue bar", max_tokens=12)
-    pictures = parts.painter.draw(["red, bar", "green bar, number 3"], [1, 2], drawing)
+    loaded = next(iter(components.loader.batches(0)))
+    loss = train_step(components.state, prepare(components.state, loaded, components.encoders)).loss.item()
+    assert components.validation is not None
+    (validated,) = validation_loss(components.state, components.validation, components.encoders).values()
+    params = SamplingParams(64, 64, steps=2, cfg=3.0, negative="blue bar", max_tokens=12)
+    pictures = components.sample_generator.generate(["red, bar", "green bar, number 3"], [1, 2], params)
     return loss, validated, np.stack([np.asarray(picture).astype(int) for picture in pictures])
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from flowloom.config.run import RunConfig
 from flowloom.data.loader import LoadedBatch
-from flowloom.engine.build import Parts, build
+from flowloom.engine.build import Components, build
 from flowloom.engine.collate import prepare
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.objective import LatentBatch, sample_losses
@@ -33,9 +33,9 @@ class Predicts(torch.nn.Module):
         return self.prediction
 
 
-def parts_and_batch(config: RunConfig) -> tuple[Parts, LoadedBatch]:
-    parts = build(config, Ranks())
-    return parts, next(iter(parts.loader.batches(0)))
+def parts_and_batch(config: RunConfig) -> tuple[Components, LoadedBatch]:
+    components = build(config, Ranks())
+    return components, next(iter(components.loader.batches(0)))
 
 
 def with_masks(loaded: LoadedBatch, mask: np.ndarray | None) -> LoadedBatch:
@@ -49,12 +49,12 @@ def same_text(batch: LatentBatch) -> LatentBatch:
 
 @pytest.mark.parametrize("loss", ["mse", "huber"])
 def test_what_is_masked_out_gives_no_gradient(make_config: Callable[..., RunConfig], loss: str) -> None:
-    parts, loaded = parts_and_batch(make_config(objective={"loss": loss}))
+    components, loaded = parts_and_batch(make_config(objective={"loss": loss}))
     width, height = loaded.size
     mask = np.zeros((height, width), np.uint8)
     mask[: height // 2] = 255
-    state = parts.state
-    batch = same_text(prepare(state, with_masks(loaded, mask), parts.encoders))
+    state = components.state
+    batch = same_text(prepare(state, with_masks(loaded, mask), components.encoders))
     network = Predicts(batch)
     sample_losses(network, batch, state.objective).sum().backward()
     gradient = network.prediction.grad
@@ -72,12 +72,12 @@ def test_what_is_masked_out_gives_no_gradient(make_config: Callable[..., RunConf
 
 
 def test_half_of_a_token_counts_half(make_config: Callable[..., RunConfig]) -> None:
-    parts, loaded = parts_and_batch(make_config())
+    components, loaded = parts_and_batch(make_config())
     width, height = loaded.size
     mask = np.zeros((height, width), np.uint8)
     mask[:8, :] = 255
     mask[32, 0] = 255
-    weight = prepare(parts.state, with_masks(loaded, mask), parts.encoders).token_weight
+    weight = prepare(components.state, with_masks(loaded, mask), components.encoders).token_weight
     assert weight is not None
     tokens = weight[0].reshape(height // 16, width // 16)
     assert tokens[0].tolist() == [0.5] * (width // 16)
@@ -89,13 +89,13 @@ def test_half_of_a_token_counts_half(make_config: Callable[..., RunConfig]) -> N
 def test_a_mask_of_ones_changes_no_bit(make_config: Callable[..., RunConfig], cfg: float | None) -> None:
     results = []
     for masked in (False, True):
-        parts, loaded = parts_and_batch(make_config(training={"cfg_scale_strength": cfg}))
+        components, loaded = parts_and_batch(make_config(training={"cfg_scale_strength": cfg}))
         width, height = loaded.size
         ones = np.full((height, width), 255, np.uint8)
-        batch = prepare(parts.state, with_masks(loaded, ones if masked else None), parts.encoders)
+        batch = prepare(components.state, with_masks(loaded, ones if masked else None), components.encoders)
         assert (batch.token_weight is not None) == masked
-        metrics = train_step(parts.state, batch)
-        results.append((metrics, {name: weight.clone() for name, weight in parts.state.trained.items()}))
+        metrics = train_step(components.state, batch)
+        results.append((metrics, {name: weight.clone() for name, weight in components.state.trained.items()}))
     (plain, before), (masked_too, after) = results
     assert torch.equal(plain.loss, masked_too.loss)
     assert torch.equal(plain.losses, masked_too.losses)
@@ -104,11 +104,13 @@ def test_a_mask_of_ones_changes_no_bit(make_config: Callable[..., RunConfig], cf
 
 
 def test_a_mask_that_leaves_nothing_is_no_update_of_nan(make_config: Callable[..., RunConfig]) -> None:
-    parts, loaded = parts_and_batch(make_config(training={"weight_decay": 0.0}))
+    components, loaded = parts_and_batch(make_config(training={"weight_decay": 0.0}))
     width, height = loaded.size
-    batch = prepare(parts.state, with_masks(loaded, np.zeros((height, width), np.uint8)), parts.encoders)
-    assert train_step(parts.state, batch).loss.item() == 0
-    assert all(torch.isfinite(weight).all() for weight in parts.state.trained.values())
+    batch = prepare(
+        components.state, with_masks(loaded, np.zeros((height, width), np.uint8)), components.encoders
+    )
+    assert train_step(components.state, batch).loss.item() == 0
+    assert all(torch.isfinite(weight).all() for weight in components.state.trained.values())
 
 
 def test_an_image_whose_mask_is_black_is_left_out_and_reported(

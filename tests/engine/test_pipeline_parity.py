@@ -11,7 +11,7 @@ from torch import Tensor
 from flowloom.config.run import RunConfig
 from flowloom.engine.encode import Encoders
 from flowloom.engine.lazy import opened
-from flowloom.engine.preview import Drawing, Painter
+from flowloom.engine.preview import SampleGenerator, SamplingParams
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision
 from flowloom.flow_matching.guidance import guided
@@ -171,7 +171,7 @@ def test_a_whole_picture_is_the_pipelines(
     expected = drawn_by(pipeline, noise, cfg, negative)
     assert expected.std() > 0.01
     # Each pass agrees to about 1e-5; guidance weighs two of them by 4 and 3, and there are six steps.
-    assert difference(ours.draw(noise, cfg, negative), expected) < 4e-5
+    assert difference(ours.generate(noise, cfg, negative), expected) < 4e-5
 
 
 def test_the_mask_and_both_prompts_matter_to_the_picture(
@@ -189,10 +189,12 @@ def test_the_mask_and_both_prompts_matter_to_the_picture(
 def test_the_painter_draws_the_pipelines_picture(ours: Ours, pipeline: ChromaPipeline):
     config = RunConfig.model_validate({"model": {"t5_max_length": MAX_LENGTH}})
     encoders = Encoders(opened(ours.autoencoder), opened(ours.text_encoder), config, CPU)
-    painter = Painter(ours.model, encoders, Precision(CPU, torch.float32, torch.float32))
+    sample_generator = SampleGenerator(ours.model, encoders, Precision(CPU, torch.float32, torch.float32))
     seeds = [7, 8]
-    drawing = Drawing(WIDTH, HEIGHT, STEPS, cfg=4.0, negative="blue circle")
-    pictures = np.stack([np.asarray(picture) for picture in painter.draw(PROMPTS, seeds, drawing)])
+    params = SamplingParams(WIDTH, HEIGHT, STEPS, cfg=4.0, negative="blue circle")
+    pictures = np.stack(
+        [np.asarray(picture) for picture in sample_generator.generate(PROMPTS, seeds, params)]
+    )
     own = [torch.randn(ROWS * COLUMNS, 64, generator=generator(seed, "picture")) for seed in seeds]
     expected = drawn_by(pipeline, torch.stack(own), 4.0, "blue circle").permute(0, 2, 3, 1) * 255
     # Both round to whole levels of 255.

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from flowloom.config.run import RunConfig
 from flowloom.engine.build import build
 from flowloom.engine.distributed import Ranks
-from flowloom.engine.preview import Drawing, Painter
+from flowloom.engine.preview import SampleGenerator, SamplingParams
 
 
 @pytest.fixture
-def painter(make_config: Callable[..., RunConfig]) -> Painter:
-    return build(make_config(), Ranks()).painter
+def sample_generator(make_config: Callable[..., RunConfig]) -> SampleGenerator:
+    return build(make_config(), Ranks()).sample_generator
 
 
-def drawn(painter: Painter, sampler: str, steps: int, unguided: int) -> NDArray[np.int64]:
-    drawing = Drawing(
+def drawn(sample_generator: SampleGenerator, sampler: str, steps: int, unguided: int) -> NDArray[np.int64]:
+    params = SamplingParams(
         64, 64, steps=steps, cfg=6.0, first_n_steps_wo_cfg=unguided, sampler=sampler, negative="blue bar"
     )
-    (picture,) = painter.draw(["red, bar"], [5], drawing)
+    (picture,) = sample_generator.generate(["red, bar"], [5], params)
     return np.asarray(picture).astype(np.int64)
 
 
@@ -43,16 +43,20 @@ def drawn(painter: Painter, sampler: str, steps: int, unguided: int) -> NDArray[
     ],
 )
 def test_no_evaluation_of_an_unguided_step_is_guided(
-    painter: Painter, sampler: str, steps: int, unguided: int, passes: int
+    sample_generator: SampleGenerator, sampler: str, steps: int, unguided: int, passes: int
 ) -> None:
     """A guided evaluation is two passes of the network, another one is one."""
     counted: list[None] = []
-    painter.model.register_forward_pre_hook(lambda *_: counted.append(None))
-    drawn(painter, sampler, steps, unguided)
+    sample_generator.model.register_forward_pre_hook(lambda *_: counted.append(None))
+    drawn(sample_generator, sampler, steps, unguided)
     assert len(counted) == passes
 
 
-def test_the_first_guided_step_does_not_look_back_at_unguided_ones(painter: Painter) -> None:
+def test_the_first_guided_step_does_not_look_back_at_unguided_ones(sample_generator: SampleGenerator) -> None:
     """DPM-Solver++'s first step is Euler's, so is its last; with nothing to look back at, so are all four."""
-    assert np.abs(drawn(painter, "dpmpp_2m", 4, 2) - drawn(painter, "euler", 4, 2)).max() <= 1
-    assert np.abs(drawn(painter, "dpmpp_2m", 4, 0) - drawn(painter, "euler", 4, 0)).max() > 1
+    assert (
+        np.abs(drawn(sample_generator, "dpmpp_2m", 4, 2) - drawn(sample_generator, "euler", 4, 2)).max() <= 1
+    )
+    assert (
+        np.abs(drawn(sample_generator, "dpmpp_2m", 4, 0) - drawn(sample_generator, "euler", 4, 0)).max() > 1
+    )

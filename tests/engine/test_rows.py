@@ -13,12 +13,12 @@ import pytest
 
 from flowloom.config.flow_format.read import LoadedConfig, load_config
 from flowloom.config.run import RunConfig
-from flowloom.data.dataset import DataSet
+from flowloom.data.dataset import Dataset
 from flowloom.datasets.build.build import build
 from flowloom.datasets.build.fresh import folder_rows, freshness, update
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.engine.__main__ import run_engine
-from flowloom.engine.build import Parts
+from flowloom.engine.build import Components
 from flowloom.engine.build import build as build_parts
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.estimate.plan import make_plan
@@ -77,11 +77,11 @@ def on(make_config: MakeConfig, path: Path, folder: Path, **sections: object) ->
 
 def trained_captions(config: RunConfig) -> set[str]:
     """Every caption that one epoch of the engine's loader reads."""
-    parts: Parts = build_parts(config, Ranks())
+    components: Components = build_parts(config, Ranks())
     try:
-        return {sample.caption for batch in parts.loader.batches(0) for sample in batch.samples}
+        return {sample.caption for batch in components.loader.batches(0) for sample in batch.samples}
     finally:
-        parts.pictures.close()
+        components.images.close()
 
 
 def warnings_of(run_dir: RunDir) -> list[str]:
@@ -314,6 +314,6 @@ def test_a_folder_names_the_folder_of_its_images_itself(
     more = data | {"datasets": [{"jsonl_metadata_path": str(folder)}]}
     loaded = load_config(more, [], Path("config"), with_files=True)
     assert loaded.config.datasets[0].image_folder_path == str(folder)
-    assert {row.filename for row in map(DataSet.from_config(loaded.config).metadata.row, range(22))} == {
+    assert {row.filename for row in map(Dataset.from_config(loaded.config).metadata.row, range(22))} == {
         f"{i:02d}.png" for i in range(22)
     }

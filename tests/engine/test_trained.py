@@ -25,7 +25,7 @@ from flowloom.engine.ema import AT_ONCE, Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.step import train_step
-from flowloom.engine.trainable import rotated_blocks, trained_names, turn_at
+from flowloom.engine.trainable import rotated_blocks, rotation_at, trained_names
 from flowloom.errors import ConfigError
 from flowloom.nn.chroma import CHROMA1
 from flowloom.run.directory import RunDir
@@ -44,7 +44,7 @@ def test_rotation_trains_every_block_equally_often() -> None:
 
 def test_a_turn_lasts_change_layer_every_steps() -> None:
     config = RunConfig.model_validate({"training": ROTATION})
-    assert [turn_at(config, step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
+    assert [rotation_at(config, step) for step in range(7)] == [0, 0, 0, 1, 1, 1, 2]
 
 
 def test_rotation_trains_the_drawn_blocks_and_what_is_always_trained() -> None:
@@ -56,7 +56,7 @@ def test_rotation_trains_the_drawn_blocks_and_what_is_always_trained() -> None:
         "final_layer.linear.weight",
         "distilled_guidance_layer.in_proj.weight",
     ]
-    chosen = trained_names(config, names, turn=0)
+    chosen = trained_names(config, names, rotation=0)
     blocks = {name.rsplit(".", 1)[0] for name in chosen if "blocks" in name}
     assert blocks == set(rotated_blocks(config, 3, 12, 0))
     assert set(chosen) - {f"{b}.w" for b in blocks} == set(names[-4:-1])
@@ -113,7 +113,7 @@ def test_rotation_keeps_or_resets_the_moments_of_a_block(
     loaded = next(iter(parts.loader.batches(0)))
     seen: dict[str, int] = {}
     for _ in range(4):
-        state.begin_turn()
+        state.rotate_if_due()
         before = state.optimizer_states()
         block = next(name for name in state.trained if name.startswith("single_blocks"))
         if block in seen and states == "keep":

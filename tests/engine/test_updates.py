@@ -17,7 +17,7 @@ from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.config.run import RunConfig
 from flowloom.data.loader import LoadedBatch
 from flowloom.engine.__main__ import run_engine
-from flowloom.engine.build import Parts, build
+from flowloom.engine.build import Components, build
 from flowloom.engine.collate import prepare, updates_of
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.estimate.plan import make_plan
@@ -141,11 +141,11 @@ def test_two_ranks_that_stop_within_a_large_batch_resume_bit_for_bit(make_run: C
         assert torch.equal(found[name], weight), name
 
 
-def train_with_the_noise_of_one_rank(parts: Parts, ranks: Ranks) -> dict[str, torch.Tensor]:
+def train_with_the_noise_of_one_rank(components: Components, ranks: Ranks) -> dict[str, torch.Tensor]:
     """The trained weights after a large batch whose noise does not depend on the number of ranks."""
-    state = parts.state
-    loaded = next(iter(parts.loader.batches(0)))
-    prepared = prepare(state, loaded, parts.encoders)
+    state = components.state
+    loaded = next(iter(components.loader.batches(0)))
+    prepared = prepare(state, loaded, components.encoders)
     state.ranks = ranks
     for update in updates_of(prepared, loaded.update_sizes, 0):
         first, last = (-(-len(update) * number // ranks.size) for number in (ranks.rank, ranks.rank + 1))
@@ -158,8 +158,8 @@ def train_as_rank(rank: int, world_size: int, config: str, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/meeting"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    parts = build(RunConfig.model_validate_json(config), Ranks())
-    found = train_with_the_noise_of_one_rank(parts, Ranks(rank, world_size))
+    components = build(RunConfig.model_validate_json(config), Ranks())
+    found = train_with_the_noise_of_one_rank(components, Ranks(rank, world_size))
     if rank == 0:
         torch.save(found, f"{folder}/weights.pt")
     dist.destroy_process_group()

@@ -17,7 +17,7 @@ from flowloom.server.datasets.caption_store import Change, Unreadable
 from flowloom.server.datasets.edit_lock import EditCancelled, EditUnderWay, Phase, Turns
 from flowloom.server.datasets.edits import Editor
 from flowloom.server.datasets.index import Index
-from flowloom.server.datasets.locations import DataSet
+from flowloom.server.datasets.locations import Dataset
 from flowloom.server.datasets.operations import (
     AddTags,
     RemoveTags,
@@ -280,7 +280,7 @@ def editor_of(
         files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
         return b"".join(file.read_bytes() for file in files)
 
-    index = Index(DataSet("fox", kind, path), folder / "state")
+    index = Index(Dataset("fox", kind, path), folder / "state")
     return Editor(index, turns), held_now
 
 

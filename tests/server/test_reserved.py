@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flowloom.server.datasets.locations import DataSet
+from flowloom.server.datasets.locations import Dataset
 from flowloom.server.datasets.reserved import SPARE_BYTES, NoRoom
 from flowloom.server.datasets.uploads import Upload, Uploads
 
@@ -24,10 +24,10 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     return room
 
 
-def dataset(tmp_path: Path, name: str) -> DataSet:
+def dataset(tmp_path: Path, name: str) -> Dataset:
     folder = tmp_path / "data" / name
     folder.mkdir(parents=True, exist_ok=True)
-    return DataSet(name, "folder", folder)
+    return Dataset(name, "folder", folder)
 
 
 def test_two_uploads_that_exceed_the_disk_together_are_not_both_begun(tmp_path: Path, room: int):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flowloom.errors import ConfigError
 from flowloom.trainers.kohya.arguments import raw_problems
-from flowloom.trainers.kohya.config import DataSet, ImageFolder, KohyaConfig
+from flowloom.trainers.kohya.config import Dataset, ImageFolder, KohyaConfig
 from flowloom.trainers.kohya.defaults import DATASET, SUBSET, defaults_of
 from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.files import toml
@@ -27,7 +27,7 @@ SECTIONS = {name: type(section) for name, section in KohyaConfig() if hasattr(ty
 FIELDS = {key for section in SECTIONS.values() for key in section.model_fields}
 ARGUMENTS = sorted(
     FIELDS - {"prompts", "negative", "attention"}
-    | (DataSet.model_fields.keys() - {"subsets"})
+    | (Dataset.model_fields.keys() - {"subsets"})
     | ImageFolder.model_fields.keys()
     | RAW
     | PATHS
@@ -109,7 +109,7 @@ def test_raw_arguments_of_an_import_are_accepted(stated: dict[str, Any]) -> None
     assert list(raw_problems(found.config.get("raw_arguments", ""), {})) == []
 
 
-@given(st.dictionaries(st.sampled_from(sorted({*DataSet.model_fields, *ImageFolder.model_fields, *RAW}
+@given(st.dictionaries(st.sampled_from(sorted({*Dataset.model_fields, *ImageFolder.model_fields, *RAW}
                                               - {"subsets"})), PLAIN, max_size=12),
        st.sampled_from(["general", "datasets", "subsets"]))  # fmt: skip
 def test_no_key_of_a_dataset_toml_disappears(stated: dict[str, Any], level: str) -> None:
@@ -136,7 +136,7 @@ def test_every_key_has_sd_scripts_default() -> None:
             assert found[name].keys() == SECTIONS[name].model_fields.keys()
         for name, values in found.items():
             SECTIONS[name].model_validate(values)
-    assert DATASET.keys() == DataSet.model_fields.keys() - {"resolution", "subsets"}
+    assert DATASET.keys() == Dataset.model_fields.keys() - {"resolution", "subsets"}
     assert SUBSET.keys() == ImageFolder.model_fields.keys() - {"image_dir"}
 
 

@@ -19,7 +19,7 @@ from flowloom.run.directory import RunDir
 from flowloom.trainers.base import Preset
 from flowloom.trainers.checkouts import add_checkout
 from flowloom.trainers.kohya.buckets import Buckets
-from flowloom.trainers.kohya.config import DataSet, KohyaConfig
+from flowloom.trainers.kohya.config import Dataset, KohyaConfig
 from flowloom.trainers.kohya.files import arguments_of
 from flowloom.trainers.kohya.footprint import Weights, footprint, kept_files, kept_states
 from flowloom.trainers.kohya.images import NO_CAPTION, OTHER_EXTENSION, Found, Reader
@@ -41,7 +41,7 @@ def paint(folder: Path, *sizes: tuple[int, int], caption: str = "a fox") -> Path
 
 
 def read(*datasets: dict[str, Any], seed: int = 42) -> Found:
-    return Reader(seed, lambda ending: False).read([DataSet.model_validate(one) for one in datasets])
+    return Reader(seed, lambda ending: False).read([Dataset.model_validate(one) for one in datasets])
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def sd_scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
 @needs_sd_scripts
 @pytest.mark.slow
 def test_every_picture_is_put_where_sd_scripts_puts_it(sd_scripts: Callable[..., dict[str, Any]]) -> None:
-    tables = [DataSet.model_validate(table) for table in TABLES]
+    tables = [Dataset.model_validate(table) for table in TABLES]
     asked = [{**table.model_dump(), "sizes": SIZES} for table in tables]
     for table, answer in zip(tables, sd_scripts(places=asked)["places"], strict=True):
         buckets = Buckets.of(table)

@@ -178,14 +178,14 @@ def _sample(words: list[str]) -> int:
 
     from flowloom.config.flow_format.read import read_config
     from flowloom.config.run import InferenceSection
-    from flowloom.engine.preview import Drawing
+    from flowloom.engine.preview import SamplingParams
     from flowloom.engine.sample import SampleRequest, sample
     from flowloom.run.model_source import config_around
 
     config = read_config(asked.config).config if asked.config else config_around(asked.source)
     usual = next(iter(config.previews if config else []), InferenceSection(cfg=4.0))
     width, height = asked.size or usual.image_dim
-    drawing = Drawing(
+    params = SamplingParams(
         width,
         height,
         steps=asked.steps or usual.steps,
@@ -195,7 +195,7 @@ def _sample(words: list[str]) -> int:
         negative=asked.negative,
     )
     request = SampleRequest(
-        asked.source, asked.prompt, asked.out_dir, drawing, config, asked.lora, asked.seed, asked.weights
+        asked.source, asked.prompt, asked.out_dir, params, config, asked.lora, asked.seed, asked.weights
     )
     for path in sample(request, lambda note: _print_notes([note])):
         print(path)

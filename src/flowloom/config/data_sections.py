@@ -12,7 +12,7 @@ from flowloom.schema import Section
 Positive = Annotated[float, Field(gt=0)]
 
 
-class DataSetSection(Section):
+class DatasetSection(Section):
     """One more data set beside `dataloader`'s; what is null is as `dataloader` says."""
 
     jsonl_metadata_path: str = ""

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from flowloom.config.data_sections import DataSetSection
+from flowloom.config.data_sections import DatasetSection
 from flowloom.config.local_paths import local_problem
 from flowloom.config.run import DataloaderSection, ModelSection, RunConfig
 from flowloom.errors import Problem
 
-Paths = TypeVar("Paths", ModelSection, DataloaderSection, DataSetSection, RunConfig)
+Paths = TypeVar("Paths", ModelSection, DataloaderSection, DatasetSection, RunConfig)
 
 BESIDE_T5 = ("model.t5_config_path", "model.t5_tokenizer_path")
 _TOKENIZERS = ("tokenizer.json", "spiece.model")
@@ -26,7 +26,7 @@ def check_files(config: RunConfig) -> list[Problem]:
 def missing_files(
     model: ModelSection,
     dataloader: DataloaderSection,
-    datasets: Sequence[DataSetSection] = (),
+    datasets: Sequence[DatasetSection] = (),
     cached: Collection[str] = (),
 ) -> list[Problem]:
     """`check_files` for the sections that name files; `cached` is what `cached_files` says."""
@@ -87,7 +87,7 @@ def missing_model_files(model: ModelSection, cached: Collection[str] = ()) -> It
         yield Problem(key, f"{folder} has neither {' nor '.join(_TOKENIZERS)}.")
 
 
-def _missing_set(place: str, section: DataSetSection, dataloader: DataloaderSection) -> Iterator[Problem]:
+def _missing_set(place: str, section: DatasetSection, dataloader: DataloaderSection) -> Iterator[Problem]:
     yield from _missing_rows(f"{place}.jsonl_metadata_path", section.jsonl_metadata_path)
     if section.image_folder_path is not None and not dataloader.dummy_image:
         yield from _other_folder(place, section)
@@ -96,7 +96,7 @@ def _missing_set(place: str, section: DataSetSection, dataloader: DataloaderSect
     yield from _missing_masks(place, section)
 
 
-def _missing_masks(place: str, section: DataloaderSection | DataSetSection) -> Iterator[Problem]:
+def _missing_masks(place: str, section: DataloaderSection | DatasetSection) -> Iterator[Problem]:
     if section.mask == "folder":
         yield from _missing(
             f"{place}.mask_folder_path", section.mask_folder_path, "the folder with the masks"
@@ -107,7 +107,7 @@ def _missing_rows(place: str, path: str) -> Iterator[Problem]:
     yield from _missing(place, path, "a JSONL file with one sample a line, or a folder of images")
 
 
-def _other_folder(place: str, section: DataloaderSection | DataSetSection) -> Iterator[Problem]:
+def _other_folder(place: str, section: DataloaderSection | DatasetSection) -> Iterator[Problem]:
     """A folder of images names its files itself."""
     folder, named = section.jsonl_metadata_path, section.image_folder_path
     if is_folder(folder) and named and Path(named) != Path(folder):

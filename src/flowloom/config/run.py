@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from flowloom import loggers as logger_parts
 from flowloom import optimizers as optimizer_parts
-from flowloom.config.data_sections import BatchingSection, DataSetSection
+from flowloom.config.data_sections import BatchingSection, DatasetSection
 from flowloom.config.flow_format.sections import (
     Count,
     DataloaderSection,
@@ -279,7 +279,7 @@ class RunConfig(Section):
     extra_inference_config: list[InferenceSection] = []
     """Further previews, each with its own prompts, period and settings."""
     dataloader: DataloaderSection = DataloaderSection()
-    datasets: list[DataSetSection] = []
+    datasets: list[DatasetSection] = []
     """Further data sets; the first one is `dataloader`'s, where that names a JSONL."""
     batching: BatchingSection = BatchingSection()
     model: ModelSection = ModelSection()

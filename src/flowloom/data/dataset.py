@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from flowloom.config.data_sections import DataSetSection
+from flowloom.config.data_sections import DatasetSection
 from flowloom.config.run import RunConfig
 from flowloom.data.buckets import LEFT_OUT, assign, make_buckets
 from flowloom.data.metadata import JoinedMetadata, Row, Rows, check_skipped, read_metadata
-from flowloom.data.order import EpochExtras, EpochPlan, plan_epoch
+from flowloom.data.order import BatchingOptions, EpochPlan, plan_epoch
 from flowloom.datasets.build.fresh import folder_rows
 
 Size = tuple[int, int]
@@ -26,7 +26,7 @@ CHARS_PER_TOKEN = 3.5
 
 
 @dataclass(frozen=True)
-class OneSet:
+class DatasetSource:
     """One JSONL with its pictures, and how they are trained."""
 
     path: Path
@@ -51,11 +51,11 @@ class OneSet:
     """Images of `source` that did not become a row, by reason."""
 
 
-def sets_of(config: RunConfig) -> list[OneSet]:
+def dataset_sources(config: RunConfig) -> list[DatasetSource]:
     """The data sets that `config` names, `dataloader`'s first."""
     data = config.dataloader
     sizes = dict(zip(data.base_resolution, config.batching.sizes, strict=False))
-    first = OneSet(
+    first = DatasetSource(
         path=Path(data.jsonl_metadata_path),
         folder=data.image_folder_path,
         base_resolution=data.base_resolution,
@@ -70,9 +70,9 @@ def sets_of(config: RunConfig) -> list[OneSet]:
     return others if others and not data.jsonl_metadata_path else [first, *others]
 
 
-def _other_set(section: DataSetSection, first: OneSet, sizes: dict[int, int]) -> OneSet:
+def _other_set(section: DatasetSection, first: DatasetSource, sizes: dict[int, int]) -> DatasetSource:
     resolutions = section.base_resolution or first.base_resolution
-    return OneSet(
+    return DatasetSource(
         path=Path(section.jsonl_metadata_path),
         folder=first.folder if section.image_folder_path is None else section.image_folder_path,
         base_resolution=resolutions,
@@ -89,7 +89,7 @@ def _other_set(section: DataSetSection, first: OneSet, sizes: dict[int, int]) ->
     )
 
 
-def _with_rows(one: OneSet) -> OneSet:
+def _with_rows(one: DatasetSource) -> DatasetSource:
     """`one` with a JSONL, where it is a folder of images with captions."""
     if not one.path.is_dir():
         return one
@@ -98,16 +98,16 @@ def _with_rows(one: OneSet) -> OneSet:
 
 
 @dataclass(frozen=True)
-class DataSet:
+class Dataset:
     """Rows with their buckets; `row_buckets` is LEFT_OUT for rows that this part does not train."""
 
-    sets: list[OneSet]
+    sources: list[DatasetSource]
     metadata: Rows
     sizes: list[Size]
     batch_sizes: NDArray[np.int64]
     """Of each bucket; 0: the loader's own."""
     row_buckets: NDArray[np.int64]
-    extras: EpochExtras
+    batching: BatchingOptions
     background: tuple[int, int, int]
     max_megapixels: float
     skipped_limit: float
@@ -115,30 +115,30 @@ class DataSet:
     held_out: NDArray[np.bool_]
 
     @classmethod
-    def from_config(cls, config: RunConfig) -> DataSet:
+    def from_config(cls, config: RunConfig) -> Dataset:
         """The data sets that `dataloader` and `datasets` name, as one.
 
         Raises:
             DataError: a JSONL cannot be read, or too many rows cannot be used.
         """
-        limits, sets = config.limits, [_with_rows(one) for one in sets_of(config)]
-        parts = [read_metadata(one.path) for one in sets]
+        limits, sources = config.limits, [_with_rows(one) for one in dataset_sources(config)]
+        parts = [read_metadata(one.path) for one in sources]
         metadata = parts[0] if len(parts) == 1 else JoinedMetadata(parts)
         red, green, blue = bytes.fromhex(limits.background[1:])
-        sizes, batch_sizes, row_buckets = _place(sets, parts, config.training.master_seed)
+        sizes, batch_sizes, row_buckets = _place(sources, parts, config.training.master_seed)
         held_out = _held_out(metadata, config.validation.share)
         counts = [
             int(np.count_nonzero(mine))
             for mine in _by_set((row_buckets != LEFT_OUT) & ~held_out, [len(part) for part in parts])
         ]
-        repeats = repeats_of(sets, counts)
+        repeats = repeats_of(sources, counts)
         dataset = cls(
-            sets=sets,
+            sources=sources,
             metadata=metadata,
             sizes=sizes,
             batch_sizes=batch_sizes,
             row_buckets=row_buckets,
-            extras=EpochExtras(
+            batching=BatchingOptions(
                 repeats=np.repeat(repeats, [len(part) for part in parts]) if set(repeats) != {1.0} else None,
                 row_costs=_costs(metadata, sizes, row_buckets, config),
                 max_cost=config.batching.batch_tokens or 0,
@@ -156,24 +156,24 @@ class DataSet:
     @property
     def path(self) -> Path:
         """The JSONL file, the first of several."""
-        return self.sets[0].path
+        return self.sources[0].path
 
     @property
     def folder(self) -> str:
         """The folder of the pictures, the first of several."""
-        return self.sets[0].folder
+        return self.sources[0].folder
 
-    def set_of(self, row: Row) -> OneSet:
+    def source_of(self, row: Row) -> DatasetSource:
         """The data set that `row` belongs to."""
-        return self.sets[row.dataset]
+        return self.sources[row.dataset]
 
     def plan(self, batch_size: int, seed: int, epoch: int) -> EpochPlan:
         """The batches of `epoch`; of `batch_size` rows where neither bucket nor `batch_tokens` says else."""
         sizes = np.where(self.batch_sizes > 0, self.batch_sizes, batch_size)
-        return plan_epoch(self.row_buckets, sizes, seed, epoch, self.extras)
+        return plan_epoch(self.row_buckets, sizes, seed, epoch, self.batching)
 
     @property
-    def training(self) -> DataSet:
+    def training(self) -> Dataset:
         """The rows that are trained."""
         return replace(self, row_buckets=np.where(self.held_out, LEFT_OUT, self.row_buckets))
 
@@ -184,14 +184,14 @@ class DataSet:
         lengths = [len(part) for part in rows.parts] if isinstance(rows, JoinedMetadata) else [len(rows)]
         weights = _by_set(rows.loss_weights * (self.row_buckets != LEFT_OUT), lengths)
         return any(
-            one.loss_weight * mine.max(initial=0) > 0 for one, mine in zip(self.sets, weights, strict=True)
+            one.loss_weight * mine.max(initial=0) > 0 for one, mine in zip(self.sources, weights, strict=True)
         )
 
     @property
     def why_empty(self) -> str:
         """Why no row is trained, and what to change; for datasets of which none is."""
         num_rows, num_held_out = len(self.metadata), int(np.count_nonzero(self.held_out))
-        cutoff = max(one.ratio_cutoff for one in self.sets)
+        cutoff = max(one.ratio_cutoff for one in self.sources)
         reasons = [
             f"{num_rows - num_held_out:,} are wider or taller than {cutoff:g} to 1 (ratio_cutoff)",
             f"{num_held_out:,} are held out (validation.share)",
@@ -199,13 +199,13 @@ class DataSet:
         told = ", ".join(reasons[: 1 + bool(num_held_out)])
         return f"no row is left to train on: of {num_rows:,}, {told}. Add images, or change these values."
 
-    def validation(self, max_rows: int) -> DataSet:
+    def validation(self, max_rows: int) -> Dataset:
         """At most `max_rows` of the rows that are held out, each once."""
         chosen = np.flatnonzero(self.held_out & (self.row_buckets != LEFT_OUT))[:max_rows]
         mine = np.zeros(len(self.metadata), dtype=bool)
         mine[chosen] = True
-        once = replace(self.extras, repeats=None)
-        return replace(self, row_buckets=np.where(mine, self.row_buckets, LEFT_OUT), extras=once)
+        once = replace(self.batching, repeats=None)
+        return replace(self, row_buckets=np.where(mine, self.row_buckets, LEFT_OUT), batching=once)
 
     def check_skipped(self, skipped: dict[str, str]) -> None:
         """Stop when the unusable lines and the `skipped` rows are too large a share of the file.
@@ -214,7 +214,7 @@ class DataSet:
             DataError: with the first of them.
         """
         lines = {
-            f"{self.sets[problem.dataset].path}:{problem.line}": problem.reason
+            f"{self.sources[problem.dataset].path}:{problem.line}": problem.reason
             for problem in self.metadata.problems
         }
         check_skipped(self.path, lines | skipped, len(self.metadata) + len(lines), self.skipped_limit)
@@ -235,23 +235,23 @@ class DataSet:
             "unusable": len(self.metadata.problems),
             "buckets": buckets,
         }
-        return told | ({"files": [one.path.name for one in self.sets]} if len(self.sets) > 1 else {})
+        return told | ({"files": [one.path.name for one in self.sources]} if len(self.sources) > 1 else {})
 
 
-def repeats_of(sets: Sequence[OneSet], counts: Sequence[int]) -> list[float]:
+def repeats_of(sources: Sequence[DatasetSource], counts: Sequence[int]) -> list[float]:
     """How often a row of each set comes an epoch, by `repeats`, `weight`, or as regularisation.
 
     Sets with weights have together as many samples as rows, in the proportion of their weights.
     """
-    weighted = [i for i, one in enumerate(sets) if one.weight and counts[i]]
+    weighted = [i for i, one in enumerate(sources) if one.weight and counts[i]]
     num_samples = sum(counts[i] for i in weighted)
-    total = sum(sets[i].weight or 0.0 for i in weighted)
-    repeats = [one.repeats or 1.0 for one in sets]
+    total = sum(sources[i].weight or 0.0 for i in weighted)
+    repeats = [one.repeats or 1.0 for one in sources]
     for i in weighted:
-        repeats[i] = (sets[i].weight or 0.0) / total * num_samples / counts[i]
+        repeats[i] = (sources[i].weight or 0.0) / total * num_samples / counts[i]
     balanced = {
         i
-        for i, one in enumerate(sets)
+        for i, one in enumerate(sources)
         if one.is_regularisation and not one.weight and not one.repeats and counts[i]
     }
     if balanced:
@@ -266,7 +266,7 @@ def _by_set(rows: NDArray[Any], lengths: Sequence[int]) -> Iterator[NDArray[Any]
 
 
 def _place(
-    sets: Sequence[OneSet], parts: Sequence[Rows], seed: int
+    sources: Sequence[DatasetSource], parts: Sequence[Rows], seed: int
 ) -> tuple[list[Size], NDArray[np.int64], NDArray[np.int64]]:
     """All bucket sizes, their batch sizes, and each row's bucket.
 
@@ -275,7 +275,7 @@ def _place(
     sizes: list[Size] = []
     batch_sizes: list[int] = []
     placed: list[NDArray[np.int64]] = []
-    for i, (one, part) in enumerate(zip(sets, parts, strict=True)):
+    for i, (one, part) in enumerate(zip(sources, parts, strict=True)):
         draw = np.random.default_rng([seed & 0xFFFFFFFF, 1, *([i] if i else [])])
         drawn = draw.integers(len(one.base_resolution), size=len(part))
         known = {key: number for number, key in enumerate(zip(sizes, batch_sizes, strict=True))} if i else {}

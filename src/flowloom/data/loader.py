@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.captions import CaptionRules, vary
-from flowloom.data.dataset import DataSet, Size
+from flowloom.data.dataset import Dataset, Size
 from flowloom.data.fetch.fetcher import Fetch
-from flowloom.data.fetch.image_source import Pictures
+from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.images.decode import load_image
 from flowloom.data.images.masks import load_mask
 from flowloom.data.metadata import Row
@@ -28,7 +28,7 @@ from flowloom.storage.base import shown
 ROWS_AHEAD = 512
 """Rows whose pictures are asked of a store before their turn to be decoded; bytes are bounded besides."""
 
-__all__ = ["DataSet", "LoadedBatch", "Loader", "Sample", "Size", "Skipped"]
+__all__ = ["Dataset", "LoadedBatch", "Loader", "Sample", "Size", "Skipped"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _Place:
 class Loader:
     """Batches of `dataset` for one rank, read by `threads` threads up to `prefetch` batches ahead."""
 
-    dataset: DataSet
+    dataset: Dataset
     rules: CaptionRules
     seed: int
     rank: int
@@ -118,7 +118,7 @@ class Loader:
     prefetch: int
     needs_pixels: Callable[[int, Size], bool]
     """Whether the image of a row is wanted for a bucket: not where its latents are at hand."""
-    pictures: Pictures = field(default_factory=Pictures)
+    images: ImageSource = field(default_factory=ImageSource)
     updates_per_batch: int = 1
     """Updates that each global batch is split into."""
 
@@ -129,7 +129,7 @@ class Loader:
         """Batches of an epoch."""
         # Only where rows take turns do epochs differ in their number.
         known = next(iter(self._plans.values()))
-        return len(known if self.dataset.extras.is_steady else self._plan(epoch))
+        return len(known if self.dataset.batching.is_steady else self._plan(epoch))
 
     def _plan(self, epoch: int) -> EpochPlan:
         known = self._plans
@@ -206,14 +206,14 @@ class Loader:
             row = data.metadata.row(index)
         except DataError as error:
             return Skipped(int(data.metadata.lines[index]), "", str(error))
-        one = data.set_of(row)
-        if data.dummy_image or not self.pictures.is_remote(row, one.folder):
+        one = data.source_of(row)
+        if data.dummy_image or not self.images.is_remote(row, one.folder):
             return _Begun(row, showing, None)
         try:
             is_wanted = one.mask == "alpha" or self.needs_pixels(index, size)
         except ImageError as error:
             return Skipped(row.line, shown(row.filename), str(error), row.dataset)
-        return _Begun(row, showing, self.pictures.begin(row, one.folder) if is_wanted else None)
+        return _Begun(row, showing, self.images.prefetch(row, one.folder) if is_wanted else None)
 
     def _collect(self, place: _Place, futures: list[Future[Sample | Skipped]]) -> LoadedBatch:
         results = [future.result() for future in futures]
@@ -247,7 +247,7 @@ class Loader:
             line=row.line,
             filename=row.filename,
             caption=vary(row, begun.showing, self.rules, self.seed),
-            loss_weight=row.loss_weight * self.dataset.set_of(row).loss_weight,
+            loss_weight=row.loss_weight * self.dataset.source_of(row).loss_weight,
             pixels=pixels,
             mask=mask,
             dataset=row.dataset,
@@ -259,13 +259,13 @@ class Loader:
     ) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
         """What is wanted of the pixels, and the mask where the data set has any."""
         data, row = self.dataset, begun.row
-        one = data.set_of(row)
+        one = data.source_of(row)
         is_wanted = self.needs_pixels(row.index, size)
         if data.dummy_image:
             return np.zeros((size[1], size[0], 3), np.uint8) if is_wanted else None, None
         source = None
         if is_wanted or one.mask == "alpha":
-            source = self.pictures.source(row, one.folder, begun.fetch)
+            source = self.images.get(row, one.folder, begun.fetch)
         pixels = mask = None
         if is_wanted and source is not None:
             pixels = load_image(source, size, data.background, data.max_megapixels)

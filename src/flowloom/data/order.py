@@ -68,7 +68,7 @@ class EpochPlan:
 
 
 @dataclass(frozen=True)
-class EpochExtras:
+class BatchingOptions:
     """What a plan does beyond every row once, in batches of a number of rows."""
 
     repeats: NDArray[np.float64] | None = None
@@ -85,7 +85,7 @@ class EpochExtras:
         return self.repeats is None and self.row_costs is None
 
 
-NOTHING_EXTRA = EpochExtras()
+DEFAULT_BATCHING = BatchingOptions()
 
 
 def plan_epoch(
@@ -93,12 +93,12 @@ def plan_epoch(
     batch_size: int | NDArray[np.int64],
     seed: int,
     epoch: int,
-    extra: EpochExtras = NOTHING_EXTRA,
+    batching: BatchingOptions = DEFAULT_BATCHING,
 ) -> EpochPlan:
     """Every row of a bucket (0 or more) once, in batches of one bucket, shuffled anew each epoch.
 
     The last batch of a bucket is as short as it comes: nothing is dropped and nothing repeated, but for
-    what `extra` says. Batches of all buckets are mixed: each stretch has of each bucket about its share.
+    what `batching` says. Batches of all buckets are mixed: each stretch has of each bucket about its share.
 
     Args:
         row_buckets: (N,) each row's bucket, negative for rows that are left out.
@@ -106,10 +106,10 @@ def plan_epoch(
     """
     draw = np.random.default_rng([seed & 0xFFFFFFFF, epoch])
     rows, showings = np.flatnonzero(row_buckets >= 0), None
-    if extra.repeats is None:
+    if batching.repeats is None:
         draw.shuffle(rows)
     else:
-        rows, showings = _repeated(rows, extra.repeats, seed, epoch)
+        rows, showings = _repeated(rows, batching.repeats, seed, epoch)
         shuffled = np.arange(len(rows))
         draw.shuffle(shuffled)
         rows, showings = rows[shuffled], showings[shuffled]
@@ -119,12 +119,12 @@ def plan_epoch(
     by_bucket = np.argsort(of_row.astype(np.uint16) if num_buckets < 2**16 else of_row, kind="stable")
     rows = rows[by_bucket]
     counts = np.bincount(of_row, minlength=num_buckets)
-    starts = _cuts(rows, counts, batch_size, extra)
+    starts = _cuts(rows, counts, batch_size, batching)
     edges = np.append(starts, len(rows))
     of_batch = np.searchsorted(np.cumsum(counts), starts, side="right")
     order, joined = draw.permutation(len(starts)), None
-    if extra.packs:
-        order, joined = _packed(order, _fills(rows, edges, of_batch, batch_size, extra))
+    if batching.packs:
+        order, joined = _packed(order, _fills(rows, edges, of_batch, batch_size, batching))
     lengths = np.diff(edges)[order]
     new_starts = np.concatenate(([0], np.cumsum(lengths)))
     moved = np.arange(len(rows)) + np.repeat(starts[order] - new_starts[:-1], lengths)
@@ -138,13 +138,13 @@ def _fills(
     edges: NDArray[np.int64],
     of_batch: NDArray[np.int64],
     batch_size: int | NDArray[np.int64],
-    extra: EpochExtras,
+    batching: BatchingOptions,
 ) -> NDArray[np.float64]:
     """How full the last batch of each bucket is, from 0 to 1; 1 for all other batches."""
-    if extra.row_costs is None:
+    if batching.row_costs is None:
         fills = np.diff(edges) / (batch_size if isinstance(batch_size, int) else batch_size[of_batch])
     else:
-        fills = np.diff(np.append(0, np.cumsum(extra.row_costs[rows]))[edges]) / extra.max_cost
+        fills = np.diff(np.append(0, np.cumsum(batching.row_costs[rows]))[edges]) / batching.max_cost
     is_last = np.append(of_batch[1:] != of_batch[:-1], True)[: len(of_batch)]
     return np.where(is_last, np.minimum(fills, 1.0), 1.0)
 
@@ -200,18 +200,18 @@ def _cuts(
     rows: NDArray[np.int64],
     counts: NDArray[np.int64],
     batch_size: int | NDArray[np.int64],
-    extra: EpochExtras,
+    batching: BatchingOptions,
 ) -> NDArray[np.int64]:
     """Where batches start in `rows`, which are sorted by bucket, `counts` of each."""
     ends = np.cumsum(counts)
     firsts = ends - counts
     sizes = np.full(len(counts), batch_size) if isinstance(batch_size, int) else batch_size[: len(counts)]
-    if extra.row_costs is None:
+    if batching.row_costs is None:
         each = -(-counts // sizes)
         first_batches = np.cumsum(each) - each
         number = np.arange(each.sum()) - np.repeat(first_batches, each)
         return np.repeat(firsts, each) + number * np.repeat(sizes, each)
-    return _cuts_by_cost(extra.row_costs[rows], firsts, ends, extra.max_cost)
+    return _cuts_by_cost(batching.row_costs[rows], firsts, ends, batching.max_cost)
 
 
 def _cuts_by_cost(

@@ -22,15 +22,15 @@ from flowloom.demo.judge import judge
 from flowloom.demo.network import make_models
 from flowloom.demo.plan import ENOUGH_STEPS, PLANS, Asked, Plan, fitting
 from flowloom.engine.__main__ import run_engine
-from flowloom.engine.preview import Drawing, Painter
+from flowloom.engine.preview import SampleGenerator, SamplingParams
 from flowloom.engine.progress import duration
-from flowloom.engine.sample import SampleRequest, load_painter
+from flowloom.engine.sample import SampleRequest, load_generator
 from flowloom.errors import RunError
 from flowloom.run.directory import RunDir, write_json
 from flowloom.server.serve import default_home
 from flowloom.tasks.demo import CFG, NAME, SAMPLER_STEPS, SIZE, demo_sections, folders_in, model_section
 
-DRAWING = Drawing(SIZE, SIZE, steps=SAMPLER_STEPS, cfg=CFG)
+SAMPLING = SamplingParams(SIZE, SIZE, steps=SAMPLER_STEPS, cfg=CFG)
 AT_ONCE = 9
 """Images drawn together, between two lines of progress."""
 SPARE = 1.3
@@ -125,12 +125,12 @@ def demo(runs_dir: Path, minutes: float, terminal: Terminal) -> Path:
     started = time.monotonic()
     sections = demo_sections(data_dir, model_section(base, models_dir), minutes)
     say("untrained  drawing a few images with it, for comparison and to measure this machine ...")
-    painter = load_painter(
-        SampleRequest(base, (), runs_dir, DRAWING, config=RunConfig.model_validate(sections))
+    sample_generator = load_generator(
+        SampleRequest(base, (), runs_dir, SAMPLING, config=RunConfig.model_validate(sections))
     )
-    pace = SPARE * _pace(painter)
+    pace = SPARE * _pace(sample_generator)
     plan = fitting(pace, 60 * minutes)
-    baseline = score(_draw(painter, plan.baseline, terminal, "untrained"))
+    baseline = score(_draw(sample_generator, plan.baseline, terminal, "untrained"))
     left = 60 * minutes - (time.monotonic() - started) - pace * (plan.num_images - len(plan.baseline))
     seconds = round(max(30 * minutes, left), 1)
     say(_goal(plan, pace, seconds, minutes))
@@ -156,18 +156,20 @@ def demo(runs_dir: Path, minutes: float, terminal: Terminal) -> Path:
     return grid
 
 
-def _pace(painter: Painter) -> float:
+def _pace(sample_generator: SampleGenerator) -> float:
     """Seconds for an image, of several drawn together."""
     some = ("red heart", "blue circle", "green square")
-    painter.draw(some, (1, 2, 3), replace(DRAWING, steps=1))  # the first use of everything takes longer
+    sample_generator.generate(
+        some, (1, 2, 3), replace(SAMPLING, steps=1)
+    )  # the first use of everything takes longer
     start = time.monotonic()
-    painter.draw(some, (1, 2, 3), DRAWING)
+    sample_generator.generate(some, (1, 2, 3), SAMPLING)
     return (time.monotonic() - start) / len(some)
 
 
 def _goal(plan: Plan, pace: float, seconds: float, minutes: float) -> str:
-    drawing = pace * (plan.num_images - len(plan.baseline))
-    goal = f"goal       {duration(seconds)} of training, then about {duration(drawing)} of drawing: {plan}"
+    drawing_s = pace * (plan.num_images - len(plan.baseline))
+    goal = f"goal       {duration(seconds)} of training, then about {duration(drawing_s)} of drawing: {plan}"
     if plan == PLANS[0]:
         return goal
     why = f"{PLANS[0]} do not fit into {minutes:g} min, as an image takes {pace:.1f} s here"
@@ -176,9 +178,9 @@ def _goal(plan: Plan, pace: float, seconds: float, minutes: float) -> str:
 
 def _trained(run_dir: RunDir, plan: Plan, headline: str, terminal: Terminal) -> tuple[Image.Image, Score]:
     """The grid of what the trained network draws, and how much of it is right."""
-    painter = load_painter(SampleRequest(run_dir.path, (), run_dir.path, DRAWING))
-    images = _draw(painter, plan.asked, terminal, "trained")
-    free = painter.draw(plan.free, range(len(plan.free)), DRAWING) if plan.free else []
+    sample_generator = load_generator(SampleRequest(run_dir.path, (), run_dir.path, SAMPLING))
+    images = _draw(sample_generator, plan.asked, terminal, "trained")
+    free = sample_generator.generate(plan.free, range(len(plan.free)), SAMPLING) if plan.free else []
     return draw_grid(images, list(zip(plan.free, free, strict=True)), headline), score(images)
 
 
@@ -189,8 +191,8 @@ def _add_sample(run_dir: RunDir, sheet: Image.Image, step: int, prompt: str) -> 
     told = folder / "samples.json"
     records = json.loads(told.read_text()) if told.exists() else []
     sheet.save(folder / "grid.png")
-    drawing = asdict(replace(DRAWING, width=sheet.width, height=sheet.height))
-    write_json(told, [*records, {"file": "grid.png", "prompt": prompt, "seed": None, **drawing}])
+    params = asdict(replace(SAMPLING, width=sheet.width, height=sheet.height))
+    write_json(told, [*records, {"file": "grid.png", "prompt": prompt, "seed": None, **params}])
 
 
 def _say_what_next(run_dir: RunDir, step: int, minutes: float, say: Say) -> None:
@@ -208,7 +210,7 @@ def _say_what_next(run_dir: RunDir, step: int, minutes: float, say: Say) -> None
 
 
 def _draw(
-    painter: Painter, asked: Sequence[Asked], terminal: Terminal, name: str
+    sample_generator: SampleGenerator, asked: Sequence[Asked], terminal: Terminal, name: str
 ) -> dict[Asked, Image.Image]:
     """An image for each of `asked`, some at a time, with progress."""
     images: dict[Asked, Image.Image] = {}
@@ -217,7 +219,7 @@ def _draw(
         part = asked[first : first + AT_ONCE]
         prompts = [f"{colour} {shape}" for colour, shape, _ in part]
         seeds = [1000 * seed + first + i for i, (_, _, seed) in enumerate(part)]
-        images |= dict(zip(part, painter.draw(prompts, seeds, DRAWING), strict=True))
+        images |= dict(zip(part, sample_generator.generate(prompts, seeds, SAMPLING), strict=True))
         left = (time.monotonic() - start) / len(images) * (len(asked) - len(images))
         line = f"{name:<10} {len(images)} of {len(asked)} images drawn"
         terminal.move(f"{line}, {duration(left)} left" if left else line)

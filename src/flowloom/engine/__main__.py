@@ -18,7 +18,7 @@ from flowloom.run.directory import RunDir
 from flowloom.run.process import FAILED, run_module
 
 if TYPE_CHECKING:
-    from flowloom.engine.run import Sitting
+    from flowloom.engine.run import Session
 
 
 def run_engine(run_dir: RunDir, on_event: Callable[[dict[str, Any]], None] = lambda _event: None) -> None:
@@ -34,47 +34,47 @@ def run_engine(run_dir: RunDir, on_event: Callable[[dict[str, Any]], None] = lam
     gc.set_threshold(100_000, 50, 100)
     with StopSignals().listening() as signals:
         from flowloom.engine.distributed import join_ranks, leave_ranks
-        from flowloom.engine.run import Sitting
+        from flowloom.engine.run import Session
         from flowloom.models.device import choose_device
 
         config = run_dir.read_config()
         ranks = join_ranks(choose_device(config.parallel.device).type)
         try:
             with run_dir.locked() if ranks.is_first else nullcontext():
-                _sit(Sitting(run_dir, config, ranks, signals, on_event))
+                _run_session(Session(run_dir, config, ranks, signals, on_event))
         finally:
             leave_ranks(ranks)
 
 
-def _sit(sitting: Sitting) -> None:
+def _run_session(session: Session) -> None:
     try:
         try:
-            sitting.train()
+            session.train()
         except Abandoned:
-            sitting.end_as_stopped()
+            session.end_as_stopped()
         except Exception as error:
             # A signal to the whole process group also ends what the engine had started, compilers say.
-            if not sitting.signals.is_wished or isinstance(error, FlowloomError):
+            if not session.signals.is_wished or isinstance(error, FlowloomError):
                 raise
-            _log(sitting.run_dir, error)
-            sitting.end_as_stopped()
+            _log(session.run_dir, error)
+            session.end_as_stopped()
     except Exception as error:
-        raise _failed(sitting, error) from error
+        raise _failed(session, error) from error
     finally:
-        sitting.reporter.close()
+        session.reporter.close()
 
 
-def _failed(sitting: Sitting, error: Exception) -> FlowloomError:
+def _failed(session: Session, error: Exception) -> FlowloomError:
     """The error as one of ours; it has been written, as far as the disk lets it."""
     from flowloom.engine.failures import explained
     from flowloom.engine.trackers import set_exit_status
 
-    failure = explained(error, sitting.run_dir)
+    failure = explained(error, session.run_dir)
     set_exit_status(FAILED)
-    _log(sitting.run_dir, error)
+    _log(session.run_dir, error)
     name = type(error if type(failure) is TrainingError else failure).__name__
     with suppress(OSError, FlowloomError):
-        sitting.reporter.say("failed", error=name, message=str(failure), cure=failure.hint)
+        session.reporter.emit("failed", error=name, message=str(failure), cure=failure.hint)
     return failure
 
 

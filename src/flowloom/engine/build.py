@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 
 from flowloom.config.run import ModelSection, RunConfig
-from flowloom.data.fetch.image_source import Pictures
-from flowloom.data.loader import DataSet, Loader
-from flowloom.engine.cache_setup import PLAIN, caption_rules, open_keepers
+from flowloom.data.fetch.image_source import ImageSource
+from flowloom.data.loader import Dataset, Loader
+from flowloom.engine.cache_setup import PLAIN, caption_rules, open_encoding_caches
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders
-from flowloom.engine.encoding_cache import DiskKeeper
-from flowloom.engine.lazy import Lazily
+from flowloom.engine.encoding_cache import PersistentCache
+from flowloom.engine.lazy import Lazy
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.objective import Objective, density
-from flowloom.engine.preview import Painter
+from flowloom.engine.preview import SampleGenerator
 from flowloom.engine.state import Precision, TrainState
 from flowloom.model_library.requirements import refuse_unfit_models
 from flowloom.models.adapters.adapter import Adapter, attach, quantize_base
@@ -30,15 +30,15 @@ from flowloom.storage.base import OnState
 
 
 @dataclass
-class Parts:
+class Components:
     """Everything that the loop works with."""
 
     state: TrainState
     encoders: Encoders
     loader: Loader
     validation: Loader | None
-    painter: Painter
-    pictures: Pictures
+    sample_generator: SampleGenerator
+    images: ImageSource
 
 
 def choose_precision(config: RunConfig, device: torch.device) -> Precision:
@@ -53,8 +53,8 @@ def load_encoders(
     model: ModelSection,
     config: RunConfig,
     device: torch.device,
-    dataset: DataSet | None = None,
-    pictures: Pictures | None = None,
+    dataset: Dataset | None = None,
+    images: ImageSource | None = None,
 ) -> Encoders:
     """The VAE and T5 that `model` points at, opened now unless a cache on disk may do for them.
 
@@ -62,8 +62,8 @@ def load_encoders(
         dataset: whose images and captions the cache holds; without it there is no cache.
     """
     dtype = encoder_dtype(device)
-    autoencoder = Lazily(lambda: load_autoencoder(Path(model.vae_path), device, dtype))
-    text_encoder = Lazily(
+    autoencoder = Lazy(lambda: load_autoencoder(Path(model.vae_path), device, dtype))
+    text_encoder = Lazy(
         lambda: load_text_encoder(
             Path(model.t5_path),
             Path(model.t5_config_path),
@@ -73,19 +73,19 @@ def load_encoders(
             to_8bit=model.t5_to_8bit,
         )
     )
-    keepers = (
-        open_keepers(config, dataset, dtype, pictures=pictures)
+    caches = (
+        open_encoding_caches(config, dataset, dtype, images=images)
         if dataset and config.cache.is_on_disk
         else None
     )
-    encoders = Encoders(autoencoder, text_encoder, config, device, keepers)
-    for keeper, network in ((encoders.keep.latents, autoencoder), (encoders.keep.texts, text_encoder)):
-        if not isinstance(keeper, DiskKeeper):
+    encoders = Encoders(autoencoder, text_encoder, config, device, caches)
+    for cache, network in ((encoders.caches.latents, autoencoder), (encoders.caches.texts, text_encoder)):
+        if not isinstance(cache, PersistentCache):
             network.get()
     return encoders
 
 
-def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> Parts:
+def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> Components:
     """Load and wire everything that `config` describes; `on_state` hears of stores that are down.
 
     Raises:
@@ -96,20 +96,20 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> P
     refuse_unfit_models(config, "the configuration")
     device = choose_device(config.parallel.device)
     precision = choose_precision(config, device)
-    dataset = DataSet.from_config(config)
-    pictures = Pictures(config.storage, on_state)
-    encoders = load_encoders(config.model, config, device, dataset, pictures)
+    dataset = Dataset.from_config(config)
+    images = ImageSource(config.storage, on_state)
+    encoders = load_encoders(config.model, config, device, dataset, images)
     model = load_chroma(Path(config.model.chroma_path), device, precision.compute)
     adapter = _attach_adapter(config, model)
     state = TrainState(config, model, adapter, _objective(config, encoders, device), precision, ranks)
     _fit_to_memory(config, state)
-    return Parts(
+    return Components(
         state=state,
         encoders=encoders,
-        loader=_training_loader(config, dataset, encoders, ranks, pictures),
-        validation=_validation_loader(config, dataset, encoders, pictures),
-        pictures=pictures,
-        painter=Painter(model, encoders, precision, config.model.use_x0),
+        loader=_training_loader(config, dataset, encoders, ranks, images),
+        validation=_validation_loader(config, dataset, encoders, images),
+        images=images,
+        sample_generator=SampleGenerator(model, encoders, precision, config.model.use_x0),
     )
 
 
@@ -151,7 +151,7 @@ def _fit_to_memory(config: RunConfig, state: TrainState) -> None:
 
 
 def _training_loader(
-    config: RunConfig, dataset: DataSet, encoders: Encoders, ranks: Ranks, pictures: Pictures
+    config: RunConfig, dataset: Dataset, encoders: Encoders, ranks: Ranks, images: ImageSource
 ) -> Loader:
     data = config.dataloader
     return Loader(
@@ -164,13 +164,13 @@ def _training_loader(
         threads=max(1, data.num_workers * data.thread_per_worker),
         prefetch=data.prefetch_factor,
         needs_pixels=encoders.needs_pixels,
-        pictures=pictures,
+        images=images,
         updates_per_batch=config.training.updates_per_large_batch,
     )
 
 
 def _validation_loader(
-    config: RunConfig, dataset: DataSet, encoders: Encoders, pictures: Pictures
+    config: RunConfig, dataset: Dataset, encoders: Encoders, images: ImageSource
 ) -> Loader | None:
     if not config.validation.share:
         return None
@@ -184,5 +184,5 @@ def _validation_loader(
         threads=max(1, config.dataloader.num_workers),
         prefetch=1,
         needs_pixels=encoders.needs_pixels,
-        pictures=pictures,
+        images=images,
     )

@@ -27,11 +27,11 @@ from flowloom.data.cache.records import caption_states, image_latents
 from flowloom.data.cache.shard_stores import LocalShards, RemoteShards, ShardStore
 from flowloom.data.cache.store import Cache
 from flowloom.data.captions import CaptionRules, captions_of
-from flowloom.data.fetch.image_source import Pictures
-from flowloom.data.loader import DataSet
+from flowloom.data.fetch.image_source import ImageSource
+from flowloom.data.loader import Dataset
 from flowloom.data.metadata import Row
-from flowloom.engine.encode import Image, Keepers, keepers_without_disk
-from flowloom.engine.encoding_cache import DiskKeeper
+from flowloom.engine.encode import EncodingCaches, Image, caches_without_disk
+from flowloom.engine.encoding_cache import PersistentCache
 from flowloom.errors import WeightsError
 from flowloom.models.weights import INDEX, PICKLED, SAFE, shard_names
 from flowloom.storage.base import OnState, StorageSection, open_source
@@ -88,42 +88,42 @@ def open_cache(config: RunConfig, on_state: OnState | None = None) -> Cache:
     return Cache(store, None if keep.limit_gib is None else int(keep.limit_gib * 2**30))
 
 
-def open_keepers(
+def open_encoding_caches(
     config: RunConfig,
-    dataset: DataSet,
+    dataset: Dataset,
     dtype: torch.dtype,
     cache: Cache | None = None,
-    pictures: Pictures | None = None,
-) -> Keepers:
+    images: ImageSource | None = None,
+) -> EncodingCaches:
     """Where the latents and states of `dataset` are kept, when encoders compute in `dtype`.
 
     Raises:
         WeightsError: an encoder is not there, and this cache has never seen it.
     """
-    cache = cache or open_cache(config, pictures.on_state if pictures else None)
-    latents, texts = keepers_without_disk(config)
+    cache = cache or open_cache(config, images.on_state if images else None)
+    latents, texts = caches_without_disk(config)
     stored = _STORED[config.cache.dtype]
     if config.cache.latents == "disk":
-        keys = _ImageKeys(config, dataset, cache, dtype, pictures or Pictures(config.storage))
-        latents = DiskKeeper(cache, image_latents.KIND, keys, stored)
+        keys = _ImageKeys(config, dataset, cache, dtype, images or ImageSource(config.storage))
+        latents = PersistentCache(cache, image_latents.KIND, keys, stored)
     if config.cache.text == "disk":
         # Captions that are shuffled anew each epoch never come back.
         adds = config.cache.caption_variants > 0 or not config.dataloader.shuffle_tags
         key_of = partial(_caption_key, _text_encoder(config, cache, dtype))
-        texts = DiskKeeper(cache, caption_states.KIND, key_of, stored, adds)
-    return Keepers(latents, texts)
+        texts = PersistentCache(cache, caption_states.KIND, key_of, stored, adds)
+    return EncodingCaches(latents, texts)
 
 
 class _ImageKeys:
     """Key and sample of a row's image in a bucket."""
 
     def __init__(
-        self, config: RunConfig, dataset: DataSet, cache: Cache, dtype: torch.dtype, pictures: Pictures
+        self, config: RunConfig, dataset: Dataset, cache: Cache, dtype: torch.dtype, images: ImageSource
     ):
         self._metadata = dataset.metadata
         self._background = dataset.background
         self._contents = Contents(
-            lambda row: dataset.set_of(row).folder, cache.store.spool, pictures, is_black=dataset.dummy_image
+            lambda row: dataset.source_of(row).folder, cache.store.spool, images, is_black=dataset.dummy_image
         )
         weights = EncoderFiles(cache.store.spool).digest([Path(config.model.vae_path)])
         form = "mean and log-variance" if config.cache.sampling == "draw" else "mean"

@@ -97,7 +97,9 @@ def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> Weights:
 
 
 def _write_state(folder: Path, state: TrainState) -> None:
-    (folder / POSITION).write_text(json.dumps({"turn": state.turn, **asdict(state.position)}, indent=1))
+    (folder / POSITION).write_text(
+        json.dumps({"rotation": state.rotation, **asdict(state.position)}, indent=1)
+    )
     # Through a Python file: torch's own writer hides the system's reason, such as a full disk.
     with (folder / OPTIMIZER).open("wb") as file:
         torch.save({"optimizer": state.optimizer_states(), "parked": state.parked}, file)
@@ -137,7 +139,8 @@ def _load(folder: Path, state: TrainState) -> None:
     inner = folder / "state"
     recorded: dict[str, Any] = json.loads((inner / POSITION).read_text())
     optimizer = torch.load(inner / OPTIMIZER, map_location="cpu", weights_only=True)
-    turn = recorded.pop("turn")
+    # Checkpoints of earlier versions call it "turn".
+    rotation = recorded.pop("rotation" if "rotation" in recorded else "turn")
     state.parked = optimizer["parked"]
     state.position = Position(**recorded)
     if state.ema:
@@ -146,8 +149,8 @@ def _load(folder: Path, state: TrainState) -> None:
         device = torch.device("cpu") if state.ema.on_cpu else state.precision.device
         state.ema.shadow = {name: place(t, device, torch.float32) for name, t in known.items()}
     _load_weights(folder, state)
-    # Not turn_at(step): a checkpoint on the border of two turns still holds the optimizer of the first.
-    state.enter_turn(turn)
+    # Not rotation_at(step): a checkpoint between two rotations still holds the optimizer of the first.
+    state.start_rotation(rotation)
     state.load_optimizer_states(optimizer["optimizer"])
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from flowloom.config.run import RunConfig
 from flowloom.data.loader import LoadedBatch, Sample
-from flowloom.engine.encoding_cache import Keeper, MemoryKeeper, MemoryRoom, NothingKept
-from flowloom.engine.lazy import Lazily
+from flowloom.engine.encoding_cache import ByteBudget, EncodingCache, MemoryCache, NoCache
+from flowloom.engine.lazy import Lazy
 from flowloom.engine.randomness import generator
 from flowloom.errors import CacheError, WeightsError
 from flowloom.models.autoencoder import Autoencoder
@@ -25,19 +25,19 @@ Image = tuple[int, tuple[int, int]]
 """A row and the bucket's width and height, in pixels, that its image is brought to."""
 
 
-class Keepers(NamedTuple):
+class EncodingCaches(NamedTuple):
     """Where what is encoded stays."""
 
-    latents: Keeper[Image]
-    texts: Keeper[str]
+    latents: EncodingCache[Image]
+    texts: EncodingCache[str]
 
 
-def keepers_without_disk(config: RunConfig) -> Keepers:
+def caches_without_disk(config: RunConfig) -> EncodingCaches:
     """As `cache` says; where it says disk, nothing is kept."""
-    room, keep = MemoryRoom(config.cache.limit_mib * 2**20), config.cache
-    return Keepers(
-        MemoryKeeper(room) if keep.latents == "memory" else NothingKept(),
-        MemoryKeeper(room) if keep.text == "memory" else NothingKept(),
+    room, keep = ByteBudget(config.cache.limit_mib * 2**20), config.cache
+    return EncodingCaches(
+        MemoryCache(room) if keep.latents == "memory" else NoCache(),
+        MemoryCache(room) if keep.text == "memory" else NoCache(),
     )
 
 
@@ -63,11 +63,11 @@ class Encoders:
 
     def __init__(
         self,
-        autoencoder: Lazily[Autoencoder],
-        text_encoder: Lazily[TextEncoder],
+        autoencoder: Lazy[Autoencoder],
+        text_encoder: Lazy[TextEncoder],
         config: RunConfig,
         device: torch.device,
-        keepers: Keepers | None = None,
+        caches: EncodingCaches | None = None,
     ):
         self._autoencoder = autoencoder
         self._text_encoder = text_encoder
@@ -79,7 +79,7 @@ class Encoders:
         self.seed = config.training.master_seed
         self.draws = config.cache.sampling == "draw"
         self._vae_path, self._t5_path = config.model.vae_path, config.model.t5_path
-        self.keep = keepers or keepers_without_disk(config)
+        self.caches = caches or caches_without_disk(config)
 
     @property
     def autoencoder(self) -> Autoencoder:
@@ -98,9 +98,9 @@ class Encoders:
 
     def free(self, *, autoencoder: bool = True, text_encoder: bool = True) -> None:
         """Put away the networks whose results outlive the process; they come back when they are needed."""
-        if autoencoder and self.keep.latents.is_lasting:
+        if autoencoder and self.caches.latents.is_lasting:
             self._autoencoder.free()
-        if text_encoder and self.keep.texts.is_lasting:
+        if text_encoder and self.caches.texts.is_lasting:
             self._text_encoder.free()
 
     @contextmanager
@@ -114,13 +114,13 @@ class Encoders:
 
     def begin_epoch(self) -> None:
         """What the last epoch encoded becomes readable for all ranks, and the networks go until missed."""
-        self.keep.latents.share()
-        self.keep.texts.share()
+        self.caches.latents.share()
+        self.caches.texts.share()
         self.free()
 
     def needs_pixels(self, row: int, size: tuple[int, int]) -> bool:
         """Whether the loader must read the image of `row` for a bucket of `size` pixels."""
-        return not self.keep.latents.has((row, size))
+        return not self.caches.latents.has((row, size))
 
     @torch.no_grad()
     def encode(self, batch: LoadedBatch) -> Encoded:
@@ -144,14 +144,14 @@ class Encoders:
     def planes(self, samples: Sequence[Sample], size: tuple[int, int]) -> list[Tensor]:
         """Of each sample (C, h, w), or (2, C, h, w) where latents are drawn, as the autoencoder gave them."""
         subjects = [(sample.row, size) for sample in samples]
-        known = self.keep.latents.get(subjects)
+        known = self.caches.latents.get(subjects)
         missing = [i for i, planes in enumerate(known) if planes is None]
         for start in range(0, len(missing), self.minibatch):
             chunk = missing[start : start + self.minibatch]
             fresh = self._encode_images([samples[i] for i in chunk])
             for i, planes in zip(chunk, fresh, strict=True):
                 planes = _finite(planes, samples[i].filename, self._vae_path)
-                known[i] = self.keep.latents.put(subjects[i], planes)
+                known[i] = self.caches.latents.put(subjects[i], planes)
         return [planes for planes in known if planes is not None]
 
     @torch.no_grad()
@@ -177,13 +177,13 @@ class Encoders:
     def texts(self, captions: Sequence[str]) -> list[Tensor]:
         """The encoder states of each caption, (T_i, C), trimmed to its real tokens and one more."""
         unique = list(dict.fromkeys(captions))
-        found = dict(zip(unique, self.keep.texts.get(unique), strict=True))
+        found = dict(zip(unique, self.caches.texts.get(unique), strict=True))
         missing = [caption for caption, states in found.items() if states is None]
         for start in range(0, len(missing), self.minibatch):
             chunk = missing[start : start + self.minibatch]
             for caption, states in zip(chunk, self.text_encoder.encode(chunk, self.max_length), strict=True):
                 states = _finite(states.cpu(), caption, self._t5_path)
-                found[caption] = self.keep.texts.put(caption, states)
+                found[caption] = self.caches.texts.put(caption, states)
         return [states for caption in captions if (states := found[caption]) is not None]
 
     def prompts(self, prompts: Sequence[str], max_length: int | None = None) -> list[Tensor]:

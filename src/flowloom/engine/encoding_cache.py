@@ -14,7 +14,7 @@ from flowloom.data.cache.store import Cache
 S = TypeVar("S", bound=Hashable, contravariant=True)
 
 
-class Keeper(Protocol[S]):
+class EncodingCache(Protocol[S]):
     """Keeps the tensor of each subject: (row, size) of an image, or a caption."""
 
     is_lasting: bool
@@ -37,7 +37,7 @@ class Keeper(Protocol[S]):
         ...
 
 
-class NothingKept(Generic[S]):
+class NoCache(Generic[S]):
     """Everything is encoded each time."""
 
     is_lasting = False
@@ -58,14 +58,14 @@ class NothingKept(Generic[S]):
         """Nothing to share."""
 
 
-class MemoryRoom:
-    """Bytes that keepers share."""
+class ByteBudget:
+    """Bytes that several caches share."""
 
     def __init__(self, free_bytes: int):
         self.free_bytes = free_bytes
 
 
-class MemoryKeeper(Generic[S]):
+class MemoryCache(Generic[S]):
     """Tensors on the CPU, until the room is used up; then no more are taken in.
 
     Nothing is ever dropped: an epoch reads every row once, so the longest unused is the next one needed,
@@ -74,20 +74,20 @@ class MemoryKeeper(Generic[S]):
 
     is_lasting = False
 
-    def __init__(self, room: MemoryRoom):
+    def __init__(self, room: ByteBudget):
         self._room = room
         self._tensors: dict[Hashable, Tensor] = {}
 
     def has(self, subject: S) -> bool:
-        """See Keeper."""
+        """See EncodingCache."""
         return subject in self._tensors
 
     def get(self, subjects: Sequence[S]) -> list[Tensor | None]:
-        """See Keeper."""
+        """See EncodingCache."""
         return [self._tensors.get(subject) for subject in subjects]
 
     def put(self, subject: S, tensor: Tensor) -> Tensor:
-        """See Keeper."""
+        """See EncodingCache."""
         if subject not in self._tensors and tensor.nbytes <= self._room.free_bytes:
             # A slice of a batch would keep the whole batch alive.
             self._tensors[subject] = tensor.clone()
@@ -98,7 +98,7 @@ class MemoryKeeper(Generic[S]):
         """Memory is this process's own."""
 
 
-class DiskKeeper(Generic[S]):
+class PersistentCache(Generic[S]):
     """Records of one kind in a cache.
 
     Args:
@@ -116,7 +116,7 @@ class DiskKeeper(Generic[S]):
         adds: bool = True,
     ):
         self.adds = self.is_lasting = adds
-        self.cache = cache
+        self.records = cache
         self.key_of = key_of
         self._kind = kind
         self._stored_as = stored_as
@@ -126,36 +126,36 @@ class DiskKeeper(Generic[S]):
         """Whether there is a record, by the index alone."""
         known = self.key_of(subject)
         self._seen[subject] = known
-        return self.cache.knows(*known)
+        return self.records.knows(*known)
 
     def has(self, subject: S) -> bool:
-        """See Keeper; called where reading ahead happens, so that `get` finds the pages in memory."""
+        """See EncodingCache; called where reading ahead happens, so that `get` finds the pages in memory."""
         known = self.key_of(subject)
         self._seen[subject] = known
-        return self.cache.has(*known)
+        return self.records.has(*known)
 
     def get(self, subjects: Sequence[S]) -> list[Tensor | None]:
-        """See Keeper."""
+        """See EncodingCache."""
         return [self._get(subject) for subject in subjects]
 
     def _get(self, subject: S) -> Tensor | None:
-        found = self.cache.get(*(self._seen.get(subject) or self.key_of(subject)))
+        found = self.records.get(*(self._seen.get(subject) or self.key_of(subject)))
         if found is None:
             return None
         self._seen.pop(subject, None)
         return to_tensor(found.payload, found.dtype, found.shape)
 
     def put(self, subject: S, tensor: Tensor) -> Tensor:
-        """See Keeper. What changed between `has` and now is not kept: nobody knows which of both it is."""
+        """If the subject changed since `has`, the tensor is not cached: its key would be wrong."""
         tensor = tensor.to(self._stored_as or tensor.dtype)
         known = self._seen.pop(subject, None)
         key, sample = self.key_of(subject)
         if self.adds and (known is None or known == (key, sample)):
             array, dtype = self._kind.to_array(tensor)
-            self.cache.put(self._kind.name, key, sample, array, dtype)
+            self.records.put(self._kind.name, key, sample, array, dtype)
         return tensor
 
     def share(self) -> None:
-        """See Keeper."""
-        self.cache.seal()
-        self.cache.refresh()
+        """See EncodingCache."""
+        self.records.seal()
+        self.records.refresh()

@@ -17,14 +17,14 @@ from flowloom.config.run import RunConfig
 from flowloom.data.cache.records import image_latents
 from flowloom.data.cache.store import Cache, Stats
 from flowloom.data.captions import captions_of, vary
-from flowloom.data.fetch.image_source import Pictures
-from flowloom.data.loader import DataSet, LoadedBatch, Loader, Skipped
+from flowloom.data.fetch.image_source import ImageSource
+from flowloom.data.loader import Dataset, LoadedBatch, Loader, Skipped
 from flowloom.data.metadata import Row
-from flowloom.data.order import NOTHING_EXTRA
+from flowloom.data.order import DEFAULT_BATCHING
 from flowloom.engine.build import load_encoders
-from flowloom.engine.cache_setup import PLAIN, caption_rules, open_cache, open_keepers
-from flowloom.engine.encode import Encoders, Keepers
-from flowloom.engine.encoding_cache import DiskKeeper
+from flowloom.engine.cache_setup import PLAIN, caption_rules, open_cache, open_encoding_caches
+from flowloom.engine.encode import Encoders, EncodingCaches
+from flowloom.engine.encoding_cache import PersistentCache
 from flowloom.errors import ConfigError, Denied, ImageError, Problem, SourceError, Unavailable
 from flowloom.models.device import choose_device, encoder_dtype
 
@@ -93,19 +93,19 @@ def fill(
     device = choose_device(config.parallel.device)
     if config.parallel.num_threads:
         torch.set_num_threads(config.parallel.num_threads)
-    dataset = DataSet.from_config(config)
+    dataset = Dataset.from_config(config)
     encoders = load_encoders(config.model, config, device, dataset)
-    filled = Filled(files=[str(one.path) for one in dataset.sets])
-    latents, texts = encoders.keep
-    if isinstance(latents, DiskKeeper):
+    filled = Filled(files=[str(one.path) for one in dataset.sources])
+    latents, texts = encoders.caches
+    if isinstance(latents, PersistentCache):
         _fill_latents(config, dataset, encoders, (rank, world_size), filled, on_progress)
-        latents.cache.seal()
-        filled.full = latents.cache.full
+        latents.records.seal()
+        filled.full = latents.records.full
     encoders.free()
-    if isinstance(texts, DiskKeeper) and not filled.full:
+    if isinstance(texts, PersistentCache) and not filled.full:
         _fill_texts(config, dataset, encoders, (rank, world_size), filled, on_progress)
-        texts.cache.seal()
-        filled.full = texts.cache.full
+        texts.records.seal()
+        filled.full = texts.records.full
     encoders.free()
     dataset.check_skipped({f"{filled.files[one.dataset]}:{one.line}": one.reason for one in filled.skipped})
     return filled
@@ -119,23 +119,23 @@ def _require_disk(config: RunConfig) -> None:
 
 def _fill_latents(
     config: RunConfig,
-    dataset: DataSet,
+    dataset: Dataset,
     encoders: Encoders,
     place: tuple[int, int],
     filled: Filled,
     on_progress: OnProgress,
 ) -> None:
-    keeper = encoders.keep.latents
-    assert isinstance(keeper, DiskKeeper)
-    loader = _loader(config, dataset, place, lambda row, size: not keeper.knows((row, size)))
-    clock, total = _Clock(filled.seconds, keeper.cache), loader.num_batches(0)
+    cache = encoders.caches.latents
+    assert isinstance(cache, PersistentCache)
+    loader = _loader(config, dataset, place, lambda row, size: not cache.knows((row, size)))
+    clock, total = _Clock(filled.seconds, cache.records), loader.num_batches(0)
     for batch in loader.batches(0):
         clock.lap("reading images")
         filled.skipped += batch.skipped
         filled.images += _encode_missing(batch, encoders)
         clock.lap("VAE")
         on_progress("images", batch.index + 1, total)
-        if keeper.cache.full:
+        if cache.records.full:
             return
 
 
@@ -147,7 +147,7 @@ def _encode_missing(batch: LoadedBatch, encoders: Encoders) -> int:
 
 def _loader(
     config: RunConfig,
-    dataset: DataSet,
+    dataset: Dataset,
     place: tuple[int, int],
     needs_pixels: Callable[[int, tuple[int, int]], bool],
 ) -> Loader:
@@ -155,7 +155,7 @@ def _loader(
     rank, world_size = place
     return Loader(
         # Every row once, also those that do not come every epoch.
-        dataset=replace(dataset, extras=NOTHING_EXTRA),
+        dataset=replace(dataset, batching=DEFAULT_BATCHING),
         rules=PLAIN,
         seed=0,
         rank=rank,
@@ -164,32 +164,32 @@ def _loader(
         threads=max(1, data.num_workers * data.thread_per_worker),
         prefetch=max(2, data.prefetch_factor),
         needs_pixels=needs_pixels,
-        pictures=Pictures(config.storage),
+        images=ImageSource(config.storage),
     )
 
 
 def _fill_texts(
     config: RunConfig,
-    dataset: DataSet,
+    dataset: Dataset,
     encoders: Encoders,
     place: tuple[int, int],
     filled: Filled,
     on_progress: OnProgress,
 ) -> None:
-    keeper = encoders.keep.texts
-    assert isinstance(keeper, DiskKeeper)
+    cache = encoders.caches.texts
+    assert isinstance(cache, PersistentCache)
     rank, world_size = place
-    clock, seen, total = _Clock(filled.seconds, keeper.cache), set[bytes](), len(dataset.metadata)
-    keeper.adds = True
+    clock, seen, total = _Clock(filled.seconds, cache.records), set[bytes](), len(dataset.metadata)
+    cache.adds = True
 
     def missing() -> Iterator[str]:
         for row, caption in captions_shown(config, dataset):
-            key, sample = keeper.key_of(caption)
+            key, sample = cache.key_of(caption)
             # By their keys, so that no two ranks encode the same caption.
             if key in seen or key[0] % world_size != rank:
                 continue
             seen.add(key)
-            if not keeper.cache.knows(key, sample):
+            if not cache.records.knows(key, sample):
                 on_progress("captions", row, total)
                 yield caption
 
@@ -199,11 +199,11 @@ def _fill_texts(
         encoders.texts(captions)
         clock.lap("T5")
         filled.captions += len(captions)
-        if keeper.cache.full:
+        if cache.records.full:
             return
 
 
-def captions_shown(config: RunConfig, dataset: DataSet) -> Iterator[tuple[int, str]]:
+def captions_shown(config: RunConfig, dataset: Dataset) -> Iterator[tuple[int, str]]:
     """Every caption that the run may show, with the number of its row."""
     yield 0, ""
     rules, seed = caption_rules(config), config.training.master_seed
@@ -263,13 +263,13 @@ class _Unjudged(Exception):
     """An image is neither there nor gone."""
 
 
-def _keepers(config: RunConfig, cache: Cache) -> tuple[DataSet, Keepers]:
+def _caches(config: RunConfig, cache: Cache) -> tuple[Dataset, EncodingCaches]:
     device = choose_device(config.parallel.device)
     dtype = encoder_dtype(device)
-    dataset = DataSet.from_config(config)
+    dataset = Dataset.from_config(config)
     # A store that is down is not waited for: what cannot be judged stays.
-    pictures = Pictures(config.storage.model_copy(update={"patience_minutes": 0.0}))
-    return dataset, open_keepers(config, dataset, dtype, cache, pictures)
+    images = ImageSource(config.storage.model_copy(update={"patience_minutes": 0.0}))
+    return dataset, open_encoding_caches(config, dataset, dtype, cache, images)
 
 
 def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
@@ -278,8 +278,8 @@ def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
     Raises:
         _Unjudged: an image cannot be looked at.
     """
-    dataset, (latents, _) = _keepers(config, cache)
-    if not isinstance(latents, DiskKeeper):
+    dataset, (latents, _) = _caches(config, cache)
+    if not isinstance(latents, PersistentCache):
         return
     for index in np.flatnonzero(dataset.row_buckets >= 0):
         size = dataset.sizes[dataset.row_buckets[index]]
@@ -287,8 +287,8 @@ def _used_latents(config: RunConfig, cache: Cache) -> Iterator[bytes]:
             yield latents.key_of((int(index), size))[0]
         except (ImageError, SourceError) as error:
             row = dataset.metadata.row(int(index))
-            if not _is_gone(row, dataset.set_of(row).folder, error):
-                place = f"{dataset.set_of(row).path}:{row.line}"
+            if not _is_gone(row, dataset.source_of(row).folder, error):
+                place = f"{dataset.source_of(row).path}:{row.line}"
                 raise _Unjudged(f"{place}: {error}") from None
 
 
@@ -300,12 +300,12 @@ def _is_gone(row: Row, folder: str, error: ImageError | SourceError) -> bool:
     if isinstance(cause, OSError):
         return cause.errno in NO_SUCH_FILE
     # Where the whole folder is away, a disk is not mounted, say.
-    return Pictures.is_remote(row, folder) or Path(folder.removeprefix("file://")).is_dir()
+    return ImageSource.is_remote(row, folder) or Path(folder.removeprefix("file://")).is_dir()
 
 
 def _used_texts(config: RunConfig, cache: Cache) -> Iterator[bytes]:
     """Keys of the captions' states that `config` uses."""
-    dataset, (_, texts) = _keepers(config, cache)
-    if isinstance(texts, DiskKeeper):
+    dataset, (_, texts) = _caches(config, cache)
+    if isinstance(texts, PersistentCache):
         for _, caption in captions_shown(config, dataset):
             yield texts.key_of(caption)[0]

@@ -14,9 +14,9 @@ from torch import nn
 from flowloom.config.model_files import cached_files
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.data.buckets import LEFT_OUT
-from flowloom.data.loader import DataSet
-from flowloom.engine.cache_setup import open_keepers
-from flowloom.engine.encoding_cache import DiskKeeper
+from flowloom.data.loader import Dataset
+from flowloom.engine.cache_setup import open_encoding_caches
+from flowloom.engine.encoding_cache import PersistentCache
 from flowloom.engine.fill_cache import captions_shown
 from flowloom.errors import FlowloomError, ImageError, SourceError
 from flowloom.models.autoencoder import load_autoencoder
@@ -56,7 +56,7 @@ def unless_cached(config: RunConfig, key: str) -> nn.Module | None:
         return None
 
 
-def lacking(config: RunConfig, dataset: DataSet, key: str) -> str:
+def lacking(config: RunConfig, dataset: Dataset, key: str) -> str:
     """What the cache lacks of the things that the encoder at `key` gives, for rows from all over `dataset`.
 
     Empty where it lacks nothing.
@@ -65,15 +65,17 @@ def lacking(config: RunConfig, dataset: DataSet, key: str) -> str:
     if "://" not in folder and not Path(folder).is_dir():
         return f"{folder}, the cache, does not exist."
     try:
-        latents, texts = open_keepers(config, dataset, encoder_dtype(choose_device(config.parallel.device)))
+        latents, texts = open_encoding_caches(
+            config, dataset, encoder_dtype(choose_device(config.parallel.device))
+        )
     except FlowloomError as error:
         return str(error)
-    keeper: Any = latents if key == "model.vae_path" else texts
-    assert isinstance(keeper, DiskKeeper)
+    cache: Any = latents if key == "model.vae_path" else texts
+    assert isinstance(cache, PersistentCache)
     rows = _some_rows(dataset)
     subjects = _images(rows) if key == "model.vae_path" else _captions(config, rows)
     try:
-        found = [_is_known(keeper, subject) for subject in subjects]
+        found = [_is_known(cache, subject) for subject in subjects]
     except SourceError as error:
         return str(error)
     if all(found):
@@ -82,24 +84,24 @@ def lacking(config: RunConfig, dataset: DataSet, key: str) -> str:
     return f"the cache in {folder} lacks {found.count(False):,} of {len(found):,} {what} looked for."
 
 
-def _is_known(keeper: DiskKeeper[Any], subject: Any) -> bool:
+def _is_known(cache: PersistentCache[Any], subject: Any) -> bool:
     try:
-        return keeper.knows(subject)
+        return cache.knows(subject)
     except ImageError:
         # An image that is gone is a row that is skipped; its latents are not missed.
         return True
 
 
-def _images(dataset: DataSet) -> Iterator[tuple[int, tuple[int, int]]]:
+def _images(dataset: Dataset) -> Iterator[tuple[int, tuple[int, int]]]:
     for row in np.flatnonzero(dataset.row_buckets != LEFT_OUT).tolist():
         yield row, dataset.sizes[dataset.row_buckets[row]]
 
 
-def _captions(config: RunConfig, dataset: DataSet) -> Iterator[str]:
+def _captions(config: RunConfig, dataset: Dataset) -> Iterator[str]:
     return (caption for _, caption in captions_shown(config, dataset))
 
 
-def _some_rows(dataset: DataSet) -> DataSet:
+def _some_rows(dataset: Dataset) -> Dataset:
     """At most `LOOKED_AT` rows of `dataset`, from all of it."""
     used = np.flatnonzero(dataset.row_buckets != LEFT_OUT)
     chosen = used[np.linspace(0, len(used) - 1, min(len(used), LOOKED_AT)).astype(int)]

@@ -24,10 +24,10 @@ class Finding(NamedTuple):
 
 
 class GradientWatch:
-    """Sees in the first steps of a sitting which of the trained weights ever get a gradient."""
+    """Sees in the first steps of a session which of the trained weights ever get a gradient."""
 
     def __init__(self, state: TrainState):
-        self._state, self._turn, self._num_steps = state, state.turn, 0
+        self._state, self._rotation, self._num_steps = state, state.rotation, 0
         self._seen = {
             name: torch.zeros((), dtype=torch.bool, device=weight.device)
             for name, weight in state.trained.items()
@@ -38,7 +38,7 @@ class GradientWatch:
         ]
 
     def _see(self, name: str, weight: torch.Tensor) -> None:
-        if weight.grad is not None and self._state.turn == self._turn:
+        if weight.grad is not None and self._state.rotation == self._rotation:
             self._seen[name] |= weight.grad.any()
 
     def after_step(self, *, is_last: bool = False) -> Finding | None:

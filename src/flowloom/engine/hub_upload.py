@@ -14,9 +14,9 @@ from flowloom.storage.hub_upload import Uploaded, Uploader
 class HubUploads:
     """Follows a run's events like a tracker: every `saved` one is an upload. No failure ends the run."""
 
-    def __init__(self, repo_id: str, is_private: bool, run_dir: Path, say: Callable[..., None]):
+    def __init__(self, repo_id: str, is_private: bool, run_dir: Path, emit: Callable[..., None]):
         self.run_dir = run_dir
-        self.say = say
+        self.emit = emit
         self._results: queue.SimpleQueue[Uploaded] = queue.SimpleQueue()
         self._uploader: Uploader | None = None
         try:
@@ -30,7 +30,7 @@ class HubUploads:
             self._give_up(str(error))
 
     def log(self, event: dict[str, Any]) -> None:
-        """Upload what was saved, and say what became of earlier uploads."""
+        """Upload what was saved, and emit what became of earlier uploads."""
         if self._uploader is None:
             return
         if event["kind"] == "saved":
@@ -38,7 +38,7 @@ class HubUploads:
                 # Here and now: the checkpoint may be deleted before the uploader comes to it.
                 self._uploader.submit(self.run_dir / event["dir"])
             except OSError as error:
-                self.say("warning", message=f"{event['dir']} is not uploaded: {one_line(str(error))}.")
+                self.emit("warning", message=f"{event['dir']} is not uploaded: {one_line(str(error))}.")
         if event["kind"] in ("step", "saved"):
             self._say_results()
 
@@ -50,14 +50,14 @@ class HubUploads:
         self._say_results()
         if waiting:
             names = ", ".join(folder.name for folder in waiting)
-            self.say(
+            self.emit(
                 "warning",
                 message=f"hub: not uploaded in time: {names}.",
                 hint="They stay in uploads/ and are uploaded when the run is resumed.",
             )
 
     def _give_up(self, reason: str) -> None:
-        self.say(
+        self.emit(
             "warning",
             message=f"hub: {one_line(reason)}",
             hint="The run goes on without uploads; its checkpoints are on this machine.",
@@ -67,6 +67,6 @@ class HubUploads:
         while not self._results.empty():
             result = self._results.get()
             if result.error:
-                self.say("warning", message=result.error)
+                self.emit("warning", message=result.error)
             else:
-                self.say("uploaded", step=result.step, url=result.url)
+                self.emit("uploaded", step=result.step, url=result.url)

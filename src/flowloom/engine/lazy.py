@@ -11,7 +11,7 @@ import torch
 T = TypeVar("T")
 
 
-class Lazily(Generic[T]):
+class Lazy(Generic[T]):
     """What `opening` makes, from the first `get` until `free`."""
 
     def __init__(self, opening: Callable[[], T]):
@@ -41,8 +41,8 @@ class Lazily(Generic[T]):
             torch.cuda.empty_cache()
 
 
-def opened(thing: T) -> Lazily[T]:
+def opened(thing: T) -> Lazy[T]:
     """`thing`, which is there already."""
-    lazily = Lazily(lambda: thing)
+    lazily = Lazy(lambda: thing)
     lazily.get()
     return lazily

@@ -26,7 +26,7 @@ from flowloom.run.directory import RunDir, write_json
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingParams:
     """How pictures are drawn."""
 
     width: int
@@ -42,7 +42,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Painter:
+class SampleGenerator:
     """A network with its encoders, ready to draw."""
 
     model: nn.Module
@@ -51,22 +51,24 @@ class Painter:
     predicts_x0: bool = False
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing) -> list[Image.Image]:
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], params: SamplingParams
+    ) -> list[Image.Image]:
         """One picture for each prompt, from the noise of its own seed; the same alone or in a batch.
 
         The sampler solves dx/dt = velocity from noise (t = 1) to image (t = 0) on FLOW's schedule, which
         is shifted towards noise for larger pictures.
         """
         factor = self.encoders.autoencoder.factor * 2
-        rows, columns = drawing.height // factor, drawing.width // factor
+        rows, columns = params.height // factor, params.width // factor
         ids = image_ids(rows * 2, columns * 2, self.precision.device)
         tokens = rows * columns
         noises = [torch.randn(tokens, 64, generator=generator(seed, "picture")) for seed in seeds]
         x = torch.stack(noises).to(self.precision.device)
-        levels = schedule(drawing.steps, tokens)
-        plain, with_cfg = self._velocities(prompts, ids, drawing)
-        is_plain = [not uses_cfg(i, drawing.cfg, drawing.first_n_steps_wo_cfg) for i in range(drawing.steps)]
-        start, sampler = sum(is_plain), SAMPLERS[drawing.sampler]
+        levels = schedule(params.steps, tokens)
+        plain, with_cfg = self._velocities(prompts, ids, params)
+        is_plain = [not uses_cfg(i, params.cfg, params.first_n_steps_wo_cfg) for i in range(params.steps)]
+        start, sampler = sum(is_plain), SAMPLERS[params.sampler]
         with self.precision.autocast():
             # Two fields, two runs of the sampler: one that looks ahead, or back at the step before, would
             # carry guidance into steps that go without, and the lack of it into the next.
@@ -74,13 +76,13 @@ class Painter:
             x = sampler(with_cfg, x, levels[start:])
         return [self._decode(one, rows * 2, columns * 2) for one in x.split(1)]
 
-    def _velocities(self, prompts: Sequence[str], ids: Tensor, drawing: Drawing) -> tuple[Model, Model]:
+    def _velocities(self, prompts: Sequence[str], ids: Tensor, params: SamplingParams) -> tuple[Model, Model]:
         """The velocity field of `prompts`, without guidance and with it."""
         device = self.precision.device
-        texts = self.encoders.prompts([*prompts, drawing.negative], drawing.max_tokens)
+        texts = self.encoders.prompts([*prompts, params.negative], params.max_tokens)
         *positive, empty = (states.to(device) for states in texts)
         negative = [empty] * len(prompts)
-        guidance = torch.full((len(prompts),), drawing.guidance, device=device)
+        guidance = torch.full((len(prompts),), params.guidance, device=device)
 
         def one_pass(x: Tensor, level: float, texts: list[Tensor]) -> Tensor:
             noise_level = torch.full((len(x),), level, device=device)
@@ -91,7 +93,7 @@ class Painter:
             return one_pass(x, level, positive)
 
         def with_cfg(x: Tensor, level: float) -> Tensor:
-            return guided(plain(x, level), one_pass(x, level, negative), drawing.cfg)
+            return guided(plain(x, level), one_pass(x, level, negative), params.cfg)
 
         return plain, with_cfg
 
@@ -101,10 +103,10 @@ class Painter:
         return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
-def drawing_of(section: InferenceSection, sampler: str) -> Drawing:
+def sampling_params(section: InferenceSection, sampler: str) -> SamplingParams:
     """How a FLOW inference section wants its pictures drawn."""
     width, height = section.image_dim
-    return Drawing(
+    return SamplingParams(
         width,
         height,
         section.steps,
@@ -122,10 +124,10 @@ def sections_due(config: RunConfig, step: int, asked: bool) -> list[InferenceSec
     return [section for section in sections if asked or step % section.inference_every == 0]
 
 
-def draw_previews(
+def generate_previews(
     run_dir: RunDir,
     state: TrainState,
-    painter: Painter,
+    sample_generator: SampleGenerator,
     sections: Sequence[InferenceSection],
     batch_caption: str | None,
 ) -> Path:
@@ -138,33 +140,39 @@ def draw_previews(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     records: list[dict[str, Any]] = []
-    with averaged(state), painter.encoders.borrowed():
+    with averaged(state), sample_generator.encoders.borrowed():
         for section in sections:
             prompts = [*section.prompts]
             if batch_caption is not None and state.config.preview.batch_caption:
                 prompts.append(batch_caption)
             is_from_batch = [*[False] * len(section.prompts), True][: len(prompts)]
-            drawing = drawing_of(section, state.config.preview.sampler)
+            params = sampling_params(section, state.config.preview.sampler)
             seeds = [state.config.training.master_seed + i for i in range(len(prompts))]
-            pictures = draw_in_batches(painter, prompts, seeds, drawing, state.config.preview.max_batch)
-            for picture, prompt, seed, mark in zip(pictures, prompts, seeds, is_from_batch, strict=True):
+            images = generate_in_batches(
+                sample_generator, prompts, seeds, params, state.config.preview.max_batch
+            )
+            for image, prompt, seed, mark in zip(images, prompts, seeds, is_from_batch, strict=True):
                 name = f"{len(records):02d}.{state.config.preview.format}"
-                picture.save(partial / name)
+                image.save(partial / name)
                 told = {"file": name, "prompt": prompt, "seed": seed, "from_batch": mark}
-                records.append(told | asdict(drawing))
+                records.append(told | asdict(params))
     write_json(partial / "samples.json", records)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     return final
 
 
-def draw_in_batches(
-    painter: Painter, prompts: Sequence[str], seeds: Sequence[int], drawing: Drawing, size: int
+def generate_in_batches(
+    sample_generator: SampleGenerator,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    params: SamplingParams,
+    size: int,
 ) -> Iterator[Image.Image]:
-    """`Painter.draw` for any number of prompts, `size` at a time."""
+    """`SampleGenerator.generate` for any number of prompts, `size` at a time."""
     for start in range(0, len(prompts), size):
         cut = slice(start, start + size)
-        yield from painter.draw(prompts[cut], seeds[cut], drawing)
+        yield from sample_generator.generate(prompts[cut], seeds[cut], params)
 
 
 def averaged(state: TrainState) -> AbstractContextManager[None]:

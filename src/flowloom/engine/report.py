@@ -53,7 +53,7 @@ class Reporter:
         self.shield: Callable[[], AbstractContextManager[None]] = nullcontext
         """Around each event: a stop must not cut it in two."""
 
-    def say(self, kind: str, **fields: Any) -> None:
+    def emit(self, kind: str, **fields: Any) -> None:
         """Write one event and pass it on; on ranks other than the first, nothing."""
         if self.writer is None:
             return
@@ -101,7 +101,7 @@ class Reporter:
                 raise DivergedError(fields["step"], f"loss {loss}, gradient norm {grad_norm}")
             before = loss if position.loss_smooth is None else position.loss_smooth
             position.loss_smooth = SMOOTHING * before + (1 - SMOOTHING) * loss
-            self.say(
+            self.emit(
                 "step",
                 **fields,
                 loss=loss,

@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
-from flowloom.config.data_sections import DataSetSection
+from flowloom.config.data_sections import DatasetSection
 from flowloom.config.flow_format.sections import DataloaderSection
 from flowloom.config.model_files import is_folder
 from flowloom.config.run import RunConfig
-from flowloom.data.dataset import sets_of
+from flowloom.data.dataset import dataset_sources
 from flowloom.data.index import read_columns
 from flowloom.datasets.build.build import digest_of
 from flowloom.datasets.build.fresh import folder_rows, freshness, left_out_told, num_differing
 from flowloom.engine.distributed import Ranks
 from flowloom.run.directory import RunDir, write_json
 
-Section = TypeVar("Section", DataloaderSection, DataSetSection)
+Section = TypeVar("Section", DataloaderSection, DatasetSection)
 Warn = Callable[[str], None]
 
 
@@ -69,7 +69,7 @@ def _place(folder: Path, run_dir: RunDir) -> Path:
 
 def _kept(config: RunConfig, run_dir: RunDir, *, is_resumed: bool) -> Iterator[str]:
     """Keeps the rows of every data set; what a user should know of each."""
-    paths = [one.path for one in sets_of(config)]
+    paths = [one.path for one in dataset_sources(config)]
     for folder in (path for path in paths if path.is_dir()):
         kept = _place(folder, run_dir)
         yield from _compared(folder, kept) if is_resumed and kept.is_file() else _copied(folder, kept)

@@ -1,4 +1,4 @@
-"""One sitting of a run: from loading its networks to its last checkpoint."""
+"""One session of a run: from loading its networks to its last checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from flowloom.config.run import RunConfig
 from flowloom.config.secrets import usable_secrets
 from flowloom.engine import checkpoint
-from flowloom.engine.build import Parts, build
+from flowloom.engine.build import Components, build
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.hub_upload import HubUploads
 from flowloom.engine.report import OnEvent, Reporter
@@ -21,7 +21,7 @@ from flowloom.run.directory import RunDir, step_of, versions
 from flowloom.run.events import EventWriter
 
 
-class Sitting:
+class Session:
     """Trains what a run directory describes, from its newest checkpoint if it has one."""
 
     def __init__(
@@ -40,28 +40,28 @@ class Sitting:
         """
         reporter = self.reporter
         with self.signals.interruptible(at_once=True):
-            reporter.say("phase", name="loading")
-            parts = self._load()
+            reporter.emit("phase", name="loading")
+            components = self._load()
         try:
-            self.trainer = Trainer(self.run_dir, parts, reporter, _metadata(parts), self.signals)
+            self.trainer = Trainer(self.run_dir, components, reporter, _metadata(components), self.signals)
             self.trainer.report_unusable_rows()
             self.trainer.fit()
         finally:
-            parts.pictures.close()
+            components.images.close()
 
-    def _load(self) -> Parts:
+    def _load(self) -> Components:
         reporter, latest = self.reporter, self.run_dir.latest_checkpoint()
 
         def warn(told: object) -> None:
-            reporter.say("warning", message=str(told))
+            reporter.emit("warning", message=str(told))
 
-        parts = build(keep_rows(self.config, self.run_dir, self.ranks, warn), self.ranks, warn)
-        state = parts.state
+        components = build(keep_rows(self.config, self.run_dir, self.ranks, warn), self.ranks, warn)
+        state = components.state
         if latest:
             checkpoint.load(latest, state)
         if self.ranks.is_first:
             self.run_dir.abandon_samples(state.position.step)
-        reporter.say(
+        reporter.emit(
             "started",
             versions=versions(),
             device=str(state.precision.device),
@@ -70,8 +70,8 @@ class Sitting:
             total_params=sum(weight.numel() for weight in state.model.parameters()),
             resumed_from=state.position.step if latest else None,
         )
-        reporter.say("phase", name="training")
-        return parts
+        reporter.emit("phase", name="training")
+        return components
 
     def end_as_stopped(self) -> None:
         """Save what an abandoned step left whole, and say that the run stopped."""
@@ -79,7 +79,7 @@ class Sitting:
         if self.trainer and self.trainer.state.is_whole and self.ranks.size == 1:
             self.trainer.save()
         latest = self.run_dir.latest_checkpoint()
-        self.reporter.say("stopped", step=step_of(latest) if latest else 0)
+        self.reporter.emit("stopped", step=step_of(latest) if latest else 0)
 
 
 def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEvent) -> Reporter:
@@ -88,18 +88,18 @@ def _reporter(run_dir: RunDir, config: RunConfig, ranks: Ranks, on_event: OnEven
     public = printable_value("", config.model_dump(mode="json"))
     reporter = Reporter(EventWriter(run_dir.events_jsonl, usable_secrets().values()), on_event)
     for spec in config.loggers:
-        reporter.trackers.append(Tracker(spec, spec.kind, run_dir.path, public, reporter.say))
+        reporter.trackers.append(Tracker(spec, spec.kind, run_dir.path, public, reporter.emit))
     if config.hub.repo_id:
-        reporter.uploads = HubUploads(config.hub.repo_id, config.hub.private, run_dir.path, reporter.say)
+        reporter.uploads = HubUploads(config.hub.repo_id, config.hub.private, run_dir.path, reporter.emit)
     return reporter
 
 
-def _metadata(parts: Parts) -> dict[str, str]:
+def _metadata(components: Components) -> dict[str, str]:
     """What every weights file says about how it was made."""
-    config = parts.state.config.model_dump_json()
-    dataset = parts.loader.dataset.summary()
-    if parts.state.adapter:
-        return adapter_metadata(parts.state.adapter.metadata, config, dataset, versions())
+    config = components.state.config.model_dump_json()
+    dataset = components.loader.dataset.summary()
+    if components.state.adapter:
+        return adapter_metadata(components.state.adapter.metadata, config, dataset, versions())
     return {
         "format": "pt",
         "flowloom.config": config,

@@ -10,7 +10,7 @@ from typing import Literal
 from flowloom.config.run import RunConfig
 from flowloom.engine import checkpoint
 from flowloom.engine.build import choose_precision, load_encoders
-from flowloom.engine.preview import Drawing, Painter, draw_in_batches
+from flowloom.engine.preview import SampleGenerator, SamplingParams, generate_in_batches
 from flowloom.errors import ConfigError, RunError, WeightsError
 from flowloom.model_library.requirements import unfit_adapter, unfit_models
 from flowloom.models.adapters.adapter import Adapter
@@ -30,7 +30,7 @@ class SampleRequest:
     """A run directory, one of its checkpoints, or a file of weights or an adapter."""
     prompts: Sequence[str]
     out_dir: Path
-    drawing: Drawing
+    params: SamplingParams
     config: RunConfig | None = None
     """Where the VAE and T5 are; needed when `source` lies in no run; of an adapter, the base as well."""
     loras: Sequence[tuple[Path, float]] = ()
@@ -48,30 +48,32 @@ def sample(request: SampleRequest, warn: Callable[[str], None] = lambda _: None)
     Raises:
         RunError: `source` has no checkpoint, or nothing says where the VAE and T5 are.
     """
-    painter, adapters = load_with_adapters(request)
+    sample_generator, adapters = load_with_adapters(request)
     for adapter, _ in adapters:
         for note in adapter.metadata["notes"]:
             warn(note)
     seeds = [request.seed + i for i in range(len(request.prompts))]
     request.out_dir.mkdir(parents=True, exist_ok=True)
     paths, records = [], []
-    for i, picture in enumerate(draw_in_batches(painter, request.prompts, seeds, request.drawing, MAX_BATCH)):
+    for i, picture in enumerate(
+        generate_in_batches(sample_generator, request.prompts, seeds, request.params, MAX_BATCH)
+    ):
         path = request.out_dir / f"{i:02d}.png"
         picture.save(path)
         paths.append(path)
         record = {"file": path.name, "prompt": request.prompts[i], "seed": seeds[i]}
-        records.append(record | {"source": str(request.source)} | asdict(request.drawing))
+        records.append(record | {"source": str(request.source)} | asdict(request.params))
     write_json(request.out_dir / "samples.json", records)
     return paths
 
 
-def load_painter(request: SampleRequest) -> Painter:
+def load_generator(request: SampleRequest) -> SampleGenerator:
     """The network that `request.source` means, with its LoRAs and encoders."""
     return load_with_adapters(request)[0]
 
 
-def load_with_adapters(request: SampleRequest) -> tuple[Painter, list[tuple[Adapter, float]]]:
-    """`load_painter`, and every adapter in it with its strength, the source's own first."""
+def load_with_adapters(request: SampleRequest) -> tuple[SampleGenerator, list[tuple[Adapter, float]]]:
+    """`load_generator`, and every adapter in it with its strength, the source's own first."""
     config, base, adapters = _resolve(request)
     for path, _ in request.loras:
         unfit = unfit_adapter(path) if path.is_file() else None
@@ -86,7 +88,7 @@ def load_with_adapters(request: SampleRequest) -> tuple[Painter, list[tuple[Adap
     model = load_chroma(base, device, precision.compute)
     loaded = [(load_onto(model, path, at), at) for path, at in (*adapters, *request.loras)]
     encoders = load_encoders(config.model, config, device)
-    return Painter(model, encoders, precision, config.model.use_x0), loaded
+    return SampleGenerator(model, encoders, precision, config.model.use_x0), loaded
 
 
 def _resolve(request: SampleRequest) -> tuple[RunConfig, Path, list[tuple[Path, float]]]:

@@ -15,7 +15,7 @@ from flowloom.engine.distributed import Ranks
 from flowloom.engine.ema import Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.objective import Objective
-from flowloom.engine.trainable import trained_names, turn_at
+from flowloom.engine.trainable import rotation_at, trained_names
 from flowloom.models.adapters.adapter import Adapter
 from flowloom.nn.chroma import Chroma
 
@@ -81,14 +81,14 @@ class TrainState:
         """Every weight that may ever be trained, by the checkpoint's name."""
         self.parked: dict[str, dict[str, Any]] = {}
         """Rotation: optimizer states of weights that are not trained now, on the CPU."""
-        self.turn = -1
+        self.rotation = -1
         self.trained: dict[str, nn.Parameter] = {}
         self.optimizer: torch.optim.Optimizer
         self.is_whole = True
         """Whether weights, optimizer, average and position are of one step."""
         self.shield: Callable[[], AbstractContextManager[None]] = nullcontext
         """Around each update of them: a stop must not cut it in two."""
-        self.begin_turn()
+        self.rotate_if_due()
 
     @contextmanager
     def updating(self) -> Iterator[None]:
@@ -98,18 +98,20 @@ class TrainState:
             yield
             self.is_whole = True
 
-    def begin_turn(self) -> None:
+    def rotate_if_due(self) -> None:
         """Train what the current step's turn of the rotation trains; without rotation, once and for all."""
-        turn = turn_at(self.config, self.position.step)
-        if turn != self.turn:
-            if self.turn >= 0:
+        rotation = rotation_at(self.config, self.position.step)
+        if rotation != self.rotation:
+            if self.rotation >= 0:
                 self._park()
-            self.enter_turn(turn)
+            self.start_rotation(rotation)
 
-    def enter_turn(self, turn: int) -> None:
+    def start_rotation(self, rotation: int) -> None:
         """Train the weights of `turn` with an optimizer of their own."""
-        self.turn = turn
-        names = list(self.weights) if self.adapter else trained_names(self.config, list(self.weights), turn)
+        self.rotation = rotation
+        names = (
+            list(self.weights) if self.adapter else trained_names(self.config, list(self.weights), rotation)
+        )
         self._select(names)
         self.optimizer = self._make_optimizer()
         self._unpark()

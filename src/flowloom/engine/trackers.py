@@ -32,9 +32,9 @@ Say = Callable[..., None]
 class Tracker:
     """One tracker; `log` only hands an event over."""
 
-    def __init__(self, spec: LoggerSpec, kind: str, run_dir: Path, config: dict[str, Any], say: Say):
+    def __init__(self, spec: LoggerSpec, kind: str, run_dir: Path, config: dict[str, Any], emit: Say):
         self.kind = kind
-        self._spec, self._run_dir, self._config, self._say = spec, run_dir, config, say
+        self._spec, self._run_dir, self._config, self._say = spec, run_dir, config, emit
         self._waiting: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._is_given_up = False
         self._thread = threading.Thread(target=self._work, name=f"tracker {kind}", daemon=True)

@@ -9,7 +9,7 @@ from flowloom.config.run import APPROXIMATOR, RunConfig
 from flowloom.errors import ConfigError, Problem
 
 
-def turn_at(config: RunConfig, step: int) -> int:
+def rotation_at(config: RunConfig, step: int) -> int:
     """The number of the rotation's turn that update `step`, counted from 0, belongs to."""
     if config.method_kind != "rotation":
         return 0
@@ -17,8 +17,8 @@ def turn_at(config: RunConfig, step: int) -> int:
     return step // config.training.change_layer_every
 
 
-def rotated_blocks(config: RunConfig, num_double: int, num_single: int, turn: int) -> list[str]:
-    """The blocks that `turn` trains: slices of one seeded permutation of each kind, cycled as FLOW does.
+def rotated_blocks(config: RunConfig, num_double: int, num_single: int, rotation: int) -> list[str]:
+    """The blocks that `rotation` trains: slices of one seeded permutation of each kind, cycled as FLOW does.
 
     Returns:
         names such as `double_blocks.3`, in network order.
@@ -33,13 +33,13 @@ def rotated_blocks(config: RunConfig, num_double: int, num_single: int, turn: in
         order = list(range(available))
         random.Random(f"{training.master_seed} {kind}").shuffle(order)
         wanted = min(wanted, available)
-        drawn = [order[(turn * wanted + i) % available] for i in range(wanted)]
+        drawn = [order[(rotation * wanted + i) % available] for i in range(wanted)]
         names += [f"{kind}.{index}" for index in sorted(drawn)]
     return names
 
 
-def trained_names(config: RunConfig, names: Sequence[str], turn: int) -> list[str]:
-    """Those of the network's parameter `names` that are trained in `turn`, in the same order.
+def trained_names(config: RunConfig, names: Sequence[str], rotation: int) -> list[str]:
+    """Those of the network's parameter `names` that are trained in `rotation`, in the same order.
 
     Raises:
         ConfigError: nothing would be trained.
@@ -54,7 +54,7 @@ def trained_names(config: RunConfig, names: Sequence[str], turn: int) -> list[st
         what = Problem("training.trained_layer_keywords", f"no parameter's name contains any of {keywords}.")
     else:
         num_double, num_single = (_count(names, k) for k in ("double_blocks", "single_blocks"))
-        blocks = rotated_blocks(config, num_double, num_single, turn)
+        blocks = rotated_blocks(config, num_double, num_single, rotation)
         prefixes = tuple(f"{part}." for part in [*blocks, *config.method.always_trained])
         chosen = [name for name in candidates if name.startswith(prefixes)]
         what = Problem("method.always_trained", "rotation would train nothing.")

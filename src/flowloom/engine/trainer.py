@@ -11,11 +11,11 @@ from typing import TypeVar, cast
 
 from flowloom.data.loader import LoadedBatch, Skipped
 from flowloom.engine import checkpoint
-from flowloom.engine.build import Parts
+from flowloom.engine.build import Components
 from flowloom.engine.collate import prepare, updates_of
 from flowloom.engine.gradients import GradientWatch
 from flowloom.engine.objective import LatentBatch
-from flowloom.engine.preview import draw_previews, sections_due
+from flowloom.engine.preview import generate_previews, sections_due
 from flowloom.engine.profiling import step_profiler
 from flowloom.engine.report import Reporter, Stopwatch, Update
 from flowloom.engine.retention import Leaving, leaving_after_save, leaving_before_save, leaving_when_full
@@ -36,15 +36,15 @@ class Trainer:
     def __init__(
         self,
         run_dir: RunDir,
-        parts: Parts,
+        components: Components,
         reporter: Reporter,
         metadata: dict[str, str],
         signals: StopSignals,
     ):
         self.run_dir = run_dir
-        self.parts = parts
-        self.state = parts.state
-        self.config = parts.state.config
+        self.components = components
+        self.state = components.state
+        self.config = components.state.config
         self.reporter = reporter
         self.metadata = metadata
         self.signals = signals
@@ -68,7 +68,7 @@ class Trainer:
             with step_profiler(trace_path) as count_step:
                 self._train(count_step)
             self._say_of_gradients(is_last=True)
-            self.parts.encoders.begin_epoch()
+            self.components.encoders.begin_epoch()
         except SourceError:
             # Of several ranks the others may be anywhere, unless they agreed.
             if self.state.ranks.size == 1:
@@ -76,7 +76,7 @@ class Trainer:
             raise
         self.save()
         step = self.state.position.step
-        self.reporter.say("stopped" if self.must_stop else "finished", step=step)
+        self.reporter.emit("stopped" if self.must_stop else "finished", step=step)
 
     def _train(self, count_step: Callable[[], None]) -> None:
         watch = Stopwatch()
@@ -110,7 +110,8 @@ class Trainer:
         with self._interruptible():
             batches = self._together(
                 lambda: [
-                    (prepare(self.state, loaded, self.parts.encoders), loaded.update_sizes) for loaded in pack
+                    (prepare(self.state, loaded, self.components.encoders), loaded.update_sizes)
+                    for loaded in pack
                 ]
             )
         updates = zip(*(updates_of(batch, sizes, position.update) for batch, sizes in batches), strict=True)
@@ -154,7 +155,7 @@ class Trainer:
         position = self.state.position
         position.progress = self._progress(done_of_batch)
         # Before each update, not each batch: a run that resumes within a batch turns when others do.
-        self.state.begin_turn()
+        self.state.rotate_if_due()
         with self._interruptible():
             metrics = train_step(self.state, *parts)
         return Update(metrics, position.step, position.epoch, position.batch, num_samples)
@@ -184,23 +185,25 @@ class Trainer:
         position = self.state.position
         position.update = 0
         position.batch += count
-        if position.batch >= self.parts.loader.num_batches(position.epoch):
+        if position.batch >= self.components.loader.num_batches(position.epoch):
             position.epoch, position.batch = position.epoch + 1, 0
 
     def _loaded_batches(self) -> Iterator[LoadedBatch]:
         """Batches from the state's position on, epoch after epoch."""
         position = self.state.position
         if position.step == 0 and position.epoch == 0 and position.batch == 0:
-            position.batch = max(0, min(self.config.dataloader.offset, self.parts.loader.num_batches(0) - 1))
+            position.batch = max(
+                0, min(self.config.dataloader.offset, self.components.loader.num_batches(0) - 1)
+            )
         if self._is_over():
             return
         epoch, step_before = -1, -1
-        for loaded in self.parts.loader.endless(position.epoch, position.batch, self._gives_up):
+        for loaded in self.components.loader.endless(position.epoch, position.batch, self._gives_up):
             if loaded.epoch != epoch:
                 if position.step == step_before:
                     raise self._nothing_counts(epoch)
                 epoch, step_before = loaded.epoch, -1 if loaded.index else position.step
-                self.parts.encoders.begin_epoch()
+                self.components.encoders.begin_epoch()
             if loaded.epoch > position.epoch:
                 # No row had its turn in the epochs between.
                 position.epoch, position.batch = loaded.epoch, 0
@@ -209,7 +212,7 @@ class Trainer:
             yield loaded
 
     def _nothing_counts(self, epoch: int) -> DataError:
-        path = self.parts.loader.dataset.path
+        path = self.components.loader.dataset.path
         return DataError(
             f"{path}: epoch {epoch + 1} made no step, because every usable row has loss_weight 0. Set "
             "loss_weight above 0 for the rows, or the datasets, that you want to train."
@@ -241,15 +244,17 @@ class Trainer:
         if sections and self.state.ranks.is_first:
             caption = next((sample.caption for loaded in pack for sample in loaded.samples), None)
             with self._interruptible():
-                folder = draw_previews(self.run_dir, self.state, self.parts.painter, sections, caption)
-            self.reporter.say("sampled", step=step, dir=str(folder.relative_to(self.run_dir.path)))
+                folder = generate_previews(
+                    self.run_dir, self.state, self.components.sample_generator, sections, caption
+                )
+            self.reporter.emit("sampled", step=step, dir=str(folder.relative_to(self.run_dir.path)))
         if step % training.save_every == 0 or checkpoint_asked:
             self.save()
 
     def _say_of_gradients(self, *, is_last: bool = False) -> None:
         finding = self._gradients.after_step(is_last=is_last)
         if finding:
-            self.reporter.say("warning", message=finding.message, hint=finding.hint)
+            self.reporter.emit("warning", message=finding.message, hint=finding.hint)
 
     def _agree(self) -> tuple[bool, bool]:
         """Whether any rank wishes for a checkpoint, a preview; one clock and one end for all."""
@@ -274,7 +279,7 @@ class Trainer:
             self.run_dir.require_in_place()
             self._remove(leaving_before_save(self.run_dir, self.config))
             folder = self._saved()
-            self.reporter.say("saved", step=position.step, dir=str(folder.relative_to(self.run_dir.path)))
+            self.reporter.emit("saved", step=position.step, dir=str(folder.relative_to(self.run_dir.path)))
             self._remove(leaving_after_save(self.run_dir, self.config))
         self._saved_step = position.step
         self.state.ranks.wait()
@@ -294,11 +299,11 @@ class Trainer:
         for folder, reason in leaving:
             checkpoint.discard(folder)
             place = str(folder.relative_to(self.run_dir.path))
-            self.reporter.say("removed", step=step_of(folder), dir=place, reason=reason)
+            self.reporter.emit("removed", step=step_of(folder), dir=place, reason=reason)
 
     def validate(self) -> None:
         """Measure the loss on the held-out rows, of the weights and of their average."""
-        if self.parts.validation is None or not self.state.ranks.is_first:
+        if self.components.validation is None or not self.state.ranks.is_first:
             return
         self._say_validated("raw")
         if self.state.ema:
@@ -308,34 +313,36 @@ class Trainer:
             self._count_skipped()
 
     def _say_validated(self, weights: str) -> None:
-        parts = self.parts
-        assert parts.validation is not None
-        losses = validation_loss(self.state, parts.validation, parts.encoders, self._skipped_here.extend)
+        components = self.components
+        assert components.validation is not None
+        losses = validation_loss(
+            self.state, components.validation, components.encoders, self._skipped_here.extend
+        )
         if not losses:
             return
         mean = sum(losses.values()) / len(losses)
         step = self.state.position.step
-        self.reporter.say("validated", step=step, weights=weights, loss=mean, by_quantile=losses)
+        self.reporter.emit("validated", step=step, weights=weights, loss=mean, by_quantile=losses)
 
     def report_unusable_rows(self) -> None:
         """Say once a run which lines of the JSONL cannot be trained."""
-        dataset = self.parts.loader.dataset
+        dataset = self.components.loader.dataset
         if self.state.position.step == 0:
             for problem in dataset.metadata.problems:
-                file = str(dataset.sets[problem.dataset].path)
-                self.reporter.say("skipped", file=file, line=problem.line, reason=problem.reason)
+                file = str(dataset.sources[problem.dataset].path)
+                self.reporter.emit("skipped", file=file, line=problem.line, reason=problem.reason)
 
     def _count_skipped(self) -> None:
         """Say what rows could not be used, by any rank; too many end the run, on all ranks at once."""
-        dataset, known = self.parts.loader.dataset, self.state.position.skipped
+        dataset, known = self.components.loader.dataset, self.state.position.skipped
         everywhere = self.state.ranks.gathered(self._skipped_here)
         self._skipped_here = []
         for skipped in everywhere:
-            file = str(dataset.sets[skipped.dataset].path)
+            file = str(dataset.sources[skipped.dataset].path)
             place = f"{file}:{skipped.line}"
             if place not in known:
                 known[place] = f"{skipped.filename}: {skipped.reason}"
-                self.reporter.say("skipped", file=file, line=skipped.line, reason=known[place])
+                self.reporter.emit("skipped", file=file, line=skipped.line, reason=known[place])
         if everywhere:
             dataset.check_skipped(known)
 
@@ -357,7 +364,7 @@ class Trainer:
         reached = " and ".join(self._reached())
         if reached:
             message = f"No steps are left: at step {self.state.position.step} the run has reached {reached}."
-            self.reporter.say("warning", message=message, hint=f"Raise {reached} to train on.")
+            self.reporter.emit("warning", message=message, hint=f"Raise {reached} to train on.")
 
     def _progress(self, done_of_batch: float = 0.0) -> float:
         """The share of the run that is done, by the nearest limit, or 0 where there is none.
@@ -370,7 +377,7 @@ class Trainer:
         if limits.max_steps:
             shares.append(position.step / limits.max_steps)
         if limits.max_epochs:
-            batches = max(self.parts.loader.num_batches(position.epoch), 1)
+            batches = max(self.components.loader.num_batches(position.epoch), 1)
             done = position.epoch + (position.batch + done_of_batch) / batches
             shares.append(done / limits.max_epochs)
         if limits.max_minutes:

@@ -26,7 +26,7 @@ from flowloom.tasks.export import Strength
 if TYPE_CHECKING:
     from PIL import Image
 
-    from flowloom.engine.preview import Drawing
+    from flowloom.engine.preview import SamplingParams
     from flowloom.engine.sample import SampleRequest
 
 MAX_IMAGES = 2000
@@ -209,7 +209,7 @@ def _sample(config: SampleConfig, progress: Progress) -> None:
     progress.phase("sampling")
     progress.step(len(records), len(planned))
     for (source, weights), group in groupby(pending, key=lambda shot: (shot.source, shot.weights)):
-        painter, adapters = load_with_adapters(_request(config, folder, source, weights))
+        sample_generator, adapters = load_with_adapters(_request(config, folder, source, weights))
         for note in [note for adapter, _ in adapters for note in adapter.metadata["notes"]]:
             if note not in noted:  # the same LoRA is applied to every source
                 progress.warn(note)
@@ -218,15 +218,15 @@ def _sample(config: SampleConfig, progress: Progress) -> None:
             progress.raise_if_stopped()
             for adapter, strength in adapters:
                 adapter.set_strength(strength * shot.lora_strength)
-            drawing = _drawing(config, shot)
-            (image,) = painter.draw([shot.prompt], [shot.seed], drawing)
+            params = _sampling_params(config, shot)
+            (image,) = sample_generator.generate([shot.prompt], [shot.seed], params)
             _save(image, folder / shot.file)
-            records.append(_record(config, shot) | asdict(drawing) | _with_loras(config, shot))
+            records.append(_record(config, shot) | asdict(params) | _with_loras(config, shot))
             write_json(folder / "samples.json", records)
             progress.emit("sampled", step=0, dir=f"samples/{folder.name}")
             progress.step(len(records), len(planned))
         # Free the memory before the next source's networks are loaded.
-        del painter, adapters
+        del sample_generator, adapters
     progress.save_result({"num_images": len(records)})
 
 
@@ -241,7 +241,7 @@ def _request(
         source=Path(source or loaded.model.chroma_path),
         prompts=config.prompts,
         out_dir=folder,
-        drawing=_drawing(config, next(shots(config))),
+        params=_sampling_params(config, next(shots(config))),
         config=loaded,
         loras=loras,
         weights=weights,
@@ -263,10 +263,10 @@ def _existing_records(folder: Path) -> list[dict[str, Any]]:
     return [record for record in records if (folder / record["file"]).is_file()]
 
 
-def _drawing(config: SampleConfig, shot: Shot) -> Drawing:
-    from flowloom.engine.preview import Drawing
+def _sampling_params(config: SampleConfig, shot: Shot) -> SamplingParams:
+    from flowloom.engine.preview import SamplingParams
 
-    return Drawing(
+    return SamplingParams(
         config.width,
         config.height,
         steps=shot.steps,

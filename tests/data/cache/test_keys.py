@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flowloom.data.cache import keys as cache_keys
 from flowloom.data.cache.keys import Contents, Crop, EncodedBy, caption_key, digest, latents_key
 from flowloom.data.captions import CaptionRules, captions_of, vary
-from flowloom.data.fetch.image_source import Pictures
+from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.metadata import Row
 from flowloom.errors import ImageError
 
@@ -61,7 +61,7 @@ def row(name: str, caption: str = "", is_tag_based: bool = False) -> Row:
 
 
 def contents_of(folder: Path) -> Contents:
-    return Contents(lambda row: str(folder), folder / "memory", Pictures())
+    return Contents(lambda row: str(folder), folder / "memory", ImageSource())
 
 
 def test_a_file_is_known_by_its_bytes_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowloom.data.fetch.fetcher import Fetcher
-from flowloom.data.fetch.memory_budget import ReadAhead
+from flowloom.data.fetch.memory_budget import MemoryBudget
 from flowloom.errors import Denied, ImageError, SourceError
 from flowloom.storage.base import StorageSection, StoreState, open_source
 from tests.fakes.faulty import FAULTS, Faulty
@@ -291,7 +291,7 @@ def test_memory_is_shared_in_order_and_nobody_waits_for_ever(
     limit: int, sizes: list[int], draw: random.Random
 ) -> None:
     async def play() -> None:
-        ahead: ReadAhead[int] = ReadAhead(limit)
+        ahead: MemoryBudget[int] = MemoryBudget(limit)
         tasks = [asyncio.create_task(ahead.reserve(i, size)) for i, size in enumerate(sizes)]
         left = list(range(len(sizes)))
         while left:

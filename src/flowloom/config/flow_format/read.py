@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flowloom.config.data_sections import DataSetSection
+from flowloom.config.data_sections import DatasetSection
 from flowloom.config.flags import Laid, Overrides, lay_over
 from flowloom.config.flow_format.keys import FLOW_KEYS
 from flowloom.config.flow_format.translate import general_name, refuse_foreign, translate
@@ -159,7 +159,7 @@ def _placed(problems: Sequence[Problem], laid: Laid) -> list[Problem]:
 def _missing(config: RunConfig | None, valid: dict[str, Any], source: Path, laid: Laid) -> list[Problem]:
     model = ModelSection.model_validate(valid.get("model", {}))
     dataloader = DataloaderSection.model_validate(valid.get("dataloader", {}))
-    datasets = [DataSetSection.model_validate(section) for section in valid.get("datasets", [])]
+    datasets = [DatasetSection.model_validate(section) for section in valid.get("datasets", [])]
     folder = source.parent
     absolute = [resolve_paths(section, folder) for section in datasets]
     sections = (resolve_paths(model, folder), resolve_paths(dataloader, folder), absolute)

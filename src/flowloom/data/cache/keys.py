@@ -19,7 +19,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from flowloom.data.fetch.image_source import Pictures
+from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.metadata import Row
 from flowloom.errors import ImageError
 
@@ -83,12 +83,12 @@ class Contents:
     """What the image of each row holds, as 16 bytes: its own, or its server's ETag and size."""
 
     def __init__(
-        self, folder_of: Callable[[Row], str], memory: Path, pictures: Pictures, *, is_black: bool = False
+        self, folder_of: Callable[[Row], str], memory: Path, images: ImageSource, *, is_black: bool = False
     ):
         """`folder_of` says where the file name of a row begins."""
         self._folder_of = folder_of
         self._memory = memory
-        self._pictures = pictures
+        self._images = images
         self._is_black = is_black
         self._of_urls: dict[str, bytes] = {}
         self._new: dict[bytes, bytes] = {}
@@ -105,12 +105,12 @@ class Contents:
         if self._is_black:
             return digest("black")
         folder = self._folder_of(row)
-        if self._pictures.is_remote(row, folder):
+        if self._images.is_remote(row, folder):
             address = row.filename if row.is_url_based else f"{folder}/{row.filename}"
             if address not in self._of_urls:
                 self._of_urls[address] = self._of_stored(row, folder)
             return self._of_urls[address]
-        path = self._pictures.source(row, folder)
+        path = self._images.get(row, folder)
         assert isinstance(path, Path)
         try:
             return self._of_file(path)
@@ -141,10 +141,10 @@ class Contents:
             os.write(self._file, line + xxhash.xxh3_64_intdigest(line).to_bytes(8, "little"))
 
     def _of_stored(self, row: Row, folder: str) -> bytes:
-        entry = self._pictures.look(row, folder)
+        entry = self._images.stat(row, folder)
         if entry.etag:
             return digest("etag", entry.etag, entry.size)
-        content = self._pictures.source(row, folder)
+        content = self._images.get(row, folder)
         return hashlib.blake2b(content if isinstance(content, bytes) else b"", digest_size=16).digest()
 
     def close(self) -> None:

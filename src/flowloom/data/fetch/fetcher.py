@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flowloom.data.fetch.disk_cache import DiskCache, Kept
-from flowloom.data.fetch.memory_budget import ReadAhead
+from flowloom.data.fetch.memory_budget import MemoryBudget
 from flowloom.errors import ImageError, SourceError
 from flowloom.storage.base import (
     Entry,
@@ -98,7 +98,7 @@ class Fetcher:
         """
         self.storage = storage
         self._on_state = on_state
-        self.ahead: ReadAhead[Fetch] = ReadAhead(int(storage.read_ahead_mib * 2**20))
+        self.ahead: MemoryBudget[Fetch] = MemoryBudget(int(storage.read_ahead_mib * 2**20))
         self.cache: DiskCache | None = None
         if storage.cache_dir:
             self.cache = DiskCache(Path(storage.cache_dir).expanduser(), int(storage.cache_gib * 2**30))

@@ -12,7 +12,7 @@ from flowloom.storage.base import Entry, OnState, StorageSection, scheme_of
 from flowloom.storage.local import find_image
 
 
-class Pictures:
+class ImageSource:
     """Pictures by row; the fetcher, with its threads, is made when the first row is not a local file."""
 
     def __init__(self, storage: StorageSection | None = None, on_state: OnState | None = None):
@@ -26,7 +26,7 @@ class Pictures:
         """Whether the picture of `row` lies in a store."""
         return row.is_url_based or scheme_of(folder) not in ("", "file")
 
-    def begin(self, row: Row, folder: str) -> Fetch | None:
+    def prefetch(self, row: Row, folder: str) -> Fetch | None:
         """Start to fetch the picture of `row`; None where it is a file below `folder`."""
         return (
             self._fetcher.fetch(row.filename, row.is_url_based, folder)
@@ -34,14 +34,14 @@ class Pictures:
             else None
         )
 
-    def source(self, row: Row, folder: str, fetch: Fetch | None = None) -> bytes | Path:
+    def get(self, row: Row, folder: str, fetch: Fetch | None = None) -> bytes | Path:
         """The picture of `row`: what `fetch` brings, where it was begun.
 
         Raises:
             ImageError: there is none.
             StoreDenied, StoreDown: the store gives nothing at all; the row is not to blame.
         """
-        fetch = fetch or self.begin(row, folder)
+        fetch = fetch or self.prefetch(row, folder)
         if fetch is None:
             return find_image(Path(folder.removeprefix("file://")), row.filename)
         try:
@@ -51,12 +51,12 @@ class Pictures:
         except SourceError as error:
             raise ImageError(str(error)) from error
 
-    def look(self, row: Row, folder: str) -> Entry:
+    def stat(self, row: Row, folder: str) -> Entry:
         """What the store says of the picture of a remote `row`.
 
         Raises:
             ImageError: there is none.
-            StoreDenied, StoreDown: as `source`.
+            StoreDenied, StoreDown: as `get`.
         """
         try:
             return self._fetcher.look(row.filename, row.is_url_based, folder)

@@ -15,7 +15,7 @@ FORGET = 0.02
 
 
 @dataclass
-class ReadAhead(Generic[Owner]):
+class MemoryBudget(Generic[Owner]):
     """Bytes that owners hold, at most `limit` together. Used on one event loop only.
 
     Owners are served in the order in which they came. One whose content is waited for goes first and may

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from flowloom.data.dataset import OneSet
+from flowloom.data.dataset import DatasetSource
 from flowloom.data.images.decode import load_alpha, load_image
 from flowloom.data.metadata import Row
 from flowloom.errors import ImageError
@@ -20,7 +20,7 @@ RATIO_TOLERANCE = 0.02
 
 
 def load_mask(
-    one: OneSet, row: Row, picture: bytes | Path | None, size: tuple[int, int], max_megapixels: float
+    one: DatasetSource, row: Row, picture: bytes | Path | None, size: tuple[int, int], max_megapixels: float
 ) -> NDArray[np.uint8]:
     """The mask (h, w) of `row`, cropped as its picture is: 255 counts in full, nothing less than
     `unmasked_weight`.

@@ -12,7 +12,7 @@ import numpy as np
 
 from flowloom.config.run import RunConfig
 from flowloom.data.buckets import LEFT_OUT
-from flowloom.data.loader import DataSet
+from flowloom.data.loader import Dataset
 from flowloom.data.metadata import Row
 from flowloom.datasets.lint.captions import CaptionCounter, text_problem
 from flowloom.datasets.lint.look import Look, Looker
@@ -47,7 +47,7 @@ class LintOptions:
 class Seen:
     """The rows of a JSONL with what was seen of them."""
 
-    dataset: DataSet
+    dataset: Dataset
     looks: list[Look]
     report: Report
     storage: StorageSection
@@ -96,17 +96,17 @@ def lint(options: LintOptions) -> Seen:
     return Seen(dataset, looks, report, options.config.storage)
 
 
-def open_dataset(config: RunConfig) -> DataSet:
+def open_dataset(config: RunConfig) -> Dataset:
     """The data set of `config`, however many of its rows are broken.
 
     Raises:
         DataError: the JSONL is missing, or has no usable row at all.
     """
     limits = config.limits.model_copy(update={"skipped_percentage": 1.0})
-    return DataSet.from_config(config.model_copy(update={"limits": limits}))
+    return Dataset.from_config(config.model_copy(update={"limits": limits}))
 
 
-def _looks(dataset: DataSet, options: LintOptions) -> list[Look]:
+def _looks(dataset: Dataset, options: LintOptions) -> list[Look]:
     if not options.with_pictures:
         return [Look()] * len(dataset.metadata)
     if "://" not in dataset.folder and not Path(dataset.folder).is_dir():
@@ -128,7 +128,7 @@ def _about_text(row: Row, num_tokens: int | None, max_tokens: int) -> Iterator[F
         yield Finding("no_weight", row.line, row.filename, "loss_weight is 0")
 
 
-def _about_picture(dataset: DataSet, row: Row, look: Look, options: LintOptions) -> Iterator[Finding]:
+def _about_picture(dataset: Dataset, row: Row, look: Look, options: LintOptions) -> Iterator[Finding]:
     def found(kind: str, message: str, amount: float | None = None) -> Finding:
         return Finding(kind, row.line, row.filename, message, amount=amount)
 
@@ -156,7 +156,7 @@ def _about_picture(dataset: DataSet, row: Row, look: Look, options: LintOptions)
         )
 
 
-def _copies(dataset: DataSet, looks: list[Look], near_bits: int) -> tuple[list[Finding], int]:
+def _copies(dataset: Dataset, looks: list[Look], near_bits: int) -> tuple[list[Finding], int]:
     """Rows that show what another one shows: the same file, the same bytes, or nearly the same picture; and
     how many pictures were not compared with all others."""
     found: list[Finding] = []
@@ -210,7 +210,7 @@ def _alike(looks: list[Look], indices: list[int], near_bits: int) -> tuple[list[
     return groups.labels.tolist(), groups.crowded
 
 
-def bucket_uses(dataset: DataSet, batch_size: int) -> list[BucketUse]:
+def bucket_uses(dataset: Dataset, batch_size: int) -> list[BucketUse]:
     """The buckets that have rows, with their batches."""
     used = dataset.row_buckets[dataset.row_buckets != LEFT_OUT]
     counts = np.bincount(used, minlength=len(dataset.sizes)).tolist()

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from flowloom.data.fetch.image_source import Pictures
+from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.images.decode import load_image
-from flowloom.data.loader import DataSet
+from flowloom.data.loader import Dataset
 from flowloom.data.metadata import Row
 from flowloom.datasets.lint.near import SIDE, Fingerprint, fingerprint
 from flowloom.errors import ImageError
@@ -48,10 +48,10 @@ class Look:
 class Looker:
     """Reads pictures as training does, so that what it cannot use is what training would skip."""
 
-    def __init__(self, dataset: DataSet, with_urls: bool, storage: StorageSection):
+    def __init__(self, dataset: Dataset, with_urls: bool, storage: StorageSection):
         self.dataset = dataset
         self.with_urls = with_urls
-        self._pictures = Pictures(storage)
+        self._images = ImageSource(storage)
 
     def source(self, row: Row) -> bytes:
         """The bytes of a row's file.
@@ -60,7 +60,7 @@ class Looker:
             ImageError: there is none.
         """
         try:
-            found = self._pictures.source(row, self.dataset.set_of(row).folder)
+            found = self._images.get(row, self.dataset.source_of(row).folder)
             return found if isinstance(found, bytes) else found.read_bytes()
         except (OSError, ValueError) as error:
             raise ImageError(str(error)) from error

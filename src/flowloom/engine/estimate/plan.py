@@ -17,8 +17,8 @@ from flowloom.config.model_files import cached_files
 from flowloom.config.run import ADAPTERS, InferenceSection, RunConfig
 from flowloom.config.unused_keys import idle_keys
 from flowloom.data.buckets import LEFT_OUT
-from flowloom.data.fetch.image_source import Pictures
-from flowloom.data.loader import DataSet
+from flowloom.data.fetch.image_source import ImageSource
+from flowloom.data.loader import Dataset
 from flowloom.datasets.build.fresh import freshness, left_out_told
 from flowloom.engine.build import choose_precision
 from flowloom.engine.from_cache import ENCODERS, META, lacking, unless_cached
@@ -64,7 +64,7 @@ def make_plan(loaded: LoadedConfig) -> Plan:
     plan = Plan(notes=list(loaded.notes), hints=list(idle_keys(config)))
     plan.sections.append(("run", _run_rows(plan, config, loaded.source)))
     plan.sections.append(("networks", _network_rows(plan, config)))
-    dataset = plan.check("dataloader.jsonl_metadata_path", lambda: DataSet.from_config(config))
+    dataset = plan.check("dataloader.jsonl_metadata_path", lambda: Dataset.from_config(config))
     ranks, batch_size = int(os.environ.get("WORLD_SIZE", "1")), config.dataloader.batch_size
     updates = min(config.training.updates_per_large_batch, batch_size)
     if batch_size < ranks * updates:
@@ -90,7 +90,7 @@ def make_plan(loaded: LoadedConfig) -> Plan:
     return plan
 
 
-def _lacking(plan: Plan, config: RunConfig, dataset: DataSet) -> Iterator[Problem]:
+def _lacking(plan: Plan, config: RunConfig, dataset: Dataset) -> Iterator[Problem]:
     """What stands against training from the cache where encoders cannot be opened."""
     for key in ENCODERS:
         if key not in cached_files(config) or plan.check(key, partial(unless_cached, config, key)):
@@ -170,13 +170,13 @@ def count_trained(config: RunConfig, chroma: Chroma) -> int:
     return sum(weights[name].numel() for name in trained_names(config, list(weights), 0))
 
 
-def steps_per_epoch(config: RunConfig, dataset: DataSet) -> int:
+def steps_per_epoch(config: RunConfig, dataset: Dataset) -> int:
     """Updates that one epoch makes."""
     order = dataset.training.plan(config.dataloader.batch_size, config.training.master_seed, 0)
     return order.num_updates(config.training.updates_per_large_batch)
 
 
-def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:
+def _data_rows(plan: Plan, config: RunConfig, dataset: Dataset) -> Rows:
     summary = dataset.training.summary()
     whole = dataset.summary()
     cutoff = config.dataloader.ratio_cutoff
@@ -185,7 +185,7 @@ def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:
     hints = list(_data_hints(dataset))
     plan.hints += hints
     plan.notes += hints
-    files = ", ".join(str(one.source or one.path) for one in dataset.sets)
+    files = ", ".join(str(one.source or one.path) for one in dataset.sources)
     rows = [
         ("rows", f"{summary['rows']:,} of {files}"),
         ("batches", f"{len(order):,} an epoch, of up to {largest}"),
@@ -196,7 +196,7 @@ def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:
     if whole["left_out"]:
         rows.append(("left out", f"{whole['left_out']:,} rows wider or taller than {cutoff:g} to 1"))
     for problem in dataset.metadata.problems[:SHOWN]:
-        path = dataset.sets[problem.dataset].path
+        path = dataset.sources[problem.dataset].path
         plan.notes.append(f"{path}:{problem.line}: left out: {problem.reason}.")
     if whole["unusable"]:
         rows.append(("unusable", f"{whole['unusable']:,} lines; the first are in the notes"))
@@ -204,16 +204,16 @@ def _data_rows(plan: Plan, config: RunConfig, dataset: DataSet) -> Rows:
     return rows
 
 
-def _data_hints(dataset: DataSet) -> Iterator[str]:
+def _data_hints(dataset: Dataset) -> Iterator[str]:
     """What a user should know of the sources of `dataset`: images left out, rows that are outdated."""
-    for one in dataset.sets:
+    for one in dataset.sources:
         if one.source and one.left_out:
             yield left_out_told(one.source, one.left_out)
         elif (fresh := freshness(one.path)) and fresh.is_outdated:
             yield fresh.told(one.path)
 
 
-def _look_at_images(plan: Plan, config: RunConfig, dataset: DataSet) -> str:
+def _look_at_images(plan: Plan, config: RunConfig, dataset: Dataset) -> str:
     """How many of some rows' image files are there; the first missing ones become notes."""
     if config.dataloader.dummy_image:
         return "black ones, by dataloader.dummy_image"
@@ -222,13 +222,13 @@ def _look_at_images(plan: Plan, config: RunConfig, dataset: DataSet) -> str:
         used[np.linspace(0, len(used) - 1, min(len(used), ROWS_LOOKED_AT)).astype(int)] if len(used) else used
     )
     looked_at = (dataset.metadata.row(int(index)) for index in chosen)
-    rows = [row for row in looked_at if not Pictures.is_remote(row, dataset.set_of(row).folder)]
-    missing, pictures = [], Pictures()
+    rows = [row for row in looked_at if not ImageSource.is_remote(row, dataset.source_of(row).folder)]
+    missing, images = [], ImageSource()
     for row in rows:
         try:
-            pictures.source(row, dataset.set_of(row).folder)
+            images.get(row, dataset.source_of(row).folder)
         except ImageError as error:
-            missing.append(f"{dataset.set_of(row).path}:{row.line}: {error}")
+            missing.append(f"{dataset.source_of(row).path}:{row.line}: {error}")
     plan.notes += missing[:SHOWN]
     if len(missing) > config.limits.skipped_percentage * max(len(rows), 1):
         text = f"{len(missing)} of {len(rows)} images looked for are not there; the first are in the notes."

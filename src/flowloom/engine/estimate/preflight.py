@@ -17,7 +17,7 @@ import torch
 from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.data.buckets import LEFT_OUT
-from flowloom.data.loader import DataSet
+from flowloom.data.loader import Dataset
 from flowloom.datasets.lint.captions import count_tokens
 from flowloom.datasets.lint.check import bucket_uses, open_dataset
 from flowloom.engine.cache_setup import kept_captions
@@ -124,11 +124,11 @@ def _quietly(work: Any) -> Any:
         return None
 
 
-def _data(config: RunConfig, dataset: DataSet) -> dict[str, Any]:
+def _data(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
     training, placed = dataset.training, dataset.row_buckets
     used = bucket_uses(training, config.dataloader.batch_size)
     reasons = Counter(problem.reason for problem in dataset.metadata.problems)
-    reasons.update(reason for one in dataset.sets for reason in Counter(one.left_out).elements())
+    reasons.update(reason for one in dataset.sources for reason in Counter(one.left_out).elements())
     tokens, distinct = _text_tokens(config, dataset)
     return {
         "rows": sum(bucket.rows for bucket in used),
@@ -145,7 +145,7 @@ def _data(config: RunConfig, dataset: DataSet) -> dict[str, Any]:
     }
 
 
-def _text_tokens(config: RunConfig, dataset: DataSet) -> tuple[float, int]:
+def _text_tokens(config: RunConfig, dataset: Dataset) -> tuple[float, int]:
     """Mean tokens of a caption, the padding one included; and how many distinct ones a cache keeps, scaled up
     from some rows."""
     total = len(dataset.metadata)

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from flowloom.server.datasets.locations import DataSet
+from flowloom.server.datasets.locations import Dataset
 from flowloom.server.datasets.scan import Row, Seen, lines_of, opened, pixels_of, row_of, seen_in
 from flowloom.server.datasets.subprocess_task import running
 from flowloom.server.datasets.table import Table
@@ -48,7 +48,7 @@ class ScanState:
 class Index(Table):
     """The pictures of one data set. Every method may be called from any thread."""
 
-    def __init__(self, dataset: DataSet, state_dir: Path):
+    def __init__(self, dataset: Dataset, state_dir: Path):
         super().__init__(dataset, state_dir)
         self.state = ScanState()
         self._starting = threading.Lock()

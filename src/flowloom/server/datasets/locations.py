@@ -55,7 +55,7 @@ class UnfitName(ServiceError):
 
 
 @dataclass(frozen=True)
-class DataSet:
+class Dataset:
     """One data set, and where it is."""
 
     name: str
@@ -114,9 +114,9 @@ class Places:
         """The root `data`."""
         return self.roots.folders["data"]
 
-    def all(self) -> list[DataSet]:
+    def all(self) -> list[Dataset]:
         """Every data set, by name."""
-        found: dict[str, DataSet] = {}
+        found: dict[str, Dataset] = {}
         if self.home.is_dir():
             for path in sorted(self.home.iterdir(), key=lambda path: not path.is_dir()):
                 known = self._of(path)
@@ -124,7 +124,7 @@ class Places:
                     found.setdefault(known.name, known)
         return sorted(found.values(), key=lambda one: one.name.casefold())
 
-    def get(self, name: str) -> DataSet:
+    def get(self, name: str) -> Dataset:
         """The data set called `name`.
 
         Raises:
@@ -137,7 +137,7 @@ class Places:
                     return known
         raise NoSuchDataSet(name)
 
-    def recipe_of(self, dataset: DataSet) -> Recipe | None:
+    def recipe_of(self, dataset: Dataset) -> Recipe | None:
         """How a JSONL was built, where that was from a folder in the roots; else None."""
         recipe = recipe_of(dataset.path) if dataset.kind == "jsonl" and dataset.path else None
         if recipe is None:
@@ -145,7 +145,7 @@ class Places:
         folders = (Path(recipe.source), Path(recipe.options.root or recipe.source))
         return recipe if all(map(self._holds, folders)) else None
 
-    def create(self, name: str) -> DataSet:
+    def create(self, name: str) -> Dataset:
         """Make an empty folder.
 
         Raises:
@@ -161,7 +161,7 @@ class Places:
             raise DataSetTaken(f"{name!r} is there already.", "Choose another name.") from None
         return self.get(name)
 
-    def link(self, name: str, where: Path | str, storage: dict[str, Any]) -> DataSet:
+    def link(self, name: str, where: Path | str, storage: dict[str, Any]) -> Dataset:
         """Remember a folder or JSONL in a root, or the address of a bucket, as the data set `name`.
 
         Raises:
@@ -209,7 +209,7 @@ class Places:
         folders = sorted((self.home / TRASH).glob("*/trash.json"), reverse=True)
         return [found for path in folders if (found := _trashed(path))]
 
-    def restore(self, trash_id: str) -> DataSet:
+    def restore(self, trash_id: str) -> Dataset:
         """Put a deleted data set back.
 
         Raises:
@@ -252,7 +252,7 @@ class Places:
             raise DataSetTaken(f"{name!r} is there already.", "Choose another name.")
         return name
 
-    def _of(self, path: Path) -> DataSet | None:
+    def _of(self, path: Path) -> Dataset | None:
         """The data set that `path` in the root is or tells of; None where it is none, or leads out."""
         name = path.name
         if _unfitness(name) or not self._holds(path):
@@ -267,7 +267,7 @@ class Places:
         except (OSError, RuntimeError, ValueError):  # a link in a circle, ~nobody, a name that is no name
             return False
 
-    def _linked(self, path: Path) -> DataSet | None:
+    def _linked(self, path: Path) -> Dataset | None:
         name = path.name.removesuffix(LINK)
         try:
             told = read_json(path)
@@ -277,17 +277,17 @@ class Places:
         if not name or _unfitness(name) or not isinstance(storage, dict):
             return None
         if isinstance(url, str) and _BUCKET.fullmatch(url):
-            return DataSet(name, "bucket", url=url, storage=storage, is_link=True)
+            return Dataset(name, "bucket", url=url, storage=storage, is_link=True)
         if not isinstance(where, str) or "\0" in where or not self._holds(Path(where)):
             return None
         return _local(name, Path(where).resolve(), is_link=True)
 
 
-def _local(name: str, path: Path, *, is_link: bool = False) -> DataSet | None:
+def _local(name: str, path: Path, *, is_link: bool = False) -> Dataset | None:
     if path.is_dir():
-        return DataSet(name, "folder", path, is_link=is_link)
+        return Dataset(name, "folder", path, is_link=is_link)
     if path.is_file() and path.suffix.lower() == ".jsonl":
-        return DataSet(name, "jsonl", path, is_link=is_link)
+        return Dataset(name, "jsonl", path, is_link=is_link)
     return None
 
 

@@ -13,7 +13,7 @@ from flowloom.server.allowed_roots import Roots
 from flowloom.server.datasets.edit_lock import Turns
 from flowloom.server.datasets.edits import Editor
 from flowloom.server.datasets.index import Index, stamp_of
-from flowloom.server.datasets.locations import DataSet, Places
+from flowloom.server.datasets.locations import Dataset, Places
 
 REST, LEAST_REST_S = 20, 5.0
 """A comparison with a folder is made again after a rest of so many times its length."""
@@ -52,7 +52,7 @@ class DataSets:
         self._kept: dict[tuple[str, str], _Kept] = {}
         self._lock = threading.Lock()
 
-    def get(self, name: str) -> DataSet:
+    def get(self, name: str) -> Dataset:
         """The data set called `name`.
 
         Raises:
@@ -60,11 +60,11 @@ class DataSets:
         """
         return self.places.get(name)
 
-    def index(self, dataset: DataSet) -> Index:
+    def index(self, dataset: Dataset) -> Index:
         """The list of its pictures."""
         return self._of(dataset).index
 
-    def editor(self, dataset: DataSet) -> Editor:
+    def editor(self, dataset: Dataset) -> Editor:
         """Through which its captions are changed.
 
         Raises:
@@ -73,11 +73,11 @@ class DataSets:
         kept = self._of(dataset)
         return Editor(kept.index, kept.turns)
 
-    def turns(self, dataset: DataSet) -> Turns:
+    def turns(self, dataset: Dataset) -> Turns:
         """Who changes it takes one of these."""
         return self._of(dataset).turns
 
-    def freshness(self, dataset: DataSet) -> Freshness | None:
+    def freshness(self, dataset: Dataset) -> Freshness | None:
         """How a JSONL compares with the folder that it was built from; None where there is none."""
         recipe = self.places.recipe_of(dataset)
         if recipe is None or dataset.path is None:
@@ -96,7 +96,7 @@ class DataSets:
             kept.compared = _Compared(looks, found, ended, ended - began)
         return kept.compared.freshness
 
-    def _of(self, dataset: DataSet) -> _Kept:
+    def _of(self, dataset: Dataset) -> _Kept:
         with self._lock:
             key = (dataset.kind, dataset.key)
             if key not in self._kept:

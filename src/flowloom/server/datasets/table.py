@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flowloom.server.datasets.locations import DataSet
+from flowloom.server.datasets.locations import Dataset
 from flowloom.server.datasets.scan import Row, folded
 from flowloom.server.problems import Unwritable
 
@@ -67,7 +67,7 @@ class Filter:
 class Table:
     """The pictures of one data set. Every method may be called from any thread."""
 
-    def __init__(self, dataset: DataSet, state_dir: Path):
+    def __init__(self, dataset: Dataset, state_dir: Path):
         self.dataset = dataset
         name = hashlib.blake2b(dataset.key.encode(), digest_size=12).hexdigest()
         self.folder = state_dir / "datasets" / name

@@ -32,7 +32,7 @@ from typing_extensions import TypedDict
 from flowloom.datasets.archives.names import TEXTS, ZIP, Unfit, Unwanted, fit, move_new, place_for
 from flowloom.files import read_json
 from flowloom.run.directory import write_json
-from flowloom.server.datasets.locations import DataSet, UnfitName
+from flowloom.server.datasets.locations import Dataset, UnfitName
 from flowloom.server.datasets.reserved import Reserved
 from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge
 
@@ -137,7 +137,7 @@ class Uploads:
         self._lock = threading.Lock()
         self._reserved = Reserved()
 
-    def create(self, dataset: DataSet, length: int, metadata: str) -> Upload:
+    def create(self, dataset: Dataset, length: int, metadata: str) -> Upload:
         """Begin an upload of `length` bytes.
 
         Args:
@@ -174,7 +174,7 @@ class Uploads:
         write_json(folder / "about.json", about | {"encoding": told.get("encoding", "")})
         return self.get(dataset, upload_id)
 
-    def get(self, dataset: DataSet, upload_id: str) -> Upload:
+    def get(self, dataset: Dataset, upload_id: str) -> Upload:
         """The upload of this id.
 
         Raises:
@@ -192,7 +192,7 @@ class Uploads:
         except (OSError, ValueError):
             raise NoSuchUpload(upload_id) from None
 
-    def all(self, dataset: DataSet) -> list[Upload]:
+    def all(self, dataset: Dataset) -> list[Upload]:
         """Those that are not over, and archives that are being unpacked or were of late."""
         found: list[Upload] = []
         for folder in sorted((dataset.folder / FOLDER).glob("*")):
@@ -219,7 +219,7 @@ class Uploads:
                 raise WrongOffset(f"It is at {file.tell():,}, not at {offset:,}.", "HEAD tells the offset.")
             yield Part(upload, file, offset)
 
-    def finish(self, dataset: DataSet, upload: Upload) -> None:
+    def finish(self, dataset: Dataset, upload: Upload) -> None:
         """What is to be done when all bytes are there: move the file, or start to unpack.
 
         Raises:
@@ -278,13 +278,13 @@ class Uploads:
                 return
         self.unpack(upload)
 
-    def end(self, dataset: DataSet, upload: Upload) -> None:
+    def end(self, dataset: Dataset, upload: Upload) -> None:
         """Give an upload up, and remove what came of it."""
         with self._lock:
             self._finished.pop((dataset.key, upload.id), None)
         shutil.rmtree(upload.folder, ignore_errors=True)
 
-    def clear_away(self, dataset: DataSet) -> None:
+    def clear_away(self, dataset: Dataset) -> None:
         """Remove uploads that nobody went on with."""
         for upload in self.all(dataset):
             with suppress(OSError):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.datasets.edit_lock import EditUnderWay
 from flowloom.server.datasets.locations import (
-    DataSet,
+    Dataset,
     DataSetTaken,
     Kind,
     NoSuchDataSet,
@@ -44,7 +44,7 @@ class DataSetView(BaseModel):
     )
 
     @classmethod
-    def of(cls, dataset: DataSet, places: Places) -> DataSetView:
+    def of(cls, dataset: Dataset, places: Places) -> DataSetView:
         """As it is answered."""
         recipe = places.recipe_of(dataset)
         return cls(
@@ -99,11 +99,11 @@ LibraryDep = Annotated[DataSets, Depends(_library)]
 
 def _dataset(
     library: LibraryDep, dataset: Annotated[str, InPath(description="Its name.", examples=["fox"])]
-) -> DataSet:
+) -> Dataset:
     return library.get(dataset)
 
 
-DataSetDep = Annotated[DataSet, Depends(_dataset)]
+DataSetDep = Annotated[Dataset, Depends(_dataset)]
 TrashId = Annotated[str, InPath(description="As the trash lists it.", examples=["20260102-030405-0a1b2c3d"])]
 
 

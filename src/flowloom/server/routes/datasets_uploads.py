@@ -14,7 +14,7 @@ from fastapi import Depends, Header, Path, Request, Response, status
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from flowloom.server.datasets.locations import DataSet, NoSuchDataSet, UnfitName, WrongKind
+from flowloom.server.datasets.locations import Dataset, NoSuchDataSet, UnfitName, WrongKind
 from flowloom.server.datasets.reserved import NoRoom
 from flowloom.server.datasets.uploads import (
     ALGORITHMS,
@@ -230,7 +230,7 @@ _deadlines: dict[str, asyncio.Timeout] = {}
 """Of the requests that write now, by upload."""
 
 
-async def _receive(uploads: Uploads, dataset: DataSet, upload: Upload, incoming: _Incoming) -> None:
+async def _receive(uploads: Uploads, dataset: Dataset, upload: Upload, incoming: _Incoming) -> None:
     loop = asyncio.get_running_loop()
     if upload.id in _deadlines:
         # Whoever comes back after a broken connection goes before what is left of it.

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.datasets.build.options import Kind
 from flowloom.run.task import Task
-from flowloom.server.datasets.locations import DataSet, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
+from flowloom.server.datasets.locations import Dataset, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
 from flowloom.server.datasets.subprocess_task import Failed, TakesLong, answer_of
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.off_loop import Router, in_group
@@ -197,7 +197,7 @@ def _answer(studio: Studio, task: Task, config: dict[str, Any], is_run: bool, re
     return Answer(result=None, run=make_run(studio, task, new))
 
 
-def _is_large(studio: Studio, dataset: DataSet, body: Work) -> bool:
+def _is_large(studio: Studio, dataset: Dataset, body: Work) -> bool:
     if body.as_run is not None:
         return body.as_run
     if dataset.kind == "bucket":

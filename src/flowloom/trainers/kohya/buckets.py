@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import NamedTuple
 
-from flowloom.trainers.kohya.config import DataSet
+from flowloom.trainers.kohya.config import Dataset
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -34,7 +34,7 @@ class Buckets:
     """All that there are; none where each picture makes its own (bucket_no_upscale)."""
 
     @classmethod
-    def of(cls, dataset: DataSet) -> Buckets:
+    def of(cls, dataset: Dataset) -> Buckets:
         """The buckets that `dataset` asks for; see `impossible`."""
         (width, height), steps = dataset.size, dataset.bucket_reso_steps
         if not dataset.enable_bucket:
@@ -82,7 +82,7 @@ class Buckets:
         return int(pixels + 0.5) // self.steps * self.steps
 
 
-def impossible(dataset: DataSet) -> Iterator[tuple[str, str]]:
+def impossible(dataset: Dataset) -> Iterator[tuple[str, str]]:
     """Keys of a data set that sd-scripts ends at, and why."""
     if not dataset.enable_bucket:
         return
@@ -95,13 +95,13 @@ def impossible(dataset: DataSet) -> Iterator[tuple[str, str]]:
         yield "min_bucket_reso", f"is less than bucket_reso_steps, {dataset.bucket_reso_steps}."
 
 
-def _limits(dataset: DataSet) -> tuple[int, int]:
+def _limits(dataset: Dataset) -> tuple[int, int]:
     """The least and the greatest side, as whole steps."""
     steps = dataset.bucket_reso_steps
     return dataset.min_bucket_reso // steps * steps, -(-dataset.max_bucket_reso // steps) * steps
 
 
-def _sizes(dataset: DataSet) -> list[Size]:
+def _sizes(dataset: Dataset) -> list[Size]:
     steps, (least, most) = dataset.bucket_reso_steps, _limits(dataset)
     width, height = dataset.size
     area = width * height

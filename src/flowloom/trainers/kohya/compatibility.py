@@ -13,7 +13,7 @@ from flowloom.errors import ConfigError, Problem
 from flowloom.model_library.requirements import unreadable
 from flowloom.trainers.kohya.arguments import path_in
 from flowloom.trainers.kohya.buckets import impossible
-from flowloom.trainers.kohya.config import DataSet, Hub, ImageFolder, KohyaConfig
+from flowloom.trainers.kohya.config import Dataset, Hub, ImageFolder, KohyaConfig
 from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.files import STYLES, script_of, style_of
 from flowloom.trainers.kohya.prompt_options import read_prompt
@@ -85,7 +85,7 @@ def _not_there(place: str, value: str | None) -> Iterator[Problem]:
         yield Problem(place, f"{value} does not exist.")
 
 
-def _of_data(dataset: DataSet, place: str, config: KohyaConfig) -> Iterator[Problem]:
+def _of_data(dataset: Dataset, place: str, config: KohyaConfig) -> Iterator[Problem]:
     facts = FACTS[config.family]
     if dataset.bucket_reso_steps % facts.side:
         yield Problem(f"{place}.bucket_reso_steps", f"{facts.title} needs a multiple of {facts.side}.")

@@ -95,7 +95,7 @@ class ImageFolder(Section):
     """Masks of the loss, by the pictures' names."""
 
 
-class DataSet(Section):
+class Dataset(Section):
     """Folders that are trained at one resolution."""
 
     resolution: Resolution = 1024
@@ -309,7 +309,7 @@ class KohyaConfig(Section):
     method: Literal["lora", "full"] = "lora"
     """An adapter, or the network itself."""
     model: ModelFiles = ModelFiles()
-    datasets: list[DataSet] = []
+    datasets: list[Dataset] = []
     network: Network = Network()
     training: Training = Training()
     flow: FlowMatching = FlowMatching()

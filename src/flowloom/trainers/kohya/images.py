@@ -15,7 +15,7 @@ from typing import Any
 from flowloom.data.images.headers import read_header
 from flowloom.errors import ImageError, Problem
 from flowloom.trainers.kohya.buckets import Buckets, Size
-from flowloom.trainers.kohya.config import DataSet, ImageFolder
+from flowloom.trainers.kohya.config import Dataset, ImageFolder
 from flowloom.trainers.kohya.files import style_of
 
 READ = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -77,7 +77,7 @@ class Reader:
         """`seed` is the run's, None if random; `reads` tells whether sd-scripts reads an ending here."""
         self.found, self._draw, self._reads = Found(), random.Random(seed), reads
 
-    def read(self, datasets: Sequence[DataSet]) -> Found:
+    def read(self, datasets: Sequence[Dataset]) -> Found:
         """Everything in `datasets`."""
         for i, dataset in enumerate(datasets):
             place, pictures = f"datasets.{i}", list[Picture]()
@@ -86,7 +86,7 @@ class Reader:
             self._put(i, dataset, with_regular(pictures, self.found), place)
         return self.found
 
-    def _once(self, dataset: DataSet) -> Iterator[tuple[int, ImageFolder]]:
+    def _once(self, dataset: Dataset) -> Iterator[tuple[int, ImageFolder]]:
         """The folders, each only once: sd-scripts ignores the second."""
         seen: set[str] = set()
         for j, subset in enumerate(dataset.subsets):
@@ -97,7 +97,7 @@ class Reader:
                 yield j, subset
             seen.add(key)
 
-    def _kept(self, dataset: DataSet, subset: ImageFolder, place: str) -> list[Picture]:
+    def _kept(self, dataset: Dataset, subset: ImageFolder, place: str) -> list[Picture]:
         """The pictures of a folder that are trained on, their captions looked at."""
         style = style_of(subset)
         if style == "metadata_file":
@@ -178,7 +178,7 @@ class Reader:
                 message = f"{what} for {len(stems)} of its names, such as {some}: sd-scripts wants pairs."
                 self.found.problems.append(Problem(f"{place}.conditioning_data_dir", message))
 
-    def _put(self, number: int, dataset: DataSet, pictures: list[Picture], place: str) -> None:
+    def _put(self, number: int, dataset: Dataset, pictures: list[Picture], place: str) -> None:
         """Put the pictures of a data set into buckets, and these into batches."""
         buckets, used = Buckets.of(dataset), Counter[Size]()
         for picture in pictures:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flowloom.trainers.kohya.config import DataSet, ImageFolder, KohyaConfig, Sampling, as_resolution
+from flowloom.trainers.kohya.config import Dataset, ImageFolder, KohyaConfig, Sampling, as_resolution
 from flowloom.trainers.kohya.defaults import HUB, defaults_of
 from flowloom.trainers.kohya.families import FACTS
 from flowloom.trainers.kohya.imports.prompts import read_prompts
@@ -23,7 +23,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 }
 _HOMES = {key: name for name, section in _SECTIONS.items() for key in section.model_fields}
 _HOMES |= dict.fromkeys(("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"), "sampling")
-OF_DATASET = frozenset(DataSet.model_fields) - {"subsets"}
+OF_DATASET = frozenset(Dataset.model_fields) - {"subsets"}
 OF_SUBSET = frozenset(ImageFolder.model_fields)
 _SECRETS = {"huggingface_token": "HF_TOKEN", "wandb_api_key": "WANDB_API_KEY"}
 """Keys that hold a secret, and the name by which the studio keeps it."""
@@ -86,7 +86,7 @@ class Placer:
         elif key in _HOMES:
             self._field(given, _HOMES[key], key)
         elif key in OF_DATASET:
-            self.dataset[key] = self._noted(given, DataSet, key)
+            self.dataset[key] = self._noted(given, Dataset, key)
         elif key in OF_SUBSET:
             self.subset[key] = self._noted(given, ImageFolder, key)
         else:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flowloom.trainers.kohya.config import DataSet, ImageFolder, as_resolution
+from flowloom.trainers.kohya.config import Dataset, ImageFolder, as_resolution
 from flowloom.trainers.kohya.defaults import DATASET, SUBSET
 from flowloom.trainers.kohya.imports.arguments import OF_DATASET, OF_SUBSET, Placer, with_dot
 from flowloom.trainers.kohya.imports.folders import subsets_of
@@ -101,7 +101,7 @@ class _Reader:
                 self._others[key].append((name, value))
 
     def _note_field(self, name: str, key: str, value: Any) -> None:
-        taken = _as_field(DataSet if key in OF_DATASET else ImageFolder, key, value)
+        taken = _as_field(Dataset if key in OF_DATASET else ImageFolder, key, value)
         if is_same(value, taken) or (key == "resolution" and as_resolution(value) == taken):
             self._placer.found.understood.append(name)
         else:
@@ -141,7 +141,7 @@ def _of(keys: frozenset[str], table: Table) -> Table:
     return {key: value for key, value in table.items() if key in keys}
 
 
-def _as_field(kind: type[DataSet] | type[ImageFolder], key: str, value: Any) -> Any:
+def _as_field(kind: type[Dataset] | type[ImageFolder], key: str, value: Any) -> Any:
     value = fitted(kind, key, value)
     if key == "resolution":
         return as_resolution(value)
@@ -159,11 +159,11 @@ def _subset(values: Table) -> Table:
 
 
 def _dataset(stated: Table, subsets: list[Table], placer: Placer, number: int) -> Table:
-    own = {key: _as_field(DataSet, key, value) for key, value in {**DATASET, **stated}.items()}
+    own = {key: _as_field(Dataset, key, value) for key, value in {**DATASET, **stated}.items()}
     for key in DATASET:
-        if key not in stated and DATASET[key] != DataSet.model_fields[key].default:
+        if key not in stated and DATASET[key] != Dataset.model_fields[key].default:
             placer.found.defaults[f"datasets.{number}.{key}"] = DATASET[key]
     if "resolution" not in stated:
         # sd-scripts has no default for it.
-        placer.found.defaults[f"datasets.{number}.resolution"] = DataSet.model_fields["resolution"].default
+        placer.found.defaults[f"datasets.{number}.resolution"] = Dataset.model_fields["resolution"].default
     return {**own, "subsets": subsets}
