@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { type Toast, withToast } from "@/components/ui/toasts";
-import { operationOf, outcomeWords, stageWords } from "@/features/datasets/bulk-edit";
+import { operationOf, outcomeWords, stageWords } from "@/features/datasets/caption-operations";
 import { dropOf, movedIn, placeBefore } from "@/features/runs/queue";
 import { withoutSecrets } from "@/hooks/use-draft";
 import { byPath } from "@/hooks/use-validation";

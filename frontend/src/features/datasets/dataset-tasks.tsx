@@ -38,7 +38,7 @@ interface Answer {
 const TITLES: Record<Asked, string> = { lint: "Lint", convert: "Build JSONL", export: "Export" };
 const MOST_SHOWN = 300;
 
-/** How a folder is read, where the studio cannot tell by itself. */
+/** Layouts of a folder, for those that the studio cannot detect. */
 const FORMS = {
   auto: "auto-detect",
   folder: "images with caption files",
@@ -48,7 +48,40 @@ const FORMS = {
   huggingface: "a saved Hugging Face dataset",
 };
 
-/** What lint found: numbers first, then each finding with its row. */
+const CAPTIONS = { auto: "auto-detect", tags: "tags", prose: "prose" };
+const FORMATS = {
+  kohya: "Kohya folders",
+  "kohya-toml": "Kohya TOML (images stay in place)",
+  webdataset: "webdataset",
+  parquet: "parquet",
+};
+
+function SelectField({
+  label,
+  options,
+  value,
+  onChange,
+}: {
+  label: string;
+  options: Record<string, string>;
+  value: string;
+  onChange: (value: string) => void;
+}) {
+  return (
+    <label className="grid gap-1 text-sm font-medium">
+      {label}
+      <Select value={value} onChange={(event) => onChange(event.target.value)}>
+        {Object.entries(options).map(([name, text]) => (
+          <option key={name} value={name}>
+            {text}
+          </option>
+        ))}
+      </Select>
+    </label>
+  );
+}
+
+/** Lint's numbers, then each finding with its row. */
 function Report({ result, onItem }: { result: Result; onItem: (item: string) => void }) {
   const [kind, setKind] = useState<string | null>(null);
   const findings = (result.findings ?? []).filter((each) => kind === null || each.kind === kind);
@@ -116,7 +149,7 @@ interface Props {
   onItem: (item: string) => void;
 }
 
-/** Lint, conversion and export: small sets are answered at once, large ones become a run. */
+/** Lint, conversion and export. Small datasets finish at once, large ones become a run. */
 export function DatasetTasks({ dataset, asked, onClose, onItem }: Props) {
   return (
     <Dialog
@@ -164,7 +197,7 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
   const made = work.data?.result;
   return (
     <form className="grid gap-3" onSubmit={onSubmit}>
-      {asked === "lint" && (
+      {asked === "lint" ? (
         <label className="grid gap-1 text-sm font-medium">
           Bucket resolutions
           <Input
@@ -173,48 +206,19 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
             inputMode="numeric"
           />
         </label>
-      )}
-      {asked !== "lint" && (
+      ) : (
         <label className="grid gap-1 text-sm font-medium">
           Name of the new dataset
           <Input value={name} onChange={(event) => setName(event.target.value)} required />
         </label>
       )}
       {asked !== "export" && dataset.kind === "folder" && (
-        <label className="grid gap-1 text-sm font-medium">
-          Read the folder as
-          <Select value={form} onChange={(event) => setForm(event.target.value)}>
-            {Object.entries(FORMS).map(([value, label]) => (
-              <option key={value} value={value}>
-                {label}
-              </option>
-            ))}
-          </Select>
-        </label>
+        <SelectField label="Read the folder as" options={FORMS} value={form} onChange={setForm} />
       )}
       {asked === "convert" && (
-        <label className="grid gap-1 text-sm font-medium">
-          {" "}
-          Caption type{" "}
-          <Select value={captions} onChange={(event) => setCaptions(event.target.value)}>
-            <option value="auto">auto-detect</option>
-            <option value="tags">tags</option>
-            <option value="prose">prose</option>
-          </Select>
-        </label>
+        <SelectField label="Caption type" options={CAPTIONS} value={captions} onChange={setCaptions} />
       )}
-      {asked === "export" && (
-        <label className="grid gap-1 text-sm font-medium">
-          {" "}
-          Format{" "}
-          <Select value={to} onChange={(event) => setTo(event.target.value)}>
-            <option value="kohya">Kohya folders</option>
-            <option value="kohya-toml">Kohya TOML (images stay in place)</option>
-            <option value="webdataset">webdataset</option>
-            <option value="parquet">parquet</option>
-          </Select>
-        </label>
-      )}
+      {asked === "export" && <SelectField label="Format" options={FORMATS} value={to} onChange={setTo} />}
       {work.error && <ErrorAlert error={work.error} />}
       {made && asked === "lint" && <Report result={made} onItem={onItem} />}
       {made && asked !== "lint" && (

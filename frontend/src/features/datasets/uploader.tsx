@@ -1,89 +1,102 @@
 "use client";
-import { useQueryClient } from "@tanstack/react-query";
-import { useEffect, useRef, useState } from "react";
+import { useRef } from "react";
 import { Button } from "@/components/ui/button";
-import { cx } from "@/components/ui/class-names";
+import { DropZone } from "@/components/ui/drop-zone";
 import { UploadIcon } from "@/components/ui/icons";
 import { Meter } from "@/components/ui/panel";
 import { useToasts } from "@/components/ui/toasts";
-import { changed } from "@/lib/api/datasets";
 import { bytes, count } from "@/lib/format";
-import { belowTop, filesOf, type Item, itemOf, newOf, uploadAll } from "@/lib/upload";
+import { belowTop, filesOf, type Item, itemOf } from "@/lib/upload";
+import { useUploads } from "./use-uploads";
 
-const SHOWN_EVERY_MS = 200;
-const MOST_TOLD = 5;
+const MAX_LISTED = 5;
+const plural = (num: number) => (num === 1 ? "" : "s");
 
-/** A place to drop pictures, folders and zips on; it goes on where a broken connection left off. */
-export function Uploader({ dataset }: { dataset: string }) {
-  const [items, setItems] = useState<Item[]>([]);
-  const [isOver, setOver] = useState(false);
-  const [numUnderWay, setUnderWay] = useState(0);
-  const [, setTick] = useState(0);
-  const abort = useRef(new AbortController());
-  const tick = useRef<ReturnType<typeof setTimeout> | undefined>(undefined);
-  const input = useRef<HTMLInputElement>(null);
-  const folder = useRef<HTMLInputElement>(null);
-  const client = useQueryClient();
-  const { complain, say } = useToasts();
-  const isBusy = numUnderWay > 0;
+/** Failed and skipped files by name. */
+function Outcome({ failed, skipped, summary }: { failed: Item[]; skipped: Item[]; summary: string | null }) {
+  return (
+    <div role="status">
+      {summary && <p className="sr-only">{summary}</p>}
+      {failed.slice(0, MAX_LISTED).map((item) => (
+        <p key={item.path} className="text-xs text-destructive">
+          {item.path}: {item.error}
+        </p>
+      ))}
+      {failed.length > MAX_LISTED && (
+        <p className="text-xs text-destructive">and {count(failed.length - MAX_LISTED)} more</p>
+      )}
+      {skipped.length > 0 && (
+        <p className="text-xs text-secondary-foreground">
+          {count(skipped.length)} file{plural(skipped.length)} skipped (not images or captions):{" "}
+          {skipped
+            .slice(0, MAX_LISTED)
+            .map((item) => item.path)
+            .join(", ")}
+          {skipped.length > MAX_LISTED && " …"}
+        </p>
+      )}
+    </div>
+  );
+}
 
-  // Parts come by the dozen a second; a list of thousands is not counted for each.
-  const onChange = () => {
-    tick.current ??= setTimeout(() => {
-      tick.current = undefined;
-      setTick((n) => n + 1);
-    }, SHOWN_EVERY_MS);
-  };
-  useEffect(() => {
-    if (!isBusy) return;
-    const ask = (event: BeforeUnloadEvent) => event.preventDefault();
-    window.addEventListener("beforeunload", ask);
-    return () => window.removeEventListener("beforeunload", ask);
-  }, [isBusy]);
-
-  const upload = async (todo: Item[]) => {
-    if (abort.current.signal.aborted) abort.current = new AbortController();
-    setUnderWay((n) => n + 1);
-    await uploadAll(dataset, todo, onChange, abort.current.signal);
-    setUnderWay((n) => n - 1);
-    changed(client, dataset);
-  };
-  const take = (found: Item[]) => {
-    if (found.length === 0) {
-      say("No files to upload.", "Choose images, captions (.txt, .caption), JSONL, CSV or zip files.");
-      return;
-    }
-    const fresh = newOf(items, found, isBusy);
-    const paths = new Set(fresh.map((item) => item.path));
-    const isOver = (item: Item) => item.state === "done" || item.state === "skipped";
-    setItems([...items.filter((item) => !isOver(item) && !paths.has(item.path)), ...fresh]);
-    if (fresh.length > 0) void upload(fresh);
-  };
+function UploadProgress({
+  items,
+  isBusy,
+  onPause,
+  onRetry,
+}: {
+  items: Item[];
+  isBusy: boolean;
+  onPause: () => void;
+  onRetry: (items: Item[]) => void;
+}) {
   const left = items.filter((item) => item.state === "waiting" || item.state === "failed");
+  const failed = items.filter((item) => item.state === "failed");
   const skipped = items.filter((item) => item.state === "skipped");
   const wanted = items.filter((item) => item.state !== "skipped");
   const total = wanted.reduce((sum, item) => sum + item.file.size, 0);
   const sent = wanted.reduce((sum, item) => sum + item.sent, 0);
-  const done = items.filter((item) => item.state === "done").length;
-  const failed = items.filter((item) => item.state === "failed");
+  const numDone = items.filter((item) => item.state === "done").length;
   return (
-    // biome-ignore lint/a11y/noStaticElementInteractions: the button in it does the same
-    <div
-      onDragOver={(event) => {
-        event.preventDefault();
-        setOver(true);
-      }}
-      onDragLeave={() => setOver(false)}
-      onDrop={(event) => {
-        event.preventDefault();
-        setOver(false);
-        filesOf(event.dataTransfer).then(take).catch(complain);
-      }}
-      className={cx(
-        "mb-4 rounded-lg border border-dashed px-4 py-2.5",
-        isOver ? "border-primary bg-accent" : "border-input",
-      )}
-    >
+    <div className="mt-3 grid gap-1.5">
+      <div className="flex items-center justify-between gap-3 text-xs text-secondary-foreground">
+        <span>
+          {count(numDone)} of {count(wanted.length)} files, {bytes(sent)} of {bytes(total)}
+        </span>
+        {isBusy ? (
+          <Button size="small" kind="quiet" onClick={onPause}>
+            Pause
+          </Button>
+        ) : (
+          left.length > 0 && (
+            <Button size="small" onClick={() => onRetry(left)}>
+              {failed.length > 0 ? "Retry" : "Continue with"} {count(left.length)} file{plural(left.length)}
+            </Button>
+          )
+        )}
+      </div>
+      <Meter
+        value={total ? sent / total : 1}
+        label="Upload"
+        tone={failed.length > 0 ? "destructive" : left.length > 0 || isBusy ? "primary" : "success"}
+      />
+      <Outcome
+        failed={failed}
+        skipped={skipped}
+        summary={isBusy ? null : `${count(numDone)} files uploaded.`}
+      />
+    </div>
+  );
+}
+
+/** A drop zone for images, folders and zip files. An interrupted upload continues from its last part. */
+export function Uploader({ dataset }: { dataset: string }) {
+  const { items, isBusy, add, upload, pause } = useUploads(dataset);
+  const input = useRef<HTMLInputElement>(null);
+  const folder = useRef<HTMLInputElement>(null);
+  const { complain } = useToasts();
+  return (
+    <DropZone className="mb-4" onDrop={(transfer) => void filesOf(transfer).then(add).catch(complain)}>
       <div className="flex flex-wrap items-center justify-between gap-3">
         <p className="text-sm text-secondary-foreground">
           Drop images, folders or zip files here, with their captions.
@@ -96,7 +109,7 @@ export function Uploader({ dataset }: { dataset: string }) {
           className="sr-only"
           aria-label="Files to upload"
           onChange={(event) => {
-            take([...(event.target.files ?? [])].map((file) => itemOf(file, file.name)));
+            add([...(event.target.files ?? [])].map((file) => itemOf(file, file.name)));
             event.target.value = "";
           }}
         />
@@ -111,7 +124,7 @@ export function Uploader({ dataset }: { dataset: string }) {
           className="sr-only"
           aria-label="Folder to upload"
           onChange={(event) => {
-            take([...(event.target.files ?? [])].map((file) => itemOf(file, belowTop(file))));
+            add([...(event.target.files ?? [])].map((file) => itemOf(file, belowTop(file))));
             event.target.value = "";
           }}
         />
@@ -124,54 +137,7 @@ export function Uploader({ dataset }: { dataset: string }) {
           </Button>
         </span>
       </div>
-      {items.length > 0 && (
-        <div className="mt-3 grid gap-1.5">
-          <div className="flex items-center justify-between gap-3 text-xs text-secondary-foreground">
-            <span>
-              {count(done)} of {count(wanted.length)} files, {bytes(sent)} of {bytes(total)}
-            </span>
-            {isBusy ? (
-              <Button size="small" kind="quiet" onClick={() => abort.current.abort()}>
-                Pause
-              </Button>
-            ) : (
-              left.length > 0 && (
-                <Button size="small" onClick={() => void upload(left)}>
-                  {failed.length > 0 ? "Retry" : "Continue with"} {count(left.length)} file
-                  {left.length === 1 ? "" : "s"}
-                </Button>
-              )
-            )}
-          </div>
-          <Meter
-            value={total ? sent / total : 1}
-            label="Upload"
-            tone={failed.length > 0 ? "destructive" : left.length > 0 || isBusy ? "primary" : "success"}
-          />
-          <div role="status">
-            {!isBusy && <p className="sr-only">{count(done)} files uploaded.</p>}
-            {failed.slice(0, MOST_TOLD).map((item) => (
-              <p key={item.path} className="text-xs text-destructive">
-                {item.path}: {item.error}
-              </p>
-            ))}
-            {failed.length > MOST_TOLD && (
-              <p className="text-xs text-destructive">and {count(failed.length - MOST_TOLD)} more</p>
-            )}
-            {skipped.length > 0 && (
-              <p className="text-xs text-secondary-foreground">
-                {count(skipped.length)} file{skipped.length === 1 ? "" : "s"} skipped (not images or
-                captions):{" "}
-                {skipped
-                  .slice(0, MOST_TOLD)
-                  .map((item) => item.path)
-                  .join(", ")}
-                {skipped.length > MOST_TOLD && " …"}
-              </p>
-            )}
-          </div>
-        </div>
-      )}
-    </div>
+      {items.length > 0 && <UploadProgress items={items} isBusy={isBusy} onPause={pause} onRetry={upload} />}
+    </DropZone>
   );
 }

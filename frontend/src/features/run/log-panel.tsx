@@ -132,59 +132,114 @@ function Search({ search, children }: { search: ReturnType<typeof useSearch>; ch
   );
 }
 
+/** Copy, download and follow. */
+function LogActions({
+  id,
+  text,
+  size,
+  isFollowing,
+  onFollow,
+}: {
+  id: string;
+  text: string;
+  size: number;
+  isFollowing: boolean;
+  onFollow: (isFollowing: boolean) => void;
+}) {
+  const { say, complain } = useToasts();
+  const save = useMutation({ mutationFn: () => download(id), onError: complain });
+  return (
+    <>
+      <span className="text-xs text-muted-foreground">{size ? bytes(size) : ""}</span>
+      <Button size="small" kind="quiet" onClick={() => copyText(text).then(() => say("Copied."), complain)}>
+        Copy
+      </Button>
+      <Button
+        size="small"
+        kind="quiet"
+        disabled={size === 0}
+        isBusy={save.isPending}
+        onClick={() => save.mutate()}
+      >
+        Download
+      </Button>
+      <Button size="small" kind="quiet" aria-pressed={isFollowing} onClick={() => onFollow(!isFollowing)}>
+        {isFollowing ? "Following" : "Follow"}
+      </Button>
+    </>
+  );
+}
+
+/** The text with its matches marked. It scrolls to new text while following, and to the current match. */
+function LogText({
+  id,
+  text,
+  search,
+  isFollowing,
+  onScrollUp,
+}: {
+  id: string;
+  text: string;
+  search: ReturnType<typeof useSearch>;
+  isFollowing: boolean;
+  onScrollUp: () => void;
+}) {
+  const box = useRef<HTMLPreElement>(null);
+  const isSearching = search.words !== "";
+  // biome-ignore lint/correctness/useExhaustiveDependencies: scrolls when text is added
+  useEffect(() => {
+    if (isFollowing && !isSearching && box.current) box.current.scrollTop = box.current.scrollHeight;
+  }, [text, isFollowing, isSearching]);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: scrolls when another match is current
+  useEffect(() => {
+    const mark = box.current?.querySelector<HTMLElement>("[aria-current]");
+    // Not scrollIntoView, which would move the page as well.
+    if (mark && box.current) box.current.scrollTop = mark.offsetTop - box.current.clientHeight / 2;
+  }, [search.current, search.hits.length, search.words]);
+  return (
+    <pre
+      ref={box}
+      tabIndex={0}
+      role="log"
+      aria-label={`Log of ${id}`}
+      onWheel={(event) => event.deltaY < 0 && onScrollUp()}
+      className="figure relative h-[28rem] overflow-auto rounded-b-lg bg-muted p-4 text-xs leading-5 whitespace-pre-wrap [overflow-wrap:anywhere]"
+    >
+      {search.shown.map((piece, index) =>
+        piece.hit === null ? (
+          piece.text
+        ) : (
+          <mark
+            key={index}
+            aria-current={piece.hit === search.current || undefined}
+            className={cx(
+              "rounded-sm",
+              piece.hit === search.current
+                ? "bg-primary text-primary-foreground"
+                : "bg-warning-subtle text-foreground",
+            )}
+          >
+            {piece.text}
+          </mark>
+        ),
+      )}
+    </pre>
+  );
+}
+
 export function LogPanel({ id, isActive }: { id: string; isActive: boolean }) {
   const [isWhole, setWhole] = useState(false);
   const { text, begin, size, error } = useLog(id, isActive, isWhole);
   const search = useSearch(text ?? "");
   const [isFollowing, setFollowing] = useState(true);
-  const { say, complain } = useToasts();
-  const save = useMutation({ mutationFn: () => download(id), onError: complain });
-  const box = useRef<HTMLPreElement>(null);
-  const isSearching = search.words !== "";
   const held = Math.min(size - begin, isWhole ? MOST_WHOLE : MOST_CHARS);
   const isCut = held < size;
-  // biome-ignore lint/correctness/useExhaustiveDependencies: it scrolls when there is more text
-  useEffect(() => {
-    if (isFollowing && !isSearching && box.current) box.current.scrollTop = box.current.scrollHeight;
-  }, [text, isFollowing, isSearching]);
-  // biome-ignore lint/correctness/useExhaustiveDependencies: it scrolls to another place
-  useEffect(() => {
-    const mark = box.current?.querySelector<HTMLElement>("[aria-current]");
-    // Only the log is moved, not the page.
-    if (mark && box.current) box.current.scrollTop = mark.offsetTop - box.current.clientHeight / 2;
-  }, [search.current, search.hits.length, search.words]);
   return (
     <Panel
       title="Log"
       flush
       actions={
-        <>
-          <span className="text-xs text-muted-foreground">{size ? bytes(size) : ""}</span>
-          <Button
-            size="small"
-            kind="quiet"
-            onClick={() => copyText(text ?? "").then(() => say("Copied."), complain)}
-          >
-            Copy
-          </Button>
-          <Button
-            size="small"
-            kind="quiet"
-            disabled={size === 0}
-            isBusy={save.isPending}
-            onClick={() => save.mutate()}
-          >
-            Download
-          </Button>
-          <Button
-            size="small"
-            kind="quiet"
-            aria-pressed={isFollowing}
-            onClick={() => setFollowing(!isFollowing)}
-          >
-            {isFollowing ? "Following" : "Follow"}
-          </Button>
-        </>
+        <LogActions id={id} text={text ?? ""} size={size} isFollowing={isFollowing} onFollow={setFollowing} />
       }
     >
       {error !== null && text === null ? (
@@ -208,33 +263,13 @@ export function LogPanel({ id, isActive }: { id: string; isActive: boolean }) {
             )}
             {isCut && isWhole && `Last ${bytes(held)}. Download the log for the rest.`}
           </Search>
-          <pre
-            ref={box}
-            tabIndex={0}
-            role="log"
-            aria-label={`Log of ${id}`}
-            onWheel={(event) => event.deltaY < 0 && setFollowing(false)}
-            className="figure relative h-[28rem] overflow-auto rounded-b-lg bg-muted p-4 text-xs leading-5 whitespace-pre-wrap [overflow-wrap:anywhere]"
-          >
-            {search.shown.map((piece, index) =>
-              piece.hit === null ? (
-                piece.text
-              ) : (
-                <mark
-                  key={index}
-                  aria-current={piece.hit === search.current || undefined}
-                  className={cx(
-                    "rounded-sm",
-                    piece.hit === search.current
-                      ? "bg-primary text-primary-foreground"
-                      : "bg-warning-subtle text-foreground",
-                  )}
-                >
-                  {piece.text}
-                </mark>
-              ),
-            )}
-          </pre>
+          <LogText
+            id={id}
+            text={text ?? ""}
+            search={search}
+            isFollowing={isFollowing}
+            onScrollUp={() => setFollowing(false)}
+          />
         </>
       )}
     </Panel>

@@ -17,12 +17,12 @@ const SIZES = [
 ];
 const LABEL = { wide: 192, narrow: 104 };
 
-interface Spot {
+interface Cell {
   row: number;
   column: number;
 }
 
-function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: (spot: Spot) => void }) {
+function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: (cell: Cell) => void }) {
   const scroller = useRef<HTMLDivElement>(null);
   const [label, setLabel] = useState(LABEL.wide);
   useEffect(() => setLabel(window.innerWidth < 640 ? LABEL.narrow : LABEL.wide), []);
@@ -105,7 +105,7 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
 export function Samples({ id, isActive, others }: { id: string; isActive: boolean; others: string[] }) {
   const { data, error, refetch } = useQuery({ ...samples(id), refetchInterval: isActive ? 15_000 : false });
   const [size, setSize] = useState(144);
-  const [spot, setSpot] = useState<Spot | null>(null);
+  const [cell, setCell] = useState<Cell | null>(null);
   const theirs = useQueries({ queries: others.map((other) => samples(other)) });
   const key = theirs.map((each) => `${each.dataUpdatedAt}`).join();
   // biome-ignore lint/correctness/useExhaustiveDependencies: key stands for the others
@@ -147,9 +147,9 @@ export function Samples({ id, isActive, others }: { id: string; isActive: boolea
             : "This run generated no samples."}
         </Empty>
       ) : (
-        <Grid grid={grid} size={size} onOpen={setSpot} />
+        <Grid grid={grid} size={size} onOpen={setCell} />
       )}
-      {spot && <Lightbox grid={grid} spot={spot} onMove={setSpot} onClose={() => setSpot(null)} />}
+      {cell && <Lightbox grid={grid} cell={cell} onMove={setCell} onClose={() => setCell(null)} />}
     </Panel>
   );
 }

@@ -1,9 +1,9 @@
 "use client";
 import { useSearchParams } from "next/navigation";
-import { type DragEvent, useEffect, useRef, useState } from "react";
+import { useEffect, useRef, useState } from "react";
 import { Button } from "@/components/ui/button";
-import { cx } from "@/components/ui/class-names";
 import { Dialog } from "@/components/ui/dialog";
+import { DropZone } from "@/components/ui/drop-zone";
 import { UploadIcon } from "@/components/ui/icons";
 import { useToasts } from "@/components/ui/toasts";
 import { bring, type Report } from "@/lib/import-files";
@@ -41,7 +41,6 @@ function useLike(trainer: string, sections: Field[], onReport: (report: Report) 
 /** Configuration files, dropped or chosen: first what was understood of them, then it is taken over. */
 export function ConfigImport({ trainer, sections, onTake }: Props) {
   const input = useRef<HTMLInputElement>(null);
-  const [isOver, setOver] = useState(false);
   const [report, setReport] = useState<Report | null>(null);
   const isKohya = trainer === "kohya";
   useLike(trainer, sections, setReport);
@@ -53,24 +52,10 @@ export function ConfigImport({ trainer, sections, onTake }: Props) {
     );
     setReport(await bring(brought, trainer, sections));
   };
-  const onDrop = (event: DragEvent) => {
-    event.preventDefault();
-    setOver(false);
-    void take(event.dataTransfer.files);
-  };
   return (
-    // biome-ignore lint/a11y/noStaticElementInteractions: the button in it does the same
-    <div
-      onDragOver={(event) => {
-        event.preventDefault();
-        setOver(true);
-      }}
-      onDragLeave={() => setOver(false)}
-      onDrop={onDrop}
-      className={cx(
-        "flex flex-wrap items-center justify-between gap-3 rounded-lg border border-dashed px-4 py-2.5",
-        isOver ? "border-primary bg-accent" : "border-input",
-      )}
+    <DropZone
+      className="flex flex-wrap items-center justify-between gap-3"
+      onDrop={(transfer) => void take(transfer.files)}
     >
       <p className="min-w-0 flex-1 basis-64 text-sm text-secondary-foreground">
         {isKohya ? (
@@ -118,6 +103,6 @@ export function ConfigImport({ trainer, sections, onTake }: Props) {
           />
         )}
       </Dialog>
-    </div>
+    </DropZone>
   );
 }
