@@ -1,7 +1,7 @@
 import type { NextConfig } from "next";
 import { BASE } from "./src/lib/base-path";
 
-// A static export: the studio's own process serves it, there is no Node at run time.
+// A static export, served by the studio itself without Node.
 const config: NextConfig = {
   output: "export",
   basePath: BASE,

@@ -1,6 +1,6 @@
 import { defineConfig } from "vitest/config";
 
-// Far from London: what shows a day shows that of its reader.
+// A time zone far from UTC, to test that days are local.
 process.env.TZ = "America/New_York";
 
 export default defineConfig({

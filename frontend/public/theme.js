@@ -1,4 +1,4 @@
-// Before the first paint, so that no page flashes in the other theme.
+// Runs before the first paint, so that no page flashes in the wrong theme.
 try {
   const wish = localStorage.getItem("flowloom.theme");
   const isDark = wish ? wish === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;

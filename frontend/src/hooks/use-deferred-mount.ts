@@ -1,8 +1,8 @@
 import { startTransition, useEffect, useState } from "react";
 
 /**
- * False while a page first shows what it has (`isReady`), then true: what is below the fold does not hold
- * up what is above it.
+ * False for the first render after `isReady`, then true: content below the fold must not delay
+ * the content above it.
  */
 export function useDeferredMount(isReady: boolean): boolean {
   const [isLater, setLater] = useState(false);

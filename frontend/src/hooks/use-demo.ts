@@ -6,7 +6,7 @@ import { fetchJson, type RunView } from "@/lib/api/client";
 
 export const DEMO_MINUTES = 10;
 
-/** Starts the real demo run, and goes to its live page. */
+/** Start the demo run and open its page. */
 export function useDemo() {
   const router = useRouter();
   const { complain } = useToasts();

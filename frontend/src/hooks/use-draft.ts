@@ -2,7 +2,7 @@
 import { useCallback, useEffect, useMemo, useState } from "react";
 import { at, changesFrom, isTree, type Json, laidOver, type Tree, withAt } from "@/lib/json";
 
-/** What a form holds: only what differs from the defaults. It survives reload and navigation. */
+/** A form's values that differ from the defaults. They survive a reload and navigation. */
 export interface Draft {
   name: string;
   preset: string | null;
@@ -15,7 +15,7 @@ const SECRET = /^(wandb_key|.*_token|.*(secret|password|api_key).*)$/i;
 
 const keyOf = (trainer: string) => `flowloom.draft.${trainer}`;
 
-/** This tab's own draft; a new tab begins with the newest one of all. */
+/** Return this tab's draft; a new tab starts with the latest draft of all tabs. */
 export function load(trainer: string): Draft {
   try {
     const text = sessionStorage.getItem(keyOf(trainer)) ?? localStorage.getItem(keyOf(trainer));
@@ -26,18 +26,18 @@ export function load(trainer: string): Draft {
   }
 }
 
-/** For this tab, which another one does not write over, and for the next visit. */
+/** Save the draft for this tab, safe from other tabs, and for the next visit. */
 export function keep(trainer: string, draft: Draft): void {
   const text = JSON.stringify({ ...draft, config: withoutSecrets(draft.config).config });
   try {
     sessionStorage.setItem(keyOf(trainer), text);
     localStorage.setItem(keyOf(trainer), text);
   } catch {
-    // A full or forbidden storage keeps no draft; the form works on.
+    // The storage is full or blocked: the form works without a saved draft.
   }
 }
 
-/** A configuration without its tokens, and where they stood: they belong into the studio's secrets. */
+/** Return a configuration without its tokens, and the tokens' paths. Tokens belong in the studio's secrets. */
 export function withoutSecrets(config: Tree): { config: Tree; taken: string[] } {
   const taken: string[] = [];
   const clean = (value: Json, path: string): Json => {

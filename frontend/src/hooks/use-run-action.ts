@@ -5,7 +5,7 @@ import { api, got, type RunView } from "@/lib/api/client";
 
 const at = (id: string) => ({ params: { path: { run_id: id } } });
 
-/** What can be done to a run; each is one request. */
+/** The actions on a run, one request each. */
 export const RUN_ACTIONS = {
   stop: {
     said: "saving and stopping.",

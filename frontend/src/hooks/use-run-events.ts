@@ -30,9 +30,9 @@ const BATCH_MS = 200;
 const COME_BACK_MS = 2000;
 
 /**
- * Follows a run's events after number `after`, in batches, for days: the browser reconnects by
- * itself with the last number it saw; a hidden tab lets go of its connection, and catches up when
- * it is looked at again (browsers allow six connections to one studio).
+ * Follow a run's events after sequence number `after`, in batches. The browser reconnects
+ * with the last number it received. A hidden tab closes its connection and catches up when
+ * it is visible again, because browsers allow six connections per host.
  */
 export function useRunEvents(
   id: string,

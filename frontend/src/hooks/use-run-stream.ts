@@ -16,20 +16,20 @@ export const CURVES = [
 ] as const;
 export type Curve = (typeof CURVES)[number];
 
-/** Columns of a run's steps: those of its charts, and what came since. */
+/** A run's steps as columns: the downsampled metrics, then the events since. */
 export interface Columns {
   steps: number[];
   curves: Record<Curve, (number | null)[]>;
 }
 
-/** The loss on rows that are never trained, of the weights or of their average. */
+/** The loss on held-out rows, of the weights or of their EMA. */
 export interface Validation {
   step: number;
   loss: number;
   weights: "raw" | "ema";
 }
 
-/** Those of the charts, and those that came since. */
+/** Validations from the metrics and from the events since. */
 export function validationsOf(base: Metrics | undefined, notes: readonly RunEvent[]): Validation[] {
   const told = (base?.marks ?? []).filter((mark) => mark.kind === "validated");
   const since = notes.filter((note) => note.kind === "validated" && note.seq > (base?.last_seq ?? -1));
@@ -44,7 +44,7 @@ const POINTS = 2000;
 const MOST_LIVE = 1500;
 const LEVELS = 8;
 const BACK = 400;
-/** Where the charts cannot be read for a long time, the oldest go. */
+/** The oldest events are dropped if the metrics cannot be loaded for a long time. */
 const MOST_KEPT = 20_000;
 const MOST_NOTES = 200;
 
@@ -63,13 +63,13 @@ export function columnsOf(base: Metrics | undefined, live: readonly RunEvent[]):
   return { steps, curves };
 }
 
-/** Without those that the charts tell by now; the newest stay in any case, for the noise levels. */
+/** Drop events that the metrics include by now, except the latest ones, which the noise levels need. */
 export function untold(events: RunEvent[], lastSeq: number): RunEvent[] {
   const num = events.filter((event) => event.seq > lastSeq).length;
   return events.slice(-Math.min(MOST_KEPT, Math.max(BACK, num)));
 }
 
-/** The newest notes; many rows that are left out do not push out a validation. */
+/** The latest notes. Validations are counted apart, so that many skipped rows do not push them out. */
 export function noted(old: readonly RunEvent[], batch: readonly RunEvent[]): RunEvent[] {
   const fresh = batch.filter((event) => NOTED.has(event.kind));
   if (fresh.length === 0) return old as RunEvent[];
@@ -86,7 +86,7 @@ function numberOf(value: unknown): number | null {
   return typeof value === "number" ? value : null;
 }
 
-/** Mean loss in each eighth of the noise level, over the newest steps. */
+/** Mean loss in eight noise-level bins over the latest steps. */
 export function byNoiseLevel(events: readonly RunEvent[]): (number | null)[] {
   const sums = new Array<number>(LEVELS).fill(0);
   const counts = new Array<number>(LEVELS).fill(0);
@@ -120,7 +120,7 @@ const REFRESHES: Record<string, string[]> = {
 };
 const NOTED = new Set(["warning", "skipped", "removed", "failed", "uploaded", "validated"]);
 
-/** Everything that a run says, from its beginning to now. */
+/** A run's metrics, validations and notes, updated live. */
 export function useRunStream(id: string): Live {
   const client = useQueryClient();
   const { data: base, error } = useQuery({ ...metrics(id, POINTS), staleTime: 60_000 });
@@ -132,7 +132,7 @@ export function useRunStream(id: string): Live {
     (batch: RunEvent[]) => {
       events.current = events.current.concat(batch.filter((event) => event.kind === "step"));
       notes.current = noted(notes.current, batch);
-      // Of a night that is caught up with, each is read anew once, not for each sample.
+      // After a long absence, refetch each query once, not once per event.
       for (const what of new Set(batch.flatMap((event) => REFRESHES[event.kind] ?? []))) {
         void client.invalidateQueries({ queryKey: ["run", id, what] });
       }
@@ -144,7 +144,7 @@ export function useRunStream(id: string): Live {
         events.current = untold(events.current, told?.last_seq ?? -1);
       }
       if (events.current.length > MOST_LIVE) {
-        // One that is under way is not begun anew by every batch: it would never come.
+        // Do not cancel a refetch in progress: restarted by every batch, it would never finish.
         void client.invalidateQueries(
           { queryKey: metrics(id, POINTS).queryKey, exact: true },
           { cancelRefetch: false },
@@ -158,7 +158,7 @@ export function useRunStream(id: string): Live {
   if (base && firstSeq.current === undefined) firstSeq.current = Math.max(-1, base.last_seq - BACK);
   const line = useRunEvents(id, firstSeq.current, take);
 
-  // biome-ignore lint/correctness/useExhaustiveDependencies: count stands for the events, which are kept in place
+  // biome-ignore lint/correctness/useExhaustiveDependencies: count changes with the events, which are mutated in place
   const columns = useMemo(() => columnsOf(base, events.current), [base, count]);
   // biome-ignore lint/correctness/useExhaustiveDependencies: as above
   const levels = useMemo(() => byNoiseLevel(events.current.slice(-BACK)), [count]);

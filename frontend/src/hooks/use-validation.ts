@@ -21,7 +21,7 @@ interface Verdict {
   problems: Place[];
 }
 
-/** Problems by the dotted path of what they are about; "" for what is about the whole. */
+/** Problems by the dotted path of their field; "" for the whole configuration. */
 export function byPath(places: readonly Place[]): Map<string, string[]> {
   const found = new Map<string, string[]>();
   for (const place of places) {
@@ -31,9 +31,9 @@ export function byPath(places: readonly Place[]): Map<string, string[]> {
   return found;
 }
 
-/** What the server itself says of a configuration, a moment after it was changed. */
+/** Validate a configuration on the server, a moment after it changes. */
 export function useValidation(trainer: string, config: Tree, isReady: boolean) {
-  // The first answer is not waited for: a page shows nothing before it.
+  // The first validation is not delayed, because the page waits for it.
   const isJudged = useRef(false);
   const settled = useDebounced(config, isJudged.current ? QUIET_MS : 0);
   const { data, error, isFetching } = useQuery({

@@ -1,7 +1,7 @@
 /**
- * Below which path the studio lies, such as /studio; empty where it has a host name of its own.
+ * The path prefix of the studio, such as /studio; empty at the root of a host.
  *
- * The export is built with this mark, and `server/pages.py` puts the path in its place as it serves it. Never compare
- * or measure it here: whatever the compiler works out of the mark by itself is not replaced.
+ * The export is built with this marker, and `server/pages.py` replaces it when serving. Never compare
+ * or measure it here: a value that the compiler derives from the marker is not replaced.
  */
 export const BASE = "/__flowloom__";

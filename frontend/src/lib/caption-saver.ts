@@ -1,4 +1,4 @@
-/** A caption that is saved as it is typed. */
+/** Saving a caption while it is typed. */
 
 export type Saving = "saved" | "typing" | "saving" | "failed";
 
@@ -10,15 +10,15 @@ export interface Kept {
 const QUIET_MS = 700;
 
 export interface CaptionSaver {
-  /** Saves it a moment later. */
+  /** Set the text; it is saved a moment later. */
   type: (text: string) => void;
-  /** Saves now what is not saved yet; rejects where that fails. */
+  /** Save now; rejects on failure. */
   save: () => Promise<void>;
-  /** Takes what somebody else wrote; false where it would go over what was typed. */
+  /** Take another client's text; false if it would overwrite unsaved typing. */
   adopt: (kept: Kept) => boolean;
 }
 
-/** One request at a time, each over the version that the one before it made. */
+/** Save with one request at a time, each based on the version of the one before. */
 export function captionSaver(
   first: Kept,
   put: (caption: string, version: string) => Promise<{ version: string }>,
@@ -60,11 +60,11 @@ export function captionSaver(
       latest = text;
       tell("typing", null);
       clearTimeout(timer);
-      // A failure is told; there is nobody here to catch it.
+      // A failure is reported through `tell`.
       timer = setTimeout(() => void save().catch(() => {}), QUIET_MS);
     },
     adopt: (theirs) => {
-      // Of one's own save, what comes back may be trimmed: it is no reason to move what is being typed.
+      // The server may trim our own text; that must not change the text being typed.
       if (running || latest !== kept || theirs.version === version) return false;
       version = theirs.version;
       kept = theirs.caption;
@@ -74,7 +74,7 @@ export function captionSaver(
   };
 }
 
-/** Where `by` leads from `index`. What left the list meanwhile gave its place to the one after it. */
+/** The index `by` further. If the current item has left the list, the next one has taken its place. */
 export function onward(index: number, isThere: boolean, by: number, total: number): number {
   const next = isThere || by < 0 ? index + by : index + by - 1;
   return Math.max(0, Math.min(total - 1, next));

@@ -1,14 +1,14 @@
 import { at, type Tree } from "./json";
 
 export interface Hint {
-  /** The field that changes it. */
+  /** The field to change. */
   path: string;
   text: string;
 }
 
 const LIMITS = ["max_steps", "max_epochs", "max_minutes"];
 
-/** What is allowed but seldom meant, of a configuration with its defaults. */
+/** Return hints on allowed but unusual settings of a complete configuration. */
 export function hintsOf(whole: Tree): Hint[] {
   const found: Hint[] = [];
   if (LIMITS.every((limit) => at(whole, ["limits", limit]) == null)) {

@@ -1,4 +1,4 @@
-/** Numbers as people read them. */
+/** Numbers, sizes and times as text. */
 
 const DASH = "–";
 
@@ -6,7 +6,7 @@ export function count(value: number | null | undefined): string {
   return value == null ? DASH : Math.round(value).toLocaleString("en");
 }
 
-/** Three or four significant digits, never more than fit a table's cell. */
+/** A number with at most `digits` significant digits. */
 export function figure(value: number | null | undefined, digits = 4): string {
   if (value == null || !Number.isFinite(value)) return DASH;
   if (value === 0) return "0";
@@ -15,7 +15,7 @@ export function figure(value: number | null | undefined, digits = 4): string {
   return value.toLocaleString("en", { maximumSignificantDigits: digits, useGrouping: false });
 }
 
-/** A learning rate as it is written by hand: 1e-4. */
+/** A learning rate in short form: 1e-4. */
 export function rate(value: number | null | undefined): string {
   if (value == null || !Number.isFinite(value)) return DASH;
   if (value === 0) return "0";
@@ -55,7 +55,7 @@ export function ago(seconds: number, now = Date.now() / 1000): string {
   if (past < 3600) return `${Math.round(past / 60)} min ago`;
   if (past < 86_400) return `${Math.round(past / 3600)} h ago`;
   if (past < 86_400 * 14) return `${Math.round(past / 86_400)} days ago`;
-  // Of the day where one is, as in `moment`: sv writes 2026-11-23.
+  // The local day; the locale sv formats it as 2026-11-23.
   return new Date(seconds * 1000).toLocaleDateString("sv");
 }
 
@@ -65,7 +65,7 @@ export function moment(seconds: number): string {
 
 export const percent = (share: number) => `${Math.round(share * 100)} %`;
 
-/** Parameters of a network: 8.90 B, 1.2 M, 41 k. */
+/** The number of parameters: 8.90 B, 1.2 M, 41 k. */
 export function params(value: number | null | undefined): string {
   if (value == null) return "";
   if (value >= 1e9) return `${(value / 1e9).toFixed(2)} B`;

@@ -1,19 +1,19 @@
-/** What a run's cards did, as lines over time. */
+/** GPU usage of a run as lines over time. */
 import type { Schemas } from "@/lib/api/client";
 
 type CardLoads = Schemas["CardLoads"];
 export type Figure = keyof Schemas["CardCurves"];
 
-/** So many times the usual gap between two notes is a pause: no line is drawn across it. */
+/** A gap this many times the usual one is a pause, and the line breaks. */
 const PAUSE = 4;
 
 export interface LoadLines {
-  /** Since the run was made. */
+  /** Since the run was created. */
   seconds: number[];
   lines: { device: string; values: (number | null)[] }[];
 }
 
-/** One figure of every card that tells it; `per` is how many of its units make one that is shown. */
+/** One value of each GPU that reports it; `per` converts its unit into the shown one. */
 export function loadLines(loads: CardLoads, figure: Figure, began: number, per = 1): LoadLines {
   const gaps = loads.times.slice(1).map((time, index) => time - (loads.times[index] ?? time));
   const usual = [...gaps].sort((a, b) => a - b)[Math.floor(gaps.length / 2)] ?? 0;

@@ -1,28 +1,28 @@
-/** Where words stand in a text. */
+/** Matches of a search in a text. */
 
 export interface Hit {
   at: number;
   length: number;
 }
 
-/** Every place of `words`, whatever their case; none of nothing. */
+/** All matches of `words`, ignoring case; none for an empty search. */
 export function findAll(text: string, words: string): Hit[] {
   if (!words) return [];
   const pattern = new RegExp(words.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gi");
   return Array.from(text.matchAll(pattern), (found) => ({ at: found.index, length: found[0].length }));
 }
 
-/** The place before or after, round the ends. */
+/** The index `by` further, wrapping around at the ends. */
 export const turned = (now: number, by: number, many: number): number =>
   many === 0 ? 0 : (((now + by) % many) + many) % many;
 
 export interface Piece {
   text: string;
-  /** Which hit it is; null: none. */
+  /** The index of the match; null for text between matches. */
   hit: number | null;
 }
 
-/** A text cut at its hits; of thousands only those near `now`, which are all that is seen. */
+/** Split a text at its matches; of thousands, only those near `now`, the visible ones. */
 export function pieces(text: string, hits: readonly Hit[], now: number, most = 400): Piece[] {
   const first = Math.max(0, now - most / 2);
   const found: Piece[] = [];

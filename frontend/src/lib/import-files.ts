@@ -1,4 +1,4 @@
-/** Files that people bring to a form: which they are, and what is understood of them. */
+/** Recognize and read configuration files that are imported into a form. */
 
 import { withoutSecrets } from "@/hooks/use-draft";
 import { fetchJson, type Place, type Schemas } from "@/lib/api/client";
@@ -6,30 +6,30 @@ import { isTree, type Tree } from "./json";
 import type { Field } from "./schema";
 
 export interface Report {
-  /** Its name, or theirs. */
+  /** The file names. */
   file: string;
-  /** What it is, in the words of those who have one. */
+  /** A phrase such as "a kohya_ss configuration". */
   kind: string;
-  /** Null where nothing was understood. */
+  /** Null if the file could not be read. */
   config: Tree | null;
-  /** Whether it replaces only those sections, and leaves the rest of the form. */
+  /** True if it replaces only its own sections of the form. */
   isPart: boolean;
   known: number;
-  /** Keys that are kept, though the form has no field for them. */
+  /** Keys that are kept without a field in the form. */
   others: string[];
-  /** Keys that could not be taken over, with their values. */
+  /** Keys that could not be imported, with their values. */
   leftOver: Tree;
-  /** Why keys are left over. */
+  /** The reasons, by key. */
   reasons: Record<string, string>;
-  /** Keys that are something else here: raw arguments, or other keys. */
+  /** Keys that became raw arguments or other keys. */
   translated: Record<string, string>;
-  /** Keys that have no effect in the file itself. */
+  /** Keys without effect in the file itself. */
   unused: string[];
-  /** Values that the file does not state, where they differ from those of a new form. */
+  /** Implied values that differ from those of a new form. */
   defaults: Tree;
   secrets: string[];
   problems: Place[];
-  /** A file that this one names, and that was not brought with it. */
+  /** A file that this one refers to and that is missing. */
   absent: string | null;
   error: string | null;
 }
@@ -52,7 +52,7 @@ const NOTHING: Report = {
   error: null,
 };
 
-/** Paths of all that a file sets. */
+/** The dotted paths of all values in a file. */
 export function leaves(config: Tree): string[] {
   return Object.entries(config).flatMap(([name, value]) =>
     isTree(value) ? Object.keys(value).map((key) => `${name}.${key}`) : [name],
@@ -76,7 +76,7 @@ export interface Brought {
   text: string;
 }
 
-/** What POST /api/kohya/import takes, of files as they were dropped; null where they are our own JSON. */
+/** The body of POST /api/kohya/import for the dropped files; null if they are our own JSON. */
 export function kohyaFiles(files: readonly Brought[]): Partial<Schemas["Brought"]> | null {
   const found: Partial<Schemas["Brought"]> = {};
   for (const { name, text } of files) {
@@ -97,7 +97,7 @@ function kindOf(name: string, text: string): keyof Schemas["Brought"] | null {
   return /^\s*\[\[\s*prompt\.subset\s*\]\]/m.test(text) ? "prompts" : "toml";
 }
 
-/** kohya_ss keeps all its keys on one level; ours has sections. */
+/** True for kohya_ss, whose keys are flat; ours are in sections. */
 function isFlat(text: string): boolean {
   try {
     const content: unknown = JSON.parse(text);
@@ -110,7 +110,7 @@ function isFlat(text: string): boolean {
 async function readOurs({ name, text }: Brought, trainer: string, sections: Field[]): Promise<Report> {
   const content: unknown = JSON.parse(text);
   if (!isTree(content)) throw new Error("The file is not a JSON object.");
-  // A run.json of ours holds its configuration under `config`.
+  // Our run.json has its configuration under `config`.
   const whole = isTree(content.config) ? content.config : content;
   const { config, taken } = withoutSecrets(whole);
   const paths = leaves(config);
@@ -161,7 +161,7 @@ async function readKohya(files: readonly Brought[], body: Partial<Schemas["Broug
   };
 }
 
-/** What is understood of the files, for a form to begin with. Nothing is kept of them. */
+/** Read the files into a report with a configuration for the form. Nothing is stored. */
 export async function bring(files: readonly Brought[], trainer: string, sections: Field[]): Promise<Report> {
   const file = files.map((each) => each.name).join(" and ");
   try {

@@ -17,7 +17,7 @@ export function at(value: Json | undefined, path: readonly (string | number)[]):
   return here;
 }
 
-/** A copy of `value` with `next` at `path`; undefined takes the key away. */
+/** A copy of `value` with `next` at `path`; undefined removes the key. */
 export function withAt(value: Json, path: readonly (string | number)[], next: Json | undefined): Json {
   const [key, ...rest] = path;
   if (key === undefined) return next ?? null;
@@ -47,7 +47,7 @@ export function same(a: Json | undefined, b: Json | undefined): boolean {
   return false;
 }
 
-/** `over` laid over `base`, section by section; a section whose `kind` changes starts afresh. */
+/** Merge `over` into `base` recursively; a section whose `kind` changes replaces the old one. */
 export function laidOver(base: Json, over: Json): Json {
   if (!isTree(base) || !isTree(over)) return over;
   if (typeof over.kind === "string" && over.kind !== base.kind) return over;
@@ -59,7 +59,7 @@ export function laidOver(base: Json, over: Json): Json {
   return merged;
 }
 
-/** What of `value` differs from `base`: the smallest configuration that means the same. */
+/** The smallest configuration that gives `value` when merged into `base`. */
 export function changesFrom(base: Json | undefined, value: Json): Json | undefined {
   if (same(base, value)) return undefined;
   if (!isTree(base) || !isTree(value)) return value;
@@ -79,7 +79,7 @@ export interface Difference {
   to: Json | undefined;
 }
 
-/** Leaf by leaf, where two trees differ. */
+/** The leaves in which two trees differ. */
 export function differences(from: Json | undefined, to: Json | undefined, path = ""): Difference[] {
   if (same(from, to)) return [];
   if (isTree(from) && isTree(to)) {

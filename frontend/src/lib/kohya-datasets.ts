@@ -2,7 +2,7 @@ import { isTree, type Json, type Tree } from "./json";
 
 const listOf = (value: Json | undefined): Tree[] => (Array.isArray(value) ? value.filter(isTree) : []);
 
-/** Kohya's `datasets` with `folder` as that of the first subset; everything else stays. */
+/** Return Kohya's `datasets` with `folder` as the image folder of the first subset. */
 export function withImageDir(datasets: Json | undefined, folder: string): Tree[] {
   const [first = {}, ...others] = listOf(datasets);
   const [subset = {}, ...subsets] = listOf(first.subsets);

@@ -1,4 +1,4 @@
-/** A log, read by bytes as it grows. */
+/** Reading a log in parts while it grows. */
 
 export interface LogPart {
   text: string;
@@ -7,7 +7,7 @@ export interface LogPart {
 }
 
 interface Told<Part extends LogPart> {
-  /** More of it; `isFirst`: in place of all that was there. */
+  /** Called with each part; `isFirst`: it replaces all text. */
   onPart: (part: Part, isFirst: boolean) => void;
   onError: (error: unknown) => void;
 }
@@ -16,8 +16,8 @@ const FIRST = -65_536;
 export const EVERY_MS = 1500;
 
 /**
- * Follows a log until it is ended: nothing twice, nothing left out. Nobody looks at a hidden tab: it is
- * read on when it is seen again. `finish` reads what is left of a log that grows no more. `first`: where it begins, in bytes before its end.
+ * Follow a log until `end` is called, without gaps or repeats. It pauses while the tab is hidden.
+ * `first`: the offset to start at; negative values count from the end.
  */
 export function tailLog<Part extends LogPart>(
   ask: (offset: number) => Promise<Part>,
@@ -30,7 +30,7 @@ export function tailLog<Part extends LogPart>(
   let timer: ReturnType<typeof setTimeout> | undefined;
 
   const look = async () => {
-    // An answer that was asked for before its end may lack its last words.
+    // A response requested before the run ended may miss the last lines.
     const wasGrowing = isGrowing;
     let isWhole = false;
     try {
@@ -50,10 +50,10 @@ export function tailLog<Part extends LogPart>(
   };
   timer = setTimeout(look, 0);
   return {
-    /** It has ended, or goes on. */
+    /** Set whether the log still grows. */
     grow: (grows: boolean) => {
       isGrowing = grows;
-      // What it said last, between the last look and its end, is read as well.
+      // Also read the lines between the last request and the end.
       timer ??= setTimeout(look, 0);
     },
     end: () => {

@@ -1,9 +1,9 @@
-/** The training that a model file tells of in its own header. */
+/** The training settings in a model file's header. */
 import { api, got } from "@/lib/api/client";
 import type { Model } from "@/lib/api/models";
 import type { Brought } from "./import-files";
 
-/** What sd-scripts writes down of a training under the name of its own option. */
+/** Options that sd-scripts stores in the header as `ss_` plus their name. */
 const KEPT = [
   "network_module",
   "network_dim",
@@ -48,7 +48,7 @@ type Metadata = Readonly<Record<string, string>>;
 
 const WORDS: Readonly<Record<string, boolean>> = { True: true, False: false };
 
-/** `k=v k=v` of a header's JSON of them. */
+/** A header's JSON object as `k=v k=v`. */
 function args(text: string | undefined): string {
   try {
     const found: unknown = JSON.parse(text ?? "{}");
@@ -61,7 +61,7 @@ function args(text: string | undefined): string {
   }
 }
 
-/** `torch.optim.adamw.AdamW(betas=(0.9, 0.99),eps=1e-8)`: its name, and its arguments where they are plain. */
+/** The name and simple arguments of `torch.optim.adamw.AdamW(betas=(0.9, 0.99),eps=1e-8)`. */
 function optimizer(text: string): { optimizer: string; optimizer_args: string } {
   const [, path = text, inside = ""] = /^([^(]+)(?:\((.*)\))?$/.exec(text) ?? [];
   const parts = inside.split(/,(?![^()]*\))/).map((part) => part.replaceAll(" ", ""));
@@ -71,7 +71,7 @@ function optimizer(text: string): { optimizer: string; optimizer_args: string } 
   };
 }
 
-/** Kohya's `ss_` keys as kohya_ss' form saves them, which its importer understands; null where there are none. */
+/** Kohya's `ss_` keys in the format of kohya_ss, for our importer; null if there are none. */
 export function ofKohya(metadata: Metadata): Record<string, string | boolean> | null {
   const told: Record<string, string | boolean> = {};
   for (const key of KEPT) {
@@ -94,12 +94,12 @@ export function ofKohya(metadata: Metadata): Record<string, string | boolean> | 
 
 export interface Like {
   trainer: "flow" | "kohya";
-  /** In the words of the report. */
+  /** The phrase for the import report. */
   kind: string;
   brought: Brought;
 }
 
-/** The training that a header tells of; null where it tells of none. */
+/** Return the training settings in a header, or null. */
 export function trainingOf(name: string, metadata: Metadata): Like | null {
   const ours = metadata["flowloom.config"];
   if (ours)
@@ -116,16 +116,16 @@ export function trainingOf(name: string, metadata: Metadata): Like | null {
 
 export interface Place {
   root: string;
-  /** Below the root. */
+  /** Relative to the root. */
   path: string;
 }
 
-/** Where a model lies below its root, as the studio's routes want it. */
+/** A model's root and relative path, as the API expects them. */
 export function placeOf(model: Pick<Model, "root" | "path">, folder: string): Place {
   return { root: model.root, path: model.path.slice(folder.length).replace(/^[\\/]+/, "") };
 }
 
-/** What the file's header says of its training. */
+/** Read the training settings from a file's header. */
 export async function readLike({ root, path }: Place): Promise<Like | null> {
   const { metadata } = await got(api.GET("/api/models/details", { params: { query: { root, path } } }));
   return trainingOf(path.split("/").at(-1) ?? path, metadata);

@@ -1,13 +1,13 @@
 const FIT = /^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$/;
 
-/** What is wrong with the name of a run, as the server says it; null where it can be used or is empty. */
+/** Return the problem with a run name, or null if it is valid or empty. Same rule as on the server. */
 export function nameProblem(text: string): string | null {
   const name = text.trim();
   if (name === "" || FIT.test(name)) return null;
   return "Run name: letters, digits, . _ - only (no spaces), a letter or digit first, 100 at most.";
 }
 
-/** A name like `text` that a run can have; empty where nothing of it can stay. */
+/** Return a valid run name similar to `text`, possibly empty. */
 export function fitName(text: string): string {
   const plain = text.normalize("NFKD").replace(/[\u0300-\u036f]/g, "");
   return plain

@@ -1,7 +1,7 @@
-/** Pictures that show a run's checkpoints beside each other: a run of the task `sample`. */
+/** Configurations for the task `sample`. */
 import { at, type Json, type Tree } from "./json";
 
-/** Its prompts and settings are those of the run's own samples; `grid` is what differs. */
+/** The prompts and sampling settings of a run, with `grid` as the values to compare. */
 export function drawing(config: Tree, grid: Tree): Tree {
   const told = (key: string) => at(config, ["inference", key]);
   const size = told("image_dim");

@@ -1,18 +1,18 @@
 import type { Sample } from "@/lib/api/client";
 
 export interface SampleGrid {
-  /** Steps from the first to the last. */
+  /** In ascending order. */
   steps: number[];
   rows: SampleRow[];
 }
 
 export interface SampleRow {
   key: string;
-  /** What the row is called: its prompt, where all of its images have the same one. */
+  /** The row's name: the prompt, if all of its images have the same. */
   prompt: string;
   seed: number | null;
   byStep: Map<number, Sample>;
-  /** Which run drew it, where several are compared. */
+  /** The run that generated it, when runs are compared. */
   run?: string;
 }
 
@@ -25,7 +25,7 @@ const placeOf = (file: string) => {
 };
 const isPlace = (place: string) => /^\d{1,3}$/.test(place);
 
-/** What the images of a row have in common, whatever their prompt: a run gives each place in its list a seed. */
+/** The key that the images of a row share. It does not depend on the prompt: each list position has its seed. */
 function seriesOf(sample: Sample): string {
   if (sample.from_batch) return `batch ${sample.seed} ${JSON.stringify(sample.settings)}`;
   if (sample.seed != null) return `${sample.seed} ${JSON.stringify(sample.settings)}`;
@@ -39,11 +39,11 @@ function grouped<T>(items: readonly T[], keyOf: (item: T) => string): T[][] {
   return [...groups.values()];
 }
 
-/** Whether no step has two of them, so that they fit one row. */
+/** True if no step has two of the samples, so that they fit in one row. */
 const isRow = (samples: readonly Sample[]) =>
   new Set(samples.map((sample) => sample.step ?? 0)).size === samples.length;
 
-/** Rows of one image a step: by series, then by prompt, then by place in the list. */
+/** Rows of one image per step: by series, then by prompt, then by list position. */
 function rowsOf(samples: readonly Sample[]): Sample[][] {
   return grouped(samples, seriesOf).flatMap((series) =>
     isRow(series)
@@ -62,7 +62,7 @@ function nameOf(samples: readonly Sample[], place: string): string {
   return only || (isPlace(place) ? `Image ${Number(place) + 1}` : place);
 }
 
-/** Samples as a grid prompt x step. */
+/** Return samples as a grid of prompts and steps. */
 export function gridOf(samples: readonly Sample[]): SampleGrid {
   const rows = rowsOf(samples).map((some) => {
     const place = some.map((sample) => placeOf(sample.file)).sort()[0] ?? "";
@@ -79,12 +79,12 @@ export function gridOf(samples: readonly Sample[]): SampleGrid {
   };
 }
 
-/** The prompt of a row's image at a step; the row's name where there is none. */
+/** The prompt of a row's image at a step, or the row's name. */
 export function promptAt(row: SampleRow, step: number): string {
   return row.byStep.get(step)?.prompt ?? row.prompt;
 }
 
-/** Grids of several runs as one: rows of the same prompt stand below each other, the first run's on top. */
+/** Merge the grids of several runs: rows of the same prompt are adjacent, the first run's on top. */
 export function together(grids: readonly { run: string; grid: SampleGrid }[]): SampleGrid {
   const [first, ...rest] = grids;
   if (!first) return { steps: [], rows: [] };
@@ -102,7 +102,7 @@ export function together(grids: readonly { run: string; grid: SampleGrid }[]): S
   };
 }
 
-/** The row's image at `step`, or else its newest one before it, or its first. */
+/** The row's image at `step`, or the latest before it, or the first. */
 export function nearest(row: SampleRow, step: number): Sample | undefined {
   const steps = [...row.byStep.keys()].sort((a, b) => a - b);
   const before = steps.filter((each) => each <= step);

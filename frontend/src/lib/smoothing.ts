@@ -1,4 +1,4 @@
-/** Exponential smoothing without the bias of its start; null values are passed over. */
+/** Exponential smoothing with bias correction, as in Adam; null values are skipped. */
 export function smoothed(values: readonly (number | null | undefined)[], weight: number): (number | null)[] {
   let mean = 0;
   let mass = 0;

@@ -1,20 +1,20 @@
-/** What goes with a report of a fault. */
+/** The report to attach to a bug report. */
 import { queryOptions } from "@tanstack/react-query";
 import { api, got, type Schemas } from "@/lib/api/client";
 
 export type Finding = Schemas["Finding"];
 
-/** What is not as it should be comes first; the rest keeps its order. */
+/** Failed checks first, otherwise in the same order. */
 export function byNeed(findings: readonly Finding[]): Finding[] {
   return [...findings.filter((each) => !each.is_well), ...findings.filter((each) => each.is_well)];
 }
 
-/** A text without the folders in it: they carry names of people. */
+/** Replace paths in a text: they contain user names. */
 export function withoutPaths(text: string): string {
   return text.replace(/(^|[\s(='"])(?:\/|~\/|[A-Za-z]:[\\/])[^\s,;:()'"]+/g, "$1…");
 }
 
-/** It imports all packages, in a process of its own: only when it is asked for. */
+/** Run only on request: it imports all packages in a new process. */
 export const doctor = queryOptions({
   queryKey: ["doctor"],
   queryFn: () => got(api.GET("/api/system/doctor")),
@@ -23,7 +23,7 @@ export const doctor = queryOptions({
   staleTime: Number.POSITIVE_INFINITY,
 });
 
-/** All that is needed to help from afar; neither secrets nor paths. */
+/** Version, checks, machine and trainers as JSON, without secrets or paths. */
 export async function systemReport(findings: readonly Finding[]): Promise<string> {
   const [health, machine, known, folders] = await Promise.all([
     got(api.GET("/api/health")),

@@ -1,4 +1,4 @@
-/** Resumable uploads by the tus protocol 1.0, a few at a time. */
+/** Resumable uploads with the tus protocol 1.0, a few at a time. */
 
 import { Problem, problemOf } from "@/lib/api/client";
 import { BASE } from "./base-path";
@@ -7,18 +7,18 @@ const VERSION = "1.0.0";
 const PART_BYTES = 8 * 2 ** 20;
 const AT_A_TIME = 3;
 const TRIES = 6;
-/** What a studio answers of an upload that it does not have, or has no more. */
+/** Statuses of an unknown or expired upload. */
 const GONE = new Set([404, 410]);
 const DISK_FULL = 507;
-/** What a studio answers of Thumbs.db and the like. */
+/** The problem code for files such as Thumbs.db. */
 const SKIPPED = "file-skipped";
 
 export interface Item {
   file: File;
-  /** With its folders. */
+  /** The path inside the dataset. */
   path: string;
   sent: number;
-  /** Skipped: the studio has no use for such a file, and nothing went wrong. */
+  /** Skipped: neither an image nor a caption file; not an error. */
   state: "waiting" | "sending" | "done" | "failed" | "skipped";
   error?: string;
 }
@@ -32,7 +32,7 @@ async function refusal(response: Response): Promise<Problem> {
 const keyOf = (dataset: string, item: Item) =>
   `flowloom.upload.${dataset}.${item.path}.${item.file.size}.${item.file.lastModified}`;
 
-/** Where uploads go on. A full or forbidden storage keeps none; an upload that is under way goes on all the same. */
+/** The URLs of unfinished uploads, kept in localStorage if possible. */
 const places = {
   own: new Map<string, string>(),
   get(key: string): string | null {
@@ -47,7 +47,7 @@ const places = {
     try {
       localStorage.setItem(key, place);
     } catch {
-      // It is known here until the page is left.
+      // The storage is full or blocked: the URL is known until the page is left.
     }
   },
   drop(key: string) {
@@ -77,7 +77,7 @@ async function begin(dataset: string, item: Item): Promise<string> {
   return place;
 }
 
-/** How much of it the server has; null where it knows of no such upload any more. */
+/** The bytes that the server has; null if it no longer knows the upload. */
 async function offsetOf(place: string, signal: AbortSignal): Promise<number | null> {
   const response = await fetch(place, { method: "HEAD", headers: { "tus-resumable": VERSION }, signal });
   if (response.ok) return Number(response.headers.get("upload-offset") ?? 0);
@@ -85,7 +85,7 @@ async function offsetOf(place: string, signal: AbortSignal): Promise<number | nu
   throw await refusal(response);
 }
 
-/** Whether trying again could help. A studio that does not answer is waited for; a file that is gone is not. */
+/** True if a retry could help: an unreachable studio is waited for, an unreadable file is not. */
 async function isWorthIt(error: unknown, item: Item, tries: number): Promise<boolean> {
   if (error instanceof Problem) {
     const isSaid = error.status < 500 && error.status !== 409;
@@ -99,7 +99,7 @@ async function isWorthIt(error: unknown, item: Item, tries: number): Promise<boo
   }
 }
 
-/** A while, or until it is given up. */
+/** Wait, at most until the signal aborts. */
 const pause = (ms: number, signal: AbortSignal) =>
   new Promise<void>((resolve) => {
     const end = () => {
@@ -149,7 +149,7 @@ async function send(dataset: string, item: Item, onChange: () => void, signal: A
   }
 }
 
-/** Uploads all, and says after each part how it stands. A broken connection is waited for. */
+/** Upload all items and call `onChange` after each part. Waits for a broken connection. */
 export async function uploadAll(
   dataset: string,
   items: Item[],
@@ -177,7 +177,7 @@ export async function uploadAll(
 
 const WANTED = /\.(png|jpe?g|webp|gif|avif|bmp|jxl|txt|caption|jsonl?|csv|zip)$/i;
 
-/** Files of a drop, with those in dropped folders. */
+/** The files of a drop, including those in dropped folders. */
 export async function filesOf(transfer: DataTransfer): Promise<Item[]> {
   const entries = [...transfer.items]
     .map((item) => item.webkitGetAsEntry?.())
@@ -202,7 +202,7 @@ export async function filesOf(transfer: DataTransfer): Promise<Item[]> {
     }
   };
   for (const entry of entries) await walk(entry, "");
-  // One dropped folder is the data set itself: its own name need not be a folder in it.
+  // A single dropped folder becomes the dataset itself, so its name is dropped from the paths.
   const first = entries[0];
   if (entries.length === 1 && first?.isDirectory) {
     for (const item of found) item.path = item.path.slice(first.name.length + 1);
@@ -210,13 +210,13 @@ export async function filesOf(transfer: DataTransfer): Promise<Item[]> {
   return found;
 }
 
-/** The path of a file in a folder that was chosen: that folder is the data set itself. */
+/** A file's path inside the chosen folder, which becomes the dataset itself. */
 export const belowTop = (file: File) =>
   (file.webkitRelativePath ?? "").split("/").slice(1).join("/") || file.name;
 
 export const itemOf = (file: File, path: string): Item => ({ file, path, sent: 0, state: "waiting" });
 
-/** Of what was found, that which is not on its way already. */
+/** The files that are not being uploaded already. */
 export function newOf(items: readonly Item[], found: readonly Item[], isBusy: boolean): Item[] {
   const underWay = new Set(
     items

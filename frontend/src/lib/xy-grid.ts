@@ -1,9 +1,9 @@
-/** Pictures that were drawn over a grid of settings, laid out by two of these. */
+/** Images generated over a grid of settings, laid out by two of them. */
 import type { Sample } from "@/lib/api/client";
 
 export interface Axis {
   name: string;
-  /** In the order in which they were first drawn. */
+  /** In order of generation. */
   values: string[];
 }
 
@@ -26,7 +26,7 @@ export function settingOf(sample: Sample, axis: string): string {
   return value == null ? "" : String(value);
 }
 
-/** What differs between the pictures: by that they can be laid out. */
+/** The settings that differ between the images. */
 export function axesOf(samples: readonly Sample[]): Axis[] {
   const inOrder = [...samples].sort((a, b) => a.file.localeCompare(b.file, "en", { numeric: true }));
   return AXES.map((name) => ({
@@ -35,7 +35,7 @@ export function axesOf(samples: readonly Sample[]): Axis[] {
   })).filter((axis) => axis.values.length > 1);
 }
 
-/** The pictures of each place; more than one where further settings differ. */
+/** The images of each cell; several if further settings differ. */
 export function placed(
   samples: readonly Sample[],
   x: string | null,

@@ -4,7 +4,7 @@ import { Suspense } from "react";
 import { DatasetPage } from "@/features/datasets/dataset-page";
 import { DatasetsPage } from "@/features/datasets/datasets-page";
 
-/** The shelf, or with `?name=` one data set. */
+/** The list of datasets, or with `?name=` one dataset. */
 function Chosen() {
   const name = useSearchParams().get("name");
   return name ? <DatasetPage key={name} name={name} /> : <DatasetsPage />;

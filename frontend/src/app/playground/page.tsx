@@ -18,7 +18,7 @@ const FIRST = [
   "grid",
 ];
 
-/** `?source=` names what draws: a run's folder, a checkpoint, a LoRA. */
+/** `?source=` names the model: a run's folder, a checkpoint or a LoRA. */
 function Form() {
   const source = useSearchParams().get("source");
   const initial = { prompts: [], ...(source && { source_path: source }) };

@@ -16,7 +16,7 @@ const RunPage = dynamic(() => import("@/features/run/run-page").then((module) =>
   loading: Waiting,
 });
 
-/** The list, or with `?id=` one run; `&with=` compares it with others. */
+/** The list of runs, or with `?id=` one run; `&with=` compares it with others. */
 function Chosen() {
   const query = useSearchParams();
   const id = query.get("id");

@@ -11,7 +11,7 @@ import { type Library, library } from "@/lib/api/models";
 import { checkpoints, isTraining, roots, runs } from "@/lib/api/queries";
 import { ago, bytes } from "@/lib/format";
 
-/** Kinds of model files that draw by themselves or on a base. */
+/** Kinds of model files that can generate images, alone or on a base model. */
 const DRAWS = new Set(["lora", "checkpoint", "network"]);
 
 interface Picking {
@@ -35,7 +35,7 @@ function One({ path, name, note, chosen, onToggle }: Picking & { path: string; n
   );
 }
 
-/** A group that is read when it is opened; it tells how many of it are chosen. */
+/** A group that loads its list when opened, with the number of selected entries. */
 function Group({
   title,
   num,
@@ -94,7 +94,7 @@ function OfRun({ id, dir, isOpen, ...picking }: Picking & { id: string; dir: str
   );
 }
 
-/** LoRAs and weights outside of runs, whose checkpoints have groups of their own. */
+/** LoRAs and weights outside the runs; checkpoints of runs have their own groups. */
 const ownOf = (shelf: Library | undefined, runsDir: string) =>
   shelf?.models.filter((each) => DRAWS.has(each.kind) && !each.path.startsWith(`${runsDir}/`)) ?? [];
 
@@ -143,7 +143,7 @@ function List(picking: Picking) {
   );
 }
 
-/** Checkpoints of runs, and model files, to be ticked; paths that stand there already stay. */
+/** Select checkpoints of runs and model files; existing paths are kept. */
 export function CheckpointPicker({
   value,
   onChange,

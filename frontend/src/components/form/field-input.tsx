@@ -23,14 +23,14 @@ const aria = ({ id, describedBy, isInvalid }: WidgetProps) => ({
   "aria-invalid": isInvalid || undefined,
 });
 
-/** Text that is read as something else: kept as it was typed while it is being typed. */
+/** The text of an input that is parsed into a value: typing is never reformatted. */
 function useTyped(
   value: Json | undefined,
   show: (value: Json | undefined) => string,
   read: (text: string) => Json,
 ) {
   const [text, setText] = useState(() => show(value));
-  // biome-ignore lint/correctness/useExhaustiveDependencies: only a value from elsewhere replaces what was typed
+  // biome-ignore lint/correctness/useExhaustiveDependencies: only an outside change replaces the typed text
   useEffect(() => {
     if (!same(read(text), value ?? null)) setText(show(value));
   }, [JSON.stringify(value ?? null)]);
@@ -166,7 +166,7 @@ function LinesInput(props: WidgetProps) {
   );
 }
 
-/** Lines that name what draws: typed, or ticked in a list of what is here. */
+/** Paths of models, one per line, typed or selected in a dialog. */
 function SourcesInput(props: WidgetProps) {
   const paths = Array.isArray(props.value) ? props.value.map(String) : [];
   return (
@@ -257,9 +257,9 @@ const WIDGETS: Partial<Record<Field["kind"], (props: WidgetProps) => React.React
   switch: SwitchInput,
 };
 
-/** The control that fits a field. */
+/** The control for a field's kind. */
 export function FieldInput(props: WidgetProps) {
-  // Whatever the studio has found files for is the path of one.
+  // A field with suggested files is a path.
   const hasFiles = (useForm().candidates[props.field.path.join(".")] ?? []).length > 0;
   const named = props.field.name === "source_paths" ? SourcesInput : undefined;
   const Fitting = hasFiles ? PathInput : (named ?? WIDGETS[props.field.kind] ?? JsonInput);

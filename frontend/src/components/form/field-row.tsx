@@ -8,7 +8,7 @@ import type { Field } from "@/lib/schema";
 import { FieldInput } from "./field-input";
 import { useForm, useValue } from "./form-context";
 
-/** One field: its name, its control, what it means, what it was, and what is wrong with it. */
+/** A field: name, control, help, previous value and problems. */
 export function FieldRow({ field, path = field.path }: { field: Field; path?: string[] }) {
   const { set, problems } = useForm();
   const { value, before, isChanged } = useValue(path, field.initial);
@@ -18,7 +18,7 @@ export function FieldRow({ field, path = field.path }: { field: Field; path?: st
     .filter(([place]) => place === dotted || place.startsWith(`${dotted}.`))
     .flatMap(([, messages]) => messages);
   const onChange = (next: Json | undefined) => set(path, next);
-  // What was not yet said is no mistake: it is marked in another colour.
+  // A missing value is not yet a mistake and is marked in another colour.
   const isOpen = wrong.every((message) => /^(is needed|needs at least 1 )/.test(message));
   const note = [field.unit, field.range].filter(Boolean).join(" · ");
   return (

@@ -2,7 +2,7 @@
 import { createContext, useContext } from "react";
 import { at, type Json, same, type Tree } from "@/lib/json";
 
-/** What every field of a form needs to know. */
+/** The state that all fields of a form share. */
 export interface FormState {
   whole: Tree;
   base: Tree;

@@ -12,7 +12,7 @@ interface Filter {
   isShown: (field: Field) => boolean;
 }
 
-/** A place whose kind decides which fields there are. */
+/** A field whose `kind` decides its subfields. */
 function Variants({ field, path, isShown }: { field: Field; path: string[] } & Filter) {
   const { set } = useForm();
   const { value } = useValue(path, field.initial);
@@ -26,7 +26,7 @@ function Variants({ field, path, isShown }: { field: Field; path: string[] } & F
           {field.path.length > 1 ? field.title : "Kind"}
         </label>
         <div>
-          {/* As wide as the fields below it, which keep a place for their way back. */}
+          {/* As wide as the fields below, which reserve space for the reset button. */}
           <Select
             className="w-[calc(100%-2.125rem)]!"
             id={id}
@@ -121,7 +121,7 @@ function Items({ field, path, isShown }: { field: Field; path: string[] } & Filt
   );
 }
 
-/** A group that may be absent altogether. */
+/** An optional group. */
 function Optional({ field, path, isShown }: { field: Field; path: string[] } & Filter) {
   const { set } = useForm();
   const { value } = useValue(path, field.initial);
@@ -163,7 +163,7 @@ function AnyField({ field, path, isShown }: { field: Field; path: string[] } & F
 
 /** One section of the configuration. */
 export function FormSection({ section, isShown }: { section: Field } & Filter) {
-  // A section made of a flat schema's fields has no place of its own.
+  // A section of a flat schema's fields has no path.
   const isLoose = section.path.length === 0;
   return (
     <section id={`section-${section.name}`} className="scroll-mt-16 rounded-lg border bg-card">

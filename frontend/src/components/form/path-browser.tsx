@@ -63,7 +63,7 @@ function Listing({
   );
 }
 
-/** Chooses a file or folder below the studio's roots; what fits is on top. */
+/** Choose a file or folder in the studio's folders; suggested files come first. */
 export function PathBrowser({
   title,
   found,

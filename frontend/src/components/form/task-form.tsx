@@ -19,7 +19,7 @@ import { FormSection } from "./form-section";
 
 const EVERYTHING: ReadonlySet<string> = new Set();
 
-/** The form of a task, from its schema; started, it is a run like every other. */
+/** The form of a task, drawn from its schema. Starting it creates a run. */
 export function TaskForm({
   task,
   initial,
@@ -30,9 +30,9 @@ export function TaskForm({
   task: string;
   initial: Tree;
   start: string;
-  /** Whether the form stays, for the next one. */
+  /** Keep the form open after a start. */
   stay?: boolean;
-  /** What stands above, in this order; all else is folded away. */
+  /** Fields to show first, in this order; the others are folded. */
   first?: string[];
 }) {
   const router = useRouter();
@@ -100,7 +100,7 @@ export function TaskForm({
   );
 }
 
-/** The fields that matter on top, in their order; the rest below a fold, open where something is wrong there. */
+/** The first fields in their order, the others below a fold, which opens if one of them has a problem. */
 function Folded({
   sections,
   first,

@@ -16,7 +16,7 @@ function Brand() {
   );
 }
 
-/** The frame of every page: navigation at the side, or behind a button where there is little room. */
+/** The frame of every page, with the navigation in a sidebar or, on small screens, a drawer. */
 export function AppShell({ children }: { children: ReactNode }) {
   const drawer = useRef<HTMLDialogElement>(null);
   const close = () => drawer.current?.close();

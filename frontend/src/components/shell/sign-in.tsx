@@ -8,7 +8,7 @@ import { api, got, Problem, SIGNED_OUT } from "@/lib/api/client";
 
 const IN_ADDRESS = "#token=";
 
-/** The text of an address; as it stands where its percent signs are no code. */
+/** URL-decoded text, or the text itself if its percent signs are not valid escapes. */
 function decoded(text: string): string {
   try {
     return decodeURIComponent(text);
@@ -17,7 +17,7 @@ function decoded(text: string): string {
   }
 }
 
-/** Asks for the token when the studio wants one; an address with `#token=` signs in by itself. */
+/** Ask for the token when a request is refused; an address with `#token=` signs in automatically. */
 export function SignIn() {
   const [isAsked, setAsked] = useState(false);
   const [isBusy, setBusy] = useState(false);

@@ -30,7 +30,7 @@ function Gauge({
   );
 }
 
-/** The machine, at the foot of the navigation: always in sight, never in the way. */
+/** CPU, memory and GPU usage below the navigation. */
 export function SystemMeters() {
   const { data } = useQuery(system);
   const { data: studio, isError } = useQuery(health);

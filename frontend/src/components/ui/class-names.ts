@@ -1,2 +1,2 @@
-/** Class names without the empty ones. */
+/** Join class names, skipping empty ones. */
 export const cx = (...names: (string | false | null | undefined)[]) => names.filter(Boolean).join(" ");

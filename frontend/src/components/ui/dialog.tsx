@@ -4,7 +4,7 @@ import { Button, IconButton } from "./button";
 import { cx } from "./class-names";
 import { CloseIcon } from "./icons";
 
-/** The browser's own modal dialog: focus is held in it, Escape closes it, focus returns. */
+/** The native modal dialog: it traps the focus, closes on Escape and restores the focus. */
 export function Dialog({
   title,
   isOpen,
@@ -28,10 +28,10 @@ export function Dialog({
   }, [isOpen]);
   useLayoutEffect(() => {
     const dialog = element.current;
-    // One that is taken away while it is open gives the focus back no less.
+    // A dialog that is unmounted while open must restore the focus, too.
     return () => dialog?.close();
   }, []);
-  // A text that is selected beyond the edge is no click beside the dialog.
+  // Selecting text and releasing the pointer outside the dialog is not a click on the backdrop.
   const pressed = useRef<EventTarget | null>(null);
   return (
     // biome-ignore lint/a11y/useKeyWithClickEvents: Escape closes it already
@@ -64,7 +64,7 @@ export function Dialog({
   );
 }
 
-/** Asks once before what cannot be undone. */
+/** Ask for confirmation before an action that cannot be undone. */
 export function Confirm({
   title,
   isOpen,

@@ -3,7 +3,7 @@ import { Problem } from "@/lib/api/client";
 import { Button } from "./button";
 import { WarnIcon } from "./icons";
 
-/** An error as the studio tells it: what is wrong, where, what to do. */
+/** An error of the API: what is wrong, where, what to do. */
 export function ErrorAlert({ error, onRetry }: { error: unknown; onRetry?: () => void }) {
   const problem = error instanceof Problem ? error : null;
   const title = problem?.title ?? (error instanceof Error ? error.message : String(error));

@@ -1,4 +1,4 @@
-/** A line of help; what stands between backticks is code. */
+/** Help text; text between backticks is shown as code. */
 export function HelpText({ text }: { text: string }) {
   return text.split("`").map((part, index) =>
     index % 2 === 1 ? (

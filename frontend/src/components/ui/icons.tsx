@@ -1,6 +1,6 @@
 import type { ReactNode } from "react";
 
-/** Line icons on a 16-pixel grid, drawn for this studio. */
+/** A line icon on a 16-pixel grid. */
 function icon(paths: ReactNode) {
   return function Icon({ className = "size-4" }: { className?: string }) {
     return (
@@ -77,7 +77,7 @@ export const WarnIcon = icon(<path d="M8 2.500 14 13H2zM8 6.500v3M8 11.200v.1" /
 export const CheckIcon = icon(<path d="m3 8.500 3.500 3.500L13 4.500" />);
 export const GripIcon = icon(<path d="M6 4v.1M6 8v.1M6 12v.1M10 4v.1M10 8v.1M10 12v.1" />);
 
-/** Warp and weft. */
+/** The logo: warp and weft of a loom. */
 export function Logo({ className = "size-5" }: { className?: string }) {
   return (
     <svg

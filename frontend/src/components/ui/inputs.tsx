@@ -23,14 +23,14 @@ export function Input({ className, ...rest }: InputHTMLAttributes<HTMLInputEleme
 
 interface SearchProps extends Pick<InputHTMLAttributes<HTMLInputElement>, "onKeyDown" | "className"> {
   label: string;
-  /** What stands in it while it is empty; without it, the label. */
+  /** The placeholder; by default, the label. */
   hint?: string;
   value: string;
   onSearch: (words: string) => void;
   isSmall?: boolean;
 }
 
-/** A field to search by; `className` is that of the whole. */
+/** A search field; `className` applies to the outer element. */
 export function SearchInput({ label, hint, value, onSearch, isSmall, className, onKeyDown }: SearchProps) {
   return (
     <label className={cx("relative block", className)}>
@@ -58,7 +58,7 @@ export function Select({ className, ...rest }: SelectHTMLAttributes<HTMLSelectEl
   return <select {...rest} className={cx(SHAPE, "h-8 pl-2", className)} />;
 }
 
-/** A switch: on or off, at once. */
+/** A toggle switch. */
 export function Switch({
   checked,
   onChange,

@@ -12,7 +12,7 @@ export interface MenuItem {
   note?: string;
 }
 
-/** A button with more behind it. Escape, a click elsewhere, or a choice closes it; arrows move. */
+/** A menu button. Escape, a click elsewhere or a choice closes the menu; arrow keys move. */
 export function Menu({
   label,
   items,
@@ -31,13 +31,13 @@ export function Menu({
     box.current?.querySelector<HTMLElement>('[role="menuitem"]:not(:disabled)')?.focus();
     return () => document.removeEventListener("pointerdown", onDown);
   }, [isOpen]);
-  // The item that has the focus goes: what opens next gives it back to the button.
+  // Focus the button before the item unmounts, so that a dialog opened next returns the focus to it.
   const close = () => {
     setOpen(false);
     box.current?.querySelector<HTMLElement>("button")?.focus();
   };
   return (
-    // biome-ignore lint/a11y/noStaticElementInteractions: keys are for the menu in it
+    // biome-ignore lint/a11y/noStaticElementInteractions: the keys belong to the menu inside
     <div
       ref={box}
       className="relative"

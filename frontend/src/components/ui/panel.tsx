@@ -1,7 +1,7 @@
 import type { ReactNode } from "react";
 import { cx } from "./class-names";
 
-/** A panel with a quiet heading. */
+/** A titled card. */
 export function Panel({
   title,
   actions,
@@ -68,7 +68,7 @@ export function Skeleton({ className }: { className?: string }) {
   );
 }
 
-/** Nothing here yet, and what to do about it. */
+/** An empty state: a title, a hint and actions. */
 export function Empty({
   title,
   children,
@@ -121,7 +121,7 @@ export function Meter({
   );
 }
 
-/** A named figure, as on a dial. */
+/** A labelled value. */
 export function Stat({ label, value, note }: { label: string; value: ReactNode; note?: ReactNode }) {
   return (
     <div className="min-w-0">

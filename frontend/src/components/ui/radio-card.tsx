@@ -2,14 +2,14 @@
 import type { ReactNode } from "react";
 import { cx } from "./class-names";
 
-/** One of several, as a card. The browser's own radio button lies over it: arrow keys, Space, and focus are its. */
+/** A radio button drawn as a card. The native input covers it and handles arrow keys, Space and focus. */
 export function RadioCard({
   group,
   isChosen,
   onChoose,
   children,
 }: {
-  /** The same for all cards of which one is chosen. */
+  /** The name of the radio group. */
   group: string;
   isChosen: boolean;
   onChoose: () => void;

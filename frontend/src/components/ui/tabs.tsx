@@ -7,7 +7,7 @@ export interface Tab<Name extends string> {
   label: ReactNode;
 }
 
-/** A row of tabs: arrow keys move, as everywhere. */
+/** A row of tabs. Arrow keys move between them. */
 export function Tabs<Name extends string>({
   label,
   tabs,
@@ -74,7 +74,7 @@ export function TabPanel({ name, children }: { name: string; children: ReactNode
   );
 }
 
-/** One of a few: a row of buttons in place of a menu. */
+/** A row of buttons to choose one value. */
 export function ToggleGroup<Value extends string | number>({
   label,
   options,

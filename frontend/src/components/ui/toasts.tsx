@@ -22,7 +22,7 @@ const SHOWN_MS = 5000;
 const MOST_GOOD = 3;
 const MOST_BAD = 20;
 
-/** With one more. Good ones make room; a bad one stays, so that none of many that failed goes by unseen. */
+/** Add a toast. Old successes are dropped first; errors stay, so that none of many is missed. */
 export function withToast(all: readonly Toast[], toast: Toast): Toast[] {
   const next = [...all, toast];
   const good = next.filter((each) => !each.isBad).slice(-MOST_GOOD);
@@ -32,7 +32,7 @@ export function withToast(all: readonly Toast[], toast: Toast): Toast[] {
 
 export const useToasts = () => useContext(Context);
 
-/** Short notes in the corner; bad ones stay until they are closed. */
+/** Toasts in the corner; errors stay until they are dismissed. */
 export function ToastProvider({ children }: { children: ReactNode }) {
   const [toasts, setToasts] = useState<Toast[]>([]);
   const next = useRef(1);

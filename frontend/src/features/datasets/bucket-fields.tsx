@@ -8,7 +8,7 @@ import { Checkbox, Input } from "@/components/ui/inputs";
 import { fetchJson } from "@/lib/api/client";
 import type { Storage, StoreVerdict } from "@/lib/api/datasets";
 
-/** What the store says, and what to do where it says no. */
+/** The result of the connection test. */
 function Verdict({ verdict }: { verdict: StoreVerdict }) {
   if (verdict.ok) {
     return (
@@ -24,7 +24,7 @@ function Verdict({ verdict }: { verdict: StoreVerdict }) {
   );
 }
 
-/** How a bucket is reached, tried before anything is made of it. */
+/** Connection settings of a bucket, with a test. */
 export function BucketFields({
   url,
   storage,
@@ -38,7 +38,7 @@ export function BucketFields({
     mutationFn: () => fetchJson<StoreVerdict>("/api/stores/test", { url, storage }),
   });
   const { reset } = test;
-  // biome-ignore lint/correctness/useExhaustiveDependencies: what was found is of another address
+  // biome-ignore lint/correctness/useExhaustiveDependencies: a result belongs to its address
   useEffect(() => reset(), [url, storage]);
   const text = (key: "endpoint" | "region", label: string, placeholder: string) => (
     <label className="grid gap-1 text-sm font-medium">

@@ -10,7 +10,7 @@ import { keepCaption, type Picture, saveCaption } from "@/lib/api/datasets";
 import { captionSaver, type Saving } from "@/lib/caption-saver";
 import { bytes } from "@/lib/format";
 
-/** What is typed is saved a moment later, over the version that was read; Ctrl-Z is the browser's own. */
+/** Save the caption a moment after typing, if its version has not changed meanwhile. Undo is the browser's. */
 function useCaption(dataset: string, picture: Picture) {
   const client = useQueryClient();
   const { complain } = useToasts();
@@ -36,12 +36,12 @@ function useCaption(dataset: string, picture: Picture) {
     if (saver.adopt({ caption, version })) setText(caption);
   }, [saver, caption, version]);
   useEffect(() => {
-    // A tab that is closed or hidden may not come back.
+    // A closed or hidden tab may not come back.
     const save = () => void saver.save().catch(() => {});
     window.addEventListener("pagehide", save);
     return () => {
       window.removeEventListener("pagehide", save);
-      // What is typed is not lost by going on to the next picture; nor is it lost unsaid.
+      // Save when the next image is opened, and report a failure.
       saver.save().catch(complain);
     };
   }, [saver, complain]);
@@ -63,7 +63,7 @@ interface Props {
   onTag: (tag: string) => void;
 }
 
-/** One picture with its caption. Alt with an arrow goes to the next or previous one. */
+/** An image and its caption. Alt with an arrow key opens the next or previous image. */
 export function CaptionEditor({ dataset, picture, place, onMove, onClose, onTag }: Props) {
   const { text, type, state, error, save } = useCaption(dataset, picture);
   const area = useRef<HTMLTextAreaElement>(null);

@@ -1,4 +1,4 @@
-/** What somebody means who says where a data set lies. */
+/** The source of a new dataset. */
 export type Source =
   | { kind: "none" }
   | { kind: "folder"; path: string }
@@ -6,7 +6,7 @@ export type Source =
   | { kind: "web"; url: string }
   | { kind: "hub"; repo: string; revision: string; below: string };
 
-/** A page of a data set of the hub, as one copies it from the browser, or hf://OWNER/NAME as its libraries have it. */
+/** A dataset page of the Hugging Face Hub, or hf://OWNER/NAME. */
 const HUB =
   /^(?:https:\/\/huggingface\.co\/datasets\/|hf:\/\/(?:datasets\/)?)([\w-][\w.-]*\/[\w-][\w.-]*?)(?:\/tree\/([^/?#]+)(?:\/([^?#]*?))?)?\/?(?:[?#].*)?$/;
 

@@ -45,7 +45,7 @@ function Thumbs({ name }: { name: string }) {
   );
 }
 
-/** A JSONL that was built from the folder of the card. */
+/** A JSONL built from the card's folder. */
 function Made({ jsonl, onDelete }: { jsonl: DataSet; onDelete: () => void }) {
   const { data } = useQuery(freshness(jsonl.name));
   const { update, isBusy } = useUpdate(jsonl.name);

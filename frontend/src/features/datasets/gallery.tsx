@@ -9,14 +9,14 @@ import { PAGE, type Picture, pictures, type Wanted } from "@/lib/api/datasets";
 const TILE = 148;
 const GAP = 8;
 
-/** Pictures by their place in the list, loaded a page at a time as they come into sight. */
+/** Images by index, loaded page by page as they become visible. */
 export function usePictures(name: string, wanted: Wanted, pages: number[]) {
   const found = useQueries({ queries: pages.map((page) => pictures(name, wanted, page)) });
   const byPage = new Map(pages.map((page, index) => [page, found[index]]));
   const at = (index: number): Picture | undefined =>
     byPage.get(Math.floor(index / PAGE))?.data?.images[index % PAGE];
   const now = found.find((each) => each.data)?.data?.total;
-  // While pages that were never seen are read, there are as many as before.
+  // Keep the last total while new pages load.
   const last = useRef<{ wanted: Wanted; total: number } | null>(null);
   if (now !== undefined) last.current = { wanted, total: now };
   const total = now ?? (last.current?.wanted === wanted ? last.current.total : undefined);
@@ -31,7 +31,7 @@ interface Props {
   onChoose: (index: number) => void;
 }
 
-/** A wall of a hundred thousand pictures: only those in sight exist. */
+/** A virtualized gallery for 100,000 images. */
 export function Gallery({ total, chosen, at, onSee, onChoose }: Props) {
   const scroller = useRef<HTMLDivElement>(null);
   const [width, setWidth] = useState(800);
@@ -50,18 +50,18 @@ export function Gallery({ total, chosen, at, onSee, onChoose }: Props) {
     estimateSize: () => side + GAP,
     overscan: 3,
   });
-  // biome-ignore lint/correctness/useExhaustiveDependencies: all rows are measured anew when tiles change
+  // biome-ignore lint/correctness/useExhaustiveDependencies: rows are measured again when the tile size changes
   useEffect(() => rows.measure(), [side]);
   const items = rows.getVirtualItems();
   const first = items[0]?.index ?? 0;
   const last = items[items.length - 1]?.index ?? 0;
   const from = Math.floor((first * columns) / PAGE);
   const to = Math.floor(Math.max(0, (last + 1) * columns - 1) / PAGE);
-  // biome-ignore lint/correctness/useExhaustiveDependencies: it comes into sight when it is chosen, not later
+  // biome-ignore lint/correctness/useExhaustiveDependencies: scrolls when selected, not later
   useEffect(() => {
     if (chosen !== null) rows.scrollToIndex(Math.floor(chosen / columns));
   }, [chosen]);
-  // biome-ignore lint/correctness/useExhaustiveDependencies: only the pages in sight matter
+  // biome-ignore lint/correctness/useExhaustiveDependencies: depends only on the visible pages
   useEffect(() => onSee(Array.from({ length: to - from + 1 }, (_, index) => from + index)), [from, to]);
   return (
     <div ref={scroller} className="h-[calc(100dvh-15rem)] min-h-96 overflow-y-auto">

@@ -11,7 +11,7 @@ import { datasetApi, datasetHref, type Storage } from "@/lib/api/datasets";
 import { BucketFields } from "./bucket-fields";
 import { sourceOf } from "./dataset-source";
 
-/** A data set: a new folder to upload to, one that lies here already, a bucket, or one to be brought here. */
+/** Create a dataset: an empty folder, an existing folder or JSONL, a bucket, or a download. */
 export function NewDataset({ isOpen, onClose }: { isOpen: boolean; onClose: () => void }) {
   const router = useRouter();
   const client = useQueryClient();
@@ -21,7 +21,7 @@ export function NewDataset({ isOpen, onClose }: { isOpen: boolean; onClose: () =
   const source = sourceOf(where);
   const isComing = source.kind === "web" || source.kind === "hub";
   const make = useMutation({
-    /** The page to go to. */
+    /** Returns the page to open. */
     mutationFn: async () => {
       const { kind, ...from } = source;
       if (isComing) return runHref((await datasetApi.bring({ name: name.trim(), ...from })).id);

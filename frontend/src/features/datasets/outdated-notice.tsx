@@ -14,7 +14,7 @@ import { count } from "@/lib/format";
 
 const FOLLOW_MS = 700;
 
-/** Builds a JSONL again, at once or by a run that is followed to its end. */
+/** Rebuild a JSONL, at once or in a run that is polled until it ends. */
 export function useUpdate(name: string) {
   const client = useQueryClient();
   const finish = () => {
@@ -43,7 +43,7 @@ export function useUpdate(name: string) {
   return { update, run, isBusy: update.isPending || isFollowed };
 }
 
-/** That a JSONL lacks what its folder has by now, and a button that brings it up to date; nothing else. */
+/** A warning if a JSONL differs from its folder, with an update button; otherwise nothing. */
 export function OutdatedNotice({
   name,
   isSmall,

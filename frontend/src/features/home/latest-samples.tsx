@@ -9,7 +9,7 @@ import { count } from "@/lib/format";
 
 const SHOWN = 12;
 
-/** What the newest run that draws drew last. */
+/** The latest samples of the newest run that has some. */
 export function LatestSamples() {
   const { data: all } = useQuery(runs([], 50));
   const newest = all?.runs.find(

@@ -16,7 +16,7 @@ function Row({
   note?: ReactNode;
   figure: string;
   share: number;
-  /** To be in full use is no alarm. */
+  /** Full use is normal: no warning colour. */
   isCalm?: boolean;
 }) {
   return (
@@ -36,7 +36,7 @@ function Row({
   );
 }
 
-/** What this machine has, and what of it is in use. */
+/** The machine's devices, memory and disks, with their usage. */
 export function MachinePanel() {
   const { data } = useQuery(system);
   const disks = new Map(

@@ -25,7 +25,7 @@ function useSteps(): Step[] {
   const { data: made } = useQuery(runs([], 50));
   const { data: sets } = useQuery({ ...datasets, refetchInterval: false, retry: false });
   const num = sets && shelved(sets.filter((each) => each.name !== "demo")).length;
-  // The demo's own small ones train nothing but the demo, and what lies among the runs was made by them.
+  // Ignore the demo's tiny models and files made by runs.
   const isOwn = (path: string) => !/\/models\/demo\/|\/demo-data\/|\/runs\//.test(path);
   const has = (key: string) => models?.[key]?.some(isOwn);
   const missing = Object.entries(PARTS).filter(([key]) => models && !has(key));
@@ -54,7 +54,7 @@ function useSteps(): Step[] {
   ];
 }
 
-/** What is missing on the way to a first LoRA, each one click away. */
+/** The steps to a first LoRA, with links. */
 export function NextSteps() {
   const steps = useSteps();
   return (

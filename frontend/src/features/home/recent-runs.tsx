@@ -39,7 +39,7 @@ function Row({ run }: { run: RunView }) {
   );
 }
 
-/** What runs, what waits, and what was trained lately. */
+/** Active, queued and recent runs. */
 export function RecentRuns() {
   const { data, error, refetch } = useQuery(runs());
   const all = data?.runs ?? [];

@@ -3,7 +3,7 @@ import { Button, LinkButton } from "@/components/ui/button";
 import { PlayIcon } from "@/components/ui/icons";
 import { DEMO_MINUTES, useDemo } from "@/hooks/use-demo";
 
-/** The two ways to begin. */
+/** The buttons that start the demo or a training. */
 export function StartButtons() {
   const demo = useDemo();
   return (

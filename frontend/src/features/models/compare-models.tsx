@@ -24,7 +24,7 @@ const FACTS: { name: string; of: (model: Model) => string | number | null | unde
   { name: "Problem", of: (model) => model.problem },
 ];
 
-/** What is known of each, line by line; where they differ, it is marked. */
+/** A table of the models' properties; differences stand out. */
 export function CompareModels({ models, onClose }: { models: Model[]; onClose: () => void }) {
   const rows = FACTS.map(({ name, of }) => ({
     name,

@@ -21,7 +21,7 @@ function usePlace(model: Model): Place | null {
   return folder && FILE.test(model.path) ? placeOf(model, folder) : null;
 }
 
-/** Opens the form with the settings that the LoRA was trained with. */
+/** Open the training form with the settings of the LoRA. */
 export function TrainLike({ model }: { model: Model }) {
   const place = usePlace(model);
   const router = useRouter();
@@ -48,7 +48,7 @@ export function TrainLike({ model }: { model: Model }) {
   );
 }
 
-/** Whether the studio would delete it if it were told once more. */
+/** True if the studio deletes the file when asked with `force`. */
 export const isForceable = (error: unknown): error is Problem =>
   error instanceof Problem && error.code === "wanted-later";
 
@@ -88,7 +88,7 @@ function Question({ model, place, onClose }: { model: Model; place: Place; onClo
   );
 }
 
-/** Asks once; where runs that are over would go on with the file, it names them and asks again. */
+/** Ask for confirmation, and again if ended runs need the file to resume. */
 export function DeleteFile({ model }: { model: Model }) {
   const place = usePlace(model);
   const [isOpen, setOpen] = useState(false);

@@ -168,7 +168,7 @@ function Library() {
   );
 }
 
-/** Downloads that are under way. */
+/** Active downloads. */
 function Downloads() {
   const client = useQueryClient();
   const active = useRef<readonly string[]>([]);
@@ -178,7 +178,7 @@ function Downloads() {
       const page = await got(api.GET("/api/runs", { params: { query: { trainer: "download", limit: 10 } } }));
       const found = page.runs.filter((run) => ACTIVE.has(run.state));
       const ids = found.map((run) => run.id);
-      // Once for each that ended: headers of all files are read for it.
+      // Only after a download ended: the request reads the headers of all files.
       if (active.current.some((id) => !ids.includes(id)))
         void client.invalidateQueries({ queryKey: ["models"] });
       active.current = ids;

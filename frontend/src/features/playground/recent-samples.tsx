@@ -51,7 +51,7 @@ function Try({ run }: { run: RunView }) {
   );
 }
 
-/** What was drawn here, with its settings a click away. */
+/** The latest runs of the task `sample`. */
 export function RecentSamples() {
   const { data } = useQuery({
     queryKey: ["runs", "sample"],

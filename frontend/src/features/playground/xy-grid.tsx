@@ -12,15 +12,15 @@ import { type Axis, axesOf, keyOf, placed, settingOf } from "@/lib/xy-grid";
 const NONE = "";
 const ONE: Axis = { name: NONE, values: [""] };
 
-/** A source by its last two names: the run's and the checkpoint's. */
+/** The value, with a source shortened to run and checkpoint. */
 const told = (axis: string, value: string) =>
   axis === "source" ? value.split("/").slice(-2).join("/") : value || "–";
 
-/** A value with what it is of; a prompt speaks for itself. */
+/** The value with its axis name; a prompt needs none. */
 const named = (axis: string, value: string) =>
   axis === "prompt" ? value : `${axis.replaceAll("_", " ")} ${told(axis, value)}`;
 
-/** One picture; under it what it differs in from others of its place. */
+/** An image with the settings that differ within its cell. */
 function Picture({ sample, others }: { sample: Sample; others: Axis[] }) {
   const settings = Object.entries(sample.settings ?? {}).map(([name, value]) => `${name} ${String(value)}`);
   return (
@@ -124,7 +124,7 @@ function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; p
   );
 }
 
-/** What was drawn, as a plane over two of the settings that differ. */
+/** The images in a grid over two of the settings that differ. */
 export function XYGrid({ id, isActive }: { id: string; isActive: boolean }) {
   const { data, error, refetch } = useQuery({ ...samples(id), refetchInterval: isActive ? 3000 : false });
   const [wish, setWish] = useState<{ x?: string; y?: string }>({});

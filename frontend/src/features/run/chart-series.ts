@@ -14,7 +14,7 @@ const VALIDATIONS = [
   { weights: "ema", label: "validation, EMA", colour: "chart-4" },
 ] as const;
 
-/** This run's lines, its validations', and other runs', all on the same steps. */
+/** The lines of this run, its validations and other runs, aligned on the same steps. */
 export function joined(
   own: Columns,
   weight: number,

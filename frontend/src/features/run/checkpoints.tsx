@@ -19,9 +19,9 @@ import { runHref } from "./run-progress";
 
 interface RowProps {
   checkpoint: Checkpoint;
-  /** Where it lies; null where the studio has not said. */
+  /** Its path; null until it is known. */
   path: string | null;
-  /** Draws the average's pictures beside those of the weights; absent where the run has no average. */
+  /** Generate images with EMA and raw weights; absent if the run has no EMA. */
   onBeside?: () => void;
   onDelete: () => void;
   onAsk: (asked: AskedTask) => void;
@@ -102,7 +102,7 @@ function Row({ checkpoint, path, onBeside, onDelete, onAsk }: RowProps) {
   );
 }
 
-/** What the run saved, to download. */
+/** The run's checkpoints, to download and use. */
 export function Checkpoints({ id, isActive }: { id: string; isActive: boolean }) {
   const { data, error, refetch } = useQuery({
     ...checkpoints(id),

@@ -38,7 +38,7 @@ export function DiffTable({ from, to, names }: { from: Json; to: Json; names: [s
   );
 }
 
-/** The run's configuration: what differs from the defaults, or all of it. */
+/** The run's configuration: changes from the defaults, or all of it. */
 export function ConfigPanel({ id, trainer }: { id: string; trainer: string }) {
   const { data } = useQuery(runConfig(id));
   const { data: made } = useQuery({ ...trainerConfig(trainer === "demo" ? "flow" : trainer), retry: false });

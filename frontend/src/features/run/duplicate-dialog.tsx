@@ -11,7 +11,7 @@ import { nameProblem } from "@/lib/run-name";
 import { RunNameField } from "./run-name-field";
 import { runHref } from "./run-progress";
 
-/** A new run like this one, with a few keys changed. */
+/** Create a run with this run's configuration and some changes. */
 export function DuplicateDialog({
   run,
   isOpen,

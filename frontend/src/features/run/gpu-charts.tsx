@@ -58,7 +58,7 @@ function One({
   );
 }
 
-/** What the run's GPUs did while it ran; nothing on a processor. */
+/** GPU usage over the run's time; nothing for a CPU run. */
 export function GpuCharts({ id, began, isActive }: { id: string; began: number; isActive: boolean }) {
   const { data } = useQuery({ ...cardLoads(id), refetchInterval: isActive ? 10_000 : false });
   if (!data || data.times.length < 2) return null;

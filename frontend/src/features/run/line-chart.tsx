@@ -7,41 +7,41 @@ import { figure } from "@/lib/format";
 
 export interface ChartLine {
   label: string;
-  /** A token's name, such as chart-1. */
+  /** A colour token such as chart-1. */
   colour: string;
   values: (number | null)[];
   width?: number;
   alpha?: number;
-  /** Few points, each of which is to be seen. */
+  /** Draw a dot at each point. */
   hasDots?: boolean;
 }
 
 interface Props {
   label: string;
   steps: number[];
-  /** `steps` are seconds since the run was made. */
+  /** `steps` are seconds since the run was created. */
   isTime?: boolean;
   lines: ChartLine[];
   height: number;
   isLog?: boolean;
-  /** Steps that are shown; null: all. */
+  /** The visible steps; null: all. */
   span?: Span | null;
   onSpan?: (span: Span | null) => void;
-  /** First and last step there is, where `steps` are only some of them. */
+  /** The first and last step of the run, if `steps` is a part of it. */
   whole?: Span;
   onPoint?: (index: number | null) => void;
 }
 
-/** 950,000 as 950K: the last one is not cut off, and narrow gauges have room. */
+/** 950,000 as 950K, which fits narrow charts. */
 const STEPS = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 2 });
-/** Steps between two of them: there is no half a step. */
+/** Tick distances in whole steps. */
 const STEP_GAPS = Array.from({ length: 9 }, (_, power) => [1, 2, 5].map((each) => each * 10 ** power)).flat();
 const TIME_GAPS = [1, 2, 5, 10, 15, 30, 60, 120, 240, 480, 1440, 2880, 10_080].map((each) => 60 * each);
 const elapsed = (seconds: number) =>
   seconds < 3600
     ? `${seconds / 60} min`
     : `${Math.floor(seconds / 3600)}:${String(Math.floor(seconds / 60) % 60).padStart(2, "0")} h`;
-/** Of the axes, in the root's letters: they grow with the page on a wall of pixels. */
+/** Axis font size in rem, so that it scales with the page. */
 const AXIS_REM = 0.6875;
 const AXIS_GAP_REM = { below: 1.625, beside: 3.5, right: 1 };
 
@@ -128,7 +128,7 @@ const KEYS: Record<string, (span: Span, whole: Span) => Span | null> = {
   Home: () => null,
 };
 
-/** Sideways by wheel or touchpad: at once in the plot, told when it rests. The answer ends it. */
+/** Pan sideways by wheel or touchpad. The plot moves at once; `onSpan` is called when it rests. Returns a clean-up. */
 function panByWheel(element: HTMLElement, plot: () => uPlot | null, props: () => Props): () => void {
   let settle: ReturnType<typeof setTimeout> | undefined;
   const onWheel = (event: WheelEvent) => {
@@ -150,7 +150,7 @@ function panByWheel(element: HTMLElement, plot: () => uPlot | null, props: () =>
   };
 }
 
-/** Curves over steps, or over time. Drag to zoom, wheel sideways to move, double-click to see all; or by keys. */
+/** Curves over steps or time. Drag to zoom, scroll sideways to pan, double-click to reset; keys do the same. */
 export function LineChart(props: Props) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
@@ -159,7 +159,7 @@ export function LineChart(props: Props) {
   const { steps, lines, height, isLog, span } = props;
   const shape = lines.map((line) => `${line.label}/${line.colour}/${line.alpha}/${line.width}`).join("|");
 
-  // biome-ignore lint/correctness/useExhaustiveDependencies: a chart is made anew when its shape changes
+  // biome-ignore lint/correctness/useExhaustiveDependencies: the chart is rebuilt when its shape changes
   useEffect(() => {
     const element = box.current;
     if (!element) return;

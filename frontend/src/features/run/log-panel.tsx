@@ -23,7 +23,7 @@ import { findAll, pieces, turned } from "@/lib/highlight";
 import { tailLog } from "@/lib/log-tail";
 
 const MOST_CHARS = 400_000;
-/** More of it than this a page does not hold well; what is longer is downloaded. */
+/** The most that a page can hold; a longer log has to be downloaded. */
 const MOST_WHOLE = 8 * 2 ** 20;
 const PART = 2 ** 18;
 const LARGE_PART = 4 * 2 ** 20;
@@ -35,7 +35,7 @@ const ask = (id: string, offset: number, limit: number) =>
     }),
   );
 
-/** Follows the log; `isWhole`: from its beginning. */
+/** Follow the log; `isWhole`: from its start. */
 function useLog(id: string, isActive: boolean, isWhole: boolean) {
   const most = isWhole ? MOST_WHOLE : MOST_CHARS;
   const [text, setText] = useState<string | null>(null);
@@ -59,12 +59,12 @@ function useLog(id: string, isActive: boolean, isWhole: boolean) {
     );
     return () => follower.current?.end();
   }, [id, isWhole, most]);
-  // biome-ignore lint/correctness/useExhaustiveDependencies: another follower is told as well
+  // biome-ignore lint/correctness/useExhaustiveDependencies: a new follower needs the state, too
   useEffect(() => follower.current?.grow(isActive), [isActive, id, isWhole]);
   return { text, begin, size, error };
 }
 
-/** All of it, from its first byte, into a file. */
+/** Download the complete log as a file. */
 async function download(id: string): Promise<void> {
   const parts: string[] = [];
   for (let offset = 0; ; ) {
@@ -81,7 +81,7 @@ async function download(id: string): Promise<void> {
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
-/** Words to find in the text: where they stand, and which of those places is looked at. */
+/** The search in the text: words, matches and the current match. */
 function useSearch(text: string) {
   const [words, setWords] = useState("");
   const [now, setNow] = useState(0);

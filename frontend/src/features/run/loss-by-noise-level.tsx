@@ -1,7 +1,7 @@
 import { Panel } from "@/components/ui/panel";
 import { figure } from "@/lib/format";
 
-/** Where on the way from noise to picture the loss is large: eight bars. */
+/** The mean loss in eight noise-level bins. */
 export function LossByNoiseLevel({ levels }: { levels: (number | null)[] }) {
   if (!levels.some((level) => level !== null)) return null;
   const most = Math.max(...levels.map((level) => level ?? 0)) || 1;

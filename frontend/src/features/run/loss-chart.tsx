@@ -20,9 +20,9 @@ const SMOOTH = [
 const DETAIL = 2000;
 const OTHERS_EVERY_MS = 15_000;
 
-/** The columns of a stretch of steps, as finely as the studio can tell them. */
+/** The columns of a span of steps, at the finest resolution. */
 function useDetail(id: string, columns: Columns, span: Span | null): Columns {
-  // And half as much on both sides, to move into.
+  // With half a span on both sides, for panning.
   const margin = span ? (span[1] - span[0]) / 2 : 0;
   const first = span ? Math.max(0, Math.floor(span[0] - margin)) : 0;
   const last = span ? Math.ceil(span[1] + margin) : 0;
@@ -33,7 +33,6 @@ function useDetail(id: string, columns: Columns, span: Span | null): Columns {
   }, [columns, data, span]);
 }
 
-/** What is drawn, by its colour. */
 function Legend({ lines }: { lines: ChartLine[] }) {
   return (
     <ul className="mt-2 flex flex-wrap gap-x-4 gap-y-1 text-xs text-secondary-foreground">
@@ -71,9 +70,9 @@ export function LossChart({ id, columns, validations, others }: Props) {
     steps: theirs[index]?.data?.steps ?? [],
     loss: theirs[index]?.data?.series.loss?.mean ?? [],
   }));
-  // Not by how many they are: a long run has as many points tomorrow.
+  // Not by length: a downsampled long run always has the same number of points.
   const key = others.map((other, index) => `${other}:${theirs[index]?.dataUpdatedAt}`).join();
-  // biome-ignore lint/correctness/useExhaustiveDependencies: key stands for the others
+  // biome-ignore lint/correctness/useExhaustiveDependencies: key changes with the data of the other runs
   const { steps, lines } = useMemo(
     () => joined(detail, weight, validations, otherColumns),
     [detail, weight, validations, key],

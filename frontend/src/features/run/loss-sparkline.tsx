@@ -6,7 +6,7 @@ import { smoothed } from "@/lib/smoothing";
 
 const POINTS = 60;
 
-/** A run's loss in a word. */
+/** A small chart of a run's loss. */
 export function LossSparkline({
   run,
   width = 96,

@@ -42,7 +42,7 @@ function One({ dial, columns }: { dial: Dial; columns: Columns }) {
   );
 }
 
-/** All that is measured beside the loss. */
+/** Charts of the metrics other than the loss. */
 export function MetricCharts({ columns }: { columns: Columns }) {
   const known = DIALS.filter((dial) => columns.curves[dial.curve].some((value) => value !== null));
   if (columns.steps.length < 2 || known.length === 0) return null;

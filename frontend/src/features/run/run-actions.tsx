@@ -27,7 +27,7 @@ const QUESTIONS: Record<Asked, { title: string; confirm: string; text: string }>
   },
 };
 
-/** Buttons for what makes sense now; the rest is in the menu. */
+/** Buttons for the actions that fit the run's state, and a menu. */
 export function RunActions({ run }: { run: RunView }) {
   const router = useRouter();
   const { mutate, isPending, variables } = useRunAction();
@@ -37,7 +37,7 @@ export function RunActions({ run }: { run: RunView }) {
   const controls = known?.find((trainer) => trainer.name === run.trainer)?.supported_controls;
   const can = (control: string) => controls === undefined || controls.includes(control);
   const isRunning = run.state === "running";
-  // A wish that comes before the engine listens would be lost.
+  // A request before the engine's first step would be lost.
   const isListening = isRunning && (run.step ?? 0) > 0;
   const act = (action: Action) =>
     mutate({ action, id: run.id }, { onSuccess: () => action === "delete" && router.push("/runs/") });
@@ -46,7 +46,7 @@ export function RunActions({ run }: { run: RunView }) {
   const items: MenuItem[] = [
     { label: "Duplicate …", note: "A new run with the same configuration", onChoose: () => setCopying(true) },
   ];
-  // The demo's configuration is FLOW's, and its form takes it.
+  // The demo uses FLOW's configuration, so FLOW's form can open it.
   const form = run.trainer === "demo" ? "flow" : run.trainer;
   if (form === "flow" || form === "kohya") {
     items.push({

@@ -3,7 +3,7 @@ import { WarnIcon } from "@/components/ui/icons";
 import type { RunEvent } from "@/hooks/use-run-events";
 import type { RunView } from "@/lib/api/client";
 
-/** Why it failed, and the cure; or what there is to know while it goes on. */
+/** The run's error with its hint, its note, and its warnings. */
 export function RunAlerts({
   run,
   notes,

@@ -4,7 +4,7 @@ import { Button } from "@/components/ui/button";
 import { Input } from "@/components/ui/inputs";
 import { fitName, nameProblem } from "@/lib/run-name";
 
-/** The name of a run to be made; what is wrong with it is said beside it as it is typed. */
+/** The name of a new run, validated while typing. */
 export function RunNameField({
   label,
   value,
@@ -14,7 +14,7 @@ export function RunNameField({
   label: string;
   value: string;
   onChange: (name: string) => void;
-  /** The studio would not have it: there is such a run, say. */
+  /** The studio refused the name, e.g. because the run exists. */
   isRefused?: boolean;
 }) {
   const id = useId();

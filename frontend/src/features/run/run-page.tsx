@@ -24,18 +24,18 @@ import { RunAlerts } from "./run-alerts";
 import { Samples } from "./samples";
 import { TaskResult } from "./task-result";
 
-/** All others are tasks: without loss, and mostly without pictures. */
+/** Other kinds are tasks without a loss and mostly without images. */
 const TRAINS = new Set(["flow", "kohya", "flow-upstream", "demo"]);
 
 type View = "overview" | "log" | "config";
 
-/** The newest figures: the stream is ahead of the run's view. */
+/** The latest values; the event stream is ahead of the run's view. */
 function Readings({ run, live, isTraining }: { run: RunView; live: Live; isTraining: boolean }) {
   const { steps, curves } = live.columns;
   const last = steps.length - 1;
   const step = Math.max(run.step ?? 0, steps[last] ?? 0);
   const isActive = ACTIVE.has(run.state);
-  // Where time ends the run and not a number of steps, what is left is known in steps all the same.
+  // If a time limit ends the run, the remaining steps follow from the step time.
   const left = run.eta_s != null && curves.step_s[last] ? run.eta_s / (curves.step_s[last] ?? 1) : null;
   const most = run.max_steps ?? (left === null ? null : step + left);
   return (

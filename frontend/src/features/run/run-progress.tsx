@@ -6,7 +6,7 @@ function stepsOf(run: RunView): string {
   return run.max_steps ? `${count(run.step)} / ${count(run.max_steps)}` : count(run.step);
 }
 
-/** How far a run is. */
+/** A run's step and progress bar. */
 export function RunProgress({ run }: { run: RunView }) {
   const share = run.max_steps ? (run.step ?? 0) / run.max_steps : 0;
   return (

@@ -34,7 +34,7 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
     overscan: 4,
   });
   const num = grid.steps.length;
-  // biome-ignore lint/correctness/useExhaustiveDependencies: the newest step comes into sight when it is there
+  // biome-ignore lint/correctness/useExhaustiveDependencies: scrolls to the newest step when one is added
   useEffect(() => columns.scrollToIndex(num - 1), [num, size]);
   return (
     <div ref={scroller} className="overflow-x-auto pb-4">
@@ -101,14 +101,14 @@ function Grid({ grid, size, onOpen }: { grid: SampleGrid; size: number; onOpen: 
   );
 }
 
-/** The wall of samples: a row for each prompt, a column for each step. */
+/** The samples: a row per prompt, a column per step. */
 export function Samples({ id, isActive, others }: { id: string; isActive: boolean; others: string[] }) {
   const { data, error, refetch } = useQuery({ ...samples(id), refetchInterval: isActive ? 15_000 : false });
   const [size, setSize] = useState(144);
   const [cell, setCell] = useState<Cell | null>(null);
   const theirs = useQueries({ queries: others.map((other) => samples(other)) });
   const key = theirs.map((each) => `${each.dataUpdatedAt}`).join();
-  // biome-ignore lint/correctness/useExhaustiveDependencies: key stands for the others
+  // biome-ignore lint/correctness/useExhaustiveDependencies: key changes with the data of the other runs
   const grid = useMemo(
     () =>
       together([

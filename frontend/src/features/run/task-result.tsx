@@ -14,13 +14,13 @@ interface Brought {
 
 const lastOf = (path: string | undefined) => path?.split("/").at(-1);
 
-/** The data set that a run made; a table's captions are in its JSONL. */
+/** The dataset that a run imported; a table's captions are in its JSONL. */
 function madeBy(trainer: string, found: unknown): string | undefined {
   const { target_dir, table } = (found ?? {}) as Brought;
   return trainer === "dataset-import" ? lastOf(table?.output ?? target_dir) : undefined;
 }
 
-/** What a task found, as it says it. */
+/** The files and the result of a task. */
 export function TaskResult({ id, trainer, isOver }: { id: string; trainer: string; isOver: boolean }) {
   const { data } = useQuery({
     queryKey: ["run", id, "result", isOver],

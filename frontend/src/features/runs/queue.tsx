@@ -14,13 +14,13 @@ import { api, got, type Schemas } from "@/lib/api/client";
 import { queue } from "@/lib/api/queries";
 import { ago } from "@/lib/format";
 
-/** Before which run `ids[from]` goes when it is let go at place `to`; null: to the end. */
+/** The run before which `ids[from]` is placed if dropped at index `to`; null: the end. */
 export function placeBefore(ids: readonly string[], from: number, to: number): string | null {
   const rest = ids.filter((_, index) => index !== from);
   return rest[to] ?? null;
 }
 
-/** The move that puts `dragged` where `target` is now; null where one of them has left the queue, or none is meant. */
+/** The move that puts `dragged` at the place of `target`; null if one of them has left the queue or both are the same. */
 export function dropOf(
   ids: readonly string[],
   dragged: string | null,
@@ -32,7 +32,7 @@ export function dropOf(
   return { id: dragged, before: placeBefore(ids, from, to) };
 }
 
-/** `runs` as they stand after a move. */
+/** `runs` after a move. */
 export function movedIn<Run extends { id: string }>(runs: Run[], id: string, before: string | null): Run[] {
   const run = runs.find((each) => each.id === id);
   const rest = runs.filter((each) => each.id !== id);
@@ -40,7 +40,7 @@ export function movedIn<Run extends { id: string }>(runs: Run[], id: string, bef
   return run && place >= 0 ? rest.toSpliced(place, 0, run) : runs;
 }
 
-/** What a failure does to those behind it; and whether the queue is paused now. */
+/** The queue's controls: pause, and what happens if a run fails. */
 function Standing({ page }: { page: Schemas["QueuePage"] }) {
   const client = useQueryClient();
   const { complain } = useToasts();
@@ -75,7 +75,7 @@ function Standing({ page }: { page: Schemas["QueuePage"] }) {
   );
 }
 
-/** Since when nothing is started, and why. */
+/** The time and reason of the pause. */
 function Paused({ pause }: { pause: Schemas["Pause"] }) {
   return (
     <p role="status" className="flex items-center gap-2 bg-warning-subtle px-4 py-2 text-sm">
@@ -97,10 +97,10 @@ function Paused({ pause }: { pause: Schemas["Pause"] }) {
   );
 }
 
-/** What waits, in its order: drag it, or move it by its arrows. */
+/** The queued runs in order, to be moved by drag or buttons. */
 export function QueuePanel() {
   const { data } = useQuery(queue);
-  // By name: the queue may move on while a run is being dragged.
+  // By name: the queue may change while a run is being dragged.
   const [dragged, setDragged] = useState<string | null>(null);
   const [over, setOver] = useState<string | null>(null);
   const client = useQueryClient();

@@ -25,7 +25,7 @@ const FILTERS: Record<Filter, (run: RunView) => boolean> = {
 };
 const MOST_COMPARED = 8;
 
-/** What can be done to all that are chosen. */
+/** Actions on all selected runs. */
 function Bulk({ chosen, onDone }: { chosen: RunView[]; onDone: () => void }) {
   const router = useRouter();
   const { mutate } = useRunAction();

@@ -38,7 +38,7 @@ function Findings({ findings }: { findings: Finding[] }) {
   );
 }
 
-/** What this machine has and lacks, and what a report of a fault should carry. */
+/** Checks of the installation, and a report for bug reports. */
 export function Doctor() {
   const { data, error, isFetching, refetch } = useQuery(doctor);
   const { say, complain } = useToasts();

@@ -108,7 +108,7 @@ function One({ name, isSet }: { name: Name; isSet: boolean }) {
   );
 }
 
-/** Tokens of other services: set, never read back. */
+/** Tokens of other services. Their values are never shown. */
 export function Secrets() {
   const { data, error } = useQuery(secrets);
   return (

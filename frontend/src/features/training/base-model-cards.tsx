@@ -14,10 +14,10 @@ const CARDS = "grid grid-cols-[repeat(auto-fill,minmax(min(15rem,100%),1fr))] ga
 const nameOf = (path: string) => path.split("/").slice(-2).join("/");
 const joined = (...words: (string | false | null | undefined)[]) => words.filter(Boolean).join(" · ");
 
-/** Of `runs/fox/checkpoints/step_00000500/model.safetensors`: run, checkpoint, file. */
+/** Run, checkpoint and file of `runs/fox/checkpoints/step_00000500/model.safetensors`. */
 const checkpointOf = (path: string) => /([^/]+)\/checkpoints\/([^/]+)\/([^/]+)$/.exec(path)?.slice(1);
 
-/** A base's family, variant and version; then its size. */
+/** A base model's family, variant, version and size. */
 function Facts({ path, model }: { path: string; model: Model | undefined }) {
   const [run, step, file] = checkpointOf(path) ?? [];
   if (run)
@@ -53,7 +53,7 @@ function Facts({ path, model }: { path: string; model: Model | undefined }) {
   );
 }
 
-/** The bases that are here, of which one is trained; more than fit are scrolled through. */
+/** Choose the base model to train, in a scrolling list of cards. */
 export function BaseModelCards({
   trainer,
   field,
@@ -82,7 +82,7 @@ export function BaseModelCards({
     </RadioCard>
   );
   const isWaiting = isPending || isLooking;
-  // A base chosen earlier may stand far down: only the list moves, and only once it is there.
+  // Scroll the list, not the page, to the selected model, which may be far down.
   useEffect(() => {
     const chosen = isWaiting ? null : list.current?.querySelector<HTMLElement>("[data-chosen]");
     if (chosen && list.current) list.current.scrollTop = chosen.offsetTop - list.current.offsetTop - 4;

@@ -15,16 +15,16 @@ import { ImportReport } from "./import-report";
 interface Props {
   trainer: string;
   sections: Field[];
-  /** With what the files say; `isPart`: only those sections, the rest stays. */
+  /** Called with the imported configuration; `isPart`: it replaces only its own sections. */
   onTake: (config: Tree, isPart: boolean) => void;
 }
 
-/** What the model file that the address names says of its training. */
+/** Read the training settings of the model file in the URL. */
 function useLike(trainer: string, sections: Field[], onReport: (report: Report) => void) {
   const asked = useSearchParams();
   const [path, root] = [asked.get("like"), asked.get("root") ?? "models"];
   const { complain } = useToasts();
-  // biome-ignore lint/correctness/useExhaustiveDependencies: once for each file that is named
+  // biome-ignore lint/correctness/useExhaustiveDependencies: once per file in the URL
   useEffect(() => {
     if (path === null) return;
     history.replaceState(null, "", window.location.pathname);
@@ -38,7 +38,7 @@ function useLike(trainer: string, sections: Field[], onReport: (report: Report) 
   }, [path, root]);
 }
 
-/** Configuration files, dropped or chosen: first what was understood of them, then it is taken over. */
+/** Import configuration files by drop or dialog, with a report to confirm first. */
 export function ConfigImport({ trainer, sections, onTake }: Props) {
   const input = useRef<HTMLInputElement>(null);
   const [report, setReport] = useState<Report | null>(null);

@@ -14,7 +14,7 @@ import type { Tree } from "@/lib/json";
 
 const COMMAND = "command";
 
-/** What its run would hold and start, as the configuration stands. */
+/** The files and command of the run that this configuration would start. */
 function useOutcome(trainer: string, config: Tree, name: string, isWanted: boolean) {
   const asked = useDebounced({ config, name: name.trim() || null });
   return useQuery({
@@ -28,7 +28,7 @@ function useOutcome(trainer: string, config: Tree, name: string, isWanted: boole
   });
 }
 
-/** One text, to read and to copy. */
+/** A text with a copy button. */
 function Text({ name, text, wrap }: { name: string; text: string; wrap: boolean }) {
   const { say, complain } = useToasts();
   return (
@@ -51,7 +51,7 @@ function Text({ name, text, wrap }: { name: string; text: string; wrap: boolean 
   );
 }
 
-/** The files and the command that a run would have, live beside the form: by hand, they do the same. */
+/** The run's files and command, updated with the form, for running it by hand. */
 export function ConfigPreview({
   trainer,
   config,

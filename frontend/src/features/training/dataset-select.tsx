@@ -21,7 +21,7 @@ const RAW = "raw:";
 const nameOf = (path: string) => path.split("/").slice(-2).join("/");
 const jsonlOf = (dataset: DataSet) => `${dataset.name}.jsonl`;
 
-/** A large set's JSONL is made by a run: followed until it is over. */
+/** Poll the run that builds a large dataset's JSONL until it ends. */
 function useFollowed(id: string | null, onDone: () => void) {
   const { data } = useQuery({
     queryKey: ["run", id, "followed"],
@@ -36,7 +36,7 @@ function useFollowed(id: string | null, onDone: () => void) {
   return data;
 }
 
-/** A bucket: training reads a JSONL of it, which is made at a click. */
+/** Build the JSONL that training on a bucket needs. */
 function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolean; onMade: () => void }) {
   const client = useQueryClient();
   const [runId, setRunId] = useState<string | null>(null);
@@ -95,7 +95,7 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
   );
 }
 
-/** How many of a folder's images training would read, and where their captions are. */
+/** The number of a folder's images that training skips, and a link to their captions. */
 function FolderNote({ dataset }: { dataset: DataSet }) {
   const { data } = useQuery(summary(dataset.name));
   const bare = data ? data.images - data.captioned : 0;
@@ -117,7 +117,7 @@ function FolderNote({ dataset }: { dataset: DataSet }) {
   );
 }
 
-/** The data set: a folder or a JSONL as it is, a bucket by way of a JSONL. */
+/** Choose a dataset: a folder, a JSONL, or a bucket through a JSONL. */
 export function DatasetSelect() {
   const { whole, set } = useForm();
   const client = useQueryClient();
@@ -219,7 +219,7 @@ export function DatasetSelect() {
 
 const FIRST_SUBSET = ["datasets", "0", "subsets", "0", "image_dir"];
 
-/** Kohya's data set: a folder, whose captions sd-scripts reads itself. */
+/** Choose a folder for Kohya; sd-scripts reads its captions itself. */
 export function KohyaDatasetSelect() {
   const { whole, set } = useForm();
   const { data } = useQuery({ ...datasets, retry: false });

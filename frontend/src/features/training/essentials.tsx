@@ -16,7 +16,7 @@ import { numberFrom, textOf } from "@/lib/schema";
 import { BaseModelCards } from "./base-model-cards";
 import { DatasetSelect } from "./dataset-select";
 
-/** What belongs to a base, and lies in files of its own. */
+/** Files that a base model needs. */
 const PARTS = [
   { name: "VAE", key: "vae_path" },
   { name: "T5", key: "t5_path" },
@@ -98,7 +98,7 @@ export function methodOf(whole: Tree): Method {
   return at(whole, ["training", "change_layer_every"]) ? "rotation" : "full";
 }
 
-/** Checkpoints that stay where a user asks for a number and has not said which. */
+/** The initial number of checkpoints to keep. */
 const FEW = 4;
 const ROTATION: Tree = { change_layer_every: 20, trained_single_blocks: 2, trained_double_blocks: 1 };
 
@@ -138,7 +138,7 @@ function How() {
 
 const AUTO = "auto";
 
-/** How often it saves, and how many of these checkpoints stay. */
+/** The save interval and the number of checkpoints to keep. */
 function Keeping() {
   const { whole, set } = useForm();
   const kept = at(whole, ["checkpoint", "keep_last"]) ?? AUTO;
@@ -184,7 +184,7 @@ function Keeping() {
   );
 }
 
-/** What has no right default: data, base, and what of it is trained. */
+/** The settings without a sensible default: dataset, base model and method. */
 export function Essentials() {
   return (
     <Panel>

@@ -4,7 +4,7 @@ import { Button } from "@/components/ui/button";
 import type { Report } from "@/lib/import-files";
 import { shown } from "@/lib/json";
 
-/** How much of it the form has fields for. */
+/** The number of keys that match fields of the form. */
 function Understood({ report }: { report: Report }) {
   const rest = [report.leftOver, report.translated].map((keys) => Object.keys(keys).length);
   const all = rest.reduce(
@@ -52,7 +52,7 @@ function Values({ title, label, values }: { title: string; label: string; values
   );
 }
 
-/** Keys of the file that are not simply a field of the form, and values that the file does not state. */
+/** Keys without a matching field, translated keys and added defaults. */
 function Rest({ report }: { report: Report }) {
   const left = Object.entries(report.leftOver).map(([key, value]): [string, string] => {
     const reason = report.reasons[key];
@@ -80,7 +80,7 @@ function Rest({ report }: { report: Report }) {
   );
 }
 
-/** What was understood of a file, before it is taken over. */
+/** The result of reading a file, shown before the import. */
 export function ImportReport({
   report,
   onTake,

@@ -25,18 +25,18 @@ function save(name: string, text: string) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-/** The same configuration as JSON: to read, to edit, to take away. */
+/** The configuration as JSON, to edit, compare and export. */
 export function JsonPanel({ config, whole, base, onChange, fileName }: Props) {
   const [view, setView] = useState<"edit" | "diff" | "all">("edit");
   const [text, setText] = useState(() => JSON.stringify(config, null, 2));
   const [error, setError] = useState<string | null>(null);
   const { say, complain } = useToasts();
-  // biome-ignore lint/correctness/useExhaustiveDependencies: only a change from elsewhere replaces what was typed
+  // biome-ignore lint/correctness/useExhaustiveDependencies: only an outside change replaces the typed text
   useEffect(() => {
     try {
       if (same(JSON.parse(text), config)) return;
     } catch {
-      // What is typed is no JSON yet: a change from elsewhere replaces it.
+      // The text is not valid JSON: replace it.
     }
     setText(JSON.stringify(config, null, 2));
     setError(null);

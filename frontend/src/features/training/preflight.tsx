@@ -16,13 +16,13 @@ interface Parts {
   total: number;
   free: number;
   fits: boolean;
-  /** Of a coarse estimate: what it leaves out. */
+  /** Items that a rough estimate does not include. */
   not_counted?: string[];
-  /** Of the disk: which checkpoints stay. */
+  /** Checkpoints that stay on disk, in words. */
   kept_text?: string;
 }
 
-/** Sections are empty where nothing can be told. */
+/** A section without an estimate is empty. */
 interface Found {
   can_run: boolean;
   problems: { path: string; message: string }[];
@@ -46,14 +46,14 @@ interface Data {
   steps_per_epoch: number;
   buckets: { width: number; height: number; rows: number }[];
   left_out: Record<string, number>;
-  /** Of Kohya: without repeats. */
+  /** Kohya only: the number of images without repeats. */
   pictures?: number;
   regularisation?: number;
 }
 
 const isWhole = <T extends object>(part: Partial<T>): part is T => Object.keys(part).length > 0;
 
-/** What a total is made of, against what there is. */
+/** The parts of a total against the free amount. */
 function Stack({ title, found }: { title: string; found: Parts }) {
   const parts = Object.entries(found.parts).filter(([, size]) => size > 0);
   const whole = Math.max(found.total, found.free);
@@ -99,7 +99,7 @@ function Stack({ title, found }: { title: string; found: Parts }) {
   );
 }
 
-/** How long it takes, as far as that is known. */
+/** The estimated duration. */
 function Time({ time }: { time: Found["time"] }) {
   const steps = time.steps != null && time.epochs != null && (
     <>
@@ -154,14 +154,14 @@ function Buckets({ data }: { data: Data }) {
   );
 }
 
-/** What a run will need, told before it starts; and how to make it fit. */
+/** The estimated needs of a run, and changes that make it fit. */
 export function Preflight({ trainer, config, isReady }: { trainer: string; config: Tree; isReady: boolean }) {
   const { set } = useForm();
   const look = useMutation({
     mutationFn: () => fetchJson<Found>(`/api/${trainer}/preflight`, { config }),
   });
   const { reset } = look;
-  // biome-ignore lint/correctness/useExhaustiveDependencies: what was found is of another configuration
+  // biome-ignore lint/correctness/useExhaustiveDependencies: a result belongs to its configuration
   useEffect(() => reset(), [config]);
   const found = look.data;
   const changes = remedies(found?.advice ?? []);

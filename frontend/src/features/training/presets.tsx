@@ -13,7 +13,7 @@ const KINDS: Record<Preset["sources"][number]["kind"], string> = {
   judgement: "Our judgement",
 };
 
-/** Where to begin: each says what it changes before it is chosen. */
+/** Presets as cards that list their changes. */
 export function Presets({
   presets,
   chosen,
@@ -57,7 +57,7 @@ export function Presets({
   );
 }
 
-/** Where a preset's values come from. */
+/** The sources of a preset's values. */
 function Sources({ preset }: { preset: Preset }) {
   return (
     <ul

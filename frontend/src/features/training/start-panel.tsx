@@ -20,11 +20,11 @@ interface Props {
   isChecking: boolean;
   onPatch: (part: Partial<Draft>) => void;
   onShow: (path: string) => void;
-  /** What is allowed but seldom meant. */
+  /** Allowed but unusual settings. */
   hints: Hint[];
 }
 
-/** Name, device, what is still wrong, and the button. */
+/** Run name, devices, problems and the start button. */
 export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onShow, hints }: Props) {
   const router = useRouter();
   const client = useQueryClient();

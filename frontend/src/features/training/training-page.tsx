@@ -30,14 +30,14 @@ import { Preflight } from "./preflight";
 import { Presets } from "./presets";
 import { StartPanel } from "./start-panel";
 
-/** So many fill a screen; the others come a moment later. */
+/** Sections in the first render, enough to fill a screen. */
 const FIRST_SECTIONS = 2;
 
 interface Props {
   trainer: string;
   title: string;
   lead: string;
-  /** What to say where the studio has no such trainer. */
+  /** Shown if the studio does not have this trainer. */
   missing: React.ReactNode;
 }
 
@@ -94,7 +94,7 @@ function Contents({
   );
 }
 
-/** Takes over the configuration of a run, where the address names one. */
+/** Load the configuration of the run in the URL. */
 function useFrom(setConfig: (config: Tree) => void, defaults: Tree | undefined) {
   const from = useSearchParams().get("from");
   const { data } = useQuery({ ...runConfig(from ?? ""), enabled: from !== null });
@@ -144,7 +144,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
       </Page>
     );
   }
-  // What is wrong stands at many fields: shown before it is known, the page would jump.
+  // Wait for the first validation: its messages at many fields would shift the layout.
   if (!made || !defaults || !isLoaded || (!verdict && !check.error)) {
     return (
       <Page title={title} lead={lead} wide>
@@ -186,7 +186,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
     }, 60);
   };
   const choosePreset = (next: (typeof made.presets)[number] | null) => {
-    // What the old preset set goes; what was set by hand stays.
+    // Replace the old preset's values and keep the user's own.
     const own = changesFrom(base, whole) ?? {};
     const onNew = laidOver(laidOver(defaults, (next?.config ?? {}) as Tree), own);
     patch({ preset: next?.name ?? null, config: (changesFrom(defaults, onNew) ?? {}) as Tree });
