@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { captionSaver, onward, type Saving } from "@/lib/caption-saver";
+import { captionSaver, nextIndex, type Saving } from "@/lib/caption-saver";
 
 /** A studio that keeps one caption, and takes it only over the version that it has. */
 function studio(caption: string) {
@@ -60,9 +60,9 @@ test("what one saved oneself is not put back over what stands there", async () =
 });
 
 test("a picture that left the list, as its caption no longer fits, gives its place to the one after it", () => {
-  expect(onward(4, true, 1, 10)).toBe(5);
-  expect(onward(4, false, 1, 9)).toBe(4);
-  expect(onward(4, false, -1, 9)).toBe(3);
-  expect(onward(9, true, 1, 10)).toBe(9);
-  expect(onward(0, true, -1, 10)).toBe(0);
+  expect(nextIndex(4, true, 1, 10)).toBe(5);
+  expect(nextIndex(4, false, 1, 9)).toBe(4);
+  expect(nextIndex(4, false, -1, 9)).toBe(3);
+  expect(nextIndex(9, true, 1, 10)).toBe(9);
+  expect(nextIndex(0, true, -1, 10)).toBe(0);
 });

@@ -1,10 +1,10 @@
 import { expect, test } from "vitest";
-import { moved, zoomed } from "@/lib/chart-range";
+import { panned, zoomed } from "@/lib/chart-range";
 
 test("a stretch moves by its own width, and stays within the whole", () => {
-  expect(moved([20, 40], 0.5, [0, 100])).toEqual([30, 50]);
-  expect(moved([20, 40], -5, [0, 100])).toEqual([0, 20]);
-  expect(moved([20, 40], 9, [0, 100])).toEqual([80, 100]);
+  expect(panned([20, 40], 0.5, [0, 100])).toEqual([30, 50]);
+  expect(panned([20, 40], -5, [0, 100])).toEqual([0, 20]);
+  expect(panned([20, 40], 9, [0, 100])).toEqual([80, 100]);
 });
 
 test("it grows about its middle until it is all there is", () => {

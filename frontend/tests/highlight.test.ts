@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { findAll, pieces, turned } from "@/lib/highlight";
+import { findAll, segments, wrapIndex } from "@/lib/highlight";
 
 test("words are found as they are written, whatever their case", () => {
   const text = "İ step 1\nStep (2)\nstep (3)";
@@ -10,19 +10,19 @@ test("words are found as they are written, whatever their case", () => {
 });
 
 test("next and previous go round the ends", () => {
-  expect([turned(0, -1, 3), turned(2, 1, 3), turned(0, 1, 0)]).toEqual([2, 0, 0]);
+  expect([wrapIndex(0, -1, 3), wrapIndex(2, 1, 3), wrapIndex(0, 1, 0)]).toEqual([2, 0, 0]);
 });
 
 test("a text is cut at its hits and loses nothing", () => {
   const text = "a fox, a Fox, and";
-  const cut = pieces(text, findAll(text, "fox"), 0);
+  const cut = segments(text, findAll(text, "fox"), 0);
   expect(cut.map((piece) => piece.hit)).toEqual([null, 0, null, 1, null]);
   expect(cut.map((piece) => piece.text).join("")).toBe(text);
 });
 
 test("of thousands of hits those near the current one are marked, by their numbers", () => {
   const text = "x ".repeat(5000);
-  const cut = pieces(text, findAll(text, "x"), 3000, 10);
+  const cut = segments(text, findAll(text, "x"), 3000, 10);
   const marked = cut.flatMap((piece) => piece.hit ?? []);
   expect(marked).toEqual([2995, 2996, 2997, 2998, 2999, 3000, 3001, 3002, 3003, 3004]);
   expect(cut.map((piece) => piece.text).join("")).toBe(text);

@@ -32,13 +32,13 @@ describe("files that people bring", () => {
     expect(kohyaFiles([{ name: "run.json", text: '{"trainer": "kohya", "config": {}}' }])).toBeNull();
   });
 
-  test("a token that came with them is taken out; keep_tokens is none", () => {
-    const { config, taken } = withoutSecrets({
+  test("a token that came with them is removed out; keep_tokens is none", () => {
+    const { config, removed } = withoutSecrets({
       huggingface_token: "t",
       keep_tokens: 2,
       a: { hf_token: "u" },
     });
     expect(config).toEqual({ keep_tokens: 2, a: {} });
-    expect(taken).toEqual(["huggingface_token", "a.hf_token"]);
+    expect(removed).toEqual(["huggingface_token", "a.hf_token"]);
   });
 });

@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { EVERY_MS, tailLog } from "@/lib/log-tail";
+import { POLL_MS, tailLog } from "@/lib/log-tail";
 
 let log = "";
 let page = { hidden: false };
@@ -37,13 +37,13 @@ afterEach(() => {
 test("what a run said last is read, though it ended while nobody looked", async () => {
   log = "begun\n";
   const { seen, follower } = read();
-  await vi.advanceTimersByTimeAsync(EVERY_MS);
+  await vi.advanceTimersByTimeAsync(POLL_MS);
   page.hidden = true;
   log += "Traceback\n";
   follower.grow(false);
-  await vi.advanceTimersByTimeAsync(10 * EVERY_MS);
+  await vi.advanceTimersByTimeAsync(10 * POLL_MS);
   page.hidden = false;
-  await vi.advanceTimersByTimeAsync(2 * EVERY_MS);
+  await vi.advanceTimersByTimeAsync(2 * POLL_MS);
   expect(seen.text).toBe("begun\nTraceback\n");
   follower.end();
 });
@@ -51,9 +51,9 @@ test("what a run said last is read, though it ended while nobody looked", async 
 test("a run's end leaves what was read before it", async () => {
   log = "a".repeat(250);
   const { seen, follower } = read();
-  await vi.advanceTimersByTimeAsync(5 * EVERY_MS);
+  await vi.advanceTimersByTimeAsync(5 * POLL_MS);
   follower.grow(false);
-  await vi.advanceTimersByTimeAsync(5 * EVERY_MS);
+  await vi.advanceTimersByTimeAsync(5 * POLL_MS);
   expect(seen.text).toBe(log);
   expect(vi.getTimerCount()).toBe(0);
 });
@@ -62,10 +62,10 @@ test("a run that is resumed is followed again", async () => {
   log = "one\n";
   const { seen, follower } = read();
   follower.grow(false);
-  await vi.advanceTimersByTimeAsync(5 * EVERY_MS);
+  await vi.advanceTimersByTimeAsync(5 * POLL_MS);
   log += "two\n";
   follower.grow(true);
-  await vi.advanceTimersByTimeAsync(2 * EVERY_MS);
+  await vi.advanceTimersByTimeAsync(2 * POLL_MS);
   expect(seen.text).toBe("one\ntwo\n");
   follower.end();
   expect(vi.getTimerCount()).toBe(0);

@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import { isForceable } from "@/features/models/file-actions";
 import { Problem } from "@/lib/api/client";
 import { kohyaFiles } from "@/lib/import-files";
-import { ofKohya, placeOf, trainingOf } from "@/lib/lora-settings";
+import { fromKohya, locationOf, trainingOf } from "@/lib/lora-settings";
 
 describe("a LoRA tells how it was trained", () => {
   const kohya = {
@@ -18,7 +18,7 @@ describe("a LoRA tells how it was trained", () => {
   };
 
   test("sd-scripts' keys become what kohya_ss saves; what is no setting is left", () => {
-    expect(ofKohya(kohya)).toEqual({
+    expect(fromKohya(kohya)).toEqual({
       network_module: "networks.lora",
       network_dim: "16",
       network_args: "conv_dim=4 algo=loha",
@@ -50,7 +50,7 @@ describe("a LoRA tells how it was trained", () => {
 
   test("a model's place below its root", () => {
     const model = { root: "models", path: "/home/me/models/loras/x.safetensors" };
-    expect(placeOf(model, "/home/me/models")).toEqual({ root: "models", path: "loras/x.safetensors" });
+    expect(locationOf(model, "/home/me/models")).toEqual({ root: "models", path: "loras/x.safetensors" });
   });
 });
 

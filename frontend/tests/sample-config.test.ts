@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { drawing, hasAverage } from "@/lib/sample-config";
+import { hasAverage, sampleConfig } from "@/lib/sample-config";
 
 test("checkpoints are drawn as the run's own samples were, over what differs", () => {
   const config = {
@@ -9,7 +9,7 @@ test("checkpoints are drawn as the run's own samples were, over what differs", (
     ema: { decay: 0.99 },
   };
   const grid = { source_paths: ["/a", "/b"] };
-  expect(drawing(config, grid)).toEqual({
+  expect(sampleConfig(config, grid)).toEqual({
     prompts: ["fox"],
     steps: 20,
     cfg: 4,
@@ -23,6 +23,6 @@ test("checkpoints are drawn as the run's own samples were, over what differs", (
 });
 
 test("a run without prompts is drawn all the same, by an empty one", () => {
-  expect(drawing({}, {})).toEqual({ prompts: [""], grid: {} });
+  expect(sampleConfig({}, {})).toEqual({ prompts: [""], grid: {} });
   expect(hasAverage({ ema: { decay: null } })).toBe(false);
 });

@@ -1,9 +1,9 @@
 import { expect, test } from "vitest";
-import { byNeed, withoutPaths } from "@/lib/system-report";
+import { failedFirst, withoutPaths } from "@/lib/system-report";
 
 test("what wants mending stands first, the rest in its order", () => {
   const found = ["a", "b", "c"].map((name) => ({ name, text: "", is_well: name !== "b" }));
-  expect(byNeed(found).map((each) => each.name)).toEqual(["b", "a", "c"]);
+  expect(failedFirst(found).map((each) => each.name)).toEqual(["b", "a", "c"]);
 });
 
 test.each([

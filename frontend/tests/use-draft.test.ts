@@ -36,7 +36,7 @@ test("a token that was typed into the form is not kept in the browser", () => {
 });
 
 test("tokens in lists are found as well", () => {
-  const { config, taken } = withoutSecrets({ datasets: [{ api_key: "k", path: "a" }] });
+  const { config, removed } = withoutSecrets({ datasets: [{ api_key: "k", path: "a" }] });
   expect(config).toEqual({ datasets: [{ path: "a" }] });
-  expect(taken).toEqual(["datasets.0.api_key"]);
+  expect(removed).toEqual(["datasets.0.api_key"]);
 });

@@ -1,8 +1,8 @@
 import { describe, expect, test } from "vitest";
 import type { RunEvent } from "@/hooks/use-run-events";
-import { byNoiseLevel, columnsOf, noted, untold, validationsOf } from "@/hooks/use-run-stream";
+import { byNoiseLevel, columnsOf, notInMetrics, validationsOf, withNotes } from "@/hooks/use-run-stream";
 import type { Metrics, Sample } from "@/lib/api/client";
-import { FROM_BATCH, gridOf, nearest, promptAt, together } from "@/lib/sample-grid";
+import { FROM_BATCH, gridOf, mergeGrids, nearest, promptAt } from "@/lib/sample-grid";
 import { smoothed } from "@/lib/smoothing";
 
 const step = (seq: number, number: number, loss: number | null, more = {}): RunEvent => ({
@@ -36,10 +36,10 @@ describe("charts and stream together", () => {
   test("no step is missing while the charts are read anew", () => {
     const events = Array.from({ length: 1600 }, (_, index) => step(6 + index, 21 + index, 1));
     const before = columnsOf(base, events);
-    expect(columnsOf(base, untold(events, base.last_seq)).steps).toEqual(before.steps);
+    expect(columnsOf(base, notInMetrics(events, base.last_seq)).steps).toEqual(before.steps);
     const later = { ...base, last_seq: 1605 };
-    expect(untold(events, later.last_seq)).toHaveLength(400);
-    expect(untold(events, 600)[0]?.seq).toBe(601);
+    expect(notInMetrics(events, later.last_seq)).toHaveLength(400);
+    expect(notInMetrics(events, 600)[0]?.seq).toBe(601);
   });
 
   test("leave the charts as they were", () => {
@@ -159,7 +159,7 @@ describe("validations", () => {
 test("rows that are left out do not push out a validation", () => {
   const validated = { seq: 1, time: 0, kind: "validated", step: 20, loss: 1, weights: "raw" };
   const skipped = Array.from({ length: 500 }, (_, index) => ({ seq: 2 + index, time: 0, kind: "skipped" }));
-  const notes = noted([validated], skipped);
+  const notes = withNotes([validated], skipped);
   expect(notes[0]).toBe(validated);
   expect(notes).toHaveLength(201);
 });
@@ -169,7 +169,7 @@ describe("samples of several runs", () => {
     ({ file: `step_${step}/00.png`, step, url: "", prompt, seed: 1, settings: {} }) as unknown as Sample;
 
   test("stand below each other by their prompt, over the steps of all", () => {
-    const grid = together([
+    const grid = mergeGrids([
       { run: "a", grid: gridOf([sample(10, "fox"), sample(20, "fox")]) },
       { run: "b", grid: gridOf([sample(15, "fox")]) },
     ]);

@@ -39,12 +39,12 @@ describe("figures fit their place", () => {
 });
 
 test("tokens never stay in a draft", () => {
-  const { config, taken } = withoutSecrets({
+  const { config, removed } = withoutSecrets({
     training: { wandb_key: "abc", lr: 1, hf_token: "" },
     api_key_x: "k",
   });
   expect(config).toEqual({ training: { lr: 1, hf_token: "" } });
-  expect(taken).toEqual(["training.wandb_key", "api_key_x"]);
+  expect(removed).toEqual(["training.wandb_key", "api_key_x"]);
 });
 
 test("the server's problems are found at their fields", () => {

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { Sample } from "@/lib/api/client";
-import { axesOf, keyOf, placed } from "@/lib/xy-grid";
+import { axesOf, cellsOf, keyOf } from "@/lib/xy-grid";
 
 const drawn = (file: string, prompt: string, settings: Record<string, unknown>): Sample => ({
   file,
@@ -26,6 +26,6 @@ test("what differs is an axis, in the order in which it was drawn; the rest is n
 });
 
 test("every picture has its place, and those of further settings share one", () => {
-  expect(placed(grid, "cfg", "steps").get(keyOf("4", "20"))).toEqual([grid[0]]);
-  expect(placed(grid, "cfg", null).get(keyOf("1", ""))).toHaveLength(2);
+  expect(cellsOf(grid, "cfg", "steps").get(keyOf("4", "20"))).toEqual([grid[0]]);
+  expect(cellsOf(grid, "cfg", null).get(keyOf("1", ""))).toHaveLength(2);
 });

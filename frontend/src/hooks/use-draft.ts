@@ -38,20 +38,20 @@ export function keep(trainer: string, draft: Draft): void {
 }
 
 /** Return a configuration without its tokens, and the tokens' paths. Tokens belong in the studio's secrets. */
-export function withoutSecrets(config: Tree): { config: Tree; taken: string[] } {
-  const taken: string[] = [];
+export function withoutSecrets(config: Tree): { config: Tree; removed: string[] } {
+  const removed: string[] = [];
   const clean = (value: Json, path: string): Json => {
     if (Array.isArray(value)) return value.map((item, index) => clean(item, `${path}.${index}`));
     if (!isTree(value)) return value;
     const kept: Tree = {};
     for (const [key, item] of Object.entries(value)) {
       const place = path ? `${path}.${key}` : key;
-      if (SECRET.test(key) && typeof item === "string" && item !== "") taken.push(place);
+      if (SECRET.test(key) && typeof item === "string" && item !== "") removed.push(place);
       else kept[key] = clean(item, place);
     }
     return kept;
   };
-  return { config: clean(config, "") as Tree, taken };
+  return { config: clean(config, "") as Tree, removed };
 }
 
 export function useDraft(trainer: string, defaults: Tree | undefined, presetConfig: Tree | undefined) {

@@ -8,7 +8,7 @@ export interface RunEvent {
   [field: string]: unknown;
 }
 
-export type Line = "connecting" | "live" | "lost";
+export type Connection = "connecting" | "live" | "lost";
 
 const KINDS = [
   "started",
@@ -27,7 +27,7 @@ const KINDS = [
   "stopped",
 ];
 const BATCH_MS = 200;
-const COME_BACK_MS = 2000;
+const RECONNECT_MS = 2000;
 
 /**
  * Follow a run's events after sequence number `after`, in batches. The browser reconnects
@@ -37,11 +37,11 @@ const COME_BACK_MS = 2000;
 export function useRunEvents(
   id: string,
   after: number | undefined,
-  take: (events: RunEvent[]) => void,
-): Line {
-  const [line, setLine] = useState<Line>("connecting");
-  const taker = useRef(take);
-  taker.current = take;
+  onEvents: (events: RunEvent[]) => void,
+): Connection {
+  const [connection, setConnection] = useState<Connection>("connecting");
+  const onEventsRef = useRef(onEvents);
+  onEventsRef.current = onEvents;
   useEffect(() => {
     if (after === undefined) return;
     let last = after;
@@ -54,7 +54,7 @@ export function useRunEvents(
       timer = undefined;
       const batch = waiting;
       waiting = [];
-      if (batch.length > 0) taker.current(batch);
+      if (batch.length > 0) onEventsRef.current(batch);
     };
     const onEvent = (message: MessageEvent<string>) => {
       const event = JSON.parse(message.data) as RunEvent;
@@ -66,12 +66,12 @@ export function useRunEvents(
     const open = () => {
       if (source || document.hidden) return;
       source = new EventSource(`${BASE}/api/runs/${encodeURIComponent(id)}/events?after=${last}`);
-      source.onopen = () => setLine("live");
+      source.onopen = () => setConnection("live");
       source.onerror = () => {
-        setLine("lost");
+        setConnection("lost");
         if (source?.readyState !== EventSource.CLOSED) return;
         close();
-        retry = setTimeout(open, COME_BACK_MS);
+        retry = setTimeout(open, RECONNECT_MS);
       };
       for (const kind of KINDS) source.addEventListener(kind, onEvent);
     };
@@ -89,5 +89,5 @@ export function useRunEvents(
       close();
     };
   }, [id, after]);
-  return line;
+  return connection;
 }

@@ -2,7 +2,7 @@ import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { useCallback, useMemo, useRef, useState } from "react";
 import type { Metrics } from "@/lib/api/client";
 import { metrics } from "@/lib/api/queries";
-import { type Line, type RunEvent, useRunEvents } from "./use-run-events";
+import { type Connection, type RunEvent, useRunEvents } from "./use-run-events";
 
 export const CURVES = [
   "loss",
@@ -31,9 +31,9 @@ export interface Validation {
 
 /** Validations from the metrics and from the events since. */
 export function validationsOf(base: Metrics | undefined, notes: readonly RunEvent[]): Validation[] {
-  const told = (base?.marks ?? []).filter((mark) => mark.kind === "validated");
+  const fromMetrics = (base?.marks ?? []).filter((mark) => mark.kind === "validated");
   const since = notes.filter((note) => note.kind === "validated" && note.seq > (base?.last_seq ?? -1));
-  return [...told, ...since].flatMap(({ step, loss, weights }) =>
+  return [...fromMetrics, ...since].flatMap(({ step, loss, weights }) =>
     typeof step === "number" && typeof loss === "number"
       ? [{ step, loss, weights: weights === "ema" ? ("ema" as const) : ("raw" as const) }]
       : [],
@@ -41,12 +41,12 @@ export function validationsOf(base: Metrics | undefined, notes: readonly RunEven
 }
 
 const POINTS = 2000;
-const MOST_LIVE = 1500;
+const MAX_LIVE = 1500;
 const LEVELS = 8;
-const BACK = 400;
+const RECENT_EVENTS = 400;
 /** The oldest events are dropped if the metrics cannot be loaded for a long time. */
-const MOST_KEPT = 20_000;
-const MOST_NOTES = 200;
+const MAX_KEPT = 20_000;
+const MAX_NOTES = 200;
 
 export function columnsOf(base: Metrics | undefined, live: readonly RunEvent[]): Columns {
   const steps = base ? [...base.steps] : [];
@@ -64,20 +64,20 @@ export function columnsOf(base: Metrics | undefined, live: readonly RunEvent[]):
 }
 
 /** Drop events that the metrics include by now, except the latest ones, which the noise levels need. */
-export function untold(events: RunEvent[], lastSeq: number): RunEvent[] {
+export function notInMetrics(events: RunEvent[], lastSeq: number): RunEvent[] {
   const num = events.filter((event) => event.seq > lastSeq).length;
-  return events.slice(-Math.min(MOST_KEPT, Math.max(BACK, num)));
+  return events.slice(-Math.min(MAX_KEPT, Math.max(RECENT_EVENTS, num)));
 }
 
 /** The latest notes. Validations are counted apart, so that many skipped rows do not push them out. */
-export function noted(old: readonly RunEvent[], batch: readonly RunEvent[]): RunEvent[] {
+export function withNotes(old: readonly RunEvent[], batch: readonly RunEvent[]): RunEvent[] {
   const fresh = batch.filter((event) => NOTED.has(event.kind));
   if (fresh.length === 0) return old as RunEvent[];
   const all = [...old, ...fresh];
   const isCurve = (event: RunEvent) => event.kind === "validated";
   const kept = new Set([
-    ...all.filter(isCurve).slice(-MOST_NOTES),
-    ...all.filter((event) => !isCurve(event)).slice(-MOST_NOTES),
+    ...all.filter(isCurve).slice(-MAX_NOTES),
+    ...all.filter((event) => !isCurve(event)).slice(-MAX_NOTES),
   ]);
   return all.filter((event) => kept.has(event));
 }
@@ -102,13 +102,13 @@ export function byNoiseLevel(events: readonly RunEvent[]): (number | null)[] {
   return sums.map((sum, index) => (counts[index] ? sum / (counts[index] ?? 1) : null));
 }
 
-export interface Live {
+export interface RunStream {
   base: Metrics | undefined;
   columns: Columns;
   validations: Validation[];
   levels: (number | null)[];
   notes: RunEvent[];
-  line: Line;
+  line: Connection;
   error: unknown;
 }
 
@@ -121,17 +121,17 @@ const REFRESHES: Record<string, string[]> = {
 const NOTED = new Set(["warning", "skipped", "removed", "failed", "uploaded", "validated"]);
 
 /** A run's metrics, validations and notes, updated live. */
-export function useRunStream(id: string): Live {
+export function useRunStream(id: string): RunStream {
   const client = useQueryClient();
   const { data: base, error } = useQuery({ ...metrics(id, POINTS), staleTime: 60_000 });
   const events = useRef<RunEvent[]>([]);
   const notes = useRef<RunEvent[]>([]);
   const [count, setCount] = useState(0);
 
-  const take = useCallback(
+  const onEvents = useCallback(
     (batch: RunEvent[]) => {
       events.current = events.current.concat(batch.filter((event) => event.kind === "step"));
-      notes.current = noted(notes.current, batch);
+      notes.current = withNotes(notes.current, batch);
       // After a long absence, refetch each query once, not once per event.
       for (const what of new Set(batch.flatMap((event) => REFRESHES[event.kind] ?? []))) {
         void client.invalidateQueries({ queryKey: ["run", id, what] });
@@ -139,11 +139,11 @@ export function useRunStream(id: string): Live {
       if (batch.some((event) => event.kind !== "step")) {
         void client.invalidateQueries({ queryKey: ["run", id], exact: true });
       }
-      if (events.current.length > MOST_LIVE) {
-        const told = client.getQueryData(metrics(id, POINTS).queryKey);
-        events.current = untold(events.current, told?.last_seq ?? -1);
+      if (events.current.length > MAX_LIVE) {
+        const fromMetrics = client.getQueryData(metrics(id, POINTS).queryKey);
+        events.current = notInMetrics(events.current, fromMetrics?.last_seq ?? -1);
       }
-      if (events.current.length > MOST_LIVE) {
+      if (events.current.length > MAX_LIVE) {
         // Do not cancel a refetch in progress: restarted by every batch, it would never finish.
         void client.invalidateQueries(
           { queryKey: metrics(id, POINTS).queryKey, exact: true },
@@ -155,13 +155,13 @@ export function useRunStream(id: string): Live {
     [client, id],
   );
   const firstSeq = useRef<number | undefined>(undefined);
-  if (base && firstSeq.current === undefined) firstSeq.current = Math.max(-1, base.last_seq - BACK);
-  const line = useRunEvents(id, firstSeq.current, take);
+  if (base && firstSeq.current === undefined) firstSeq.current = Math.max(-1, base.last_seq - RECENT_EVENTS);
+  const line = useRunEvents(id, firstSeq.current, onEvents);
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: count changes with the events, which are mutated in place
   const columns = useMemo(() => columnsOf(base, events.current), [base, count]);
   // biome-ignore lint/correctness/useExhaustiveDependencies: as above
-  const levels = useMemo(() => byNoiseLevel(events.current.slice(-BACK)), [count]);
+  const levels = useMemo(() => byNoiseLevel(events.current.slice(-RECENT_EVENTS)), [count]);
   const kept = notes.current;
   const validations = useMemo(() => validationsOf(base, kept), [base, kept]);
   return { base, columns, validations, levels, notes: notes.current, line, error };

@@ -63,11 +63,11 @@ export function captionSaver(
       // A failure is reported through `tell`.
       timer = setTimeout(() => void save().catch(() => {}), QUIET_MS);
     },
-    adopt: (theirs) => {
+    adopt: (remote) => {
       // The server may trim our own text; that must not change the text being typed.
-      if (running || latest !== kept || theirs.version === version) return false;
-      version = theirs.version;
-      kept = theirs.caption;
+      if (running || latest !== kept || remote.version === version) return false;
+      version = remote.version;
+      kept = remote.caption;
       latest = kept;
       return true;
     },
@@ -75,7 +75,7 @@ export function captionSaver(
 }
 
 /** The index `by` further. If the current item has left the list, the next one has taken its place. */
-export function onward(index: number, isThere: boolean, by: number, total: number): number {
+export function nextIndex(index: number, isThere: boolean, by: number, total: number): number {
   const next = isThere || by < 0 ? index + by : index + by - 1;
   return Math.max(0, Math.min(total - 1, next));
 }

@@ -10,12 +10,12 @@ const LIMITS = ["max_steps", "max_epochs", "max_minutes"];
 
 /** Return hints on allowed but unusual settings of a complete configuration. */
 export function hintsOf(whole: Tree): Hint[] {
-  const found: Hint[] = [];
+  const hints: Hint[] = [];
   if (LIMITS.every((limit) => at(whole, ["limits", limit]) == null)) {
-    found.push({ path: "limits.max_steps", text: "No limit is set: training continues until you stop it." });
+    hints.push({ path: "limits.max_steps", text: "No limit is set: training continues until you stop it." });
   }
   if (at(whole, ["inference"]) == null) {
-    found.push({ path: "inference", text: "No samples are generated: Inference is off." });
+    hints.push({ path: "inference", text: "No samples are generated: Inference is off." });
   }
-  return found;
+  return hints;
 }

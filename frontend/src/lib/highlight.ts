@@ -13,19 +13,19 @@ export function findAll(text: string, words: string): Hit[] {
 }
 
 /** The index `by` further, wrapping around at the ends. */
-export const turned = (now: number, by: number, many: number): number =>
+export const wrapIndex = (now: number, by: number, many: number): number =>
   many === 0 ? 0 : (((now + by) % many) + many) % many;
 
-export interface Piece {
+export interface Segment {
   text: string;
   /** The index of the match; null for text between matches. */
   hit: number | null;
 }
 
 /** Split a text at its matches; of thousands, only those near `now`, the visible ones. */
-export function pieces(text: string, hits: readonly Hit[], now: number, most = 400): Piece[] {
+export function segments(text: string, hits: readonly Hit[], now: number, most = 400): Segment[] {
   const first = Math.max(0, now - most / 2);
-  const found: Piece[] = [];
+  const found: Segment[] = [];
   let end = 0;
   hits.slice(first, first + most).forEach(({ at, length }, index) => {
     if (at > end) found.push({ text: text.slice(end, at), hit: null });

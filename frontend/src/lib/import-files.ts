@@ -14,7 +14,7 @@ export interface Report {
   config: Tree | null;
   /** True if it replaces only its own sections of the form. */
   isPart: boolean;
-  known: number;
+  numMatched: number;
   /** Keys that are kept without a field in the form. */
   others: string[];
   /** Keys that could not be imported, with their values. */
@@ -39,7 +39,7 @@ const NOTHING: Report = {
   kind: "",
   config: null,
   isPart: false,
-  known: 0,
+  numMatched: 0,
   others: [],
   leftOver: {},
   reasons: {},
@@ -59,7 +59,7 @@ export function leaves(config: Tree): string[] {
   );
 }
 
-export function known(sections: readonly Field[]): Set<string> {
+export function fieldPaths(sections: readonly Field[]): Set<string> {
   const paths = new Set<string>();
   const visit = (field: Field) => {
     paths.add(field.path.join("."));
@@ -71,13 +71,13 @@ export function known(sections: readonly Field[]): Set<string> {
   return paths;
 }
 
-export interface Brought {
+export interface SourceFile {
   name: string;
   text: string;
 }
 
 /** The body of POST /api/kohya/import for the dropped files; null if they are our own JSON. */
-export function kohyaFiles(files: readonly Brought[]): Partial<Schemas["Brought"]> | null {
+export function kohyaFiles(files: readonly SourceFile[]): Partial<Schemas["Brought"]> | null {
   const found: Partial<Schemas["Brought"]> = {};
   for (const { name, text } of files) {
     const kind = kindOf(name, text);
@@ -107,14 +107,14 @@ function isFlat(text: string): boolean {
   }
 }
 
-async function readOurs({ name, text }: Brought, trainer: string, sections: Field[]): Promise<Report> {
+async function readOurs({ name, text }: SourceFile, trainer: string, sections: Field[]): Promise<Report> {
   const content: unknown = JSON.parse(text);
   if (!isTree(content)) throw new Error("The file is not a JSON object.");
   // Our run.json has its configuration under `config`.
   const whole = isTree(content.config) ? content.config : content;
-  const { config, taken } = withoutSecrets(whole);
+  const { config, removed } = withoutSecrets(whole);
   const paths = leaves(config);
-  const fields = known(sections);
+  const fields = fieldPaths(sections);
   const others = paths.filter((path) => !fields.has(path));
   const { problems } = await fetchJson<{ problems: Place[] }>(`/api/${trainer}/config`, { config });
   const kind = isTree(content.config) ? "a Flowloom run" : "a configuration";
@@ -123,14 +123,14 @@ async function readOurs({ name, text }: Brought, trainer: string, sections: Fiel
     file: name,
     kind,
     config,
-    known: paths.length - others.length,
+    numMatched: paths.length - others.length,
     others,
-    secrets: taken,
+    secrets: removed,
     problems,
   };
 }
 
-async function readKohya(files: readonly Brought[], body: Partial<Schemas["Brought"]>): Promise<Report> {
+async function readKohya(files: readonly SourceFile[], body: Partial<Schemas["Brought"]>): Promise<Report> {
   const found = await fetchJson<Schemas["Understood"]>("/api/kohya/import", body);
   const isPart = !body.bmaltais && !body.toml && !body.prompts;
   const { datasets } = found.config as Tree;
@@ -149,20 +149,24 @@ async function readKohya(files: readonly Brought[], body: Partial<Schemas["Broug
           : "an sd-scripts configuration",
     config: mine.config,
     isPart,
-    known: isPart && Array.isArray(datasets) ? datasets.length : found.understood.length,
+    numMatched: isPart && Array.isArray(datasets) ? datasets.length : found.understood.length,
     leftOver: rest.config,
     reasons: found.reasons,
     translated: { ...found.translated, ...found.raw },
     unused: Object.keys(found.unused),
     defaults: isPart ? {} : (found.defaults as Tree),
-    secrets: [...mine.taken, ...rest.taken, ...Object.keys(found.dropped)],
+    secrets: [...mine.removed, ...rest.removed, ...Object.keys(found.dropped)],
     problems: isPart ? [] : found.problems,
     absent: named && !body.dataset_toml ? named : null,
   };
 }
 
 /** Read the files into a report with a configuration for the form. Nothing is stored. */
-export async function bring(files: readonly Brought[], trainer: string, sections: Field[]): Promise<Report> {
+export async function importFiles(
+  files: readonly SourceFile[],
+  trainer: string,
+  sections: Field[],
+): Promise<Report> {
   const file = files.map((each) => each.name).join(" and ");
   try {
     const foreign = trainer === "kohya" ? kohyaFiles(files) : null;

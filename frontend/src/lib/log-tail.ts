@@ -6,14 +6,14 @@ export interface LogPart {
   size: number;
 }
 
-interface Told<Part extends LogPart> {
+interface Handlers<Part extends LogPart> {
   /** Called with each part; `isFirst`: it replaces all text. */
   onPart: (part: Part, isFirst: boolean) => void;
   onError: (error: unknown) => void;
 }
 
 const FIRST = -65_536;
-export const EVERY_MS = 1500;
+export const POLL_MS = 1500;
 
 /**
  * Follow a log until `end` is called, without gaps or repeats. It pauses while the tab is hidden.
@@ -21,7 +21,7 @@ export const EVERY_MS = 1500;
  */
 export function tailLog<Part extends LogPart>(
   ask: (offset: number) => Promise<Part>,
-  { onPart, onError }: Told<Part>,
+  { onPart, onError }: Handlers<Part>,
   first = FIRST,
 ) {
   let offset: number | null = null;
@@ -29,7 +29,7 @@ export function tailLog<Part extends LogPart>(
   let isGrowing = true;
   let timer: ReturnType<typeof setTimeout> | undefined;
 
-  const look = async () => {
+  const poll = async () => {
     // A response requested before the run ended may miss the last lines.
     const wasGrowing = isGrowing;
     let isWhole = false;
@@ -45,16 +45,16 @@ export function tailLog<Part extends LogPart>(
       if (isOver) return;
       onError(error);
     }
-    if (wasGrowing || isGrowing || !isWhole) timer = setTimeout(look, EVERY_MS);
+    if (wasGrowing || isGrowing || !isWhole) timer = setTimeout(poll, POLL_MS);
     else timer = undefined;
   };
-  timer = setTimeout(look, 0);
+  timer = setTimeout(poll, 0);
   return {
     /** Set whether the log still grows. */
     grow: (grows: boolean) => {
       isGrowing = grows;
       // Also read the lines between the last request and the end.
-      timer ??= setTimeout(look, 0);
+      timer ??= setTimeout(poll, 0);
     },
     end: () => {
       isOver = true;

@@ -1,7 +1,7 @@
 /** The training settings in a model file's header. */
 import { api, got } from "@/lib/api/client";
 import type { Model } from "@/lib/api/models";
-import type { Brought } from "./import-files";
+import type { SourceFile } from "./import-files";
 
 /** Options that sd-scripts stores in the header as `ss_` plus their name. */
 const KEPT = [
@@ -72,35 +72,35 @@ function optimizer(text: string): { optimizer: string; optimizer_args: string } 
 }
 
 /** Kohya's `ss_` keys in the format of kohya_ss, for our importer; null if there are none. */
-export function ofKohya(metadata: Metadata): Record<string, string | boolean> | null {
-  const told: Record<string, string | boolean> = {};
+export function fromKohya(metadata: Metadata): Record<string, string | boolean> | null {
+  const settings: Record<string, string | boolean> = {};
   for (const key of KEPT) {
     const value = metadata[`ss_${key}`];
-    if (value !== undefined && value !== "None" && value !== "") told[key] = WORDS[value] ?? value;
+    if (value !== undefined && value !== "None" && value !== "") settings[key] = WORDS[value] ?? value;
   }
-  if (told.debiased_estimation !== undefined) {
-    told.debiased_estimation_loss = told.debiased_estimation;
-    delete told.debiased_estimation;
+  if (settings.debiased_estimation !== undefined) {
+    settings.debiased_estimation_loss = settings.debiased_estimation;
+    delete settings.debiased_estimation;
   }
-  if (Object.keys(told).length === 0) return null;
+  if (Object.keys(settings).length === 0) return null;
   const base = metadata.ss_base_model_version ?? "";
-  if (/^sdxl/i.test(base)) told.sdxl = true;
-  else if (/chroma/i.test(base)) told.model_type = "chroma";
-  else if (/^flux/i.test(base)) told.flux1_checkbox = true;
-  if (metadata.ss_optimizer) Object.assign(told, optimizer(metadata.ss_optimizer));
-  told.network_args = args(metadata.ss_network_args);
-  return told;
+  if (/^sdxl/i.test(base)) settings.sdxl = true;
+  else if (/chroma/i.test(base)) settings.model_type = "chroma";
+  else if (/^flux/i.test(base)) settings.flux1_checkbox = true;
+  if (metadata.ss_optimizer) Object.assign(settings, optimizer(metadata.ss_optimizer));
+  settings.network_args = args(metadata.ss_network_args);
+  return settings;
 }
 
-export interface Like {
+export interface LoraSettings {
   trainer: "flow" | "kohya";
   /** The phrase for the import report. */
   kind: string;
-  brought: Brought;
+  brought: SourceFile;
 }
 
 /** Return the training settings in a header, or null. */
-export function trainingOf(name: string, metadata: Metadata): Like | null {
+export function trainingOf(name: string, metadata: Metadata): LoraSettings | null {
   const ours = metadata["flowloom.config"];
   if (ours)
     return {
@@ -108,25 +108,25 @@ export function trainingOf(name: string, metadata: Metadata): Like | null {
       kind: "the settings this file was trained with",
       brought: { name, text: ours },
     };
-  const theirs = ofKohya(metadata);
-  if (!theirs) return null;
-  const text = JSON.stringify(theirs);
+  const kohya = fromKohya(metadata);
+  if (!kohya) return null;
+  const text = JSON.stringify(kohya);
   return { trainer: "kohya", kind: "the sd-scripts settings in this file", brought: { name, text } };
 }
 
-export interface Place {
+export interface FileLocation {
   root: string;
   /** Relative to the root. */
   path: string;
 }
 
 /** A model's root and relative path, as the API expects them. */
-export function placeOf(model: Pick<Model, "root" | "path">, folder: string): Place {
+export function locationOf(model: Pick<Model, "root" | "path">, folder: string): FileLocation {
   return { root: model.root, path: model.path.slice(folder.length).replace(/^[\\/]+/, "") };
 }
 
 /** Read the training settings from a file's header. */
-export async function readLike({ root, path }: Place): Promise<Like | null> {
+export async function readLoraSettings({ root, path }: FileLocation): Promise<LoraSettings | null> {
   const { metadata } = await got(api.GET("/api/models/details", { params: { query: { root, path } } }));
   return trainingOf(path.split("/").at(-1) ?? path, metadata);
 }

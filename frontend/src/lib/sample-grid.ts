@@ -19,18 +19,18 @@ export interface SampleRow {
 export const FROM_BATCH = "Caption from the batch";
 const VARYING = "Prompt changes with the step";
 
-const placeOf = (file: string) => {
+const positionOf = (file: string) => {
   const name = file.split("/").pop() ?? file;
   return name.replace(/\.\w+$/, "");
 };
-const isPlace = (place: string) => /^\d{1,3}$/.test(place);
+const isPosition = (position: string) => /^\d{1,3}$/.test(position);
 
 /** The key that the images of a row share. It does not depend on the prompt: each list position has its seed. */
 function seriesOf(sample: Sample): string {
   if (sample.from_batch) return `batch ${sample.seed} ${JSON.stringify(sample.settings)}`;
   if (sample.seed != null) return `${sample.seed} ${JSON.stringify(sample.settings)}`;
-  const place = placeOf(sample.file);
-  return isPlace(place) ? place : (sample.prompt ?? "all");
+  const position = positionOf(sample.file);
+  return isPosition(position) ? position : (sample.prompt ?? "all");
 }
 
 function grouped<T>(items: readonly T[], keyOf: (item: T) => string): T[][] {
@@ -49,26 +49,26 @@ function rowsOf(samples: readonly Sample[]): Sample[][] {
     isRow(series)
       ? [series]
       : grouped(series, (sample) => sample.prompt ?? "").flatMap((same) =>
-          isRow(same) ? [same] : grouped(same, (sample) => placeOf(sample.file)),
+          isRow(same) ? [same] : grouped(same, (sample) => positionOf(sample.file)),
         ),
   );
 }
 
-function nameOf(samples: readonly Sample[], place: string): string {
+function nameOf(samples: readonly Sample[], position: string): string {
   const prompts = new Set(samples.map((sample) => sample.prompt ?? ""));
   if (samples.some((sample) => sample.from_batch)) return FROM_BATCH;
   if (prompts.size > 1) return VARYING;
   const [only] = prompts;
-  return only || (isPlace(place) ? `Image ${Number(place) + 1}` : place);
+  return only || (isPosition(position) ? `Image ${Number(position) + 1}` : position);
 }
 
 /** Return samples as a grid of prompts and steps. */
 export function gridOf(samples: readonly Sample[]): SampleGrid {
   const rows = rowsOf(samples).map((some) => {
-    const place = some.map((sample) => placeOf(sample.file)).sort()[0] ?? "";
+    const position = some.map((sample) => positionOf(sample.file)).sort()[0] ?? "";
     return {
-      key: `${place} ${seriesOf(some[0] as Sample)} ${some[0]?.prompt ?? ""}`,
-      prompt: nameOf(some, place),
+      key: `${position} ${seriesOf(some[0] as Sample)} ${some[0]?.prompt ?? ""}`,
+      prompt: nameOf(some, position),
       seed: some[0]?.seed ?? null,
       byStep: new Map([...some].reverse().map((sample) => [sample.step ?? 0, sample])),
     };
@@ -85,7 +85,7 @@ export function promptAt(row: SampleRow, step: number): string {
 }
 
 /** Merge the grids of several runs: rows of the same prompt are adjacent, the first run's on top. */
-export function together(grids: readonly { run: string; grid: SampleGrid }[]): SampleGrid {
+export function mergeGrids(grids: readonly { run: string; grid: SampleGrid }[]): SampleGrid {
   const [first, ...rest] = grids;
   if (!first) return { steps: [], rows: [] };
   if (rest.length === 0) return first.grid;

@@ -5,7 +5,7 @@ import { api, got, type Schemas } from "@/lib/api/client";
 export type Finding = Schemas["Finding"];
 
 /** Failed checks first, otherwise in the same order. */
-export function byNeed(findings: readonly Finding[]): Finding[] {
+export function failedFirst(findings: readonly Finding[]): Finding[] {
   return [...findings.filter((each) => !each.is_well), ...findings.filter((each) => each.is_well)];
 }
 
@@ -25,7 +25,7 @@ export const doctor = queryOptions({
 
 /** Version, checks, machine and trainers as JSON, without secrets or paths. */
 export async function systemReport(findings: readonly Finding[]): Promise<string> {
-  const [health, machine, known, folders] = await Promise.all([
+  const [health, machine, trainers, folders] = await Promise.all([
     got(api.GET("/api/health")),
     got(api.GET("/api/system")),
     got(api.GET("/api/trainers")),
@@ -34,11 +34,11 @@ export async function systemReport(findings: readonly Finding[]): Promise<string
   return JSON.stringify(
     {
       flowloom: health.version,
-      doctor: byNeed(findings).map(
+      doctor: failedFirst(findings).map(
         ({ name, text, is_well }) => `${is_well ? "" : "! "}${name}: ${withoutPaths(text)}`,
       ),
       machine,
-      trainers: known.map((each) => each.name),
+      trainers: trainers.map((each) => each.name),
       folders: folders.map(({ name, exists }) => ({ name, exists })),
       browser: navigator.userAgent,
     },

@@ -5,10 +5,10 @@ import { BASE } from "./base-path";
 
 const VERSION = "1.0.0";
 const PART_BYTES = 8 * 2 ** 20;
-const AT_A_TIME = 3;
-const TRIES = 6;
+const MAX_PARALLEL = 3;
+const MAX_TRIES = 6;
 /** Statuses of an unknown or expired upload. */
-const GONE = new Set([404, 410]);
+const GONE_STATUSES = new Set([404, 410]);
 const DISK_FULL = 507;
 /** The problem code for files such as Thumbs.db. */
 const SKIPPED = "file-skipped";
@@ -81,7 +81,7 @@ async function begin(dataset: string, item: Item): Promise<string> {
 async function offsetOf(place: string, signal: AbortSignal): Promise<number | null> {
   const response = await fetch(place, { method: "HEAD", headers: { "tus-resumable": VERSION }, signal });
   if (response.ok) return Number(response.headers.get("upload-offset") ?? 0);
-  if (GONE.has(response.status)) return null;
+  if (GONE_STATUSES.has(response.status)) return null;
   throw await refusal(response);
 }
 
@@ -89,7 +89,7 @@ async function offsetOf(place: string, signal: AbortSignal): Promise<number | nu
 async function isWorthIt(error: unknown, item: Item, tries: number): Promise<boolean> {
   if (error instanceof Problem) {
     const isSaid = error.status < 500 && error.status !== 409;
-    return !isSaid && error.status !== DISK_FULL && tries < TRIES;
+    return !isSaid && error.status !== DISK_FULL && tries < MAX_TRIES;
   }
   try {
     await item.file.slice(0, 1).arrayBuffer();
@@ -119,7 +119,8 @@ async function send(dataset: string, item: Item, onChange: () => void, signal: A
       const offset = await offsetOf(place, signal);
       if (offset === null) {
         places.drop(keyOf(dataset, item));
-        if (tries++ > TRIES) throw new Problem("The studio no longer has this upload.", "", "Try again.", 0);
+        if (tries++ > MAX_TRIES)
+          throw new Problem("The studio no longer has this upload.", "", "Try again.", 0);
         continue;
       }
       item.sent = offset;
@@ -172,7 +173,7 @@ export async function uploadAll(
       onChange();
     }
   };
-  await Promise.all(Array.from({ length: AT_A_TIME }, work));
+  await Promise.all(Array.from({ length: MAX_PARALLEL }, work));
 }
 
 const WANTED = /\.(png|jpe?g|webp|gif|avif|bmp|jxl|txt|caption|jsonl?|csv|zip)$/i;

@@ -36,17 +36,17 @@ export function axesOf(samples: readonly Sample[]): Axis[] {
 }
 
 /** The images of each cell; several if further settings differ. */
-export function placed(
+export function cellsOf(
   samples: readonly Sample[],
   x: string | null,
   y: string | null,
 ): Map<string, Sample[]> {
-  const found = new Map<string, Sample[]>();
+  const cells = new Map<string, Sample[]>();
   for (const sample of samples) {
     const key = keyOf(x ? settingOf(sample, x) : "", y ? settingOf(sample, y) : "");
-    found.set(key, [...(found.get(key) ?? []), sample]);
+    cells.set(key, [...(cells.get(key) ?? []), sample]);
   }
-  return found;
+  return cells;
 }
 
 export const keyOf = (x: string, y: string) => JSON.stringify([x, y]);

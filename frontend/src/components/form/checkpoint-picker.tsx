@@ -12,14 +12,20 @@ import { checkpoints, isTraining, roots, runs } from "@/lib/api/queries";
 import { ago, bytes } from "@/lib/format";
 
 /** Kinds of model files that can generate images, alone or on a base model. */
-const DRAWS = new Set(["lora", "checkpoint", "network"]);
+const SAMPLING_KINDS = new Set(["lora", "checkpoint", "network"]);
 
-interface Picking {
+interface Selection {
   chosen: ReadonlySet<string>;
   onToggle: (path: string) => void;
 }
 
-function One({ path, name, note, chosen, onToggle }: Picking & { path: string; name: string; note: string }) {
+function Entry({
+  path,
+  name,
+  note,
+  chosen,
+  onToggle,
+}: Selection & { path: string; name: string; note: string }) {
   return (
     <li>
       <label className="flex min-h-8 items-center gap-2.5 px-3 py-1 text-sm hover:bg-muted">
@@ -64,26 +70,32 @@ function Group({
   );
 }
 
-function OfRun({ id, dir, isOpen, ...picking }: Picking & { id: string; dir: string; isOpen: boolean }) {
+function RunCheckpoints({
+  id,
+  dir,
+  isOpen,
+  ...selection
+}: Selection & { id: string; dir: string; isOpen: boolean }) {
   const { data, error } = useQuery({ ...checkpoints(id), enabled: isOpen });
   if (error) return <ErrorAlert error={error} />;
   if (!data) return <Skeleton className="m-2 h-8" />;
-  const found = data.checkpoints.map((each) => ({ ...each, path: `${dir}/checkpoints/${each.name}` }));
-  if (found.length === 0)
+  const entries = data.checkpoints.map((each) => ({ ...each, path: `${dir}/checkpoints/${each.name}` }));
+  if (entries.length === 0)
     return <p className="px-3 py-1.5 text-xs text-muted-foreground">No checkpoints yet.</p>;
-  const isWhole = found.every((each) => picking.chosen.has(each.path));
+  const isWhole = entries.every((each) => selection.chosen.has(each.path));
   return (
     <ul aria-label={`Checkpoints of ${id}`}>
-      {found.map(({ path, name, size, time }) => (
-        <One key={path} path={path} name={name} note={`${bytes(size)} · ${ago(time)}`} {...picking} />
+      {entries.map(({ path, name, size, time }) => (
+        <Entry key={path} path={path} name={name} note={`${bytes(size)} · ${ago(time)}`} {...selection} />
       ))}
-      {found.length > 1 && (
+      {entries.length > 1 && (
         <li className="px-3 py-1">
           <Button
             size="small"
             kind="quiet"
             onClick={() => {
-              for (const { path } of found) if (picking.chosen.has(path) === isWhole) picking.onToggle(path);
+              for (const { path } of entries)
+                if (selection.chosen.has(path) === isWhole) selection.onToggle(path);
             }}
           >
             {isWhole ? "Clear selection" : "Select all"}
@@ -95,19 +107,20 @@ function OfRun({ id, dir, isOpen, ...picking }: Picking & { id: string; dir: str
 }
 
 /** LoRAs and weights outside the runs; checkpoints of runs have their own groups. */
-const ownOf = (shelf: Library | undefined, runsDir: string) =>
-  shelf?.models.filter((each) => DRAWS.has(each.kind) && !each.path.startsWith(`${runsDir}/`)) ?? [];
+const modelsOutsideRuns = (models: Library | undefined, runsDir: string) =>
+  models?.models.filter((each) => SAMPLING_KINDS.has(each.kind) && !each.path.startsWith(`${runsDir}/`)) ??
+  [];
 
-function List(picking: Picking) {
+function List(selection: Selection) {
   const { data: folders } = useQuery(roots);
-  const { data: made, error } = useQuery(runs());
-  const { data: shelf } = useQuery({ ...library, retry: false });
+  const { data: page, error } = useQuery(runs());
+  const { data: models } = useQuery({ ...library, retry: false });
   const dir = folders?.find((root) => root.name === "runs")?.path;
   if (error) return <ErrorAlert error={error} />;
-  if (!made || !dir) return <Skeleton className="h-40" />;
-  const trained = made.runs.filter((run) => isTraining(run) && run.checkpoint);
-  const own = ownOf(shelf, dir);
-  const numOf = (is: (path: string) => boolean) => [...picking.chosen].filter(is).length;
+  if (!page || !dir) return <Skeleton className="h-40" />;
+  const trained = page.runs.filter((run) => isTraining(run) && run.checkpoint);
+  const own = modelsOutsideRuns(models, dir);
+  const numOf = (is: (path: string) => boolean) => [...selection.chosen].filter(is).length;
   if (trained.length + own.length === 0)
     return (
       <Empty title="No models to sample with yet">Checkpoints appear here after a run saves them.</Empty>
@@ -121,7 +134,7 @@ function List(picking: Picking) {
           num={numOf((path) => path.startsWith(`${dir}/${run.id}/`))}
           isFirst={index === 0}
         >
-          {(isOpen) => <OfRun id={run.id} dir={`${dir}/${run.id}`} isOpen={isOpen} {...picking} />}
+          {(isOpen) => <RunCheckpoints id={run.id} dir={`${dir}/${run.id}`} isOpen={isOpen} {...selection} />}
         </Group>
       ))}
       {own.length > 0 && (
@@ -133,7 +146,7 @@ function List(picking: Picking) {
           {() => (
             <ul aria-label="Models">
               {own.map(({ path, name, words, size }) => (
-                <One key={path} path={path} name={name} note={`${words} · ${bytes(size)}`} {...picking} />
+                <Entry key={path} path={path} name={name} note={`${words} · ${bytes(size)}`} {...selection} />
               ))}
             </ul>
           )}

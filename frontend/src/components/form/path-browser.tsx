@@ -10,26 +10,26 @@ import { api, got } from "@/lib/api/client";
 import { roots } from "@/lib/api/queries";
 import { bytes } from "@/lib/format";
 
-interface Spot {
+interface Location {
   root: string;
   path: string;
 }
 
 function Listing({
-  spot,
+  location,
   onGo,
   onChoose,
 }: {
-  spot: Spot;
+  location: Location;
   onGo: (path: string) => void;
   onChoose: (path: string) => void;
 }) {
   const { data, error } = useQuery({
-    queryKey: ["roots", spot.root, spot.path, 5000],
+    queryKey: ["roots", location.root, location.path, 5000],
     queryFn: () =>
       got(
         api.GET("/api/roots/{root}/list", {
-          params: { path: { root: spot.root }, query: { path: spot.path, limit: 5000 } },
+          params: { path: { root: location.root }, query: { path: location.path, limit: 5000 } },
         }),
       ),
   });
@@ -43,7 +43,9 @@ function Listing({
           <button
             type="button"
             onClick={() =>
-              entry.is_folder ? onGo([spot.path, entry.name].filter(Boolean).join("/")) : onChoose(entry.path)
+              entry.is_folder
+                ? onGo([location.path, entry.name].filter(Boolean).join("/"))
+                : onChoose(entry.path)
             }
             className="flex h-8 w-full items-center gap-2 px-3 text-left text-sm hover:bg-muted"
           >
@@ -76,16 +78,18 @@ export function PathBrowser({
   onClose: () => void;
 }) {
   const { data, error } = useQuery(roots);
-  const [spot, setSpot] = useState<Spot | null>(null);
-  const root = data?.find((one) => one.name === spot?.root);
-  const here = spot && root ? [root.path, spot.path].filter(Boolean).join("/") : null;
+  const [location, setLocation] = useState<Location | null>(null);
+  const root = data?.find((one) => one.name === location?.root);
+  const here = location && root ? [root.path, location.path].filter(Boolean).join("/") : null;
   const up = () =>
-    setSpot(spot?.path ? { root: spot.root, path: spot.path.split("/").slice(0, -1).join("/") } : null);
+    setLocation(
+      location?.path ? { root: location.root, path: location.path.split("/").slice(0, -1).join("/") } : null,
+    );
   return (
     <Dialog title={title} isOpen onClose={onClose} width="max-w-2xl">
       <div className="grid gap-4">
         {error && <ErrorAlert error={error} />}
-        {!spot && found.length > 0 && (
+        {!location && found.length > 0 && (
           <section>
             <h3 className="label mb-1">Suggested files</h3>
             <ul className="divide-y rounded border">
@@ -104,7 +108,7 @@ export function PathBrowser({
             </ul>
           </section>
         )}
-        {spot ? (
+        {location ? (
           <>
             <div className="flex items-center justify-between gap-2 text-sm">
               <code className="figure min-w-0 text-xs [overflow-wrap:anywhere]">{here}</code>
@@ -117,7 +121,11 @@ export function PathBrowser({
                 </Button>
               </span>
             </div>
-            <Listing spot={spot} onGo={(path) => setSpot({ ...spot, path })} onChoose={onChoose} />
+            <Listing
+              location={location}
+              onGo={(path) => setLocation({ ...location, path })}
+              onChoose={onChoose}
+            />
           </>
         ) : (
           <section>
@@ -128,7 +136,7 @@ export function PathBrowser({
                   <button
                     type="button"
                     disabled={!one.exists}
-                    onClick={() => setSpot({ root: one.name, path: "" })}
+                    onClick={() => setLocation({ root: one.name, path: "" })}
                     className="flex w-full items-center justify-between gap-3 px-3 py-2 text-left text-sm hover:bg-muted disabled:opacity-60"
                   >
                     <span className="font-medium">{one.name}</span>

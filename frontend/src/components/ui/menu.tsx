@@ -44,12 +44,12 @@ export function Menu({
       onKeyDown={(event) => {
         if (event.key === "Escape") close();
         if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
-        const found = [
+        const entries = [
           ...(box.current?.querySelectorAll<HTMLElement>('[role="menuitem"]:not(:disabled)') ?? []),
         ];
-        const index = found.indexOf(document.activeElement as HTMLElement);
+        const index = entries.indexOf(document.activeElement as HTMLElement);
         event.preventDefault();
-        found[(index + (event.key === "ArrowDown" ? 1 : -1) + found.length) % found.length]?.focus();
+        entries[(index + (event.key === "ArrowDown" ? 1 : -1) + entries.length) % entries.length]?.focus();
       }}
     >
       <Button size={size} aria-haspopup="menu" aria-expanded={isOpen} onClick={() => setOpen(!isOpen)}>

@@ -11,19 +11,19 @@ import { captionSaver, type Saving } from "@/lib/caption-saver";
 import { bytes } from "@/lib/format";
 
 /** Save the caption a moment after typing, if its version has not changed meanwhile. Undo is the browser's. */
-function useCaption(dataset: string, picture: Picture) {
+function useCaption(dataset: string, image: Picture) {
   const client = useQueryClient();
   const { complain } = useToasts();
-  const [text, setText] = useState(picture.caption);
+  const [text, setText] = useState(image.caption);
   const [state, setState] = useState<Saving>("saved");
   const [error, setError] = useState<unknown>(null);
   const [saver] = useState(() =>
     captionSaver(
-      picture,
+      image,
       async (caption, version) => {
-        const made = await saveCaption(dataset, picture.item, caption, version);
-        keepCaption(client, dataset, made);
-        return made;
+        const saved = await saveCaption(dataset, image.item, caption, version);
+        keepCaption(client, dataset, saved);
+        return saved;
       },
       (next, problem) => {
         setState(next);
@@ -31,7 +31,7 @@ function useCaption(dataset: string, picture: Picture) {
       },
     ),
   );
-  const { caption, version } = picture;
+  const { caption, version } = image;
   useEffect(() => {
     if (saver.adopt({ caption, version })) setText(caption);
   }, [saver, caption, version]);
@@ -52,20 +52,25 @@ function useCaption(dataset: string, picture: Picture) {
   return { text, type, state, error, save: () => void saver.save().catch(() => {}) };
 }
 
-const SAYS: Record<Saving, string> = { saved: "Saved", typing: "…", saving: "Saving …", failed: "Not saved" };
+const STATE_LABELS: Record<Saving, string> = {
+  saved: "Saved",
+  typing: "…",
+  saving: "Saving …",
+  failed: "Not saved",
+};
 
 interface Props {
   dataset: string;
-  picture: Picture;
-  place: string;
+  image: Picture;
+  position: string;
   onMove: (by: number) => void;
   onClose: () => void;
   onTag: (tag: string) => void;
 }
 
 /** An image and its caption. Alt with an arrow key opens the next or previous image. */
-export function CaptionEditor({ dataset, picture, place, onMove, onClose, onTag }: Props) {
-  const { text, type, state, error, save } = useCaption(dataset, picture);
+export function CaptionEditor({ dataset, image, position, onMove, onClose, onTag }: Props) {
+  const { text, type, state, error, save } = useCaption(dataset, image);
   const area = useRef<HTMLTextAreaElement>(null);
   useEffect(() => area.current?.focus({ preventScroll: true }), []);
   useEffect(() => {
@@ -78,7 +83,7 @@ export function CaptionEditor({ dataset, picture, place, onMove, onClose, onTag 
     window.addEventListener("keydown", onKey);
     return () => window.removeEventListener("keydown", onKey);
   }, [onMove, onClose]);
-  const chips = picture.is_tags
+  const chips = image.is_tags
     ? text
         .split(",")
         .map((tag) => tag.trim())
@@ -87,23 +92,23 @@ export function CaptionEditor({ dataset, picture, place, onMove, onClose, onTag 
   return (
     <section aria-label="Caption" className="grid content-start gap-3 rounded-lg border bg-card p-3">
       <div className="flex items-center justify-between gap-2">
-        <p className="min-w-0 truncate text-sm font-medium" title={picture.file}>
-          {picture.item}
+        <p className="min-w-0 truncate text-sm font-medium" title={image.file}>
+          {image.item}
         </p>
         <IconButton label="Close" onClick={onClose}>
           <CloseIcon />
         </IconButton>
       </div>
       <img
-        src={`${picture.url}?size=1024`}
-        alt={picture.caption || picture.item}
+        src={`${image.url}?size=1024`}
+        alt={image.caption || image.item}
         className="h-64 w-full rounded bg-muted object-contain"
       />
       <p className="figure text-xs text-muted-foreground">
-        {place} · {picture.width && `${picture.width} × ${picture.height} · `}
-        {bytes(picture.size)}
+        {position} · {image.width && `${image.width} × ${image.height} · `}
+        {bytes(image.size)}
       </p>
-      {picture.problem && <p className="text-sm text-destructive">{picture.problem}</p>}
+      {image.problem && <p className="text-sm text-destructive">{image.problem}</p>}
       <label className="grid gap-1 text-sm font-medium">
         <span className="flex items-baseline justify-between">
           Caption
@@ -113,7 +118,7 @@ export function CaptionEditor({ dataset, picture, place, onMove, onClose, onTag 
               state === "failed" ? "text-xs text-destructive" : "text-xs font-normal text-muted-foreground"
             }
           >
-            {SAYS[state]}
+            {STATE_LABELS[state]}
           </span>
         </span>
         <TextArea

@@ -22,7 +22,7 @@ import {
 import { bytes, count } from "@/lib/format";
 import { BulkEdit } from "./bulk-edit";
 import { CaptionEditor } from "./caption-editor";
-import { type Asked, DatasetTasks } from "./dataset-tasks";
+import { type DatasetTask, DatasetTasks } from "./dataset-tasks";
 import { Gallery } from "./gallery";
 import { OutdatedNotice } from "./outdated-notice";
 import { Uploader } from "./uploader";
@@ -93,7 +93,7 @@ function Tools({
   onItem: (item: string) => void;
 }) {
   const [task, setTask] = useState<AskedTask | null>(null);
-  const [dialog, setDialog] = useState<Asked | null>(null);
+  const [dialog, setDialog] = useState<DatasetTask | null>(null);
   const initial = {
     data_path: dataset?.path ?? "",
     ...(dataset?.kind === "jsonl" && { image_folder_path: dataset.images_dir }),
@@ -135,7 +135,7 @@ function Tools({
       {dataset && (
         <DatasetTasks
           dataset={dataset}
-          asked={dialog}
+          task={dialog}
           onClose={() => setDialog(null)}
           onItem={(item) => {
             setDialog(null);
@@ -238,7 +238,7 @@ function DatasetView({ name }: { name: string }) {
         ) : facts && total !== undefined ? (
           <Gallery
             total={total}
-            chosen={view.isInList ? selected : null}
+            selected={view.isInList ? selected : null}
             at={view.at}
             onSee={view.load}
             onChoose={view.select}
@@ -251,8 +251,10 @@ function DatasetView({ name }: { name: string }) {
             <CaptionEditor
               key={image.item}
               dataset={name}
-              picture={image}
-              place={view.isInList ? `${count(selected + 1)} of ${count(total)}` : "no longer in this list"}
+              image={image}
+              position={
+                view.isInList ? `${count(selected + 1)} of ${count(total)}` : "no longer in this list"
+              }
               onMove={view.move}
               onClose={view.close}
               onTag={view.toggleTag}

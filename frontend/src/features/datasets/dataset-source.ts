@@ -11,9 +11,9 @@ const HUB =
   /^(?:https:\/\/huggingface\.co\/datasets\/|hf:\/\/(?:datasets\/)?)([\w-][\w.-]*\/[\w-][\w.-]*?)(?:\/tree\/([^/?#]+)(?:\/([^?#]*?))?)?\/?(?:[?#].*)?$/;
 
 export function sourceOf(text: string): Source {
-  const place = text.trim();
-  if (place === "") return { kind: "none" };
-  const [, repo, revision = "main", below = ""] = HUB.exec(place) ?? [];
+  const location = text.trim();
+  if (location === "") return { kind: "none" };
+  const [, repo, revision = "main", below = ""] = HUB.exec(location) ?? [];
   if (repo) {
     return {
       kind: "hub",
@@ -22,6 +22,6 @@ export function sourceOf(text: string): Source {
       below: decodeURIComponent(below),
     };
   }
-  if (/^https?:\/\//.test(place)) return { kind: "web", url: place };
-  return place.includes("://") ? { kind: "bucket", url: place } : { kind: "folder", path: place };
+  if (/^https?:\/\//.test(location)) return { kind: "web", url: location };
+  return location.includes("://") ? { kind: "bucket", url: location } : { kind: "folder", path: location };
 }

@@ -11,7 +11,7 @@ import { fetchJson, type RunView } from "@/lib/api/client";
 import type { DataSet } from "@/lib/api/datasets";
 import { count } from "@/lib/format";
 
-export type Asked = "lint" | "convert" | "export";
+export type DatasetTask = "lint" | "convert" | "export";
 
 interface Finding {
   kind: string;
@@ -35,7 +35,7 @@ interface Answer {
   run: RunView | null;
 }
 
-const TITLES: Record<Asked, string> = { lint: "Lint", convert: "Build JSONL", export: "Export" };
+const TITLES: Record<DatasetTask, string> = { lint: "Lint", convert: "Build JSONL", export: "Export" };
 const MOST_SHOWN = 300;
 
 /** Layouts of a folder, for those that the studio cannot detect. */
@@ -85,7 +85,7 @@ function SelectField({
 function Report({ result, onItem }: { result: Result; onItem: (item: string) => void }) {
   const [kind, setKind] = useState<string | null>(null);
   const findings = (result.findings ?? []).filter((each) => kind === null || each.kind === kind);
-  const most = Math.max(...(result.buckets ?? []).map((bucket) => bucket.rows), 1);
+  const maxRows = Math.max(...(result.buckets ?? []).map((bucket) => bucket.rows), 1);
   return (
     <div className="grid gap-3 text-sm">
       <p>
@@ -111,7 +111,7 @@ function Report({ result, onItem }: { result: Result; onItem: (item: string) => 
               key={`${bucket.width}x${bucket.height}`}
               title={`${bucket.width} × ${bucket.height}: ${bucket.rows} rows`}
               className="min-w-1 flex-1 rounded-t bg-primary"
-              style={{ height: `${Math.max(3, (bucket.rows / most) * 100)}%` }}
+              style={{ height: `${Math.max(3, (bucket.rows / maxRows) * 100)}%` }}
             />
           ))}
         </ul>
@@ -144,34 +144,34 @@ function Report({ result, onItem }: { result: Result; onItem: (item: string) => 
 
 interface Props {
   dataset: DataSet;
-  asked: Asked | null;
+  task: DatasetTask | null;
   onClose: () => void;
   onItem: (item: string) => void;
 }
 
 /** Lint, conversion and export. Small datasets finish at once, large ones become a run. */
-export function DatasetTasks({ dataset, asked, onClose, onItem }: Props) {
+export function DatasetTasks({ dataset, task, onClose, onItem }: Props) {
   return (
     <Dialog
-      title={asked ? `${TITLES[asked]}: ${dataset.name}` : ""}
-      isOpen={asked !== null}
+      title={task ? `${TITLES[task]}: ${dataset.name}` : ""}
+      isOpen={task !== null}
       onClose={onClose}
       width="max-w-2xl"
     >
-      {asked && <Form dataset={dataset} asked={asked} onClose={onClose} onItem={onItem} />}
+      {task && <Form dataset={dataset} task={task} onClose={onClose} onItem={onItem} />}
     </Dialog>
   );
 }
 
-function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
+function Form({ dataset, task, onClose, onItem }: Props & { task: DatasetTask }) {
   const router = useRouter();
   const client = useQueryClient();
-  const [name, setName] = useState(asked === "convert" ? `${dataset.name}.jsonl` : `${dataset.name}-kohya`);
+  const [name, setName] = useState(task === "convert" ? `${dataset.name}.jsonl` : `${dataset.name}-kohya`);
   const [captions, setCaptions] = useState("auto");
   const [form, setForm] = useState("auto");
   const [to, setTo] = useState("kohya");
   const [resolution, setResolution] = useState("512");
-  const bodies: Record<Asked, unknown> = {
+  const bodies: Record<DatasetTask, unknown> = {
     lint: {
       base_resolution: resolution
         .split(/[\s,]+/)
@@ -182,9 +182,9 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
     convert: { name: name.trim(), captions, form, replace: true },
     export: { name: name.trim(), to },
   };
-  const work = useMutation({
+  const request = useMutation({
     mutationFn: () =>
-      fetchJson<Answer>(`/api/datasets/${encodeURIComponent(dataset.name)}/${asked}`, bodies[asked]),
+      fetchJson<Answer>(`/api/datasets/${encodeURIComponent(dataset.name)}/${task}`, bodies[task]),
     onSuccess: ({ run }) => {
       void client.invalidateQueries({ queryKey: ["datasets"] });
       if (run) router.push(runHref(run.id));
@@ -192,12 +192,12 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
   });
   const onSubmit = (event: FormEvent) => {
     event.preventDefault();
-    work.mutate();
+    request.mutate();
   };
-  const made = work.data?.result;
+  const made = request.data?.result;
   return (
     <form className="grid gap-3" onSubmit={onSubmit}>
-      {asked === "lint" ? (
+      {task === "lint" ? (
         <label className="grid gap-1 text-sm font-medium">
           Bucket resolutions
           <Input
@@ -212,16 +212,16 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
           <Input value={name} onChange={(event) => setName(event.target.value)} required />
         </label>
       )}
-      {asked !== "export" && dataset.kind === "folder" && (
+      {task !== "export" && dataset.kind === "folder" && (
         <SelectField label="Read the folder as" options={FORMS} value={form} onChange={setForm} />
       )}
-      {asked === "convert" && (
+      {task === "convert" && (
         <SelectField label="Caption type" options={CAPTIONS} value={captions} onChange={setCaptions} />
       )}
-      {asked === "export" && <SelectField label="Format" options={FORMATS} value={to} onChange={setTo} />}
-      {work.error && <ErrorAlert error={work.error} />}
-      {made && asked === "lint" && <Report result={made} onItem={onItem} />}
-      {made && asked !== "lint" && (
+      {task === "export" && <SelectField label="Format" options={FORMATS} value={to} onChange={setTo} />}
+      {request.error && <ErrorAlert error={request.error} />}
+      {made && task === "lint" && <Report result={made} onItem={onItem} />}
+      {made && task !== "lint" && (
         <p role="status" className="text-sm text-success">
           Created {name}
           {made.rows != null && ` with ${count(made.rows)} rows`}. It is listed under Datasets and in the
@@ -230,9 +230,9 @@ function Form({ dataset, asked, onClose, onItem }: Props & { asked: Asked }) {
       )}
       <div className="flex justify-end gap-2">
         <Button onClick={onClose}>{made ? "Close" : "Cancel"}</Button>
-        {!(made && asked !== "lint") && (
-          <Button type="submit" kind="primary" isBusy={work.isPending}>
-            {TITLES[asked]}
+        {!(made && task !== "lint") && (
+          <Button type="submit" kind="primary" isBusy={request.isPending}>
+            {TITLES[task]}
           </Button>
         )}
       </div>

@@ -23,16 +23,16 @@ import { ago, bytes, count } from "@/lib/format";
 import { NewDataset } from "./new-dataset";
 import { useUpdate } from "./outdated-notice";
 
-function Thumbs({ name }: { name: string }) {
+function Thumbnails({ name }: { name: string }) {
   const { data } = useQuery(pictures(name, {}, 0));
   return (
     <div className="grid h-24 grid-cols-4 gap-px overflow-hidden rounded-t-lg bg-border">
       {[0, 1, 2, 3].map((index) => {
-        const picture = data?.images[index];
-        return picture ? (
+        const image = data?.images[index];
+        return image ? (
           <img
             key={index}
-            src={`${picture.url}?size=256`}
+            src={`${image.url}?size=256`}
             alt=""
             loading="lazy"
             className="size-full bg-muted object-cover"
@@ -46,7 +46,7 @@ function Thumbs({ name }: { name: string }) {
 }
 
 /** A JSONL built from the card's folder. */
-function Made({ jsonl, onDelete }: { jsonl: DataSet; onDelete: () => void }) {
+function BuiltJsonl({ jsonl, onDelete }: { jsonl: DataSet; onDelete: () => void }) {
   const { data } = useQuery(freshness(jsonl.name));
   const { update, isBusy } = useUpdate(jsonl.name);
   return (
@@ -83,7 +83,7 @@ function Card({
   const { data } = useQuery(summary(dataset.name));
   return (
     <li className="relative rounded-lg border bg-card hover:border-input">
-      <Thumbs name={dataset.name} />
+      <Thumbnails name={dataset.name} />
       <div className="flex items-start justify-between gap-2 p-3">
         <div className="min-w-0">
           <Link
@@ -121,7 +121,7 @@ function Card({
       {jsonls.length > 0 && (
         <ul aria-label={`JSONLs built from ${dataset.name}`} className="relative z-10 divide-y border-t">
           {jsonls.map((each) => (
-            <Made key={each.name} jsonl={each} onDelete={() => onDelete(each.name)} />
+            <BuiltJsonl key={each.name} jsonl={each} onDelete={() => onDelete(each.name)} />
           ))}
         </ul>
       )}
@@ -163,13 +163,13 @@ function Trash() {
 
 export function DatasetsPage() {
   const { data, error, refetch } = useQuery(datasets);
-  const [isMaking, setMaking] = useState(false);
+  const [isCreating, setCreating] = useState(false);
   const client = useQueryClient();
   const { complain, say } = useToasts();
   const remove = useMutation({
     mutationFn: datasetApi.remove,
-    onSuccess: (gone) => {
-      say(`${gone.name} moved to the trash.`, "You can restore it below.");
+    onSuccess: (removed) => {
+      say(`${removed.name} moved to the trash.`, "You can restore it below.");
       void client.invalidateQueries({ queryKey: ["datasets"] });
       void client.invalidateQueries({ queryKey: ["trash"] });
     },
@@ -181,7 +181,7 @@ export function DatasetsPage() {
       title="Datasets"
       lead="Images with captions: folders, FLOW JSONL files and buckets."
       actions={
-        <Button kind="primary" onClick={() => setMaking(true)}>
+        <Button kind="primary" onClick={() => setCreating(true)}>
           <PlusIcon /> New dataset
         </Button>
       }
@@ -204,7 +204,7 @@ export function DatasetsPage() {
           <Empty
             title="No datasets yet"
             actions={
-              <Button kind="primary" onClick={() => setMaking(true)}>
+              <Button kind="primary" onClick={() => setCreating(true)}>
                 <DataIcon /> Create a dataset
               </Button>
             }
@@ -226,7 +226,7 @@ export function DatasetsPage() {
         </ul>
       )}
       <Trash />
-      <NewDataset isOpen={isMaking} onClose={() => setMaking(false)} />
+      <NewDataset isOpen={isCreating} onClose={() => setCreating(false)} />
     </Page>
   );
 }

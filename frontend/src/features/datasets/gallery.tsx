@@ -10,29 +10,29 @@ const TILE = 148;
 const GAP = 8;
 
 /** Images by index, loaded page by page as they become visible. */
-export function usePictures(name: string, wanted: Wanted, pages: number[]) {
-  const found = useQueries({ queries: pages.map((page) => pictures(name, wanted, page)) });
-  const byPage = new Map(pages.map((page, index) => [page, found[index]]));
+export function useImages(name: string, wanted: Wanted, pages: number[]) {
+  const pageQueries = useQueries({ queries: pages.map((page) => pictures(name, wanted, page)) });
+  const byPage = new Map(pages.map((page, index) => [page, pageQueries[index]]));
   const at = (index: number): Picture | undefined =>
     byPage.get(Math.floor(index / PAGE))?.data?.images[index % PAGE];
-  const now = found.find((each) => each.data)?.data?.total;
+  const currentTotal = pageQueries.find((each) => each.data)?.data?.total;
   // Keep the last total while new pages load.
   const last = useRef<{ wanted: Wanted; total: number } | null>(null);
-  if (now !== undefined) last.current = { wanted, total: now };
-  const total = now ?? (last.current?.wanted === wanted ? last.current.total : undefined);
-  return { at, total, error: found.find((each) => each.error)?.error };
+  if (currentTotal !== undefined) last.current = { wanted, total: currentTotal };
+  const total = currentTotal ?? (last.current?.wanted === wanted ? last.current.total : undefined);
+  return { at, total, error: pageQueries.find((each) => each.error)?.error };
 }
 
 interface Props {
   total: number;
-  chosen: number | null;
+  selected: number | null;
   at: (index: number) => Picture | undefined;
   onSee: (pages: number[]) => void;
   onChoose: (index: number) => void;
 }
 
 /** A virtualized gallery for 100,000 images. */
-export function Gallery({ total, chosen, at, onSee, onChoose }: Props) {
+export function Gallery({ total, selected, at, onSee, onChoose }: Props) {
   const scroller = useRef<HTMLDivElement>(null);
   const [width, setWidth] = useState(800);
   useEffect(() => {
@@ -59,8 +59,8 @@ export function Gallery({ total, chosen, at, onSee, onChoose }: Props) {
   const to = Math.floor(Math.max(0, (last + 1) * columns - 1) / PAGE);
   // biome-ignore lint/correctness/useExhaustiveDependencies: scrolls when selected, not later
   useEffect(() => {
-    if (chosen !== null) rows.scrollToIndex(Math.floor(chosen / columns));
-  }, [chosen]);
+    if (selected !== null) rows.scrollToIndex(Math.floor(selected / columns));
+  }, [selected]);
   // biome-ignore lint/correctness/useExhaustiveDependencies: depends only on the visible pages
   useEffect(() => onSee(Array.from({ length: to - from + 1 }, (_, index) => from + index)), [from, to]);
   return (
@@ -70,38 +70,38 @@ export function Gallery({ total, chosen, at, onSee, onChoose }: Props) {
           Array.from({ length: columns }, (_, column) => {
             const index = row.index * columns + column;
             if (index >= total) return null;
-            const picture = at(index);
+            const image = at(index);
             return (
               <li
                 key={index}
                 className="absolute"
                 style={{ top: row.start, left: column * (side + GAP), width: side, height: side }}
               >
-                {picture ? (
+                {image ? (
                   <button
                     type="button"
-                    aria-pressed={index === chosen}
+                    aria-pressed={index === selected}
                     onClick={() => onChoose(index)}
                     className={cx(
                       "relative block size-full overflow-hidden rounded border bg-muted",
-                      index === chosen
+                      index === selected
                         ? "border-primary ring-2 ring-primary ring-inset"
                         : "hover:border-input",
                     )}
                   >
                     <img
-                      src={`${picture.url}?size=256`}
+                      src={`${image.url}?size=256`}
                       alt=""
                       loading="lazy"
                       decoding="async"
                       className="size-full object-contain"
                     />
-                    <span className="sr-only">{picture.file}: </span>
+                    <span className="sr-only">{image.file}: </span>
                     <span className="absolute inset-x-0 bottom-0 truncate bg-card/85 px-1.5 py-0.5 text-left text-2xs">
-                      {picture.problem ? (
-                        <span className="text-destructive">{picture.problem}</span>
+                      {image.problem ? (
+                        <span className="text-destructive">{image.problem}</span>
                       ) : (
-                        picture.caption || <span className="text-warning">no caption</span>
+                        image.caption || <span className="text-warning">no caption</span>
                       )}
                     </span>
                   </button>

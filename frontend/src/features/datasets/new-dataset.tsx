@@ -16,21 +16,21 @@ export function NewDataset({ isOpen, onClose }: { isOpen: boolean; onClose: () =
   const router = useRouter();
   const client = useQueryClient();
   const [name, setName] = useState("");
-  const [where, setWhere] = useState("");
+  const [sourceText, setSourceText] = useState("");
   const [storage, setStorage] = useState<Storage>({});
-  const source = sourceOf(where);
-  const isComing = source.kind === "web" || source.kind === "hub";
+  const source = sourceOf(sourceText);
+  const isDownload = source.kind === "web" || source.kind === "hub";
   const make = useMutation({
     /** Returns the page to open. */
     mutationFn: async () => {
       const { kind, ...from } = source;
-      if (isComing) return runHref((await datasetApi.bring({ name: name.trim(), ...from })).id);
-      const made = await datasetApi.create({
+      if (isDownload) return runHref((await datasetApi.bring({ name: name.trim(), ...from })).id);
+      const created = await datasetApi.create({
         name: name.trim(),
         ...from,
         ...(kind === "bucket" && { storage }),
       });
-      return datasetHref(made.name);
+      return datasetHref(created.name);
     },
     onSuccess: (href) => {
       void client.invalidateQueries({ queryKey: ["datasets"] });
@@ -53,8 +53,8 @@ export function NewDataset({ isOpen, onClose }: { isOpen: boolean; onClose: () =
         <label className="grid gap-1 text-sm font-medium">
           Source (optional)
           <Input
-            value={where}
-            onChange={(event) => setWhere(event.target.value)}
+            value={sourceText}
+            onChange={(event) => setSourceText(event.target.value)}
             placeholder="leave empty to upload files"
             autoComplete="off"
           />
@@ -66,7 +66,7 @@ export function NewDataset({ isOpen, onClose }: { isOpen: boolean; onClose: () =
         {source.kind === "bucket" && (
           <BucketFields url={source.url} storage={storage} onChange={setStorage} />
         )}
-        {isComing && (
+        {isDownload && (
           <p className="text-xs text-secondary-foreground">
             A run downloads {source.kind === "hub" ? `${source.repo} from the Hub` : "it"} and unpacks it.
             Only images, captions and tables are kept; no code is executed.
@@ -76,7 +76,7 @@ export function NewDataset({ isOpen, onClose }: { isOpen: boolean; onClose: () =
         <div className="flex justify-end gap-2">
           <Button onClick={onClose}>Cancel</Button>
           <Button type="submit" kind="primary" isBusy={make.isPending} disabled={!name.trim()}>
-            {isComing ? "Import" : "Create"}
+            {isDownload ? "Import" : "Create"}
           </Button>
         </div>
       </form>

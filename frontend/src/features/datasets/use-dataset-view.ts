@@ -2,8 +2,8 @@
 import { useCallback, useMemo, useState } from "react";
 import { useDebounced } from "@/hooks/use-validation";
 import { PAGE, type Picture, type Wanted } from "@/lib/api/datasets";
-import { onward } from "@/lib/caption-saver";
-import { usePictures } from "./gallery";
+import { nextIndex } from "@/lib/caption-saver";
+import { useImages } from "./gallery";
 
 export type Show = "all" | "bare" | "bad";
 
@@ -28,7 +28,7 @@ export function useDatasetView(name: string) {
   );
   const selectedPage = Math.floor((selected ?? 0) / PAGE);
   const loaded = selected === null || pages.includes(selectedPage) ? pages : [...pages, selectedPage];
-  const { at, total, error } = usePictures(name, wanted, loaded);
+  const { at, total, error } = useImages(name, wanted, loaded);
   const current = selected === null ? undefined : at(selected);
   // Keep the newest version, so that the editor never takes an older caption for a change by someone else.
   if (current && current !== held && (held === null || held.item === current.item)) setHeld(current);
@@ -52,7 +52,7 @@ export function useDatasetView(name: string) {
   const move = useCallback(
     (by: number) => {
       if (selected === null || !total) return;
-      const next = onward(selected, isInList, by, total);
+      const next = nextIndex(selected, isInList, by, total);
       if (next !== selected || !isInList) select(next);
     },
     [selected, isInList, total, select],

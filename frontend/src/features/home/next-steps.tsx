@@ -22,14 +22,14 @@ const PARTS = {
 
 function useSteps(): Step[] {
   const { data: models } = useQuery(trainerModels("flow"));
-  const { data: made } = useQuery(runs([], 50));
-  const { data: sets } = useQuery({ ...datasets, refetchInterval: false, retry: false });
-  const num = sets && shelved(sets.filter((each) => each.name !== "demo")).length;
+  const { data: page } = useQuery(runs([], 50));
+  const { data: datasetList } = useQuery({ ...datasets, refetchInterval: false, retry: false });
+  const num = datasetList && shelved(datasetList.filter((each) => each.name !== "demo")).length;
   // Ignore the demo's tiny models and files made by runs.
   const isOwn = (path: string) => !/\/models\/demo\/|\/demo-data\/|\/runs\//.test(path);
   const has = (key: string) => models?.[key]?.some(isOwn);
   const missing = Object.entries(PARTS).filter(([key]) => models && !has(key));
-  const own = made?.runs.filter((run) => isTraining(run) && run.trainer !== "demo");
+  const trainings = page?.runs.filter((run) => isTraining(run) && run.trainer !== "demo");
   return [
     {
       title: "Models",
@@ -49,7 +49,7 @@ function useSteps(): Step[] {
       title: "Training run",
       note: "Start from a preset; everything else has a sensible default.",
       href: "/flow-training/",
-      isDone: own && own.length > 0,
+      isDone: trainings && trainings.length > 0,
     },
   ];
 }

@@ -11,37 +11,37 @@ import { api, got, Problem } from "@/lib/api/client";
 import type { Model } from "@/lib/api/models";
 import { roots } from "@/lib/api/queries";
 import { bytes } from "@/lib/format";
-import { type Place, placeOf, readLike } from "@/lib/lora-settings";
+import { type FileLocation, locationOf, readLoraSettings } from "@/lib/lora-settings";
 
 const FILE = /\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$/i;
 
-function usePlace(model: Model): Place | null {
+function useLocation(model: Model): FileLocation | null {
   const { data } = useQuery(roots);
   const folder = data?.find((root) => root.name === model.root)?.path;
-  return folder && FILE.test(model.path) ? placeOf(model, folder) : null;
+  return folder && FILE.test(model.path) ? locationOf(model, folder) : null;
 }
 
 /** Open the training form with the settings of the LoRA. */
-export function TrainLike({ model }: { model: Model }) {
-  const place = usePlace(model);
+export function UseSettingsButton({ model }: { model: Model }) {
+  const location = useLocation(model);
   const router = useRouter();
   const { complain } = useToasts();
   const open = useMutation({
-    mutationFn: async (at: Place) => {
-      const like = await readLike(at);
+    mutationFn: async (at: FileLocation) => {
+      const like = await readLoraSettings(at);
       if (!like) throw new Error(`${model.name} has no training settings in its header.`);
       return `/${like.trainer}-training/?${new URLSearchParams({ like: at.path, root: at.root })}`;
     },
     onSuccess: (href) => router.push(href),
     onError: complain,
   });
-  if (!place || !model.adapter) return null;
+  if (!location || !model.adapter) return null;
   return (
     <Button
       size="small"
       aria-label={`Train with the settings of ${model.name}`}
       isBusy={open.isPending}
-      onClick={() => open.mutate(place)}
+      onClick={() => open.mutate(location)}
     >
       Use its settings
     </Button>
@@ -52,36 +52,44 @@ export function TrainLike({ model }: { model: Model }) {
 export const isForceable = (error: unknown): error is Problem =>
   error instanceof Problem && error.code === "wanted-later";
 
-function Question({ model, place, onClose }: { model: Model; place: Place; onClose: () => void }) {
+function DeleteDialog({
+  model,
+  location,
+  onClose,
+}: {
+  model: Model;
+  location: FileLocation;
+  onClose: () => void;
+}) {
   const client = useQueryClient();
   const { say } = useToasts();
   const remove = useMutation({
     mutationFn: (force: boolean) =>
-      got(api.DELETE("/api/models/file", { params: { query: { ...place, force } } })),
+      got(api.DELETE("/api/models/file", { params: { query: { ...location, force } } })),
     onSuccess: () => {
       say(`${model.name} deleted.`);
       void client.invalidateQueries({ queryKey: ["models"] });
       onClose();
     },
   });
-  const named = isForceable(remove.error) ? remove.error : null;
+  const conflict = isForceable(remove.error) ? remove.error : null;
   return (
     <div className="grid gap-3 text-sm">
       <p className="text-secondary-foreground">
         This permanently deletes {bytes(model.size)}:{" "}
         <code className="figure text-xs [overflow-wrap:anywhere]">{model.path}</code>
       </p>
-      {named ? (
+      {conflict ? (
         <p role="alert" className="rounded border border-warning bg-warning-subtle px-3 py-2">
-          {named.detail} They cannot resume without it.
+          {conflict.detail} They cannot resume without it.
         </p>
       ) : (
         remove.error && <ErrorAlert error={remove.error} />
       )}
       <div className="flex justify-end gap-2">
         <Button onClick={onClose}> Cancel </Button>
-        <Button kind="danger" isBusy={remove.isPending} onClick={() => remove.mutate(named !== null)}>
-          {named ? "Delete anyway" : "Delete"}
+        <Button kind="danger" isBusy={remove.isPending} onClick={() => remove.mutate(conflict !== null)}>
+          {conflict ? "Delete anyway" : "Delete"}
         </Button>
       </div>
     </div>
@@ -90,16 +98,16 @@ function Question({ model, place, onClose }: { model: Model; place: Place; onClo
 
 /** Ask for confirmation, and again if ended runs need the file to resume. */
 export function DeleteFile({ model }: { model: Model }) {
-  const place = usePlace(model);
+  const location = useLocation(model);
   const [isOpen, setOpen] = useState(false);
-  if (!place) return null;
+  if (!location) return null;
   return (
     <>
       <IconButton label={`Delete ${model.name}`} onClick={() => setOpen(true)}>
         <TrashIcon className="size-3.5" />
       </IconButton>
       <Dialog title={`Delete ${model.name}?`} isOpen={isOpen} onClose={() => setOpen(false)} width="max-w-md">
-        <Question model={model} place={place} onClose={() => setOpen(false)} />
+        <DeleteDialog model={model} location={location} onClose={() => setOpen(false)} />
       </Dialog>
     </>
   );

@@ -16,7 +16,7 @@ import { download, library, type Model, type Offer, offers } from "@/lib/api/mod
 import { ACTIVE } from "@/lib/api/queries";
 import { bytes, duration, params } from "@/lib/format";
 import { CompareModels } from "./compare-models";
-import { DeleteFile, TrainLike } from "./file-actions";
+import { DeleteFile, UseSettingsButton } from "./file-actions";
 
 function AdapterFacts({ model }: { model: Model }) {
   const facts = model.adapter;
@@ -73,7 +73,7 @@ function Row({ model, isChosen, onChoose }: RowProps) {
           <span>{params(model.num_params)}</span>
         </div>
         <div className="sm:order-first">
-          <TrainLike model={model} />
+          <UseSettingsButton model={model} />
         </div>
         <DeleteFile model={model} />
       </div>

@@ -8,16 +8,16 @@ import { api, got, type RunView } from "@/lib/api/client";
 import { ACTIVE } from "@/lib/api/queries";
 import { ago } from "@/lib/format";
 
-const TRIES = 12;
-const PICTURES = 6;
+const NUM_RUNS = 12;
+const NUM_IMAGES = 6;
 
-function Try({ run }: { run: RunView }) {
+function SampleRun({ run }: { run: RunView }) {
   const { data } = useQuery({
     queryKey: ["run", run.id, "samples", "few"],
     queryFn: () =>
       got(
         api.GET("/api/runs/{run_id}/samples", {
-          params: { path: { run_id: run.id }, query: { limit: PICTURES } },
+          params: { path: { run_id: run.id }, query: { limit: NUM_IMAGES } },
         }),
       ),
     refetchInterval: ACTIVE.has(run.state) ? 2000 : false,
@@ -55,7 +55,7 @@ function Try({ run }: { run: RunView }) {
 export function RecentSamples() {
   const { data } = useQuery({
     queryKey: ["runs", "sample"],
-    queryFn: () => got(api.GET("/api/runs", { params: { query: { trainer: "sample", limit: TRIES } } })),
+    queryFn: () => got(api.GET("/api/runs", { params: { query: { trainer: "sample", limit: NUM_RUNS } } })),
     refetchInterval: 2000,
   });
   return (
@@ -65,7 +65,7 @@ export function RecentSamples() {
       ) : (
         <ul className="divide-y">
           {data?.runs.map((run) => (
-            <Try key={run.id} run={run} />
+            <SampleRun key={run.id} run={run} />
           ))}
         </ul>
       )}

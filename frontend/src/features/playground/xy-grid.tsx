@@ -7,21 +7,21 @@ import { Empty, Panel, Skeleton } from "@/components/ui/panel";
 import type { Sample } from "@/lib/api/client";
 import { samples } from "@/lib/api/queries";
 import { count } from "@/lib/format";
-import { type Axis, axesOf, keyOf, placed, settingOf } from "@/lib/xy-grid";
+import { type Axis, axesOf, cellsOf, keyOf, settingOf } from "@/lib/xy-grid";
 
 const NONE = "";
-const ONE: Axis = { name: NONE, values: [""] };
+const SINGLE: Axis = { name: NONE, values: [""] };
 
 /** The value, with a source shortened to run and checkpoint. */
-const told = (axis: string, value: string) =>
+const shortValue = (axis: string, value: string) =>
   axis === "source" ? value.split("/").slice(-2).join("/") : value || "–";
 
 /** The value with its axis name; a prompt needs none. */
-const named = (axis: string, value: string) =>
-  axis === "prompt" ? value : `${axis.replaceAll("_", " ")} ${told(axis, value)}`;
+const labelled = (axis: string, value: string) =>
+  axis === "prompt" ? value : `${axis.replaceAll("_", " ")} ${shortValue(axis, value)}`;
 
 /** An image with the settings that differ within its cell. */
-function Picture({ sample, others }: { sample: Sample; others: Axis[] }) {
+function GridImage({ sample, others }: { sample: Sample; others: Axis[] }) {
   const settings = Object.entries(sample.settings ?? {}).map(([name, value]) => `${name} ${String(value)}`);
   return (
     <a
@@ -38,7 +38,7 @@ function Picture({ sample, others }: { sample: Sample; others: Axis[] }) {
       />
       {others.length > 0 && (
         <span className="block text-2xs text-muted-foreground [overflow-wrap:anywhere]">
-          {others.map((axis) => named(axis.name, settingOf(sample, axis.name))).join(" · ")}
+          {others.map((axis) => labelled(axis.name, settingOf(sample, axis.name))).join(" · ")}
         </span>
       )}
     </a>
@@ -75,8 +75,8 @@ function AxisSelect({
   );
 }
 
-function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; pictures: Sample[] }) {
-  const cells = useMemo(() => placed(pictures, x.name || null, y.name || null), [pictures, x.name, y.name]);
+function Table({ x, y, others, images }: { x: Axis; y: Axis; others: Axis[]; images: Sample[] }) {
+  const cells = useMemo(() => cellsOf(images, x.name || null, y.name || null), [images, x.name, y.name]);
   return (
     <div className="overflow-auto py-3 pr-3" role="region" aria-label="Images by settings" tabIndex={0}>
       <table className="border-separate border-spacing-1.5">
@@ -90,7 +90,7 @@ function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; p
                   scope="col"
                   className="figure text-left text-xs font-medium text-secondary-foreground"
                 >
-                  {named(x.name, value)}
+                  {labelled(x.name, value)}
                 </th>
               ))}
             </tr>
@@ -104,14 +104,14 @@ function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; p
                   scope="row"
                   className="sticky left-0 max-w-40 min-w-20 bg-card pr-2 text-left text-xs font-medium text-secondary-foreground [overflow-wrap:anywhere]"
                 >
-                  {named(y.name, row)}
+                  {labelled(y.name, row)}
                 </th>
               )}
               {x.values.map((column) => (
                 <td key={column} className="max-w-64 min-w-36">
                   <div className="grid gap-1.5">
                     {(cells.get(keyOf(column, row)) ?? []).map((sample) => (
-                      <Picture key={sample.file} sample={sample} others={others} />
+                      <GridImage key={sample.file} sample={sample} others={others} />
                     ))}
                   </div>
                 </td>
@@ -127,12 +127,12 @@ function Table({ x, y, others, pictures }: { x: Axis; y: Axis; others: Axis[]; p
 /** The images in a grid over two of the settings that differ. */
 export function XYGrid({ id, isActive }: { id: string; isActive: boolean }) {
   const { data, error, refetch } = useQuery({ ...samples(id), refetchInterval: isActive ? 3000 : false });
-  const [wish, setWish] = useState<{ x?: string; y?: string }>({});
+  const [choice, setChoice] = useState<{ x?: string; y?: string }>({});
   const axes = useMemo(() => axesOf(data ?? []), [data]);
   const byName = (name: string | undefined) => axes.find((axis) => axis.name === name);
   const last = axes[axes.length - 1];
-  const x = wish.x === undefined ? last : byName(wish.x);
-  const y = wish.y === undefined ? axes.find((axis) => axis !== x) : byName(wish.y);
+  const x = choice.x === undefined ? last : byName(choice.x);
+  const y = choice.y === undefined ? axes.find((axis) => axis !== x) : byName(choice.y);
   return (
     <Panel
       flush
@@ -146,13 +146,13 @@ export function XYGrid({ id, isActive }: { id: string; isActive: boolean }) {
                 label="Columns"
                 axes={axes}
                 value={x?.name ?? NONE}
-                onChange={(name) => setWish({ ...wish, x: name })}
+                onChange={(name) => setChoice({ ...choice, x: name })}
               />
               <AxisSelect
                 label="Rows"
                 axes={axes}
                 value={y?.name ?? NONE}
-                onChange={(name) => setWish({ ...wish, y: name })}
+                onChange={(name) => setChoice({ ...choice, y: name })}
               />
             </>
           )}
@@ -171,10 +171,10 @@ export function XYGrid({ id, isActive }: { id: string; isActive: boolean }) {
         </Empty>
       ) : (
         <Table
-          x={x ?? ONE}
-          y={y ?? ONE}
+          x={x ?? SINGLE}
+          y={y ?? SINGLE}
           others={axes.filter((axis) => axis !== x && axis !== y)}
-          pictures={data}
+          images={data}
         />
       )}
     </Panel>

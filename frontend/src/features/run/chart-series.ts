@@ -15,7 +15,7 @@ const VALIDATIONS = [
 ] as const;
 
 /** The lines of this run, its validations and other runs, aligned on the same steps. */
-export function joined(
+export function chartSeries(
   own: Columns,
   weight: number,
   validations: readonly Validation[],
@@ -32,12 +32,12 @@ export function joined(
   const first = own.steps[0] ?? 0;
   const last = own.steps[own.steps.length - 1] ?? 0;
   for (const { weights, label, colour } of VALIDATIONS) {
-    const found = validations.filter(
+    const points = validations.filter(
       (each) => each.weights === weights && each.step >= first && each.step <= last,
     );
-    if (found.length === 0) continue;
+    if (points.length === 0) continue;
     lines.push({ label, colour, values: [], hasDots: true });
-    tables.push([found.map((each) => each.step), found.map((each) => each.loss)]);
+    tables.push([points.map((each) => each.step), points.map((each) => each.loss)]);
   }
   others.forEach((other, index) => {
     lines.push({ label: other.id, colour: `chart-${2 + (index % 7)}`, values: [] });

@@ -14,7 +14,7 @@ import { api, type Checkpoint, fetchJson, got, type RunView } from "@/lib/api/cl
 import { checkpoints, roots, runConfig } from "@/lib/api/queries";
 import { ago, bytes } from "@/lib/format";
 import type { Tree } from "@/lib/json";
-import { drawing, hasAverage } from "@/lib/sample-config";
+import { hasAverage, sampleConfig } from "@/lib/sample-config";
 import { runHref } from "./run-progress";
 
 interface RowProps {
@@ -22,12 +22,12 @@ interface RowProps {
   /** Its path; null until it is known. */
   path: string | null;
   /** Generate images with EMA and raw weights; absent if the run has no EMA. */
-  onBeside?: () => void;
+  onCompareEma?: () => void;
   onDelete: () => void;
   onAsk: (asked: AskedTask) => void;
 }
 
-function Row({ checkpoint, path, onBeside, onDelete, onAsk }: RowProps) {
+function Row({ checkpoint, path, onCompareEma, onDelete, onAsk }: RowProps) {
   const router = useRouter();
   return (
     <li className="px-4 py-2.5">
@@ -44,12 +44,12 @@ function Row({ checkpoint, path, onBeside, onDelete, onAsk }: RowProps) {
                   label: "Generate images",
                   onChoose: () => router.push(`/playground/?source=${encodeURIComponent(path)}`),
                 },
-                ...(onBeside
+                ...(onCompareEma
                   ? [
                       {
                         label: "Compare EMA with raw",
                         note: "Generates images with both",
-                        onChoose: onBeside,
+                        onChoose: onCompareEma,
                       },
                     ]
                   : []),
@@ -108,19 +108,19 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
     ...checkpoints(id),
     refetchInterval: isActive ? 15_000 : false,
   });
-  const [doomed, setDoomed] = useState<string | null>(null);
+  const [toDelete, setToDelete] = useState<string | null>(null);
   const [asked, setAsked] = useState<AskedTask | null>(null);
   const { data: folders } = useQuery(roots);
   const runsDir = folders?.find((root) => root.name === "runs")?.path;
   const client = useQueryClient();
   const { complain, say } = useToasts();
   const router = useRouter();
-  const { data: made } = useQuery(runConfig(id));
-  const config = made?.config as Tree | undefined;
+  const { data: runInfo } = useQuery(runConfig(id));
+  const config = runInfo?.config as Tree | undefined;
   const pathOf = (name: string) => `${runsDir}/${id}/checkpoints/${name}`;
-  const draw = useMutation({
+  const sample = useMutation({
     mutationFn: (grid: Tree) =>
-      fetchJson<RunView>("/api/tasks/sample/start", { config: drawing(config ?? {}, grid) }),
+      fetchJson<RunView>("/api/tasks/sample/start", { config: sampleConfig(config ?? {}, grid) }),
     onSuccess: (run) => router.push(runHref(run.id)),
     onError: complain,
   });
@@ -144,9 +144,9 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
           <Button
             size="small"
             kind="quiet"
-            isBusy={draw.isPending}
+            isBusy={sample.isPending}
             onClick={() =>
-              draw.mutate({
+              sample.mutate({
                 source_paths: (data?.checkpoints ?? []).map((each) => pathOf(each.name)).reverse(),
               })
             }
@@ -175,12 +175,12 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
               key={checkpoint.name}
               checkpoint={checkpoint}
               path={runsDir ? pathOf(checkpoint.name) : null}
-              onBeside={
+              onCompareEma={
                 config && hasAverage(config)
-                  ? () => draw.mutate({ source_paths: [pathOf(checkpoint.name)], weights: ["raw", "ema"] })
+                  ? () => sample.mutate({ source_paths: [pathOf(checkpoint.name)], weights: ["raw", "ema"] })
                   : undefined
               }
-              onDelete={() => setDoomed(checkpoint.name)}
+              onDelete={() => setToDelete(checkpoint.name)}
               onAsk={setAsked}
             />
           ))}
@@ -188,10 +188,10 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
       )}
       <TaskDialog asked={asked} onClose={() => setAsked(null)} />
       <Confirm
-        title={`Delete ${doomed}?`}
-        isOpen={doomed !== null}
-        onClose={() => setDoomed(null)}
-        onConfirm={() => doomed && remove.mutate(doomed)}
+        title={`Delete ${toDelete}?`}
+        isOpen={toDelete !== null}
+        onClose={() => setToDelete(null)}
+        onConfirm={() => toDelete && remove.mutate(toDelete)}
         confirm="Delete"
       >
         This permanently deletes its weights and training state.

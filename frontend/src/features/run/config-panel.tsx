@@ -10,8 +10,8 @@ import { copyText } from "@/lib/clipboard";
 import { differences, type Json, shown, type Tree } from "@/lib/json";
 
 export function DiffTable({ from, to, names }: { from: Json; to: Json; names: [string, string] }) {
-  const found = differences(from, to);
-  if (found.length === 0) return <Empty title="No differences" />;
+  const rows = differences(from, to);
+  if (rows.length === 0) return <Empty title="No differences" />;
   return (
     <div className="overflow-x-auto">
       <table className="w-full text-sm">
@@ -23,7 +23,7 @@ export function DiffTable({ from, to, names }: { from: Json; to: Json; names: [s
           </tr>
         </thead>
         <tbody className="divide-y">
-          {found.map(({ path, from: before, to: after }) => (
+          {rows.map(({ path, from: before, to: after }) => (
             <tr key={path} className="align-top">
               <td className="figure px-4 py-1.5 text-xs">{path}</td>
               <td className="figure px-4 py-1.5 text-xs text-muted-foreground [overflow-wrap:anywhere]">
@@ -41,7 +41,10 @@ export function DiffTable({ from, to, names }: { from: Json; to: Json; names: [s
 /** The run's configuration: changes from the defaults, or all of it. */
 export function ConfigPanel({ id, trainer }: { id: string; trainer: string }) {
   const { data } = useQuery(runConfig(id));
-  const { data: made } = useQuery({ ...trainerConfig(trainer === "demo" ? "flow" : trainer), retry: false });
+  const { data: trainerInfo } = useQuery({
+    ...trainerConfig(trainer === "demo" ? "flow" : trainer),
+    retry: false,
+  });
   const [view, setView] = useState<"changes" | "all" | "origin">("changes");
   const { say, complain } = useToasts();
   const config = (data?.config ?? null) as Json;
@@ -77,8 +80,8 @@ export function ConfigPanel({ id, trainer }: { id: string; trainer: string }) {
         <div className="p-4">
           <Skeleton className="h-40" />
         </div>
-      ) : view === "changes" && made ? (
-        <DiffTable from={made.defaults as Json} to={config} names={["Default", "This run"]} />
+      ) : view === "changes" && trainerInfo ? (
+        <DiffTable from={trainerInfo.defaults as Json} to={config} names={["Default", "This run"]} />
       ) : (
         <pre tabIndex={0} className="figure max-h-[36rem] overflow-auto p-4 text-xs leading-5">
           {text}

@@ -24,7 +24,7 @@ export function DuplicateDialog({
   const router = useRouter();
   const [name, setName] = useState("");
   const [changes, setChanges] = useState("");
-  const make = useMutation({
+  const duplicate = useMutation({
     mutationFn: () =>
       got(
         api.POST("/api/runs/{run_id}/duplicate", {
@@ -32,9 +32,9 @@ export function DuplicateDialog({
           body: { name: name.trim() || null, changes: changes.trim() ? JSON.parse(changes) : {} },
         }),
       ),
-    onSuccess: (made) => {
+    onSuccess: (created) => {
       onClose();
-      router.push(runHref(made.id));
+      router.push(runHref(created.id));
     },
   });
   return (
@@ -43,7 +43,7 @@ export function DuplicateDialog({
         className="grid gap-3 text-sm"
         onSubmit={(event) => {
           event.preventDefault();
-          make.mutate();
+          duplicate.mutate();
         }}
       >
         <RunNameField label="Name" value={name} onChange={setName} />
@@ -57,10 +57,15 @@ export function DuplicateDialog({
             placeholder={'{"training": {"lr": 5e-5}}'}
           />
         </label>
-        {make.error && <ErrorAlert error={make.error} />}
+        {duplicate.error && <ErrorAlert error={duplicate.error} />}
         <div className="flex justify-end gap-2">
           <Button onClick={onClose}>Cancel</Button>
-          <Button type="submit" kind="primary" isBusy={make.isPending} disabled={nameProblem(name) !== null}>
+          <Button
+            type="submit"
+            kind="primary"
+            isBusy={duplicate.isPending}
+            disabled={nameProblem(name) !== null}
+          >
             {" "}
             Add to queue{" "}
           </Button>

@@ -2,7 +2,7 @@
 import { type KeyboardEvent, useEffect, useRef } from "react";
 import uPlot from "uplot";
 import "uplot/dist/uPlot.min.css";
-import { moved, type Span, zoomed } from "@/lib/chart-range";
+import { panned, type Span, zoomed } from "@/lib/chart-range";
 import { figure } from "@/lib/format";
 
 export interface ChartLine {
@@ -49,11 +49,11 @@ function token(name: string): string {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
-function faded(colour: string, alpha: number): string {
+function withAlpha(colour: string, alpha: number): string {
   return alpha >= 1 ? colour : colour.replace(/\)$/, ` / ${alpha})`);
 }
 
-function make(box: HTMLElement, props: () => Props): uPlot {
+function createPlot(container: HTMLElement, props: () => Props): uPlot {
   const { lines, height, isLog, isTime } = props();
   const rem = Number.parseFloat(getComputedStyle(document.documentElement).fontSize);
   const font = `${AXIS_REM * rem}px ${getComputedStyle(document.body).fontFamily}`;
@@ -66,7 +66,7 @@ function make(box: HTMLElement, props: () => Props): uPlot {
   };
   return new uPlot(
     {
-      width: Math.max(200, box.clientWidth),
+      width: Math.max(200, container.clientWidth),
       height,
       padding: [8, AXIS_GAP_REM.right * rem, 0, 0],
       legend: { show: false },
@@ -96,7 +96,7 @@ function make(box: HTMLElement, props: () => Props): uPlot {
         {},
         ...lines.map((line) => ({
           label: line.label,
-          stroke: faded(token(line.colour), line.alpha ?? 1),
+          stroke: withAlpha(token(line.colour), line.alpha ?? 1),
           width: line.width ?? 1.5,
           points: { show: line.hasDots === true, size: 5 },
           spanGaps: !isTime,
@@ -115,14 +115,14 @@ function make(box: HTMLElement, props: () => Props): uPlot {
       },
     },
     [props().steps, ...lines.map((line) => line.values)] as uPlot.AlignedData,
-    box,
+    container,
   );
 }
 
-const PAN_SETTLES_MS = 150;
+const PAN_DELAY_MS = 150;
 const KEYS: Record<string, (span: Span, whole: Span) => Span | null> = {
-  ArrowLeft: (span, whole) => moved(span, -0.25, whole),
-  ArrowRight: (span, whole) => moved(span, 0.25, whole),
+  ArrowLeft: (span, whole) => panned(span, -0.25, whole),
+  ArrowRight: (span, whole) => panned(span, 0.25, whole),
   "+": (span, whole) => zoomed(span, 0.5, whole),
   "-": (span, whole) => zoomed(span, 2, whole),
   Home: () => null,
@@ -138,10 +138,10 @@ function panByWheel(element: HTMLElement, plot: () => uPlot | null, props: () =>
     if (!by || !onSpan || !span || min == null || max == null) return;
     event.preventDefault();
     const bounds = whole ?? [steps[0] ?? min, steps[steps.length - 1] ?? max];
-    const next = moved([min, max], by / element.clientWidth, bounds);
+    const next = panned([min, max], by / element.clientWidth, bounds);
     plot()?.setScale("x", { min: next[0], max: next[1] });
     clearTimeout(settle);
-    settle = setTimeout(() => onSpan(next), PAN_SETTLES_MS);
+    settle = setTimeout(() => onSpan(next), PAN_DELAY_MS);
   };
   element.addEventListener("wheel", onWheel, { passive: false });
   return () => {
@@ -152,7 +152,7 @@ function panByWheel(element: HTMLElement, plot: () => uPlot | null, props: () =>
 
 /** Curves over steps or time. Drag to zoom, scroll sideways to pan, double-click to reset; keys do the same. */
 export function LineChart(props: Props) {
-  const box = useRef<HTMLDivElement>(null);
+  const container = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const latest = useRef(props);
   latest.current = props;
@@ -161,16 +161,16 @@ export function LineChart(props: Props) {
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: the chart is rebuilt when its shape changes
   useEffect(() => {
-    const element = box.current;
+    const element = container.current;
     if (!element) return;
     const build = () => {
       plot.current?.destroy();
-      plot.current = make(element, () => latest.current);
+      plot.current = createPlot(element, () => latest.current);
       applySpan(plot.current, latest.current.span);
     };
     build();
-    const seeAll = () => latest.current.onSpan?.(null);
-    element.addEventListener("dblclick", seeAll);
+    const resetZoom = () => latest.current.onSpan?.(null);
+    element.addEventListener("dblclick", resetZoom);
     window.addEventListener("flowloom:theme", build);
     const observer = new ResizeObserver(() =>
       plot.current?.setSize({ width: Math.max(200, element.clientWidth), height }),
@@ -184,7 +184,7 @@ export function LineChart(props: Props) {
     return () => {
       endPan();
       observer.disconnect();
-      element.removeEventListener("dblclick", seeAll);
+      element.removeEventListener("dblclick", resetZoom);
       window.removeEventListener("flowloom:theme", build);
       plot.current?.destroy();
       plot.current = null;
@@ -206,7 +206,7 @@ export function LineChart(props: Props) {
   };
   return (
     <div
-      ref={box}
+      ref={container}
       role="group"
       aria-label={props.label}
       tabIndex={props.onSpan ? 0 : undefined}

@@ -19,7 +19,7 @@ import { useToasts } from "@/components/ui/toasts";
 import { api, got } from "@/lib/api/client";
 import { copyText } from "@/lib/clipboard";
 import { bytes, count } from "@/lib/format";
-import { findAll, pieces, turned } from "@/lib/highlight";
+import { findAll, segments, wrapIndex } from "@/lib/highlight";
 import { tailLog } from "@/lib/log-tail";
 
 const MOST_CHARS = 400_000;
@@ -88,13 +88,13 @@ function useSearch(text: string) {
   const wanted = useDeferredValue(words);
   const hits = useMemo(() => findAll(text, wanted), [text, wanted]);
   const current = Math.min(now, Math.max(0, hits.length - 1));
-  const shown = useMemo(() => pieces(text, hits, current), [text, hits, current]);
+  const shown = useMemo(() => segments(text, hits, current), [text, hits, current]);
   return {
     words,
     hits,
     current,
     shown,
-    move: (by: number) => setNow(turned(current, by, hits.length)),
+    move: (by: number) => setNow(wrapIndex(current, by, hits.length)),
     type: (next: string) => {
       setWords(next);
       setNow(0);

@@ -8,7 +8,7 @@ import type { Columns, Validation } from "@/hooks/use-run-stream";
 import { metrics } from "@/lib/api/queries";
 import type { Span } from "@/lib/chart-range";
 import { count, figure } from "@/lib/format";
-import { joined } from "./chart-series";
+import { chartSeries } from "./chart-series";
 import { type ChartLine, LineChart } from "./line-chart";
 
 const SMOOTH = [
@@ -62,19 +62,19 @@ export function LossChart({ id, columns, validations, others }: Props) {
   const [span, setSpan] = useState<Span | null>(null);
   const [point, setPoint] = useState<number | null>(null);
   const detail = useDetail(id, columns, span);
-  const theirs = useQueries({
+  const otherMetrics = useQueries({
     queries: others.map((other) => ({ ...metrics(other, DETAIL), refetchInterval: OTHERS_EVERY_MS })),
   });
   const otherColumns = others.map((other, index) => ({
     id: other,
-    steps: theirs[index]?.data?.steps ?? [],
-    loss: theirs[index]?.data?.series.loss?.mean ?? [],
+    steps: otherMetrics[index]?.data?.steps ?? [],
+    loss: otherMetrics[index]?.data?.series.loss?.mean ?? [],
   }));
   // Not by length: a downsampled long run always has the same number of points.
-  const key = others.map((other, index) => `${other}:${theirs[index]?.dataUpdatedAt}`).join();
+  const key = others.map((other, index) => `${other}:${otherMetrics[index]?.dataUpdatedAt}`).join();
   // biome-ignore lint/correctness/useExhaustiveDependencies: key changes with the data of the other runs
   const { steps, lines } = useMemo(
-    () => joined(detail, weight, validations, otherColumns),
+    () => chartSeries(detail, weight, validations, otherColumns),
     [detail, weight, validations, key],
   );
   const index = point ?? steps.length - 1;

@@ -5,14 +5,14 @@ import type { Columns, Curve } from "@/hooks/use-run-stream";
 import { count, figure, mib, rate } from "@/lib/format";
 import { LineChart } from "./line-chart";
 
-interface Dial {
+interface Metric {
   curve: Curve;
   title: string;
   unit?: string;
   show: (value: number | null | undefined) => string;
 }
 
-const DIALS: Dial[] = [
+const METRICS: Metric[] = [
   { curve: "lr", title: "Learning rate", show: rate },
   { curve: "grad_norm", title: "Gradient norm", show: figure },
   { curve: "samples_per_s", title: "Speed", unit: "samples/s", show: figure },
@@ -21,36 +21,36 @@ const DIALS: Dial[] = [
   { curve: "peak_memory_mib", title: "Peak memory", show: mib },
 ];
 
-function One({ dial, columns }: { dial: Dial; columns: Columns }) {
+function MetricChart({ metric, columns }: { metric: Metric; columns: Columns }) {
   const [point, setPoint] = useState<number | null>(null);
-  const values = columns.curves[dial.curve];
+  const values = columns.curves[metric.curve];
   const lines = useMemo(
-    () => [{ label: dial.title, colour: "chart-5", values, width: 1.25 }],
-    [dial.title, values],
+    () => [{ label: metric.title, colour: "chart-5", values, width: 1.25 }],
+    [metric.title, values],
   );
   const index = point ?? values.length - 1;
   return (
     <section className="min-w-0 border-border p-3">
       <h3 className="flex items-baseline justify-between gap-2 text-xs">
-        <span className="font-medium text-secondary-foreground">{dial.title}</span>
+        <span className="font-medium text-secondary-foreground">{metric.title}</span>
         <span className="figure" title={point === null ? undefined : `step ${count(columns.steps[index])}`}>
-          {dial.show(values[index])} <span className="text-muted-foreground">{dial.unit}</span>
+          {metric.show(values[index])} <span className="text-muted-foreground">{metric.unit}</span>
         </span>
       </h3>
-      <LineChart label={dial.title} steps={columns.steps} lines={lines} height={120} onPoint={setPoint} />
+      <LineChart label={metric.title} steps={columns.steps} lines={lines} height={120} onPoint={setPoint} />
     </section>
   );
 }
 
 /** Charts of the metrics other than the loss. */
 export function MetricCharts({ columns }: { columns: Columns }) {
-  const known = DIALS.filter((dial) => columns.curves[dial.curve].some((value) => value !== null));
-  if (columns.steps.length < 2 || known.length === 0) return null;
+  const available = METRICS.filter((metric) => columns.curves[metric.curve].some((value) => value !== null));
+  if (columns.steps.length < 2 || available.length === 0) return null;
   return (
     <Panel title="Metrics" flush>
       <div className="grid sm:grid-cols-2 xl:grid-cols-3">
-        {known.map((dial) => (
-          <One key={dial.curve} dial={dial} columns={columns} />
+        {available.map((metric) => (
+          <MetricChart key={metric.curve} metric={metric} columns={columns} />
         ))}
       </div>
     </Panel>

@@ -8,7 +8,7 @@ import { StateBadge } from "@/components/ui/state-badge";
 import { TabPanel, Tabs } from "@/components/ui/tabs";
 import { XYGrid } from "@/features/playground/xy-grid";
 import { useDeferredMount } from "@/hooks/use-deferred-mount";
-import { type Live, useRunStream } from "@/hooks/use-run-stream";
+import { type RunStream, useRunStream } from "@/hooks/use-run-stream";
 import type { RunView } from "@/lib/api/client";
 import { ACTIVE, run as runQuery } from "@/lib/api/queries";
 import { ago, count, duration, figure, mib, moment, rate } from "@/lib/format";
@@ -30,14 +30,14 @@ const TRAINS = new Set(["flow", "kohya", "flow-upstream", "demo"]);
 type View = "overview" | "log" | "config";
 
 /** The latest values; the event stream is ahead of the run's view. */
-function Readings({ run, live, isTraining }: { run: RunView; live: Live; isTraining: boolean }) {
+function Readings({ run, live, isTraining }: { run: RunView; live: RunStream; isTraining: boolean }) {
   const { steps, curves } = live.columns;
   const last = steps.length - 1;
   const step = Math.max(run.step ?? 0, steps[last] ?? 0);
   const isActive = ACTIVE.has(run.state);
   // If a time limit ends the run, the remaining steps follow from the step time.
-  const left = run.eta_s != null && curves.step_s[last] ? run.eta_s / (curves.step_s[last] ?? 1) : null;
-  const most = run.max_steps ?? (left === null ? null : step + left);
+  const stepsLeft = run.eta_s != null && curves.step_s[last] ? run.eta_s / (curves.step_s[last] ?? 1) : null;
+  const totalSteps = run.max_steps ?? (stepsLeft === null ? null : step + stepsLeft);
   return (
     <Panel className="mb-4">
       <dl className="grid grid-cols-2 gap-x-6 gap-y-4 sm:grid-cols-4 lg:grid-cols-7">
@@ -73,7 +73,7 @@ function Readings({ run, live, isTraining }: { run: RunView; live: Live; isTrain
       </dl>
       <div className="mt-4">
         <Meter
-          value={run.state === "finished" ? 1 : most ? step / most : 0}
+          value={run.state === "finished" ? 1 : totalSteps ? step / totalSteps : 0}
           label="Progress"
           tone={run.state === "finished" ? "success" : run.state === "failed" ? "destructive" : "primary"}
         />
@@ -82,7 +82,7 @@ function Readings({ run, live, isTraining }: { run: RunView; live: Live; isTrain
   );
 }
 
-function Lead({ run, live }: { run: RunView; live: Live }) {
+function Lead({ run, live }: { run: RunView; live: RunStream }) {
   return (
     <span className="flex flex-wrap items-center gap-x-3 gap-y-1" aria-live="polite">
       <StateBadge state={run.state} />
@@ -98,7 +98,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
   const { data: run, error, refetch } = useQuery(runQuery(id));
   const live = useRunStream(id);
   const [view, setView] = useState<View>("overview");
-  const isLater = useDeferredMount(run !== undefined);
+  const isDeferredMounted = useDeferredMount(run !== undefined);
   if (error && !run) {
     return (
       <Page title={id} actions={<LinkButton href="/runs/">All runs</LinkButton>}>
@@ -116,7 +116,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
   }
   const isActive = ACTIVE.has(run.state);
   const isTraining = TRAINS.has(run.trainer) || live.columns.steps.length > 0;
-  const isDrawing = run.trainer === "sample" && others.length === 0;
+  const isSampling = run.trainer === "sample" && others.length === 0;
   return (
     <Page title={run.id} wide lead={<Lead run={run} live={live} />} actions={<RunActions run={run} />}>
       <RunAlerts run={run} notes={live.notes} damagedLines={live.base?.damaged_lines ?? 0} />
@@ -144,15 +144,15 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
             {isTraining && (
               <LossChart id={id} columns={live.columns} validations={live.validations} others={others} />
             )}
-            {!isTraining && !isDrawing && <TaskResult id={id} trainer={run.trainer} isOver={!isActive} />}
-            {isDrawing && <XYGrid id={id} isActive={isActive} />}
-            {(isTraining || (run.trainer === "sample" && !isDrawing)) && (
+            {!isTraining && !isSampling && <TaskResult id={id} trainer={run.trainer} isOver={!isActive} />}
+            {isSampling && <XYGrid id={id} isActive={isActive} />}
+            {(isTraining || (run.trainer === "sample" && !isSampling)) && (
               <Samples id={id} isActive={isActive} others={others} />
             )}
             <div className="grid items-start gap-4 xl:grid-cols-[minmax(0,2fr)_minmax(0,1fr)]">
               <div className="grid min-w-0 gap-4">
-                {isLater && <MetricCharts columns={live.columns} />}
-                {isLater && <GpuCharts id={id} began={run.created} isActive={isActive} />}
+                {isDeferredMounted && <MetricCharts columns={live.columns} />}
+                {isDeferredMounted && <GpuCharts id={id} startTime={run.created} isActive={isActive} />}
               </div>
               <div className="grid gap-4">
                 <LossByNoiseLevel levels={live.levels} />

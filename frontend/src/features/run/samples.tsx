@@ -7,7 +7,7 @@ import { Empty, Panel, Skeleton } from "@/components/ui/panel";
 import { ToggleGroup } from "@/components/ui/tabs";
 import { samples } from "@/lib/api/queries";
 import { count } from "@/lib/format";
-import { gridOf, promptAt, type SampleGrid, together } from "@/lib/sample-grid";
+import { gridOf, mergeGrids, promptAt, type SampleGrid } from "@/lib/sample-grid";
 import { Lightbox } from "./lightbox";
 
 const SIZES = [
@@ -106,14 +106,14 @@ export function Samples({ id, isActive, others }: { id: string; isActive: boolea
   const { data, error, refetch } = useQuery({ ...samples(id), refetchInterval: isActive ? 15_000 : false });
   const [size, setSize] = useState(144);
   const [cell, setCell] = useState<Cell | null>(null);
-  const theirs = useQueries({ queries: others.map((other) => samples(other)) });
-  const key = theirs.map((each) => `${each.dataUpdatedAt}`).join();
+  const otherSamples = useQueries({ queries: others.map((other) => samples(other)) });
+  const key = otherSamples.map((each) => `${each.dataUpdatedAt}`).join();
   // biome-ignore lint/correctness/useExhaustiveDependencies: key changes with the data of the other runs
   const grid = useMemo(
     () =>
-      together([
+      mergeGrids([
         { run: id, grid: gridOf(data ?? []) },
-        ...others.map((run, index) => ({ run, grid: gridOf(theirs[index]?.data ?? []) })),
+        ...others.map((run, index) => ({ run, grid: gridOf(otherSamples[index]?.data ?? []) })),
       ]),
     [id, data, key],
   );

@@ -12,12 +12,12 @@ interface Brought {
   table?: { output?: string };
 }
 
-const lastOf = (path: string | undefined) => path?.split("/").at(-1);
+const baseName = (path: string | undefined) => path?.split("/").at(-1);
 
 /** The dataset that a run imported; a table's captions are in its JSONL. */
-function madeBy(trainer: string, found: unknown): string | undefined {
-  const { target_dir, table } = (found ?? {}) as Brought;
-  return trainer === "dataset-import" ? lastOf(table?.output ?? target_dir) : undefined;
+function importedDataset(trainer: string, result: unknown): string | undefined {
+  const { target_dir, table } = (result ?? {}) as Brought;
+  return trainer === "dataset-import" ? baseName(table?.output ?? target_dir) : undefined;
 }
 
 /** The files and the result of a task. */
@@ -34,14 +34,14 @@ export function TaskResult({ id, trainer, isOver }: { id: string; trainer: strin
     enabled: data !== undefined,
   });
   if (data === undefined) return null;
-  const made = isOver && madeBy(trainer, data);
+  const datasetName = isOver && importedDataset(trainer, data);
   return (
     <Panel
       title="Result"
       actions={
-        made && (
-          <LinkButton kind="primary" size="small" href={datasetHref(made)}>
-            Open {made}
+        datasetName && (
+          <LinkButton kind="primary" size="small" href={datasetHref(datasetName)}>
+            Open {datasetName}
           </LinkButton>
         )
       }

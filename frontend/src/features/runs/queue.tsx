@@ -41,7 +41,7 @@ export function movedIn<Run extends { id: string }>(runs: Run[], id: string, bef
 }
 
 /** The queue's controls: pause, and what happens if a run fails. */
-function Standing({ page }: { page: Schemas["QueuePage"] }) {
+function QueueControls({ page }: { page: Schemas["QueuePage"] }) {
   const client = useQueryClient();
   const { complain } = useToasts();
   const { mutate, isPending } = useMutation({
@@ -76,7 +76,7 @@ function Standing({ page }: { page: Schemas["QueuePage"] }) {
 }
 
 /** The time and reason of the pause. */
-function Paused({ pause }: { pause: Schemas["Pause"] }) {
+function PauseNotice({ pause }: { pause: Schemas["Pause"] }) {
   return (
     <p role="status" className="flex items-center gap-2 bg-warning-subtle px-4 py-2 text-sm">
       <WarnIcon className="size-4 shrink-0 text-warning" />
@@ -120,18 +120,18 @@ export function QueuePanel() {
   const ids = runs.map((run) => run.id);
   const shift = (from: number, to: number) => {
     const target = ids[to];
-    const wanted = target === undefined ? null : dropOf(ids, ids[from] ?? null, target);
-    if (wanted) move.mutate(wanted);
+    const reordering = target === undefined ? null : dropOf(ids, ids[from] ?? null, target);
+    if (reordering) move.mutate(reordering);
   };
   if (!data || (runs.length === 0 && !data.pause && data.on_fail === "go-on")) return null;
   return (
     <Panel
       title={`Queue (${runs.length})`}
-      actions={<Standing page={data} />}
+      actions={<QueueControls page={data} />}
       flush
       className="mb-4 overflow-hidden"
     >
-      {data.pause && <Paused pause={data.pause} />}
+      {data.pause && <PauseNotice pause={data.pause} />}
       <ol className="divide-y">
         {runs.map((run, index) => (
           <li
@@ -148,8 +148,8 @@ export function QueuePanel() {
             }}
             onDrop={(event) => {
               event.preventDefault();
-              const wanted = dropOf(ids, dragged, run.id);
-              if (wanted) move.mutate(wanted);
+              const reordering = dropOf(ids, dragged, run.id);
+              if (reordering) move.mutate(reordering);
             }}
             onDragEnd={() => {
               setDragged(null);

@@ -26,18 +26,18 @@ const FILTERS: Record<Filter, (run: RunView) => boolean> = {
 const MOST_COMPARED = 8;
 
 /** Actions on all selected runs. */
-function Bulk({ chosen, onDone }: { chosen: RunView[]; onDone: () => void }) {
+function SelectionActions({ chosen, onDone }: { chosen: RunView[]; onDone: () => void }) {
   const router = useRouter();
   const { mutate } = useRunAction();
   const [isAsking, setAsking] = useState(false);
-  const fits: Record<"stop" | "resume" | "cancel" | "delete", RunView[]> = {
+  const applicable: Record<"stop" | "resume" | "cancel" | "delete", RunView[]> = {
     stop: chosen.filter((run) => run.state === "running"),
     resume: chosen.filter((run) => run.can_resume),
     cancel: chosen.filter((run) => run.state === "queued"),
     delete: chosen.filter((run) => !ACTIVE.has(run.state)),
   };
-  const all = (action: Action & keyof typeof fits) => {
-    for (const run of fits[action]) mutate({ action, id: run.id });
+  const all = (action: Action & keyof typeof applicable) => {
+    for (const run of applicable[action]) mutate({ action, id: run.id });
     onDone();
   };
   const compare = () => {
@@ -53,24 +53,24 @@ function Bulk({ chosen, onDone }: { chosen: RunView[]; onDone: () => void }) {
       <Button size="small" disabled={chosen.length < 2 || chosen.length > MOST_COMPARED} onClick={compare}>
         Compare
       </Button>
-      {fits.stop.length > 0 && (
+      {applicable.stop.length > 0 && (
         <Button size="small" onClick={() => all("stop")}>
           Save and stop
         </Button>
       )}
-      {fits.resume.length > 0 && (
+      {applicable.resume.length > 0 && (
         <Button size="small" onClick={() => all("resume")}>
           Resume
         </Button>
       )}
-      {fits.cancel.length > 0 && (
+      {applicable.cancel.length > 0 && (
         <Button size="small" onClick={() => all("cancel")}>
           Cancel
         </Button>
       )}
-      {fits.delete.length > 0 && (
+      {applicable.delete.length > 0 && (
         <Button size="small" kind="danger" onClick={() => setAsking(true)}>
-          Delete {fits.delete.length}
+          Delete {applicable.delete.length}
         </Button>
       )}
       <Button size="small" kind="quiet" onClick={onDone}>
@@ -78,14 +78,14 @@ function Bulk({ chosen, onDone }: { chosen: RunView[]; onDone: () => void }) {
         Clear selection{" "}
       </Button>
       <Confirm
-        title={`Delete ${fits.delete.length} runs?`}
+        title={`Delete ${applicable.delete.length} runs?`}
         isOpen={isAsking}
         onClose={() => setAsking(false)}
         onConfirm={() => all("delete")}
         confirm="Delete"
       >
         This permanently deletes their checkpoints, samples and history:{" "}
-        {fits.delete.map((run) => run.id).join(", ")}.
+        {applicable.delete.map((run) => run.id).join(", ")}.
       </Confirm>
     </div>
   );
@@ -110,7 +110,7 @@ export function RunsPage() {
       for (const id of ids) isChosen ? next.add(id) : next.delete(id);
       return next;
     });
-  const picked = all.filter((run) => chosen.has(run.id));
+  const selectedRuns = all.filter((run) => chosen.has(run.id));
   const count = (name: Filter) => all.filter(FILTERS[name]).length;
   return (
     <Page title="Runs" lead="Training runs and queue" actions={<StartButtons />} wide>
@@ -131,8 +131,8 @@ export function RunsPage() {
           />
         }
         actions={
-          picked.length > 0 ? (
-            <Bulk chosen={picked} onDone={() => setChosen(new Set())} />
+          selectedRuns.length > 0 ? (
+            <SelectionActions chosen={selectedRuns} onDone={() => setChosen(new Set())} />
           ) : (
             <SearchInput isSmall className="w-52" label="Search runs" value={search} onSearch={setSearch} />
           )

@@ -6,7 +6,7 @@ import { CheckIcon, WarnIcon } from "@/components/ui/icons";
 import { Panel, Skeleton } from "@/components/ui/panel";
 import { useToasts } from "@/components/ui/toasts";
 import { copyText } from "@/lib/clipboard";
-import { byNeed, doctor, type Finding, systemReport } from "@/lib/system-report";
+import { doctor, type Finding, failedFirst, systemReport } from "@/lib/system-report";
 
 function Findings({ findings }: { findings: Finding[] }) {
   const bad = findings.filter((each) => !each.is_well).length;
@@ -19,7 +19,7 @@ function Findings({ findings }: { findings: Finding[] }) {
         {bad > 0 ? `${bad} of ${findings.length} checks failed` : "No problems found"}
       </p>
       <ul className="mt-2 divide-y rounded border">
-        {byNeed(findings).map((each, index) => (
+        {failedFirst(findings).map((each, index) => (
           <li key={index} className="grid grid-cols-[1rem_minmax(0,1fr)] gap-x-2 px-3 py-1.5 text-xs">
             {each.is_well ? (
               <CheckIcon className="size-4 text-success" />

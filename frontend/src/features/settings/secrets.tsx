@@ -10,7 +10,7 @@ import { useToasts } from "@/components/ui/toasts";
 import { api, got } from "@/lib/api/client";
 import { secrets } from "@/lib/api/queries";
 
-const USES: Record<string, string> = {
+const PURPOSES: Record<string, string> = {
   HF_TOKEN: "Hugging Face: downloads of gated models, uploads of checkpoints",
   WANDB_API_KEY: "Weights & Biases",
   AWS_ACCESS_KEY_ID: "S3: access key",
@@ -26,9 +26,9 @@ type Name =
 type Testable = "HF_TOKEN" | "WANDB_API_KEY";
 const isTestable = (name: Name): name is Testable => name === "HF_TOKEN" || name === "WANDB_API_KEY";
 
-function One({ name, isSet }: { name: Name; isSet: boolean }) {
+function SecretRow({ name, isSet }: { name: Name; isSet: boolean }) {
   const [value, setValue] = useState("");
-  const [isAsking, setAsking] = useState(false);
+  const [isConfirming, setConfirming] = useState(false);
   const client = useQueryClient();
   const { say, complain } = useToasts();
   const done = (text: string) => {
@@ -62,7 +62,7 @@ function One({ name, isSet }: { name: Name; isSet: boolean }) {
         <label htmlFor={`secret-${name}`} className="figure text-sm">
           {name}
         </label>
-        <p className="text-xs text-muted-foreground">{USES[name]}</p>
+        <p className="text-xs text-muted-foreground">{PURPOSES[name]}</p>
       </div>
       <form
         className="flex gap-1.5"
@@ -90,15 +90,15 @@ function One({ name, isSet }: { name: Name; isSet: boolean }) {
         >
           Test
         </Button>
-        <Button kind="danger" disabled={!isSet} isBusy={forget.isPending} onClick={() => setAsking(true)}>
+        <Button kind="danger" disabled={!isSet} isBusy={forget.isPending} onClick={() => setConfirming(true)}>
           {" "}
           Remove{" "}
         </Button>
       </form>
       <Confirm
         title={`Remove ${name}?`}
-        isOpen={isAsking}
-        onClose={() => setAsking(false)}
+        isOpen={isConfirming}
+        onClose={() => setConfirming(false)}
         onConfirm={() => forget.mutate()}
         confirm="Remove"
       >
@@ -129,7 +129,7 @@ export function Secrets() {
       ) : (
         <ul className="divide-y">
           {data.map((secret) => (
-            <One key={secret.name} name={secret.name as Name} isSet={secret.is_set} />
+            <SecretRow key={secret.name} name={secret.name as Name} isSet={secret.is_set} />
           ))}
         </ul>
       )}

@@ -12,7 +12,7 @@ import { bytes, params } from "@/lib/format";
 
 const CARDS = "grid grid-cols-[repeat(auto-fill,minmax(min(15rem,100%),1fr))] gap-2";
 const nameOf = (path: string) => path.split("/").slice(-2).join("/");
-const joined = (...words: (string | false | null | undefined)[]) => words.filter(Boolean).join(" · ");
+const joinDots = (...words: (string | false | null | undefined)[]) => words.filter(Boolean).join(" · ");
 
 /** Run, checkpoint and file of `runs/fox/checkpoints/step_00000500/model.safetensors`. */
 const checkpointOf = (path: string) => /([^/]+)\/checkpoints\/([^/]+)\/([^/]+)$/.exec(path)?.slice(1);
@@ -26,7 +26,7 @@ function Facts({ path, model }: { path: string; model: Model | undefined }) {
         <span className="truncate text-sm font-semibold" title={path}>
           {run}
         </span>
-        <span className="figure truncate text-2xs text-muted-foreground">{joined(step, file)}</span>
+        <span className="figure truncate text-2xs text-muted-foreground">{joinDots(step, file)}</span>
       </>
     );
   return (
@@ -36,12 +36,12 @@ function Facts({ path, model }: { path: string; model: Model | undefined }) {
       </span>
       <span className="text-xs text-secondary-foreground">
         {model
-          ? joined(model.family ?? model.words, model.variant, model.version && `v${model.version}`)
+          ? joinDots(model.family ?? model.words, model.variant, model.version && `v${model.version}`)
           : "External file"}
       </span>
       {model && (
         <span className="figure text-2xs text-muted-foreground">
-          {joined(bytes(model.size), model.precision, params(model.num_params))}
+          {joinDots(bytes(model.size), model.precision, params(model.num_params))}
         </span>
       )}
       {model && <span className="figure truncate text-2xs text-muted-foreground">{nameOf(path)}</span>}
@@ -66,22 +66,22 @@ export function BaseModelCards({
   const { set } = useForm();
   const path = String(useValue(field, "").value ?? "");
   const { data, isPending } = useQuery({ ...library, retry: false });
-  const { data: candidates, isPending: isLooking } = useQuery({ ...trainerModels(trainer), retry: false });
+  const { data: candidates, isPending: isSearching } = useQuery({ ...trainerModels(trainer), retry: false });
   const group = useId();
   const list = useRef<HTMLDivElement>(null);
-  const found = candidates?.[field.join(".")] ?? [];
-  const paths = [...(path && !found.includes(path) ? [path] : []), ...found];
-  const shelf = new Map((data?.models ?? []).map((model) => [model.path, model]));
+  const suggested = candidates?.[field.join(".")] ?? [];
+  const paths = [...(path && !suggested.includes(path) ? [path] : []), ...suggested];
+  const modelByPath = new Map((data?.models ?? []).map((model) => [model.path, model]));
   const saved = paths.filter(checkpointOf);
   const others = paths.filter((each) => !saved.includes(each));
-  const isUntrained = (each: string) => shelf.get(each)?.is_untrained === true;
+  const isUntrained = (each: string) => modelByPath.get(each)?.is_untrained === true;
   const bases = others.filter((each) => !isUntrained(each));
   const card = (each: string) => (
     <RadioCard key={each} group={group} isChosen={each === path} onChoose={() => set(field, each)}>
-      <Facts path={each} model={shelf.get(each)} />
+      <Facts path={each} model={modelByPath.get(each)} />
     </RadioCard>
   );
-  const isWaiting = isPending || isLooking;
+  const isWaiting = isPending || isSearching;
   // Scroll the list, not the page, to the selected model, which may be far down.
   useEffect(() => {
     const chosen = isWaiting ? null : list.current?.querySelector<HTMLElement>("[data-chosen]");

@@ -6,9 +6,9 @@ import { Dialog } from "@/components/ui/dialog";
 import { DropZone } from "@/components/ui/drop-zone";
 import { UploadIcon } from "@/components/ui/icons";
 import { useToasts } from "@/components/ui/toasts";
-import { bring, type Report } from "@/lib/import-files";
+import { importFiles, type Report } from "@/lib/import-files";
 import type { Tree } from "@/lib/json";
-import { readLike } from "@/lib/lora-settings";
+import { readLoraSettings } from "@/lib/lora-settings";
 import type { Field } from "@/lib/schema";
 import { ImportReport } from "./import-report";
 
@@ -20,7 +20,7 @@ interface Props {
 }
 
 /** Read the training settings of the model file in the URL. */
-function useLike(trainer: string, sections: Field[], onReport: (report: Report) => void) {
+function useLoraSettings(trainer: string, sections: Field[], onReport: (report: Report) => void) {
   const asked = useSearchParams();
   const [path, root] = [asked.get("like"), asked.get("root") ?? "models"];
   const { complain } = useToasts();
@@ -28,10 +28,10 @@ function useLike(trainer: string, sections: Field[], onReport: (report: Report) 
   useEffect(() => {
     if (path === null) return;
     history.replaceState(null, "", window.location.pathname);
-    readLike({ root, path })
+    readLoraSettings({ root, path })
       .then(async (like) => {
         if (!like) throw new Error(`${path} has no training settings in its header.`);
-        const report = await bring([like.brought], trainer, sections);
+        const report = await importFiles([like.brought], trainer, sections);
         onReport({ ...report, kind: like.kind });
       })
       .catch(complain);
@@ -43,14 +43,14 @@ export function ConfigImport({ trainer, sections, onTake }: Props) {
   const input = useRef<HTMLInputElement>(null);
   const [report, setReport] = useState<Report | null>(null);
   const isKohya = trainer === "kohya";
-  useLike(trainer, sections, setReport);
+  useLoraSettings(trainer, sections, setReport);
   const take = async (list: FileList | null) => {
     const files = [...(list ?? [])];
     if (files.length === 0) return;
     const brought = await Promise.all(
       files.map(async (file) => ({ name: file.name, text: await file.text() })),
     );
-    setReport(await bring(brought, trainer, sections));
+    setReport(await importFiles(brought, trainer, sections));
   };
   return (
     <DropZone

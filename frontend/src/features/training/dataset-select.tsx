@@ -17,7 +17,7 @@ import { withImageDir } from "@/lib/kohya-datasets";
 
 const FOLLOW_MS = 700;
 const NONE = "";
-const RAW = "raw:";
+const BUCKET = "raw:";
 const nameOf = (path: string) => path.split("/").slice(-2).join("/");
 const jsonlOf = (dataset: DataSet) => `${dataset.name}.jsonl`;
 
@@ -122,22 +122,22 @@ export function DatasetSelect() {
   const { whole, set } = useForm();
   const client = useQueryClient();
   const { data } = useQuery({ ...datasets, retry: false });
-  const [raw, setRaw] = useState<string | null>(null);
+  const [bucketName, setBucketName] = useState<string | null>(null);
   const path = String(at(whole, ["dataloader", "jsonl_metadata_path"]) ?? "");
   const folders = data?.filter((each) => each.kind === "folder" && each.path) ?? [];
   const jsonls = data?.filter((each) => each.kind === "jsonl" && each.path) ?? [];
   const buckets = data?.filter((each) => each.kind === "bucket") ?? [];
-  const bucket = buckets.find((each) => each.name === raw);
+  const bucket = buckets.find((each) => each.name === bucketName);
   const chosen = [...folders, ...jsonls].find((each) => each.path === path);
   const source = chosen?.kind === "jsonl" && folders.find((each) => each.path === chosen.source);
   const take = (found: DataSet | undefined) => {
-    setRaw(null);
+    setBucketName(null);
     set(["dataloader", "jsonl_metadata_path"], found?.path ?? NONE);
     const images = found?.kind === "folder" ? found.path : found?.images_dir;
     if (images) set(["dataloader", "image_folder_path"], images);
   };
   const choose = (value: string) => {
-    if (value.startsWith(RAW)) setRaw(value.slice(RAW.length));
+    if (value.startsWith(BUCKET)) setBucketName(value.slice(BUCKET.length));
     else take([...folders, ...jsonls].find((each) => each.path === value));
   };
   const takeJsonlOf = (dataset: DataSet) => {
@@ -152,7 +152,7 @@ export function DatasetSelect() {
       </label>
       <Select
         id="essential-data"
-        value={bucket ? RAW + bucket.name : path}
+        value={bucket ? BUCKET + bucket.name : path}
         onChange={(event) => choose(event.target.value)}
       >
         <option value={NONE}>Choose a dataset, or enter a folder or JSONL below</option>
@@ -174,7 +174,7 @@ export function DatasetSelect() {
         {buckets.length > 0 && (
           <optgroup label="Buckets (through a JSONL)">
             {buckets.map((each) => (
-              <option key={each.name} value={RAW + each.name}>
+              <option key={each.name} value={BUCKET + each.name}>
                 {each.name}
               </option>
             ))}

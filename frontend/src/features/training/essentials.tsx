@@ -22,15 +22,15 @@ const PARTS = [
   { name: "T5", key: "t5_path" },
 ];
 
-function Model() {
+function BaseModel() {
   const { whole, set } = useForm();
   const client = useQueryClient();
   const { say, complain } = useToasts();
   const section = useDebounced((at(whole, ["model"]) ?? {}) as Tree);
   const { data } = useQuery(lacking(section));
-  const here = data?.needs.filter((need) => need.here.length > 0) ?? [];
-  const absent = data?.needs.filter((need) => need.here.length === 0) ?? [];
-  const get = useMutation({
+  const available = data?.needs.filter((need) => need.here.length > 0) ?? [];
+  const missing = data?.needs.filter((need) => need.here.length === 0) ?? [];
+  const fetchMissing = useMutation({
     mutationFn: (body: { config: Record<string, unknown> }) => download(body),
     onSuccess: (run) => {
       say(`${run.id} is queued.`, "Fill in the paths when it has finished.");
@@ -39,7 +39,7 @@ function Model() {
     onError: complain,
   });
   const fill = () => {
-    for (const need of here) set(need.path.split("."), need.here[0] ?? "");
+    for (const need of available) set(need.path.split("."), need.here[0] ?? "");
   };
   return (
     <BaseModelCards trainer="flow" field={["model", "chroma_path"]}>
@@ -62,25 +62,25 @@ function Model() {
         </p>
       ) : (
         <p className="text-xs text-muted-foreground">
-          {absent.length > 0
-            ? `Missing: ${absent.map((need) => need.offer.title).join(", ")}.`
+          {missing.length > 0
+            ? `Missing: ${missing.map((need) => need.offer.title).join(", ")}.`
             : "The VAE and T5 paths are not set."}
         </p>
       )}
       <div className="flex flex-wrap gap-1.5">
-        {here.length > 0 && (
+        {available.length > 0 && (
           <Button size="small" onClick={fill}>
-            {absent.length > 0 ? "Use the files found in Models" : "Use the VAE and T5 found in Models"}
+            {missing.length > 0 ? "Use the files found in Models" : "Use the VAE and T5 found in Models"}
           </Button>
         )}
-        {absent.length > 0 && data?.download && (
+        {missing.length > 0 && data?.download && (
           <Button
             size="small"
-            isBusy={get.isPending}
-            onClick={() => data.download && get.mutate(data.download)}
+            isBusy={fetchMissing.isPending}
+            onClick={() => data.download && fetchMissing.mutate(data.download)}
           >
             <DownloadIcon className="size-3.5" /> Download,{" "}
-            {bytes(absent.reduce((sum, need) => sum + need.offer.size, 0))}
+            {bytes(missing.reduce((sum, need) => sum + need.offer.size, 0))}
           </Button>
         )}
         <LinkButton size="small" href="/models/">
@@ -99,10 +99,10 @@ export function methodOf(whole: Tree): Method {
 }
 
 /** The initial number of checkpoints to keep. */
-const FEW = 4;
+const DEFAULT_KEEP_LAST = 4;
 const ROTATION: Tree = { change_layer_every: 20, trained_single_blocks: 2, trained_double_blocks: 1 };
 
-function How() {
+function MethodSelect() {
   const { whole, set } = useForm();
   const method = methodOf(whole);
   const choose = (next: Method) => {
@@ -139,7 +139,7 @@ function How() {
 const AUTO = "auto";
 
 /** The save interval and the number of checkpoints to keep. */
-function Keeping() {
+function CheckpointFields() {
   const { whole, set } = useForm();
   const kept = at(whole, ["checkpoint", "keep_last"]) ?? AUTO;
   const all = methodOf(whole) === "lora" ? "All" : "All that fit on disk";
@@ -164,7 +164,9 @@ function Keeping() {
           <Select
             className="w-auto! min-w-0"
             value={kept === AUTO ? AUTO : "last"}
-            onChange={(event) => set(["checkpoint", "keep_last"], event.target.value === AUTO ? AUTO : FEW)}
+            onChange={(event) =>
+              set(["checkpoint", "keep_last"], event.target.value === AUTO ? AUTO : DEFAULT_KEEP_LAST)
+            }
           >
             <option value={AUTO}>{all}</option>
             <option value="last">The last</option>
@@ -192,11 +194,11 @@ export function Essentials() {
         <div className="grid gap-x-6 gap-y-5 sm:grid-cols-2">
           <DatasetSelect />
           <div className="grid grid-cols-[minmax(0,1fr)] content-start gap-5">
-            <How />
-            <Keeping />
+            <MethodSelect />
+            <CheckpointFields />
           </div>
         </div>
-        <Model />
+        <BaseModel />
       </div>
     </Panel>
   );

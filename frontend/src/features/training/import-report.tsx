@@ -5,23 +5,23 @@ import type { Report } from "@/lib/import-files";
 import { shown } from "@/lib/json";
 
 /** The number of keys that match fields of the form. */
-function Understood({ report }: { report: Report }) {
+function MatchedKeys({ report }: { report: Report }) {
   const rest = [report.leftOver, report.translated].map((keys) => Object.keys(keys).length);
   const all = rest.reduce(
     (sum, count) => sum + count,
-    report.known + report.others.length + report.unused.length,
+    report.numMatched + report.others.length + report.unused.length,
   );
   if (report.isPart) {
     return (
       <p>
-        Found {report.kind}: <strong>{report.known}</strong> dataset{report.known === 1 ? "" : "s"}. The rest
-        of the form does not change.
+        Found {report.kind}: <strong>{report.numMatched}</strong> dataset{report.numMatched === 1 ? "" : "s"}.
+        The rest of the form does not change.
       </p>
     );
   }
   return (
     <p>
-      Found {report.kind}. <strong>{report.known}</strong> of {all} keys match fields of this form
+      Found {report.kind}. <strong>{report.numMatched}</strong> of {all} keys match fields of this form
       {all === 0 && "; the file is empty"}.
     </p>
   );
@@ -53,7 +53,7 @@ function Values({ title, label, values }: { title: string; label: string; values
 }
 
 /** Keys without a matching field, translated keys and added defaults. */
-function Rest({ report }: { report: Report }) {
+function OtherKeys({ report }: { report: Report }) {
   const left = Object.entries(report.leftOver).map(([key, value]): [string, string] => {
     const reason = report.reasons[key];
     return [key, reason ? `${shown(value)}: ${reason}` : shown(value)];
@@ -99,14 +99,14 @@ export function ImportReport({
   }
   return (
     <div className="grid gap-3 text-sm">
-      <Understood report={report} />
+      <MatchedKeys report={report} />
       {report.others.length > 0 && (
         <div>
           <p className="font-medium">Kept unchanged in the JSON (no form field):</p>
           <p className="figure text-xs text-secondary-foreground">{report.others.join(", ")}</p>
         </div>
       )}
-      <Rest report={report} />
+      <OtherKeys report={report} />
       {report.absent && (
         <Notice>
           Its images are listed in another file, <code className="figure text-xs">{report.absent}</code>. Drop

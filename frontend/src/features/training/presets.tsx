@@ -25,7 +25,7 @@ export function Presets({
 }) {
   const group = useId();
   const all: (Preset | null)[] = [null, ...presets];
-  const taken = presets.find((preset) => preset.name === chosen);
+  const selected = presets.find((preset) => preset.name === chosen);
   return (
     <div className="grid gap-2">
       <div role="radiogroup" aria-label="Preset" className="grid gap-2 sm:grid-cols-2 2xl:grid-cols-4">
@@ -52,7 +52,7 @@ export function Presets({
           );
         })}
       </div>
-      {taken && <Sources preset={taken} />}
+      {selected && <Sources preset={selected} />}
     </div>
   );
 }
