@@ -24,6 +24,73 @@ interface Props {
   hints: Hint[];
 }
 
+function DeviceFields({
+  devices,
+  selected,
+  onChange,
+}: {
+  devices: string[];
+  selected: string[];
+  onChange: (selected: string[]) => void;
+}) {
+  return (
+    <fieldset className="grid gap-1">
+      <legend className="text-sm font-medium">Devices</legend>
+      <div className="flex flex-wrap gap-x-4 gap-y-1">
+        {devices.map((device) => (
+          <label key={device} className="flex h-7 items-center gap-2 text-sm">
+            <Checkbox
+              checked={selected.includes(device)}
+              onChange={(event) =>
+                onChange(
+                  event.target.checked ? [...selected, device] : selected.filter((each) => each !== device),
+                )
+              }
+            />
+            {device}
+          </label>
+        ))}
+      </div>
+      <p className="text-xs text-muted-foreground">None selected: uses the first free device.</p>
+    </fieldset>
+  );
+}
+
+/** Problems as links to their fields; without any, the hints. */
+function Findings({ problems, hints, onShow }: Pick<Props, "problems" | "hints" | "onShow">) {
+  if (problems.size === 0 && hints.length === 0) return null;
+  return problems.size > 0 ? (
+    <ul className="grid max-h-56 gap-1 overflow-y-auto">
+      {[...problems].map(([path, messages]) => (
+        <li key={path}>
+          <button
+            type="button"
+            className="w-full rounded px-2 py-1 text-left text-xs hover:bg-muted"
+            onClick={() => onShow(path)}
+          >
+            <code className="figure text-secondary-foreground">{path || "configuration"}</code>{" "}
+            {messages.join(" ")}
+          </button>
+        </li>
+      ))}
+    </ul>
+  ) : (
+    <ul className="grid gap-0.5">
+      {hints.map((hint) => (
+        <li key={hint.path}>
+          <button
+            type="button"
+            className="w-full rounded py-1 text-left text-xs text-warning hover:bg-muted hover:underline"
+            onClick={() => onShow(hint.path)}
+          >
+            {hint.text}
+          </button>
+        </li>
+      ))}
+    </ul>
+  );
+}
+
 /** Run name, devices, problems and the start button. */
 export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onShow, hints }: Props) {
   const router = useRouter();
@@ -57,27 +124,11 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
           isRefused={isNameBad}
         />
         {devices.length > 1 && (
-          <fieldset className="grid gap-1">
-            <legend className="text-sm font-medium">Devices</legend>
-            <div className="flex flex-wrap gap-x-4 gap-y-1">
-              {devices.map((device) => (
-                <label key={device} className="flex h-7 items-center gap-2 text-sm">
-                  <Checkbox
-                    checked={draft.devices.includes(device)}
-                    onChange={(event) =>
-                      onPatch({
-                        devices: event.target.checked
-                          ? [...draft.devices, device]
-                          : draft.devices.filter((each) => each !== device),
-                      })
-                    }
-                  />
-                  {device}
-                </label>
-              ))}
-            </div>
-            <p className="text-xs text-muted-foreground">None selected: uses the first free device.</p>
-          </fieldset>
+          <DeviceFields
+            devices={devices}
+            selected={draft.devices}
+            onChange={(selected) => onPatch({ devices: selected })}
+          />
         )}
         <div role="status" className="min-h-5 text-sm">
           {count === 0 ? (
@@ -90,37 +141,7 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
             </span>
           )}
         </div>
-        {count > 0 && (
-          <ul className="grid max-h-56 gap-1 overflow-y-auto">
-            {[...problems].map(([path, messages]) => (
-              <li key={path}>
-                <button
-                  type="button"
-                  className="w-full rounded px-2 py-1 text-left text-xs hover:bg-muted"
-                  onClick={() => onShow(path)}
-                >
-                  <code className="figure text-secondary-foreground">{path || "configuration"}</code>{" "}
-                  {messages.join(" ")}
-                </button>
-              </li>
-            ))}
-          </ul>
-        )}
-        {count === 0 && hints.length > 0 && (
-          <ul className="grid gap-0.5">
-            {hints.map((hint) => (
-              <li key={hint.path}>
-                <button
-                  type="button"
-                  className="w-full rounded py-1 text-left text-xs text-warning hover:bg-muted hover:underline"
-                  onClick={() => onShow(hint.path)}
-                >
-                  {hint.text}
-                </button>
-              </li>
-            ))}
-          </ul>
-        )}
+        <Findings problems={problems} hints={hints} onShow={onShow} />
         {start.error && <ErrorAlert error={start.error} />}
         <Button
           kind="primary"

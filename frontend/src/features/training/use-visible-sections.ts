@@ -1,0 +1,58 @@
+"use client";
+import { useMemo, useState } from "react";
+import { at, same, type Tree } from "@/lib/json";
+import { type Field, isFound, leavesOf } from "@/lib/schema";
+
+export const isChanged = (field: Field, whole: Tree, base: Tree) =>
+  !same(at(whole, field.path) ?? field.initial ?? null, at(base, field.path) ?? field.initial ?? null);
+
+/** Scroll to a field or section and focus its control. */
+function scrollTo(path: string) {
+  const row = document.querySelector<HTMLElement>(
+    `[data-field="${CSS.escape(path)}"], #section-${CSS.escape(path)}`,
+  );
+  row?.scrollIntoView({ block: "center" });
+  row?.querySelector<HTMLElement>("input,select,textarea,button")?.focus();
+}
+
+/** The sections and fields that match the search and the detail level; changed and wrong fields always show. */
+export function useVisibleSections(
+  sections: Field[],
+  whole: Tree,
+  base: Tree,
+  problems: ReadonlyMap<string, unknown>,
+) {
+  const [search, setSearch] = useState("");
+  const [isAdvanced, setAdvanced] = useState(false);
+  const words = useMemo(() => search.toLowerCase().split(/\s+/).filter(Boolean), [search]);
+  const hasSimple = useMemo(() => sections.flatMap(leavesOf).some((field) => field.isSimple), [sections]);
+  const showsAll = isAdvanced || !hasSimple;
+  const matches = (field: Field) => leavesOf(field).some((leaf) => isFound(leaf, words));
+  const isWrong = (field: Field) => {
+    const path = field.path.join(".");
+    return [...problems.keys()].some((each) => each === path || each.startsWith(`${path}.`));
+  };
+  const isShown = (field: Field) =>
+    words.length > 0
+      ? matches(field)
+      : showsAll || field.isSimple || isWrong(field) || isChanged(field, whole, base);
+  const isSectionShown = (section: Field) => {
+    if (section.kind === "group" && !section.isNullable) return section.fields.some(isShown);
+    if (words.length > 0) return matches(section);
+    return showsAll || section.isSimple || section.fields.some(isShown) || isChanged(section, whole, base);
+  };
+  return {
+    search,
+    setSearch,
+    isAdvanced,
+    setAdvanced,
+    hasSimple,
+    isShown,
+    shown: sections.filter(isSectionShown),
+    reveal: (path: string) => {
+      setSearch("");
+      setAdvanced(true);
+      setTimeout(() => scrollTo(path), 60);
+    },
+  };
+}
