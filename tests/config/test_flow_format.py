@@ -127,7 +127,7 @@ def test_aims_keys_become_a_logger(write, with_aim):
 def test_a_run_goes_without_aim_where_it_is_not_installed(without_aim):
     loaded = read_config(FLOW / "training_config.json")
     assert loaded.config.loggers == []
-    assert any("pip install aim" in note for note in loaded.notes)
+    assert any("pip install 'flowloom[aim]'" in note for note in loaded.notes)
 
 
 def test_aims_keys_without_a_path_are_answered(write):

@@ -170,7 +170,7 @@ def test_a_missing_package_is_named_with_its_cure(run_dir: Path, monkeypatch: py
     for package in ("aim", "wandb", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, package, None)
     for kind in ("aim", "wandb", "tensorboard"):
-        with pytest.raises(ConfigError, match=f"pip install {kind}"):
+        with pytest.raises(ConfigError, match=rf"pip install 'flowloom\[{kind}\]'"):
             open_logger(run_dir, kind=kind, **({"mode": "offline"} if kind == "wandb" else {}))
 
 

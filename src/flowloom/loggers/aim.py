@@ -21,7 +21,7 @@ from flowloom.printable import printable
 
 
 class Aim(LoggerSpec):
-    """Scalars and samples for Aim, an optional package: `pip install aim`."""
+    """Scalars and samples for Aim, an optional package: `pip install 'flowloom[aim]'`."""
 
     kind: Literal["aim"] = "aim"
     repo: str | None = None
@@ -38,7 +38,7 @@ class Aim(LoggerSpec):
             with quiet_imports():
                 import aim  # pyright: ignore[reportMissingImports] -- optional
         except ImportError as error:
-            raise cannot_open("aim", error, "pip install aim") from error
+            raise cannot_open("aim", error, "pip install 'flowloom[aim]'") from error
         hash_path = run_dir / "aim_run_hash"
         try:
             run = aim.Run(

@@ -24,7 +24,7 @@ class TensorBoard(LoggerSpec):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise cannot_open("tensorboard", error, "pip install tensorboard") from error
+            raise cannot_open("tensorboard", error, "pip install 'flowloom[tensorboard]'") from error
         return _TensorBoardLogger(self, run_dir, SummaryWriter(run_dir / "tensorboard"))
 
 

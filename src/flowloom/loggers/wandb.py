@@ -40,7 +40,7 @@ class WandB(LoggerSpec):
             import wandb
             from wandb.errors import Error
         except ImportError as error:
-            raise cannot_open("wandb", error, "pip install wandb") from error
+            raise cannot_open("wandb", error, "pip install 'flowloom[wandb]'") from error
         if self.mode == "online" and not os.environ.get("WANDB_API_KEY"):
             cure = "Set the environment's WANDB_API_KEY, or mode offline and 'wandb sync' later."
             raise cannot_open("wandb", "WANDB_API_KEY is not set", cure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+from typing import Any
 
 from flowloom.config.secrets import redact, usable_secrets
 from flowloom.errors import FlowloomError, RunError, disk_full, is_disk_full, one_line
@@ -44,7 +45,7 @@ def run_task(run_dir: RunDir) -> None:
             writer.close()
 
 
-def _run(task: FunctionTask, config: object, progress: Progress) -> None:
+def _run(task: FunctionTask[Any], config: object, progress: Progress) -> None:
     def stop(*_: object) -> None:
         progress.is_stop_requested = True
 

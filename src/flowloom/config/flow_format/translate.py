@@ -151,7 +151,7 @@ def _is_wanted(laid: Laid, kind: str, settings: Settings, secrets: dict[str, str
         return False
     if kind == "aim" and importlib.util.find_spec("aim") is None:
         laid.notes.append(
-            "training.aim_path: Aim is not installed and will not follow the run: pip install aim."
+            "training.aim_path: Aim is not installed and records nothing: pip install 'flowloom[aim]'."
         )
         return False
     return True

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from flowloom.datasets.build.items import (
     NAMES_NO_IMAGE,
+    Found,
     Item,
     Reading,
     Remark,
@@ -314,6 +315,6 @@ def with_remarks(reading: Reading, detected: Detected) -> Reading:
     return Reading(reading.kind, reading.root, _chained(detected.passed_over, reading), detected.why)
 
 
-def _chained(remarks: Iterable[Remark], reading: Reading) -> Iterator:
+def _chained(remarks: Iterable[Remark], reading: Reading) -> Iterator[Found]:
     yield from remarks
     yield from reading.items

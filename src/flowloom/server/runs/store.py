@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from flowloom.server.runs.view import RunView
 
@@ -99,7 +100,7 @@ class Store:
         with self._lock:
             self._connection.close()
 
-    def _do(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:
+    def _do(self, statement: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         try:
             with self._lock:
                 return self._connection.execute(statement, values).fetchall()

@@ -119,7 +119,7 @@ def _open_session(path: Path, device: str) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise WeightsError("Tagging needs onnxruntime: .venv/bin/pip install onnxruntime") from error
+        raise WeightsError("Tagging needs onnxruntime: pip install 'flowloom[taggers]'") from error
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "cuda" and not has_cuda:
         cure = "take onnxruntime-gpu in place of onnxruntime, or set device to auto"
