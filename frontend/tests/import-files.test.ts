@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { withoutSecrets } from "@/hooks/use-draft";
+import { withoutSecrets } from "@/lib/draft";
 import { kohyaFiles } from "@/lib/import-files";
 
 describe("files that people bring", () => {

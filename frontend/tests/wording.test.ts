@@ -2,8 +2,8 @@ import { describe, expect, test } from "vitest";
 import { type Toast, withToast } from "@/components/ui/toasts";
 import { operationOf, outcomeWords, stageWords } from "@/features/datasets/caption-operations";
 import { dropOf, movedIn, placeBefore } from "@/features/runs/queue";
-import { withoutSecrets } from "@/hooks/use-draft";
 import { byPath } from "@/hooks/use-validation";
+import { withoutSecrets } from "@/lib/draft";
 import { ago, bytes, duration, figure, params, rate } from "@/lib/format";
 import { leaves } from "@/lib/import-files";
 

@@ -108,7 +108,7 @@ export interface RunStream {
   validations: Validation[];
   levels: (number | null)[];
   notes: RunEvent[];
-  line: Connection;
+  connection: Connection;
   error: unknown;
 }
 
@@ -156,7 +156,7 @@ export function useRunStream(id: string): RunStream {
   );
   const firstSeq = useRef<number | undefined>(undefined);
   if (base && firstSeq.current === undefined) firstSeq.current = Math.max(-1, base.last_seq - RECENT_EVENTS);
-  const line = useRunEvents(id, firstSeq.current, onEvents);
+  const connection = useRunEvents(id, firstSeq.current, onEvents);
 
   // biome-ignore lint/correctness/useExhaustiveDependencies: count changes with the events, which are mutated in place
   const columns = useMemo(() => columnsOf(base, events.current), [base, count]);
@@ -164,5 +164,5 @@ export function useRunStream(id: string): RunStream {
   const levels = useMemo(() => byNoiseLevel(events.current.slice(-RECENT_EVENTS)), [count]);
   const kept = notes.current;
   const validations = useMemo(() => validationsOf(base, kept), [base, kept]);
-  return { base, columns, validations, levels, notes: notes.current, line, error };
+  return { base, columns, validations, levels, notes: notes.current, connection, error };
 }

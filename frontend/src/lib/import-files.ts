@@ -1,7 +1,7 @@
 /** Recognize and read configuration files that are imported into a form. */
 
-import { withoutSecrets } from "@/hooks/use-draft";
 import { fetchJson, type Place, type Schemas } from "@/lib/api/client";
+import { withoutSecrets } from "@/lib/draft";
 import { isTree, type Tree } from "./json";
 import type { Field } from "./schema";
 

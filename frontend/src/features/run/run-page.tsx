@@ -87,7 +87,7 @@ function Lead({ run, live }: { run: RunView; live: RunStream }) {
     <span className="flex flex-wrap items-center gap-x-3 gap-y-1" aria-live="polite">
       <StateBadge state={run.state} />
       {run.phase && <span>{run.phase}</span>}
-      {ACTIVE.has(run.state) && live.line === "lost" && (
+      {ACTIVE.has(run.state) && live.connection === "lost" && (
         <span className="text-warning">Connection lost. Reconnecting …</span>
       )}
     </span>

@@ -7,10 +7,10 @@ import { Checkbox } from "@/components/ui/inputs";
 import { Panel } from "@/components/ui/panel";
 import { RunNameField } from "@/features/run/run-name-field";
 import { runHref } from "@/features/run/run-progress";
-import type { Draft } from "@/hooks/use-draft";
 import { fetchJson, Problem, type RunView } from "@/lib/api/client";
 import { queue } from "@/lib/api/queries";
 import type { Hint } from "@/lib/config-hints";
+import type { Draft } from "@/lib/draft";
 import { nameProblem } from "@/lib/run-name";
 
 interface Props {

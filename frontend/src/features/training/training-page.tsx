@@ -12,11 +12,12 @@ import { Empty, Page, Panel, Skeleton } from "@/components/ui/panel";
 import { ToggleGroup } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
 import { useDeferredMount } from "@/hooks/use-deferred-mount";
-import { type Draft, useDraft } from "@/hooks/use-draft";
+import { useDraft } from "@/hooks/use-draft";
 import { byPath, useValidation } from "@/hooks/use-validation";
 import { type Preset, Problem } from "@/lib/api/client";
 import { runConfig, trainerConfig, trainerModels, trainers } from "@/lib/api/queries";
 import { hintsOf } from "@/lib/config-hints";
+import { EMPTY_DRAFT } from "@/lib/draft";
 import { changesFrom, laidOver, type Tree } from "@/lib/json";
 import { SIMPLE, sectionsOf } from "@/lib/schema";
 import { BaseModelCards } from "./base-model-cards";
@@ -151,8 +152,6 @@ function FieldFilter({ view }: { view: ReturnType<typeof useVisibleSections> }) 
   );
 }
 
-const NEW_DRAFT: Draft = { preset: null, name: "", devices: [], config: {} };
-
 export function TrainingPage({ trainer, title, lead, missing }: Props) {
   const form = useTrainingForm(trainer);
   const { schema, error, defaults, draft, base, whole, problems, sections } = form;
@@ -194,7 +193,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
 
   return (
     <FormContext value={{ whole, base, problems, candidates: form.candidates, set }}>
-      <Page title={title} lead={lead} wide actions={<ResetButton onReset={() => patch(NEW_DRAFT)} />}>
+      <Page title={title} lead={lead} wide actions={<ResetButton onReset={() => patch(EMPTY_DRAFT)} />}>
         <div className="grid items-start gap-5 lg:grid-cols-[minmax(0,1fr)_21rem] xl:grid-cols-[10rem_minmax(0,1fr)_23rem]">
           <SectionNav sections={view.shown} whole={whole} base={base} problems={problems} />
           <div className="grid min-w-0 gap-4">

@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { type Draft, keep, load, withoutSecrets } from "@/hooks/use-draft";
+import { type Draft, loadDraft, saveDraft, withoutSecrets } from "@/lib/draft";
 
 function storage() {
   const kept = new Map<string, string>();
@@ -17,22 +17,22 @@ const sit = (session: ReturnType<typeof storage>) => vi.stubGlobal("sessionStora
 beforeEach(() => vi.stubGlobal("localStorage", storage()));
 afterEach(() => vi.unstubAllGlobals());
 
-test("two tabs keep a draft each, and a third begins with the newest", () => {
+test("two tabs saveDraft a draft each, and a third begins with the newest", () => {
   const [one, two] = [storage(), storage()];
   sit(one);
-  keep("flow", draft("fox"));
+  saveDraft("flow", draft("fox"));
   sit(two);
-  keep("flow", draft("cat"));
+  saveDraft("flow", draft("cat"));
   sit(one);
-  expect(load("flow").name).toBe("fox");
+  expect(loadDraft("flow").name).toBe("fox");
   sit(storage());
-  expect(load("flow").name).toBe("cat");
+  expect(loadDraft("flow").name).toBe("cat");
 });
 
 test("a token that was typed into the form is not kept in the browser", () => {
   sit(storage());
-  keep("flow", draft("fox", { training: { wandb_key: "abc", lr: 1 } }));
-  expect(load("flow").config).toEqual({ training: { lr: 1 } });
+  saveDraft("flow", draft("fox", { training: { wandb_key: "abc", lr: 1 } }));
+  expect(loadDraft("flow").config).toEqual({ training: { lr: 1 } });
 });
 
 test("tokens in lists are found as well", () => {
