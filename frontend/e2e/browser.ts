@@ -3,7 +3,7 @@ import { type Browser, chromium } from "playwright-core";
 
 const PLACES = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
 
-/** The system's own Chromium; none is ever downloaded. `FLOWLOOM_CHROMIUM` names another one. */
+/** The system's Chromium; none is downloaded. `FLOWLOOM_CHROMIUM` selects another one. */
 export function launch(): Promise<Browser> {
   const path = process.env.FLOWLOOM_CHROMIUM ?? PLACES.find((place) => existsSync(place));
   if (!path)

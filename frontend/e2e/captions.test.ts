@@ -1,4 +1,4 @@
-/** What only a browser shows of captions and dialogs: whose text it is, and where the focus goes. */
+/** Captions and dialogs in a browser: the text in the editor and the focus. */
 import assert from "node:assert/strict";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -11,7 +11,7 @@ import { Studio, until } from "./studio.ts";
 let browser: Browser;
 let studio: Studio;
 
-/** A grey picture of 16 x 16 as PNG. */
+/** A grey image of 16 x 16 as PNG. */
 function png(grey: number): Buffer {
   const chunk = (kind: string, data: Buffer) => {
     const body = Buffer.concat([Buffer.from(kind), data]);
@@ -59,7 +59,7 @@ async function open(): Promise<Page> {
   return page;
 }
 
-test("a picture whose new caption takes it off the list is still the one that is written about", async () => {
+test("an image whose new caption removes it from the list stays in the editor", async () => {
   const page = await open();
   await page.getByRole("button", { name: "No caption" }).click();
   await page.getByRole("button", { name: "000.png" }).click();
@@ -74,7 +74,7 @@ test("a picture whose new caption takes it off the list is still the one that is
   await page.close();
 });
 
-test("Next goes on beyond the pictures that are in sight", async () => {
+test("Next continues beyond the visible images", async () => {
   const page = await open();
   await page.getByRole("button", { name: "002.png" }).click();
   for (let index = 3; index < 115; index += 1) {
@@ -88,7 +88,7 @@ test("Next goes on beyond the pictures that are in sight", async () => {
   await page.close();
 });
 
-test("a dialog gives the focus back to the menu that opened it, and outlives a selection", async () => {
+test("a dialog returns the focus to its menu, and a text selection does not close it", async () => {
   const page = await open();
   await page.getByRole("button", { name: "Tools" }).click();
   await page.getByRole("menuitem", { name: /Lint/ }).click();

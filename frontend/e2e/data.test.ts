@@ -1,4 +1,4 @@
-/** From pictures on somebody's disk to a trained LoRA, all in the browser. */
+/** From images on disk to a trained LoRA, all in the browser. */
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
 import { once } from "node:events";
@@ -34,7 +34,7 @@ async function open(path: string): Promise<Page> {
   return page;
 }
 
-/** Some of the demo's own pictures, as somebody's disk may have them. */
+/** Some of the demo's images as a user's files. */
 function somePictures(count: number): string[] {
   const folder = join(studio.home, "mine");
   mkdirSync(folder);
@@ -63,7 +63,7 @@ test("upload, caption, edit many, JSONL, training", async () => {
   await page.getByText(/^1 file skipped \(not images or captions\): Thumbs\.db$/).waitFor();
   assert.ok(existsSync(join(studio.home, "data", "mine", "5.png")));
 
-  // The gallery holds what was read by then: a key that goes on from the last picture goes nowhere.
+  // The gallery loads while files arrive: wait for all, so that Next has a next image.
   await page.getByText(/^6 images, 5 with captions, [\d.]+ \w+$/).waitFor();
 
   await page.getByRole("button", { name: "0.png" }).click();
@@ -89,7 +89,7 @@ test("upload, caption, edit many, JSONL, training", async () => {
   await page.getByText(/Created mine\.jsonl/).waitFor();
   await page.getByRole("button", { name: "Close", exact: true }).last().click();
 
-  // The JSONL has the captions of then: its folder's page, its card and the form say so.
+  // The JSONL has the old captions: the folder's page, its card and the form say so.
   await page.getByRole("button", { name: "1.png" }).click();
   await caption.fill("edited after the JSONL was made");
   await page.getByText("Saved", { exact: true }).waitFor();
@@ -154,7 +154,7 @@ test("an exported LoRA is downloaded from its page", async () => {
   assert.equal((await download).suggestedFilename(), "mine-lora-step_00000002-comfy.safetensors");
 });
 
-test("an archive at an address becomes a dataset", async () => {
+test("an archive at a URL becomes a dataset", async () => {
   const folder = join(studio.home, "data", "demo");
   const [name = ""] = readdirSync(folder).filter((each) => each.endsWith(".png"));
   const archive = execFileSync("tar", ["-czf", "-", "-C", folder, name]);
@@ -177,7 +177,7 @@ test("an archive at an address becomes a dataset", async () => {
   }
 });
 
-test("a folder is chosen in FLOW's and in Kohya's form as it is", async () => {
+test("a folder is chosen directly in FLOW's and in Kohya's form", async () => {
   const page = await open("/flow-training/");
   const folder = join(studio.home, "data", "demo");
   await page.getByLabel("Dataset", { exact: true }).selectOption({ label: "demo" });

@@ -1,4 +1,4 @@
-/** Figures of a studio that runs: `node e2e/figures.ts URL RUN LONG_RUN`; the second one with many steps and samples. */
+/** Measure a running studio: `node e2e/figures.ts URL RUN LONG_RUN`, where LONG_RUN has many steps and samples. */
 import type { Page } from "playwright-core";
 import { launch } from "./browser.ts";
 
@@ -22,7 +22,7 @@ async function fresh(): Promise<Page> {
   return page;
 }
 
-/** When the page answered: after its first paint, and its last task of more than 50 ms. */
+/** The time until the page is interactive: after its first paint and its last task of more than 50 ms. */
 async function interactive(page: Page, what: string): Promise<number> {
   await page.getByText(what).first().waitFor();
   await page.waitForTimeout(2500);
@@ -32,7 +32,7 @@ async function interactive(page: Page, what: string): Promise<number> {
   });
 }
 
-/** Frames a second while `move` is made again and again, and the longest frame in milliseconds. */
+/** Frames per second while `move` repeats, and the longest frame in milliseconds. */
 async function frames(page: Page, move: (index: number) => Promise<void>): Promise<[number, number]> {
   await page.evaluate(() => {
     const kept = window as unknown as { times: number[] };

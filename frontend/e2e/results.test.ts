@@ -1,4 +1,4 @@
-/** What a run leaves behind, looked at beside each other; and pictures that lie in a bucket. */
+/** A run's results, compared and used; and images in a bucket. */
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { copyFileSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -38,7 +38,7 @@ async function open(path: string, where = studio): Promise<Page> {
   return page;
 }
 
-test("checkpoints are ticked, drawn at two numbers of steps, and laid out as a grid", async () => {
+test("checkpoints are selected, sampled with two numbers of steps, and laid out as a grid", async () => {
   const page = await open("/playground/");
   const field = (name: string) => page.locator(`[data-field="${name}"]`);
   await field("prompts").getByRole("textbox").fill("red heart");
@@ -80,7 +80,7 @@ test("checkpoints are ticked, drawn at two numbers of steps, and laid out as a g
     assert.ok([0, 2].includes(await row.getByRole("img").count()), "one picture in each cell");
 });
 
-test("the newest picture is laid over the first one of its prompt", async () => {
+test("the newest image is compared with the first one of its prompt", async () => {
   const page = await open("/runs/?id=first");
   await page
     .getByRole("button", { name: /step 3$/ })
@@ -116,7 +116,7 @@ test("two models are compared, and differences are visible", async () => {
   assert.equal(new Set(kinds).size, 2, kinds.join());
 });
 
-/** A LoRA of one layer, all zeros, that tells how it was trained. */
+/** A LoRA of one layer, all zeros, with training settings in its header. */
 function writeAdapter(path: string, metadata: Record<string, string>): void {
   const name = "lora_unet_double_blocks_0_img_attn_qkv";
   const header: Record<string, unknown> = { __metadata__: metadata };
@@ -132,7 +132,7 @@ function writeAdapter(path: string, metadata: Record<string, string>): void {
   writeFileSync(path, Buffer.concat([length, text, Buffer.alloc(end)]));
 }
 
-test("a LoRA opens the form as it was trained, and is deleted after one question", async () => {
+test("a LoRA opens the form with its settings, and is deleted after one confirmation", async () => {
   const path = join(studio.home, "models", "mine.safetensors");
   writeAdapter(path, { "flowloom.config": JSON.stringify(config) });
   const page = await open("/models/");
@@ -153,7 +153,7 @@ test("a LoRA opens the form as it was trained, and is deleted after one question
   await page.getByRole("button", { name: "Delete mine.safetensors" }).waitFor({ state: "detached" });
 });
 
-test("a file that a run would go on with is deleted only when that is said again", async () => {
+test("a file that a run needs to resume is deleted only after a second confirmation", async () => {
   const path = join(studio.home, "models", "needed.safetensors");
   copyFileSync(join(studio.home, "models", "demo", "chroma.safetensors"), path);
   const model = { ...config.model, chroma_path: path };
@@ -169,7 +169,7 @@ test("a file that a run would go on with is deleted only when that is said again
   assert.ok(!existsSync(path));
 });
 
-test("a log is searched forwards and backwards, loaded whole, and downloaded", async () => {
+test("a log is searched forwards and backwards, loaded completely, and downloaded", async () => {
   const lines = Array.from({ length: 4000 }, (_, index) => `line ${index} of what a process says`);
   const text = `${lines.join("\n")}\n`;
   writeFileSync(join(studio.home, "runs", "first", "log.txt"), text);
@@ -191,7 +191,7 @@ test("a log is searched forwards and backwards, loaded whole, and downloaded", a
   assert.equal(readFileSync(await (await saved).path(), "utf8"), text);
 });
 
-test("the doctor's findings stand in settings and in the report", async () => {
+test("the doctor's checks appear in settings and in the report", async () => {
   const page = await open("/settings/");
   await page.getByRole("button", { name: "Run checks" }).click();
   const found = page.getByRole("listitem").filter({ hasText: /^python/ });
@@ -199,7 +199,7 @@ test("the doctor's findings stand in settings and in the report", async () => {
   assert.match((await found.textContent()) ?? "", /python 3\.\d+\.\d+ at /);
 });
 
-test("base models are cards, of which the arrow keys choose one", async () => {
+test("base models are cards, selected with the arrow keys", async () => {
   const page = await open("/flow-training/");
   const cards = page.getByRole("radiogroup", { name: "Base model" }).getByRole("radio");
   await until(async () => (await cards.count()) > 1);
@@ -213,7 +213,7 @@ test("base models are cards, of which the arrow keys choose one", async () => {
   await until(async () => (await path.inputValue()) !== first);
 });
 
-test("home lists what trains; a dataset that does not exist is said to be so, with nothing beside it", async () => {
+test("home lists training runs; a missing dataset shows a message and nothing else", async () => {
   const page = await open("/");
   await page
     .getByRole("link", { name: /^first/ })
@@ -232,7 +232,7 @@ test("home lists what trains; a dataset that does not exist is said to be so, wi
   assert.equal(await page.locator("main [aria-hidden=true].rounded.bg-muted").count(), 0);
 });
 
-test("a bucket is tried, kept, and browsed", async (context) => {
+test("a bucket is tested, created and browsed", async (context) => {
   const picture = readdirSync(join(studio.home, "data", "demo")).find((name) => name.endsWith(".png")) ?? "";
   const store = spawn(
     process.env.FLOWLOOM_PYTHON ?? "python3",

@@ -1,4 +1,4 @@
-/** The studio as a person meets it: a real browser, a real service, real training. */
+/** The studio with a real browser, a real service and real training. */
 import assert from "node:assert/strict";
 import { copyFileSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -34,7 +34,7 @@ after(async () => {
   await studio?.clear();
 });
 
-/** A page whose faults fail the test. */
+/** A page whose errors fail the test. */
 async function open(path: string, where = studio): Promise<Page> {
   const context = await browser.newContext({ viewport: { width: 1366, height: 900 } });
   contexts.push(context);
@@ -95,7 +95,7 @@ for (const path of [
   });
 }
 
-test("the dialog where checkpoints are ticked is accessible, and fits a phone", async () => {
+test("the checkpoint dialog is accessible and fits a phone", async () => {
   const models = join(studio.home, "models");
   const long = join(models, `${"a-name-of-many-words-".repeat(5)}.safetensors`);
   copyFileSync(join(models, "demo", "chroma.safetensors"), long);
@@ -121,7 +121,7 @@ test("the dialog where checkpoints are ticked is accessible, and fits a phone", 
   rmSync(long);
 });
 
-test("the first load is small and nothing jumps", async () => {
+test("the first load is small, without layout shifts", async () => {
   const context = await browser.newContext({ viewport: { width: 1366, height: 900 } });
   contexts.push(context);
   const page = await context.newPage();
@@ -146,7 +146,7 @@ test("the first load is small and nothing jumps", async () => {
   assert.ok(shift < MOST_SHIFT, `layout shift of ${shift}`);
 });
 
-test("nothing is fetched from elsewhere", async () => {
+test("nothing is fetched from other hosts", async () => {
   const context = await browser.newContext();
   contexts.push(context);
   const page = await context.newPage();
@@ -191,7 +191,7 @@ test("first visit, demo, samples on screen; stop; the server restarts; resume", 
   await until(async () => (await stateOf(id)) !== "running" && (await stateOf(id)) !== "stopping");
 });
 
-test("two tabs follow a run while the connection is lost and comes back", async () => {
+test("two tabs follow a run across a lost connection", async () => {
   await studio.post("/api/tasks/demo/start", { name: "both", config: { limits: { max_minutes: 3 } } });
   const pages = [await open("/runs/?id=both"), await open("/runs/?id=both")];
   const stepOn = async (page: Page) =>
@@ -206,7 +206,7 @@ test("two tabs follow a run while the connection is lost and comes back", async 
   for (const page of pages) await page.getByText("Stopped", { exact: true }).first().waitFor();
 });
 
-test("a queue is paused, holds what waits, and goes on", async () => {
+test("a queue is paused, keeps its runs, and resumes", async () => {
   await studio.post("/api/tasks/demo/start", { name: "long", config: { limits: { max_minutes: 3 } } });
   await studio.post("/api/tasks/demo/start", { name: "behind", config: { limits: { max_steps: 2 } } });
   await until(async () => (await stateOf("long")) === "running");
@@ -224,7 +224,7 @@ test("a queue is paused, holds what waits, and goes on", async () => {
   await page.getByRole("heading", { name: "Queue (0)" }).waitFor({ state: "detached" });
 });
 
-test("a FLOW file is imported, told about, and started", async () => {
+test("a FLOW file is imported, reported and started", async () => {
   const path = join(studio.home, "training_config.json");
   const { dataloader, model, inference, optimizer } = config;
   const file = {
@@ -256,7 +256,7 @@ test("a FLOW file is imported, told about, and started", async () => {
   assert.equal(await stateOf("imported"), "finished");
 });
 
-test("what is wrong is told at its field, in the server's words", async () => {
+test("problems are shown at their fields, with the server's message", async () => {
   const page = await open("/flow-training/");
   const rate = page.getByLabel("Learning rate");
   await rate.fill("fast");
@@ -270,7 +270,7 @@ test("what is wrong is told at its field, in the server's words", async () => {
   assert.equal(await rate.inputValue(), "1e-5");
 });
 
-test("form and JSON are one", async () => {
+test("form and JSON stay in sync", async () => {
   const page = await open("/flow-training/");
   const json = page.getByLabel(/Configuration as JSON/);
   await json.fill('{"training": {"lr": 0.5}, "optimizer": {"kind": "adamw8bit"}}');
@@ -283,7 +283,7 @@ test("form and JSON are one", async () => {
   assert.match(await json.inputValue(), /0\.25/, "what was set by hand stays");
 });
 
-test("a studio with a token asks for it, and takes it from the address", async () => {
+test("a studio with a token asks for it, or takes it from the URL", async () => {
   const guarded = await new Studio("--token", "open-sesame").start();
   try {
     const page = await open("/", guarded);
@@ -301,7 +301,7 @@ test("a studio with a token asks for it, and takes it from the address", async (
   }
 });
 
-test("the keyboard reaches everything: menu, dialog, tabs", async () => {
+test("menus, dialogs and tabs work with the keyboard", async () => {
   const page = await open("/runs/?id=first");
   await page.getByRole("tab", { name: "Overview" }).focus();
   await page.keyboard.press("ArrowRight");
@@ -319,7 +319,7 @@ test("the keyboard reaches everything: menu, dialog, tabs", async () => {
   await page.getByRole("dialog").waitFor({ state: "hidden" });
 });
 
-test("Kohya's form is drawn from its schema, and says at each field what it lacks", async () => {
+test("Kohya's form is drawn from its schema, with problems at their fields", async () => {
   const page = await open("/kohya-training/");
   await page.getByRole("radio", { name: /Chroma LoRA, 16 GB/ }).click();
   const sources = page.getByRole("list", { name: "Where the values of Chroma LoRA, 16 GB come from" });
@@ -342,7 +342,7 @@ test("Kohya's form is drawn from its schema, and says at each field what it lack
   await shown.getByText("network_dim = 24").waitFor();
 });
 
-test("what people have of Kohya's is imported: two TOMLs, and the JSON of kohya_ss", async () => {
+test("Kohya's files are imported: two TOMLs, and the JSON of kohya_ss", async () => {
   const file = (name: string, ...lines: string[]) => {
     const path = join(studio.home, name);
     writeFileSync(path, lines.join("\n"));

@@ -17,7 +17,7 @@ export async function until<T>(
   throw new Error(`not within ${PATIENCE_MS / 1000} s: ${what}`);
 }
 
-/** A real studio in a process of its own, to be talked to, killed and started again on its port. */
+/** A real studio in its own process, which can be killed and restarted on its port. */
 export class Studio {
   readonly home = mkdtempSync(join(tmpdir(), "flowloom-e2e-"));
   url = "";
@@ -83,7 +83,7 @@ export class Studio {
     });
   }
 
-  /** Ends it and every run that it left. */
+  /** Kill it and its runs. */
   async clear(): Promise<void> {
     await this.end("SIGKILL");
     const runs = join(this.home, "runs");
@@ -95,7 +95,7 @@ export class Studio {
         try {
           if (each) process.kill(each, "SIGKILL");
         } catch {
-          // It is gone already.
+          // It has ended already.
         }
       }
     }
@@ -115,7 +115,7 @@ export class Studio {
     return (await answer.json()) as T;
   }
 
-  /** Ends what runs and waits: a failed test leaves nothing to the next one. */
+  /** Stop all runs, so that a failed test leaves none to the next one. */
   async quiet(): Promise<void> {
     const busy = async (state: string) =>
       (await this.get<{ runs: { id: string }[] }>(`/api/runs?state=${state}`)).runs.map((run) => run.id);
@@ -124,7 +124,7 @@ export class Studio {
     await until(async () => (await busy("running")).length + (await busy("stopping")).length === 0);
   }
 
-  /** A small real run that is over; its pictures and models serve the tests after it. */
+  /** Train a small real run to its end; later tests use its images and models. */
   async trained(name: string, steps = 3): Promise<Record<string, Record<string, unknown>>> {
     const config = {
       limits: { max_steps: steps, max_minutes: null },

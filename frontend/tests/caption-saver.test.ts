@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { captionSaver, nextIndex, type Saving } from "@/lib/caption-saver";
 
-/** A studio that keeps one caption, and takes it only over the version that it has. */
+/** A studio with one caption, which it replaces only if the version matches. */
 function studio(caption: string) {
   const kept = { caption, version: "0", isDown: false };
   const put = async (text: string, version: string) => {
@@ -22,7 +22,7 @@ function saving(caption: string) {
   return { kept, states, saver };
 }
 
-test("what is typed while it saves is saved after it, over the version that came back", async () => {
+test("text typed during a save is saved after it, based on the new version", async () => {
   const { kept, states, saver } = saving("fox");
   saver.type("fox, snow");
   const first = saver.save();
@@ -33,7 +33,7 @@ test("what is typed while it saves is saved after it, over the version that came
   expect(states.at(-1)).toBe("saved");
 });
 
-test("a save that failed is said, and tried again with the next one", async () => {
+test("a failed save is reported and retried with the next one", async () => {
   const { kept, states, saver } = saving("fox");
   kept.isDown = true;
   saver.type("cat");
@@ -45,21 +45,21 @@ test("a save that failed is said, and tried again with the next one", async () =
   expect(states.at(-1)).toBe("saved");
 });
 
-test("what others wrote is taken where nothing was typed over it, and never else", async () => {
+test("another client's text is adopted only if there is no unsaved typing", async () => {
   const { saver } = saving("fox");
   expect(saver.adopt({ caption: "wolf", version: "7" })).toBe(true);
   saver.type("wolf, snow");
   expect(saver.adopt({ caption: "bear", version: "8" })).toBe(false);
 });
 
-test("what one saved oneself is not put back over what stands there", async () => {
+test("our own saved text does not replace the text in the editor", async () => {
   const { saver } = saving("fox");
   saver.type("fox, ");
   await saver.save();
   expect(saver.adopt({ caption: "fox,", version: "1" })).toBe(false);
 });
 
-test("a picture that left the list, as its caption no longer fits, gives its place to the one after it", () => {
+test("an image that leaves the list because of its new caption gives its place to the next one", () => {
   expect(nextIndex(4, true, 1, 10)).toBe(5);
   expect(nextIndex(4, false, 1, 9)).toBe(4);
   expect(nextIndex(4, false, -1, 9)).toBe(3);

@@ -3,7 +3,7 @@ import { copyText } from "@/lib/clipboard";
 
 afterEach(() => vi.unstubAllGlobals());
 
-/** A page of a studio that is reached by http from another machine: it has no clipboard. */
+/** A page served over plain HTTP from another machine: it has no clipboard API. */
 function insecurePage(copies: boolean) {
   const area = { value: "", style: {}, select: () => {}, remove: () => {} };
   vi.stubGlobal("navigator", {});
@@ -16,7 +16,7 @@ function insecurePage(copies: boolean) {
   return area;
 }
 
-test("a text is copied where the browser has no clipboard for an address of the network", async () => {
+test("text is copied without a clipboard API", async () => {
   const area = insecurePage(true);
   await copyText("report");
   expect(area.value).toBe("report");

@@ -13,7 +13,7 @@ const made = (name: string, kind: string, source: string | null = null): DataSet
   source,
 });
 
-test("a folder and the JSONLs that were built from it share one entry", () => {
+test("a folder and the JSONLs built from it share one entry", () => {
   const all = [
     made("fox", "folder"),
     made("fox.jsonl", "jsonl", "/data/fox"),

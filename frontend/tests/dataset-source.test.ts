@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { sourceOf } from "@/features/datasets/dataset-source";
 
-test("a place is a folder, a bucket, an address or a data set of the hub", () => {
+test("a source is a folder, a bucket, a URL or a dataset of the Hub", () => {
   expect(sourceOf("  ")).toEqual({ kind: "none" });
   expect(sourceOf("/srv/fox")).toEqual({ kind: "folder", path: "/srv/fox" });
   expect(sourceOf("s3://bucket/fox")).toEqual({ kind: "bucket", url: "s3://bucket/fox" });
@@ -24,7 +24,7 @@ test("a place is a folder, a bucket, an address or a data set of the hub", () =>
     revision: "v1.0",
     below: "train/a b",
   });
-  // A file of one is a file.
+  // A file in a dataset's repository is a file.
   const file = "https://huggingface.co/datasets/me/fox/resolve/main/fox.zip";
   expect(sourceOf(file)).toEqual({ kind: "web", url: file });
 });

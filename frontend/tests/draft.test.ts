@@ -11,13 +11,13 @@ function storage() {
 
 const draft = (name: string, config = {}): Draft => ({ name, preset: null, devices: [], config });
 
-/** A tab: its own session, and the storage that all share. */
+/** A tab: its own session storage, and the local storage of all tabs. */
 const sit = (session: ReturnType<typeof storage>) => vi.stubGlobal("sessionStorage", session);
 
 beforeEach(() => vi.stubGlobal("localStorage", storage()));
 afterEach(() => vi.unstubAllGlobals());
 
-test("two tabs saveDraft a draft each, and a third begins with the newest", () => {
+test("two tabs keep a draft each, and a third starts with the latest", () => {
   const [one, two] = [storage(), storage()];
   sit(one);
   saveDraft("flow", draft("fox"));
@@ -29,13 +29,13 @@ test("two tabs saveDraft a draft each, and a third begins with the newest", () =
   expect(loadDraft("flow").name).toBe("cat");
 });
 
-test("a token that was typed into the form is not kept in the browser", () => {
+test("a token typed into the form is not stored in the browser", () => {
   sit(storage());
   saveDraft("flow", draft("fox", { training: { wandb_key: "abc", lr: 1 } }));
   expect(loadDraft("flow").config).toEqual({ training: { lr: 1 } });
 });
 
-test("tokens in lists are found as well", () => {
+test("tokens in lists are found, too", () => {
   const { config, removed } = withoutSecrets({ datasets: [{ api_key: "k", path: "a" }] });
   expect(config).toEqual({ datasets: [{ path: "a" }] });
   expect(removed).toEqual(["datasets.0.api_key"]);

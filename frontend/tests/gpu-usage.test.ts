@@ -8,8 +8,8 @@ const curves = (load: (number | null)[]) => ({
   power_w: load.map(() => null),
 });
 
-describe("what cards did, over time", () => {
-  test("is a line for each card, in seconds since the run was made", () => {
+describe("GPU usage over time", () => {
+  test("is a line for each GPU, in seconds since the run was created", () => {
     const loads = {
       times: [110, 120, 130],
       cards: { "cuda:0": curves([1, 2, 3]), "cuda:1": curves([4, 5, 6]) },
@@ -22,12 +22,12 @@ describe("what cards did, over time", () => {
     ]);
   });
 
-  test("has no line for what no driver tells", () => {
+  test("has no line for values that no driver reports", () => {
     const loads = { times: [110], cards: { "cuda:0": curves([1]) } };
     expect(loadLines(loads, "power_w", 100).lines).toEqual([]);
   });
 
-  test("breaks off where the run paused", () => {
+  test("breaks where the run paused", () => {
     const times = [110, 120, 130, 9000, 9010];
     const found = loadLines({ times, cards: { "cuda:0": curves([1, 2, 3, 4, 5]) } }, "load_percent", 100);
     expect(found.seconds).toEqual([10, 20, 30, 40, 8900, 8910]);

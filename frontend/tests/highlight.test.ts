@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { findAll, segments, wrapIndex } from "@/lib/highlight";
 
-test("words are found as they are written, whatever their case", () => {
+test("words are found literally, ignoring case", () => {
   const text = "İ step 1\nStep (2)\nstep (3)";
   expect(findAll(text, "step").map((hit) => hit.at)).toEqual([2, 9, 18]);
   expect(findAll(text, "STEP (").map((hit) => hit.at)).toEqual([9, 18]);
@@ -9,18 +9,18 @@ test("words are found as they are written, whatever their case", () => {
   expect(findAll(text, "(.*)")).toEqual([]);
 });
 
-test("next and previous go round the ends", () => {
+test("next and previous wrap around", () => {
   expect([wrapIndex(0, -1, 3), wrapIndex(2, 1, 3), wrapIndex(0, 1, 0)]).toEqual([2, 0, 0]);
 });
 
-test("a text is cut at its hits and loses nothing", () => {
+test("a text is split at its matches and loses nothing", () => {
   const text = "a fox, a Fox, and";
   const cut = segments(text, findAll(text, "fox"), 0);
   expect(cut.map((piece) => piece.hit)).toEqual([null, 0, null, 1, null]);
   expect(cut.map((piece) => piece.text).join("")).toBe(text);
 });
 
-test("of thousands of hits those near the current one are marked, by their numbers", () => {
+test("of thousands of matches, those near the current one are marked with their numbers", () => {
   const text = "x ".repeat(5000);
   const cut = segments(text, findAll(text, "x"), 3000, 10);
   const marked = cut.flatMap((piece) => piece.hit ?? []);

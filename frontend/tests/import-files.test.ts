@@ -2,11 +2,11 @@ import { describe, expect, test } from "vitest";
 import { withoutSecrets } from "@/lib/draft";
 import { kohyaFiles } from "@/lib/import-files";
 
-describe("files that people bring", () => {
+describe("imported files", () => {
   const toml = 'learning_rate = 1e-4\ndataset_config = "/home/me/dataset.toml"\n';
   const sets = "[general]\nshuffle_caption = true\n\n[[datasets]]\nresolution = 512\n";
 
-  test("the two TOMLs are told apart by what they hold, in any order", () => {
+  test("the two TOMLs are distinguished by their content, in any order", () => {
     const files = [
       { name: "a.toml", text: sets },
       { name: "b.TOML", text: toml },
@@ -15,7 +15,7 @@ describe("files that people bring", () => {
     expect(kohyaFiles(files.toReversed())).toEqual({ toml, dataset_toml: sets });
   });
 
-  test("a prompt file is one of lines, of TOML or of JSON", () => {
+  test("a prompt file has lines, TOML or JSON", () => {
     for (const file of [
       { name: "p.txt", text: "a fox --w 64" },
       { name: "p.toml", text: "[prompt]\nwidth = 64\n[[prompt.subset]]\nprompt = 'a fox'\n" },
@@ -32,7 +32,7 @@ describe("files that people bring", () => {
     expect(kohyaFiles([{ name: "run.json", text: '{"trainer": "kohya", "config": {}}' }])).toBeNull();
   });
 
-  test("a token that came with them is removed out; keep_tokens is none", () => {
+  test("tokens are removed; keep_tokens is not a token", () => {
     const { config, removed } = withoutSecrets({
       huggingface_token: "t",
       keep_tokens: 2,

@@ -8,8 +8,8 @@ const defaults = {
   prompts: ["a"],
 };
 
-describe("what differs from the defaults", () => {
-  test("laid over the defaults gives the whole back", () => {
+describe("changes from the defaults", () => {
+  test("merged into the defaults, they give the whole configuration", () => {
     for (const whole of [
       defaults,
       { ...defaults, training: { lr: 1, seed: 0 } },
@@ -21,22 +21,22 @@ describe("what differs from the defaults", () => {
     }
   });
 
-  test("is nothing where nothing differs", () => {
+  test("are undefined if nothing differs", () => {
     expect(changesFrom(defaults, structuredClone(defaults))).toBeUndefined();
   });
 
-  test("names the kind with what changed of it", () => {
+  test("include the kind of a changed section", () => {
     const whole = { ...defaults, optimizer: { kind: "adamw", betas: [0.9, 0.99] } };
     expect(changesFrom(defaults, whole)).toEqual({ optimizer: { kind: "adamw", betas: [0.9, 0.99] } });
   });
 });
 
-test("a changed kind keeps nothing of the old one", () => {
+test("a section with a changed kind keeps nothing of the old one", () => {
   expect(laidOver(defaults, { optimizer: { kind: "sgd" } })).toMatchObject({ optimizer: { kind: "sgd" } });
   expect(laidOver(defaults, { optimizer: { kind: "sgd" } })).not.toHaveProperty("optimizer.betas");
 });
 
-test("setting a place leaves the original as it is", () => {
+test("setting a path does not change the original", () => {
   const before = structuredClone(defaults);
   expect(withAt(defaults, ["training", "lr"], 2)).toHaveProperty("training.lr", 2);
   expect(withAt(defaults, ["prompts", "0"], "b")).toHaveProperty("prompts", ["b"]);
@@ -45,17 +45,17 @@ test("setting a place leaves the original as it is", () => {
   expect(defaults).toEqual(before);
 });
 
-test("differences are told leaf by leaf", () => {
+test("differences are listed leaf by leaf", () => {
   expect(differences(defaults, { ...defaults, training: { lr: 2, seed: 0 } })).toEqual([
     { path: "training.lr", from: 1e-5, to: 2 },
   ]);
 });
 
-test("equality looks into lists and trees", () => {
+test("equality compares lists and trees", () => {
   expect(same({ a: [1, { b: null }] }, { a: [1, { b: null }] })).toBe(true);
   expect(same([1, 2], [2, 1])).toBe(false);
 });
 
-test("JSON pointers are read with their escapes", () => {
+test("JSON pointers are unescaped", () => {
   expect(pointed("/config/a~1b/c~0d/0")).toEqual(["config", "a/b", "c~d", "0"]);
 });

@@ -34,7 +34,7 @@ afterEach(() => {
   vi.unstubAllGlobals();
 });
 
-test("what a run said last is read, though it ended while nobody looked", async () => {
+test("the last lines of a run are read, even if it ended in a hidden tab", async () => {
   log = "begun\n";
   const { seen, follower } = read();
   await vi.advanceTimersByTimeAsync(POLL_MS);
@@ -48,7 +48,7 @@ test("what a run said last is read, though it ended while nobody looked", async 
   follower.end();
 });
 
-test("a run's end leaves what was read before it", async () => {
+test("the end of a run keeps the text read before", async () => {
   log = "a".repeat(250);
   const { seen, follower } = read();
   await vi.advanceTimersByTimeAsync(5 * POLL_MS);
@@ -58,7 +58,7 @@ test("a run's end leaves what was read before it", async () => {
   expect(vi.getTimerCount()).toBe(0);
 });
 
-test("a run that is resumed is followed again", async () => {
+test("a resumed run is followed again", async () => {
   log = "one\n";
   const { seen, follower } = read();
   follower.grow(false);

@@ -4,7 +4,7 @@ import { Problem } from "@/lib/api/client";
 import { kohyaFiles } from "@/lib/import-files";
 import { fromKohya, locationOf, trainingOf } from "@/lib/lora-settings";
 
-describe("a LoRA tells how it was trained", () => {
+describe("training settings in a LoRA's header", () => {
   const kohya = {
     ss_network_module: "networks.lora",
     ss_network_dim: "16",
@@ -17,7 +17,7 @@ describe("a LoRA tells how it was trained", () => {
     ss_tag_frequency: "{}",
   };
 
-  test("sd-scripts' keys become what kohya_ss saves; what is no setting is left", () => {
+  test("sd-scripts' keys become kohya_ss's; other keys are left out", () => {
     expect(fromKohya(kohya)).toEqual({
       network_module: "networks.lora",
       network_dim: "16",
@@ -30,13 +30,13 @@ describe("a LoRA tells how it was trained", () => {
     });
   });
 
-  test("the importer takes it for kohya_ss' JSON", () => {
+  test("the importer recognizes them as kohya_ss", () => {
     const like = trainingOf("x.safetensors", kohya);
     expect(like?.trainer).toBe("kohya");
     expect(Object.keys(kohyaFiles(like ? [like.brought] : []) ?? {})).toEqual(["bmaltais"]);
   });
 
-  test("ours carries Kohya's keys as well, and its own configuration goes before", () => {
+  test("our own configuration takes precedence over Kohya's keys", () => {
     const ours = { ...kohya, "flowloom.config": '{"training": {"seed": 1}}' };
     expect(trainingOf("x.safetensors", ours)).toMatchObject({
       trainer: "flow",
@@ -44,17 +44,17 @@ describe("a LoRA tells how it was trained", () => {
     });
   });
 
-  test("a header without settings tells nothing", () => {
+  test("a header without settings gives null", () => {
     expect(trainingOf("x", { format: "pt", ss_tag_frequency: "{}" })).toBeNull();
   });
 
-  test("a model's place below its root", () => {
+  test("a model's path relative to its root", () => {
     const model = { root: "models", path: "/home/me/models/loras/x.safetensors" };
     expect(locationOf(model, "/home/me/models")).toEqual({ root: "models", path: "loras/x.safetensors" });
   });
 });
 
-test("only what the studio would delete all the same is asked again", () => {
+test("only a forceable deletion asks again", () => {
   const refused = (code: string) => new Problem("", "", "", 409, [], code);
   expect(isForceable(refused("wanted-later"))).toBe(true);
   expect(isForceable(refused("in-use"))).toBe(false);

@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { remedies } from "@/lib/remedies";
 
-test("advice is done as it says", () => {
+test("advice is parsed into changes", () => {
   expect(
     remedies([
       'set lora.base_model_quant_level to "8bit": then 14.1 GB in all',

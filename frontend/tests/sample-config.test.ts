@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { hasAverage, sampleConfig } from "@/lib/sample-config";
 
-test("checkpoints are drawn as the run's own samples were, over what differs", () => {
+test("checkpoints are sampled with the run's own settings, over a grid", () => {
   const config = {
     inference: { prompts: ["fox"], image_dim: [512, 768], steps: 20, cfg: 4 },
     training: { master_seed: 7 },
@@ -22,7 +22,7 @@ test("checkpoints are drawn as the run's own samples were, over what differs", (
   expect(hasAverage(config)).toBe(true);
 });
 
-test("a run without prompts is drawn all the same, by an empty one", () => {
+test("a run without prompts is sampled with an empty one", () => {
   expect(sampleConfig({}, {})).toEqual({ prompts: [""], grid: {} });
   expect(hasAverage({ ema: { decay: null } })).toBe(false);
 });

@@ -73,19 +73,19 @@ describe("a schema becomes a form", () => {
     ["compile", "switch"],
   ])("%s is a %s", (name, kind) => expect(field(name)?.kind).toBe(kind));
 
-  test("with ranges, nulls and offers as the schema has them", () => {
+  test("with ranges, nulls and suggestions from the schema", () => {
     expect(field("lr")?.range).toBe("> 0");
     expect(field("every")?.isNullable).toBe(true);
     expect(field("blocks")?.options).toEqual(["auto", "all"]);
     expect(field("sizes")?.range).toBe("≥ 16");
   });
 
-  test("with the fields of each kind, but for the kind itself", () => {
+  test("with the fields of each kind, without the kind itself", () => {
     expect(sections[2]?.variants.a?.map((each) => each.path.join("."))).toEqual(["optimizer.eps"]);
     expect(sections[3]?.variants.a?.map((each) => each.path.join("."))).toEqual(["eps"]);
   });
 
-  test("of flat schemas too, gathered by group", () => {
+  test("from flat schemas too, grouped", () => {
     const flat = sectionsOf({
       properties: {
         a: { type: "integer", group: "First" },
@@ -100,7 +100,7 @@ describe("a schema becomes a form", () => {
   });
 });
 
-test("search looks at keys, titles and help", () => {
+test("search covers keys, titles and help", () => {
   const found = training ? leavesOf(training).filter((each) => isFound(each, ["learning", "rate"])) : [];
   expect(found.map((each) => each.name)).toEqual(["lr"]);
 });
@@ -114,13 +114,13 @@ describe("numbers", () => {
     [" 12 ", 12],
   ])("%j is read as %j", (text, value) => expect(numberFrom(text)).toBe(value));
 
-  test("are written so that they are read again", () => {
+  test("are formatted so that they parse to the same value", () => {
     for (const value of [0, 1e-5, 2.5e-7, 1.3e-3, 512, 123456, 1e9])
       expect(numberFrom(textOf(value))).toBe(value);
   });
 });
 
-test("keys have names for people", () => {
+test("keys have readable titles", () => {
   expect(titleOf("jsonl_metadata_path")).toBe("JSONL metadata path");
   expect(titleOf("lr")).toBe("Learning rate");
 });

@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { failedFirst, withoutPaths } from "@/lib/system-report";
 
-test("what wants mending stands first, the rest in its order", () => {
+test("failed checks come first, the rest keeps its order", () => {
   const found = ["a", "b", "c"].map((name) => ({ name, text: "", is_well: name !== "b" }));
   expect(failedFirst(found).map((each) => each.name)).toEqual(["b", "a", "c"]);
 });

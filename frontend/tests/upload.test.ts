@@ -2,16 +2,16 @@ import { createServer, type Server } from "node:http";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { belowTop, type Item, itemOf, newOf, uploadAll } from "@/lib/upload";
 
-/** A small tus server that breaks a part in the middle, once. */
+/** A small tus server that breaks off once in the middle of a part. */
 let server: Server;
 let received = Buffer.alloc(0);
 let begun = 0;
 let breaks = 1;
-/** What HEAD answers, once each, before it tells the truth. */
+/** Responses of HEAD, once each, before the real ones. */
 let moods: number[] = [];
 let refuses = 0;
 let skips = false;
-/** Called when a part begins to come, which is then never answered. */
+/** Called when a part starts to arrive; it gets no response. */
 let hang: (() => void) | null = null;
 
 const plain = globalThis.fetch;
@@ -76,7 +76,7 @@ afterEach(() => {
   server.close();
 });
 
-test("a broken part is sent on from where it broke, and nothing twice", { timeout: 20_000 }, async () => {
+test("a broken part continues at the break, and nothing is sent twice", { timeout: 20_000 }, async () => {
   const item = itemOf(new File(["0123456789"], "a.png"), "den/a.png");
   await uploadAll("fox", [item], () => {}, new AbortController().signal);
   expect(item.error).toBeUndefined();
@@ -85,7 +85,7 @@ test("a broken part is sent on from where it broke, and nothing twice", { timeou
   expect(begun).toBe(1);
 });
 
-test("a studio that is out of order for a moment does not make an upload begin anew", {
+test("a temporary server error does not restart an upload", {
   timeout: 20_000,
 }, async () => {
   moods = [503];
@@ -95,7 +95,7 @@ test("a studio that is out of order for a moment does not make an upload begin a
   expect(begun).toBe(1);
 });
 
-test("an upload that the studio has no more begins anew", { timeout: 20_000 }, async () => {
+test("an upload that the studio no longer has starts again", { timeout: 20_000 }, async () => {
   breaks = 0;
   moods = [404];
   const item = itemOf(new File(["0123456789"], "a.png"), "a.png");
@@ -104,7 +104,7 @@ test("an upload that the studio has no more begins anew", { timeout: 20_000 }, a
   expect(begun).toBe(2);
 });
 
-test("a full disk is told at once, and not asked again and again", async () => {
+test("a full disk is reported at once, without retries", async () => {
   refuses = 507;
   const item = itemOf(new File(["0123456789"], "a.png"), "a.png");
   await uploadAll("fox", [item], () => {}, new AbortController().signal);
@@ -112,7 +112,7 @@ test("a full disk is told at once, and not asked again and again", async () => {
   expect(item.error).toContain("cannot write");
 });
 
-test("a file that is neither image nor caption is skipped, and is no failure", async () => {
+test("a file that is neither image nor caption is skipped without a failure", async () => {
   skips = true;
   const item = itemOf(new File(["x"], "Thumbs.db"), "Thumbs.db");
   await uploadAll("fox", [item], () => {}, new AbortController().signal);
@@ -120,7 +120,7 @@ test("a file that is neither image nor caption is skipped, and is no failure", a
   expect(begun).toBe(0);
 });
 
-test("what is paused waits, is no failure, and goes on from where it was", { timeout: 20_000 }, async () => {
+test("a paused upload waits, is no failure, and continues from its offset", { timeout: 20_000 }, async () => {
   breaks = 0;
   const item = itemOf(new File(["0123456789"], "a.png"), "a.png");
   const later = itemOf(new File([], "b.png"), "b.png");
@@ -136,7 +136,7 @@ test("what is paused waits, is no failure, and goes on from where it was", { tim
   expect(begun).toBe(1);
 });
 
-test("a storage that is full ends no upload", { timeout: 20_000 }, async () => {
+test("a full localStorage does not stop an upload", { timeout: 20_000 }, async () => {
   const set = localStorage.setItem;
   localStorage.setItem = () => {
     throw new DOMException("full", "QuotaExceededError");
@@ -148,7 +148,7 @@ test("a storage that is full ends no upload", { timeout: 20_000 }, async () => {
   expect(begun).toBe(1);
 });
 
-test("what is on its way is not sent a second time, and what failed is", () => {
+test("active uploads are not sent twice, failed ones are", () => {
   const item = (path: string, state: Item["state"]) => ({ ...itemOf(new File([], path), path), state });
   const items = [item("a.png", "sending"), item("b.png", "failed"), item("c.png", "waiting")];
   const found = ["a.png", "b.png", "c.png"].map((path) => item(path, "waiting"));
@@ -156,7 +156,7 @@ test("what is on its way is not sent a second time, and what failed is", () => {
   expect(newOf(items, found, false).map((each) => each.path)).toEqual(["b.png", "c.png"]);
 });
 
-test("a folder that is chosen is the data set itself", () => {
+test("a chosen folder becomes the dataset itself", () => {
   const chosen = (path: string) =>
     Object.assign(new File([], "a.png"), { webkitRelativePath: path }) satisfies File;
   expect([chosen("foxes/a.png"), chosen("foxes/den/a.png"), new File([], "a.png")].map(belowTop)).toEqual([

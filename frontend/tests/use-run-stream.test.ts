@@ -22,18 +22,18 @@ const base = {
   marks: [],
 } as unknown as Metrics;
 
-describe("charts and stream together", () => {
-  test("show each step once, however they overlap", () => {
+describe("metrics and stream together", () => {
+  test("show each step once when they overlap", () => {
     const columns = columnsOf(base, [step(4, 19, 9), step(5, 20, 9), step(6, 21, 0.5), step(7, 22, null)]);
     expect(columns.steps).toEqual([10, 20, 21, 22]);
     expect(columns.curves.loss).toEqual([2, 1, 0.5, null]);
   });
 
-  test("never go back: steps that a resumed run makes again wait for the charts", () => {
+  test("never go back: repeated steps of a resumed run wait for the metrics", () => {
     expect(columnsOf(base, [step(6, 15, 3)]).steps).toEqual([10, 20]);
   });
 
-  test("no step is missing while the charts are read anew", () => {
+  test("no step is missing while the metrics are refetched", () => {
     const events = Array.from({ length: 1600 }, (_, index) => step(6 + index, 21 + index, 1));
     const before = columnsOf(base, events);
     expect(columnsOf(base, notInMetrics(events, base.last_seq)).steps).toEqual(before.steps);
@@ -42,13 +42,13 @@ describe("charts and stream together", () => {
     expect(notInMetrics(events, 600)[0]?.seq).toBe(601);
   });
 
-  test("leave the charts as they were", () => {
+  test("do not change the metrics", () => {
     columnsOf(base, [step(6, 21, 0.5)]);
     expect(base.steps).toEqual([10, 20]);
   });
 });
 
-test("loss by noise level is the mean of what was measured", () => {
+test("loss by noise level is the mean of the measured values", () => {
   const levels = byNoiseLevel([
     step(1, 1, 1, { loss_by_noise_level: [1, null, 3, null, null, null, null, null] }),
     step(2, 2, 1, { loss_by_noise_level: [3, null, null, null, null, null, null, 4] }),
@@ -57,18 +57,18 @@ test("loss by noise level is the mean of what was measured", () => {
 });
 
 describe("smoothing", () => {
-  test("has no bias at its start", () => {
+  test("has no bias at the start", () => {
     expect(smoothed([5, 5, 5], 0.99)[0]).toBeCloseTo(5);
   });
-  test("passes over what is missing", () => {
+  test("skips missing values", () => {
     expect(smoothed([null, 4, Number.NaN, 4], 0.5)).toEqual([null, 4, 4, 4]);
   });
-  test("is nothing at weight 0", () => {
+  test("changes nothing at weight 0", () => {
     expect(smoothed([3, 1, 2], 0)).toEqual([3, 1, 2]);
   });
 });
 
-test("samples stand as prompt x step, whatever their order", () => {
+test("samples form a grid of prompts and steps in any order", () => {
   const sample = (at: number, place: string, prompt: string): Sample => ({
     file: `step_${at}/${place}.png`,
     step: at,
@@ -88,7 +88,7 @@ test("samples stand as prompt x step, whatever their order", () => {
   expect(grid.rows[1]?.byStep.get(200)?.file).toBe("step_200/01.png");
 });
 
-test("an image has the prompt that it was drawn with, whatever other steps drew in its row", () => {
+test("an image has its own prompt, independent of other steps in its row", () => {
   const sample = (step: number, place: string, prompt: string, seed: number, from_batch = false): Sample => ({
     file: `step_${step}/${place}.png`,
     step,
@@ -121,7 +121,7 @@ test("an image has the prompt that it was drawn with, whatever other steps drew 
   }
 });
 
-test("sections that are drawn at different steps do not share a row, nor do prompts of one seed", () => {
+test("sections sampled at different steps do not share a row, nor do prompts of one seed", () => {
   const sample = (step: number, place: string, prompt: string, seed: number, width: number): Sample => ({
     file: `step_${step}/${place}.png`,
     step,
@@ -145,7 +145,7 @@ test("sections that are drawn at different steps do not share a row, nor do prom
 });
 
 describe("validations", () => {
-  test("come from the charts and the stream, each once, of both kinds of weights", () => {
+  test("come from the metrics and the stream, each once, for both kinds of weights", () => {
     const mark = { kind: "validated", step: 10, loss: 2, weights: "raw" };
     const marked = { ...base, marks: [mark, { kind: "saved", step: 10, loss: null }] } as unknown as Metrics;
     const note = { seq: 6, time: 0, kind: "validated", step: 20, loss: 1, weights: "ema" };
@@ -156,7 +156,7 @@ describe("validations", () => {
   });
 });
 
-test("rows that are left out do not push out a validation", () => {
+test("skipped rows do not push out a validation", () => {
   const validated = { seq: 1, time: 0, kind: "validated", step: 20, loss: 1, weights: "raw" };
   const skipped = Array.from({ length: 500 }, (_, index) => ({ seq: 2 + index, time: 0, kind: "skipped" }));
   const notes = withNotes([validated], skipped);
@@ -168,7 +168,7 @@ describe("samples of several runs", () => {
   const sample = (step: number, prompt: string) =>
     ({ file: `step_${step}/00.png`, step, url: "", prompt, seed: 1, settings: {} }) as unknown as Sample;
 
-  test("stand below each other by their prompt, over the steps of all", () => {
+  test("are adjacent by prompt, over the steps of all runs", () => {
     const grid = mergeGrids([
       { run: "a", grid: gridOf([sample(10, "fox"), sample(20, "fox")]) },
       { run: "b", grid: gridOf([sample(15, "fox")]) },

@@ -7,7 +7,7 @@ import { withoutSecrets } from "@/lib/draft";
 import { ago, bytes, duration, figure, params, rate } from "@/lib/format";
 import { leaves } from "@/lib/import-files";
 
-describe("figures fit their place", () => {
+describe("numbers are short", () => {
   test.each([
     [0.71491234, "0.7149"],
     [0, "0"],
@@ -16,7 +16,7 @@ describe("figures fit their place", () => {
     [Number.NaN, "–"],
     [1234.5678, "1235"],
   ])("%j", (value, text) => expect(figure(value)).toBe(text));
-  test("rates as they are written by hand", () => {
+  test("learning rates in short form", () => {
     expect(rate(1e-4)).toBe("1e-4");
     expect(rate(Math.fround(1e-4))).toBe("1e-4");
     expect(rate(0.0013)).toBe("1.3e-3");
@@ -32,7 +32,7 @@ describe("figures fit their place", () => {
     expect(ago(0, 7200)).toBe("2 h ago");
     expect([8.9e9, 6.5e6, 40_960].map(params)).toEqual(["8.90 B", "6.5 M", "41 k"]);
   });
-  test("a day is that of the place where one is", () => {
+  test("a day is the local day", () => {
     // 02:00 in London, and 21:00 of the day before in New York.
     expect(ago(Date.UTC(2026, 0, 2, 2) / 1000, Date.UTC(2026, 5, 1) / 1000)).toBe("2026-01-01");
   });
@@ -47,7 +47,7 @@ test("tokens never stay in a draft", () => {
   expect(removed).toEqual(["training.wandb_key", "api_key_x"]);
 });
 
-test("the server's problems are found at their fields", () => {
+test("problems are assigned to their fields", () => {
   const found = byPath([
     { pointer: "/config/training/lr", detail: "must be a number" },
     { pointer: "/config/training/lr", detail: "really" },
@@ -57,20 +57,20 @@ test("the server's problems are found at their fields", () => {
   expect(found.get("")).toEqual(["all of it"]);
 });
 
-test("a run that is dragged takes the place of the one that it was let go on", () => {
+test("a dragged run takes the place of the drop target", () => {
   expect(placeBefore(["a", "b", "c"], 0, 1)).toBe("c");
   expect(placeBefore(["a", "b", "c"], 2, 0)).toBe("a");
   expect(placeBefore(["a", "b", "c"], 0, 2)).toBeNull();
 });
 
-test("a drop means the run that was dragged, whatever left the queue meanwhile", () => {
+test("a drop moves the dragged run, even if the queue has changed meanwhile", () => {
   expect(dropOf(["b", "c", "d"], "d", "b")).toEqual({ id: "d", before: "b" });
   expect(dropOf(["b", "c"], "a", "c")).toBeNull();
   expect(dropOf(["b", "c"], null, "c")).toBeNull();
   expect(dropOf(["b", "c"], "b", "b")).toBeNull();
 });
 
-test("a queue stands at once as it will", () => {
+test("a move shows at once", () => {
   const runs = ["a", "b", "c"].map((id) => ({ id }));
   const ids = (before: string | null) => movedIn(runs, "a", before).map((run) => run.id);
   expect(ids("c")).toEqual(["b", "a", "c"]);
@@ -86,7 +86,7 @@ test("a FLOW file's keys are counted by section", () => {
   ]);
 });
 
-test("edits are sent as the studio wants them", () => {
+test("edits have the format of the API", () => {
   expect(operationOf("add", "fox, snow ,", "", "start")).toEqual({
     kind: "add",
     tags: ["fox", "snow"],
@@ -95,14 +95,14 @@ test("edits are sent as the studio wants them", () => {
   expect(operationOf("replace", " a ", " b ", "")).toEqual({ kind: "replace", tag: "a", by: "b" });
 });
 
-test("an edit says how far it is", () => {
+test("an edit reports its progress", () => {
   const stage = { title: "add", phase: "looking" as const, num_done: 0, num_total: 0 };
   expect(stageWords(stage)).toBe("Scanning the folder …");
   const writing = { ...stage, phase: "writing" as const, num_done: 42, num_total: 100 };
   expect(stageWords(writing)).toBe("42 of 100 captions written");
 });
 
-test("an edit that was cancelled while it wrote tells what it changed, and its undo", () => {
+test("an edit that was cancelled during writing reports its changes and its undo", () => {
   const edit = { id: "1", time: 0, title: "", num_changed: 1234, undoes: null, is_whole: false };
   expect(outcomeWords(edit).join(" ")).toMatch(/Cancelled after changing 1.?234 captions.*Undo/);
   expect(outcomeWords({ ...edit, is_whole: true })[0]).toMatch(/captions changed/);
@@ -111,7 +111,7 @@ test("an edit that was cancelled while it wrote tells what it changed, and its u
   ]);
 });
 
-test("what failed stays in sight, however much went well after it", () => {
+test("errors stay visible after later successes", () => {
   let all: Toast[] = [{ id: 0, title: "fox: it runs", isBad: true }];
   for (let id = 1; id < 10; id += 1) all = withToast(all, { id, title: "deleted", isBad: false });
   expect(all.map((toast) => toast.id)).toEqual([0, 7, 8, 9]);

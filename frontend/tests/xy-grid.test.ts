@@ -18,14 +18,14 @@ const grid = [
   drawn("0002.png", "fox", { steps: 10, cfg: 4 }),
 ];
 
-test("what differs is an axis, in the order in which it was drawn; the rest is none", () => {
+test("settings that differ are axes, in order of generation; the others are not", () => {
   expect(axesOf(grid)).toEqual([
     { name: "steps", values: ["10", "20"] },
     { name: "cfg", values: ["1", "4"] },
   ]);
 });
 
-test("every picture has its place, and those of further settings share one", () => {
+test("every image has a cell, shared with those that differ in other settings", () => {
   expect(cellsOf(grid, "cfg", "steps").get(keyOf("4", "20"))).toEqual([grid[0]]);
   expect(cellsOf(grid, "cfg", null).get(keyOf("1", ""))).toHaveLength(2);
 });

@@ -9,11 +9,11 @@ export const DEMO_MINUTES = 10;
 /** Start the demo run and open its page. */
 export function useDemo() {
   const router = useRouter();
-  const { complain } = useToasts();
+  const { notifyError } = useToasts();
   return useMutation({
     mutationFn: () =>
       fetchJson<RunView>("/api/tasks/demo/start", { config: { limits: { max_minutes: DEMO_MINUTES } } }),
     onSuccess: (run) => router.push(`/runs/?id=${encodeURIComponent(run.id)}`),
-    onError: complain,
+    onError: notifyError,
   });
 }

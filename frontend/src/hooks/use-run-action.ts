@@ -39,15 +39,15 @@ export type Action = keyof typeof RUN_ACTIONS;
 
 export function useRunAction() {
   const client = useQueryClient();
-  const { say, complain } = useToasts();
+  const { notify, notifyError } = useToasts();
   return useMutation({
     mutationFn: async ({ action, id }: { action: Action; id: string }): Promise<RunView | undefined> =>
       (await RUN_ACTIONS[action].ask(id)) as RunView | undefined,
     onSuccess: (view, { action, id }) => {
       if (view) client.setQueryData(["run", id], view);
-      say(`${id}: ${RUN_ACTIONS[action].said}`);
+      notify(`${id}: ${RUN_ACTIONS[action].said}`);
     },
-    onError: complain,
+    onError: notifyError,
     onSettled: (_data, _error, { id }) => {
       void client.invalidateQueries({ queryKey: ["runs"] });
       void client.invalidateQueries({ queryKey: ["queue"] });

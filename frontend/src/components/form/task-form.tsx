@@ -37,7 +37,7 @@ export function TaskForm({
 }) {
   const router = useRouter();
   const client = useQueryClient();
-  const { say } = useToasts();
+  const { notify } = useToasts();
   const { data: made, error } = useQuery({ ...trainerConfig(`tasks/${task}`), retry: false });
   const [config, setConfig] = useState<Tree>(initial);
   const defaults = made?.defaults as Tree | undefined;
@@ -58,7 +58,7 @@ export function TaskForm({
     mutationFn: () => fetchJson<RunView>(`/api/tasks/${task}/start`, { config }),
     onSuccess: (started) => {
       void client.invalidateQueries({ queryKey: ["runs"] });
-      if (stay) say(`${started.id} is queued.`);
+      if (stay) notify(`${started.id} is queued.`);
       else router.push(runHref(started.id));
     },
   });

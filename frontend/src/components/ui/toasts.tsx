@@ -13,11 +13,11 @@ export interface Toast {
 }
 
 interface Toasts {
-  say: (title: string, detail?: string) => void;
-  complain: (error: unknown) => void;
+  notify: (title: string, detail?: string) => void;
+  notifyError: (error: unknown) => void;
 }
 
-const Context = createContext<Toasts>({ say: () => {}, complain: () => {} });
+const Context = createContext<Toasts>({ notify: () => {}, notifyError: () => {} });
 const SHOWN_MS = 5000;
 const MOST_GOOD = 3;
 const MOST_BAD = 20;
@@ -47,8 +47,8 @@ export function ToastProvider({ children }: { children: ReactNode }) {
   );
   const value = useMemo<Toasts>(
     () => ({
-      say: (title, detail) => add({ title, detail, isBad: false }),
-      complain: (error) => {
+      notify: (title, detail) => add({ title, detail, isBad: false }),
+      notifyError: (error) => {
         const problem = error instanceof Problem ? error : null;
         const title = problem?.title ?? (error instanceof Error ? error.message : String(error));
         add({ title, detail: problem ? `${problem.detail} ${problem.todo}`.trim() : undefined, isBad: true });

@@ -26,11 +26,11 @@ const isCancelled = (error: unknown) => error instanceof Problem && error.code =
 /** The requests of the dialog, and the error to show. */
 function useBulkEdit(dataset: string, operation: Operation, wanted: Wanted) {
   const client = useQueryClient();
-  const { say } = useToasts();
-  const onError = (error: unknown) => isCancelled(error) && say("Cancelled. No captions were changed.");
+  const { notify } = useToasts();
+  const onError = (error: unknown) => isCancelled(error) && notify("Cancelled. No captions were changed.");
   const preview = useMutation({ mutationFn: () => datasetApi.preview(dataset, operation, wanted) });
   const onSuccess = (edit: Edit) => {
-    say(...outcomeWords(edit));
+    notify(...outcomeWords(edit));
     changed(client, dataset);
   };
   const apply = useMutation({

@@ -13,7 +13,7 @@ import { bytes } from "@/lib/format";
 /** Save the caption a moment after typing, if its version has not changed meanwhile. Undo is the browser's. */
 function useCaption(dataset: string, image: Picture) {
   const client = useQueryClient();
-  const { complain } = useToasts();
+  const { notifyError } = useToasts();
   const [text, setText] = useState(image.caption);
   const [state, setState] = useState<Saving>("saved");
   const [error, setError] = useState<unknown>(null);
@@ -42,9 +42,9 @@ function useCaption(dataset: string, image: Picture) {
     return () => {
       window.removeEventListener("pagehide", save);
       // Save when the next image is opened, and report a failure.
-      saver.save().catch(complain);
+      saver.save().catch(notifyError);
     };
-  }, [saver, complain]);
+  }, [saver, notifyError]);
   const type = (next: string) => {
     setText(next);
     saver.type(next);

@@ -132,15 +132,15 @@ function Card({
 function Trash() {
   const { data } = useQuery(trash);
   const client = useQueryClient();
-  const { complain, say } = useToasts();
+  const { notifyError, notify } = useToasts();
   const restore = useMutation({
     mutationFn: datasetApi.restore,
     onSuccess: (made) => {
-      say(`${made.name} restored.`);
+      notify(`${made.name} restored.`);
       void client.invalidateQueries({ queryKey: ["datasets"] });
       void client.invalidateQueries({ queryKey: ["trash"] });
     },
-    onError: complain,
+    onError: notifyError,
   });
   if (!data || data.length === 0) return null;
   return (
@@ -165,15 +165,15 @@ export function DatasetsPage() {
   const { data, error, refetch } = useQuery(datasets);
   const [isCreating, setCreating] = useState(false);
   const client = useQueryClient();
-  const { complain, say } = useToasts();
+  const { notifyError, notify } = useToasts();
   const remove = useMutation({
     mutationFn: datasetApi.remove,
     onSuccess: (removed) => {
-      say(`${removed.name} moved to the trash.`, "You can restore it below.");
+      notify(`${removed.name} moved to the trash.`, "You can restore it below.");
       void client.invalidateQueries({ queryKey: ["datasets"] });
       void client.invalidateQueries({ queryKey: ["trash"] });
     },
-    onError: complain,
+    onError: notifyError,
   });
   const isOld = error instanceof Problem && error.status === 404;
   return (

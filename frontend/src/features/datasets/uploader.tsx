@@ -94,9 +94,9 @@ export function Uploader({ dataset }: { dataset: string }) {
   const { items, isBusy, add, upload, pause } = useUploads(dataset);
   const input = useRef<HTMLInputElement>(null);
   const folder = useRef<HTMLInputElement>(null);
-  const { complain } = useToasts();
+  const { notifyError } = useToasts();
   return (
-    <DropZone className="mb-4" onDrop={(transfer) => void filesOf(transfer).then(add).catch(complain)}>
+    <DropZone className="mb-4" onDrop={(transfer) => void filesOf(transfer).then(add).catch(notifyError)}>
       <div className="flex flex-wrap items-center justify-between gap-3">
         <p className="text-sm text-secondary-foreground">
           Drop images, folders or zip files here, with their captions.

@@ -15,7 +15,7 @@ export function useUploads(dataset: string) {
   const abort = useRef(new AbortController());
   const timer = useRef<ReturnType<typeof setTimeout> | undefined>(undefined);
   const client = useQueryClient();
-  const { say } = useToasts();
+  const { notify } = useToasts();
   const isBusy = numActive > 0;
 
   // Parts arrive by the dozen each second; rendering for each would count thousands of files again.
@@ -41,7 +41,7 @@ export function useUploads(dataset: string) {
   };
   const add = (files: Item[]) => {
     if (files.length === 0) {
-      say("No files to upload.", "Choose images, captions (.txt, .caption), JSONL, CSV or zip files.");
+      notify("No files to upload.", "Choose images, captions (.txt, .caption), JSONL, CSV or zip files.");
       return;
     }
     const fresh = newOf(items, files, isBusy);

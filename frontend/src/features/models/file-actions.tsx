@@ -25,7 +25,7 @@ function useLocation(model: Model): FileLocation | null {
 export function UseSettingsButton({ model }: { model: Model }) {
   const location = useLocation(model);
   const router = useRouter();
-  const { complain } = useToasts();
+  const { notifyError } = useToasts();
   const open = useMutation({
     mutationFn: async (at: FileLocation) => {
       const like = await readLoraSettings(at);
@@ -33,7 +33,7 @@ export function UseSettingsButton({ model }: { model: Model }) {
       return `/${like.trainer}-training/?${new URLSearchParams({ like: at.path, root: at.root })}`;
     },
     onSuccess: (href) => router.push(href),
-    onError: complain,
+    onError: notifyError,
   });
   if (!location || !model.adapter) return null;
   return (
@@ -62,12 +62,12 @@ function DeleteDialog({
   onClose: () => void;
 }) {
   const client = useQueryClient();
-  const { say } = useToasts();
+  const { notify } = useToasts();
   const remove = useMutation({
     mutationFn: (force: boolean) =>
       got(api.DELETE("/api/models/file", { params: { query: { ...location, force } } })),
     onSuccess: () => {
-      say(`${model.name} deleted.`);
+      notify(`${model.name} deleted.`);
       void client.invalidateQueries({ queryKey: ["models"] });
       onClose();
     },

@@ -213,14 +213,14 @@ function Downloads() {
 function Offers({ onCustom }: { onCustom: () => void }) {
   const { data } = useQuery({ ...offers, retry: false });
   const client = useQueryClient();
-  const { say, complain } = useToasts();
+  const { notify, notifyError } = useToasts();
   const get = useMutation({
     mutationFn: (offer: Offer) => download(offer.download),
     onSuccess: (run) => {
-      say(`${run.id} is queued.`, "The download continues even if the studio restarts.");
+      notify(`${run.id} is queued.`, "The download continues even if the studio restarts.");
       void client.invalidateQueries({ queryKey: ["runs"] });
     },
-    onError: complain,
+    onError: notifyError,
   });
   return (
     <Panel

@@ -113,7 +113,7 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
   const { data: folders } = useQuery(roots);
   const runsDir = folders?.find((root) => root.name === "runs")?.path;
   const client = useQueryClient();
-  const { complain, say } = useToasts();
+  const { notifyError, notify } = useToasts();
   const router = useRouter();
   const { data: runInfo } = useQuery(runConfig(id));
   const config = runInfo?.config as Tree | undefined;
@@ -122,16 +122,16 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
     mutationFn: (grid: Tree) =>
       fetchJson<RunView>("/api/tasks/sample/start", { config: sampleConfig(config ?? {}, grid) }),
     onSuccess: (run) => router.push(runHref(run.id)),
-    onError: complain,
+    onError: notifyError,
   });
   const remove = useMutation({
     mutationFn: (name: string) =>
       got(api.DELETE("/api/runs/{run_id}/checkpoints/{name}", { params: { path: { run_id: id, name } } })),
     onSuccess: (_, name) => {
-      say(`${name} deleted.`);
+      notify(`${name} deleted.`);
       void client.invalidateQueries({ queryKey: ["run", id] });
     },
-    onError: complain,
+    onError: notifyError,
   });
   return (
     <Panel

@@ -46,7 +46,7 @@ export function ConfigPanel({ id, trainer }: { id: string; trainer: string }) {
     retry: false,
   });
   const [view, setView] = useState<"changes" | "all" | "origin">("changes");
-  const { say, complain } = useToasts();
+  const { notify, notifyError } = useToasts();
   const config = (data?.config ?? null) as Json;
   const { config: _, ...origin } = (data ?? {}) as Tree;
   const text = JSON.stringify(view === "origin" ? origin : config, null, 2);
@@ -69,7 +69,9 @@ export function ConfigPanel({ id, trainer }: { id: string; trainer: string }) {
           <Button
             size="small"
             kind="quiet"
-            onClick={() => copyText(JSON.stringify(config, null, 2)).then(() => say("Copied."), complain)}
+            onClick={() =>
+              copyText(JSON.stringify(config, null, 2)).then(() => notify("Copied."), notifyError)
+            }
           >
             Copy JSON
           </Button>

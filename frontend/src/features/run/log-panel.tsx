@@ -146,12 +146,16 @@ function LogActions({
   isFollowing: boolean;
   onFollow: (isFollowing: boolean) => void;
 }) {
-  const { say, complain } = useToasts();
-  const save = useMutation({ mutationFn: () => download(id), onError: complain });
+  const { notify, notifyError } = useToasts();
+  const save = useMutation({ mutationFn: () => download(id), onError: notifyError });
   return (
     <>
       <span className="text-xs text-muted-foreground">{size ? bytes(size) : ""}</span>
-      <Button size="small" kind="quiet" onClick={() => copyText(text).then(() => say("Copied."), complain)}>
+      <Button
+        size="small"
+        kind="quiet"
+        onClick={() => copyText(text).then(() => notify("Copied."), notifyError)}
+      >
         Copy
       </Button>
       <Button

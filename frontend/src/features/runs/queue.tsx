@@ -43,11 +43,11 @@ export function movedIn<Run extends { id: string }>(runs: Run[], id: string, bef
 /** The queue's controls: pause, and what happens if a run fails. */
 function QueueControls({ page }: { page: Schemas["QueuePage"] }) {
   const client = useQueryClient();
-  const { complain } = useToasts();
+  const { notifyError } = useToasts();
   const { mutate, isPending } = useMutation({
     mutationFn: (body: Schemas["QueueChange"]) => got(api.PATCH("/api/queue", { body })),
     onSuccess: (changed) => client.setQueryData(queue.queryKey, changed),
-    onError: complain,
+    onError: notifyError,
   });
   return (
     <>
@@ -104,7 +104,7 @@ export function QueuePanel() {
   const [dragged, setDragged] = useState<string | null>(null);
   const [over, setOver] = useState<string | null>(null);
   const client = useQueryClient();
-  const { complain } = useToasts();
+  const { notifyError } = useToasts();
   const { mutate } = useRunAction();
   const move = useMutation({
     mutationFn: ({ id, before }: { id: string; before: string | null }) =>
@@ -113,7 +113,7 @@ export function QueuePanel() {
       await client.cancelQueries({ queryKey: queue.queryKey });
       client.setQueryData(queue.queryKey, (old) => old && { ...old, runs: movedIn(old.runs, id, before) });
     },
-    onError: complain,
+    onError: notifyError,
     onSettled: () => client.invalidateQueries({ queryKey: ["queue"] }),
   });
   const runs = data?.runs ?? [];

@@ -41,7 +41,7 @@ function Findings({ findings }: { findings: Finding[] }) {
 /** Checks of the installation, and a report for bug reports. */
 export function Doctor() {
   const { data, error, isFetching, refetch } = useQuery(doctor);
-  const { say, complain } = useToasts();
+  const { notify, notifyError } = useToasts();
   const copy = useMutation({
     mutationFn: async () => {
       const findings = data ?? (await refetch({ throwOnError: true })).data ?? [];
@@ -49,8 +49,8 @@ export function Doctor() {
       await copyText(report);
       return report;
     },
-    onSuccess: () => say("Report copied."),
-    onError: complain,
+    onSuccess: () => notify("Report copied."),
+    onError: notifyError,
   });
   return (
     <Panel

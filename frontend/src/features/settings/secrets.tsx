@@ -30,22 +30,22 @@ function SecretRow({ name, isSet }: { name: Name; isSet: boolean }) {
   const [value, setValue] = useState("");
   const [isConfirming, setConfirming] = useState(false);
   const client = useQueryClient();
-  const { say, complain } = useToasts();
+  const { notify, notifyError } = useToasts();
   const done = (text: string) => {
     setValue("");
-    say(text);
+    notify(text);
     void client.invalidateQueries({ queryKey: ["secrets"] });
   };
   const at = { params: { path: { name } } };
   const put = useMutation({
     mutationFn: () => got(api.PUT("/api/secrets/{name}", { ...at, body: { value: value.trim() } })),
     onSuccess: () => done(`${name} saved.`),
-    onError: complain,
+    onError: notifyError,
   });
   const forget = useMutation({
     mutationFn: () => got(api.DELETE("/api/secrets/{name}", at)),
     onSuccess: () => done(`${name} removed.`),
-    onError: complain,
+    onError: notifyError,
   });
   const test = useMutation({
     mutationFn: async (name: Testable) => {
@@ -53,8 +53,8 @@ function SecretRow({ name, isSet }: { name: Name; isSet: boolean }) {
       if (!account) throw new Error(`The service rejected ${name}. Set a new value.`);
       return account;
     },
-    onSuccess: (account) => say(`${name} works.`, `Account: ${account}`),
-    onError: complain,
+    onSuccess: (account) => notify(`${name} works.`, `Account: ${account}`),
+    onError: notifyError,
   });
   return (
     <li className="grid items-center gap-x-4 gap-y-2 px-4 py-3 sm:grid-cols-[minmax(0,1fr)_minmax(0,1.200fr)]">

@@ -23,7 +23,7 @@ interface Props {
 function useLoraSettings(trainer: string, sections: Field[], onReport: (report: Report) => void) {
   const asked = useSearchParams();
   const [path, root] = [asked.get("like"), asked.get("root") ?? "models"];
-  const { complain } = useToasts();
+  const { notifyError } = useToasts();
   // biome-ignore lint/correctness/useExhaustiveDependencies: once per file in the URL
   useEffect(() => {
     if (path === null) return;
@@ -34,7 +34,7 @@ function useLoraSettings(trainer: string, sections: Field[], onReport: (report: 
         const report = await importFiles([like.brought], trainer, sections);
         onReport({ ...report, kind: like.kind });
       })
-      .catch(complain);
+      .catch(notifyError);
   }, [path, root]);
 }
 

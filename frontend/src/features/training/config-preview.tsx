@@ -30,7 +30,7 @@ function useOutcome(trainer: string, config: Tree, name: string, isWanted: boole
 
 /** A text with a copy button. */
 function Text({ name, text, wrap }: { name: string; text: string; wrap: boolean }) {
-  const { say, complain } = useToasts();
+  const { notify, notifyError } = useToasts();
   return (
     <>
       <pre
@@ -43,7 +43,10 @@ function Text({ name, text, wrap }: { name: string; text: string; wrap: boolean 
         {text || "(empty)"}
       </pre>
       <div className="border-t p-2.5">
-        <Button size="small" onClick={() => copyText(text).then(() => say(`Copied ${name}.`), complain)}>
+        <Button
+          size="small"
+          onClick={() => copyText(text).then(() => notify(`Copied ${name}.`), notifyError)}
+        >
           Copy {name}
         </Button>
       </div>

@@ -25,7 +25,7 @@ const PARTS = [
 function BaseModel() {
   const { whole, set } = useForm();
   const client = useQueryClient();
-  const { say, complain } = useToasts();
+  const { notify, notifyError } = useToasts();
   const section = useDebounced((at(whole, ["model"]) ?? {}) as Tree);
   const { data } = useQuery(lacking(section));
   const available = data?.needs.filter((need) => need.here.length > 0) ?? [];
@@ -33,10 +33,10 @@ function BaseModel() {
   const fetchMissing = useMutation({
     mutationFn: (body: { config: Record<string, unknown> }) => download(body),
     onSuccess: (run) => {
-      say(`${run.id} is queued.`, "Fill in the paths when it has finished.");
+      notify(`${run.id} is queued.`, "Fill in the paths when it has finished.");
       void client.invalidateQueries({ queryKey: ["runs"] });
     },
-    onError: complain,
+    onError: notifyError,
   });
   const fill = () => {
     for (const need of available) set(need.path.split("."), need.here[0] ?? "");

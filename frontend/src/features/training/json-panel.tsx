@@ -30,7 +30,7 @@ export function JsonPanel({ config, whole, base, onChange, fileName }: Props) {
   const [view, setView] = useState<"edit" | "diff" | "all">("edit");
   const [text, setText] = useState(() => JSON.stringify(config, null, 2));
   const [error, setError] = useState<string | null>(null);
-  const { say, complain } = useToasts();
+  const { notify, notifyError } = useToasts();
   // biome-ignore lint/correctness/useExhaustiveDependencies: only an outside change replaces the typed text
   useEffect(() => {
     try {
@@ -109,7 +109,7 @@ export function JsonPanel({ config, whole, base, onChange, fileName }: Props) {
         <Button
           size="small"
           kind="quiet"
-          onClick={() => copyText(JSON.stringify(config, null, 2)).then(() => say("Copied."), complain)}
+          onClick={() => copyText(JSON.stringify(config, null, 2)).then(() => notify("Copied."), notifyError)}
         >
           Copy
         </Button>

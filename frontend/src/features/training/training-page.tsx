@@ -47,14 +47,14 @@ interface Props {
 function useConfigOfRun(setConfig: (config: Tree) => void, defaults: Tree | undefined) {
   const from = useSearchParams().get("from");
   const { data } = useQuery({ ...runConfig(from ?? ""), enabled: from !== null });
-  const { say } = useToasts();
+  const { notify } = useToasts();
   const config = data?.config as Tree | undefined;
   useEffect(() => {
     if (!config || !defaults || !from) return;
     setConfig((changesFrom(defaults, config) ?? {}) as Tree);
-    say(`Loaded the configuration of ${from}.`);
+    notify(`Loaded the configuration of ${from}.`);
     history.replaceState(null, "", window.location.pathname);
-  }, [config, defaults, from, setConfig, say]);
+  }, [config, defaults, from, setConfig, notify]);
 }
 
 /** The trainer's schema, the draft and its validation. */

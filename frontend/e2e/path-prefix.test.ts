@@ -1,4 +1,4 @@
-/** The studio below a path of a host that shows others as well, through a real reverse proxy. */
+/** The studio under a path prefix, through a real reverse proxy. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { createServer, request, type Server } from "node:http";
@@ -24,7 +24,7 @@ after(async () => {
   await studio?.clear();
 });
 
-/** Passes on what lies below the path, with or without it; everything else on this host is somebody else's. */
+/** Forwards requests under the prefix, with or without it; other paths belong to another program. */
 async function proxy(isTakenAway: boolean): Promise<Server> {
   const { hostname, port } = new URL(studio.url);
   const server = createServer((asked, answer) => {
@@ -47,7 +47,7 @@ async function proxy(isTakenAway: boolean): Promise<Server> {
 }
 
 for (const isTakenAway of [false, true]) {
-  test(`behind a proxy that ${isTakenAway ? "takes the path away" : "leaves the path"}`, async () => {
+  test(`behind a proxy that ${isTakenAway ? "strips the prefix" : "keeps the prefix"}`, async () => {
     const server = await proxy(isTakenAway);
     const home = `http://127.0.0.1:${(server.address() as AddressInfo).port}${PATH}`;
     const page = await browser.newPage();
@@ -70,13 +70,13 @@ for (const isTakenAway of [false, true]) {
       await page.reload();
       await page.getByRole("heading", { level: 1, name: "first" }).waitFor();
 
-      // What is streamed: a run's events.
+      // Streaming: a run's events.
       const name = `seen${Number(isTakenAway)}`;
       await studio.post("/api/tasks/demo/start", { name, config: { limits: { max_steps: 3 } } });
       await page.goto(`${home}/runs/?id=${name}`);
       await page.getByText("Finished", { exact: true }).first().waitFor();
 
-      // What is sent in parts: an upload, whose place the studio tells.
+      // Sending in parts: an upload, whose URL the studio returns.
       await page.getByRole("link", { name: "Datasets" }).click();
       await page.getByRole("button", { name: "New dataset" }).click();
       await page.getByRole("dialog").getByLabel("Name", { exact: true }).fill(name);

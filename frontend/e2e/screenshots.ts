@@ -1,4 +1,4 @@
-/** Pictures of pages: `node e2e/pictures.ts URL FOLDER NAME=PATH ...`, three sizes, two themes. */
+/** PATH ...`, three sizes, two themes.=Screenshots: `node e2e/screenshots.ts URL FOLDER NAME=PATH ...`, three sizes, two themes.=PATH ...`, three sizes, two themes. */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { launch } from "./browser.ts";
