@@ -1,7 +1,7 @@
-"""Reading files that anybody may have put there: regular files only, without waiting, within a limit.
+"""Safe reads of untrusted files, and atomic writes.
 
-A FIFO, a device or a folder in a file's place is an error and never a hang. JSON that is read here can be
-written again: it has no halves of characters and no numbers that JSON does not have.
+Reads accept only regular files up to a size limit: a FIFO, a device or a folder is an error and never a hang.
+JSON that is read here can be written again: it has no lone surrogates and no NaN or infinite numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +27,7 @@ _KINDS = {
 
 
 def open_plain(path: Path, *, append: bool = False) -> BinaryIO:
-    """The regular file at `path`, opened to read it or to append to it, unbuffered in the second case.
+    """Open the regular file at `path` for reading, or unbuffered for appending.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
@@ -59,7 +61,7 @@ def read_plain(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> Any:
-    """What the JSON file at `path` says.
+    """The content of the JSON file at `path`.
 
     Raises:
         OSError: as `read_plain`.
@@ -68,8 +70,46 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     return parsed(read_plain(path, most))
 
 
+@contextmanager
+def replacing(path: Path, partial: Path | None = None, permissions: int = 0o666) -> Iterator[BinaryIO]:
+    """A temporary file that replaces `path` when the block ends; after an error, `path` is unchanged.
+
+    Its data is on the disk before it gets the name, so a crash leaves the old file or the new one.
+
+    Args:
+        partial: the temporary file, in the folder of `path`; by default `path` with `.tmp` appended.
+    """
+    partial = partial or path.with_name(f"{path.name}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(partial, flags, permissions), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` to `path` atomically."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as file:
+        file.write(f"{text}\n".encode())
+
+
 def parsed(data: bytes) -> Any:
-    """What `data`, JSON in UTF-8, says; NaN and infinite numbers become null.
+    """The content of `data`, JSON in UTF-8; NaN and infinite numbers become null.
 
     Raises:
         ValueError: it is not UTF-8, not JSON, or nested too deeply.
@@ -85,12 +125,12 @@ def parsed(data: bytes) -> Any:
 
 
 def whole_text(text: str) -> str:
-    """`text` with a question mark for each half of a character, which nothing can send or store."""
+    """`text` with a question mark for each lone surrogate, which cannot be encoded."""
     return text.encode("utf-8", "replace").decode()
 
 
 def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object that JSON says; by Python, so that a thread that parses a large text lets others run."""
+    """The pairs as a dict; a Python function, so that other threads run while a large text is parsed."""
     return dict(pairs)
 
 

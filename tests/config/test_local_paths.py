@@ -9,7 +9,7 @@ import pytest
 
 from flowloom.cli.main import main
 from flowloom.config.flow_format.read import load_config
-from flowloom.config.local_paths import local_trouble
+from flowloom.config.local_paths import local_path_error
 from flowloom.errors import ConfigError, RunError
 from flowloom.run.directory import RunDir
 from flowloom.trainers.flow_upstream.trainer import TRAINER as UPSTREAM
@@ -22,18 +22,18 @@ BUCKET = "s3://bucket/folder"
     "text", [BUCKET, "s3:/bucket", "https://host/x.safetensors", "gs://b", "az://b/c", "hf://a/b"]
 )
 def test_an_address_is_told_from_a_path(text: str) -> None:
-    assert "is an address" in local_trouble(text)
+    assert "is an address" in local_path_error(text)
 
 
 @pytest.mark.parametrize(
     "text", ["", "runs", "/a/b", "./x", "~/x", "C:/models", "C:\\models", "a:b", "x=s3://y"]
 )
 def test_a_path_is_no_address(text: str) -> None:
-    assert local_trouble(text) == ""
+    assert local_path_error(text) == ""
 
 
 def test_no_token_in_an_address_is_printed() -> None:
-    told = local_trouble("https://user:hunter2secret@host/x?X-Amz-Signature=abcdef0123456789")
+    told = local_path_error("https://user:hunter2secret@host/x?X-Amz-Signature=abcdef0123456789")
     assert "hunter2secret" not in told
     assert "abcdef0123456789" not in told
 

@@ -11,7 +11,8 @@ import pytest
 
 from flowloom.config.run import RunConfig
 from flowloom.errors import RunError
-from flowloom.run.directory import RunDir, default_name, write_json
+from flowloom.files import write_json
+from flowloom.run.directory import RunDir, default_name
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowloom.run.directory import RunDir
-from flowloom.run.results import as_it_is, checkpoints_of, is_whole, last_saved_step, samples_of
+from flowloom.run.results import checkpoints_of, is_whole, last_saved_step, newest_file_time, samples_of
 
 HEADER = json.dumps(
     {"__metadata__": {}, "w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
@@ -72,7 +72,7 @@ def test_in_a_folder_of_the_user_only_what_is_newer_than_the_run_counts(
 ) -> None:
     out, none = str(tmp_path / "out"), str(tmp_path / "none")
     written(tmp_path / "out" / "of-another-run.safetensors", WHOLE, 999)
-    folders = {"checkpoints": as_it_is(out), "samples": as_it_is(none)}
+    folders = {"checkpoints": newest_file_time(out), "samples": newest_file_time(none)}
     assert folders == {"checkpoints": {out: 999.0}, "samples": {none: 0.0}}
     run_dir.run_json.write_text(json.dumps({"config": {}, "folders": folders}))
     mine = written(tmp_path / "out" / "mine.safetensors", WHOLE, 1001)

@@ -1,4 +1,4 @@
-"""`--section.key value` on the command line: split from other arguments, read by type, laid over a file."""
+"""`--section.key value` flags: separated from other arguments, parsed by type, and applied to a file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Overrides = Sequence[tuple[str, str]]
 
 
 def split_flags(arguments: Sequence[str], own: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The arguments that are the verb's `own` options or no options, and the others as (dotted key, text).
+    """Split arguments into the command's `own` options and positionals, and (dotted key, text) overrides.
 
-    `--key value` and `--key=value` are the same; a flag with no value is `true`.
+    `--key value` and `--key=value` are equal; a flag without a value is `true`.
     """
     own = set(own)
     rest: list[str] = []
@@ -36,14 +36,14 @@ def split_flags(arguments: Sequence[str], own: Iterable[str]) -> tuple[list[str]
 
 
 def _is_value(argument: str, key: Key | None) -> bool:
-    """Whether `argument` is the value of the flag before it; after a yes-or-no flag it may be a file."""
+    """True if `argument` is the value of the flag before it; after a boolean flag it may be a file."""
     if key and {kind.get("type") for kind in key.types} == {"boolean"}:
         return argument.lower() in ("true", "false", "yes", "no", "on", "off", "1", "0")
     return not argument.startswith("--")
 
 
 def parse(text: str, key: Key | None) -> Any:
-    """The value that `text` means for `key`: a number, a word, a list, ...; an unknown key's stays text."""
+    """`text` parsed by the type of `key`; for an unknown key it stays text."""
     if key is None:
         return text
     types = {kind.get("type") for kind in key.types}
@@ -74,16 +74,16 @@ def _json_or_text(text: str) -> Any:
 
 @dataclass
 class Laid:
-    """A configuration with flags laid over it."""
+    """A configuration with flags applied to it."""
 
     data: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
-    """The dotted paths that flags set, and the flags."""
+    """The flag that set each dotted path."""
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def origin(self, path: str) -> str:
-        """Where `path` was set: the flag as written, or the path itself for the file."""
+        """The flag that set `path`; empty if it comes from the file."""
         while path:
             if path in self.origins:
                 return self.origins[path]
@@ -92,10 +92,10 @@ class Laid:
 
 
 def lay_over(laid: Laid, overrides: Overrides) -> None:
-    """Set what `overrides` say in `laid`, sections and kinds before the keys inside them.
+    """Apply `overrides` to `laid`, sections and kinds before the keys inside them.
 
-    A section that gets another `kind` loses the keys of its old one: they belong to that kind.
-    A list's flag given several times collects.
+    A section whose `kind` changes loses the keys of its old kind. A list flag can be repeated to add
+    entries.
     """
     collected = _collect(overrides)
     for path in sorted(collected, key=lambda path: (path.count("."), path.rpartition(".")[2] != "kind")):
@@ -120,12 +120,12 @@ def _set(laid: Laid, path: str, value: Any) -> None:
         node = _enter(node, part, is_list=path.split(".")[depth + 1].isdigit())
         if node is None:
             here = ".".join(sections[: depth + 1])
-            laid.problems.append(Problem(f"--{path}", f"there is no {here} to set it in."))
+            laid.problems.append(Problem(f"--{path}", f"{here} does not exist."))
             return
     if last == "kind" and isinstance(node, dict):
         _drop_other_kind(laid, ".".join(sections), node, value)
     if not _put(node, last, _with_known_kinds(value, _peek(node, last))):
-        laid.problems.append(Problem(f"--{path}", "there is no such place in the list."))
+        laid.problems.append(Problem(f"--{path}", "the list has no such position."))
         return
     laid.origins[path] = f"--{path}"
 
@@ -135,12 +135,12 @@ def _drop_other_kind(laid: Laid, section: str, node: dict[str, Any], kind: str) 
     dropped = [name for name in node if name != "kind"]
     if dropped and old_kind != kind:
         names = ", ".join(dropped)
-        laid.notes.append(f"{section}: now {kind}; {names} belonged to {old_kind} and went with it.")
+        laid.notes.append(f"{section}: changed to {kind}; removed {names}, which belonged to {old_kind}.")
         node.clear()
 
 
 def _with_known_kinds(value: Any, known: Any) -> Any:
-    """A list of bare kinds, each with the settings that a list before it has for that kind."""
+    """A list of bare kinds, each with the settings that the previous list has for that kind."""
     if not (isinstance(value, list) and isinstance(known, list)):
         return value
     settings = {entry["kind"]: entry for entry in known if isinstance(entry, dict) and "kind" in entry}
@@ -152,7 +152,7 @@ def _is_bare(entry: Any) -> bool:
 
 
 def _enter(node: Any, part: str, *, is_list: bool) -> Any:
-    """The child of `node` that a flag's path goes through; made where it is missing, None if it cannot be."""
+    """The child of `node` on a flag's path, created if it is missing; None if that is impossible."""
     child = _peek(node, part)
     if child is None:
         child = [] if is_list else {}

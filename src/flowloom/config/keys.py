@@ -1,4 +1,4 @@
-"""Every key of the configuration, as one table made from the schema: for flags, help and suggestions."""
+"""All keys of the configuration in one table, generated from the schema: for flags, help and suggestions."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Key:
-    """One key, dotted; `N` stands for a position in a list: `extra_inference_config.N.steps`."""
+    """One dotted key; `N` stands for a position in a list: `extra_inference_config.N.steps`."""
 
     name: str
     types: tuple[Schema, ...]
-    """What it may hold: plain JSON schemas, without references or unions."""
+    """Types of its value, as JSON schemas without references or unions."""
     help: str
     default: Any = None
     kinds: tuple[str, ...] = ()
-    """The kinds of its section that have it; empty where the section has no kinds."""
+    """Kinds of its section that have this key; empty if the section has no kinds."""
 
     @property
     def is_section(self) -> bool:
-        """Whether it holds keys of its own."""
+        """True if its value has keys."""
         return any("properties" in kind for kind in (*self.types, *self.items))
 
     @property
     def items(self) -> tuple[Schema, ...]:
-        """What a list may hold; empty for other keys."""
+        """Types of the entries of a list; empty for other keys."""
         return next((tuple(kind["alternatives"]) for kind in self.types if kind.get("type") == "array"), ())
 
     @property
     def type_text(self) -> str:
-        """Its type in words: `int`, `a|b`, `list of float`."""
+        """Its type as text: `int`, `a|b`, `list of float`."""
         words = list(dict.fromkeys(_words(kind) for kind in self.types))
         return ("|" if all("const" in kind or "properties" in kind for kind in self.types) else " or ").join(
             words
@@ -49,19 +49,19 @@ class Key:
 
     @property
     def default_text(self) -> str:
-        """Its default as one writes it."""
+        """Its default as text."""
         return self.default if isinstance(self.default, str) and self.default else json.dumps(self.default)
 
 
 @cache
 def config_keys() -> Mapping[str, Key]:
-    """All keys by name, in the schema's order; sections stand before their keys."""
+    """All keys by name, in the schema's order; sections come before their keys."""
     schema = RunConfig.model_json_schema()
-    found: dict[str, Key] = {}
+    keys: dict[str, Key] = {}
     for key in _walk("", schema, schema["$defs"]):
-        known = found.get(key.name)
-        found[key.name] = _joined(known, key) if known else key
-    return found
+        known = keys.get(key.name)
+        keys[key.name] = _joined(known, key) if known else key
+    return keys
 
 
 def _joined(one: Key, other: Key) -> Key:
@@ -73,12 +73,12 @@ def _joined(one: Key, other: Key) -> Key:
 
 
 def schema_text() -> str:
-    """The JSON schema of a configuration, as it is printed and kept."""
+    """The JSON schema of a configuration as text."""
     return json.dumps(RunConfig.model_json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def schema_difference(path: Path | str, max_lines: int = 20) -> str:
-    """How the schema in the file at `path` differs from this version's; empty when it does not.
+    """The difference between the schema in the file at `path` and this version's; empty if equal.
 
     Raises:
         RunError: the file cannot be read.
@@ -93,12 +93,12 @@ def schema_difference(path: Path | str, max_lines: int = 20) -> str:
 
 
 def key_of(path: str) -> Key | None:
-    """The key that `path` names; positions in lists may be numbers."""
+    """The key at `path`, which may contain positions in lists."""
     return config_keys().get(".".join("N" if part.isdigit() else part for part in path.split(".")))
 
 
 def nearest(path: str, others: Iterable[str] = ()) -> str | None:
-    """The key that may have been meant by `path`: the same word in another section, or a like one."""
+    """The key most similar to `path`: the same name in another section, or a similar name."""
     names = [*(name for name, key in config_keys().items() if not key.is_section), *others]
     section, _, last = path.rpartition(".")
     elsewhere = [name for name in names if name.rpartition(".")[2] == last and name != path]
@@ -177,7 +177,7 @@ def _bounds(kind: Schema) -> str:
 
 def flags_help() -> str:
     """Every key of the configuration as a flag, by section."""
-    lines = ["Every key of the file is a flag as well, and wins over the file:"]
+    lines = ["Every key of the file is also a flag. Flags override the file:"]
     for key in config_keys().values():
         if key.is_section:
             lines += ["", f"{key.name}: {key.help}"]

@@ -1,7 +1,7 @@
-"""The rule for paths that must be on this machine: which texts name another place, and what to say of them.
+"""Refuse URLs where a path on this machine is needed.
 
 Runs, models, JSONL files, outputs and checkpoints are local; image folders and the cache may be in a store.
-`Path("s3://bucket")` is the local folder `s3:`, so an address must be refused before it becomes a path.
+`Path("s3://bucket")` is the local folder `s3:`, so a URL must be refused before it becomes a path.
 """
 
 from __future__ import annotations
@@ -21,56 +21,56 @@ if TYPE_CHECKING:
     Parser = TypeVar("Parser", bound=argparse.ArgumentParser)
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-"""One letter before the colon is a drive of Windows; `Path` leaves one slash of an address."""
+"""A single letter before the colon is a Windows drive; `Path` keeps only one slash of a URL."""
 
 
-def local_trouble(text: str) -> str:
-    """What is wrong with `text` as a path on this machine; empty where it is one."""
+def local_path_error(text: str) -> str:
+    """The problem with `text` as a path on this machine; empty if there is none."""
     if not _ADDRESS.match(text):
         return ""
     return (
-        f"{printable(text)} is an address, and this must be a path on this machine: download it, or mount "
-        "the bucket as a folder."
+        f"{printable(text)} is a URL, and this must be a path on this machine: download it, or mount the "
+        "bucket as a folder."
     )
 
 
 def local_problem(path: str, text: str) -> list[Problem]:
-    """The problem with the value `text` of the key at `path`; empty where it is a path on this machine."""
-    trouble = local_trouble(text)
-    return [Problem(path, trouble)] if trouble else []
+    """The problem with the value `text` of the key at `path`; empty if it is a local path."""
+    message = local_path_error(text)
+    return [Problem(path, message)] if message else []
 
 
 def require_local(path: Path | str) -> None:
-    """Raises RunError where `path` is an address, or was made of one."""
-    if trouble := local_trouble(str(path)):
-        raise RunError(trouble)
+    """Raises RunError if `path` is a URL, or was made from one."""
+    if error_text := local_path_error(str(path)):
+        raise RunError(error_text)
 
 
 def local_path(text: str) -> Path:
-    """The path that a word of the command line names.
+    """The path of a command-line argument.
 
     Raises:
-        ArgumentTypeError: it is an address, or nothing can be there.
+        ArgumentTypeError: it is a URL, or cannot exist.
     """
     import argparse
 
-    if trouble := local_trouble(text) or _impossible(text):
-        raise argparse.ArgumentTypeError(trouble)
+    if error_text := local_path_error(text) or _impossible(text):
+        raise argparse.ArgumentTypeError(error_text)
     return Path(text)
 
 
 def _impossible(text: str) -> str:
-    """Why nothing can be at `text`; empty where something is or could be."""
+    """The reason why `text` cannot exist as a path; otherwise empty."""
     try:
         os.stat(Path(text).expanduser())  # noqa: PTH116 -- Path.exists hides a circle of links
     except OSError as error:
-        return f"{text}: its symbolic links go in a circle." if error.errno == errno.ELOOP else ""
+        return f"{text}: its symbolic links form a loop." if error.errno == errno.ELOOP else ""
     except RuntimeError:
         return f"{text}: there is no such user."
     return "" if text else "the path is empty."
 
 
 def with_local_paths(parser: Parser) -> Parser:
-    """`parser`, of which every option with `type=Path` takes paths on this machine alone."""
+    """`parser`, with every option of `type=Path` limited to local paths."""
     parser.register("type", Path, local_path)
     return parser

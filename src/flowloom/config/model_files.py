@@ -1,4 +1,4 @@
-"""The files that a configuration names: where they are, and which of them are not there."""
+"""Files named by a configuration: absolute paths, and missing files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 def check_files(config: RunConfig) -> list[Problem]:
-    """Everything that training reads and that is not there; `config` with absolute paths."""
+    """Missing files of a training run; `config` has absolute paths."""
     return missing_files(config.model, config.dataloader, config.datasets, cached_files(config))
 
 
@@ -29,7 +29,7 @@ def missing_files(
     datasets: Sequence[DatasetSection] = (),
     cached: Collection[str] = (),
 ) -> list[Problem]:
-    """`check_files` for the sections that name files; `cached` is what `cached_files` says."""
+    """`check_files` for the sections that name files; `cached` comes from `cached_files`."""
     is_used = dataloader.jsonl_metadata_path or not datasets
     others = (_missing_set(f"datasets.{i}", section, dataloader) for i, section in enumerate(datasets))
     return [
@@ -40,33 +40,33 @@ def missing_files(
 
 
 def cached_files(config: RunConfig) -> frozenset[str]:
-    """Keys of the model files that training can do without, where the cache on disk has what they would give.
+    """Keys of model files that training does not need because the disk cache has their results.
 
-    Previews decode images and encode prompts; captions that are shuffled differently each time are not kept.
+    Previews decode images and encode prompts; captions with a new variant each time are not cached.
     """
-    cache, found = config.cache, set[str]()
+    cache, keys = config.cache, set[str]()
     if not config.previews and cache.latents == "disk":
-        found.add("model.vae_path")
+        keys.add("model.vae_path")
     varies = config.dataloader.shuffle_tags and not cache.caption_variants
     if not config.previews and cache.text == "disk" and not varies:
-        found |= {"model.t5_path", *BESIDE_T5}
-    return frozenset(found)
+        keys |= {"model.t5_path", *BESIDE_T5}
+    return frozenset(keys)
 
 
 def with_reason(problem: Problem, config: RunConfig) -> Problem:
-    """`problem` with what to do where previews need a file that training from the cache would not."""
+    """Add a hint to `problem` if only previews need the file."""
     alone = config.model_copy(update={"inference": None, "extra_inference_config": []})
     if problem.path not in cached_files(alone) - cached_files(config):
         return problem
-    cure = "Previews need it, also with a cache: copy it there, or leave out the inference sections."
-    return replace(problem, message=f"{problem.message} {cure}")
+    hint = "Previews need it, even with a cache: copy it there, or remove the inference sections."
+    return replace(problem, message=f"{problem.message} {hint}")
 
 
 def missing_model_files(model: ModelSection, cached: Collection[str] = ()) -> Iterator[Problem]:
-    """The files of the networks that are not there: what sampling needs, too.
+    """Missing model files; sampling needs them too.
 
     Args:
-        cached: keys that must name a file, which need not be there.
+        cached: keys that must be set, but whose file may be missing.
     """
     named = (
         ("model.chroma_path", "Chroma's weights"),
@@ -77,7 +77,7 @@ def missing_model_files(model: ModelSection, cached: Collection[str] = ()) -> It
     )
     for key, what in named:
         path = getattr(model, key.removeprefix("model."))
-        # Where nothing else is named, these were beside a T5 that is gone.
+        # Not set: they were next to the T5 weights, which are gone.
         is_beside = key in cached and key in BESIDE_T5
         if not is_beside and not (path and key in cached):
             yield from _missing(key, path, what)
@@ -108,10 +108,10 @@ def _missing_rows(place: str, path: str) -> Iterator[Problem]:
 
 
 def _other_folder(place: str, section: DataloaderSection | DatasetSection) -> Iterator[Problem]:
-    """A folder of images names its files itself."""
+    """A folder of images needs no other folder for its file names."""
     folder, named = section.jsonl_metadata_path, section.image_folder_path
     if is_folder(folder) and named and Path(named) != Path(folder):
-        message = f"leave it out: the images are those of {folder}, the folder in jsonl_metadata_path."
+        message = f"remove it: the images are read from {folder}, the folder in jsonl_metadata_path."
         yield Problem(f"{place}.image_folder_path", message)
 
 
@@ -137,16 +137,16 @@ def _missing(path: str, value: str, what: str, *, in_store: bool = False) -> Ite
 
 
 def resolve_paths(section: Paths, folder: Path) -> Paths:
-    """`section` with absolute paths: from the current directory, or from `folder` where only that has it.
+    """`section` with absolute paths, relative to the current directory or, if only that exists, to `folder`.
 
-    T5's config.json and tokenizer are looked for beside its weights when the configuration names none. A
-    folder of images in the place of a JSONL is the folder of its images, too.
+    T5's config.json and tokenizer default to the folder of its weights. If a folder of images is given
+    instead of a JSONL, it is also the image folder.
     """
     if isinstance(section, RunConfig):
         update: dict[str, object] = {
             name: resolve_paths(getattr(section, name), folder) for name in ("model", "dataloader")
         }
-        update["datasets"] = [resolve_paths(one, folder) for one in section.datasets]
+        update["datasets"] = [resolve_paths(dataset, folder) for dataset in section.datasets]
         return section.model_copy(update=update)
     paths = {name: value for name, value in section if name.endswith("_path") and value}
     absolute = {name: _absolute(value, folder) for name, value in paths.items()}
@@ -167,19 +167,19 @@ def _absolute(text: str, folder: Path) -> str:
 
 
 def is_folder(text: str) -> bool:
-    """Whether `text` names a folder of this machine."""
+    """True if `text` is a folder on this machine."""
     return bool(text) and not _is_address(text) and Path(text).is_dir()
 
 
 def _is_address(text: str) -> bool:
-    """Whether `text` names a store, s3://bucket say, and no file of this machine."""
+    """True if `text` is in an object store, such as s3://bucket."""
     return "://" in text
 
 
 def _beside_t5(folder: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     if (folder / "config.json").exists():
-        found["t5_config_path"] = str(folder / "config.json")
+        paths["t5_config_path"] = str(folder / "config.json")
     if any((folder / name).exists() for name in _TOKENIZERS):
-        found["t5_tokenizer_path"] = str(folder)
-    return found
+        paths["t5_tokenizer_path"] = str(folder)
+    return paths

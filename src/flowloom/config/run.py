@@ -1,7 +1,7 @@
-"""What a run is: one schema for flags, JSON files, OpenAPI, forms and docs.
+"""The configuration of a run: one schema for flags, JSON files, OpenAPI, forms and docs.
 
-The sections up to `lora` are FLOW's (flow_sections.py); those after it are ours, and their defaults give
-FLOW's behaviour with its faults mended.
+The sections up to `lora` are FLOW's (flow_format/sections.py); the others are ours. Their defaults give
+FLOW's behaviour with its bugs fixed.
 Imports no torch.
 """
 
@@ -35,19 +35,19 @@ from flowloom.storage.base import StorageSection
 
 
 def _kind_or(default: str) -> BeforeValidator:
-    """Settings without a `kind` are those of the default one."""
+    """Settings without a `kind` get the default one."""
     return BeforeValidator(lambda given: {"kind": default} | given if isinstance(given, dict) else given)
 
 
 if TYPE_CHECKING:
 
     class Optimizer(OptimizerSpec):
-        """Any of the parts in parts/optimizers."""
+        """Any of the optimizers in optimizers/."""
 
         kind: str
 
     class Logger(LoggerSpec):
-        """Any of the parts in parts/loggers."""
+        """Any of the trackers in loggers/."""
 
         kind: str
 else:
@@ -55,23 +55,23 @@ else:
     Logger = union_of(logger_parts, LoggerSpec)
 
 APPROXIMATOR = "distilled_guidance_layer"
-"""The part of Chroma that is never trained: training it is known to break the network."""
+"""The part of Chroma that is never trained, because training it breaks the network."""
 ADAPTERS = ("lora", "dora", "lokr")
-"""The methods that train an adapter beside a frozen network."""
+"""Methods that train an adapter and freeze the network."""
 
 
 class MethodSection(Section):
-    """What is trained."""
+    """Training method."""
 
     kind: Literal["auto", "full", "rotation", "keywords", "lora", "dora", "lokr"] = "auto"
-    """`auto` reads it from FLOW's keys: a lora section, keywords, rotation, or else full."""
+    """auto: chosen by FLOW's keys: lora section, keywords or rotation; otherwise full."""
     rotation_states: Literal["keep", "reset"] = "keep"
-    """Rotation: keep each block's optimizer state on the CPU, or start afresh as FLOW does."""
+    """Rotation: keep each block's optimizer state on the CPU, or reset it like FLOW."""
     always_trained: list[NamePart] = ["txt_in", "img_in", "final_layer"]
-    """Rotation: parts trained beside the drawn blocks; without the first two, the backward pass stops at
-    the lowest trained block."""
+    """Rotation: layers that are always trained. Without the first two, the backward pass stops at the lowest
+    trained block."""
     lokr_factor: int = -1
-    """LoKr: size of the Kronecker factor; -1 picks the most even split."""
+    """LoKr: size of the Kronecker factor; -1: the most even split."""
 
 
 class FlowDensity(Section):
@@ -81,27 +81,27 @@ class FlowDensity(Section):
 
 
 class UniformDensity(Section):
-    """Every noise level equally often."""
+    """All noise levels equally likely."""
 
     kind: Literal["uniform"] = "uniform"
 
 
 class LogitNormalDensity(Section):
-    """sigmoid of a normal (Esser et al. 2024, arXiv:2403.03206)."""
+    """Sigmoid of a normal distribution (Esser et al. 2024, arXiv:2403.03206)."""
 
     kind: Literal["logit_normal"] = "logit_normal"
     mean: float = 0.0
-    """Mean of the normal."""
+    """Mean of the normal distribution."""
     std: Annotated[float, Field(gt=0)] = 1.0
-    """Standard deviation of the normal."""
+    """Standard deviation of the normal distribution."""
 
 
 class ShiftedDensity(Section):
-    """Uniform, then moved towards noise: t' = s t / (1 + (s - 1) t)."""
+    """Uniform, then shifted towards noise: t' = s t / (1 + (s - 1) t)."""
 
     kind: Literal["shifted"] = "shifted"
     shift: Annotated[float, Field(gt=0)] = 3.0
-    """s; above 1 draws more noise."""
+    """The shift s; values above 1 give more noise."""
 
 
 NoiseLevelDensity = Annotated[
@@ -112,182 +112,180 @@ NoiseLevelDensity = Annotated[
 
 
 class ObjectiveSection(Section):
-    """What the network learns."""
+    """Training objective."""
 
     noise_level: NoiseLevelDensity = FlowDensity()
-    """How often each noise level is drawn."""
+    """Distribution of the noise levels."""
     pairing: Literal["optimal_transport", "random"] = "optimal_transport"
-    """How noises are given to samples: by minibatch optimal transport over the loaded batch, or as drawn."""
+    """Pairing of noise with samples: minibatch optimal transport over the loaded batch, or random."""
     loss: Literal["mse", "huber"] = "mse"
     """Distance between predicted and true velocity."""
     huber_delta: Annotated[float, Field(gt=0)] = 1.0
-    """Where Huber's loss turns from square to linear."""
+    """Error at which the Huber loss changes from quadratic to linear."""
     mask_mode: Literal["per_sample", "flow_union"] = "per_sample"
-    """Each sample sees its own text, or, as FLOW does, the longest of its micro-batch."""
+    """Text attention mask: each sample's own length, or like FLOW the longest of its micro-batch."""
     lowercase_percentage: Fraction = 0.25
-    """Share of captions that are lower-cased."""
+    """Fraction of captions converted to lower case."""
 
 
 class LrScheduleSection(Section):
-    """The learning rate after FLOW's warm-up, over the run as the nearest of its limits ends it."""
+    """Learning rate after the warm-up, up to the first limit that ends the run."""
 
     kind: Literal["constant", "cosine", "wsd"] = "constant"
-    """wsd: warm-up, stable, then a linear decay over the last part."""
+    """wsd: warm-up, stable, then linear decay."""
     decay_share: Fraction = 0.2
-    """wsd: the last share of the run in which the rate decays."""
+    """wsd: fraction of the run, at its end, in which the rate decays."""
     min_ratio: Fraction = 0.0
-    """Where the decay ends, after the last step, as a share of `lr`."""
+    """Final learning rate as a fraction of `lr`."""
 
 
 class EmaSection(Section):
     """An exponential moving average of the trained weights, in float32."""
 
     decay: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Decay a step; null turns it off. Early on min(decay, (1 + step) / (10 + step)) is used."""
+    """Decay per step; null: no EMA. Early steps use min(decay, (1 + step) / (10 + step))."""
     device: Literal["same", "cpu"] = "same"
-    """Where the average lies."""
+    """Device of the averaged weights."""
 
 
 class CacheSection(Section):
-    """What is kept instead of encoded again."""
+    """Cache of latents and text encodings."""
 
     latents: Literal["off", "memory", "disk"] = "off"
-    """Latents of images already seen: in memory, or in `dir`, so that later runs need no VAE."""
+    """Cache of image latents, in memory or in `dir`. With a full disk cache, a run needs no VAE."""
     text: Literal["off", "memory", "disk"] = "off"
-    """Encoder states of captions already seen: in memory, or in `dir`, so that later runs need no T5."""
+    """Cache of caption encodings, in memory or in `dir`. With a full disk cache, a run needs no T5."""
     limit_mib: Period = 2048
-    """memory: for both together; when it is used up, no more is taken in."""
+    """memory: limit for latents and text together; nothing is added beyond it."""
     dir: str = "cache"
-    """disk: folder, shared by as many runs, ranks and data sets as there are; filled by `flowloom cache`,
-    and by training itself."""
+    """disk: folder of the cache. Runs, ranks and datasets can share it; `flowloom cache` and training fill
+    it."""
     limit_gib: Annotated[float, Field(gt=0)] | None = None
-    """disk: size of `dir` at which no more is taken in; null: none but the disk's."""
+    """disk: maximum size of `dir`; nothing is added beyond it. null: no limit."""
     mirror_gib: Annotated[float, Field(ge=0)] = 64.0
-    """disk, where `dir` is in a store: how much of it is copied to this machine while it is read; 0: none."""
+    """disk: if `dir` is in an object store, size of the local copy; 0: no copy."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """disk: number format of what is kept; auto: as the encoders compute, bf16 on CUDA, fp32 elsewhere."""
+    """disk: data type of cached tensors; auto: that of the encoders, bf16 on CUDA, otherwise fp32."""
     sampling: Literal["mean", "draw"] = "mean"
-    """Latents are the autoencoder's mean, or each epoch draws them anew from its mean and variance; with any
-    cache or none."""
+    """Latents: the mean of the autoencoder's distribution, or a new random sample of it in each epoch."""
     caption_variants: Count = 8
-    """text disk: in how many ways each caption is shuffled, shortened and lower-cased, in turn;
-    0: differently each time, with T5 at hand for the captions that are shuffled."""
+    """text disk: number of variants (shuffled, shortened, lower-cased) of each caption, used in turn.
+    0: a new variant each time, which needs T5 for shuffled captions."""
 
     @property
     def is_on_disk(self) -> bool:
-        """Whether `dir` is used."""
+        """True if `dir` is used."""
         return "disk" in (self.latents, self.text)
 
 
 class MemorySection(Section):
-    """Time for memory."""
+    """Trade speed for memory."""
 
     checkpointed_blocks: Literal["auto", "all"] | Count = "auto"
-    """Blocks that recompute their activations in the backward pass; auto takes as few as fit."""
+    """Number of blocks that recompute activations in the backward pass; auto: as few as fit in memory."""
     compile: bool = False
-    """torch.compile each block."""
+    """Compile each block with torch.compile."""
 
 
 class ParallelSection(Section):
-    """Where it runs and in what number format."""
+    """Device and data type."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: CUDA, else MPS, else CPU."""
+    """auto: CUDA, MPS or CPU, the first that is available."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the frozen weights and the arithmetic; auto: bf16 on CUDA, fp32 elsewhere."""
+    """Data type of frozen weights and computation; auto: bf16 on CUDA, otherwise fp32."""
     trained_dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the trained weights; auto: fp32, but bf16 for the optimizer that rounds
-    stochastically."""
+    """Data type of trained weights; auto: fp32, or bf16 for the optimizer with stochastic rounding."""
     num_threads: Count = 0
-    """CPU threads of torch; 0 leaves it to torch."""
+    """CPU threads of torch; 0: torch's default."""
 
 
 class CheckpointSection(Section):
-    """Which checkpoints stay."""
+    """Checkpoints to keep."""
 
     keep_last: Literal["auto"] | Period = "auto"
-    """The newest so many. auto: all of a LoRA, DoRA or LoKr; of full weights, as many as the disk has room
-    for, with 2 GiB to spare."""
+    """Number of newest checkpoints to keep. auto: all for LoRA, DoRA and LoKr; for full weights, as many as
+    fit on the disk with 2 GiB to spare."""
     keep_every: Period | None = None
-    """And every one whose step is a multiple of this."""
+    """Also keep checkpoints whose step is a multiple of this."""
 
 
 class ValidationSection(Section):
-    """Loss on rows that are never trained, at fixed noise levels with fixed noise."""
+    """Validation loss on held-out rows, at fixed noise levels with fixed noise."""
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of rows held out."""
+    """Fraction of rows held out."""
     every: Period | None = None
-    """Period in steps; null: as often as checkpoints are saved."""
+    """Validation period in steps; null: at each checkpoint."""
     max_rows: Period = 256
-    """At most so many rows are measured."""
+    """Maximum number of rows to validate."""
     quantiles: list[Annotated[float, Field(gt=0, lt=1)]] = [0.1, 0.3, 0.5, 0.7, 0.9]
-    """Quantiles of the training density at which the loss is measured."""
+    """Noise levels of the validation, as quantiles of the training density."""
 
 
 class PreviewSection(Section):
-    """How previews are drawn, beyond FLOW's inference sections."""
+    """Preview settings beyond FLOW's inference sections."""
 
     sampler: Literal["euler", "heun", "midpoint", "dpmpp_2m"] = "euler"
-    """One algorithm, one function in flow_matching/samplers.py."""
+    """Sampling method."""
     batch_caption: bool = True
-    """Draw the caption of the current batch as one more prompt, as FLOW does."""
+    """Also generate a preview of a caption from the current batch, like FLOW."""
     weights: Literal["ema", "raw"] = "ema"
-    """Which weights draw; without an EMA, the raw ones."""
+    """Weights used for previews; without EMA, always raw."""
     format: Literal["png", "webp"] = "png"
-    """File format of the pictures."""
+    """Image file format."""
     max_batch: Period = 4
-    """Pictures drawn at a time."""
+    """Maximum number of previews generated at once."""
 
 
 class LimitsSection(Section):
-    """When the run ends, and how many bad rows it takes. FLOW trains until it is stopped."""
+    """End of the run, and limits for bad rows. FLOW trains until it is stopped."""
 
     max_steps: Period | None = None
-    """Stop after so many steps."""
+    """Stop after this number of steps."""
     max_epochs: Period | None = None
-    """Stop after so many epochs."""
+    """Stop after this number of epochs."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
-    """Stop after so many minutes of training."""
+    """Stop after this number of minutes of training."""
     skipped_percentage: Fraction = 0.05
-    """Stop when more than this share of the rows cannot be used."""
+    """Stop if more than this fraction of the rows cannot be used."""
     max_megapixels: Annotated[float, Field(gt=0)] = 100.0
-    """Larger images are taken for decompression bombs."""
+    """Reject larger images as decompression bombs."""
     background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#ffffff"
     """Colour behind transparent images."""
 
     @property
     def has_end(self) -> bool:
-        """Whether the run ends by itself."""
+        """True if the run has a limit."""
         return any((self.max_steps, self.max_epochs, self.max_minutes))
 
 
 class HubSection(Section):
-    """Upload of checkpoints to the Hugging Face hub, in the background."""
+    """Upload checkpoints to the Hugging Face hub in the background."""
 
     repo_id: str | None = None
-    """FLOW's `hf_repo_id`; the token comes from HF_TOKEN. Null: no upload."""
+    """Repository, OWNER/NAME (FLOW's `hf_repo_id`); the token is HF_TOKEN. null: no upload."""
     private: bool = True
-    """Make the repository private when it does not exist yet."""
+    """Create the repository as private."""
 
 
 class RunConfig(Section):
-    """Everything that decides a run."""
+    """The configuration of a run."""
 
     training: TrainingSection = TrainingSection()
     inference: InferenceSection | None = None
     extra_inference_config: list[InferenceSection] = []
-    """Further previews, each with its own prompts, period and settings."""
+    """More previews, each with its own prompts, period and settings."""
     dataloader: DataloaderSection = DataloaderSection()
     datasets: list[DatasetSection] = []
-    """Further data sets; the first one is `dataloader`'s, where that names a JSONL."""
+    """More datasets, in addition to that of `dataloader`, if it names a JSONL."""
     batching: BatchingSection = BatchingSection()
     model: ModelSection = ModelSection()
     lora: LoraSection | None = None
     method: MethodSection = MethodSection()
     objective: ObjectiveSection = ObjectiveSection()
     optimizer: Optimizer = Field(default={"kind": "adamw"}, validate_default=True)
-    """The optimizer, by kind; its rate and decay are `training.lr` and `training.weight_decay`."""
+    """Optimizer settings; learning rate and weight decay are in `training`."""
     lr_schedule: LrScheduleSection = LrScheduleSection()
     ema: EmaSection = EmaSection()
     cache: CacheSection = CacheSection()
@@ -299,12 +297,12 @@ class RunConfig(Section):
     preview: PreviewSection = PreviewSection()
     limits: LimitsSection = LimitsSection()
     loggers: list[Logger] = []
-    """Trackers that follow the run beside `events.jsonl`, by kind."""
+    """Experiment trackers, in addition to `events.jsonl`."""
     hub: HubSection = HubSection()
 
     @property
     def method_kind(self) -> Literal["full", "rotation", "keywords", "lora", "dora", "lokr"]:
-        """The method, with `auto` read from FLOW's keys."""
+        """The method, with `auto` resolved from FLOW's keys."""
         if self.method.kind != "auto":
             return self.method.kind
         if self.lora:
@@ -315,19 +313,19 @@ class RunConfig(Section):
 
     @property
     def resolutions(self) -> list[int]:
-        """Every base resolution that is trained."""
+        """All base resolutions in use."""
         own = [side for section in self.datasets for side in section.base_resolution or ()]
         return [*self.dataloader.base_resolution, *own]
 
     @property
     def previews(self) -> list[InferenceSection]:
-        """Every inference section, FLOW's main one first."""
+        """All inference sections, the main one first."""
         return [*([self.inference] if self.inference else []), *self.extra_inference_config]
 
     @model_validator(mode="before")
     @classmethod
     def _adapter_has_settings(cls, given: Any) -> Any:
-        """`method.kind` lora, dora or lokr without a lora section takes its defaults."""
+        """`method.kind` lora, dora or lokr without a lora section uses the section's defaults."""
         if isinstance(given, dict) and given.get("lora") is None:
             method = given.get("method")
             if isinstance(method, dict) and method.get("kind") in ADAPTERS:
@@ -350,12 +348,14 @@ class RunConfig(Section):
         training = self.training
         if self.method_kind == "rotation":
             if training.change_layer_every is None:
-                yield Problem("training.change_layer_every", "method rotation needs it: steps a turn.")
+                yield Problem(
+                    "training.change_layer_every", "is needed by method rotation: steps between rotations."
+                )
             if not (training.trained_single_blocks or 0) + (training.trained_double_blocks or 0):
-                message = "method rotation needs this, training.trained_double_blocks, or both, above 0."
+                message = "method rotation needs this or training.trained_double_blocks above 0."
                 yield Problem("training.trained_single_blocks", message)
         if self.method_kind == "keywords" and not training.trained_layer_keywords:
-            message = "method keywords needs at least one, such as double_blocks.0."
+            message = "method keywords needs at least one keyword, such as double_blocks.0."
             yield Problem("training.trained_layer_keywords", message)
         named = (
             ("training.trained_layer_keywords", training.trained_layer_keywords),
@@ -364,33 +364,37 @@ class RunConfig(Section):
         )
         for path, names in named:
             if any(APPROXIMATOR in name for name in names):
-                yield Problem(path, f"{APPROXIMATOR} is never trained: doing so breaks Chroma. Leave it out.")
+                yield Problem(
+                    path, f"{APPROXIMATOR} is never trained, because that breaks Chroma. Remove it."
+                )
 
     def _other_contradictions(self) -> Iterator[Problem]:
         if self.cache.text == "disk" and self.objective.mask_mode == "flow_union":
-            message = "objective.mask_mode flow_union makes texts depend on their batch: set it to off."
+            message = "must be off with objective.mask_mode flow_union, where encodings depend on the batch."
             yield Problem("cache.text", message)
         if self.lr_schedule.kind != "constant" and not self.limits.has_end:
             kind = self.lr_schedule.kind
-            message = f"{kind} decays towards the end: set limits.max_steps, max_epochs or max_minutes."
+            message = f"{kind} needs a known end: set limits.max_steps, max_epochs or max_minutes."
             yield Problem("lr_schedule.kind", message)
 
     def _data_contradictions(self) -> Iterator[Problem]:
         data, sizes = self.dataloader, self.batching.sizes
         for i, own in enumerate(self.datasets):
             if own.repeats and own.weight:
-                message = "a data set has repeats or a weight, not both: take one out."
+                message = "cannot be combined with repeats: remove one of them."
                 yield Problem(f"datasets.{i}.weight", message)
         others = ((f"datasets.{i}", own) for i, own in enumerate(self.datasets))
         for path, section in (("dataloader", data), *others):
             step = section.resolution_step or data.resolution_step
             smallest = min(section.base_resolution or data.base_resolution)
             if step > smallest:
-                message = f"a grid of {step} pixels has no buckets for base_resolution {smallest}."
+                message = (
+                    f"must not exceed base_resolution {smallest}: a grid of {step} pixels has no buckets."
+                )
                 yield Problem(f"{path}.resolution_step", message)
             if section.mask == "folder" and not section.mask_folder_path:
                 yield Problem(f"{path}.mask_folder_path", "is needed: the folder with the masks.")
         if sizes and len(sizes) != len(data.base_resolution):
             count = len(data.base_resolution)
-            message = f"has {len(sizes)} batch sizes for {count} base resolutions: give one for each."
+            message = f"has {len(sizes)} batch sizes for {count} base resolutions: set one for each."
             yield Problem("batching.sizes", message)

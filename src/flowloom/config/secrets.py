@@ -1,6 +1,6 @@
-"""Tokens and passwords: from the environment or one file that only its owner may read.
+"""Tokens and passwords: from the environment, or from one file that only its owner may read.
 
-They go to other processes by environment only: never into argv, run.json, events, logs or answers.
+Other processes get them through the environment only, never in argv, run.json, events, logs or responses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.errors import ConfigError, DataError, Problem
-from flowloom.files import open_plain, parsed
+from flowloom.files import open_plain, parsed, replacing
 from flowloom.printable import printable
 from flowloom.text_files import decode
 
@@ -28,26 +28,25 @@ _MOST_BYTES = 2**20
 _REMOTE = re.compile(r"^\s*(s3|gs|az|hf)://|huggingface\.co", re.IGNORECASE)
 _NAMES_A_SERVICE = re.compile(r"(^|_)(repo|repo_id|wandb_api_key|wandb_key|hf_token|huggingface_token)$")
 _SHORTEST = 6
-"""Shorter values are not masked: they would punch holes into ordinary words."""
+"""Shorter values are not masked, because they occur in ordinary words."""
 
 
 def secrets_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the file lies: FLOWLOOM_SECRETS, or ~/.config/flowloom/secrets.json."""
+    """Path of the file: FLOWLOOM_SECRETS, or ~/.config/flowloom/secrets.json."""
     return Path(environ.get("FLOWLOOM_SECRETS") or "~/.config/flowloom/secrets.json").expanduser()
 
 
 def read_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The secrets at hand, by name; the environment wins over the file.
+    """The available secrets by name; the environment overrides the file.
 
     Raises:
-        ConfigError: others may read the file, or it is no object of known names and texts.
+        ConfigError: other users may read the file, or it is not an object of known names and strings.
     """
-    found = _read_file(secrets_path(environ))
-    return found | {name: environ[name] for name in NAMES if environ.get(name)}
+    return _read_file(secrets_path(environ)) | {name: environ[name] for name in NAMES if environ.get(name)}
 
 
 def usable_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """As `read_secrets`, and without an error of the file: to hide them, or where none is needed."""
+    """As `read_secrets`, but ignores a damaged file: for masking, or where no secret is needed."""
     try:
         return read_secrets(environ)
     except ConfigError:
@@ -55,7 +54,7 @@ def usable_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def may_need_secrets(config: Any, key: str = "") -> bool:
-    """Whether a run with this configuration may ask a store, the hub or a tracker for something."""
+    """True if a run with this configuration may access a store, the hub or a tracker."""
     if isinstance(config, dict):
         return any(may_need_secrets(value, str(name)) for name, value in config.items())
     if isinstance(config, list):
@@ -66,30 +65,27 @@ def may_need_secrets(config: Any, key: str = "") -> bool:
 
 
 def write_secret(name: str, value: str | None, environ: Mapping[str, str] = os.environ) -> None:
-    """Set a secret in the file, or with None take it out; only its owner may read the file.
+    """Set a secret in the file, or remove it (None). Only the owner may read the file.
 
     Raises:
-        ConfigError: the file as it is cannot be used.
+        ConfigError: the existing file is damaged.
     """
     path = secrets_path(environ)
     with _writing:
-        known = {key: kept for key, kept in _read_file(path).items() if key != name}
-        content = known if value is None else known | {name: value}
+        others = {key: secret for key, secret in _read_file(path).items() if key != name}
+        content = others if value is None else others | {name: value}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path, partial, 0o600) as file:
+            file.write(json.dumps(content).encode())
 
 
 def redact(text: str, secrets: Collection[str]) -> str:
-    """`text` as it may be printed, with the `secrets` masked as they are and as JSON writes them."""
+    """Printable `text` with the `secrets` masked, both plain and in JSON's spelling."""
     text = printable(text)
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
-            # As JSON first: a part of its escapes, left alone, would break the line.
+            # JSON's spelling first: masking a part of its escapes would break the line.
             for written in (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], secret):
                 text = text.replace(written, _MASK)
     return text
@@ -100,23 +96,23 @@ def _read_file(path: Path) -> dict[str, str]:
         with open_plain(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             if mode & 0o077:
-                message = f"others may read it (mode {mode:04o}). Run: chmod 600 {path}"
+                message = f"other users may read it (mode {mode:04o}). Run: chmod 600 {path}"
                 raise ConfigError(str(path), [Problem("", message)])
             content = parsed(decode(file.read(_MOST_BYTES)).encode())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        message = f"it cannot be read ({error.strerror}). Replace it, or set FLOWLOOM_SECRETS to another."
+        message = f"cannot be read ({error.strerror}). Replace it, or set FLOWLOOM_SECRETS to another path."
         raise ConfigError(str(path), [Problem("", message)]) from None
     except (ValueError, DataError):
-        # Without the parser's own words, which may quote the file.
-        raise ConfigError(str(path), [Problem("", "it is not JSON.")]) from None
+        # Without the parser's message, which may quote the file.
+        raise ConfigError(str(path), [Problem("", "is not JSON.")]) from None
     if not isinstance(content, dict):
-        raise ConfigError(str(path), [Problem("", 'write one object, such as {"HF_TOKEN": "..."}.')])
+        raise ConfigError(str(path), [Problem("", 'write a JSON object such as {"HF_TOKEN": "..."}.')])
     problems = [
-        Problem(name, f"not a secret that Flowloom knows; they are {', '.join(NAMES)}.")
+        Problem(name, f"unknown secret. Known are {', '.join(NAMES)}.")
         if name not in NAMES
-        else Problem(name, "write it as a text.")
+        else Problem(name, "must be text.")
         for name, value in content.items()
         if name not in NAMES or not isinstance(value, str)
     ]

@@ -1,4 +1,4 @@
-"""Keys that are set and change nothing, because another key turns off what they belong to."""
+"""Keys that are set but have no effect, because another key turns their feature off."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ ROTATION = f"{TRAINING} method.rotation_states method.always_trained"
 
 
 class Idle(NamedTuple):
-    """Keys, separated by spaces, that have no effect where `is_off` says so."""
+    """Keys, separated by spaces, that have no effect if `is_off` returns True."""
 
     keys: str
     is_off: Callable[[RunConfig], bool]
     reason: str
-    """`{method}` stands for the method."""
+    """`{method}` is replaced by the method."""
 
 
 IDLE = (
@@ -39,7 +39,7 @@ IDLE = (
     Idle(
         "cache.mirror_gib",
         lambda c: c.cache.is_on_disk and "://" not in c.cache.dir,
-        "unless cache.dir is the address of a store",
+        "unless cache.dir is in an object store",
     ),
     Idle("cache.caption_variants", lambda c: c.cache.text != "disk", "unless cache.text is disk"),
     Idle(
@@ -72,7 +72,7 @@ IDLE = (
 
 
 def idle_keys(config: RunConfig) -> Iterator[str]:
-    """A line for the keys of `config` that are not at their defaults and have no effect, for each reason."""
+    """A line per reason, with the keys of `config` that are set and have no effect."""
     defaults = RunConfig()
     method = config.method_kind
     named: set[str] = set()
@@ -110,7 +110,7 @@ def _of_datasets(config: RunConfig) -> Iterator[str]:
 
 
 def _of_masks(place: str, section: Any, is_used: bool) -> Iterator[str]:
-    """Of the keys that `dataloader` and every one of `datasets` have."""
+    """Mask keys of `dataloader` or one of `datasets`."""
     if section.mask != "none" and not is_used:
         yield f"{place}.mask: no effect, because no image of this dataset is read."
     if section.mask_folder_path and section.mask != "folder":

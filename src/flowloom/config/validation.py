@@ -1,4 +1,4 @@
-"""pydantic's errors as Flowloom's: one sentence for each place, with the key that may have been meant."""
+"""Pydantic errors as problems: one sentence per key, with a suggestion for unknown keys."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ Place = tuple[str | int, ...]
 
 
 def problems_of(error: ValidationError, data: Any, others: Iterable[str] = ()) -> dict[Place, list[Problem]]:
-    """The problems in `error`, by the place in `data` that each is about; () for contradictions.
+    """The problems in `error` by place in `data`; () for contradictions.
 
-    `others` are keys outside of the schema that may have been meant.
+    `others`: keys outside the schema to include in suggestions.
     """
     others = list(others)
-    found: dict[Place, list[Problem]] = {}
+    by_place: dict[Place, list[Problem]] = {}
     for detail in error.errors(include_url=False):
         place = _place(detail["loc"], data)
-        known = found.setdefault(place, [])
+        known = by_place.setdefault(place, [])
         for problem in _problems(detail, place, others):
             if problem not in known:
                 known.append(problem)
-    # A value that fits none of a union's types fails once for each: say it once.
-    return {place: problems[:1] if place else problems for place, problems in found.items()}
+    # A value that matches no type of a union gives an error per type: keep the first.
+    return {place: problems[:1] if place else problems for place, problems in by_place.items()}
 
 
 def booleans_for_numbers(data: Any, path: str = "") -> list[Problem]:
-    """Where `data` says true or false for a number: pydantic would read 1 or 0."""
+    """Problems for true or false in place of a number, which pydantic would read as 1 or 0."""
     if isinstance(data, dict | list):
         pairs = data.items() if isinstance(data, dict) else enumerate(data)
-        return [found for name, value in pairs for found in booleans_for_numbers(value, f"{path}{name}.")]
+        return [problem for name, value in pairs for problem in booleans_for_numbers(value, f"{path}{name}.")]
     key = key_of(path.rstrip("."))
     if not isinstance(data, bool) or key is None or key.type_text == "bool":
         return []
@@ -45,7 +45,7 @@ def booleans_for_numbers(data: Any, path: str = "") -> list[Problem]:
 
 
 def _place(loc: Sequence[str | int], data: Any) -> Place:
-    """`loc` without the parts that pydantic adds for the kinds and types of unions."""
+    """`loc` without the parts that pydantic adds for members of unions."""
     place: list[str | int] = []
     for part in loc:
         parts: Any = dict(enumerate(data)) if isinstance(data, list) else data
@@ -87,16 +87,16 @@ def _unknown(path: str, loc: Sequence[str | int], others: list[str]) -> str:
     if key and key.kinds:
         having = " and ".join(key.kinds)
         section = path.rpartition(".")[0]
-        return f"{loc[-2]} has no such key; {having} has: set {section}.kind as well."
+        return f"unknown key for {loc[-2]}; it belongs to {having}: set {section}.kind too."
     meant = nearest(path, others)
     if meant == path:
-        return "belongs to our own engine's configuration, not to this one."
-    return f"unknown key; did you mean {meant}?" if meant else "unknown key, and none is like it."
+        return "belongs to the FLOW trainer's configuration, not to this one."
+    return f"unknown key; did you mean {meant}?" if meant else "unknown key."
 
 
 def _shown(value: Any, path: str) -> str:
     if isinstance(value, Mapping):
         return "an object"
-    # Before it is cut: half an address does not look like one.
+    # Mask secrets before truncating: half a URL is not recognised as one.
     shown = json.dumps(printable_value(path.rstrip("."), value), ensure_ascii=False, default=repr)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."

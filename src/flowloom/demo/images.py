@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from flowloom.demo.captions import COLOURS, SHAPES, UNSEEN, caption_of
 from flowloom.errors import DataError
-from flowloom.run.directory import write_json
+from flowloom.files import write_json
 
 SKIN_TONES = re.compile("1F3F[BCDEF]")
 MEASURED = frozenset(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)

@@ -26,7 +26,8 @@ from flowloom.engine.preview import SampleGenerator, SamplingParams
 from flowloom.engine.progress import duration
 from flowloom.engine.sample import SampleRequest, load_generator
 from flowloom.errors import RunError
-from flowloom.run.directory import RunDir, write_json
+from flowloom.files import write_json
+from flowloom.run.directory import RunDir
 from flowloom.server.serve import default_home
 from flowloom.tasks.demo import CFG, NAME, SAMPLER_STEPS, SIZE, demo_sections, folders_in, model_section
 

@@ -33,6 +33,7 @@ from flowloom.data.metadata import Row
 from flowloom.engine.encode import EncodingCaches, Image, caches_without_disk
 from flowloom.engine.encoding_cache import PersistentCache
 from flowloom.errors import WeightsError
+from flowloom.files import replacing
 from flowloom.models.weights import INDEX, PICKLED, SAFE, shard_names
 from flowloom.storage.base import OnState, StorageSection, open_source
 
@@ -206,8 +207,8 @@ class EncoderFiles:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # Ranks write it at the same time: each under a name of its own, and the last one stays.
         partial_path = self._path.with_name(f"{ENCODERS}.{os.getpid()}.tmp")
-        partial_path.write_text(json.dumps(content, indent=1))
-        partial_path.replace(self._path)
+        with replacing(self._path, partial_path) as file:
+            file.write(json.dumps(content, indent=1).encode())
 
 
 def _mark(file: Path) -> list[Any]:

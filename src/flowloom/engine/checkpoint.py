@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from flowloom.errors import (
     is_disk_full,
     one_line,
 )
+from flowloom.files import sync
 from flowloom.models.adapters.formats import save_adapter
 from flowloom.models.weights import Entry, Weights, open_weights, place, save_weights
 from flowloom.run.directory import RunDir, checkpoint_name
@@ -59,7 +59,7 @@ def save(run_dir: RunDir, state: TrainState, metadata: dict[str, str]) -> Path:
         _sync_tree(partial)
         discard(final)
         partial.rename(final)
-        _sync(final.parent)
+        sync(final.parent)
     except OSError as error:
         if not is_disk_full(error):
             raise
@@ -201,12 +201,4 @@ def discard(folder: Path) -> None:
 
 def _sync_tree(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)

@@ -17,12 +17,13 @@ from flowloom.config.run import InferenceSection, RunConfig
 from flowloom.engine.encode import Encoders
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import Precision, TrainState
+from flowloom.files import write_json
 from flowloom.flow_matching.guidance import guided, uses_cfg
 from flowloom.flow_matching.path import velocity_from_x0
 from flowloom.flow_matching.samplers import SAMPLERS, Model, schedule
 from flowloom.nn.patches import image_ids, unpack
 from flowloom.nn.varlen import predict
-from flowloom.run.directory import RunDir, write_json
+from flowloom.run.directory import RunDir
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from flowloom.data.index import read_columns
 from flowloom.datasets.build.build import digest_of
 from flowloom.datasets.build.fresh import folder_rows, freshness, left_out_told, num_differing
 from flowloom.engine.distributed import Ranks
-from flowloom.run.directory import RunDir, write_json
+from flowloom.files import write_json
+from flowloom.run.directory import RunDir
 
 Section = TypeVar("Section", DataloaderSection, DatasetSection)
 Warn = Callable[[str], None]

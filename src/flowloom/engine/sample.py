@@ -12,12 +12,13 @@ from flowloom.engine import checkpoint
 from flowloom.engine.build import choose_precision, load_encoders
 from flowloom.engine.preview import SampleGenerator, SamplingParams, generate_in_batches
 from flowloom.errors import ConfigError, RunError, WeightsError
+from flowloom.files import write_json
 from flowloom.model_library.requirements import unfit_adapter, unfit_models
 from flowloom.models.adapters.adapter import Adapter
 from flowloom.models.adapters.read import is_adapter, load_onto
 from flowloom.models.device import choose_device
 from flowloom.models.families.chroma import load_chroma
-from flowloom.run.directory import RunDir, write_json
+from flowloom.run.directory import RunDir
 
 MAX_BATCH = 4
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import re
 import zipfile
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from flowloom.errors import WeightsError, disk_full, is_disk_full
+from flowloom.files import replacing
 from flowloom.models.weight_formats import why_gguf, why_unreadable
 
 SAFE = (".safetensors", ".sft")
@@ -339,30 +339,19 @@ def place(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write `tensors` to `path` as safetensors, whole or not at all: what was there stays until the end.
+    """Write `tensors` to `path` as safetensors, atomically.
 
     Raises:
-        DiskFullError: there is no room; nothing is left behind.
+        DiskFullError: there is no room; an existing file is unchanged.
     """
     path = Path(path)
-    unfinished = path.with_name(f"{path.name}.tmp")
     try:
-        with unfinished.open("wb") as file:
+        with replacing(path) as file:
             _write_safe(file, tensors, metadata)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     except OSError as error:
         if not is_disk_full(error):
             raise
         raise disk_full(path, error, sum(nbytes for _, _, nbytes in _sizes(tensors).values())) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _write_safe(file: IO[bytes], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

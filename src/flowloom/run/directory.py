@@ -1,14 +1,14 @@
-"""The run directory: all that is known of a run, and the only way to speak with its engine.
+"""The run directory: everything about a run, and the only way to communicate with its process.
 
     run.json                      the full configuration, versions, seed; no secrets
-    events.jsonl                  what happened (run/events.py)
+    events.jsonl                  its events (run/events.py)
     log.txt                       tracebacks and other text
-    samples/step_00000100/        pictures and samples.json
+    samples/step_00000100/        previews and samples.json
     checkpoints/step_00000100/    weights, and state/ for exact resume
-    control/                      touch `stop`, `checkpoint` or `sample` here: obeyed at the next step
-    pid.json                      who trains; locked by the engine as long as it lives
+    control/                      touch `stop`, `checkpoint` or `sample` here: done at the next step
+    pid.json                      the running process, which holds a lock on it
 
-Whatever takes time to write is written as `*.tmp` and renamed, so that a name is there whole or not at all.
+Files that take time to write are written as `*.tmp` and renamed, so that a file is complete or absent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import flowloom
 from flowloom.config.local_paths import require_local
 from flowloom.config.run import RunConfig
 from flowloom.errors import DamagedError, RunError
-from flowloom.files import open_plain, read_json
+from flowloom.files import open_plain, read_json, write_json
 
 Control = Literal["stop", "checkpoint", "sample"]
 Config = TypeVar("Config", bound=BaseModel)
@@ -41,7 +41,7 @@ Config = TypeVar("Config", bound=BaseModel)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _STEP = re.compile(r"step_\d{8}")
 ABANDONED = "abandoned"
-"""A file beside previews of an attempt that was killed: the run has started again from an earlier step."""
+"""A file next to previews of a killed attempt, after the run has restarted from an earlier step."""
 _RECORDED = (
     "flowloom",
     "torch",
@@ -55,7 +55,7 @@ _RECORDED = (
 
 
 class RunDir:
-    """The directory at `path`; making the object touches nothing."""
+    """The directory at `path`. Creating the object touches no files."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -68,15 +68,15 @@ class RunDir:
 
     @classmethod
     def create(cls, name: str, runs_dir: Path | str) -> RunDir:
-        """Make an empty run directory `runs_dir/name`.
+        """Create an empty run directory `runs_dir/name`.
 
         Raises:
-            RunError: the name is not safe in a path, or there is such a run already.
+            RunError: the name is not safe in a path, or the run exists.
         """
         if not _NAME.fullmatch(name):
             raise RunError(
-                f"{name!r} cannot name a run: at most 100 letters, digits, '.', '_' and '-', the first one a "
-                "letter or digit."
+                f"{name!r} is not a valid run name: use at most 100 letters, digits, '.', '_' and '-', and "
+                "start with a letter or digit."
             )
         require_local(runs_dir)
         run_dir = cls(Path(runs_dir) / name)
@@ -85,7 +85,7 @@ class RunDir:
             run_dir.path.mkdir()
         except FileExistsError:
             raise RunError(
-                f"{run_dir.path} exists already: choose another --name, or go on with it: "
+                f"{run_dir.path} exists already: choose another --name, or resume it: "
                 f"flowloom resume {run_dir.path}"
             ) from None
         for folder in (run_dir.control_dir, run_dir.path / "samples", run_dir.path / "checkpoints"):
@@ -103,33 +103,33 @@ class RunDir:
         run_dir = cls(path)
         if not run_dir.run_json.is_file():
             near = sorted(entry.parent.name for entry in run_dir.path.parent.glob("*/run.json"))
-            beside = f" Beside it: {', '.join(near[-5:])}." if near else ""
+            beside = f" In its folder: {', '.join(near[-5:])}." if near else ""
             if not run_dir.path.exists():
-                raise RunError(f"{run_dir.path}: there is no such file or directory.{beside}")
+                raise RunError(f"{run_dir.path}: no such file or directory.{beside}")
             raise RunError(f"{run_dir.path} is not a run directory: it has no run.json.{beside}")
         return run_dir
 
     @classmethod
     def around(cls, path: Path) -> RunDir | None:
-        """The run in which `path` lies, or which it is; None where there is none."""
+        """The run that contains `path`, or that is at `path`; None if there is none."""
         folders = (path, *path.absolute().parents)
         return next((cls(folder) for folder in folders if (folder / "run.json").is_file()), None)
 
     def samples_dir(self, step: int) -> Path:
-        """Where the previews of `step` lie."""
+        """The folder of the previews of `step`."""
         return self.path / "samples" / f"step_{step:08d}"
 
     def abandon_samples(self, after: int) -> None:
-        """Mark the previews of steps beyond `after`: they are of an attempt that is made again from there.
+        """Mark the previews of steps beyond `after` as abandoned, because the run restarts from there.
 
-        They stay on the disk until they are drawn again, but are no longer listed.
+        They stay on the disk until they are generated again, but are no longer listed.
         """
         for folder in (self.path / "samples").glob("step_*"):
             if _STEP.fullmatch(folder.name) and folder.is_dir() and step_of(folder) > after:
                 (folder / ABANDONED).touch()
 
     def checkpoint_dir(self, step: int) -> Path:
-        """Where the checkpoint of `step` lies."""
+        """The folder of the checkpoint of `step`."""
         return self.path / "checkpoints" / checkpoint_name(step)
 
     def checkpoints(self) -> list[Path]:
@@ -150,10 +150,10 @@ class RunDir:
         trainer: str = "flow",
         folders: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        """Write `run.json`: what decides the run, what it was read from, and what it is made with.
+        """Write `run.json`: the configuration, its source, and the versions of packages.
 
-        `folders` are those outside of the run directory where it puts checkpoints and samples, and how new
-        the newest file there was before (`results.as_it_is`).
+        `folders`: folders outside the run directory that get its checkpoints and samples, with the time of
+        their newest file before the run (`results.newest_file_time`).
         """
         seed = {"seed": config.training.master_seed} if isinstance(config, RunConfig) else {}
         content = {
@@ -169,7 +169,7 @@ class RunDir:
         write_json(self.run_json, content)
 
     def read_run(self) -> dict[str, Any]:
-        """What `run.json` says.
+        """The content of `run.json`.
 
         Raises:
             RunError: it is missing or damaged.
@@ -177,17 +177,17 @@ class RunDir:
         try:
             content = read_json(self.run_json)
         except FileNotFoundError:
-            content = self.open(self.path)  # says what is there instead
+            content = self.open(self.path)  # raises an error that says what is there
         except OSError as error:
             raise DamagedError(f"{self.run_json}: {error.strerror}.") from error
         except ValueError as error:
-            raise DamagedError(f"{self.run_json}: not readable as JSON ({error}).") from error
+            raise DamagedError(f"{self.run_json}: not valid JSON ({error}).") from error
         if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
-            raise DamagedError(f"{self.run_json}: holds no configuration.")
+            raise DamagedError(f"{self.run_json}: has no configuration.")
         return content
 
     def read_config(self) -> RunConfig:
-        """The configuration in `run.json`, of a run of our engine.
+        """The configuration in `run.json` of a run of our engine.
 
         Raises:
             RunError: as `read_config_as`.
@@ -195,25 +195,27 @@ class RunDir:
         return self.read_config_as(RunConfig)
 
     def read_config_as(self, kind: type[Config]) -> Config:
-        """The configuration in `run.json`, of the trainer whose schema is `kind`.
+        """The configuration in `run.json`, validated by the schema `kind`.
 
         Raises:
-            RunError: it is missing, damaged, or of a version with another schema.
+            RunError: it is missing, damaged, or was written by a version with another schema.
         """
         content = self.read_run()
         try:
             return kind.model_validate(content["config"])
         except ValidationError as error:
             made_with = content.get("versions", {}).get("flowloom", "an unknown version")
-            raise RunError(f"{self.run_json}: written by {made_with}, and not valid here. {error}") from error
+            raise RunError(
+                f"{self.run_json}: written by version {made_with}, and not valid in this one. {error}"
+            ) from error
 
     def request(self, control: Control) -> None:
-        """Ask the engine to stop, save a checkpoint or draw previews at its next step."""
+        """Request a stop, a checkpoint or previews at the next step."""
         self.control_dir.mkdir(exist_ok=True)
         (self.control_dir / control).touch()
 
     def take_control(self, control: Control) -> bool:
-        """Whether `control` was asked for since the last call; asking is over with it."""
+        """True if `control` was requested since the last call; clears the request."""
         try:
             (self.control_dir / control).unlink()
         except FileNotFoundError:
@@ -222,16 +224,16 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory as its one engine; leftovers of a killed one are cleared away.
+        """Hold the directory as its only process, and delete leftovers of a killed one.
 
-        The lock is the system's own: it goes with the process, however that ends.
+        The system releases the lock when the process ends, however that happens.
 
         Raises:
-            RunError: another process trains it.
+            RunError: another process holds it.
         """
         with self.pid_json.open("a+") as file:
             if not _lock(file):
-                raise RunError(f"{self.path} is being trained by process {self._pid()}: stop that one first.")
+                raise RunError(f"{self.path} is in use by process {self._pid()}: stop that process first.")
             file.truncate(0)
             json.dump({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}, file)
             file.flush()
@@ -240,7 +242,7 @@ class RunDir:
             yield
 
     def require_in_place(self) -> None:
-        """Return where the directory is still the one that `locked` holds.
+        """Check that the directory is still the one that `locked` holds.
 
         Raises:
             RunError: it was deleted, moved or replaced, or its disk is gone.
@@ -250,19 +252,19 @@ class RunDir:
         except OSError as error:
             raise RunError(
                 f"{self.path}: the run directory is gone ({error.strerror}): it was deleted or moved, or its "
-                "disk was unmounted. Training ends here, and nothing more is saved."
+                "disk was unmounted. Training stops, and nothing more is saved."
             ) from error
         if not is_here:
             raise RunError(
-                f"{self.path}: another run directory has taken this path. Training ends here, and nothing "
+                f"{self.path}: another run directory is at this path now. Training stops, and nothing "
                 "more is saved."
             )
 
     def is_running(self) -> bool:
-        """Whether an engine holds the directory now.
+        """True if a process holds the directory.
 
         Raises:
-            OSError: that cannot be told: pid.json is not a file, or not ours to read.
+            OSError: unknown, because pid.json is not a file or cannot be read.
         """
         try:
             file = open_plain(self.pid_json)
@@ -285,13 +287,13 @@ class RunDir:
                     shutil.rmtree(leftover)
                 else:
                     leftover.unlink()
-        # What was asked of an engine that is gone is not meant for this one.
+        # Requests to an earlier process are not meant for this one.
         for request in self.control_dir.glob("*"):
             request.unlink()
 
 
 def _lock(file: IO[Any], *, shared: bool = False, patience_s: float = 1.0) -> bool:
-    """Whether the system's lock on `file` was had; an onlooker's own look holds it for an instant."""
+    """True if the system's lock on `file` was acquired; a reader's check may hold it for an instant."""
     deadline = time.monotonic() + patience_s
     while True:
         try:
@@ -309,23 +311,23 @@ def _identity(file: os.stat_result) -> tuple[int, int]:
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of the folder of a checkpoint of our engine."""
+    """Folder name of a checkpoint of our engine."""
     return f"step_{step:08d}"
 
 
 def step_of(folder: Path) -> int:
-    """The step that a checkpoint or previews of our engine are of."""
+    """The step of a folder with a checkpoint or previews of our engine."""
     return int(folder.name.removeprefix("step_"))
 
 
 def default_name(stem: str) -> str:
-    """A run's name when none is given: the configuration's name and the time."""
+    """A generated run name: `stem` and the time."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "run"
     return f"{safe[:80]}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def versions() -> dict[str, str]:
-    """What the run is made with, without importing it."""
+    """Versions of Python and of packages, without importing them."""
     found = {"flowloom": flowloom.__version__, "python": platform.python_version()}
     for package in _RECORDED:
         try:
@@ -333,19 +335,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` to `path`, whole or not at all."""
-    partial = path.with_name(f"{path.name}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

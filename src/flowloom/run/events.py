@@ -1,9 +1,9 @@
-"""What a run says: `events.jsonl` in its directory, one JSON object a line, only ever appended to.
+"""Events of a run: `events.jsonl` in its directory, one JSON object per line, append-only.
 
-Every event has `seq` (0, 1, 2, ... without gaps), `time` (seconds since 1970) and `kind`; the kinds
-and their fields are the classes below. A resumed run goes on in the same file: its `started` event
-says with `resumed_from` from which step (null: from the beginning), and what stood in the file beyond that
-step no longer counts (`without_repeats` leaves it out). Readers skip damaged lines, and count them.
+Every event has `seq` (0, 1, 2, ... without gaps), `time` (seconds since 1970) and `kind`; the kinds and their
+fields are the classes below. A resumed run continues in the same file: `resumed_from` of its `started` event
+is the step (null: the beginning), and earlier events beyond that step no longer count (`without_repeats`
+removes them). Readers skip damaged lines and count them.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ Event = dict[str, Any]
 
 
 class Header(TypedDict):
-    """What every event has."""
+    """Fields of every event."""
 
     seq: int
     time: float
 
 
 class Started(Header):
-    """A sitting begins: the first one, or after `flowloom resume`."""
+    """The process starts, for the first time or after `flowloom resume`."""
 
     kind: Literal["started"]
     versions: dict[str, str]
     device: str
     method: str
     trained_params: int | None
-    """Null, like whatever else they do not tell, for trainers other than our own."""
+    """Null for other trainers, like all numbers that they do not report."""
     total_params: int | None
     resumed_from: int | None
-    """The step of the checkpoint it goes on from; null at the first start."""
+    """Step of the checkpoint that it resumes from; null at the first start."""
 
 
 class Phase(Header):
-    """What the engine does now: loading, training, ..."""
+    """A phase begins: loading, training, ..."""
 
     kind: Literal["phase"]
     name: str
 
 
 class Step(Header):
-    """One update was made."""
+    """An optimizer update was made."""
 
     kind: Literal["step"]
     step: int
@@ -71,13 +71,13 @@ class Step(Header):
     peak_memory_mib: float
     eta_s: float | None
     loss_by_noise_level: list[float | None]
-    """Mean loss in each eighth of [0, 1]; null where no sample fell."""
+    """Mean loss in each eighth of [0, 1]; null without a sample in it."""
 
 
 class Progressed(Header):
-    """A task (a download, tagging ...) came so far; `step` counts items or bytes.
+    """Progress of a task (a download, tagging ...); `step` counts items or bytes.
 
-    Of another trainer's run: what its progress bar tells, with the epoch where it counts them.
+    For other trainers: the values of their progress bar, with the epoch if it counts them.
     """
 
     kind: Literal["progress"]
@@ -99,7 +99,7 @@ class Validated(Header):
 
 
 class Sampled(Header):
-    """Previews lie in `dir`, relative to the run directory."""
+    """Previews were written to `dir`, relative to the run directory."""
 
     kind: Literal["sampled"]
     step: int
@@ -107,7 +107,7 @@ class Sampled(Header):
 
 
 class Saved(Header):
-    """A checkpoint lies in `dir`, relative to the run directory."""
+    """A checkpoint was saved to `dir`, relative to the run directory."""
 
     kind: Literal["saved"]
     step: int
@@ -115,7 +115,7 @@ class Saved(Header):
 
 
 class Removed(Header):
-    """A checkpoint was deleted to keep the rule of `checkpoint`; `reason` says why."""
+    """A checkpoint was deleted according to the `checkpoint` settings; `reason` says why."""
 
     kind: Literal["removed"]
     step: int
@@ -124,7 +124,7 @@ class Removed(Header):
 
 
 class Uploaded(Header):
-    """A checkpoint is on the hub, at `url`."""
+    """A checkpoint was uploaded to the hub, at `url`."""
 
     kind: Literal["uploaded"]
     step: int
@@ -141,14 +141,14 @@ class Skipped(Header):
 
 
 class Hint(TypedDict, total=False):
-    """What an event may have beside the rest."""
+    """Optional field of events."""
 
     hint: str
     """What to do about it."""
 
 
 class Warned(Header, Hint):
-    """Something to know that does not end the run; `hint`, where there is one, says what to do about it."""
+    """A problem that does not end the run; an optional `hint` says what to do."""
 
     kind: Literal["warning"]
     message: str
@@ -171,7 +171,7 @@ class Finished(Header):
 
 
 class Stopped(Header):
-    """The run was asked to stop, and did."""
+    """The run stopped on request."""
 
     kind: Literal["stopped"]
     step: int
@@ -211,9 +211,9 @@ _KINDS: dict[str, Any] = {
 }
 _HEADER = frozenset(Header.__annotations__) | {"kind"}
 OPTIONAL = {kind: frozenset(event.__optional_keys__) for kind, event in _KINDS.items()}
-"""The fields that an event of each kind may lack."""
+"""Optional fields of each kind."""
 FIELDS = {kind: frozenset(event.__annotations__) - _HEADER - OPTIONAL[kind] for kind, event in _KINDS.items()}
-"""The fields of each kind, beside `seq`, `time` and `kind`."""
+"""Required fields of each kind, besides `seq`, `time` and `kind`."""
 
 
 class EventWriter:
@@ -224,15 +224,15 @@ class EventWriter:
         self._secrets = secrets
         self._file = path.open("ab", buffering=0)
         self._end, self._seq = _whole_part(path)
-        # What a crash left of a torn line would spoil the next one.
+        # A partial line left by a crash would damage the next one.
         self._file.truncate(self._end)
 
     def write(self, kind: str, **fields: Any) -> Event:
-        """Append an event and return it; numbers that are not finite become null.
+        """Append an event and return it; NaN and infinite numbers become null.
 
         Raises:
-            ValueError: the kind is unknown, or its fields are others.
-            DiskFullError: it could not be written; the file holds whole lines still.
+            ValueError: the kind is unknown, or its fields are wrong.
+            DiskFullError: it could not be written; the file still has complete lines only.
         """
         if kind not in FIELDS or FIELDS[kind] != fields.keys() - OPTIONAL[kind]:
             raise ValueError(f"no event {kind!r} with the fields {sorted(fields)}; see run/events.py.")
@@ -266,10 +266,9 @@ class EventWriter:
 def read_events(
     path: Path, from_seq: int = 0, on_damage: Callable[[int], None] = lambda _line: None
 ) -> Iterator[Event]:
-    """The events from number `from_seq` on; a line that is still being written is left for later.
+    """The events from `from_seq` on; an incomplete last line is skipped.
 
-    `on_damage` is called with the number, from 1, of each line in between that is no event: a bad disk, or
-    another program, has changed it. The events after it count all the same.
+    `on_damage` is called with the number, from 1, of each damaged line; the events after it still count.
     """
     if not path.exists():
         return
@@ -285,7 +284,7 @@ def read_events(
 
 
 def last_kept_step(started: Event) -> int:
-    """The step up to which events before this `started` still count: of an abandoned attempt, none do."""
+    """The step up to which events before this `started` count; 0 if the attempt was abandoned."""
     resumed_from = started.get("resumed_from")
     return resumed_from if isinstance(resumed_from, int) else 0
 
@@ -293,9 +292,9 @@ def last_kept_step(started: Event) -> int:
 def without_repeats(events: Iterable[Event]) -> list[Event]:
     """The history as if the run had never been interrupted.
 
-    A run that was killed at step 130 and resumed from its checkpoint at 100 made steps 101 to 130
-    twice: of what stands in the file before a `started`, all beyond its `resumed_from` is left out; where
-    that is null, because the run was killed before its first checkpoint, every step.
+    A run that was killed at step 130 and resumed from its checkpoint at 100 made steps 101 to 130 twice:
+    events before a `started` and beyond its `resumed_from` are removed. If that is null, because the run was
+    killed before its first checkpoint, all earlier steps are removed.
     """
     history: list[Event] = []
     for event in events:
@@ -307,7 +306,7 @@ def without_repeats(events: Iterable[Event]) -> list[Event]:
 
 
 def _whole_part(path: Path) -> tuple[int, int]:
-    """Where the last whole line of `path` ends, and the number of the event after it."""
+    """End of the last complete line of `path`, and the number of the next event."""
     if path.stat().st_size == 0:
         return 0, 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

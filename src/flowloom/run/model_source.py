@@ -1,4 +1,4 @@
-"""What tasks work on: a run, one of its checkpoints, or a file; and what the run around it was made with."""
+"""Model sources of tasks: a run, one of its checkpoints, or a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowloom.run.directory import RunDir
 
 
 def config_around(source: Path) -> RunConfig | None:
-    """The configuration of the run of our engine in which `source` lies; None where it lies in none."""
+    """The configuration of our engine's run that contains `source`; None if there is none."""
     run_dir = RunDir.around(source)
     if run_dir is None:
         return None
@@ -23,13 +23,13 @@ def config_around(source: Path) -> RunConfig | None:
 
 
 def base_around(source: Path) -> Path | None:
-    """The base model of the run in which `source` lies; None where it lies in none of ours."""
+    """The base model of our engine's run that contains `source`; None if there is none."""
     config = config_around(source)
     return Path(config.model.chroma_path) if config else None
 
 
 def name_of(source: Path) -> str:
-    """What a file that is made of `source` is named after: the run and the checkpoint, or the file."""
+    """Stem for names of files made from `source`: the run and the checkpoint, or the file."""
     run_dir = RunDir.around(source)
     steps = [part for part in source.parts if part.startswith("step_")]
     if run_dir is None:
@@ -40,18 +40,18 @@ def name_of(source: Path) -> str:
 
 
 def source_problems(source: str) -> Iterator[Problem]:
-    """What is wrong with a source's path."""
+    """Problems with the path of a source."""
     path = Path(source)
     if not path.exists():
         yield Problem("source_path", f"{source} does not exist.")
     elif path.is_dir() and not path.name.startswith("step_") and not (path / "run.json").is_file():
-        yield Problem("source_path", f"{source} is neither a run's folder nor one of its checkpoints.")
+        yield Problem("source_path", f"{source} is neither a run directory nor a checkpoint.")
 
 
 def out_problems(out: str) -> Iterator[Problem]:
-    """What is wrong with the path of a file to be written; none given is well."""
+    """Problems with the path of an output file; an empty one is valid."""
     path = Path(out)
     if out and path.suffix != ".safetensors":
-        yield Problem("out_path", "ends in .safetensors.")
+        yield Problem("out_path", "must end in .safetensors.")
     elif out and path.exists():
         yield Problem("out_path", f"{out} exists already. Choose another name, or delete it.")

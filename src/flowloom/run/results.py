@@ -1,8 +1,8 @@
-"""What a run left: checkpoints and pictures, of our engine and of the trainers beside it.
+"""Results of a run: checkpoints and previews of our engine and of other trainers.
 
-Those write where they are told to, mostly below the run directory; `folders` in run.json names the others,
-each with the time of the newest file that lay there before: only what is newer counts. They write under the
-final name at once: what is still being written is told from a whole file by its end.
+Other trainers may write outside the run directory. `folders` in run.json lists these folders with the time of
+their newest file before the run: only newer files count. They write under the final name, so an incomplete
+file is recognised by its end.
 """
 
 from __future__ import annotations
@@ -20,54 +20,58 @@ from flowloom.run.events import read_events
 
 Kind = Literal["checkpoints", "samples"]
 WEIGHTS = {".safetensors", ".sft", ".pth", ".pt", ".ckpt"}
-PICTURES = {".png", ".webp", ".jpg", ".jpeg"}
+PREVIEW_SUFFIXES = {".png", ".webp", ".jpg", ".jpeg"}
 _OWN = {"checkpoints": ("checkpoints",), "samples": ("samples", "checkpoints/sample")}
 _PASSING = re.compile(r"\.tmp$|_temp$|^\.")
 _STEP = re.compile(r"step_\d{8}")
 _MAX_HEADER = 100_000_000
-"""Bytes; the format allows no longer header."""
+"""Bytes; the maximum of the format."""
 
 
 def result_folders(run_dir: RunDir, kind: Kind, content: dict[str, Any] | None = None) -> list[Path]:
-    """Where a run's results lie, its own folders first; `content` is its run.json, where that is at hand."""
+    """Folders with results of a run, its own first; `content` is its run.json, if already read."""
     return list(_folders(run_dir, kind, _content(run_dir, content)))
 
 
-def as_it_is(folder: str) -> dict[str, float]:
-    """A folder of the user's as run.json names it; what lies there now is nothing that the run made."""
-    found = (entry.stat().st_mtime for entry in Path(folder).glob("**/*") if entry.is_file())
-    return {folder: max(found, default=0.0)} if folder else {}
+def newest_file_time(folder: str) -> dict[str, float]:
+    """The entry of a user's folder in run.json, so that its present files do not count as results."""
+    times = (entry.stat().st_mtime for entry in Path(folder).glob("**/*") if entry.is_file())
+    return {folder: max(times, default=0.0)} if folder else {}
 
 
 def checkpoints_of(run_dir: RunDir, content: dict[str, Any] | None = None) -> list[Path]:
-    """The whole checkpoints, the newest first: folders, and weights that lie alone."""
+    """The complete checkpoints, newest first: folders and single files of weights."""
     content = _content(run_dir, content)
-    found = [
+    checkpoints = [
         entry
         for folder, since in _folders(run_dir, "checkpoints", content).items()
         for entry in _written(folder, since)
         if not _PASSING.search(entry.name) and (_is_folder_of_one(entry) or _are_weights(entry))
     ]
-    return sorted(found, key=_age, reverse=True)
+    return sorted(checkpoints, key=_age, reverse=True)
 
 
 def samples_of(run_dir: RunDir) -> Iterator[tuple[Path, Path]]:
-    """The pictures, each with the folder that its name begins in; none of an abandoned attempt."""
+    """The previews, each with its results folder, except those of abandoned attempts."""
     for folder, since in _folders(run_dir, "samples", _content(run_dir, None)).items():
         for entry in _written(folder, since, "**/*"):
             passes = any(_PASSING.search(part) for part in entry.relative_to(folder).parts)
-            if entry.suffix.lower() in PICTURES and not passes and not (entry.parent / ABANDONED).exists():
+            if (
+                entry.suffix.lower() in PREVIEW_SUFFIXES
+                and not passes
+                and not (entry.parent / ABANDONED).exists()
+            ):
                 yield folder, entry
 
 
 def last_saved_step(run_dir: RunDir) -> int | None:
-    """The step of the newest checkpoint that the events tell of."""
+    """The step of the newest checkpoint in the events."""
     steps = [event.get("step") for event in read_events(run_dir.events_jsonl) if event["kind"] == "saved"]
     return next((step for step in reversed(steps) if isinstance(step, int)), None)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file of weights was written to its end; nothing of it is unpickled."""
+    """True if a file of weights is complete; nothing is unpickled."""
     try:
         if path.suffix in (".safetensors", ".sft"):
             return _is_whole_safetensors(path)
@@ -87,9 +91,9 @@ def _is_whole_safetensors(path: Path) -> bool:
 
 
 def _folders(run_dir: RunDir, kind: Kind, content: dict[str, Any]) -> dict[Path, float]:
-    """Where results lie, and since when they count."""
-    told = content.get("folders")
-    others = told.get(kind) if isinstance(told, dict) else None
+    """Folders with results, and the time after which files count."""
+    folders = content.get("folders")
+    others = folders.get(kind) if isinstance(folders, dict) else None
     own = {run_dir.path / name: float("-inf") for name in _OWN[kind]}
     if not isinstance(others, dict):
         return own
@@ -104,7 +108,7 @@ def _content(run_dir: RunDir, content: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _written(folder: Path, since: float, pattern: str = "*") -> Iterator[Path]:
-    """What is in a folder and newer than `since`."""
+    """Entries of a folder that are newer than `since`."""
     for entry in folder.glob(pattern):
         try:
             if entry.stat().st_mtime > since:
@@ -122,7 +126,7 @@ def _are_weights(entry: Path) -> bool:
 
 
 def _age(entry: Path) -> tuple[str, float, str]:
-    """The engine's by their steps, which no clock changes; others by when they were written."""
+    """Sort key: the step for our engine, otherwise the time of the last write."""
     step = entry.name if _STEP.fullmatch(entry.name) else ""
     try:
         return step, 0.0 if step else entry.stat().st_mtime, entry.name

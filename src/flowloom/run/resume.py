@@ -1,4 +1,4 @@
-"""Going on with a run under changed settings, as far as its checkpoint bears it."""
+"""Resume a run with changed settings, as far as its checkpoints allow."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 from flowloom.config.flags import Overrides
 from flowloom.config.flow_format.read import LoadedConfig, load_config
 from flowloom.errors import ConfigError, Problem
-from flowloom.run.directory import RunDir, write_json
+from flowloom.files import write_json
+from flowloom.run.directory import RunDir
 
-FIXED = (
+IMMUTABLE_KEYS = (
     "training.master_seed",
     "training.change_layer_every",
     "training.trained_",
@@ -29,23 +30,23 @@ FIXED = (
     "optimizer.kind",
     "validation.share",
 )
-"""Where keys begin that a checkpoint and its place in the data depend on."""
+"""Prefixes of keys that a checkpoint and its position in the data depend on."""
 
 
 def change_run(run_dir: RunDir, overrides: Overrides) -> LoadedConfig:
-    """The run's configuration with `overrides`, written back to `run.json` with a record of the change.
+    """Apply `overrides` to the run's configuration, and record the change in `run.json`.
 
     Raises:
-        ConfigError: a flag is wrong, or changes what the run's checkpoints depend on.
+        ConfigError: a flag is wrong, or changes a key that the run's checkpoints depend on.
     """
     content = run_dir.read_run()
     loaded = load_config(content["config"], overrides, run_dir.run_json)
     config = loaded.config.model_dump(mode="json")
     changes = dict(differences("", run_dir.read_config().model_dump(mode="json"), config))
-    fixed = [path for path in changes if path.startswith(FIXED)]
-    if fixed:
-        message = "is fixed by the run's checkpoints: start a new run to change it."
-        raise ConfigError(str(run_dir.path), [Problem(f"--{path}", message) for path in fixed])
+    immutable = [path for path in changes if path.startswith(IMMUTABLE_KEYS)]
+    if immutable:
+        message = "cannot change, because the run's checkpoints depend on it: start a new run."
+        raise ConfigError(str(run_dir.path), [Problem(f"--{path}", message) for path in immutable])
     if changes:
         record = {"time": round(time.time(), 3), "changes": changes}
         content |= {"config": config, "changed": [*content.get("changed", []), record]}
@@ -54,7 +55,7 @@ def change_run(run_dir: RunDir, overrides: Overrides) -> LoadedConfig:
 
 
 def differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where two configurations differ, by dotted path below `path`: from what, to what."""
+    """The differences between two configurations, by dotted path below `path`."""
     if old == new:
         return
     if isinstance(old, dict) and isinstance(new, dict):

@@ -36,7 +36,7 @@ class Task(Protocol):
     title: str
     kind: TaskKind
     supported_controls: frozenset[str]
-    """The files in control/ that its runs obey: stop, checkpoint, sample."""
+    """The requests that its runs accept (control/): stop, checkpoint, sample."""
     needs_device: bool
     """True if its runs wait for a free device."""
     uses_all_devices: bool

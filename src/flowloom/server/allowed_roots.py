@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from flowloom.config.local_paths import local_trouble
+from flowloom.config.local_paths import local_path_error
 from flowloom.errors import Problem
 from flowloom.server.endpoints import unfit_endpoint
 from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
@@ -87,7 +87,7 @@ class Roots:
             return f"{value!r} is no text: a half of a surrogate pair is in it."
         if server := _server_in(place, value):
             return unfit_endpoint(server)
-        if _must_be_local(place, value) and (elsewhere := local_trouble(value)):
+        if _must_be_local(place, value) and (elsewhere := local_path_error(value)):
             return elsewhere
         path = _path_in(place, value)
         if not path:

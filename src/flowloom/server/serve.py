@@ -19,8 +19,7 @@ import psutil
 
 from flowloom.config.local_paths import local_path
 from flowloom.errors import RunError, is_disk_full
-from flowloom.files import read_plain
-from flowloom.run.directory import write_json
+from flowloom.files import read_plain, replacing, write_json
 from flowloom.server.locks import hold
 from flowloom.server.path_prefix import below
 from flowloom.server.settings import Settings, is_loopback
@@ -201,10 +200,9 @@ def _kept_token(home: Path) -> str:
     if kept:
         return kept
     # An empty one, left by a full disk, would let everybody in.
-    made, partial = secrets.token_urlsafe(32), path.with_name("token.tmp")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(made)
-    partial.replace(path)
+    made = secrets.token_urlsafe(32)
+    with replacing(path, permissions=0o600) as file:
+        file.write(made.encode())
     return made
 
 

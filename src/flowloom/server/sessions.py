@@ -13,8 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flowloom.files import read_plain
-from flowloom.run.directory import write_json
+from flowloom.files import read_plain, write_json
 
 GOOD_FOR_S = 30 * 86_400
 MOST = 1000

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 
 from flowloom.config.validation import problems_of
 from flowloom.errors import Problem
-from flowloom.run.directory import RunDir, write_json
+from flowloom.files import write_json
+from flowloom.run.directory import RunDir
 from flowloom.run.events import EventWriter
 from flowloom.run.task import Command, Task, TaskKind
 

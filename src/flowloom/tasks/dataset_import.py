@@ -28,7 +28,8 @@ from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import split_suffix
 from flowloom.datasets.build.tars import is_tar
 from flowloom.errors import DataError, Problem, RunError
-from flowloom.run.directory import RunDir, write_json
+from flowloom.files import write_json
+from flowloom.run.directory import RunDir
 from flowloom.schema import Section
 from flowloom.storage.downloads.fetch import Watch, check_room, fetch, unfinished_size
 from flowloom.storage.downloads.hub import HubFile, commit_of, files_of

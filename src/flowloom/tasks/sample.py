@@ -15,9 +15,9 @@ from flowloom.config.flow_format.sections import Pixels
 from flowloom.config.model_files import missing_model_files, resolve_paths
 from flowloom.config.run import ModelSection, ParallelSection, RunConfig
 from flowloom.errors import Problem
+from flowloom.files import replacing, write_json
 from flowloom.model_library.requirements import unfit_adapter, unfit_models
 from flowloom.model_library.scan import look
-from flowloom.run.directory import write_json
 from flowloom.run.model_source import config_around, source_problems
 from flowloom.schema import Section
 from flowloom.tasks.base import FunctionTask, Progress
@@ -279,9 +279,8 @@ def _sampling_params(config: SampleConfig, shot: Shot) -> SamplingParams:
 
 
 def _save(image: Image.Image, path: Path) -> None:
-    partial = path.with_name(f"{path.name}.tmp")
-    image.save(partial, "png")
-    partial.replace(path)
+    with replacing(path) as file:
+        image.save(file, "png")
 
 
 def _with_loras(config: SampleConfig, shot: Shot) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from flowloom.errors import ConfigError, Problem
-from flowloom.run.directory import write_json
+from flowloom.files import write_json
 
 
 class Checkout(BaseModel):

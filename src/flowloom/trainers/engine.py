@@ -13,7 +13,7 @@ from flowloom.config.run import RunConfig
 from flowloom.errors import ConfigError, Problem
 from flowloom.model_library.requirements import choices, unfit_for, unfit_models
 from flowloom.run.directory import RunDir
-from flowloom.run.resume import FIXED
+from flowloom.run.resume import IMMUTABLE_KEYS
 from flowloom.run.task import Command
 from flowloom.trainers.base import Preset, Source, TrainerBackend, whole_number
 
@@ -93,7 +93,7 @@ class Flow(TrainerBackend):
     needs_device = uses_all_devices = writes_events = True
     bar_is_epoch = False
     preflight_command: tuple[str, ...] = ("flowloom.cli.main", "preflight", "--json")
-    immutable_keys: tuple[str, ...] = FIXED
+    immutable_keys: tuple[str, ...] = IMMUTABLE_KEYS
 
     def schema(self) -> dict[str, Any]:
         return RunConfig.model_json_schema()

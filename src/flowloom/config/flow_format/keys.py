@@ -1,7 +1,7 @@
-"""What became of the keys of FLOW that have no field of the same name here: one table.
+"""FLOW's keys that have no field of the same name in our schema, and what happens to them.
 
-The union of FLOW's README, its shipped files and its trainers' dataclasses, from April 2025 to its
-`experimental` branch. A key of `inference` stands for the same key of every `extra_inference_config`.
+Collected from FLOW's README, its example files and its trainers' dataclasses, from April 2025 to its
+`experimental` branch. A key of `inference` also stands for that key in `extra_inference_config`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Moved:
-    """Honoured, under another name."""
+    """Supported under another name."""
 
     to: str
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """Honoured, as `setting` of a logger of this `kind`."""
+    """Supported as `setting` of a logger of this `kind`."""
 
     kind: str
     setting: str
@@ -26,21 +26,21 @@ class Tracked:
 
 @dataclass(frozen=True)
 class Secret:
-    """Honoured, through the environment; written nowhere."""
+    """Supported through an environment variable; never stored."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """Answered by this line, which says what does its work now."""
+    """Not supported; `by` says what to use instead."""
 
     by: str
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """Of a trainer of FLOW that Flowloom does not have: the file is refused."""
+    """Belongs to one of FLOW's trainers that Flowloom does not have: the file is refused."""
 
     trainer: str
 
@@ -56,20 +56,20 @@ _RADIANCE = Foreign("pixel-space (DCT, Radiance)")
 
 FLOW_KEYS: dict[str, Fate] = {
     "training.offload_param_count": Replaced(
-        "weights stay where they are; memory.checkpointed_blocks and lora.base_model_quant_level save memory."
+        "weights are not offloaded; use memory.checkpointed_blocks and lora.base_model_quant_level instead."
     ),
     "training.reset_optim_every": Replaced(
         "an adapter keeps its optimizer for the whole run (no trainer of FLOW read this key); "
-        "for layer rotation there is method.rotation_states reset."
+        "for layer rotation use method.rotation_states reset."
     ),
-    "training.save_folder": Replaced("checkpoints go into the run's own directory: --runs-dir and --name."),
+    "training.save_folder": Replaced(
+        "checkpoints are saved in the run directory: see --runs-dir and --name."
+    ),
     "training.gradient_accumulation_steps": Replaced(
-        "dataloader.batch_size is a step's batch; training.train_minibatch only cuts it to fit the memory."
+        "a step uses dataloader.batch_size samples; training.train_minibatch splits them to fit in memory."
     ),
     "training.max_grad_norm": Moved("optimizer.max_grad_norm"),
-    "training.use_aim": Replaced(
-        "Aim follows the run when training.aim_path or a logger of kind aim is set."
-    ),
+    "training.use_aim": Replaced("Aim is used if training.aim_path or a logger of kind aim is set."),
     "training.aim_path": Tracked("aim", "repo"),
     "training.aim_experiment_name": Tracked("aim", "experiment"),
     "training.aim_hash": Tracked("aim", "run_hash"),
@@ -87,7 +87,7 @@ FLOW_KEYS: dict[str, Fate] = {
     "training.teacher_uncond_percentage": _REFLOW,
     "training.cfg_max_strength": _FLUX,
     "training.contrastive_strength": Foreign("gradient analysis"),
-    "inference.inference_folder": Replaced("previews go into the run's own directory: samples/."),
+    "inference.inference_folder": Replaced("previews are saved in samples/ of the run directory."),
     "inference.teacher": _REFLOW,
     "inference.gemma_max_length": _LUMINA,
     "inference.max_sequence_length": _Z_IMAGE,

@@ -1,7 +1,7 @@
-"""A configuration file, FLOW's or ours, with flags over it, to the `RunConfig` of a run.
+"""Read a configuration file, FLOW's or ours, and command-line flags into a `RunConfig`.
 
-Flag over file over default. FLOW's other keys are honoured or answered (flow_keys.py); everything that is
-wrong is said at once.
+Flags override the file, the file overrides defaults. FLOW's other keys are translated or explained (keys.py).
+All problems are reported at once.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from flowloom.text_files import read_text
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A configuration that is valid, and what came with it."""
+    """A valid configuration, its secrets and its notes."""
 
     config: RunConfig
     secrets: dict[str, str] = field(repr=False)
-    """By the name of the environment variable that hands each to its user; never to be written."""
+    """By environment variable; they must not be written to disk."""
     notes: list[str]
-    """One line for each of FLOW's keys that something else replaced, and for what may surprise."""
+    """A line for each of FLOW's keys that was replaced, and for settings with surprising effects."""
     source: Path
 
 
 def read_config(path: Path | str, overrides: Overrides = (), *, with_files: bool = False) -> LoadedConfig:
-    """The configuration in the JSON file at `path`, with `overrides`, (dotted key, text) pairs, over it.
+    """The configuration in the JSON file at `path`, overridden by `overrides`, (dotted key, text) pairs.
 
-    Paths in it are relative to the current directory, as in FLOW, or, where nothing is there, to the
-    file's own; they come out absolute. `with_files` also asks for everything that training reads.
+    Paths are relative to the current directory, as in FLOW, or, if nothing is there, to the folder of the
+    file; the result has absolute paths. `with_files` also checks that the files of training exist.
 
     Raises:
         ConfigError: with all problems at once.
@@ -56,7 +56,7 @@ def read_config(path: Path | str, overrides: Overrides = (), *, with_files: bool
 def load_config(
     data: dict[str, Any], overrides: Overrides, source: Path, *, with_files: bool = False
 ) -> LoadedConfig:
-    """`read_config` for what stood in the file `source`.
+    """`read_config` for the content of the file `source`.
 
     Raises:
         ConfigError: with all problems at once.
@@ -70,13 +70,13 @@ def load_config(
     config, valid, problems = _validate(laid)
     if with_files:
         known = {problem.path for problem in problems}
-        found = _missing(config, valid, source, laid)
-        problems += [problem for problem in found if problem.path not in known]
+        missing = _missing(config, valid, source, laid)
+        problems += [problem for problem in missing if problem.path not in known]
     problems = [*laid.problems, *problems]
     if config is None or problems:
         raise ConfigError(str(source), problems)
     config = resolve_paths(config, source.parent)
-    return LoadedConfig(config, secrets, [*laid.notes, *_advice(config, secrets)], source)
+    return LoadedConfig(config, secrets, [*laid.notes, *_notes(config, secrets)], source)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -91,44 +91,49 @@ def _read_json(path: Path) -> dict[str, Any]:
         data = json.loads(read_text(path), object_pairs_hook=as_dict)
     except FileNotFoundError:
         near = ", ".join(sorted(file.name for file in path.parent.glob("*.json"))[:5])
-        message = f"there is no such file.{f' In its folder: {near}.' if near else ''}"
+        message = f"does not exist.{f' In its folder: {near}.' if near else ''}"
         raise ConfigError(str(path), [Problem("", message)]) from None
     except (OSError, DataError) as error:
         raise ConfigError(str(path), [Problem("", f"cannot be read ({error}).")]) from error
     except json.JSONDecodeError as error:
-        # Not the line itself: it may hold a token.
-        hint = " A comma before it is one too many." if error.doc[: error.pos].rstrip().endswith(",") else ""
+        # Without the line itself, which may contain a token.
+        hint = " Remove the comma before it." if error.doc[: error.pos].rstrip().endswith(",") else ""
         message = f"line {error.lineno}, column {error.colno}: {error.msg}.{hint}"
         raise ConfigError(str(path), [Problem("", message)]) from None
     except RecursionError:
         raise ConfigError(str(path), [Problem("", "is nested too deeply for a configuration.")]) from None
     if not isinstance(data, dict):
-        raise ConfigError(str(path), [Problem("", "holds no JSON object: a configuration is { ... }.")])
+        raise ConfigError(str(path), [Problem("", "is not a JSON object: write { ... }.")])
     if repeated:
-        raise ConfigError(str(path), [Problem(name, "is given twice in one section.") for name in repeated])
+        raise ConfigError(str(path), [Problem(name, "is set twice in one section.") for name in repeated])
     return data
 
 
 def _validate(laid: Laid) -> tuple[RunConfig | None, dict[str, Any], list[Problem]]:
-    """The configuration, if it is valid; the part of the data that is; the problems of the rest.
+    """The configuration (None if it is contradictory), the valid part of the data, and all problems.
 
-    What is wrong is taken out and the rest looked at again, so that contradictions between sections show
-    up together with wrong values.
+    Wrong values are removed and the rest is validated again, because contradictions between sections show
+    up only when every value is valid.
     """
     data = {name: section for name, section in laid.data.items() if section is not None}
     problems = booleans_for_numbers(data)
     while True:
-        try:
-            return RunConfig.model_validate(data), data, _placed(problems, laid)
-        except ValidationError as error:
-            found = problems_of(error, data, FLOW_KEYS)
-        known = [problem.path for problem in problems]
-        for place, those in found.items():
-            # A contradiction with a key that is wrong by itself may go away with it.
-            problems += [those[0]] if place else [p for p in those if not _is_about(p, known)]
-        if found.keys() == {()}:
-            return None, data, _placed(problems, laid)
-        data = _without(data, [place for place in found if place])
+        config, by_place = _parse(data)
+        wrong = [problem.path for problem in problems]
+        contradictions = by_place.pop((), [])
+        # A contradiction with a key that is wrong may disappear when it is corrected.
+        problems += [problem for problem in contradictions if not _is_about(problem, wrong)]
+        problems += [first for first, *_ in by_place.values()]
+        if not by_place:
+            return config, data, _placed(problems, laid)
+        data = _without(data, list(by_place))
+
+
+def _parse(data: dict[str, Any]) -> tuple[RunConfig | None, dict[Place, list[Problem]]]:
+    try:
+        return RunConfig.model_validate(data), {}
+    except ValidationError as error:
+        return None, problems_of(error, data, FLOW_KEYS)
 
 
 def _is_about(problem: Problem, paths: Sequence[str]) -> bool:
@@ -136,7 +141,7 @@ def _is_about(problem: Problem, paths: Sequence[str]) -> bool:
 
 
 def _without(data: dict[str, Any], places: Sequence[Place]) -> dict[str, Any]:
-    """`data` without its sections, or the keys and entries of sections, that `places` lie in."""
+    """`data` without the sections, or their keys and entries, that `places` are in."""
     wrong: dict[str | int, set[str | int]] = {}
     for place in places:
         wrong.setdefault(place[0], set()).update(place[1:2])
@@ -163,18 +168,18 @@ def _missing(config: RunConfig | None, valid: dict[str, Any], source: Path, laid
     folder = source.parent
     absolute = [resolve_paths(section, folder) for section in datasets]
     sections = (resolve_paths(model, folder), resolve_paths(dataloader, folder), absolute)
-    found = missing_files(*sections, cached_files(config) if config else ())
-    return _placed([with_reason(problem, config) for problem in found] if config else found, laid)
+    missing = missing_files(*sections, cached_files(config) if config else ())
+    return _placed([with_reason(problem, config) for problem in missing] if config else missing, laid)
 
 
-def _advice(config: RunConfig, secrets: dict[str, str]) -> list[str]:
+def _notes(config: RunConfig, secrets: dict[str, str]) -> list[str]:
     notes: list[str] = []
     for guidance in sorted({section.guidance for section in config.previews} - {0.0}):
-        effect = "passed on, but Chroma is trained with 0, and its pictures may suffer"
+        effect = "Chroma was trained with 0, so image quality may suffer"
         notes.append(f"inference.guidance {guidance:g}: {effect}.")
     is_online = any(spec.kind == "wandb" and getattr(spec, "mode", "") == "online" for spec in config.loggers)
     if is_online and "WANDB_API_KEY" not in secrets:
-        notes.append("loggers: W&B cannot follow the run until WANDB_API_KEY is set.")
+        notes.append("loggers: W&B needs WANDB_API_KEY to track the run.")
     if config.hub.repo_id and "HF_TOKEN" not in secrets:
-        notes.append(f"hub.repo_id {config.hub.repo_id}: nothing can be uploaded until HF_TOKEN is set.")
+        notes.append(f"hub.repo_id {config.hub.repo_id}: uploads need HF_TOKEN.")
     return [*notes, *idle_keys(config)]

@@ -1,4 +1,4 @@
-"""FLOW's other keys put where this version keeps them, by the table in flow_keys.py."""
+"""Translate FLOW's other keys to ours, by the table in keys.py."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from flowloom.config.secrets import read_secrets
 from flowloom.errors import ConfigError, Problem
 
 Settings = dict[str, tuple[str, Any]]
-"""Of a tracker: by name, where each was set, and to what."""
+"""Settings of a tracker: by name, the path where each was set, and its value."""
 
 
 def general_name(path: str) -> str:
-    """`path` as flow_keys.py has it: every inference section is `inference`."""
+    """`path` in the spelling of keys.py, where every inference section is `inference`."""
     section, _, last = path.rpartition(".")
     return f"inference.{last}" if section.startswith("extra_inference_config.") else path
 
 
 def refuse_foreign(laid: Laid, source: Path) -> None:
-    """Refuse, in one line, a file of a trainer of FLOW that has no counterpart here.
+    """Refuse a file for one of FLOW's trainers that Flowloom does not support.
 
     Raises:
         ConfigError: it is one.
@@ -40,14 +40,14 @@ def refuse_foreign(laid: Laid, source: Path) -> None:
 
 
 def translate(laid: Laid) -> dict[str, str]:
-    """Move FLOW's other keys of `laid` to their places, note what became of them, return the secrets."""
+    """Move FLOW's other keys in `laid` to ours and add notes about them; the secrets among them."""
     secrets: dict[str, str] = {}
     tracked: dict[str, Settings] = {}
-    answered: dict[str, str] = {}
+    explained: dict[str, str] = {}
     for path, section, name in list(_flow_keys(laid.data)):
         value, fate = section.pop(name), FLOW_KEYS[general_name(path)]
         if isinstance(fate, Replaced | Foreign):
-            answered[general_name(path)] = _answer(fate)
+            explained[general_name(path)] = _answer(fate)
         elif value is None:
             continue
         elif isinstance(fate, Moved):
@@ -56,7 +56,7 @@ def translate(laid: Laid) -> dict[str, str]:
             secrets |= _take_secret(laid, path, fate.name, value)
         else:
             tracked.setdefault(fate.kind, {})[fate.setting] = (path, value)
-    laid.notes += [f"{path}: {answer}" for path, answer in answered.items()]
+    laid.notes += [f"{path}: {answer}" for path, answer in explained.items()]
     for kind, settings in tracked.items():
         _track(laid, kind, settings, secrets)
     if "WANDB_API_KEY" in secrets and "wandb" not in tracked:
@@ -65,9 +65,9 @@ def translate(laid: Laid) -> dict[str, str]:
 
 
 def refused_secrets(data: dict[str, Any]) -> list[Problem]:
-    """The tokens in a configuration that comes by HTTP, each with the place where it belongs.
+    """Problems for tokens in a configuration received over HTTP.
 
-    A run directory and a queue must not hold them, and a client must not change the studio's own in passing.
+    They must not get into a run directory or the queue, and a client must not replace the studio's own.
     """
     return [
         Problem(
@@ -85,7 +85,7 @@ def _answer(fate: Replaced | Foreign) -> str:
 
 
 def _flow_keys(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Each key in `data` that the table has: its path, the section it is in, its name there."""
+    """Each key of `data` that is in the table: its path, its section and its name."""
     sections = [(name, data.get(name)) for name in ("training", "inference", "dataloader", "model")]
     extra = data.get("extra_inference_config")
     if isinstance(extra, list):
@@ -108,7 +108,7 @@ def _move(laid: Laid, path: str, to: str, value: Any) -> None:
         node[name] = value
         laid.origins[to] = laid.origin(path) or path
     elif node[name] != value:
-        laid.notes.append(f"{path}: {to} is set as well, and counts.")
+        laid.notes.append(f"{path}: ignored, because {to} is set.")
 
 
 def _take_secret(laid: Laid, path: str, env_name: str, value: Any) -> dict[str, str]:
@@ -118,15 +118,15 @@ def _take_secret(laid: Laid, path: str, env_name: str, value: Any) -> dict[str, 
         return {}
     if not value:
         return {}
-    seen = " Others can see a flag in the list of processes." if flag else ""
+    seen = " Flags are visible in the list of processes." if flag else ""
     laid.notes.append(
-        f"{path}: handed on as {env_name} and written nowhere; set {env_name} before 'flowloom resume'.{seen}"
+        f"{path}: used as {env_name} and not stored; set {env_name} before 'flowloom resume'.{seen}"
     )
     return {env_name: value}
 
 
 def _track(laid: Laid, kind: str, settings: Settings, secrets: dict[str, str]) -> None:
-    """Put the settings of FLOW's tracker of this `kind` into `loggers`, where FLOW would use it."""
+    """Add FLOW's tracker of this `kind` to `loggers`, if FLOW would use it."""
     loggers = laid.data.setdefault("loggers", [])
     if not isinstance(loggers, list) or not _is_wanted(laid, kind, settings, secrets):
         return
@@ -136,7 +136,7 @@ def _track(laid: Laid, kind: str, settings: Settings, secrets: dict[str, str]) -
         loggers.append(entry)
         if kind == "wandb" and "WANDB_API_KEY" not in read_secrets() | secrets:
             entry["mode"] = "offline"
-            laid.notes.append("wandb: WANDB_API_KEY is not set; the run is kept for 'wandb sync'.")
+            laid.notes.append("wandb: WANDB_API_KEY is not set; the run is stored offline for 'wandb sync'.")
     for setting, (path, value) in settings.items():
         if setting not in entry:
             entry[setting] = _local(value) if setting == "repo" else value
@@ -158,5 +158,5 @@ def _is_wanted(laid: Laid, kind: str, settings: Settings, secrets: dict[str, str
 
 
 def _local(repo: Any) -> Any:
-    """An Aim folder made absolute, so that a run resumed elsewhere finds it; servers as they are."""
+    """An absolute Aim folder, so that a run resumed elsewhere finds it; a server's URL is unchanged."""
     return os.path.abspath(repo) if isinstance(repo, str) and "://" not in repo else repo  # noqa: PTH100

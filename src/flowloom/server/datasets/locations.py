@@ -19,8 +19,7 @@ from typing import Any, Literal
 from flowloom.datasets.build.build import Recipe
 from flowloom.datasets.build.fresh import recipe_of
 from flowloom.datasets.build.state import SUFFIX, recorded_root
-from flowloom.files import read_json
-from flowloom.run.directory import write_json
+from flowloom.files import read_json, write_json
 from flowloom.server.allowed_roots import Roots
 from flowloom.server.problems import Forbidden, NoSuchFile, OutsideRoots, ServiceError
 

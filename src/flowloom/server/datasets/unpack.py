@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.datasets.archives.unpack import Refused, Unpacked, Unpacking, unpack
+from flowloom.files import write_json
 
 MEMORY_BYTES = 4 * 2**30
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -39,17 +40,10 @@ def main() -> int:
             about["replaces"],
             about["encoding"],
         )
-        _write(upload_dir / "report.json", asdict(_reported(what, upload_dir / "progress.json")))
+        write_json(upload_dir / "report.json", asdict(_reported(what, upload_dir / "progress.json")))
         (upload_dir / "data").unlink(missing_ok=True)
         shutil.rmtree(upload_dir / "unpacked", ignore_errors=True)
     return 0
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(content))
-    partial.replace(path)
 
 
 def _reported(what: Unpacking, progress: Path) -> Unpacked:
@@ -59,7 +53,7 @@ def _reported(what: Unpacking, progress: Path) -> Unpacked:
         nonlocal told_at
         if time.monotonic() - told_at > SECONDS_BETWEEN_REPORTS:
             told_at = time.monotonic()
-            _write(progress, {"num_done": done.num_done, "num_entries": done.num_entries})
+            write_json(progress, {"num_done": done.num_done, "num_entries": done.num_entries})
 
     try:
         done = unpack(what, tell)

@@ -30,8 +30,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from flowloom.datasets.archives.names import TEXTS, ZIP, Unfit, Unwanted, fit, move_new, place_for
-from flowloom.files import read_json
-from flowloom.run.directory import write_json
+from flowloom.files import read_json, write_json
 from flowloom.server.datasets.locations import Dataset, UnfitName
 from flowloom.server.datasets.reserved import Reserved
 from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge

@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
 from flowloom.run.directory import RunDir
-from flowloom.run.results import PICTURES, samples_of
+from flowloom.run.results import PREVIEW_SUFFIXES, samples_of
 from flowloom.server.deps import RunDep, Studio, StudioDep
 from flowloom.server.media.images import UNCHANGED, picture
 from flowloom.server.media.thumbnails import NotAnImage, thumbnail
@@ -86,7 +86,7 @@ def read_sample(
 ) -> Response:
     """The picture as it was drawn, or a WebP of it that is made once."""
     path = studio.result(run, "samples", file)
-    if path.suffix.lower() not in PICTURES or not path.is_file():
+    if path.suffix.lower() not in PREVIEW_SUFFIXES or not path.is_file():
         raise NoSuchFile(file)
     if size:
         path = thumbnail(path, int(size), studio.settings.state_dir / "thumbnails")

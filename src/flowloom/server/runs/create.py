@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.errors import Problem
-from flowloom.run.directory import RunDir, default_name, write_json
+from flowloom.files import write_json
+from flowloom.run.directory import RunDir, default_name
 from flowloom.run.resume import differences
 from flowloom.run.task import Task
 from flowloom.server.deps import Studio

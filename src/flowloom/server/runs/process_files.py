@@ -17,8 +17,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from flowloom.files import read_plain
-from flowloom.run.directory import write_json
+from flowloom.files import read_plain, write_json
 
 _MOST_BYTES = 2**20
 KEPT, BUSY, NOT_WANTED = 0, 3, 4

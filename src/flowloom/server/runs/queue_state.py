@@ -13,8 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowloom.errors import is_disk_full
-from flowloom.files import read_plain
-from flowloom.run.directory import write_json
+from flowloom.files import read_plain, write_json
 from flowloom.server.runs.registry import Shelf
 from flowloom.server.runs.view import ACTIVE, RunView
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from flowloom.errors import DiskFullError, SourceError, Unavailable
+from flowloom.files import sync, write_json
 from flowloom.storage.base import shown
 from flowloom.storage.downloads.request import Asker, Facts, ask
 
@@ -143,9 +144,7 @@ class _Part:
             return Facts()
 
     def write_note(self, url: str, facts: Facts) -> None:
-        partial = self.note.with_name(f"{self.note.name}.tmp")
-        partial.write_text(json.dumps({"url": url, "facts": asdict(facts)}))
-        partial.replace(self.note)
+        write_json(self.note, {"url": url, "facts": asdict(facts)})
 
     def discard(self) -> None:
         for path in (self.path, self.note):
@@ -154,11 +153,7 @@ class _Part:
     def finish(self) -> None:
         self.path.replace(self.target)
         self.note.unlink(missing_ok=True)
-        folder = os.open(self.target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(self.target.parent)
 
 
 def _hold(file: IO[bytes], target: Path) -> None:

@@ -22,9 +22,10 @@ from flowloom.config.local_paths import local_problem
 from flowloom.config.model_files import is_folder, resolve_paths
 from flowloom.config.validation import booleans_for_numbers, problems_of
 from flowloom.errors import ConfigError, Problem, RunError
+from flowloom.files import write_json
 from flowloom.model_library.requirements import unreadable
-from flowloom.run.directory import RunDir, write_json
-from flowloom.run.results import as_it_is, checkpoints_of, last_saved_step
+from flowloom.run.directory import RunDir
+from flowloom.run.results import checkpoints_of, last_saved_step, newest_file_time
 from flowloom.run.task import Command
 from flowloom.trainers.base import Preset, Source, TrainerBackend, whole_number
 from flowloom.trainers.checkouts import Checkout, checkouts_of
@@ -118,8 +119,8 @@ class FlowUpstream(TrainerBackend):
         model = resolve_paths(read.model, Path())
         read = read.model_copy(update={"checkout": str(checkout.path), "model": model})
         folders = {
-            "checkpoints": as_it_is(_absolute(read.training.save_folder)),
-            "samples": as_it_is(_absolute(read.inference.inference_folder)),
+            "checkpoints": newest_file_time(_absolute(read.training.save_folder)),
+            "samples": newest_file_time(_absolute(read.inference.inference_folder)),
         }
         run_dir.write_run(read, source, trainer=self.name, folders=folders)
 

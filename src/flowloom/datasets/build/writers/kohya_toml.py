@@ -11,6 +11,7 @@ import orjson
 
 from flowloom.datasets.build.export import Export
 from flowloom.datasets.build.writers.kohya import Sample, sample_of
+from flowloom.files import replacing
 
 Group: TypeAlias = tuple[str, int, bool, bool, int]
 """Folder, repeats, whether captions are tags, whether there are several, which row of the picture it is."""
@@ -70,6 +71,5 @@ def quoted(text: str) -> str:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_bytes(data)
-    partial.replace(path)
+    with replacing(path) as file:
+        file.write(data)
