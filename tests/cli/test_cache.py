@@ -83,7 +83,7 @@ def test_the_verb_fills_tells_checks_and_prunes(
     ("flags", "complaint"),
     [
         (["--cache.latents", "off", "--cache.text", "off"], "set cache.latents"),
-        (["--objective.mask_mode", "flow_union"], "depend on their batch"),
+        (["--objective.mask_mode", "flow_union"], "depend on the batch"),
         (["--cache.dir", "ftp://host/cache"], "give a folder, or an address"),
     ],
 )

@@ -80,8 +80,8 @@ def test_every_key_has_a_help_text():
     [
         (["tran"], "there is no verb 'tran'. Did you mean train?"),
         (["train", "x.json", "--dryrun"], "there is no option --dryrun. Did you mean --dry-run?"),
-        (["train", "no.json"], "no.json: there is no such file."),
-        (["resume", "no-run"], "no-run: there is no such file or directory"),
+        (["train", "no.json"], "no.json: does not exist."),
+        (["resume", "no-run"], "no-run: no such file or directory"),
         (["schema", "--check", "no.json"], "no.json: cannot be read"),
     ],
 )

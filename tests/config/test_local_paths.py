@@ -22,7 +22,7 @@ BUCKET = "s3://bucket/folder"
     "text", [BUCKET, "s3:/bucket", "https://host/x.safetensors", "gs://b", "az://b/c", "hf://a/b"]
 )
 def test_an_address_is_told_from_a_path(text: str) -> None:
-    assert "is an address" in local_path_error(text)
+    assert "is a URL" in local_path_error(text)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_no_verb_takes_an_address_for_a_path(
     except SystemExit as end:
         status = end.code
     assert status == 2
-    assert "is an address, and this must be a path on this machine" in capsys.readouterr().err
+    assert "is a URL, and this must be a path on this machine" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
@@ -91,9 +91,9 @@ def test_no_run_directory_is_made_in_a_folder_named_like_a_store(
     runs_dir: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match="is an address"):
+    with pytest.raises(RunError, match="is a URL"):
         RunDir.create("run", runs_dir)
-    with pytest.raises(RunError, match="is an address"):
+    with pytest.raises(RunError, match="is a URL"):
         RunDir.open(runs_dir)
     assert list(tmp_path.iterdir()) == []
 
@@ -123,7 +123,7 @@ def test_a_configuration_names_its_addresses_as_problems(path: str, tmp_path: Pa
     with pytest.raises(ConfigError) as error:
         load_config(data, [], tmp_path / "config.json", with_files=True)
     told = {problem.path: problem.message for problem in error.value.problems}
-    assert "is an address" in told[path]
+    assert "is a URL" in told[path]
 
 
 def test_images_and_the_cache_may_be_in_a_store(tmp_path: Path) -> None:
@@ -141,9 +141,9 @@ def test_the_trainers_of_others_take_no_addresses_for_paths() -> None:
         "training": {"save_folder": BUCKET},
         "inference": {"inference_folder": BUCKET},
     }
-    told = {problem.path for problem in UPSTREAM.check(config) if "is an address" in problem.message}
+    told = {problem.path for problem in UPSTREAM.check(config) if "is a URL" in problem.message}
     assert told >= {"model.chroma_path", "training.save_folder", "inference.inference_folder"}
     kohya = json.loads(json.dumps(KOHYA.defaults()))
     kohya["datasets"] = [{"subsets": [{"image_dir": BUCKET}]}]
-    told = {problem.path for problem in KOHYA.check(kohya) if "is an address" in problem.message}
+    told = {problem.path for problem in KOHYA.check(kohya) if "is a URL" in problem.message}
     assert "datasets.0.subsets.0.image_dir" in told

@@ -54,7 +54,7 @@ def idle(**sections: Any) -> list[str]:
         ),
         (
             {"cache": {"latents": "disk", "mirror_gib": 5}},
-            "cache.mirror_gib: no effect unless cache.dir is the address of a store.",
+            "cache.mirror_gib: no effect unless cache.dir is in an object store.",
         ),
         (
             {"cache": {"latents": "disk", "caption_variants": 2}},

@@ -275,7 +275,7 @@ def test_a_run_whose_folder_is_gone_ends(make_run: Callable[..., RunDir], then: 
     assert process.wait(30) == 2
     complaint = process.output()
     assert str(run_dir.path) in complaint
-    assert "Training ends here" in complaint
+    assert "Training stops" in complaint
     assert "Traceback" not in complaint
     if then == "replaced":
         assert sorted(path for path in again.path.rglob("*")) == left

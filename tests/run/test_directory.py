@@ -42,7 +42,7 @@ def test_a_configuration_survives_run_json(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "a b", "x" * 101, "ä", "a\n"])
 def test_a_name_that_could_leave_the_folder_is_refused(tmp_path, name):
-    with pytest.raises(RunError, match="cannot name a run"):
+    with pytest.raises(RunError, match="is not a valid run name"):
         RunDir.create(name, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
@@ -53,7 +53,7 @@ def test_an_existing_run_is_never_overwritten(run_dir):
 
 
 def test_opening_no_run_names_those_beside_it(run_dir):
-    with pytest.raises(RunError, match="Beside it: one"):
+    with pytest.raises(RunError, match="In its folder: one"):
         RunDir.open(run_dir.path.parent / "two")
 
 
@@ -116,7 +116,7 @@ def test_a_second_engine_is_refused_and_a_killed_one_frees_the_directory(run_dir
         assert engine.stdout.readline() == "locked\n"
         assert run_dir.is_running()
         assert json.loads(run_dir.pid_json.read_text())["pid"] == engine.pid
-        with pytest.raises(RunError, match=f"being trained by process {engine.pid} on"), run_dir.locked():
+        with pytest.raises(RunError, match=f"in use by process {engine.pid} on"), run_dir.locked():
             pass
         engine.send_signal(signal.SIGKILL)
         engine.wait()

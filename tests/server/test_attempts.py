@@ -125,4 +125,4 @@ def test_an_address_in_the_place_of_a_path_is_a_problem(
 ) -> None:
     verdict = one_studio.post(f"/api/{path}/config", {"config": config})
     told = {problem["pointer"]: problem["detail"] for problem in verdict["problems"]}
-    assert "is an address" in told[pointer]
+    assert "is a URL" in told[pointer]

@@ -238,7 +238,7 @@ def test_what_is_no_data_set_makes_none(studio: Studio, files: Files, name: str)
         "bomb": (tarred({"0.png": bytes(80 * 2**20)}), "bomb"),
         "broken": (tarred({"0.png": picture(0, 300)})[:-2000], "damaged"),
         "page": (b"<html>", "web page"),
-        "empty": (zipped({"notes.txt": b"x", "run.py": b"x"}), "no picture"),
+        "empty": (zipped({"notes.txt": b"x", "run.py": b"x"}), "no image"),
         "sum": (whole, "sha256"),
     }[name]
     files.contents["/fox.tar.gz"] = contents

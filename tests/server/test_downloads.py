@@ -140,7 +140,7 @@ def test_what_is_here_is_not_fetched_twice_nor_written_over(
     target.write_bytes(b"mine")
     run = hub_studio.wait(start(hub_studio, on_hub))
     assert run["state"] == "failed"
-    assert "another file of that name" in run["error"]["message"]
+    assert "different file has this name" in run["error"]["message"]
     assert target.read_bytes() == b"mine"
     assert hub_studio.wait(start(hub_studio, on_hub, overwrite=True))["state"] == "finished"
     assert target.read_bytes() == CONTENT
@@ -202,17 +202,17 @@ def test_a_repository_is_listed_to_choose_from(hub_studio: Studio, files: Files)
 
 HUB_ITEM = {"repo": "me/model", "name": "x.safetensors"}
 WRONG = {
-    "nothing": ({}, "give repo and name, or url"),
-    "both": (HUB_ITEM | {"url": "https://example.org/x"}, "give repo and name, or url"),
-    "no name": ({"repo": "me/model"}, "give repo and name, or url"),
-    "out of the repository": ({"repo": "me/model", "name": "../../x"}, "leads out"),
-    "up": (HUB_ITEM | {"save_as": "../x"}, "no name of a file below"),
-    "absolute": (HUB_ITEM | {"save_as": "/etc/passwd"}, "no name of a file below"),
-    "hidden": (HUB_ITEM | {"save_as": ".flowloom/x"}, "no name of a file below"),
-    "a folder": ({"url": "https://example.org/"}, "no name of a file below"),
-    "part": (HUB_ITEM | {"save_as": "x.part"}, "no name of a file below"),
-    "a program": ({"url": "https://example.org/setup.py"}, "of no kind that is downloaded"),
-    "no ending": (HUB_ITEM | {"save_as": "authorized_keys"}, "of no kind that is downloaded"),
+    "nothing": ({}, "set repo and name, or url"),
+    "both": (HUB_ITEM | {"url": "https://example.org/x"}, "set repo and name, or url"),
+    "no name": ({"repo": "me/model"}, "set repo and name, or url"),
+    "out of the repository": ({"repo": "me/model", "name": "../../x"}, "stay inside"),
+    "up": (HUB_ITEM | {"save_as": "../x"}, "not a file name below"),
+    "absolute": (HUB_ITEM | {"save_as": "/etc/passwd"}, "not a file name below"),
+    "hidden": (HUB_ITEM | {"save_as": ".flowloom/x"}, "not a file name below"),
+    "a folder": ({"url": "https://example.org/"}, "not a file name below"),
+    "part": (HUB_ITEM | {"save_as": "x.part"}, "not a file name below"),
+    "a program": ({"url": "https://example.org/setup.py"}, "cannot be downloaded"),
+    "no ending": (HUB_ITEM | {"save_as": "authorized_keys"}, "cannot be downloaded"),
     "file": ({"url": "file:///etc/passwd"}, "not an address"),
     "password": ({"url": "https://me:secret@example.org/x"}, "name and password"),
     "secret": ({"url": "https://example.org/x?token=abc"}, "secret"),
@@ -248,4 +248,4 @@ def test_a_run_s_own_folder_is_not_written_to(one_studio: Studio):
 def test_two_items_of_one_name_are_told(one_studio: Studio):
     config = {"target_dir": str(one_studio.home / "models"), "items": [HUB_ITEM, HUB_ITEM]}
     (problem,) = one_studio.post("/api/tasks/download/config", {"config": config})["problems"]
-    assert "written twice" in problem["detail"]
+    assert "saved twice" in problem["detail"]

@@ -161,4 +161,4 @@ def test_flow_itself_is_not_given_a_folder_that_it_cannot_read(studio: Studio, f
     config = flow_config(dataloader={"jsonl_metadata_path": str(studio.home / "data")})
     (problem,) = studio.post("/api/flow-upstream/config", {"config": config})["problems"]
     assert problem["pointer"] == "/config/dataloader/jsonl_metadata_path"
-    assert "reads a JSONL only" in problem["detail"]
+    assert "reads only JSONL" in problem["detail"]

@@ -223,5 +223,5 @@ def test_a_key_that_the_checkouts_own_trainer_takes_is_not_unknown(flow_checkout
 
 def test_a_key_of_our_own_engine_is_not_suggested_for_itself() -> None:
     told = {problem.path: problem.message for problem in TRAINER.check({"limits": {"max_steps": 3}})}
-    assert "our own engine" in told["limits"]
+    assert "the FLOW trainer" in told["limits"]
     assert "did you mean" not in told["limits"]

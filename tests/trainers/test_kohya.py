@@ -162,7 +162,7 @@ def test_a_preset_of_lycoris_is_the_file_that_the_studio_looked_at(
     given["training"] = {"optimizer_args": ["weight_decay=0.1", "x='/etc/passwd'"]}
     told = {problem.path: problem.message for problem in TRAINER.check(given)}
     assert told["network.network_args.1"] == "mine.toml does not exist."
-    assert "no optimizer takes one" in told["training.optimizer_args.1"]
+    assert "no optimizer accepts one" in told["training.optimizer_args.1"]
     assert not {"network.network_args.0", "network.network_args.2", "training.optimizer_args.0"} & told.keys()
     config, _, _ = rendered(given, tmp_path / "runs")
     assert config["network_args"] == ["algo=lokr", f"preset={tmp_path / 'mine.toml'}", "preset=full"]

@@ -120,7 +120,7 @@ def test_every_key_that_the_studio_lets_through_is_read(
         config = with_files(family, method, pictures, **json.loads(json.dumps(EVERYTHING)))
         for problem in TRAINER.check(config):
             section, _, key = problem.path.partition(".")
-            assert "takes no --" in problem.message, problem
+            assert "does not accept --" in problem.message, problem
             del config[section][key]
         configs[f"{family}-{method}"] = config
     for name, read in as_read(configs, tmp_path).items():
