@@ -90,8 +90,11 @@ export class Studio {
     for (const name of existsSync(runs) ? readdirSync(runs) : []) {
       const record = join(runs, name, "studio", "process.json");
       if (!existsSync(record) || existsSync(join(runs, name, "studio", "exit.json"))) continue;
-      const { pid, keeper } = JSON.parse(readFileSync(record, "utf8")) as { pid: number; keeper: number };
-      for (const each of [keeper, pid]) {
+      const { pid, supervisor_pid } = JSON.parse(readFileSync(record, "utf8")) as {
+        pid: number;
+        supervisor_pid: number;
+      };
+      for (const each of [supervisor_pid, pid]) {
         try {
           if (each) process.kill(each, "SIGKILL");
         } catch {

@@ -25,7 +25,7 @@ from flowloom.models.autoencoder import load_autoencoder
 from flowloom.models.text_encoder import load_text_encoder
 from flowloom.run.directory import RunDir
 from flowloom.run.results import samples_of
-from flowloom.server.allowed_roots import Roots
+from flowloom.server.allowed_roots import AllowedRoots
 from flowloom.server.settings import Settings
 from flowloom.tasks.demo import ASSETS, SIZE, TASK
 
@@ -219,7 +219,9 @@ def test_a_demo_run_lies_where_the_studio_can_use_it(
         key: value for key, value in studio_run.read_run()["config"]["model"].items() if key.endswith("_path")
     }
     folders = Settings(home).roots
-    assert list(Roots(folders).strays(content["config"])) == [], "it can be edited as a new training"
+    assert list(AllowedRoots(folders).path_problems(content["config"])) == [], (
+        "it can be edited as a new training"
+    )
     monkeypatch.chdir(tmp_path)
     steps = run_dir.latest_checkpoint()
     assert main(["resume", str(run_dir.path), "--limits.max_minutes", "0.1"]) == 0

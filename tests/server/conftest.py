@@ -156,7 +156,7 @@ def end_runs(home: Path) -> None:
     """Kill what a failed test left running."""
     for record in home.glob("runs/*/studio/process.json"):
         content = json.loads(record.read_text())
-        for pid in (content["pid"], content["keeper"]):
+        for pid in (content["pid"], content["supervisor_pid"]):
             if pid and not (record.parent / "exit.json").exists():
                 try:
                     os.kill(pid, signal.SIGKILL)

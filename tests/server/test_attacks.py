@@ -14,7 +14,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from flowloom.server.allowed_roots import Roots
+from flowloom.server.allowed_roots import AllowedRoots
 from flowloom.server.endpoints import unfit_endpoint
 from flowloom.server.pages import Pages
 from flowloom.server.routes.datasets_uploads import AT_ONCE, write_through
@@ -60,12 +60,12 @@ def test_nobody_downloads_a_run(studio: Studio, folder: str, save_as: str):
 @pytest.mark.parametrize("path", ["x://../../outside", "data/x://../../../outside", "http://../../outside"])
 def test_no_mark_of_an_address_within_a_path_leads_out(tmp_path: Path, path: str):
     (tmp_path / "home" / "data" / "x:").mkdir(parents=True)
-    roots = Roots({"data": tmp_path / "home" / "data"})
+    roots = AllowedRoots({"data": tmp_path / "home" / "data"})
     text = str(tmp_path / "home" / "data") + f"/{path}"
     elsewhere = {"dataloader": {"image_folder_path": "s3://bucket/images"}}
-    assert not list(roots.strays(elsewhere)), "what begins with the mark is an address, and no path"
+    assert not list(roots.path_problems(elsewhere)), "what begins with the mark is an address, and no path"
     config = {"dataloader": {"image_folder_path": text}}
-    assert [problem.path for problem in roots.strays(config)] == ["dataloader.image_folder_path"]
+    assert [problem.path for problem in roots.path_problems(config)] == ["dataloader.image_folder_path"]
 
 
 @pytest.mark.parametrize(

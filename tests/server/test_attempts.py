@@ -67,7 +67,7 @@ def test_a_damaged_line_hides_nothing_after_it_and_is_counted(studio: Studio, ti
 
 
 def test_a_process_of_another_trainer_ends_with_its_folder(studio: Studio, tmp_path: Path) -> None:
-    """One that writes no events and looks for nothing: its keeper ends it."""
+    """A run that writes no events and reads no requests: its supervisor ends it."""
     big = studio.home / "data" / "big.bin"
     big.parent.mkdir(exist_ok=True)
     with big.open("wb") as file:

@@ -19,7 +19,7 @@ from flowloom.config.secrets import may_need_secrets
 from flowloom.server.app import open_studio
 from flowloom.server.deps import Studio as Open
 from flowloom.server.problems import NotNow
-from flowloom.server.runs.process_files import Ticket
+from flowloom.server.runs.process_files import QueueEntry
 from flowloom.server.runs.view import RunView
 from flowloom.server.settings import Settings
 from flowloom.trainers import ALL
@@ -123,11 +123,13 @@ READABLE: dict[str, Callable[[Path], None]] = {
     "event-surrogate": event(kind="failed", error="\ud800", message="\udfff", cure=[1]),
     "event-long": text("events.jsonl", b'{"seq": 0, "kind": "' + b"x" * 3_000_000 + b"\n"),
     "event-binary": text("events.jsonl", os.urandom(100_000)),
-    "ticket-nan": text("studio/queue.json", '{"id": "x", "position": NaN, "devices": []}'),
-    "ticket-elsewhere": text("studio/queue.json", '{"id": "x", "position": 1, "devices": ["../../x"]}'),
-    "wish-list": text("studio/wish.json", "[]"),
+    "entry-nan": text("studio/queue.json", '{"id": "x", "position": NaN, "devices": []}'),
+    "entry-elsewhere": text("studio/queue.json", '{"id": "x", "position": 1, "devices": ["../../x"]}'),
+    "stop-request-list": text("studio/stop_request.json", "[]"),
     "exit-huge": text("studio/exit.json", '{"status": 1e999, "time": 0}'),
-    "process-pid": text("studio/process.json", '{"ticket": "", "keeper": -1, "keeper_born": "", "time": 1}'),
+    "process-pid": text(
+        "studio/process.json", '{"entry": "", "supervisor_pid": -1, "supervisor_started": "", "time": 1}'
+    ),
     "strange-files": strange_files,
     "log-fifo": fifo("log.txt"),
     "result-deep": text("result.json", DEEP),
@@ -156,16 +158,16 @@ DAMAGED: dict[str, Callable[[Path], None]] = {
     "events-circle": link("events.jsonl", "events.jsonl"),
     "studio-file": in_place_of_studio,
     "studio-circle": link("studio", "studio"),
-    "ticket-folder": folder("studio/queue.json"),
-    "ticket-fifo": fifo("studio/queue.json"),
-    "wish-fifo": fifo("studio/wish.json"),
+    "entry-folder": folder("studio/queue.json"),
+    "entry-fifo": fifo("studio/queue.json"),
+    "stop-request-fifo": fifo("studio/stop_request.json"),
     "exit-folder": folder("studio/exit.json"),
     "lock-folder": folder("studio/lock"),
     "lock-fifo": fifo("studio/lock"),
     "pid-folder": folder("pid.json"),
     "pid-fifo": fifo("pid.json"),
 }
-READS = ("", "/config", "/result", "/log", "/events", "/metrics", "/cards", "/samples", "/checkpoints")
+READS = ("", "/config", "/result", "/log", "/events", "/metrics", "/gpu-usage", "/samples", "/checkpoints")
 
 
 def make(runs_dir: Path, name: str, damage: Callable[[Path], None] | None = None) -> Path:
@@ -183,13 +185,13 @@ def opened(tmp_path: Path) -> Iterator[Open]:
     """A studio that is not served."""
     studio = open_studio(Settings(tmp_path / "home", devices=("cpu",)), lambda: False)
     yield studio
-    studio.shelf.store.close()
+    studio.runs.store.close()
 
 
 def views(studio: Open) -> dict[str, RunView]:
-    studio.shelf.look_at_all()
+    studio.runs.refresh_all()
     studio.queue.tick()
-    return {run.id: run for run in studio.shelf.store.page([], None, 500, 0)[1]}
+    return {run.id: run for run in studio.runs.store.page([], None, 500, 0)[1]}
 
 
 @pytest.mark.timeout(60)
@@ -198,7 +200,7 @@ def test_a_damaged_run_is_shown_and_deleted_and_harms_no_other(tmp_path: Path, k
     runs_dir = tmp_path / "home" / "runs"
     make(runs_dir, kind, (READABLE | DAMAGED)[kind])
     waits = make(runs_dir, "waits")
-    Ticket(id="waits", position=1.0, devices=("cuda:7",)).write(waits)
+    QueueEntry(id="waits", position=1.0, devices=("cuda:7",)).write(waits)
     studio = open_studio(Settings(tmp_path / "home", devices=("cpu",)), lambda: False)
     try:
         found = views(studio)
@@ -215,7 +217,7 @@ def test_a_damaged_run_is_shown_and_deleted_and_harms_no_other(tmp_path: Path, k
         assert not (runs_dir / kind).exists()
         assert views(studio).keys() == {"waits"}
     finally:
-        studio.shelf.store.close()
+        studio.runs.store.close()
 
 
 @pytest.mark.timeout(120)
@@ -282,7 +284,7 @@ CLOSED = {
     "pid": "pid.json",
     "run": "run.json",
     "events": "events.jsonl",
-    "ticket": "studio/queue.json",
+    "entry": "studio/queue.json",
     "studio": "studio",
     "all": "",
 }
@@ -298,8 +300,8 @@ from flowloom.server.settings import Settings
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 studio = open_studio(Settings(Path(sys.argv[1]), devices=("cpu",)), lambda: False)
 studio.queue.tick()
-studio.shelf.look_at_all()
-runs = studio.shelf.store.page([], None, 100, 0)[1]
+studio.runs.refresh_all()
+runs = studio.runs.store.page([], None, 100, 0)[1]
 print(json.dumps({run.id: [run.state, run.error.message if run.error else ""] for run in runs}))
 studio.queue.delete("lock")
 print(json.dumps(sorted(os.listdir(Path(sys.argv[1]) / "runs"))))
@@ -352,7 +354,7 @@ def test_a_secrets_file_that_cannot_be_used_stops_only_runs_that_may_need_it(
     needs = make(runs_dir, "needs", run_json(trainer="hash", config={"paths": ["s3://bucket/x"]}))
     local = make(runs_dir, "local", run_json(trainer="hash", config={"paths": [str(tmp_path / "x")]}))
     for position, run in enumerate((needs, local)):
-        Ticket(id=run.name, position=float(position), devices=()).write(run)
+        QueueEntry(id=run.name, position=float(position), devices=()).write(run)
     views(opened)
     assert str(path) in (views(opened)["needs"].note or "")
     assert wait_for(lambda: views(opened)["local"].state not in ("queued", "running"))

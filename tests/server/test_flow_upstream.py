@@ -114,8 +114,8 @@ def test_a_stop_waits_for_what_flow_saves_and_a_resume_begins_there(
 ) -> None:
     start(studio, "stopped", flow_config())
     wait_for(lambda: studio.run("stopped")["step"])
-    refused = studio.http.post("/api/runs/stopped/ask/sample")
-    assert (refused.status_code, "nothing" in refused.json()["todo"]) == (409, True)
+    refused = studio.http.post("/api/runs/stopped/control", json={"action": "sample"})
+    assert (refused.status_code, "none" in refused.json()["todo"]) == (409, True)
     studio.post("/api/runs/stopped/stop")
     run = studio.wait("stopped", "stopped")
     assert run["checkpoint"]

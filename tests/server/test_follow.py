@@ -303,11 +303,11 @@ def test_a_run_saves_and_draws_when_it_is_asked_to(studio: Studio, tiny_config: 
     preview = {"inference_every": 10**6, "steps": 1, "prompts": ["red"], "image_dim": [64, 48], "cfg": 1.0}
     config = tiny_config(limits={"max_steps": 10**6}, inference=preview)
     studio.post("/api/flow/train/start", {"name": "asked", "config": config}, 201)
-    early = studio.http.post("/api/runs/asked/ask/checkpoint")
+    early = studio.http.post("/api/runs/asked/control", json={"action": "checkpoint"})
     assert early.status_code == 409
     wait_for(lambda: studio.run("asked")["step"])
-    studio.post("/api/runs/asked/ask/checkpoint")
-    studio.post("/api/runs/asked/ask/sample")
+    studio.post("/api/runs/asked/control", {"action": "checkpoint"})
+    studio.post("/api/runs/asked/control", {"action": "sample"})
     wait_for(lambda: {"saved", "sampled"} <= {event["kind"] for event in studio.events("asked")})
     status = studio.get("/api/flow/train/status")
     assert [run["id"] for run in status["running"]] == ["asked"]

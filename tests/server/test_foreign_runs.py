@@ -26,8 +26,8 @@ from flowloom.server.locks import hold, is_held
 from flowloom.server.problems import NotNow
 from flowloom.server.routes.datasets import delete_dataset
 from flowloom.server.runs.create import Restart, resume_run
-from flowloom.server.runs.process_files import Ticket, Wish, lock_path
-from flowloom.server.runs.supervisor import Order
+from flowloom.server.runs.process_files import QueueEntry, StopRequest, lock_path
+from flowloom.server.runs.supervisor import LaunchSpec
 from flowloom.server.settings import Settings
 from tests.server.conftest import Studio, wait_for
 
@@ -88,7 +88,7 @@ def test_a_run_that_cannot_be_started_says_why_and_holds_up_no_other(studio: Stu
     odd = put(studio.home / "runs", "odd", {"trainer": "kohya", "config": {}})
     (odd / "config.toml").mkdir()
     for position, path in enumerate((old, odd)):
-        Ticket(id=path.name, position=float(position), devices=()).write(path)
+        QueueEntry(id=path.name, position=float(position), devices=()).write(path)
     assert wait_for(lambda: "family" in (studio.run("old")["note"] or ""))
     assert wait_for(lambda: "config.toml" in (studio.run("odd")["note"] or ""))
     add_up(studio, "behind")
@@ -144,7 +144,7 @@ def test_a_data_set_that_a_run_needs_is_deleted_when_that_is_over(studio: Studio
     studio.post("/api/datasets", {"name": "fox"}, 201)
     config = {"datasets": [{"subsets": [{"image_dir": str(studio.home / "data" / "fox" / "den")}]}]}
     run = put(studio.home / "runs", "waits", {"trainer": "kohya", "config": config})
-    Ticket(id="x", position=1.0, devices=()).write(run)
+    QueueEntry(id="x", position=1.0, devices=()).write(run)
     wait_for(lambda: studio.get("/api/queue")["runs"])
     refused = studio.http.delete("/api/datasets/fox")
     assert (refused.status_code, refused.json()["detail"]) == (409, "waits needs fox.")
@@ -155,12 +155,12 @@ def test_a_data_set_that_a_run_needs_is_deleted_when_that_is_over(studio: Studio
 def test_however_often_runs_are_moved_each_goes_where_it_was_put(opened: Open):
     for name in ("first", "a", "b"):
         content = {"trainer": "hash", "config": {"paths": ["x"]}, "source": "a test"}
-        opened.queue.submit(RunDir(put(opened.shelf.runs_dir, name, content)), [])
-        opened.shelf.look(name)
+        opened.queue.submit(RunDir(put(opened.runs.runs_dir, name, content)), [])
+        opened.runs.refresh(name)
     for number in range(80):
         moved, before = ("b", "a") if number % 2 == 0 else ("a", "b")
         opened.queue.move(moved, before)
-        assert [run.id for run in opened.shelf.store.queue()] == ["first", moved, before]
+        assert [run.id for run in opened.runs.store.queue()] == ["first", moved, before]
 
 
 def test_a_data_set_is_not_deleted_under_an_edit(opened: Open):
@@ -195,7 +195,7 @@ def test_cards_are_counted_as_the_driver_counts_them(studio_at: Callable[..., St
     studio = studio_at("home", "--device", "cuda:1", "--device", "cuda:3").start()
     config = tiny_config(limits={"max_steps": 1_000_000})
     studio.post("/api/flow/train/start", {"name": "x", "config": config, "devices": ["cuda:3"]}, 201)
-    # The keeper notes the process a moment after the run counts as running.
+    # The supervisor records the process a moment after the run counts as running.
     pid = wait_for(lambda: studio.run("x")["pid"])
     seen = psutil.Process(pid).environ()
     assert (seen["CUDA_VISIBLE_DEVICES"], seen["CUDA_DEVICE_ORDER"]) == ("3", "PCI_BUS_ID")
@@ -235,13 +235,13 @@ def opened(tmp_path: Path) -> Iterator[Open]:
     """What a server works with, without one."""
     studio = open_studio(Settings(tmp_path / "home", devices=("cpu",)), lambda: False)
     yield studio
-    studio.shelf.store.close()
+    studio.runs.store.close()
 
 
 def stopped_run(opened: Open) -> RunDir:
     events = [{"seq": 0, "kind": "started", "resumed_from": None}, {"seq": 1, "kind": "stopped", "step": 1}]
     content = {"trainer": "hash", "config": {"paths": ["x"]}, "source": "a test"}
-    return RunDir(put(opened.shelf.runs_dir, "fox", content, events))
+    return RunDir(put(opened.runs.runs_dir, "fox", content, events))
 
 
 def test_a_run_that_was_queued_meanwhile_is_neither_changed_nor_deleted(opened: Open):
@@ -260,24 +260,24 @@ def test_a_run_that_was_queued_meanwhile_is_neither_changed_nor_deleted(opened: 
             with pytest.raises(NotNow):
                 one.result(20)
     assert run_dir.run_json.read_bytes() == before
-    assert opened.shelf.look("fox").state == "queued"
+    assert opened.runs.refresh("fox").state == "queued"
 
 
 def test_a_stop_that_was_asked_for_while_a_run_took_its_locks_is_not_lost(opened: Open):
     run_dir = stopped_run(opened)
-    Wish(kind="kill", time=1.0).write(run_dir.path)
+    StopRequest(kind="kill", time=1.0).write(run_dir.path)
     opened.queue.submit(run_dir, [])
-    ticket = Ticket.read(run_dir.path)
-    assert ticket
+    entry = QueueEntry.read(run_dir.path)
+    assert entry
     device = opened.queue.locks_dir / "cpu.lock"
-    order = Order(str(run_dir.path), ticket.id, ["/bin/true"], None, [str(device)])
+    spec = LaunchSpec(str(run_dir.path), entry.id, ["/bin/true"], None, [str(device)])
     taken = hold(device)
     assert taken is not None
-    command = [sys.executable, "-m", "flowloom.server.runs.supervisor", order.to_argument()]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as keeper:
+    command = [sys.executable, "-m", "flowloom.server.runs.supervisor", spec.to_argument()]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as supervisor:
         wait_for(lambda: is_held(lock_path(run_dir.path)))
-        wish = Wish(kind="stop", time=2.0)
+        wish = StopRequest(kind="stop", time=2.0)
         wish.write(run_dir.path)
         os.close(taken)
-        assert keeper.wait(20) == 0
-    assert Wish.read(run_dir.path) == wish
+        assert supervisor.wait(20) == 0
+    assert StopRequest.read(run_dir.path) == wish

@@ -10,8 +10,8 @@ import pytest
 
 from flowloom.run.directory import RunDir
 from flowloom.run.events import FIELDS
-from flowloom.server.runs.log_events import Scribe
-from flowloom.server.runs.process_files import Wish
+from flowloom.server.runs.log_events import LogEventWriter
+from flowloom.server.runs.process_files import StopRequest
 from flowloom.trainers.flow_upstream.trainer import FlowUpstream
 
 WHOLE = (2).to_bytes(8, "little") + b"{}"
@@ -46,8 +46,8 @@ def log(run_dir: RunDir, text: str) -> None:
         file.write(text.encode())
 
 
-def scribe_of(run_dir: RunDir, *, resumes: bool = False) -> Scribe:
-    return Scribe(run_dir, Telling(), ("cuda:0", "cuda:1"), resumes=resumes, versions={"torch": "2"})
+def writer_of(run_dir: RunDir, *, resumes: bool = False) -> LogEventWriter:
+    return LogEventWriter(run_dir, Telling(), ("cuda:0", "cuda:1"), resumes=resumes, versions={"torch": "2"})
 
 
 def bar(batch: int, batches: int = 6) -> str:
@@ -55,13 +55,13 @@ def bar(batch: int, batches: int = 6) -> str:
 
 
 def test_counts_of_epochs_are_steps_of_the_run(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     for text in (bar(0), bar(3), bar(6) + "\n", bar(0), bar(2)):
         log(run_dir, text)
-        scribe.look()
-        scribe._flush()
+        writer.update()
+        writer._flush()
     log(run_dir, "\n")
-    scribe.end(0)
+    writer.end(0)
     events = told(run_dir)
     steps = [(e["step"], e["max_steps"], e["samples_per_s"]) for e in events if e["kind"] == "progress"]
     assert steps == [(0, 6, 8.0), (3, 6, 8.0), (6, 6, 8.0), (6, 12, 8.0), (8, 12, 8.0)]
@@ -73,34 +73,34 @@ def test_counts_of_epochs_are_steps_of_the_run(run_dir: RunDir) -> None:
 
 
 def test_a_device_has_the_studios_name_and_versions_are_the_process_own(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     log(run_dir, 'say {"kind": "started", "device": "cuda:1"}\n')
-    scribe.end(0)
+    writer.end(0)
     (started,) = (event for event in told(run_dir) if event["kind"] == "started")
     assert (started["device"], started["versions"]) == ("cuda:1", {"torch": "2"})
-    other = Scribe(run_dir, Telling(), ("cuda:3",), resumes=False, versions={})
+    other = LogEventWriter(run_dir, Telling(), ("cuda:3",), resumes=False, versions={})
     log(run_dir, 'say {"kind": "started", "device": "cuda"}\n')
     other.end(0)
     assert [event["device"] for event in told(run_dir) if event["kind"] == "started"] == ["cuda:1", "cuda:3"]
 
 
 def test_steps_have_the_rate_and_the_time_left_of_the_bar(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     log(run_dir, bar(2) + '\nsay {"kind": "step", "step": 2, "loss": 0.5, "epoch": 0}\n')
-    scribe.end(0)
+    writer.end(0)
     (step,) = (event for event in told(run_dir) if event["kind"] == "step")
     assert (step["samples_per_s"], step["eta_s"], step["epoch"]) == (8.0, 2.0, 0)
 
 
 def test_lines_that_come_in_pieces_are_read_whole(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     line = 'say {"kind": "warning", "message": "größer ✓"}\r\n'.encode()
     for i in range(len(line)):
         with run_dir.log_txt.open("ab") as file:
             file.write(line[i : i + 1])
-        scribe.look()
+        writer.update()
     log(run_dir, 'say {"kind": "phase", "name": "without an end of line"}')
-    scribe.end(-9)
+    writer.end(-9)
     assert [e["message"] for e in told(run_dir) if e["kind"] == "warning"] == ["größer ✓"]
     assert told(run_dir)[-1]["name"] == "without an end of line"
 
@@ -109,19 +109,19 @@ def test_lines_that_come_in_pieces_are_read_whole(run_dir: RunDir) -> None:
     "line", ['say {"kind": "phase"}', "say 7", 'say {"kind": "x"}', 'say {"kind": "saved"}']
 )
 def test_lines_that_are_no_events_are_left_to_the_log(run_dir: RunDir, line: str) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     log(run_dir, f"{line}\n")
-    scribe.look()
+    writer.update()
     log(run_dir, f"{line}")
-    scribe.end(0)
+    writer.end(0)
     assert [event["kind"] for event in told(run_dir)] == ["phase", "failed"]
 
 
 def test_what_a_step_does_not_tell_is_null_and_each_counts_once(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     for step in (1, 1, 2):
         log(run_dir, f'say {{"kind": "step", "step": {step}, "loss": 0.5, "lr": 1e-4, "surplus": 1}}\n')
-    scribe.end(0)
+    writer.end(0)
     steps = [event for event in told(run_dir) if event["kind"] == "step"]
     assert [event["step"] for event in steps] == [1, 2]
     assert (steps[0]["loss_smooth"], steps[0]["grad_norm"]) == (0.5, None)
@@ -130,31 +130,31 @@ def test_what_a_step_does_not_tell_is_null_and_each_counts_once(run_dir: RunDir)
 def test_a_checkpoint_is_told_once_by_its_line_or_by_its_file(run_dir: RunDir) -> None:
     folder = run_dir.path / "checkpoints"
     (folder / "old.safetensors").write_bytes(WHOLE)
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     (folder / "said.safetensors").write_bytes(WHOLE)
     log(run_dir, 'say {"kind": "saved", "dir": "checkpoints/said.safetensors", "step": 7}\n')
-    scribe.look()
+    writer.update()
     (folder / "silent.safetensors").write_bytes(WHOLE)
-    scribe.end(0)
+    writer.end(0)
     saved = [event["dir"] for event in told(run_dir) if event["kind"] == "saved"]
     assert saved == ["checkpoints/said.safetensors", "checkpoints/silent.safetensors"]
 
 
 def test_a_failure_is_what_the_last_error_of_this_sitting_says(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     log(
         run_dir,
         "Traceback (most recent call last):\n  ...\ntorch.cuda.OutOfMemoryError: no room\n\x1b[0mbye\n",
     )
-    scribe.end(1)
+    writer.end(1)
     failed = told(run_dir)[-1]
     assert (failed["kind"], failed["error"], failed["message"]) == ("failed", "OutOfMemoryError", "no room")
 
 
 def test_a_failure_without_a_traceback_is_told_by_its_last_words(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     log(run_dir, "cannot open the file\n")
-    scribe.end(3)
+    writer.end(3)
     failed = told(run_dir)[-1]
     assert (failed["error"], failed["message"]) == ("ProcessFailed", "cannot open the file")
 
@@ -166,33 +166,33 @@ ENDS = [(True, -9, "stopped"), (True, 1, "stopped"), (False, -9, "phase")]
 def test_a_stop_that_was_asked_for_is_no_failure(
     run_dir: RunDir, is_wished: bool, status: int, end: str
 ) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     if is_wished:
-        Wish(kind="kill", time=1.0).write(run_dir.path)
-    scribe.end(status)
+        StopRequest(kind="kill", time=1.0).write(run_dir.path)
+    writer.end(status)
     assert told(run_dir)[-1]["kind"] == end
 
 
 def test_a_process_that_ends_well_and_trained_nothing_has_failed(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     log(run_dir, "chroma loaded\n")
-    scribe.end(0)
+    writer.end(0)
     failed = told(run_dir)[-1]
     assert (failed["kind"], failed["error"]) == ("failed", "NothingTrained")
     assert "chroma loaded" in failed["message"]
 
 
 def test_a_resumed_run_counts_on_from_what_was_saved(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     log(run_dir, bar(2))
-    scribe.look()
+    writer.update()
     (run_dir.path / "checkpoints" / "a.safetensors").write_bytes(WHOLE)
     log(run_dir, bar(4) + "\n")
-    scribe.end(-9)
+    writer.end(-9)
     log(run_dir, "\n")
-    scribe = scribe_of(run_dir, resumes=True)
+    writer = writer_of(run_dir, resumes=True)
     log(run_dir, bar(3) + "\n")
-    scribe.end(0)
+    writer.end(0)
     events = told(run_dir)
     assert [event["seq"] for event in events] == list(range(len(events)))
     assert [event["resumed_from"] for event in events if event["kind"] == "started"] == [None, 4]
@@ -200,13 +200,13 @@ def test_a_resumed_run_counts_on_from_what_was_saved(run_dir: RunDir) -> None:
 
 
 def test_a_step_that_a_bar_was_ahead_of_is_told(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     log(run_dir, 'say {"kind": "started", "resumed_from": 20, "device": "cpu"}\n')
     for batch in (1, 2):
         log(run_dir, bar(batch) + "\n")
         log(run_dir, f'say {{"kind": "step", "step": {20 + batch}, "loss": 0.5}}\n' * 2)
-        scribe.look()
-    scribe.end(0)
+        writer.update()
+    writer.end(0)
     events = told(run_dir)
     assert [event["step"] for event in events if event["kind"] == "step"] == [21, 22]
     (started,) = (event for event in events if event["kind"] == "started")
@@ -215,17 +215,17 @@ def test_a_step_that_a_bar_was_ahead_of_is_told(run_dir: RunDir) -> None:
 
 
 def test_a_process_that_says_that_it_stopped_has_not_finished(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     log(run_dir, bar(3) + '\nsay {"kind": "stopped", "step": 3}\n')
-    scribe.end(0)
+    writer.end(0)
     assert [event["kind"] for event in told(run_dir)][-1] == "stopped"
 
 
 def test_what_a_run_resumes_from_is_no_result(run_dir: RunDir) -> None:
-    scribe = scribe_of(run_dir)
+    writer = writer_of(run_dir)
     log(run_dir, bar(3))
     for name in ("last-step00000003-state", "step_00000003"):
         (run_dir.path / "checkpoints" / name).mkdir()
-    scribe.end(0)
+    writer.end(0)
     (saved,) = (event for event in told(run_dir) if event["kind"] == "saved")
     assert saved["dir"] == "checkpoints/step_00000003"

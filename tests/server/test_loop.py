@@ -28,7 +28,7 @@ def fill(home: Path, num_events: int, num_images: int, log_mib: int) -> None:
     (run / "log.txt").write_bytes(b"a line of a log that goes on for a long time\n" * (log_mib * 2**20 // 45))
     (run / "result.json").write_text(json.dumps([{"file": f"{i}.png"} for i in range(num_images)]))
     note = '[%d, {"cuda:0": [50.0, 1000.0, 60.0, 300.0]}]\n'
-    (run / "studio" / "cards.jsonl").write_text("".join(note % i for i in range(num_images)))
+    (run / "studio" / "gpu_usage.jsonl").write_text("".join(note % i for i in range(num_images)))
     fill_results(run, num_images // 10)
     fill_datasets(home / "data", num_images)
     (home / "models").mkdir()

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from flowloom.server import pages
 from flowloom.server.app import create_app
-from flowloom.server.path_prefix import Below, below
+from flowloom.server.path_prefix import PathPrefix, path_prefix
 from flowloom.server.settings import Settings
 from tests.server.conftest import Studio
 
@@ -95,7 +95,7 @@ def test_a_redirect_to_another_host_is_left_alone():
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await RedirectResponse(f"https://{scope['path'][1:]}/x")(scope, receive, send)
 
-    client = TestClient(Below(app, "/studio"), base_url="http://127.0.0.1", follow_redirects=False)
+    client = TestClient(PathPrefix(app, "/studio"), base_url="http://127.0.0.1", follow_redirects=False)
     for host in ("example.org", "127.0.0.1.example.org"):
         assert client.get(f"/studio/{host}").headers["location"] == f"https://{host}/x"
     assert client.get("/studio/127.0.0.1").headers["location"] == "/studio/x"
@@ -109,14 +109,14 @@ def test_a_path_that_the_studio_has_itself_is_refused(
     monkeypatch.setattr(pages, "STATIC", export)
     (export / "datasets").mkdir()
     with pytest.raises(argparse.ArgumentTypeError, match="of its own"):
-        below(text)
+        path_prefix(text)
 
 
 def test_a_path_that_only_begins_like_one_of_the_studio_is_none_of_it(
     export: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(pages, "STATIC", export)
-    assert [below(each) for each in ("/runs2", "/apiary", "/tools/runs", "/studio/")] == [
+    assert [path_prefix(each) for each in ("/runs2", "/apiary", "/tools/runs", "/studio/")] == [
         "/runs2",
         "/apiary",
         "/tools/runs",
@@ -172,4 +172,4 @@ def test_a_real_studio_prints_its_path_and_lists_addresses_below_it(studio_at: C
 @pytest.mark.parametrize("text", ["studio", "/a b", "/../x", "//host", "/x?y", "/ä", "/a//b", "/.hidden"])
 def test_paths_that_are_none_are_refused(text: str):
     with pytest.raises(Exception, match="write it as"):
-        below(text)
+        path_prefix(text)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowloom.server.allowed_roots import Roots
+from flowloom.server.allowed_roots import AllowedRoots
 from flowloom.tasks import ALL as TASKS
 from flowloom.trainers import ALL as TRAINERS
 from tests.server.conftest import Studio
@@ -55,13 +55,13 @@ def config_with(place: tuple[str, ...], value: str) -> Any:
 
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_each_key_of_a_schema_is_checked_as_a_path_or_known_to_be_none(name: str, tmp_path: Path) -> None:
-    schema, roots = EVERYTHING[name].schema(), Roots({"data": tmp_path / "data"})
+    schema, roots = EVERYTHING[name].schema(), AllowedRoots({"data": tmp_path / "data"})
     for place in sorted(set(texts(schema, schema))):
         keys = [key for key in place if key != "0"]
-        is_path = bool(list(roots.strays(config_with(place, "/etc/passwd"))))
+        is_path = bool(list(roots.path_problems(config_with(place, "/etc/passwd"))))
         is_known = keys[-1] in NO_PATHS or ".".join([name, *keys]) in HUB_REPOSITORIES
         if keys[-1] == "network_args":
-            assert list(roots.strays(config_with(place, "preset=/etc/passwd")))
+            assert list(roots.path_problems(config_with(place, "preset=/etc/passwd")))
         else:
             assert is_path != is_known, f"{'.'.join(place)}: is it a path? Then it must be refused here."
 

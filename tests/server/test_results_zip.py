@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from flowloom.server.zip_stream import PIECE_BYTES, zipped
+from flowloom.server.zip_stream import PIECE_BYTES, stream_zip
 from tests.server.conftest import Studio
 
 WEIGHTS = bytes(range(256)) * 20_000
@@ -98,7 +98,7 @@ def test_what_grows_or_goes_meanwhile_leaves_a_whole_zip(tmp_path: Path):
     growing, going = tmp_path / "growing", tmp_path / "going"
     growing.write_bytes(b"a" * 3 * PIECE_BYTES)
     going.write_bytes(b"b")
-    pieces = zipped([("growing", growing), ("going", going)])
+    pieces = stream_zip([("growing", growing), ("going", going)])
     content = next(pieces)
     with growing.open("ab") as file:
         file.write(b"a" * PIECE_BYTES)
@@ -112,4 +112,4 @@ def test_what_grows_or_goes_meanwhile_leaves_a_whole_zip(tmp_path: Path):
 def test_no_more_than_pieces_are_in_memory(tmp_path: Path):
     large = tmp_path / "large"
     large.write_bytes(bytes(20 * PIECE_BYTES))
-    assert max(map(len, zipped([("large", large)]))) < 2 * PIECE_BYTES
+    assert max(map(len, stream_zip([("large", large)]))) < 2 * PIECE_BYTES

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from flowloom.server.allowed_roots import Roots, inside
+from flowloom.server.allowed_roots import AllowedRoots, inside
 from flowloom.server.problems import MEDIA_TYPE, NoSuchFile, OutsideRoots
 from tests.server.conftest import Studio
 
@@ -81,7 +81,7 @@ def test_paths_in_a_configuration_that_lead_out_are_all_named(folder: Path):
         "out_dir": str(folder / ".." / "x"),
         "prompt": "/not/a/path",
     }
-    found = [problem.path for problem in Roots({"data": folder}).strays(config)]
+    found = [problem.path for problem in AllowedRoots({"data": folder}).path_problems(config)]
     assert found == ["model.chroma_path", "sets.0.image_folder_path", "out_dir"]
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
-from flowloom.server.system import Gauge
+from flowloom.server.system import SystemMonitor
 
 
 def test_a_busy_machine_is_busy_to_every_thread_that_asks():
-    gauge, until = Gauge({}), time.monotonic() + 4
+    monitor, until = SystemMonitor({}), time.monotonic() + 4
     read: list[float] = []
 
     def burn() -> None:
@@ -19,7 +19,7 @@ def test_a_busy_machine_is_busy_to_every_thread_that_asks():
     burner = threading.Thread(target=burn)
     burner.start()
     for _ in range(3):
-        reader = threading.Thread(target=lambda: read.append(gauge.read().cpu_percent))
+        reader = threading.Thread(target=lambda: read.append(monitor.read().cpu_percent))
         reader.start()
         reader.join()
         time.sleep(1.05)
@@ -30,7 +30,7 @@ def test_a_busy_machine_is_busy_to_every_thread_that_asks():
 
 def test_the_first_reading_is_no_zero_of_an_empty_interval():
     before = time.process_time()
-    gauge = Gauge({})
+    monitor = SystemMonitor({})
     while time.process_time() - before < 0.3:
         sum(range(1000))
-    assert gauge.read().cpu_percent > 0
+    assert monitor.read().cpu_percent > 0

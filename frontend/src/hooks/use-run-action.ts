@@ -16,13 +16,21 @@ export const RUN_ACTIONS = {
     said: "saving at the next step.",
     ask: (id: string) =>
       got(
-        api.POST("/api/runs/{run_id}/ask/{what}", { params: { path: { run_id: id, what: "checkpoint" } } }),
+        api.POST("/api/runs/{run_id}/control", {
+          params: { path: { run_id: id } },
+          body: { action: "checkpoint" },
+        }),
       ),
   },
   sample: {
     said: "sampling at the next step.",
     ask: (id: string) =>
-      got(api.POST("/api/runs/{run_id}/ask/{what}", { params: { path: { run_id: id, what: "sample" } } })),
+      got(
+        api.POST("/api/runs/{run_id}/control", {
+          params: { path: { run_id: id } },
+          body: { action: "sample" },
+        }),
+      ),
   },
   resume: {
     said: "queued: resumes when the device is free.",

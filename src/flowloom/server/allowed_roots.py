@@ -1,4 +1,4 @@
-"""The named folders below which everything lies that the studio reads or writes."""
+"""The named root folders. The studio reads and writes nothing outside of them."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from flowloom.server.problems import NoSuchFile, NoSuchRoot, OutsideRoots
 from flowloom.trainers.kohya.arguments import path_in
 
 _AIM = "aim://"
-_AN_ADDRESS = re.compile(r"(https?|s3|gs|az)://")
-"""What is no file of this machine; a folder's name may hold such marks further on."""
-_IN_STORES = frozenset({"image_folder_path", "source_path", "dir"})
-"""What may be in a store: images, the source of a data set, the cache."""
-_WRITTEN = frozenset({"target_dir", "out_path"})
-"""What tasks write to, under names that a client chooses."""
+_ADDRESS = re.compile(r"(https?|s3|gs|az)://")
+"""Matches addresses that are not files on this machine."""
+_MAY_BE_REMOTE = frozenset({"image_folder_path", "source_path", "dir"})
+"""Keys that may name an object store: images, the source of a dataset, the cache."""
+_OUTPUT_KEYS = frozenset({"target_dir", "out_path"})
+"""Keys for task output, whose names a client chooses."""
 _NAMES_A_PATH = re.compile(
     r"(^|_)(path|dir|folder|file)s?$|^(ae|vae|clip_[lg]|t5xxl|gemma2|network_weights)$"
 )
 
 
-class Roots:
-    """Names and folders; what leads out of them, by `..` or by a symbolic link, is refused."""
+class AllowedRoots:
+    """Root folders by name. Paths that leave them through `..` or a symbolic link are refused."""
 
     def __init__(self, folders: Mapping[str, Path]):
         self.folders = {name: folder.expanduser().absolute() for name, folder in folders.items()}
 
     def resolve(self, root: str, relative: str) -> Path:
-        """The real path of what is at `relative` below `root`.
+        """The real path of `relative` in the root called `root`.
 
         Raises:
-            NoSuchRoot, NoSuchFile, OutsideRoots: as their names say.
+            NoSuchRoot, NoSuchFile, OutsideRoots
         """
         if root not in self.folders:
             raise NoSuchRoot(root, sorted(self.folders))
         return inside(self.folders[root], relative)
 
-    def holds(self, path: Path) -> bool:
-        """Whether the real place of `path` is below one of the folders; it need not exist."""
+    def contains(self, path: Path) -> bool:
+        """True if the real path of `path`, which need not exist, is in one of the folders."""
         try:
             real = path.expanduser().resolve()
-        except (OSError, RuntimeError):  # links in a circle, or the home of a user that does not exist
+        except (OSError, RuntimeError):  # circular links, or the home of an unknown user
             return False
         return any(real.is_relative_to(folder.resolve()) for folder in self.folders.values())
 
-    def reaches_runs(self, path: Path) -> bool:
-        """Whether `path` lies in the folder of runs, or that in it: a file written there can be a run."""
+    def overlaps_runs(self, path: Path) -> bool:
+        """True if `path` is in the runs folder or contains it: a file there may be taken for a run."""
         if "runs" not in self.folders:
             return False
         real, runs = path.expanduser().resolve(), self.folders["runs"].resolve()
         return real.is_relative_to(runs) or runs.is_relative_to(real)
 
-    def named_by(self, config: Any, place: str = "") -> Iterator[Path]:
-        """The real paths that a configuration names, but for the folders themselves: all lies in these."""
+    def referenced_paths(self, config: Any, key: str = "") -> Iterator[Path]:
+        """Real paths named in a configuration, except the roots themselves, which contain everything."""
         if isinstance(config, dict | list):
             for name, value in config.items() if isinstance(config, dict) else enumerate(config):
-                yield from self.named_by(value, f"{place}.{name}")
-        elif _can_be_written(config) and (named := _path_in(place, config)) and _can_be_there(named):
+                yield from self.referenced_paths(value, f"{key}.{name}")
+        elif _is_encodable(config) and (named := _path_in(key, config)) and _is_possible_path(named):
             try:
                 path = Path(named).expanduser().resolve()
             except (OSError, RuntimeError):
@@ -69,97 +69,98 @@ class Roots:
             if path not in {folder.resolve() for folder in self.folders.values()}:
                 yield path
 
-    def strays(self, config: Any, place: str = "") -> Iterator[Problem]:
-        """The paths in a configuration that lead out of the folders, and texts that cannot be written."""
+    def path_problems(self, config: Any, key: str = "") -> Iterator[Problem]:
+        """Problems of paths in a configuration that leave the roots, and of text that cannot be encoded."""
         if isinstance(config, dict | list):
             pairs = config.items() if isinstance(config, dict) else enumerate(config)
             for name, value in pairs:
-                if not _can_be_written(name):
-                    yield Problem(place, f"{name!r} is no text.")
+                if not _is_encodable(name):
+                    yield Problem(key, f"{name!r} is not valid Unicode.")
                 else:
-                    yield from self.strays(value, f"{place}.{name}".lstrip("."))
-        elif message := self._trouble(place, config):
-            yield Problem(place, message)
+                    yield from self.path_problems(value, f"{key}.{name}".lstrip("."))
+        elif message := self._problem(key, config):
+            yield Problem(key, message)
 
-    def _trouble(self, place: str, value: Any) -> str:
-        """What is wrong with one value of a configuration; nothing where it may be."""
-        if not _can_be_written(value):
-            return f"{value!r} is no text: a half of a surrogate pair is in it."
-        if server := _server_in(place, value):
+    def _problem(self, key: str, value: Any) -> str:
+        """Return the problem of one value of a configuration, or an empty string."""
+        if not _is_encodable(value):
+            return f"{value!r} is not valid Unicode: it contains half of a surrogate pair."
+        if server := _server_in(key, value):
             return unfit_endpoint(server)
-        if _must_be_local(place, value) and (elsewhere := local_path_error(value)):
-            return elsewhere
-        path = _path_in(place, value)
+        if _must_be_local(key, value) and (problem := local_path_error(value)):
+            return problem
+        path = _path_in(key, value)
         if not path:
             return ""
-        if not _can_be_there(path):
-            return f"{path[:100]!r} is no path: too long, with a zero in it, or of nobody's home."
-        if not self.holds(Path(path)):
+        if not _is_possible_path(path):
+            return f"{path[:100]!r} is not a valid path: too long, a null byte, or an unknown user's home."
+        if not self.contains(Path(path)):
             names = ", ".join(f"{name} ({folder})" for name, folder in self.folders.items())
-            return f"{path!r} is outside of the studio's folders: {names}. Start it with --root NAME=DIR."
-        if place in _WRITTEN and self.reaches_runs(Path(path)):
-            return f"{path!r} reaches into the folder of runs: these are the studio's to make."
+            hint = "Add a folder with flowloom up --root NAME=DIR."
+            return f"{path!r} is outside the studio's folders: {names}. {hint}"
+        if key in _OUTPUT_KEYS and self.overlaps_runs(Path(path)):
+            return f"{path!r} overlaps the runs folder, in which only the studio creates files."
         return ""
 
 
-def _can_be_written(value: Any) -> bool:
-    """Whether a text can be, which JSON does not promise; all else can."""
+def _is_encodable(value: Any) -> bool:
+    """False for text with lone surrogates, which JSON allows."""
     try:
         return not isinstance(value, str) or bool(value.encode()) or value == ""
     except UnicodeEncodeError:
         return False
 
 
-def _can_be_there(path: str) -> bool:
-    """Whether the system can be asked for a path at all."""
+def _is_possible_path(path: str) -> bool:
+    """False for a path that no system call accepts."""
     try:
         Path(path).expanduser()
-    except RuntimeError:  # somebody's home, and there is nobody of that name
+    except RuntimeError:  # the home of an unknown user
         return False
     parts = path.encode().split(b"/")
     return "\0" not in path and max(map(len, parts)) <= 255 and sum(map(len, parts)) + len(parts) <= 4000
 
 
-def _must_be_local(place: str, value: Any) -> bool:
-    name = next((word for word in reversed(place.split(".")) if not word.isdecimal()), "")
-    return isinstance(value, str) and bool(_NAMES_A_PATH.search(name)) and name not in _IN_STORES
+def _must_be_local(key: str, value: Any) -> bool:
+    name = next((word for word in reversed(key.split(".")) if not word.isdecimal()), "")
+    return isinstance(value, str) and bool(_NAMES_A_PATH.search(name)) and name not in _MAY_BE_REMOTE
 
 
-def _server_in(place: str, value: Any) -> str:
-    """The address of the server that `value`, at `place`, makes us connect to; empty where it is none."""
+def _server_in(key: str, value: Any) -> str:
+    """The server address that `value` at `key` would make us connect to, or an empty string."""
     if not isinstance(value, str):
         return ""
-    if place.endswith("storage.endpoint"):
+    if key.endswith("storage.endpoint"):
         return value
-    is_aims = _is_of_aim(place) and value.startswith(_AIM)
-    return f"http://{value.removeprefix(_AIM)}" if is_aims else ""
+    is_server = _is_aim_repo(key) and value.startswith(_AIM)
+    return f"http://{value.removeprefix(_AIM)}" if is_server else ""
 
 
-def _is_of_aim(place: str) -> bool:
-    words = [word for word in place.split(".") if not word.isdecimal()]
+def _is_aim_repo(key: str) -> bool:
+    words = [word for word in key.split(".") if not word.isdecimal()]
     return words[-1:] == ["aim_path"] or words[-2:] == ["loggers", "repo"]
 
 
-def _path_in(place: str, value: Any) -> str:
-    """The path that `value`, found at `place` in a configuration, is or names; empty where it does not."""
-    words = [word for word in place.split(".") if not word.isdecimal()]
+def _path_in(key: str, value: Any) -> str:
+    """The path that `value` at `key` of a configuration is or contains, or an empty string."""
+    words = [word for word in key.split(".") if not word.isdecimal()]
     if not isinstance(value, str) or not words:
         return ""
     if words[-1] == "network_args":
         return path_in(value)
-    if _is_of_aim(place):
-        # Aim takes everything for a folder but the address of its own server.
+    if _is_aim_repo(key):
+        # Aim takes everything but a server address for a folder.
         return "" if value.startswith(_AIM) else value
-    is_path = _NAMES_A_PATH.search(words[-1]) and not _AN_ADDRESS.match(value)
+    is_path = _NAMES_A_PATH.search(words[-1]) and not _ADDRESS.match(value)
     return value if is_path else ""
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """The real path of `folder / relative`, which is there and below `folder`.
+    """The real path of `folder / relative`.
 
     Raises:
-        NoSuchFile: nothing is there.
-        OutsideRoots: it leads out of `folder`.
+        NoSuchFile: it does not exist.
+        OutsideRoots: it leaves `folder`.
     """
     parts = PurePosixPath(relative)
     if parts.is_absolute() or ".." in parts.parts or "\0" in relative or "\\" in relative:

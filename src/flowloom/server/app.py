@@ -15,13 +15,13 @@ from fastapi.routing import APIRoute
 
 import flowloom
 from flowloom.server import problems
-from flowloom.server.allowed_roots import Roots
+from flowloom.server.allowed_roots import AllowedRoots
 from flowloom.server.datasets.registry import DataSets
 from flowloom.server.deps import Studio
 from flowloom.server.garbage import Collector
 from flowloom.server.off_loop import SHARED_THREADS, SWITCH_S, off_loop
 from flowloom.server.pages import Pages
-from flowloom.server.path_prefix import Below
+from flowloom.server.path_prefix import PathPrefix
 from flowloom.server.routes import (
     checkpoints,
     datasets,
@@ -45,15 +45,15 @@ from flowloom.server.routes import (
     tasks,
     training,
 )
-from flowloom.server.runs.gpu_usage import SECONDS_BETWEEN_NOTES, note_loads
+from flowloom.server.runs.gpu_usage import GPU_USAGE_INTERVAL_S, record_gpu_usage
 from flowloom.server.runs.idle import IdleHook
 from flowloom.server.runs.queue import Queue
-from flowloom.server.runs.registry import Shelf
-from flowloom.server.runs.store import Store
+from flowloom.server.runs.registry import RunRegistry
+from flowloom.server.runs.store import RunStore
 from flowloom.server.security import Guard
 from flowloom.server.sessions import Sessions, Tries
 from flowloom.server.settings import Settings
-from flowloom.server.system import Gauge, find_devices
+from flowloom.server.system import SystemMonitor, find_devices
 from flowloom.tasks import ALL as TASKS
 from flowloom.trainers import ALL
 
@@ -85,7 +85,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.sessions = Sessions(settings.state_dir / "sessions.json", settings.token)
     app.state.tries = Tries()
     app.add_middleware(Guard, token=settings.token, sessions=app.state.sessions, tries=app.state.tries)
-    app.add_middleware(Below, path=settings.path)
+    app.add_middleware(PathPrefix, path=settings.path)
     problems.install(app)
     for routes in _ROUTES:
         app.include_router(routes.router, prefix="/api")
@@ -100,18 +100,18 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
     """Find everything again that is in the folders."""
     for folder in (settings.runs_dir, settings.state_dir / "locks"):
         folder.mkdir(parents=True, exist_ok=True)
-    shelf = Shelf(settings.runs_dir, Store(settings.state_dir / "studio.sqlite"))
-    shelf.clear_away()
-    shelf.look_at_all()
+    registry = RunRegistry(settings.runs_dir, RunStore(settings.state_dir / "studio.sqlite"))
+    registry.clean_up()
+    registry.refresh_all()
     devices = settings.devices or find_devices()
-    roots = Roots(settings.roots)
+    roots = AllowedRoots(settings.roots)
     return Studio(
         settings=settings,
         roots=roots,
-        shelf=shelf,
-        queue=Queue(shelf, {**ALL, **TASKS}, devices, settings.state_dir),
+        runs=registry,
+        queue=Queue(registry, {**ALL, **TASKS}, devices, settings.state_dir),
         trainers=ALL,
-        gauge=Gauge(settings.roots),
+        system_monitor=SystemMonitor(settings.roots),
         datasets=DataSets(roots, settings.state_dir),
         is_closing=is_closing,
     )
@@ -124,13 +124,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     anyio.to_thread.current_default_thread_limiter().total_tokens = SHARED_THREADS
     studio = await off_loop("own", open_studio, app.state.settings, lambda: app.state.is_closing())
     app.state.studio = studio
-    tasks = studio.tasks
+    jobs = studio.jobs
     endless = [
-        asyncio.create_task(tasks.repeat(name, work, every_s))
+        asyncio.create_task(jobs.repeat(name, work, every_s))
         for name, work, every_s in (
             ("the queue", studio.queue.tick, TICK_S),
-            ("the list of runs", studio.shelf.look_at_all, SCAN_S),
-            ("the notes on cards", partial(note_loads, studio.shelf, studio.gauge), SECONDS_BETWEEN_NOTES),
+            ("the list of runs", studio.runs.refresh_all, SCAN_S),
+            (
+                "GPU usage",
+                partial(record_gpu_usage, studio.runs, studio.system_monitor),
+                GPU_USAGE_INTERVAL_S,
+            ),
             ("garbage collection", collector.look, SECONDS_BETWEEN_COLLECTIONS),
             *_idle_hook(app, studio),
         )
@@ -140,7 +144,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         each.cancel()
         with suppress(asyncio.CancelledError):
             await each
-    studio.shelf.store.close()
+    studio.runs.store.close()
 
 
 def _idle_hook(app: FastAPI, studio: Studio) -> Iterator[tuple[str, Callable[[], None], float]]:

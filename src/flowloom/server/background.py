@@ -13,8 +13,8 @@ REST_AFTER_FAILURE_S = 1.0
 _log = logging.getLogger("flowloom")
 
 
-class Tasks:
-    """Tasks that are repeated as long as the server lives."""
+class PeriodicJobs:
+    """PeriodicJobs that are repeated as long as the server lives."""
 
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
@@ -42,7 +42,7 @@ class Tasks:
 
 
 @contextmanager
-def on_its_own(tell: Callable[[str], None]) -> Iterator[None]:
+def isolate_errors(tell: Callable[[str], None]) -> Iterator[None]:
     """A block that works on one of many: whatever it raises is handed to `tell`, and harms no other."""
     try:
         yield

@@ -11,16 +11,16 @@ from fastapi import Depends, Path, Request
 
 from flowloom.run.directory import RunDir
 from flowloom.run.results import Kind, result_folders
-from flowloom.server.allowed_roots import Roots, inside
-from flowloom.server.background import Tasks
+from flowloom.server.allowed_roots import AllowedRoots, inside
+from flowloom.server.background import PeriodicJobs
 from flowloom.server.datasets.registry import DataSets
 from flowloom.server.datasets.uploads import Uploads
 from flowloom.server.problems import NoSuchFile, NoSuchTrainer
 from flowloom.server.runs.metrics import Charts
 from flowloom.server.runs.queue import Queue
-from flowloom.server.runs.registry import Shelf
+from flowloom.server.runs.registry import RunRegistry
 from flowloom.server.settings import Settings
-from flowloom.server.system import Gauge
+from flowloom.server.system import SystemMonitor
 from flowloom.trainers.base import TrainerBackend
 
 
@@ -29,15 +29,15 @@ class Studio:
     """Everything that lives as long as the server."""
 
     settings: Settings
-    roots: Roots
-    shelf: Shelf
+    roots: AllowedRoots
+    runs: RunRegistry
     queue: Queue
     trainers: Mapping[str, TrainerBackend]
-    gauge: Gauge
+    system_monitor: SystemMonitor
     datasets: DataSets
     charts: Charts = field(default_factory=Charts)
     uploads: Uploads = field(default_factory=Uploads)
-    tasks: Tasks = field(default_factory=Tasks)
+    jobs: PeriodicJobs = field(default_factory=PeriodicJobs)
     is_closing: Callable[[], bool] = lambda: False
     """Whether streams shall end because the server does."""
 
@@ -47,7 +47,7 @@ class Studio:
 
     def result_folders(self, run: RunDir, kind: Kind) -> list[pathlib.Path]:
         """Where a run's results lie that the studio may show: below the named folders, links followed."""
-        return [folder for folder in result_folders(run, kind) if self.roots.holds(folder)]
+        return [folder for folder in result_folders(run, kind) if self.roots.contains(folder)]
 
     def result(self, run: RunDir, kind: Kind, name: str) -> pathlib.Path:
         """The real path of one of a run's results.
@@ -71,8 +71,8 @@ async def _studio(request: Request) -> Studio:
 StudioDep = Annotated[Studio, Depends(_studio)]
 
 
-async def _shelf(studio: StudioDep) -> Shelf:
-    return studio.shelf
+async def _runs(studio: StudioDep) -> RunRegistry:
+    return studio.runs
 
 
 async def _queue(studio: StudioDep) -> Queue:
@@ -83,7 +83,7 @@ RunId = Annotated[str, Path(description="Name of the run's directory.", examples
 
 
 def _run_dir(studio: StudioDep, run_id: RunId) -> RunDir:
-    return RunDir(studio.shelf.path(run_id))
+    return RunDir(studio.runs.path(run_id))
 
 
 async def _trainer(
@@ -95,7 +95,7 @@ async def _trainer(
     return studio.trainers[trainer]
 
 
-ShelfDep = Annotated[Shelf, Depends(_shelf)]
+RunsDep = Annotated[RunRegistry, Depends(_runs)]
 QueueDep = Annotated[Queue, Depends(_queue)]
 RunDep = Annotated[RunDir, Depends(_run_dir)]
 TrainerDep = Annotated[TrainerBackend, Depends(_trainer)]

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
 
-def below(text: str) -> str:
+def path_prefix(text: str) -> str:
     """A path as `flowloom up` is told it, without a slash at its end; empty: a host name of its own.
 
     Raises:
@@ -35,7 +35,7 @@ def _is_own(path: str) -> bool:
     return f"{path}/".startswith("/api/") or (pages.STATIC / path[1:]).exists()
 
 
-class Below:
+class PathPrefix:
     """In front of everything: takes `path` away, unless the proxy did; puts it before Locations."""
 
     def __init__(self, app: ASGIApp, path: str):

@@ -21,7 +21,7 @@ from flowloom.config.local_paths import local_path
 from flowloom.errors import RunError, is_disk_full
 from flowloom.files import read_plain, replacing, write_json
 from flowloom.server.locks import hold
-from flowloom.server.path_prefix import below
+from flowloom.server.path_prefix import path_prefix
 from flowloom.server.settings import Settings, is_loopback
 
 USAGE = "[--home DIR] [--host ADDRESS] [--port N] [--root NAME=DIR ...] [--token TOKEN] [...]"
@@ -48,7 +48,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     add("--port", type=port, default=PORT, metavar="N", help=f"default: {PORT}; 0: a free one")
     add(
         "--path",
-        type=below,
+        type=path_prefix,
         default=os.environ.get("FLOWLOOM_PATH", ""),
         metavar="PATH",
         help="where a proxy shows it, /studio say; default: FLOWLOOM_PATH, or a host name of its own",

@@ -1,4 +1,4 @@
-"""What this machine does: processors, memory, disks, accelerators."""
+"""Usage of this machine: CPUs, memory, disks, GPUs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import psutil
 from pydantic import BaseModel, Field
 
 _FRESH_S = 1.0
-_LEAST_INTERVAL_S = 0.2
-"""Between two readings of the processors' times, which the system counts in hundredths."""
+_MIN_INTERVAL_S = 0.2
+"""Between two readings of the CPU times, which the system counts in hundredths of a second."""
 _FIELDS = {
     "name": "name",
     "load_percent": "utilization.gpu",
@@ -26,8 +26,8 @@ _FIELDS = {
 }
 
 
-class Card(BaseModel):
-    """One accelerator; null is what its driver does not tell."""
+class Gpu(BaseModel):
+    """One GPU. Null: not reported by the driver."""
 
     device: str = Field(examples=["cuda:0"])
     name: str
@@ -39,7 +39,7 @@ class Card(BaseModel):
 
 
 class Disk(BaseModel):
-    """The disk that a root lies on."""
+    """The disk of a root folder."""
 
     root: str
     free_gib: float
@@ -47,7 +47,7 @@ class Disk(BaseModel):
 
 
 class System(BaseModel):
-    """The machine now."""
+    """Current usage of the machine."""
 
     time: float
     cpu_percent: float
@@ -56,11 +56,11 @@ class System(BaseModel):
     memory_total_mib: float
     studio_memory_mib: float
     disks: list[Disk]
-    cards: list[Card]
+    gpus: list[Gpu]
 
 
-class Gauge:
-    """Reads the machine, at most once a second however many ask."""
+class SystemMonitor:
+    """Measures the machine, at most once a second however often it is read."""
 
     def __init__(self, roots: Mapping[str, Path]):
         self._roots = roots
@@ -70,7 +70,7 @@ class Gauge:
         self._cpu = _CpuTimes.now()
 
     def read(self) -> System:
-        """The machine now."""
+        """Return the current usage."""
         with self._lock:
             if self._last is None or time.monotonic() - self._read_at > _FRESH_S:
                 self._last, self._read_at = self._measure(), time.monotonic()
@@ -86,35 +86,34 @@ class Gauge:
             memory_total_mib=memory.total / 2**20,
             studio_memory_mib=self._process.memory_info().rss / 2**20,
             disks=[_disk(name, path) for name, path in self._roots.items() if path.exists()],
-            cards=read_cards(),
+            gpus=read_gpus(),
         )
 
     def _cpu_percent(self) -> float:
-        """The load since the last measurement, by whatever thread that was.
+        """Load since the last measurement in any thread.
 
-        psutil's own `cpu_percent` keeps the last times of each thread apart, and a thread that asks for the
-        first time is told 0.
+        `psutil.cpu_percent` measures per thread and returns 0 for a thread's first call.
         """
-        if time.monotonic() - self._cpu.time < _LEAST_INTERVAL_S:
-            time.sleep(_LEAST_INTERVAL_S)
+        if time.monotonic() - self._cpu.time < _MIN_INTERVAL_S:
+            time.sleep(_MIN_INTERVAL_S)
         before, self._cpu = self._cpu, _CpuTimes.now()
         total = self._cpu.total - before.total
         return 100 * (self._cpu.busy - before.busy) / total if total > 0 else 0.0
 
 
 class _CpuTimes(NamedTuple):
-    """Seconds of all processors since the machine started."""
+    """Seconds of all CPUs since the machine started."""
 
     time: float
-    """When that was read, by a clock that is never set."""
+    """Time of the reading on the monotonic clock."""
     busy: float
     total: float
 
     @classmethod
     def now(cls) -> _CpuTimes:
-        """As they are now."""
+        """Read them."""
         times = psutil.cpu_times()
-        # The time of guests is in that of their host's user already.
+        # `user` includes the time of guests.
         total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         return cls(time.monotonic(), total - times.idle - getattr(times, "iowait", 0.0), total)
 
@@ -124,8 +123,8 @@ def _disk(name: str, path: Path) -> Disk:
     return Disk(root=name, free_gib=usage.free / 2**30, total_gib=usage.total / 2**30)
 
 
-def read_cards() -> list[Card]:
-    """The NVIDIA accelerators, as their driver's own tool sees them; none without it."""
+def read_gpus() -> list[Gpu]:
+    """The NVIDIA GPUs as nvidia-smi reports them; none without it."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
@@ -134,17 +133,17 @@ def read_cards() -> list[Card]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [_card(i, line.split(", ")) for i, line in enumerate(done.stdout.splitlines())]
+    return [_gpu(i, line.split(", ")) for i, line in enumerate(done.stdout.splitlines())]
 
 
-def _card(index: int, values: list[str]) -> Card:
+def _gpu(index: int, values: list[str]) -> Gpu:
     name, *numbers = values
     figures = dict(zip(list(_FIELDS)[1:], map(_number, numbers), strict=True))
-    return Card.model_validate({"device": f"cuda:{index}", "name": name} | figures)
+    return Gpu.model_validate({"device": f"cuda:{index}", "name": name} | figures)
 
 
 def _number(text: str) -> float | None:
-    """None for `[N/A]` and its like."""
+    """The number, or None for values such as `[N/A]`."""
     try:
         return float(text)
     except ValueError:
@@ -152,5 +151,5 @@ def _number(text: str) -> float | None:
 
 
 def find_devices() -> tuple[str, ...]:
-    """What runs can be put on, the usual one first."""
-    return (*(card.device for card in read_cards()), "cpu")
+    """The devices that runs can use, the default first."""
+    return (*(gpu.device for gpu in read_gpus()), "cpu")

@@ -31,7 +31,7 @@ class _Outbox(io.RawIOBase):
         return b"".join(pieces)
 
 
-def zipped(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
+def stream_zip(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
     """The bytes of a zip of `files`, names within it and where they lie.
 
     Stored, not packed: weights and pictures do not get smaller. Any file may have more than 4 GiB (Zip64).

@@ -36,7 +36,7 @@ export function SystemMeters() {
   const { data: studio, isError } = useQuery(health);
   return (
     <div className="grid min-h-28 content-end gap-2.5">
-      {data?.cards.map((card) => (
+      {data?.gpus.map((card) => (
         <Gauge
           key={card.device}
           label={card.device}

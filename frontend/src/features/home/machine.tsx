@@ -52,7 +52,7 @@ export function MachinePanel() {
         </div>
       ) : (
         <ul className="grid gap-4">
-          {data.cards.map((card) => (
+          {data.gpus.map((card) => (
             <Row
               key={card.device}
               name={card.name}
@@ -67,7 +67,7 @@ export function MachinePanel() {
               share={(card.memory_used_mib ?? 0) / (card.memory_total_mib || 1)}
             />
           ))}
-          {data.cards.length === 0 && (
+          {data.gpus.length === 0 && (
             <li className="text-sm text-secondary-foreground">
               No GPU found. Runs use the CPU, which is enough for the demo and small tests.
             </li>

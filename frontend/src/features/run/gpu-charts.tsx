@@ -20,7 +20,7 @@ function UsageChart({
   usage,
   startTime,
 }: {
-  loads: Schemas["CardLoads"];
+  loads: Schemas["GpuUsage"];
   usage: (typeof USAGES)[number];
   startTime: number;
 }) {

@@ -100,8 +100,8 @@ export const metrics = (id: string, maxPoints: number, span?: Span) =>
 
 export const cardLoads = (id: string) =>
   queryOptions({
-    queryKey: ["run", id, "cards"],
-    queryFn: () => got(api.GET("/api/runs/{run_id}/cards", { params: { path: { run_id: id } } })),
+    queryKey: ["run", id, "gpu-usage"],
+    queryFn: () => got(api.GET("/api/runs/{run_id}/gpu-usage", { params: { path: { run_id: id } } })),
     staleTime: 10_000,
   });
 

@@ -738,26 +738,6 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/api/runs/{run_id}/ask/{what}": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Save or sample now
-         * @description Done at its next step; events tell when.
-         */
-        post: operations["runs-ask_run"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
     "/api/runs/{run_id}/cancel": {
         parameters: {
             query?: never;
@@ -772,26 +752,6 @@ export interface paths {
          * @description It keeps its directory, and can be queued again by resuming it.
          */
         post: operations["runs-cancel_run"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/runs/{run_id}/cards": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * What a run's cards did
-         * @description Load, memory, temperature and power of its accelerators, noted every ten seconds; none on a CPU.
-         */
-        get: operations["events-read_card_loads"];
-        put?: never;
-        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -898,6 +858,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/runs/{run_id}/control": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Stop, save a checkpoint or generate previews
+         * @description The run acts on it at its next step and reports it in its events.
+         */
+        post: operations["runs-control_run"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/runs/{run_id}/duplicate": {
         parameters: {
             query?: never;
@@ -927,9 +907,29 @@ export interface paths {
         };
         /**
          * Follow a run's events
-         * @description Server-sent events with their `seq` as id: a client that comes back misses none and gets none twice.
+         * @description Server-sent events with `seq` as id: a reconnecting client misses none and gets none twice.
          */
         get: operations["events-follow_events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/runs/{run_id}/gpu-usage": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * GPU usage of a run
+         * @description Load, memory, temperature and power of its GPUs, recorded every ten seconds. Empty on a CPU.
+         */
+        get: operations["events-read_usage"];
         put?: never;
         post?: never;
         delete?: never;
@@ -987,8 +987,7 @@ export interface paths {
         };
         /**
          * A run's charts
-         * @description Every curve in at most `max_points` stretches of steps, each with mean and bounds; a shorter
-         *     span of steps is told the more finely.
+         * @description Every curve in at most `max_points` intervals of steps, each with its mean, minimum and maximum.
          */
         get: operations["events-read_metrics"];
         put?: never;
@@ -1790,61 +1789,6 @@ export interface components {
             version: string;
         };
         /**
-         * Card
-         * @description One accelerator; null is what its driver does not tell.
-         */
-        Card: {
-            /**
-             * Device
-             * @example cuda:0
-             */
-            device: string;
-            /** Load Percent */
-            load_percent: number | null;
-            /** Memory Total Mib */
-            memory_total_mib: number | null;
-            /** Memory Used Mib */
-            memory_used_mib: number | null;
-            /** Name */
-            name: string;
-            /** Power W */
-            power_w: number | null;
-            /** Temperature C */
-            temperature_c: number | null;
-        };
-        /**
-         * CardCurves
-         * @description One card's curves, a value for each time; null is what its driver did not tell.
-         */
-        CardCurves: {
-            /** Load Percent */
-            load_percent: (number | null)[];
-            /** Memory Used Mib */
-            memory_used_mib: (number | null)[];
-            /** Power W */
-            power_w: (number | null)[];
-            /** Temperature C */
-            temperature_c: (number | null)[];
-        };
-        /**
-         * CardLoads
-         * @description What a run's cards did.
-         */
-        CardLoads: {
-            /**
-             * Cards
-             * @description By device: the mean of each stretch.
-             */
-            cards: {
-                [key: string]: components["schemas"]["CardCurves"];
-            };
-            /**
-             * Times
-             * @description Of the last note of each stretch, in seconds since 1970.
-             */
-            times: number[];
-        };
-        /**
          * Checkpoint
          * @description One checkpoint: its weights; the state for exact resume is counted, not listed.
          */
@@ -1948,6 +1892,18 @@ export interface components {
             schema: {
                 [key: string]: unknown;
             };
+        };
+        /**
+         * ControlRequest
+         * @description A request to a running run.
+         */
+        ControlRequest: {
+            /**
+             * Action
+             * @example sample
+             * @enum {string}
+             */
+            action: "stop" | "checkpoint" | "sample";
         };
         /**
          * Convert
@@ -2131,7 +2087,7 @@ export interface components {
         };
         /**
          * Disk
-         * @description The disk that a root lies on.
+         * @description The disk of a root folder.
          */
         Disk: {
             /** Free Gib */
@@ -2245,25 +2201,6 @@ export interface components {
              * @description The edit that this one undid.
              */
             undoes: string | null;
-        };
-        /**
-         * Entry
-         * @description A file or folder.
-         */
-        Entry: {
-            /** Is Folder */
-            is_folder: boolean;
-            /** Name */
-            name: string;
-            /**
-             * Path
-             * @description Absolute: what a configuration names it by.
-             */
-            path: string;
-            /** Size */
-            size: number;
-            /** Time */
-            time: number;
         };
         /**
          * Examination
@@ -2440,12 +2377,31 @@ export interface components {
          */
         Folder: {
             /** Entries */
-            entries: components["schemas"]["Entry"][];
+            entries: components["schemas"]["FolderEntry"][];
             /**
              * Total
              * @example 12
              */
             total: number;
+        };
+        /**
+         * FolderEntry
+         * @description A file or folder.
+         */
+        FolderEntry: {
+            /** Is Folder */
+            is_folder: boolean;
+            /** Name */
+            name: string;
+            /**
+             * Path
+             * @description Absolute: what a configuration names it by.
+             */
+            path: string;
+            /** Size */
+            size: number;
+            /** Time */
+            time: number;
         };
         /**
          * FreshnessView
@@ -2474,6 +2430,61 @@ export interface components {
              * @example null
              */
             source: string | null;
+        };
+        /**
+         * Gpu
+         * @description One GPU. Null: not reported by the driver.
+         */
+        Gpu: {
+            /**
+             * Device
+             * @example cuda:0
+             */
+            device: string;
+            /** Load Percent */
+            load_percent: number | null;
+            /** Memory Total Mib */
+            memory_total_mib: number | null;
+            /** Memory Used Mib */
+            memory_used_mib: number | null;
+            /** Name */
+            name: string;
+            /** Power W */
+            power_w: number | null;
+            /** Temperature C */
+            temperature_c: number | null;
+        };
+        /**
+         * GpuCurves
+         * @description Curves of one GPU, a value for each time. Null: not reported by the driver.
+         */
+        GpuCurves: {
+            /** Load Percent */
+            load_percent: (number | null)[];
+            /** Memory Used Mib */
+            memory_used_mib: (number | null)[];
+            /** Power W */
+            power_w: (number | null)[];
+            /** Temperature C */
+            temperature_c: (number | null)[];
+        };
+        /**
+         * GpuUsage
+         * @description GPU usage of a run.
+         */
+        GpuUsage: {
+            /**
+             * Gpus
+             * @description Mean of each interval, by device.
+             */
+            gpus: {
+                [key: string]: components["schemas"]["GpuCurves"];
+            };
+            /**
+             * Times
+             * @description Time of the last record of each interval, in seconds since 1970.
+             */
+            times: number[];
         };
         /**
          * Health
@@ -3028,12 +3039,12 @@ export interface components {
         };
         /**
          * Pause
-         * @description Nothing is started; what runs goes on.
+         * @description No run is started. Running ones continue.
          */
         Pause: {
             /**
              * Run
-             * @description The run that failed; null: somebody paused it.
+             * @description The failed run; null: paused by hand.
              * @example fox-lora
              */
             run?: string | null;
@@ -3876,15 +3887,15 @@ export interface components {
         };
         /**
          * System
-         * @description The machine now.
+         * @description Current usage of the machine.
          */
         System: {
-            /** Cards */
-            cards: components["schemas"]["Card"][];
             /** Cpu Percent */
             cpu_percent: number;
             /** Disks */
             disks: components["schemas"]["Disk"][];
+            /** Gpus */
+            gpus: components["schemas"]["Gpu"][];
             /** Memory Total Mib */
             memory_total_mib: number;
             /** Memory Used Mib */
@@ -11379,166 +11390,6 @@ export interface operations {
             };
         };
     };
-    "runs-ask_run": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Name of the run's directory. */
-                run_id: string;
-                what: "stop" | "checkpoint" | "sample";
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["RunView"];
-                };
-            };
-            /** @description The body is no JSON. */
-            400: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 400,
-                     *       "title": "The body is no JSON.",
-                     *       "type": "urn:flowloom:not-json"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This studio wants its token. */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 401,
-                     *       "title": "This studio wants its token.",
-                     *       "type": "urn:flowloom:not-signed-in"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This request is refused. */
-            403: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 403,
-                     *       "title": "This request is refused.",
-                     *       "type": "urn:flowloom:forbidden"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description There is no such run. */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 404,
-                     *       "title": "There is no such run.",
-                     *       "type": "urn:flowloom:no-such-run"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description The run is in another state. */
-            409: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 409,
-                     *       "title": "The run is in another state.",
-                     *       "type": "urn:flowloom:not-now"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description That is too much at once. */
-            413: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 413,
-                     *       "title": "That is too much at once.",
-                     *       "type": "urn:flowloom:too-large"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description What was sent cannot be used. */
-            422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
-                     *       "type": "urn:flowloom:invalid"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description The studio cannot write there. */
-            507: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 507,
-                     *       "title": "The studio cannot write there.",
-                     *       "type": "urn:flowloom:unwritable"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-        };
-    };
     "runs-cancel_run": {
         parameters: {
             query?: never;
@@ -11640,150 +11491,6 @@ export interface operations {
                      *       "status": 409,
                      *       "title": "The run is in another state.",
                      *       "type": "urn:flowloom:not-now"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description That is too much at once. */
-            413: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 413,
-                     *       "title": "That is too much at once.",
-                     *       "type": "urn:flowloom:too-large"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description What was sent cannot be used. */
-            422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
-                     *       "type": "urn:flowloom:invalid"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description The studio cannot write there. */
-            507: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 507,
-                     *       "title": "The studio cannot write there.",
-                     *       "type": "urn:flowloom:unwritable"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-        };
-    };
-    "events-read_card_loads": {
-        parameters: {
-            query?: {
-                max_points?: number;
-            };
-            header?: never;
-            path: {
-                /** @description Name of the run's directory. */
-                run_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["CardLoads"];
-                };
-            };
-            /** @description The body is no JSON. */
-            400: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 400,
-                     *       "title": "The body is no JSON.",
-                     *       "type": "urn:flowloom:not-json"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This studio wants its token. */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 401,
-                     *       "title": "This studio wants its token.",
-                     *       "type": "urn:flowloom:not-signed-in"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This request is refused. */
-            403: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 403,
-                     *       "title": "This request is refused.",
-                     *       "type": "urn:flowloom:forbidden"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description There is no such run. */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 404,
-                     *       "title": "There is no such run.",
-                     *       "type": "urn:flowloom:no-such-run"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -12584,6 +12291,169 @@ export interface operations {
             };
         };
     };
+    "runs-control_run": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Name of the run's directory. */
+                run_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ControlRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RunView"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such run. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such run.",
+                     *       "type": "urn:flowloom:no-such-run"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The run is in another state. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "The run is in another state.",
+                     *       "type": "urn:flowloom:not-now"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
     "runs-duplicate_run": {
         parameters: {
             query?: never;
@@ -12754,7 +12624,7 @@ export interface operations {
                 after?: number;
             };
             header?: {
-                /** @description As `after`, and before it. */
+                /** @description Same as `after`; takes precedence. */
                 "last-event-id"?: number | null;
             };
             path: {
@@ -12765,7 +12635,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description Events without end. */
+            /** @description An endless stream of events. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -12777,6 +12647,150 @@ export interface operations {
                      *     data: {...}
                      */
                     "text/event-stream": string;
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such run. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such run.",
+                     *       "type": "urn:flowloom:no-such-run"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "events-read_usage": {
+        parameters: {
+            query?: {
+                max_points?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Name of the run's directory. */
+                run_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GpuUsage"];
                 };
             };
             /** @description The body is no JSON. */
@@ -13209,9 +13223,9 @@ export interface operations {
         parameters: {
             query?: {
                 max_points?: number;
-                /** @description Step to begin with. */
+                /** @description First step. */
                 first?: number;
-                /** @description Step to end with; none: the newest. */
+                /** @description Last step; default: the newest. */
                 last?: number | null;
             };
             header?: never;

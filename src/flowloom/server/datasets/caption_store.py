@@ -151,7 +151,7 @@ class _Files:
                 for change, seen in zip(some, pool.map(self._replace, some), strict=True):
                     changed += [change.item] if seen is None else []
                     written += seen or ()
-                self.index.look_again(written)
+                self.index.refresh_if_present(written)
         return changed
 
     def _replace(self, change: Change) -> list[Seen] | None:

@@ -165,7 +165,7 @@ class Index(Table):
                 self.version += 1
             state.num_done += len(found)
 
-    def look_again(self, seen: Iterable[Seen]) -> None:
+    def refresh_if_present(self, seen: Iterable[Seen]) -> None:
         """Open what was just written."""
         self.put([opened(self.dataset.folder, one) for one in seen])
 

@@ -20,7 +20,7 @@ from flowloom.datasets.build.build import Recipe
 from flowloom.datasets.build.fresh import recipe_of
 from flowloom.datasets.build.state import SUFFIX, recorded_root
 from flowloom.files import read_json, write_json
-from flowloom.server.allowed_roots import Roots
+from flowloom.server.allowed_roots import AllowedRoots
 from flowloom.server.problems import Forbidden, NoSuchFile, OutsideRoots, ServiceError
 
 Kind = Literal["folder", "jsonl", "bucket"]
@@ -105,7 +105,7 @@ class Trashed:
 class Places:
     """The data sets in the root `data`, whatever put them there."""
 
-    def __init__(self, roots: Roots):
+    def __init__(self, roots: AllowedRoots):
         self.roots = roots
 
     @property
@@ -170,9 +170,9 @@ class Places:
         """
         name = self.free_name(name)
         if isinstance(where, Path):
-            if not self.roots.holds(where):
+            if not self.roots.contains(where):
                 raise OutsideRoots(str(where))
-            if self.roots.reaches_runs(where):
+            if self.roots.overlaps_runs(where):
                 todo = "Copy its pictures to a folder of another root."
                 raise Forbidden(f"{where} reaches into the folder of runs.", todo)
             if not (where.is_dir() or (where.is_file() and where.suffix.lower() == ".jsonl")):
@@ -262,7 +262,7 @@ class Places:
 
     def _holds(self, path: Path) -> bool:
         try:
-            return self.roots.holds(path) and not self.roots.reaches_runs(path)
+            return self.roots.contains(path) and not self.roots.overlaps_runs(path)
         except (OSError, RuntimeError, ValueError):  # a link in a circle, ~nobody, a name that is no name
             return False
 

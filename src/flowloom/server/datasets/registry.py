@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowloom.datasets.build.fresh import Freshness, freshness
-from flowloom.server.allowed_roots import Roots
+from flowloom.server.allowed_roots import AllowedRoots
 from flowloom.server.datasets.edit_lock import Turns
 from flowloom.server.datasets.edits import Editor
 from flowloom.server.datasets.index import Index, stamp_of
@@ -45,7 +45,7 @@ class _Compared:
 class DataSets:
     """What routes ask for a data set by its name."""
 
-    def __init__(self, roots: Roots, state_dir: Path):
+    def __init__(self, roots: AllowedRoots, state_dir: Path):
         self.places = Places(roots)
         self.state_dir = state_dir
         shutil.rmtree(state_dir / "answers", ignore_errors=True)  # of a studio that was killed

@@ -19,7 +19,7 @@ from flowloom.server.deps import RunDep, Studio, StudioDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import NoSuchFile, NoSuchRun, NotNow, OutsideRoots, problems
 from flowloom.server.runs.view import ACTIVE
-from flowloom.server.zip_stream import zipped
+from flowloom.server.zip_stream import stream_zip
 
 router = Router(tags=["checkpoints"], responses=problems())
 Name = Annotated[str, UrlPath(description="As listed.", examples=["step_00000100"])]
@@ -87,12 +87,12 @@ def delete_checkpoint(run: RunDep, name: Name, studio: StudioDep) -> None:
     # A run may save into a folder of the user's, where much else lies.
     if path not in {entry.resolve() for entry in _whole(run, studio)}:
         raise NoSuchFile(name)
-    view = studio.shelf.look(run.path.name)
+    view = studio.runs.refresh(run.path.name)
     if view.state in ACTIVE and view.checkpoint == path.name:
         raise NotNow(f"{name} is what {run.path.name!r} goes on from.", "Stop or cancel the run first.")
     gone = path.rename(path.with_name(f"{path.name}.removed.tmp"))
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    studio.shelf.look(run.path.name)
+    studio.runs.refresh(run.path.name)
 
 
 @router.get(
@@ -116,7 +116,7 @@ def download_results(
     Made while it is sent, so its length is not known before."""
     files = [*_texts(run), *_weights(run, studio, checkpoints), *(_pictures(run, studio) if samples else ())]
     headers = {"content-disposition": f'attachment; filename="{run.path.name}.zip"'}
-    return StreamingResponse(zipped(files), media_type="application/zip", headers=headers)
+    return StreamingResponse(stream_zip(files), media_type="application/zip", headers=headers)
 
 
 def _texts(run: RunDir) -> Iterator[tuple[str, Path]]:
@@ -131,14 +131,14 @@ def _weights(run: RunDir, studio: Studio, which: str) -> Iterator[tuple[str, Pat
     for entry in entries[: {"newest": 1, "all": None, "none": 0}[which]]:
         for path in sorted(entry.rglob("*")) if entry.is_dir() else [entry]:
             name = path.relative_to(entry.parent)
-            if "state" not in name.parts and path.is_file() and studio.roots.holds(path):
+            if "state" not in name.parts and path.is_file() and studio.roots.contains(path):
                 yield f"{run.path.name}/checkpoints/{name.as_posix()}", path
 
 
 def _pictures(run: RunDir, studio: Studio) -> Iterator[tuple[str, Path]]:
     folders = studio.result_folders(run, "samples")
     for folder, path in samples_of(run):
-        if folder in folders and studio.roots.holds(path):
+        if folder in folders and studio.roots.contains(path):
             yield f"{run.path.name}/samples/{path.relative_to(folder).as_posix()}", path
 
 

@@ -23,7 +23,7 @@ from flowloom.server.datasets.registry import DataSets
 from flowloom.server.deps import StudioDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import InUse, Invalid, NoSuchFile, OutsideRoots, Place, problems
-from flowloom.server.runs.references import require_unused
+from flowloom.server.runs.references import require_unreferenced
 from flowloom.storage.base import StorageSection
 
 router = Router(tags=["datasets"], responses=problems())
@@ -149,7 +149,7 @@ def delete_dataset(library: LibraryDep, dataset: DataSetDep, studio: StudioDep) 
     """Into the trash; of one that lies elsewhere, only its name goes there. Not what a run needs that waits
     or runs."""
     if dataset.path and not dataset.is_link:
-        require_unused(studio, dataset.path)
+        require_unreferenced(studio, dataset.path)
     with library.turns(dataset).take(f"{dataset.name} is being deleted"):
         return TrashView.of(library.places.delete(dataset.name))
 

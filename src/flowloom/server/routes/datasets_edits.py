@@ -20,7 +20,7 @@ router = Router(tags=["datasets"], responses=problems(NoSuchDataSet, WrongKind))
 SHOWN = 100
 
 
-class Wish(BaseModel):
+class StopRequest(BaseModel):
     """What shall be done, and to which pictures."""
 
     model_config = ConfigDict(extra="forbid")
@@ -36,13 +36,13 @@ class Wish(BaseModel):
     )
 
 
-class Previewing(Wish):
+class Previewing(StopRequest):
     """A wish, to be shown first."""
 
     examples: int = Field(10, ge=0, le=SHOWN, description="How many captions to show.")
 
 
-class Doing(Wish):
+class Doing(StopRequest):
     """A wish, to be carried out."""
 
     version: str | None = Field(

@@ -313,7 +313,7 @@ def _picture(index: Index, item: str, studio: Studio) -> Path:
         path = find_image(folder, row.file) if index.dataset.kind == "jsonl" else inside(folder, row.file)
     except ImageError:
         raise NoSuchFile(row.file) from None
-    if not studio.roots.holds(path):
+    if not studio.roots.contains(path):
         raise OutsideRoots(row.file)
     if not path.is_file():
         raise NoSuchFile(row.file)

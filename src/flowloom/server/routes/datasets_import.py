@@ -10,7 +10,7 @@ from flowloom.server.deps import StudioDep
 from flowloom.server.off_loop import Router
 from flowloom.server.problems import Invalid, problems
 from flowloom.server.runs.create import NewRun, make_run, problems_of
-from flowloom.server.runs.references import runs_that_name
+from flowloom.server.runs.references import runs_referencing
 from flowloom.server.runs.view import ACTIVE, RunView
 from flowloom.tasks.dataset_import import IMPORT
 
@@ -51,7 +51,7 @@ def import_dataset(body: Import, studio: StudioDep) -> RunView:
         raise UnfitName(f"{name!r} is the name of a JSONL.", "Call the folder otherwise.")
     places.free_name(f"{name}.jsonl")
     target = places.home / name
-    if coming := runs_that_name(studio, target, ACTIVE):
+    if coming := runs_referencing(studio, target, ACTIVE):
         raise DataSetTaken(f"{coming[0]} brings or needs {name!r}.", "Choose another name, or cancel it.")
     config = body.model_dump(exclude={"name"}) | {"target_dir": str(target)}
     if found := problems_of(studio, IMPORT, config):

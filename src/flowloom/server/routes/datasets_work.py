@@ -188,7 +188,7 @@ def export_dataset(dataset: DataSetDep, body: Export, studio: StudioDep, respons
 
 
 def _answer(studio: Studio, task: Task, config: dict[str, Any], is_run: bool, response: Response) -> Answer:
-    if strays := list(studio.roots.strays(config)):
+    if strays := list(studio.roots.path_problems(config)):
         raise Invalid.of(strays, "")
     if not is_run:
         return Answer(result=answer_of(task, config, studio.settings.state_dir), run=None)

@@ -21,7 +21,9 @@ from flowloom.server.routes.samples import Size
 
 router = Router(tags=["files"], responses=problems())
 SORTED_AT_ONCE = 2000
-Below = Annotated[str, Query(description="Relative to the root; empty: the root itself.", max_length=4096)]
+RelativePath = Annotated[
+    str, Query(description="Relative to the root; empty: the root itself.", max_length=4096)
+]
 
 
 RootName = Annotated[str, UrlPath(description="As listed.", examples=["models"])]
@@ -35,7 +37,7 @@ class Root(BaseModel):
     exists: bool
 
 
-class Entry(BaseModel):
+class FolderEntry(BaseModel):
     """A file or folder."""
 
     name: str
@@ -49,7 +51,7 @@ class Folder(BaseModel):
     """Some of what is in a folder, by name, folders first."""
 
     total: int = Field(examples=[12])
-    entries: list[Entry]
+    entries: list[FolderEntry]
 
 
 @router.get("/roots", summary="The studio's folders")
@@ -65,7 +67,7 @@ def list_roots(studio: StudioDep) -> list[Root]:
 def list_folder(
     root: RootName,
     studio: StudioDep,
-    path: Below = "",
+    path: RelativePath = "",
     limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
     skip: Annotated[int, Query(ge=0, le=10**9)] = 0,
 ) -> Folder:
@@ -93,7 +95,9 @@ def list_folder(
     responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots, NotAnImage),
 )
 @in_group("pictures")
-def read_file(root: RootName, studio: StudioDep, path: Below, size: Size | None = None) -> FileResponse:
+def read_file(
+    root: RootName, studio: StudioDep, path: RelativePath, size: Size | None = None
+) -> FileResponse:
     """As a download; with `size`, a WebP no larger than that."""
     file = studio.roots.resolve(root, path)
     if not file.is_file():
@@ -105,15 +109,15 @@ def read_file(root: RootName, studio: StudioDep, path: Below, size: Size | None 
 
 def _leads_in(studio: Studio, link: os.DirEntry[str]) -> bool:
     """Whether a link leads to something that is there, in one of the folders."""
-    return Path(link).exists() and studio.roots.holds(Path(link))
+    return Path(link).exists() and studio.roots.contains(Path(link))
 
 
-def _entry(path: Path) -> Entry | None:
+def _entry(path: Path) -> FolderEntry | None:
     """None: it went away meanwhile."""
     try:
         stat = path.stat()
     except OSError:
         return None
-    return Entry(
+    return FolderEntry(
         name=path.name, path=str(path), is_folder=path.is_dir(), size=stat.st_size, time=stat.st_mtime
     )

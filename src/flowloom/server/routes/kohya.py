@@ -85,7 +85,7 @@ def import_config(body: Brought, studio: StudioDep) -> Understood:
 def _folders_in(studio: Studio, path: str) -> list[str] | None:
     """Names of the folders in a folder of the studio; None where there is none, or it may not be read."""
     try:
-        if "\0" in path or not studio.roots.holds(Path(path)):
+        if "\0" in path or not studio.roots.contains(Path(path)):
             return None
         with os.scandir(Path(path).expanduser()) as entries:
             return [entry.name for entry in entries if entry.is_dir()]

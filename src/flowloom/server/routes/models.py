@@ -31,12 +31,12 @@ from flowloom.server.problems import (
     problems,
 )
 from flowloom.server.routes.training import Candidate
-from flowloom.server.runs.references import require_unused, runs_that_name
+from flowloom.server.runs.references import require_unreferenced, runs_referencing
 from flowloom.server.runs.view import RESUMABLE
 
 router = Router(tags=["models"], responses=problems(NoSuchRoot))
 _NO_MODELS = {"runs", "data", "cache"}
-"""Roots that are looked through only when they are asked for."""
+"""Roots that are listed only on request."""
 MAX_TENSORS = 5000
 
 
@@ -167,7 +167,7 @@ def list_models(
         folder = studio.roots.resolve(name, "") if name not in folders or folders[name].is_dir() else None
         for model in find([folder] if folder else []):
             wanted = not kind or model.kind in kind
-            if wanted and model.path not in models and studio.roots.holds(model.path):
+            if wanted and model.path not in models and studio.roots.contains(model.path):
                 models[model.path] = _view(model, name, hashes)
     found = list(models.values())
     return Library(
@@ -222,8 +222,8 @@ def delete_model(
     place = studio.roots.resolve(root, path)
     if root in _NO_MODELS or not place.is_file() or not place.name.endswith((*LISTED, ".part")):
         raise NoSuchFile(path)
-    require_unused(studio, place)
-    if not force and (names := runs_that_name(studio, place, RESUMABLE)):
+    require_unreferenced(studio, place)
+    if not force and (names := runs_referencing(studio, place, RESUMABLE)):
         todo = "Send force=true to delete it all the same, or delete those runs first."
         raise WantedLater(f"{place.name} is what these would go on with: {', '.join(names)}.", todo)
     place.unlink()
@@ -242,7 +242,7 @@ def list_offers(studio: StudioDep) -> list[OfferView]:
 def list_missing(body: Candidate, studio: StudioDep) -> Lacking:
     """Each file that its model section lacks or names wrongly, why, what is here, and its download."""
     section = body.config.get("model") or {}
-    if strays := list(studio.roots.strays({"model": section})):
+    if strays := list(studio.roots.path_problems({"model": section})):
         raise Invalid.of(strays)
     folders = [
         folder for name, folder in studio.roots.folders.items() if name not in _NO_MODELS and folder.is_dir()
@@ -330,7 +330,7 @@ def _hashes(studio: Studio) -> dict[Mark | None, str]:
     """What downloads and sums that ran here found out, the newest last."""
     found: dict[Mark | None, str] = {}
     for name in ("download", "hash"):
-        for run in reversed(studio.shelf.store.page([], name, 500, 0)[1]):
+        for run in reversed(studio.runs.store.page([], name, 500, 0)[1]):
             found |= known_hashes(studio.settings.runs_dir / run.id / "result.json")
     return found
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flowloom.files import read_json
 from flowloom.run.directory import Control
 from flowloom.run.resume import differences
-from flowloom.server.deps import QueueDep, RunDep, RunId, ShelfDep, StudioDep
+from flowloom.server.deps import QueueDep, RunDep, RunId, RunsDep, StudioDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Damaged, Invalid, NameTaken, NoSuchRun, NotNow, problems, shows
 from flowloom.server.runs.create import NewRun, Restart, make_run, patched, resume_run
@@ -57,6 +57,14 @@ class QueueChange(BaseModel):
     )
 
 
+class ControlRequest(BaseModel):
+    """A request to a running run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: Control = Field(examples=["sample"])
+
+
 class Move(BaseModel):
     """A place in the queue."""
 
@@ -90,14 +98,14 @@ class Difference(BaseModel):
 
 @router.get("/runs", summary="List runs")
 def list_runs(
-    shelf: ShelfDep,
+    registry: RunsDep,
     state: Annotated[list[State], Query(description="Only runs in one of these states.")] = [],  # noqa: B006
     trainer: Annotated[str | None, Query(examples=["flow"])] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     skip: Annotated[int, Query(ge=0, le=10**9)] = 0,
 ) -> RunPage:
     """Whatever lies in the runs folder, also what was started by hand."""
-    total, runs = shelf.store.page(state, trainer, limit, skip)
+    total, runs = registry.store.page(state, trainer, limit, skip)
     return RunPage(total=total, runs=runs)
 
 
@@ -110,24 +118,24 @@ def read_queue(queue: QueueDep) -> QueuePage:
 @router.patch("/queue", summary="Pause the queue, or let it go on")
 def change_queue(body: QueueChange, queue: QueueDep) -> QueuePage:
     """What runs goes on in any case. Kept until it is changed, over restarts as well."""
-    queue.set_standing(body.on_fail, body.paused)
+    queue.set_state(body.on_fail, body.paused)
     return _page(queue)
 
 
 def _page(queue: Queue) -> QueuePage:
-    standing = queue.standing
+    state = queue.state
     return QueuePage(
         devices=list(queue.devices),
-        runs=queue.shelf.store.queue(),
-        on_fail=standing.on_fail,
-        pause=standing.pause,
+        runs=queue.runs.store.queue(),
+        on_fail=state.on_fail,
+        pause=state.pause,
     )
 
 
 @router.get("/runs/{run_id}", summary="How a run stands", responses=problems(NoSuchRun))
-def read_run(run_id: RunId, shelf: ShelfDep) -> RunView:
+def read_run(run_id: RunId, registry: RunsDep) -> RunView:
     """State, progress, and what to do when it failed."""
-    return shelf.get(run_id)
+    return registry.get(run_id)
 
 
 @router.delete(
@@ -168,9 +176,9 @@ def list_result_files(run: RunDep, studio: StudioDep) -> list[ResultFile]:
 
 
 @router.get("/runs/{run_id}/compare/{other}", summary="Compare two runs", responses=problems(NoSuchRun))
-def compare(run: RunDep, other: RunId, shelf: ShelfDep) -> Difference:
+def compare(run: RunDep, other: RunId, registry: RunsDep) -> Difference:
     """Where the other run's configuration differs, key by key."""
-    theirs = shelf.other(other).read_run()["config"]
+    theirs = registry.run_dir(other).read_run()["config"]
     return Difference(changes=dict(differences("", run.read_run()["config"], theirs)))
 
 
@@ -200,10 +208,14 @@ def kill_run(run_id: RunId, queue: QueueDep) -> RunView:
     return queue.stop(run_id, save=False)
 
 
-@router.post("/runs/{run_id}/ask/{what}", summary="Save or sample now", responses=problems(NoSuchRun, NotNow))
-def ask_run(run_id: RunId, what: Control, queue: QueueDep) -> RunView:
-    """Done at its next step; events tell when."""
-    return queue.ask(run_id, what)
+@router.post(
+    "/runs/{run_id}/control",
+    summary="Stop, save a checkpoint or generate previews",
+    responses=problems(NoSuchRun, NotNow),
+)
+def control_run(run_id: RunId, body: ControlRequest, queue: QueueDep) -> RunView:
+    """The run acts on it at its next step and reports it in its events."""
+    return queue.control(run_id, body.action)
 
 
 @router.post("/runs/{run_id}/resume", summary="Go on", responses=problems(NoSuchRun, NotNow, Invalid))

@@ -34,7 +34,7 @@ class Finding(BaseModel):
 @router.get("/system", summary="The machine now")
 def read_system(studio: StudioDep) -> System:
     """Processors, memory, disks, accelerators."""
-    return studio.gauge.read()
+    return studio.system_monitor.read()
 
 
 @router.get("/system/events", summary="Follow the machine", response_class=EventStream, responses=_STREAM)
@@ -58,13 +58,13 @@ def examine(studio: StudioDep) -> list[Finding]:
     except ValueError:
         raise Failed(last_words(done.stderr), "Run 'flowloom doctor' on the machine itself.") from None
     findings = [Finding.model_validate(one) for one in told]
-    failures = studio.tasks.failures.items()
+    failures = studio.jobs.failures.items()
     return [*findings, *(Finding(name=name, text=f"fails: {why}", is_well=False) for name, why in failures)]
 
 
 async def _figures(studio: Studio) -> AsyncIterator[bytes]:
     while not studio.is_closing():
-        system = await off_loop("following", studio.gauge.read)
+        system = await off_loop("following", studio.system_monitor.read)
         yield b"event: system\ndata: %b\n\n" % system.model_dump_json().encode()
         for _ in range(round(_EVERY_S / 0.2)):
             if studio.is_closing():

@@ -8,7 +8,7 @@ from fastapi import status
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.run.task import Command
-from flowloom.server.deps import QueueDep, ShelfDep, StudioDep, TrainerDep
+from flowloom.server.deps import QueueDep, RunsDep, StudioDep, TrainerDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import (
     Invalid,
@@ -163,8 +163,8 @@ def preview_config(trainer: TrainerDep, body: Draft, studio: StudioDep) -> Confi
     What is wrong with it is told beside that, and is no error here.
     """
     found = Invalid.of(problems_of(studio, trainer, body.config))
-    is_within = not any(studio.roots.strays(body.config))
-    path = studio.shelf.runs_dir.absolute() / (body.name or "new-run")
+    is_within = not any(studio.roots.path_problems(body.config))
+    path = studio.runs.runs_dir.absolute() / (body.name or "new-run")
     files, command = preview(trainer, body.config, path) if is_within else ({}, None)
     return ConfigPreview(
         is_valid=not found.errors,
@@ -199,7 +199,7 @@ def stop_training(trainer: TrainerDep, body: Stop, queue: QueueDep) -> RunView:
     """The run that is named, or the only one that runs."""
     if body.run is not None:
         return queue.stop(body.run, save=True)
-    running = [run.id for run in queue.shelf.store.with_states("running") if run.trainer == trainer.name]
+    running = [run.id for run in queue.runs.store.with_states("running") if run.trainer == trainer.name]
     if len(running) != 1:
         which = f"{len(running)} runs of {trainer.title} are running."
         raise NotNow(which, f"Name one: {', '.join(running)}." if running else "There is nothing to stop.")
@@ -207,9 +207,9 @@ def stop_training(trainer: TrainerDep, body: Stop, queue: QueueDep) -> RunView:
 
 
 @router.get("/{trainer}/train/status", summary="What runs and waits")
-def read_training(trainer: TrainerDep, shelf: ShelfDep) -> Status:
+def read_training(trainer: TrainerDep, registry: RunsDep) -> Status:
     """This trainer's runs."""
-    store = shelf.store
+    store = registry.store
     running = [run for run in store.with_states("running", "stopping") if run.trainer == trainer.name]
     return Status(running=running, queued=[run for run in store.queue() if run.trainer == trainer.name])
 

@@ -53,7 +53,7 @@ class Restart(BaseModel):
 
 def problems_of(studio: Studio, task: Task, config: dict[str, Any]) -> list[Problem]:
     """Everything that is wrong with a configuration."""
-    strays = list(studio.roots.strays(config))
+    strays = list(studio.roots.path_problems(config))
     # What lies outside of the folders is not looked at: whether it is there is nobody's business.
     return strays or task.check(config)
 
@@ -68,10 +68,10 @@ def make_run(studio: Studio, task: Task, new: NewRun, source: str = "the studio"
     if problems := problems_of(studio, task, new.config):
         raise Invalid.of(problems)
     studio.queue.require_devices(new.devices, task)
-    with studio.shelf.making(new.name, default_name(task.name)) as run_dir:
+    with studio.runs.creating(new.name, default_name(task.name)) as run_dir:
         task.prepare(new.config, run_dir, source)
         studio.queue.submit(run_dir, new.devices, first=new.first)
-    return studio.shelf.look(run_dir.path.name)
+    return studio.runs.refresh(run_dir.path.name)
 
 
 def resume_run(studio: Studio, run_dir: RunDir, how: Restart) -> RunView:
@@ -84,7 +84,7 @@ def resume_run(studio: Studio, run_dir: RunDir, how: Restart) -> RunView:
     queue, is_changed = studio.queue, bool(how.changes)
     queue.require_devices(how.devices, queue.task_of(run_dir))
     with queue.mutex:
-        queue.require_rest(studio.shelf.look(run_dir.path.name), is_changed=is_changed)
+        queue.require_resumable(studio.runs.refresh(run_dir.path.name), is_changed=is_changed)
         if is_changed:
             _change(studio, run_dir, how.changes)
         return queue.resume(run_dir, how.devices, first=how.first, is_changed=is_changed)

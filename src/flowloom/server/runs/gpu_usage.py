@@ -1,7 +1,7 @@
-"""What a run's accelerators did while it ran: a note every ten seconds, in its `studio/cards.jsonl`.
+"""GPU usage of a run: one line every ten seconds in its `studio/gpu_usage.jsonl`.
 
-The studio notes it, and no trainer: it is there for each of them, and no training step waits for it. Of the
-time in which no studio ran there is nothing. A line for a run on one card has about 60 bytes: 0.5 MB a day.
+The studio records it, so every trainer has it and no training step waits for it; there are no records for
+times without a running studio. A line for one GPU has about 60 bytes: 0.5 MB a day.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from flowloom.files import open_plain, parsed
-from flowloom.server.background import on_its_own
-from flowloom.server.runs.registry import Shelf
-from flowloom.server.system import Card, Gauge
+from flowloom.server.background import isolate_errors
+from flowloom.server.runs.registry import RunRegistry
+from flowloom.server.system import Gpu, SystemMonitor
 
-SECONDS_BETWEEN_NOTES = 10.0
+GPU_USAGE_INTERVAL_S = 10.0
+_OLD_NAME = "cards.jsonl"
 FIGURES = ("load_percent", "memory_used_mib", "temperature_c", "power_w")
 Figure = float | None
-_LONGEST = 65_536
+_MAX_LINE_BYTES = 65_536
 
 
-class CardCurves(BaseModel):
-    """One card's curves, a value for each time; null is what its driver did not tell."""
+class GpuCurves(BaseModel):
+    """Curves of one GPU, a value for each time. Null: not reported by the driver."""
 
     load_percent: list[Figure]
     memory_used_mib: list[Figure]
@@ -35,86 +36,88 @@ class CardCurves(BaseModel):
     power_w: list[Figure]
 
 
-class CardLoads(BaseModel):
-    """What a run's cards did."""
+class GpuUsage(BaseModel):
+    """GPU usage of a run."""
 
-    times: list[float] = Field(description="Of the last note of each stretch, in seconds since 1970.")
-    cards: dict[str, CardCurves] = Field(description="By device: the mean of each stretch.")
+    times: list[float] = Field(description="Time of the last record of each interval, in seconds since 1970.")
+    gpus: dict[str, GpuCurves] = Field(description="Mean of each interval, by device.")
 
 
-def note_loads(shelf: Shelf, gauge: Gauge) -> None:
-    """Note for each run that runs what its cards do now; the driver is asked only if there is such a run."""
-    runs = [run for run in shelf.store.with_states("running", "stopping") if set(run.devices) - {"cpu"}]
+def record_gpu_usage(registry: RunRegistry, monitor: SystemMonitor) -> None:
+    """Record the GPU usage of every running run. The driver is queried only if there is one."""
+    runs = [run for run in registry.store.with_states("running", "stopping") if set(run.devices) - {"cpu"}]
     if not runs:
         return
-    now = gauge.read()
+    now = monitor.read()
     for run in runs:
-        with on_its_own(partial(shelf.notes.__setitem__, run.id)):
-            add_note(shelf.path(run.id), now.time, [card for card in now.cards if card.device in run.devices])
+        with isolate_errors(partial(registry.notes.__setitem__, run.id)):
+            append_usage(
+                registry.path(run.id), now.time, [gpu for gpu in now.gpus if gpu.device in run.devices]
+            )
 
 
-def add_note(run_path: Path, time: float, cards: list[Card]) -> None:
-    """Add a line to the run's notes; nothing where no card is seen."""
-    if not cards:
+def append_usage(run_path: Path, time: float, gpus: list[Gpu]) -> None:
+    """Append a line to the run's records, if there are GPUs."""
+    if not gpus:
         return
-    told = {card.device: [getattr(card, figure) for figure in FIGURES] for card in cards}
-    with open_plain(_file(run_path), append=True) as file:
-        file.write(f"{json.dumps([round(time, 1), told], separators=(',', ':'))}\n".encode())
+    values = {gpu.device: [getattr(gpu, figure) for figure in FIGURES] for gpu in gpus}
+    with open_plain(_path(run_path), append=True) as file:
+        file.write(f"{json.dumps([round(time, 1), values], separators=(',', ':'))}\n".encode())
 
 
-def read_loads(run_path: Path, max_points: int) -> CardLoads:
-    """The whole run in at most `max_points` stretches; a long run's notes are never in memory together."""
-    path = _file(run_path)
-    num = sum(1 for _ in _notes(path))
+def read_gpu_usage(run_path: Path, max_points: int) -> GpuUsage:
+    """Usage of the whole run in at most `max_points` intervals. Reads the records one by one."""
+    path = _path(run_path)
+    if not path.exists():
+        path = path.with_name(_OLD_NAME)
+    num = sum(1 for _ in _records(path))
     points = min(num, max_points)
     times: list[float] = []
-    cards: dict[str, dict[str, list[Figure]]] = {}
-    notes = _notes(path)
+    gpus: dict[str, dict[str, list[Figure]]] = {}
+    records = _records(path)
     for i in range(points):
-        stretch = list(islice(notes, (i + 1) * num // points - i * num // points))
-        if not stretch:
+        interval = list(islice(records, (i + 1) * num // points - i * num // points))
+        if not interval:
             break
-        times.append(stretch[-1][0])
-        for device in {device for _, told in stretch for device in told} - cards.keys():
-            cards[device] = {figure: [None] * i for figure in FIGURES}
-        for device, curves in cards.items():
-            mine = [told[device] for _, told in stretch if device in told]
-            for number, figure in enumerate(FIGURES):
-                curves[figure].append(_mean([values[number] for values in mine]))
-    devices = sorted(cards, key=lambda name: (len(name), name))
-    return CardLoads(
-        times=times, cards={device: CardCurves.model_validate(cards[device]) for device in devices}
-    )
+        times.append(interval[-1][0])
+        for device in {device for _, values in interval for device in values} - gpus.keys():
+            gpus[device] = {figure: [None] * i for figure in FIGURES}
+        for device, curves in gpus.items():
+            of_device = [values[device] for _, values in interval if device in values]
+            for column, figure in enumerate(FIGURES):
+                curves[figure].append(_mean([values[column] for values in of_device]))
+    devices = sorted(gpus, key=lambda name: (len(name), name))
+    return GpuUsage(times=times, gpus={device: GpuCurves.model_validate(gpus[device]) for device in devices})
 
 
-def _file(run_path: Path) -> Path:
-    return run_path / "studio" / "cards.jsonl"
+def _path(run_path: Path) -> Path:
+    return run_path / "studio" / "gpu_usage.jsonl"
 
 
-def _notes(path: Path) -> Iterator[tuple[float, dict[str, list[Figure]]]]:
-    """Those that are whole: a machine that lost its power may have left part of a line."""
+def _records(path: Path) -> Iterator[tuple[float, dict[str, list[Figure]]]]:
+    """The valid lines: a power loss may have left a partial one."""
     try:
         file = open_plain(path)
     except FileNotFoundError:
         return
     with file:
-        while line := file.readline(_LONGEST):
-            if note := _note(line):
-                yield note
+        while line := file.readline(_MAX_LINE_BYTES):
+            if record := _parsed(line):
+                yield record
 
 
-def _note(line: bytes) -> tuple[float, dict[str, list[Figure]]] | None:
+def _parsed(line: bytes) -> tuple[float, dict[str, list[Figure]]] | None:
     try:
         content = parsed(line)
     except ValueError:
         return None
     if not isinstance(content, list) or len(content) != 2:
         return None
-    when, told = content
-    is_ours = (
-        isinstance(when, int | float) and isinstance(told, dict) and all(map(_are_figures, told.values()))
+    time, values = content
+    is_valid = (
+        isinstance(time, int | float) and isinstance(values, dict) and all(map(_are_figures, values.values()))
     )
-    return (when, told) if is_ours else None
+    return (time, values) if is_valid else None
 
 
 def _are_figures(values: Any) -> bool:

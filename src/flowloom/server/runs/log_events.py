@@ -1,7 +1,7 @@
-"""Events of runs whose process writes none: its keeper reads the log as it grows, and what was saved.
+"""Events of runs whose process writes none: its supervisor reads the log as it grows, and what was saved.
 
 The trainer's `parse` says what a line means; what lines do not tell (numbers of steps, the beginning, the
-end) is added here. The log is a file and no pipe: a process whose keeper was killed trains on.
+end) is added here. The log is a file and no pipe: a process whose supervisor was killed trains on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flowloom.config.secrets import usable_secrets
 from flowloom.run.directory import RunDir
 from flowloom.run.events import FIELDS, EventWriter
 from flowloom.run.results import checkpoints_of, last_saved_step
-from flowloom.server.runs.process_files import Wish
+from flowloom.server.runs.process_files import StopRequest
 from flowloom.trainers.base import TrainerBackend
 
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -28,7 +28,7 @@ _ESCAPES = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 Fields = dict[str, Any]
 
 
-class Scribe:
+class LogEventWriter:
     """Writes a run's events, from the beginning of one sitting to its end."""
 
     def __init__(
@@ -62,7 +62,7 @@ class Scribe:
         self._saved_since_stop = self._is_ended = False
         self._hear({"kind": "phase", "name": "loading"})
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Take in what is new: lines of the log, checkpoints."""
         while self._read():
             continue
@@ -77,7 +77,7 @@ class Scribe:
         if self._waiting and time.monotonic() - self._said_at > SECONDS_BETWEEN_REPORTS:
             self._flush()
 
-    def is_to_end(self) -> bool:
+    def must_interrupt(self) -> bool:
         """Whether to end a process that obeys no `stop` itself: once it has saved, or has nothing to save."""
         if "stop" in self.trainer.supported_controls or not (self.run_dir.control_dir / "stop").exists():
             self._saved_since_stop = False
@@ -87,11 +87,11 @@ class Scribe:
 
     def end(self, status: int) -> None:
         """The process ended; a signal that nobody sent here leaves the run interrupted."""
-        self.look()
+        self.update()
         self._find_checkpoints()
         self._hear_line(self._rest)
         self._flush()
-        if self._is_ended or Wish.read(self.run_dir.path):
+        if self._is_ended or StopRequest.read(self.run_dir.path):
             self._write("stopped", {})
         elif status == 0 and self._has_begun:
             self._write("finished", {})
@@ -111,7 +111,7 @@ class Scribe:
         return bool(data)
 
     def _hear_line(self, line: bytes) -> None:
-        # Whatever a process prints, also half a line of it, ends no keeper.
+        # Whatever a process prints, also half a line of it, ends no supervisor.
         with suppress(ValueError, LookupError, TypeError):
             if event := self._meaning(line):
                 self._hear(event)

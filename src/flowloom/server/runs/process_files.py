@@ -1,12 +1,12 @@
-"""What the studio notes of a run, in `studio/` inside its directory: all that the queue is made of.
+"""The studio's records of a run, in `studio/` inside its directory. The queue consists of nothing else.
 
-queue.json      it waits: its place, its devices; gone once it was started
-process.json    who keeps it, since when, on which devices
-exit.json       how its process ended
-wish.json       a stop that was asked for
-lock            held as long as any of its processes lives
-cards.jsonl     what its cards did, a line every ten seconds (cards.py)
-preparing       it is being made; a run that still has it when a studio starts never was
+queue.json          the run waits: its position and devices; removed when the run starts
+process.json        its supervisor and process, since when, on which devices
+exit.json           how its process ended
+stop_request.json   a requested stop
+lock                held while any of its processes lives
+gpu_usage.jsonl     load, memory, temperature and power of its GPUs every ten seconds (gpu_usage.py)
+preparing           the run is being created; if a studio finds it at start-up, it deletes the run
 """
 
 from __future__ import annotations
@@ -15,80 +15,84 @@ import os
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from flowloom.files import read_plain, write_json
 
-_MOST_BYTES = 2**20
-KEPT, BUSY, NOT_WANTED = 0, 3, 4
-"""Exit statuses of a keeper: it ran; a lock was taken; the run left the queue meanwhile."""
+_MAX_BYTES = 2**20
+RAN, BUSY, NOT_QUEUED = 0, 3, 4
+"""Exit statuses of a supervisor: it ran the run; a lock was taken; the run had left the queue."""
 
 
 class Record(BaseModel):
-    """One of the files; one that is not valid counts as missing."""
+    """One of the files. An invalid file counts as missing."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     file: ClassVar[str]
+    old_file: ClassVar[str] = ""
+    """The file's name in runs of earlier versions."""
 
     @classmethod
     def read(cls, run_path: Path) -> Self | None:
-        """What is noted of the run at `run_path`.
+        """Return the record of the run at `run_path`, or None.
 
         Raises:
-            OSError: it cannot be read, or is not a file.
+            OSError: the file cannot be read, or is not a file.
         """
-        try:
-            return cls.model_validate_json(read_plain(run_path / "studio" / cls.file, _MOST_BYTES))
-        except (FileNotFoundError, NotADirectoryError, ValidationError):
-            return None
+        for name in filter(None, (cls.file, cls.old_file)):
+            try:
+                return cls.model_validate_json(read_plain(run_path / "studio" / name, _MAX_BYTES))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except ValidationError:
+                return None
+        return None
 
     def write(self, run_path: Path) -> None:
-        """Note it, whole or not at all, and on the disk."""
+        """Write the record atomically and flush it to the disk."""
         folder = run_path / "studio"
         folder.mkdir(exist_ok=True)
         write_json(folder / self.file, self.model_dump(mode="json"))
 
     @classmethod
-    def remove(cls, run_path: Path) -> bool:
-        """Whether it was there; it no longer is."""
-        try:
-            (run_path / "studio" / cls.file).unlink()
-        except FileNotFoundError:
-            return False
-        return True
+    def remove(cls, run_path: Path) -> None:
+        """Remove the record, if there is one."""
+        for name in filter(None, (cls.file, cls.old_file)):
+            (run_path / "studio" / name).unlink(missing_ok=True)
 
 
-class Ticket(Record):
-    """A place in the queue."""
+class QueueEntry(Record):
+    """A run's place in the queue."""
 
     file: ClassVar[str] = "queue.json"
     id: str
     position: float
     devices: tuple[str, ...]
     resume: bool = False
-    anywhere: bool = False
-    """No device was chosen: it starts on any one that is idle, and `devices` says which when it does."""
+    any_device: bool = Field(default=False, validation_alias=AliasChoices("any_device", "anywhere"))
+    """No device was chosen: the run starts on any idle one, which is then noted in `devices`."""
 
 
-class Keeping(Record):
-    """The processes of a run: the keeper, and the one it started, the head of its own process group."""
+class ProcessRecord(Record):
+    """The processes of a run: its supervisor, and the process it started, which leads its own group."""
 
     file: ClassVar[str] = "process.json"
-    ticket: str
-    keeper: int
-    keeper_born: str
+    entry: str = Field(validation_alias=AliasChoices("entry", "ticket"))
+    """Id of the queue entry it was started from."""
+    supervisor_pid: int = Field(validation_alias=AliasChoices("supervisor_pid", "keeper"))
+    supervisor_started: str = Field(validation_alias=AliasChoices("supervisor_started", "keeper_born"))
     pid: int | None = None
-    born: str | None = None
+    started: str | None = Field(default=None, validation_alias=AliasChoices("started", "born"))
     devices: tuple[str, ...] = ()
-    anywhere: bool = False
-    """As its ticket said: a resume is not bound to these devices."""
+    any_device: bool = Field(default=False, validation_alias=AliasChoices("any_device", "anywhere"))
+    """As in its queue entry: a resume is not bound to these devices."""
     time: float
     events_size: int = 0
-    """How long events.jsonl was before: what stands there belongs to earlier sittings."""
+    """Size of events.jsonl at the start: everything before it belongs to earlier attempts."""
 
 
 class Exit(Record):
-    """How a run's process ended; a negative status is the number of a signal."""
+    """How a run's process ended. A negative status is the number of a signal."""
 
     file: ClassVar[str] = "exit.json"
     status: int
@@ -96,10 +100,11 @@ class Exit(Record):
     message: str = ""
 
 
-class Wish(Record):
-    """A stop that was asked for: `stop` saves before, `kill` does not."""
+class StopRequest(Record):
+    """A requested stop: `stop` saves first, `kill` does not."""
 
-    file: ClassVar[str] = "wish.json"
+    file: ClassVar[str] = "stop_request.json"
+    old_file: ClassVar[str] = "wish.json"
     kind: Literal["stop", "kill"]
     time: float
 
@@ -109,21 +114,21 @@ def lock_path(run_path: Path) -> Path:
     return run_path / "studio" / "lock"
 
 
-def born(pid: int) -> str | None:
-    """When a process began, so that a number used anew is told apart; None when there is none.
+def start_time(pid: int) -> str | None:
+    """When a process started, to detect a reused PID. None: no such process.
 
-    In ticks since this boot: no clock that is set changes it.
+    In clock ticks since boot, so that setting the clock does not change it.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except (FileNotFoundError, ProcessLookupError):
-        return _born_elsewhere(pid) if not Path("/proc/self").exists() else None
+        return _start_time_without_proc(pid) if not Path("/proc/self").exists() else None
     state, *fields = stat.rpartition(") ")[2].split()
     return None if state in "ZX" else f"{boot}:{fields[18]}"
 
 
-def _born_elsewhere(pid: int) -> str | None:
+def _start_time_without_proc(pid: int) -> str | None:
     import psutil
 
     try:
@@ -132,6 +137,6 @@ def _born_elsewhere(pid: int) -> str | None:
         return None
 
 
-def is_alive(pid: int | None, since: str | None) -> bool:
-    """Whether the process that was noted is still this one."""
-    return pid is not None and since is not None and pid != os.getpid() and born(pid) == since
+def is_alive(pid: int | None, started: str | None) -> bool:
+    """True if the recorded process still runs."""
+    return pid is not None and started is not None and pid != os.getpid() and start_time(pid) == started

@@ -1,4 +1,4 @@
-"""Telling a run's processes to end."""
+"""Stopping a run's processes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import psutil
 from flowloom.errors import is_disk_full
 from flowloom.files import read_json
 from flowloom.run.directory import RunDir
-from flowloom.server.runs.process_files import Keeping, born, is_alive
+from flowloom.server.runs.process_files import ProcessRecord, is_alive, start_time
 
 
-def press(run_dir: RunDir, *, save: bool) -> None:
-    """Ask for a stop by the run's own protocol, or end its process group at once."""
+def request_stop(run_dir: RunDir, *, save: bool) -> None:
+    """Request a stop through the run directory, or kill the process group at once."""
     if save:
-        _request_stop(run_dir)
+        _request_save_and_stop(run_dir)
     else:
-        end_group(run_dir)
+        kill_group(run_dir)
 
 
-def _request_stop(run_dir: RunDir) -> None:
-    """Ask by the run's folder, or on a full disk, of our own engine, by a signal that means the same."""
+def _request_save_and_stop(run_dir: RunDir) -> None:
+    """Touch control/stop. On a full disk, send our engine the equivalent signal instead."""
     try:
         run_dir.request("stop")
     except OSError as error:
@@ -33,45 +33,45 @@ def _request_stop(run_dir: RunDir) -> None:
         os.kill(int(read_json(run_dir.pid_json)["pid"]), signal.SIGTERM)
 
 
-def end_group(run_dir: RunDir) -> None:
-    """Kill the run's process group, if its head is still the process that was noted."""
-    keeping = Keeping.read(run_dir.path)
-    if keeping and is_alive(keeping.pid, keeping.born):
-        assert keeping.pid
-        _kill_group(keeping.pid)
-    elif keeping is None or not is_alive(keeping.keeper, keeping.keeper_born):
-        _end_by_hand(run_dir)
+def kill_group(run_dir: RunDir) -> None:
+    """Kill the run's process group, if its leader is still the recorded process."""
+    record = ProcessRecord.read(run_dir.path)
+    if record and is_alive(record.pid, record.started):
+        assert record.pid
+        _kill_tree(record.pid)
+    elif record is None or not is_alive(record.supervisor_pid, record.supervisor_started):
+        _kill_engine(run_dir)
 
 
-def _kill_group(head: int) -> None:
-    """Kill a process group, and the head's ranks, which have sessions of their own."""
+def _kill_tree(leader: int) -> None:
+    """Kill a process group and the leader's ranks, which run in separate sessions."""
     with suppress(psutil.NoSuchProcess):
-        ranks = psutil.Process(head).children(recursive=True)
+        ranks = psutil.Process(leader).children(recursive=True)
         with suppress(ProcessLookupError):
-            os.killpg(head, signal.SIGKILL)
+            os.killpg(leader, signal.SIGKILL)
         for rank in ranks:
             with suppress(psutil.NoSuchProcess):
                 rank.kill()
 
 
-def _end_by_hand(run_dir: RunDir) -> None:
-    """Kill the engine that was started by hand: alone, its group may be a person's shell."""
+def _kill_engine(run_dir: RunDir) -> None:
+    """Kill an engine started by hand, but not its process group: that may be the user's shell."""
     if not run_dir.is_running():
         return
     with suppress(OSError, ValueError, LookupError, TypeError):
         pid = int(read_json(run_dir.pid_json)["pid"])
-        if born(pid):
+        if start_time(pid):
             os.kill(pid, signal.SIGKILL)
 
 
 def living_process(path: Path) -> int | None:
-    """A process that still runs the run at `path`, as far as its files say so; they may be damaged."""
+    """PID of a process that still runs the run at `path`, according to its files, which may be damaged."""
     with suppress(OSError):
-        keeping = Keeping.read(path)
-        if keeping and is_alive(keeping.pid, keeping.born):
-            return keeping.pid
-        if keeping and is_alive(keeping.keeper, keeping.keeper_born):
-            return keeping.keeper
+        record = ProcessRecord.read(path)
+        if record and is_alive(record.pid, record.started):
+            return record.pid
+        if record and is_alive(record.supervisor_pid, record.supervisor_started):
+            return record.supervisor_pid
     with suppress(OSError, ValueError, LookupError, TypeError):
         if RunDir(path).is_running():
             return int(read_json(path / "pid.json")["pid"])

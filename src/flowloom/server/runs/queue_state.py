@@ -1,6 +1,6 @@
-"""Whether the queue goes on, and what a run that fails does to it: `standing.json`, kept over restarts.
+"""Queue state: paused or active, and whether a failed run pauses it. Persisted in `queue_state.json`.
 
-It names those that were started as well: one that fails while no studio runs is seen by the next one.
+It also lists the started runs, so that a failure while no studio is running is noticed by the next one.
 """
 
 from __future__ import annotations
@@ -14,84 +14,86 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flowloom.errors import is_disk_full
 from flowloom.files import read_plain, write_json
-from flowloom.server.runs.registry import Shelf
+from flowloom.server.runs.registry import RunRegistry
 from flowloom.server.runs.view import ACTIVE, RunView
 
 OnFail = Literal["go-on", "pause"]
+_OLD_NAME = "standing.json"
 BROKEN = frozenset({"failed", "interrupted"})
 
 
 class Pause(BaseModel):
-    """Nothing is started; what runs goes on."""
+    """No run is started. Running ones continue."""
 
     since: float = Field(description="Seconds since 1970.")
     run: str | None = Field(
-        default=None, description="The run that failed; null: somebody paused it.", examples=["fox-lora"]
+        default=None, description="The failed run; null: paused by hand.", examples=["fox-lora"]
     )
 
     @property
     def note(self) -> str:
-        """Why a run still waits."""
-        why = f" since {self.run} failed" if self.run else ""
-        return f"The queue is paused{why}: let it go on at the runs, or by PATCH /api/queue."
+        """The reason, as shown at queued runs."""
+        why = f" because {self.run} failed" if self.run else ""
+        return f"The queue is paused{why}. Resume it on the Runs page or with PATCH /api/queue."
 
 
-class _Kept(BaseModel):
+class _Saved(BaseModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
     on_fail: OnFail = "go-on"
     pause: Pause | None = None
     started: tuple[str, ...] = ()
-    """Runs that were started, and not yet seen to have ended."""
+    """Started runs that are not yet known to be over."""
 
 
-class Standing:
-    """How a queue stands. Whoever changes it holds the queue's mutex."""
+class QueueState:
+    """State of a queue. Change it only while holding the queue's mutex."""
 
-    def __init__(self, path: Path, shelf: Shelf):
-        self._path, self._shelf = path, shelf
+    def __init__(self, path: Path, registry: RunRegistry):
+        self._path, self._runs = path, registry
         try:
-            self._kept = _Kept.model_validate_json(read_plain(path))
+            old = path.with_name(_OLD_NAME)
+            self._saved = _Saved.model_validate_json(read_plain(path if path.exists() else old))
         except (OSError, ValidationError):
-            self._kept = _Kept()
-        self._written = self._kept
-        self._tell()
+            self._saved = _Saved()
+        self._written = self._saved
+        self._publish()
 
     @property
     def on_fail(self) -> OnFail:
-        """What a run that fails, or whose process is killed, does to those behind it."""
-        return self._kept.on_fail
+        """The reaction to a run that fails or is killed."""
+        return self._saved.on_fail
 
     @property
     def pause(self) -> Pause | None:
-        """Since when nothing is started, and why."""
-        return self._kept.pause
+        """Since when the queue is paused, and why."""
+        return self._saved.pause
 
     def set(self, on_fail: OnFail | None, is_paused: bool | None) -> None:
-        """Change what is given; a pause that is there keeps its reason."""
+        """Change what is given. An existing pause keeps its reason."""
         pause = self.pause
         if is_paused is not None and is_paused != (pause is not None):
             pause = Pause(since=time.time()) if is_paused else None
         try:
-            self._keep(on_fail=on_fail or self.on_fail, pause=pause)
+            self._save(on_fail=on_fail or self.on_fail, pause=pause)
         except OSError as error:
-            if not is_disk_full(error):  # it holds all the same, and is written at a later look
+            if not is_disk_full(error):  # it takes effect now and is written by a later update
                 raise
 
-    def begins(self, run_id: str) -> None:
-        """A run is about to be started."""
-        self._keep(started=tuple(dict.fromkeys((*self._kept.started, run_id))))
+    def add_started(self, run_id: str) -> None:
+        """Record that a run is about to be started."""
+        self._save(started=tuple(dict.fromkeys((*self._saved.started, run_id))))
 
     def forget(self, run_id: str) -> None:
-        """It was taken out of the queue: how it stands says nothing about this start."""
-        self._keep(started=tuple(name for name in self._kept.started if name != run_id))
+        """Forget a run that left the queue: its state says nothing about this start."""
+        self._save(started=tuple(name for name in self._saved.started if name != run_id))
 
-    def look(self) -> None:
-        """Pause where one that was started has failed since."""
-        runs = [run for name in self._kept.started if (run := self._shelf.store.get(name))]
+    def update(self) -> None:
+        """Pause if a started run has failed since."""
+        runs = [run for name in self._saved.started if (run := self._runs.store.get(name))]
         broken = next((run for run in runs if run.state in BROKEN), None)
-        # On a full disk it holds all the same, and is written at a later look.
+        # On a full disk it takes effect now and is written by a later update.
         with suppress(OSError):
-            self._keep(
+            self._save(
                 started=tuple(run.id for run in runs if run.state in ACTIVE),
                 pause=self.pause or (self._pause_of(broken) if self.on_fail == "pause" else None),
             )
@@ -99,12 +101,12 @@ class Standing:
     def _pause_of(self, broken: RunView | None) -> Pause | None:
         return Pause(since=time.time(), run=broken.id) if broken else None
 
-    def _keep(self, **changes: object) -> None:
-        self._kept = self._kept.model_copy(update=changes)
-        self._tell()
-        if self._kept != self._written:
-            write_json(self._path, self._kept.model_dump(mode="json"))
-            self._written = self._kept
+    def _save(self, **changes: object) -> None:
+        self._saved = self._saved.model_copy(update=changes)
+        self._publish()
+        if self._saved != self._written:
+            write_json(self._path, self._saved.model_dump(mode="json"))
+            self._written = self._saved
 
-    def _tell(self) -> None:
-        self._shelf.why_held = self.pause.note if self.pause else None
+    def _publish(self) -> None:
+        self._runs.hold_reason = self.pause.note if self.pause else None

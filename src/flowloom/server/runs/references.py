@@ -1,4 +1,4 @@
-"""Which runs need a file or folder: it is not deleted under them."""
+"""Runs that refer to a file or folder, so that it is not deleted while they need it."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from flowloom.server.problems import InUse
 from flowloom.server.runs.view import ACTIVE
 
 
-def runs_that_name(studio: Studio, place: Path, states: Collection[str]) -> list[str]:
-    """The runs in one of `states` whose configuration names `place`, what is in it, or a folder around it."""
-    real = place.resolve()
+def runs_referencing(studio: Studio, path: Path, states: Collection[str]) -> list[str]:
+    """Names of the runs in one of `states` whose configuration names `path`, its content or a parent."""
+    real = path.resolve()
     return sorted(
         run.id
-        for run in studio.shelf.store.with_states(*sorted(states))
-        if any(path.is_relative_to(real) or real.is_relative_to(path) for path in _named(studio, run.id))
+        for run in studio.runs.store.with_states(*sorted(states))
+        if any(used.is_relative_to(real) or real.is_relative_to(used) for used in _referenced(studio, run.id))
     )
 
 
-def require_unused(studio: Studio, place: Path) -> None:
-    """Raises InUse where a run that waits or runs names `place`."""
-    if names := runs_that_name(studio, place, ACTIVE):
+def require_unreferenced(studio: Studio, path: Path) -> None:
+    """Raise InUse if a queued or running run refers to `path`."""
+    if names := runs_referencing(studio, path, ACTIVE):
         verb = "needs" if len(names) == 1 else "need"
-        raise InUse(f"{', '.join(names)} {verb} {place.name}.", "Stop or cancel what waits or runs first.")
+        raise InUse(f"{', '.join(names)} {verb} {path.name}.", "Stop or cancel these runs first.")
 
 
-def _named(studio: Studio, run_id: str) -> Iterator[Path]:
+def _referenced(studio: Studio, run_id: str) -> Iterator[Path]:
     try:
-        config = RunDir(studio.shelf.runs_dir / run_id).read_run()["config"]
-    except RunError:  # it went away, or is damaged, and cannot start
+        config = RunDir(studio.runs.runs_dir / run_id).read_run()["config"]
+    except RunError:  # it was deleted, or is damaged and cannot start
         return
-    yield from studio.roots.named_by(config)
+    yield from studio.roots.referenced_paths(config)

@@ -16,29 +16,29 @@ from pathlib import Path
 
 from flowloom.errors import RunError
 from flowloom.run.directory import RunDir
-from flowloom.server.background import on_its_own, reason_of
+from flowloom.server.background import isolate_errors, reason_of
 from flowloom.server.locks import is_held
 from flowloom.server.problems import NameTaken, NoSuchRun, NotNow
 from flowloom.server.runs.process_files import lock_path
 from flowloom.server.runs.processes import living_process
-from flowloom.server.runs.store import Store
+from flowloom.server.runs.store import RunStore
 from flowloom.server.runs.view import NAME, RunView, view_of
 
 _LOOKED_AT = ("run.json", "studio", "events.jsonl", "checkpoints", "pid.json")
 _log = logging.getLogger("flowloom")
 
 
-class Shelf:
-    """Runs by name; what the store says of them is never older than the last `look`."""
+class RunRegistry:
+    """Runs by name; what the store says of them is never older than the last `refresh`."""
 
-    def __init__(self, runs_dir: Path, store: Store):
+    def __init__(self, runs_dir: Path, store: RunStore):
         self.runs_dir, self.store = runs_dir, store
         self.notes: dict[str, str] = {}
         """Why a run that waits was not started, by name."""
-        self.why_held: str | None = None
+        self.hold_reason: str | None = None
         """Why none that waits is started."""
         self._lock = threading.RLock()
-        store.refill = self.look_at_all
+        store.refill = self.refresh_all
 
     def path(self, run_id: str) -> Path:
         """Where a run lies.
@@ -57,9 +57,9 @@ class Shelf:
         Raises:
             NoSuchRun: there is none.
         """
-        return self.store.get(run_id) or self.look(run_id)
+        return self.store.get(run_id) or self.refresh(run_id)
 
-    def other(self, run_id: str) -> RunDir:
+    def run_dir(self, run_id: str) -> RunDir:
         """A run's directory.
 
         Raises:
@@ -67,13 +67,13 @@ class Shelf:
         """
         return RunDir(self.path(run_id))
 
-    def running(self, run_id: str) -> RunDir:
+    def require_running(self, run_id: str) -> RunDir:
         """The run, which runs.
 
         Raises:
             NotNow: it does not.
         """
-        view = self.look(run_id)
+        view = self.refresh(run_id)
         if view.state not in ("running", "stopping"):
             raise NotNow(
                 f"{run_id!r} does not run: it is {view.state}.", "Only a run that runs can be told that."
@@ -81,9 +81,9 @@ class Shelf:
         return RunDir(self.path(run_id))
 
     @contextmanager
-    def making(self, name: str | None, stem: str) -> Iterator[RunDir]:
+    def creating(self, name: str | None, stem: str) -> Iterator[RunDir]:
         """A new run directory called `name`, or without one `stem` and a number where that is taken; should
-        making it fail, or the studio die, nothing stays of it.
+        creating it fail, or the studio die, nothing stays of it.
 
         Raises:
             NameTaken: there is such a run.
@@ -116,7 +116,7 @@ class Shelf:
         numbered = (f"{stem}-{number}" for number in count(2))
         return next(name for name in chain([stem], numbered) if not (self.runs_dir / name).exists())
 
-    def clear_away(self) -> None:
+    def clean_up(self) -> None:
         """Remove what was being made or removed when a studio died here."""
         for marker in self.runs_dir.glob("*/studio/preparing"):
             shutil.rmtree(marker.parents[1], ignore_errors=True)
@@ -126,7 +126,7 @@ class Shelf:
     def remove(self, run_id: str) -> None:
         """As `Queue.delete`, which sees to it that nothing begins meanwhile."""
         path = self.path(run_id)
-        state = self.look(run_id).state
+        state = self.refresh(run_id).state
         if state in ("queued", "running", "stopping"):
             raise NotNow(f"{run_id!r} waits or runs.", "Cancel or stop it first.")
         if state == "damaged" and (pid := living_process(path)):
@@ -136,7 +136,7 @@ class Shelf:
         self.store.forget(run_id)
         shutil.rmtree(gone, ignore_errors=True)
 
-    def look(self, run_id: str) -> RunView:
+    def refresh(self, run_id: str) -> RunView:
         """Look at a run's directory now.
 
         Raises:
@@ -146,20 +146,20 @@ class Shelf:
         with self._lock:
             signature = _signature(path)
             view = view_of(path)
-            held = self.why_held if view.state == "queued" else None
+            held = self.hold_reason if view.state == "queued" else None
             view = view.model_copy(update={"note": held or self.notes.get(run_id)})
             self.store.put(view, signature)
             return view
 
-    def look_at_active(self) -> list[RunView]:
+    def refresh_active(self) -> list[RunView]:
         """Look at those that wait or run."""
         return [
             found
             for run in self.store.with_states("queued", "running", "stopping")
-            if (found := self.look_again(run.id))
+            if (found := self.refresh_if_present(run.id))
         ]
 
-    def look_at_all(self) -> None:
+    def refresh_all(self) -> None:
         """Look at whatever changed in the folder: runs that came, went, or were started by hand."""
         known = self.store.signatures()
         names = {entry.name for entry in os.scandir(self.runs_dir) if entry.is_dir(follow_symlinks=False)}
@@ -167,15 +167,15 @@ class Shelf:
             path = self.runs_dir / name
             signature, state = known.get(name, ("", ""))
             if state not in ("queued", "running", "stopping") and signature != _signature(path):
-                with on_its_own(partial(_log.error, "%s: %s", name)):
-                    self.look_again(name)
+                with isolate_errors(partial(_log.error, "%s: %s", name)):
+                    self.refresh_if_present(name)
         for name in known.keys() - names:
             self.store.forget(name)
 
-    def look_again(self, run_id: str) -> RunView | None:
-        """As `look`, of a run that may be gone by now."""
+    def refresh_if_present(self, run_id: str) -> RunView | None:
+        """As `refresh`, of a run that may be gone by now."""
         try:
-            return self.look(run_id)
+            return self.refresh(run_id)
         except NoSuchRun:
             self.store.forget(run_id)
             return None
@@ -203,7 +203,7 @@ def _marker(path: Path) -> Path:
 
 
 def _remove_hollow(path: Path) -> None:
-    """Remove the empty folders of a run whose making ended before it held any file."""
+    """Remove the empty folders of a run whose creating ended before it held any file."""
     for folder in (*(path / name for name in ("control", "samples", "checkpoints", "studio")), path):
         with suppress(OSError):
             folder.rmdir()

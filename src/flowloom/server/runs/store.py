@@ -31,7 +31,7 @@ CREATE INDEX IF NOT EXISTS by_state ON runs (state);
 Row = tuple[str, ...]
 
 
-class Store:
+class RunStore:
     """Views of runs by name."""
 
     def __init__(self, path: Path):

@@ -1,8 +1,8 @@
-"""`python -m flowloom.server.runs.supervisor ORDER`: a small process for each run, detached from it.
+"""`python -m flowloom.server.runs.supervisor SPEC`: a small process per run, detached from the server.
 
-It takes the run's lock and its devices' locks, takes the run out of the queue, starts the run's process
-in a group of its own, waits for it, and notes how it ended. A server that is killed at any moment thus
-neither loses a run nor starts it twice: whether a run waits, runs or ended stands in its directory.
+It takes the locks of the run and its devices, removes the run from the queue, starts the run's process in a
+new process group, waits for it and records how it ended. The run directory alone says whether a run is
+queued, running or over, so a server killed at any moment neither loses a run nor starts it twice.
 """
 
 from __future__ import annotations
@@ -28,146 +28,149 @@ from flowloom.run.directory import RunDir
 from flowloom.server.locks import hold
 from flowloom.server.runs.process_files import (
     BUSY,
-    KEPT,
-    NOT_WANTED,
+    NOT_QUEUED,
+    RAN,
     Exit,
-    Keeping,
-    Ticket,
-    Wish,
-    born,
+    ProcessRecord,
+    QueueEntry,
+    StopRequest,
     lock_path,
+    start_time,
 )
 
 if TYPE_CHECKING:
-    from flowloom.server.runs.log_events import Scribe
+    from flowloom.server.runs.log_events import LogEventWriter
 
 VISIBLE = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES")
-"""Which accelerators a process may see."""
+"""The environment variables that select a process's accelerators."""
 _CANNOT_START = 127
-_LOOK_EVERY_S = 0.2
+_POLL_S = 0.2
 _GRACE_S = 10.0
-_SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER: orphans of the run become ours to bury
+_SUBREAPER = 36  # prctl's PR_SET_CHILD_SUBREAPER: orphans of the run become our children, and we reap them
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be kept."""
+class LaunchSpec:
+    """What to start for a run, and under which locks."""
 
     run: str
-    ticket: str
+    entry: str
     argv: list[str]
     cwd: str | None
     locks: list[str]
     trainer: str = ""
-    """Whose `parse` reads the log; none: the process writes its events itself."""
+    """The trainer whose `parse` reads the log. Empty: the process writes its own events."""
     checkout: str = ""
-    """Whose code it runs, where that is not ours."""
+    """The checkout whose code it runs, if not ours."""
 
     def to_argument(self) -> str:
-        """As one word of a command line."""
+        """Return it as one command-line argument."""
         return json.dumps(asdict(self))
 
 
 def main() -> int:
-    """Keep the run that the command line names; 0 when its process was started."""
-    order = Order(**json.loads(sys.argv[1]))
-    run = Path(order.run)
-    # Whoever sees the lock held may ask for a stop: that wish is for this sitting, an older one is not.
-    old_wish = Wish.read(run)
-    locks = [hold(path) for path in (lock_path(run), *map(Path, order.locks))]
+    """Supervise the run named on the command line. Return 0 if its process was started."""
+    spec = LaunchSpec(**json.loads(sys.argv[1]))
+    run = Path(spec.run)
+    # Clients may request a stop as soon as the lock is held. An older request was for an earlier attempt.
+    old_request = StopRequest.read(run)
+    locks = [hold(path) for path in (lock_path(run), *map(Path, spec.locks))]
     if None in locks:
         return BUSY
-    ticket = Ticket.read(run)
-    if ticket is None or ticket.id != order.ticket:
-        return NOT_WANTED
-    keeping, folder = _take(run, ticket, old_wish), _identity(run)
+    entry = QueueEntry.read(run)
+    if entry is None or entry.id != spec.entry:
+        return NOT_QUEUED
+    record, folder = _take(run, entry, old_request), _identity(run)
     _outlive_the_server()
-    scribe = _scribe(order, ticket) if order.trainer else None
-    with _noted():
-        _note_command(order, run)
-    process = _start(order, run, [lock for lock in locks if lock is not None])
+    writer = _event_writer(spec, entry) if spec.trainer else None
+    with _best_effort():
+        _note_command(spec, run)
+    process = _start(spec, run, [lock for lock in locks if lock is not None])
     if process is None:
-        return KEPT
-    keeping.model_copy(update={"pid": process.pid, "born": born(process.pid)}).write(run)
-    status = _wait(process, scribe, lambda: _identity(run) == folder)
-    _bury(process.pid)
+        return RAN
+    record.model_copy(update={"pid": process.pid, "started": start_time(process.pid)}).write(run)
+    status = _wait(process, writer, lambda: _identity(run) == folder)
+    _kill_leftovers(process.pid)
     if _identity(run) != folder:
-        # Another run may have its name now: nothing of this one belongs there.
-        return KEPT
-    with _noted():
-        if scribe:
-            scribe.end(status)
-    with _noted():
+        # Another run may have this name now: write nothing there.
+        return RAN
+    with _best_effort():
+        if writer:
+            writer.end(status)
+    with _best_effort():
         Exit(status=status, time=time.time()).write(run)
-    return KEPT
+    return RAN
 
 
 def _identity(run: Path) -> tuple[int, int] | None:
-    """Which folder stands at the path of the run; None where there is none."""
+    """Device and inode of the run's folder, or None."""
     try:
-        found = run.stat()
+        status = run.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
-def _note_command(order: Order, run: Path) -> None:
-    """What is started, as one would type it, below what was before.
+def _note_command(spec: LaunchSpec, run: Path) -> None:
+    """Append the command to command.txt, ready to paste into a shell.
 
-    Of the environment it has the devices alone: other values may be secret.
+    Of the environment, only the devices are written: other values may be secret.
     """
-    place = f"cd {shlex.quote(order.cwd)} && " if order.cwd else ""
+    change_dir = f"cd {shlex.quote(spec.cwd)} && " if spec.cwd else ""
     shown = {name: os.environ[name] for name in VISIBLE if name in os.environ}
     words = " ".join(f"{name}={shlex.quote(value)}" for name, value in shown.items())
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with (run / "command.txt").open("a") as file:
-        file.write(f"# {when}{_code(order)}\n{place}{words} {shlex.join(order.argv)}\n")
+        file.write(f"# {when}{_revision(spec)}\n{change_dir}{words} {shlex.join(spec.argv)}\n")
 
 
-def _code(order: Order) -> str:
-    """Which of another trainer's revisions runs: a checkout may be another one tomorrow."""
-    if not order.checkout:
+def _revision(spec: LaunchSpec) -> str:
+    """The revision of another trainer's checkout, which may change before the next run."""
+    if not spec.checkout:
         return ""
     from flowloom.trainers.missing_packages import revision_of
 
-    return f", {order.checkout}{revision_of(Path(order.checkout))}"
+    return f", {spec.checkout}{revision_of(Path(spec.checkout))}"
 
 
-def _scribe(order: Order, ticket: Ticket) -> Scribe | None:
-    """Who writes the events of a process that writes none."""
-    from flowloom.server.runs.log_events import Scribe
+def _event_writer(spec: LaunchSpec, entry: QueueEntry) -> LogEventWriter | None:
+    """The writer of events for a process that writes none."""
+    from flowloom.server.runs.log_events import LogEventWriter
     from flowloom.trainers import ALL
     from flowloom.trainers.missing_packages import versions_of
 
-    run_dir = RunDir(order.run)
+    run_dir = RunDir(spec.run)
     for request in run_dir.control_dir.glob("*"):
-        # What was asked of an earlier sitting is not meant for this one.
+        # Requests made to an earlier attempt do not apply to this one.
         request.unlink()
-    with _noted():
-        versions = versions_of(order.argv[0], Path(order.checkout))
-        return Scribe(run_dir, ALL[order.trainer], ticket.devices, resumes=ticket.resume, versions=versions)
+    with _best_effort():
+        versions = versions_of(spec.argv[0], Path(spec.checkout))
+        return LogEventWriter(
+            run_dir, ALL[spec.trainer], entry.devices, resumes=entry.resume, versions=versions
+        )
     return None
 
 
-def _wait(process: subprocess.Popen[bytes], scribe: Scribe | None, is_here: Callable[[], bool]) -> int:
-    """Wait for the process, and write its events where it writes none.
+def _wait(
+    process: subprocess.Popen[bytes], writer: LogEventWriter | None, is_here: Callable[[], bool]
+) -> int:
+    """Wait for the process, and write its events if it writes none.
 
-    It is ended where it was asked to stop and cannot hear that, and where the run's folder is no longer
-    there: nobody would see what it does.
+    End it if it was asked to stop and does not read requests, or if the run's folder is gone.
     """
     ending = 0.0
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(_LOOK_EVERY_S)
+            return process.wait(_POLL_S)
         if ending and time.monotonic() - ending > _GRACE_S:
             _signal(process, signal.SIGKILL)
         elif not ending and not is_here():
             ending = time.monotonic()
             _signal(process, signal.SIGTERM)
-        elif scribe and is_here():
-            with _noted():
-                scribe.look()
-                if not ending and scribe.is_to_end():
+        elif writer and is_here():
+            with _best_effort():
+                writer.update()
+                if not ending and writer.must_interrupt():
                     ending = time.monotonic()
                     _signal(process, signal.SIGINT)
 
@@ -178,48 +181,48 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 @contextlib.contextmanager
-def _noted() -> Iterator[None]:
-    """Notes are worth less than the run: a disk that is full ends none."""
+def _best_effort() -> Iterator[None]:
+    """Report a failed record and continue: a full disk must not end the run."""
     try:
         yield
     except (OSError, FlowloomError) as error:
         sys.stderr.write(f"{error}\n")
 
 
-def _take(run: Path, ticket: Ticket, old_wish: Wish | None) -> Keeping:
-    """Take the run out of the queue; from here on it has been started."""
+def _take(run: Path, entry: QueueEntry, old_request: StopRequest | None) -> ProcessRecord:
+    """Remove the run from the queue: from here on it counts as started."""
     events = run / "events.jsonl"
-    keeping = Keeping(
-        ticket=ticket.id,
-        keeper=os.getpid(),
-        keeper_born=born(os.getpid()) or "",
-        devices=ticket.devices,
-        anywhere=ticket.anywhere,
+    record = ProcessRecord(
+        entry=entry.id,
+        supervisor_pid=os.getpid(),
+        supervisor_started=start_time(os.getpid()) or "",
+        devices=entry.devices,
+        any_device=entry.any_device,
         time=time.time(),
         events_size=events.stat().st_size if events.exists() else 0,
     )
     Exit.remove(run)
-    if Wish.read(run) == old_wish:
-        Wish.remove(run)
-    keeping.write(run)
-    Ticket.remove(run)
-    return keeping
+    if StopRequest.read(run) == old_request:
+        StopRequest.remove(run)
+    record.write(run)
+    QueueEntry.remove(run)
+    return record
 
 
 def _outlive_the_server() -> None:
-    """Go on when a terminal closes or a service is stopped: the run itself decides when it ends."""
+    """Ignore the signals of a closed terminal or stopped service: the run decides when it ends."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
 
 
-def _start(order: Order, run: Path, locks: list[int]) -> subprocess.Popen[bytes] | None:
+def _start(spec: LaunchSpec, run: Path, locks: list[int]) -> subprocess.Popen[bytes] | None:
     with (run / "log.txt").open("ab") as log:
         try:
             return subprocess.Popen(
-                order.argv,
-                cwd=order.cwd,
+                spec.argv,
+                cwd=spec.cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -227,20 +230,20 @@ def _start(order: Order, run: Path, locks: list[int]) -> subprocess.Popen[bytes]
                 pass_fds=locks,
             )
         except OSError as error:
-            message = f"{order.argv[0]} could not be started: {error.strerror}."
+            message = f"{spec.argv[0]} could not be started: {error.strerror}."
             log.write(f"{message}\n".encode())
             Exit(status=_CANNOT_START, time=time.time(), message=message).write(run)
             return None
 
 
-def _bury(group: int) -> None:
-    """End what the run left behind, in its group and beside it, and take in every exit status."""
+def _kill_leftovers(group: int) -> None:
+    """Kill what the run left behind, in its process group and outside, and reap every child."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
         for child in psutil.Process().children(recursive=True):
-            # Ranks have sessions of their own; orphans of the run are ours.
+            # Ranks run in separate sessions; orphans of the run are our children.
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         try:

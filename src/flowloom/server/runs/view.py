@@ -17,9 +17,9 @@ from flowloom.files import open_plain, read_json, whole_text
 from flowloom.run.directory import RunDir
 from flowloom.run.events import last_kept_step
 from flowloom.run.results import checkpoints_of
-from flowloom.server.background import on_its_own
+from flowloom.server.background import isolate_errors
 from flowloom.server.locks import is_held
-from flowloom.server.runs.process_files import Exit, Keeping, Ticket, Wish, lock_path
+from flowloom.server.runs.process_files import Exit, ProcessRecord, QueueEntry, StopRequest, lock_path
 from flowloom.server.runs.tail import is_number
 from flowloom.trainers import ALL as TRAINERS
 
@@ -93,7 +93,7 @@ class RunView(BaseModel):
 def view_of(path: Path) -> RunView:
     """How the run at `path` stands: "damaged" with the reason where that cannot be read."""
     reasons: list[str] = []
-    with on_its_own(reasons.append):
+    with isolate_errors(reasons.append):
         return _view(path)
     cure = "Repair or remove what is named here, or delete the run."
     problem = RunProblem(error="Damaged", message=reasons[0], cure=cure)
@@ -115,11 +115,11 @@ def _created(content: dict[str, Any], run_json: Path) -> float:
 def _view(path: Path) -> RunView:
     run_dir = RunDir(path)
     content = run_dir.read_run()
-    ticket, keeping = Ticket.read(path), Keeping.read(path)
+    entry, record = QueueEntry.read(path), ProcessRecord.read(path)
     is_running = is_held(lock_path(path)) or run_dir.is_running()
     trainer = TRAINERS.get(content.get("trainer", "flow"))
     wants_both = trainer is not None and not trainer.writes_events
-    sitting_begins = keeping.events_size if keeping else 0
+    sitting_begins = record.events_size if record else 0
     events = _tail(run_dir.events_jsonl, sitting_begins, wants_both=wants_both)
     view = RunView(
         id=path.name,
@@ -133,9 +133,9 @@ def _view(path: Path) -> RunView:
     idle = view.state not in ACTIVE
     return view.model_copy(
         update={
-            "devices": _devices(ticket, keeping, content["config"], is_running=is_running),
-            "position": ticket.position if ticket and not is_running else None,
-            "pid": _pid(run_dir, keeping) if is_running else None,
+            "devices": _devices(entry, record, content["config"], is_running=is_running),
+            "position": entry.position if entry and not is_running else None,
+            "pid": _pid(run_dir, record) if is_running else None,
             "checkpoint": checkpoint,
             "can_resume": view.state in RESUMABLE,
             "starts_over": view.state in RESUMABLE and newest is None and view.trainer in TRAINERS,
@@ -145,16 +145,16 @@ def _view(path: Path) -> RunView:
 
 
 def _state(path: Path, events: _Tail, is_running: bool) -> State:
-    wish = Wish.read(path)
+    request = StopRequest.read(path)
     if is_running:
-        return "stopping" if wish else "running"
-    if Ticket.read(path):
+        return "stopping" if request else "running"
+    if QueueEntry.read(path):
         return "queued"
     if events.end:
         return _ENDS[events.end["kind"]]
-    if Keeping.read(path) is None and events.newest is None:
+    if ProcessRecord.read(path) is None and events.newest is None:
         return "created"
-    if wish:
+    if request:
         return "stopped"
     ended = Exit.read(path)
     if ended is None or ended.status < 0:
@@ -262,11 +262,13 @@ def _phase(events: _Tail) -> str | None:
     return "training" if events.step or events.progress else None
 
 
-def _devices(ticket: Ticket | None, keeping: Keeping | None, config: Any, *, is_running: bool) -> list[str]:
+def _devices(
+    entry: QueueEntry | None, record: ProcessRecord | None, config: Any, *, is_running: bool
+) -> list[str]:
     """Those it waits for or was given, none where any will do; if started by hand, its configuration's."""
-    if ticket and ticket.anywhere and not is_running:
+    if entry and entry.any_device and not is_running:
         return []
-    noted = ticket or keeping
+    noted = entry or record
     if noted:
         return list(noted.devices)
     parallel = config.get("parallel") if isinstance(config, dict) else None
@@ -274,10 +276,10 @@ def _devices(ticket: Ticket | None, keeping: Keeping | None, config: Any, *, is_
     return [device] if isinstance(device, str) and device != "auto" else []
 
 
-def _pid(run_dir: RunDir, keeping: Keeping | None) -> int | None:
+def _pid(run_dir: RunDir, record: ProcessRecord | None) -> int | None:
     """The process at the head of the run."""
-    if keeping and is_held(lock_path(run_dir.path)):
-        return keeping.pid
+    if record and is_held(lock_path(run_dir.path)):
+        return record.pid
     try:
         return int(read_json(run_dir.pid_json)["pid"])
     except (OSError, ValueError, LookupError, TypeError):
