@@ -319,7 +319,7 @@ class Queue:
             return False
         if unknown := set(entry.devices) - set(self.devices):
             todo = f"Cancel it, then resume it on one of {', '.join(self.devices)}."
-            raise RunError(f"Queued for {', '.join(sorted(unknown))}, which this machine lacks. {todo}")
+            raise RunError(f"Queued for {', '.join(sorted(unknown))}, which is not on this machine. {todo}")
         command = task.command(run_dir, entry.resume, entry.devices)
         environment = _environment(command, entry.devices, run_dir.read_run()["config"])
         self.state.add_started(run.id)
