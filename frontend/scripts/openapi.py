@@ -1,4 +1,4 @@
-"""Prints the studio's OpenAPI document, from which src/lib/api/schema.ts is generated."""
+"""Print the studio's OpenAPI document, from which src/lib/api/schema.ts is generated."""
 
 import json
 import sys

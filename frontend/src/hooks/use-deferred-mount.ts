@@ -5,11 +5,11 @@ import { startTransition, useEffect, useState } from "react";
  * the content above it.
  */
 export function useDeferredMount(isReady: boolean): boolean {
-  const [isLater, setLater] = useState(false);
+  const [isMounted, setMounted] = useState(false);
   useEffect(() => {
     if (!isReady) return;
-    const frame = requestAnimationFrame(() => startTransition(() => setLater(true)));
+    const frame = requestAnimationFrame(() => startTransition(() => setMounted(true)));
     return () => cancelAnimationFrame(frame);
   }, [isReady]);
-  return isLater;
+  return isMounted;
 }

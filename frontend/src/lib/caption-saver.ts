@@ -22,7 +22,7 @@ export interface CaptionSaver {
 export function captionSaver(
   first: Kept,
   put: (caption: string, version: string) => Promise<{ version: string }>,
-  tell: (state: Saving, error: unknown) => void,
+  onChange: (state: Saving, error: unknown) => void,
 ): CaptionSaver {
   let { caption: kept, version } = first;
   let latest = kept;
@@ -33,13 +33,13 @@ export function captionSaver(
     try {
       while (latest !== kept) {
         const wanted = latest;
-        tell("saving", null);
+        onChange("saving", null);
         ({ version } = await put(wanted, version));
         kept = wanted;
       }
-      tell("saved", null);
+      onChange("saved", null);
     } catch (error) {
-      tell("failed", error);
+      onChange("failed", error);
       throw error;
     } finally {
       running = null;
@@ -48,7 +48,7 @@ export function captionSaver(
   const save = () => {
     clearTimeout(timer);
     if (!running && latest === kept) {
-      tell("saved", null);
+      onChange("saved", null);
       return Promise.resolve();
     }
     running ??= run();
@@ -58,7 +58,7 @@ export function captionSaver(
     save,
     type: (text) => {
       latest = text;
-      tell("typing", null);
+      onChange("typing", null);
       clearTimeout(timer);
       // A failure is reported through `tell`.
       timer = setTimeout(() => void save().catch(() => {}), QUIET_MS);

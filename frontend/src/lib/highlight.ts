@@ -9,7 +9,7 @@ export interface Hit {
 export function findAll(text: string, words: string): Hit[] {
   if (!words) return [];
   const pattern = new RegExp(words.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gi");
-  return Array.from(text.matchAll(pattern), (found) => ({ at: found.index, length: found[0].length }));
+  return Array.from(text.matchAll(pattern), (match) => ({ at: match.index, length: match[0].length }));
 }
 
 /** The index `by` further, wrapping around at the ends. */
@@ -25,13 +25,13 @@ export interface Segment {
 /** Split a text at its matches; of thousands, only those near `now`, the visible ones. */
 export function segments(text: string, hits: readonly Hit[], now: number, most = 400): Segment[] {
   const first = Math.max(0, now - most / 2);
-  const found: Segment[] = [];
+  const parts: Segment[] = [];
   let end = 0;
   hits.slice(first, first + most).forEach(({ at, length }, index) => {
-    if (at > end) found.push({ text: text.slice(end, at), hit: null });
-    found.push({ text: text.slice(at, at + length), hit: first + index });
+    if (at > end) parts.push({ text: text.slice(end, at), hit: null });
+    parts.push({ text: text.slice(at, at + length), hit: first + index });
     end = at + length;
   });
-  if (end < text.length) found.push({ text: text.slice(end), hit: null });
-  return found;
+  if (end < text.length) parts.push({ text: text.slice(end), hit: null });
+  return parts;
 }

@@ -8,13 +8,13 @@ export function isTree(value: unknown): value is Tree {
 }
 
 export function at(value: Json | undefined, path: readonly (string | number)[]): Json | undefined {
-  let here: Json | undefined = value;
+  let current: Json | undefined = value;
   for (const key of path) {
-    if (Array.isArray(here)) here = here[Number(key)];
-    else if (isTree(here)) here = here[String(key)];
+    if (Array.isArray(current)) current = current[Number(key)];
+    else if (isTree(current)) current = current[String(key)];
     else return undefined;
   }
-  return here;
+  return current;
 }
 
 /** A copy of `value` with `next` at `path`; undefined removes the key. */
@@ -53,8 +53,8 @@ export function laidOver(base: Json, over: Json): Json {
   if (typeof over.kind === "string" && over.kind !== base.kind) return over;
   const merged: Tree = { ...base };
   for (const [key, value] of Object.entries(over)) {
-    const there = merged[key];
-    merged[key] = there === undefined ? value : laidOver(there, value);
+    const existing = merged[key];
+    merged[key] = existing === undefined ? value : laidOver(existing, value);
   }
   return merged;
 }

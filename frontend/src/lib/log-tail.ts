@@ -20,12 +20,12 @@ export const POLL_MS = 1500;
  * `first`: the offset to start at; negative values count from the end.
  */
 export function tailLog<Part extends LogPart>(
-  ask: (offset: number) => Promise<Part>,
+  read: (offset: number) => Promise<Part>,
   { onPart, onError }: Handlers<Part>,
-  first = FIRST,
+  start = FIRST,
 ) {
   let offset: number | null = null;
-  let isOver = false;
+  let hasEnded = false;
   let isGrowing = true;
   let timer: ReturnType<typeof setTimeout> | undefined;
 
@@ -35,14 +35,14 @@ export function tailLog<Part extends LogPart>(
     let isWhole = false;
     try {
       if (!document.hidden) {
-        const part = await ask(offset ?? first);
-        if (isOver) return;
+        const part = await read(offset ?? start);
+        if (hasEnded) return;
         onPart(part, offset === null);
         isWhole = part.next_offset >= part.size || part.text === "";
         offset = part.next_offset;
       }
     } catch (error) {
-      if (isOver) return;
+      if (hasEnded) return;
       onError(error);
     }
     if (wasGrowing || isGrowing || !isWhole) timer = setTimeout(poll, POLL_MS);
@@ -57,7 +57,7 @@ export function tailLog<Part extends LogPart>(
       timer ??= setTimeout(poll, 0);
     },
     end: () => {
-      isOver = true;
+      hasEnded = true;
       clearTimeout(timer);
     },
   };

@@ -82,7 +82,7 @@ function RunCheckpoints({
   const entries = data.checkpoints.map((each) => ({ ...each, path: `${dir}/checkpoints/${each.name}` }));
   if (entries.length === 0)
     return <p className="px-3 py-1.5 text-xs text-muted-foreground">No checkpoints yet.</p>;
-  const isWhole = entries.every((each) => selection.chosen.has(each.path));
+  const areAllSelected = entries.every((each) => selection.chosen.has(each.path));
   return (
     <ul aria-label={`Checkpoints of ${id}`}>
       {entries.map(({ path, name, size, time }) => (
@@ -95,10 +95,10 @@ function RunCheckpoints({
             kind="quiet"
             onClick={() => {
               for (const { path } of entries)
-                if (selection.chosen.has(path) === isWhole) selection.onToggle(path);
+                if (selection.chosen.has(path) === areAllSelected) selection.onToggle(path);
             }}
           >
-            {isWhole ? "Clear selection" : "Select all"}
+            {areAllSelected ? "Clear selection" : "Select all"}
           </Button>
         </li>
       )}
@@ -119,9 +119,9 @@ function List(selection: Selection) {
   if (error) return <ErrorAlert error={error} />;
   if (!page || !dir) return <Skeleton className="h-40" />;
   const trained = page.runs.filter((run) => isTraining(run) && run.checkpoint);
-  const own = modelsOutsideRuns(models, dir);
+  const loose = modelsOutsideRuns(models, dir);
   const numOf = (is: (path: string) => boolean) => [...selection.chosen].filter(is).length;
-  if (trained.length + own.length === 0)
+  if (trained.length + loose.length === 0)
     return (
       <Empty title="No models to sample with yet">Checkpoints appear here after a run saves them.</Empty>
     );
@@ -137,15 +137,15 @@ function List(selection: Selection) {
           {(isOpen) => <RunCheckpoints id={run.id} dir={`${dir}/${run.id}`} isOpen={isOpen} {...selection} />}
         </Group>
       ))}
-      {own.length > 0 && (
+      {loose.length > 0 && (
         <Group
           title="Models"
-          num={numOf((path) => own.some((each) => each.path === path))}
+          num={numOf((path) => loose.some((each) => each.path === path))}
           isFirst={trained.length === 0}
         >
           {() => (
             <ul aria-label="Models">
-              {own.map(({ path, name, words, size }) => (
+              {loose.map(({ path, name, words, size }) => (
                 <Entry key={path} path={path} name={name} note={`${words} · ${bytes(size)}`} {...selection} />
               ))}
             </ul>

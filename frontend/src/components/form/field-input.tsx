@@ -114,7 +114,7 @@ function PathInput(props: WidgetProps) {
       {isBrowsing && (
         <PathBrowser
           title={field.title}
-          found={found}
+          suggestions={found}
           onClose={() => setBrowsing(false)}
           onChoose={(path) => {
             setBrowsing(false);

@@ -68,20 +68,20 @@ function Listing({
 /** Choose a file or folder in the studio's folders; suggested files come first. */
 export function PathBrowser({
   title,
-  found,
+  suggestions,
   onChoose,
   onClose,
 }: {
   title: string;
-  found: string[];
+  suggestions: string[];
   onChoose: (path: string) => void;
   onClose: () => void;
 }) {
   const { data, error } = useQuery(roots);
   const [location, setLocation] = useState<Location | null>(null);
-  const root = data?.find((one) => one.name === location?.root);
-  const here = location && root ? [root.path, location.path].filter(Boolean).join("/") : null;
-  const up = () =>
+  const root = data?.find((folder) => folder.name === location?.root);
+  const currentPath = location && root ? [root.path, location.path].filter(Boolean).join("/") : null;
+  const goUp = () =>
     setLocation(
       location?.path ? { root: location.root, path: location.path.split("/").slice(0, -1).join("/") } : null,
     );
@@ -89,11 +89,11 @@ export function PathBrowser({
     <Dialog title={title} isOpen onClose={onClose} width="max-w-2xl">
       <div className="grid gap-4">
         {error && <ErrorAlert error={error} />}
-        {!location && found.length > 0 && (
+        {!location && suggestions.length > 0 && (
           <section>
             <h3 className="label mb-1">Suggested files</h3>
             <ul className="divide-y rounded border">
-              {found.map((path) => (
+              {suggestions.map((path) => (
                 <li key={path}>
                   <button
                     type="button"
@@ -111,12 +111,12 @@ export function PathBrowser({
         {location ? (
           <>
             <div className="flex items-center justify-between gap-2 text-sm">
-              <code className="figure min-w-0 text-xs [overflow-wrap:anywhere]">{here}</code>
+              <code className="figure min-w-0 text-xs [overflow-wrap:anywhere]">{currentPath}</code>
               <span className="flex gap-1.5">
-                <Button size="small" onClick={up}>
+                <Button size="small" onClick={goUp}>
                   Up
                 </Button>
-                <Button size="small" kind="primary" onClick={() => here && onChoose(here)}>
+                <Button size="small" kind="primary" onClick={() => currentPath && onChoose(currentPath)}>
                   Choose this folder
                 </Button>
               </span>
@@ -131,17 +131,17 @@ export function PathBrowser({
           <section>
             <h3 className="label mb-1">Studio folders</h3>
             <ul className="divide-y rounded border">
-              {data?.map((one) => (
-                <li key={one.name}>
+              {data?.map((folder) => (
+                <li key={folder.name}>
                   <button
                     type="button"
-                    disabled={!one.exists}
-                    onClick={() => setLocation({ root: one.name, path: "" })}
+                    disabled={!folder.exists}
+                    onClick={() => setLocation({ root: folder.name, path: "" })}
                     className="flex w-full items-center justify-between gap-3 px-3 py-2 text-left text-sm hover:bg-muted disabled:opacity-60"
                   >
-                    <span className="font-medium">{one.name}</span>
+                    <span className="font-medium">{folder.name}</span>
                     <code className="figure min-w-0 truncate text-xs text-muted-foreground">
-                      {one.exists ? one.path : "does not exist yet"}
+                      {folder.exists ? folder.path : "does not exist yet"}
                     </code>
                   </button>
                 </li>

@@ -19,15 +19,15 @@ interface Toasts {
 
 const Context = createContext<Toasts>({ notify: () => {}, notifyError: () => {} });
 const SHOWN_MS = 5000;
-const MOST_GOOD = 3;
-const MOST_BAD = 20;
+const MAX_SUCCESSES = 3;
+const MAX_ERRORS = 20;
 
 /** Add a toast. Old successes are dropped first; errors stay, so that none of many is missed. */
 export function withToast(all: readonly Toast[], toast: Toast): Toast[] {
   const next = [...all, toast];
-  const good = next.filter((each) => !each.isBad).slice(-MOST_GOOD);
-  const bad = next.filter((each) => each.isBad).slice(-MOST_BAD);
-  return next.filter((each) => good.includes(each) || bad.includes(each));
+  const successes = next.filter((each) => !each.isBad).slice(-MAX_SUCCESSES);
+  const errors = next.filter((each) => each.isBad).slice(-MAX_ERRORS);
+  return next.filter((each) => successes.includes(each) || errors.includes(each));
 }
 
 export const useToasts = () => useContext(Context);
@@ -36,14 +36,14 @@ export const useToasts = () => useContext(Context);
 export function ToastProvider({ children }: { children: ReactNode }) {
   const [toasts, setToasts] = useState<Toast[]>([]);
   const next = useRef(1);
-  const drop = useCallback((id: number) => setToasts((all) => all.filter((toast) => toast.id !== id)), []);
+  const dismiss = useCallback((id: number) => setToasts((all) => all.filter((toast) => toast.id !== id)), []);
   const add = useCallback(
     (toast: Omit<Toast, "id">) => {
       const id = next.current++;
       setToasts((all) => withToast(all, { ...toast, id }));
-      if (!toast.isBad) setTimeout(() => drop(id), SHOWN_MS);
+      if (!toast.isBad) setTimeout(() => dismiss(id), SHOWN_MS);
     },
-    [drop],
+    [dismiss],
   );
   const value = useMemo<Toasts>(
     () => ({
@@ -77,7 +77,7 @@ export function ToastProvider({ children }: { children: ReactNode }) {
                 <p className="text-xs text-secondary-foreground [overflow-wrap:anywhere]">{toast.detail}</p>
               )}
             </div>
-            <IconButton label="Dismiss" onClick={() => drop(toast.id)}>
+            <IconButton label="Dismiss" onClick={() => dismiss(toast.id)}>
               <CloseIcon />
             </IconButton>
           </div>

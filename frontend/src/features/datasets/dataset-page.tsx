@@ -31,7 +31,7 @@ import { type Show, useDatasetView } from "./use-dataset-view";
 function Tags({ dataset, wanted, onTag }: { dataset: string; wanted: Wanted; onTag: (tag: string) => void }) {
   const { data } = useQuery(tagsQuery(dataset, wanted));
   if (!data || data.tags.length === 0) return null;
-  const most = data.tags[0]?.count ?? 1;
+  const maxCount = data.tags[0]?.count ?? 1;
   return (
     <section aria-label="Tags" className="rounded-lg border bg-card p-3">
       <h2 className="label mb-2">{count(data.distinct)} tags</h2>
@@ -46,7 +46,7 @@ function Tags({ dataset, wanted, onTag }: { dataset: string; wanted: Wanted; onT
                 "rounded border px-1.5 py-0.5 text-xs hover:border-input",
                 wanted.tags?.includes(tag) ? "border-primary bg-accent text-primary" : "bg-muted",
               )}
-              style={{ fontWeight: 400 + Math.round((number / most) * 250) }}
+              style={{ fontWeight: 400 + Math.round((number / maxCount) * 250) }}
             >
               {tag} <span className="figure text-2xs text-muted-foreground">{number}</span>
             </button>

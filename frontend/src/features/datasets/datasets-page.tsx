@@ -175,7 +175,7 @@ export function DatasetsPage() {
     },
     onError: notifyError,
   });
-  const isOld = error instanceof Problem && error.status === 404;
+  const isUnsupported = error instanceof Problem && error.status === 404;
   return (
     <Page
       title="Datasets"
@@ -186,7 +186,7 @@ export function DatasetsPage() {
         </Button>
       }
     >
-      {isOld ? (
+      {isUnsupported ? (
         <Empty title="This studio has no dataset library">
           {" "}
           Enter the path of a JSONL in the training form instead.

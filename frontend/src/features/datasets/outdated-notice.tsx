@@ -32,9 +32,9 @@ export function useUpdate(name: string) {
   const { data: run } = useQuery({
     queryKey: ["run", id, "followed"],
     queryFn: async () => {
-      const now = await fetchJson<RunView>(`/api/runs/${id}`);
-      if (!ACTIVE.has(now.state)) finish();
-      return now;
+      const current = await fetchJson<RunView>(`/api/runs/${id}`);
+      if (!ACTIVE.has(current.state)) finish();
+      return current;
     },
     enabled: id !== undefined,
     refetchInterval: ({ state }) => (!state.data || ACTIVE.has(state.data.state) ? FOLLOW_MS : false),

@@ -84,10 +84,10 @@ function Row({ model, isChosen, onChoose }: RowProps) {
 function Library() {
   const { data, error, refetch } = useQuery(library);
   const [chosen, setChosen] = useState<readonly string[]>([]);
-  const [isBeside, setBeside] = useState(false);
+  const [isComparing, setComparing] = useState(false);
   if (error && !data) {
-    const isOld = error instanceof Problem && error.status === 404;
-    return isOld ? (
+    const isUnsupported = error instanceof Problem && error.status === 404;
+    return isUnsupported ? (
       <Empty title="This studio has no model library">Enter file paths in the training form instead.</Empty>
     ) : (
       <ErrorAlert error={error} onRetry={() => void refetch()} />
@@ -122,7 +122,7 @@ function Library() {
         aria-label="Selection"
       >
         <span>{chosen.length > 0 ? `${chosen.length} selected` : "Select models to compare"}</span>
-        <Button size="small" disabled={chosen.length < 2} onClick={() => setBeside(true)}>
+        <Button size="small" disabled={chosen.length < 2} onClick={() => setComparing(true)}>
           {" "}
           Compare{" "}
         </Button>
@@ -133,10 +133,10 @@ function Library() {
           </Button>
         )}
       </div>
-      {isBeside && (
+      {isComparing && (
         <CompareModels
           models={chosen.flatMap((path) => byPath.get(path) ?? [])}
-          onClose={() => setBeside(false)}
+          onClose={() => setComparing(false)}
         />
       )}
       {groups.map((group) => (

@@ -22,13 +22,13 @@ import { bytes, count } from "@/lib/format";
 import { findAll, segments, wrapIndex } from "@/lib/highlight";
 import { tailLog } from "@/lib/log-tail";
 
-const MOST_CHARS = 400_000;
+const MAX_CHARS = 400_000;
 /** The most that a page can hold; a longer log has to be downloaded. */
-const MOST_WHOLE = 8 * 2 ** 20;
-const PART = 2 ** 18;
-const LARGE_PART = 4 * 2 ** 20;
+const MAX_WHOLE_BYTES = 8 * 2 ** 20;
+const PART_BYTES = 2 ** 18;
+const LARGE_PART_BYTES = 4 * 2 ** 20;
 
-const ask = (id: string, offset: number, limit: number) =>
+const readLog = (id: string, offset: number, limit: number) =>
   got(
     api.GET("/api/runs/{run_id}/log", {
       params: { path: { run_id: id }, query: { offset, limit } },
@@ -37,38 +37,38 @@ const ask = (id: string, offset: number, limit: number) =>
 
 /** Follow the log; `isWhole`: from its start. */
 function useLog(id: string, isActive: boolean, isWhole: boolean) {
-  const most = isWhole ? MOST_WHOLE : MOST_CHARS;
+  const maxChars = isWhole ? MAX_WHOLE_BYTES : MAX_CHARS;
   const [text, setText] = useState<string | null>(null);
-  const [begin, setBegin] = useState(0);
+  const [start, setStart] = useState(0);
   const [size, setSize] = useState(0);
   const [error, setError] = useState<unknown>(null);
-  const follower = useRef<ReturnType<typeof tailLog> | null>(null);
+  const tail = useRef<ReturnType<typeof tailLog> | null>(null);
   useEffect(() => {
-    follower.current = tailLog(
-      (offset) => ask(id, offset, isWhole ? LARGE_PART : PART),
+    tail.current = tailLog(
+      (offset) => readLog(id, offset, isWhole ? LARGE_PART_BYTES : PART_BYTES),
       {
         onPart: (part, isFirst) => {
-          if (isFirst) setBegin(part.offset);
+          if (isFirst) setStart(part.offset);
           setSize(part.size);
           setError(null);
-          setText((old) => (isFirst ? part.text : `${old ?? ""}${part.text}`).slice(-most));
+          setText((old) => (isFirst ? part.text : `${old ?? ""}${part.text}`).slice(-maxChars));
         },
         onError: setError,
       },
-      isWhole ? -MOST_WHOLE : undefined,
+      isWhole ? -MAX_WHOLE_BYTES : undefined,
     );
-    return () => follower.current?.end();
-  }, [id, isWhole, most]);
-  // biome-ignore lint/correctness/useExhaustiveDependencies: a new follower needs the state, too
-  useEffect(() => follower.current?.grow(isActive), [isActive, id, isWhole]);
-  return { text, begin, size, error };
+    return () => tail.current?.end();
+  }, [id, isWhole, maxChars]);
+  // biome-ignore lint/correctness/useExhaustiveDependencies: a new tail needs the state, too
+  useEffect(() => tail.current?.grow(isActive), [isActive, id, isWhole]);
+  return { text, start, size, error };
 }
 
 /** Download the complete log as a file. */
 async function download(id: string): Promise<void> {
   const parts: string[] = [];
   for (let offset = 0; ; ) {
-    const part = await ask(id, offset, LARGE_PART);
+    const part = await readLog(id, offset, LARGE_PART_BYTES);
     parts.push(part.text);
     if (part.next_offset >= part.size || part.next_offset <= offset) break;
     offset = part.next_offset;
@@ -85,8 +85,8 @@ async function download(id: string): Promise<void> {
 function useSearch(text: string) {
   const [words, setWords] = useState("");
   const [now, setNow] = useState(0);
-  const wanted = useDeferredValue(words);
-  const hits = useMemo(() => findAll(text, wanted), [text, wanted]);
+  const deferredWords = useDeferredValue(words);
+  const hits = useMemo(() => findAll(text, deferredWords), [text, deferredWords]);
   const current = Math.min(now, Math.max(0, hits.length - 1));
   const shown = useMemo(() => segments(text, hits, current), [text, hits, current]);
   return {
@@ -233,11 +233,11 @@ function LogText({
 
 export function LogPanel({ id, isActive }: { id: string; isActive: boolean }) {
   const [isWhole, setWhole] = useState(false);
-  const { text, begin, size, error } = useLog(id, isActive, isWhole);
+  const { text, start, size, error } = useLog(id, isActive, isWhole);
   const search = useSearch(text ?? "");
   const [isFollowing, setFollowing] = useState(true);
-  const held = Math.min(size - begin, isWhole ? MOST_WHOLE : MOST_CHARS);
-  const isCut = held < size;
+  const shownBytes = Math.min(size - start, isWhole ? MAX_WHOLE_BYTES : MAX_CHARS);
+  const isCut = shownBytes < size;
   return (
     <Panel
       title="Log"
@@ -259,13 +259,13 @@ export function LogPanel({ id, isActive }: { id: string; isActive: boolean }) {
           <Search search={search}>
             {isCut && !isWhole && (
               <>
-                Last {bytes(held)}
+                Last {bytes(shownBytes)}
                 <Button size="small" onClick={() => setWhole(true)}>
                   Load all
                 </Button>
               </>
             )}
-            {isCut && isWhole && `Last ${bytes(held)}. Download the log for the rest.`}
+            {isCut && isWhole && `Last ${bytes(shownBytes)}. Download the log for the rest.`}
           </Search>
           <LogText
             id={id}

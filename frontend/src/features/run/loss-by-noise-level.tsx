@@ -4,7 +4,7 @@ import { figure } from "@/lib/format";
 /** The mean loss in eight noise-level bins. */
 export function LossByNoiseLevel({ levels }: { levels: (number | null)[] }) {
   if (!levels.some((level) => level !== null)) return null;
-  const most = Math.max(...levels.map((level) => level ?? 0)) || 1;
+  const max = Math.max(...levels.map((level) => level ?? 0)) || 1;
   return (
     <Panel title="Loss by noise level">
       <ol
@@ -17,7 +17,7 @@ export function LossByNoiseLevel({ levels }: { levels: (number | null)[] }) {
             <span
               className="rounded-t bg-primary"
               style={{
-                height: `${Math.max(1, ((level ?? 0) / most) * 76)}%`,
+                height: `${Math.max(1, ((level ?? 0) / max) * 76)}%`,
                 opacity: level === null ? 0.2 : 1,
               }}
             />

@@ -23,7 +23,7 @@ const FILTERS: Record<Filter, (run: RunView) => boolean> = {
   done: (run) => run.state === "finished" || run.state === "stopped",
   broken: (run) => ["failed", "interrupted", "damaged"].includes(run.state),
 };
-const MOST_COMPARED = 8;
+const MAX_COMPARED = 8;
 
 /** Actions on all selected runs. */
 function SelectionActions({ chosen, onDone }: { chosen: RunView[]; onDone: () => void }) {
@@ -50,7 +50,7 @@ function SelectionActions({ chosen, onDone }: { chosen: RunView[]; onDone: () =>
   return (
     <div className="flex flex-wrap items-center gap-1.5" role="toolbar" aria-label="Selection">
       <span className="mr-1 text-xs text-secondary-foreground">{chosen.length} selected</span>
-      <Button size="small" disabled={chosen.length < 2 || chosen.length > MOST_COMPARED} onClick={compare}>
+      <Button size="small" disabled={chosen.length < 2 || chosen.length > MAX_COMPARED} onClick={compare}>
         Compare
       </Button>
       {applicable.stop.length > 0 && (

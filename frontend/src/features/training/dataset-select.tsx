@@ -130,7 +130,7 @@ export function DatasetSelect() {
   const bucket = buckets.find((each) => each.name === bucketName);
   const chosen = [...folders, ...jsonls].find((each) => each.path === path);
   const source = chosen?.kind === "jsonl" && folders.find((each) => each.path === chosen.source);
-  const take = (found: DataSet | undefined) => {
+  const select = (found: DataSet | undefined) => {
     setBucketName(null);
     set(["dataloader", "jsonl_metadata_path"], found?.path ?? NONE);
     const images = found?.kind === "folder" ? found.path : found?.images_dir;
@@ -138,11 +138,11 @@ export function DatasetSelect() {
   };
   const choose = (value: string) => {
     if (value.startsWith(BUCKET)) setBucketName(value.slice(BUCKET.length));
-    else take([...folders, ...jsonls].find((each) => each.path === value));
+    else select([...folders, ...jsonls].find((each) => each.path === value));
   };
   const takeJsonlOf = (dataset: DataSet) => {
-    const now = client.getQueryData(datasets.queryKey) ?? [];
-    take(now.find((each) => each.name === jsonlOf(dataset)));
+    const fresh = client.getQueryData(datasets.queryKey) ?? [];
+    select(fresh.find((each) => each.name === jsonlOf(dataset)));
   };
   return (
     <div className="grid content-start gap-1.5">
@@ -194,7 +194,7 @@ export function DatasetSelect() {
           {chosen && (
             <OutdatedNotice name={chosen.name} isSmall>
               {source && (
-                <Button size="small" onClick={() => take(source)}>
+                <Button size="small" onClick={() => select(source)}>
                   Use the folder instead
                 </Button>
               )}
