@@ -25,7 +25,7 @@ WIDTH, HEIGHT = 1600, 1200
 
 
 def write_data(folder: Path) -> None:
-    """Pictures with detail, and prose of some thirty words each."""
+    """Detailed images, each with prose of some thirty words."""
     draw = np.random.default_rng(0)
     rows = []
     for i in range(NUM_IMAGES):

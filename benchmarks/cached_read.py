@@ -87,7 +87,7 @@ def tensor(cache: Cache, key: bytes, source: bytes) -> Tensor:
 
 
 def is_same(folder: Path, keys: list[list[tuple[bytes, bytes]]]) -> bool:
-    """Whether both ways give all samples, equal to the last bit."""
+    """True if both return all samples, equal to the last bit."""
     cache = Cache(LocalShards(folder / "shards"))
     pairs = zip(read_files(folder), read_cache(cache, keys), strict=True)
     return all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))

@@ -19,7 +19,7 @@ BUCKET = (576, 448)
 QUALITY = 85
 """Gives files of about 430 kB."""
 LEAST_PSNR = 40.0
-"""Decibels, of the worst picture."""
+"""Decibels, of the worst image."""
 
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:
@@ -43,7 +43,7 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 def jpeg(seed: int, size: tuple[int, int] = GIVEN) -> bytes:
-    """A picture as a file."""
+    """An image as a file."""
     file = io.BytesIO()
     picture(seed, size).save(file, "JPEG", quality=QUALITY)
     return file.getvalue()

@@ -44,7 +44,7 @@ class Work:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of a square picture: one for 16 x 16 pixels."""
+        """Tokens of a square image: one for 16 x 16 pixels."""
         return (self.pixels // 16) ** 2
 
 

@@ -73,7 +73,7 @@ TELL = "\nprint(json.dumps([seconds, peak_mib(), counts]))"
 
 
 def measure(program: str, path: Path) -> tuple[float, float, list[int]]:
-    """Seconds, MiB at the peak, and rows in each bucket, of `program` in a process of its own."""
+    """Seconds, MiB at the peak, and rows in each bucket, of `program` in a separate process."""
     command = [sys.executable, "-c", MEASURED + program + TELL, str(path)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -65,7 +65,7 @@ def ours(path: Path) -> Iterator[tuple[list[int], np.ndarray]]:
 
 
 def cover(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """FLOW's fit: the whole picture decoded, scaled by Lanczos to cover `size`, cropped at the centre."""
+    """FLOW's fit: the full image decoded, scaled by Lanczos to cover `size`, cropped at the centre."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     (width, height), (w, h) = size, image.size
@@ -76,7 +76,7 @@ def cover(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 
 def flows_rule(path: Path) -> Iterator[tuple[list[int], Any]]:
-    """torch's DataLoader, an item a batch, worker processes that make a thread pool anew for each batch."""
+    """torch's DataLoader, one item per batch, worker processes that make a new thread pool for each batch."""
     import torch
 
     loader = make_loader(path)
@@ -134,7 +134,7 @@ def run_once(kind: str, path: Path) -> tuple[float, float, list[int]]:
 
 
 def measure(kind: str, path: Path) -> tuple[float, float, list[int]]:
-    """`run_once` in a process of its own."""
+    """`run_once` in a separate process."""
     command = [sys.executable, "-m", "benchmarks.loader", kind, str(path)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

@@ -24,7 +24,7 @@ TARGET = 1.0
 READS_PER_S, P99_LIMIT_S, DELAY_LIMIT_S, START_LIMIT_S, MEMORY_LIMIT_MIB = 500, 0.05, 0.2, 2.0, 150.0
 SECONDS, CONNECTIONS, LISTENERS = 10, 20, 50
 MINUTES = 60.0
-"""How long the run would go on; it is stopped long before."""
+"""How long the run would take; it is stopped long before."""
 
 
 @contextmanager
@@ -43,14 +43,14 @@ def studio(home: Path) -> Iterator[tuple[int, int, float]]:
 
 
 async def read_once(port: int) -> None:
-    """One status read on a connection of its own."""
+    """One status read on a separate connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     await status(reader, writer)
     writer.close()
 
 
 async def status(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-    """Whether a status read was answered with 200."""
+    """True if a status read returned 200."""
     writer.write(b"GET /api/runs/load HTTP/1.1\r\nHost: localhost\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
     length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])

@@ -56,8 +56,9 @@ def unknown_script(words: list[str]) -> str | None:
     if words[1] == "benchmarks" and len(words) > 2 and not words[2].startswith("-"):
         path = ROOT / "benchmarks" / f"{words[2].replace('-', '_')}.py"
         return None if words[2].isupper() or path.exists() else f"benchmark {words[2]}"
-    path = ROOT / words[1].replace(".", "/")
-    return None if path.is_dir() or path.with_suffix(".py").exists() else f"module {words[1]}"
+    paths = [folder / words[1].replace(".", "/") for folder in (ROOT, ROOT / "src")]
+    exists = any(path.is_dir() or path.with_suffix(".py").exists() for path in paths)
+    return None if exists else f"module {words[1]}"
 
 
 @pytest.mark.parametrize("body", blocks("bash"))
@@ -114,7 +115,7 @@ def test_every_direct_dependency_is_credited():
 
 
 def test_adrs_have_their_four_parts():
-    parts = ["## Context", "## Decision", "## What we gave up", "## When to revisit"]
+    parts = ["## Context", "## Decision", "## Consequences", "## When to revisit"]
     records = sorted(ROOT.glob("docs/adr/[0-9]*.md"))
     assert records
     assert not [path.name for path in records if [p for p in parts if p not in path.read_text()]]

@@ -19,17 +19,13 @@ Text = tuple[int, str]  # the line where it begins, and a string, docstring or p
 REWRITTEN = [
     "docs/adr/",
     "docs/api.md",
-    "docs/cache-format.md",
     "docs/data.md",
-    "docs/extend.md",
     "docs/flow-files.md",
     "docs/kohya.md",
     "docs/operate.md",
     "docs/runs.md",
     "docs/start.md",
-    "docs/studio.md",
     "docs/tagging.md",
-    "docs/train-a-lora.md",
     "frontend/src/",
     "src/flowloom/cli/",
     "src/flowloom/config/",
@@ -157,6 +153,8 @@ def markdown_texts(path: Path) -> Iterator[Text]:
     """Paragraphs, headings and cells without code, addresses and comments."""
     source = re.sub(r"^```.*?^```", lambda block: "\n" * block.group().count("\n"), path.read_text(),
                     flags=re.MULTILINE | re.DOTALL)  # fmt: skip
+    source = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", lambda block: "\n" * block.group().count("\n"), source,
+                    flags=re.DOTALL)  # fmt: skip
     source = re.sub(r"`[^`\n]*`|\]\([^)]*\)|<!--.*?-->", "", source)
     line = 1
     for block in re.split(r"(\n\s*\n|\n(?=[|#-]))", source):
@@ -174,7 +172,7 @@ def relative(path: Path) -> str:
 
 
 def files() -> list[Path]:
-    patterns = ["*.md", "docs/**/*.md", "benchmarks/*.md", "src/flowloom/**/*.py", "frontend/src/**/*.ts*"]
+    patterns = ["*.md", "docs/**/*.md", "benchmarks/*.*", "src/flowloom/**/*.py", "frontend/src/**/*.ts*"]
     paths = (path for pattern in patterns for path in ROOT.glob(pattern))
     return sorted(path for path in paths if not relative(path).startswith(GENERATED))
 
