@@ -172,9 +172,8 @@ def test_with_equal_noise_the_updates_are_those_of_one_rank(
 ) -> None:
     """Up to the order of sums; of three updates of 5 rows, ranks have 1 to 0 rows each."""
     config = make_config(**LARGE_BATCH)
-    multiprocessing.spawn(
-        train_as_rank, (world_size, config.model_dump_json(), str(tmp_path)), nprocs=world_size
-    )
+    arguments = (world_size, config.model_dump_json(), str(tmp_path))
+    multiprocessing.start_processes(train_as_rank, arguments, nprocs=world_size, start_method="forkserver")
     found = torch.load(tmp_path / "weights.pt")
     expected = train_with_the_noise_of_one_rank(build(config, Ranks()), Ranks())
     before = build(config, Ranks()).state.trained
