@@ -28,6 +28,7 @@ def config(tmp_path):
     return path
 
 
+@pytest.mark.timing
 def test_help_starts_at_once():
     seconds = []
     for _ in range(3):

@@ -125,6 +125,7 @@ def test_a_listener_that_comes_back_loses_and_doubles_nothing(studio: Studio, ti
     assert len([event for event in listener.events if event["kind"] == "step"]) == 60
 
 
+@pytest.mark.timing
 def test_an_event_reaches_its_listeners_within_200_ms(one_studio: Studio):
     run = one_studio.home / "runs" / "told"
     run.mkdir(parents=True)
@@ -224,6 +225,7 @@ def test_a_gap_at_the_beginning_of_a_chunk_hides_nothing_after_it(tmp_path: Path
     assert Columns(path).chart(50).steps == list(range(2, 9))
 
 
+@pytest.mark.timing
 @pytest.mark.slow
 def test_a_million_events_open_in_300_ms_after_the_first_time(tmp_path: Path):
     path = tmp_path / "events.jsonl"

@@ -16,6 +16,8 @@ from PIL import Image
 from tests.server.every_route import REQUESTS, RUN
 from tests.server.served import LIMIT_S, Served
 
+pytestmark = pytest.mark.timing
+
 
 def fill(home: Path, num_events: int, num_images: int, log_mib: int) -> None:
     """Files behind every route, as many and as large as is asked."""
