@@ -27,7 +27,7 @@ from flowloom.run.directory import RunDir
 from flowloom.run.results import samples_of
 from flowloom.server.allowed_roots import AllowedRoots
 from flowloom.server.settings import Settings
-from flowloom.tasks.demo import ASSETS, SIZE, TASK
+from flowloom.tasks.demo import ASSETS, DEMO, SIZE
 
 CPU = torch.device("cpu")
 PAIRS = {f"{colour} {shape}": (colour, shape) for colour in COLOURS for shape in SHAPES}
@@ -214,7 +214,7 @@ def test_a_demo_run_lies_where_the_studio_can_use_it(
     assert content["trainer"] == "demo"
     named = content["config"]["model"]
     studio_run = RunDir.create("by-the-studio", home / "runs")
-    TASK.prepare({}, studio_run, "a test")
+    DEMO.prepare({}, studio_run, "a test")
     assert {key: value for key, value in named.items() if key.endswith("_path")} == {
         key: value for key, value in studio_run.read_run()["config"]["model"].items() if key.endswith("_path")
     }

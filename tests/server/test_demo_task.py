@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from flowloom.tasks.demo import TASK
+from flowloom.tasks.demo import DEMO
 from tests.server.conftest import Studio, wait_for
 
 
 def test_what_is_wrong_with_a_change_is_told() -> None:
-    assert not TASK.check({"limits": {"max_minutes": 1}})
-    assert [problem.path for problem in TASK.check({"limits": {"max_minutes": "long"}})] == [
+    assert not DEMO.check({"limits": {"max_minutes": 1}})
+    assert [problem.path for problem in DEMO.check({"limits": {"max_minutes": "long"}})] == [
         "limits.max_minutes"
     ]
 
