@@ -32,7 +32,7 @@ from flowloom.errors import (
 from flowloom.models.weights import open_weights, save_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
-from flowloom.run.resume import change_run
+from flowloom.run.resume import change_by_flags
 from tests.engine.processes import start_engine
 
 OVERFLOW = [("training.lr", "3.3e38"), ("training.weight_decay", "1"), ("training.warmup_steps", "0")]
@@ -50,12 +50,14 @@ def names(run_dir: RunDir) -> list[str]:
 def test_weights_that_are_not_finite_are_never_saved(make_run: Callable[..., RunDir]) -> None:
     run_dir = make_run(training={"save_every": 1}, ema={"decay": 0.9}, limits={"max_steps": 2})
     run_engine(run_dir)
-    change_run(run_dir, [*OVERFLOW, ("limits.max_steps", "9")])
+    change_by_flags(run_dir, [*OVERFLOW, ("limits.max_steps", "9")])
     with pytest.raises(DivergedError, match="not saved"):
         run_engine(run_dir)
     assert names(run_dir) == ["step_00000001", "step_00000002"]
     assert "step_00000002" in failed(run_dir)["cure"]
-    change_run(run_dir, [("training.lr", "1e-3"), ("training.weight_decay", "0"), ("limits.max_steps", "3")])
+    change_by_flags(
+        run_dir, [("training.lr", "1e-3"), ("training.weight_decay", "0"), ("limits.max_steps", "3")]
+    )
     run_engine(run_dir)
     assert names(run_dir)[-1] == "step_00000003"
 
@@ -87,7 +89,7 @@ def test_a_base_with_a_nan_is_named_when_the_first_loss_is_none(
 ) -> None:
     run_dir = make_run(**sections)
     base = with_nan(tiny_family.chroma_path, tmp_path / "base.safetensors", "img_in.weight")
-    change_run(run_dir, [("model.chroma_path", str(base))])
+    change_by_flags(run_dir, [("model.chroma_path", str(base))])
     with pytest.raises(WeightsError, match=r"base\.safetensors: its weight img_in\.weight holds a NaN"):
         run_engine(run_dir)
     assert "No checkpoint was saved" in failed(run_dir)["cure"]
@@ -117,7 +119,7 @@ def test_a_checkpoint_under_another_name_is_refused(make_run: Callable[..., RunD
     run_engine(run_dir)
     newest, other = run_dir.checkpoint_dir(2), run_dir.checkpoint_dir(99)
     shutil.copytree(newest, other) if then == "copied" else newest.rename(other)
-    change_run(run_dir, [("limits.max_steps", "3")])
+    change_by_flags(run_dir, [("limits.max_steps", "3")])
     with pytest.raises(CheckpointError, match="of step 2"):
         run_engine(run_dir)
     cure = failed(run_dir)["cure"]

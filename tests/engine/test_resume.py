@@ -20,7 +20,7 @@ from flowloom.engine.distributed import Ranks
 from flowloom.models.weights import open_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
-from flowloom.run.resume import change_run
+from flowloom.run.resume import change_by_flags
 from tests.engine.processes import ForkedProcess, start_engine
 
 STEPS = 14
@@ -114,7 +114,7 @@ def test_an_average_that_is_switched_on_later_starts_from_what_was_trained(
     run_dir = make_run(**sections, training={"lr": 1e-2, "warmup_steps": 0}, limits={"max_steps": 8})
     run_engine(run_dir)
     first = final_weights(run_dir, "")
-    change_run(run_dir, [("ema.decay", "0.999999"), ("limits.max_steps", "9"), ("training.lr", "1e-9")])
+    change_by_flags(run_dir, [("ema.decay", "0.999999"), ("limits.max_steps", "9"), ("training.lr", "1e-9")])
     run_engine(run_dir)
     averaged = final_weights(run_dir, "_ema")
     assert averaged.keys() == first.keys()
@@ -174,7 +174,7 @@ def test_a_resume_without_steps_left_names_the_limit_to_raise(
     assert f"at step {done} the run has reached {raised[0]}." in told["message"]
     assert told["hint"] == f"Raise {raised[0]} to train on."
     assert len(losses(run_dir)) == done
-    change_run(run_dir, [raised, ("limits.max_steps", str(done + 2))])
+    change_by_flags(run_dir, [raised, ("limits.max_steps", str(done + 2))])
     run_engine(run_dir)
     assert sorted(losses(run_dir)) == list(range(1, done + 3))
 

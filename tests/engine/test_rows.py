@@ -26,7 +26,7 @@ from flowloom.engine.estimate.preflight import Asked, preflight
 from flowloom.engine.rows import keep_rows
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
-from flowloom.run.resume import change_run
+from flowloom.run.resume import change_by_flags
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -176,7 +176,7 @@ def test_a_resumed_run_keeps_the_rows_of_a_folder_that_it_began_with_and_says_so
     # A new image that sorts first would move every row.
     shutil.copy(folder / "05.png", folder / "00-first.png")
     (folder / "00-first.txt").write_text("new\n")
-    change_run(run_dir, [("limits.max_steps", "8")])
+    change_by_flags(run_dir, [("limits.max_steps", "8")])
     run_engine(run_dir)
     assert kept_captions(run_dir) == before
     losses = [
@@ -196,11 +196,11 @@ def test_a_resumed_run_tells_that_its_jsonl_has_other_captions_or_other_rows(
     run_engine(run_dir)
     assert warnings_of(run_dir) == []
     jsonl.write_text(jsonl.read_text().replace("number 05", "changed"))
-    change_run(run_dir, [("limits.max_steps", "2")])
+    change_by_flags(run_dir, [("limits.max_steps", "2")])
     run_engine(run_dir)
     assert warnings_of(run_dir)[-1].startswith(f"{jsonl}: captions changed since this run began.")
     jsonl.write_text("".join(jsonl.read_text().splitlines(keepends=True)[1:]))
-    change_run(run_dir, [("limits.max_steps", "3")])
+    change_by_flags(run_dir, [("limits.max_steps", "3")])
     run_engine(run_dir)
     assert "rows changed since this run began (22 then, 21 now)" in warnings_of(run_dir)[-1]
 
@@ -212,7 +212,7 @@ def test_a_run_that_is_resumed_on_other_data_says_so(
     build(str(folder), jsonl, BuildOptions(), lambda _: None)
     run_dir = make_run("run", jsonl, limits={"max_steps": 1}, training={"save_every": 1})
     run_engine(run_dir)
-    change_run(run_dir, [("limits.max_steps", "2"), ("dataloader.jsonl_metadata_path", str(folder))])
+    change_by_flags(run_dir, [("limits.max_steps", "2"), ("dataloader.jsonl_metadata_path", str(folder))])
     run_engine(run_dir)
     assert warnings_of(run_dir)[-1].startswith(f"{folder}: this run began with other data.")
     assert len(kept_captions(run_dir)) == 22

@@ -26,7 +26,7 @@ from flowloom.errors import DataError
 from flowloom.models.weights import open_weights
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
-from flowloom.run.resume import change_run
+from flowloom.run.resume import change_by_flags
 from tests.engine.processes import run_ranks
 
 LARGE_BATCH = {
@@ -134,7 +134,7 @@ def test_two_ranks_that_stop_within_a_large_batch_resume_bit_for_bit(make_run: C
     pieces = make_run("pieces", **LARGE_BATCH, limits={"max_steps": 2})
     expected = [event["loss"] for event in steps_of(whole, 2)]
     steps_of(pieces, 2)
-    change_run(pieces, [("limits.max_steps", "5")])
+    change_by_flags(pieces, [("limits.max_steps", "5")])
     assert [event["loss"] for event in steps_of(pieces, 2)] == expected
     found = weights_of(pieces)
     for name, weight in weights_of(whole).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from flowloom.server.deps import Studio as Open
 from flowloom.server.locks import hold, is_held
 from flowloom.server.problems import NotNow
 from flowloom.server.routes.datasets import delete_dataset
-from flowloom.server.runs.create import Restart, resume_run
+from flowloom.server.runs.create import ResumeRequest, resume_run
 from flowloom.server.runs.process_files import QueueEntry, StopRequest, lock_path
 from flowloom.server.runs.supervisor import LaunchSpec
 from flowloom.server.settings import Settings
@@ -247,7 +248,7 @@ def stopped_run(opened: Open) -> RunDir:
 def test_a_run_that_was_queued_meanwhile_is_neither_changed_nor_deleted(opened: Open):
     run_dir = stopped_run(opened)
     before = run_dir.run_json.read_bytes()
-    restart = Restart(devices=[], first=False, changes={"paths": ["y"]})
+    restart = ResumeRequest(devices=[], first=False, changes={"paths": ["y"]})
     with ThreadPoolExecutor(2) as pool:
         with opened.queue.mutex:
             waiting = [
@@ -261,6 +262,44 @@ def test_a_run_that_was_queued_meanwhile_is_neither_changed_nor_deleted(opened: 
                 one.result(20)
     assert run_dir.run_json.read_bytes() == before
     assert opened.runs.refresh("fox").state == "queued"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_resume_with_changes_writes_run_json_once(
+    opened: Open, make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fails: bool
+):
+    config = make_config(limits={"max_steps": 3}).model_dump(mode="json")
+    more = {
+        "created": 7.0,
+        "folders": {"checkpoints": {"/x": 1.0}},
+        "changed": [{"time": 1.0, "changes": {}}],
+    }
+    content = {"trainer": "flow", "config": config, "source": "a test", **more}
+    run_dir = RunDir(put(opened.runs.runs_dir, "fox", content, [{"seq": 0, "kind": "stopped", "step": 1}]))
+    before, written, replace = run_dir.read_run(), [], Path.replace
+
+    def recorded(path: Path, target: Path) -> Path:
+        if target == run_dir.run_json:
+            written.append(json.loads(path.read_text()))
+            if fails:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", recorded)
+    monkeypatch.setattr("flowloom.server.runs.create.problems_of", lambda *_: [])
+    request = ResumeRequest(devices=[], first=False, changes={"limits": {"max_steps": 5}})
+    if fails:
+        with pytest.raises(OSError, match="No space"):
+            resume_run(opened, run_dir, request)
+        assert run_dir.read_run() == before
+        assert opened.runs.refresh("fox").state == "stopped"
+        return
+    assert resume_run(opened, run_dir, request).state == "queued"
+    assert written == [run_dir.read_run()]
+    change = {"limits.max_steps": {"from": 3, "to": 5}}
+    assert [each["changes"] for each in written[0].pop("changed")] == [{}, change]
+    assert written[0].pop("config") == config | {"limits": config["limits"] | {"max_steps": 5}}
+    assert written[0] == {name: value for name, value in before.items() if name not in ("config", "changed")}
 
 
 def test_a_stop_that_was_asked_for_while_a_run_took_its_locks_is_not_lost(opened: Open):

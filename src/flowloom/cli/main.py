@@ -124,9 +124,9 @@ def _resume(words: list[str]) -> int:
     asked = parser.parse_args(rest)
 
     from flowloom.run.directory import RunDir
-    from flowloom.run.resume import change_run
+    from flowloom.run.resume import change_by_flags
 
-    loaded = change_run(RunDir.open(asked.run_dir), overrides)
+    loaded = change_by_flags(RunDir.open(asked.run_dir), overrides)
     return _run(asked.run_dir, loaded.secrets)
 
 

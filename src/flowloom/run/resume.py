@@ -1,10 +1,12 @@
-"""Resume a run with changed settings, as far as its checkpoints allow."""
+"""Changing the settings of a run that is resumed, within the limits that its checkpoints set."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from typing import Any
+
+from pydantic import BaseModel
 
 from flowloom.config.flags import Overrides
 from flowloom.config.flow_format.read import LoadedConfig, load_config
@@ -30,32 +32,47 @@ IMMUTABLE_KEYS = (
     "optimizer.kind",
     "validation.share",
 )
-"""Prefixes of keys that a checkpoint and its position in the data depend on."""
+"""Prefixes of our engine's keys that cannot change, because its checkpoints depend on them."""
 
 
-def change_run(run_dir: RunDir, overrides: Overrides) -> LoadedConfig:
-    """Apply `overrides` to the run's configuration, and record the change in `run.json`.
+def change_by_flags(run_dir: RunDir, overrides: Overrides) -> LoadedConfig:
+    """Change a run of our engine by flags, and return its new configuration.
 
     Raises:
-        ConfigError: a flag is wrong, or changes a key that the run's checkpoints depend on.
+        ConfigError: a flag is wrong, or as `require_mutable`.
     """
-    content = run_dir.read_run()
-    loaded = load_config(content["config"], overrides, run_dir.run_json)
-    config = loaded.config.model_dump(mode="json")
-    changes = dict(differences("", run_dir.read_config().model_dump(mode="json"), config))
-    immutable = [path for path in changes if path.startswith(IMMUTABLE_KEYS)]
-    if immutable:
-        message = "cannot change, because the run's checkpoints depend on it: start a new run."
-        raise ConfigError(str(run_dir.path), [Problem(f"--{path}", message) for path in immutable])
-    if changes:
-        record = {"time": round(time.time(), 3), "changes": changes}
-        content |= {"config": config, "changed": [*content.get("changed", []), record]}
-        write_json(run_dir.run_json, content)
+    loaded = load_config(run_dir.read_run()["config"], overrides, run_dir.run_json)
+    change_run(run_dir, loaded.config, IMMUTABLE_KEYS)
     return loaded
 
 
+def change_run(run_dir: RunDir, config: BaseModel, immutable_keys: tuple[str, ...]) -> None:
+    """Replace the configuration in run.json and append a record of the change, in one atomic write.
+
+    Raises:
+        ConfigError: as `require_mutable`.
+    """
+    content = run_dir.read_run()
+    new = config.model_dump(mode="json")
+    # Validated again, so that keys that are newer than the run are no change.
+    old = run_dir.read_config_as(type(config)).model_dump(mode="json")
+    require_mutable(run_dir, old, new, immutable_keys)
+    if changes := dict(differences("", old, new)):
+        record = {"time": round(time.time(), 3), "changes": changes}
+        changed = [*content.get("changed", []), record]
+        write_json(run_dir.run_json, content | {"config": new, "changed": changed})
+
+
+def require_mutable(run_dir: RunDir, old: Any, new: Any, immutable_keys: tuple[str, ...]) -> None:
+    """Raise ConfigError with each changed key that starts with one of `immutable_keys`."""
+    paths = [path for path, _ in differences("", old, new) if path.startswith(immutable_keys)]
+    if paths:
+        message = "cannot change, because the run's checkpoints depend on it: start a new run."
+        raise ConfigError(str(run_dir.path), [Problem(path, message) for path in paths])
+
+
 def differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The differences between two configurations, by dotted path below `path`."""
+    """The keys under `path` in which two configurations differ, with their old and new values."""
     if old == new:
         return
     if isinstance(old, dict) and isinstance(new, dict):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from pydantic import BaseModel
+
 from flowloom.run.task import Task, TaskKind
 
 SourceKind = Literal["documentation", "code", "paper", "calculation", "measurement", "judgement"]
@@ -56,6 +58,10 @@ class TrainerBackend(Task, Protocol):
 
     def presets(self) -> list[Preset]:
         """Configurations to start from."""
+        ...
+
+    def resolve(self, config: dict[str, Any]) -> BaseModel:
+        """The validated configuration as run.json stores it: with defaults and absolute paths."""
         ...
 
     def total_steps(self, config: Any) -> int | None:  # noqa: ARG002 -- the default

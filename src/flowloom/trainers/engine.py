@@ -113,6 +113,9 @@ class Flow(TrainerBackend):
             unfit = unfit_models(model) if isinstance(model, dict) else ()
             return [*problems, *error.problems, *unfit]
 
+    def resolve(self, config: dict[str, Any]) -> RunConfig:
+        return load_config(config, [], Path("config")).config
+
     def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str, name: str = "flow") -> None:
         """`name`: a task that takes the same configuration."""
         loaded = load_config(config, [], Path("config"))

@@ -13,7 +13,7 @@ from flowloom.run.resume import differences
 from flowloom.server.deps import QueueDep, RunDep, RunId, RunsDep, StudioDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Damaged, Invalid, NameTaken, NoSuchRun, NotNow, problems, shows
-from flowloom.server.runs.create import NewRun, Restart, make_run, patched, resume_run
+from flowloom.server.runs.create import NewRun, ResumeRequest, make_run, patched, resume_run
 from flowloom.server.runs.queue import Queue
 from flowloom.server.runs.queue_state import OnFail, Pause
 from flowloom.server.runs.result_files import ResultFile, files_of
@@ -219,7 +219,7 @@ def control_run(run_id: RunId, body: ControlRequest, queue: QueueDep) -> RunView
 
 
 @router.post("/runs/{run_id}/resume", summary="Go on", responses=problems(NoSuchRun, NotNow, Invalid))
-def resume(run: RunDep, body: Restart, studio: StudioDep) -> RunView:
+def resume(run: RunDep, body: ResumeRequest, studio: StudioDep) -> RunView:
     """Queues a run that is over; it goes on from its newest checkpoint, changed where you say so."""
     return resume_run(studio, run, body)
 

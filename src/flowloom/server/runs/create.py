@@ -1,4 +1,4 @@
-"""New runs: checked, written and queued in one breath."""
+"""Creating, duplicating and resuming runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flowloom.errors import Problem
-from flowloom.files import write_json
+from flowloom.errors import ConfigError, Problem
 from flowloom.run.directory import RunDir, default_name
-from flowloom.run.resume import differences
+from flowloom.run.resume import change_run, require_mutable
 from flowloom.run.task import Task
 from flowloom.server.deps import Studio
 from flowloom.server.problems import Invalid
@@ -18,52 +17,55 @@ from flowloom.trainers.base import TrainerBackend
 
 
 class NewRun(BaseModel):
-    """A run to be made."""
+    """A run to create."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: RunName | None = Field(
         None,
-        description="Of its directory; none: one is made up.",
+        description="Name of its directory; generated if empty.",
         examples=["fox-lora"],
     )
     config: dict[str, Any] = Field(
-        description="As GET config describes it.", examples=[{"training": {"lr": 1e-4}}]
+        description="As described by GET /api/{trainer}/config.",
+        examples=[{"training": {"lr": 1e-4}}],
     )
-    devices: list[str] = Field([], description="None: any one that is idle.", examples=[["cuda:0"]])
-    first: bool = Field(False, description="Go before all that wait.")
+    devices: list[str] = Field([], description="Devices to use; empty: any idle one.", examples=[["cuda:0"]])
+    first: bool = Field(False, description="Start before every other queued run.")
 
 
-class Restart(BaseModel):
-    """How a run goes on."""
+class ResumeRequest(BaseModel):
+    """How to resume a run."""
 
     model_config = ConfigDict(extra="forbid")
 
     devices: list[str] = Field(
-        [], description="None: those that were chosen for it before, or any idle one.", examples=[["cuda:0"]]
+        [],
+        description="Devices to use; empty: those chosen before, or any idle one.",
+        examples=[["cuda:0"]],
     )
-    first: bool = Field(False, description="Go before all that wait.")
+    first: bool = Field(False, description="Start before every other queued run.")
     changes: dict[str, Any] = Field(
         {},
-        description="Laid over its configuration (JSON merge patch), as far as its checkpoints bear it. "
-        "A run that is finished goes on with a higher limit.",
+        description="JSON merge patch for its configuration, without keys that its checkpoints depend on. "
+        "A finished run continues if a limit is raised.",
         examples=[{"limits": {"max_steps": 4000}}],
     )
 
 
 def problems_of(studio: Studio, task: Task, config: dict[str, Any]) -> list[Problem]:
-    """Everything that is wrong with a configuration."""
-    strays = list(studio.roots.path_problems(config))
-    # What lies outside of the folders is not looked at: whether it is there is nobody's business.
-    return strays or task.check(config)
+    """Every problem of a configuration."""
+    outside = list(studio.roots.path_problems(config))
+    # Paths outside the roots are not checked further, which would reveal if they exist.
+    return outside or task.check(config)
 
 
 def make_run(studio: Studio, task: Task, new: NewRun, source: str = "the studio") -> RunView:
-    """Make and queue a run: whole, or not at all.
+    """Create and queue a run, or leave nothing behind.
 
     Raises:
-        Invalid: with everything that is wrong.
-        NameTaken: there is such a run.
+        Invalid: with every problem of the configuration.
+        NameTaken: a run has this name.
     """
     if problems := problems_of(studio, task, new.config):
         raise Invalid.of(problems)
@@ -74,12 +76,12 @@ def make_run(studio: Studio, task: Task, new: NewRun, source: str = "the studio"
     return studio.runs.refresh(run_dir.path.name)
 
 
-def resume_run(studio: Studio, run_dir: RunDir, how: Restart) -> RunView:
-    """Queue a run again, from its newest checkpoint, changed as far as that bears it.
+def resume_run(studio: Studio, run_dir: RunDir, how: ResumeRequest) -> RunView:
+    """Queue a run again, to continue from its newest checkpoint with `how.changes`.
 
     Raises:
-        Invalid: with everything that is wrong with the changes, or fixed by the run's checkpoints.
-        NotNow: it waits or runs, or it is finished and nothing is changed.
+        Invalid: with every problem of the changes.
+        NotNow: it is queued or running, or it is finished and nothing is changed.
     """
     queue, is_changed = studio.queue, bool(how.changes)
     queue.require_devices(how.devices, queue.task_of(run_dir))
@@ -91,27 +93,22 @@ def resume_run(studio: Studio, run_dir: RunDir, how: Restart) -> RunView:
 
 
 def _change(studio: Studio, run_dir: RunDir, changes: dict[str, Any]) -> None:
-    """Write the changed configuration, and what it was before, or leave everything as it is."""
-    old = run_dir.read_run()
-    task = studio.queue.task_of(run_dir)
-    config = patched(old["config"], changes)
-    immutable = task.immutable_keys if isinstance(task, TrainerBackend) else ("",)
-    fixed = [path for path, _ in differences("", old["config"], config) if path.startswith(immutable)]
-    if fixed:
-        message = "is fixed by what the run has made so far: duplicate the run to change it."
-        raise Invalid.of([Problem(path, message) for path in fixed], "/changes")
-    if problems := problems_of(studio, task, config):
-        raise Invalid.of(problems, "/changes")
-    task.prepare(config, run_dir, old["source"])
-    new = run_dir.read_run()
-    record = {"time": new["created"], "changes": dict(differences("", old["config"], new["config"]))}
-    changed = [*old.get("changed", []), record]
-    kept = {name: old[name] for name in ("created", "folders") if name in old}
-    write_json(run_dir.run_json, new | kept | {"changed": changed})
+    """Change the run's configuration, or raise Invalid and leave it unchanged."""
+    old, task = run_dir.read_run()["config"], studio.queue.task_of(run_dir)
+    immutable_keys = task.immutable_keys if isinstance(task, TrainerBackend) else ("",)
+    config = patched(old, changes)
+    try:
+        require_mutable(run_dir, old, config, immutable_keys)
+        if problems := problems_of(studio, task, config):
+            raise Invalid.of(problems, "/changes")
+        if isinstance(task, TrainerBackend):
+            change_run(run_dir, task.resolve(config), immutable_keys)
+    except ConfigError as error:
+        raise Invalid.of(error.problems, "/changes") from None
 
 
 def patched(value: Any, patch: Any) -> Any:
-    """`value` with a JSON merge patch (RFC 7396) laid over it."""
+    """Return `value` with a JSON merge patch (RFC 7396) applied."""
     if not isinstance(patch, dict):
         return patch
     base = value if isinstance(value, dict) else {}

@@ -113,11 +113,14 @@ class FlowUpstream(TrainerBackend):
         # One problem per key: a key that no FLOW trainer knows is also unknown to this one.
         return list({problem.path: problem for problem in reversed(problems)}.values())[::-1]
 
-    def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
+    def resolve(self, config: dict[str, Any]) -> UpstreamConfig:
         read = UpstreamConfig.model_validate(config)
         checkout, _ = _trainer_of(read)
         model = resolve_paths(read.model, Path())
-        read = read.model_copy(update={"checkout": str(checkout.path), "model": model})
+        return read.model_copy(update={"checkout": str(checkout.path), "model": model})
+
+    def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
+        read = self.resolve(config)
         folders = {
             "checkpoints": newest_file_time(_absolute(read.training.save_folder)),
             "samples": newest_file_time(_absolute(read.inference.inference_folder)),

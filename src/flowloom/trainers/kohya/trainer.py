@@ -65,8 +65,11 @@ class Kohya(TrainerBackend):
             return [*problems, *chain.from_iterable(problems_of(error, config).values())]
         return [*problems, *missing_files(read), *compatibility_problems(read), *_unknown_to_the_script(read)]
 
+    def resolve(self, config: dict[str, Any]) -> KohyaConfig:
+        return KohyaConfig.model_validate(config)
+
     def prepare(self, config: dict[str, Any], run_dir: RunDir, source: str) -> None:
-        read = KohyaConfig.model_validate(config)
+        read = self.resolve(config)
         run_dir.write_run(read, source, trainer=self.name)
         write_files(read, run_dir.path.absolute())
 
