@@ -38,7 +38,7 @@ print(seconds, int(peak_kib) / 1024)
 
 def write_rows(path: Path) -> None:
     """A JSONL like those of FLOW's users, 420 bytes a line."""
-    caption = "a long caption that describes an image in some detail, as people do,   " * 4
+    caption = "a long caption that describes the image in detail, as people write, " * 4
     with path.open("w") as file:
         for i in range(NUM_ROWS):
             row = {

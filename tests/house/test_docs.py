@@ -1,4 +1,4 @@
-"""What the documents say is true: commands exist, JSON loads, the reference is current, credits are whole."""
+"""The documents are true: commands exist, JSON loads, the reference is current, credits are complete."""
 
 import json
 import re
@@ -29,14 +29,14 @@ def blocks(language: str) -> list:
 
 @pytest.fixture(scope="module")
 def verbs() -> set[str]:
-    """The verbs that `flowloom --help` names."""
+    """Verbs that `flowloom --help` lists."""
     command = [sys.executable, "-m", "flowloom.cli.main", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return set(re.findall(r"^  +([a-z]+)\b", text, re.MULTILINE))
 
 
 def unknown(line: str, verbs: set[str]) -> str | None:
-    """What of a shell line does not exist here: a verb, a benchmark, a file; None when all is well."""
+    """The part of a shell line that does not exist: a verb, a benchmark, a file; None if all exist."""
     words = line.split("#")[0].split()
     while words and re.match(r"\w+=", words[0]):
         words.pop(0)
@@ -73,7 +73,7 @@ def test_configurations_in_the_documents_load(body: str, tmp_path: Path):
     assert read_config(path, []).config
 
 
-def test_the_optimizer_in_the_documents_is_a_part():
+def test_the_optimizer_in_the_documents_works():
     (body,) = [
         block for kind, block in BLOCK.findall((ROOT / "docs/extend.md").read_text()) if kind == "python"
     ]
@@ -92,11 +92,11 @@ def test_rows_in_the_documents_parse(body: str):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path):
+def test_links_exist(page: Path):
     assert not [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()]
 
 
-def test_the_reference_is_what_the_code_says():
+def test_the_reference_is_current():
     command = [sys.executable, "-m", "docs.generate", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
@@ -111,7 +111,7 @@ def test_every_direct_dependency_is_credited():
     packages = json.loads((ROOT / "frontend" / "package.json").read_text())
     web = {name.rpartition("/")[2] for name in packages["dependencies"] | packages["devDependencies"]}
     assert not names - set(rows) - {"flowloom"}
-    assert not set(rows) - names - web - {"Package", "OpenMoji", "IBM"}, "credited, but not used any more"
+    assert not set(rows) - names - web - {"Package", "OpenMoji", "IBM"}, "credited, but no longer used"
 
 
 def test_adrs_have_their_four_parts():

@@ -1,4 +1,4 @@
-"""Imports go down only, third parties have one door each, and all that is imported is declared."""
+"""Imports go down only, each third-party package is used in one place, and imports are declared."""
 
 import ast
 import re
@@ -25,18 +25,18 @@ def test_imports_keep_the_contracts():
     )
 
 
-def test_every_room_has_its_layer():
+def test_every_package_has_its_layer():
     package = ROOT / "src" / "flowloom"
-    rooms = {
+    packages = {
         path.stem for path in package.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
     layers = next(contract["layers"] for contract in contracts() if contract["type"] == "layers")
     named = {name.strip().removeprefix("flowloom.") for layer in layers for name in re.split("[:|]", layer)}
-    assert rooms - {"__init__"} <= named
+    assert packages - {"__init__"} <= named
 
 
-ASSETS = "demo/make/"  # scripts that made the demo's files; nothing imports them
-DOORS = {
+ASSETS = "demo/make/"  # scripts that generated the demo's files; nothing imports them
+ENTRIES = {
     "aim": "loggers/",
     "bitsandbytes": ("models/", "optimizers/"),
     "diffusers": "models/",
@@ -59,26 +59,26 @@ DOORS = {
 
 
 def imported(source: str) -> set[str]:
-    """Top-level names of the packages that a module imports, anywhere in it."""
+    """Top-level names of the packages that a module imports, nested imports too."""
     nodes = list(ast.walk(ast.parse(source)))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     named = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
     return {name.split(".")[0] for name in plain | named}
 
 
-def test_each_third_party_has_one_door():
+def test_each_third_party_package_is_used_in_one_place():
     package = ROOT / "src" / "flowloom"
     strays = [
         f"{name} in {path.relative_to(package)}"
         for path in package.rglob("*.py")
-        for name in imported(path.read_text()) & DOORS.keys()
-        if not (place := path.relative_to(package).as_posix()).startswith(DOORS[name])
+        for name in imported(path.read_text()) & ENTRIES.keys()
+        if not (place := path.relative_to(package).as_posix()).startswith(ENTRIES[name])
         and not place.startswith(ASSETS)
     ]
     assert not strays
 
 
-def test_the_door_check_sees_nested_imports():
+def test_the_check_of_imports_sees_nested_ones():
     assert imported("def f():\n    from wandb.sdk import x\n    import torch.nn\n") == {"wandb", "torch"}
 
 
@@ -86,7 +86,7 @@ def canonical(name: str) -> str:
     return re.split(r"[^\w.-]", name, maxsplit=1)[0].lower().replace("_", "-")
 
 
-def test_what_is_imported_is_declared():
+def test_imports_are_declared_dependencies():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [name for group in project["optional-dependencies"].values() for name in group]
     declared = {canonical(name) for name in [*project["dependencies"], *extras]}
@@ -97,7 +97,7 @@ def test_what_is_imported_is_declared():
 
 
 def distributions(module: str) -> set[str]:
-    """What installs `module`; of an optional one that is not installed, its own name."""
+    """Distributions that install `module`; its own name if it is optional and not installed."""
     found = providers().get(module, [module])
     return {canonical(name) for name in found}
 

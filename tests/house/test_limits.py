@@ -1,4 +1,4 @@
-"""The house's limits that ruff cannot measure: files, copies, catch-all handlers, names of rooms."""
+"""Limits that ruff cannot measure: length of files, copies, catch-all handlers, names of packages."""
 
 import ast
 from collections import defaultdict
@@ -28,7 +28,7 @@ def too_long(path: Path) -> bool:
 
 
 def catches_all(handler: ast.ExceptHandler) -> bool:
-    """Whether the handler takes every error; one that ends in a plain `raise` only cleans up."""
+    """True if the handler catches every error; one that ends in a plain `raise` only cleans up."""
     last = handler.body[-1]
     if isinstance(last, ast.Raise) and last.exc is None:
         return False
@@ -43,7 +43,7 @@ def catch_alls(source: str) -> list[int]:
 
 
 def functions(source: str) -> list[tuple[int, str]]:
-    """Line and shape (arguments and body, without name and docstring) of each function of 8 lines or more."""
+    """Line and shape (arguments and body, no name or docstring) of each function of 8 lines or more."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
@@ -60,8 +60,8 @@ def test_files_stay_short():
 
 def test_only_the_edge_of_the_process_catches_everything():
     edges = {"src/flowloom/engine/__main__.py", "src/flowloom/tasks/__main__.py"}
-    edges |= {"src/flowloom/server/background.py"}  # repeats the studio's tasks, works on runs one by one
-    # Packages of others, one thread each: no tracker may end a run.
+    edges |= {"src/flowloom/server/background.py"}  # repeats the studio's background work, one run at a time
+    # Third-party trackers, one thread each: none may end a run.
     edges |= {"src/flowloom/engine/trackers.py"}
     edges |= {"src/flowloom/data/prefetch.py"}  # the reader of the items raises it
     found = {relative(p): lines for p in SOURCES if (lines := catch_alls(p.read_text()))}
@@ -76,7 +76,7 @@ def test_no_two_functions_are_alike():
     assert not [copies for copies in places.values() if len(copies) > 1]
 
 
-def test_rooms_are_named_for_what_they_hold():
+def test_packages_are_named_for_their_contents():
     assert not [relative(p) for p in PYTHON if {p.stem, p.parent.name} & VAGUE_NAMES]
 
 

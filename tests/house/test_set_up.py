@@ -1,4 +1,4 @@
-"""`./loom` says what it lacks and how to get it, and sets up no more often than it must."""
+"""`./loom` names missing requirements with a hint, and sets up only when necessary."""
 
 import os
 import re
@@ -16,7 +16,7 @@ SHELL_TOOLS = re.findall(r"\w+", "sh dirname uname df awk cksum cat sed grep tai
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What set-up reads of a checkout, with nothing set up, and a PATH of its own in `bin`."""
+    """The files of a checkout that set-up reads, nothing set up, and a separate PATH in `bin`."""
     folder = tmp_path / "checkout"
     (folder / "bin").mkdir(parents=True)
     for name in ["loom", "requirements.lock", "pyproject.toml"]:
@@ -40,7 +40,7 @@ def write_command(path: Path, body: str) -> None:
 
 
 def pretend_set_up(checkout: Path) -> None:
-    """An environment as set-up leaves it, with the test's own Python and a flowloom that echoes its words."""
+    """An environment as after set-up, with this Python and a flowloom that echoes its arguments."""
     write_command(checkout / ".venv/bin/python", f'exec "{sys.executable}" "$@"')
     write_command(checkout / ".venv/bin/flowloom", 'echo "flowloom $*"')
     version = subprocess.run([sys.executable, "-V"], capture_output=True, text=True, check=True).stdout
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_written_is_named(checkout: Path):
     assert "cannot be written" in done.stderr
 
 
-def test_a_failing_step_shows_its_output_and_a_cure(checkout: Path):
+def test_a_failing_step_shows_its_output_and_a_hint(checkout: Path):
     write_command(
         checkout / "bin/python3",
         'case "$*" in -V) echo Python 3.12.0;; -c*) ;; *) echo ensurepip is not available; exit 1;; esac',
@@ -104,13 +104,13 @@ PIP = """case "$*" in
 *) printf 'Collecting wandb-core==0.25 (from x)\n  Downloading wandb_core-0.25-py3-none-any.whl (12.5 MB)\n'
    printf 'Processing /x/mpmath-1.3.0-py3-none-any.whl\n'; sleep "${SLOW:-0}";;
 esac"""
-"""A Python whose pip says what it does, slowly."""
+"""A Python whose pip is slow and prints its progress."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", ["sh", "dash", "bash"])
 def test_a_long_step_shows_packages_megabytes_and_seconds(checkout: Path, shell: str):
-    """Every fifteen seconds where nobody watches, and not after the step is over."""
+    """Every fifteen seconds without a terminal, and not after the step has ended."""
     (checkout / "bin" / "sleep").symlink_to(shutil.which("sleep") or "/nowhere")
     if (found := shutil.which(shell)) is None:
         pytest.skip(f"there is no {shell}")
@@ -130,14 +130,14 @@ def test_a_long_step_shows_packages_megabytes_and_seconds(checkout: Path, shell:
     assert rest == []
 
 
-def test_once_set_up_it_only_passes_the_words_on(checkout: Path):
+def test_once_set_up_it_only_passes_the_arguments_on(checkout: Path):
     pretend_set_up(checkout)
     done = loom(checkout, "train", "a.json", "--dry-run")
     assert (done.returncode, done.stdout, done.stderr) == (0, "flowloom train a.json --dry-run\n", "")
 
 
 @pytest.mark.parametrize("change", ["requirements.lock", "pyproject.toml", "folder", "python"])
-def test_a_change_of_what_it_depends_on_sets_up_again(checkout: Path, change: str):
+def test_a_change_of_its_inputs_sets_up_again(checkout: Path, change: str):
     pretend_set_up(checkout)
     if change == "folder":
         checkout = checkout.rename(checkout.with_name("moved"))

@@ -1,4 +1,4 @@
-"""What must stay light stays light: the schema and the command line start without PyTorch."""
+"""The schema and the command line start without PyTorch and other heavy packages."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Nothing that is committed names the machine it was made on."""
+"""No committed file names the machine where it was written."""
 
 import re
 import subprocess
