@@ -11,7 +11,7 @@ def guided(positive: Tensor, negative: Tensor, cfg_scale: float) -> Tensor:
 
 
 def uses_cfg(step: int, cfg_scale: float, first_n_steps_wo_cfg: int) -> bool:
-    """Whether sampling step `step`, counted from 0, needs the negative pass.
+    """True if sampling step `step`, counted from 0, needs the negative pass.
 
     The first n steps go without, -1 means all of them; at scale 1 guidance changes nothing.
     """

@@ -19,7 +19,7 @@ Callback = Callable[[int, Tensor], None]
 
 
 class Sampler(Protocol):
-    """What every sampler is."""
+    """The interface of samplers."""
 
     def __call__(
         self, model: Model, x: Tensor, levels: Sequence[float], callback: Callback | None = None, /

@@ -29,7 +29,7 @@ class Aim(LoggerSpec):
     experiment: str | None = None
     """FLOW's `aim_experiment_name`; null: the run directory's name."""
     run_hash: str | None = None
-    """FLOW's `aim_hash`: go on in this Aim run; null: a run of its own."""
+    """FLOW's `aim_hash`: continue this Aim run; null: a new one."""
     images: bool = True
     """Show the previews as well."""
 
@@ -70,7 +70,7 @@ class _AimLogger:
             for name, path, prompt in pictures(self.run_dir, event) if self.spec.images else ():
                 self.run.track(self.aim.Image(str(path), caption=prompt), name=name, step=step)
         except (OSError, RuntimeError, ValueError) as error:
-            raise TrainingError(f"aim: {error}. The run goes on without it.") from error
+            raise TrainingError(f"aim: {error}. The run continues without it.") from error
 
     def close(self) -> None:
         with suppress(OSError, RuntimeError, ValueError):

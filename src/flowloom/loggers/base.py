@@ -1,4 +1,4 @@
-"""What every tracker part is, and what all of them show of an event."""
+"""Base class of trackers, and the parts of an event that they show."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LoggerSpec(Section):
     """A tracker besides `events.jsonl`, which is always written."""
 
     first_step: Annotated[int, Field(ge=0)] = 0
-    """Added to the run's steps: FLOW's `aim_steps`, for a run that goes on where another one ended."""
+    """Added to the run's steps: FLOW's `aim_steps`, for a run that continues another one."""
 
     def build(self, run_dir: Path, config: dict[str, Any]) -> Logger:
         """Open the tracker for the run in `run_dir`; `config` is the run's own, without secrets.
@@ -74,7 +74,7 @@ def scalars(event: dict[str, Any]) -> dict[str, float]:
 
 
 def pictures(run_dir: Path, event: dict[str, Any]) -> Iterator[tuple[str, Path, str]]:
-    """Name, file and prompt of each picture in a `sampled` event; nothing for other kinds."""
+    """Name, file and prompt of each image in a `sampled` event; nothing for other kinds."""
     if event["kind"] != "sampled":
         return
     folder = run_dir / event["dir"]
@@ -86,12 +86,12 @@ def pictures(run_dir: Path, event: dict[str, Any]) -> Iterator[tuple[str, Path, 
 
 
 def remembered(path: Path) -> str | None:
-    """What `remember` wrote: the name that a tracker knows a run by."""
+    """The tracker's name of the run, as written by `remember`."""
     return path.read_text().strip() if path.exists() else None
 
 
 def remember(path: Path, name: str) -> None:
-    """Keep the name that a tracker gave the run, so that a resumed run goes on in it."""
+    """Store the tracker's name of the run, so that a resumed run continues under it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{name}\n")
 

@@ -44,7 +44,7 @@ class _TensorBoardLogger:
             if event["kind"] != "step":  # a step's curves may wait for the writer's own rhythm
                 self.writer.flush()
         except (OSError, ValueError) as error:
-            raise TrainingError(f"tensorboard: {error}. The run goes on without it.") from error
+            raise TrainingError(f"tensorboard: {error}. The run continues without it.") from error
 
     def close(self) -> None:
         with suppress(OSError, ValueError):

@@ -59,7 +59,7 @@ class WandB(LoggerSpec):
             )
         except Error as error:
             raise cannot_open(
-                "wandb", error, "Mend it, or set mode offline and 'wandb sync' later."
+                "wandb", error, "Fix it, or set mode offline and 'wandb sync' later."
             ) from error
         remember(id_path, run.id)
         # Validation and samples may arrive after later steps: each row brings its own step.
@@ -97,7 +97,7 @@ class _WandBLogger:
             if row:
                 self.run.log(row | {"step": step})
         except (self.wandb.errors.Error, OSError, ValueError) as error:
-            raise TrainingError(f"wandb: {error}. The run goes on without it.") from error
+            raise TrainingError(f"wandb: {error}. The run continues without it.") from error
 
     def close(self) -> None:
         with suppress(self.wandb.errors.Error, OSError):

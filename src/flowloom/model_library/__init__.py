@@ -1,1 +1,1 @@
-"""Model files: what they are, told from their headers alone, and what a configuration lacks of them."""
+"""Model files, identified by their headers, and the files that a configuration needs."""

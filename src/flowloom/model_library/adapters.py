@@ -1,4 +1,4 @@
-"""What a LoRA's header says of it: kind, rank, alpha, the names it uses, and the model it is for."""
+"""Properties of a LoRA from its header: kind, rank, alpha, naming, and its base model."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class AdapterFacts:
-    """What is told of an adapter."""
+    """Properties of an adapter."""
 
     kind: Literal["lora", "dora", "lokr", "loha", "oft"]
     naming: Naming
@@ -91,7 +91,7 @@ class AdapterFacts:
 
 
 def look_at_adapter(path: Path, header: Header) -> AdapterFacts | None:
-    """What the adapter at `path` is; None where the file is none. At most one number is read: an alpha."""
+    """Properties of the adapter at `path`; None if it is not one. At most one number is read: an alpha."""
     names = header.tensors
     kind = next((kind for kind, endings in _KINDS if any(name.endswith(endings) for name in names)), None)
     if kind is None:
@@ -166,7 +166,7 @@ def _base_by_layers(tensors: Mapping[str, Place], layers: set[str]) -> str | Non
 
 
 def _widths(tensors: Mapping[str, Place], *layers: str) -> set[int]:
-    """What goes into layers of these names, by the LoRAs on them."""
+    """Input widths of layers with these names, from the LoRAs on them."""
     downs = tuple(f"{layer}{ending}" for layer in layers for ending in dict(_KINDS)["lora"])
     return {
         place.shape[1] for name, place in tensors.items() if name.endswith(downs) and len(place.shape) > 1

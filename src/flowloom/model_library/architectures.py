@@ -1,4 +1,4 @@
-"""Which network a file holds, told by the names and shapes of its tensors.
+"""The network in a file, identified by the names and shapes of its tensors.
 
 The marks are of files as released, as trainers and ComfyUI write them, and of diffusers' folders. What no
 mark fits is of an unknown kind, and nothing is said against it.
@@ -22,9 +22,9 @@ class Architecture(NamedTuple):
 
     kind: Kind
     family: str
-    """What its versions are listed under."""
+    """Name of the group of its versions."""
     words: str
-    """What a message calls it."""
+    """Its name in messages."""
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -65,7 +65,7 @@ class Found:
 
     architecture: str
     width: int | None = None
-    """What it takes or gives: of Chroma the width of its text, of T5 its states', of a VAE its channels."""
+    """Its interface: the text width of Chroma, the width of T5's states, the channels of a VAE."""
 
 
 class _Mark(NamedTuple):

@@ -49,7 +49,7 @@ OFFERS = (
     _chroma(
         "chroma1-hd",
         "Chroma1 HD",
-        "For LoRAs and short fine-tunes at 1024 pixels, and for pictures.",
+        "For LoRAs, short fine-tunes at 1024 pixels, and image generation.",
         "lodestones/Chroma1-HD",
         "Chroma1-HD.safetensors",
     ),
@@ -63,7 +63,7 @@ OFFERS = (
     _chroma(
         "chroma1-flash",
         "Chroma1 Flash",
-        "For pictures in few steps without guidance.",
+        "For images in few steps without guidance.",
         "lodestones/Chroma1-Flash",
         "Chroma1-HD-Flash.safetensors",
     ),
@@ -78,7 +78,7 @@ OFFERS = (
     Offer(
         id="flux-vae",
         title="FLUX's VAE",
-        note="What Chroma's latents are made by.",
+        note="Encodes and decodes Chroma's latents.",
         architecture="vae-flux",
         license="Apache-2.0",
         size=335_304_388,

@@ -11,7 +11,7 @@ Mark = tuple[str, int, int]
 
 
 def mark_of(path: Path) -> Mark | None:
-    """What a sum of `path` holds for; None where nothing is there."""
+    """Size and time that a checksum of `path` is valid for; None if the file is missing."""
     try:
         stat = path.stat()
     except OSError:

@@ -48,11 +48,11 @@ class ModelFile:
     architecture: str | None = None
     """A key of ARCHITECTURES; of a LoRA, its base."""
     family: str | None = None
-    """What its versions stand under, side by side."""
+    """Name of the group of its versions."""
     variant: str | None = None
-    """Base, HD, Flash ... as its name tells."""
+    """Base, HD, Flash ..., from its name."""
     version: str | None = None
-    """48 of v48, as its name tells."""
+    """48 of v48, from its name."""
     precision: str | None = None
     """The format of most numbers."""
     num_params: int | None = None
@@ -62,7 +62,7 @@ class ModelFile:
     """Of a checkpoint or pipeline: the architectures in it."""
     adapter: AdapterFacts | None = None
     title: str | None = None
-    """What the file's own metadata calls it."""
+    """Its title in the file's metadata."""
     problem: str | None = None
     """Why it cannot be used."""
     is_untrained: bool = False
@@ -70,7 +70,7 @@ class ModelFile:
 
     @property
     def words(self) -> str:
-        """What a message calls it."""
+        """Its name in messages."""
         if self.kind == "lora":
             return "a LoRA, which goes on top of a base model"
         if self.architecture:
@@ -79,7 +79,7 @@ class ModelFile:
 
 
 def look(path: Path) -> ModelFile:
-    """What is at `path`: a file, a folder of weights, or an index of shards; damage is told as its problem.
+    """The model at `path`: a file, a folder of weights, or an index of shards; damage becomes its problem.
 
     Raises:
         OSError: nothing is there.
@@ -239,7 +239,7 @@ def _named(told: ModelFile, found: Sequence[Found], names: Iterable[str]) -> Mod
 
 
 def _pipeline(plain: ModelFile, index: Path) -> ModelFile:
-    """diffusers' folder: what it says it is made of; its parts have entries of their own."""
+    """The components of a diffusers folder by its index; each also has a separate entry."""
     content = read_small_json(index)
     folder = index.parent
     parts = tuple(sorted(name for name in content if (folder / name).is_dir()))
@@ -251,9 +251,9 @@ def _pipeline(plain: ModelFile, index: Path) -> ModelFile:
 
 
 def name_parts(path: Path) -> tuple[str | None, str | None]:
-    """Variant and version that a model's name tells: ("HD Flash", None), (None, "48") ...
+    """Variant and version in a model's name: ("HD Flash", None), (None, "48") ...
 
-    A part of a diffusers folder is told by the folder.
+    A component of a diffusers folder is named after the folder.
     """
     name = path.name if path.is_dir() else path.stem
     if path.name.startswith(("diffusion_pytorch_model", "model.", "model-")):

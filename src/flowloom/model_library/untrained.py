@@ -1,4 +1,4 @@
-"""Networks that were never trained, told by their last layer: it begins as zeros and does not stay so."""
+"""Untrained networks, detected by their last layer, which is zero before training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CHUNK = 2**20
 
 
 def is_untrained(path: Path, header: Header) -> bool:
-    """Whether the last layer in the safetensors file at `path`, with this header, holds nothing but zeros."""
+    """True if the last layer in the safetensors file at `path`, with this header, has only zeros."""
     place = next((header.tensors[name] for name in _IN_FILES if name in header.tensors), None)
     if place is None or not 0 < place.end - place.begin <= _MOST_BYTES:
         return False

@@ -125,7 +125,7 @@ class SingleBlock(nn.Module):
         self.norm = QKNorm(hidden_size // num_heads)
 
     def forward(self, x: Tensor, modulation: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
-        """What `x` has to gain, before the gate.
+        """The change of `x`, before the gate.
 
         Args:
             x: (B, T + L, E), text first.

@@ -171,7 +171,7 @@ def _per_block(vectors: Tensor, count: int) -> Tensor:
 
 
 def approximator_inputs(params: ChromaParams, noise_level: Tensor, guidance: Tensor) -> Tensor:
-    """What the approximator reads (B, N, in): sinusoids of noise level, guidance and the vector's index."""
+    """Input of the approximator (B, N, in): sinusoids of noise level, guidance and the vector's index."""
     part = params.approximator_in_dim // 4
     of_sample = torch.cat((_sinusoids(noise_level, part), _sinusoids(guidance, part)), dim=-1)
     index = torch.arange(params.num_modulations, device=noise_level.device)

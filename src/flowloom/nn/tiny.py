@@ -82,7 +82,7 @@ def make_approximator(params: ChromaParams, seed: int) -> dict[str, Tensor]:
 
 
 def _modulation_curves(num_modulations: int, level: Tensor) -> Tensor:
-    """What each vector is made of at each level, (T, N, 1 + curves): gates of 1, shifts of cosines.
+    """Weights of the curves in each vector at each level, (T, N, 1 + curves): gates of 1, shifts of cosines.
 
     Everywhere in Chroma the order of the vectors is shift, scale, gate.
     """

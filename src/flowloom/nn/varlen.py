@@ -1,4 +1,4 @@
-"""Samples with texts of different lengths, without computing what nobody sees."""
+"""Samples with texts of different lengths, without computing masked tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 OVERHEAD_TOKENS = {"cpu": 130, "cuda": 500}
-"""What one more pass through the network costs, in tokens, by device.
+"""Cost of one more pass through the network, in tokens, by device.
 
 On a CPU measured with the small network of the benchmarks; on GPUs estimated: the released network starts
 some 2,500 kernels a pass, in the time of 500 of its tokens at 13 GFLOP each.

@@ -1,4 +1,4 @@
-"""What every optimizer part is."""
+"""Base classes of optimizers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class OptimizerSpec(Section):
 
 
 class AdamSettings(Section):
-    """What every kind of Adam asks for."""
+    """Settings of every kind of Adam."""
 
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     """Decay of the first and second moment."""

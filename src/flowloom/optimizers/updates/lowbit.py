@@ -10,7 +10,7 @@ from torchao.optim import AdamW4bit, AdamW8bit, AdamWFp8
 
 
 class _Repeatable(torch.optim.Optimizer):
-    """What all three have in common: stands before torchao's class in the order of inheritance."""
+    """Common part of all three; precedes torchao's class in the method resolution order."""
 
     def step(self, closure: Any = None) -> Any:
         """Update; the noise that rounds bf16 weights depends on the saved counts of updates alone.
@@ -47,7 +47,7 @@ KINDS: dict[int | str, Callable[..., Any]] = {8: LowBit8, 4: LowBit4, "fp8": Low
 
 
 def has_float8(groups: list[dict[str, Any]]) -> bool:
-    """Whether the devices of all parameters compute with float8_e4m3: CPU, and CUDA from 8.9 on."""
+    """True if the devices of all parameters support float8_e4m3: CPU, and CUDA from 8.9 on."""
     devices = {parameter.device for group in groups for parameter in group["params"]}
     return all(
         device.type == "cpu" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9))
