@@ -54,11 +54,11 @@ def random_batch(seed: int = 0) -> LatentBatch:
         latents=normal(BATCH, IMAGE_TOKENS, SMALL.in_channels),
         noise=normal(BATCH, IMAGE_TOKENS, SMALL.in_channels),
         noise_level=flow_quantile(torch.rand(BATCH, generator=generator)),
-        texts=list(normal(BATCH, REAL_TOKENS, SMALL.context_in_dim)),
+        texts=[{"states": states} for states in normal(BATCH, REAL_TOKENS, SMALL.context_in_dim)],
         text_lengths=[REAL_TOKENS] * BATCH,
         is_captioned=torch.ones(BATCH, dtype=torch.bool),
         loss_weight=torch.ones(BATCH),
-        image_ids=image_ids(32, 32),
+        grid=(32, 32),
     )
 
 
@@ -73,15 +73,16 @@ def our_step(model: Chroma, batch: LatentBatch) -> Callable[[], float]:
 def their_step(model: nn.Module, batch: LatentBatch) -> Callable[[], float]:
     """The step as one writes it around diffusers' transformer: padded text, a boolean mask, fused AdamW."""
     padding = (0, 0, 0, TEXT_TOKENS - REAL_TOKENS)
-    text = torch.stack([nn.functional.pad(one, padding) for one in batch.texts])
+    text = torch.stack([nn.functional.pad(text["states"], padding) for text in batch.texts])
     mask = torch.zeros(BATCH, TEXT_TOKENS, dtype=torch.bool)
     mask[:, :REAL_TOKENS] = True
+    ids = image_ids(*batch.grid)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0, fused=True)
 
     def step() -> float:
         x = interpolate(batch.latents, batch.noise, batch.noise_level)
-        prediction = rival.velocity(model, x, batch.noise_level, text, batch.image_ids, mask)
+        prediction = rival.velocity(model, x, batch.noise_level, text, ids, mask)
         loss = (prediction - velocity_target(batch.latents, batch.noise)).square().mean()
         loss.backward()
         optimizer.step()

@@ -13,16 +13,15 @@ import torch
 from benchmarks.timing import Measured
 from flowloom.config.run import RunConfig
 from flowloom.engine.distributed import Ranks
-from flowloom.engine.estimate.flops import flops
 from flowloom.engine.memory import checkpointed_blocks
-from flowloom.engine.objective import LatentBatch, Objective, predict
+from flowloom.engine.objective import LatentBatch, Objective
 from flowloom.engine.state import Precision, TrainState
 from flowloom.engine.step import train_step
 from flowloom.flow_matching.noise_level import flow_quantile
 from flowloom.flow_matching.samplers import SAMPLERS, schedule
 from flowloom.models.adapters.adapter import attach
+from flowloom.models.families.chroma import FAMILY
 from flowloom.nn.chroma import CHROMA1, Chroma, ChromaParams
-from flowloom.nn.patches import image_ids
 
 DENSE_BF16_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "RTX 4090": 165.2}
 """Peaks that vendors state, without sparsity. The first name that is part of the device's name counts."""
@@ -83,7 +82,7 @@ def mfu(work: Work, target: float, model: Chroma, peak: float, repeats: int = 5)
     step = _sample(work, model) if work.method == "sample" else _train(work, model)
     check = step()
     seconds = median_seconds(step, repeats)
-    per_sample = flops(params, work.image_tokens, work.text_tokens)
+    per_sample = FAMILY.flops(params, work.image_tokens, work.text_tokens)
     useful = {
         "full": per_sample.full_training,
         "lora": per_sample.adapter_training,
@@ -142,7 +141,7 @@ def _sample(work: Work, model: Chroma) -> Callable[[], torch.Tensor]:
 
     def velocity(x: torch.Tensor, level: float) -> torch.Tensor:
         noise_level = torch.full((len(x),), level, device=x.device)
-        passes = [predict(model, x, noise_level, batch.texts, batch.image_ids) for _ in range(2)]
+        passes = [FAMILY.predict(model, x, noise_level, batch.texts, batch.grid) for _ in range(2)]
         return passes[0] + 4 * (passes[1] - passes[0])
 
     @torch.no_grad()
@@ -163,11 +162,11 @@ def random_batch(work: Work, params: ChromaParams, device: torch.device) -> Late
         latents=torch.randn(shape, generator=cpu).to(device),
         noise=torch.randn(shape, generator=cpu).to(device),
         noise_level=flow_quantile(torch.rand(work.batch_size, generator=cpu)).to(device),
-        texts=list(text.to(device)),
+        texts=[{"states": states} for states in text.to(device)],
         text_lengths=[work.text_tokens] * work.batch_size,
         is_captioned=torch.ones(work.batch_size, dtype=torch.bool, device=device),
         loss_weight=torch.ones(work.batch_size, device=device),
-        image_ids=image_ids(side, side).to(device),
+        grid=(side, side),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowloom.import_warnings import quiet_imports
-from flowloom.models.autoencoder_names import to_diffusers
+from flowloom.models.chroma_names import to_diffusers
 from flowloom.nn.chroma import Chroma
 
 with quiet_imports():

@@ -22,7 +22,7 @@ from flowloom.engine.preview import SamplingParams
 from flowloom.engine.step import train_step
 from flowloom.engine.validation import validation_loss
 from flowloom.models.autoencoder import load_autoencoder
-from flowloom.models.text_encoder import load_text_encoder
+from flowloom.models.text_encoder import StatesOnly, load_t5
 from flowloom.run.directory import RunDir
 
 CPU = torch.device("cpu")
@@ -39,9 +39,7 @@ def with_encoders_of(components: Components, dtype: torch.dtype) -> Components:
     """`parts` with encoders that compute in `dtype`: in bfloat16, as on CUDA."""
     config, dataset = components.state.config, components.loader.dataset
     model = config.model
-    t5 = load_text_encoder(
-        Path(model.t5_path), Path(model.t5_config_path), Path(model.t5_tokenizer_path), CPU, dtype
-    )
+    t5 = StatesOnly(load_t5(model, CPU, dtype))
     caches = open_encoding_caches(config, dataset, dtype) if config.cache.is_on_disk else None
     vae = load_autoencoder(Path(model.vae_path), CPU, torch.float32)
     components.encoders = Encoders(opened(vae), opened(t5), config, CPU, caches)

@@ -20,13 +20,14 @@ from flowloom.engine.collate import prepare
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.objective import LatentBatch, sample_losses
 from flowloom.engine.step import train_step
+from flowloom.nn.chroma import Chroma
 
 
-class Predicts(torch.nn.Module):
+class Predicts(Chroma):
     """A network whose prediction is its weight, so that each token's gradient can be seen."""
 
     def __init__(self, batch: LatentBatch):
-        super().__init__()
+        torch.nn.Module.__init__(self)
         self.prediction = torch.nn.Parameter(torch.randn_like(batch.latents))
 
     def forward(self, *inputs: Any) -> torch.Tensor:

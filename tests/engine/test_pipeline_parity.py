@@ -18,9 +18,9 @@ from flowloom.flow_matching.guidance import guided
 from flowloom.flow_matching.samplers import euler, schedule
 from flowloom.import_warnings import quiet_imports
 from flowloom.models.autoencoder import Autoencoder, load_autoencoder
-from flowloom.models.autoencoder_names import to_diffusers
-from flowloom.models.families.chroma import load_chroma
-from flowloom.models.text_encoder import TextEncoder, load_text_encoder
+from flowloom.models.chroma import load_chroma
+from flowloom.models.chroma_names import to_diffusers
+from flowloom.models.text_encoder import StatesOnly, TextEncoder, load_text_encoder
 from flowloom.models.weights import open_weights
 from flowloom.nn.patches import image_ids, unpack
 from flowloom.nn.tiny import TINY
@@ -188,7 +188,7 @@ def test_the_mask_and_both_prompts_matter_to_the_picture(
 
 def test_the_painter_draws_the_pipelines_picture(ours: Ours, pipeline: ChromaPipeline):
     config = RunConfig.model_validate({"model": {"t5_max_length": MAX_LENGTH}})
-    encoders = Encoders(opened(ours.autoencoder), opened(ours.text_encoder), config, CPU)
+    encoders = Encoders(opened(ours.autoencoder), opened(StatesOnly(ours.text_encoder)), config, CPU)
     sample_generator = SampleGenerator(ours.model, encoders, Precision(CPU, torch.float32, torch.float32))
     seeds = [7, 8]
     params = SamplingParams(WIDTH, HEIGHT, STEPS, cfg=4.0, negative="blue circle")

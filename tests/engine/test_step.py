@@ -18,6 +18,7 @@ from flowloom.engine.objective import LatentBatch, sample_losses
 from flowloom.engine.state import TrainState
 from flowloom.engine.step import train_step
 from flowloom.nn import varlen as ragged
+from flowloom.nn.chroma import Chroma
 
 
 def state_and_batch(config: RunConfig) -> tuple[TrainState, LatentBatch]:
@@ -153,9 +154,9 @@ def test_x0_prediction_compares_velocities(make_config: Callable[..., RunConfig]
     """A network that answers with the image itself has no error; |error| is weighted by 1 / (t + 0.05)^2."""
     state, batch = state_and_batch(make_config(model={"use_x0": True}))
 
-    class Answers(torch.nn.Module):
+    class Answers(Chroma):
         def __init__(self, offset: float):
-            super().__init__()
+            torch.nn.Module.__init__(self)
             self.offset = offset
 
         def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
@@ -232,8 +233,10 @@ def test_a_step_makes_nothing_on_the_cpu(
     state, batch = state_and_batch(make_config(dataloader={"batch_size": 8}, **sections))
 
     def there(value: Any) -> Any:
-        if isinstance(value, list) and isinstance(value[0], torch.Tensor):
-            return [one.to("meta") for one in value]
+        if isinstance(value, list):
+            return [there(each) for each in value]
+        if isinstance(value, dict):
+            return {name: there(tensor) for name, tensor in value.items()}
         return value.to("meta") if isinstance(value, torch.Tensor) else value
 
     batch = LatentBatch(**{name: there(value) for name, value in batch.__dict__.items()})

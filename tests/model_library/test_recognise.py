@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from flowloom.errors import WeightsError
-from flowloom.model_library.header import MAX_HEADER, read_header
 from flowloom.model_library.scan import find, look, name_parts
+from flowloom.models.header import MAX_HEADER, read_header
 from tests.model_library.conftest import CHROMA, KNOWN, T5_XXL, VAE_4, write_model
 
 

@@ -10,7 +10,6 @@ import pytest
 from flowloom.config.run import ModelSection
 from flowloom.model_library.catalog import OFFERS
 from flowloom.model_library.requirements import (
-    WANTED,
     choices,
     missing,
     rounded_models,
@@ -19,6 +18,8 @@ from flowloom.model_library.requirements import (
     unreadable,
 )
 from tests.model_library.conftest import CHROMA, CLIP_L, FLUX, KNOWN, T5_XXL, VAE_4, VAE_16, write_model
+
+WEIGHTS = ("chroma_path", "vae_path", "t5_path")
 
 
 @pytest.fixture
@@ -59,6 +60,8 @@ def test_choices_are_what_fits_each_path(models_dir: Path):
         "model.t5_path": ["t5xxl.safetensors"],
         "model.t5_config_path": ["t5/config.json"],
         "model.t5_tokenizer_path": ["t5"],
+        "model.clip_tokenizer_path": [],
+        "model.path": ["Chroma1-HD.safetensors"],
     }
 
 
@@ -101,7 +104,7 @@ def test_a_lora_is_no_base(models_dir: Path):
     assert "a LoRA, which goes on top of a base model" in problem.message
 
 
-@pytest.mark.parametrize("key", WANTED)
+@pytest.mark.parametrize("key", WEIGHTS)
 @pytest.mark.parametrize("kind", ["GGUF", "scaled"])
 def test_a_quantised_file_is_refused_and_offered_nowhere(key: str, kind: str, models_dir: Path):
     shapes = {"chroma_path": CHROMA, "vae_path": VAE_16, "t5_path": T5_XXL}[key]
@@ -135,7 +138,7 @@ def test_a_diffusers_pipeline_is_chromas_network_and_nothing_else(models_dir: Pa
         '{"_class_name": "ChromaPipeline", "transformer": [], "vae": []}'
     )
     parts = {"vae_path": "vae", "t5_path": "text_encoder"}
-    given = section(models_dir) | {key: str(folder) for key in WANTED}
+    given = section(models_dir) | {key: str(folder) for key in WEIGHTS}
     assert {problem.path: problem.message for problem in unfit_models(given)} == {
         f"model.{key}": f"{folder} is a whole diffusers pipeline. Name its part: {folder / part}."
         for key, part in parts.items()
@@ -193,7 +196,7 @@ def test_what_lacks_comes_with_what_is_here_and_a_download(models_dir: Path):
 
 def test_every_key_has_an_offer_whose_files_it_names():
     keys = {key for offer in OFFERS for key, _ in offer.sets}
-    assert keys == {f"model.{key}" for key in (*WANTED, "t5_config_path", "t5_tokenizer_path")}
+    assert keys == {f"model.{key}" for key in (*WEIGHTS, "t5_config_path", "t5_tokenizer_path")}
     for offer in OFFERS:
         places = {file.save_as for file in offer.files} | {
             str(Path(file.save_as).parent) for file in offer.files

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from flowloom.errors import WeightsError
 from flowloom.import_warnings import quiet_imports
-from flowloom.models.autoencoder_names import from_diffusers, to_diffusers
-from flowloom.models.families.chroma import load_chroma, read_chroma_params
+from flowloom.models.chroma import load_chroma, read_chroma_params
+from flowloom.models.chroma_names import from_diffusers, to_diffusers
 from flowloom.models.weights import check_names, open_weights, save_weights
 from flowloom.nn.chroma import CHROMA1, Chroma
 from flowloom.nn.tiny import TINY

@@ -10,7 +10,7 @@ from flowloom.errors import WeightsError
 from flowloom.models.adapters.merge import merge
 from flowloom.models.adapters.read import read_adapter
 from flowloom.models.autoencoder import load_autoencoder
-from flowloom.models.families.chroma import load_chroma
+from flowloom.models.chroma import load_chroma
 from flowloom.models.text_encoder import load_text_encoder
 from flowloom.models.weights import open_weights, save_weights
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rival import twin
-from flowloom.models.autoencoder_names import to_diffusers
+from flowloom.models.chroma_names import to_diffusers
 from flowloom.nn.chroma import Chroma
 
 # diffusers' Chroma uses a class that diffusers itself deprecates.

@@ -11,6 +11,7 @@ from flowloom.config.data_sections import DatasetSection
 from flowloom.config.local_paths import local_problem
 from flowloom.config.run import DataloaderSection, ModelSection, RunConfig
 from flowloom.errors import Problem
+from flowloom.models.family import family_for
 
 Paths = TypeVar("Paths", ModelSection, DataloaderSection, DatasetSection, RunConfig)
 
@@ -44,13 +45,14 @@ def cached_files(config: RunConfig) -> frozenset[str]:
 
     Previews decode images and encode prompts; captions with a new variant each time are not cached.
     """
-    cache, keys = config.cache, set[str]()
+    cache, roles = config.cache, set[str]()
     if not config.previews and cache.latents == "disk":
-        keys.add("model.vae_path")
+        roles.add("latents")
     varies = config.dataloader.shuffle_tags and not cache.caption_variants
     if not config.previews and cache.text == "disk" and not varies:
-        keys |= {"model.t5_path", *BESIDE_T5}
-    return frozenset(keys)
+        roles.add("text")
+    files = family_for(config.model).files
+    return frozenset(f"model.{file.key}" for file in files if file.role in roles)
 
 
 def with_reason(problem: Problem, config: RunConfig) -> Problem:
@@ -68,19 +70,13 @@ def missing_model_files(model: ModelSection, cached: Collection[str] = ()) -> It
     Args:
         cached: keys that must be set, but whose file may be missing.
     """
-    named = (
-        ("model.chroma_path", "Chroma's weights"),
-        ("model.vae_path", "the FLUX autoencoder, ae.safetensors"),
-        ("model.t5_path", "the T5 encoder's weights"),
-        ("model.t5_config_path", "T5's config.json"),
-        ("model.t5_tokenizer_path", "the folder with T5's tokenizer"),
-    )
-    for key, what in named:
-        path = getattr(model, key.removeprefix("model."))
+    for file in family_for(model).files:
+        name = "path" if file.role == "network" and model.path else file.key
+        key, path = f"model.{name}", getattr(model, name)
         # Not set: they were next to the T5 weights, which are gone.
         is_beside = key in cached and key in BESIDE_T5
         if not is_beside and not (path and key in cached):
-            yield from _missing(key, path, what)
+            yield from _missing(key, path, file.title)
     folder, key = Path(model.t5_tokenizer_path), "model.t5_tokenizer_path"
     is_there = model.t5_tokenizer_path and folder.is_dir() and key not in cached
     if is_there and not any((folder / name).exists() for name in _TOKENIZERS):
@@ -139,8 +135,8 @@ def _missing(path: str, value: str, what: str, *, in_store: bool = False) -> Ite
 def resolve_paths(section: Paths, folder: Path) -> Paths:
     """`section` with absolute paths, relative to the current directory or, if only that exists, to `folder`.
 
-    T5's config.json and tokenizer default to the folder of its weights. If a folder of images is given
-    instead of a JSONL, it is also the image folder.
+    Files that are not set default to the diffusers folder in `model.path`; T5's config.json and tokenizer to
+    the folder of its weights. If a folder of images is given instead of a JSONL, it is also the image folder.
     """
     if isinstance(section, RunConfig):
         update: dict[str, object] = {
@@ -148,8 +144,10 @@ def resolve_paths(section: Paths, folder: Path) -> Paths:
         }
         update["datasets"] = [resolve_paths(dataset, folder) for dataset in section.datasets]
         return section.model_copy(update=update)
-    paths = {name: value for name, value in section if name.endswith("_path") and value}
+    paths = {name: value for name, value in section if name.endswith("path") and value}
     absolute = {name: _absolute(value, folder) for name, value in paths.items()}
+    if isinstance(section, ModelSection) and absolute.get("path"):
+        absolute = _in_pipeline(section.model_copy(update=absolute)) | absolute
     if isinstance(section, ModelSection) and "t5_path" in absolute:
         absolute = _beside_t5(Path(absolute["t5_path"])) | absolute
     rows = absolute.get("jsonl_metadata_path", "")
@@ -174,6 +172,17 @@ def is_folder(text: str) -> bool:
 def _is_address(text: str) -> bool:
     """True if `text` is in an object store, such as s3://bucket."""
     return "://" in text
+
+
+def _in_pipeline(model: ModelSection) -> dict[str, str]:
+    """The encoders' files in a diffusers folder, by key."""
+    folder = Path(model.path)
+    if not (folder / "model_index.json").is_file():
+        return {}
+    files = (file for file in family_for(model).files if file.role != "network")
+    found = {file.key: folder / file.subfolder for file in files}
+    found["t5_config_path"] /= "config.json"
+    return {key: str(path) for key, path in found.items() if path.exists()}
 
 
 def _beside_t5(folder: Path) -> dict[str, str]:

@@ -29,6 +29,7 @@ from flowloom.config.flow_format.sections import (
 )
 from flowloom.errors import Problem
 from flowloom.loggers.base import LoggerSpec
+from flowloom.models.family import families
 from flowloom.optimizers.base import OptimizerSpec
 from flowloom.schema import Section, union_of
 from flowloom.storage.base import StorageSection
@@ -54,8 +55,10 @@ else:
     Optimizer = Annotated[union_of(optimizer_parts, OptimizerSpec), _kind_or("adamw")]
     Logger = union_of(logger_parts, LoggerSpec)
 
-APPROXIMATOR = "distilled_guidance_layer"
-"""The part of Chroma that is never trained, because training it breaks the network."""
+_NEVER_TRAINED = {
+    part: reason for family in families().values() for part, reason in family.defaults.never_trained.items()
+}
+"""Of any family: which one a configuration is for may follow from a file that is not here."""
 ADAPTERS = ("lora", "dora", "lokr")
 """Methods that train an adapter and freeze the network."""
 
@@ -363,10 +366,9 @@ class RunConfig(Section):
             ("lora.target_layers", self.lora.target_layers if self.lora else []),
         )
         for path, names in named:
-            if any(APPROXIMATOR in name for name in names):
-                yield Problem(
-                    path, f"{APPROXIMATOR} is never trained, because that breaks Chroma. Remove it."
-                )
+            for part, reason in _NEVER_TRAINED.items():
+                if any(part in name for name in names):
+                    yield Problem(path, f"{part} is never trained, because {reason}. Remove it.")
 
     def _other_contradictions(self) -> Iterator[Problem]:
         if self.cache.text == "disk" and self.objective.mask_mode == "flow_union":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from torch import nn
 
 from flowloom.config.run import ModelSection, RunConfig
 from flowloom.data.fetch.image_source import ImageSource
@@ -21,11 +21,8 @@ from flowloom.engine.preview import SampleGenerator
 from flowloom.engine.state import Precision, TrainState
 from flowloom.model_library.requirements import refuse_unfit_models
 from flowloom.models.adapters.adapter import Adapter, attach, quantize_base
-from flowloom.models.autoencoder import load_autoencoder
 from flowloom.models.device import choose_device, encoder_dtype
-from flowloom.models.families.chroma import load_chroma, read_chroma_params
-from flowloom.models.text_encoder import load_text_encoder
-from flowloom.nn.chroma import Chroma
+from flowloom.models.family import Conditioning, family_for
 from flowloom.storage.base import OnState
 
 
@@ -56,32 +53,25 @@ def load_encoders(
     dataset: Dataset | None = None,
     images: ImageSource | None = None,
 ) -> Encoders:
-    """The VAE and T5 that `model` points at, opened now unless a cache on disk may do for them.
+    """The encoders that `model` names, opened now unless a cache on disk may do for them.
 
     Args:
         dataset: whose images and captions the cache holds; without it there is no cache.
     """
     dtype = encoder_dtype(device)
-    autoencoder = Lazy(lambda: load_autoencoder(Path(model.vae_path), device, dtype))
-    text_encoder = Lazy(
-        lambda: load_text_encoder(
-            Path(model.t5_path),
-            Path(model.t5_config_path),
-            Path(model.t5_tokenizer_path),
-            device,
-            dtype,
-            to_8bit=model.t5_to_8bit,
-        )
-    )
+    family = family_for(model)
+    autoencoder = Lazy(lambda: family.load_codec(model, device, dtype))
+    text_encoder = Lazy(lambda: family.load_conditioner(model, device, dtype))
     caches = (
         open_encoding_caches(config, dataset, dtype, images=images)
         if dataset and config.cache.is_on_disk
         else None
     )
     encoders = Encoders(autoencoder, text_encoder, config, device, caches)
-    for cache, network in ((encoders.caches.latents, autoencoder), (encoders.caches.texts, text_encoder)):
-        if not isinstance(cache, PersistentCache):
-            network.get()
+    if not isinstance(encoders.caches.latents, PersistentCache):
+        autoencoder.get()
+    if not encoders.caches.texts.on_disk:
+        text_encoder.get()
     return encoders
 
 
@@ -99,7 +89,8 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
     dataset = Dataset.from_config(config)
     images = ImageSource(config.storage, on_state)
     encoders = load_encoders(config.model, config, device, dataset, images)
-    model = load_chroma(Path(config.model.chroma_path), device, precision.compute)
+    family = family_for(config.model)
+    model = family.load_network(config.model.network_path, device, precision.compute)
     adapter = _attach_adapter(config, model)
     state = TrainState(config, model, adapter, _objective(config, encoders, device), precision, ranks)
     _fit_to_memory(config, state)
@@ -113,7 +104,7 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
     )
 
 
-def _attach_adapter(config: RunConfig, model: Chroma) -> Adapter | None:
+def _attach_adapter(config: RunConfig, model: nn.Module) -> Adapter | None:
     kind = config.method_kind
     if kind not in ("lora", "dora", "lokr"):
         return None
@@ -135,17 +126,22 @@ def _objective(config: RunConfig, encoders: Encoders, device: torch.device) -> O
         predicts_x0=config.model.use_x0,
         cfg_strength=strength,
         union_mask=spec.mask_mode == "flow_union",
-        empty_text=None if strength is None else encoders.texts([""])[0].to(device),
+        empty_text=None if strength is None else _on(device, encoders.texts([""])[0]),
     )
+
+
+def _on(device: torch.device, text: Conditioning) -> Conditioning:
+    return {name: tensor.to(device) for name, tensor in text.items()}
 
 
 def _fit_to_memory(config: RunConfig, state: TrainState) -> None:
     trained_bytes = sum(weight.nbytes for weight in state.trained.values())
-    params = read_chroma_params(Path(config.model.chroma_path))
+    family = family_for(config.model)
+    sizes = family.sizes(config.model.network_path)
     device, itemsize = state.precision.device, state.precision.compute.itemsize
-    state.model.checkpointed_blocks = checkpointed_blocks(config, params, device, trained_bytes, itemsize)
+    family.recompute(state.model, checkpointed_blocks(config, sizes, device, trained_bytes, itemsize))
     if config.memory.compile:
-        for _, block in state.model.blocks():
+        for _, block in family.blocks(state.model):
             # Static shapes would compile again for every bucket and caption length.
             block.compile(dynamic=True)
 

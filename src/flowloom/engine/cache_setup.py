@@ -23,7 +23,8 @@ from flowloom.data.cache.keys import (
     hash_files,
     latents_key,
 )
-from flowloom.data.cache.records import caption_states, image_latents
+from flowloom.data.cache.records import image_latents
+from flowloom.data.cache.records.base import RecordKind, record_kinds
 from flowloom.data.cache.shard_stores import LocalShards, RemoteShards, ShardStore
 from flowloom.data.cache.store import Cache
 from flowloom.data.captions import CaptionRules, captions_of
@@ -31,9 +32,10 @@ from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset
 from flowloom.data.metadata import Row
 from flowloom.engine.encode import EncodingCaches, Image, caches_without_disk
-from flowloom.engine.encoding_cache import PersistentCache
+from flowloom.engine.encoding_cache import ConditioningCache, PersistentCache
 from flowloom.errors import WeightsError
 from flowloom.files import replacing
+from flowloom.models.family import family_for
 from flowloom.models.weights import INDEX, PICKLED, SAFE, shard_names
 from flowloom.storage.base import OnState, StorageSection, open_source
 
@@ -110,8 +112,14 @@ def open_encoding_caches(
     if config.cache.text == "disk":
         # Captions that are shuffled anew each epoch never come back.
         adds = config.cache.caption_variants > 0 or not config.dataloader.shuffle_tags
-        key_of = partial(_caption_key, _text_encoder(config, cache, dtype))
-        texts = PersistentCache(cache, caption_states.KIND, key_of, stored, adds)
+        by = _text_encoder(config, cache, dtype)
+        kinds = {name: record_kinds()[kind] for name, kind in family_for(config.model).conditioning.items()}
+        texts = ConditioningCache(
+            {
+                name: PersistentCache(cache, kind, partial(_caption_key, kind, by), stored, adds)
+                for name, kind in kinds.items()
+            }
+        )
     return EncodingCaches(latents, texts)
 
 
@@ -138,18 +146,13 @@ class _ImageKeys:
 
 
 def _text_encoder(config: RunConfig, cache: Cache, dtype: torch.dtype) -> EncodedBy:
-    model = config.model
-    t5 = Path(model.t5_path)
-    # As `resolve_paths` found them beside it, when it was still there.
-    config_path = Path(model.t5_config_path) if model.t5_config_path else t5 / "config.json"
-    tokenizer_path = Path(model.t5_tokenizer_path) if model.t5_tokenizer_path else t5
-    weights = EncoderFiles(cache.store.spool).digest([t5, config_path, tokenizer_path])
-    settings = f"{model.t5_max_length} tokens{', 8 bits' if model.t5_to_8bit else ''}"
+    files, settings = family_for(config.model).text_files(config.model)
+    weights = EncoderFiles(cache.store.spool).digest(files)
     return EncodedBy(weights, str(dtype), _stored_name(config, dtype), settings)
 
 
-def _caption_key(by: EncodedBy, caption: str) -> tuple[bytes, bytes]:
-    return caption_key(caption_states.KIND.name, caption, by), digest(caption)
+def _caption_key(kind: RecordKind, by: EncodedBy, caption: str) -> tuple[bytes, bytes]:
+    return caption_key(kind.name, caption, by), digest(caption)
 
 
 def _stored_name(config: RunConfig, dtype: torch.dtype) -> str:

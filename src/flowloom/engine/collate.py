@@ -16,10 +16,7 @@ from flowloom.engine.randomness import generator
 from flowloom.engine.state import TrainState
 from flowloom.flow_matching.coupling import optimal_transport
 from flowloom.models.device import sent
-from flowloom.nn.patches import image_ids
-
-PATCH = 2
-"""Sides of a token in latents, see nn/patches.py."""
+from flowloom.models.family import Conditioning, Grid
 
 
 def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> LatentBatch:
@@ -43,7 +40,7 @@ def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> Laten
 def _nothing(device: torch.device) -> LatentBatch:
     """The part of a rank that got no row: the batch has fewer than there are ranks, or none could be read."""
     none, tokens = torch.zeros(0, device=device), torch.zeros(0, 0, 0, device=device)
-    return LatentBatch(tokens, tokens, none, [], [], none.bool(), none, torch.zeros(0, 3, device=device))
+    return LatentBatch(tokens, tokens, none, [], [], none.bool(), none, (0, 0))
 
 
 def assemble(
@@ -53,21 +50,29 @@ def assemble(
     device = encoders.device
     is_captioned = torch.tensor([bool(sample.caption) for sample in loaded.samples])
     weights = torch.tensor([sample.loss_weight for sample in loaded.samples], dtype=torch.float32)
-    texts = sent(torch.cat(encoded.texts), device)
     return LatentBatch(
         latents=sent(encoded.latents, device),
         noise=sent(noise, device),
         noise_level=sent(level.float(), device),
-        texts=list(texts.split([len(states) for states in encoded.texts])),
+        texts=_sent_texts(encoded.texts, device),
         text_lengths=encoded.text_lengths,
         is_captioned=sent(is_captioned, device),
         loss_weight=sent(weights, device),
-        image_ids=image_ids(*encoded.grid, device),
-        token_weight=_token_weight(loaded, encoded.grid, device),
+        grid=encoded.grid,
+        token_weight=_token_weight(loaded, encoded.grid, encoders.family.patch, device),
     )
 
 
-def _token_weight(loaded: LoadedBatch, grid: tuple[int, int], device: torch.device) -> Tensor | None:
+def _sent_texts(texts: Sequence[Conditioning], device: torch.device) -> list[Conditioning]:
+    """`texts` on the device, one transfer for each name."""
+    columns = {}
+    for name in texts[0]:
+        lengths = [len(text[name]) for text in texts]
+        columns[name] = sent(torch.cat([text[name] for text in texts]), device).split(lengths)
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _token_weight(loaded: LoadedBatch, grid: Grid, patch: int, device: torch.device) -> Tensor | None:
     """(B, L): the mean of each sample's mask over the pixels of each token; None where none has a mask."""
     masks = [sample.mask for sample in loaded.samples]
     if all(mask is None for mask in masks):
@@ -76,7 +81,7 @@ def _token_weight(loaded: LoadedBatch, grid: tuple[int, int], device: torch.devi
     everything = np.full((height, width), 255, np.uint8)
     planes = torch.from_numpy(np.stack([everything if mask is None else mask for mask in masks]))
     # Latents of a token, each of so many pixels.
-    sides = PATCH * (height // grid[0]), PATCH * (width // grid[1])
+    sides = patch * (height // grid[0]), patch * (width // grid[1])
     weight = nn.functional.avg_pool2d(planes[:, None].double() / 255, sides)
     return sent(weight.flatten(1).float(), device)
 

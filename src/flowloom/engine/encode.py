@@ -12,14 +12,12 @@ from torch import Tensor
 
 from flowloom.config.run import RunConfig
 from flowloom.data.loader import LoadedBatch, Sample
-from flowloom.engine.encoding_cache import ByteBudget, EncodingCache, MemoryCache, NoCache
+from flowloom.engine.encoding_cache import ByteBudget, ConditioningCache, EncodingCache, MemoryCache, NoCache
 from flowloom.engine.lazy import Lazy
 from flowloom.engine.randomness import generator
 from flowloom.errors import CacheError, WeightsError
-from flowloom.models.autoencoder import Autoencoder
 from flowloom.models.device import encoder_dtype
-from flowloom.models.text_encoder import TextEncoder
-from flowloom.nn.patches import pack
+from flowloom.models.family import Codec, Conditioner, Conditioning, Grid, family_for
 
 Image = tuple[int, tuple[int, int]]
 """A row and the bucket's width and height, in pixels, that its image is brought to."""
@@ -29,15 +27,18 @@ class EncodingCaches(NamedTuple):
     """Where what is encoded stays."""
 
     latents: EncodingCache[Image]
-    texts: EncodingCache[str]
+    texts: ConditioningCache
 
 
 def caches_without_disk(config: RunConfig) -> EncodingCaches:
     """As `cache` says; where it says disk, nothing is kept."""
     room, keep = ByteBudget(config.cache.limit_mib * 2**20), config.cache
+    names = family_for(config.model).conditioning
     return EncodingCaches(
         MemoryCache(room) if keep.latents == "memory" else NoCache(),
-        MemoryCache(room) if keep.text == "memory" else NoCache(),
+        ConditioningCache(
+            {name: MemoryCache(room) if keep.text == "memory" else NoCache() for name in names}
+        ),
     )
 
 
@@ -46,12 +47,12 @@ class Encoded(NamedTuple):
 
     latents: Tensor
     """(B, L, D) float32 packed."""
-    grid: tuple[int, int]
+    grid: Grid
     """Height and width of the latent planes before they were packed."""
-    texts: list[Tensor]
-    """B tensors (T_i, C)."""
+    texts: list[Conditioning]
+    """The named tensors of each of B captions."""
     text_lengths: list[int]
-    """What each caption itself needs of its tensor: all of it, but for FLOW's mask."""
+    """What each caption itself needs of its states: all of them, but for FLOW's mask."""
 
 
 class Encoders:
@@ -63,14 +64,15 @@ class Encoders:
 
     def __init__(
         self,
-        autoencoder: Lazy[Autoencoder],
-        text_encoder: Lazy[TextEncoder],
+        autoencoder: Lazy[Codec],
+        text_encoder: Lazy[Conditioner],
         config: RunConfig,
         device: torch.device,
         caches: EncodingCaches | None = None,
     ):
         self._autoencoder = autoencoder
         self._text_encoder = text_encoder
+        self.family = family_for(config.model)
         self.device = device
         self.dtype = encoder_dtype(device)
         self.max_length = config.model.t5_max_length
@@ -78,22 +80,22 @@ class Encoders:
         self.union_mask = config.objective.mask_mode == "flow_union"
         self.seed = config.training.master_seed
         self.draws = config.cache.sampling == "draw"
-        self._vae_path, self._t5_path = config.model.vae_path, config.model.t5_path
+        self._vae_path, self._text_path = config.model.vae_path, config.model.t5_path
         self.caches = caches or caches_without_disk(config)
 
     @property
-    def autoencoder(self) -> Autoencoder:
+    def autoencoder(self) -> Codec:
         """The VAE, opened if it is not."""
         return self._autoencoder.get()
 
     @property
-    def text_encoder(self) -> TextEncoder:
-        """T5, opened if it is not."""
+    def text_encoder(self) -> Conditioner:
+        """The text encoder, opened if it is not."""
         return self._text_encoder.get()
 
     @property
     def open_now(self) -> tuple[bool, bool]:
-        """Whether the VAE and T5 take memory now."""
+        """True for the VAE and for the text encoder if it takes memory now."""
         return self._autoencoder.is_open, self._text_encoder.is_open
 
     def free(self, *, autoencoder: bool = True, text_encoder: bool = True) -> None:
@@ -126,20 +128,17 @@ class Encoders:
     def encode(self, batch: LoadedBatch) -> Encoded:
         """Latents and text states of every sample of `batch`."""
         planes = self._drawn(batch, self.planes(batch.samples, batch.size))
-        latents, grid = pack(planes.float()), (planes.shape[-2], planes.shape[-1])
+        latents, grid = self.family.pack(planes.float()), (planes.shape[-2], planes.shape[-1])
         captions = [sample.caption for sample in batch.samples]
         if self.union_mask:
-            # FLOW shows each sample what T5 made of padding: that depends on who else is in the batch.
+            # FLOW shows each sample the states of padding: they depend on the rest of the batch.
             texts = self.text_encoder.encode(captions, self.max_length, is_trimmed=False)
             counts = self.text_encoder.count_tokens(captions)
             lengths = [min(count + 1, self.max_length) for count in counts]
-            states = [
-                _finite(kept.cpu(), caption, self._t5_path)
-                for kept, caption in zip(texts, captions, strict=True)
-            ]
-            return Encoded(latents, grid, states, lengths)
+            pairs = zip(texts, captions, strict=True)
+            return Encoded(latents, grid, [self._on_cpu(text, caption) for text, caption in pairs], lengths)
         texts = self.texts(captions)
-        return Encoded(latents, grid, texts, [len(states) for states in texts])
+        return Encoded(latents, grid, texts, [len(text["states"]) for text in texts])
 
     def planes(self, samples: Sequence[Sample], size: tuple[int, int]) -> list[Tensor]:
         """Of each sample (C, h, w), or (2, C, h, w) where latents are drawn, as the autoencoder gave them."""
@@ -174,19 +173,21 @@ class Encoders:
         return torch.stack(drawn)
 
     @torch.no_grad()
-    def texts(self, captions: Sequence[str]) -> list[Tensor]:
-        """The encoder states of each caption, (T_i, C), trimmed to its real tokens and one more."""
+    def texts(self, captions: Sequence[str]) -> list[Conditioning]:
+        """The conditioning of each caption, encoded where it is not kept yet."""
         unique = list(dict.fromkeys(captions))
         found = dict(zip(unique, self.caches.texts.get(unique), strict=True))
-        missing = [caption for caption, states in found.items() if states is None]
+        missing = [caption for caption, text in found.items() if text is None]
         for start in range(0, len(missing), self.minibatch):
             chunk = missing[start : start + self.minibatch]
-            for caption, states in zip(chunk, self.text_encoder.encode(chunk, self.max_length), strict=True):
-                states = _finite(states.cpu(), caption, self._t5_path)
-                found[caption] = self.caches.texts.put(caption, states)
-        return [states for caption in captions if (states := found[caption]) is not None]
+            for caption, text in zip(chunk, self.text_encoder.encode(chunk, self.max_length), strict=True):
+                found[caption] = self.caches.texts.put(caption, self._on_cpu(text, caption))
+        return [text for caption in captions if (text := found[caption]) is not None]
 
-    def prompts(self, prompts: Sequence[str], max_length: int | None = None) -> list[Tensor]:
+    def _on_cpu(self, text: Conditioning, caption: str) -> Conditioning:
+        return {name: _finite(tensor.cpu(), caption, self._text_path) for name, tensor in text.items()}
+
+    def prompts(self, prompts: Sequence[str], max_length: int | None = None) -> list[Conditioning]:
         """`texts` of prompts that are cut at `max_length` tokens; None: where captions are."""
         wanted = self.max_length if max_length is None else max_length
         whole = self.texts(prompts)
@@ -195,8 +196,10 @@ class Encoders:
         # What is shorter than both was not cut, and may come from the cache.
         limit = min(wanted, self.max_length)
         return [
-            states if len(states) < limit else self.text_encoder.encode([prompt], wanted)[0].cpu()
-            for prompt, states in zip(prompts, whole, strict=True)
+            text
+            if len(text["states"]) < limit
+            else self._on_cpu(self.text_encoder.encode([prompt], wanted)[0], prompt)
+            for prompt, text in zip(prompts, whole, strict=True)
         ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowloom.data.cache.records.base import RecordKind, to_tensor
 from flowloom.data.cache.store import Cache
+from flowloom.models.family import Conditioning
 
 S = TypeVar("S", bound=Hashable, contravariant=True)
 
@@ -159,3 +160,40 @@ class PersistentCache(Generic[S]):
         """See EncodingCache."""
         self.records.seal()
         self.records.refresh()
+
+
+class ConditioningCache:
+    """The named tensors of each caption, every name in a cache of its own."""
+
+    def __init__(self, caches: Mapping[str, EncodingCache[str]]):
+        self._caches = caches
+        self.is_lasting = all(cache.is_lasting for cache in caches.values())
+
+    @property
+    def on_disk(self) -> list[PersistentCache[str]]:
+        """The caches of every name, if they are in the cache on disk; else none."""
+        return [cache for cache in self._caches.values() if isinstance(cache, PersistentCache)]
+
+    def knows(self, caption: str) -> bool:
+        """True if the cache on disk has every tensor of `caption`, by its index alone."""
+        return all(cache.knows(caption) for cache in self.on_disk)
+
+    def get(self, captions: Sequence[str]) -> list[Conditioning | None]:
+        """The tensors of each caption; None if one is missing."""
+        columns = [cache.get(captions) for cache in self._caches.values()]
+        rows = (dict(zip(self._caches, row, strict=True)) for row in zip(*columns, strict=True))
+        return [_whole(row) for row in rows]
+
+    def put(self, caption: str, tensors: Conditioning) -> Conditioning:
+        """Keep every tensor of `caption`; returns them as `get` would."""
+        return {name: cache.put(caption, tensors[name]) for name, cache in self._caches.items()}
+
+    def share(self) -> None:
+        """Let other processes see what this one kept, and see theirs."""
+        for cache in self._caches.values():
+            cache.share()
+
+
+def _whole(row: Mapping[str, Tensor | None]) -> Conditioning | None:
+    present = {name: tensor for name, tensor in row.items() if tensor is not None}
+    return present if len(present) == len(row) else None

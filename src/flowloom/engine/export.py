@@ -12,15 +12,15 @@ from torch import Tensor
 
 from flowloom.engine import checkpoint
 from flowloom.errors import RunError, WeightsError
-from flowloom.model_library.requirements import unfit_adapter, unfit_models
+from flowloom.model_library.requirements import unfit_adapter, unfit_base
 from flowloom.models.adapters.dora import BaseWeight
 from flowloom.models.adapters.formats import Form, adapter_metadata, save_adapter
 from flowloom.models.adapters.merge import merge
 from flowloom.models.adapters.read import read_adapter
-from flowloom.models.families.chroma import open_chroma
+from flowloom.models.family import ModelFamily, detect, family_for
 from flowloom.models.weights import open_weights
 from flowloom.run.directory import versions
-from flowloom.run.model_source import base_around
+from flowloom.run.model_source import base_around, config_around
 
 
 def export_adapter(
@@ -42,18 +42,27 @@ def export_adapter(
         RunError: `source` holds no adapter.
         WeightsError: the file is no adapter that we know, or takes a base model that is not here.
     """
-    path = _find_adapter(source, weights)
-    state, meta = read_adapter(path)
+    base = base or base_around(source)
+    family = _family(source, base)
+    path = _find_adapter(source, weights, family)
+    state, meta = read_adapter(path, family)
     told = open_weights(path).metadata
     config, dataset = told.get("flowloom.config", "{}"), json.loads(told.get("flowloom.dataset", "{}"))
     said = adapter_metadata(meta, config, dataset, versions())
-    base = base or base_around(source)
     save_adapter(out_path, form, state, meta, said, _weight_of(base) if base else None)
     return meta["notes"]
 
 
+def _family(source: Path, base: Path | None) -> ModelFamily | None:
+    """The family that an adapter is for: its run's, or its base's; None if neither is known."""
+    config = config_around(source)
+    if config:
+        return family_for(config.model)
+    return detect(base) if base else None
+
+
 def _weight_of(base: Path) -> BaseWeight:
-    opened = cache(open_chroma)  # not before a weight is asked for: most exports need none
+    opened = cache(detect(base).open_weights)  # not before a weight is needed: most exports need none
 
     def weight(layer: str) -> Tensor:
         try:
@@ -84,21 +93,21 @@ def merge_adapter(
         RunError: `source` holds no adapter, or nothing says what it was trained on.
         WeightsError: the adapter does not fit the base.
     """
-    path = _find_adapter(source, weights)
     base = base or base_around(source)
+    path = _find_adapter(source, weights, _family(source, base))
     if base is None:
         raise RunError(f"{path} does not say what it was trained on: name the base model with --base FILE.")
-    unfit = unfit_models({"chroma_path": str(base)})
+    unfit = unfit_base(base)
     if unfit:
-        raise WeightsError(unfit[0].message)
+        raise WeightsError(unfit)
     return merge(base, path, out_path, strength, on_tensor=on_tensor)
 
 
-def _find_adapter(source: Path, weights: Literal["ema", "raw"]) -> Path:
+def _find_adapter(source: Path, weights: Literal["ema", "raw"], family: ModelFamily | None) -> Path:
     path = checkpoint.find_weights(source, weights)
     if path != source and path.name in (checkpoint.MODEL, checkpoint.EMA_MODEL):
         raise RunError(f"{source} holds a whole model, which needs no export: {path} loads as it is.")
-    unfit = unfit_adapter(path)
+    unfit = unfit_adapter(path, family)
     if unfit:
         raise WeightsError(unfit)
     return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
@@ -58,12 +57,12 @@ def _as_ours(error: Exception, run_dir: RunDir) -> FlowloomError:
 
 def _damaged_base(run_dir: RunDir) -> WeightsError | None:
     """What is wrong with the base model of a run whose first loss is not finite; None: nothing is."""
-    path = Path(run_dir.read_config().model.chroma_path)
+    path = run_dir.read_config().model.network_path
     for name, weight in open_weights(path).items():
         if not torch.isfinite(weight.float()).all():
             return WeightsError(
                 f"{path}: its weight {name} holds a NaN or an infinity, so every loss does. The file is "
-                "damaged, or its training went wrong: get it again, or choose another model.chroma_path."
+                "damaged, or its training went wrong: get it again, or choose another model."
             )
     return None
 

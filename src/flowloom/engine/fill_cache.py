@@ -102,10 +102,11 @@ def fill(
         latents.records.seal()
         filled.full = latents.records.full
     encoders.free()
-    if isinstance(texts, PersistentCache) and not filled.full:
+    if texts.on_disk and not filled.full:
         _fill_texts(config, dataset, encoders, (rank, world_size), filled, on_progress)
-        texts.records.seal()
-        filled.full = texts.records.full
+        cache = texts.on_disk[0].records
+        cache.seal()
+        filled.full = cache.full
     encoders.free()
     dataset.check_skipped({f"{filled.files[one.dataset]}:{one.line}": one.reason for one in filled.skipped})
     return filled
@@ -176,20 +177,21 @@ def _fill_texts(
     filled: Filled,
     on_progress: OnProgress,
 ) -> None:
-    cache = encoders.caches.texts
-    assert isinstance(cache, PersistentCache)
+    texts = encoders.caches.texts
+    cache = texts.on_disk[0]
     rank, world_size = place
     clock, seen, total = _Clock(filled.seconds, cache.records), set[bytes](), len(dataset.metadata)
-    cache.adds = True
+    for each in texts.on_disk:
+        each.adds = True
 
     def missing() -> Iterator[str]:
         for row, caption in captions_shown(config, dataset):
-            key, sample = cache.key_of(caption)
+            key, _ = cache.key_of(caption)
             # By their keys, so that no two ranks encode the same caption.
             if key in seen or key[0] % world_size != rank:
                 continue
             seen.add(key)
-            if not cache.records.knows(key, sample):
+            if not texts.knows(caption):
                 on_progress("captions", row, total)
                 yield caption
 
@@ -306,6 +308,6 @@ def _is_gone(row: Row, folder: str, error: ImageError | SourceError) -> bool:
 def _used_texts(config: RunConfig, cache: Cache) -> Iterator[bytes]:
     """Keys of the captions' states that `config` uses."""
     dataset, (_, texts) = _caches(config, cache)
-    if isinstance(texts, PersistentCache):
+    if texts.on_disk:
         for _, caption in captions_shown(config, dataset):
-            yield texts.key_of(caption)[0]
+            yield from (each.key_of(caption)[0] for each in texts.on_disk)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,34 +12,25 @@ import torch
 from torch import nn
 
 from flowloom.config.model_files import cached_files
-from flowloom.config.run import ModelSection, RunConfig
+from flowloom.config.run import RunConfig
 from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.loader import Dataset
 from flowloom.engine.cache_setup import open_encoding_caches
-from flowloom.engine.encoding_cache import PersistentCache
+from flowloom.engine.encoding_cache import ConditioningCache, PersistentCache
 from flowloom.engine.fill_cache import captions_shown
 from flowloom.errors import FlowloomError, ImageError, SourceError
-from flowloom.models.autoencoder import load_autoencoder
 from flowloom.models.device import choose_device, encoder_dtype
-from flowloom.models.text_encoder import load_text_encoder
+from flowloom.models.family import family_for
 
 LOOKED_AT = 500
 """Rows."""
 META = torch.device("meta")
 """Where tensors have a shape and no numbers: what fits there fits anywhere."""
-ENCODERS: dict[str, Callable[[ModelSection], nn.Module]] = {
-    "model.vae_path": lambda model: load_autoencoder(Path(model.vae_path), META, torch.float32).model,
-    "model.t5_path": lambda model: (
-        load_text_encoder(
-            Path(model.t5_path),
-            Path(model.t5_config_path),
-            Path(model.t5_tokenizer_path),
-            META,
-            torch.float32,
-        ).encoder
-    ),
-}
-"""By key, each without numbers."""
+
+
+def encoder_keys(config: RunConfig) -> list[str]:
+    """The keys of the encoders' weights: model.vae_path ..."""
+    return list(family_for(config.model).encoders(config.model))
 
 
 def unless_cached(config: RunConfig, key: str) -> nn.Module | None:
@@ -49,7 +40,7 @@ def unless_cached(config: RunConfig, key: str) -> nn.Module | None:
         FlowloomError: it cannot be opened, and no cache can.
     """
     try:
-        return ENCODERS[key](config.model)
+        return family_for(config.model).encoders(config.model)[key](META, torch.float32)
     except FlowloomError:
         if key not in cached_files(config):
             raise
@@ -70,21 +61,21 @@ def lacking(config: RunConfig, dataset: Dataset, key: str) -> str:
         )
     except FlowloomError as error:
         return str(error)
-    cache: Any = latents if key == "model.vae_path" else texts
-    assert isinstance(cache, PersistentCache)
+    role = next(file.role for file in family_for(config.model).files if key == f"model.{file.key}")
+    cache: Any = latents if role == "latents" else texts
     rows = _some_rows(dataset)
-    subjects = _images(rows) if key == "model.vae_path" else _captions(config, rows)
+    subjects = _images(rows) if role == "latents" else _captions(config, rows)
     try:
         found = [_is_known(cache, subject) for subject in subjects]
     except SourceError as error:
         return str(error)
     if all(found):
         return ""
-    what = "latents" if key == "model.vae_path" else "caption states"
+    what = "latents" if role == "latents" else "caption states"
     return f"the cache in {folder} lacks {found.count(False):,} of {len(found):,} {what} looked for."
 
 
-def _is_known(cache: PersistentCache[Any], subject: Any) -> bool:
+def _is_known(cache: PersistentCache[Any] | ConditioningCache, subject: Any) -> bool:
     try:
         return cache.knows(subject)
     except ImageError:

@@ -58,11 +58,11 @@ class GradientWatch:
     def _finding(self, missing: list[str]) -> Finding:
         steps = "the first step" if self._num_steps == 1 else f"the first {self._num_steps} steps"
         if has_zero_last_layer(self._state.model):
-            path = self._state.config.model.chroma_path
+            path = self._state.config.model.network_path
             return Finding(
                 f"{len(missing):,} of {len(self._seen):,} trained weights got no gradient in {steps}: the "
                 f"final layer of {path} is all zeros, as in a network that was never trained.",
-                "Nothing is learned. Choose a trained base model in model.chroma_path.",
+                "Nothing is learned. Choose a trained base model.",
             )
         if len(missing) == len(self._seen):
             return Finding(

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from flowloom.config.run import RunConfig
-from flowloom.nn.chroma import ChromaParams
+from flowloom.models.family import Sizes, family_for
 
 ELEMENTS_PER_TOKEN = 25
 """Activations that one block saves for its backward pass, a token, in multiples of hidden_size. Measured."""
@@ -20,17 +20,17 @@ QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.516}
 """A weight of a quantised base."""
 
 
-def activation_bytes_per_block(params: ChromaParams, tokens: int, bytes_per_element: int) -> int:
+def activation_bytes_per_block(params: Sizes, tokens: int, bytes_per_element: int) -> int:
     """What one block keeps for a micro-batch of `tokens` tokens in all."""
     return ELEMENTS_PER_TOKEN * params.hidden_size * tokens * bytes_per_element
 
 
-def activation_bytes(params: ChromaParams, tokens: int, recomputed: int, bytes_per_element: int) -> int:
+def activation_bytes(params: Sizes, tokens: int, recomputed: int, bytes_per_element: int) -> int:
     """The most that all blocks keep at a time: `recomputed` ones their input alone.
 
     These are the first ones: when one of them is made anew, those above it have been let go.
     """
-    blocks = params.depth + params.depth_single_blocks
+    blocks = params.num_blocks
     each = activation_bytes_per_block(params, tokens, bytes_per_element)
     inputs = recomputed * params.hidden_size * tokens * bytes_per_element
     return max(blocks - recomputed, min(recomputed, 1)) * each + inputs
@@ -39,7 +39,9 @@ def activation_bytes(params: ChromaParams, tokens: int, recomputed: int, bytes_p
 def micro_batch_tokens(config: RunConfig) -> int:
     """Image and text tokens of a micro-batch at the largest resolution, captions half of the longest."""
     image_tokens = max(config.resolutions) ** 2 // 16**2
-    return config.training.train_minibatch * (image_tokens + config.model.t5_max_length // 2)
+    longest = config.model.t5_max_length
+    text_tokens = family_for(config.model).text_length(longest // 2, longest)
+    return config.training.train_minibatch * (image_tokens + text_tokens)
 
 
 def optimizer_bytes(config: RunConfig) -> float:
@@ -58,7 +60,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def checkpointed_blocks(
-    config: RunConfig, params: ChromaParams, device: torch.device, trained_bytes: int, bytes_per_element: int
+    config: RunConfig, params: Sizes, device: torch.device, trained_bytes: int, bytes_per_element: int
 ) -> int:
     """The number of blocks that `memory.checkpointed_blocks` asks for; with `auto`, as few as fit.
 
@@ -69,10 +71,10 @@ def checkpointed_blocks(
     return blocks_for_room(config, params, room, bytes_per_element)
 
 
-def blocks_for_room(config: RunConfig, params: ChromaParams, room: float, bytes_per_element: int) -> int:
+def blocks_for_room(config: RunConfig, params: Sizes, room: float, bytes_per_element: int) -> int:
     """`checkpointed_blocks` where `room` bytes are left for activations."""
     wanted: Literal["auto", "all"] | int = config.memory.checkpointed_blocks
-    num_blocks = params.depth + params.depth_single_blocks
+    num_blocks = params.num_blocks
     if wanted == "all":
         return num_blocks
     if wanted != "auto":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flowloom.config.run import RunConfig
 from flowloom.flow_matching import noise_level as densities
 from flowloom.flow_matching.path import interpolate, velocity_from_x0, velocity_target
-from flowloom.nn.varlen import predict
+from flowloom.models.family import Conditioning, Grid, family_of
 
 X0_TRAINING_EPS = 0.05
 """Keeps the x0 objective finite where the noise level is near 0; FLOW's value."""
@@ -27,16 +27,16 @@ class LatentBatch:
     """(B, L, D) standard normal, already paired."""
     noise_level: Tensor
     """(B,) float32 in [0, 1]."""
-    texts: list[Tensor]
-    """B tensors (T_i, C): each caption's own encoder states; for FLOW's mask all of one length."""
+    texts: list[Conditioning]
+    """The named tensors of B captions; for FLOW's mask all states are of one length."""
     text_lengths: list[int]
     """B numbers: the caption's own tokens and one more."""
     is_captioned: Tensor
     """(B,) bool: False where the caption was dropped."""
     loss_weight: Tensor
     """(B,) float32."""
-    image_ids: Tensor
-    """(L, 3)."""
+    grid: Grid
+    """Height and width of the latents that were packed."""
     token_weight: Tensor | None = None
     """(B, L) float32 in [0, 1]: how much of each token's place the loss counts; None: all of it."""
 
@@ -77,8 +77,8 @@ class Objective:
     """Train towards the guided velocity, as FLOW's CFG trainer does."""
     union_mask: bool = False
     """FLOW's mask: every sample sees as much text as the longest of its micro-batch."""
-    empty_text: Tensor | None = None
-    """(T, C) states of the empty caption, for `cfg_strength`."""
+    empty_text: Conditioning | None = None
+    """The empty caption, for `cfg_strength`."""
 
 
 def density(config: RunConfig) -> Callable[[Tensor], Tensor]:
@@ -104,10 +104,11 @@ def sample_losses(model: nn.Module, batch: LatentBatch, objective: Objective) ->
         (B,) float32.
     """
     x = interpolate(batch.latents, batch.noise, batch.noise_level)
+    family = family_of(model)
 
-    def velocity(texts: list[Tensor]) -> Tensor:
+    def velocity(texts: Sequence[Conditioning]) -> Tensor:
         text = _union(texts, max(batch.text_lengths)) if objective.union_mask else texts
-        prediction = predict(model, x, batch.noise_level, text, batch.image_ids).float()
+        prediction = family.predict(model, x, batch.noise_level, text, batch.grid).float()
         if objective.predicts_x0:
             return velocity_from_x0(prediction, x, batch.noise_level, X0_TRAINING_EPS)
         return prediction
@@ -126,13 +127,17 @@ def sample_losses(model: nn.Module, batch: LatentBatch, objective: Objective) ->
     return (error * batch.token_weight[:, :, None]).mean(dim=(1, 2)) / counted
 
 
-def _union(texts: list[Tensor], longest: int) -> Tensor:
-    """As much of every text as the micro-batch's longest needs, (B, T, C)."""
-    return nn.utils.rnn.pad_sequence([states[:longest] for states in texts], batch_first=True)
+def _union(texts: Sequence[Conditioning], longest: int) -> list[Conditioning]:
+    """As much of every caption's states as the micro-batch's longest needs, all of one length."""
+    states = nn.utils.rnn.pad_sequence([text["states"][:longest] for text in texts], batch_first=True)
+    return [{**text, "states": each} for text, each in zip(texts, states, strict=True)]
 
 
 def _guided_target(
-    target: Tensor, velocity: Callable[[list[Tensor]], Tensor], batch: LatentBatch, objective: Objective
+    target: Tensor,
+    velocity: Callable[[Sequence[Conditioning]], Tensor],
+    batch: LatentBatch,
+    objective: Objective,
 ) -> Tensor:
     """uncond + strength * (velocity - uncond) for captioned samples, plain velocity for the others."""
     assert objective.empty_text is not None

@@ -20,9 +20,8 @@ from flowloom.engine.state import Precision, TrainState
 from flowloom.files import write_json
 from flowloom.flow_matching.guidance import guided, uses_cfg
 from flowloom.flow_matching.path import velocity_from_x0
-from flowloom.flow_matching.samplers import SAMPLERS, Model, schedule
-from flowloom.nn.patches import image_ids, unpack
-from flowloom.nn.varlen import predict
+from flowloom.flow_matching.samplers import SAMPLERS, Model
+from flowloom.models.family import Conditioning, Grid, family_of
 from flowloom.run.directory import RunDir
 
 
@@ -60,14 +59,14 @@ class SampleGenerator:
         The sampler solves dx/dt = velocity from noise (t = 1) to image (t = 0) on FLOW's schedule, which
         is shifted towards noise for larger pictures.
         """
-        factor = self.encoders.autoencoder.factor * 2
-        rows, columns = params.height // factor, params.width // factor
-        ids = image_ids(rows * 2, columns * 2, self.precision.device)
-        tokens = rows * columns
-        noises = [torch.randn(tokens, 64, generator=generator(seed, "picture")) for seed in seeds]
+        family, codec = family_of(self.model), self.encoders.autoencoder
+        pixels = codec.factor * family.patch
+        grid = params.height // pixels * family.patch, params.width // pixels * family.patch
+        tokens, width = grid[0] * grid[1] // family.patch**2, codec.channels * family.patch**2
+        noises = [torch.randn(tokens, width, generator=generator(seed, "picture")) for seed in seeds]
         x = torch.stack(noises).to(self.precision.device)
-        levels = schedule(params.steps, tokens)
-        plain, with_cfg = self._velocities(prompts, ids, params)
+        levels = family.schedule(self.model, params.steps, tokens)
+        plain, with_cfg = self._velocities(prompts, grid, params)
         is_plain = [not uses_cfg(i, params.cfg, params.first_n_steps_wo_cfg) for i in range(params.steps)]
         start, sampler = sum(is_plain), SAMPLERS[params.sampler]
         with self.precision.autocast():
@@ -75,19 +74,19 @@ class SampleGenerator:
             # carry guidance into steps that go without, and the lack of it into the next.
             x = sampler(plain, x, levels[: start + 1])
             x = sampler(with_cfg, x, levels[start:])
-        return [self._decode(one, rows * 2, columns * 2) for one in x.split(1)]
+        return [self._decode(family.unpack(tokens, grid)) for tokens in x.split(1)]
 
-    def _velocities(self, prompts: Sequence[str], ids: Tensor, params: SamplingParams) -> tuple[Model, Model]:
+    def _velocities(self, prompts: Sequence[str], grid: Grid, params: SamplingParams) -> tuple[Model, Model]:
         """The velocity field of `prompts`, without guidance and with it."""
-        device = self.precision.device
+        device, family = self.precision.device, family_of(self.model)
         texts = self.encoders.prompts([*prompts, params.negative], params.max_tokens)
-        *positive, empty = (states.to(device) for states in texts)
+        *positive, empty = ({name: tensor.to(device) for name, tensor in text.items()} for text in texts)
         negative = [empty] * len(prompts)
-        guidance = torch.full((len(prompts),), params.guidance, device=device)
+        guidance = torch.full((len(prompts),), params.guidance or family.defaults.guidance, device=device)
 
-        def one_pass(x: Tensor, level: float, texts: list[Tensor]) -> Tensor:
+        def one_pass(x: Tensor, level: float, texts: Sequence[Conditioning]) -> Tensor:
             noise_level = torch.full((len(x),), level, device=device)
-            prediction = predict(self.model, x, noise_level, texts, ids, guidance=guidance).float()
+            prediction = family.predict(self.model, x, noise_level, texts, grid, guidance).float()
             return velocity_from_x0(prediction, x, noise_level, 0.0) if self.predicts_x0 else prediction
 
         def plain(x: Tensor, level: float) -> Tensor:
@@ -98,8 +97,8 @@ class SampleGenerator:
 
         return plain, with_cfg
 
-    def _decode(self, tokens: Tensor, h: int, w: int) -> Image.Image:
-        pixels = self.encoders.autoencoder.decode(unpack(tokens, h, w).to(self.encoders.dtype))
+    def _decode(self, latents: Tensor) -> Image.Image:
+        pixels = self.encoders.autoencoder.decode(latents.to(self.encoders.dtype))
         levels = ((pixels[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 

@@ -17,7 +17,7 @@ from flowloom.model_library.requirements import unfit_adapter, unfit_models
 from flowloom.models.adapters.adapter import Adapter
 from flowloom.models.adapters.read import is_adapter, load_onto
 from flowloom.models.device import choose_device
-from flowloom.models.families.chroma import load_chroma
+from flowloom.models.family import family_for
 from flowloom.run.directory import RunDir
 
 MAX_BATCH = 4
@@ -76,17 +76,19 @@ def load_generator(request: SampleRequest) -> SampleGenerator:
 def load_with_adapters(request: SampleRequest) -> tuple[SampleGenerator, list[tuple[Adapter, float]]]:
     """`load_generator`, and every adapter in it with its strength, the source's own first."""
     config, base, adapters = _resolve(request)
+    family = family_for(config.model)
     for path, _ in request.loras:
-        unfit = unfit_adapter(path) if path.is_file() else None
+        unfit = unfit_adapter(path, family) if path.is_file() else None
         if unfit:
             raise WeightsError(unfit)
-    model = config.model.model_copy(update={"chroma_path": str(base)})
-    problems = unfit_models(model.model_dump())
+    named = "path" if config.model.path else "chroma_path"
+    section = config.model.model_copy(update={named: str(base)})
+    problems = unfit_models(section.model_dump())
     if problems:
         raise ConfigError(str(request.source), problems)
     device = choose_device(config.parallel.device)
     precision = choose_precision(config, device)
-    model = load_chroma(base, device, precision.compute)
+    model = family.load_network(base, device, precision.compute)
     loaded = [(load_onto(model, path, at), at) for path, at in (*adapters, *request.loras)]
     encoders = load_encoders(config.model, config, device)
     return SampleGenerator(model, encoders, precision, config.model.use_x0), loaded
@@ -102,4 +104,4 @@ def _resolve(request: SampleRequest) -> tuple[RunConfig, Path, list[tuple[Path, 
             f"{path}: a weights file does not say where the VAE and T5 are. "
             "Name a configuration that does: --config CONFIG.json."
         )
-    return (config, Path(config.model.chroma_path), [(path, 1.0)]) if is_adapter(path) else (config, path, [])
+    return (config, config.model.network_path, [(path, 1.0)]) if is_adapter(path) else (config, path, [])

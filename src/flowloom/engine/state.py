@@ -17,7 +17,6 @@ from flowloom.engine.lr import lr_factor
 from flowloom.engine.objective import Objective
 from flowloom.engine.trainable import rotation_at, trained_names
 from flowloom.models.adapters.adapter import Adapter
-from flowloom.nn.chroma import Chroma
 
 
 class Precision(NamedTuple):
@@ -61,7 +60,7 @@ class TrainState:
     def __init__(
         self,
         config: RunConfig,
-        model: Chroma,
+        model: nn.Module,
         adapter: Adapter | None,
         objective: Objective,
         precision: Precision,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from flowloom.config.run import APPROXIMATOR, RunConfig
+from flowloom.config.run import RunConfig
 from flowloom.errors import ConfigError, Problem
+from flowloom.models.family import family_for
 
 
 def rotation_at(config: RunConfig, step: int) -> int:
@@ -44,19 +45,26 @@ def trained_names(config: RunConfig, names: Sequence[str], rotation: int) -> lis
     Raises:
         ConfigError: nothing would be trained.
     """
-    candidates = [name for name in names if not name.startswith(f"{APPROXIMATOR}.")]
+    family = family_for(config.model)
+    frozen = tuple(f"{part}." for part in family.defaults.never_trained)
+    known_as = {name: family.names.in_checkpoint(name) for name in names}
+    candidates = [name for name in names if not name.startswith(frozen)]
     kind = config.method_kind
     if kind == "full":
         return candidates
     if kind == "keywords":
         keywords = config.training.trained_layer_keywords
-        chosen = [name for name in candidates if any(word in name for word in keywords)]
+        chosen = [
+            name for name in candidates if any(word in name or word in known_as[name] for word in keywords)
+        ]
         what = Problem("training.trained_layer_keywords", f"no parameter's name contains any of {keywords}.")
     else:
-        num_double, num_single = (_count(names, k) for k in ("double_blocks", "single_blocks"))
+        num_double, num_single = (
+            _count(list(known_as.values()), kind) for kind in ("double_blocks", "single_blocks")
+        )
         blocks = rotated_blocks(config, num_double, num_single, rotation)
         prefixes = tuple(f"{part}." for part in [*blocks, *config.method.always_trained])
-        chosen = [name for name in candidates if name.startswith(prefixes)]
+        chosen = [name for name in candidates if known_as[name].startswith(prefixes)]
         what = Problem("method.always_trained", "rotation would train nothing.")
     if not chosen:
         raise ConfigError("the configuration", [what])

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from flowloom.model_library.architectures import SD3_WIDTHS, UNETS
-from flowloom.model_library.header import Header, Place
 from flowloom.models.adapters.names import is_beside_the_network
+from flowloom.models.header import Header, Place
 
 Naming = Literal["kohya", "comfy", "diffusers", "peft", "plain"]
 

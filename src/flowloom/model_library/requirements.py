@@ -1,4 +1,4 @@
-"""What Chroma's trainers need of model files: which files fit, which do not and why, what is missing."""
+"""Model files that a configuration needs: which files fit, which do not and why, and what is missing."""
 
 from __future__ import annotations
 
@@ -11,17 +11,11 @@ from flowloom.config.model_files import cached_files, missing_model_files
 from flowloom.config.run import ADAPTERS, ModelSection, RunConfig
 from flowloom.errors import ConfigError, Problem
 from flowloom.model_library.catalog import Offer, offer_for
-from flowloom.model_library.header import read_small_json
-from flowloom.model_library.scan import Folder, ModelFile, find_in, look, walk
+from flowloom.model_library.scan import Folder, find_in, look, walk
+from flowloom.model_library.scan import ModelFile as FoundModel
+from flowloom.models.family import DEFAULT, ModelFamily, ModelFile, detect, families
+from flowloom.models.header import read_small_json
 
-WANTED = {
-    "chroma_path": ("Chroma's network", frozenset({"chroma"})),
-    "vae_path": ("FLUX's VAE of 16 channels, ae.safetensors", frozenset({"vae-flux"})),
-    "t5_path": ("T5 XXL's encoder", frozenset({"t5-xxl", "t5"})),
-}
-"""Keys of the model section that name weights: what each is in words, and the architectures that fit."""
-_FOLDERS = {"chroma_path": "transformer", "vae_path": "vae", "t5_path": "text_encoder"}
-"""Where a diffusers pipeline has each."""
 _T5_WIDTH = 4096
 
 
@@ -38,34 +32,73 @@ class Need:
 
 
 def choices(roots: Sequence[Path]) -> dict[str, list[Path]]:
-    """Files below `roots` for each key of the model section, the tokenizer's folders included."""
+    """Files below `roots` for each key of the model section, the tokenizers' folders included."""
     folders = walk(roots)
     models = find_in(folders)
     # What was never trained comes last: the first one is what a form offers.
     models.sort(key=lambda one: one.is_untrained)
-    found = {f"model.{key}": [one.path for one in models if _fits(key, one)] for key in WANTED}
+    found = {
+        f"model.{key}": [one.path for one in models if _fits(architectures, one)]
+        for key, architectures in _all_architectures().items()
+    }
     configs = [path for path in _named("config.json", folders) if _is_t5s(path)]
     vocabularies = [path for path in _named("tokenizer.json", folders) if _has_t5s_ids(path)]
     pieces = _named("spiece.model", folders)
     found["model.t5_config_path"] = configs
     found["model.t5_tokenizer_path"] = sorted({path.parent for path in (*pieces, *vocabularies)})
+    found["model.clip_tokenizer_path"] = [path.parent for path in _named("merges.txt", folders)]
     return found
 
 
-def _fits(key: str, model: ModelFile) -> bool:
+def _all_architectures() -> dict[str, frozenset[str]]:
+    """By key, the architectures that fit in any family."""
+    found: dict[str, frozenset[str]] = {}
+    for family in families().values():
+        for file in family.files:
+            if file.architectures:
+                key = file.key
+                found[key] = found.get(key, frozenset()) | file.architectures
+    networks = (family.files[0].architectures for family in families().values())
+    return found | {"path": frozenset().union(*networks)}
+
+
+def _fits(architectures: frozenset[str], model: FoundModel) -> bool:
     is_plain = model.kind in ("network", "vae", "text-encoder", "checkpoint") and not model.problem
-    return is_plain and model.architecture in WANTED[key][1]
+    return is_plain and model.architecture in architectures
 
 
 def unfit_models(model: Mapping[str, Any]) -> list[Problem]:
     """What in a model section names a file of another kind; what is not there is not looked at."""
-    seen = _seen(model)
-    problems = [Problem(f"model.{key}", told) for key, one in seen.items() if (told := _unfit(key, one))]
-    return problems or list(_at_odds(seen))
+    family, seen = _family(model), _seen(model)
+    files = weight_files(family, model)
+    problems = [Problem(f"model.{key}", why) for key, one in seen.items() if (why := _unfit(files[key], one))]
+    return problems or list(_at_odds(family, seen))
 
 
-def _seen(model: Mapping[str, Any]) -> dict[str, ModelFile]:
-    paths = {key: model.get(key) for key in WANTED}
+def _family(model: Mapping[str, Any]) -> ModelFamily:
+    """The family of a model section that may hold anything."""
+    path, name = model.get("path"), model.get("family")
+    if isinstance(name, str) and name in families():
+        return families()[name]
+    if isinstance(path, str) and path and "\0" not in path:
+        return detect(Path(path))
+    return families()[DEFAULT]
+
+
+def weight_files(family: ModelFamily, model: Mapping[str, Any]) -> dict[str, ModelFile]:
+    """The weights that `family` needs by the key that names each in `model`; the network comes first."""
+    files = {file.key: file for file in family.files if file.architectures}
+    network, *others = files
+    return {"path" if model.get("path") else network: files[network]} | {key: files[key] for key in others}
+
+
+def unfit_base(path: Path) -> str | None:
+    """Why the file at `path` is not the network of any family; None if it is, or cannot be recognized."""
+    return _unfit(detect(path).files[0], look(path))
+
+
+def _seen(model: Mapping[str, Any]) -> dict[str, FoundModel]:
+    paths = {key: model.get(key) for key in weight_files(_family(model), model)}
     named = {key: Path(path) for key, path in paths.items() if isinstance(path, str) and path}
     return {key: look(path) for key, path in named.items() if "\0" not in str(path) and path.exists()}
 
@@ -118,9 +151,13 @@ def unreadable(path: Path) -> str | None:
         return None
 
 
-def unfit_adapter(path: Path) -> str | None:
-    """Why the file at `path` is no adapter of Chroma; None where it is one, or nobody can tell."""
-    found = look(path)
+def unfit_adapter(path: Path, family: ModelFamily | None = None) -> str | None:
+    """Why the file at `path` is no adapter for `family`; None if it is one, or cannot be recognized.
+
+    Args:
+        family: None for the default one.
+    """
+    found, family = look(path), family or families()[DEFAULT]
     if found.problem:
         return found.problem
     if found.kind in ("unknown", "pickle"):
@@ -128,38 +165,37 @@ def unfit_adapter(path: Path) -> str | None:
     if found.adapter is None:
         return f"{path.name} is {found.words}, not a LoRA."
     if found.adapter.base == "flux" and found.adapter.has_text_encoder:
-        return None  # tensors for CLIP tell that it is FLUX's; its other layers may all be Chroma's as well
-    if found.adapter.base_told_by == "tensors" and found.adapter.base not in ("chroma", "flux-or-chroma"):
-        return f"{path.name} is a LoRA for {found.adapter.base}, and does not fit Chroma."
+        return None  # trained for FLUX.1 with CLIP; its other layers may fit families of the same layers
+    if found.adapter.base_told_by == "tensors" and found.adapter.base not in family.adapter_bases:
+        return f"{path.name} is a LoRA for {found.adapter.base}, and does not fit {family.title}."
     return None
 
 
-def _unfit(key: str, model: ModelFile) -> str | None:
-    """Why `model` does not go where `key` is; None where it fits, or nobody can tell."""
-    needed, architectures = WANTED[key]
+def _unfit(file: ModelFile, model: FoundModel) -> str | None:
+    """Why `model` is not a `file`; None if it is, or cannot be recognized."""
     if model.problem:
         return model.problem
     if model.kind == "pipeline":
-        return _unfit_pipeline(key, model.path)
+        return _unfit_pipeline(file, model.path)
     if model.kind in ("unknown", "pickle"):
         return None
-    if model.kind == "lora" or not architectures & {model.architecture, *model.parts}:
-        return f"{model.path.name} is {model.words}: {needed} goes here."
+    if model.kind == "lora" or not file.architectures & {model.architecture, *model.parts}:
+        return f"{model.path.name} is {model.words}: {file.title} goes here."
     return None
 
 
-def _unfit_pipeline(key: str, folder: Path) -> str | None:
-    part = folder / _FOLDERS[key]
+def _unfit_pipeline(file: ModelFile, folder: Path) -> str | None:
+    part = folder / file.subfolder
     if not part.is_dir():
-        return f"{folder} is a diffusers folder without {part.name}: {WANTED[key][0]} goes here."
-    unfit = _unfit(key, look(part))
-    if unfit or key == "chroma_path":  # the loader takes the network of a whole pipeline
+        return f"{folder} is a diffusers folder without {part.name}: {file.title} goes here."
+    unfit = _unfit(file, look(part))
+    if unfit or file.role == "network":  # the loader takes the network of a whole pipeline
         return unfit
     return f"{folder} is a whole diffusers pipeline. Name its part: {part}."
 
 
-def _at_odds(seen: Mapping[str, ModelFile]) -> Iterator[Problem]:
-    network, encoder = seen.get("chroma_path"), seen.get("t5_path")
+def _at_odds(family: ModelFamily, seen: Mapping[str, FoundModel]) -> Iterator[Problem]:
+    network, encoder = seen.get("path") or seen.get(family.files[0].key), seen.get("t5_path")
     if not network or not encoder or None in (network.width, encoder.width):
         return
     if network.width != encoder.width:

@@ -14,8 +14,8 @@ from pathlib import Path
 from flowloom.errors import WeightsError
 from flowloom.model_library.adapters import AdapterFacts, look_at_adapter
 from flowloom.model_library.architectures import ARCHITECTURES, Found, Kind, recognise, vae_by_scaling
-from flowloom.model_library.header import INDEX, Header, read_header, read_shards, read_small_json
 from flowloom.model_library.untrained import is_untrained
+from flowloom.models.header import INDEX, Header, read_header, read_shards, read_small_json
 from flowloom.models.weight_formats import GGUF, why_gguf, why_unreadable
 
 SAFE = (".safetensors", ".sft")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flowloom.model_library.header import Header
+from flowloom.models.header import Header
 
 LAST_LAYERS = ("final_layer.linear.weight", "final_layer.linear.base_layer.weight")
 """In Chroma's names, with and without an adapter around it."""

@@ -50,6 +50,7 @@ class Autoencoder:
         self.model = model.eval().requires_grad_(False)
         self.factor: int = 2 ** (len(model.config["block_out_channels"]) - 1)
         """Pixels a side for each latent."""
+        self.channels: int = model.config["latent_channels"]
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

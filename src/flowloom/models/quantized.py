@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 from flowloom.errors import ConfigError, Problem
 from flowloom.import_warnings import quiet_imports
+from flowloom.models.family import family_of
 
 Level = Literal["full", "8bit", "4bit"]
-
-QUANTIZED = ("double_blocks.", "single_blocks.")
-"""The blocks have 98% of Chroma's weights; what leads in and out of them is small and sensitive."""
 
 FLOAT8_MAX = 448.0
 
 
 def quantize_base(model: nn.Module, level: Level) -> None:
     """Hold the weights of the blocks' linear layers in fewer bits, in place; the arithmetic keeps its dtype.
+
+    The blocks have 98% of the weights; the layers before and after them are small and sensitive.
 
     8bit: float8_e4m3 with one float32 scale a row. 4bit: nf4 in blocks of 64 with quantised scales
     (Dettmers et al. 2023, arXiv:2305.14314), by bitsandbytes.
@@ -31,10 +31,15 @@ def quantize_base(model: nn.Module, level: Level) -> None:
     if level == "full":
         return
     replace = _to_float8 if level == "8bit" else _to_nf4(next(model.parameters()).device)
+    for name, linear in quantized_linears(model):
+        model.set_submodule(name, replace(linear))
+
+
+def quantized_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """The linear layers inside of `model`'s blocks, by name."""
+    blocks = tuple(f"{name}." for name, _ in family_of(model).blocks(model))
     linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for name, linear in linears:
-        if name.startswith(QUANTIZED):
-            model.set_submodule(name, replace(linear))
+    return [(name, linear) for name, linear in linears if name.startswith(blocks)]
 
 
 class Float8Linear(nn.Linear):

@@ -19,6 +19,8 @@ from flowloom.models.weights import Weights, assign_weights, check_names, open_w
 if TYPE_CHECKING:
     from transformers import T5Config
 
+    from flowloom.models.family import ModelSettings
+
 _PREFIXES = ("text_encoders.t5xxl.transformer.", "t5xxl.transformer.")
 _OTHER_PARTS = ("decoder.", "lm_head.")
 
@@ -74,6 +76,47 @@ class Float8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x W^T for x (..., in)."""
         return functional.linear(x, self.eighths.to(x.dtype)) * self.scale.to(x.dtype)
+
+
+class StatesOnly:
+    """T5's states as a caption's conditioning."""
+
+    def __init__(self, text_encoder: TextEncoder):
+        self.text_encoder = text_encoder
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption before it is cut, the end included."""
+        return self.text_encoder.count_tokens(captions)
+
+    def encode(
+        self, captions: Sequence[str], max_length: int, *, is_trimmed: bool = True
+    ) -> list[dict[str, Tensor]]:
+        """`states` of each caption, see TextEncoder."""
+        states = self.text_encoder.encode(captions, max_length, is_trimmed=is_trimmed)
+        return [{"states": each} for each in states]
+
+
+def t5_files(model: ModelSettings) -> list[Path]:
+    """T5's weights, sizes and tokenizer; the last two are beside the first if nothing else is named."""
+    t5 = Path(model.t5_path)
+    config_path = Path(model.t5_config_path) if model.t5_config_path else t5 / "config.json"
+    return [t5, config_path, Path(model.t5_tokenizer_path) if model.t5_tokenizer_path else t5]
+
+
+def load_t5(model: ModelSettings, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    """The T5 encoder that `model` names; without numbers on the meta device.
+
+    Raises:
+        WeightsError: see load_text_encoder.
+    """
+    return load_text_encoder(
+        Path(model.t5_path),
+        Path(model.t5_config_path),
+        Path(model.t5_tokenizer_path),
+        device,
+        dtype,
+        to_8bit=model.t5_to_8bit and device.type != "meta",
+    )
 
 
 def load_text_encoder(

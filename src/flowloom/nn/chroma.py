@@ -40,6 +40,16 @@ class ChromaParams:
         """Modulation vectors: 3 a single block, 12 a double block, 2 for the last layer."""
         return 3 * self.depth_single_blocks + 12 * self.depth + 2
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of both kinds."""
+        return self.depth + self.depth_single_blocks
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text states that the network reads."""
+        return self.context_in_dim
+
 
 CHROMA1 = ChromaParams(64, 4096, 3072, 4.0, 24, 19, 38, (16, 56, 56), 10_000, True, 64, 5, 5120)
 """The released 8.9B network."""

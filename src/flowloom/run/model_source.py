@@ -25,7 +25,7 @@ def config_around(source: Path) -> RunConfig | None:
 def base_around(source: Path) -> Path | None:
     """The base model of our engine's run that contains `source`; None if there is none."""
     config = config_around(source)
-    return Path(config.model.chroma_path) if config else None
+    return config.model.network_path if config else None
 
 
 def name_of(source: Path) -> str:

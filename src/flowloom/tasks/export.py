@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flowloom.errors import Problem
-from flowloom.model_library.requirements import unfit_adapter, unfit_models
+from flowloom.model_library.requirements import unfit_adapter, unfit_base
+from flowloom.models.family import detect
 from flowloom.run.model_source import base_around, name_of, out_problems, source_problems
 from flowloom.schema import Section
 from flowloom.tasks.base import FunctionTask, Progress
@@ -63,15 +64,17 @@ def _merge_problems(config: MergeConfig) -> list[Problem]:
 def _source_problems(config: ExportConfig | MergeConfig) -> Iterator[Problem]:
     yield from source_problems(config.source_path)
     path = Path(config.source_path)
-    if path.is_file() and (unfit := unfit_adapter(path)):
+    base = base_of(config)
+    family = detect(base) if base and base.exists() else None
+    if path.is_file() and (unfit := unfit_adapter(path, family)):
         yield Problem("source_path", unfit)
 
 
 def _base_problems(base: Path) -> Iterator[Problem]:
     if not base.exists():
         yield Problem("base_path", f"{base} does not exist.")
-    for unfit in unfit_models({"chroma_path": str(base)}):
-        yield Problem("base_path", unfit.message)
+    if base.exists() and (unfit := unfit_base(base)):
+        yield Problem("base_path", unfit)
 
 
 def base_of(config: MergeConfig | ExportConfig) -> Path | None:

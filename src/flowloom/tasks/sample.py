@@ -18,6 +18,7 @@ from flowloom.errors import Problem
 from flowloom.files import replacing, write_json
 from flowloom.model_library.requirements import unfit_adapter, unfit_models
 from flowloom.model_library.scan import look
+from flowloom.models.family import family_for
 from flowloom.run.model_source import config_around, source_problems
 from flowloom.schema import Section
 from flowloom.tasks.base import FunctionTask, Progress
@@ -66,7 +67,7 @@ class SampleConfig(Section):
     """Prompts, model and settings of the images to generate."""
 
     source_path: str = ""
-    """A run directory, one of its checkpoints, weights or a LoRA. Empty: model.chroma_path."""
+    """A run directory, one of its checkpoints, weights or a LoRA. Empty: the network that `model` names."""
     model: ModelSection = ModelSection()
     """Paths of the model files. Empty ones come from the source's run."""
     loras: Annotated[list[LoraSource], Field(max_length=20)] = []
@@ -155,10 +156,12 @@ def _find_problems(config: SampleConfig) -> list[Problem]:
         model = run_config(config).model
         sources = config.grid.source_paths or [config.source_path]
         needs_base = any(not source or _is_adapter(Path(source)) for source in sources)
-        skipped = () if needs_base else ("model.chroma_path",)
+        skipped = () if needs_base else ("model.chroma_path", "model.path")
         unfit = [*missing_model_files(model), *unfit_models(model.model_dump())]
         problems += [problem for problem in unfit if problem.path not in skipped]
-    problems += [problem for i, lora in enumerate(config.loras) for problem in _lora_problems(i, lora)]
+    problems += [
+        problem for i, lora in enumerate(config.loras) for problem in _lora_problems(config, i, lora)
+    ]
     grid = config.grid
     count = len(config.prompts) * config.images_per_prompt
     for _, axis in grid:
@@ -183,12 +186,12 @@ def _is_adapter(source: Path) -> bool:
     return any(folder.rglob("adapter*.safetensors"))
 
 
-def _lora_problems(i: int, lora: LoraSource) -> Iterator[Problem]:
+def _lora_problems(config: SampleConfig, i: int, lora: LoraSource) -> Iterator[Problem]:
     path, place = Path(lora.lora_path), f"loras.{i}.lora_path"
     if not path.is_file():
         yield Problem(place, f"{path} is not a file.")
         return
-    unfit = unfit_adapter(path)
+    unfit = unfit_adapter(path, family_for(run_config(config).model))
     if unfit:
         yield Problem(place, unfit)
 
@@ -238,7 +241,7 @@ def _request(
     loaded = run_config(config)
     loras = [(Path(lora.lora_path), lora.strength) for lora in config.loras]
     return SampleRequest(
-        source=Path(source or loaded.model.chroma_path),
+        source=Path(source) if source else loaded.model.network_path,
         prompts=config.prompts,
         out_dir=folder,
         params=_sampling_params(config, next(shots(config))),
@@ -249,7 +252,7 @@ def _request(
 
 
 def _record(config: SampleConfig, shot: Shot) -> dict[str, Any]:
-    source = shot.source or run_config(config).model.chroma_path
+    source = shot.source or str(run_config(config).model.network_path)
     record = {"file": shot.file, "prompt": shot.prompt, "seed": shot.seed, "source": source}
     return record | ({"weights": shot.weights} if config.grid.weights else {})
 

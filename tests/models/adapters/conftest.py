@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowloom.models.adapters.adapter import Adapter, Kind, Site, attach, attach_at
-from flowloom.models.autoencoder_names import to_diffusers as weights_for_diffusers
+from flowloom.models.chroma_names import to_diffusers as weights_for_diffusers
 from flowloom.nn.chroma import Chroma, ChromaParams
 
 PARAMS = ChromaParams(16, 32, 64, 4.0, 2, 2, 2, (4, 14, 14), 10_000, True, 16, 2, 32)

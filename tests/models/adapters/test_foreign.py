@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flowloom.errors import WeightsError
-from flowloom.models.adapters import names
 from flowloom.models.adapters.adapter import Adapter
 from flowloom.models.adapters.read import load_onto, read_adapter
+from flowloom.models.families.chroma import NAMES
 from flowloom.models.weights import save_weights
 
 Tensors = dict[str, Tensor]
@@ -31,7 +31,7 @@ def cut(layers: dict[str, Tensors]) -> dict[str, Tensors]:
     """The same by diffusers' names, q, k, v and the MLP each a layer of their own."""
     found: dict[str, Tensors] = {}
     for layer, sides in layers.items():
-        theirs = names.to_diffusers(layer)
+        theirs = NAMES.to_diffusers(layer)
         width, rows = sides["A"].shape[1], sides["B"].shape[0]
         sizes = [rows] if len(theirs) == 1 else [width, width, width, rows - 3 * width][: len(theirs)]
         for part, up in zip(theirs, sides["B"].split(sizes), strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowloom.models.adapters.adapter import attach, quantize_base
 from flowloom.models.adapters.formats import save_adapter
 from flowloom.models.adapters.read import load_onto, read_adapter
-from flowloom.models.autoencoder_names import from_diffusers
+from flowloom.models.chroma_names import from_diffusers
 from tests.models.adapters.comfyui import loaded_as_comfyui_does
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")

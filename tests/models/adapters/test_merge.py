@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flowloom.errors import WeightsError
-from flowloom.models import autoencoder_names as diffusers_names
+from flowloom.models import chroma_names as diffusers_names
 from flowloom.models.adapters.formats import save_adapter, to_comfy, to_diffusers
 from flowloom.models.adapters.merge import merge
 from flowloom.models.adapters.read import load_onto

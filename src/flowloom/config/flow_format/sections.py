@@ -5,10 +5,12 @@ FLOW's keys without a field here are in keys.py.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from flowloom.models.family import AUTO, families
 from flowloom.schema import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -26,6 +28,18 @@ Resolutions = Annotated[
 """One resolution or several."""
 
 
+def _known_family(name: str) -> str:
+    if name not in (AUTO, *families()):
+        raise ValueError(f"is one of {', '.join((AUTO, *families()))}")
+    return name
+
+
+FamilyName = Annotated[
+    str,
+    AfterValidator(_known_family),
+    WithJsonSchema({"type": "string", "enum": [AUTO, *families()]}),
+]
+"""A model family, or `auto`."""
 Masks = Literal["none", "alpha", "folder"]
 """Source of an image's loss mask."""
 
@@ -127,6 +141,12 @@ class DataloaderSection(Section):
 class ModelSection(Section):
     """FLOW's `model`: paths of the model files."""
 
+    family: FamilyName = "auto"
+    """Family of the network at `path`; `auto` recognizes it by the file's header."""
+    path: str = ""
+    """Network of any family: a file, or a diffusers folder, in which the other files are found too. Replaces
+    `chroma_path`."""
+
     chroma_path: str = ""
     """Chroma weights: .safetensors, .sft or .pth."""
     vae_path: str = ""
@@ -143,6 +163,15 @@ class ModelSection(Section):
     """Maximum caption length in tokens."""
     use_x0: bool = False
     """The network predicts the image instead of the velocity."""
+    clip_path: str = ""
+    """CLIP text encoder: a file or folder; FLUX.1 needs it."""
+    clip_tokenizer_path: str = ""
+    """Folder with CLIP's tokenizer (vocab.json and merges.txt)."""
+
+    @property
+    def network_path(self) -> Path:
+        """The file or folder of the network, whichever key names it."""
+        return Path(self.path or self.chroma_path)
 
 
 class LoraSection(Section):

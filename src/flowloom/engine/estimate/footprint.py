@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.engine.build import choose_precision
 from flowloom.engine.estimate.plan import count_trained
-from flowloom.engine.from_cache import ENCODERS, META, unless_cached
+from flowloom.engine.from_cache import META, encoder_keys, unless_cached
 from flowloom.engine.memory import (
     HEADROOM,
     QUANTIZED_BYTES,
@@ -22,16 +21,15 @@ from flowloom.engine.memory import (
     optimizer_bytes,
 )
 from flowloom.models.device import encoder_dtype
-from flowloom.models.families.chroma import load_chroma, read_chroma_params
-from flowloom.models.quantized import QUANTIZED
-from flowloom.nn.chroma import ChromaParams
+from flowloom.models.family import Sizes, family_for
+from flowloom.models.quantized import quantized_linears
 
 
 @dataclass(frozen=True)
 class Networks:
     """Parameters by the part of the run that has them."""
 
-    params: ChromaParams
+    params: Sizes
     total: int
     blocks: int
     """Of the linear layers that a quantised base holds in fewer bits."""
@@ -46,22 +44,20 @@ class Networks:
         Raises:
             FlowloomError: one is missing, or nothing would be trained.
         """
-        model = config.model
-        chroma = load_chroma(Path(model.chroma_path), META, torch.float32)
-        encoders = [unless_cached(config, key) for key in ENCODERS]
-        autoencoder, text_encoder = (
+        family, path = family_for(config.model), config.model.network_path
+        network = family.load_network(path, META, torch.float32)
+        encoders = [unless_cached(config, key) for key in encoder_keys(config)]
+        autoencoder, *text_encoders = (
             sum(weight.numel() for weight in encoder.parameters()) if encoder else 0 for encoder in encoders
         )
-        sizes = {name: weight.numel() for name, weight in chroma.named_parameters()}
-        blocks = (n for name, n in sizes.items() if name.startswith(QUANTIZED) and name.endswith(".weight"))
         return cls(
-            params=read_chroma_params(Path(model.chroma_path)),
-            total=sum(sizes.values()),
-            blocks=sum(blocks),
+            params=family.sizes(path),
+            total=sum(weight.numel() for weight in network.parameters()),
+            blocks=sum(linear.weight.numel() for _, linear in quantized_linears(network)),
             # Last: an adapter wraps layers of the network.
-            trained=count_trained(config, chroma),
+            trained=count_trained(config, network),
             autoencoder=autoencoder,
-            text_encoder=text_encoder,
+            text_encoder=sum(text_encoders),
         )
 
 
@@ -206,7 +202,7 @@ def checkpoint_bytes(config: RunConfig, networks: Networks, device: torch.device
 
 
 def cache_bytes(
-    config: RunConfig, params: ChromaParams, device: torch.device, pixels: int, text_tokens: int
+    config: RunConfig, params: Sizes, device: torch.device, pixels: int, text_tokens: int
 ) -> Mapping[str, int]:
     """What all latents and caption states take, each in the number format that it is kept in.
 
@@ -219,7 +215,7 @@ def cache_bytes(
     # As drawn, latents are kept by their mean and their variance.
     numbers = 2 if config.cache.sampling == "draw" else 1
     latents = pixels // 64 * (params.in_channels // 4) * numbers
-    sizes = {"latents": latents, "caption states": text_tokens * params.context_in_dim}
+    sizes = {"latents": latents, "caption states": text_tokens * params.text_width}
     kept = {"latents": config.cache.latents, "caption states": config.cache.text}
     return {
         name: size * (formats.get(config.cache.dtype, encoded) if kept[name] == "disk" else encoded).itemsize

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.config.model_files import cached_files
@@ -21,14 +22,13 @@ from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset
 from flowloom.datasets.build.fresh import freshness, left_out_told
 from flowloom.engine.build import choose_precision
-from flowloom.engine.from_cache import ENCODERS, META, lacking, unless_cached
+from flowloom.engine.from_cache import META, encoder_keys, lacking, unless_cached
 from flowloom.engine.trainable import trained_names
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
 from flowloom.model_library.requirements import rounded_models, unfit_for, untrained_models
 from flowloom.models.adapters.adapter import attach
 from flowloom.models.device import choose_device
-from flowloom.models.families.chroma import load_chroma
-from flowloom.nn.chroma import Chroma
+from flowloom.models.family import family_for
 
 Rows = list[tuple[str, str]]
 T = TypeVar("T")
@@ -92,7 +92,7 @@ def make_plan(loaded: LoadedConfig) -> Plan:
 
 def _lacking(plan: Plan, config: RunConfig, dataset: Dataset) -> Iterator[Problem]:
     """What stands against training from the cache where encoders cannot be opened."""
-    for key in ENCODERS:
+    for key in encoder_keys(config):
         if key not in cached_files(config) or plan.check(key, partial(unless_cached, config, key)):
             continue
         if lack := lacking(config, dataset, key):
@@ -131,42 +131,46 @@ def _method(config: RunConfig) -> str:
         return f"rotation of {drawn}; always {', '.join(config.method.always_trained) or 'nothing else'}"
     if kind == "keywords":
         return f"parameters named {', '.join(training.trained_layer_keywords)}"
-    return "full fine-tune; the approximator stays frozen"
+    frozen = "".join(f"; {part} stays frozen" for part in family_for(config.model).defaults.never_trained)
+    return f"full fine-tune{frozen}"
 
 
 def _network_rows(plan: Plan, config: RunConfig) -> Rows:
-    model = config.model
-    rows = [("chroma", model.chroma_path), ("vae", model.vae_path), ("t5", model.t5_path)]
-    known = [*rounded_models(model), *untrained_models(config)]
+    model, family = config.model, family_for(config.model)
+    keys = ("model.path" if model.path else f"model.{family.files[0].key}", *encoder_keys(config))
+    names = [family.name, *(key.removeprefix("model.").removesuffix("_path") for key in keys[1:])]
+    paths = (getattr(model, key.removeprefix("model.")) for key in keys)
+    rows = list(zip(names, paths, strict=True))
+    known = [*rounded_models(model), *untrained_models(config), *family.notes(model)]
     plan.hints += known
     plan.notes += known
     unfit = unfit_for(config)
     plan.problems += unfit
     told = {problem.path for problem in unfit}
     checks: dict[str, Callable[[], Any]] = {
-        "model.chroma_path": lambda: load_chroma(Path(model.chroma_path), META, torch.float32),
-        **{key: partial(unless_cached, config, key) for key in ENCODERS},
+        keys[0]: partial(family.load_network, model.network_path, META, torch.float32),
+        **{key: partial(unless_cached, config, key) for key in keys[1:]},
     }
     loaded = {key: plan.check(key, check) for key, check in checks.items() if key not in told}
-    chroma = loaded.get("model.chroma_path")
-    if chroma:
-        total = sum(weight.numel() for weight in chroma.parameters())
-        trained = plan.check("method", lambda: count_trained(config, chroma))
+    network = loaded.get(keys[0])
+    if network:
+        total = sum(weight.numel() for weight in network.parameters())
+        trained = plan.check("method", lambda: count_trained(config, network))
         rows.append(("parameters", f"{total:,}"))
         if trained is not None:
             rows.append(("trained", f"{trained:,}, {trained / total:.2%} of them"))
     return rows
 
 
-def count_trained(config: RunConfig, chroma: Chroma) -> int:
-    """How many parameters are trained at a time; an adapter is attached to `chroma` for that."""
+def count_trained(config: RunConfig, network: nn.Module) -> int:
+    """How many parameters are trained at a time; an adapter is attached to `network` for that."""
     kind = config.method_kind
     if kind in ADAPTERS:
         assert config.lora is not None
         lora = config.lora
-        adapter = attach(chroma, kind, lora.rank, lora.alpha, lora.target_layers, config.method.lokr_factor)
+        adapter = attach(network, kind, lora.rank, lora.alpha, lora.target_layers, config.method.lokr_factor)
         return sum(weight.numel() for weight in adapter.parameters.values())
-    weights = dict(chroma.named_parameters())
+    weights = dict(network.named_parameters())
     return sum(weights[name].numel() for name in trained_names(config, list(weights), 0))
 
 

@@ -22,7 +22,6 @@ from flowloom.datasets.lint.captions import count_tokens
 from flowloom.datasets.lint.check import bucket_uses, open_dataset
 from flowloom.engine.cache_setup import kept_captions
 from flowloom.engine.disk import disk, disk_advice
-from flowloom.engine.estimate.flops import flops
 from flowloom.engine.estimate.footprint import (
     Advice,
     Networks,
@@ -34,6 +33,7 @@ from flowloom.engine.memory import HEADROOM, free_bytes
 from flowloom.engine.progress import duration
 from flowloom.errors import FlowloomError
 from flowloom.models.device import choose_device
+from flowloom.models.family import family_for
 from flowloom.models.tokenizer import load_tokenizer
 from flowloom.run.directory import RunDir
 
@@ -155,7 +155,8 @@ def _text_tokens(config: RunConfig, dataset: Dataset) -> tuple[float, int]:
     longest = config.model.t5_max_length
     found = _quietly(lambda: load_tokenizer(Path(config.model.t5_tokenizer_path)))
     tokenize = found[0] if found else lambda caption: [0] * (len(caption) // 4)
-    counts = [min(count_tokens(caption, tokenize) + 1, longest) for caption in captions]
+    family = family_for(config.model)
+    counts = [family.text_length(count_tokens(caption, tokenize) + 1, longest) for caption in captions]
     rows = rows[:: -(-len(rows) // ROWS_VARIED)]
     kept = {caption for row in rows for caption in kept_captions(config, row)}
     return statistics.fmean(counts), round(len(kept) / len(rows) * total)
@@ -173,7 +174,7 @@ def _memory(
         "usable_share": HEADROOM,
         "fits": fits,
         "recomputed_blocks": taken.recomputed,
-        "blocks": networks.params.depth + networks.params.depth_single_blocks,
+        "blocks": networks.params.num_blocks,
     }
     if fits:
         return found, []
@@ -244,7 +245,7 @@ def _known_rate(config: RunConfig, asked: Asked) -> Rate | None:
 
 def _likeness(config: RunConfig) -> tuple[object, ...]:
     """What the speed of a run depends on most."""
-    data, model = config.dataloader, Path(config.model.chroma_path).name
+    data, model = config.dataloader, config.model.network_path.name
     return (
         config.method_kind,
         model,
@@ -278,7 +279,8 @@ def _measured_rate(
         return None
     speed = _product_speed(device)
     image_tokens = round(data["pixels"] / data["rows"] / 16**2)
-    each = flops(networks.params, image_tokens, round(data["mean_text_tokens"]))
+    tokens = image_tokens, round(data["mean_text_tokens"])
+    each = family_for(config.model).flops(networks.params, *tokens)
     work = each.adapter_training if config.method_kind in ADAPTERS else each.full_training
     source = f"estimated: {USEFUL_SHARE:.0%} of {speed / 1e12:.2f} TFLOP/s, a matrix product's speed here"
     return Rate(speed * USEFUL_SHARE / work, source)

@@ -22,14 +22,12 @@ from torch import Tensor, nn
 
 from flowloom.errors import ConfigError, Problem, WeightsError
 from flowloom.import_warnings import quiet_imports
+from flowloom.models.family import family_of
 from flowloom.models.quantized import quantize_base
 
 __all__ = ["Adapter", "Kind", "Site", "attach", "attach_at", "base_weight", "quantize_base"]
 
 Kind = Literal["lora", "dora", "lokr"]
-
-NEVER_ADAPTED = "distilled_guidance_layer"
-"""Training the approximator is known to break Chroma."""
 
 
 class Site(NamedTuple):
@@ -51,7 +49,7 @@ class Adapter:
         self.layers = layers
         """The adapted layers by the base's name: a LokrLinear or peft's layer, around its `base_layer`."""
         self.metadata = metadata
-        """kind, rank, alpha, targets; `sites` of their own for layers that differ."""
+        """kind, rank, alpha, targets, family; `sites` of their own for layers that differ."""
         self._scalings: dict[str, float] = {}
         self._hooks: list[Any] = []
         self.parameters: dict[str, nn.Parameter] = {}
@@ -126,6 +124,8 @@ def attach(
 ) -> Adapter:
     """Adapt every linear layer whose dotted name contains one of `target_layers`; freeze all the rest.
 
+    A layer is known by its name in the network, and by that in the checkpoint where they differ.
+
     The network computes what it did before until the adapter is trained. The first weights follow from
     torch's seed alone, whatever the device or the base's dtype.
 
@@ -133,14 +133,21 @@ def attach(
         ConfigError: no layer's name contains a target, or a package is missing.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    linears = [name for name in linears if NEVER_ADAPTED not in name]
+    family = family_of(model)
+    linears = [name for name in linears if not any(part in name for part in family.defaults.never_trained)]
     site = Site(rank, alpha, lokr_factor)
-    sites = {name: site for name in linears if any(target in name for target in target_layers)}
+    spelled = {name: (name, family.names.in_checkpoint(name)) for name in linears}
+    sites = {
+        name: site
+        for name, known_as in spelled.items()
+        if any(target in spelling for target in target_layers for spelling in known_as)
+    }
     if not sites:
         known = ", ".join(sorted({name.split(".")[0] for name in linears}))
         message = f"no linear layer's name contains any of {list(target_layers)}. Parts are: {known}."
         raise ConfigError("the configuration", [Problem("lora.target_layers", message)])
     metadata = {"kind": kind, "rank": rank, "alpha": alpha, "targets": list(target_layers)}
+    metadata["family"] = family.name
     return attach_at(model, kind, sites, metadata)
 
 

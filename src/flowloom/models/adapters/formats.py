@@ -26,7 +26,8 @@ from torch import Tensor
 
 from flowloom.models.adapters import names
 from flowloom.models.adapters.dora import BaseWeight, with_scale_over_base, with_scale_over_sum
-from flowloom.models.adapters.fused import Layer, layers_of, lokr_as_lora, split_rows
+from flowloom.models.adapters.fused import Layer, fuse, layers_of, lokr_as_lora, split_rows
+from flowloom.models.family import DEFAULT, families
 from flowloom.models.weights import save_weights
 
 Form = Literal["comfy", "kohya", "diffusers"]
@@ -76,10 +77,10 @@ def to_comfy(
     state: Mapping[str, Tensor], meta: Mapping[str, Any], base: BaseWeight | None = None
 ) -> dict[str, Tensor]:
     """Tensors by ComfyUI's names."""
-    renamed = {}
+    renamed, prefix = {}, _names(meta).comfy_prefix
     for name, layer in layers_of(state, meta).items():
         for suffix, tensor in _with_alpha(with_scale_over_base(name, layer, base)):
-            renamed[f"{names.COMFY_PREFIX}{name}.{suffix}"] = tensor
+            renamed[f"{prefix}{name}.{suffix}"] = tensor
     return renamed
 
 
@@ -88,8 +89,9 @@ def to_kohya(
 ) -> dict[str, Tensor]:
     """Tensors by the names of kohya's sd-scripts and of LyCORIS."""
     renamed = {}
-    for name, layer in layers_of(state, meta).items():
-        for suffix, tensor in _with_alpha(with_scale_over_sum(name, layer, base)):
+    layers = {name: with_scale_over_sum(name, layer, base) for name, layer in layers_of(state, meta).items()}
+    for name, layer in _as_in_checkpoint(layers, _names(meta)).items():
+        for suffix, tensor in _with_alpha(layer):
             theirs = suffix.replace("lora_A", "lora_down").replace("lora_B", "lora_up")
             renamed[f"{names.to_kohya(name)}.{theirs}"] = tensor
     return renamed
@@ -107,12 +109,27 @@ def to_diffusers(
         if layer.kind == "lokr":
             layer = lokr_as_lora(layer)
         layer = with_scale_over_sum(name, layer, base).folded()
-        theirs = names.to_diffusers(name)
+        theirs = _names(meta).to_diffusers(name)
         for part, tensors in zip(theirs, split_rows(layer.tensors, len(theirs)), strict=True):
             for suffix, tensor in tensors.items():
                 suffix = suffix.replace("dora_scale", "lora_magnitude_vector.weight")
                 renamed[f"{names.DIFFUSERS_PREFIX}{part}.{suffix}"] = tensor.clone()
     return renamed
+
+
+def _names(meta: Mapping[str, Any]) -> names.LoraNames:
+    return families()[meta.get("family", DEFAULT)].names
+
+
+def _as_in_checkpoint(layers: dict[str, Layer], known: names.LoraNames) -> dict[str, Layer]:
+    """The layers of diffusers' network joined as the checkpoint has them; those of ours as they are."""
+    if not known.has_diffusers_layers:
+        return layers
+    wholes: dict[str, list[Layer | None]] = {}
+    for name, layer in layers.items():
+        whole, part, num_parts = known.from_diffusers(name) or (name, 0, 1)
+        wholes.setdefault(whole, [None] * num_parts)[part] = layer
+    return {name: fuse(name, parts) for name, parts in wholes.items()}
 
 
 _FORMS = {"comfy": to_comfy, "kohya": to_kohya, "diffusers": to_diffusers}
@@ -135,6 +152,7 @@ def adapter_metadata(
         "dora": ("lycoris.kohya", {"algo": "lora", "dora_wd": "True"}),
         "lokr": ("lycoris.kohya", {"algo": "lokr"}),
     }[meta["kind"]]
+    known = _names(meta)
     return {
         "format": "pt",
         "ss_network_module": module,
@@ -142,9 +160,9 @@ def adapter_metadata(
         "ss_network_alpha": str(meta["alpha"]),
         "ss_network_args": json.dumps(args),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "chroma/lora",
-        "modelspec.implementation": "https://huggingface.co/lodestones/Chroma",
-        "modelspec.title": f"Chroma {meta['kind']} of rank {meta['rank']}",
+        "modelspec.architecture": f"{known.spec}/lora",
+        "modelspec.implementation": known.implementation,
+        "modelspec.title": f"{known.title} {meta['kind']} of rank {meta['rank']}",
         "flowloom.config": config_json,
         "flowloom.dataset": json.dumps(dataset_summary),
         "flowloom.versions": json.dumps(versions),

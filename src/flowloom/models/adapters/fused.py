@@ -80,6 +80,15 @@ def split_rows(tensors: Mapping[str, Tensor], num_parts: int) -> list[dict[str, 
     return [{"lora_A.weight": down} | {name: cut[i] for name, cut in cuts.items()} for i in range(num_parts)]
 
 
+def split(layer: Layer, parts: Sequence[str]) -> dict[str, Layer]:
+    """`layer` as the layers `parts`, in order of its rows; a LoKr as the LoRA that equals it."""
+    if len(parts) == 1:
+        return {parts[0]: layer}
+    lora = lokr_as_lora(layer) if layer.kind == "lokr" else layer
+    tensors = split_rows(lora.tensors, len(parts))
+    return {part: replace(lora, tensors=cut) for part, cut in zip(parts, tensors, strict=True)}
+
+
 def _row_sizes(num_parts: int, rows: int, width: int) -> list[int]:
     """q, k and v are as wide as the network; `linear1` has the MLP's rows below them."""
     if num_parts == 4:

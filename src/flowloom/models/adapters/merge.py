@@ -14,7 +14,7 @@ from flowloom.errors import WeightsError
 from flowloom.models.adapters.dora import decomposed, delta
 from flowloom.models.adapters.fused import Layer, layers_of, lokr_delta
 from flowloom.models.adapters.read import read_adapter
-from flowloom.models.families.chroma import open_chroma
+from flowloom.models.family import detect
 from flowloom.models.weights import Entry, Weights, save_weights
 
 
@@ -39,8 +39,9 @@ def merge(
     Raises:
         WeightsError: the adapter adapts layers that the base does not have, or of other sizes.
     """
-    base = open_chroma(base_path)
-    state, meta = read_adapter(adapter_path)
+    family = detect(base_path)
+    base = family.open_weights(base_path)
+    state, meta = read_adapter(adapter_path, family)
     layers = {f"{name}.weight": layer for name, layer in layers_of(state, meta).items()}
     strange = [name for name, layer in layers.items() if base.shapes.get(name) != layer.shape]
     if strange:

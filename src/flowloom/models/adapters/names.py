@@ -1,47 +1,21 @@
-"""What Chroma's linear layers are called by the programs that load and write adapters; no tensor is read.
+"""Names of linear layers in the adapter files of other programs; no tensor is read.
 
-Ours, which are the checkpoint's, are ComfyUI's behind a prefix; kohya writes underscores for dots;
-diffusers has other names, and several layers where the checkpoint has one with more rows. OneTrainer and
-LyCORIS write diffusers' names with underscores, FLOW the checkpoint's with an ending of its own.
+ComfyUI puts a prefix before the checkpoint's names; kohya writes underscores for dots; diffusers has other
+names, and several layers where the checkpoint has one with more rows. OneTrainer and LyCORIS write diffusers'
+names with underscores, FLOW the checkpoint's with its own suffix.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 COMFY_PREFIX, DIFFUSERS_PREFIX = "diffusion_model.", "transformer."
 
-APPROXIMATOR = "distilled_guidance_layer"
-DOUBLE = {
-    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "img_attn.proj": ("attn.to_out.0",),
-    "img_mlp.0": ("ff.net.0.proj",),
-    "img_mlp.2": ("ff.net.2",),
-    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "txt_attn.proj": ("attn.to_add_out",),
-    "txt_mlp.0": ("ff_context.net.0.proj",),
-    "txt_mlp.2": ("ff_context.net.2",),
-}
-SINGLE = {
-    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-    "linear2": ("proj_out",),
-}
-_RESIDUAL = {"in_layer": ("linear_1",), "out_layer": ("linear_2",)}
-OUTER = {
-    "img_in": ("x_embedder",),
-    "txt_in": ("context_embedder",),
-    "final_layer.linear": ("proj_out",),
-    f"{APPROXIMATOR}.in_proj": (f"{APPROXIMATOR}.in_proj",),
-    f"{APPROXIMATOR}.out_proj": (f"{APPROXIMATOR}.out_proj",),
-}
-"""Layers of a double block, of a single block and of neither, with diffusers' names in order of rows."""
-
-_STACKS = (
-    ("double_blocks", "transformer_blocks", DOUBLE),
-    ("single_blocks", "single_transformer_blocks", SINGLE),
-    (f"{APPROXIMATOR}.layers", f"{APPROXIMATOR}.layers", _RESIDUAL),
-)
+Leaves = Mapping[str, tuple[str, ...]]
+Stack = tuple[str, str, Leaves]
+"""Blocks: the checkpoint's name and diffusers', and the layers of one block in both."""
 
 SUFFIXES = {
     "lora_A.weight": "lora_A.weight",
@@ -94,56 +68,108 @@ class Place(NamedTuple):
     """The file's name of the layer, without a prefix."""
 
 
-def place_of(name: str) -> Place | None:
-    """Where the tensor `name` of an adapter's file belongs; None when it is of no layer of Chroma."""
-    ending = next((suffix for suffix in _LONGEST_FIRST if name.endswith(f".{suffix}")), None)
-    if ending is None:
+class LoraNames:
+    """How one family's linear layers are called in files.
+
+    Args:
+        stacks: the blocks, each layer with diffusers' names in the order of its rows.
+        outer: layers outside of any block, likewise.
+        spec: the start of `modelspec.architecture`, which tells families apart that share layer names.
+        has_diffusers_layers: the network here is diffusers', whose layers are the parts.
+    """
+
+    def __init__(
+        self,
+        stacks: Sequence[Stack],
+        outer: Leaves,
+        *,
+        title: str,
+        spec: str,
+        implementation: str,
+        has_diffusers_layers: bool = False,
+    ):
+        self._stacks, self._outer = stacks, outer
+        self.title, self.spec, self.implementation = title, spec, implementation
+        self.has_diffusers_layers = has_diffusers_layers
+        self.comfy_prefix = DIFFUSERS_PREFIX if has_diffusers_layers else COMFY_PREFIX
+        """ComfyUI reads FLUX's layers by diffusers' names as well, so that none need be joined."""
+
+    def place_of(self, name: str) -> Place | None:
+        """Where the tensor `name` of an adapter's file belongs; None if the family has no such layer."""
+        ending = next((suffix for suffix in _LONGEST_FIRST if name.endswith(f".{suffix}")), None)
+        if ending is None:
+            return None
+        flat = _without(_FLAT_PREFIX, name.removesuffix(f".{ending}"))
+        spelled = _without(_DOTTED_PREFIXES, flat)
+        place = (spelled, 0, 1) if self._in_checkpoint(spelled) else None
+        place = place or self.from_diffusers(spelled) or self._from_flat(flat)
+        if place and self.has_diffusers_layers:
+            place = self._as_part(*place)
+        return Place(*place, SUFFIXES[ending], spelled) if place else None
+
+    def _as_part(self, layer: str, part: int, num_parts: int) -> tuple[str, int, int]:
+        """The network's own layer; a file's joined layer stays one, to be split when it is read."""
+        own = self._in_checkpoint(layer)
+        return (own[part], 0, 1) if num_parts == len(own) else (layer, 0, 1)
+
+    def to_diffusers(self, layer: str) -> tuple[str, ...]:
+        """diffusers' names of the network's `layer`, in the order of its rows; empty if it has none."""
+        if self.has_diffusers_layers and self._from_diffusers(layer, "."):
+            return (layer,)
+        return self._in_checkpoint(layer)
+
+    def _in_checkpoint(self, layer: str) -> tuple[str, ...]:
+        """diffusers' names of a layer of the checkpoint."""
+        if layer in self._outer:
+            return self._outer[layer]
+        for ours, theirs, leaves in self._stacks:
+            match = re.fullmatch(rf"{re.escape(ours)}\.(\d+)\.(.+)", layer)
+            if match:
+                return tuple(f"{theirs}.{match[1]}.{part}" for part in leaves.get(match[2], ()))
+        return ()
+
+    def from_diffusers(self, layer: str) -> tuple[str, int, int] | None:
+        """The checkpoint's name of diffusers' `layer`, which part of its rows it is, and of how many."""
+        return self._from_diffusers(layer, ".")
+
+    def _from_diffusers(self, layer: str, dot: str) -> tuple[str, int, int] | None:
+        """`from_diffusers` of a name with `dot` for every dot."""
+        for name, parts in self._outer.items():
+            if layer in [part.replace(".", dot) for part in parts]:
+                return name, 0, 1
+        for ours, theirs, leaves in self._stacks:
+            stack = re.escape(f"{theirs}.".replace(".", dot))
+            match = re.fullmatch(rf"{stack}(\d+){re.escape(dot)}(.+)", layer)
+            for name, parts in leaves.items() if match else ():
+                flat = [part.replace(".", dot) for part in parts]
+                if match and match[2] in flat:
+                    return f"{ours}.{match[1]}.{name}", flat.index(match[2]), len(parts)
         return None
-    flat = _without(_FLAT_PREFIX, name.removesuffix(f".{ending}"))
-    spelled = _without(_DOTTED_PREFIXES, flat)
-    place = (spelled, 0, 1) if to_diffusers(spelled) else from_diffusers(spelled) or _from_flat(flat)
-    return Place(*place, SUFFIXES[ending], spelled) if place else None
 
+    def _from_flat(self, flat: str) -> tuple[str, int, int] | None:
+        """`place_of` a layer with underscores for dots, in the checkpoint's spelling or diffusers'."""
+        for name in self._outer:
+            if flat == name.replace(".", "_"):
+                return name, 0, 1
+        for ours, _, leaves in self._stacks:
+            match = re.fullmatch(rf"{ours.replace('.', '_')}_(\d+)_(\w+)", flat)
+            for name in leaves if match else ():
+                if match and match[2] == name.replace(".", "_"):
+                    return f"{ours}.{match[1]}.{name}", 0, 1
+        return self._from_diffusers(flat, "_")
 
-def _without(prefix: re.Pattern[str], name: str) -> str:
-    found = prefix.match(name)
-    return name[found.end() :] if found else name
-
-
-def is_beside_the_network(name: str) -> bool:
-    """Whether the tensor `name` is of a text encoder, or a trained embedding: not of the network."""
-    return _BESIDE.match(name) is not None
-
-
-def to_diffusers(layer: str) -> tuple[str, ...]:
-    """diffusers' names of `layer`, in the order of its rows; empty for a layer it does not know."""
-    if layer in OUTER:
-        return OUTER[layer]
-    for ours, theirs, leaves in _STACKS:
-        found = re.fullmatch(rf"{re.escape(ours)}\.(\d+)\.(.+)", layer)
-        if found:
-            return tuple(f"{theirs}.{found[1]}.{part}" for part in leaves.get(found[2], ()))
-    return ()
-
-
-def from_diffusers(layer: str) -> tuple[str, int, int] | None:
-    """Our name of diffusers' `layer`, which part of its rows it is, and of how many."""
-    return _from_diffusers(layer, ".")
-
-
-def _from_diffusers(layer: str, dot: str) -> tuple[str, int, int] | None:
-    """`from_diffusers` of a name with `dot` for every dot."""
-    for name, parts in OUTER.items():
-        if layer in [part.replace(".", dot) for part in parts]:
-            return name, 0, 1
-    for ours, theirs, leaves in _STACKS:
-        stack = re.escape(f"{theirs}.".replace(".", dot))
-        found = re.fullmatch(rf"{stack}(\d+){re.escape(dot)}(.+)", layer)
-        for name, parts in leaves.items() if found else ():
-            flat = [part.replace(".", dot) for part in parts]
-            if found and found[2] in flat:
-                return f"{ours}.{found[1]}.{name}", flat.index(found[2]), len(parts)
-    return None
+    def in_checkpoint(self, name: str) -> str:
+        """A layer or parameter of the network by the checkpoint's name, as configurations spell it."""
+        if not self.has_diffusers_layers:
+            return name
+        layer, _, leaf = name.rpartition(".")
+        whole = self.from_diffusers(name) or self.from_diffusers(layer)
+        if whole:
+            return whole[0] if self.from_diffusers(name) else f"{whole[0]}.{leaf}"
+        for ours, theirs, _ in self._stacks:
+            if name.startswith(f"{theirs}."):
+                return f"{ours}.{name.removeprefix(f'{theirs}.')}"
+        return name
 
 
 def to_kohya(layer: str) -> str:
@@ -151,14 +177,11 @@ def to_kohya(layer: str) -> str:
     return "lora_unet_" + layer.replace(".", "_")
 
 
-def _from_flat(flat: str) -> tuple[str, int, int] | None:
-    """Our name of a layer whose name has underscores for dots, in the checkpoint's spelling or diffusers'."""
-    for name in OUTER:
-        if flat == name.replace(".", "_"):
-            return name, 0, 1
-    for ours, _, leaves in _STACKS:
-        found = re.fullmatch(rf"{ours.replace('.', '_')}_(\d+)_(\w+)", flat)
-        for name in leaves if found else ():
-            if found and found[2] == name.replace(".", "_"):
-                return f"{ours}.{found[1]}.{name}", 0, 1
-    return _from_diffusers(flat, "_")
+def _without(prefix: re.Pattern[str], name: str) -> str:
+    match = prefix.match(name)
+    return name[match.end() :] if match else name
+
+
+def is_beside_the_network(name: str) -> bool:
+    """True for a tensor of a text encoder, or of a trained embedding."""
+    return _BESIDE.match(name) is not None

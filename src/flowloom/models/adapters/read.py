@@ -14,8 +14,9 @@ from flowloom.models.adapters.adapter import Adapter, Site, attach_at, base_weig
 from flowloom.models.adapters.alphas import stated_alphas
 from flowloom.models.adapters.dora import with_scale_over_sum
 from flowloom.models.adapters.formats import DORA_RULE, OVER_BASE
-from flowloom.models.adapters.fused import Layer, fuse, layers_of
-from flowloom.models.adapters.names import OTHER_KINDS, SUFFIXES, Place, is_beside_the_network, place_of
+from flowloom.models.adapters.fused import Layer, fuse, layers_of, split
+from flowloom.models.adapters.names import OTHER_KINDS, SUFFIXES, LoraNames, Place, is_beside_the_network
+from flowloom.models.family import DEFAULT, ModelFamily, families, family_of
 from flowloom.models.weights import Weights, open_weights, some_names
 
 _ENDINGS = tuple(f".{suffix}" for suffix in SUFFIXES if suffix != "alpha")
@@ -40,30 +41,51 @@ def _other_kind(names: Iterable[str]) -> str | None:
     return None
 
 
-def read_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_adapter(path: Path, family: ModelFamily | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Canonical float32 tensors of an adapter file, and an Adapter's metadata; its `notes` are for the user.
 
+    Args:
+        family: of the network that it is for; None: as the file's metadata says, else the default one.
+
     Raises:
-        WeightsError: the file is no adapter of Chroma, or adapts it in a way that we do not know.
+        WeightsError: the file is no adapter of this family, or of a kind that is not supported.
     """
     weights = open_weights(path)
+    family = family or _stated_family(weights)
     notes: list[str] = []
-    places = _places(weights, notes)
+    places = _places(weights, family.names, notes)
     try:
         layers = _layers(weights, places, notes)
+        if family.names.has_diffusers_layers:
+            layers = _split(layers, family.names)
         meta = _metadata_of(layers)
     except WeightsError as error:
         raise WeightsError(f"{path}: this adapter cannot be read: {error}.") from error
     if weights.metadata.get(DORA_RULE) == OVER_BASE:
         meta["is_over_base"] = True
     state = {f"{name}.{suffix}": t for name, layer in layers.items() for suffix, t in layer.tensors.items()}
-    return state, meta | {"notes": notes}
+    return state, meta | {"family": family.name, "notes": notes}
 
 
-def _places(weights: Weights, notes: list[str]) -> dict[str, Place]:
+def _split(layers: Mapping[str, Layer], names: LoraNames) -> dict[str, Layer]:
+    """The layers of diffusers' network, of which a file may have joined several."""
+    return {
+        part: cut
+        for name, layer in layers.items()
+        for part, cut in split(layer, names.to_diffusers(name)).items()
+    }
+
+
+def _stated_family(weights: Weights) -> ModelFamily:
+    said = weights.metadata.get("modelspec.architecture", "")
+    known = (family for family in families().values() if said.startswith(family.names.spec))
+    return next(known, families()[DEFAULT])
+
+
+def _places(weights: Weights, names: LoraNames, notes: list[str]) -> dict[str, Place]:
     """Where each tensor that adapts the network belongs."""
     beside = {name for name in weights if is_beside_the_network(name)}
-    places = {name: place_of(name) for name in weights if name not in beside}
+    places = {name: names.place_of(name) for name in weights if name not in beside}
     if beside and not places:
         raise WeightsError(
             f"{weights.path}: this adapter is for a text encoder ({some_names(beside, 1)}), and only the "
@@ -71,7 +93,7 @@ def _places(weights: Weights, notes: list[str]) -> dict[str, Place]:
         )
     strange = [name for name, place in places.items() if place is None]
     if strange or not places:
-        raise WeightsError(f"{weights.path}: {_why_strange(strange, len(places))}")
+        raise WeightsError(f"{weights.path}: {_why_strange(strange, len(places), names.title)}")
     if beside:
         notes.append(
             f"{weights.path.name}: some tensors are not used here ({len(beside)} of a text encoder or of "
@@ -80,14 +102,14 @@ def _places(weights: Weights, notes: list[str]) -> dict[str, Place]:
     return {name: place for name, place in places.items() if place}
 
 
-def _why_strange(strange: list[str], num_tensors: int) -> str:
+def _why_strange(strange: list[str], num_tensors: int, title: str) -> str:
     kind = _other_kind(strange)
     if kind:
         return f"its kind is {kind} ({some_names(strange, 1)}); LoRA, DoRA and LoKr can be read."
     if not any(name.endswith(_ENDINGS) for name in strange):
         return f"not a LoRA, DoRA or LoKr: it has {some_names(strange)!r}."
     return (
-        f"{len(strange)} of {num_tensors} tensors adapt layers that Chroma does not have "
+        f"{len(strange)} of {num_tensors} tensors adapt layers that {title} does not have "
         f"({some_names(strange)}). This adapter was made for another model."
     )
 
@@ -176,7 +198,7 @@ def load_onto(model: nn.Module, path: Path, strength: float = 1.0) -> Adapter:
     Raises:
         WeightsError: the file is no adapter of this network.
     """
-    state, meta = read_adapter(path)
+    state, meta = read_adapter(path, family_of(model))
     sites, tensors = {}, {}
     try:
         for name, layer in layers_of(state, meta).items():

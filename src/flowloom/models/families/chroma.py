@@ -1,76 +1,193 @@
-"""Chroma from files: as released, as FLOW or ComfyUI writes it, or in diffusers' names."""
+"""Chroma as a family: our network, T5's states trimmed to what is attended to, the FLUX autoencoder."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+from flowloom.models.adapters.names import LoraNames
+from flowloom.models.family import (
+    Conditioning,
+    FamilyDefaults,
+    Flops,
+    Grid,
+    ModelFile,
+    ModelSettings,
+    OpenEncoder,
+)
 
-from flowloom.errors import WeightsError
-from flowloom.models.autoencoder_names import is_diffusers, sources
-from flowloom.models.weights import Weights, assign_weights, open_weights
-from flowloom.nn.chroma import Chroma, ChromaParams, params_from_shapes
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-# Buffers that FLOW saves beside the weights: a flag of x0 networks, and the numbers 0 to 343.
-_NO_WEIGHTS = ("__x0__", "mod_index")
-# What other files are known by, and what to say of them.
-_OTHERS = {
-    "lora_": "an adapter. Name the base network here, and load the adapter on top of it",
-    "lokr_": "an adapter. Name the base network here, and load the adapter on top of it",
-    "nerf_": "Chroma Radiance, which works on pixels and is not supported. Use a Chroma1 of the latent kind",
-    "vector_in.": "FLUX, from which Chroma was made. Download Chroma1-HD or Chroma1-Base",
+    from flowloom.models.autoencoder import Autoencoder
+    from flowloom.models.text_encoder import StatesOnly
+    from flowloom.models.weights import Weights
+    from flowloom.nn.chroma import ChromaParams
+
+APPROXIMATOR = "distilled_guidance_layer"
+DOUBLE = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "img_attn.proj": ("attn.to_out.0",),
+    "img_mlp.0": ("ff.net.0.proj",),
+    "img_mlp.2": ("ff.net.2",),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "txt_attn.proj": ("attn.to_add_out",),
+    "txt_mlp.0": ("ff_context.net.0.proj",),
+    "txt_mlp.2": ("ff_context.net.2",),
 }
+SINGLE = {
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    "linear2": ("proj_out",),
+}
+"""Layers of a double and of a single block, with diffusers' names in order of rows."""
+NAMES = LoraNames(
+    stacks=(
+        ("double_blocks", "transformer_blocks", DOUBLE),
+        ("single_blocks", "single_transformer_blocks", SINGLE),
+        (
+            f"{APPROXIMATOR}.layers",
+            f"{APPROXIMATOR}.layers",
+            {"in_layer": ("linear_1",), "out_layer": ("linear_2",)},
+        ),
+    ),
+    outer={
+        "img_in": ("x_embedder",),
+        "txt_in": ("context_embedder",),
+        "final_layer.linear": ("proj_out",),
+        f"{APPROXIMATOR}.in_proj": (f"{APPROXIMATOR}.in_proj",),
+        f"{APPROXIMATOR}.out_proj": (f"{APPROXIMATOR}.out_proj",),
+    },
+    title="Chroma",
+    spec="chroma",
+    implementation="https://huggingface.co/lodestones/Chroma",
+)
+NETWORK = ModelFile("chroma_path", "Chroma's network", "network", "transformer", frozenset({"chroma"}))
+VAE = ModelFile(
+    "vae_path", "FLUX's VAE of 16 channels, ae.safetensors", "latents", "vae", frozenset({"vae-flux"})
+)
+T5_KINDS = frozenset({"t5-xxl", "t5"})
 
 
-def load_chroma(path: Path, device: torch.device, dtype: torch.dtype) -> Chroma:
-    """The network in `path`, on `device` in `dtype`.
+class ChromaFamily:
+    """See ModelFamily."""
 
-    Raises:
-        WeightsError: the file is missing, damaged, or no Chroma.
-    """
-    weights = open_chroma(path)
-    params = _params(weights)
-    with torch.device("meta"):
-        model = Chroma(params)
-    assign_weights(model, weights, device, dtype)
-    return model
+    name, title = "chroma", "Chroma"
+    modalities = frozenset({"image"})
+    network_types = frozenset({"Chroma"})
+    files = (
+        NETWORK,
+        VAE,
+        ModelFile("t5_path", "T5 XXL's encoder", "text", "text_encoder", T5_KINDS),
+        ModelFile("t5_config_path", "T5's config.json", "text", "text_encoder"),
+        ModelFile("t5_tokenizer_path", "the folder with T5's tokenizer", "text", "tokenizer"),
+    )
+    conditioning = {"states": "caption-states"}
+    patch = 2
+    names = NAMES
+    adapter_bases = frozenset({"chroma", "flux-or-chroma"})
+    defaults = FamilyDefaults(never_trained={APPROXIMATOR: "that breaks Chroma"})
 
+    def recognizes(self, names: Collection[str]) -> bool:
+        return any(name.startswith(f"{APPROXIMATOR}.") for name in names)
 
-def read_chroma_params(path: Path) -> ChromaParams:
-    """The sizes of the network in `path`, from names and shapes alone.
+    def notes(self, model: ModelSettings) -> list[str]:  # noqa: ARG002
+        return []
 
-    Raises:
-        WeightsError: the file is missing, damaged, or no Chroma.
-    """
-    return _params(open_chroma(path))
+    def sizes(self, path: Path) -> ChromaParams:
+        from flowloom.models.chroma import read_chroma_params
 
+        return read_chroma_params(path)
 
-def open_chroma(path: Path) -> Weights:
-    """The tensors in `path` by the checkpoint's names, not read yet, whichever names the file has.
+    def open_weights(self, path: Path) -> Weights:
+        from flowloom.models.chroma import open_chroma
 
-    Raises:
-        WeightsError: the file is missing or damaged.
-    """
-    path = Path(path)
-    if (path / "model_index.json").is_file():
-        path = path / "transformer"
-    weights = open_weights(path).below(*_PREFIXES)
-    names = {name: (name,) for name in weights if name not in _NO_WEIGHTS}
-    return weights.gathered(sources(names) if is_diffusers(names) else names)
+        return open_chroma(path)
 
+    def load_network(self, path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        from flowloom.models.chroma import load_chroma
 
-def _params(weights: Weights) -> ChromaParams:
-    for mark, what in _OTHERS.items():
-        if any(mark in name for name in weights):
-            raise WeightsError(f"{weights.path}: this is {what}.")
-    try:
-        params = params_from_shapes(weights.shapes)
-    except KeyError as error:
-        raise WeightsError(f"{weights.path}: not a Chroma network: it has no {error.args[0]}.") from error
-    if sum(params.axes_dim) * params.num_heads != params.hidden_size:
-        raise WeightsError(
-            f"{weights.path}: not a Chroma network: {params.num_heads} heads do not make a width of "
-            f"{params.hidden_size} with a head size that is a multiple of 16."
+        return load_chroma(path, device, dtype)
+
+    def blocks(self, network: Any) -> list[tuple[str, nn.Module]]:
+        return network.blocks()
+
+    def recompute(self, network: Any, num_blocks: int) -> None:
+        network.checkpointed_blocks = num_blocks
+
+    def load_codec(self, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+        from flowloom.models.autoencoder import load_autoencoder
+
+        return load_autoencoder(Path(model.vae_path), device, dtype)
+
+    def load_conditioner(self, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> StatesOnly:
+        from flowloom.models.text_encoder import StatesOnly, load_t5
+
+        return StatesOnly(load_t5(model, device, dtype))
+
+    def encoders(self, model: ModelSettings) -> dict[str, OpenEncoder]:
+        from flowloom.models.text_encoder import load_t5
+
+        return {
+            "model.vae_path": lambda device, dtype: self.load_codec(model, device, dtype).model,
+            "model.t5_path": lambda device, dtype: load_t5(model, device, dtype).encoder,
+        }
+
+    def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
+        from flowloom.models.text_encoder import t5_files
+
+        return t5_files(model), f"{model.t5_max_length} tokens{', 8 bits' if model.t5_to_8bit else ''}"
+
+    def text_length(self, num_tokens: int, max_length: int) -> int:
+        return min(num_tokens, max_length)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        from flowloom.nn.patches import pack
+
+        return pack(latents)
+
+    def unpack(self, tokens: Tensor, grid: Grid) -> Tensor:
+        from flowloom.nn.patches import unpack
+
+        return unpack(tokens, *grid)
+
+    def predict(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        noise_level: Tensor,
+        texts: Sequence[Conditioning],
+        grid: Grid,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        from flowloom.nn.patches import image_ids
+        from flowloom.nn.varlen import predict
+
+        states = [text["states"] for text in texts]
+        return predict(network, x, noise_level, states, image_ids(*grid, x.device), guidance)
+
+    def schedule(self, network: nn.Module, steps: int, num_tokens: int) -> list[float]:  # noqa: ARG002
+        from flowloom.flow_matching.samplers import schedule
+
+        return schedule(steps, num_tokens)
+
+    def flops(self, sizes: ChromaParams, image_tokens: int, text_tokens: int) -> Flops:
+        """Operations of one sample: I image tokens, T text tokens, S = I + T, width D, N blocks, MLP ratio r.
+
+        Every token crosses (4 + 2r) D^2 weights in every block (12 D^2 at r = 4); a multiplication with an
+        addition counts as two. Recomputed activations do not count: MFU is about useful work.
+        """
+        tokens, size = image_tokens + text_tokens, sizes.hidden_size
+        wide, layers = sizes.approximator_hidden_size, sizes.approximator_depth
+        return Flops(
+            linear=int(2 * (4 + 2 * sizes.mlp_ratio) * size**2 * sizes.num_blocks * tokens),
+            attention=4 * tokens**2 * size * sizes.num_blocks,
+            ends=2 * size * (2 * sizes.in_channels * image_tokens + sizes.context_in_dim * text_tokens),
+            frozen=2
+            * sizes.num_modulations
+            * (sizes.approximator_in_dim * wide + 2 * layers * wide**2 + wide * size),
         )
-    return params
+
+
+FAMILY = ChromaFamily()

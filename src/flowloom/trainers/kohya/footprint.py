@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flowloom.errors import WeightsError
-from flowloom.model_library.header import INDEX, read_header, read_shards
+from flowloom.models.header import INDEX, read_header, read_shards
 from flowloom.trainers.kohya.config import KohyaConfig
 from flowloom.trainers.kohya.files import arguments_of
 

@@ -1,7 +1,7 @@
 """Chroma's parameters under diffusers' names, and back.
 
 diffusers has several parameters where the checkpoint has one with more rows: q, k, v, and the first layer
-of a single block's MLP. What linear layers are called is told by adapters/names.py; here is the rest.
+of a single block's MLP. Linear layers have their names in families/chroma.py; the rest is here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from flowloom.models.adapters import names as layers
+from flowloom.models.families.chroma import APPROXIMATOR as _APPROXIMATOR
+from flowloom.models.families.chroma import NAMES
 
-_APPROXIMATOR = "distilled_guidance_layer"
 # Parameters by our name and diffusers', `{}` for the number of the block or layer.
 _OURS_TO_THEIRS = {
     f"{_APPROXIMATOR}.norms.{{}}.scale": f"{_APPROXIMATOR}.norms.{{}}.weight",
@@ -39,7 +39,7 @@ def sources(theirs: Iterable[str]) -> dict[str, tuple[str, ...]]:
     counts: dict[str, int] = {}
     for name in theirs:
         module, _, leaf = name.rpartition(".")
-        found = layers.from_diffusers(module)
+        found = NAMES.from_diffusers(module)
         if found:
             layer, part, count = found
             ours = f"{layer}.{leaf}"
@@ -57,7 +57,7 @@ def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     converted: dict[str, Tensor] = {}
     for name, tensor in state.items():
         module, _, leaf = name.rpartition(".")
-        theirs = [f"{layer}.{leaf}" for layer in layers.to_diffusers(module)]
+        theirs = [f"{layer}.{leaf}" for layer in NAMES.to_diffusers(module)]
         if len(theirs) > 1:
             width = state[f"{module}.weight"].shape[1]
             converted |= zip(theirs, tensor.split(_rows(len(theirs), len(tensor), width)), strict=True)

@@ -1,0 +1,277 @@
+"""A model family behind one protocol: files, network, encoders, conditioning, adapter names, sizes.
+
+Nothing outside `models/` and `nn/` knows a family's name. A family is one module of `models/families/` with
+an object called FAMILY; adding the module registers it. Neither this module nor a family's imports torch
+before a network is opened, so that the server can ask which files a family needs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from flowloom.errors import WeightsError
+from flowloom.models.adapters.names import LoraNames
+from flowloom.models.header import read_header
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from flowloom.models.weights import Weights
+
+AUTO = "auto"
+DEFAULT = "chroma"
+"""The family of FLOW's own key for the network, and of files that cannot be recognized."""
+
+Conditioning = Mapping[str, "Tensor"]
+"""Named tensors of one caption: `states` (T, C), and others that a family needs, such as `pooled` (C,)."""
+Grid = tuple[int, int]
+"""Height and width of the latents of an image, before they are packed into tokens."""
+
+
+class ModelSettings(Protocol):
+    """The `model` section of a configuration, as far as a family reads it."""
+
+    family: str
+    path: str
+    chroma_path: str
+    vae_path: str
+    t5_path: str
+    t5_config_path: str
+    t5_tokenizer_path: str
+    t5_to_8bit: bool
+    t5_max_length: int
+    clip_path: str
+    clip_tokenizer_path: str
+
+    @property
+    def network_path(self) -> Path:
+        """The file or folder of the network."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file or folder that a family needs, by its key in the configuration."""
+
+    key: str
+    """Without "model.": vae_path."""
+    title: str
+    """What goes there, for a message."""
+    role: Literal["network", "latents", "text"]
+    subfolder: str
+    """Where a diffusers folder has it."""
+    architectures: frozenset[str] = frozenset()
+    """Kinds of weights that fit, see model_library/architectures.py; empty for what has no weights."""
+
+
+class Flops(NamedTuple):
+    """Operations of one sample's forward pass, by part."""
+
+    linear: int
+    attention: int
+    ends: int
+    """The projections into and out of the network."""
+    frozen: int = 0
+    """Parts that are never trained and get no gradient."""
+
+    @property
+    def forward(self) -> int:
+        """One forward pass."""
+        return self.linear + self.attention + self.ends + self.frozen
+
+    @property
+    def full_training(self) -> int:
+        """Forward, and backward to activations and weights: three times the forward pass."""
+        return 3 * (self.linear + self.attention + self.ends) + self.frozen
+
+    @property
+    def adapter_training(self) -> int:
+        """`full_training` without gradients of frozen weights. The adapter itself, below 1%, is left out."""
+        return 2 * self.linear + 3 * self.attention + 2 * self.ends + self.frozen
+
+
+class Sizes(Protocol):
+    """Sizes of a network, read from names and shapes; families have more of their own."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def in_channels(self) -> int:
+        """Width of an image token."""
+        ...
+
+    @property
+    def text_width(self) -> int: ...
+
+
+class Codec(Protocol):
+    """Images to latents and back; frozen."""
+
+    factor: int
+    """Pixels per latent, on each side."""
+    channels: int
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+    def encode_spread(self, pixels: Tensor) -> Tensor: ...
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class Conditioner(Protocol):
+    """Captions to named tensors; frozen."""
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]: ...
+    def encode(
+        self, captions: Sequence[str], max_length: int, *, is_trimmed: bool = True
+    ) -> list[dict[str, Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class FamilyDefaults:
+    """Values of a family where a configuration says nothing."""
+
+    guidance: float = 0.0
+    """Distilled guidance of previews and samples, in place of 0."""
+    never_trained: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Parts that must not be trained, each with the reason."""
+
+
+OpenEncoder = Callable[["torch.device", "torch.dtype"], "nn.Module"]
+
+
+class ModelFamily(Protocol):
+    """Everything that differs between families."""
+
+    name: str
+    title: str
+    modalities: frozenset[str]
+    network_types: frozenset[str]
+    """Class names of its networks."""
+    files: tuple[ModelFile, ...]
+    """What a configuration names, the network first."""
+    conditioning: Mapping[str, str]
+    """The tensors of a caption, each with its record kind in the cache."""
+    patch: int
+    """Latents per token, on each side."""
+    names: LoraNames
+    adapter_bases: frozenset[str]
+    """Bases that an adapter's header may show, see model_library/adapters.py."""
+    defaults: FamilyDefaults
+
+    def recognizes(self, names: Collection[str]) -> bool:
+        """True if tensors of these names are a network of this family."""
+        ...
+
+    def notes(self, model: ModelSettings) -> list[str]:
+        """Warnings about the files of `model`, for the user."""
+        ...
+
+    def sizes(self, path: Path) -> Sizes: ...
+    def open_weights(self, path: Path) -> Weights:
+        """The network's tensors in `path` by the names of its parameters, not read yet."""
+        ...
+
+    def load_network(self, path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module: ...
+    def blocks(self, network: nn.Module) -> list[tuple[str, nn.Module]]:
+        """Every block with its name, in order of execution."""
+        ...
+
+    def recompute(self, network: nn.Module, num_blocks: int) -> None:
+        """Make that many blocks recompute their activations in the backward pass."""
+        ...
+
+    def load_codec(self, model: ModelSettings, device: torch.device, dtype: torch.dtype) -> Codec: ...
+    def load_conditioner(
+        self, model: ModelSettings, device: torch.device, dtype: torch.dtype
+    ) -> Conditioner: ...
+    def encoders(self, model: ModelSettings) -> dict[str, OpenEncoder]:
+        """The encoders' networks by the key of their file, to count parameters and check files."""
+        ...
+
+    def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
+        """The files that decide what a caption is encoded to, and the settings that do."""
+        ...
+
+    def text_length(self, num_tokens: int, max_length: int) -> int:
+        """Text tokens that the network sees of a caption of `num_tokens` tokens."""
+        ...
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Tokens (B, L, D) from latents (B, C, h, w)."""
+        ...
+
+    def unpack(self, tokens: Tensor, grid: Grid) -> Tensor: ...
+    def predict(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        noise_level: Tensor,
+        texts: Sequence[Conditioning],
+        grid: Grid,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """The velocity noise - data of tokens `x` (B, L, D) at `noise_level` (B,) in [0, 1], like `x`.
+
+        Args:
+            guidance: (B,) of previews and samples; None while training.
+        """
+        ...
+
+    def schedule(self, network: nn.Module, steps: int, num_tokens: int) -> list[float]:
+        """Noise levels of a sampler, from 1 to 0."""
+        ...
+
+    def flops(self, sizes: Any, image_tokens: int, text_tokens: int) -> Flops: ...
+
+
+@cache
+def families() -> dict[str, ModelFamily]:
+    """Every family by name, the default one first."""
+    import flowloom.models.families as package
+
+    modules = [name for _, name, _ in pkgutil.iter_modules(package.__path__)]
+    found = [importlib.import_module(f"{package.__name__}.{name}").FAMILY for name in modules]
+    found.sort(key=lambda family: (family.name != DEFAULT, family.name))
+    return {family.name: family for family in found}
+
+
+def family_for(model: ModelSettings) -> ModelFamily:
+    """The family of the network that `model` names: as stated, or recognized by the file's header."""
+    if model.family != AUTO:
+        return families()[model.family]
+    return detect(Path(model.path)) if model.path else families()[DEFAULT]
+
+
+def detect(path: Path) -> ModelFamily:
+    """The family of the network in a file, a folder of shards or a diffusers folder; else the default one."""
+    part = path / "transformer" if (path / "transformer").is_dir() else path
+    try:
+        marks = tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in _weights(part))
+        return families()[_detect(part, marks)]
+    except (OSError, WeightsError):
+        return families()[DEFAULT]
+
+
+@lru_cache(maxsize=64)
+def _detect(path: Path, _marks: tuple[object, ...]) -> str:
+    names = [name for file in _weights(path) for name in read_header(file).tensors]
+    plain = {name.removeprefix("model.").removeprefix("diffusion_model.") for name in names}
+    return next((family.name for family in families().values() if family.recognizes(plain)), DEFAULT)
+
+
+def _weights(path: Path) -> list[Path]:
+    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+
+
+def family_of(network: nn.Module) -> ModelFamily:
+    """The family that `network` belongs to, by its class."""
+    classes = {kind.__name__ for kind in type(network).__mro__}
+    return next(family for family in families().values() if family.network_types & classes)
