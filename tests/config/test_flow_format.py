@@ -211,7 +211,7 @@ def test_missing_files_are_listed_with_the_rest(write, tmp_path, problems):
         *(f"model.{name}" for name in PATHS if name != "t5_path"),
     }
     assert found["model.vae_path"] == f"{Path.cwd() / 'no/ae.safetensors'} does not exist."
-    assert found["model.chroma_path"] == "is needed: Chroma's weights."
+    assert found["model.chroma_path"] == "is needed: Chroma's network."
 
 
 def test_a_wrong_value_hides_no_contradiction_elsewhere_and_makes_none(write, problems):
