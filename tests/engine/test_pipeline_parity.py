@@ -130,7 +130,7 @@ class Ours:
         )
 
     @torch.no_grad()
-    def draw(self, noise: Tensor, cfg: float, negative: str = "") -> Tensor:
+    def generate(self, noise: Tensor, cfg: float, negative: str = "") -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1]."""
         positives = self.text_encoder.encode(PROMPTS, MAX_LENGTH)
         negatives = self.text_encoder.encode([negative] * len(PROMPTS), MAX_LENGTH)
