@@ -29,7 +29,7 @@ from flowloom.config.flow_format.sections import (
 )
 from flowloom.errors import Problem
 from flowloom.loggers.base import LoggerSpec
-from flowloom.models.family import families
+from flowloom.models.family import never_trained
 from flowloom.optimizers.base import OptimizerSpec
 from flowloom.schema import Section, union_of
 from flowloom.storage.base import StorageSection
@@ -55,10 +55,6 @@ else:
     Optimizer = Annotated[union_of(optimizer_parts, OptimizerSpec), _kind_or("adamw")]
     Logger = union_of(logger_parts, LoggerSpec)
 
-_NEVER_TRAINED = {
-    part: reason for family in families().values() for part, reason in family.defaults.never_trained.items()
-}
-"""Of any family: which one a configuration is for may follow from a file that is not here."""
 ADAPTERS = ("lora", "dora", "lokr")
 """Methods that train an adapter and freeze the network."""
 
@@ -366,7 +362,7 @@ class RunConfig(Section):
             ("lora.target_layers", self.lora.target_layers if self.lora else []),
         )
         for path, names in named:
-            for part, reason in _NEVER_TRAINED.items():
+            for part, reason in never_trained().items():
                 if any(part in name for name in names):
                     yield Problem(path, f"{part} is never trained, because {reason}. Remove it.")
 

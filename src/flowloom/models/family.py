@@ -243,6 +243,12 @@ def families() -> dict[str, ModelFamily]:
     return {family.name: family for family in found}
 
 
+def never_trained() -> dict[str, str]:
+    """Parts that no family trains, each with the reason; a configuration is checked before its files are."""
+    parts = (family.defaults.never_trained for family in families().values())
+    return {part: reason for reasons in parts for part, reason in reasons.items()}
+
+
 def family_for(model: ModelSettings) -> ModelFamily:
     """The family of the network that `model` names: as stated, or recognized by the file's header."""
     if model.family != AUTO:
