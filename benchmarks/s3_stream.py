@@ -28,8 +28,9 @@ from benchmarks.timing import Measured
 from flowloom.data.cache.shard_stores import RemoteShards
 from flowloom.data.cache.store import Cache
 from flowloom.data.fetch.fetcher import Fetcher
-from flowloom.storage.base import StorageSection, open_source
+from flowloom.storage.base import StorageSection
 from flowloom.storage.objects import Objects
+from flowloom.storage.open import open_source
 from tests.fakes.seaweed import running_seaweed
 
 TARGET = 1.0

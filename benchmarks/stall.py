@@ -58,7 +58,8 @@ def from_disk(folder: Path) -> tuple[float, float, bool]:
 def from_store(folder: Path, seaweed: Seaweed) -> tuple[float, float, bool]:
     """The same from a bucket on this machine."""
     from flowloom.data.fetch.image_source import ImageSource
-    from flowloom.storage.base import StorageSection, open_source
+    from flowloom.storage.base import StorageSection
+    from flowloom.storage.open import open_source
 
     os.environ.update(seaweed.environ)
     storage = StorageSection(endpoint=seaweed.endpoint)

@@ -1,4 +1,4 @@
-"""Everything that Flowloom raises on purpose.
+"""All exceptions that Flowloom raises.
 
 FlowloomError
 ├── ConfigError           the configuration is wrong; carries every problem at once
@@ -43,7 +43,7 @@ class FlowloomError(Exception):
         super().__init__(*(printable(arg) if isinstance(arg, str) else arg for arg in args))
 
     hint = ""
-    """What to do about it, where that depends on more than the error itself."""
+    """Hint: what to do, if that depends on more than the error itself."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Problem:
     """One thing wrong with a configuration."""
 
     path: str
-    """Where, as written in the file or as a flag: `dataloader.batch_size`."""
+    """The key, as written in the file or as a flag: `dataloader.batch_size`."""
     message: str
-    """What is wrong and what to do, as a sentence."""
+    """The problem and what to do, as a sentence."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", printable(self.path))
@@ -75,7 +75,7 @@ class ConfigError(FlowloomError):
 
 
 class DataError(FlowloomError):
-    """A data set, one of its files, or too large a share of its rows cannot be used."""
+    """A dataset, one of its files, or too many of its rows cannot be used."""
 
 
 class CacheError(DataError):
@@ -91,18 +91,18 @@ class SourceError(FlowloomError):
 
 
 class NotFound(SourceError):
-    """The store has no such thing."""
+    """The store has no such object."""
 
 
 class Denied(SourceError):
-    """The store does not let us: a wrong key, an expired one, or none."""
+    """Access is denied: a wrong or expired key, or none."""
 
     def __init__(self, message: str, *, said: str = "", is_about_keys: bool = False):
         super().__init__(message)
         self.said = said
-        """The store's status and code, such as `403 AccessDenied`; empty where the store was not asked."""
+        """The store's status and code, such as `403 AccessDenied`; empty if no request was sent."""
         self.is_about_keys = is_about_keys
-        """Whether its code blames the keys: then it denies everything alike."""
+        """True if its code concerns the keys: then everything is denied."""
 
 
 class StoreDenied(Denied):
@@ -110,14 +110,14 @@ class StoreDenied(Denied):
 
 
 class Unavailable(SourceError):
-    """The store did not answer as it should; another try may help."""
+    """The store did not respond as it should; a retry may help."""
 
     def __init__(self, message: str, *, is_busy: bool = False, retry_after_s: float = 0.0):
         super().__init__(message)
         self.is_busy = is_busy
-        """Whether it asked to be asked less often (503 SlowDown, 429)."""
+        """True if it asked for fewer requests (503 SlowDown, 429)."""
         self.retry_after_s = retry_after_s
-        """How long it asked to be left alone."""
+        """Time to wait before the next request, as it asked."""
 
 
 class StoreDown(Unavailable):
@@ -145,7 +145,7 @@ class DamagedError(RunError):
 
 
 class TrainingError(FlowloomError):
-    """The run went wrong while it was training; its last checkpoint is whole."""
+    """Training failed; the last checkpoint is complete."""
 
 
 class DivergedError(TrainingError):
@@ -173,7 +173,7 @@ class DiskFullError(TrainingError):
     def __init__(self, message: str, *, can_be_freed: bool = True):
         super().__init__(message)
         self.can_be_freed = can_be_freed
-        """Whether deleting other files makes room; not where the file itself is too large."""
+        """True if deleting other files makes room; not if the file itself is too large."""
 
 
 _NO_ROOM = {
@@ -184,7 +184,7 @@ _NO_ROOM = {
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether the system said that there is no room: on the disk, in the quota, or in the file size limit."""
+    """True if the system reported no room: on the disk, in the quota, or in the file size limit."""
     return error.errno in _NO_ROOM
 
 

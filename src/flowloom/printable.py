@@ -1,4 +1,4 @@
-"""What may be printed: one rule for errors, logs, events, reports, answers and trackers.
+"""Remove credentials from everything that is printed: errors, logs, events, reports, responses and trackers.
 
 Credentials never appear in them: no user or password of an address, no query of a web address (which is where
 presigned ones keep their signatures), no token of a known form, no value of a key that is named for a secret.
@@ -61,7 +61,7 @@ def _without_query(address: str) -> str:
 
 
 def is_secret(key: str) -> bool:
-    """Whether a value under `key`, a name or a dotted path, is a credential by its name."""
+    """True if a value under `key`, a name or a dotted path, is a credential by its name."""
     return bool(_SECRET_KEY.search(key))
 
 

@@ -1,4 +1,4 @@
-"""The edge of the process: its home, standard output and error, the end."""
+"""Process start and end: home directory, standard output and error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn, TextIO
 
 
 def settle_home() -> None:
-    """Name a home where there is none, as in a container of an unknown user: /, as Docker does."""
+    """Set HOME to / if there is none, as in a container of an unknown user; Docker does the same."""
     try:
         Path.home()
     except RuntimeError:
@@ -19,7 +19,7 @@ def settle_home() -> None:
 
 
 def open_streams() -> None:
-    """Make standard output and error fit to write to: closed ones go nowhere, odd locales lose no line."""
+    """Make standard output and error writable: closed ones discard output, odd locales lose no line."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 -- for good
@@ -28,13 +28,13 @@ def open_streams() -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Send what is still to be written to `stream` nowhere: the interpreter would try again at its end."""
+    """Discard unwritten output of `stream`, which the interpreter would try to write again at exit."""
     with suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123 -- a stream of a test has no number
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def system_told(error: OSError) -> str:
-    """What the system refused, and where, in one line."""
+def system_error_text(error: OSError) -> str:
+    """The system's error and its file, in one line."""
     reason = (error.strerror or str(error) or type(error).__name__).rstrip(".")
     if error.filename is None:
         silence(sys.stdout)  # most often it is what cannot be written to

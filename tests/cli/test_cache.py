@@ -84,7 +84,7 @@ def test_the_verb_fills_tells_checks_and_prunes(
     [
         (["--cache.latents", "off", "--cache.text", "off"], "set cache.latents"),
         (["--objective.mask_mode", "flow_union"], "depend on the batch"),
-        (["--cache.dir", "ftp://host/cache"], "give a folder, or an address"),
+        (["--cache.dir", "ftp://host/cache"], "use a folder, or a URL"),
     ],
 )
 def test_what_cannot_be_cached_is_said(

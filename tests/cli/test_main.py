@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowloom.cli.main import VERBS, main
+from flowloom.cli.main import COMMANDS, main
 from flowloom.config.keys import config_keys
 
 HERE = Path(__file__).parents[1]
@@ -50,10 +50,10 @@ def test_help_imports_nothing_that_verbs_need():
 
 def test_help_names_the_verbs_that_there_are(capsys):
     assert main(["--help"]) == 0
-    assert re.findall(r"^  ([a-z]+)", capsys.readouterr().out, re.MULTILINE) == list(VERBS)
+    assert re.findall(r"^  ([a-z]+)", capsys.readouterr().out, re.MULTILINE) == list(COMMANDS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_has_its_own_help(verb, capsys):
     try:
         status = main([verb, "--help"])
@@ -79,7 +79,7 @@ def test_every_key_has_a_help_text():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["tran"], "there is no verb 'tran'. Did you mean train?"),
+        (["tran"], "there is no command 'tran'. Did you mean train?"),
         (["train", "x.json", "--dryrun"], "there is no option --dryrun. Did you mean --dry-run?"),
         (["train", "no.json"], "no.json: does not exist."),
         (["resume", "no-run"], "no-run: no such file or directory"),

@@ -66,7 +66,7 @@ def test_what_is_wrong_is_told_before_anything_is_made(
         caption([pictures.name, "--model", pictures.name])
     with pytest.raises(SystemExit):
         tag([])
-    assert "name a folder" in capsys.readouterr().err
+    assert "give a folder" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 

@@ -15,7 +15,8 @@ from flowloom.engine.fill_cache import fill, prune
 from flowloom.errors import StoreDenied, StoreDown
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
-from flowloom.storage.base import StorageSection, open_source
+from flowloom.storage.base import StorageSection
+from flowloom.storage.open import open_source
 from tests.engine.processes import run_ranks
 from tests.fakes.faulty import Faulty
 from tests.fakes.seaweed import Seaweed
@@ -104,7 +105,7 @@ def test_losses_are_equal_when_access_comes_back(
     assert losses(run_dir) == expected
     assert len(told) == 2
     assert f"{stored} denies access (40" in told[0]
-    assert f"{stored} gives access again" in told[1]
+    assert f"{stored} grants access again" in told[1]
 
 
 def test_revoked_keys_end_the_run_with_a_checkpoint_and_new_ones_continue_it(

@@ -70,7 +70,7 @@ def test_flows_files_pass_a_dry_run(flow_file, name, method, capsys, tmp_path, m
     assert main(["train", str(flow_file(name)), "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert method in text
-    assert "This can run." in text
+    assert "Ready to train." in text
     assert "training.save_folder: checkpoints go into the run's own directory" in text
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -135,7 +135,7 @@ def test_a_dry_run_that_finds_problems_ends_with_status_2(flow_file, capsys, tmp
     (broken / "model.safetensors").write_bytes(b"x")
     assert main(["train", str(path), "--dry-run", "--model.t5_path", str(broken)]) == 2
     text = capsys.readouterr().out
-    assert "This cannot run" in text
+    assert "Cannot train" in text
     assert "model.t5_path: " in text
 
 

@@ -15,7 +15,8 @@ import pytest
 from flowloom.engine.__main__ import run_engine
 from flowloom.run.directory import RunDir
 from flowloom.run.events import read_events
-from flowloom.storage.base import StorageSection, open_source
+from flowloom.storage.base import StorageSection
+from flowloom.storage.open import open_source
 from tests.fakes.faulty import Faulty
 from tests.fakes.seaweed import Seaweed
 

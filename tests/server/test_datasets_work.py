@@ -226,7 +226,7 @@ def test_each_way_not_to_reach_a_bucket_has_its_word(with_store: Studio, seaweed
 def test_a_bucket_is_browsed_and_becomes_a_jsonl(
     with_store: Studio, storage: Any, seaweed: Seaweed, tmp_path: Path
 ):
-    from flowloom.storage.base import open_source
+    from flowloom.storage.open import open_source
 
     url = f"s3://{seaweed.bucket}/fox set"
     store = open_source(url, storage)
@@ -260,7 +260,7 @@ def test_a_bucket_shows_the_captions_of_the_jsonl_that_was_uploaded_with_it(
     from flowloom.datasets.build.build import build
     from flowloom.datasets.build.options import BuildOptions
     from flowloom.datasets.build.upload import Uploader
-    from flowloom.storage.base import open_source
+    from flowloom.storage.open import open_source
 
     folder = drawn(tmp_path / "fox")
     build(str(folder), tmp_path / "fox.jsonl", BuildOptions(default_caption="a fox"), lambda _: None)

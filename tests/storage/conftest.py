@@ -4,7 +4,8 @@ from hashlib import sha256
 
 import pytest
 
-from flowloom.storage.base import Source, StorageSection, open_source
+from flowloom.storage.base import Source, StorageSection
+from flowloom.storage.open import open_source
 
 
 @pytest.fixture

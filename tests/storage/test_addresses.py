@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from flowloom.errors import Denied, SourceError, Unavailable
-from flowloom.storage.base import StorageSection, open_source
+from flowloom.storage.base import StorageSection
 from flowloom.storage.downloads.request import Asker, ask
+from flowloom.storage.open import open_source
 from flowloom.storage.ssrf import STRICT, VARIABLE, Allowed, host_of, is_public, resolve
 from tests.fakes.files import Files
 

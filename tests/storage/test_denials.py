@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flowloom.errors import Denied, StoreDenied, StoreDown
-from flowloom.storage.base import Source, StorageSection, StoreState, open_named, open_source
+from flowloom.storage.base import Source, StorageSection, StoreState
+from flowloom.storage.open import open_named, open_source
 from tests.fakes.faulty import DENIED, Faulty
 from tests.fakes.seaweed import Seaweed, free_ports
 
@@ -47,7 +48,7 @@ def test_reading_waits_while_everything_is_denied(
     faulty.plan = lambda *_: fault
     with ThreadPoolExecutor(8) as pool:
         reads = [pool.submit(source.read, f"{i:02}") for i in range(NUM_OBJECTS)]
-        sizes = pool.submit(source.look, "03")
+        sizes = pool.submit(source.stat, "03")
         until_told(states)
         time.sleep(0.3)
         assert not any(read.done() for read in [*reads, sizes])
@@ -56,7 +57,7 @@ def test_reading_waits_while_everything_is_denied(
         assert sizes.result(20).size == 1
     assert [(state.is_up, state.denies) for state in states] == [(False, True), (True, True)]
     assert "denies access (" in str(states[0])
-    assert "gives access again" in str(states[1])
+    assert "grants access again" in str(states[1])
 
 
 @pytest.mark.parametrize("fault", DENIED)

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from flowloom.errors import Denied, SourceError, Unavailable
 from flowloom.storage import egress as ways
-from flowloom.storage.base import Source, StorageSection, open_source
+from flowloom.storage.base import Source, StorageSection
 from flowloom.storage.egress import Egress, open_egress
+from flowloom.storage.open import open_source
 from flowloom.storage.ssrf import STRICT, VARIABLE, Allowed
 
 CONTENT = b"what only this machine may see"
@@ -103,7 +104,7 @@ def bucket(server: Server, **changes: object) -> Source:
 REQUESTS: dict[str, Callable[[Source], object]] = {
     "read": lambda source: source.read("x"),
     "read a part": lambda source: source.read_buffer("x", 0, 4),
-    "look": lambda source: source.look("x"),
+    "stat": lambda source: source.stat("x"),
     "list": lambda source: list(source.list("")),
     "delete": lambda source: source.delete("x"),
 }

@@ -10,15 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flowloom.storage.base import (
-    NotFound,
-    Source,
-    SourceError,
-    StorageSection,
-    StoreState,
-    Unavailable,
-    open_source,
-)
+from flowloom.storage.base import NotFound, Source, SourceError, StorageSection, StoreState, Unavailable
+from flowloom.storage.open import open_source
 from tests.fakes.faulty import FAULTS, Faulty
 from tests.fakes.seaweed import free_ports
 

@@ -11,16 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flowloom.storage.base import (
-    Denied,
-    NotFound,
-    Source,
-    SourceError,
-    StorageSection,
-    open_source,
-    shown,
-)
+from flowloom.storage.base import Denied, NotFound, Source, SourceError, StorageSection, shown
 from flowloom.storage.objects import Objects
+from flowloom.storage.open import open_source
 from tests.fakes.seaweed import SECRET, Seaweed, free_ports
 
 ODD_NAMES = ["plain.png", "sub/deep/er.jpg", "mit Leerzeichen.png", "ünï/漢字 #1?.png", "per%20cent+plus.png"]
@@ -40,7 +33,7 @@ def test_what_is_written_is_read(source: Source, name: str) -> None:
     assert source.read(name) == content
     assert source.read_range(name, 10, 20) == content[10:30]
     assert source.read_range(name, 990, 100) == content[990:]
-    assert source.look(name).size == 1000
+    assert source.stat(name).size == 1000
     assert [entry.name for entry in source.list()] == [name]
 
 
@@ -48,10 +41,10 @@ def test_a_file_goes_up_whole_and_replaces_what_was_there(source: Source, tmp_pa
     path = tmp_path.parent / f"{tmp_path.name}.bin"
     path.write_bytes(os.urandom(12 * 2**20))
     source.write("a/b.bin", b"before")
-    before = source.look("a/b.bin")
+    before = source.stat("a/b.bin")
     source.write("a/b.bin", path)
     assert source.read("a/b.bin") == path.read_bytes()
-    assert source.look("a/b.bin").etag != before.etag
+    assert source.stat("a/b.bin").etag != before.etag
 
 
 def test_a_file_that_is_not_there_is_not_taken_for_a_missing_object(source: Source, tmp_path: Path) -> None:
@@ -97,7 +90,7 @@ def test_http_reads_presigned_objects_and_parts_of_them(bucket: Source, storage:
     server = open_source(host, storage)
     assert server.read(name) == bytes(range(200))
     assert server.read_range(name, 5, 10) == bytes(range(5, 15))
-    assert server.look(name).size == 200
+    assert server.stat(name).size == 200
     with pytest.raises(SourceError, match="cannot be listed"):
         list(server.list())
     with pytest.raises(SourceError, match="cannot be written"):

@@ -100,7 +100,7 @@ def test_no_further_argument_brings_a_token_or_another_state(
     kohya_config: Config, least_checkout: Path, words: str
 ) -> None:
     found = TRAINER.check(kohya_config(family="sd15", raw_arguments=words))
-    assert any("is the studio's to set" in problem.message for problem in found)
+    assert any("is set by the studio" in problem.message for problem in found)
 
 
 def test_a_token_in_what_is_imported_is_dropped_with_a_word() -> None:

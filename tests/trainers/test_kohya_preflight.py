@@ -242,7 +242,13 @@ def test_what_sd_scripts_bears_in_silence_is_a_hint(examined: Any, tmp_path: Pat
     data = {"resolution": 1024, "bucket_no_upscale": False, "batch_size": 2}
     told = examined(datasets=[{**data, "subsets": [{"image_dir": str(pictures)}]}])
     hints = " ".join(told["hints"])
-    for words in ("empty caption, ", "02.png (1)", "04.jpg", "smaller than their bucket", "hold one picture"):
+    for words in (
+        "empty caption, ",
+        "02.png (1)",
+        "04.jpg",
+        "smaller than their bucket",
+        "have a single image",
+    ):
         assert words in hints
     assert told["data"]["left_out"] == {".Png is not read by this sd-scripts": 1}
     assert told["can_run"]
@@ -271,7 +277,7 @@ def test_weights_that_are_no_safetensors_are_not_guessed(examined: Any, tmp_path
     (tmp_path / "base.safetensors").write_bytes(b"PK\x03\x04 a pickle, as the old ones are")
     told = examined()
     assert (told["memory"], told["disk"]) == ({}, {})
-    assert "memory and disk are not told" in " ".join(told["hints"])
+    assert "memory and disk space are unknown" in " ".join(told["hints"])
     assert told["data"]["rows"] == 3
 
 

@@ -1,6 +1,6 @@
-"""`flowloom VERB`: parses, calls one function of the engine, prints what it says.
+"""The `flowloom` command: parses arguments, calls one function, prints its result.
 
-Exit status 0 when all went well, 2 when something is wrong that the message explains.
+Exit status: 0 for success, 2 for an error that the message explains.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    # Everything is imported by the verb that needs it: `flowloom --help` starts at once.
+    # Each command imports what it needs, so that `flowloom --help` starts at once.
     import argparse
 
     from flowloom.config.flow_format.read import LoadedConfig
@@ -21,12 +21,12 @@ OK, WRONG = 0, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the verb that `arguments` begin with; the exit status.
+    """Run the command in `arguments`; the exit status.
 
-    None: the process's own, with which it ends.
+    None: use the arguments of the process, and exit.
     """
-    # Before torch is loaded: on a busy machine its CPU threads would otherwise wait for each other by
-    # spinning, on the very processors that the others need. Steps of the demo took 40 times as long.
+    # Before torch is loaded: on a busy machine its CPU threads would otherwise spin while they wait, on the
+    # cores that the others need. Steps of the demo took 40 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from flowloom.streams import leave, open_streams, settle_home
 
@@ -38,27 +38,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _status(words: list[str]) -> int:
-    """Run a verb, with one line for whatever goes wrong; the exit status."""
+    """Run a command, with one line for each kind of error; the exit status."""
     from flowloom.errors import FlowloomError
-    from flowloom.streams import silence, system_told
+    from flowloom.streams import silence, system_error_text
 
     try:
-        status = _verb(words)
-        sys.stdout.flush()  # what cannot be written is known now, not when the interpreter ends
+        status = _run_command(words)
+        sys.stdout.flush()  # report a failed write now, not when the interpreter exits
     except FlowloomError as error:
-        return _complain(_told(error))
+        return _complain(_message(error))
     except KeyboardInterrupt:
         return _complain("interrupted.")
     except BrokenPipeError:
-        # The reader of our output, `head` say, has seen enough.
+        # The reader of our output, such as `head`, has exited.
         silence(sys.stdout)
         return OK
     except OSError as error:
-        return _complain(system_told(error))
+        return _complain(system_error_text(error))
     return status
 
 
-def _verb(words: list[str]) -> int:
+def _run_command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return OK
@@ -67,29 +67,34 @@ def _verb(words: list[str]) -> int:
 
         print(f"flowloom {flowloom.__version__}")
         return OK
-    if words[0] not in VERBS:
-        return _complain(f"there is no verb {words[0]!r}.{_meant(words[0], VERBS)} See 'flowloom --help'.")
-    return VERBS[words[0]][1](words[1:])
+    if words[0] not in COMMANDS:
+        return _complain(
+            f"there is no command {words[0]!r}.{_meant(words[0], COMMANDS)} See 'flowloom --help'."
+        )
+    return COMMANDS[words[0]][1](words[1:])
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {verb:<9} {line}" for verb, (line, _) in VERBS.items())
+    commands = "\n".join(f"  {name:<9} {line}" for name, (line, _) in COMMANDS.items())
     return (
-        "usage: flowloom VERB ...\n\n"
-        "Trains Chroma and other flow-matching image models.\n\n"
-        f"{verbs}\n\n"
-        "'flowloom VERB --help' tells more of each."
+        "usage: flowloom COMMAND ...\n\n"
+        "Train Chroma and other flow-matching image models.\n\n"
+        f"{commands}\n\n"
+        "'flowloom COMMAND --help' shows the options of a command."
     )
 
 
 def _train(words: list[str]) -> int:
     parser = _parser("train", "CONFIG.json [--name N] [--runs-dir DIR] [--dry-run] [--section.key VALUE ...]")
     parser.add_argument(
-        "config", type=Path, metavar="CONFIG.json", help="FLOW's training_config.json, or one of ours"
+        "config",
+        type=Path,
+        metavar="CONFIG.json",
+        help="FLOW's training_config.json, or a configuration in our format",
     )
-    parser.add_argument("--name", help="of the run's directory; default: the file's name and the time")
+    parser.add_argument("--name", help="name of the run directory; default: the file's name and the time")
     parser.add_argument("--runs-dir", type=Path, metavar="DIR", default="runs", help="default: runs")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, and exit")
     if {"-h", "--help"} & set(words):
         from flowloom.config.keys import flags_help
 
@@ -116,10 +121,8 @@ def _train(words: list[str]) -> int:
 
 def _resume(words: list[str]) -> int:
     parser = _parser("resume", "RUN_DIR [--section.key VALUE ...]")
-    parser.add_argument(
-        "run_dir", type=Path, metavar="RUN_DIR", help="a run's directory, such as runs/my-run"
-    )
-    parser.epilog = "A run that must go on otherwise, longer say, takes flags: --limits.max_steps 5000."
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory, such as runs/my-run")
+    parser.epilog = "Flags change the settings of the resumed run: --limits.max_steps 5000."
     rest, overrides = _flags(words, parser)
     asked = parser.parse_args(rest)
 
@@ -145,34 +148,58 @@ def _run(path: Path, secrets: dict[str, str]) -> int:
 def _sample(words: list[str]) -> int:
     parser = _parser("sample", "SOURCE --prompt TEXT [...] [options]")
     add = parser.add_argument
-    add("source", metavar="SOURCE", type=Path, help="a run's directory, one of its checkpoints, or weights")
-    add("--config", type=Path, metavar="FILE", help="names the VAE and T5; a run knows its own")
-    add("--prompt", action="append", required=True, metavar="TEXT", help="one picture each; repeat it")
-    add("--negative", default="", metavar="TEXT", help="what guidance leads away from; default: nothing")
+    add("source", metavar="SOURCE", type=Path, help="run directory, checkpoint or weights")
     add(
-        "--size", type=_size, metavar="WxH", help="in pixels, multiples of 16; default: as the run's previews"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="configuration with the paths of the VAE and T5; default: that of the run",
     )
-    add("--steps", type=int, metavar="N", help="of the sampler; default: as the run's previews")
-    add("--cfg", type=float, metavar="SCALE", help="guidance by two passes; default: as the run's previews")
+    add(
+        "--prompt",
+        action="append",
+        required=True,
+        metavar="TEXT",
+        help="prompt; repeat the option for more images",
+    )
+    add("--negative", default="", metavar="TEXT", help="negative prompt")
+    add(
+        "--size",
+        type=_size,
+        metavar="WxH",
+        help="size in pixels, multiples of 16; default: that of the run's previews",
+    )
+    add("--steps", type=int, metavar="N", help="sampler steps; default: those of the run's previews")
+    add(
+        "--cfg",
+        type=float,
+        metavar="SCALE",
+        help="classifier-free guidance scale; default: that of the run's previews",
+    )
     add(
         "--guidance",
         type=float,
         default=0.0,
-        help="distilled guidance; Chroma is trained with 0, the default",
+        help="distilled guidance; default: 0, as Chroma was trained",
     )
     add(
         "--sampler", choices=("euler", "heun", "midpoint", "dpmpp_2m"), default="euler", help="default: euler"
     )
-    add("--seed", type=int, default=0, help="of the first picture; the next ones count up; default: 0")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the first image; the next images use the next seeds; default: 0",
+    )
     add(
         "--lora",
         action="append",
         type=_lora,
         default=[],
         metavar="FILE[:STRENGTH]",
-        help="repeat it for more",
+        help="LoRA to apply; repeat the option for more",
     )
-    add("--weights", choices=("ema", "raw"), default="ema", help="of a run with an EMA; default: ema")
+    add("--weights", choices=("ema", "raw"), default="ema", help="weights of a run with EMA; default: ema")
     add("-o", "--out-dir", type=Path, default=Path("samples"), metavar="DIR", help="default: samples")
     asked = parser.parse_args(words)
 
@@ -205,18 +232,18 @@ def _sample(words: list[str]) -> int:
 def _export(words: list[str]) -> int:
     parser = _parser("export", "SOURCE --format FORMAT -o FILE [--strength S]")
     add = parser.add_argument
-    add("source", metavar="SOURCE", type=Path, help="a run's directory, one of its checkpoints, or a LoRA")
-    about = "whose names the file has; merged: the base model with the adapter in it"
+    add("source", metavar="SOURCE", type=Path, help="run directory, checkpoint or LoRA file")
+    about = "naming of the tensors; merged: the base model with the adapter merged into it"
     add("--format", required=True, choices=("comfy", "kohya", "diffusers", "merged"), help=about)
-    add("-o", "--out", required=True, type=Path, metavar="FILE", help="the .safetensors file to write")
-    add("--strength", type=float, default=1.0, help="merged: of the adapter; default: 1")
+    add("-o", "--out", required=True, type=Path, metavar="FILE", help=".safetensors file to write")
+    add("--strength", type=float, default=1.0, help="merged: strength of the adapter; default: 1")
     add(
         "--base",
         type=Path,
         metavar="FILE",
-        help="the base model, for merged and for DoRA; a run knows its own",
+        help="base model, for merged and for DoRA; default: that of the run",
     )
-    add("--weights", choices=("ema", "raw"), default="ema", help="of a run with an EMA; default: ema")
+    add("--weights", choices=("ema", "raw"), default="ema", help="weights of a run with EMA; default: ema")
     asked = parser.parse_args(words)
 
     from flowloom.engine.export import export_adapter, merge_adapter
@@ -238,7 +265,9 @@ def _up(words: list[str]) -> int:
 
 def _schema(words: list[str]) -> int:
     parser = _parser("schema", "[--check FILE]")
-    parser.add_argument("--check", type=Path, metavar="FILE", help="only say whether FILE holds this schema")
+    parser.add_argument(
+        "--check", type=Path, metavar="FILE", help="check that FILE has this schema, and print differences"
+    )
     asked = parser.parse_args(words)
 
     from flowloom.config.keys import schema_difference, schema_text
@@ -253,21 +282,21 @@ def _schema(words: list[str]) -> int:
 
 
 def _by(module: str, function: str) -> Callable[[list[str]], int]:
-    """A verb that lives in a module of its own, imported when it is called."""
+    """A command in another module, imported when it is called."""
 
-    def verb(words: list[str]) -> int:
+    def command(words: list[str]) -> int:
         from importlib import import_module
 
         return getattr(import_module(f"flowloom.{module}"), function)(words)
 
-    return verb
+    return command
 
 
 def _doctor(words: list[str]) -> int:
     from flowloom.server.serve import default_home, port, serving_at
 
     parser = _parser("doctor", "[--port N]")
-    about = "of a studio; default: that of the studio that was last started here, or 7860"
+    about = "port of a studio; default: that of the last studio started here, or 7860"
     parser.add_argument("--port", type=port, metavar="N", help=about)
     asked = parser.parse_args(words)
     last_port, host = serving_at(default_home())
@@ -278,39 +307,39 @@ def _doctor(words: list[str]) -> int:
     return OK if all(finding.is_well for finding in findings) else WRONG
 
 
-VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "demo": (
-        "trains a small Chroma on OpenMoji pictures and draws a grid of samples",
+        "train a small Chroma on OpenMoji images and generate a grid",
         _by("demo.command", "run"),
     ),
-    "up": ("starts the studio: runs, queue and files by HTTP", _up),
-    "train": ("trains what a configuration file describes", _train),
-    "resume": ("goes on with a run that was stopped or killed", _resume),
-    "cache": ("encodes a data set once; tells, checks, prunes what is kept", _by("cli.cache", "run")),
-    "sample": ("draws pictures with a run, a checkpoint or a weights file", _sample),
-    "export": ("writes a LoRA for ComfyUI, kohya or diffusers, or merges it", _export),
+    "up": ("start the studio: web pages and HTTP API", _up),
+    "train": ("train from a configuration file", _train),
+    "resume": ("resume a run that was stopped or killed", _resume),
+    "cache": ("encode a dataset into a cache; show, verify and prune the cache", _by("cli.cache", "run")),
+    "sample": ("generate images from a run, a checkpoint or weights", _sample),
+    "export": ("export a LoRA for ComfyUI, kohya or diffusers, or merge it", _export),
     "dataset": (
-        "makes FLOW's JSONL of pictures and captions, and the way back",
+        "build, check, fix and export datasets in FLOW's JSONL",
         _by("cli.dataset", "dataset"),
     ),
-    "tag": ("writes tags of pictures by a WD14 tagger", _by("cli.tag", "tag")),
-    "caption": ("writes captions by BLIP, Florence-2 or a chat model", _by("cli.tag", "caption")),
-    "preflight": ("tells memory, disk, time and bad data of a run before it", _by("cli.lint", "preflight")),
-    "trainers": ("lists the trainers, and installs those of others", _by("cli.trainers", "trainers")),
-    "schema": ("prints the JSON schema of the configuration", _schema),
-    "doctor": ("says what this machine has and lacks", _doctor),
+    "tag": ("tag images with a WD14 tagger", _by("cli.tag", "tag")),
+    "caption": ("caption images with BLIP, Florence-2 or a chat model", _by("cli.tag", "caption")),
+    "preflight": ("check memory, disk space, time and data before a run", _by("cli.lint", "preflight")),
+    "trainers": ("list trainers, and register other trainers", _by("cli.trainers", "trainers")),
+    "schema": ("print the JSON schema of the configuration", _schema),
+    "doctor": ("check this machine: devices, packages, trainers, secrets", _doctor),
 }
 
 
-def _parser(verb: str, usage: str) -> argparse.ArgumentParser:
+def _parser(command: str, usage: str) -> argparse.ArgumentParser:
     import argparse
 
     from flowloom.config.local_paths import with_local_paths
 
-    about = f"{verb.capitalize()}: {VERBS[verb][0]}."
+    about = f"{COMMANDS[command][0][:1].upper()}{COMMANDS[command][0][1:]}."
     return with_local_paths(
         argparse.ArgumentParser(
-            f"flowloom {verb}", f"flowloom {verb} {usage}".rstrip(), about, allow_abbrev=False
+            f"flowloom {command}", f"flowloom {command} {usage}".rstrip(), about, allow_abbrev=False
         )
     )
 
@@ -341,7 +370,7 @@ def _show_plan(loaded: LoadedConfig) -> int:
         if lines:
             print(heading)
             print("".join(f"  {line}\n" for line in lines))
-    print("This can run." if not plan.problems else "This cannot run: see the problems above.")
+    print("Ready to train." if not plan.problems else "Cannot train: see the problems above.")
     return WRONG if plan.problems else OK
 
 
@@ -357,7 +386,7 @@ def _print_notes(notes: Iterable[str]) -> None:
         print(f"note       {note}", file=sys.stderr)
 
 
-def _told(error: Any) -> str:
+def _message(error: Any) -> str:
     text = f"{error.source}: {error.problems[0]}" if len(getattr(error, "problems", ())) == 1 else str(error)
     return f"{text}\n{error.hint}".rstrip()
 
@@ -379,7 +408,7 @@ def _size(text: str) -> tuple[int, int]:
 
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"write it as 512x768, not {text}")
+        raise argparse.ArgumentTypeError(f"write a size such as 512x768, not {text}")
     size = int(width), int(height)
     if min(size) < 16 or any(side % 16 for side in size):
         raise argparse.ArgumentTypeError(f"both sides must be multiples of 16, not {text}")

@@ -1,4 +1,4 @@
-"""`flowloom tag ...` and `flowloom caption ...`: a run of its own, watched from the terminal."""
+"""`flowloom tag ...` and `flowloom caption ...`: a separate run, followed in the terminal."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 OK, WRONG = 0, 2
 SHOWN = 10
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_POLLS = 0.2
 NAMED_BY_MODEL = ("repo", "model_path", "data_path")
-"""Fields without a flag of their own name."""
+"""Fields whose flags have other names."""
 RESTORE = "restore-captions"
 
 
@@ -50,7 +50,7 @@ def _verb(name: str, words: list[str]) -> int:
         undo = {"data_path": data_path, "run_path": str(run_dir.path.absolute())}
         return _watch(ALL[RESTORE], _prepared(ALL[RESTORE], undo, asked))
     if not asked["data_path"]:
-        parser.error("name a folder of pictures or a JSONL, or a run by --resume or --undo")
+        parser.error("give a folder of images or a JSONL, or a run with --resume or --undo")
     return _watch(task, _prepared(task, _config(task, asked), asked))
 
 
@@ -60,7 +60,7 @@ def _parser(task: FormTask[Any]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"flowloom {task.name}",
         f"flowloom {task.name} FOLDER|FILE.jsonl [--model NAME|DIR] [--preview N] [options]",
-        f"{task.title}: into files beside them, or into the rows of FILE.jsonl. Try a few by --preview.",
+        f"{task.title}: write caption files, or the rows of FILE.jsonl. Try a few images with --preview.",
         allow_abbrev=False,
     )
     add = with_local_paths(parser).add_argument
@@ -73,11 +73,15 @@ def _parser(task: FormTask[Any]) -> argparse.ArgumentParser:
         help=properties["data_path"]["description"],
     )
     default = properties["repo"]["default"]
-    add("--model", metavar="NAME|DIR", help=f"on the hub, or a folder with its files; default: {default}")
-    add("--resume", type=Path, metavar="RUN_DIR", help="go on with a run that was stopped or killed")
-    add("--undo", type=Path, metavar="RUN_DIR", help="put the captions back that a run changed")
-    add("--name", help="of the run's directory; default: the verb and the time")
-    add("--runs-dir", type=Path, metavar="DIR", default="runs", help="where runs lie; default: runs")
+    add(
+        "--model",
+        metavar="NAME|DIR",
+        help=f"model on the hub, or a folder with its files; default: {default}",
+    )
+    add("--resume", type=Path, metavar="RUN_DIR", help="resume a run that was stopped or killed")
+    add("--undo", type=Path, metavar="RUN_DIR", help="restore the captions that a run changed")
+    add("--name", help="name of the run directory; default: the command and the time")
+    add("--runs-dir", type=Path, metavar="DIR", default="runs", help="folder of the runs; default: runs")
     for name, field in properties.items():
         if name not in NAMED_BY_MODEL:
             _add_field(parser, name, field)
@@ -144,7 +148,7 @@ def _prepared(task: FormTask[Any], config: dict[str, Any], asked: dict[str, Any]
 
 
 def _watch(task: FormTask[Any], run_dir: RunDir) -> int:
-    """Work the run off in a process of its own, as the studio does, and say how it goes."""
+    """Run the task in a separate process, like the studio, and print its progress."""
     from flowloom.run.events import read_events
 
     print(f"run        {run_dir.path}", file=sys.stderr, flush=True)
@@ -155,13 +159,13 @@ def _watch(task: FormTask[Any], run_dir: RunDir) -> int:
             is_over = process.poll() is not None
             for event in read_events(run_dir.events_jsonl, seen):
                 seen = event["seq"] + 1
-                _say(event)
+                _print_event(event)
             if is_over:
                 break
             try:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_BETWEEN_POLLS)
             except KeyboardInterrupt:
-                # The terminal told the run, too: it ends after the batch at hand.
+                # The process gets the signal too, and ends after the current batch.
                 print("\nstopping after this batch ...", file=sys.stderr)
     result = run_dir.path / "result.json"
     if process.returncode == OK and result.is_file():
@@ -171,7 +175,7 @@ def _watch(task: FormTask[Any], run_dir: RunDir) -> int:
     return OK if process.returncode == OK else WRONG
 
 
-def _say(event: dict[str, Any]) -> None:
+def _print_event(event: dict[str, Any]) -> None:
     if event["kind"] == "progress" and sys.stderr.isatty():
         rate = f", {event['samples_per_s']:.1f}/s" if event["samples_per_s"] else ""
         sys.stderr.write(f"\r{event['step']:,} of {event['max_steps']:,}{rate}\x1b[K")
@@ -179,7 +183,7 @@ def _say(event: dict[str, Any]) -> None:
     elif event["kind"] == "phase":
         print(f"\r{event['name']}\x1b[K" if sys.stderr.isatty() else event["name"], file=sys.stderr)
     elif event["kind"] == "stopped":
-        print("\nstopped: go on by --resume", file=sys.stderr)
+        print("\nstopped: continue with --resume", file=sys.stderr)
     elif event["kind"] in ("warning", "failed"):
         print(f"\nflowloom: {event['message']}", file=sys.stderr)
 
@@ -187,7 +191,7 @@ def _say(event: dict[str, Any]) -> None:
 def _print_result(result: dict[str, Any]) -> None:
     for one in result.get("preview", []):
         for text in one["after"]:
-            print(f"{one['picture']}: {text}{'  (has a caption, stays as it is)' * one['is_kept']}")
+            print(f"{one['picture']}: {text}{'  (has a caption, unchanged)' * one['is_kept']}")
     for name, value in result.items():
         if name.startswith("num_"):
             print(f"{name.removeprefix('num_'):<10} {value:,}")

@@ -1,4 +1,4 @@
-"""`flowloom trainers ...`: trainers beside our own, and where they are on this machine."""
+"""`flowloom trainers ...`: list trainers, and register checkouts of other trainers on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def trainers(words: list[str]) -> int:
     """`flowloom trainers [list | install NAME [--path DIR [--python FILE]] [--ref REV]]`; the exit status.
 
     Raises:
-        ConfigError, RunError: what is to be installed is not there, or is something else.
+        ConfigError, RunError: the checkout does not exist, or is something else.
     """
     asked = _parser().parse_args(words or ["list"])
     return _list() if asked.action == "list" else _install(asked.name, asked.path, asked.python, asked.ref)
@@ -22,18 +22,25 @@ def trainers(words: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "flowloom trainers", description="Trainers beside our own.", allow_abbrev=False
+        "flowloom trainers",
+        description="List trainers, and register checkouts of other trainers.",
+        allow_abbrev=False,
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="which there are, and where")
-    install = actions.add_parser("install", help="name a checkout, so that the studio may run it")
+    actions.add_parser("list", help="list the trainers and their checkouts")
+    install = actions.add_parser("install", help="register a checkout, so that the studio may run it")
     with_local_paths(install)
     install.add_argument("name", choices=["kohya", "flow-upstream"])
-    install.add_argument("--path", type=Path, metavar="DIR", help="the checkout; kohya: none clones one")
     install.add_argument(
-        "--python", type=Path, metavar="FILE", help="with what it needs; default: its own .venv, or ours"
+        "--path", type=Path, metavar="DIR", help="folder of the checkout; kohya: without it, one is cloned"
     )
-    install.add_argument("--ref", help="kohya, cloned: commit, tag or branch")
+    install.add_argument(
+        "--python",
+        type=Path,
+        metavar="FILE",
+        help="Python with its packages; default: that of its .venv, or ours",
+    )
+    install.add_argument("--ref", help="kohya, if cloned: commit, tag or branch")
     return parser
 
 
@@ -42,9 +49,9 @@ def _list() -> int:
     from flowloom.trainers.missing_packages import states
 
     for trainer in ALL.values():
-        own = [(None, "a part of Flowloom", [])] if trainer.writes_events else None
-        for _, told, missing in own or states(trainer.name):
-            print(f"{trainer.name:14} {trainer.title:16} {told}")
+        own = [(None, "part of Flowloom", [])] if trainer.writes_events else None
+        for _, about, missing in own or states(trainer.name):
+            print(f"{trainer.name:14} {trainer.title:16} {about}")
             _print_missing(missing)
     return OK
 
@@ -66,9 +73,9 @@ def _install(name: str, path: Path | None, python: Path | None, ref: str | None)
 
     found = names_of_trainers(path.expanduser()) if path else []
     if path is None or not found:
-        raise RunError(f"{path}: no checkout of lodestone-rock/flow: nothing in src/trainer trains.")
+        raise RunError(f"{path}: not a checkout of lodestone-rock/flow: no trainer in src/trainer.")
     checkout = add_checkout(name, path, python)
-    print(f"{name}: {checkout.path}, by {checkout.python}\nits trainers: {', '.join(found)}")
+    print(f"{name}: {checkout.path}, with {checkout.python}\ntrainers: {', '.join(found)}")
     return _print_missing(missing_packages(name, checkout))
 
 
@@ -78,5 +85,5 @@ def _install_kohya(path: Path | None, python: Path | None, ref: str | None) -> i
     from flowloom.trainers.missing_packages import missing_packages
 
     checkout = add_checkout("kohya", path, python) if path else install(ref, lambda step: print(f"  {step}"))
-    print(f"kohya: {checkout.path}, by {checkout.python}")
+    print(f"kohya: {checkout.path}, with {checkout.python}")
     return _print_missing(missing_packages("kohya", checkout))

@@ -15,7 +15,7 @@ from flowloom.tasks.demo import SIZE
 
 
 def make_what_it_needs(config: RunConfig) -> None:
-    """Pictures, encoders and an untrained base, where `config` looks for them."""
+    """Create images, encoders and an untrained base model where `config` expects them."""
     from flowloom.demo.images import build
     from flowloom.demo.network import make_models
 

@@ -1,4 +1,4 @@
-"""Captions for OpenMoji pictures, from the Unicode names of their code points."""
+"""Captions for OpenMoji images, from the Unicode names of their code points."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SYMBOL_FOR = re.compile(r"^(emoji modifier |symbol for )")
 
 
 def caption_of(code: str) -> str | None:
-    """The caption of the picture whose file is named `code`, such as 2764 or 1F469-200D-1F680.
+    """The caption of the image whose file is named `code`, such as 2764 or 1F469-200D-1F680.
 
     None where there is no good one: flags, key caps, names newer than this Python's Unicode.
     """

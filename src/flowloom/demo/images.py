@@ -1,4 +1,4 @@
-"""OpenMoji's drawings as pictures with a FLOW JSONL: the demo's data set."""
+"""The demo's dataset: OpenMoji's drawings as images with a FLOW JSONL."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Picture(NamedTuple):
 
 
 class DemoData(NamedTuple):
-    """A folder of pictures with its JSONL."""
+    """A folder of images with its JSONL."""
 
     folder: Path
     jsonl: Path
@@ -67,7 +67,7 @@ def rasterise(svg: Path, size: int) -> bytes:
 
 
 def build(folder: Path, size: int, on_made: Callable[[int, int], None] = lambda _done, _of: None) -> DemoData:
-    """Draw every picture into `folder`, its caption beside it, and write `data.jsonl`, if not done before.
+    """Render every image into `folder` with its caption file, and write `data.jsonl`, if not done.
 
     `on_made` hears after each picture how many there are, and of how many.
     """
@@ -95,7 +95,7 @@ def build(folder: Path, size: int, on_made: Callable[[int, int], None] = lambda 
 
 
 def _repeats(picture: Picture) -> int:
-    """Rows a picture has: the few that the demo measures must be seen often in ten minutes."""
+    """Rows of an image: the few that the demo measures must be seen often in ten minutes."""
     return REPEATS if picture.caption in MEASURED else 1
 
 

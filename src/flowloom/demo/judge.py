@@ -1,4 +1,4 @@
-"""Which colour and which shape a picture shows: plain geometry and arithmetic, nothing learned.
+"""Detect the colour and shape in an image by geometry and arithmetic, without a model.
 
 The judge finds the one figure on the white ground, compares its outline with those of OpenMoji's own heart,
 circle and square, and its filling with OpenMoji's colours. It says None rather than guess.
@@ -20,9 +20,9 @@ from flowloom.demo.images import all_drawings, rasterise
 WHITE_LEVEL = 225
 """Darker than this in any channel is not the ground."""
 MIN_AREA, MAX_AREA = 0.12, 0.85
-"""Share of the picture that the figure covers."""
+"""Fraction of the image that the figure covers."""
 MAX_STRAY = 0.08
-"""Share of the figure's area that may lie elsewhere, as specks."""
+"""Fraction of the figure's area that may be elsewhere, as specks."""
 MIN_LIKENESS = 0.87
 """Intersection over union of the outlines, in one square box."""
 MAX_STRETCH = 1.25
@@ -51,14 +51,14 @@ measure: Any = ndimage
 
 
 class Verdict(NamedTuple):
-    """What is shown; None where no answer is certain."""
+    """The detected shape; None if uncertain."""
 
     colour: str | None
     shape: str | None
 
 
 def judge(picture: NDArray[np.uint8]) -> Verdict:
-    """The colour and shape that `picture`, (h, w, 3) in sRGB, shows."""
+    """The colour and shape in `picture`, (h, w, 3) in sRGB."""
     figure = find_figure(picture)
     if figure is None:
         return Verdict(None, None)
@@ -158,7 +158,7 @@ def _palette() -> dict[str, list[NDArray[np.float64]]]:
 
 
 def example(code: str, size: int) -> NDArray[np.uint8]:
-    """OpenMoji's picture named `code`, (size, size, 3)."""
+    """OpenMoji's image named `code`, (size, size, 3)."""
     svg = next(svg for svg in all_drawings() if svg.stem == code)
     with Image.open(io.BytesIO(rasterise(svg, size))) as image:
         return np.asarray(image.convert("RGB"))

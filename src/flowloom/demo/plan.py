@@ -10,7 +10,7 @@ from flowloom.demo.captions import COLOURS, SHAPES
 SHARE = 0.25
 """Of the time, for drawing."""
 ENOUGH_STEPS = 300
-"""Updates after which the first colours can be told, as a rule."""
+"""Updates after which the first colours are usually visible."""
 _FREE = (
     "smiling face", "winking face", "kissing face", "crying face", "full moon", "broken heart", "green apple",
     "purple apple", "orange book",
@@ -30,12 +30,12 @@ class Plan:
 
     @property
     def asked(self) -> list[Asked]:
-        """What the trained network draws for the judge: colour, shape and seed."""
+        """Images of the trained network for the judge: colour, shape and seed."""
         return [(c, s, seed) for seed in self.seeds for c, s in product(self.colours, self.shapes)]
 
     @property
     def baseline(self) -> list[Asked]:
-        """What the untrained network draws for the judge: the first seed is enough for noise."""
+        """Images of the untrained network for the judge: the first seed is enough for noise."""
         return self.asked[: len(self.colours) * len(self.shapes)]
 
     @property

@@ -35,7 +35,7 @@ SAMPLING = SamplingParams(SIZE, SIZE, steps=SAMPLER_STEPS, cfg=CFG)
 AT_ONCE = 9
 """Images drawn together, between two lines of progress."""
 SPARE = 1.3
-"""What drawing takes longer than the measured speed says: judging, saving, a machine that gets busier."""
+"""Factor for the time of sampling over the measured speed: judging, saving, a machine that gets busier."""
 SOON_S = 15.0
 """Seconds of training after which its speed is known well enough."""
 Say = Callable[[str], None]
@@ -97,7 +97,7 @@ class _Watch:
 
 
 def _load() -> str:
-    """Whether other programs keep this machine busy, as a sentence."""
+    """A sentence about other programs that use this machine."""
     try:
         load, cpus = os.getloadavg()[0], os.cpu_count() or 1
     except OSError:
@@ -228,7 +228,7 @@ def _draw(
 
 
 def score(pictures: Mapping[Asked, Image.Image]) -> Score:
-    """What the judge says of pictures by (colour, shape, seed)."""
+    """Results of the judge by (colour, shape, seed)."""
     verdicts = [(judge(np.asarray(p)), colour, shape) for (colour, shape, _), p in pictures.items()]
     right = sum((v.colour, v.shape) == (colour, shape) for v, colour, shape in verdicts)
     right_colour = sum(v.colour == colour for v, colour, _ in verdicts)

@@ -37,7 +37,8 @@ from flowloom.errors import WeightsError
 from flowloom.files import replacing
 from flowloom.models.family import family_for
 from flowloom.models.weights import INDEX, PICKLED, SAFE, shard_names
-from flowloom.storage.base import OnState, StorageSection, open_source
+from flowloom.storage.base import OnState, StorageSection
+from flowloom.storage.open import open_source
 
 ENCODERS = "encoders.json"
 """In the cache's folder: what was at the encoders' paths when they were last hashed."""

@@ -1,9 +1,7 @@
-"""Where images and caches come from: one file a store, one face for all of them."""
+"""The interface of stores, which hold images and caches."""
 
 from __future__ import annotations
 
-import importlib
-import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,35 +26,21 @@ __all__ = [
     "StorageSection",
     "StoreState",
     "Unavailable",
-    "open_named",
-    "open_source",
     "shown",
 ]
-
-STORES = {
-    "": "local",
-    "file": "local",
-    "http": "http",
-    "https": "http",
-    "s3": "s3",
-    "gs": "gcs",
-    "az": "azure",
-}
-"""The module beside this one for each scheme; it has `open_store(url, storage, on_state)`."""
-
 
 _ENDPOINT = re.compile(r"https?://[^@\s]+")
 
 
 def _fit_endpoint(address: str) -> str:
     if not _ENDPOINT.fullmatch(address):
-        # The address is shown without its password, so that only this says what is wrong with it.
+        # Messages show the URL without its password, so this one must say what is wrong.
         raise ValueError("write http(s)://HOST with no name or password in it")
     return address
 
 
 class StorageSection(Section):
-    """How stores are reached. Keys come from the environment (AWS_ACCESS_KEY_ID ...) or a profile file."""
+    """Access to object stores. Keys come from the environment (AWS_ACCESS_KEY_ID ...) or a profile file."""
 
     endpoint: (
         Annotated[
@@ -66,61 +50,61 @@ class StorageSection(Section):
         ]
         | None
     ) = None
-    """S3: address of the store; null: AWS_ENDPOINT_URL, the profile's, or Amazon's own."""
+    """S3: URL of the store; null: AWS_ENDPOINT_URL, that of the profile, or Amazon."""
     region: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] | None = None
-    """S3: region; null: AWS_REGION, the profile's, or us-east-1."""
+    """S3: region; null: AWS_REGION, that of the profile, or us-east-1."""
     addressing: Literal["path", "virtual"] = "path"
-    """S3: bucket in the path of the address, or in the host (then `endpoint` has it too)."""
+    """S3: bucket in the path of the URL, or in the host name (also in `endpoint`)."""
     profile: str | None = None
-    """S3: profile of ~/.aws/credentials; null: keys of the environment, else AWS_PROFILE, else `default`."""
+    """S3: profile in ~/.aws/credentials; null: keys of the environment, AWS_PROFILE, or `default`."""
     anonymous: bool = False
-    """Send no keys: for public buckets."""
+    """Send no keys, for public buckets."""
     connections: Annotated[int, Field(ge=1)] = 64
-    """Requests under way at a time, for each store."""
+    """Maximum number of concurrent requests per store."""
     read_ahead_mib: Annotated[float, Field(gt=0)] = 256.0
-    """Memory for what is read ahead and not yet used."""
+    """Memory for prefetched data."""
     tries: Annotated[int, Field(ge=1)] = 4
-    """How often a read is tried before its store is looked at, and again if that is there."""
+    """Number of attempts of a read before the store is pinged, and again if it responds."""
     timeout_s: Annotated[float, Field(gt=0)] = 20.0
-    """Longest silence of a store before a read is tried again."""
+    """Time without data after which a read is retried."""
     patience_minutes: Annotated[float, Field(ge=0)] = 60.0
-    """How long a store may be down or deny access to everything. Reading waits so long, then the run saves a
-    checkpoint and ends; the rows of a web server that only a dataset names are skipped instead."""
+    """Maximum time to wait for a store that is down or denies all access. Then the run saves a checkpoint and
+    ends; rows with URLs of a web server are skipped instead."""
     cache_dir: str | None = None
-    """Folder on a fast disk that keeps what was read; null: none."""
+    """Folder on a fast disk for copies of data that was read; null: none."""
     cache_gib: Annotated[float, Field(gt=0)] = 50.0
-    """Size of that folder; the longest unused goes first."""
+    """Maximum size of that folder; the least recently used files are deleted first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a store says of one thing it holds."""
+    """Metadata of an object in a store."""
 
     name: str
-    """Below the source's address."""
+    """Relative to the URL of the source."""
     size: int
     """Bytes."""
     etag: str | None
-    """Changes when the content does; null where the store has none."""
+    """Changes with the content; null if the store has none."""
     modified: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class StoreState:
-    """A store went down or came back, or denies access or gives it again."""
+    """A store went down or came back, or started or stopped to deny access."""
 
     store: str
     is_up: bool
     reason: str
-    """Why it counts as down."""
+    """Why it is considered down."""
     seconds: float
-    """How long it was down so far."""
+    """Time since it went down."""
     denies: bool = False
-    """It answers, but gives nothing."""
+    """It responds, but denies access."""
 
     def __str__(self) -> str:
         if self.denies and self.is_up:
-            return f"{self.store} gives access again after {self.seconds:.0f} s."
+            return f"{self.store} grants access again after {self.seconds:.0f} s."
         if self.denies:
             return f"{self.store} denies access ({self.reason}); reading waits until the keys are renewed."
         if self.is_up:
@@ -129,96 +113,55 @@ class StoreState:
 
 
 OnState = Callable[[StoreState], None]
-"""Called from the thread that talks to stores."""
+"""Called from the thread of the event loop."""
 
 
 class Source(Protocol):
-    """Things by name below one address; every method may be called from any thread.
+    """Objects by name below a URL. Thread-safe.
 
     Raises:
         NotFound, Denied, Unavailable, SourceError: from every method.
     """
 
     root: str
-    """The address, fit for messages."""
+    """The URL for messages, without secrets."""
 
     def read(self, name: str) -> bytes:
-        """All of it."""
+        """The content of an object."""
         ...
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start` on; fewer where it ends before."""
+        """`length` bytes from `start`; fewer at the end of the object."""
         ...
 
     def read_buffer(self, name: str, start: int, length: int) -> Buffer:
-        """As `read_range`, for large parts: in the memory of the store's client, not copied."""
+        """As `read_range`, without a copy out of the client's memory, for large parts."""
         ...
 
-    def look(self, name: str) -> Entry:
-        """Its size and etag, without its content."""
+    def stat(self, name: str) -> Entry:
+        """Size and etag of an object."""
         ...
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """All things whose name begins with the folder `prefix`, by name."""
+        """All objects in the folder `prefix`, by name."""
         ...
 
     def write(self, name: str, content: bytes | Path) -> None:
-        """Put `content`, of a file where it is a path, in place of what was there; whole or not at all."""
+        """Write `content`, or the file at that path, atomically."""
         ...
 
     def delete(self, name: str) -> None:
-        """Remove it; nothing happens where it is not there."""
+        """Delete an object, if it exists."""
         ...
 
 
-def open_source(url: str | Path, storage: StorageSection, on_state: OnState | None = None) -> Source:
-    """The source at `url`: a folder, `file://`, `http(s)://host`, `s3://bucket/prefix`, `gs://`, `az://`.
-
-    For addresses that the user gave. `on_state` hears when the store goes down and when it is back;
-    without it the log does. Nothing is asked of the store yet.
-
-    Raises:
-        SourceError: no store is known by this kind of address.
-    """
-    scheme = scheme_of(str(url))
-    if scheme not in STORES:
-        known = ", ".join(f"{name}://" for name in STORES if name)
-        raise SourceError(f"{shown(str(url))}: give a folder, or an address that begins with {known}.")
-    module = importlib.import_module(f"flowloom.storage.{STORES[scheme]}")
-    return module.open_store(str(url), storage, on_state or _log)
-
-
-def open_named(url: str, storage: StorageSection, on_state: OnState | None = None) -> Source:
-    """The source at `url`, an address that a data set names: others may have written it.
-
-    Reading raises Denied where it leads into a private network or to this machine, a cloud's address for its
-    machines' keys among them, unless FLOWLOOM_PRIVATE_HOSTS allows that host. A bucket is reached where
-    `storage` says, so that no row decides about that.
-
-    Raises:
-        SourceError: no store is known by this kind of address, or it is a file's.
-    """
-    scheme = scheme_of(url)
-    if scheme in ("", "file"):
-        raise SourceError(f"{shown(url)}: a data set may not name files outside of its folder.")
-    if STORES.get(scheme) != "http":
-        return open_source(url, storage, on_state)
-    from flowloom.storage import http
-
-    return http.open_store(url, storage, on_state or _log, is_given=False)
-
-
-def _log(state: StoreState) -> None:
-    logging.getLogger(__name__).warning("%s", state)
-
-
 def scheme_of(url: str) -> str:
-    """The part of `url` before ://, in lower case; "" for a path."""
+    """The scheme of `url` in lower case; "" for a path."""
     return url.partition("://")[0].lower() if "://" in url else ""
 
 
 def shown(url: str) -> str:
-    """`url` for people and logs: without the password before @ and the signature after ?."""
+    """`url` for messages and logs, without a password or a signature."""
     safe = printable(url)
-    # The address alone may have spaces, at which one in a sentence would end.
+    # `printable` finds URLs in sentences, which end at a space; this one may contain spaces.
     return safe.partition("?")[0].partition("#")[0] if scheme_of(url).startswith("http") else safe

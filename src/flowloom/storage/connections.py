@@ -28,7 +28,7 @@ class _Secure(HTTPSConnection):
 
 
 def _checked(connection: HTTPConnection, port: int, allowed: Allowed, connect: Any) -> socket.socket:
-    """What `connect` gives for one of the host's addresses, all of which were checked.
+    """A connection to one of the host's addresses, all of which were checked.
 
     The host is resolved once: whoever answers for its name may give another address the second time.
 

@@ -42,7 +42,7 @@ class _Refused(Exception):
 
 @dataclass(frozen=True)
 class Pass:
-    """What one client may reach."""
+    """Hosts that a client may reach."""
 
     port: int
     """Where the proxy listens for it; 0: any."""

@@ -1,4 +1,4 @@
-"""Anything at HTTP(S) addresses, presigned ones too."""
+"""Files at HTTP(S) URLs, including presigned ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.storage.base import OnState, StorageSection, shown
-from flowloom.storage.remote import Answer, Remote, Wanted
+from flowloom.storage.remote import Remote, Request, Response
 from flowloom.storage.ssrf import Allowed
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Http(Remote):
         self._threads = _threads(storage.connections, os.getpid())
         self._pool = _pools(storage.connections, storage.timeout_s, os.getpid(), allowed)
 
-    async def ask(self, wanted: Wanted) -> Answer:
+    async def request(self, wanted: Request) -> Response:
         headers = dict(self._headers)
         if wanted.start is not None and wanted.length is not None:
             headers["Range"] = f"bytes={wanted.start}-{wanted.start + wanted.length - 1}"
@@ -83,7 +83,7 @@ class Http(Remote):
         async def body() -> bytes:
             return await loop.run_in_executor(self._threads, _body, response, wanted, where)
 
-        return Answer(
+        return Response(
             size=int(stated) if stated.isdecimal() else None,
             etag=response.headers.get("ETag"),
             body=body,
@@ -91,7 +91,7 @@ class Http(Remote):
             is_unchanged=response.status == 304,
         )
 
-    async def _knock(self) -> None:
+    async def _ping(self) -> None:
         parts = urlsplit(self._address)
         loop = asyncio.get_running_loop()
         root = f"{parts.scheme}://{parts.netloc}/"
@@ -154,7 +154,7 @@ def _pools(connections: int, timeout_s: float, pid: int, allowed: Allowed) -> Po
 
 
 def _sign_in(url: str) -> dict[str, str]:
-    """What every request says; the name and password of `url` go where no message has them."""
+    """Headers of every request, with the credentials of `url`, which messages must not contain."""
     import urllib3
 
     parts = urlsplit(url)
@@ -166,7 +166,7 @@ def _above_debug(record: logging.LogRecord) -> bool:
     return record.levelno > logging.INFO
 
 
-def _body(response: BaseHTTPResponse, wanted: Wanted, where: str) -> bytes:
+def _body(response: BaseHTTPResponse, wanted: Request, where: str) -> bytes:
     """The body, or the part of it that is wanted where the server gives all.
 
     Raises:
@@ -199,24 +199,24 @@ def _body(response: BaseHTTPResponse, wanted: Wanted, where: str) -> bytes:
 def _refusal(response: BaseHTTPResponse, where: str) -> SourceError:
     status = response.status
     if status in (404, 410):
-        return NotFound(f"{where}: the server answered {status}, nothing is there.")
+        return NotFound(f"{where}: the server returned {status}: not found.")
     if status in (401, 403):
         return Denied(
-            f"{where}: the server answered {status}, access denied. Is the address still valid?",
+            f"{where}: the server returned {status}: access denied. Is the URL still valid?",
             said=str(status),
             is_about_keys=status == 401,
         )
     if status < 500 and status not in TRANSIENT:
-        return SourceError(f"{where}: the server answered {status}.")
+        return SourceError(f"{where}: the server returned {status}.")
     asked = response.headers.get("Retry-After", "")
     after = min(float(asked), LONGEST_RETRY_AFTER_S) if asked.isdecimal() else 0.0
     return Unavailable(
-        f"{where}: the server answered {status}", is_busy=status in (429, 503), retry_after_s=after
+        f"{where}: the server returned {status}", is_busy=status in (429, 503), retry_after_s=after
     )
 
 
 def _fault(error: Exception) -> str:
-    """What went wrong, without the words of the error, which quote the address."""
+    """A description of the error without its own text, which quotes the URL."""
     from urllib3 import exceptions
 
     cause = getattr(error, "reason", None) or error

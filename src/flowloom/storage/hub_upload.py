@@ -29,7 +29,7 @@ FINAL = (400, 401, 403, 404, 413, 422)
 
 @dataclass(frozen=True)
 class Uploaded:
-    """What became of one checkpoint."""
+    """Result of an upload."""
 
     step: int
     url: str | None = None
@@ -38,7 +38,7 @@ class Uploaded:
 
 
 class Uploader:
-    """Uploads checkpoint folders one after the other, in a thread of its own; training never waits for it."""
+    """Uploads checkpoint folders one after the other in a separate thread; training never waits for it."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Uploader:
             error = error.__cause__
         return (
             f"{folder.name} was not uploaded to {self.repo_id}: {str(error).strip() or type(error).__name__} "
-            "It is whole on this machine. Check HF_TOKEN and the network, then upload it by hand: "
+            "It is complete on this machine. Check HF_TOKEN and the network, then upload it by hand: "
             f"hf upload {self.repo_id} CHECKPOINT_DIR {folder.name}"
         )
 

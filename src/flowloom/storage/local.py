@@ -67,7 +67,7 @@ class Folder:
     def read_buffer(self, name: str, start: int, length: int) -> bytes:
         return self.read_range(name, start, length)
 
-    def look(self, name: str) -> Entry:
+    def stat(self, name: str) -> Entry:
         with self._told(name):
             return self._entry(self._at(name))
 

@@ -16,7 +16,7 @@ from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.storage.base import Entry, OnState, StorageSection, shown
 from flowloom.storage.egress import Egress
 from flowloom.storage.egress_proxy import REFUSED, UNREACHED
-from flowloom.storage.remote import PAGE, Answer, Remote, Wanted
+from flowloom.storage.remote import PAGE, Remote, Request, Response
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -111,7 +111,7 @@ class Objects(Remote):
         self.egress = egress
         self._connect = connect
 
-    async def ask(self, wanted: Wanted) -> Answer:
+    async def request(self, wanted: Request) -> Response:
         if wanted.start is not None and wanted.length is not None:
             return await self._ask_range(wanted.name, wanted.start, wanted.start + wanted.length)
         options: Any = {"if_none_match": wanted.etag} if wanted.etag else None
@@ -119,7 +119,7 @@ class Objects(Remote):
             with self._told(wanted.name):
                 got = await self.store.get_async(wanted.name, options=options)
         except _Unchanged:
-            return Answer(0, wanted.etag, _no_body, _nothing, is_unchanged=True)
+            return Response(0, wanted.etag, _no_body, _nothing, is_unchanged=True)
         meta = got.meta
 
         async def body() -> bytes:
@@ -129,32 +129,32 @@ class Objects(Remote):
                 raise Unavailable(f"{self.root}/{wanted.name}: broke off at byte {len(content)}")
             return content
 
-        return Answer(meta["size"], meta["e_tag"], body, _nothing)
+        return Response(meta["size"], meta["e_tag"], body, _nothing)
 
     def read_buffer(self, name: str, start: int, length: int) -> Buffer:
-        return self._patiently(lambda: self._range(name, start, start + length), name)
+        return self._with_retries(lambda: self._range(name, start, start + length), name)
 
     async def _range(self, name: str, start: int, end: int) -> Buffer:
         with self._told(name):
             return await self.store.get_range_async(name, start=start, end=end)
 
-    async def _ask_range(self, name: str, start: int, end: int) -> Answer:
+    async def _ask_range(self, name: str, start: int, end: int) -> Response:
         content = bytes(await self._range(name, start, end))
 
         async def body() -> bytes:
             return content
 
-        return Answer(len(content), None, body, _nothing)
+        return Response(len(content), None, body, _nothing)
 
-    async def _knock(self) -> None:
+    async def _ping(self) -> None:
         try:
-            await self._look("is-anybody-there")
+            await self._stat("is-anybody-there")
         except Unavailable:
             raise
         except SourceError:
             return
 
-    async def _knock_at_listing(self) -> None:
+    async def _ping_listing(self) -> None:
         await anext(self._pages("", None), None)
 
     def _renew_keys(self) -> None:
@@ -164,7 +164,7 @@ class Objects(Remote):
         with suppress(BaseError, SourceError, OSError, ValueError):
             self.store = self._connect()
 
-    async def _look(self, name: str) -> Entry:
+    async def _stat(self, name: str) -> Entry:
         try:
             with self._told(name):
                 return _entry(await self.store.head_async(name))
@@ -213,7 +213,7 @@ class Objects(Remote):
 
 
 class _Unexplained(SourceError):
-    """The store answered 400 to HEAD, which has no body to say why: expired keys are one reason."""
+    """The store returned 400 to HEAD, which has no body with a reason; expired keys are one."""
 
 
 class _Unchanged(SourceError):
@@ -221,7 +221,7 @@ class _Unchanged(SourceError):
 
 
 def translated(error: Exception, where: str) -> SourceError:
-    """What `error` of obstore means, without its text, which may hold signatures."""
+    """The error for an error of obstore, without its text, which may contain signatures."""
     from obstore import exceptions
 
     text = str(error)

@@ -1,4 +1,4 @@
-"""What all stores over the network have in common: one event loop, patience, plain methods."""
+"""Common base of stores on the network: one event loop, retries, synchronous methods."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from typing_extensions import Buffer
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.storage.base import Entry, OnState, StorageSection
-from flowloom.storage.retry import Gate
+from flowloom.storage.retry import CircuitBreaker
 
 T = TypeVar("T")
 PAGE = 1000
-"""Names asked for at a time in a listing."""
+"""Names per page of a listing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The head of a store's answer; its body is still to be read."""
+class Response:
+    """The headers of a response; its body is not read yet."""
 
     size: int | None
-    """Bytes; null where the store does not say."""
+    """Bytes; None if the store does not say."""
     etag: str | None
     body: Callable[[], Awaitable[bytes]]
     drop: Callable[[], None]
-    """Leave the body unread."""
+    """Discard the body."""
     is_unchanged: bool = False
-    """Whether the content is still that of the given etag; then there is no body."""
+    """True if the content still has the given etag; then there is no body."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is asked of a store."""
+class Request:
+    """A read of an object or a part of it."""
 
     name: str
     start: int | None = None
     length: int | None = None
     etag: str | None = None
-    """Ask for the content only if it is another than this."""
+    """Return the content only if it has another etag."""
 
 
 class Remote:
-    """A `Source` over the network. A store's own file gives the five methods with an underscore."""
+    """A `Source` on the network. Subclasses implement the methods with an underscore."""
 
     def __init__(
         self,
@@ -60,32 +60,34 @@ class Remote:
     ):
         self.root = root.rstrip("/")
         self.storage = storage
-        self.gate = Gate(self.root, storage, on_state, self._knock, self._knock_at, is_trusted, is_guarded)
+        self.breaker = CircuitBreaker(
+            self.root, storage, on_state, self._ping, self._ping_object, is_trusted, is_guarded
+        )
 
-    async def ask(self, wanted: Wanted) -> Answer:
-        """One request, not tried again: for use within `gate.patiently`."""
+    async def request(self, wanted: Request) -> Response:
+        """Send one request without retries, for use in `breaker.with_retries`."""
         raise NotImplementedError
 
-    async def _knock(self) -> None:
-        """Return if the store is there, whatever it answers; else raise Unavailable."""
+    async def _ping(self) -> None:
+        """Return if the store responds in any way; otherwise raise Unavailable."""
         raise NotImplementedError
 
-    async def _knock_at(self, name: str) -> None:
-        """Return if the store gives `name`, with keys read again; else raise Denied or Unavailable."""
+    async def _ping_object(self, name: str) -> None:
+        """Return if the store gives `name`, with keys read again; otherwise raise Denied or Unavailable."""
         self._renew_keys()
         try:
-            await (self._body(Wanted(name, 0, 1)) if name else self._knock_at_listing())
+            await (self._body(Request(name, 0, 1)) if name else self._ping_listing())
         except (Denied, Unavailable):
             raise
         except SourceError:
-            return  # such as NotFound: an answer for those who are let in
+            return  # such as NotFound, which needs access
 
-    async def _knock_at_listing(self) -> None:
-        """Return if the store can be listed, or what a web server has in place of a listing can be read."""
-        await self._body(Wanted("", 0, 1))
+    async def _ping_listing(self) -> None:
+        """Return if the store can be listed, or for a web server its root can be read."""
+        await self._body(Request("", 0, 1))
 
     def _renew_keys(self) -> None:
-        """Read the keys again, where others may have renewed them."""
+        """Read the keys again, as they may have been renewed."""
 
     def _pages(self, prefix: str, after: str | None) -> AsyncIterator[list[Entry]]:  # noqa: ARG002
         raise SourceError(f"{self.root}/{prefix}: this kind of store cannot be listed.")
@@ -97,16 +99,16 @@ class Remote:
         raise SourceError(f"{self.root}/{name}: nothing can be deleted in this kind of store.")
 
     def read(self, name: str) -> bytes:
-        return self._patiently(lambda: self._body(Wanted(name)), name)
+        return self._with_retries(lambda: self._body(Request(name)), name)
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        return self._patiently(lambda: self._body(Wanted(name, start, length)), name) if length else b""
+        return self._with_retries(lambda: self._body(Request(name, start, length)), name) if length else b""
 
     def read_buffer(self, name: str, start: int, length: int) -> Buffer:
         return self.read_range(name, start, length)
 
-    def look(self, name: str) -> Entry:
-        return self._patiently(lambda: self._look(name), name)
+    def stat(self, name: str) -> Entry:
+        return self._with_retries(lambda: self._stat(name), name)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         pages: AsyncIterator[list[Entry]] | None = None
@@ -121,39 +123,39 @@ class Remote:
                 pages = None  # a listing that broke off is taken up after the last name
                 raise
 
-        while (page := self._patiently(turn, "")) is not None:
+        while (page := self._with_retries(turn, "")) is not None:
             yield from page
             after = page[-1].name if page else after
 
     def write(self, name: str, content: bytes | Path) -> None:
         if isinstance(content, Path) and not content.is_file():
             raise SourceError(f"{content}: no such file to write to {self.root}/{name}.")
-        self._patiently(lambda: self._put(name, content), name)
+        self._with_retries(lambda: self._put(name, content), name)
 
     def delete(self, name: str) -> None:
         try:
-            self._patiently(lambda: self._remove(name), name)
+            self._with_retries(lambda: self._remove(name), name)
         except NotFound:
             return
         finally:
-            self.gate.forget(name)
+            self.breaker.forget(name)
 
-    async def _look(self, name: str) -> Entry:
-        answer = await self.ask(Wanted(name))
+    async def _stat(self, name: str) -> Entry:
+        answer = await self.request(Request(name))
         answer.drop()
         if answer.size is None:
             raise SourceError(f"{self.root}/{name}: the server does not say its size.")
         return Entry(name, answer.size, answer.etag, None)
 
-    async def _body(self, wanted: Wanted) -> bytes:
-        return await (await self.ask(wanted)).body()
+    async def _body(self, wanted: Request) -> bytes:
+        return await (await self.request(wanted)).body()
 
-    def _patiently(self, attempt: Callable[[], Awaitable[T]], name: str | None = None) -> T:
-        return run(self.gate.patiently(attempt, name))
+    def _with_retries(self, attempt: Callable[[], Awaitable[T]], name: str | None = None) -> T:
+        return run(self.breaker.with_retries(attempt, name))
 
 
 class _Loops:
-    """The one event loop of this process, in a thread of its own."""
+    """The event loop of this process, in a separate thread."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None

@@ -1,4 +1,4 @@
-"""Patience with a store: retries with backoff and jitter, and a circuit breaker while it is down."""
+"""Retries with backoff and jitter, and a circuit breaker for stores that are down."""
 
 from __future__ import annotations
 
@@ -20,49 +20,46 @@ LONGEST_PROBE_PAUSE_S = 15.0
 
 
 @dataclass
-class Gate:
-    """All requests to one store pass here. Used on the sources' event loop only.
+class CircuitBreaker:
+    """Sends all requests to one store. Used only on the event loop of the stores.
 
-    A request that fails `tries` times asks whether the store is there at all. If it is, the request is tried
-    as often again, since the store may have come back just now; then that one thing is at fault, and its
-    reader is told so. If it is not, everything waits, one request at a time looks whether it
-    is back, and all go on where they were.
+    After `tries` failures of a request, the store is pinged. If it responds, the request is tried as often
+    again, because the store may have just come back; then the error concerns this object and is raised. If
+    the store does not respond, all requests wait while one at a time pings it, and continue when it is back.
 
-    A denial may concern one object, or the keys. Something that was read before is asked for again: if that
-    is denied too, everything waits in the same way until it is not. The keys are read again for each look.
+    A denial may concern one object or the keys. An object that was read before is requested again: if that is
+    denied too, all requests wait in the same way. The keys are read again for each ping.
     """
 
     store: str
-    """Its name in messages."""
+    """Name of the store in messages."""
     storage: StorageSection
     on_state: OnState
-    knock: Callable[[], Awaitable[None]]
+    ping: Callable[[], Awaitable[None]]
     """A cheap request that raises Unavailable while the store is down."""
-    knock_at: Callable[[str], Awaitable[None]]
-    """A request, with keys read again, for something by name, "" for the listing; raises Denied, or
-    Unavailable."""
+    ping_object: Callable[[str], Awaitable[None]]
+    """A request for an object ("" for the listing), with keys read again; raises Denied or Unavailable."""
     is_trusted: bool
-    """Whether it is waited for though it never answered yet: any host of a list of URLs may be long gone."""
+    """True to wait for it even if it never responded; a host in a list of URLs may no longer exist."""
     is_guarded: bool
-    """Whether keys or permissions apply to it as a whole. Otherwise each denial concerns one thing."""
+    """True if keys apply to the whole store; otherwise each denial concerns one object."""
     slots: asyncio.Semaphore = field(init=False)
     _probe: asyncio.Task[None] | None = None
-    _lets_in: bool = False
-    """Whether it gave something, and did not deny everything for too long since."""
+    _grants_access: bool = False
+    """True after a successful read, until it denies all access for too long."""
     _known: str | None = None
-    """Something that it gave, the listing where that is all it gave."""
+    """An object that was read, or the listing if nothing else was."""
 
     def __post_init__(self) -> None:
         self.slots = asyncio.Semaphore(self.storage.connections)
 
-    async def patiently(self, attempt: Callable[[], Awaitable[T]], name: str | None = None) -> T:
-        """What `attempt` gives, tried again after passing faults; `name` is what it reads or writes,
-        "" for the listing.
+    async def with_retries(self, attempt: Callable[[], Awaitable[T]], name: str | None = None) -> T:
+        """The result of `attempt`, retried after temporary errors; `name` is its object, "" for the listing.
 
         Raises:
-            Unavailable: the fault stays while the store is there.
-            StoreDown, StoreDenied: the store as a whole gave nothing, for too long.
-            SourceError: the store gave an answer that another try does not change.
+            Unavailable: the error persists although the store responds.
+            StoreDown, StoreDenied: the whole store was unavailable for too long.
+            SourceError: an error that a retry does not change.
         """
         until = time.monotonic() + 60 * self.storage.patience_minutes
         failures = denials = 0
@@ -81,13 +78,13 @@ class Gate:
                 is_last = failures >= 2 * self.storage.tries and (
                     not fault.is_busy or time.monotonic() > until
                 )
-                if await self._was_down(fault, is_last):
+                if await self._wait_if_down(fault, is_last):
                     failures = 0
             pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failures - 1, 16))
             await asyncio.sleep(max(pause * random.uniform(0.5, 1.0), fault.retry_after_s))
 
     async def _once(self, attempt: Callable[[], Awaitable[T]], name: str | None) -> T:
-        """What `attempt` gives; what its answer says of the store is noted."""
+        """The result of `attempt`; updates the state of the store."""
         async with self.slots:
             try:
                 result = await attempt()
@@ -95,51 +92,51 @@ class Gate:
                 raise
             except SourceError as error:
                 self.is_trusted = True
-                self._lets_in |= isinstance(error, NotFound)
+                self._grants_access |= isinstance(error, NotFound)
                 raise
-        self.is_trusted = self._lets_in = True
+        self.is_trusted = self._grants_access = True
         if name or self._known is None:
             self._known = name
         return result
 
     def forget(self, name: str) -> None:
-        """`name` was deleted: of what is not there, a store may not say so."""
+        """`name` was deleted; a store may deny access to an object that does not exist."""
         self._known = None if self._known == name else self._known
 
     async def _after_denial(self, denied: Denied, name: str | None, denials: int) -> int:
-        """Returns when another try makes sense, with how many denials in a row count so far.
+        """Wait until a retry makes sense; the number of denials in a row.
 
         Raises:
-            Denied: this one request is denied, others are not.
-            StoreDenied: all are.
+            Denied: only this request is denied.
+            StoreDenied: all requests are denied.
         """
         if not self.is_guarded or not denied.said:
             raise denied
-        if not self._lets_in:
+        if not self._grants_access:
             if denied.is_about_keys or denials >= self.storage.tries:
                 raise StoreDenied(str(denied), said=denied.said) from denied
-            # Of many that are read at a time, the first one may be the only one that is denied.
+            # Of many concurrent reads, only the first may be denied.
             await asyncio.sleep(FIRST_PAUSE_S * 2 ** (denials - 1))
             return denials
         known = name if self._known is None and denied.is_about_keys else self._known
-        if known is not None and await self._denied_all(known):
+        if known is not None and await self._wait_if_denied(known):
             return 0
-        # The keys have been read again: only what is denied with these, too, is denied.
+        # The keys have been read again: raise only if these are denied too.
         if denials > 1 or known is None:
             raise denied
         return denials
 
-    async def _denied_all(self, known: str) -> bool:
-        """Whether the store denied what it gave before; returns when it gives that again."""
-        knock = partial(self.knock_at, known)
+    async def _wait_if_denied(self, known: str) -> bool:
+        """True if the store denied an object that it gave before, after waiting until it gives it again."""
+        ping = partial(self.ping_object, known)
         for _ in range(self.storage.tries):
             if self._probe:
                 break
             try:
-                await knock()
+                await ping()
                 break
             except Denied as error:
-                self._begin_to_wait(knock, error)
+                self._start_waiting(ping, error)
             except Unavailable:
                 await asyncio.sleep(FIRST_PAUSE_S)
         if self._probe is None:
@@ -147,24 +144,24 @@ class Gate:
         await asyncio.shield(self._probe)
         return True
 
-    def _begin_to_wait(self, knock: Callable[[], Awaitable[None]], fault: SourceError) -> None:
+    def _start_waiting(self, ping: Callable[[], Awaitable[None]], fault: SourceError) -> None:
         if self._probe is None:
-            self._probe = asyncio.create_task(self._wait_until_back(knock, fault))
+            self._probe = asyncio.create_task(self._wait_until_back(ping, fault))
 
-    async def _was_down(self, fault: Unavailable, is_last: bool) -> bool:
-        """Whether the store is to blame; returns when it is there.
+    async def _wait_if_down(self, fault: Unavailable, is_last: bool) -> bool:
+        """True if the store was down, after waiting until it is back.
 
         Raises:
-            Unavailable: another try makes no sense, as the store is there and `is_last`, or never answered.
-            StoreDown: the same of a store that never answered and that the user gave.
+            Unavailable: no retry, because the store responds and `is_last`, or it never responded.
+            StoreDown: it never responded, and its URL is from the user.
         """
         if not self.is_trusted:
             raise StoreDown(str(fault)) if self.is_guarded else fault
         if self._probe is None:
             try:
-                await self.knock()
+                await self.ping()
             except Unavailable as error:
-                self._begin_to_wait(self.knock, error)
+                self._start_waiting(self.ping, error)
         if self._probe:
             await asyncio.shield(self._probe)
             return True
@@ -172,7 +169,7 @@ class Gate:
             raise fault
         return False
 
-    async def _wait_until_back(self, knock: Callable[[], Awaitable[None]], fault: SourceError) -> None:
+    async def _wait_until_back(self, ping: Callable[[], Awaitable[None]], fault: SourceError) -> None:
         start = time.monotonic()
         patience_s = 60 * self.storage.patience_minutes
         denies = isinstance(fault, Denied)
@@ -185,18 +182,18 @@ class Gate:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(LONGEST_PROBE_PAUSE_S, 2 * pause)
                 try:
-                    await knock()
+                    await ping()
                 except (Unavailable, Denied):
                     continue
                 self.on_state(StoreState(self.store, True, reason, time.monotonic() - start, denies))
                 return
         finally:
             self._probe = None
-        # From now on reads fail after their tries, until one succeeds.
+        # From now on, reads fail after their attempts until one succeeds.
         raise self._denied_for_long(reason) if denies else self._down_for_long(reason)
 
     def _denied_for_long(self, reason: str) -> SourceError:
-        self._lets_in, self._known = False, None
+        self._grants_access, self._known = False, None
         minutes = self.storage.patience_minutes
         waited = f" for {minutes:g} minutes" if minutes else ""
         return StoreDenied(

@@ -100,7 +100,7 @@ def read_profile(name: str) -> dict[str, str]:
 
 
 def credential(name: str) -> S3Credential:
-    """The keys of a profile, read anew.
+    """The keys of a profile, read again.
 
     Raises:
         Denied: it has none.

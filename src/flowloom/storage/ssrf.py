@@ -50,7 +50,7 @@ stays so, or whoever answers for it could lead us into the network later on."""
 
 @dataclass(frozen=True)
 class Allowed:
-    """What may be reached beside public addresses."""
+    """Hosts and networks that may be reached in addition to public addresses."""
 
     names: frozenset[str] = frozenset()
     networks: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
@@ -59,7 +59,7 @@ class Allowed:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Allowed:
-        """What FLOWLOOM_PRIVATE_HOSTS says, and the hub that HF_ENDPOINT names."""
+        """From FLOWLOOM_PRIVATE_HOSTS and HF_ENDPOINT."""
         names, networks = set[str](), []
         for word in environ.get(VARIABLE, "").replace(",", " ").split():
             try:
@@ -89,7 +89,7 @@ class Allowed:
         return replace(self, given=self.given | {(_plain(host), each) for each in ports})
 
     def holds(self, host: str, address: Address, port: int = 0) -> bool:
-        """Whether `address` of `host` was allowed by name or by number, or given with this port."""
+        """True if `address` of `host` was allowed by name or by number, or given with this port."""
         if _plain(host) in self.names or any(address in network for network in self.networks):
             return True
         return (_plain(host), port) in self.given and _first_answers.get(_plain(host), True)

@@ -128,7 +128,7 @@ class FormTask(Task, Generic[Config]):
 
 @dataclass(kw_only=True)
 class FunctionTask(FormTask[Config]):
-    """A task whose body is a Python function, called in a process of its own (tasks/__main__.py)."""
+    """A task whose body is a Python function, called in a separate process (tasks/__main__.py)."""
 
     body: Callable[[Config, Progress], None]
     """Called again on the same run directory, it continues. Imports heavy packages itself."""

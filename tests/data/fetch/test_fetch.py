@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from flowloom.data.fetch.fetcher import Fetcher
 from flowloom.data.fetch.memory_budget import MemoryBudget
 from flowloom.errors import Denied, ImageError, SourceError
-from flowloom.storage.base import StorageSection, StoreState, open_source
+from flowloom.storage.base import StorageSection, StoreState
+from flowloom.storage.open import open_source
 from tests.fakes.faulty import FAULTS, Faulty
 from tests.fakes.files import Files
 
@@ -176,7 +177,7 @@ def test_no_row_reads_what_only_this_machine_may_see(address: str, files: Files)
         with pytest.raises(Denied, match="set FLOWLOOM_PRIVATE_HOSTS="):
             fetcher.fetch(address.format(port=files.server_port), True, "").result(20)
         with pytest.raises(Denied):
-            fetcher.look(address.format(port=files.server_port), True, "")
+            fetcher.stat(address.format(port=files.server_port), True, "")
     assert files.requests == []
 
 

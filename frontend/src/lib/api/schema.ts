@@ -3761,76 +3761,76 @@ export interface components {
         };
         /**
          * StorageSection
-         * @description How stores are reached. Keys come from the environment (AWS_ACCESS_KEY_ID ...) or a profile file.
+         * @description Access to object stores. Keys come from the environment (AWS_ACCESS_KEY_ID ...) or a profile file.
          */
         StorageSection: {
             /**
              * Addressing
-             * @description S3: bucket in the path of the address, or in the host (then `endpoint` has it too).
+             * @description S3: bucket in the path of the URL, or in the host name (also in `endpoint`).
              * @default path
              * @enum {string}
              */
             addressing?: "path" | "virtual";
             /**
              * Anonymous
-             * @description Send no keys: for public buckets.
+             * @description Send no keys, for public buckets.
              * @default false
              */
             anonymous?: boolean;
             /**
              * Cache Dir
-             * @description Folder on a fast disk that keeps what was read; null: none.
+             * @description Folder on a fast disk for copies of data that was read; null: none.
              */
             cache_dir?: string | null;
             /**
              * Cache Gib
-             * @description Size of that folder; the longest unused goes first.
+             * @description Maximum size of that folder; the least recently used files are deleted first.
              * @default 50
              */
             cache_gib?: number;
             /**
              * Connections
-             * @description Requests under way at a time, for each store.
+             * @description Maximum number of concurrent requests per store.
              * @default 64
              */
             connections?: number;
             /**
              * Endpoint
-             * @description S3: address of the store; null: AWS_ENDPOINT_URL, the profile's, or Amazon's own.
+             * @description S3: URL of the store; null: AWS_ENDPOINT_URL, that of the profile, or Amazon.
              */
             endpoint?: string | null;
             /**
              * Patience Minutes
-             * @description How long a store may be down or deny access to everything. Reading waits so long, then the run saves a
-             *     checkpoint and ends; the rows of a web server that only a dataset names are skipped instead.
+             * @description Maximum time to wait for a store that is down or denies all access. Then the run saves a checkpoint and
+             *     ends; rows with URLs of a web server are skipped instead.
              * @default 60
              */
             patience_minutes?: number;
             /**
              * Profile
-             * @description S3: profile of ~/.aws/credentials; null: keys of the environment, else AWS_PROFILE, else `default`.
+             * @description S3: profile in ~/.aws/credentials; null: keys of the environment, AWS_PROFILE, or `default`.
              */
             profile?: string | null;
             /**
              * Read Ahead Mib
-             * @description Memory for what is read ahead and not yet used.
+             * @description Memory for prefetched data.
              * @default 256
              */
             read_ahead_mib?: number;
             /**
              * Region
-             * @description S3: region; null: AWS_REGION, the profile's, or us-east-1.
+             * @description S3: region; null: AWS_REGION, that of the profile, or us-east-1.
              */
             region?: string | null;
             /**
              * Timeout S
-             * @description Longest silence of a store before a read is tried again.
+             * @description Time without data after which a read is retried.
              * @default 20
              */
             timeout_s?: number;
             /**
              * Tries
-             * @description How often a read is tried before its store is looked at, and again if that is there.
+             * @description Number of attempts of a read before the store is pinged, and again if it responds.
              * @default 4
              */
             tries?: number;

@@ -14,17 +14,10 @@ from typing import TypeVar
 from flowloom.data.fetch.disk_cache import DiskCache, Kept
 from flowloom.data.fetch.memory_budget import MemoryBudget
 from flowloom.errors import ImageError, SourceError
-from flowloom.storage.base import (
-    Entry,
-    OnState,
-    StorageSection,
-    open_named,
-    open_source,
-    scheme_of,
-    shown,
-)
+from flowloom.storage.base import Entry, OnState, StorageSection, scheme_of, shown
 from flowloom.storage.local import Folder, find_image
-from flowloom.storage.remote import Remote, Wanted, event_loop
+from flowloom.storage.open import open_named, open_source
+from flowloom.storage.remote import Remote, Request, event_loop
 
 T = TypeVar("T")
 MAX_BYTES = 256 * 2**20
@@ -127,7 +120,7 @@ class Fetcher:
             self._loop.call_soon_threadsafe(self._start, fetch, address)
         return fetch
 
-    def look(self, row_name: str, is_url_based: bool, folder: str | Path) -> Entry:
+    def stat(self, row_name: str, is_url_based: bool, folder: str | Path) -> Entry:
         """What a store says of the image that a row names.
 
         Raises:
@@ -136,7 +129,7 @@ class Fetcher:
         address = self._address(row_name, is_url_based, folder)
         if isinstance(address, Path):
             raise SourceError(f"{row_name}: lies in a folder, which no store speaks for.")
-        return address.source.look(address.name)
+        return address.source.stat(address.name)
 
     def want(self, fetch: Fetch) -> None:
         """Somebody waits for `fetch`."""
@@ -207,7 +200,7 @@ class Fetcher:
         await self.ahead.reserve(fetch)
         if fetch.cancelled():
             return b""
-        kept = await self._look(address)
+        kept = await self._stat(address)
         if kept and kept.compared_ns > self._started_ns:
             await self.ahead.reserve(fetch, kept.size)
             content = await self._read_kept(address, kept)
@@ -216,15 +209,15 @@ class Fetcher:
             kept = None
         while True:
             try:
-                gate = address.source.gate
-                return await gate.patiently(lambda: self._ask(fetch, address, kept), address.name)
+                breaker = address.source.breaker
+                return await breaker.with_retries(lambda: self._ask(fetch, address, kept), address.name)
             except _DoesNotFit as told:
                 # Not within the request: whoever waits for memory must not hold a connection.
                 await self.ahead.reserve(fetch, told.size)
 
     async def _ask(self, fetch: Fetch, address: _Address, kept: Kept | None) -> bytes:
         """One request, answered by the disk where the content is still that of `kept`."""
-        answer = await address.source.ask(Wanted(address.name, etag=kept.etag if kept else None))
+        answer = await address.source.request(Request(address.name, etag=kept.etag if kept else None))
         size = kept.size if answer.is_unchanged and kept else answer.size or 0
         if size > MAX_BYTES:
             answer.drop()
@@ -242,7 +235,7 @@ class Fetcher:
         await self._keep(address, answer.etag, content)
         return content
 
-    async def _look(self, address: _Address) -> Kept | None:
+    async def _stat(self, address: _Address) -> Kept | None:
         cache = self.cache
         return await self._on_disk(lambda: cache.look(str(address))) if cache else None
 

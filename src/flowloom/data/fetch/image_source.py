@@ -59,7 +59,7 @@ class ImageSource:
             StoreDenied, StoreDown: as `get`.
         """
         try:
-            return self._fetcher.look(row.filename, row.is_url_based, folder)
+            return self._fetcher.stat(row.filename, row.is_url_based, folder)
         except (StoreDenied, StoreDown):
             raise
         except SourceError as error:

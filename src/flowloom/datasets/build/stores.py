@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from flowloom.storage.base import StorageSection, open_named, open_source
+from flowloom.storage.base import StorageSection
+from flowloom.storage.open import open_named, open_source
 
 
 class Entry(Protocol):

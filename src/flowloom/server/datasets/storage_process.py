@@ -32,7 +32,8 @@ from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.server.datasets.captions import NO_CAPTION, SUFFIXES, Caption, is_tags, parsed, version_of
 from flowloom.server.datasets.scan import Row, folded
 from flowloom.server.endpoints import unfit_endpoint
-from flowloom.storage.base import Entry, Source, StorageSection, open_source
+from flowloom.storage.base import Entry, Source, StorageSection
+from flowloom.storage.open import open_source
 from flowloom.storage.ssrf import Allowed, connect
 
 PATIENCE_S = 5.0

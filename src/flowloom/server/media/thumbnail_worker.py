@@ -12,7 +12,8 @@ from typing import Any
 
 from flowloom.errors import ImageError, SourceError
 from flowloom.server.endpoints import unfit_endpoint
-from flowloom.storage.base import Source, StorageSection, open_source
+from flowloom.storage.base import Source, StorageSection
+from flowloom.storage.open import open_source
 
 MEMORY_BYTES = 6 * 2**30
 MAX_MEGAPIXELS = 200.0
@@ -58,7 +59,7 @@ class Stores:
                 raise SourceError(reason)
             self._open[key] = open_source(work["url"], storage)
         store = self._open[key]
-        if store.look(work["source"]).size > MAX_BYTES:
+        if store.stat(work["source"]).size > MAX_BYTES:
             raise SourceError(f"it has more than {MAX_BYTES:,} bytes")
         return store.read(work["source"])
 

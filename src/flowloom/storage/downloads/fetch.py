@@ -1,4 +1,4 @@
-"""A file, fetched whole or not at all: resumed after every break, checked, and only then given its name.
+"""Download a file completely or not at all: resumed after each error, verified, and only then renamed.
 
 What is there so far lies in NAME.part, and what it is a part of in NAME.part.json.
 """
@@ -47,16 +47,16 @@ class Watch:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that is here."""
+    """A downloaded file."""
 
     sha256: str
     size: int
     is_checked: bool
-    """Whether somebody had said what its sha256 must be."""
+    """True if its expected SHA-256 was known."""
 
 
 def fetch(asker: Asker, url: str, target: Path, watch: Watch, sha256: str | None = None) -> Fetched:
-    """Bring what is at `url` to `target`, in place of what may be there.
+    """Download `url` to `target`, replacing an existing file.
 
     Args:
         sha256: what it must be, in lower case; the hub tells it by itself.
@@ -89,7 +89,7 @@ def fetch(asker: Asker, url: str, target: Path, watch: Watch, sha256: str | None
 
 
 def facts_of(asker: Asker, url: str, watch: Watch) -> Facts:
-    """What is told of the file at `url`, without fetching it.
+    """Metadata of the file at `url`, without a download.
 
     Raises:
         SourceError: as `fetch`.
@@ -100,17 +100,17 @@ def facts_of(asker: Asker, url: str, watch: Watch) -> Facts:
         response.close()
         return facts
 
-    return _patiently(attempt, lambda: 0, watch)
+    return _with_retries(attempt, lambda: 0, watch)
 
 
 def unfinished_size(target: Path) -> int:
-    """Bytes of `target` that lie here from a download that was broken off."""
+    """Bytes of `target` from an incomplete download."""
     part = _Part(target).path
     return part.stat().st_size if part.exists() else 0
 
 
 def already_there(facts: Facts, target: Path, watch: Watch) -> str | None:
-    """The SHA-256 of `target`, if that is the file that `facts` tell of; else None."""
+    """The SHA-256 of `target` if it is the file described by `facts`; otherwise None."""
     size, etag = target.stat().st_size, (facts.validator or "").strip('"')
     if facts.size not in (None, size):
         return None
@@ -136,7 +136,7 @@ class _Part:
         return self.path.stat().st_size
 
     def read_note(self, url: str) -> Facts:
-        """What the unfinished file is a part of; nothing, if of something else."""
+        """Metadata of the incomplete file; empty if it belongs to another URL."""
         try:
             content = json.loads(self.note.read_bytes())
             return Facts(**content["facts"]) if content["url"] == url else Facts()
@@ -164,12 +164,12 @@ def _hold(file: IO[bytes], target: Path) -> None:
 
 
 def _fill(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch) -> Facts:
-    """Fetch what is lacking, through as many breaks as bring something in between."""
-    return _patiently(lambda: _attempt(asker, url, part, file, watch), part.size, watch)
+    """Download the missing bytes, with retries as long as some bytes arrive in between."""
+    return _with_retries(lambda: _attempt(asker, url, part, file, watch), part.size, watch)
 
 
-def _patiently(attempt: Callable[[], Facts], have: Callable[[], int], watch: Watch) -> Facts:
-    """What `attempt` gives, tried again after passing faults, as long as some of them bring bytes."""
+def _with_retries(attempt: Callable[[], Facts], have: Callable[[], int], watch: Watch) -> Facts:
+    """The result of `attempt`, retried after temporary errors as long as some of them bring bytes."""
     failures = 0
     while True:
         before = have()
@@ -179,7 +179,7 @@ def _patiently(attempt: Callable[[], Facts], have: Callable[[], int], watch: Wat
             failures = 1 if have() > before else failures + 1
             if failures > len(WAITS):
                 raise SourceError(
-                    f"{error} Tried {failures} times; resume the run to go on later."
+                    f"{error} Tried {failures} times; resume the run to continue later."
                 ) from error
             _pause(max(WAITS[failures - 1] * random.uniform(0.7, 1.3), error.retry_after_s), watch)
 
@@ -192,7 +192,7 @@ def _pause(seconds: float, watch: Watch) -> None:
 
 
 def _attempt(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch) -> Facts:
-    """One connection's worth.
+    """Download over one connection.
 
     Raises:
         Unavailable: it broke off; what came is kept.
@@ -216,7 +216,7 @@ def _attempt(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch)
 
 
 def _range(noted: Facts, have: int) -> dict[str, str]:
-    """What asks for the rest: only where it is sure to be of the same file."""
+    """Headers that request the rest, if it is certain to be of the same file."""
     if not have:
         return {}
     if noted.sha256:
@@ -225,7 +225,7 @@ def _range(noted: Facts, have: int) -> dict[str, str]:
 
 
 def _continues(response: BaseHTTPResponse, noted: Facts, facts: Facts, have: int) -> bool:
-    """Whether the answer goes on where the unfinished file ends."""
+    """True if the response continues at the end of the incomplete file."""
     if response.status != 206:
         return False
     starts = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
@@ -250,7 +250,7 @@ def _check_kind(url: str, target: Path, response: BaseHTTPResponse) -> None:
 
 
 def check_room(target: Path, to_come: int) -> None:
-    """Whether `to_come` bytes have room beside `target`.
+    """True if `to_come` bytes fit on the disk of `target`.
 
     Raises:
         DiskFullError: they have not.
@@ -266,7 +266,7 @@ def check_room(target: Path, to_come: int) -> None:
 def _pour(
     response: BaseHTTPResponse, file: IO[bytes], have: int, facts: Facts, watch: Watch, url: str
 ) -> int:
-    """Write the body behind what is here; the size of it all."""
+    """Append the body to the incomplete file; the total size."""
     from urllib3.exceptions import HTTPError
 
     size = have

@@ -1,4 +1,4 @@
-"""What a repository of the Hugging Face hub holds: its tree, page after page."""
+"""Files of a repository on the Hugging Face hub, page by page."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _page(asker: Asker, url: str) -> tuple[list[dict[str, Any]], str]:
         raise SourceError(f"{shown(url)}: it answered no list of files. Is HF_ENDPOINT right?")
     following = urljoin(url, following) if following else ""
     if following and origin_of(following) != origin_of(asker.hub):
-        raise SourceError(f"{shown(url)}: its list goes on at another host, {shown(following)}.")
+        raise SourceError(f"{shown(url)}: its list continues at another host, {shown(following)}.")
     return [entry for entry in content if isinstance(entry, dict)], following
 
 

@@ -19,7 +19,7 @@ REDIRECTS = 8
 TIMEOUT_S = 60.0
 CONNECT_S = 15.0
 _KEPT = "%/?:@!$&'()*+,;=~[]"
-"""What an address may hold as it is; the rest, spaces and letters with accents, is written in numbers."""
+"""Characters that stay in a URL; others, such as spaces and letters with accents, are percent-encoded."""
 _MOVED = (301, 302, 303, 307, 308)
 _PASSING = (408, 425, 429)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -45,7 +45,7 @@ class Asker:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is told of a file before it is there."""
+    """Metadata of a file before its download."""
 
     size: int | None = None
     """Bytes of the whole file."""
@@ -118,7 +118,7 @@ def _pool(scheme: str, host: str, address: str, port: int) -> HTTPConnectionPool
 
 
 def _from_hub(asker: Asker, url: str, response: BaseHTTPResponse, facts: Facts) -> Facts:
-    """What the hub says of a large file as it sends us on to where it lies."""
+    """Metadata of a large file from the hub's redirect."""
     if origin_of(url) != origin_of(asker.hub):
         return facts
     told = response.headers
@@ -143,19 +143,19 @@ def _completed(response: BaseHTTPResponse, facts: Facts) -> Facts:
 def _refusal(asker: Asker, url: str, response: BaseHTTPResponse) -> SourceError:
     status, where = response.status, shown(url)
     if status in (404, 410):
-        return NotFound(f"{where}: the server answered {status}, nothing is there. Correct the address.")
+        return NotFound(f"{where}: the server returned {status}: not found. Correct the URL.")
     if status in (401, 403):
-        return Denied(f"{where}: the server answered {status}, access denied. {_way_in(asker, url)}")
+        return Denied(f"{where}: the server returned {status}: access denied. {_way_in(asker, url)}")
     if status >= 500 or status in _PASSING:
         asked = response.headers.get("Retry-After", "")
         after = min(float(asked), 120.0) if asked.isdecimal() else 0.0
-        return Unavailable(f"{where}: the server answered {status}.", retry_after_s=after)
-    return SourceError(f"{where}: the server answered {status}.")
+        return Unavailable(f"{where}: the server returned {status}.", retry_after_s=after)
+    return SourceError(f"{where}: the server returned {status}.")
 
 
 def _way_in(asker: Asker, url: str) -> str:
     if origin_of(url) != origin_of(asker.hub):
-        return "Is the address still valid, and open to everybody?"
+        return "Is the URL still valid and public?"
     if asker.token is None:
         return "Set HF_TOKEN, with a token that may read this repository."
     return "Accept the model's terms on its page, or set a HF_TOKEN that may read it."

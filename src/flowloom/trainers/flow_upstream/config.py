@@ -1,4 +1,4 @@
-"""The configuration of a run of FLOW itself: FLOW's sections as they are, and what to start."""
+"""The configuration of a FLOW run: FLOW's unchanged sections, the checkout and the trainer."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class UpstreamInference(InferenceSection):
 
     model_config = _OPEN
     inference_folder: str = ""
-    """Where pictures go; none: into the run's own directory."""
+    """Folder of previews. Empty: the run directory."""
 
 
 class UpstreamDataloader(DataloaderSection):

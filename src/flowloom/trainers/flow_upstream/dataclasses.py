@@ -44,11 +44,11 @@ class FlowTrainer:
     """Files that it may look for in the folder where it is started."""
 
     wants_main: bool
-    """Whether its ranks want more than their numbers, which only its `main` gives them."""
+    """True if its ranks need more than their numbers, which only its `main` provides."""
 
     @property
     def is_script(self) -> bool:
-        """Whether it is started by its own script."""
+        """True if it is started by its own script."""
         return self.script.stem != self.module.rpartition(".")[2]
 
 
@@ -111,7 +111,7 @@ def wrong_calls(path: Path, checkout: Path) -> list[str]:
 
 
 def _is_data(node: ast.ClassDef) -> bool:
-    """Whether it is a dataclass without parents, so that its own fields are all that it takes."""
+    """True for a dataclass without base classes, whose own fields are all of its parameters."""
     parts = [part for one in node.decorator_list for part in ast.walk(one)]
     names = {part.id for part in parts if isinstance(part, ast.Name)}
     return "dataclass" in names and not node.bases

@@ -37,7 +37,7 @@ from flowloom.trainers.missing_packages import missing_packages_of_script
 
 NAME = "flow-upstream"
 UNUSED = {"change_layer_every": 1, "trained_single_blocks": 1, "trained_double_blocks": 1}
-"""What newer trainers demand and never read."""
+"""Keys that newer trainers require but never use."""
 PRESETS = [
     Preset(
         name="keywords",
@@ -59,7 +59,9 @@ PRESETS = [
         config={"trainer": "src.trainer.train_chroma_lora", "lora": {"rank": 16, "alpha": 16}},
         sources=(
             Source("code", "The trainer: lodestone-rock/flow, src/trainer/train_chroma_lora.py."),
-            Source("judgement", "Rank: ours. Alpha is the rank, as loaders take it where a file tells none."),
+            Source(
+                "judgement", "Rank: ours. Alpha is the rank, which loaders assume if a file has no alpha."
+            ),
         ),
     ),
 ]

@@ -130,7 +130,7 @@ def absolute_in(argument: str) -> str:
 
 
 def raw_problems(text: str, known: Known) -> Iterator[Problem]:
-    """What is wrong with further arguments."""
+    """Problems with raw arguments."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -156,4 +156,4 @@ def raw_problems(text: str, known: Known) -> Iterator[Problem]:
             meant = f" Did you mean --{close[0]}?" if close else ""
             yield Problem("raw_arguments", f"the script has no --{name}.{meant}")
         if name in OWNED:
-            yield Problem("raw_arguments", f"--{name} has a place of its own, or is the studio's to set.")
+            yield Problem("raw_arguments", f"--{name} has its own field, or is set by the studio.")

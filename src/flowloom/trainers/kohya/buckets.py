@@ -1,4 +1,4 @@
-"""Where sd-scripts puts each picture: its own sizes of buckets, by its own rules, told without running it.
+"""The bucket that sd-scripts assigns to each image: its bucket sizes by its rules, without running it.
 
 A test compares them with its `BucketManager`.
 """
@@ -17,21 +17,21 @@ Size = tuple[int, int]
 
 
 class Placed(NamedTuple):
-    """One picture's place."""
+    """The bucket of an image."""
 
     bucket: Size
     resized: Size
-    """What the picture becomes before it is cut to the bucket."""
+    """Size of the image before it is cropped to the bucket."""
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """Those of one data set."""
+    """The buckets of a dataset."""
 
     area: int
     steps: int
     sizes: tuple[Size, ...]
-    """All that there are; none where each picture makes its own (bucket_no_upscale)."""
+    """All buckets; empty if each image has its own (bucket_no_upscale)."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> Buckets:
@@ -43,7 +43,7 @@ class Buckets:
         return cls(width * height, steps, sizes)
 
     def place(self, width: int, height: int) -> Placed | None:
-        """Where a picture goes, its size as it is stored; None where sd-scripts has no place for it."""
+        """The bucket for an image of a stored size; None if sd-scripts has none."""
         if min(width, height) < 1:
             return None
         try:
@@ -53,7 +53,7 @@ class Buckets:
         return found if min(found.bucket) > 0 else None
 
     def _by_shape(self, width: int, height: int) -> Placed:
-        """The bucket of the nearest aspect ratio, which the picture is scaled to cover, up or down."""
+        """The bucket of the nearest aspect ratio; the image is scaled up or down to cover it."""
         shape = width / height
         if (width, height) in self.sizes:
             bucket = (width, height)
@@ -64,7 +64,7 @@ class Buckets:
         return Placed(bucket, (int(width * scale + 0.5), int(height * scale + 0.5)))
 
     def _by_size(self, width: int, height: int) -> Placed:
-        """The picture's own size, made smaller where its area is too large, cut to whole steps."""
+        """The image's own size, reduced if its area is too large, and rounded down to bucket steps."""
         resized = (width, height)
         if width * height > self.area:
             shape = width / height
@@ -83,7 +83,7 @@ class Buckets:
 
 
 def impossible(dataset: Dataset) -> Iterator[tuple[str, str]]:
-    """Keys of a data set that sd-scripts ends at, and why."""
+    """Keys of a dataset that end sd-scripts, with the reason."""
     if not dataset.enable_bucket:
         return
     least, most = _limits(dataset)

@@ -53,73 +53,73 @@ class ModelFiles(Section):
     gemma2: Text | None = None
     """Lumina: Gemma 2."""
     tokenizer_cache_dir: Text | None = None
-    """A folder with the tokenizers, for machines without the hub."""
+    """Folder with the tokenizers, for machines without access to the hub."""
 
 
 class ImageFolder(Section):
-    """Pictures with captions beside them, and how often they come."""
+    """An image folder with caption files, and its repeats."""
 
     image_dir: Text = ""
-    """The folder."""
+    """Path of the folder."""
     num_repeats: Positive = 1
-    """Times that each picture comes an epoch."""
+    """Repeats of each image per epoch."""
     class_tokens: Text | None = None
-    """The caption of pictures that have none."""
+    """Caption of images without one."""
     metadata_file: Text | None = None
-    """Captions of full fine-tunes, in place of files beside the pictures."""
+    """File with the captions of a full fine-tune, instead of caption files."""
     is_reg: bool = False
-    """Regularisation pictures."""
+    """Regularisation images."""
     caption_extension: Annotated[str, Field(pattern=r"^\.[^/\\\s]{1,31}$")] = ".txt"
-    """Of the files with captions, such as .txt or .caption."""
+    """Suffix of caption files, such as .txt or .caption."""
     shuffle_caption: bool = False
-    """Tags in another order each time."""
+    """Shuffle the tags each time."""
     keep_tokens: Count = 0
-    """Tags at the beginning that stay there."""
+    """Number of first tags that keep their place."""
     keep_tokens_separator: Text | None = None
-    """A mark in the caption: what stands before it is neither shuffled nor left out."""
+    """Separator in the caption; tags before it are neither shuffled nor dropped."""
     caption_prefix: Text | None = None
-    """Put before every caption."""
+    """Text before every caption."""
     caption_suffix: Text | None = None
-    """Put after every caption."""
+    """Text after every caption."""
     enable_wildcard: bool = False
     """Select one of {a|b} and one line of the caption at random."""
     flip_aug: bool = False
-    """Mirrored pictures as well."""
+    """Also train on mirrored images."""
     caption_dropout_rate: Share = 0.0
-    """Share of captions that are left out."""
+    """Caption dropout: fraction of captions left out."""
     caption_tag_dropout_rate: Share = 0.0
-    """Share of tags that are left out."""
+    """Tag dropout: fraction of tags left out."""
     alpha_mask: bool = False
-    """The alpha channel is a mask of the loss."""
+    """Use the alpha channel as loss mask."""
     conditioning_data_dir: Text | None = None
-    """Masks of the loss, by the pictures' names."""
+    """Folder with loss masks, named like the images."""
 
 
 class Dataset(Section):
-    """Folders that are trained at one resolution."""
+    """Folders that are trained at the same resolution."""
 
     resolution: Resolution = 1024
-    """Pixels: the side of a square of the same area, or width and height as 832,1216."""
+    """Side in pixels of a square of the same area, or width and height as 832,1216."""
     batch_size: Positive = 1
-    """Pictures a step on each device."""
+    """Images per step and device."""
     enable_bucket: bool = True
-    """Keep aspect ratios."""
+    """Use buckets, which keep aspect ratios."""
     min_bucket_reso: Positive = 256
-    """Pixels of the shorter side at least."""
+    """Minimum side of a bucket in pixels."""
     max_bucket_reso: Positive = 2048
-    """Pixels of the longer side at most."""
+    """Maximum side of a bucket in pixels."""
     bucket_reso_steps: Positive = 64
-    """Sides are multiples of it; FLUX and Chroma need 32 or 64."""
+    """Step between bucket sides in pixels; FLUX and Chroma need 32 or 64."""
     bucket_no_upscale: bool = True
-    """Small pictures stay small."""
+    """Do not enlarge small images."""
     validation_split: Share = 0.0
-    """Share of the pictures that is held out."""
+    """Fraction of images held out for validation."""
     subsets: list[ImageFolder] = []
     """The folders."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height that `resolution` states."""
+        """Width and height of `resolution`."""
         if isinstance(self.resolution, int):
             return self.resolution, self.resolution
         width, height = self.resolution
@@ -130,184 +130,184 @@ class Network(Section):
     """The adapter of a LoRA run."""
 
     network_module: Text | None = None
-    """null: the family's own, such as networks.lora_flux."""
+    """Module of the adapter; null: that of the family, such as networks.lora_flux."""
     network_dim: Positive = 16
-    """Rank."""
+    """Rank of the adapter."""
     network_alpha: Annotated[float, Field(gt=0)] = 16.0
-    """The adapter's strength is alpha / rank."""
+    """Alpha; the adapter is scaled by alpha / rank."""
     network_dropout: Share | None = None
-    """Share of the adapter's neurons that is left out each step."""
+    """Fraction of the adapter's neurons dropped in each step."""
     network_train_unet_only: bool | None = None
-    """Only the image network, no text encoder."""
+    """Train only the image network, no text encoder."""
     network_weights: Text | None = None
-    """An adapter to begin with."""
+    """Adapter to start from."""
     network_args: list[Text] = []
-    """NAME=VALUE for the module: conv_dim, conv_alpha, loraplus_lr_ratio, train_blocks ..."""
+    """NAME=VALUE arguments of the module: conv_dim, conv_alpha, loraplus_lr_ratio, train_blocks ..."""
 
 
 class Training(Section):
-    """Steps, rate and optimizer."""
+    """Steps, learning rate and optimizer."""
 
     max_train_steps: Positive | None = 2000
-    """Updates; null: max_train_epochs decides."""
+    """Number of steps; null: max_train_epochs."""
     max_train_epochs: Positive | None = None
-    """Epochs; wins over steps."""
+    """Number of epochs; overrides max_train_steps."""
     learning_rate: Rate = 1e-4
-    """Of the optimizer."""
+    """Learning rate."""
     unet_lr: Rate | None = None
-    """Of the image network; null: learning_rate."""
+    """Learning rate of the image network; null: learning_rate."""
     text_encoder_lr: Rate | list[Rate] | None = None
-    """Of the text encoder, or a list with one for each of them; null: learning_rate."""
+    """Learning rate of the text encoder, or a list with one for each; null: learning_rate."""
     optimizer_type: Text = "AdamW8bit"
-    """AdamW, AdamW8bit, Lion, Prodigy, Adafactor, or the path of a class."""
+    """AdamW, AdamW8bit, Lion, Prodigy, Adafactor, or the dotted name of a class."""
     optimizer_args: list[Text] = []
-    """NAME=VALUE for the optimizer."""
+    """NAME=VALUE arguments of the optimizer."""
     lr_scheduler: Text = "constant_with_warmup"
     """constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial ..."""
     lr_warmup_steps: Count | Warmup = 50
-    """Steps until the full rate; below 1 it is a share of all steps."""
+    """Warm-up steps; a value below 1 is a fraction of all steps."""
     max_grad_norm: Rate = 1.0
-    """Larger gradients are scaled down to it; 0: never."""
+    """Maximum gradient norm; 0: no clipping."""
     gradient_accumulation_steps: Positive = 1
-    """Batches an update."""
+    """Batches per optimizer step."""
     gradient_checkpointing: bool = True
-    """Recompute activations: less memory, more time."""
+    """Recompute activations: uses less memory and more time."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "bf16"
-    """Number format of the arithmetic."""
+    """Data type of the computation."""
     full_bf16: bool | None = None
-    """Weights and gradients in bf16 as well."""
+    """Also store weights and gradients in bf16."""
     seed: Count | None = 42
-    """Of every random number; null: another one each time."""
+    """Seed; null: random."""
     loss_type: Literal["l1", "l2", "huber", "smooth_l1"] = "l2"
-    """How a prediction is compared with the truth."""
+    """Loss function."""
     min_snr_gamma: Rate | None = None
-    """SD 1.5, SDXL: weight of noise levels."""
+    """SD 1.5, SDXL: gamma of the min-SNR weighting."""
     noise_offset: Rate | None = None
-    """SD 1.5, SDXL: brightness of the noise."""
+    """SD 1.5, SDXL: offset noise."""
     clip_skip: Positive | None = None
-    """SD 1.5: layers of CLIP that are left out at the end."""
+    """SD 1.5: number of last CLIP layers to skip."""
     max_token_length: Literal[75, 150, 225] | None = None
-    """SD 1.5, SDXL: tokens of a caption; null: 225 for SD 1.5, 75 for SDXL."""
+    """SD 1.5, SDXL: maximum caption length in tokens; null: 225 for SD 1.5, 75 for SDXL."""
     no_half_vae: bool | None = None
-    """SDXL: its VAE in fp32."""
+    """SDXL: run the VAE in fp32."""
     max_data_loader_n_workers: Count = 2
-    """Processes that read pictures."""
+    """Processes that load images."""
     attention: Literal["sdpa", "xformers", "none"] = "sdpa"
-    """The kernel of attention; none: the script's own."""
+    """Attention kernel; none: the script's default."""
 
 
 class FlowMatching(Section):
-    """FLUX, Chroma, SD3, Lumina: the path from picture to noise."""
+    """Flow-matching settings of FLUX, Chroma, SD3 and Lumina."""
 
     timestep_sampling: (
         Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift", "nextdit_shift"] | None
     ) = None
-    """How noise levels are drawn."""
+    """Distribution of the noise levels."""
     sigmoid_scale: Rate | None = None
-    """Of sigmoid."""
+    """Scale of sigmoid."""
     discrete_flow_shift: Rate | None = None
-    """Of shift."""
+    """Shift of shift."""
     model_prediction_type: Literal["raw", "additive", "sigma_scaled"] | None = None
-    """What the network's output is; raw for Chroma."""
+    """Parametrisation of the network's output; raw for Chroma."""
     guidance_scale: Rate | None = None
-    """Of the distilled guidance: 0 for Chroma, 1 for FLUX."""
+    """Distilled guidance: 0 for Chroma, 1 for FLUX."""
     apply_t5_attn_mask: bool | None = None
-    """Hide T5's padding; Chroma needs it."""
+    """Mask T5's padding; Chroma needs it."""
 
 
 class Memory(Section):
-    """Time for memory."""
+    """Trade speed for memory."""
 
     fp8_base: bool = False
-    """The frozen network in 8 bits."""
+    """Load the frozen network in 8 bits."""
     blocks_to_swap: Count | None = None
-    """Blocks that wait in main memory."""
+    """Number of blocks swapped to main memory."""
     cache_latents: bool = True
-    """Encode every picture once."""
+    """Cache latents: encode every image once."""
     cache_latents_to_disk: bool = True
-    """And keep that beside the pictures."""
+    """Store the latents next to the images."""
     cache_text_encoder_outputs: bool | None = None
-    """Encode every caption once: no dropout, no shuffling."""
+    """Cache text encodings: no caption dropout and no shuffling."""
     cache_text_encoder_outputs_to_disk: bool | None = None
-    """And keep that beside the pictures."""
+    """Store the text encodings next to the images."""
     vae_batch_size: Positive = 1
-    """Pictures that are encoded at once."""
+    """Images encoded at once."""
 
 
 class Saving(Section):
-    """What is kept."""
+    """Checkpoints."""
 
     output_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "last"
-    """Of the files."""
+    """Name of the files."""
     save_every_n_steps: Positive | None = 250
     """Steps between checkpoints."""
     save_last_n_steps: Positive | None = None
-    """Checkpoints older than so many steps are deleted; null: all stay, as in sd-scripts."""
+    """Delete checkpoints older than this number of steps; null: keep all, like sd-scripts."""
     save_last_n_steps_state: Positive | None = 1000
-    """The same of the states that only a resume needs; null: as save_last_n_steps."""
+    """The same for states, which only a resume needs; null: save_last_n_steps."""
     save_every_n_epochs: Positive | None = None
-    """Epochs between checkpoints, beside those by steps."""
+    """Epochs between checkpoints, in addition to those by steps."""
     save_last_n_epochs: Positive | None = None
-    """Checkpoints of older epochs than so many go."""
+    """Delete checkpoints older than this number of epochs."""
     save_precision: Literal["float", "fp16", "bf16"] | None = "bf16"
-    """Number format of the files; null: that of the trained weights."""
+    """Data type of the files; null: that of the trained weights."""
     save_state: bool = True
-    """With what a resume needs."""
+    """Also save the state that a resume needs."""
 
 
 class Hub(Section):
-    """Upload to the Hugging Face hub by sd-scripts itself; its token is HF_TOKEN of the secrets."""
+    """Upload to the Hugging Face hub by sd-scripts; the token is HF_TOKEN of the secrets."""
 
     huggingface_repo_id: Annotated[str, Field(max_length=96, pattern=r"^([\w.-]+/)?[\w.-]+$")] | None = None
-    """OWNER/NAME, made where it is not there; null: no upload."""
+    """Repository, OWNER/NAME, created if needed; null: no upload."""
     huggingface_repo_type: Literal["model", "dataset"] = "model"
-    """What the repository is for."""
+    """Type of the repository."""
     huggingface_path_in_repo: Annotated[str, Field(max_length=256, pattern=r"^[\w. /-]*$")] = ""
-    """A folder in it; empty: none."""
+    """Folder in the repository; empty: its root."""
     huggingface_repo_visibility: Literal["private", "public"] = "private"
-    """Of a repository that is made."""
+    """Visibility of a new repository."""
     async_upload: bool = True
-    """Training goes on meanwhile; the last checkpoint is waited for."""
+    """Continue training during uploads, except for the last checkpoint."""
     save_state_to_huggingface: bool = False
-    """What a resume needs as well: several times the weights."""
+    """Also upload the state that a resume needs: several times the size of the weights."""
 
 
 class Sampling(Section):
-    """Pictures during training."""
+    """Previews during training."""
 
     prompts: list[Text] = []
-    """One image each. Options of sd-scripts in a line (--n, --w, --h, --d ...) win over the keys below."""
+    """One preview each. Options of sd-scripts in a prompt (--n, --w, --h ...) override the keys below."""
     negative: Text = ""
-    """What not to show."""
+    """Negative prompt."""
     width: Annotated[int, Field(ge=64)] = 1024
-    """Pixels."""
+    """Width in pixels."""
     height: Annotated[int, Field(ge=64)] = 1024
-    """Pixels."""
+    """Height in pixels."""
     steps: Positive = 28
-    """Of the sampler."""
+    """Sampler steps."""
     scale: Rate | None = None
-    """Of classifier-free guidance (--l); 4 for Chroma."""
+    """Classifier-free guidance scale (--l); 4 for Chroma."""
     guidance: Rate | None = None
-    """Distilled (--g): 0 for Chroma."""
+    """Distilled guidance (--g): 0 for Chroma."""
     seed: Count | None = 42
-    """Of the first noise; null: another one each time."""
+    """Seed of the previews; null: random."""
     sample_every_n_steps: Positive | None = 250
-    """Steps between pictures; null: only by epochs, or never."""
+    """Steps between previews; null: only by epochs, or never."""
     sample_every_n_epochs: Positive | None = None
-    """Epochs between pictures; wins over steps."""
+    """Epochs between previews; overrides steps."""
     sample_at_first: bool = False
-    """Before the first step as well."""
+    """Also generate previews before the first step."""
 
 
 class KohyaConfig(Section):
     """A run of sd-scripts."""
 
     checkout: Text = ""
-    """The sd-scripts to use, one of those named on this machine; empty: the one named last."""
+    """Checkout of sd-scripts, one of those registered on this machine; empty: the last registered."""
     family: Family = "chroma"
-    """Of the base model."""
+    """Family of the base model."""
     method: Literal["lora", "full"] = "lora"
-    """An adapter, or the network itself."""
+    """Train an adapter or the whole network."""
     model: ModelFiles = ModelFiles()
     datasets: list[Dataset] = []
     network: Network = Network()
@@ -318,4 +318,4 @@ class KohyaConfig(Section):
     hub: Hub = Hub()
     sampling: Sampling = Sampling()
     raw_arguments: Text = ""
-    """Further words for the script, such as `--fp8_base_unet`: they win over everything above."""
+    """More arguments for the script, such as `--fp8_base_unet`. They override everything above."""

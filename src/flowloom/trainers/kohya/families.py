@@ -1,4 +1,4 @@
-"""What differs between families: scripts, modules, files, and values that are right for each."""
+"""Differences between model families: scripts, modules, files and suitable values."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ class Facts:
     title: str
     lora_script: str
     full_script: str | None
-    """Of whole networks, with captions beside the pictures."""
+    """Script for full fine-tunes, with caption files."""
     network_module: str
     needed: tuple[str, ...]
     """Keys of `model` that must be given."""
     values: dict[str, Any] = field(default_factory=dict)
     """sd-scripts' keys with the values that are right where nothing else is said."""
     flows: bool = True
-    """Whether the keys of `flow` are known to its scripts."""
+    """True if its scripts accept the keys of `flow`."""
     side: int = 64
-    """Sides of pictures are multiples of it at least."""
+    """Minimum step between image sides."""
     metadata_script: str | None = None
     """Of whole networks, where captions come from a file; None: the same as full_script."""
 

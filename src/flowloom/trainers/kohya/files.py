@@ -31,7 +31,7 @@ def script_of(config: KohyaConfig) -> str | None:
 
 
 def style_of(subset: ImageFolder) -> str | None:
-    """The key that decides what sd-scripts takes a folder for; None: pictures with captions beside them."""
+    """The key that decides how sd-scripts reads a folder; None: images with caption files."""
     return next((key for key in STYLES if getattr(subset, key)), None)
 
 
@@ -67,7 +67,7 @@ def _sampling(sampling: Sampling, folder: Path) -> dict[str, Any]:
 
 
 def _chosen(config: KohyaConfig) -> dict[str, Any]:
-    """What the configuration says, and where it says nothing, what is right for the family."""
+    """The values of the configuration, with the family's defaults where it has none."""
     facts = FACTS[config.family]
     values: dict[str, Any] = dict(facts.values)
     for name in _SECTIONS:

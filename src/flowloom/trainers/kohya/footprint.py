@@ -1,4 +1,4 @@
-"""What a run of sd-scripts takes of memory and disk, coarsely: from the headers of its files and its keys.
+"""Estimate memory and disk space of a run of sd-scripts from the headers of its files.
 
 Counted are weights, gradients, the optimizer's states; not what depends on the pictures' size (NOT_COUNTED).
 """
@@ -20,8 +20,8 @@ from flowloom.trainers.kohya.files import arguments_of
 
 NOT_COUNTED = (
     "activations, which grow with resolution and batch size; gradient_checkpointing keeps them small",
-    "the moment at the beginning when pictures and captions are encoded",
-    "CUDA's own memory, and pictures drawn during training",
+    "the encoding of images and captions at the start",
+    "CUDA's own memory, and previews during training",
     "what network_args, optimizer_args and raw_arguments change",
 )
 Shapes = dict[str, tuple[int, ...]]
@@ -68,7 +68,7 @@ TEXT_STATES = {
     "chroma": 4 * (512 * 4096 + 768 + 512 * 3),
     "lumina": 4 * 256 * 2304,
 }
-"""Bytes of one caption's states, in float32 as sd-scripts keeps them beside the picture."""
+"""Bytes of a caption's encoding, in float32 as sd-scripts stores it next to the image."""
 LATENT_BYTES = {"sd15": 4 * 4, "sdxl": 4 * 4}
 """Of 8 x 8 pixels, in float32; other families have 16 channels."""
 
@@ -115,7 +115,7 @@ _ENCODERS = ("clip_l", "clip_g", "t5xxl", "gemma2")
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a run takes."""
+    """Memory and disk space of a run."""
 
     memory: dict[str, int]
     """Bytes on the device while a step runs, by part."""
@@ -124,7 +124,7 @@ class Footprint:
     state: int
     """Bytes of what a resume needs."""
     is_known: bool
-    """Whether the optimizer is one whose states are known."""
+    """True if the size of the optimizer's states is known."""
 
 
 def footprint(config: KohyaConfig, weights: Weights) -> Footprint:
@@ -172,7 +172,7 @@ _RANKED = frozenset({"lora", "locon"})
 
 
 def has_unknown_size(config: KohyaConfig) -> bool:
-    """Whether the adapter's size is not known here: LoKr's rank of 10000 means full matrices, not a rank."""
+    """True if the adapter's size is unknown: LoKr's rank of 10000 means full matrices, not a rank."""
     network = config.network
     if config.method == "full" or network.network_module != "lycoris.kohya":
         return False

@@ -24,7 +24,7 @@ BASE, BASE_EPOCH = "FLOWLOOM_BASE_STEP", "FLOWLOOM_BASE_EPOCH"
 NOTE = "flowloom.json"
 """In a state, written last: the updates behind it, of all sittings."""
 SAVES = {"save_every_n_steps": None, "save_state": True}
-"""What makes a script save after this update; the number of steps is the update's own."""
+"""Options that make a script save after this update."""
 DRAW, RESUME = "sample_images", "resume_from_local_or_hf_if_specified"
 """Functions of sd-scripts' library that every script calls."""
 NOTES = {".json", ".tmp"}
@@ -36,13 +36,13 @@ DRAWS = {"sample_every_n_steps": 1, "sample_every_n_epochs": None}
 
 
 def say(kind, **fields):
-    """One event, on a line of its own."""
+    """Print an event on a line."""
     sys.stdout.write(f"\n{MARK}{json.dumps({'kind': kind, **fields})}\n")
     sys.stdout.flush()
 
 
 class Hooks:
-    """What is done around each update."""
+    """Hooks around each update."""
 
     def __init__(self, run_dir, output_dir, output_name):
         self.control = Path(run_dir) / "control"
@@ -101,7 +101,7 @@ class Hooks:
         resumes = [module for module in library if hasattr(module, RESUME)]
         for module in resumes:
             setattr(module, RESUME, self.shortened(getattr(module, RESUME)))
-        lacks = [] if draws else ["draw no pictures on request"]
+        lacks = [] if draws else ["generate no previews on request"]
         if self.base and not resumes:
             lacks.append(f"make the {self.base} steps again that are behind it")
         if lacks:
@@ -145,7 +145,7 @@ class Hooks:
         return args
 
     def note_prompts(self, paths, prompts):
-        """Write beside the pictures what each was drawn by: their names tell no prompt."""
+        """Write the settings of each preview next to it; file names do not contain the prompt."""
         lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
         notes = self.output_dir / "sample" / "samples.json"
         known = json.loads(notes.read_text()) if notes.exists() else []
@@ -195,7 +195,7 @@ class Hooks:
             raise SystemExit(0)
 
     def tell(self, values, loss):
-        """An update's numbers; what follows of it before the next one is logged again, and not told."""
+        """Metrics of an update; further logs before the next one are ignored."""
         if self.step == self.told:
             return
         self.told = self.step
@@ -220,7 +220,7 @@ class Hooks:
         return float(before[place]) if 0 <= place < len(before) else following
 
     def tell_saved(self):
-        """What is new beside the states."""
+        """New folders next to the states."""
         found = self.results()
         for path in sorted(found - self.saved):
             say("saved", step=self.base + self.step, dir=path)
@@ -235,7 +235,7 @@ class Hooks:
         return {str(path) for path in self.output_dir.glob("sample/*") if path.suffix not in NOTES}
 
     def takes(self, what):
-        """Whether `what` was asked for since the last look."""
+        """True if `what` was requested since the last call."""
         try:
             (self.control / what).unlink()
         except FileNotFoundError:
@@ -262,7 +262,7 @@ def rates_of(accelerator):
 
 
 def drawn_by(line):
-    """A line of prompts as what is told of a picture."""
+    """A line of prompts as the metadata of a preview."""
     prompt, *options = line.split(" --")
     words = (option.split(" ", 1) for option in options)
     told = {OPTIONS[word[0]]: word[1] for word in words if len(word) == 2 and word[0] in OPTIONS}
@@ -279,7 +279,7 @@ def altered(args, changes):
 
 
 def value_of(arguments, name):
-    """What follows --name."""
+    """The value after --name."""
     for i, word in reversed(list(enumerate(arguments))):
         if word == f"--{name}":
             return arguments[i + 1]

@@ -1,4 +1,4 @@
-"""The pictures that sd-scripts would train on: found, repeated and put into batches as it does."""
+"""The images that sd-scripts would train on: found, repeated and batched as it does, without running it."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ CAPTIONS = (".txt", ".caption")
 OTHER_EXTENSION = "captions of another extension"
 NO_CAPTION, SIDEWAYS = "without a caption", "sideways"
 SMALL, ENLARGED, TWICE = "small", "enlarged", "twice"
-"""What is said of pictures and folders that sd-scripts bears."""
+"""Problems of images and folders that sd-scripts accepts."""
 
 
 @dataclass
 class Picture:
-    """One picture of a data set."""
+    """An image of a dataset."""
 
     path: Path
     repeats: int
     is_reg: bool = False
     size: Size | None = None
-    """As a file of captions tells it."""
+    """From a file of captions."""
 
 
 @dataclass
 class Found:
-    """What all data sets hold."""
+    """The contents of all datasets."""
 
     rows: Counter[tuple[int, Size]] = field(default_factory=Counter)
-    """Pictures with their repeats, by number of the data set and bucket."""
+    """Images with repeats, by index of the dataset and bucket."""
     pictures: int = 0
     """Without repeats."""
     repeated: int = 0
-    """With repeats, regularisation pictures left out."""
+    """With repeats, without regularisation images."""
     regular: int = 0
-    """Regularisation pictures with the repeats that make them as many as the others."""
+    """Regularisation images, repeated to match the number of others."""
     batches: int = 0
     """An epoch."""
     bucket_pixels: Counter[Path] = field(default_factory=Counter)
-    """Of every picture once, by folder: what is encoded and kept beside it."""
+    """Sizes of the images by folder, each once, for the caches next to them."""
     files: Counter[Path] = field(default_factory=Counter)
-    """Pictures by folder, each once a data set."""
+    """Images by folder, each once per dataset."""
     left_out: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     remarks: dict[str, list[str]] = field(default_factory=dict)
@@ -71,10 +71,10 @@ class Found:
 
 
 class Reader:
-    """Reads data sets one after another: what is held out depends on those before."""
+    """Reads datasets in order, because held-out images depend on earlier datasets."""
 
     def __init__(self, seed: int | None, reads: Callable[[str], bool]):
-        """`seed` is the run's, None if random; `reads` tells whether sd-scripts reads an ending here."""
+        """`seed` is the run's, None if random; `reads` returns True if sd-scripts reads a suffix here."""
         self.found, self._draw, self._reads = Found(), random.Random(seed), reads
 
     def read(self, datasets: Sequence[Dataset]) -> Found:
@@ -98,13 +98,13 @@ class Reader:
             seen.add(key)
 
     def _kept(self, dataset: Dataset, subset: ImageFolder, place: str) -> list[Picture]:
-        """The pictures of a folder that are trained on, their captions looked at."""
+        """The images of a folder that are trained, after a check of their captions."""
         style = style_of(subset)
         if style == "metadata_file":
             return self._of_metadata(subset, place)
         names = self._names(subset)
         if not names:
-            message = f"{subset.image_dir} holds no picture that sd-scripts reads: {', '.join(READ)}."
+            message = f"{subset.image_dir} has no image that sd-scripts reads: {', '.join(READ)}."
             self.found.problems.append(Problem(f"{place}.image_dir", message))
         if style == "conditioning_data_dir":
             self._pair_masks(subset, names, place)
@@ -118,7 +118,7 @@ class Reader:
         return [Picture(folder / name, subset.num_repeats, subset.is_reg) for name in names]
 
     def _names(self, subset: ImageFolder) -> list[str]:
-        """The pictures that lie in a folder, as sd-scripts finds and sorts them."""
+        """The images in a folder, as sd-scripts finds and sorts them."""
         found = []
         for name in sorted(os.listdir(Path(subset.image_dir).expanduser())):  # noqa: PTH208 -- any text
             ending = os.path.splitext(name)[1]  # noqa: PTH122 -- any text
@@ -132,7 +132,7 @@ class Reader:
         return found
 
     def _of_metadata(self, subset: ImageFolder, place: str) -> list[Picture]:
-        """The pictures that a file of captions names."""
+        """The images listed in a file of captions."""
         path, folder = Path(subset.metadata_file or "").expanduser(), Path(subset.image_dir).expanduser()
         try:
             entries = dict(_entries(path))
@@ -168,18 +168,18 @@ class Reader:
                 self.found.problems.append(Problem(f"{place}.image_dir", message))
 
     def _pair_masks(self, subset: ImageFolder, names: list[str], place: str) -> None:
-        """See that every picture has its mask, and no mask is left: sd-scripts asserts both."""
+        """Check that every image has a mask and every mask an image, as sd-scripts asserts."""
         folder = Path(subset.conditioning_data_dir or "").expanduser()
         wanted = {os.path.splitext(name)[0] for name in names}  # noqa: PTH122 -- any text
         masks = {path.stem for path in folder.iterdir() if path.suffix.lower() in READ + WITH_MORE}
-        for what, stems in (("no mask", wanted - masks), ("no picture", masks - wanted)):
+        for what, stems in (("no mask", wanted - masks), ("no image", masks - wanted)):
             if stems:
                 some = ", ".join(sorted(stems)[:3])
                 message = f"{what} for {len(stems)} of its names, such as {some}: sd-scripts wants pairs."
                 self.found.problems.append(Problem(f"{place}.conditioning_data_dir", message))
 
     def _put(self, number: int, dataset: Dataset, pictures: list[Picture], place: str) -> None:
-        """Put the pictures of a data set into buckets, and these into batches."""
+        """Assign the images of a dataset to buckets, and these to batches."""
         buckets, used = Buckets.of(dataset), Counter[Size]()
         for picture in pictures:
             size = picture.size or self._size_of(picture.path, place)
@@ -212,7 +212,7 @@ class Reader:
 
 
 def with_regular(pictures: list[Picture], found: Found) -> list[Picture]:
-    """The pictures of one data set that are used, regularisation ones repeated to be as many as the others.
+    """The images of a dataset that are used, regularisation images repeated to be as many as the others.
 
     sd-scripts takes them in turn until there are enough: the last ones may be left out, or come once less.
     """
@@ -221,7 +221,7 @@ def with_regular(pictures: list[Picture], found: Found) -> list[Picture]:
     wanted, taken, used = sum(picture.repeats for picture in plain), 0, list[Picture]()
     for picture in regular:
         if taken >= wanted:
-            found.left_out["regularisation pictures beyond the number of the others"] += 1
+            found.left_out["regularisation images beyond the number of the others"] += 1
             continue
         used.append(picture)
         taken += picture.repeats
@@ -234,7 +234,7 @@ def with_regular(pictures: list[Picture], found: Found) -> list[Picture]:
 
 
 def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Pictures' names and what is said of them, from JSON or JSONL."""
+    """Image names and their entries, from JSON or JSONL."""
     if path.suffix == ".jsonl":
         for line in path.read_text(encoding="utf-8").splitlines():
             entry = json.loads(line)

@@ -1,4 +1,4 @@
-"""sd-scripts on this machine: cloned, with a Python environment of its own, as its pins clash with ours."""
+"""Install sd-scripts: a clone with its own Python environment, because its pins clash with ours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOURCE = "https://github.com/kohya-ss/sd-scripts"
 
 
 def install(ref: str | None, say: Callable[[str], None]) -> Checkout:
-    """Clone sd-scripts at `ref` and fill its environment; called again, it goes on where it was.
+    """Clone sd-scripts at `ref` and fill its environment; called again, it continues.
 
     Raises:
         RunError: a step failed.
@@ -45,4 +45,4 @@ def _do(say: Callable[[str], None], step: str, words: Sequence[str], folder: Pat
     except FileNotFoundError as error:
         raise RunError(f"{step}: {words[0]} is not installed. Install it, then run this again.") from error
     if done.returncode:
-        raise RunError(f"{step}: failed, see above. Run this again to go on from here.")
+        raise RunError(f"{step}: failed, see above. Run this again to continue.")

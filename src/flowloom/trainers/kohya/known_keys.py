@@ -1,4 +1,4 @@
-"""Arguments of sd-scripts that have no key of their own here: imports keep them as raw arguments."""
+"""Arguments of sd-scripts without a field here; imports keep them as raw arguments."""
 
 from __future__ import annotations
 

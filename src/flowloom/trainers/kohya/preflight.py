@@ -53,7 +53,7 @@ DEFAULT_STEPS = 1600
 HEADROOM = 0.85
 """Share of the free memory to plan with, as for FLOW."""
 MODULES = {".avif": ("pillow_avif",), ".jxl": ("jxlpy", "pillow_jxl")}
-"""Any of these lets sd-scripts read pictures of that ending."""
+"""Packages, any of which lets sd-scripts read images of that suffix."""
 SHOWN = 20
 """Problems of files that an answer holds."""
 GIB, GB = 2**30, 1e9
@@ -62,14 +62,14 @@ _SAYINGS = {
     OTHER_EXTENSION: "not read, as caption_extension is another one: class_tokens, if any, take their place",
     SIDEWAYS: "trained turned or mirrored, as they stand upright by EXIF alone, which sd-scripts ignores",
     ENLARGED: "scaled up, as they are smaller than their bucket; bucket_no_upscale leaves them small",
-    SMALL: "trained as small as they are, with less than half of the resolution's area",
-    TWICE: "named twice in a data set, of which sd-scripts takes the first",
+    SMALL: "trained without upscaling, with less than half of the resolution's area",
+    TWICE: "listed twice in a dataset; sd-scripts uses the first",
 }
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the run is measured against, where not this machine."""
+    """Limits to check against, if not those of this machine."""
 
     runs_dir: Path
     gpu_gib: float | None = None
@@ -95,7 +95,7 @@ class Preflight:
 
 
 def preflight(config: KohyaConfig, asked: Asked) -> Preflight:
-    """What the run that `config` describes takes."""
+    """Memory, disk space and steps of a run with `config`."""
     found = Preflight(TRAINER.check(config.model_dump(mode="json")))
     if found.problems:
         return found
@@ -108,7 +108,7 @@ def preflight(config: KohyaConfig, asked: Asked) -> Preflight:
     try:
         weights = Weights.of(config)
     except WeightsError as error:
-        found.hints.append(f"memory and disk are not told: {error}")
+        found.hints.append(f"memory and disk space are unknown: {error}")
         return found
     taken = footprint(config, weights)
     found.memory, found.advice = _memory(config, weights, asked)
@@ -130,12 +130,12 @@ def _some(problems: list[Problem]) -> Iterator[Problem]:
 
 @lru_cache(8)
 def _has_one_of(python: Path, path: Path, modules: tuple[str, ...]) -> bool:
-    """Asked once: a folder may hold thousands of such pictures."""
+    """Cached, because a folder may have thousands of such images."""
     return len(modules_not_found(Checkout(path=path, python=python), list(modules))) < len(modules)
 
 
 def _is_readable(config: KohyaConfig, ending: str) -> bool:
-    """Whether the Python of this sd-scripts has what reads pictures of an ending."""
+    """True if the Python of this sd-scripts can read images of a suffix."""
     try:
         checkout = checkout_of(config)
     except ConfigError:
@@ -144,7 +144,7 @@ def _is_readable(config: KohyaConfig, ending: str) -> bool:
 
 
 def _data(config: KohyaConfig, read: Found) -> dict[str, Any]:
-    """Pictures, buckets and steps as sd-scripts counts them, on one device."""
+    """Images, buckets and steps as counted by sd-scripts, on one device."""
     used = Counter[tuple[int, int]]()
     batches = Counter[tuple[int, int]]()
     for (number, bucket), rows in read.rows.items():
@@ -171,22 +171,22 @@ def _data(config: KohyaConfig, read: Found) -> dict[str, Any]:
 
 
 def _hints(config: KohyaConfig, read: Found) -> Iterator[str]:
-    """What sd-scripts bears in silence, or with a word among hundreds."""
+    """Problems that sd-scripts accepts silently, or logs among hundreds of lines."""
     for what, names in read.remarks.items():
         some = ", ".join(names[:3]) + " ..." * (len(names) > 3)
         yield f"{_SAYINGS[what]}: {some} ({len(names):,})."
     alone = sum(rows == 1 for rows in read.rows.values())
     if alone and any(dataset.batch_size > 1 for dataset in config.datasets):
-        yield f"{alone} of {len(read.rows)} buckets hold one picture: each is a batch of its own."
+        yield f"{alone} of {len(read.rows)} buckets have a single image, which is a separate batch."
     if read.regular and not read.repeated:
-        yield "there are regularisation pictures alone: sd-scripts uses none of them."
+        yield "all images are regularisation images: sd-scripts uses none of them."
     training, has_epochs = config.training, bool(config.training.max_train_epochs)
     if not training.max_train_steps and not has_epochs:
         yield f"neither steps nor epochs are given: sd-scripts makes {DEFAULT_STEPS} steps."
     if not training.gradient_checkpointing:
         yield "without gradient_checkpointing the activations, which are not counted here, may be the most."
     if config.raw_arguments:
-        yield "raw_arguments are not looked at here: they win over what is told."
+        yield "raw_arguments are not checked, and they override the values of this report."
 
 
 def _time(data: dict[str, Any], asked: Asked) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _time(data: dict[str, Any], asked: Asked) -> dict[str, Any]:
 
 
 def _memory(config: KohyaConfig, weights: Weights, asked: Asked) -> tuple[dict[str, Any], list[str]]:
-    """What a step holds, and keys to change until it fits."""
+    """Memory of a step, and keys to change until it fits."""
     free, where = (int(asked.gpu_gib * GIB), "as asked") if asked.gpu_gib else _free_memory()
     parts = footprint(config, weights).memory
     total = sum(parts.values())
@@ -267,7 +267,7 @@ def _free_memory() -> tuple[int, str]:
 def _disk(
     config: KohyaConfig, read: Found, taken: Footprint, data: dict[str, Any], runs_dir: Path
 ) -> dict[str, Any]:
-    """Checkpoints, states, and what is kept beside the pictures where that is the same disk."""
+    """Checkpoints, states, and caches next to the images if they are on the same disk."""
     home = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.is_dir())
     kept = kept_files(config, data["steps"], data["epochs"])
     caches = {name: size for name, size in _caches(config, read, home.stat().st_dev).items() if size}
@@ -290,7 +290,7 @@ def _disk(
 
 
 def _caches(config: KohyaConfig, read: Found, device: int) -> dict[str, int]:
-    """Bytes beside the pictures, by what they hold."""
+    """Bytes of the caches next to the images, by kind."""
     values = arguments_of(config, Path())
     flips = any(subset.flip_aug for dataset in config.datasets for subset in dataset.subsets)
     latent = LATENT_BYTES.get(config.family, 16 * 4) * (2 if flips else 1)
@@ -305,7 +305,7 @@ def _caches(config: KohyaConfig, read: Found, device: int) -> dict[str, int]:
 
 
 def main(words: Sequence[str]) -> int:
-    """Print what is found; 0, whatever that is."""
+    """Print the report; always 0."""
     parser = argparse.ArgumentParser(prog="flowloom.trainers.kohya.preflight", description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))

@@ -43,7 +43,7 @@ _SET_HERE = {
     "class_tokens": "it needs a subset of a dataset",
 }
 _ALREADY = {"log_with": "tensorboard", "save_model_as": "safetensors", "console_log_simple": True}
-"""What the studio sets itself, with its value."""
+"""Arguments that the studio sets, with their values."""
 _ALIASES = {
     "train_batch_size": "batch_size",
     "dataset_repeats": "num_repeats",

@@ -46,7 +46,7 @@ _FULL = (
 
 
 def is_on(value: Any) -> bool:
-    """Whether a switch is on, which may stand there as a text."""
+    """True if a switch is on; it may be a string."""
     return value is True or str(value).lower() in ("true", "1")
 
 

@@ -126,7 +126,7 @@ def _read(text: str) -> dict[str, Any]:
 
 
 class _Form:
-    """What the form holds."""
+    """Values of the form."""
 
     def __init__(self, content: dict[str, Any], placer: Placer):
         self.content, self.placer, self.found = content, placer, placer.found

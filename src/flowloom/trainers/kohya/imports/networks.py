@@ -76,7 +76,7 @@ class Network:
 
 
 def has_algorithm(words: Any) -> bool:
-    """Whether network_args name an algorithm, as only LyCORIS takes it."""
+    """True if network_args name an algorithm, which only LyCORIS accepts."""
     words = words_of(words)
     return isinstance(words, list) and any(str(word).startswith("algo=") for word in words)
 

@@ -25,7 +25,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Files:
-    """What belongs to a configuration: other files, and the folders that it names."""
+    """Context of a configuration: other files, and the folders that it names."""
 
     dataset_toml: str = ""
     prompts: str = ""

@@ -11,12 +11,12 @@ _SWITCHES = {"true": True, "false": False, "1": True, "0": False}
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a front end means by it that nothing is stated."""
+    """True if a front end uses the value for 'not set'."""
     return value is None or value == [] or (isinstance(value, str) and value.strip() in ("", "None", "null"))
 
 
 def number_of(value: Any) -> Any:
-    """The number that a text holds; any other value as it is."""
+    """The number in a string; other values unchanged."""
     if not isinstance(value, str):
         return value
     for kind in (int, float):
@@ -44,13 +44,13 @@ def _plain(value: Any) -> str:
 
 
 def _is_several(word: Any) -> bool:
-    """Whether it is several NAME=VALUE in one text; `preset=/my files/a.toml` is not."""
+    """True for several NAME=VALUE in one string; `preset=/my files/a.toml` is one."""
     parts = word.replace('"', "").split() if isinstance(word, str) else []
     return len(parts) > 1 and all("=" in part for part in parts)
 
 
 def fitted(section: type[BaseModel], key: str, value: Any) -> Any:
-    """`value` in the type of the field where that is possible without loss; else as it is."""
+    """`value` converted to the type of the field if nothing is lost; otherwise unchanged."""
     kinds = _kinds(section)[key]
     if kinds <= {"string", "null"}:
         return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -61,7 +61,7 @@ def fitted(section: type[BaseModel], key: str, value: Any) -> Any:
 
 
 def is_same(given: Any, taken: Any) -> bool:
-    """Whether both are the same value, whatever their types."""
+    """True if both are the same value, of any types."""
     if isinstance(given, bool) != isinstance(taken, bool):
         return str(given).lower() == str(taken).lower()
     return given == taken or number_of(given) == taken or words_of(given) == taken or str(given) == str(taken)
