@@ -228,7 +228,7 @@ def test_masks_without_pictures_and_the_other_way_round_are_problems(tmp_path: P
     (masks / "00.png").rename(masks / "other.png")
     subset = {"image_dir": str(tmp_path / "fox"), "conditioning_data_dir": str(masks)}
     problems = read({"subsets": [subset]}).problems
-    assert ["no mask for 2" in problems[0].message, "no picture for 1" in problems[1].message] == [True, True]
+    assert ["no mask for 2" in problems[0].message, "no image for 1" in problems[1].message] == [True, True]
 
 
 def test_what_sd_scripts_bears_in_silence_is_a_hint(examined: Any, tmp_path: Path) -> None:

@@ -101,11 +101,14 @@ class Hooks:
         resumes = [module for module in library if hasattr(module, RESUME)]
         for module in resumes:
             setattr(module, RESUME, self.shortened(getattr(module, RESUME)))
-        lacks = [] if draws else ["generate no previews on request"]
+        limits = [] if draws else ["generate no previews on request"]
         if self.base and not resumes:
-            lacks.append(f"make the {self.base} steps again that are behind it")
-        if lacks:
-            say("warning", message=f"Of this sd-scripts not all is known. It will {', and '.join(lacks)}.")
+            limits.append(f"repeat the {self.base} steps that are done already")
+        if limits:
+            say(
+                "warning",
+                message=f"This version of sd-scripts is only partly supported. It will {', and '.join(limits)}.",
+            )
 
     def around(self, draw):
         """A `sample_images` that every script calls after each update, before it saves."""
