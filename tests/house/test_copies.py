@@ -20,7 +20,6 @@ Line = tuple[int, tuple[str, ...]]  # its number and the shapes of its tokens
 ALLOWED = {
     ("engine/fill_cache.py", "engine/fill_cache.py"): "two loops over different sources; to be merged",
     ("loggers/aim.py", "loggers/wandb.py"): "two trackers with the same calls",
-    ("models/weights.py", "run/directory.py"): "atomic writes; to be merged in run/files.py",
 }
 """Pairs of files that may be alike, with the reason."""
 

@@ -149,48 +149,17 @@ def _sample(words: list[str]) -> int:
     parser = _parser("sample", "SOURCE --prompt TEXT [...] [options]")
     add = parser.add_argument
     add("source", metavar="SOURCE", type=Path, help="run directory, checkpoint or weights")
-    add(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="configuration with the paths of the VAE and T5; default: that of the run",
-    )
-    add(
-        "--prompt",
-        action="append",
-        required=True,
-        metavar="TEXT",
-        help="prompt; repeat the option for more images",
-    )
+    add("--config", type=Path, metavar="FILE", help="configuration with the VAE and T5; default: the run's")
+    add("--prompt", action="append", required=True, metavar="TEXT", help="repeat it for more images")
     add("--negative", default="", metavar="TEXT", help="negative prompt")
-    add(
-        "--size",
-        type=_size,
-        metavar="WxH",
-        help="size in pixels, multiples of 16; default: that of the run's previews",
-    )
+    add("--size", type=_size, metavar="WxH", help="pixels, multiples of 16; default: as the run's previews")
     add("--steps", type=int, metavar="N", help="sampler steps; default: those of the run's previews")
-    add(
-        "--cfg",
-        type=float,
-        metavar="SCALE",
-        help="classifier-free guidance scale; default: that of the run's previews",
-    )
-    add(
-        "--guidance",
-        type=float,
-        default=0.0,
-        help="distilled guidance; default: 0, as Chroma was trained",
-    )
+    add("--cfg", type=float, metavar="SCALE", help="guidance scale; default: that of the run's previews")
+    add("--guidance", type=float, default=0.0, help="distilled guidance; default: 0, for Chroma")
     add(
         "--sampler", choices=("euler", "heun", "midpoint", "dpmpp_2m"), default="euler", help="default: euler"
     )
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        help="seed of the first image; the next images use the next seeds; default: 0",
-    )
+    add("--seed", type=int, default=0, help="seed of the first image, then counting up; default: 0")
     add(
         "--lora",
         action="append",

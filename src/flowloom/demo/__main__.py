@@ -1,4 +1,4 @@
-"""`python -m flowloom.demo RUN_DIR`: makes the demo's pictures and models where they are not, then trains.
+"""`python -m flowloom.demo RUN_DIR`: create the demo's images and models if they are missing, then train.
 
 The process becomes the engine's: signals, locks and exit status are those of every run.
 """

@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
 
 
 def judge(picture: NDArray[np.uint8]) -> Verdict:
-    """The colour and shape in `picture`, (h, w, 3) in sRGB."""
+    """The colour and shape in an image, (h, w, 3) in sRGB."""
     figure = find_figure(picture)
     if figure is None:
         return Verdict(None, None)

@@ -202,7 +202,7 @@ class Objects(Remote):
             raise self._refused(str(error), where) or translated(error, where) from None
 
     def _refused(self, text: str, where: str) -> SourceError | None:
-        """What the proxy on the way had against a request; None where `text` does not speak of it."""
+        """The proxy's objection to a request; None if `text` does not mention it."""
         status = _first(_STATUS, text)
         if self.egress and (status == str(REFUSED) or "TunnelUnsuccessful" in text):
             return Denied(f"{where}: {self.egress.refusal()}")

@@ -56,7 +56,7 @@ def open_store(url: str, storage: StorageSection, on_state: OnState) -> Objects:
 
 
 def _is_amazons(endpoint: str) -> bool:
-    """Whether Amazon itself answers there: its certificate proves it, and its redirects stay with it."""
+    """True if Amazon itself responds: its certificate proves it, and its redirects stay within Amazon."""
     return bool(_AMAZON.fullmatch(endpoint))
 
 
@@ -80,7 +80,7 @@ def _profile_name(storage: StorageSection) -> str | None:
 
 
 def read_profile(name: str) -> dict[str, str]:
-    """What ~/.aws/credentials and ~/.aws/config, or the files that AWS's variables name, say of a profile."""
+    """Settings of a profile in ~/.aws/credentials and ~/.aws/config, or in the files of AWS's variables."""
     found: dict[str, str] = {}
     files = (
         ("AWS_CONFIG_FILE", "~/.aws/config", name if name == "default" else f"profile {name}"),

@@ -40,12 +40,12 @@ _SPECIAL_V6 = tuple(
     ipaddress.IPv6Network(block)
     for block in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 )
-"""Of IANA's IPv6 registry what lies in 2000::/3; nothing outside of that is public."""
+"""Entries of IANA's IPv6 registry in 2000::/3; nothing outside of that is public."""
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _first_answers: dict[str, bool] = {}
-"""Of hosts that the user gave: whether a private address was among the first ones. A name that was public
-stays so, or whoever answers for it could lead us into the network later on."""
+"""For each host given by the user: True if its first addresses included a private one. A name
+that was public then must not lead to a private address later."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _plain(host: str) -> str:
 
 
 def is_public(address: Address) -> bool:
-    """Whether anybody may reach `address`: no host, network or service of this machine's own surroundings.
+    """True if `address` is public: no host, network or service of this machine's own surroundings.
 
     An IPv6 address that stands for an IPv4 one is as public as that.
     """
@@ -151,7 +151,7 @@ def connect(host: str, port: int, allowed: Allowed, timeout_s: float) -> socket.
 
 
 def _checked(host: str, port: int, number: str, allowed: Allowed) -> Address:
-    """The address that `number` writes, if one may connect to it for `host`.
+    """The address written as `number`, if connecting to it for `host` is allowed.
 
     Raises:
         Denied: it is private, and not allowed.

@@ -1,4 +1,4 @@
-"""Makes `assets/ae.safetensors`: `python -m flowloom.demo.make.autoencoder [MINUTES]`; a file there goes on.
+"""Make `assets/ae.safetensors`: `python -m flowloom.demo.make.autoencoder [MINUTES]`, or train it further.
 
 FLUX's autoencoder at 2.8 million parameters: 8 pixels a latent, 16 channels. Ten channels are taught to be
 the picture at a quarter of its size (colours and their slopes), six are free to hold the finer strokes:
@@ -67,14 +67,14 @@ def new_model() -> AutoencoderKL:
 
 
 def thumbnail(images: Tensor) -> Tensor:
-    """What the taught channels hold, before they are scaled: (B, 10, H/8, W/8) of images (B, 3, H, W)."""
+    """Content of the taught channels before scaling: (B, 10, H/8, W/8) of images (B, 3, H, W)."""
     colours = torch.einsum("ij,bjhw->bihw", LUMINANCE_AND_CHROMA, F.avg_pool2d(images, 4))
     neighbours = F.pixel_unshuffle(colours, 2).unflatten(1, (3, 4))
     return torch.einsum("sn,bcnhw->bcshw", SLOPES, neighbours).flatten(1, 2)[:, TAUGHT]
 
 
 def error(drawn: Tensor, images: Tensor) -> Tensor:
-    """How the pictures differ."""
+    """Difference between two images."""
     a, b = (torch.einsum("ij,bjhw->bihw", LUMINANCE_AND_CHROMA, x) for x in (drawn, images))
     edges = sum((a.diff(dim=d) - b.diff(dim=d)).abs().mean() for d in (2, 3))
     return (a - b).abs().mean() + (a - b).square().mean() + 0.5 * edges
@@ -129,7 +129,7 @@ def train(model: AutoencoderKL, pictures: Tensor, indices: Tensor, minutes: floa
 
 @torch.no_grad()
 def decibels(model: AutoencoderKL, pictures: Tensor) -> float:
-    """Mean PSNR of pictures drawn again."""
+    """Mean PSNR of reconstructed images."""
     images = pictures[::40].float() / 127.5 - 1
     drawn = model.decode(model.encode(images).latent_dist.mean).sample.clamp(-1, 1)
     return (10 * torch.log10(4 / (drawn - images).square().mean((1, 2, 3)))).mean().item()

@@ -83,7 +83,7 @@ IMPORTABLE = "51ee4e6"
 
 
 def wrong_calls(path: Path, checkout: Path) -> list[str]:
-    """Calls in a module that end its import: of its own dataclasses, with a key that they do not have."""
+    """Calls in a module that end its import: of its dataclasses, with a key that they do not have."""
     try:
         with warnings.catch_warnings():
             # Of its regular expressions: they are its own business.

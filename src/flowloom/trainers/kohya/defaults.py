@@ -146,7 +146,7 @@ _OF_FAMILIES: dict[str, dict[str, Values]] = {
         "sampling": {"width": 1024, "height": 1024, "steps": 38, "scale": 3.5},
     },
 }
-"""What their scripts take otherwise; keys of SD 1.5 that its script may not know are left out."""
+"""Other values of their scripts; keys of SD 1.5 that its script may not know are left out."""
 
 
 def defaults_of(family: str) -> dict[str, Values]:

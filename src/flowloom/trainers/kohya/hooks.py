@@ -90,7 +90,7 @@ class Hooks:
         tracker_class.log = told
 
     def attach(self):
-        """Listen in sd-scripts' library, once: where pictures may be drawn, and where a state is read."""
+        """Hook into sd-scripts' library once: where previews are generated, and where a state is read."""
         if self.has_begun:
             return
         self.has_begun = True
@@ -107,7 +107,7 @@ class Hooks:
         if limits:
             say(
                 "warning",
-                message=f"This version of sd-scripts is only partly supported. It will {', and '.join(limits)}.",
+                message=f"This sd-scripts is only partly supported. It will {', and '.join(limits)}.",
             )
 
     def around(self, draw):

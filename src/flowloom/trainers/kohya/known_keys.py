@@ -67,7 +67,7 @@ _ZERO_COUNTS = frozenset(
         """
     )
 )
-"""But of these: without a rate of its own, a text encoder is trained with the rate of the network."""
+"""Exceptions: without its own rate, a text encoder is trained with the rate of the network."""
 _TEXTS = frozenset(
     names(
         """

@@ -28,7 +28,7 @@ def number_of(value: Any) -> Any:
 
 
 def words_of(value: Any) -> Any:
-    """NAME=VALUE words of a text, which kohya_ss splits, or of a table, as a list; any other value as it is.
+    """NAME=VALUE words of a string, which kohya_ss splits, or of a table, as a list; other values unchanged.
 
     sd-scripts ends at a word `a=1 b=2` of a list, so that such a word is split, too.
     """
