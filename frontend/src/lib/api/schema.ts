@@ -2960,12 +2960,12 @@ export interface components {
         };
         /**
          * NewRun
-         * @description A run to be made.
+         * @description A run to create.
          */
         NewRun: {
             /**
              * Config
-             * @description As GET config describes it.
+             * @description As described by GET /api/{trainer}/config.
              * @example {
              *       "training": {
              *         "lr": 0.0001
@@ -2977,7 +2977,7 @@ export interface components {
             };
             /**
              * Devices
-             * @description None: any one that is idle.
+             * @description Devices to use; empty: any idle one.
              * @default []
              * @example [
              *       "cuda:0"
@@ -2986,13 +2986,13 @@ export interface components {
             devices?: string[];
             /**
              * First
-             * @description Go before all that wait.
+             * @description Start before every other queued run.
              * @default false
              */
             first?: boolean;
             /**
              * Name
-             * @description Of its directory; none: one is made up.
+             * @description Name of its directory; generated if empty.
              * @example fox-lora
              */
             name?: string | null;
@@ -3375,40 +3375,6 @@ export interface components {
             url: string;
         };
         /**
-         * Restart
-         * @description How a run goes on.
-         */
-        Restart: {
-            /**
-             * Changes
-             * @description Laid over its configuration (JSON merge patch), as far as its checkpoints bear it. A run that is finished goes on with a higher limit.
-             * @default {}
-             * @example {
-             *       "limits": {
-             *         "max_steps": 4000
-             *       }
-             *     }
-             */
-            changes?: {
-                [key: string]: unknown;
-            };
-            /**
-             * Devices
-             * @description None: those that were chosen for it before, or any idle one.
-             * @default []
-             * @example [
-             *       "cuda:0"
-             *     ]
-             */
-            devices?: string[];
-            /**
-             * First
-             * @description Go before all that wait.
-             * @default false
-             */
-            first?: boolean;
-        };
-        /**
          * ResultFile
          * @description A file to download.
          */
@@ -3425,6 +3391,40 @@ export interface components {
             size: number;
             /** Url */
             url: string;
+        };
+        /**
+         * ResumeRequest
+         * @description How to resume a run.
+         */
+        ResumeRequest: {
+            /**
+             * Changes
+             * @description JSON merge patch for its configuration, without keys that its checkpoints depend on. A finished run continues if a limit is raised.
+             * @default {}
+             * @example {
+             *       "limits": {
+             *         "max_steps": 4000
+             *       }
+             *     }
+             */
+            changes?: {
+                [key: string]: unknown;
+            };
+            /**
+             * Devices
+             * @description Devices to use; empty: those chosen before, or any idle one.
+             * @default []
+             * @example [
+             *       "cuda:0"
+             *     ]
+             */
+            devices?: string[];
+            /**
+             * First
+             * @description Start before every other queued run.
+             * @default false
+             */
+            first?: boolean;
         };
         /**
          * Root
@@ -14013,7 +14013,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Restart"];
+                "application/json": components["schemas"]["ResumeRequest"];
             };
         };
         responses: {
