@@ -159,7 +159,7 @@ function LinesInput(props: WidgetProps) {
       {...aria(props)}
       rows={Math.min(8, Math.max(2, lines + 1))}
       value={linesOf(value)}
-      placeholder="one a line"
+      placeholder="one per line"
       onChange={(event) => onChange(readLines(event.target.value))}
       onBlur={(event) => onChange(readLines(event.target.value.replace(/\n+$/, "")))}
     />

@@ -28,9 +28,9 @@ export function UseSettingsButton({ model }: { model: Model }) {
   const { notifyError } = useToasts();
   const open = useMutation({
     mutationFn: async (at: FileLocation) => {
-      const like = await readLoraSettings(at);
-      if (!like) throw new Error(`${model.name} has no training settings in its header.`);
-      return `/${like.trainer}-training/?${new URLSearchParams({ like: at.path, root: at.root })}`;
+      const settings = await readLoraSettings(at);
+      if (!settings) throw new Error(`${model.name} has no training settings in its header.`);
+      return `/${settings.trainer}-training/?${new URLSearchParams({ like: at.path, root: at.root })}`;
     },
     onSuccess: (href) => router.push(href),
     onError: notifyError,
