@@ -25,7 +25,6 @@ REWRITTEN = [
     "docs/runs.md",
     "docs/start.md",
     "docs/tagging.md",
-    "frontend/src/",
     "src/flowloom/cli/",
     "src/flowloom/data/",
     "src/flowloom/datasets/",

@@ -6,12 +6,12 @@ import { ErrorAlert } from "@/components/ui/error-alert";
 import { CloseIcon } from "@/components/ui/icons";
 import { TextArea } from "@/components/ui/inputs";
 import { useToasts } from "@/components/ui/toasts";
-import { keepCaption, type Picture, saveCaption } from "@/lib/api/datasets";
+import { type DatasetImage, keepCaption, saveCaption } from "@/lib/api/datasets";
 import { captionSaver, type Saving } from "@/lib/caption-saver";
 import { bytes } from "@/lib/format";
 
 /** Save the caption a moment after typing, if its version has not changed meanwhile. Undo is the browser's. */
-function useCaption(dataset: string, image: Picture) {
+function useCaption(dataset: string, image: DatasetImage) {
   const client = useQueryClient();
   const { notifyError } = useToasts();
   const [text, setText] = useState(image.caption);
@@ -61,7 +61,7 @@ const STATE_LABELS: Record<Saving, string> = {
 
 interface Props {
   dataset: string;
-  image: Picture;
+  image: DatasetImage;
   position: string;
   onMove: (by: number) => void;
   onClose: () => void;

@@ -14,7 +14,7 @@ import {
   datasetHref,
   datasets,
   freshness,
-  pictures,
+  imagePage,
   shelved,
   summary,
   trash,
@@ -24,7 +24,7 @@ import { NewDataset } from "./new-dataset";
 import { useUpdate } from "./outdated-notice";
 
 function Thumbnails({ name }: { name: string }) {
-  const { data } = useQuery(pictures(name, {}, 0));
+  const { data } = useQuery(imagePage(name, {}, 0));
   return (
     <div className="grid h-24 grid-cols-4 gap-px overflow-hidden rounded-t-lg bg-border">
       {[0, 1, 2, 3].map((index) => {

@@ -4,16 +4,16 @@ import { useVirtualizer } from "@tanstack/react-virtual";
 import { useEffect, useRef, useState } from "react";
 import { cx } from "@/components/ui/class-names";
 import { Skeleton } from "@/components/ui/panel";
-import { PAGE, type Picture, pictures, type Wanted } from "@/lib/api/datasets";
+import { type DatasetImage, imagePage, PAGE, type Wanted } from "@/lib/api/datasets";
 
 const TILE = 148;
 const GAP = 8;
 
 /** Images by index, loaded page by page as they become visible. */
 export function useImages(name: string, wanted: Wanted, pages: number[]) {
-  const pageQueries = useQueries({ queries: pages.map((page) => pictures(name, wanted, page)) });
+  const pageQueries = useQueries({ queries: pages.map((page) => imagePage(name, wanted, page)) });
   const byPage = new Map(pages.map((page, index) => [page, pageQueries[index]]));
-  const at = (index: number): Picture | undefined =>
+  const at = (index: number): DatasetImage | undefined =>
     byPage.get(Math.floor(index / PAGE))?.data?.images[index % PAGE];
   const currentTotal = pageQueries.find((each) => each.data)?.data?.total;
   // Keep the last total while new pages load.
@@ -26,7 +26,7 @@ export function useImages(name: string, wanted: Wanted, pages: number[]) {
 interface Props {
   total: number;
   selected: number | null;
-  at: (index: number) => Picture | undefined;
+  at: (index: number) => DatasetImage | undefined;
   onSee: (pages: number[]) => void;
   onChoose: (index: number) => void;
 }

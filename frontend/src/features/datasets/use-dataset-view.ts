@@ -1,7 +1,7 @@
 "use client";
 import { useCallback, useMemo, useState } from "react";
 import { useDebounced } from "@/hooks/use-validation";
-import { PAGE, type Picture, type Wanted } from "@/lib/api/datasets";
+import { type DatasetImage, PAGE, type Wanted } from "@/lib/api/datasets";
 import { nextIndex } from "@/lib/caption-saver";
 import { useImages } from "./gallery";
 
@@ -14,7 +14,7 @@ export function useDatasetView(name: string) {
   const [tags, setTags] = useState<string[]>([]);
   const [selected, setSelected] = useState<number | null>(null);
   // The image being edited stays in the editor, even when its new caption takes it out of the list.
-  const [held, setHeld] = useState<Picture | null>(null);
+  const [held, setHeld] = useState<DatasetImage | null>(null);
   const [pages, setPages] = useState([0]);
   const text = useDebounced(search);
   const wanted = useMemo<Wanted>(

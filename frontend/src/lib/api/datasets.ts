@@ -51,7 +51,7 @@ export interface Scan {
   error: string;
 }
 
-export interface Picture {
+export interface DatasetImage {
   item: string;
   file: string;
   caption: string;
@@ -64,9 +64,9 @@ export interface Picture {
   url: string;
 }
 
-export interface PicturePage {
+export interface ImagePage {
   total: number;
-  images: Picture[];
+  images: DatasetImage[];
   scan: Scan;
 }
 
@@ -116,7 +116,7 @@ export interface EditPreview {
   version: string;
 }
 
-/** Which pictures are meant. */
+/** Filters of images. */
 export interface Wanted {
   text?: string;
   tags?: string[];
@@ -162,14 +162,14 @@ export const summary = (name: string) =>
     refetchInterval: (query) => (query.state.data?.scan.is_running ? 1000 : 15_000),
   });
 
-export const pictures = (name: string, wanted: Wanted, page: number) =>
+export const imagePage = (name: string, wanted: Wanted, page: number) =>
   queryOptions({
     queryKey: ["dataset", name, "images", wanted, page],
     queryFn: () => {
       const query = queryOf(wanted);
       query.set("skip", String(page * PAGE));
       query.set("limit", String(PAGE));
-      return fetchJson<PicturePage>(`${base(name)}/images?${query}`);
+      return fetchJson<ImagePage>(`${base(name)}/images?${query}`);
     },
     staleTime: 10_000,
     refetchInterval: (query) => (query.state.data?.scan.is_running ? 1500 : 15_000),
@@ -229,7 +229,7 @@ export async function saveCaption(
 /** Puts what was saved into all that was read, which is then read anew. */
 export function keepCaption(client: QueryClient, name: string, made: Caption): void {
   const { item, caption, version, is_tags } = made;
-  client.setQueriesData<PicturePage>({ queryKey: ["dataset", name, "images"] }, (page) =>
+  client.setQueriesData<ImagePage>({ queryKey: ["dataset", name, "images"] }, (page) =>
     page?.images.some((each) => each.item === item)
       ? {
           ...page,
