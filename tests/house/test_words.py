@@ -120,7 +120,7 @@ TYPESCRIPT = re.compile(
     r'|"(?P<double>(?:[^"\\\n]|\\.)*)"'
     r"|`(?P<template>(?:[^`\\]|\\.)*)`"
     r"|(?<!=)>(?P<text>[^<>{}=;`\"(][^<>{}=;`\"]*)(?=[<{])"
-    r"|\}(?P<after>[^<>{}=;`\"():]+)(?=[<{])",
+    r"|\}(?!\s*(?:export|interface|type|function|class)\b)(?P<after>[^<>{}=;`\"():]+)(?=[<{])",
     re.DOTALL,
 )
 
