@@ -249,10 +249,17 @@ def test_another_demo_uses_the_same_images_and_models(demo_run: tuple[Path, list
     assert not (runs / "demo-data").exists()
 
 
-@pytest.mark.parametrize(("set_by_user", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_of_the_cpu_do_not_wait_by_spinning(set_by_user: str | None, expected: str) -> None:
-    code = "import os; from flowloom.cli.main import main; main(['--version']); "
-    code += "print(os.environ['OMP_WAIT_POLICY'])"
+@pytest.mark.parametrize(
+    ("load", "set_by_user", "expected"),
+    [(100.0, None, "PASSIVE"), (100.0, "ACTIVE", "ACTIVE"), (0.0, None, "None")],
+)
+def test_threads_of_the_cpu_wait_without_spinning_on_a_busy_machine(
+    load: float, set_by_user: str | None, expected: str
+) -> None:
+    code = f"import os; os.getloadavg = lambda: ({load}, 0, 0); os.cpu_count = lambda: 2; "
+    code += (
+        "from flowloom.cli.main import main; main(['--version']); print(os.environ.get('OMP_WAIT_POLICY'))"
+    )
     environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     environ |= {"OMP_WAIT_POLICY": set_by_user} if set_by_user else {}
     done = subprocess.run(

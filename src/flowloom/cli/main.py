@@ -25,9 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     None: use the arguments of the process, and exit.
     """
-    # Before torch is loaded: on a busy machine its CPU threads would otherwise spin while they wait, on the
-    # cores that the others need. Steps of the demo took 40 times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before torch is loaded. Its CPU threads wait for each other by spinning: on an idle machine that doubles
+    # the speed, on a busy one they take the processors from each other, and steps take 40 times as long.
+    if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from flowloom.streams import leave, open_streams, settle_home
 
     settle_home()
