@@ -19,11 +19,8 @@ Text = tuple[int, str]  # the line where it begins, and a string, docstring or p
 REWRITTEN = [
     "docs/api.md",
     "docs/data.md",
-    "docs/flow-files.md",
-    "docs/kohya.md",
     "docs/operate.md",
     "docs/runs.md",
-    "docs/start.md",
     "docs/tagging.md",
     "src/flowloom/cli/",
     "src/flowloom/data/",

@@ -38,7 +38,7 @@ from flowloom.files import open_plain, read_json, write_json
 Control = Literal["stop", "checkpoint", "sample"]
 Config = TypeVar("Config", bound=BaseModel)
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _STEP = re.compile(r"step_\d{8}")
 ABANDONED = "abandoned"
 """A file next to previews of a killed attempt, after the run has restarted from an earlier step."""
@@ -73,7 +73,7 @@ class RunDir:
         Raises:
             RunError: the name is not safe in a path, or the run exists.
         """
-        if not _NAME.fullmatch(name):
+        if not RUN_NAME.fullmatch(name):
             raise RunError(
                 f"{name!r} is not a valid run name: use at most 100 letters, digits, '.', '_' and '-', and "
                 "start with a letter or digit."

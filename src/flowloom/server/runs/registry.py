@@ -15,14 +15,14 @@ from itertools import chain, count
 from pathlib import Path
 
 from flowloom.errors import RunError
-from flowloom.run.directory import RunDir
+from flowloom.run.directory import RUN_NAME, RunDir
 from flowloom.server.background import isolate_errors, reason_of
 from flowloom.server.locks import is_held
 from flowloom.server.problems import NameTaken, NoSuchRun, NotNow
 from flowloom.server.runs.process_files import lock_path
 from flowloom.server.runs.processes import living_process
 from flowloom.server.runs.store import RunStore
-from flowloom.server.runs.view import NAME, RunView, view_of
+from flowloom.server.runs.view import RunView, view_of
 
 _LOOKED_AT = ("run.json", "studio", "events.jsonl", "checkpoints", "pid.json")
 _log = logging.getLogger("flowloom")
@@ -47,7 +47,7 @@ class RunRegistry:
             NoSuchRun: there is none, or its name leads elsewhere.
         """
         path = self.runs_dir / run_id
-        if not NAME.fullmatch(run_id) or not _is_run(path) or _is_there(_marker(path)):
+        if not RUN_NAME.fullmatch(run_id) or not _is_run(path) or _is_there(_marker(path)):
             raise NoSuchRun(run_id)
         return path
 
@@ -163,7 +163,7 @@ class RunRegistry:
         """Look at whatever changed in the folder: runs that came, went, or were started by hand."""
         known = self.store.signatures()
         names = {entry.name for entry in os.scandir(self.runs_dir) if entry.is_dir(follow_symlinks=False)}
-        for name in filter(NAME.fullmatch, names):
+        for name in filter(RUN_NAME.fullmatch, names):
             path = self.runs_dir / name
             signature, state = known.get(name, ("", ""))
             if state not in ("queued", "running", "stopping") and signature != _signature(path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from flowloom.files import open_plain, read_json, whole_text
-from flowloom.run.directory import RunDir
+from flowloom.run.directory import RUN_NAME, RunDir
 from flowloom.run.events import last_kept_step
 from flowloom.run.results import checkpoints_of
 from flowloom.server.background import isolate_errors
@@ -28,17 +27,18 @@ State = Literal[
 ]
 ACTIVE: frozenset[State] = frozenset({"queued", "running", "stopping"})
 RESUMABLE: frozenset[State] = frozenset({"created", "stopped", "failed", "interrupted"})
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def _fit_name(name: str) -> str:
-    if NAME.fullmatch(name):
+    if RUN_NAME.fullmatch(name):
         return name
     message = "Run name: letters, digits, . _ - only (no spaces), a letter or digit first, 100 at most."
     raise PydanticCustomError("run_name", "{text}", {"text": message})
 
 
-RunName = Annotated[str, AfterValidator(_fit_name), Field(json_schema_extra={"pattern": f"^{NAME.pattern}$"})]
+RunName = Annotated[
+    str, AfterValidator(_fit_name), Field(json_schema_extra={"pattern": f"^{RUN_NAME.pattern}$"})
+]
 """A name that a run can have, which is also that of its directory."""
 _ENDS: dict[str, State] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
 _SHOWN = ("step", "epoch", "lr", "samples_per_s", "eta_s", "peak_memory_mib", "max_steps")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from flowloom.run.directory import RUN_NAME
 from flowloom.schema import Section
 
 Family = Literal["sd15", "sdxl", "sd3", "flux", "lumina", "chroma"]
@@ -237,7 +238,7 @@ class Memory(Section):
 class Saving(Section):
     """Checkpoints."""
 
-    output_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = "last"
+    output_name: Annotated[str, Field(pattern=f"^{RUN_NAME.pattern}$")] = "last"
     """Name of the files."""
     save_every_n_steps: Positive | None = 250
     """Steps between checkpoints."""
