@@ -77,7 +77,7 @@ def test_no_argument_of_an_adapter_names_a_file_elsewhere(studio: Studio, word: 
         answer = studio.http.post(f"/api/kohya/{path}", json={"config": config}).json()
         places = answer["problems"] if "problems" in answer else answer["errors"]
         assert [place["pointer"] for place in places] == ["/config/network/network_args/2"]
-        told = "of nobody's home" if "~no-one" in word else "outside of the studio's folders"
+        told = "unknown user's home" if "~no-one" in word else "outside the studio's folders"
         assert told in places[0]["detail"]
     assert studio.get("/api/runs")["runs"] == []
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flowloom.server.bodies import MOST_VALUES
+from flowloom.server.bodies import MAX_VALUES
 from tests.server.served import LIMIT_S, Served
 
 
@@ -34,15 +34,15 @@ LARGEST = {
     "objects": (body("{}"), 413),
     "names": (body('"000001.png"'), 413),
     "long-names": (body(f'"{"x," * 300}"'), 200),
-    "wrong-values": (body("1", num_bytes=2 * MOST_VALUES), 422),
+    "wrong-values": (body("1", num_bytes=2 * MAX_VALUES), 422),
     "long-numbers": (body("1" * 4300), 422),
     "digits": (body("1" * 4_000_000), 400),
     "unknown-fields": (
-        json.dumps({"items": ["x"]} | {f"{i:06}": 1 for i in range(MOST_VALUES // 2 - 9)}).encode(),
+        json.dumps({"items": ["x"]} | {f"{i:06}": 1 for i in range(MAX_VALUES // 2 - 9)}).encode(),
         422,
     ),
     "commas-in-a-text": (json.dumps({"items": ["a, " * 1000] * 1300}).encode(), 422),
-    "deep": (b'{"items":' + b"[" * (MOST_VALUES - 9), 400),
+    "deep": (b'{"items":' + b"[" * (MAX_VALUES - 9), 400),
     "utf-16": (body("[]", num_bytes=2 * 2**20).decode().encode("utf-16"), 413),
 }
 

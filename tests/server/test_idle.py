@@ -49,11 +49,11 @@ def test_a_use_puts_the_rest_off(tmp_path: Path):
     (tmp_path / ".flowloom").mkdir()
     hook = IdleHook("echo x >> rested", 3600.0, tmp_path)
     hour_ago = time.monotonic() - 3601
-    hook.look(is_busy=False, used_at=hour_ago)
+    hook.check(is_busy=False, used_at=hour_ago)
     assert times(tmp_path) == 0, "the studio itself has only begun"
     hook = IdleHook("echo x >> rested", 0.0, tmp_path)
-    hook.look(is_busy=False, used_at=time.monotonic() + 60)
-    hook.look(is_busy=True, used_at=time.monotonic())
+    hook.check(is_busy=False, used_at=time.monotonic() + 60)
+    hook.check(is_busy=True, used_at=time.monotonic())
     assert times(tmp_path) == 0
 
 

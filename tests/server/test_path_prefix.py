@@ -108,7 +108,7 @@ def test_a_path_that_the_studio_has_itself_is_refused(
     # A proxy that takes the path away would make /runs/ of the home page's address, and of the runs'.
     monkeypatch.setattr(pages, "STATIC", export)
     (export / "datasets").mkdir()
-    with pytest.raises(argparse.ArgumentTypeError, match="of its own"):
+    with pytest.raises(argparse.ArgumentTypeError, match="of the studio itself"):
         path_prefix(text)
 
 

@@ -74,7 +74,7 @@ def test_aims_folder_outside_of_the_studio_is_refused(one_studio: Studio, repo: 
     ):
         answer = one_studio.http.post("/api/flow/config", json={"config": config}).json()
         (problem,) = [one for one in answer["problems"] if one["pointer"] == pointer]
-        reasons = ["outside of the studio's folders", *(["a path on this machine"] if "://" in repo else [])]
+        reasons = ["outside the studio's folders", *(["a path on this machine"] if "://" in repo else [])]
         assert any(reason in problem["detail"] for reason in reasons)
 
 

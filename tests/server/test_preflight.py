@@ -54,7 +54,7 @@ def test_a_run_of_kohya_is_examined_in_the_same_shape(least_checkout: Path, tmp_
         strayed = {"config": config | {"model": {"pretrained_model_name_or_path": "/etc/passwd"}}}
         refused = studio.http.post("/api/kohya/preflight", json=strayed)
         assert refused.status_code == 422
-        assert "outside of the studio's folders" in refused.json()["errors"][0]["detail"]
+        assert "outside the studio's folders" in refused.json()["errors"][0]["detail"]
     finally:
         studio.end()
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from flowloom.server.zip_stream import PIECE_BYTES, stream_zip
+from flowloom.server.zip_stream import CHUNK_BYTES, stream_zip
 from tests.server.conftest import Studio
 
 WEIGHTS = bytes(range(256)) * 20_000
@@ -96,20 +96,20 @@ def test_a_run_that_is_not_there_has_none(one_studio: Studio):
 
 def test_what_grows_or_goes_meanwhile_leaves_a_whole_zip(tmp_path: Path):
     growing, going = tmp_path / "growing", tmp_path / "going"
-    growing.write_bytes(b"a" * 3 * PIECE_BYTES)
+    growing.write_bytes(b"a" * 3 * CHUNK_BYTES)
     going.write_bytes(b"b")
     pieces = stream_zip([("growing", growing), ("going", going)])
     content = next(pieces)
     with growing.open("ab") as file:
-        file.write(b"a" * PIECE_BYTES)
+        file.write(b"a" * CHUNK_BYTES)
     going.unlink()
     content += b"".join(pieces)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.namelist() == ["growing"]
-        assert archive.read("growing") == b"a" * 4 * PIECE_BYTES
+        assert archive.read("growing") == b"a" * 4 * CHUNK_BYTES
 
 
 def test_no_more_than_pieces_are_in_memory(tmp_path: Path):
     large = tmp_path / "large"
-    large.write_bytes(bytes(20 * PIECE_BYTES))
-    assert max(map(len, stream_zip([("large", large)]))) < 2 * PIECE_BYTES
+    large.write_bytes(bytes(20 * CHUNK_BYTES))
+    assert max(map(len, stream_zip([("large", large)]))) < 2 * CHUNK_BYTES

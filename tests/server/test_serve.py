@@ -23,7 +23,7 @@ def test_it_says_what_to_open_and_how_to_stop(studio_at: Callable[..., Studio]) 
     assert told[0] == f"studio     {studio.url}"
     assert told[1].strip() == "Open this address in your browser."
     assert f"home       {studio.home}" in told
-    assert told[-1] == "stop       Ctrl-C stops the studio; runs go on."
+    assert told[-1] == "stop       Ctrl-C stops the studio; runs continue."
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,8 @@ export interface SourceFile {
 }
 
 /** The body of POST /api/kohya/import for the dropped files; null if they are our own JSON. */
-export function kohyaFiles(files: readonly SourceFile[]): Partial<Schemas["Brought"]> | null {
-  const found: Partial<Schemas["Brought"]> = {};
+export function kohyaFiles(files: readonly SourceFile[]): Partial<Schemas["KohyaImportRequest"]> | null {
+  const found: Partial<Schemas["KohyaImportRequest"]> = {};
   for (const { name, text } of files) {
     const kind = kindOf(name, text);
     if (kind === null) return null;
@@ -87,7 +87,7 @@ export function kohyaFiles(files: readonly SourceFile[]): Partial<Schemas["Broug
   return found;
 }
 
-function kindOf(name: string, text: string): keyof Schemas["Brought"] | null {
+function kindOf(name: string, text: string): keyof Schemas["KohyaImportRequest"] | null {
   if (/\.txt$/i.test(name)) return "prompts";
   if (!/\.toml$/i.test(name)) {
     if (/^\s*\[/.test(text)) return "prompts";
@@ -130,8 +130,11 @@ async function readOurs({ name, text }: SourceFile, trainer: string, sections: F
   };
 }
 
-async function readKohya(files: readonly SourceFile[], body: Partial<Schemas["Brought"]>): Promise<Report> {
-  const found = await fetchJson<Schemas["Understood"]>("/api/kohya/import", body);
+async function readKohya(
+  files: readonly SourceFile[],
+  body: Partial<Schemas["KohyaImportRequest"]>,
+): Promise<Report> {
+  const found = await fetchJson<Schemas["KohyaImportResult"]>("/api/kohya/import", body);
   const isPart = !body.bmaltais && !body.toml && !body.prompts;
   const { datasets } = found.config as Tree;
   const mine = withoutSecrets((isPart ? { datasets: datasets ?? [] } : found.config) as Tree);

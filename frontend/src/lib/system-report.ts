@@ -2,7 +2,7 @@
 import { queryOptions } from "@tanstack/react-query";
 import { api, got, type Schemas } from "@/lib/api/client";
 
-export type Finding = Schemas["Finding"];
+export type Finding = Schemas["DoctorFinding"];
 
 /** Failed checks first, otherwise in the same order. */
 export function failedFirst(findings: readonly Finding[]): Finding[] {

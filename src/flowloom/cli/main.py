@@ -228,9 +228,9 @@ def _export(words: list[str]) -> int:
 
 
 def _up(words: list[str]) -> int:
-    from flowloom.server.serve import USAGE, up
+    from flowloom.server.serve import USAGE, serve
 
-    return up(_parser("up", USAGE), words)
+    return serve(_parser("up", USAGE), words)
 
 
 def _schema(words: list[str]) -> int:

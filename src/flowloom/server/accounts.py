@@ -1,4 +1,4 @@
-"""Whether another service knows a token: asked by the request that its own client signs in with."""
+"""Test of a token of another service, with the request that the service's own client uses."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
 WANDB = "https://api.wandb.ai"
 TIMEOUT_S = 15.0
-MAX_ANSWER = 2**20
+MAX_RESPONSE = 2**20
 """Bytes."""
 _REFUSED = (401, 403)
 
 
 class ServiceUnreachable(ServiceError):
-    status, code, title = 502, "service-unreachable", "The service did not answer as it should."
+    status, code, title = 502, "service-unreachable", "The service could not be reached."
 
 
 def hub_account(token: str) -> str | None:
-    """The name that the hub knows `token` by, at HF_ENDPOINT; None when it knows none.
+    """The account name of `token` on the hub at HF_ENDPOINT; None if the token is not accepted.
 
     Raises:
-        ServiceUnreachable: it said neither.
+        ServiceUnreachable: the hub gave neither answer.
     """
     hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     answer = _ask("GET", f"{hub}/api/whoami-v2", {"authorization": f"Bearer {token}"})
@@ -35,20 +35,20 @@ def hub_account(token: str) -> str | None:
 
 
 def wandb_account(key: str) -> str | None:
-    """As `hub_account`, of Weights & Biases at WANDB_BASE_URL."""
+    """The same for Weights & Biases at WANDB_BASE_URL."""
     from urllib3 import make_headers
 
     wandb = (os.environ.get("WANDB_BASE_URL") or WANDB).rstrip("/")
     headers = make_headers(basic_auth=f"api:{key}")
     answer = _ask("POST", f"{wandb}/graphql", headers, {"query": "query { viewer { username } }"})
     data = answer.get("data") if answer else None
-    # Of a key that it does not know it says that there is no viewer.
+    # For an unknown key, it returns no viewer.
     viewer = data.get("viewer") if isinstance(data, dict) else data
     return None if viewer is None else _name(wandb, viewer, "username")
 
 
 def _ask(method: str, url: str, headers: dict[str, str], content: Any = None) -> dict[str, Any] | None:
-    """The JSON object answered; None when access is refused."""
+    """The JSON object of the response; None if access is denied."""
     from urllib3 import exceptions, request
 
     try:
@@ -63,7 +63,7 @@ def _ask(method: str, url: str, headers: dict[str, str], content: Any = None) ->
             redirect=False,
             preload_content=False,
         )
-        body = response.read(MAX_ANSWER)
+        body = response.read(MAX_RESPONSE)
     except (exceptions.HTTPError, OSError, ValueError):
         raise ServiceUnreachable(f"{url}: no answer.", "Check the network, then try again.") from None
     if response.status in _REFUSED:

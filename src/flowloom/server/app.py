@@ -1,4 +1,4 @@
-"""The service: `create_app(settings)` is all of it, ready for any ASGI server."""
+"""The service: `create_app(settings)` returns it for any ASGI server."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="Flowloom studio",
         version=flowloom.__version__,
-        summary="Runs, queue and files of Flowloom, by HTTP.",
+        summary="Runs, queue, datasets and models of Flowloom over HTTP.",
         openapi_url="/api/openapi.json",
         servers=[{"url": settings.path}] if settings.path else None,
         docs_url=None,
@@ -89,7 +89,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for routes in _ROUTES:
         app.include_router(routes.router, prefix="/api")
-    # Not mounted: a path that has a route, asked in a wrong way, is the API's to answer.
+    # Not mounted: the API answers wrong requests to its own paths.
     app.router.default = Pages(settings.path)
     plain = app.openapi
     app.openapi = lambda: app.openapi_schema or problems.describe(plain())
@@ -97,7 +97,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
-    """Find everything again that is in the folders."""
+    """Open the home folder with the runs and settings in it."""
     for folder in (settings.runs_dir, settings.state_dir / "locks"):
         folder.mkdir(parents=True, exist_ok=True)
     registry = RunRegistry(settings.runs_dir, RunStore(settings.state_dir / "studio.sqlite"))
@@ -135,7 +135,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 partial(record_gpu_usage, studio.runs, studio.system_monitor),
                 GPU_USAGE_INTERVAL_S,
             ),
-            ("garbage collection", collector.look, SECONDS_BETWEEN_COLLECTIONS),
+            ("garbage collection", collector.collect_if_idle, SECONDS_BETWEEN_COLLECTIONS),
             *_idle_hook(app, studio),
         )
     ]
@@ -151,9 +151,9 @@ def _idle_hook(app: FastAPI, studio: Studio) -> Iterator[tuple[str, Callable[[],
     settings = studio.settings
     if settings.when_idle is not None:
         hook = IdleHook(settings.when_idle, settings.idle_minutes * 60, settings.home)
-        yield "--when-idle", lambda: hook.look(studio.queue.is_busy, app.state.used_at), 1.0
+        yield "--when-idle", lambda: hook.check(studio.queue.is_busy, app.state.used_at), 1.0
 
 
 def _route_id(route: APIRoute) -> str:
-    """`runs-read_run`: what generated clients call it."""
+    """The operation id for generated clients, such as `runs-read_run`."""
     return f"{route.tags[0] if route.tags else 'studio'}-{route.name}"

@@ -1,4 +1,4 @@
-"""The studio's own tasks, and work on many things one by one: a failure is reported, the rest goes on."""
+"""Periodic jobs of the server, and error isolation for work on many items."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _log = logging.getLogger("flowloom")
 
 
 class PeriodicJobs:
-    """PeriodicJobs that are repeated as long as the server lives."""
+    """PeriodicJobs that are repeated as long as the server runs."""
 
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
-        """What failed the last time, by the task's name; a task that goes well again is taken out."""
+        """The last error of each job that fails, by name. A job that recovers is removed."""
 
     async def repeat(self, name: str, work: Callable[[], object], every_s: float) -> None:
-        """Do `work` again and again, in a thread, whatever it raises."""
+        """Call `work` periodically in a thread. Errors are logged and do not end it."""
         while True:
             try:
                 await off_loop("own", work)
@@ -35,25 +35,25 @@ class PeriodicJobs:
 
     def _failed(self, name: str, error: Exception) -> None:
         message = reason_of(error)
-        # Once for each fault: a task that is tried again every second would fill the log.
+        # Once per error: a job retried every second would fill the log.
         if self.failures.get(name) != message:
-            _log.error("%s failed and is tried again: %s", name, message, exc_info=error)
+            _log.error("%s failed and is retried: %s", name, message, exc_info=error)
         self.failures[name] = message
 
 
 @contextmanager
-def isolate_errors(tell: Callable[[str], None]) -> Iterator[None]:
-    """A block that works on one of many: whatever it raises is handed to `tell`, and harms no other."""
+def isolate_errors(report: Callable[[str], None]) -> Iterator[None]:
+    """Run a block that handles one of many items: its error goes to `report` and affects no other item."""
     try:
         yield
     except Exception as error:
-        tell(reason_of(error))
+        report(reason_of(error))
 
 
 def reason_of(error: Exception) -> str:
-    """What happened, in a line: our own errors and the system's by their words, others with their names."""
+    """An error in one line: message only for Flowloom and system errors, with the type for others."""
     text = " ".join(str(error).split())[:1000]
     if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}"
+        path = f"{error.filename}: " if error.filename else ""
+        return f"{path}{error.strerror}"
     return text if type(error).__module__.startswith("flowloom.") else f"{type(error).__name__}: {text}"

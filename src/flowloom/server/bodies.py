@@ -1,8 +1,8 @@
-"""JSON bodies of requests: how much they may hold, and where they are parsed.
+"""JSON request bodies: their limits, and parsing outside the event loop.
 
-A call into C keeps the interpreter to its end, in whichever thread it runs, and the event loop waits. So the
-number of values is limited before they are parsed, large bodies are parsed in a thread in short steps, and a
-body with very many errors is refused without a list of them.
+A call into C holds the interpreter until it returns, and blocks the event loop from any thread. So the number
+of values is limited before parsing, large bodies are parsed in a thread in short steps, and a body with very
+many errors is rejected without listing them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from starlette.exceptions import HTTPException
 
 from flowloom.files import as_object
 
-MOST_VALUES = 50_000
-MOST_ERRORS = 100
+MAX_VALUES = 50_000
+MAX_ERRORS = 100
 SMALL_BYTES = 16_384
-"""Parsed within a millisecond: not worth a thread."""
+"""Parsed within a millisecond, without a thread."""
 _STRUCTURE = b",:[{"
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is checked and parsed before FastAPI looks at it."""
+    """A route whose body is checked and parsed before FastAPI reads it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """As FastAPI's."""
@@ -51,7 +51,7 @@ class _JsonRequest(Request):
         self._adapter = adapter
 
     async def json(self) -> Any:
-        """What the body says."""
+        """The parsed body."""
         body = await self.body()
         if len(body) <= SMALL_BYTES:
             return _read(body, self._adapter)
@@ -59,30 +59,30 @@ class _JsonRequest(Request):
 
 
 def _read(body: bytes, adapter: TypeAdapter[Any]) -> Any:
-    # FastAPI lets no error but these through while it reads a body.
+    # FastAPI passes on only these exceptions while it reads a body.
     if not _holds_few_values(body):
-        raise HTTPException(413, f"A body has at most {MOST_VALUES:,} values here.")
+        raise HTTPException(413, f"A body may have at most {MAX_VALUES:,} values.")
     content = json.loads(body, parse_int=_integer, object_pairs_hook=as_object)
     try:
         adapter.validate_python(content)
     except ValidationError as error:
-        if error.error_count() > MOST_ERRORS:
-            raise HTTPException(422, f"{error.error_count():,} fields are wrong.") from None
+        if error.error_count() > MAX_ERRORS:
+            raise HTTPException(422, f"{error.error_count():,} fields are invalid.") from None
     return content
 
 
 def _holds_few_values(body: bytes) -> bool:
-    """Whether it has no more than MOST_VALUES; commas and brackets within strings do not count."""
+    """True if a body has at most MAX_VALUES values; punctuation in strings does not count."""
     num = _num_marks(body)
-    if num <= MOST_VALUES:
+    if num <= MAX_VALUES:
         return True
     if json.detect_encoding(body) != "utf-8":
         return False
     for num_strings, string in enumerate(_STRING.finditer(body)):
         num -= _num_marks(string[0])
-        if num <= MOST_VALUES:
+        if num <= MAX_VALUES:
             return True
-        if num_strings > 2 * MOST_VALUES:
+        if num_strings > 2 * MAX_VALUES:
             break
     return False
 
@@ -92,5 +92,5 @@ def _num_marks(text: bytes) -> int:
 
 
 def _integer(text: str) -> int:
-    # As `as_object`: a long number takes long.
+    # In Python, as in `as_object`: a long number takes long.
     return int(text)

@@ -1,4 +1,4 @@
-"""What routes are given: a route's signature says all that it uses."""
+"""Dependencies of routes: a route's signature lists everything that it uses."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class Studio:
     uploads: Uploads = field(default_factory=Uploads)
     jobs: PeriodicJobs = field(default_factory=PeriodicJobs)
     is_closing: Callable[[], bool] = lambda: False
-    """Whether streams shall end because the server does."""
+    """True once streams must end because the server is shutting down."""
 
-    def api(self, place: str) -> str:
-        """The path at which browsers find what is at /api/`place`."""
-        return f"{self.settings.path}/api/{place}"
+    def api(self, path: str) -> str:
+        """The path of /api/`path` as browsers see it, with the path prefix."""
+        return f"{self.settings.path}/api/{path}"
 
     def result_folders(self, run: RunDir, kind: Kind) -> list[pathlib.Path]:
-        """Where a run's results lie that the studio may show: below the named folders, links followed."""
+        """The folders of a run's results that are in the roots, with links followed."""
         return [folder for folder in result_folders(run, kind) if self.roots.contains(folder)]
 
     def result(self, run: RunDir, kind: Kind, name: str) -> pathlib.Path:
         """The real path of one of a run's results.
 
         Raises:
-            NoSuchFile, OutsideRoots: as their names say.
+            NoSuchFile, OutsideRoots
         """
         missing = NoSuchFile(name)
         for folder in self.result_folders(run, kind):

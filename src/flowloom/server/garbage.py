@@ -1,7 +1,6 @@
-"""Garbage collection: a full one stops every thread, so it waits until no request is worked on.
+"""Garbage collection. A full collection stops every thread, so it waits until no request is in progress.
 
-While a large file is parsed, the interpreter would otherwise collect again and again among all that the
-parser has made so far.
+Otherwise the interpreter would collect repeatedly while a large file is parsed.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ import time
 from flowloom.server.off_loop import is_idle
 
 LONG_S = 0.02
-WAITS_S = 300.0
+MAX_WAIT_S = 300.0
 _NEVER = 2**31 - 1
 
 
 class Collector:
-    """Does full collections in place of the interpreter, which goes on with the short ones."""
+    """Runs the full collections; the interpreter keeps running the short ones."""
 
     def __init__(self) -> None:
         first, second, _ = gc.get_threshold()
@@ -25,13 +24,13 @@ class Collector:
         self._collected_at = time.monotonic()
         self.collect()
 
-    def look(self) -> None:
-        """Collect, unless requests are worked on; those that never end put it off for WAITS_S only."""
-        if is_idle() or time.monotonic() - self._collected_at > WAITS_S:
+    def collect_if_idle(self) -> None:
+        """Collect unless requests are in progress; endless ones delay it by at most MAX_WAIT_S."""
+        if is_idle() or time.monotonic() - self._collected_at > MAX_WAIT_S:
             self.collect()
 
     def collect(self) -> None:
-        """Collect, and spare later collections what stays where that is much."""
+        """Collect, and exclude the surviving objects from later collections if there are many."""
         began = time.monotonic()
         gc.collect()
         self._collected_at = time.monotonic()

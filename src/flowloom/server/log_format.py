@@ -1,4 +1,4 @@
-"""The studio's own log holds no credentials, whatever a library or a traceback says."""
+"""Removal of credentials from the studio's own log, tracebacks included."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flowloom.printable import printable
 
 
 class PrintableFormatter(logging.Formatter):
-    """Another formatter's text as it may be printed, tracebacks included."""
+    """Wraps a formatter and removes credentials from its output."""
 
     def __init__(self, inner: logging.Formatter):
         super().__init__()
@@ -20,7 +20,7 @@ class PrintableFormatter(logging.Formatter):
 
 
 def keep_logs_printable() -> None:
-    """Have every handler of the server's log write only what may be printed."""
+    """Install the formatter in every handler of the server's log."""
     handlers = [*logging.getLogger("uvicorn").handlers, *logging.getLogger().handlers]
     for handler in (*handlers, *filter(None, [logging.lastResort])):
         if not isinstance(handler.formatter, PrintableFormatter):

@@ -1,8 +1,8 @@
-"""Work that would hold up the event loop, done in bounded threads: file access, SQLite, JSON, waiting.
+"""Bounded thread groups for work that would block the event loop: file access, SQLite, JSON, waiting.
 
-Every route is called in a thread of its group and its answer is turned into bytes there. A group bounds how
-many threads such work has, so that none of it takes the threads of another kind, and so that the threads that
-compete with the loop for the interpreter stay few.
+Every route is called in a thread of its group, and its response is serialised there. Each group has a limited
+number of threads, so that no kind of work takes the threads of another, and few threads compete with the loop
+for the interpreter.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ from flowloom.server.bodies import JsonRoute
 
 T = TypeVar("T")
 Call = TypeVar("Call", bound=Callable[..., Any])
-Group = Literal["quick", "computing", "pictures", "waiting", "following", "uploading", "own"]
+Group = Literal["quick", "computing", "images", "waiting", "following", "uploading", "own"]
 THREADS: dict[Group, int] = {
     "quick": 8,
     "computing": 2,
-    "pictures": 6,
+    "images": 6,
     "waiting": 8,
     "following": 4,
     "uploading": 4,
     "own": 3,
 }
-"""quick: some files or rows. computing: Python that works through whole files. pictures: thumbnails. waiting:
-for networks, other processes, long edits. following: events of runs and figures of the machine. own: the
-studio's own tasks, which no number of requests may hold up."""
+"""quick: a few files or rows. computing: Python work on whole files. images: thumbnails. waiting: networks,
+other processes, long edits. following: streams of run events and system usage. own: the server's periodic
+jobs, which requests must not delay."""
 SHARED_THREADS = 16
-"""For dependencies and for files that are sent."""
+"""For dependencies and file responses."""
 SWITCH_S = 0.001
-"""How soon a thread that computes lets the loop have the interpreter."""
+"""How soon a computing thread yields the interpreter to the event loop."""
 _limiters = {group: anyio.CapacityLimiter(number) for group, number in THREADS.items()}
 
 
 async def off_loop(group: Group, work: Callable[..., T], *args: Any) -> T:
-    """What `work(*args)` returns, from a thread of `group`; a caller that is cancelled waits for it."""
+    """Return `work(*args)`, called in a thread of `group`. A cancelled caller waits for it, too."""
     return await anyio.to_thread.run_sync(work, *args, limiter=_limiters[group])
 
 
 def is_idle() -> bool:
-    """Whether no request is being worked on in a thread."""
+    """True if no request is being handled in a thread."""
     return not any(limiter.borrowed_tokens for group, limiter in _limiters.items() if group != "own")
 
 
 def in_group(group: Group) -> Callable[[Call], Call]:
-    """A decorator for a route's function: which threads call it, in place of the quick ones."""
+    """A decorator that sets the thread group of a route (default: quick)."""
 
     def mark(function: Call) -> Call:
         function.__dict__["thread_group"] = group
@@ -62,13 +62,13 @@ def in_group(group: Group) -> Callable[[Call], Call]:
 
 
 class Router(APIRouter):
-    """A router whose plain functions are called, and their answers written, in threads."""
+    """A router that calls plain functions, and serialises their results, in threads."""
 
     def __init__(self, **options: Any):
         super().__init__(route_class=JsonRoute, **options)
 
     def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        """As FastAPI's; coroutine functions stay in the loop and must not block it."""
+        """Like FastAPI's. Coroutine functions stay in the loop and must not block it."""
         if not inspect.iscoroutinefunction(endpoint):
             endpoint = _in_thread(endpoint, options.get("status_code"))
         super().add_api_route(path, endpoint, **options)
@@ -81,16 +81,16 @@ def _in_thread(endpoint: Callable[..., Any], status_code: int | None) -> Callabl
     adapter: TypeAdapter[Any] | None = None if is_response else TypeAdapter(kind)
 
     def answer(values: dict[str, Any]) -> Response:
-        found = endpoint(**values)
-        if adapter is None or isinstance(found, Response):
-            return found
+        result = endpoint(**values)
+        if adapter is None or isinstance(result, Response):
+            return result
         has_body = status_code != 204
-        content = adapter.dump_json(adapter.validate_python(found, from_attributes=True), by_alias=True)
+        content = adapter.dump_json(adapter.validate_python(result, from_attributes=True), by_alias=True)
         response = Response(content if has_body else None, status_code or 200, media_type="application/json")
-        for told in (value for value in values.values() if isinstance(value, Response)):
-            # What the function said by its parameter of this type, which FastAPI would merge.
-            response.status_code = told.status_code or response.status_code
-            response.headers.raw.extend(told.headers.raw)
+        for given in (value for value in values.values() if isinstance(value, Response)):
+            # FastAPI merges a response given as a parameter in the same way.
+            response.status_code = given.status_code or response.status_code
+            response.headers.raw.extend(given.headers.raw)
         return response
 
     @functools.wraps(endpoint)

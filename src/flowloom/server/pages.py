@@ -34,22 +34,22 @@ _MARKED = {".html", ".js", ".css", ".txt", ".json", ".svg"}
 _INLINE = re.compile(rb"<script(?:\s[^>]*)?>(.*?)</script>", re.DOTALL)
 _UNBUILT = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Flowloom</title>
 <style>body{font:16px/1.6 system-ui;max-width:38rem;margin:15vh auto;padding:0 1rem}</style>
-<h1>The studio runs; its pages are not built.</h1>
-<p>In the checkout, run <code>.venv/bin/python frontend/build.py</code> once: it brings its own Node and needs
-about two minutes. Then load this page again; the studio need not be restarted. <code>./loom up</code>
-builds them, too.</p>
-<p>All that the pages do is in the API as well: <a href="api/openapi.json">/api/openapi.json</a>.</p>
+<h1>The studio is running, but its pages are not built.</h1>
+<p>In the checkout, run <code>.venv/bin/python frontend/build.py</code> once: it installs its own Node
+and takes about two minutes. Then reload this page; no restart is needed. <code>./loom up</code> builds them,
+too.</p>
+<p>Everything on the pages is also available in the API: <a href="api/openapi.json">/api/openapi.json</a>.</p>
 </html>"""
 
 
 class Pages:
-    """An ASGI app for what no route answers: the files below `folder`."""
+    """An ASGI app for paths without a route: it serves the files in `folder`."""
 
     def __init__(self, below: str = "", folder: Path = STATIC):
         self.folder, self.below = folder, below
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with a page, a file of one, or that there is none."""
+        """Respond with a page, one of its files, or 404."""
         if scope["type"] != "http":
             raise HTTPException(404)
         if scope["path"].startswith("/api/") or scope["path"] == "/api":
@@ -101,16 +101,16 @@ class Pages:
 
 @lru_cache(maxsize=256)
 def _served(path: Path, changed_ns: int, below: str) -> bytes | None:  # noqa: ARG001 -- see _policy
-    """What a file with the mark in it is served as, packed; None of others, which lie here as they are."""
+    """The compressed content of a file that contains the mark, with the prefix in its place; else None."""
     content = path.read_bytes() if path.suffix in _MARKED else b""
     return gzip.compress(content.replace(MARK, below.encode()), mtime=0) if MARK in content else None
 
 
 @lru_cache(maxsize=64)
 def _policy(path: Path, changed_ns: int, below: str) -> str:
-    """The studio's content security policy, with the inline scripts of this page let through.
+    """The studio's content security policy plus the hashes of this page's inline scripts.
 
-    A page that changed has another one: hence `changed_ns`.
+    `changed_ns` is part of the cache key.
     """
     served = _served(path, changed_ns, below)
     content = path.read_bytes() if served is None else gzip.decompress(served)

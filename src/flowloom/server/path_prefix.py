@@ -1,4 +1,4 @@
-"""The studio below a path of a host that shows others as well, such as https://example.org/studio/."""
+"""A path prefix for the studio behind a reverse proxy, such as https://example.org/studio/."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ _PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 
 
 def path_prefix(text: str) -> str:
-    """A path as `flowloom up` is told it, without a slash at its end; empty: a host name of its own.
+    """Parse the path prefix of `flowloom up`, without a trailing slash. Empty: none.
 
     Raises:
-        ArgumentTypeError: it is none, or the studio has one of that name itself: where a proxy took the path
-            away, nobody could tell them apart.
+        ArgumentTypeError: it is invalid, or a path of the studio: if a proxy strips the prefix, the two
+            would be ambiguous.
     """
     path = text.rstrip("/")
     if path and not _PATH.fullmatch(path):
         raise argparse.ArgumentTypeError(f"write it as /studio, of letters, digits and dashes, not {text!r}")
     if path and _is_own(path):
         raise argparse.ArgumentTypeError(
-            f"{path} is a path of its own in the studio; choose another, /studio say"
+            f"{path} is a path of the studio itself: choose another, such as /studio"
         )
     return path
 
 
 def _is_own(path: str) -> bool:
-    from flowloom.server import pages  # not for a command line that only asks for help
+    from flowloom.server import pages  # not needed for --help
 
     return f"{path}/".startswith("/api/") or (pages.STATIC / path[1:]).exists()
 
 
 class PathPrefix:
-    """In front of everything: takes `path` away, unless the proxy did; puts it before Locations."""
+    """ASGI middleware that strips the prefix, unless the proxy did, and adds it to Location headers."""
 
     def __init__(self, app: ASGIApp, path: str):
         self.app, self.path = app, path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what lies below the path, and what came without it."""
+        """Pass on requests with the prefix, stripped, and requests without it."""
         if scope["type"] != "http" or not self.path:
             await self.app(scope, receive, send)
             return
@@ -53,20 +53,20 @@ class PathPrefix:
             num = len(self.path)
             scope = {**scope, "path": scope["path"][num:], "raw_path": scope.get("raw_path", b"")[num:]}
 
-        async def send_below(message: Message) -> None:
+        async def send_with_prefix(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                place = _within(headers.get("location", ""), Headers(scope=scope).get("host", ""))
-                if place.startswith("/"):
-                    headers["location"] = f"{self.path}{place}"
+                location = _without_host(headers.get("location", ""), Headers(scope=scope).get("host", ""))
+                if location.startswith("/"):
+                    headers["location"] = f"{self.path}{location}"
             await send(message)
 
-        await self.app(scope, receive, send_below)
+        await self.app(scope, receive, send_with_prefix)
 
 
-def _within(place: str, host: str) -> str:
-    """A Location without the host, where that is the one asked: Starlette's own name it, and a scheme too."""
+def _without_host(location: str, host: str) -> str:
+    """A Location without scheme and host if it is ours: Starlette's redirects contain them."""
     for start in (f"http://{host}/", f"https://{host}/"):
-        if place.startswith(start):
-            return place[len(start) - 1 :]
-    return place
+        if location.startswith(start):
+            return location[len(start) - 1 :]
+    return location

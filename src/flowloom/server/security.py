@@ -1,13 +1,12 @@
-"""Who may ask: loopback by name, or whoever has the token; from pages of ours only.
+"""Access control: requests need a loopback name or the token, and must not come from other sites' pages.
 
-- Without a token, the studio answers only requests for a loopback name: a page elsewhere that points its
-  own name at 127.0.0.1 (DNS rebinding) or a reverse proxy that was set up without a token gets nothing.
-- With one, every request carries it: a bearer header from scripts, a cookie (HttpOnly, SameSite=Strict,
-  one for each sign-in) from the browser. Who sends many wrong tokens has to wait.
-- No body is read beyond BODY_BYTES or for longer than BODY_WITHIN_S, but for uploads, which go to the disk
-  and have their own limits.
-- A request that changes something and that another site made is refused, whatever it carries; so is one that
-  only reads, unless it is a link that somebody follows: reading can have the studio ask others.
+- Without a token, only requests for a loopback name are answered. That excludes pages elsewhere that point
+  their own name at 127.0.0.1 (DNS rebinding), and a reverse proxy that was set up without a token.
+- With a token, every request must carry it: scripts as a bearer header, browsers as a cookie (HttpOnly,
+  SameSite=Strict, one for each sign-in). Clients that send many wrong tokens have to wait.
+- Bodies are limited to BODY_BYTES and BODY_WITHIN_S, except uploads, which have separate limits.
+- A changing request made by another site is refused, whatever it carries. So is a reading one, unless the
+  user follows a link: reading can make the studio send requests.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ POLICY = (
     "style-src 'self' 'unsafe-inline'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
 ANSWER_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
-"""Of everything below /api/: opened by itself, no file of anybody runs as ours."""
+"""Policy of everything below /api/: no file opened from there runs with the pages' rights."""
 _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
@@ -48,12 +47,12 @@ _HEADERS = {
 
 
 def is_token(given: str, token: str) -> bool:
-    """Whether `given` is the token, in the same time whatever it is."""
+    """True if `given` is the token, compared in constant time."""
     return hmac.compare_digest(given.encode(), token.encode())
 
 
 class Guard:
-    """In front of everything: lets a request through or answers why not; adds the security headers."""
+    """ASGI middleware that checks access and adds the security headers."""
 
     def __init__(self, app: ASGIApp, token: str | None, sessions: Sessions, tries: Tries):
         self.app, self.token, self.sessions, self.tries = app, token, sessions, tries
@@ -117,7 +116,7 @@ class Guard:
 
 
 def refusal_of(given: str, token: str, address: str, tries: Tries) -> ServiceError | None:
-    """Why a token that was sent opens nothing; None where it is the right one."""
+    """The error for a wrong token, or None if it is right."""
     if wait_s := tries.wait_s(address):
         return TooManyTries(wait_s)
     if is_token(given, token):
@@ -127,13 +126,13 @@ def refusal_of(given: str, token: str, address: str, tries: Tries) -> ServiceErr
 
 
 def address_of(scope: Scope) -> str:
-    """Where a request comes from; of IPv6 the network, which one person has as a whole."""
+    """The client's address; for IPv6 its /64 network, which belongs to one client."""
     host = (scope.get("client") or ("", 0))[0]
     return ":".join(host.split(":")[:4]) if ":" in host else host
 
 
 def cookie_of(headers: Headers) -> str:
-    """What the session's cookie holds; empty without one."""
+    """The content of the session cookie, or an empty string."""
     try:
         morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:
@@ -161,13 +160,13 @@ def _is_api(scope: Scope) -> bool:
 
 
 def _is_embedded_elsewhere(headers: Headers) -> bool:
-    """Whether a browser says that a page of another site asks, to have it in itself: no link was followed."""
+    """True if the browser reports an embedded request by a page of another site, not a followed link."""
     site, mode = headers.get("sec-fetch-site", "none"), headers.get("sec-fetch-mode", "navigate")
     return site not in ("same-origin", "none") and mode != "navigate"
 
 
 def _is_same_origin(headers: Headers) -> bool:
-    """Whether no browser says that another site's page made the request."""
+    """False if the browser reports that a page of another site made the request."""
     if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
         return False
     origin = headers.get("origin")

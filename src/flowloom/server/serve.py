@@ -35,15 +35,15 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         "--home",
         type=Path,
         metavar="DIR",
-        help="holds runs, data, models; default: FLOWLOOM_HOME, the studio that is here, "
-        "/workspace/flowloom where a volume is mounted at /workspace, or here",
+        help="contains runs, data and models; default: FLOWLOOM_HOME, an existing studio in this folder, "
+        "/workspace/flowloom if a volume is mounted at /workspace, or this folder",
     )
     add(
         "--host",
         type=_host,
         default=LOOPBACK,
         metavar="ADDRESS",
-        help="to listen on; any but loopback demands a token",
+        help="address to listen on; any but loopback requires a token",
     )
     add("--port", type=port, default=PORT, metavar="N", help=f"default: {PORT}; 0: a free one")
     add(
@@ -51,7 +51,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         type=path_prefix,
         default=os.environ.get("FLOWLOOM_PATH", ""),
         metavar="PATH",
-        help="where a proxy shows it, /studio say; default: FLOWLOOM_PATH, or a host name of its own",
+        help="path prefix behind a proxy, such as /studio; default: FLOWLOOM_PATH, or none",
     )
     add(
         "--root",
@@ -59,77 +59,77 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="one more folder it may use; repeat it",
+        help="another folder that the studio may use; can be repeated",
     )
     add(
         "--token",
         type=str.strip,
         default=os.environ.get("FLOWLOOM_TOKEN"),
-        help="demand it; default: FLOWLOOM_TOKEN, or one is made when needed",
+        help="required for access; default: FLOWLOOM_TOKEN, or generated when needed",
     )
     add(
         "--device",
         action="append",
         default=[],
         metavar="NAME",
-        help="to share out, cuda:0 say; default: all that are found",
+        help="device for runs, such as cuda:0; can be repeated; default: all",
     )
     add(
         "--when-idle",
         metavar="COMMAND",
-        help="for a shell, once nothing has run and nothing was changed for --idle-minutes",
+        help="shell command to run after --idle-minutes without a run or a change",
     )
     add("--idle-minutes", type=minutes, default=30.0, metavar="N", help="default: 30")
 
 
-def up(parser: argparse.ArgumentParser, words: list[str]) -> int:
-    """Serve what the command line says until a signal ends it; runs go on. The exit status.
+def serve(parser: argparse.ArgumentParser, words: list[str]) -> int:
+    """Serve a studio until a signal ends it, and return the exit status. Runs continue.
 
     Raises:
-        RunError: another studio serves this home, it cannot be written, or the address is taken.
+        RunError: another studio serves this home, it is not writable, or the address is in use.
     """
     _add_flags(parser)
-    asked = parser.parse_args(words)
-    home = (asked.home or default_home()).expanduser().absolute()
+    options = parser.parse_args(words)
+    home = (options.home or default_home()).expanduser().absolute()
     with _writing_to(home):
         (home / ".flowloom").mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = None if asked.token or is_loopback(asked.host) else _kept_token(home)
+        new_token = None if options.token or is_loopback(options.host) else _kept_token(home)
         lock = hold(home / ".flowloom" / "lock", patience_s=0.5)
-    # Runs inherit the environment, and have no business with it.
+    # Runs inherit the environment and must not see the token.
     os.environ.pop("FLOWLOOM_TOKEN", None)
-    token = asked.token or made
+    token = options.token or new_token
     settings = Settings(
         home,
-        dict(asked.root),
-        host=asked.host,
-        port=asked.port,
-        path=asked.path,
+        dict(options.root),
+        host=options.host,
+        port=options.port,
+        path=options.path,
         token=token,
-        devices=tuple(asked.device),
-        when_idle=asked.when_idle,
-        idle_minutes=asked.idle_minutes,
+        devices=tuple(options.device),
+        when_idle=options.when_idle,
+        idle_minutes=options.idle_minutes,
     )
     if lock is None:
-        raise RunError(f"{home}: another studio serves it already: {_who(settings.state_dir)}")
+        raise RunError(f"{home}: another studio already serves it: {_who(settings.state_dir)}")
     with _listen(settings) as listener:
         settings = replace(settings, port=listener.getsockname()[1])
         url, *others = _addresses(settings)
         with _writing_to(home):
             write_json(settings.state_dir / "server.json", {"pid": os.getpid(), "url": url})
-        # One that somebody chose is known to them, and standard error may be a journal that others read.
-        sign_in = f"/#token={made}" if made else ""
+        # A token chosen by the user is not printed: others may read the journal.
+        sign_in = f"/#token={new_token}" if new_token else ""
         sys.stderr.write(f"studio     {url}{sign_in}\n           Open this address in your browser.\n")
         for other in others:
             sys.stderr.write(f"           From other machines: {other}{sign_in}\n")
-        sys.stderr.write(f"home       {home}\nstop       Ctrl-C stops the studio; runs go on.\n")
+        sys.stderr.write(f"home       {home}\nstop       Ctrl-C stops the studio; runs continue.\n")
         sys.stderr.flush()
-        _serve(settings, listener)
+        _run_server(settings, listener)
     return 0
 
 
 def default_home(volume: Path = Path("/workspace")) -> Path:
-    """Where a studio lives that was told nothing: FLOWLOOM_HOME; here, where one lives already; on the volume
-    that outlives a rented box, where one is mounted; or here.
+    """The home without --home: FLOWLOOM_HOME, an existing studio in this folder, the persistent volume of a
+    rented machine, or this folder.
     """
     if named := os.environ.get("FLOWLOOM_HOME"):
         return Path(named)
@@ -148,7 +148,7 @@ def _writing_to(home: Path) -> Iterator[None]:
         raise RunError(f"{home}: {reason}. {todo}") from error
 
 
-def _serve(settings: Settings, listener: socket.socket) -> None:
+def _run_server(settings: Settings, listener: socket.socket) -> None:
     import uvicorn
 
     from flowloom.server.app import create_app
@@ -173,7 +173,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
 
 def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # Named TCP, or asyncio leaves Nagle's algorithm on: 40 ms more for each answer.
+    # With IPPROTO_TCP, asyncio disables Nagle's algorithm, which would delay each response by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -182,13 +182,13 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         where = f"{settings.host}:{settings.port}"
-        todo = "Choose another --port, or end what listens there."
+        todo = "Choose another --port, or stop the program that uses it."
         raise RunError(f"{where}: {error.strerror}. {todo}") from error
     return listener
 
 
 def _kept_token(home: Path) -> str:
-    """The token of this home: made once, readable by its owner only."""
+    """The token of this home, generated once and readable by its owner only."""
     path = home / ".flowloom" / "token"
     try:
         kept = read_plain(path, 4096).decode("ascii").strip()
@@ -199,7 +199,7 @@ def _kept_token(home: Path) -> str:
         raise RunError(f"{path}: {reason}. Remove it: the next start makes a new token.") from error
     if kept:
         return kept
-    # An empty one, left by a full disk, would let everybody in.
+    # Atomic: an empty file left by a full disk would be an empty token.
     made = secrets.token_urlsafe(32)
     with replacing(path, permissions=0o600) as file:
         file.write(made.encode())
@@ -208,11 +208,11 @@ def _kept_token(home: Path) -> str:
 
 def _who(state_dir: Path) -> str:
     note = state_dir / "server.json"
-    return note.read_text().strip() if note.exists() else "an unknown one"
+    return note.read_text().strip() if note.exists() else "unknown"
 
 
 def _addresses(settings: Settings) -> list[str]:
-    """Where browsers find the studio: those of this machine first, then others' by each of its addresses."""
+    """The studio's URLs: for browsers on this machine first, then for other machines."""
     host = settings.host
     hosts = [{"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)]
     if host in ("0.0.0.0", "::"):
@@ -222,15 +222,16 @@ def _addresses(settings: Settings) -> list[str]:
 
 
 def _own_addresses(*, with_v6: bool) -> list[str]:
-    """The addresses of this machine's network interfaces, without those that mean only the machine itself."""
+    """The addresses of this machine's network interfaces, without loopback and link-local ones."""
     families = (socket.AF_INET, socket.AF_INET6) if with_v6 else (socket.AF_INET,)
-    found = [one for each in psutil.net_if_addrs().values() for one in each if one.family in families]
-    numbers = [ipaddress.ip_address(one.address.partition("%")[0]) for one in found]
+    interfaces = psutil.net_if_addrs().values()
+    found = [address for each in interfaces for address in each if address.family in families]
+    numbers = [ipaddress.ip_address(each.address.partition("%")[0]) for each in found]
     return [str(number) for number in numbers if not (number.is_loopback or number.is_link_local)]
 
 
 def serving_at(home: Path) -> tuple[int, str]:
-    """Port and host of the studio that serves `home` or did so last; the usual ones where there was none."""
+    """Port and host of the studio that serves `home`, or served it last; else the defaults."""
     try:
         url = urlsplit(json.loads((home / ".flowloom" / "server.json").read_bytes())["url"])
         return url.port or PORT, url.hostname or LOOPBACK
@@ -240,15 +241,15 @@ def serving_at(home: Path) -> tuple[int, str]:
 
 def _host(text: str) -> str:
     if not text.strip():
-        raise argparse.ArgumentTypeError("write an address or a name; 0.0.0.0 means every address")
+        raise argparse.ArgumentTypeError("write an address or host name; 0.0.0.0 means every address")
     return text
 
 
 def port(text: str) -> int:
-    """A port on a command line.
+    """Parse a port number.
 
     Raises:
-        ArgumentTypeError: it is none.
+        ArgumentTypeError: it is not one.
     """
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"write a number from 0 to 65535, not {text!r}")
@@ -256,23 +257,23 @@ def port(text: str) -> int:
 
 
 def minutes(text: str) -> float:
-    """Minutes on a command line.
+    """Parse a number of minutes.
 
     Raises:
-        ArgumentTypeError: it is no number above 0.
+        ArgumentTypeError: it is not a number above 0.
     """
     try:
-        found = float(text)
+        number = float(text)
     except ValueError:
-        found = 0.0
-    if not 0 < found < float("inf"):
+        number = 0.0
+    if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"write minutes, more than 0, not {text!r}")
-    return found
+    return number
 
 
 def _root(text: str) -> tuple[str, Path]:
     name, _, folder = text.partition("=")
     local_path(folder)
     if not name.isidentifier() or not folder or not Path(folder).expanduser().is_dir():
-        raise argparse.ArgumentTypeError(f"write it as NAME=DIR, with a folder that is there, not {text!r}")
+        raise argparse.ArgumentTypeError(f"write it as NAME=DIR with an existing folder, not {text!r}")
     return name, Path(folder).expanduser().absolute()

@@ -1,4 +1,4 @@
-"""Who is signed in, and who tries too often. Sessions end with a sign-out, a new token, or in 30 days."""
+"""Sign-in sessions, and throttling of wrong tokens. Sessions end on sign-out or after 30 days."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ FORGOTTEN_AFTER_S = 900.0
 MOST_ADDRESSES = 10_000
 
 
-class _Kept(BaseModel):
+class _Saved(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
     token: str
     ends: dict[str, float]
 
 
 class Sessions:
-    """Sessions by the digest of what their cookies hold, kept in a file without cookies and token."""
+    """Sessions by the digest of their cookie, saved in a file without cookies and token."""
 
     def __init__(self, path: Path, token: str | None):
         self._path, self._lock = path, threading.Lock()
         self._token = hmac.new((token or "").encode(), b"flowloom sessions", hashlib.sha256).hexdigest()
         self._ends: dict[str, float] = {}
         with suppress(OSError, ValidationError):
-            kept = _Kept.model_validate_json(read_plain(path))
+            kept = _Saved.model_validate_json(read_plain(path))
             if hmac.compare_digest(kept.token, self._token):
                 self._ends = {name: end for name, end in kept.ends.items() if end > time.time()}
 
     def begin(self) -> str:
-        """A new session: what its cookie holds."""
+        """Start a session and return its cookie."""
         cookie = secrets.token_urlsafe(32)
         with self._lock:
             alive = sorted((end, name) for name, end in self._ends.items() if end > time.time())[1 - MOST :]
@@ -52,17 +52,17 @@ class Sessions:
         return cookie
 
     def holds(self, cookie: str) -> bool:
-        """Whether it is the cookie of a session that goes on."""
+        """True if the cookie belongs to an active session."""
         return self._ends.get(_digest(cookie), 0.0) > time.time()
 
     def end(self, cookie: str) -> None:
-        """End a session; its cookie is worth nothing from now on."""
+        """End the session of a cookie."""
         with self._lock:
             if self._ends.pop(_digest(cookie), None) is not None:
                 self._write()
 
     def _write(self) -> None:
-        # On a full disk they last as long as this process.
+        # On a full disk, sessions last as long as this process.
         with suppress(OSError):
             write_json(self._path, {"token": self._token, "ends": self._ends})
 
@@ -72,18 +72,18 @@ def _digest(cookie: str) -> str:
 
 
 class Tries:
-    """Wrong tokens by address: who guesses waits longer each time, and nobody else does."""
+    """Wrong tokens by address: each new guess makes that address wait longer."""
 
     def __init__(self) -> None:
         self._failed: OrderedDict[str, tuple[set[str], float, float]] = OrderedDict()
 
     def wait_s(self, address: str) -> float:
-        """How long an address has to wait until a token of it is looked at again."""
+        """Seconds until a token from this address is checked again."""
         _, _, until = self._failed.get(address, (set(), 0.0, 0.0))
         return max(0.0, until - time.monotonic())
 
     def failed(self, address: str, given: str) -> None:
-        """A wrong token came from an address; the same one again, of a script say, is no new guess."""
+        """Count a wrong token. The same one again, as from a script, is no new guess."""
         now = time.monotonic()
         seen, last, until = self._failed.pop(address, (set[str](), now, 0.0))
         if now - last > FORGOTTEN_AFTER_S:

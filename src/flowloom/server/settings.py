@@ -1,4 +1,4 @@
-"""What `flowloom up` is told."""
+"""Settings of `flowloom up`."""
 
 from __future__ import annotations
 
@@ -11,45 +11,44 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 @dataclass(frozen=True)
 class Settings:
-    """Where everything lies, and who may ask for it."""
+    """Folders, address and access of a studio."""
 
     home: Path
-    """Holds runs/, data/, models/, and .flowloom/ with what the studio keeps for itself."""
+    """Contains runs/, data/, models/ and .flowloom/ with the studio's own files."""
     more_roots: dict[str, Path] = field(default_factory=dict)
-    """Further folders by name."""
+    """Additional root folders by name."""
     host: str = "127.0.0.1"
     port: int = 7860
     path: str = ""
-    """Below which all of it lies for browsers, such as /studio; a proxy may take it away or leave it."""
+    """Path prefix for browsers, such as /studio. A proxy may strip it or pass it on."""
     token: str | None = field(default=None, repr=False)
-    """Without one, only loopback is answered."""
+    """Without a token, only requests from this machine are answered."""
     devices: tuple[str, ...] = ()
-    """Those to share out; none: all that are found."""
+    """Devices for runs; empty: all that are found."""
     when_idle: str | None = field(default=None, repr=False)
-    """A shell command for when nothing has run, and nothing was changed, for `idle_minutes`."""
+    """A shell command to run after `idle_minutes` without a running run or a change."""
     idle_minutes: float = 30.0
 
     @property
     def state_dir(self) -> Path:
-        """What the studio keeps for itself: no run lies here."""
+        """The folder of the studio's own files."""
         return self.home / ".flowloom"
 
     @property
     def runs_dir(self) -> Path:
-        """Where runs lie."""
+        """The folder of the runs."""
         return self.home / "runs"
 
     @property
     def roots(self) -> dict[str, Path]:
-        """Every folder that the studio may use, by name."""
+        """Every root folder by name."""
         own = {name: self.home / name for name in ("runs", "data", "models")}
-        # Where `cache.dir` leads by default: relative paths begin where the studio was started, as for the
-        # command line.
+        # The default of `cache.dir`. Like the command line, it is relative to the working directory.
         return own | {"cache": Path("cache").absolute()} | self.more_roots
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine can reach `host`."""
+    """True if only this machine can reach `host`."""
     if host in LOCAL_NAMES:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Files as one zip, made while it is sent: no copy on the disk, no more than a piece in memory."""
+"""A zip created while it is sent, without a copy on disk and with one chunk in memory."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from pathlib import Path
 
 from typing_extensions import Buffer
 
-PIECE_BYTES = 2**20
+CHUNK_BYTES = 2**20
 
 
-class _Outbox(io.RawIOBase):
-    """Takes what is written until it is fetched; it cannot be rewound."""
+class _Buffer(io.RawIOBase):
+    """Collects written bytes until they are fetched. Not seekable."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []
+        self._chunks: list[bytes] = []
 
     def writable(self) -> bool:
         return True
 
-    def write(self, piece: Buffer, /) -> int:
-        self._pieces.append(bytes(piece))
-        return len(self._pieces[-1])
+    def write(self, chunk: Buffer, /) -> int:
+        self._chunks.append(bytes(chunk))
+        return len(self._chunks[-1])
 
     def fetch(self) -> bytes:
-        """What was written since the last time."""
-        pieces, self._pieces = self._pieces, []
-        return b"".join(pieces)
+        """Return and drop the collected bytes."""
+        chunks, self._chunks = self._chunks, []
+        return b"".join(chunks)
 
 
 def stream_zip(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
-    """The bytes of a zip of `files`, names within it and where they lie.
+    """The bytes of a zip of `files`: pairs of a name in the zip and a path.
 
-    Stored, not packed: weights and pictures do not get smaller. Any file may have more than 4 GiB (Zip64).
-    What is gone by its turn, a checkpoint that was retired say, is left out.
+    Uncompressed, since weights and images do not shrink. Files may exceed 4 GiB (Zip64). Files deleted
+    meanwhile, such as an expired checkpoint, are left out.
     """
-    outbox = _Outbox()
-    with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED) as archive:
+    buffer = _Buffer()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, path in files:
             try:
                 file = path.open("rb")
@@ -46,7 +46,7 @@ def stream_zip(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
                 continue
             about = zipfile.ZipInfo.from_file(path, name, strict_timestamps=False)
             with file, archive.open(about, "w", force_zip64=True) as entry:
-                while piece := file.read(PIECE_BYTES):
-                    entry.write(piece)
-                    yield outbox.fetch()
-    yield outbox.fetch()
+                while chunk := file.read(CHUNK_BYTES):
+                    entry.write(chunk)
+                    yield buffer.fetch()
+    yield buffer.fetch()

@@ -478,7 +478,7 @@ export interface paths {
         };
         /**
          * List a repository of the hub
-         * @description Each file's name goes into an item of the task `download`, with `repo` and `revision`.
+         * @description To download a file, put its name into an item of the task `download`, with `repo` and `revision`.
          */
         get: operations["models-list_repository"];
         put?: never;
@@ -500,7 +500,7 @@ export interface paths {
         put?: never;
         /**
          * Read a configuration of sd-scripts or kohya_ss
-         * @description Nothing is kept: the answer is what a form begins with.
+         * @description Nothing is saved: the result fills a form.
          */
         post: operations["training-import_config"];
         delete?: never;
@@ -518,7 +518,7 @@ export interface paths {
         };
         /**
          * List model files
-         * @description Told by headers and names alone: no tensor is read, and a pickle is never opened.
+         * @description Read from headers and names only: no tensor is loaded, and pickles are never opened.
          */
         get: operations["models-list_models"];
         put?: never;
@@ -538,7 +538,7 @@ export interface paths {
         };
         /**
          * A file's header
-         * @description Metadata and tensors' names as the file has them.
+         * @description Metadata and names of the tensors.
          */
         get: operations["models-read_details"];
         put?: never;
@@ -561,8 +561,9 @@ export interface paths {
         post?: never;
         /**
          * Delete a model file
-         * @description For good: a file of weights, or what a broken download left. What a run that waits or runs names stays;
-         *     what runs could go on with stays unless `force` is true, and they are named.
+         * @description Permanently delete a weights file or a partial download.
+         *
+         *     Refused if a queued or running run refers to the file and, unless `force` is true, if a resumable run does.
          */
         delete: operations["models-delete_model"];
         options?: never;
@@ -580,8 +581,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * What a configuration lacks
-         * @description Each file that its model section lacks or names wrongly, why, what is here, and its download.
+         * List missing model files
+         * @description Missing or wrong files of the model section, with the reason, local candidates and a download.
          */
         post: operations["models-list_missing"];
         delete?: never;
@@ -599,7 +600,7 @@ export interface paths {
         };
         /**
          * Models to download
-         * @description What Chroma's trainers need, from where its authors offer it.
+         * @description Files for training Chroma, from their authors' repositories.
          */
         get: operations["models-list_offers"];
         put?: never;
@@ -619,7 +620,7 @@ export interface paths {
         };
         /**
          * Show the queue
-         * @description What waits, in the order in which it will start.
+         * @description Queued runs in the order in which they will start.
          */
         get: operations["runs-read_queue"];
         put?: never;
@@ -628,8 +629,8 @@ export interface paths {
         options?: never;
         head?: never;
         /**
-         * Pause the queue, or let it go on
-         * @description What runs goes on in any case. Kept until it is changed, over restarts as well.
+         * Pause or resume the queue
+         * @description Running runs are not affected. The settings survive restarts.
          */
         patch: operations["runs-change_queue"];
         trace?: never;
@@ -643,7 +644,7 @@ export interface paths {
         };
         /**
          * The studio's folders
-         * @description Nothing outside of these is ever read or written.
+         * @description Nothing outside of these is read or written.
          */
         get: operations["files-list_roots"];
         put?: never;
@@ -662,8 +663,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Read a file, or a picture's thumbnail
-         * @description As a download; with `size`, a WebP no larger than that.
+         * Read a file or a thumbnail
+         * @description The file as a download or, with `size`, a WebP thumbnail.
          */
         get: operations["files-read_file"];
         put?: never;
@@ -683,7 +684,7 @@ export interface paths {
         };
         /**
          * List a folder
-         * @description Hidden files and links that lead out are left out.
+         * @description Without hidden files and links that leave the roots.
          */
         get: operations["files-list_folder"];
         put?: never;
@@ -703,7 +704,7 @@ export interface paths {
         };
         /**
          * List runs
-         * @description Whatever lies in the runs folder, also what was started by hand.
+         * @description All runs in the runs folder, including those started by hand.
          */
         get: operations["runs-list_runs"];
         put?: never;
@@ -722,15 +723,15 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * How a run stands
-         * @description State, progress, and what to do when it failed.
+         * Show a run
+         * @description State and progress; if it failed, the reason and what to do.
          */
         get: operations["runs-read_run"];
         put?: never;
         post?: never;
         /**
          * Delete a run
-         * @description With its checkpoints and samples, for good.
+         * @description Permanently, with its checkpoints and samples.
          */
         delete: operations["runs-delete_run"];
         options?: never;
@@ -748,8 +749,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Take it out of the queue
-         * @description It keeps its directory, and can be queued again by resuming it.
+         * Remove a run from the queue
+         * @description Its directory stays, and resuming it queues it again.
          */
         post: operations["runs-cancel_run"];
         delete?: never;
@@ -767,7 +768,7 @@ export interface paths {
         };
         /**
          * List a run's checkpoints
-         * @description Only whole ones: what is still being written is not there yet.
+         * @description Complete ones only.
          */
         get: operations["checkpoints-list_checkpoints"];
         put?: never;
@@ -787,7 +788,7 @@ export interface paths {
         };
         /**
          * Download a checkpoint's file
-         * @description As a download that can be resumed (Range).
+         * @description Download a file; Range requests can resume it.
          */
         get: operations["checkpoints-download"];
         put?: never;
@@ -810,7 +811,7 @@ export interface paths {
         post?: never;
         /**
          * Delete a checkpoint
-         * @description For good. The newest one of a run that is not over stays: it is what the run goes on from.
+         * @description Permanently. An active run keeps its newest checkpoint, from which it would resume.
          */
         delete: operations["checkpoints-delete_checkpoint"];
         options?: never;
@@ -827,7 +828,7 @@ export interface paths {
         };
         /**
          * Compare two runs
-         * @description Where the other run's configuration differs, key by key.
+         * @description The keys in which the other run's configuration differs.
          */
         get: operations["runs-compare"];
         put?: never;
@@ -888,8 +889,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Run it again, with changes
-         * @description Queues a new run with this one's configuration and `changes` over it.
+         * Duplicate a run with changes
+         * @description Queue a new run with this run's configuration and `changes`.
          */
         post: operations["runs-duplicate_run"];
         delete?: never;
@@ -949,7 +950,7 @@ export interface paths {
         put?: never;
         /**
          * Stop now
-         * @description It ends at once; what it made since its newest checkpoint is lost, the checkpoint is not.
+         * @description The run ends at once. Progress since its newest checkpoint is lost.
          */
         post: operations["runs-kill_run"];
         delete?: never;
@@ -967,7 +968,7 @@ export interface paths {
         };
         /**
          * Read the log
-         * @description A part of it; ask again with its `next_offset` to follow it.
+         * @description A part of it. Request `next_offset` to follow it.
          */
         get: operations["runs-read_run_log"];
         put?: never;
@@ -1008,8 +1009,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Move it in the queue
-         * @description Before another one, or to the end.
+         * Move a run in the queue
+         * @description Before another run, or to the end.
          */
         post: operations["runs-move_run"];
         delete?: never;
@@ -1026,8 +1027,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * What a task found
-         * @description Its result.json; a run that trains has none.
+         * Read a task's result
+         * @description Its result.json. Training runs have none.
          */
         get: operations["runs-read_result"];
         put?: never;
@@ -1046,8 +1047,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Files that a result names
-         * @description To download: those that are there, in the studio's folders.
+         * List the files of a result
+         * @description Existing files in the studio's folders, for download.
          */
         get: operations["runs-list_result_files"];
         put?: never;
@@ -1067,9 +1068,9 @@ export interface paths {
         };
         /**
          * Download a run's results as one zip
-         * @description With its configuration, events and log: what one wants to have before a rented box is given back.
+         * @description With its configuration, events and log, for example before a rented machine is returned.
          *
-         *     Made while it is sent, so its length is not known before.
+         *     The zip is created while it is sent, so its size is not known in advance.
          */
         get: operations["checkpoints-download_results"];
         put?: never;
@@ -1090,8 +1091,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Go on
-         * @description Queues a run that is over; it goes on from its newest checkpoint, changed where you say so.
+         * Resume a run
+         * @description Queue a run that is over. It continues from its newest checkpoint, with optional changes.
          */
         post: operations["runs-resume"];
         delete?: never;
@@ -1109,7 +1110,7 @@ export interface paths {
         };
         /**
          * List a run's samples
-         * @description With the prompt, seed and settings of each; add `?size=256` to its url for a thumbnail.
+         * @description With prompt, seed and settings. Add `?size=256` to a url for a thumbnail.
          */
         get: operations["samples-list_samples"];
         put?: never;
@@ -1128,8 +1129,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * A sample, or its thumbnail
-         * @description The picture as it was drawn, or a WebP of it that is made once.
+         * Read a sample or its thumbnail
+         * @description The original image, or a cached WebP thumbnail.
          */
         get: operations["samples-read_sample"];
         put?: never;
@@ -1151,7 +1152,7 @@ export interface paths {
         put?: never;
         /**
          * Save and stop
-         * @description It ends at its next step, with a checkpoint to go on from.
+         * @description The run saves a checkpoint at its next step and ends.
          */
         post: operations["runs-stop_run"];
         delete?: never;
@@ -1168,8 +1169,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Which secrets are set
-         * @description Their names only.
+         * List secrets
+         * @description Names only, never values.
          */
         get: operations["secrets-list_secrets"];
         put?: never;
@@ -1190,13 +1191,13 @@ export interface paths {
         get?: never;
         /**
          * Set a secret
-         * @description Kept in a file that only its owner may read; runs get it by their environment.
+         * @description Stored in a file readable by its owner only, and passed to runs as an environment variable.
          */
         put: operations["secrets-set_secret"];
         post?: never;
         /**
-         * Forget a secret
-         * @description From the file; one that the environment holds stays.
+         * Delete a secret
+         * @description From the file. A value from the environment stays.
          */
         delete: operations["secrets-forget_secret"];
         options?: never;
@@ -1215,7 +1216,7 @@ export interface paths {
         put?: never;
         /**
          * Test a secret
-         * @description Asks the service that it is for. Keys of stores are tested with a bucket: POST /api/stores/test.
+         * @description Send it to its service. To test keys of object stores, use POST /api/stores/test.
          */
         post: operations["secrets-try_secret"];
         delete?: never;
@@ -1259,7 +1260,7 @@ export interface paths {
         put?: never;
         /**
          * Test a bucket's connection
-         * @description From the name's look-up to the first object, and a word for what fails; keys are never told.
+         * @description Test every step from DNS to the first object. Keys are never returned.
          */
         post: operations["stores-test_store"];
         delete?: never;
@@ -1277,7 +1278,7 @@ export interface paths {
         };
         /**
          * The machine now
-         * @description Processors, memory, disks, accelerators.
+         * @description CPUs, memory, disks and GPUs.
          */
         get: operations["system-read_system"];
         put?: never;
@@ -1296,11 +1297,12 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * What this machine has and lacks
-         * @description What `flowloom doctor` says: Python, torch, devices, packages, other trainers, which secrets are set,
-         *     disk, this studio's port. It imports everything, in a process of its own, and takes some seconds.
+         * Check this machine
+         * @description The output of `flowloom doctor`: Python, torch, devices, packages, other trainers, secrets, disk, port.
+         *
+         *     It imports every package in a separate process, which takes some seconds.
          */
-        get: operations["system-examine"];
+        get: operations["system-run_doctor"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1317,8 +1319,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Follow the machine
-         * @description The same every two seconds, as server-sent events.
+         * Follow the machine's usage
+         * @description Every two seconds, as server-sent events.
          */
         get: operations["system-follow_system"];
         put?: never;
@@ -1358,7 +1360,7 @@ export interface paths {
         };
         /**
          * Schema and defaults
-         * @description All that a form needs.
+         * @description For a form.
          */
         get: operations["tasks-read_task_config"];
         put?: never;
@@ -1384,7 +1386,7 @@ export interface paths {
         put?: never;
         /**
          * Queue a task
-         * @description A run like every other: follow it at `/api/runs/{id}/events`; what it found is its result.
+         * @description Start a run. Follow it at `/api/runs/{id}/events`; then read its result.
          */
         post: operations["tasks-start_task"];
         delete?: never;
@@ -1402,7 +1404,7 @@ export interface paths {
         };
         /**
          * List trainers
-         * @description Each has the routes below under its name.
+         * @description The routes below exist for each name.
          */
         get: operations["training-list_trainers"];
         put?: never;
@@ -1482,13 +1484,13 @@ export interface paths {
         };
         /**
          * Schema, defaults, presets
-         * @description All that a form needs.
+         * @description For a form.
          */
         get: operations["training-read_trainer_config"];
         put?: never;
         /**
          * Check a configuration
-         * @description Every problem at once, each with its JSON pointer.
+         * @description Every problem, each with its JSON pointer.
          */
         post: operations["training-check_config"];
         delete?: never;
@@ -1508,9 +1510,9 @@ export interface paths {
         put?: never;
         /**
          * Show the files and the command of a configuration
-         * @description What its run would hold and start: by hand, the same command does the same. Nothing is kept.
+         * @description The files and command of a run. Started by hand, the command does the same. Nothing is kept.
          *
-         *     What is wrong with it is told beside that, and is no error here.
+         *     Problems of the configuration are listed in the response.
          */
         post: operations["training-preview_config"];
         delete?: never;
@@ -1527,8 +1529,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Files to choose from
-         * @description For each path of the configuration, what lies in the studio's folders and fits.
+         * List model files to choose from
+         * @description Matching files in the studio's folders for each path of the configuration.
          */
         get: operations["training-list_models"];
         put?: never;
@@ -1573,7 +1575,7 @@ export interface paths {
         put?: never;
         /**
          * Queue a run
-         * @description It starts as soon as its devices are free; follow it at `/api/runs/{id}/events`.
+         * @description The run starts when its devices are free. Follow it at `/api/runs/{id}/events`.
          */
         post: operations["training-start_training"];
         delete?: never;
@@ -1590,8 +1592,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * What runs and waits
-         * @description This trainer's runs.
+         * List running and queued runs
+         * @description Of this trainer.
          */
         get: operations["training-read_training"];
         put?: never;
@@ -1613,7 +1615,7 @@ export interface paths {
         put?: never;
         /**
          * Save and stop
-         * @description The run that is named, or the only one that runs.
+         * @description Stop the named run, or the only running one.
          */
         post: operations["training-stop_training"];
         delete?: never;
@@ -1628,12 +1630,12 @@ export interface components {
     schemas: {
         /**
          * AdapterView
-         * @description What a LoRA says of itself.
+         * @description Facts from the header of a LoRA.
          */
         AdapterView: {
             /**
              * Alpha
-             * @description Null: not stated; then it counts as the rank.
+             * @description Null: not stated, and equal to the rank.
              */
             alpha: number | null;
             /**
@@ -1644,7 +1646,7 @@ export interface components {
             base: string | null;
             /**
              * Base Told By
-             * @description tensors, metadata or name: how sure that is.
+             * @description Evidence for `base`: tensors, metadata or name.
              */
             base_told_by: string | null;
             /** Has Text Encoder */
@@ -1658,7 +1660,7 @@ export interface components {
             max_rank: number | null;
             /**
              * Naming
-             * @description Whose names it uses: kohya, comfy, diffusers, peft.
+             * @description Naming scheme: kohya, comfy, diffusers or peft.
              * @example comfy
              */
             naming: string;
@@ -1715,57 +1717,6 @@ export interface components {
             run: components["schemas"]["RunView"] | null;
         };
         /**
-         * Brought
-         * @description One of the files that people have.
-         */
-        Brought: {
-            /**
-             * Bmaltais
-             * @description What kohya_ss saves, JSON.
-             * @default
-             * @example
-             */
-            bmaltais?: string;
-            /**
-             * Dataset Toml
-             * @description The datasets that a configuration names.
-             * @default
-             * @example
-             */
-            dataset_toml?: string;
-            /**
-             * Prompts
-             * @description The prompt file that a configuration names: lines, TOML or JSON.
-             * @default
-             * @example a fox --w 768 --h 1024
-             */
-            prompts?: string;
-            /**
-             * Toml
-             * @description sd-scripts' own.
-             * @default
-             * @example learning_rate = 1e-4
-             */
-            toml?: string;
-        };
-        /**
-         * Candidate
-         * @description A configuration to be checked.
-         */
-        Candidate: {
-            /**
-             * Config
-             * @example {
-             *       "training": {
-             *         "lr": 0.0001
-             *       }
-             *     }
-             */
-            config: {
-                [key: string]: unknown;
-            };
-        };
-        /**
          * CaptionView
          * @description A caption.
          */
@@ -1790,7 +1741,7 @@ export interface components {
         };
         /**
          * Checkpoint
-         * @description One checkpoint: its weights; the state for exact resume is counted, not listed.
+         * @description One checkpoint with its weights. The state for exact resume counts in `size`, but is not listed.
          */
         Checkpoint: {
             /** Files */
@@ -1818,40 +1769,60 @@ export interface components {
         };
         /**
          * CommandView
-         * @description What a run starts.
+         * @description The command of a run.
          */
         CommandView: {
             /** Argv */
             argv: string[];
             /**
              * Environment
-             * @description Beside the studio's own.
+             * @description Added to the studio's environment.
              */
             environment: {
                 [key: string]: string;
             };
             /**
              * Folder
-             * @description Where it starts; none: anywhere.
+             * @description Working directory; null: any.
              */
             folder: string | null;
             /**
              * Line
-             * @description As one types it in a shell.
+             * @description Ready to paste into a shell.
              * @example cd sd-scripts && python ...
              */
             line: string;
         };
         /**
+         * ConfigDifference
+         * @description The keys in which two configurations differ.
+         */
+        ConfigDifference: {
+            /**
+             * Changes
+             * @example {
+             *       "training.lr": {
+             *         "from": 0.0001,
+             *         "to": 0.00005
+             *       }
+             *     }
+             */
+            changes: {
+                [key: string]: {
+                    [key: string]: unknown;
+                };
+            };
+        };
+        /**
          * ConfigPreview
-         * @description What a configuration would become.
+         * @description Files and command of a run with a configuration.
          */
         ConfigPreview: {
-            /** @description None where the trainer's code is not on this machine. */
+            /** @description Null if the trainer's code is not on this machine. */
             command: components["schemas"]["CommandView"] | null;
             /**
              * Files
-             * @description None where it cannot be read.
+             * @description Empty if the configuration is invalid.
              */
             files: components["schemas"]["FileView"][];
             /** Is Valid */
@@ -1860,8 +1831,48 @@ export interface components {
             problems: components["schemas"]["Place"][];
         };
         /**
+         * ConfigPreviewRequest
+         * @description A configuration to preview.
+         */
+        ConfigPreviewRequest: {
+            /**
+             * Config
+             * @example {
+             *       "training": {
+             *         "lr": 0.0001
+             *       }
+             *     }
+             */
+            config: {
+                [key: string]: unknown;
+            };
+            /**
+             * Name
+             * @description Name of the run directory in the shown paths.
+             * @example fox-lora
+             */
+            name?: string | null;
+        };
+        /**
+         * ConfigRequest
+         * @description A configuration to check.
+         */
+        ConfigRequest: {
+            /**
+             * Config
+             * @example {
+             *       "training": {
+             *         "lr": 0.0001
+             *       }
+             *     }
+             */
+            config: {
+                [key: string]: unknown;
+            };
+        };
+        /**
          * ConfigVerdict
-         * @description Whether a configuration can run.
+         * @description The result of checking a configuration.
          */
         ConfigVerdict: {
             /** Is Valid */
@@ -1871,7 +1882,7 @@ export interface components {
         };
         /**
          * ConfigView
-         * @description What a trainer's configuration is made of.
+         * @description Schema, defaults and presets of a trainer's configuration.
          */
         ConfigView: {
             /**
@@ -1964,40 +1975,6 @@ export interface components {
             with_repeats?: boolean;
         };
         /**
-         * Copy
-         * @description A new run like another one.
-         */
-        Copy: {
-            /**
-             * Changes
-             * @description Laid over its configuration (JSON merge patch).
-             * @default {}
-             * @example {
-             *       "training": {
-             *         "lr": 0.00005
-             *       }
-             *     }
-             */
-            changes?: {
-                [key: string]: unknown;
-            };
-            /**
-             * Devices
-             * @default []
-             */
-            devices?: string[];
-            /**
-             * First
-             * @default false
-             */
-            first?: boolean;
-            /**
-             * Name
-             * @example fox-lora-2
-             */
-            name?: string | null;
-        };
-        /**
          * DataSetView
          * @description A data set.
          */
@@ -2049,7 +2026,7 @@ export interface components {
         };
         /**
          * Details
-         * @description What a file's header says.
+         * @description Content of a file's header.
          */
         Details: {
             /** Metadata */
@@ -2066,26 +2043,6 @@ export interface components {
             tensors: components["schemas"]["TensorView"][];
         };
         /**
-         * Difference
-         * @description Where two configurations differ.
-         */
-        Difference: {
-            /**
-             * Changes
-             * @example {
-             *       "training.lr": {
-             *         "from": 0.0001,
-             *         "to": 0.00005
-             *       }
-             *     }
-             */
-            changes: {
-                [key: string]: {
-                    [key: string]: unknown;
-                };
-            };
-        };
-        /**
          * Disk
          * @description The disk of a root folder.
          */
@@ -2096,6 +2053,24 @@ export interface components {
             root: string;
             /** Total Gib */
             total_gib: number;
+        };
+        /**
+         * DoctorFinding
+         * @description One checked item.
+         */
+        DoctorFinding: {
+            /** Is Well */
+            is_well: boolean;
+            /**
+             * Name
+             * @example torch
+             */
+            name: string;
+            /**
+             * Text
+             * @example 2.13.0, 8 CPU threads
+             */
+            text: string;
         };
         /**
          * Doing
@@ -2140,25 +2115,36 @@ export interface components {
             wanted?: components["schemas"]["Wanted"];
         };
         /**
-         * Draft
-         * @description A run that may be made.
+         * DuplicateRequest
+         * @description A new run with the configuration of another one.
          */
-        Draft: {
+        DuplicateRequest: {
             /**
-             * Config
+             * Changes
+             * @description JSON merge patch for its configuration.
+             * @default {}
              * @example {
              *       "training": {
-             *         "lr": 0.0001
+             *         "lr": 0.00005
              *       }
              *     }
              */
-            config: {
+            changes?: {
                 [key: string]: unknown;
             };
             /**
+             * Devices
+             * @default []
+             */
+            devices?: string[];
+            /**
+             * First
+             * @default false
+             */
+            first?: boolean;
+            /**
              * Name
-             * @description Of its directory, as the paths below show it.
-             * @example fox-lora
+             * @example fox-lora-2
              */
             name?: string | null;
         };
@@ -2354,26 +2340,8 @@ export interface components {
             text: string;
         };
         /**
-         * Finding
-         * @description One thing that was looked at.
-         */
-        Finding: {
-            /** Is Well */
-            is_well: boolean;
-            /**
-             * Name
-             * @example torch
-             */
-            name: string;
-            /**
-             * Text
-             * @example 2.13.0, 8 CPU threads
-             */
-            text: string;
-        };
-        /**
          * Folder
-         * @description Some of what is in a folder, by name, folders first.
+         * @description A page of a folder's content by name, folders first.
          */
         Folder: {
             /** Entries */
@@ -2395,7 +2363,7 @@ export interface components {
             name: string;
             /**
              * Path
-             * @description Absolute: what a configuration names it by.
+             * @description Absolute path, as used in configurations.
              */
             path: string;
             /** Size */
@@ -2511,7 +2479,7 @@ export interface components {
             name: string;
             /**
              * Sha256
-             * @description Of large files.
+             * @description For large files.
              */
             sha256: string | null;
             /**
@@ -2638,19 +2606,110 @@ export interface components {
             url?: string;
         };
         /**
-         * Lacking
-         * @description What a configuration lacks; nothing when it has all.
+         * KohyaImportRequest
+         * @description A configuration file of sd-scripts or kohya_ss, with the files that it names.
          */
-        Lacking: {
+        KohyaImportRequest: {
             /**
-             * Download
-             * @description All of it at once: send it to POST /api/tasks/download/start.
+             * Bmaltais
+             * @description A JSON configuration of kohya_ss.
+             * @default
+             * @example
              */
-            download: {
+            bmaltais?: string;
+            /**
+             * Dataset Toml
+             * @description The datasets that a configuration names.
+             * @default
+             * @example
+             */
+            dataset_toml?: string;
+            /**
+             * Prompts
+             * @description The prompt file that a configuration names: lines, TOML or JSON.
+             * @default
+             * @example a fox --w 768 --h 1024
+             */
+            prompts?: string;
+            /**
+             * Toml
+             * @description A configuration of sd-scripts.
+             * @default
+             * @example learning_rate = 1e-4
+             */
+            toml?: string;
+        };
+        /**
+         * KohyaImportResult
+         * @description The configuration that a file describes. Each key of the file is in one of the lists of keys.
+         */
+        KohyaImportResult: {
+            /**
+             * Config
+             * @description For POST /api/kohya/config.
+             */
+            config: {
                 [key: string]: unknown;
-            } | null;
-            /** Needs */
-            needs: components["schemas"]["NeedView"][];
+            };
+            /**
+             * Defaults
+             * @description Values that the file does not state: sd-scripts' defaults where this studio's differ.
+             */
+            defaults: {
+                [key: string]: unknown;
+            };
+            /**
+             * Dropped
+             * @description Keys that held a secret, and what to do instead.
+             */
+            dropped: {
+                [key: string]: string;
+            };
+            /**
+             * Left Over
+             * @description Keys that could not be imported, with their values.
+             */
+            left_over: {
+                [key: string]: unknown;
+            };
+            /**
+             * Problems
+             * @description Problems of the configuration on this machine.
+             */
+            problems: components["schemas"]["Place"][];
+            /**
+             * Raw
+             * @description Keys that became raw arguments.
+             */
+            raw: {
+                [key: string]: string;
+            };
+            /**
+             * Reasons
+             * @description Reasons for left-over keys, if known.
+             */
+            reasons: {
+                [key: string]: string;
+            };
+            /**
+             * Translated
+             * @description Keys with another name here, and that name.
+             */
+            translated: {
+                [key: string]: string;
+            };
+            /**
+             * Understood
+             * @description Keys with the same value here.
+             */
+            understood: string[];
+            /**
+             * Unused
+             * @description Keys without an effect in the file, and why.
+             */
+            unused: {
+                [key: string]: string;
+            };
         };
         /**
          * Library
@@ -2665,7 +2724,7 @@ export interface components {
             roots: string[];
             /**
              * Size
-             * @description Of all of them, in bytes.
+             * @description Total size in bytes.
              */
             size: number;
         };
@@ -2732,17 +2791,17 @@ export interface components {
         LogPart: {
             /**
              * Next Offset
-             * @description Ask for this next.
+             * @description Offset of the next request.
              */
             next_offset: number;
             /**
              * Offset
-             * @description Where the text begins, in bytes.
+             * @description Offset of the text, in bytes.
              */
             offset: number;
             /**
              * Size
-             * @description How long the log is now.
+             * @description Size of the log, in bytes.
              */
             size: number;
             /**
@@ -2753,7 +2812,7 @@ export interface components {
         };
         /**
          * Mark
-         * @description Something that happened at a step.
+         * @description A validation, sample or checkpoint at a step.
          */
         Mark: {
             /** Kind */
@@ -2764,7 +2823,7 @@ export interface components {
             step: number;
             /**
              * Weights
-             * @description Of a validation: whose loss it is.
+             * @description The weights of a validation.
              */
             weights?: ("raw" | "ema") | null;
         };
@@ -2775,13 +2834,13 @@ export interface components {
         Metrics: {
             /**
              * Damaged Lines
-             * @description Lines of events.jsonl that cannot be read, and were skipped.
+             * @description Unreadable lines of events.jsonl, which were skipped.
              * @default 0
              */
             damaged_lines?: number;
             /**
              * Last Seq
-             * @description Follow /events with this as Last-Event-ID: nothing is missed.
+             * @description Send this to /events as Last-Event-ID to miss nothing.
              */
             last_seq: number;
             /**
@@ -2797,7 +2856,7 @@ export interface components {
             };
             /**
              * Steps
-             * @description The last step of each stretch.
+             * @description The last step of each interval.
              * @example [
              *       100,
              *       200,
@@ -2805,6 +2864,40 @@ export interface components {
              *     ]
              */
             steps: number[];
+        };
+        /**
+         * MissingFile
+         * @description A file that a configuration is missing.
+         */
+        MissingFile: {
+            /**
+             * Here
+             * @description Matching local files.
+             */
+            here: string[];
+            offer: components["schemas"]["OfferView"];
+            /**
+             * Path
+             * @example model.vae_path
+             */
+            path: string;
+            /** Why */
+            why: string;
+        };
+        /**
+         * MissingFiles
+         * @description The files that a configuration is missing.
+         */
+        MissingFiles: {
+            /**
+             * Download
+             * @description Everything at once: send it to POST /api/tasks/download/start.
+             */
+            download: {
+                [key: string]: unknown;
+            } | null;
+            /** Needs */
+            needs: components["schemas"]["MissingFile"][];
         };
         /**
          * ModelView
@@ -2819,7 +2912,7 @@ export interface components {
             architecture: string | null;
             /**
              * Family
-             * @description What its versions stand under.
+             * @description Name that groups its versions.
              * @example Chroma
              */
             family: string | null;
@@ -2840,7 +2933,7 @@ export interface components {
             num_params: number | null;
             /**
              * Parts
-             * @description Of a checkpoint or pipeline: what is in it.
+             * @description Components of a checkpoint or pipeline.
              */
             parts: string[];
             /** Path */
@@ -2852,7 +2945,7 @@ export interface components {
             precision: string | null;
             /**
              * Problem
-             * @description Why it cannot be used.
+             * @description Reason why it cannot be used.
              */
             problem: string | null;
             /**
@@ -2876,52 +2969,33 @@ export interface components {
             title: string | null;
             /**
              * Variant
-             * @description As its name tells.
+             * @description From its name.
              * @example HD
              */
             variant: string | null;
             /**
              * Version
-             * @description As its name tells.
+             * @description From its name.
              * @example 48
              */
             version: string | null;
             /**
              * Words
-             * @description What it is, for a person.
+             * @description Description in words.
              */
             words: string;
         };
         /**
-         * Move
-         * @description A place in the queue.
+         * MoveRequest
+         * @description A new position in the queue.
          */
-        Move: {
+        MoveRequest: {
             /**
              * Before
-             * @description The run to go before; null: to the end.
+             * @description The run to move before; null: to the end.
              * @example fox-lora
              */
             before?: string | null;
-        };
-        /**
-         * NeedView
-         * @description A file that a configuration lacks.
-         */
-        NeedView: {
-            /**
-             * Here
-             * @description Files at hand that would do.
-             */
-            here: string[];
-            offer: components["schemas"]["OfferView"];
-            /**
-             * Path
-             * @example model.vae_path
-             */
-            path: string;
-            /** Why */
-            why: string;
         };
         /**
          * NewCaption
@@ -3024,7 +3098,7 @@ export interface components {
             note: string;
             /**
              * Sets
-             * @description What of a configuration it fills, and with which path.
+             * @description Configuration keys that it fills, with the paths.
              */
             sets: {
                 [key: string]: string;
@@ -3072,7 +3146,7 @@ export interface components {
         };
         /**
          * PresetView
-         * @description A configuration to begin with.
+         * @description A configuration to start from.
          */
         PresetView: {
             /** Config */
@@ -3222,30 +3296,30 @@ export interface components {
         };
         /**
          * QueueChange
-         * @description What is given is changed.
+         * @description New settings of the queue; omitted ones stay.
          */
         QueueChange: {
             /**
              * On Fail
-             * @description `pause`: a run that fails keeps those behind it from starting.
+             * @description `pause`: a failed run pauses the queue.
              * @example pause
              */
             on_fail?: ("go-on" | "pause") | null;
             /**
              * Paused
-             * @description Whether nothing is started until it is told to go on.
+             * @description True pauses the queue until it is resumed.
              * @example false
              */
             paused?: boolean | null;
         };
         /**
          * QueuePage
-         * @description The runs that wait, in their order.
+         * @description The queued runs in order.
          */
         QueuePage: {
             /**
              * Devices
-             * @description What runs can be put on.
+             * @description Devices that runs can use.
              * @example [
              *       "cuda:0",
              *       "cpu"
@@ -3254,11 +3328,11 @@ export interface components {
             devices: string[];
             /**
              * On Fail
-             * @description What a run that fails, or whose process is killed, does to those behind it.
+             * @description Reaction to a run that fails or is killed: continue with the next one, or pause.
              * @enum {string}
              */
             on_fail: "go-on" | "pause";
-            /** @description Since when nothing is started, and why; null: it goes on. */
+            /** @description Since when the queue is paused, and why; null: not paused. */
             pause: components["schemas"]["Pause"] | null;
             /** Runs */
             runs: components["schemas"]["RunView"][];
@@ -3356,7 +3430,7 @@ export interface components {
         };
         /**
          * Repository
-         * @description What a repository has.
+         * @description A repository and its files.
          */
         Repository: {
             /** Files */
@@ -3443,7 +3517,7 @@ export interface components {
         };
         /**
          * RunPage
-         * @description Some of the runs, the newest first.
+         * @description A page of runs, newest first.
          */
         RunPage: {
             /** Runs */
@@ -3453,7 +3527,7 @@ export interface components {
         };
         /**
          * RunProblem
-         * @description Why a run ended before its time, and what to do.
+         * @description Why a run ended early, and what to do.
          */
         RunProblem: {
             /** Cure */
@@ -3465,18 +3539,18 @@ export interface components {
         };
         /**
          * RunView
-         * @description How a run stands.
+         * @description State and progress of a run.
          */
         RunView: {
             /**
              * Can Resume
-             * @description Whether POST resume queues it again.
+             * @description True if POST resume can queue it again.
              * @default false
              */
             can_resume?: boolean;
             /**
              * Checkpoint
-             * @description Its newest whole checkpoint.
+             * @description Its newest complete checkpoint.
              */
             checkpoint?: string | null;
             /**
@@ -3517,28 +3591,28 @@ export interface components {
             max_steps?: number | null;
             /**
              * Note
-             * @description Why it still waits, where it is not for its turn.
+             * @description Why it waits, other than for its turn.
              */
             note?: string | null;
             /** Peak Memory Mib */
             peak_memory_mib?: number | null;
             /**
              * Phase
-             * @description What its process does now: loading, training, ...
+             * @description Current activity of its process: loading, training, ...
              */
             phase?: string | null;
             /** Pid */
             pid?: number | null;
             /**
              * Position
-             * @description Its place in the queue: lower ones go first.
+             * @description Its position in the queue: lower ones start first.
              */
             position?: number | null;
             /** Samples Per S */
             samples_per_s?: number | null;
             /**
              * Starts Over
-             * @description Whether a resume starts from the beginning, because no checkpoint was saved.
+             * @description True if a resume starts from the beginning because there is no checkpoint.
              * @default false
              */
             starts_over?: boolean;
@@ -3560,18 +3634,18 @@ export interface components {
         };
         /**
          * Sample
-         * @description One picture.
+         * @description One generated image.
          */
         Sample: {
             /**
              * File
-             * @description Below the folder that it was drawn into.
+             * @description Path in the samples folder.
              * @example step_00000100/00.png
              */
             file: string;
             /**
              * From Batch
-             * @description The prompt is a caption of the batch that was trained at this step.
+             * @description The prompt is a caption from the batch of this step.
              * @default false
              */
             from_batch?: boolean;
@@ -3593,7 +3667,7 @@ export interface components {
         };
         /**
          * Samples
-         * @description Some of a run's pictures, the newest step first.
+         * @description A page of a run's images, newest step first.
          */
         Samples: {
             /** Samples */
@@ -3644,7 +3718,7 @@ export interface components {
         };
         /**
          * Secret
-         * @description Whether a secret is known.
+         * @description A secret and if it is set.
          */
         Secret: {
             /** Is Set */
@@ -3657,7 +3731,7 @@ export interface components {
         };
         /**
          * Series
-         * @description One curve: for each stretch of steps its mean and its bounds; null where there is none.
+         * @description One curve: mean, minimum and maximum for each interval of steps; null if it has no values.
          */
         Series: {
             /** High */
@@ -3696,7 +3770,7 @@ export interface components {
         };
         /**
          * SourceView
-         * @description Where some of a preset's values come from.
+         * @description The origin of some of a preset's values.
          */
         SourceView: {
             /**
@@ -3739,7 +3813,7 @@ export interface components {
         };
         /**
          * Status
-         * @description A trainer's runs that are not over.
+         * @description The running and queued runs of a trainer.
          */
         Status: {
             /** Queued */
@@ -3748,13 +3822,13 @@ export interface components {
             running: components["schemas"]["RunView"][];
         };
         /**
-         * Stop
-         * @description Which run to stop.
+         * StopTrainingRequest
+         * @description The run to stop.
          */
-        Stop: {
+        StopTrainingRequest: {
             /**
              * Run
-             * @description None: the one that runs.
+             * @description Default: the only running one.
              * @example fox-lora
              */
             run?: string | null;
@@ -3836,10 +3910,10 @@ export interface components {
             tries?: number;
         };
         /**
-         * Store
-         * @description A bucket, and how it is reached.
+         * StoreTestRequest
+         * @description A bucket and its connection settings.
          */
-        Store: {
+        StoreTestRequest: {
             /** @description endpoint, region ...; keys are the studio's secrets. */
             storage?: components["schemas"]["StorageSection"];
             /**
@@ -3850,14 +3924,14 @@ export interface components {
         };
         /**
          * StoreVerdict
-         * @description How a store answers.
+         * @description The result of a connection test.
          */
         StoreVerdict: {
             /** Detail */
             detail: string;
             /**
              * First
-             * @description The first thing that lies there.
+             * @description The first object in the bucket.
              */
             first: string | null;
             /** Ok */
@@ -3940,7 +4014,7 @@ export interface components {
         };
         /**
          * TaskConfig
-         * @description What a task's configuration is made of.
+         * @description Schema and defaults of a task's configuration.
          */
         TaskConfig: {
             /**
@@ -3972,7 +4046,7 @@ export interface components {
             name: string;
             /**
              * Needs Device
-             * @description Whether it waits for a device, as training does.
+             * @description True if it waits for a free device.
              */
             needs_device: boolean;
             /** Title */
@@ -3992,12 +4066,12 @@ export interface components {
         };
         /**
          * TokenVerdict
-         * @description What the service that a token is for says of it.
+         * @description The result of a token test.
          */
         TokenVerdict: {
             /**
              * Account
-             * @description Whose it is; null when it is not accepted.
+             * @description Account of the token; null if it is not accepted.
              * @example ada
              */
             account: string | null;
@@ -4011,7 +4085,7 @@ export interface components {
         TrainerView: {
             /**
              * Has Preflight
-             * @description Whether POST /api/NAME/preflight answers.
+             * @description True if it supports POST /api/{trainer}/preflight.
              * @example true
              */
             has_preflight: boolean;
@@ -4022,7 +4096,7 @@ export interface components {
             name: string;
             /**
              * Supported Controls
-             * @description Requests that its runs obey.
+             * @description Controls that its runs support while running.
              * @example [
              *       "stop",
              *       "sample"
@@ -4063,78 +4137,6 @@ export interface components {
              * @example datasets.0.subsets.0.image_dir
              */
             path: string;
-        };
-        /**
-         * Understood
-         * @description The configuration that a file describes. Each key of the file is in one of the lists of keys.
-         */
-        Understood: {
-            /**
-             * Config
-             * @description For POST /api/kohya/config.
-             */
-            config: {
-                [key: string]: unknown;
-            };
-            /**
-             * Defaults
-             * @description Values that the file does not state: sd-scripts' defaults where this studio's differ.
-             */
-            defaults: {
-                [key: string]: unknown;
-            };
-            /**
-             * Dropped
-             * @description Keys that held a secret, and what to do instead.
-             */
-            dropped: {
-                [key: string]: string;
-            };
-            /**
-             * Left Over
-             * @description Keys that could not be taken over, with their values.
-             */
-            left_over: {
-                [key: string]: unknown;
-            };
-            /**
-             * Problems
-             * @description What is wrong with it on this machine.
-             */
-            problems: components["schemas"]["Place"][];
-            /**
-             * Raw
-             * @description Keys that became raw arguments.
-             */
-            raw: {
-                [key: string]: string;
-            };
-            /**
-             * Reasons
-             * @description Why keys are left over, where that is known.
-             */
-            reasons: {
-                [key: string]: string;
-            };
-            /**
-             * Translated
-             * @description Keys that are something else here, and what.
-             */
-            translated: {
-                [key: string]: string;
-            };
-            /**
-             * Understood
-             * @description Keys with the same value here.
-             */
-            understood: string[];
-            /**
-             * Unused
-             * @description Keys without an effect in the file, and why.
-             */
-            unused: {
-                [key: string]: string;
-            };
         };
         /**
          * Undoing
@@ -7206,7 +7208,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description It is as it was: If-None-Match names its ETag. */
+            /** @description Not modified: If-None-Match contains its ETag. */
             304: {
                 headers: {
                     [name: string]: unknown;
@@ -7315,7 +7317,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That file is no picture. */
+            /** @description The file is not an image. */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -7325,7 +7327,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 415,
-                     *       "title": "That file is no picture.",
+                     *       "title": "The file is not an image.",
                      *       "type": "urn:flowloom:not-an-image"
                      *     }
                      */
@@ -9326,7 +9328,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The hub does not show this repository. This request is refused. */
+            /** @description The hub denies access to this repository. This request is refused. */
             403: {
                 headers: {
                     [name: string]: unknown;
@@ -9336,7 +9338,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 403,
-                     *       "title": "The hub does not show this repository.",
+                     *       "title": "The hub denies access to this repository.",
                      *       "type": "urn:flowloom:hub-denied"
                      *     }
                      */
@@ -9394,7 +9396,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The hub did not answer as it should. */
+            /** @description The hub could not be reached. */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -9404,7 +9406,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 502,
-                     *       "title": "The hub did not answer as it should.",
+                     *       "title": "The hub could not be reached.",
                      *       "type": "urn:flowloom:hub-unreachable"
                      *     }
                      */
@@ -9439,7 +9441,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Brought"];
+                "application/json": components["schemas"]["KohyaImportRequest"];
             };
         };
         responses: {
@@ -9449,7 +9451,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Understood"];
+                    "application/json": components["schemas"]["KohyaImportResult"];
                 };
             };
             /** @description The body is no JSON. */
@@ -9559,7 +9561,7 @@ export interface operations {
     "models-list_models": {
         parameters: {
             query?: {
-                /** @description Folders to look through; none: all but runs, data and cache. */
+                /** @description Roots to scan; default: all but runs, data and cache. */
                 root?: string[];
                 /** @description Only these. */
                 kind?: ("network" | "checkpoint" | "vae" | "text-encoder" | "lora" | "controlnet" | "embedding" | "pipeline" | "pickle" | "damaged" | "unknown")[];
@@ -9849,7 +9851,7 @@ export interface operations {
                 root: string;
                 /** @description Relative to the root. */
                 path: string;
-                /** @description Also what runs that are over would go on with: then they cannot. */
+                /** @description Also delete files that finished runs need to resume. */
                 force?: boolean;
             };
             header?: never;
@@ -10012,7 +10014,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Candidate"];
+                "application/json": components["schemas"]["ConfigRequest"];
             };
         };
         responses: {
@@ -10022,7 +10024,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Lacking"];
+                    "application/json": components["schemas"]["MissingFiles"];
                 };
             };
             /** @description The body is no JSON. */
@@ -10763,7 +10765,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That file is no picture. */
+            /** @description The file is not an image. */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -10773,7 +10775,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 415,
-                     *       "title": "That file is no picture.",
+                     *       "title": "The file is not an image.",
                      *       "type": "urn:flowloom:not-an-image"
                      *     }
                      */
@@ -12012,7 +12014,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Difference"];
+                    "application/json": components["schemas"]["ConfigDifference"];
                 };
             };
             /** @description The body is no JSON. */
@@ -12466,7 +12468,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Copy"];
+                "application/json": components["schemas"]["DuplicateRequest"];
             };
         };
         responses: {
@@ -13379,7 +13381,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Move"];
+                "application/json": components["schemas"]["MoveRequest"];
             };
         };
         responses: {
@@ -13857,9 +13859,9 @@ export interface operations {
     "checkpoints-download_results": {
         parameters: {
             query?: {
-                /** @description Their weights; the state for exact resume stays. */
+                /** @description Weights of these checkpoints, without the state for exact resume. */
                 checkpoints?: "newest" | "all" | "none";
-                /** @description Whether pictures are wanted. */
+                /** @description Include generated images. */
                 samples?: boolean;
             };
             header?: never;
@@ -14312,7 +14314,7 @@ export interface operations {
     "samples-read_sample": {
         parameters: {
             query?: {
-                /** @description Longer side in pixels; none: the picture itself. */
+                /** @description Longer side of a thumbnail in pixels; default: the original image. */
                 size?: ("128" | "256" | "512" | "1024") | null;
             };
             header?: {
@@ -14335,7 +14337,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description It is as it was: If-None-Match names its ETag. */
+            /** @description Not modified: If-None-Match contains its ETag. */
             304: {
                 headers: {
                     [name: string]: unknown;
@@ -14427,7 +14429,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description That file is no picture. */
+            /** @description The file is not an image. */
             415: {
                 headers: {
                     [name: string]: unknown;
@@ -14437,7 +14439,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 415,
-                     *       "title": "That file is no picture.",
+                     *       "title": "The file is not an image.",
                      *       "type": "urn:flowloom:not-an-image"
                      *     }
                      */
@@ -15131,7 +15133,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description The service did not answer as it should. */
+            /** @description The service could not be reached. */
             502: {
                 headers: {
                     [name: string]: unknown;
@@ -15141,7 +15143,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 502,
-                     *       "title": "The service did not answer as it should.",
+                     *       "title": "The service could not be reached.",
                      *       "type": "urn:flowloom:service-unreachable"
                      *     }
                      */
@@ -15437,7 +15439,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Store"];
+                "application/json": components["schemas"]["StoreTestRequest"];
             };
         };
         responses: {
@@ -15693,7 +15695,7 @@ export interface operations {
             };
         };
     };
-    "system-examine": {
+    "system-run_doctor": {
         parameters: {
             query?: never;
             header?: never;
@@ -15708,7 +15710,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Finding"][];
+                    "application/json": components["schemas"]["DoctorFinding"][];
                 };
             };
             /** @description The body is no JSON. */
@@ -16249,7 +16251,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Candidate"];
+                "application/json": components["schemas"]["ConfigRequest"];
             };
         };
         responses: {
@@ -17259,7 +17261,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Candidate"];
+                "application/json": components["schemas"]["ConfigRequest"];
             };
         };
         responses: {
@@ -17405,7 +17407,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Draft"];
+                "application/json": components["schemas"]["ConfigPreviewRequest"];
             };
         };
         responses: {
@@ -18170,7 +18172,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Stop"];
+                "application/json": components["schemas"]["StopTrainingRequest"];
             };
         };
         responses: {

@@ -1,4 +1,4 @@
-"""Pictures as answers: with what tells whether the browser has them already."""
+"""Image responses with ETags, so that browsers can reuse cached ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import Response
 from fastapi.responses import FileResponse
 
 UNCHANGED: dict[int | str, dict[str, Any]] = {
-    304: {"description": "It is as it was: If-None-Match names its ETag."}
+    304: {"description": "Not modified: If-None-Match contains its ETag."}
 }
 """For a route's `responses`."""
 _SHOWN_AS = {
@@ -25,13 +25,13 @@ _SHOWN_AS = {
     ".bmp": "image/bmp",
     ".jxl": "image/jxl",
 }
-"""What a browser may show; everything else, SVG with its scripts above all, is a download."""
+"""Formats that a browser may display. Everything else, above all SVG with scripts, is a download."""
 
 
-def picture(path: Path, if_none_match: str, cache_control: str) -> Response:
-    """The file, or 304 where `if_none_match` names it as it is."""
+def image_response(path: Path, if_none_match: str, cache_control: str) -> Response:
+    """The file, or 304 if `if_none_match` contains its ETag."""
     status = path.stat()
-    # Thumbnails are named after what they were made of; names of others may hold what no header can.
+    # Hashed, because file names may contain characters that headers cannot.
     name = blake2b(os.fsencode(path.name), digest_size=8).hexdigest()
     tag = f'"{name}-{status.st_size:x}-{status.st_mtime_ns:x}"'
     headers = {"etag": tag, "cache-control": cache_control}

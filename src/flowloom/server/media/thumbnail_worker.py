@@ -1,4 +1,4 @@
-"""The process that makes thumbnails: a line of JSON in, a line of JSON out, until its input ends."""
+"""The thumbnail process: reads one JSON request per line and writes one JSON result per line."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MAX_BYTES = 2**28
 WHITE = (255, 255, 255)
 
 
-def shrink(source: Path | bytes, size: int, to: Path) -> None:
-    """Write a WebP of the picture `source` whose longer side has at most `size` pixels.
+def make_thumbnail(source: Path | bytes, size: int, to: Path) -> None:
+    """Write a WebP of the image `source` whose longer side has at most `size` pixels.
 
     Raises:
-        ImageError: it cannot be read as a picture.
+        ImageError: `source` is not a readable image.
     """
     from PIL import Image
 
@@ -37,17 +37,17 @@ def shrink(source: Path | bytes, size: int, to: Path) -> None:
     Image.fromarray(load_image(source, wanted, WHITE, MAX_MEGAPIXELS)).save(to, "webp", quality=80)
 
 
-class Stores:
-    """The buckets that pictures were asked of."""
+class OpenStores:
+    """The object stores opened so far."""
 
     def __init__(self) -> None:
         self._open: dict[str, Source] = {}
 
     def source(self, work: dict[str, Any]) -> Path | bytes:
-        """The picture that `work` names: a file, or what a bucket has.
+        """The image that `work` names: a file, or the content of an object.
 
         Raises:
-            SourceError: the bucket does not give it.
+            SourceError: the object cannot be read.
         """
         if "url" not in work:
             return Path(work["source"])
@@ -65,16 +65,16 @@ class Stores:
 
 
 def main() -> None:
-    """Work until the studio closes the pipe."""
+    """Handle requests until the studio closes the pipe."""
     os.nice(5)
-    stores = Stores()
+    stores = OpenStores()
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     for line in sys.stdin:
         work = json.loads(line)
         answer = {"error": "", "errno": 0}
         try:
-            shrink(stores.source(work), work["size"], Path(work["to"]))
+            make_thumbnail(stores.source(work), work["size"], Path(work["to"]))
         except (ImageError, SourceError, MemoryError) as fault:
             answer["error"] = str(fault) or "it needs too much memory"
         except OSError as fault:

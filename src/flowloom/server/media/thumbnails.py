@@ -1,4 +1,4 @@
-"""Small pictures of large ones, each made once, by processes that a bad picture may take down."""
+"""Cached thumbnails, made by worker processes that a broken image may crash."""
 
 from __future__ import annotations
 
@@ -23,100 +23,100 @@ NUM_PROCESSES = 2
 PATIENCE_S = 30.0
 IDLE_S = 60.0
 CACHE_BYTES = 4 * 2**30
-"""Beyond this, what was not looked at for longest goes."""
+"""Above this, the least recently used thumbnails are removed."""
 MADE_BETWEEN_SWEEPS = 500
 
 
 class NotAnImage(ServiceError):
-    status, code, title = 415, "not-an-image", "That file is no picture."
+    status, code, title = 415, "not-an-image", "The file is not an image."
 
 
 def thumbnail(source: Path, size: int, cache_dir: Path) -> Path:
-    """A WebP file of `source` whose longer side has at most `size` pixels, made anew when `source` changed.
+    """A WebP file of `source` whose longer side has at most `size` pixels, updated when `source` changes.
 
-    It is found again by what tells the content of a file, not by its name: a picture that moves keeps it.
+    The key identifies the file, not its name, so a moved image keeps its thumbnail.
 
     Raises:
-        NotAnImage: `source` cannot be read as a picture.
+        NotAnImage: `source` is not a readable image.
     """
     stat = source.stat()
     key = f"{stat.st_dev}:{stat.st_ino}:{stat.st_mtime_ns}:{stat.st_size}"
-    return _made(key, {"source": str(source), "size": size}, cache_dir)
+    return _cached(key, {"source": str(source), "size": size}, cache_dir)
 
 
 @dataclass(frozen=True)
 class InStore:
-    """A picture in a bucket."""
+    """An image in an object store."""
 
     url: str
     storage: dict[str, Any]
     name: str
     stamp: str
-    """Another one when the picture changed."""
+    """Differs after the image changed."""
 
 
 def thumbnail_from_store(source: InStore, size: int, cache_dir: Path) -> Path:
-    """As `thumbnail`, of a picture in a bucket.
+    """Like `thumbnail`, for an image in an object store.
 
     Raises:
-        NotAnImage: it cannot be had, or cannot be read as a picture.
+        NotAnImage: it cannot be downloaded, or is not a readable image.
     """
     work = {"url": source.url, "storage": source.storage, "source": source.name, "size": size}
-    return _made(f"{source.url}\0{source.name}\0{source.stamp}", work, cache_dir)
+    return _cached(f"{source.url}\0{source.name}\0{source.stamp}", work, cache_dir)
 
 
-def _made(key: str, work: dict[str, Any], cache_dir: Path) -> Path:
-    """The file of the thumbnail that `work` asks for, which is made where it is not there."""
+def _cached(key: str, work: dict[str, Any], cache_dir: Path) -> Path:
+    """The thumbnail for `work`, made if it is not in the cache."""
     name = hashlib.sha256(f"{key}\0{work['size']}".encode()).hexdigest()
     path = cache_dir / name[:2] / f"{name}.webp"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
         try:
-            _POOL.shrink(work | {"to": str(partial)})
+            _POOL.make(work | {"to": str(partial)})
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-        _POOL.sweep_at_times(cache_dir)
+        _POOL.sweep_sometimes(cache_dir)
     return path
 
 
 def sweep(cache_dir: Path, max_bytes: int) -> None:
-    """Remove what was not read for longest until all that is left has at most `max_bytes`."""
-    found: list[tuple[float, int, Path]] = []
+    """Remove the least recently read thumbnails until the rest has at most `max_bytes`."""
+    entries: list[tuple[float, int, Path]] = []
     for path in cache_dir.glob("*/*.webp"):
         with suppress(OSError):
             stat = path.stat()
-            found.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
-    excess = sum(size for _, size, _ in found) - max_bytes
-    for _, size, path in sorted(found):
+            entries.append((max(stat.st_atime, stat.st_mtime), stat.st_size, path))
+    excess = sum(size for _, size, _ in entries) - max_bytes
+    for _, size, path in sorted(entries):
         if excess <= 0:
             return
         path.unlink(missing_ok=True)
         excess -= size
 
 
-class _Shrinker:
-    """One process that makes thumbnails; it is there while there is work, and a minute longer."""
+class _Worker:
+    """One thumbnail process, started on demand and stopped after a minute without work."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._expiry: threading.Timer | None = None
 
-    def shrink(self, work: dict[str, Any]) -> str:
-        """Why it could not be done; nothing where it was."""
+    def make(self, work: dict[str, Any]) -> str:
+        """Make one thumbnail. Return why it failed, or an empty string."""
         with self._lock:
             if self._expiry:
                 self._expiry.cancel()
             try:
-                return self._ask(work)
+                return self._request(work)
             finally:
                 self._expiry = threading.Timer(IDLE_S, self._expire)
                 self._expiry.daemon = True
                 self._expiry.start()
 
-    def _ask(self, work: dict[str, Any]) -> str:
+    def _request(self, work: dict[str, Any]) -> str:
         if self._process is None or self._process.poll() is not None:
             words = [sys.executable, "-m", "flowloom.server.media.thumbnail_worker"]
             environ = environ_for_processes(needs_secrets=False)
@@ -134,19 +134,19 @@ class _Shrinker:
         except OSError:
             is_answered, answer = True, b""
         if answer:
-            told = json.loads(answer)
-            if told["errno"]:  # the disk is full, say: the picture is not to blame
-                raise OSError(told["errno"], told["error"], str(work["to"]))
-            return told["error"]
+            result = json.loads(answer)
+            if result["errno"]:  # such as a full disk: not the fault of the image
+                raise OSError(result["errno"], result["error"], str(work["to"]))
+            return result["error"]
         process.kill()
-        self._bury()
-        return "its decoder broke down" if is_answered else f"it takes longer than {PATIENCE_S:g} s to decode"
+        self._reap()
+        return "its decoder crashed" if is_answered else f"decoding takes longer than {PATIENCE_S:g} s"
 
     def _expire(self) -> None:
         with self._lock:
-            self._bury()
+            self._reap()
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         if self._process:
             for pipe in (self._process.stdin, self._process.stdout):
                 with suppress(OSError):
@@ -157,32 +157,32 @@ class _Shrinker:
 
 
 class _Pool:
-    """A few of these processes, each asked by one thread at a time."""
+    """A few worker processes, each used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._idle: queue.LifoQueue[_Shrinker] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
         for _ in range(NUM_PROCESSES):
-            self._idle.put(_Shrinker())
+            self._idle.put(_Worker())
         self._num_made = 0
 
-    def shrink(self, work: dict[str, Any]) -> None:
+    def make(self, work: dict[str, Any]) -> None:
         """Make one thumbnail.
 
         Raises:
-            NotAnImage: its source cannot be read as a picture.
+            NotAnImage: its source is not a readable image.
         """
-        shrinker = self._idle.get()
+        worker = self._idle.get()
         try:
-            reason = shrinker.shrink(work)
+            reason = worker.make(work)
         finally:
-            self._idle.put(shrinker)
+            self._idle.put(worker)
         if reason:
             raise NotAnImage(
-                f"{Path(work['source']).name}: {reason.rstrip('.')}.", "Only whole pictures have thumbnails."
+                f"{Path(work['source']).name}: {reason.rstrip('.')}.", "Replace or remove the file."
             )
 
-    def sweep_at_times(self, cache_dir: Path) -> None:
-        """Keep the cache within its bounds, after every few hundred thumbnails."""
+    def sweep_sometimes(self, cache_dir: Path) -> None:
+        """Limit the size of the cache after every few hundred thumbnails."""
         self._num_made += 1
         if self._num_made % MADE_BETWEEN_SWEEPS == 0:
             sweep(cache_dir, CACHE_BYTES)

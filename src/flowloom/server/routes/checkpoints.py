@@ -1,4 +1,4 @@
-"""What runs saved."""
+"""Checkpoints and results of runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SavedFile(BaseModel):
 
 
 class Checkpoint(BaseModel):
-    """One checkpoint: its weights; the state for exact resume is counted, not listed."""
+    """One checkpoint with its weights. The state for exact resume counts in `size`, but is not listed."""
 
     name: str = Field(examples=["step_00000100"])
     time: float
@@ -53,9 +53,9 @@ class Checkpoints(BaseModel):
 
 @router.get("/runs/{run_id}/checkpoints", summary="List a run's checkpoints", responses=problems(NoSuchRun))
 def list_checkpoints(run: RunDep, studio: StudioDep) -> Checkpoints:
-    """Only whole ones: what is still being written is not there yet."""
-    place = studio.api(f"runs/{run.path.name}/checkpoints")
-    return Checkpoints(checkpoints=[_checkpoint(place, entry) for entry in _whole(run, studio)])
+    """Complete ones only."""
+    base_url = studio.api(f"runs/{run.path.name}/checkpoints")
+    return Checkpoints(checkpoints=[_checkpoint(base_url, entry) for entry in _whole(run, studio)])
 
 
 @router.get(
@@ -65,7 +65,7 @@ def list_checkpoints(run: RunDep, studio: StudioDep) -> Checkpoints:
     responses=problems(NoSuchRun, NoSuchFile, OutsideRoots),
 )
 def download(run: RunDep, file: File, studio: StudioDep) -> FileResponse:
-    """As a download that can be resumed (Range)."""
+    """Download a file; Range requests can resume it."""
     path = studio.result(run, "checkpoints", file)
     if not path.is_file():
         raise NoSuchFile(file)
@@ -82,14 +82,14 @@ def download(run: RunDep, file: File, studio: StudioDep) -> FileResponse:
 )
 @in_group("waiting")
 def delete_checkpoint(run: RunDep, name: Name, studio: StudioDep) -> None:
-    """For good. The newest one of a run that is not over stays: it is what the run goes on from."""
+    """Permanently. An active run keeps its newest checkpoint, from which it would resume."""
     path = studio.result(run, "checkpoints", name)
-    # A run may save into a folder of the user's, where much else lies.
+    # A run may save into a user's folder with other files.
     if path not in {entry.resolve() for entry in _whole(run, studio)}:
         raise NoSuchFile(name)
     view = studio.runs.refresh(run.path.name)
     if view.state in ACTIVE and view.checkpoint == path.name:
-        raise NotNow(f"{name} is what {run.path.name!r} goes on from.", "Stop or cancel the run first.")
+        raise NotNow(f"{run.path.name!r} would resume from {name}.", "Stop or cancel the run first.")
     gone = path.rename(path.with_name(f"{path.name}.removed.tmp"))
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     studio.runs.refresh(run.path.name)
@@ -107,14 +107,14 @@ def download_results(
     studio: StudioDep,
     checkpoints: Annotated[
         Literal["newest", "all", "none"],
-        Query(description="Their weights; the state for exact resume stays."),
+        Query(description="Weights of these checkpoints, without the state for exact resume."),
     ] = "newest",
-    samples: Annotated[bool, Query(description="Whether pictures are wanted.")] = True,
+    samples: Annotated[bool, Query(description="Include generated images.")] = True,
 ) -> StreamingResponse:
-    """With its configuration, events and log: what one wants to have before a rented box is given back.
+    """With its configuration, events and log, for example before a rented machine is returned.
 
-    Made while it is sent, so its length is not known before."""
-    files = [*_texts(run), *_weights(run, studio, checkpoints), *(_pictures(run, studio) if samples else ())]
+    The zip is created while it is sent, so its size is not known in advance."""
+    files = [*_texts(run), *_weights(run, studio, checkpoints), *(_samples(run, studio) if samples else ())]
     headers = {"content-disposition": f'attachment; filename="{run.path.name}.zip"'}
     return StreamingResponse(stream_zip(files), media_type="application/zip", headers=headers)
 
@@ -126,7 +126,7 @@ def _texts(run: RunDir) -> Iterator[tuple[str, Path]]:
 
 
 def _weights(run: RunDir, studio: Studio, which: str) -> Iterator[tuple[str, Path]]:
-    """Files of the checkpoints that are wanted: no states, ours or Kohya's, and no links out of the roots."""
+    """Weights of the requested checkpoints, without states and links that leave the roots."""
     entries = [entry for entry in _whole(run, studio) if not entry.name.endswith("-state")]
     for entry in entries[: {"newest": 1, "all": None, "none": 0}[which]]:
         for path in sorted(entry.rglob("*")) if entry.is_dir() else [entry]:
@@ -135,7 +135,7 @@ def _weights(run: RunDir, studio: Studio, which: str) -> Iterator[tuple[str, Pat
                 yield f"{run.path.name}/checkpoints/{name.as_posix()}", path
 
 
-def _pictures(run: RunDir, studio: Studio) -> Iterator[tuple[str, Path]]:
+def _samples(run: RunDir, studio: Studio) -> Iterator[tuple[str, Path]]:
     folders = studio.result_folders(run, "samples")
     for folder, path in samples_of(run):
         if folder in folders and studio.roots.contains(path):
@@ -147,17 +147,17 @@ def _whole(run: RunDir, studio: Studio) -> list[Path]:
     return [entry for entry in checkpoints_of(run) if entry.parent in folders]
 
 
-def _checkpoint(place: str, entry: Path) -> Checkpoint:
+def _checkpoint(base_url: str, entry: Path) -> Checkpoint:
     files = [path for path in entry.rglob("*") if path.is_file()] if entry.is_dir() else [entry]
     weights = sorted(path for path in files if path.parent in (entry, entry.parent))
     return Checkpoint(
         name=entry.name,
         time=entry.stat().st_mtime,
         size=sum(path.stat().st_size for path in files),
-        files=[_file(place, entry, path) for path in weights],
+        files=[_file(base_url, entry, path) for path in weights],
     )
 
 
-def _file(place: str, entry: Path, path: Path) -> SavedFile:
-    below = quote(path.relative_to(entry.parent).as_posix())
-    return SavedFile(name=path.name, size=path.stat().st_size, url=f"{place}/{below}")
+def _file(base_url: str, entry: Path, path: Path) -> SavedFile:
+    relative = quote(path.relative_to(entry.parent).as_posix())
+    return SavedFile(name=path.name, size=path.stat().st_size, url=f"{base_url}/{relative}")

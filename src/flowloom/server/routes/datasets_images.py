@@ -21,7 +21,7 @@ from flowloom.server.datasets.locations import NoSuchDataSet, WrongKind
 from flowloom.server.datasets.scan import Row
 from flowloom.server.datasets.table import Filter, Sort
 from flowloom.server.deps import Studio, StudioDep
-from flowloom.server.media.images import UNCHANGED, picture
+from flowloom.server.media.images import UNCHANGED, image_response
 from flowloom.server.media.thumbnails import InStore, NotAnImage, thumbnail, thumbnail_from_store
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import NoSuchFile, OutsideRoots, ServiceError, problems
@@ -208,7 +208,7 @@ def count_tags(index: IndexDep, asked: Annotated[TagQuery, Query()]) -> TagPage:
     response_class=FileResponse,
     responses=problems(NoSuchDataSet, NoSuchFile, OutsideRoots, NotAnImage, WrongKind) | UNCHANGED,
 )
-@in_group("pictures")
+@in_group("images")
 def read_picture(
     index: IndexDep,
     item: Item,
@@ -225,7 +225,7 @@ def read_picture(
     else:
         path = _picture(index, item, studio)
         path = thumbnail(path, int(size), thumbnails) if size else path
-    return picture(path, if_none_match, "private, max-age=3600" if size else "private, no-cache")
+    return image_response(path, if_none_match, "private, max-age=3600" if size else "private, no-cache")
 
 
 @router.get(

@@ -1,4 +1,4 @@
-"""The named folders, and what is in them."""
+"""The root folders and their content."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class FolderEntry(BaseModel):
     """A file or folder."""
 
     name: str
-    path: str = Field(description="Absolute: what a configuration names it by.")
+    path: str = Field(description="Absolute path, as used in configurations.")
     is_folder: bool
     size: int
     time: float
 
 
 class Folder(BaseModel):
-    """Some of what is in a folder, by name, folders first."""
+    """A page of a folder's content by name, folders first."""
 
     total: int = Field(examples=[12])
     entries: list[FolderEntry]
@@ -56,7 +56,7 @@ class Folder(BaseModel):
 
 @router.get("/roots", summary="The studio's folders")
 def list_roots(studio: StudioDep) -> list[Root]:
-    """Nothing outside of these is ever read or written."""
+    """Nothing outside of these is read or written."""
     folders = studio.roots.folders.items()
     return [Root(name=name, path=str(path), exists=path.is_dir()) for name, path in folders]
 
@@ -71,7 +71,7 @@ def list_folder(
     limit: Annotated[int, Query(ge=1, le=5000)] = 1000,
     skip: Annotated[int, Query(ge=0, le=10**9)] = 0,
 ) -> Folder:
-    """Hidden files and links that lead out are left out."""
+    """Without hidden files and links that leave the roots."""
     folder = studio.roots.resolve(root, path)
     if not folder.is_dir():
         raise NoSuchFile(path)
@@ -81,7 +81,7 @@ def list_folder(
             for entry in entries
             if not entry.name.startswith(".") and (not entry.is_symlink() or _leads_in(studio, entry))
         ]
-    # Sorting all at once would keep the interpreter from the loop for too long.
+    # Sorting everything at once would block the event loop for too long.
     parts = (sorted(seen[start : start + SORTED_AT_ONCE]) for start in range(0, len(seen), SORTED_AT_ONCE))
     asked = islice(merge(*parts), skip, skip + limit)
     shown = (_entry(folder / name) for _, name in asked)
@@ -90,15 +90,15 @@ def list_folder(
 
 @router.get(
     "/roots/{root}/file",
-    summary="Read a file, or a picture's thumbnail",
+    summary="Read a file or a thumbnail",
     response_class=FileResponse,
     responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots, NotAnImage),
 )
-@in_group("pictures")
+@in_group("images")
 def read_file(
     root: RootName, studio: StudioDep, path: RelativePath, size: Size | None = None
 ) -> FileResponse:
-    """As a download; with `size`, a WebP no larger than that."""
+    """The file as a download or, with `size`, a WebP thumbnail."""
     file = studio.roots.resolve(root, path)
     if not file.is_file():
         raise NoSuchFile(path)
@@ -108,12 +108,12 @@ def read_file(
 
 
 def _leads_in(studio: Studio, link: os.DirEntry[str]) -> bool:
-    """Whether a link leads to something that is there, in one of the folders."""
+    """True if a link leads to an existing file or folder in the roots."""
     return Path(link).exists() and studio.roots.contains(Path(link))
 
 
 def _entry(path: Path) -> FolderEntry | None:
-    """None: it went away meanwhile."""
+    """The entry, or None if it was deleted meanwhile."""
     try:
         stat = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a repository of the Hugging Face hub offers, to choose downloads from."""
+"""The files of a repository on the Hugging Face hub, to choose downloads from."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class NoSuchRepository(ServiceError):
 
 
 class HubDenied(ServiceError):
-    status, code, title = 403, "hub-denied", "The hub does not show this repository."
+    status, code, title = 403, "hub-denied", "The hub denies access to this repository."
 
 
 class HubUnreachable(ServiceError):
-    status, code, title = 502, "hub-unreachable", "The hub did not answer as it should."
+    status, code, title = 502, "hub-unreachable", "The hub could not be reached."
 
 
 router = Router(tags=["models"], responses=problems(NoSuchRepository, HubDenied, HubUnreachable))
@@ -38,11 +38,11 @@ class HubFileView(BaseModel):
 
     name: str = Field(examples=["Chroma1-HD.safetensors"])
     size: int = Field(description="In bytes.")
-    sha256: str | None = Field(description="Of large files.")
+    sha256: str | None = Field(description="For large files.")
 
 
 class Repository(BaseModel):
-    """What a repository has."""
+    """A repository and its files."""
 
     repo: str = Field(examples=["lodestones/Chroma1-HD"])
     revision: str
@@ -59,7 +59,7 @@ def list_repository(
         str, Query(description="Branch, tag or commit.", pattern=r"^[\w./-]+$", max_length=200)
     ] = "main",
 ) -> Repository:
-    """Each file's name goes into an item of the task `download`, with `repo` and `revision`."""
+    """To download a file, put its name into an item of the task `download`, with `repo` and `revision`."""
     hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     asker = Asker(Allowed.from_environment(), hub, read_secrets().get("HF_TOKEN"))
     try:

@@ -1,4 +1,4 @@
-"""What only Kohya's trainer has: configurations that people bring."""
+"""Import of configurations for Kohya's trainer."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ from flowloom.trainers.kohya.trainer import TRAINER
 router = Router(tags=["training"], responses=problems())
 
 
-class Brought(BaseModel):
-    """One of the files that people have."""
+class KohyaImportRequest(BaseModel):
+    """A configuration file of sd-scripts or kohya_ss, with the files that it names."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     toml: str = Field(
-        "", max_length=1_000_000, description="sd-scripts' own.", examples=["learning_rate = 1e-4"]
+        "",
+        max_length=1_000_000,
+        description="A configuration of sd-scripts.",
+        examples=["learning_rate = 1e-4"],
     )
     dataset_toml: str = Field(
         "", max_length=1_000_000, description="The datasets that a configuration names.", examples=[""]
     )
-    bmaltais: str = Field("", max_length=1_000_000, description="What kohya_ss saves, JSON.", examples=[""])
+    bmaltais: str = Field(
+        "", max_length=1_000_000, description="A JSON configuration of kohya_ss.", examples=[""]
+    )
     prompts: str = Field(
         "",
         max_length=1_000_000,
@@ -39,27 +44,27 @@ class Brought(BaseModel):
     )
 
 
-class Understood(BaseModel):
+class KohyaImportResult(BaseModel):
     """The configuration that a file describes. Each key of the file is in one of the lists of keys."""
 
     config: dict[str, Any] = Field(description="For POST /api/kohya/config.")
     understood: list[str] = Field(description="Keys with the same value here.")
-    translated: dict[str, str] = Field(description="Keys that are something else here, and what.")
+    translated: dict[str, str] = Field(description="Keys with another name here, and that name.")
     raw: dict[str, str] = Field(description="Keys that became raw arguments.")
     unused: dict[str, str] = Field(description="Keys without an effect in the file, and why.")
-    left_over: dict[str, Any] = Field(description="Keys that could not be taken over, with their values.")
-    reasons: dict[str, str] = Field(description="Why keys are left over, where that is known.")
+    left_over: dict[str, Any] = Field(description="Keys that could not be imported, with their values.")
+    reasons: dict[str, str] = Field(description="Reasons for left-over keys, if known.")
     defaults: dict[str, Any] = Field(
         description="Values that the file does not state: sd-scripts' defaults where this studio's differ."
     )
     dropped: dict[str, str] = Field(description="Keys that held a secret, and what to do instead.")
-    problems: list[Place] = Field(description="What is wrong with it on this machine.")
+    problems: list[Place] = Field(description="Problems of the configuration on this machine.")
 
 
 @router.post("/kohya/import", summary="Read a configuration of sd-scripts or kohya_ss")
 @in_group("waiting")
-def import_config(body: Brought, studio: StudioDep) -> Understood:
-    """Nothing is kept: the answer is what a form begins with."""
+def import_config(body: KohyaImportRequest, studio: StudioDep) -> KohyaImportResult:
+    """Nothing is saved: the result fills a form."""
     files = Files(body.dataset_toml, body.prompts, look=lambda path: _folders_in(studio, path))
     try:
         if body.bmaltais:
@@ -68,7 +73,7 @@ def import_config(body: Brought, studio: StudioDep) -> Understood:
             found = from_toml(body.toml, body.dataset_toml, files)
     except ConfigError as error:
         raise Invalid.of(error.problems) from None
-    return Understood(
+    return KohyaImportResult(
         config=found.config,
         understood=found.understood,
         translated=found.translated,
@@ -83,7 +88,7 @@ def import_config(body: Brought, studio: StudioDep) -> Understood:
 
 
 def _folders_in(studio: Studio, path: str) -> list[str] | None:
-    """Names of the folders in a folder of the studio; None where there is none, or it may not be read."""
+    """Names of the folders in a folder; None if it does not exist or is not readable or outside the roots."""
     try:
         if "\0" in path or not studio.roots.contains(Path(path)):
             return None

@@ -1,4 +1,4 @@
-"""Model files: what is here, what a configuration lacks, and where to get it."""
+"""Model files: the library, files that a configuration is missing, and downloads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from flowloom.server.problems import (
     WantedLater,
     problems,
 )
-from flowloom.server.routes.training import Candidate
+from flowloom.server.routes.training import ConfigRequest
 from flowloom.server.runs.references import require_unreferenced, runs_referencing
 from flowloom.server.runs.view import RESUMABLE
 
@@ -41,15 +41,15 @@ MAX_TENSORS = 5000
 
 
 class AdapterView(BaseModel):
-    """What a LoRA says of itself."""
+    """Facts from the header of a LoRA."""
 
     kind: str = Field(examples=["lora"])
-    naming: str = Field(description="Whose names it uses: kohya, comfy, diffusers, peft.", examples=["comfy"])
+    naming: str = Field(description="Naming scheme: kohya, comfy, diffusers or peft.", examples=["comfy"])
     rank: int | None
     max_rank: int | None
-    alpha: float | None = Field(description="Null: not stated; then it counts as the rank.")
+    alpha: float | None = Field(description="Null: not stated, and equal to the rank.")
     base: str | None = Field(description="The model it is for.", examples=["chroma"])
-    base_told_by: str | None = Field(description="tensors, metadata or name: how sure that is.")
+    base_told_by: str | None = Field(description="Evidence for `base`: tensors, metadata or name.")
     num_layers: int
     has_text_encoder: bool
 
@@ -64,16 +64,16 @@ class ModelView(BaseModel):
     time: float
     kind: Kind
     architecture: str | None = Field(examples=["chroma"])
-    words: str = Field(description="What it is, for a person.")
-    family: str | None = Field(description="What its versions stand under.", examples=["Chroma"])
-    variant: str | None = Field(description="As its name tells.", examples=["HD"])
-    version: str | None = Field(description="As its name tells.", examples=["48"])
+    words: str = Field(description="Description in words.")
+    family: str | None = Field(description="Name that groups its versions.", examples=["Chroma"])
+    variant: str | None = Field(description="From its name.", examples=["HD"])
+    version: str | None = Field(description="From its name.", examples=["48"])
     precision: str | None = Field(examples=["BF16"])
     num_params: int | None
-    parts: list[str] = Field(description="Of a checkpoint or pipeline: what is in it.")
+    parts: list[str] = Field(description="Components of a checkpoint or pipeline.")
     adapter: AdapterView | None
     title: str | None
-    problem: str | None = Field(description="Why it cannot be used.")
+    problem: str | None = Field(description="Reason why it cannot be used.")
     is_untrained: bool = Field(
         False, description="A network whose final layer is all zeros: it was never trained."
     )
@@ -92,7 +92,7 @@ class Library(BaseModel):
     """Every model in some of the studio's folders."""
 
     roots: list[str]
-    size: int = Field(description="Of all of them, in bytes.")
+    size: int = Field(description="Total size in bytes.")
     families: list[Family]
     models: list[ModelView]
 
@@ -106,7 +106,7 @@ class TensorView(BaseModel):
 
 
 class Details(BaseModel):
-    """What a file's header says."""
+    """Content of a file's header."""
 
     model: ModelView
     metadata: dict[str, str]
@@ -125,24 +125,24 @@ class OfferView(BaseModel):
     size: int = Field(description="About, in bytes.")
     is_here: bool
     download: dict[str, Any] = Field(description="Send it to POST /api/tasks/download/start.")
-    sets: dict[str, str] = Field(description="What of a configuration it fills, and with which path.")
+    sets: dict[str, str] = Field(description="Configuration keys that it fills, with the paths.")
 
 
-class NeedView(BaseModel):
-    """A file that a configuration lacks."""
+class MissingFile(BaseModel):
+    """A file that a configuration is missing."""
 
     path: str = Field(examples=["model.vae_path"])
     why: str
-    here: list[str] = Field(description="Files at hand that would do.")
+    here: list[str] = Field(description="Matching local files.")
     offer: OfferView
 
 
-class Lacking(BaseModel):
-    """What a configuration lacks; nothing when it has all."""
+class MissingFiles(BaseModel):
+    """The files that a configuration is missing."""
 
-    needs: list[NeedView]
+    needs: list[MissingFile]
     download: dict[str, Any] | None = Field(
-        description="All of it at once: send it to POST /api/tasks/download/start."
+        description="Everything at once: send it to POST /api/tasks/download/start."
     )
 
 
@@ -152,13 +152,11 @@ def list_models(
     studio: StudioDep,
     root: Annotated[
         list[str],
-        Query(
-            description="Folders to look through; none: all but runs, data and cache.", examples=[["models"]]
-        ),
+        Query(description="Roots to scan; default: all but runs, data and cache.", examples=[["models"]]),
     ] = [],  # noqa: B006
     kind: Annotated[list[Kind], Query(description="Only these.")] = [],  # noqa: B006
 ) -> Library:
-    """Told by headers and names alone: no tensor is read, and a pickle is never opened."""
+    """Read from headers and names only: no tensor is loaded, and pickles are never opened."""
     folders = studio.roots.folders
     names = root or [name for name in folders if name not in _NO_MODELS]
     hashes = _hashes(studio)
@@ -186,7 +184,7 @@ def read_details(
     root: Annotated[str, Query(examples=["models"])],
     path: Annotated[str, Query(description="Relative to the root.", max_length=4096)],
 ) -> Details:
-    """Metadata and tensors' names as the file has them."""
+    """Metadata and names of the tensors."""
     place = studio.roots.resolve(root, path)
     model = look(place)
     is_whole = place.is_file() and place.suffix in SAFE and model.problem is None
@@ -213,19 +211,19 @@ def delete_model(
     studio: StudioDep,
     root: Annotated[str, Query(examples=["models"])],
     path: Annotated[str, Query(description="Relative to the root.", max_length=4096)],
-    force: Annotated[
-        bool, Query(description="Also what runs that are over would go on with: then they cannot.")
-    ] = False,
+    force: Annotated[bool, Query(description="Also delete files that finished runs need to resume.")] = False,
 ) -> None:
-    """For good: a file of weights, or what a broken download left. What a run that waits or runs names stays;
-    what runs could go on with stays unless `force` is true, and they are named."""
+    """Permanently delete a weights file or a partial download.
+
+    Refused if a queued or running run needs the file or, unless `force` is true, a resumable run does.
+    """
     place = studio.roots.resolve(root, path)
     if root in _NO_MODELS or not place.is_file() or not place.name.endswith((*LISTED, ".part")):
         raise NoSuchFile(path)
     require_unreferenced(studio, place)
     if not force and (names := runs_referencing(studio, place, RESUMABLE)):
-        todo = "Send force=true to delete it all the same, or delete those runs first."
-        raise WantedLater(f"{place.name} is what these would go on with: {', '.join(names)}.", todo)
+        todo = "Send force=true to delete it anyway, or delete these runs first."
+        raise WantedLater(f"{place.name} is needed to resume {', '.join(names)}.", todo)
     place.unlink()
     if place.suffix == ".part":
         place.with_name(f"{place.name}.json").unlink(missing_ok=True)
@@ -233,14 +231,14 @@ def delete_model(
 
 @router.get("/models/offers", summary="Models to download")
 def list_offers(studio: StudioDep) -> list[OfferView]:
-    """What Chroma's trainers need, from where its authors offer it."""
+    """Files for training Chroma, from their authors' repositories."""
     return [_offer(studio, offer) for offer in OFFERS]
 
 
-@router.post("/models/missing", summary="What a configuration lacks")
+@router.post("/models/missing", summary="List missing model files")
 @in_group("computing")
-def list_missing(body: Candidate, studio: StudioDep) -> Lacking:
-    """Each file that its model section lacks or names wrongly, why, what is here, and its download."""
+def list_missing(body: ConfigRequest, studio: StudioDep) -> MissingFiles:
+    """Missing or wrong files of the model section, with the reason, local candidates and a download."""
     section = body.config.get("model") or {}
     if strays := list(studio.roots.path_problems({"model": section})):
         raise Invalid.of(strays)
@@ -249,9 +247,9 @@ def list_missing(body: Candidate, studio: StudioDep) -> Lacking:
     ]
     needs = missing(_section(section), folders, _cached(body.config))
     offers = list({need.offer.id: need.offer for need in needs}.values())
-    return Lacking(
+    return MissingFiles(
         needs=[
-            NeedView(
+            MissingFile(
                 path=need.path,
                 why=need.why,
                 here=[str(path) for path in need.here],
@@ -327,7 +325,7 @@ def _by_version(model: ModelView) -> tuple[Any, ...]:
 
 
 def _hashes(studio: Studio) -> dict[Mark | None, str]:
-    """What downloads and sums that ran here found out, the newest last."""
+    """Hashes computed by earlier downloads and hash tasks, newest last."""
     found: dict[Mark | None, str] = {}
     for name in ("download", "hash"):
         for run in reversed(studio.runs.store.page([], name, 500, 0)[1]):

@@ -27,33 +27,33 @@ _RESULT = problems(NoSuchRun, NotNow) | shows({"num_images": 1200, "num_skipped"
 
 
 class RunPage(BaseModel):
-    """Some of the runs, the newest first."""
+    """A page of runs, newest first."""
 
     total: int
     runs: list[RunView]
 
 
 class QueuePage(BaseModel):
-    """The runs that wait, in their order."""
+    """The queued runs in order."""
 
-    devices: list[str] = Field(description="What runs can be put on.", examples=[["cuda:0", "cpu"]])
+    devices: list[str] = Field(description="Devices that runs can use.", examples=[["cuda:0", "cpu"]])
     runs: list[RunView]
     on_fail: OnFail = Field(
-        description="What a run that fails, or whose process is killed, does to those behind it."
+        description="Reaction to a run that fails or is killed: continue with the next one, or pause."
     )
-    pause: Pause | None = Field(description="Since when nothing is started, and why; null: it goes on.")
+    pause: Pause | None = Field(description="Since when the queue is paused, and why; null: not paused.")
 
 
 class QueueChange(BaseModel):
-    """What is given is changed."""
+    """New settings of the queue; omitted ones stay."""
 
     model_config = ConfigDict(extra="forbid")
 
     on_fail: OnFail | None = Field(
-        None, description="`pause`: a run that fails keeps those behind it from starting.", examples=["pause"]
+        None, description="`pause`: a failed run pauses the queue.", examples=["pause"]
     )
     paused: bool | None = Field(
-        None, description="Whether nothing is started until it is told to go on.", examples=[False]
+        None, description="True pauses the queue until it is resumed.", examples=[False]
     )
 
 
@@ -65,33 +65,33 @@ class ControlRequest(BaseModel):
     action: Control = Field(examples=["sample"])
 
 
-class Move(BaseModel):
-    """A place in the queue."""
+class MoveRequest(BaseModel):
+    """A new position in the queue."""
 
     model_config = ConfigDict(extra="forbid")
 
     before: str | None = Field(
-        None, description="The run to go before; null: to the end.", examples=["fox-lora"]
+        None, description="The run to move before; null: to the end.", examples=["fox-lora"]
     )
 
 
-class Copy(BaseModel):
-    """A new run like another one."""
+class DuplicateRequest(BaseModel):
+    """A new run with the configuration of another one."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: RunName | None = Field(None, examples=["fox-lora-2"])
     changes: dict[str, Any] = Field(
         {},
-        description="Laid over its configuration (JSON merge patch).",
+        description="JSON merge patch for its configuration.",
         examples=[{"training": {"lr": 5e-5}}],
     )
     devices: list[str] = []
     first: bool = False
 
 
-class Difference(BaseModel):
-    """Where two configurations differ."""
+class ConfigDifference(BaseModel):
+    """The keys in which two configurations differ."""
 
     changes: dict[str, dict[str, Any]] = Field(examples=[{"training.lr": {"from": 1e-4, "to": 5e-5}}])
 
@@ -104,20 +104,20 @@ def list_runs(
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
     skip: Annotated[int, Query(ge=0, le=10**9)] = 0,
 ) -> RunPage:
-    """Whatever lies in the runs folder, also what was started by hand."""
+    """All runs in the runs folder, including those started by hand."""
     total, runs = registry.store.page(state, trainer, limit, skip)
     return RunPage(total=total, runs=runs)
 
 
 @router.get("/queue", summary="Show the queue")
 def read_queue(queue: QueueDep) -> QueuePage:
-    """What waits, in the order in which it will start."""
+    """Queued runs in the order in which they will start."""
     return _page(queue)
 
 
-@router.patch("/queue", summary="Pause the queue, or let it go on")
+@router.patch("/queue", summary="Pause or resume the queue")
 def change_queue(body: QueueChange, queue: QueueDep) -> QueuePage:
-    """What runs goes on in any case. Kept until it is changed, over restarts as well."""
+    """Running runs are not affected. The settings survive restarts."""
     queue.set_state(body.on_fail, body.paused)
     return _page(queue)
 
@@ -132,9 +132,9 @@ def _page(queue: Queue) -> QueuePage:
     )
 
 
-@router.get("/runs/{run_id}", summary="How a run stands", responses=problems(NoSuchRun))
+@router.get("/runs/{run_id}", summary="Show a run", responses=problems(NoSuchRun))
 def read_run(run_id: RunId, registry: RunsDep) -> RunView:
-    """State, progress, and what to do when it failed."""
+    """State and progress; if it failed, the reason and what to do."""
     return registry.get(run_id)
 
 
@@ -146,7 +146,7 @@ def read_run(run_id: RunId, registry: RunsDep) -> RunView:
 )
 @in_group("waiting")
 def delete_run(run_id: RunId, queue: QueueDep) -> None:
-    """With its checkpoints and samples, for good."""
+    """Permanently, with its checkpoints and samples."""
     queue.delete(run_id)
 
 
@@ -156,30 +156,30 @@ def read_config(run: RunDep) -> dict[str, Any]:
     return run.read_run()
 
 
-@router.get("/runs/{run_id}/result", summary="What a task found", responses=_RESULT)
+@router.get("/runs/{run_id}/result", summary="Read a task's result", responses=_RESULT)
 def read_result(run: RunDep) -> Any:
-    """Its result.json; a run that trains has none."""
+    """Its result.json. Training runs have none."""
     try:
         return read_json(run.path / "result.json", MOST_RESULT_BYTES)
     except ValueError as error:
         raise Damaged(f"{run.path.name}/result.json: {error}", "Run it again.") from None
     except FileNotFoundError:
-        raise NotNow(f"{run.path.name!r} has no result.", "Ask again when it is finished.") from None
+        raise NotNow(f"{run.path.name!r} has no result.", "Retry when it is finished.") from None
 
 
 @router.get(
-    "/runs/{run_id}/result/files", summary="Files that a result names", responses=problems(NoSuchRun, NotNow)
+    "/runs/{run_id}/result/files", summary="List the files of a result", responses=problems(NoSuchRun, NotNow)
 )
 def list_result_files(run: RunDep, studio: StudioDep) -> list[ResultFile]:
-    """To download: those that are there, in the studio's folders."""
+    """Existing files in the studio's folders, for download."""
     return files_of(read_result(run), studio)
 
 
 @router.get("/runs/{run_id}/compare/{other}", summary="Compare two runs", responses=problems(NoSuchRun))
-def compare(run: RunDep, other: RunId, registry: RunsDep) -> Difference:
-    """Where the other run's configuration differs, key by key."""
+def compare(run: RunDep, other: RunId, registry: RunsDep) -> ConfigDifference:
+    """The keys in which the other run's configuration differs."""
     theirs = registry.run_dir(other).read_run()["config"]
-    return Difference(changes=dict(differences("", run.read_run()["config"], theirs)))
+    return ConfigDifference(changes=dict(differences("", run.read_run()["config"], theirs)))
 
 
 @router.get("/runs/{run_id}/log", summary="Read the log", responses=problems(NoSuchRun))
@@ -190,21 +190,21 @@ def read_run_log(
     ] = -65_536,
     limit: Annotated[int, Query(ge=4, le=4 * 2**20)] = 65_536,
 ) -> LogPart:
-    """A part of it; ask again with its `next_offset` to follow it."""
+    """A part of it. Request `next_offset` to follow it."""
     return read_log(run.log_txt, offset, limit)
 
 
 @router.post("/runs/{run_id}/stop", summary="Save and stop", responses=problems(NoSuchRun, NotNow))
 @in_group("waiting")
 def stop_run(run_id: RunId, queue: QueueDep) -> RunView:
-    """It ends at its next step, with a checkpoint to go on from."""
+    """The run saves a checkpoint at its next step and ends."""
     return queue.stop(run_id, save=True)
 
 
 @router.post("/runs/{run_id}/kill", summary="Stop now", responses=problems(NoSuchRun, NotNow))
 @in_group("waiting")
 def kill_run(run_id: RunId, queue: QueueDep) -> RunView:
-    """It ends at once; what it made since its newest checkpoint is lost, the checkpoint is not."""
+    """The run ends at once. Progress since its newest checkpoint is lost."""
     return queue.stop(run_id, save=False)
 
 
@@ -218,34 +218,34 @@ def control_run(run_id: RunId, body: ControlRequest, queue: QueueDep) -> RunView
     return queue.control(run_id, body.action)
 
 
-@router.post("/runs/{run_id}/resume", summary="Go on", responses=problems(NoSuchRun, NotNow, Invalid))
+@router.post("/runs/{run_id}/resume", summary="Resume a run", responses=problems(NoSuchRun, NotNow, Invalid))
 def resume(run: RunDep, body: ResumeRequest, studio: StudioDep) -> RunView:
-    """Queues a run that is over; it goes on from its newest checkpoint, changed where you say so."""
+    """Queue a run that is over. It continues from its newest checkpoint, with optional changes."""
     return resume_run(studio, run, body)
 
 
 @router.post(
-    "/runs/{run_id}/cancel", summary="Take it out of the queue", responses=problems(NoSuchRun, NotNow)
+    "/runs/{run_id}/cancel", summary="Remove a run from the queue", responses=problems(NoSuchRun, NotNow)
 )
 def cancel_run(run_id: RunId, queue: QueueDep) -> RunView:
-    """It keeps its directory, and can be queued again by resuming it."""
+    """Its directory stays, and resuming it queues it again."""
     return queue.cancel(run_id)
 
 
-@router.post("/runs/{run_id}/move", summary="Move it in the queue", responses=problems(NoSuchRun, NotNow))
-def move_run(run_id: RunId, body: Move, queue: QueueDep) -> RunView:
-    """Before another one, or to the end."""
+@router.post("/runs/{run_id}/move", summary="Move a run in the queue", responses=problems(NoSuchRun, NotNow))
+def move_run(run_id: RunId, body: MoveRequest, queue: QueueDep) -> RunView:
+    """Before another run, or to the end."""
     return queue.move(run_id, body.before)
 
 
 @router.post(
     "/runs/{run_id}/duplicate",
-    summary="Run it again, with changes",
+    summary="Duplicate a run with changes",
     status_code=status.HTTP_201_CREATED,
     responses=problems(NoSuchRun, NameTaken, NotNow),
 )
-def duplicate_run(run: RunDep, body: Copy, studio: StudioDep) -> RunView:
-    """Queues a new run with this one's configuration and `changes` over it."""
+def duplicate_run(run: RunDep, body: DuplicateRequest, studio: StudioDep) -> RunView:
+    """Queue a new run with this run's configuration and `changes`."""
     content = run.read_run()
     config = patched(content["config"], body.changes)
     new = NewRun(name=body.name, config=config, devices=body.devices, first=body.first)

@@ -19,7 +19,7 @@ Name = Literal["HF_TOKEN", "WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACC
 
 
 class Secret(BaseModel):
-    """Whether a secret is known."""
+    """A secret and if it is set."""
 
     name: str = Field(examples=["HF_TOKEN"])
     is_set: bool
@@ -30,10 +30,12 @@ class NotSet(ServiceError):
 
 
 class TokenVerdict(BaseModel):
-    """What the service that a token is for says of it."""
+    """The result of a token test."""
 
     is_accepted: bool
-    account: str | None = Field(description="Whose it is; null when it is not accepted.", examples=["ada"])
+    account: str | None = Field(
+        description="Account of the token; null if it is not accepted.", examples=["ada"]
+    )
 
 
 class Value(BaseModel):
@@ -44,29 +46,29 @@ class Value(BaseModel):
     value: str = Field(min_length=1, max_length=4096, examples=["the token"])
 
 
-@router.get("/secrets", summary="Which secrets are set")
+@router.get("/secrets", summary="List secrets")
 def list_secrets() -> list[Secret]:
-    """Their names only."""
+    """Names only, never values."""
     known = read_secrets()
     return [Secret(name=name, is_set=name in known) for name in NAMES]
 
 
 @router.put("/secrets/{name}", summary="Set a secret", status_code=status.HTTP_204_NO_CONTENT)
 def set_secret(name: Name, body: Value) -> None:
-    """Kept in a file that only its owner may read; runs get it by their environment."""
+    """Stored in a file readable by its owner only, and passed to runs as an environment variable."""
     write_secret(name, body.value)
 
 
-@router.delete("/secrets/{name}", summary="Forget a secret", status_code=status.HTTP_204_NO_CONTENT)
+@router.delete("/secrets/{name}", summary="Delete a secret", status_code=status.HTTP_204_NO_CONTENT)
 def forget_secret(name: Name) -> None:
-    """From the file; one that the environment holds stays."""
+    """From the file. A value from the environment stays."""
     write_secret(name, None)
 
 
 @router.post("/secrets/{name}/test", summary="Test a secret", responses=problems(NotSet, ServiceUnreachable))
 @in_group("waiting")
 def try_secret(name: Testable) -> TokenVerdict:
-    """Asks the service that it is for. Keys of stores are tested with a bucket: POST /api/stores/test."""
+    """Send it to its service. To test keys of object stores, use POST /api/stores/test."""
     token = read_secrets().get(name)
     if not token:
         raise NotSet(f"{name} is neither in the file nor in the environment.", f"PUT /api/secrets/{name}")

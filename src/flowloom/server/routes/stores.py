@@ -1,4 +1,4 @@
-"""Object stores: whether they can be reached."""
+"""Connection tests of object stores."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from flowloom.storage.base import StorageSection
 router = Router(tags=["stores"], responses=problems(TakesLong, Failed))
 
 
-class Store(BaseModel):
-    """A bucket, and how it is reached."""
+class StoreTestRequest(BaseModel):
+    """A bucket and its connection settings."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,7 +29,7 @@ class Store(BaseModel):
 
 
 class StoreVerdict(BaseModel):
-    """How a store answers."""
+    """The result of a connection test."""
 
     ok: bool
     problem: Literal[
@@ -38,15 +38,15 @@ class StoreVerdict(BaseModel):
     ]  # fmt: skip
     detail: str
     todo: str
-    first: str | None = Field(description="The first thing that lies there.")
+    first: str | None = Field(description="The first object in the bucket.")
 
 
 @router.post("/stores/test", summary="Test a bucket's connection")
 @in_group("waiting")
-def test_store(body: Store) -> StoreVerdict:
-    """From the name's look-up to the first object, and a word for what fails; keys are never told."""
+def test_store(body: StoreTestRequest) -> StoreVerdict:
+    """Test every step from DNS to the first object. Keys are never returned."""
     request = {"verb": "test", "url": body.url, "storage": body.storage.model_dump(mode="json")}
     done = run_process(["flowloom.server.datasets.storage_process"], json.dumps(request), needs_secrets=True)
     if done.returncode:
-        raise Failed(last_words(done.stderr), "Look at the address and its settings.")
+        raise Failed(last_words(done.stderr), "Check the address and its settings.")
     return StoreVerdict.model_validate_json(done.stdout)

@@ -23,8 +23,8 @@ _STREAM: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Finding(BaseModel):
-    """One thing that was looked at."""
+class DoctorFinding(BaseModel):
+    """One checked item."""
 
     name: str = Field(examples=["torch"])
     text: str = Field(examples=["2.13.0, 8 CPU threads"])
@@ -33,33 +33,37 @@ class Finding(BaseModel):
 
 @router.get("/system", summary="The machine now")
 def read_system(studio: StudioDep) -> System:
-    """Processors, memory, disks, accelerators."""
+    """CPUs, memory, disks and GPUs."""
     return studio.system_monitor.read()
 
 
-@router.get("/system/events", summary="Follow the machine", response_class=EventStream, responses=_STREAM)
+@router.get(
+    "/system/events", summary="Follow the machine's usage", response_class=EventStream, responses=_STREAM
+)
 async def follow_system(studio: StudioDep) -> EventStream:
-    """The same every two seconds, as server-sent events."""
+    """Every two seconds, as server-sent events."""
     return event_stream(_figures(studio))
 
 
-@router.get(
-    "/system/doctor", summary="What this machine has and lacks", responses=problems(TakesLong, Failed)
-)
+@router.get("/system/doctor", summary="Check this machine", responses=problems(TakesLong, Failed))
 @in_group("waiting")
-def examine(studio: StudioDep) -> list[Finding]:
-    """What `flowloom doctor` says: Python, torch, devices, packages, other trainers, which secrets are set,
-    disk, this studio's port. It imports everything, in a process of its own, and takes some seconds."""
+def run_doctor(studio: StudioDep) -> list[DoctorFinding]:
+    """The output of `flowloom doctor`: Python, torch, devices, packages, other trainers, secrets, disk, port.
+
+    It imports every package in a separate process, which takes some seconds."""
     settings = studio.settings
     done = run_process(["flowloom.engine.doctor", str(settings.port), settings.host])
     try:
-        # Whatever a package says when it is imported comes before.
-        told = json.loads(done.stdout.strip().rpartition("\n")[2])
+        # Packages may print text before it when they are imported.
+        items = json.loads(done.stdout.strip().rpartition("\n")[2])
     except ValueError:
         raise Failed(last_words(done.stderr), "Run 'flowloom doctor' on the machine itself.") from None
-    findings = [Finding.model_validate(one) for one in told]
+    findings = [DoctorFinding.model_validate(item) for item in items]
     failures = studio.jobs.failures.items()
-    return [*findings, *(Finding(name=name, text=f"fails: {why}", is_well=False) for name, why in failures)]
+    return [
+        *findings,
+        *(DoctorFinding(name=name, text=f"fails: {why}", is_well=False) for name, why in failures),
+    ]
 
 
 async def _figures(studio: Studio) -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""Tasks: what runs beside training, started here and followed like every run."""
+"""Tasks other than training, started here and followed like every run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowloom.run.task import Task
 from flowloom.server.deps import StudioDep
 from flowloom.server.off_loop import Router
 from flowloom.server.problems import Invalid, NameTaken, NoSuchTask, problems
-from flowloom.server.routes.training import Candidate, ConfigVerdict
+from flowloom.server.routes.training import ConfigRequest, ConfigVerdict
 from flowloom.server.runs.create import NewRun, make_run, problems_of
 from flowloom.server.runs.view import RunView
 from flowloom.tasks import ALL
@@ -24,11 +24,11 @@ class TaskView(BaseModel):
 
     name: str = Field(examples=["cache"])
     title: str
-    needs_device: bool = Field(description="Whether it waits for a device, as training does.")
+    needs_device: bool = Field(description="True if it waits for a free device.")
 
 
 class TaskConfig(BaseModel):
-    """What a task's configuration is made of."""
+    """Schema and defaults of a task's configuration."""
 
     schema_: dict[str, Any] = Field(serialization_alias="schema", description="JSON schema.")
     defaults: dict[str, Any] = Field(examples=[{"limits": {"max_steps": None}}])
@@ -46,17 +46,19 @@ TaskDep = Annotated[Task, Depends(_task)]
 @router.get("/tasks", summary="List tasks")
 def list_tasks() -> list[TaskView]:
     """Each has the routes below under its name."""
-    return [TaskView(name=one.name, title=one.title, needs_device=one.needs_device) for one in ALL.values()]
+    return [
+        TaskView(name=task.name, title=task.title, needs_device=task.needs_device) for task in ALL.values()
+    ]
 
 
 @router.get("/tasks/{task}/config", summary="Schema and defaults")
 def read_task_config(task: TaskDep) -> TaskConfig:
-    """All that a form needs."""
+    """For a form."""
     return TaskConfig(schema_=task.schema(), defaults=task.defaults())
 
 
 @router.post("/tasks/{task}/config", summary="Check a configuration")
-def check_task_config(task: TaskDep, body: Candidate, studio: StudioDep) -> ConfigVerdict:
+def check_task_config(task: TaskDep, body: ConfigRequest, studio: StudioDep) -> ConfigVerdict:
     """Every problem at once, each with its JSON pointer."""
     found = Invalid.of(problems_of(studio, task, body.config))
     return ConfigVerdict(is_valid=not found.errors, problems=found.errors)
@@ -69,5 +71,5 @@ def check_task_config(task: TaskDep, body: Candidate, studio: StudioDep) -> Conf
     responses=problems(NameTaken),
 )
 def start_task(task: TaskDep, body: NewRun, studio: StudioDep) -> RunView:
-    """A run like every other: follow it at `/api/runs/{id}/events`; what it found is its result."""
+    """Start a run. Follow it at `/api/runs/{id}/events`; then read its result."""
     return make_run(studio, task, body)

@@ -35,20 +35,22 @@ class TrainerView(BaseModel):
     name: str = Field(examples=["flow"])
     title: str
     supported_controls: list[str] = Field(
-        description="Requests that its runs obey.", examples=[["stop", "sample"]]
+        description="Controls that its runs support while running.", examples=[["stop", "sample"]]
     )
-    has_preflight: bool = Field(description="Whether POST /api/NAME/preflight answers.", examples=[True])
+    has_preflight: bool = Field(
+        description="True if it supports POST /api/{trainer}/preflight.", examples=[True]
+    )
 
 
 class SourceView(BaseModel):
-    """Where some of a preset's values come from."""
+    """The origin of some of a preset's values."""
 
     kind: SourceKind = Field(examples=["documentation"])
     text: str = Field(examples=["Rank and rate: the example of sd-scripts' docs/flux_train_network.md."])
 
 
 class PresetView(BaseModel):
-    """A configuration to begin with."""
+    """A configuration to start from."""
 
     name: str
     title: str
@@ -58,15 +60,15 @@ class PresetView(BaseModel):
 
 
 class ConfigView(BaseModel):
-    """What a trainer's configuration is made of."""
+    """Schema, defaults and presets of a trainer's configuration."""
 
     schema_: dict[str, Any] = Field(serialization_alias="schema", description="JSON schema.")
     defaults: dict[str, Any] = Field(examples=[{"limits": {"max_steps": None}}])
     presets: list[PresetView]
 
 
-class Candidate(BaseModel):
-    """A configuration to be checked."""
+class ConfigRequest(BaseModel):
+    """A configuration to check."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,18 +76,18 @@ class Candidate(BaseModel):
 
 
 class ConfigVerdict(BaseModel):
-    """Whether a configuration can run."""
+    """The result of checking a configuration."""
 
     is_valid: bool
     problems: list[Place]
 
 
-class Draft(Candidate):
-    """A run that may be made."""
+class ConfigPreviewRequest(ConfigRequest):
+    """A configuration to preview."""
 
     name: RunName | None = Field(
         None,
-        description="Of its directory, as the paths below show it.",
+        description="Name of the run directory in the shown paths.",
         examples=["fox-lora"],
     )
 
@@ -98,69 +100,69 @@ class FileView(BaseModel):
 
 
 class CommandView(BaseModel):
-    """What a run starts."""
+    """The command of a run."""
 
-    line: str = Field(description="As one types it in a shell.", examples=["cd sd-scripts && python ..."])
+    line: str = Field(description="Ready to paste into a shell.", examples=["cd sd-scripts && python ..."])
     argv: list[str]
-    environment: dict[str, str] = Field(description="Beside the studio's own.")
-    folder: str | None = Field(description="Where it starts; none: anywhere.")
+    environment: dict[str, str] = Field(description="Added to the studio's environment.")
+    folder: str | None = Field(description="Working directory; null: any.")
 
 
 class ConfigPreview(ConfigVerdict):
-    """What a configuration would become."""
+    """Files and command of a run with a configuration."""
 
-    files: list[FileView] = Field(description="None where it cannot be read.")
-    command: CommandView | None = Field(description="None where the trainer's code is not on this machine.")
+    files: list[FileView] = Field(description="Empty if the configuration is invalid.")
+    command: CommandView | None = Field(description="Null if the trainer's code is not on this machine.")
 
 
 class Status(BaseModel):
-    """A trainer's runs that are not over."""
+    """The running and queued runs of a trainer."""
 
     running: list[RunView]
     queued: list[RunView]
 
 
-class Stop(BaseModel):
-    """Which run to stop."""
+class StopTrainingRequest(BaseModel):
+    """The run to stop."""
 
     model_config = ConfigDict(extra="forbid")
 
-    run: str | None = Field(None, description="None: the one that runs.", examples=["fox-lora"])
+    run: str | None = Field(None, description="Default: the only running one.", examples=["fox-lora"])
 
 
 @router.get("/trainers", summary="List trainers")
 def list_trainers(studio: StudioDep) -> list[TrainerView]:
-    """Each has the routes below under its name."""
+    """The routes below exist for each name."""
     return [
         TrainerView(
-            name=one.name,
-            title=one.title,
-            supported_controls=sorted(one.supported_controls),
-            has_preflight=bool(one.preflight_command),
+            name=trainer.name,
+            title=trainer.title,
+            supported_controls=sorted(trainer.supported_controls),
+            has_preflight=bool(trainer.preflight_command),
         )
-        for one in studio.trainers.values()
+        for trainer in studio.trainers.values()
     ]
 
 
 @router.get("/{trainer}/config", summary="Schema, defaults, presets")
 def read_trainer_config(trainer: TrainerDep) -> ConfigView:
-    """All that a form needs."""
+    """For a form."""
     presets = [PresetView.model_validate(preset, from_attributes=True) for preset in trainer.presets()]
     return ConfigView(schema_=trainer.schema(), defaults=trainer.defaults(), presets=presets)
 
 
 @router.post("/{trainer}/config", summary="Check a configuration")
-def check_config(trainer: TrainerDep, body: Candidate, studio: StudioDep) -> ConfigVerdict:
-    """Every problem at once, each with its JSON pointer."""
+def check_config(trainer: TrainerDep, body: ConfigRequest, studio: StudioDep) -> ConfigVerdict:
+    """Every problem, each with its JSON pointer."""
     found = Invalid.of(problems_of(studio, trainer, body.config))
     return ConfigVerdict(is_valid=not found.errors, problems=found.errors)
 
 
 @router.post("/{trainer}/config/preview", summary="Show the files and the command of a configuration")
-def preview_config(trainer: TrainerDep, body: Draft, studio: StudioDep) -> ConfigPreview:
-    """What its run would hold and start: by hand, the same command does the same. Nothing is kept.
+def preview_config(trainer: TrainerDep, body: ConfigPreviewRequest, studio: StudioDep) -> ConfigPreview:
+    """The files and command of a run. Started by hand, the command does the same. Nothing is kept.
 
-    What is wrong with it is told beside that, and is no error here.
+    Problems of the configuration are listed in the response.
     """
     found = Invalid.of(problems_of(studio, trainer, body.config))
     is_within = not any(studio.roots.path_problems(body.config))
@@ -181,7 +183,7 @@ def preview_config(trainer: TrainerDep, body: Draft, studio: StudioDep) -> Confi
     responses=problems(NameTaken),
 )
 def start_training(trainer: TrainerDep, body: NewRun, studio: StudioDep) -> RunView:
-    """It starts as soon as its devices are free; follow it at `/api/runs/{id}/events`."""
+    """The run starts when its devices are free. Follow it at `/api/runs/{id}/events`."""
     return make_run(studio, trainer, body)
 
 
@@ -195,8 +197,8 @@ def _shown(command: Command) -> CommandView:
 
 
 @router.post("/{trainer}/train/stop", summary="Save and stop", responses=problems(NoSuchRun, NotNow))
-def stop_training(trainer: TrainerDep, body: Stop, queue: QueueDep) -> RunView:
-    """The run that is named, or the only one that runs."""
+def stop_training(trainer: TrainerDep, body: StopTrainingRequest, queue: QueueDep) -> RunView:
+    """Stop the named run, or the only running one."""
     if body.run is not None:
         return queue.stop(body.run, save=True)
     running = [run.id for run in queue.runs.store.with_states("running") if run.trainer == trainer.name]
@@ -206,17 +208,17 @@ def stop_training(trainer: TrainerDep, body: Stop, queue: QueueDep) -> RunView:
     return queue.stop(running[0], save=True)
 
 
-@router.get("/{trainer}/train/status", summary="What runs and waits")
+@router.get("/{trainer}/train/status", summary="List running and queued runs")
 def read_training(trainer: TrainerDep, registry: RunsDep) -> Status:
-    """This trainer's runs."""
+    """Of this trainer."""
     store = registry.store
     running = [run for run in store.with_states("running", "stopping") if run.trainer == trainer.name]
     return Status(running=running, queued=[run for run in store.queue() if run.trainer == trainer.name])
 
 
-@router.get("/{trainer}/models", summary="Files to choose from", responses=_MODELS)
+@router.get("/{trainer}/models", summary="List model files to choose from", responses=_MODELS)
 @in_group("computing")
 def list_models(trainer: TrainerDep, studio: StudioDep) -> dict[str, list[str]]:
-    """For each path of the configuration, what lies in the studio's folders and fits."""
+    """Matching files in the studio's folders for each path of the configuration."""
     found = trainer.models([path for path in studio.roots.folders.values() if path.is_dir()])
     return {key: [str(path) for path in paths] for key, paths in found.items()}

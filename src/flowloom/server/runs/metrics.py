@@ -1,4 +1,4 @@
-"""Charts of a run: its events as columns, kept in memory and read on from where they ended, down-sampled."""
+"""Charts of a run: its step events as columns in memory, read incrementally and down-sampled."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LONGEST = 4096
 
 
 class Series(BaseModel):
-    """One curve: for each stretch of steps its mean and its bounds; null where there is none."""
+    """One curve: mean, minimum and maximum for each interval of steps; null if it has no values."""
 
     mean: list[float | None]
     low: list[float | None]
@@ -40,27 +40,27 @@ class Series(BaseModel):
 
 
 class Mark(BaseModel):
-    """Something that happened at a step."""
+    """A validation, sample or checkpoint at a step."""
 
     kind: str
     step: int
     loss: float | None = None
-    weights: Literal["raw", "ema"] | None = Field(None, description="Of a validation: whose loss it is.")
+    weights: Literal["raw", "ema"] | None = Field(None, description="The weights of a validation.")
 
 
 class Metrics(BaseModel):
     """A run's charts."""
 
     num_steps: int
-    last_seq: int = Field(description="Follow /events with this as Last-Event-ID: nothing is missed.")
-    steps: list[int] = Field(description="The last step of each stretch.", examples=[[100, 200, 300]])
+    last_seq: int = Field(description="Send this to /events as Last-Event-ID to miss nothing.")
+    steps: list[int] = Field(description="The last step of each interval.", examples=[[100, 200, 300]])
     series: dict[str, Series]
     marks: list[Mark] = Field(description="Validations, samples, checkpoints.")
-    damaged_lines: int = Field(0, description="Lines of events.jsonl that cannot be read, and were skipped.")
+    damaged_lines: int = Field(0, description="Unreadable lines of events.jsonl, which were skipped.")
 
 
 class Columns:
-    """The step events of one run, without those that a resumed run made again."""
+    """The step events of one run, without those that a resumed run repeated."""
 
     def __init__(self, path: Path):
         self._tail = EventTail(path)
@@ -70,7 +70,7 @@ class Columns:
         self._marks: list[Mark] = []
 
     def chart(self, max_points: int, first: int = 0, last: int | None = None) -> Metrics:
-        """Steps `first` to `last`, or all up to now, in at most `max_points` stretches."""
+        """Steps `first` to `last` (default: the newest) in at most `max_points` intervals."""
         import numpy as np
 
         with self._lock:
@@ -102,11 +102,11 @@ class Columns:
             self._cut(last_kept_step(event))
         elif kind in ("validated", "sampled", "saved"):
             found: dict[str, Any] = {key: event.get(key) for key in ("loss", "weights")}
-            with suppress(ValidationError):  # a line of somebody else's
+            with suppress(ValidationError):  # a line that we did not write
                 self._marks.append(Mark(kind=kind, step=0 if step is None else step, **found))
 
     def _cut(self, step: int) -> None:
-        """Forget what lies beyond `step`: it is about to be made again."""
+        """Drop everything after `step`, which the run is about to repeat."""
         end = bisect_right(self._steps, step)
         for column in (self._steps, *self._columns.values()):
             del column[end:]
@@ -139,7 +139,7 @@ def _known(values: list[float], counts: Any) -> list[float | None]:
 
 
 def _beginning(path: Path) -> bytes:
-    """The first event, which tells when the run began."""
+    """The first line, which identifies the run by its start time."""
     try:
         with open_plain(path) as file:
             return file.readline(_LONGEST)
@@ -148,14 +148,14 @@ def _beginning(path: Path) -> bytes:
 
 
 class Charts:
-    """Columns of the runs that were looked at last."""
+    """Columns of the most recently requested runs."""
 
     def __init__(self) -> None:
         self._columns: OrderedDict[tuple[Path, bytes], Columns] = OrderedDict()
         self._lock = threading.Lock()
 
     def of(self, path: Path) -> Columns:
-        """The columns of the events at `path`; of another run that has the name now, others."""
+        """The columns of the events at `path`. A new run with the same name has new ones."""
         key = path, _beginning(path)
         with self._lock:
             columns = self._columns.pop(key, None) or Columns(path)

@@ -1,4 +1,4 @@
-"""What a configuration would become: its run's files and its command. Nothing is started, nothing is kept."""
+"""A preview of a run's files and command. Nothing is started or kept."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from flowloom.run.directory import RunDir
 from flowloom.run.task import Command, Task
 
 Files = dict[str, str]
-"""Text by name, below the run's directory; run.json is the last one."""
+"""Text by path in the run directory; run.json comes last."""
 
 
 def preview(task: Task, config: dict[str, object], path: Path) -> tuple[Files, Command | None]:
-    """What the run at `path` would hold and start; `config` leads nowhere out of the studio's folders.
+    """Files and command of a run at `path` with `config`, whose paths must be inside the studio's folders.
 
-    What cannot be told is left out: all files of a configuration that cannot be read, the command where the
+    There are no files if the configuration is invalid, and no command if the
     trainer's code is not on this machine. `Task.check` says why.
     """
     with TemporaryDirectory(prefix="flowloom-preview-") as folder:
@@ -35,7 +35,7 @@ def preview(task: Task, config: dict[str, object], path: Path) -> tuple[Files, C
 
 
 def shell_line(command: Command) -> str:
-    """A command as one types it."""
+    """The command for a shell."""
     words = [f"{name}={shlex.quote(value)}" for name, value in command.env.items()]
     start = " ".join([*words, shlex.join(command.argv)])
     return f"cd {shlex.quote(str(command.cwd))} && {start}" if command.cwd else start
@@ -49,7 +49,7 @@ def _command(task: Task, run_dir: RunDir) -> Command | None:
 
 
 def _files(run_dir: RunDir, here: str, there: str) -> Iterator[tuple[str, str]]:
-    # Within quotes; JSON and TOML escape alike.
+    # Paths are quoted in these files, and JSON and TOML escape alike.
     written = json.dumps(there, ensure_ascii=False)[1:-1]
     paths = (path for path in run_dir.path.rglob("*") if path.is_file())
     for path in sorted(paths, key=lambda path: (path == run_dir.run_json, path)):

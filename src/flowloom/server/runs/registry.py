@@ -1,4 +1,4 @@
-"""The runs folder, and the list of what is in it."""
+"""The registry of runs: the runs folder and its index."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from flowloom.server.runs.processes import living_process
 from flowloom.server.runs.store import RunStore
 from flowloom.server.runs.view import RunView, view_of
 
-_LOOKED_AT = ("run.json", "studio", "events.jsonl", "checkpoints", "pid.json")
+_WATCHED = ("run.json", "studio", "events.jsonl", "checkpoints", "pid.json")
 _log = logging.getLogger("flowloom")
 
 
 class RunRegistry:
-    """Runs by name; what the store says of them is never older than the last `refresh`."""
+    """Runs by name. The store holds each run as of its last `refresh`."""
 
     def __init__(self, runs_dir: Path, store: RunStore):
         self.runs_dir, self.store = runs_dir, store
         self.notes: dict[str, str] = {}
-        """Why a run that waits was not started, by name."""
+        """Why a queued run was not started, by name."""
         self.hold_reason: str | None = None
-        """Why none that waits is started."""
+        """Why no queued run is started."""
         self._lock = threading.RLock()
         store.refill = self.refresh_all
 
     def path(self, run_id: str) -> Path:
-        """Where a run lies.
+        """The path of a run.
 
         Raises:
-            NoSuchRun: there is none, or its name leads elsewhere.
+            NoSuchRun: there is none, or its name leaves the folder.
         """
         path = self.runs_dir / run_id
         if not RUN_NAME.fullmatch(run_id) or not _is_run(path) or _is_there(_marker(path)):
@@ -52,7 +52,7 @@ class RunRegistry:
         return path
 
     def get(self, run_id: str) -> RunView:
-        """How a run stands.
+        """The state of a run.
 
         Raises:
             NoSuchRun: there is none.
@@ -68,27 +68,28 @@ class RunRegistry:
         return RunDir(self.path(run_id))
 
     def require_running(self, run_id: str) -> RunDir:
-        """The run, which runs.
+        """The directory of a running run.
 
         Raises:
-            NotNow: it does not.
+            NotNow: it is not running.
         """
         view = self.refresh(run_id)
         if view.state not in ("running", "stopping"):
             raise NotNow(
-                f"{run_id!r} does not run: it is {view.state}.", "Only a run that runs can be told that."
+                f"{run_id!r} is not running: it is {view.state}.", "This works only while the run is running."
             )
         return RunDir(self.path(run_id))
 
     @contextmanager
     def creating(self, name: str | None, stem: str) -> Iterator[RunDir]:
-        """A new run directory called `name`, or without one `stem` and a number where that is taken; should
-        creating it fail, or the studio die, nothing stays of it.
+        """Create a run directory called `name`, or `stem` with a number if that is taken (no name given).
+
+        If creating it fails, or the studio dies meanwhile, nothing is left of it.
 
         Raises:
-            NameTaken: there is such a run.
+            NameTaken: a run has this name.
         """
-        run_dir = self._begun(name, stem)
+        run_dir = self._start_creating(name, stem)
         try:
             yield run_dir
             _marker(run_dir.path).unlink()
@@ -96,17 +97,17 @@ class RunRegistry:
             shutil.rmtree(run_dir.path, ignore_errors=True)
             raise
 
-    def _begun(self, name: str | None, stem: str) -> RunDir:
-        """A run directory that is marked as being made; of two who want the same name, one gets it."""
+    def _start_creating(self, name: str | None, stem: str) -> RunDir:
+        """Create a directory marked as incomplete. Of two concurrent requests for a name, one succeeds."""
         with self._lock:
             name = name or self._free_name(stem)
             path = self.runs_dir / name
-            _remove_hollow(path)
+            _remove_empty(path)
             try:
                 run_dir = RunDir.create(name, self.runs_dir)
             except RunError:
                 raise NameTaken(
-                    f"{name!r} is there already.", "Choose another name, or resume that run."
+                    f"A run is called {name!r} already.", "Choose another name, or resume that run."
                 ) from None
             _marker(path).parent.mkdir()
             _marker(path).touch()
@@ -117,27 +118,27 @@ class RunRegistry:
         return next(name for name in chain([stem], numbered) if not (self.runs_dir / name).exists())
 
     def clean_up(self) -> None:
-        """Remove what was being made or removed when a studio died here."""
+        """Remove runs that were being created or deleted when a studio died."""
         for marker in self.runs_dir.glob("*/studio/preparing"):
             shutil.rmtree(marker.parents[1], ignore_errors=True)
         for leftover in self.runs_dir.glob(".*.removed"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def remove(self, run_id: str) -> None:
-        """As `Queue.delete`, which sees to it that nothing begins meanwhile."""
+        """Delete a run. Call `Queue.delete`, which keeps it from being started meanwhile."""
         path = self.path(run_id)
         state = self.refresh(run_id).state
         if state in ("queued", "running", "stopping"):
-            raise NotNow(f"{run_id!r} waits or runs.", "Cancel or stop it first.")
+            raise NotNow(f"{run_id!r} is queued or running.", "Cancel or stop it first.")
         if state == "damaged" and (pid := living_process(path)):
-            raise NotNow(f"{run_id!r} is still run by process {pid}.", "End that process first.")
+            raise NotNow(f"Process {pid} still runs {run_id!r}.", "End that process first.")
         gone = path.with_name(f".{run_id}.{secrets.token_hex(4)}.removed")
         path.rename(gone)
         self.store.forget(run_id)
         shutil.rmtree(gone, ignore_errors=True)
 
     def refresh(self, run_id: str) -> RunView:
-        """Look at a run's directory now.
+        """Read a run's directory now.
 
         Raises:
             NoSuchRun: there is none.
@@ -152,15 +153,15 @@ class RunRegistry:
             return view
 
     def refresh_active(self) -> list[RunView]:
-        """Look at those that wait or run."""
+        """Read the directories of queued and running runs."""
         return [
-            found
+            view
             for run in self.store.with_states("queued", "running", "stopping")
-            if (found := self.refresh_if_present(run.id))
+            if (view := self.refresh_if_present(run.id))
         ]
 
     def refresh_all(self) -> None:
-        """Look at whatever changed in the folder: runs that came, went, or were started by hand."""
+        """Read every changed directory: new and deleted runs, and those started by hand."""
         known = self.store.signatures()
         names = {entry.name for entry in os.scandir(self.runs_dir) if entry.is_dir(follow_symlinks=False)}
         for name in filter(RUN_NAME.fullmatch, names):
@@ -173,7 +174,7 @@ class RunRegistry:
             self.store.forget(name)
 
     def refresh_if_present(self, run_id: str) -> RunView | None:
-        """As `refresh`, of a run that may be gone by now."""
+        """Like `refresh`, but None if the run is gone."""
         try:
             return self.refresh(run_id)
         except NoSuchRun:
@@ -182,7 +183,7 @@ class RunRegistry:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a folder is a run, whole or damaged; one that may not be looked into counts as one."""
+    """True if a folder is a run, damaged or not. A folder without read permission counts as one."""
     try:
         return stat.S_ISDIR(path.lstat().st_mode) and bool((path / "run.json").lstat())
     except PermissionError:
@@ -202,17 +203,17 @@ def _marker(path: Path) -> Path:
     return path / "studio" / "preparing"
 
 
-def _remove_hollow(path: Path) -> None:
-    """Remove the empty folders of a run whose creating ended before it held any file."""
+def _remove_empty(path: Path) -> None:
+    """Remove the empty folders of a run whose creation ended before it held any file."""
     for folder in (*(path / name for name in ("control", "samples", "checkpoints", "studio")), path):
         with suppress(OSError):
             folder.rmdir()
 
 
 def _signature(path: Path) -> str:
-    """Changes whenever how the run stands may have changed."""
+    """A text that differs whenever the run's state may have changed."""
     marks = []
-    for part in (*(path / name for name in _LOOKED_AT), lock_path(path)):
+    for part in (*(path / name for name in _WATCHED), lock_path(path)):
         try:
             status = part.stat()
         except OSError:

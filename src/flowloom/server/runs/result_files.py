@@ -1,4 +1,4 @@
-"""The files that a run's result names: exports, merges, JSONLs and the like, to be downloaded."""
+"""Files named in a run's result: exports, merged models, JSONL files and others, for download."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ResultFile(BaseModel):
 
 
 def files_of(result: Any, studio: Studio) -> list[ResultFile]:
-    """The files that `result` names by their absolute paths, each once, as far as they are there."""
+    """The existing files that `result` names by absolute path, each once."""
     found: dict[str, ResultFile] = {}
     for path in _paths(result):
         if path not in found and (file := _file(path, studio)):
@@ -43,18 +43,18 @@ def _paths(value: Any) -> Iterator[str]:
 
 
 def _file(path: str, studio: Studio) -> ResultFile | None:
-    """The file at `path`, where it lies in one of the folders, by whichever is closest to it."""
+    """The file at `path`, addressed through the innermost root that contains it."""
     roots = sorted(studio.roots.folders.items(), key=lambda root: len(root[1].parts), reverse=True)
     for name, folder in roots:
         if not Path(path).is_relative_to(folder):
             continue
-        below = Path(path).relative_to(folder).as_posix()
+        relative = Path(path).relative_to(folder).as_posix()
         try:
-            real = studio.roots.resolve(name, below)
+            real = studio.roots.resolve(name, relative)
         except (NoSuchFile, OutsideRoots):
             return None
         if not real.is_file():
             return None
-        url = f"{studio.api(f'roots/{quote(name)}/file')}?path={quote(below)}"
+        url = f"{studio.api(f'roots/{quote(name)}/file')}?path={quote(relative)}"
         return ResultFile(name=Path(path).name, size=real.stat().st_size, url=url)
     return None

@@ -1,7 +1,6 @@
-"""The list of runs in SQLite: quick to read, and nothing that the run directories do not say as well.
+"""An index of the runs in SQLite, derived from the run directories.
 
-A file that is damaged, of another version, or not writable is made anew, in memory if need be, and
-filled from the directories.
+A damaged, outdated or read-only file is replaced, if necessary in memory, and refilled from the directories.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ class RunStore:
     def __init__(self, path: Path):
         self.path = path
         self.refill: Callable[[], None] = lambda: None
-        """Called when it is empty: puts all runs back."""
+        """Called when the store is empty, to add all runs again."""
         self._lock = threading.RLock()
         self._connection = self._open()
 
     def put(self, view: RunView, signature: str) -> None:
-        """Keep how a run stands, and by which `signature` of its files that was told."""
+        """Store a run's view and the `signature` of the files it was read from."""
         self._do(
             "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
@@ -57,16 +56,16 @@ class RunStore:
         )
 
     def forget(self, run_id: str) -> None:
-        """The run is no longer there."""
+        """Remove a deleted run."""
         self._do("DELETE FROM runs WHERE id = ?", (run_id,))
 
     def get(self, run_id: str) -> RunView | None:
-        """How a run stood when it was last looked at."""
+        """The view of a run at its last refresh."""
         rows = self._do("SELECT view FROM runs WHERE id = ?", (run_id,))
         return RunView.model_validate_json(rows[0][0]) if rows else None
 
     def signatures(self) -> dict[str, tuple[str, str]]:
-        """Signature and state of all, by name."""
+        """Signature and state of every run, by name."""
         return {
             name: (signature, state)
             for name, signature, state in self._do("SELECT id, signature, state FROM runs")
@@ -75,7 +74,7 @@ class RunStore:
     def page(
         self, states: Sequence[str], trainer: str | None, limit: int, skip: int
     ) -> tuple[int, list[RunView]]:
-        """How many runs there are of these states (all where none are named), and some, newest first."""
+        """Number of runs in these states (default: all), and one page of them, newest first."""
         marks = ", ".join("?" * len(states))
         where = f"(? IS NULL OR trainer = ?){f' AND state IN ({marks})' if states else ''}"
         values = [trainer, trainer, *states]
@@ -85,7 +84,7 @@ class RunStore:
         return total, [RunView.model_validate_json(view) for (view,) in rows]
 
     def queue(self) -> list[RunView]:
-        """The runs that wait, in their order."""
+        """The queued runs in order."""
         rows = self._do("SELECT view FROM runs WHERE state = 'queued' ORDER BY position, id")
         return [RunView.model_validate_json(view) for (view,) in rows]
 
@@ -108,7 +107,7 @@ class RunStore:
             raise  # the values are wrong, not the file
         except sqlite3.DatabaseError:
             self._remake()
-        # Without the lock: filling it takes others, which may wait for this one.
+        # Without the lock: refilling takes other locks, whose holders may wait for this one.
         self.refill()
         with self._lock:
             return self._connection.execute(statement, values).fetchall()
@@ -133,7 +132,7 @@ class RunStore:
             self._connection = self._fresh()
 
     def _fresh(self) -> sqlite3.Connection:
-        """An empty one, in a new file or, where none can be written, in memory."""
+        """An empty database in a new file or, if none can be written, in memory."""
         try:
             for suffix in ("", "-wal", "-shm"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)

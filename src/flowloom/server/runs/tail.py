@@ -1,4 +1,4 @@
-"""Following files that grow: events by their numbers, the log by its bytes."""
+"""Following growing files: events by number, the log by byte offset."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pydantic import BaseModel, Field
 from flowloom.files import open_plain
 from flowloom.server.off_loop import off_loop
 
-_LOOK_EVERY_S = 0.1
+_POLL_S = 0.1
 _PING_EVERY_S = 15.0
 _CHUNK_BYTES = 262_144
-_MOST_DAMAGED = 10_000
-"""Damaged lines of a file that are counted."""
+_MAX_DAMAGED = 10_000
+"""Limit for the number of damaged lines that are counted."""
 _KIND = re.compile(r"[\w.-]{1,100}", re.ASCII)
 
 
-class Found(NamedTuple):
-    """An event, and how it stands in the file."""
+class TailEvent(NamedTuple):
+    """An event and its line in the file."""
 
     seq: int
     event: dict[str, Any]
@@ -34,28 +34,28 @@ class Found(NamedTuple):
 
 
 class EventTail:
-    """Reads the events after number `seq`, each once, however the file is cut, torn or written anew."""
+    """Reads the events after number `seq`, each once, even if the file is truncated, damaged or rewritten."""
 
     def __init__(self, path: Path, seq: int = -1):
         self.path, self.seq = path, seq
         self.damaged: set[int] = set()
-        """Where lines begin that are no events although events follow; they are skipped."""
+        """Offsets of invalid lines that are followed by events; they are skipped."""
         self._offset: int | None = None
         self._last = b"", 0
-        """The newest event's line, and where it begins: it stands there still unless the file was changed."""
+        """The newest event's line and offset, to detect that the file was rewritten."""
 
-    def read(self) -> list[Found]:
-        """Some of the new events, at most those of a chunk; none when there are none yet."""
+    def read(self) -> list[TailEvent]:
+        """Some of the new events, at most one chunk."""
         while True:
             found, has_more = self.read_chunk()
             if found or not has_more:
                 return found
 
-    def read_chunk(self) -> tuple[list[Found], bool]:
-        """The new events of the next chunk, and whether there is more to read now.
+    def read_chunk(self) -> tuple[list[TailEvent], bool]:
+        """The new events of the next chunk, and True if there is more to read now.
 
         Raises:
-            OSError: it is there, and cannot be read.
+            OSError: the file exists and cannot be read.
         """
         try:
             file = open_plain(self.path)
@@ -64,52 +64,56 @@ class EventTail:
         with file:
             size = file.seek(0, os.SEEK_END)
             if self._offset is None or size < self._offset:
-                # The first look, or the engine cut off lines that a crash had spoilt.
-                self._offset = self._beginning(file, size)
+                # The first read, or the engine truncated lines that a crash had damaged.
+                self._offset = self._find_start(file, size)
             if self._offset >= size:
                 return [], False
             before = self._offset
             found = self._chunk(file, before)
             return found, self._offset is None or (self._offset > before and self._offset < size)
 
-    def _chunk(self, file: BinaryIO, offset: int) -> list[Found]:
-        """The new events of the next chunk; goes on behind what may not be written anew."""
+    def _chunk(self, file: BinaryIO, offset: int) -> list[TailEvent]:
+        """Read the new events of the chunk at `offset`, and move on to the end of its last event."""
         file.seek(offset)
         data = file.read(_CHUNK_BYTES)
-        if b"\n" not in data and len(data) == _CHUNK_BYTES:
+        is_full = len(data) == _CHUNK_BYTES
+        if is_full and b"\n" not in data:
             self.damaged.add(offset)
-            self._offset = offset + len(data) + _skipped(file)
+            self._offset = offset + len(data) + _skip_line(file)
             return []
-        found, end, good, damaged = [], 0, 0, set[int]()
+        events: list[TailEvent] = []
+        damaged: set[int] = set()  # invalid lines since the last event
+        line_end = last_event_end = offset
         for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
-            begin, end = end, end + len(line)
+            line_start, line_end = line_end, line_end + len(line)
             event = _parsed(line)
             if event is None:
-                damaged.add(offset + begin)
+                damaged.add(line_start)
                 continue
             if event["seq"] > self.seq:
-                if event["seq"] != self.seq + 1 and not found and not self._is_in_place(file):
-                    # Lines were written anew: look again for where to go on.
-                    self._offset = None
+                is_gap = event["seq"] != self.seq + 1 and not events
+                if is_gap and not self._is_unchanged(file):
+                    self._offset = None  # the file was rewritten: find the start again
                     return []
-                self.seq, self._last = event["seq"], (line, offset + begin)
-                found.append(Found(self.seq, event, line.rstrip()))
-            good = end
-            if damaged and len(self.damaged) < _MOST_DAMAGED:
+                self.seq, self._last = event["seq"], (line, line_start)
+                events.append(TailEvent(self.seq, event, line.rstrip()))
+            last_event_end = line_end
+            if len(self.damaged) < _MAX_DAMAGED:
                 self.damaged |= damaged
             damaged.clear()
-        # Spoilt lines at the end are cut off by the next engine; a whole chunk of them is nobody's.
-        self._offset = offset + (good or (end if len(data) >= _CHUNK_BYTES else 0))
-        return found
+        # The next engine truncates invalid lines at the end: read them again, unless they fill a chunk.
+        is_all_damaged = is_full and last_event_end == offset
+        self._offset = line_end if is_all_damaged else last_event_end
+        return events
 
-    def _is_in_place(self, file: BinaryIO) -> bool:
-        """Whether the event that was read last stands where it stood: if so, the file lacks numbers."""
-        line, begin = self._last
-        file.seek(begin)
+    def _is_unchanged(self, file: BinaryIO) -> bool:
+        """True if the last event is still at its offset: then numbers are missing from the file."""
+        line, start = self._last
+        file.seek(start)
         return file.read(len(line)) == line
 
-    def _beginning(self, file: BinaryIO, size: int) -> int:
-        """Where the events up to `seq` end, or before: as numbers only grow, by halving the file."""
+    def _find_start(self, file: BinaryIO, size: int) -> int:
+        """An offset at or before the end of the events up to `seq`, by binary search: numbers only grow."""
         low, high = 0, size if self.seq >= 0 else 0
         while high - low > _CHUNK_BYTES:
             middle = (low + high) // 2
@@ -123,8 +127,8 @@ class EventTail:
         return low
 
 
-def _skipped(file: BinaryIO) -> int:
-    """How many bytes of an overlong line follow: it is no event, and is not held in memory."""
+def _skip_line(file: BinaryIO) -> int:
+    """Read the rest of an overlong line, which is not an event, in parts. Return its size."""
     num = 0
     while part := file.readline(_CHUNK_BYTES):
         num += len(part)
@@ -134,14 +138,14 @@ def _skipped(file: BinaryIO) -> int:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The event of a line; None of one that is damaged, or of somebody else's making."""
+    """The event of a line, or None if the line is damaged or not ours."""
     try:
         event = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
     if not isinstance(event, dict) or not is_number(event.get("seq"), whole=True):
         return None
-    # The kind stands in a line of its own: one of somebody else's may not make several of it.
+    # The kind becomes a line of the stream, and must not contain line breaks.
     kind = event.get("kind")
     return event if isinstance(kind, str) and _KIND.fullmatch(kind) else None
 
@@ -151,40 +155,40 @@ def _refuse(constant: str) -> None:
 
 
 def is_number(value: Any, *, whole: bool = False) -> TypeGuard[int | float]:
-    """Whether `value` is a number that everybody who reads JSON can hold."""
+    """True if `value` is a number that every JSON reader can represent."""
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         return False
     return -(2**53) < value < 2**53 if isinstance(value, int) else math.isfinite(value)
 
 
 async def frames(tail: EventTail, is_closing: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """The events as server-sent ones, numbered for `Last-Event-ID`, without end.
+    """An endless stream of server-sent events, numbered for `Last-Event-ID`.
 
-    Each chunk is read in a thread; between two of them, the loop hears whether the client is still there.
+    Each chunk is read in a thread, so that a disconnected client is noticed in between.
     """
     yield b"retry: 1000\n\n"
-    spoken = time.monotonic()
+    sent_at = time.monotonic()
     while not is_closing():
         data, has_more = await off_loop("following", _next_frames, tail)
-        if not data and time.monotonic() - spoken > _PING_EVERY_S:
+        if not data and time.monotonic() - sent_at > _PING_EVERY_S:
             data = b": still here\n\n"
         if data:
             yield data
-            spoken = time.monotonic()
+            sent_at = time.monotonic()
         if not has_more:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_POLL_S)
 
 
 def _next_frames(tail: EventTail) -> tuple[bytes, bool]:
-    """The next chunk's events as they are sent, and whether there is more to read now."""
+    """The encoded events of the next chunk, and True if there is more to read now."""
     try:
         found, has_more = tail.read_chunk()
-    except OSError:  # what is in its place now is not a file that can be read; the run says so
+    except OSError:  # something else is in its place; the run's state reports it
         return b"", False
     return b"".join(map(_frame, found)), has_more
 
 
-def _frame(found: Found) -> bytes:
+def _frame(found: TailEvent) -> bytes:
     return b"id: %d\nevent: %b\ndata: %b\n\n" % (found.seq, found.event["kind"].encode(), found.line)
 
 
@@ -192,13 +196,13 @@ class LogPart(BaseModel):
     """A part of a log."""
 
     text: str = Field(examples=["step 100 ...\n"])
-    offset: int = Field(description="Where the text begins, in bytes.")
-    next_offset: int = Field(description="Ask for this next.")
-    size: int = Field(description="How long the log is now.")
+    offset: int = Field(description="Offset of the text, in bytes.")
+    next_offset: int = Field(description="Offset of the next request.")
+    size: int = Field(description="Size of the log, in bytes.")
 
 
 def read_log(path: Path, offset: int, limit: int) -> LogPart:
-    """Up to `limit` bytes from `offset` on, from the end where it is negative; whole characters only."""
+    """Up to `limit` bytes from `offset` (negative: from the end), in complete characters."""
     try:
         file = open_plain(path)
     except FileNotFoundError:
@@ -216,12 +220,12 @@ def read_log(path: Path, offset: int, limit: int) -> LogPart:
 
 
 def _num_continuing(data: bytes) -> int:
-    """Bytes at the beginning that belong to a character begun before."""
+    """Bytes at the start that continue an earlier character."""
     return next((i for i, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)
 
 
 def _num_cut_off(data: bytes) -> int:
-    """Bytes at the end of a character that is not whole."""
+    """Bytes of an incomplete character at the end."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte & 0xC0 != 0x80:

@@ -1,4 +1,4 @@
-"""How each run stands, read from its directory."""
+"""The state of a run, read from its directory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _fit_name(name: str) -> str:
 RunName = Annotated[
     str, AfterValidator(_fit_name), Field(json_schema_extra={"pattern": f"^{RUN_NAME.pattern}$"})
 ]
-"""A name that a run can have, which is also that of its directory."""
+"""A valid run name, which is also the name of its directory."""
 _ENDS: dict[str, State] = {"finished": "finished", "stopped": "stopped", "failed": "failed"}
 _SHOWN = ("step", "epoch", "lr", "samples_per_s", "eta_s", "peak_memory_mib", "max_steps")
 _NUMBERS = ("seq", "loss", "loss_smooth", *_SHOWN)
@@ -50,11 +50,11 @@ _MOST_TAIL_BYTES = 262_144
 
 
 Text = Annotated[str, BeforeValidator(lambda text: whole_text(text) if isinstance(text, str) else text)]
-"""What files say, as it can be sent."""
+"""Text from files, made valid Unicode."""
 
 
 class RunProblem(BaseModel):
-    """Why a run ended before its time, and what to do."""
+    """Why a run ended early, and what to do."""
 
     error: Text
     message: Text
@@ -62,12 +62,12 @@ class RunProblem(BaseModel):
 
 
 class RunView(BaseModel):
-    """How a run stands."""
+    """State and progress of a run."""
 
     id: str = Field(description="Name of its directory.", examples=["fox-lora"])
     trainer: Text = Field(examples=["flow"])
     state: State
-    phase: Text | None = Field(None, description="What its process does now: loading, training, ...")
+    phase: Text | None = Field(None, description="Current activity of its process: loading, training, ...")
     created: float = Field(description="Seconds since 1970.")
     step: int = 0
     max_steps: int | None = None
@@ -79,19 +79,19 @@ class RunView(BaseModel):
     peak_memory_mib: float | None = None
     last_seq: int = Field(-1, description="Number of its newest event.")
     devices: list[Text] = []
-    position: float | None = Field(None, description="Its place in the queue: lower ones go first.")
+    position: float | None = Field(None, description="Its position in the queue: lower ones start first.")
     pid: int | None = None
-    checkpoint: Text | None = Field(None, description="Its newest whole checkpoint.")
-    can_resume: bool = Field(False, description="Whether POST resume queues it again.")
+    checkpoint: Text | None = Field(None, description="Its newest complete checkpoint.")
+    can_resume: bool = Field(False, description="True if POST resume can queue it again.")
     starts_over: bool = Field(
-        False, description="Whether a resume starts from the beginning, because no checkpoint was saved."
+        False, description="True if a resume starts from the beginning because there is no checkpoint."
     )
     error: RunProblem | None = None
-    note: Text | None = Field(None, description="Why it still waits, where it is not for its turn.")
+    note: Text | None = Field(None, description="Why it waits, other than for its turn.")
 
 
 def view_of(path: Path) -> RunView:
-    """How the run at `path` stands: "damaged" with the reason where that cannot be read."""
+    """The view of the run at `path`, in state "damaged" with the reason if it cannot be read."""
     reasons: list[str] = []
     with isolate_errors(reasons.append):
         return _view(path)
@@ -105,10 +105,10 @@ def view_of(path: Path) -> RunView:
 
 
 def _created(content: dict[str, Any], run_json: Path) -> float:
-    """When the run was made; by its file where run.json says what cannot be."""
-    told = content.get("created")
-    if is_number(told) and 0 < told < time.time() + _YEAR_S:
-        return float(told)
+    """The creation time in run.json or, if that is not plausible, of the file."""
+    created = content.get("created")
+    if is_number(created) and 0 < created < time.time() + _YEAR_S:
+        return float(created)
     return run_json.stat().st_mtime
 
 
@@ -119,8 +119,8 @@ def _view(path: Path) -> RunView:
     is_running = is_held(lock_path(path)) or run_dir.is_running()
     trainer = TRAINERS.get(content.get("trainer", "flow"))
     wants_both = trainer is not None and not trainer.writes_events
-    sitting_begins = record.events_size if record else 0
-    events = _tail(run_dir.events_jsonl, sitting_begins, wants_both=wants_both)
+    attempt_start = record.events_size if record else 0
+    events = _tail(run_dir.events_jsonl, attempt_start, wants_both=wants_both)
     view = RunView(
         id=path.name,
         trainer=content.get("trainer", "flow"),
@@ -163,11 +163,11 @@ def _state(path: Path, events: _Tail, is_running: bool) -> State:
 
 
 class _Tail:
-    """The newest events of each sort that the state is told from."""
+    """The newest event of each kind that determines the state."""
 
     def __init__(self, *, wants_both: bool) -> None:
         self._wants_both = wants_both
-        """Whether steps and the progress of all are told apart, as by what reads another trainer's log."""
+        """True if step and progress events are separate, as when read from another trainer's log."""
         self.progress: dict[str, Any] | None = None
         self.newest: dict[str, Any] | None = None
         self.step: dict[str, Any] | None = None
@@ -175,14 +175,14 @@ class _Tail:
         self.end: dict[str, Any] | None = None
         self.has_begun = False
         self.is_current = False
-        """Whether the newest sitting has said anything yet."""
+        """True if the newest attempt has written an event."""
 
-    def take(self, event: dict[str, Any], is_of_this_sitting: bool) -> bool:
-        """Take in an event, the newest ones first; whether enough is known."""
+    def take(self, event: dict[str, Any], is_of_this_attempt: bool) -> bool:
+        """Add an event, the newest ones first. Return True if no more are needed."""
         kind = event["kind"]
         self.newest = self.newest or event
-        self.is_current = self.is_current or is_of_this_sitting
-        if kind in _ENDS and not self.has_begun and is_of_this_sitting:
+        self.is_current = self.is_current or is_of_this_attempt
+        if kind in _ENDS and not self.has_begun and is_of_this_attempt:
             self.end = self.end or event
         if kind in ("started", "phase", "step", "progress"):
             self.has_begun = True
@@ -193,27 +193,27 @@ class _Tail:
         if kind == "step" or (kind == "progress" and not self._wants_both):
             self.step = self.step or event
         if kind == "started":
-            # What stands before it is of an attempt that this one takes up there, or abandoned.
+            # Earlier events belong to an attempt that this one continues or abandons.
             self.step = self.step or self.progress or {"step": last_kept_step(event)}
             return True
         return self.step is not None and (self.progress is not None or not self._wants_both)
 
 
-def _tail(path: Path, sitting_begins: int, *, wants_both: bool) -> _Tail:
-    """What the end of events.jsonl says; `sitting_begins` is where the newest sitting's part begins."""
+def _tail(path: Path, attempt_start: int, *, wants_both: bool) -> _Tail:
+    """The newest events in events.jsonl; those of the newest attempt begin at `attempt_start`."""
     found = _Tail(wants_both=wants_both)
     for offset, line in _lines_backwards(path):
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if _is_event(event) and found.take(event, offset >= sitting_begins):
+        if _is_event(event) and found.take(event, offset >= attempt_start):
             break
     return found
 
 
 def _is_event(event: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether a line says what ours do: one that does not is passed over, and hides no run."""
+    """True if a line is a valid event. Others are skipped, so that they do not hide a run."""
     if not isinstance(event, dict) or not isinstance(kind := event.get("kind"), str):
         return False
     is_named = kind != "phase" or isinstance(event.get("name"), str)
@@ -223,7 +223,7 @@ def _is_event(event: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def _lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The last whole lines with their offsets, newest first, as far back as is worth reading."""
+    """The last complete lines with their offsets, newest first, within a limit of bytes."""
     try:
         file = open_plain(path)
     except FileNotFoundError:
@@ -246,9 +246,9 @@ def _lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _progress(events: _Tail, total: int | None) -> dict[str, Any]:
     step = events.step or {}
-    told = sorted(filter(None, (events.step, events.progress)), key=lambda event: event.get("seq", -1))
-    # The newest value of each: neither a step nor the progress of all tells everything.
-    progress = {name: event[name] for event in told for name in _SHOWN if event.get(name) is not None}
+    newest = sorted(filter(None, (events.step, events.progress)), key=lambda event: event.get("seq", -1))
+    # The newest value of each field: step and progress events have different fields.
+    progress = {name: event[name] for event in newest for name in _SHOWN if event.get(name) is not None}
     return {"max_steps": total, **progress} | {
         "loss": step.get("loss_smooth", step.get("loss")),
         "phase": None if events.end or not events.is_current else _phase(events),
@@ -265,19 +265,18 @@ def _phase(events: _Tail) -> str | None:
 def _devices(
     entry: QueueEntry | None, record: ProcessRecord | None, config: Any, *, is_running: bool
 ) -> list[str]:
-    """Those it waits for or was given, none where any will do; if started by hand, its configuration's."""
+    """The devices it waits for or has (empty: any); started by hand, those of its configuration."""
     if entry and entry.any_device and not is_running:
         return []
-    noted = entry or record
-    if noted:
-        return list(noted.devices)
+    if assigned := entry or record:
+        return list(assigned.devices)
     parallel = config.get("parallel") if isinstance(config, dict) else None
     device = parallel.get("device", "auto") if isinstance(parallel, dict) else "auto"
     return [device] if isinstance(device, str) and device != "auto" else []
 
 
 def _pid(run_dir: RunDir, record: ProcessRecord | None) -> int | None:
-    """The process at the head of the run."""
+    """PID of the run's main process."""
     if record and is_held(lock_path(run_dir.path)):
         return record.pid
     try:
@@ -292,16 +291,16 @@ def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) ->
     if state == "failed" and events.end:
         return RunProblem(**{name: str(events.end.get(name, "")) for name in ("error", "message", "cure")})
     if state == "failed" and ended:
-        message = ended.message or f"Its process ended with status {ended.status}. {_last_words(path)}"
+        message = ended.message or f"Its process ended with status {ended.status}. {_log_end(path)}"
         return RunProblem(error="ProcessFailed", message=message, cure=f"See its log, then {go_on}")
     if state == "interrupted":
-        how = f"was killed by signal {-ended.status}" if ended else "is gone, and nobody saw it end"
+        how = f"was killed by signal {-ended.status}" if ended else "disappeared without an exit status"
         cure = f"To continue, {go_on}" if checkpoint else "No checkpoint was saved: start it again."
         return RunProblem(error="Interrupted", message=f"Its process {how}.", cure=cure)
     return None
 
 
-def _last_words(path: Path) -> str:
+def _log_end(path: Path) -> str:
     """The end of the log."""
     try:
         file = open_plain(path / "log.txt")
