@@ -18,12 +18,12 @@ import psutil
 import pytest
 from PIL import Image
 
+from flowloom.locks import hold, is_held
 from flowloom.run.directory import RunDir
 from flowloom.server.app import open_studio
 from flowloom.server.datasets.edit_lock import EditUnderWay
 from flowloom.server.datasets.locations import NoSuchDataSet
 from flowloom.server.deps import Studio as Open
-from flowloom.server.locks import hold, is_held
 from flowloom.server.problems import NotNow
 from flowloom.server.routes.datasets import delete_dataset
 from flowloom.server.runs.create import ResumeRequest, resume_run

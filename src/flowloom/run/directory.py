@@ -13,7 +13,6 @@ Files that take time to write are written as `*.tmp` and renamed, so that a file
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -25,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -34,6 +33,7 @@ from flowloom.config.local_paths import require_local
 from flowloom.config.run import RunConfig
 from flowloom.errors import DamagedError, RunError
 from flowloom.files import open_plain, read_json, write_json
+from flowloom.locks import try_lock
 
 Control = Literal["stop", "checkpoint", "sample"]
 Config = TypeVar("Config", bound=BaseModel)
@@ -232,7 +232,7 @@ class RunDir:
             RunError: another process holds it.
         """
         with self.pid_json.open("a+") as file:
-            if not _lock(file):
+            if not try_lock(file, patience_s=1.0):
                 raise RunError(f"{self.path} is in use by process {self._pid()}: stop that process first.")
             file.truncate(0)
             json.dump({"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}, file)
@@ -271,7 +271,7 @@ class RunDir:
         except FileNotFoundError:
             return False
         with file:
-            return not _lock(file, shared=True, patience_s=0)
+            return not try_lock(file, shared=True)
 
     def _pid(self) -> str:
         try:
@@ -290,20 +290,6 @@ class RunDir:
         # Requests to an earlier process are not meant for this one.
         for request in self.control_dir.glob("*"):
             request.unlink()
-
-
-def _lock(file: IO[Any], *, shared: bool = False, patience_s: float = 1.0) -> bool:
-    """True if the system's lock on `file` was acquired; a reader's check may hold it for an instant."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.05)
-        else:
-            return True
 
 
 def _identity(file: os.stat_result) -> tuple[int, int]:

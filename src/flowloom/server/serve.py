@@ -20,7 +20,7 @@ import psutil
 from flowloom.config.local_paths import local_path
 from flowloom.errors import RunError, is_disk_full
 from flowloom.files import read_plain, replacing, write_json
-from flowloom.server.locks import hold
+from flowloom.locks import hold
 from flowloom.server.path_prefix import path_prefix
 from flowloom.server.settings import Settings, is_loopback
 

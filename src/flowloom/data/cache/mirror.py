@@ -5,7 +5,6 @@ Large ranges come many times faster than single records, and the next epoch asks
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import threading
@@ -20,6 +19,7 @@ from typing_extensions import Buffer
 from flowloom.data.cache.mapped_shards import MAPS, MappedShard
 from flowloom.data.cache.shards import SEALED
 from flowloom.errors import CacheError, FlowloomError
+from flowloom.locks import try_lock
 
 PIECE_BYTES = 8 * 2**20
 PIECES_AT_ONCE = 6
@@ -96,9 +96,7 @@ class Mirror:
         if self._holds is not None:
             return
         file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             os.close(file)
             return
         self._holds = file

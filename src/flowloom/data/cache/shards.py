@@ -13,7 +13,6 @@ docs/cache-format.md has the fields. Imports no torch.
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import secrets
@@ -29,6 +28,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from flowloom.errors import CacheError
+from flowloom.locks import try_lock
 
 OPEN, SEALED = ".open", ".shard"
 ALIGNMENT = 64
@@ -172,18 +172,10 @@ def _create(folder: Path) -> tuple[Path, int]:
         name = f"{stamp}-{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
         path = folder / f"{name}{OPEN}"
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-        if _lock(file) and _is_still(path, file):
+        if try_lock(file) and _is_still(path, file):
             return path, file
         # Somebody who looked for leftovers was faster than our lock.
         os.close(file)
-
-
-def _lock(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_still(path: Path, file: int) -> bool:
@@ -227,7 +219,7 @@ def recover(folder: Path) -> list[Path]:
             file = os.open(path, os.O_RDWR)
         except FileNotFoundError:
             continue
-        if not (_lock(file) and _is_still(path, file)):
+        if not (try_lock(file) and _is_still(path, file)):
             os.close(file)
             continue
         records = list(_whole_records(file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import resource
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 from flowloom.datasets.archives.unpack import Refused, Unpacked, Unpacking, unpack
 from flowloom.files import write_json
+from flowloom.locks import try_lock
 
 MEMORY_BYTES = 4 * 2**30
 SECONDS_BETWEEN_REPORTS = 0.5
@@ -26,9 +26,7 @@ def main() -> int:
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     with (upload_dir / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock):
             return 0
         if (upload_dir / "report.json").exists():
             return 0

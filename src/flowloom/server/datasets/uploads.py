@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import fcntl
 import hashlib
 import os
 import re
@@ -31,6 +30,7 @@ from typing_extensions import TypedDict
 
 from flowloom.datasets.archives.names import TEXTS, ZIP, Unfit, Unwanted, fit, move_new, place_for
 from flowloom.files import read_json, write_json
+from flowloom.locks import try_lock
 from flowloom.server.datasets.locations import Dataset, UnfitName
 from flowloom.server.datasets.reserved import Reserved
 from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge
@@ -210,10 +210,8 @@ class Uploads:
         if not upload.data.exists():
             raise WrongOffset("All of it has come.", "HEAD tells the offset.")
         with upload.data.open("r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy("Its last request is still open.", "Try again in a second.") from None
+            if not try_lock(file):
+                raise Busy("Its last request is still open.", "Try again in a second.")
             if file.seek(0, os.SEEK_END) != offset:
                 raise WrongOffset(f"It is at {file.tell():,}, not at {offset:,}.", "HEAD tells the offset.")
             yield Part(upload, file, offset)
@@ -271,9 +269,7 @@ class Uploads:
     def _go_on(self, upload: Upload) -> None:
         """Start to unpack again where nobody does."""
         with (upload.folder / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(lock):
                 return
         self.unpack(upload)
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from flowloom.config.secrets import may_need_secrets
 from flowloom.errors import Problem, RunError, is_disk_full
+from flowloom.locks import hold, is_held
 from flowloom.run.directory import Control, RunDir
 from flowloom.run.task import Command, Task
 from flowloom.server.background import isolate_errors
 from flowloom.server.endpoints import environ_for_processes
-from flowloom.server.locks import hold, is_held
 from flowloom.server.problems import Invalid, NotNow
 from flowloom.server.runs.process_files import (
     BUSY,

@@ -15,9 +15,9 @@ from itertools import chain, count
 from pathlib import Path
 
 from flowloom.errors import RunError
+from flowloom.locks import is_held
 from flowloom.run.directory import RUN_NAME, RunDir
 from flowloom.server.background import isolate_errors, reason_of
-from flowloom.server.locks import is_held
 from flowloom.server.problems import NameTaken, NoSuchRun, NotNow
 from flowloom.server.runs.process_files import lock_path
 from flowloom.server.runs.processes import living_process

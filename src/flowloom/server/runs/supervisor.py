@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from flowloom.errors import FlowloomError
+from flowloom.locks import hold
 from flowloom.run.directory import RunDir
-from flowloom.server.locks import hold
 from flowloom.server.runs.process_files import (
     BUSY,
     NOT_QUEUED,

@@ -13,11 +13,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from flowloom.files import open_plain, read_json, whole_text
+from flowloom.locks import is_held
 from flowloom.run.directory import RUN_NAME, RunDir
 from flowloom.run.events import last_kept_step
 from flowloom.run.results import checkpoints_of
 from flowloom.server.background import isolate_errors
-from flowloom.server.locks import is_held
 from flowloom.server.runs.process_files import Exit, ProcessRecord, QueueEntry, StopRequest, lock_path
 from flowloom.server.runs.tail import is_number
 from flowloom.trainers import ALL as TRAINERS

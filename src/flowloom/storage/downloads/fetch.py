@@ -5,7 +5,6 @@ What is there so far lies in NAME.part, and what it is a part of in NAME.part.js
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from flowloom.errors import DiskFullError, SourceError, Unavailable
 from flowloom.files import sync, write_json
+from flowloom.locks import try_lock
 from flowloom.storage.base import shown
 from flowloom.storage.downloads.request import Asker, Facts, ask
 
@@ -157,10 +157,8 @@ class _Part:
 
 
 def _hold(file: IO[bytes], target: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SourceError(f"{target}: another run downloads it just now. Wait for that one.") from None
+    if not try_lock(file):
+        raise SourceError(f"{target}: another run is downloading it. Wait for that run.")
 
 
 def _fill(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch) -> Facts:
