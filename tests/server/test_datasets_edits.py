@@ -13,8 +13,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from flowloom.server.datasets.caption_store import Change, Unreadable
-from flowloom.server.datasets.edit_lock import EditCancelled, EditUnderWay, Phase, Turns
+from flowloom.datasets.captions.store import CaptionError, Change
+from flowloom.server.datasets.edit_lock import EditCancelled, EditLock, EditUnderWay, Phase
 from flowloom.server.datasets.edits import Editor
 from flowloom.server.datasets.index import Index
 from flowloom.server.datasets.locations import Dataset
@@ -194,7 +194,7 @@ def test_a_large_edit_tells_how_far_it_is_and_is_undone_to_the_last_byte(one_stu
     assert held(one_studio, "/api/datasets/many/edits") == before
 
 
-class Hasty(Turns):
+class Hasty(EditLock):
     """Somebody cancels the first edit, as soon as 700 captions of a phase are done."""
 
     def __init__(self, phase: Phase):
@@ -242,7 +242,7 @@ def test_cancelling_is_a_request(one_studio: Studio, fox: str):
 
 
 def test_what_another_program_wrote_into_a_jsonl_meanwhile_stays(tmp_path: Path):
-    editor, held_now = editor_of(tmp_path, "jsonl", Turns())
+    editor, held_now = editor_of(tmp_path, "jsonl", EditLock())
     path = tmp_path / "rows.jsonl"
     rows = path.read_bytes().splitlines(keepends=True)
     theirs = b"".join([*rows[:-1], rows[-1].replace(b"fox", b"theirs")])
@@ -252,14 +252,14 @@ def test_what_another_program_wrote_into_a_jsonl_meanwhile_stays(tmp_path: Path)
         path.with_name("new").write_bytes(theirs)
         path.with_name("new").replace(path)
 
-    with pytest.raises(Unreadable, match="another program"):
-        editor.book.write(changes())
+    with pytest.raises(CaptionError, match="another program"):
+        editor.store.write(changes())
     assert held_now() == theirs
     assert [one.name for one in tmp_path.iterdir() if one.name != "state"] == ["rows.jsonl"]
 
 
 def editor_of(
-    folder: Path, kind: Literal["folder", "jsonl"], turns: Turns
+    folder: Path, kind: Literal["folder", "jsonl"], lock: EditLock
 ) -> tuple[Editor, Callable[[], bytes]]:
     """The editor of a data set of COUNT captions, and what holds them now."""
     names = [f"{number:05}" for number in range(COUNT)]
@@ -281,24 +281,24 @@ def editor_of(
         return b"".join(file.read_bytes() for file in files)
 
     index = Index(Dataset("fox", kind, path), folder / "state")
-    return Editor(index, turns), held_now
+    return Editor(index, lock), held_now
 
 
 def test_who_edits_meanwhile_is_told_what_to_wait_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("flowloom.server.datasets.edit_lock.PATIENCE_S", 0.01)
-    turns = Turns()
+    lock = EditLock()
 
     def second() -> None:
-        with turns.take("second"):
+        with lock.take("second"):
             pass
 
     with ThreadPoolExecutor(1) as others:
-        with turns.take("first"):
-            list(turns.watch("writing", 1000, range(7)))
+        with lock.take("first"):
+            list(lock.watch("writing", 1000, range(7)))
             with pytest.raises(EditUnderWay, match="first: writing, 7 of 1,000 captions"):
                 others.submit(second).result()
         others.submit(second).result()
-    assert turns.stage is None
+    assert lock.stage is None
 
 
 def test_only_what_is_meant_is_edited(one_studio: Studio, fox: str):

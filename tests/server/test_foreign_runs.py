@@ -22,7 +22,7 @@ from flowloom.locks import hold, is_held
 from flowloom.run.directory import RunDir
 from flowloom.server.app import open_studio
 from flowloom.server.datasets.edit_lock import EditUnderWay
-from flowloom.server.datasets.locations import NoSuchDataSet
+from flowloom.server.datasets.locations import NoSuchDataset
 from flowloom.server.deps import Studio as Open
 from flowloom.server.problems import NotNow
 from flowloom.server.routes.datasets import delete_dataset
@@ -165,15 +165,15 @@ def test_however_often_runs_are_moved_each_goes_where_it_was_put(opened: Open):
 
 
 def test_a_data_set_is_not_deleted_under_an_edit(opened: Open):
-    fox = opened.datasets.places.create("fox")
+    fox = opened.datasets.locations.create("fox")
     with ThreadPoolExecutor(1) as others:
-        with opened.datasets.turns(fox).take("an edit"):
+        with opened.datasets.edit_lock(fox).take("an edit"):
             deleting = others.submit(delete_dataset, opened.datasets, fox, opened)
             with pytest.raises(EditUnderWay, match="an edit"):
                 deleting.result(20)
         assert opened.datasets.get("fox") == fox
         others.submit(delete_dataset, opened.datasets, fox, opened).result(20)
-    with pytest.raises(NoSuchDataSet):
+    with pytest.raises(NoSuchDataset):
         opened.datasets.get("fox")
 
 

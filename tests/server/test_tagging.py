@@ -55,7 +55,7 @@ def test_a_folder_is_tagged_by_the_queue(tagging_studio: Studio, data: Path):
     start(studio, "tag", "look", **config, preview=6)
     studio.wait("look", "finished")
     preview = studio.get("/api/runs/look/result")["preview"]
-    assert [one["picture"] for one in preview] == [f"p{i:03d}.png" for i in (0, 16, 33, 50, 66, 83)]
+    assert [one["image"] for one in preview] == [f"p{i:03d}.png" for i in (0, 16, 33, 50, 66, 83)]
     assert preview[0]["after"] == [FOX.strip()]
     assert not list(pictures.glob("*.txt"))
 

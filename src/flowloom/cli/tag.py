@@ -191,9 +191,9 @@ def _print_event(event: dict[str, Any]) -> None:
 def _print_result(result: dict[str, Any]) -> None:
     for one in result.get("preview", []):
         for text in one["after"]:
-            print(f"{one['picture']}: {text}{'  (has a caption, unchanged)' * one['is_kept']}")
+            print(f"{one['image']}: {text}{'  (has a caption, unchanged)' * one['is_kept']}")
     for name, value in result.items():
         if name.startswith("num_"):
             print(f"{name.removeprefix('num_'):<10} {value:,}")
     for one in result.get("unusable", [])[:SHOWN]:
-        print(f"unusable   {one['picture']}: {one['reason']}", file=sys.stderr)
+        print(f"unusable   {one['image']}: {one['reason']}", file=sys.stderr)

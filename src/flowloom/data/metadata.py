@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from flowloom.data.index import read_columns
-from flowloom.data.row_checks import Unusable, captions_of, check_row
+from flowloom.data.row_checks import BadRow, captions_of, parse
 from flowloom.data.rows import Columns, RowProblem
 from flowloom.errors import DataError
 
@@ -99,13 +98,10 @@ class Metadata:
             column[index].item() for column in (self.widths, self.heights, self.loss_weights)
         )
         text = os.pread(self._file, int(self._lengths[index]), int(self._offsets[index]))
-        try:
-            fields = orjson.loads(text)
-            now_width, now_height, *_ = check_row(fields)
-        except (orjson.JSONDecodeError, Unusable) as error:
-            raise self._changed(line) from error
-        if (now_width, now_height) != (width, height):
+        row = parse(text)
+        if isinstance(row, BadRow) or (row.width, row.height) != (width, height):
             raise self._changed(line)
+        fields = row.fields
         caption, *more = captions_of(fields)
         return Row(
             index=index,

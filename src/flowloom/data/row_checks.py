@@ -3,15 +3,65 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 MAX_SIDE = 1_000_000
 """Pixels; a larger recorded size is a mistake."""
-FLAGS = ("is_tag_based", "is_url_based")
+CAPTION, IS_TAGS = "caption_or_tags", "is_tag_based"
+FLAGS = (IS_TAGS, "is_url_based")
+_BOM = b"\xef\xbb\xbf"
 
 
 class Unusable(Exception):
     """Why a row cannot be trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that can be trained."""
+
+    fields: dict[str, Any]
+    """All of the line, other keys included."""
+    width: int
+    height: int
+    loss_weight: float
+    caption_chars: int
+    """Length of the longest caption."""
+
+    @property
+    def filename(self) -> str:
+        """Path below the image folder, or URL."""
+        return self.fields["filename"]
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A line that cannot be trained, and why."""
+
+    reason: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Empty if the line is not a JSON object."""
+
+    @property
+    def filename(self) -> str:
+        """Empty if the row names no file."""
+        name = self.fields.get("filename")
+        return name if isinstance(name, str) else ""
+
+
+def parse(line: bytes) -> Row | BadRow:
+    """One line of a JSONL, checked: the rule of training, the gallery, tagging, lint and builds."""
+    try:
+        fields = orjson.loads(line.removeprefix(_BOM))
+    except orjson.JSONDecodeError as error:
+        return BadRow(f"not JSON: {error}")
+    try:
+        return Row(fields, *check_row(fields))
+    except Unusable as error:
+        return BadRow(str(error), fields if type(fields) is dict else {})
 
 
 def check_row(row: Any) -> tuple[int, int, float, int]:

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from flowloom.data.row_checks import MAX_SIDE, Unusable, check_row
+from flowloom.data.row_checks import MAX_SIDE, BadRow, parse
 from flowloom.printable import printable
 
 Columns = dict[str, NDArray[Any]]
@@ -147,12 +146,12 @@ def _one_by_one(block: bytes, offset: int) -> tuple[Columns, list[RowProblem]]:
     problems: list[RowProblem] = []
     for number, line in enumerate(block.split(b"\n"), start=1):
         if line.strip():
-            try:
-                values.append((number, offset, len(line), *check_row(orjson.loads(line))))
-            except orjson.JSONDecodeError as error:
-                problems.append(RowProblem(number, f"not JSON: {error}"))
-            except Unusable as error:
-                problems.append(RowProblem(number, str(error)))
+            row = parse(line)
+            if isinstance(row, BadRow):
+                problems.append(RowProblem(number, row.reason))
+            else:
+                sizes = row.width, row.height, row.loss_weight, row.caption_chars
+                values.append((number, offset, len(line), *sizes))
         offset += len(line) + 1
     columns = zip(*values, strict=True) if values else [()] * len(KINDS)
     found = {name: np.array(c, dtype=kind) for (name, kind), c in zip(KINDS.items(), columns, strict=True)}

@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 import flowloom
 from flowloom.server import problems
 from flowloom.server.allowed_roots import AllowedRoots
-from flowloom.server.datasets.registry import DataSets
+from flowloom.server.datasets.registry import DatasetRegistry
 from flowloom.server.deps import Studio
 from flowloom.server.garbage import Collector
 from flowloom.server.off_loop import SHARED_THREADS, SWITCH_S, off_loop
@@ -112,7 +112,7 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
         queue=Queue(registry, {**ALL, **TASKS}, devices, settings.state_dir),
         trainers=ALL,
         system_monitor=SystemMonitor(settings.roots),
-        datasets=DataSets(roots, settings.state_dir),
+        datasets=DatasetRegistry(roots, settings.state_dir),
         is_closing=is_closing,
     )
 

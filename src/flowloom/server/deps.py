@@ -13,7 +13,7 @@ from flowloom.run.directory import RunDir
 from flowloom.run.results import Kind, result_folders
 from flowloom.server.allowed_roots import AllowedRoots, inside
 from flowloom.server.background import PeriodicJobs
-from flowloom.server.datasets.registry import DataSets
+from flowloom.server.datasets.registry import DatasetRegistry
 from flowloom.server.datasets.uploads import Uploads
 from flowloom.server.problems import NoSuchFile, NoSuchTrainer
 from flowloom.server.runs.metrics import Charts
@@ -34,7 +34,7 @@ class Studio:
     queue: Queue
     trainers: Mapping[str, TrainerBackend]
     system_monitor: SystemMonitor
-    datasets: DataSets
+    datasets: DatasetRegistry
     charts: Charts = field(default_factory=Charts)
     uploads: Uploads = field(default_factory=Uploads)
     jobs: PeriodicJobs = field(default_factory=PeriodicJobs)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from PIL import Image
 from flowloom.errors import ConfigError, DataError, RunError
 from flowloom.tasks import ALL
 from flowloom.tasks.restore_captions import CHANGES
-from flowloom.tasks.tagging.changes import Change
-from flowloom.tasks.tagging.rows import Rows
 from tests.fakes.pictures import encoded
 from tests.server.conftest import wait_for
 from tests.tasks.tagging.conftest import BLUE, GREEN, RED, Runs, events_of, paint
@@ -83,7 +80,7 @@ def test_a_preview_shows_some_pictures_of_the_whole_set_and_touches_nothing(tag:
     before = snapshot(pictures)
     result = tag(preview=2, existing="append")
     assert snapshot(pictures) == before
-    shown = {one["picture"]: one for one in result["preview"]}
+    shown = {one["image"]: one for one in result["preview"]}
     assert shown.keys() == {"blue.png", "green.png"}
     assert shown["blue.png"]["after"] == [BLUE_TAGS]
     assert shown["blue.png"]["scores"]["blue_theme"] == pytest.approx(0.9975, abs=1e-4)
@@ -101,10 +98,10 @@ def test_pictures_that_cannot_be_used_are_named_and_counted(runs: Runs, tagger: 
         "tag", data_path=str(pictures), model_path=str(tagger), existing="append", batch_size=2
     )
     result = runs.go_on(run_dir)
-    reasons = {one["picture"]: one["reason"] for one in result["unusable"]}
+    reasons = {one["image"]: one["reason"] for one in result["unusable"]}
     assert reasons.keys() == {"damaged.jpg", "bomb.png", "green.png"}
     assert "200 megapixels" in reasons["bomb.png"]
-    assert "green.txt is not utf-8" in reasons["green.png"]
+    assert "green.txt: not utf-8" in reasons["green.png"]
     assert {event["file"] for event in events_of(run_dir, "skipped")} == reasons.keys()
     assert result["num_unusable"] == 3
     assert result["num_written"] == 2
@@ -114,10 +111,10 @@ def test_pictures_that_cannot_be_used_are_named_and_counted(runs: Runs, tagger: 
 def test_a_folder_of_nothing_usable_fails(tag: Tag, tmp_path: Path):
     folder = tmp_path / "empty"
     folder.mkdir()
-    with pytest.raises(DataError, match="there is no picture"):
+    with pytest.raises(DataError, match="no image to describe"):
         tag(data_path=str(folder))
     (folder / "a.png").write_bytes(b"x" * 99)
-    with pytest.raises(DataError, match=r"no picture can be used.*a\.png"):
+    with pytest.raises(DataError, match=r"no image can be used.*a\.png"):
         tag(data_path=str(folder))
 
 
@@ -155,7 +152,7 @@ def test_what_was_noted_and_not_written_is_written_next_time(runs: Runs, tagger:
     assert (pictures / "blue.txt").read_text() == "noted before the kill\n"
     assert (pictures / "green.txt").read_text() == "somebody else's\n"
     assert (pictures / "red.txt").read_text().startswith("fox (forest story), ")
-    assert result["changed_since"] == ["green.txt"]
+    assert result["changed_meanwhile"] == ["green.txt"]
     assert len((run_dir.path / CHANGES).read_text().splitlines()) == 3
 
 
@@ -221,12 +218,12 @@ def test_undo_puts_back_what_was_there_and_nothing_else(runs: Runs, tagger: Path
     after = snapshot(pictures)
     assert after.keys() - before.keys() == {"green.txt"}
     undo = {"data_path": str(pictures), "run_path": str(run_dir.path)}
-    assert runs("restore-captions", **undo) == {"num_restored": 2, "changed_since": []}
+    assert runs("restore-captions", **undo) == {"num_restored": 2, "changed_meanwhile": []}
     assert snapshot(pictures) == before
     runs.go_on(run_dir)
     assert snapshot(pictures) == after, "resumed, it is done again"
     (pictures / "blue.txt").write_text("mine now")
-    assert runs("restore-captions", **undo) == {"num_restored": 1, "changed_since": ["blue.txt"]}
+    assert runs("restore-captions", **undo) == {"num_restored": 1, "changed_meanwhile": ["blue.txt"]}
     assert (pictures / "blue.txt").read_text() == "mine now"
 
 
@@ -234,26 +231,9 @@ def test_a_run_that_still_writes_is_not_undone(runs: Runs, tagger: Path, picture
     run_dir = runs.new("tag", data_path=str(pictures), model_path=str(tagger))
     runs.go_on(run_dir)
     noted = (run_dir.path / CHANGES).read_bytes()
-    with run_dir.locked(), pytest.raises(RunError, match="still runs"):
+    with run_dir.locked(), pytest.raises(RunError, match="is running"):
         runs("restore-captions", data_path=str(pictures), run_path=str(run_dir.path))
     assert (run_dir.path / CHANGES).read_bytes() == noted
-
-
-def test_rows_that_another_program_wrote_meanwhile_stay(tmp_path: Path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"filename": "a.png"}\n{"filename": "b.png"}\n')
-
-    class Meanwhile(dict[str, Change]):
-        def get(self, place: str, default: Any = None) -> Any:
-            path.with_name("theirs").write_text('{"filename": "a.png", "caption_or_tags": "theirs"}\n')
-            path.with_name("theirs").replace(path)
-            return super().get(place, default)
-
-    change = Change("1", "a.png", {}, {"caption_or_tags": "ours"})
-    with closing(Rows(path, None)) as rows, pytest.raises(DataError, match="another program"):
-        rows.apply(Meanwhile({"1": change}))
-    assert "theirs" in path.read_text()
-    assert [one.name for one in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 def test_undo_writes_to_no_other_data_than_the_run_did(
@@ -269,7 +249,7 @@ def test_undo_writes_to_no_other_data_than_the_run_did(
         runs("restore-captions", data_path=str(pictures), run_path=str(run_dir.path))
     crafted["place"] = "model.py"
     (run_dir.path / CHANGES).write_text(json.dumps(crafted) + "\n")
-    with pytest.raises(DataError, match=r"no \.txt file"):
+    with pytest.raises(DataError, match=r"is not a \.txt file"):
         runs("restore-captions", data_path=str(pictures), run_path=str(run_dir.path))
     assert not (tmp_path / "victim.txt").exists()
     problems = ALL["restore-captions"].check({"data_path": str(pictures), "run_path": str(tmp_path)})
@@ -316,9 +296,9 @@ def test_rows_get_their_captions_and_keep_the_rest(tag: Tag, jsonl: Path, pictur
     assert after[6] == before[6] | {"caption_or_tags": [f"one, {green}", f"two, {green}"]}
     assert after[7] == before[7] | {"caption_or_tags": RED_TAGS, "is_tag_based": True}
     assert after[2:6] == before[2:6]
-    assert result["num_pictures"] == 4
+    assert result["num_images"] == 4
     assert result["num_written"] == 4
-    places = [one["picture"] for one in result["unusable"]]
+    places = [one["image"] for one in result["unusable"]]
     assert places == ["set.jsonl:4", "set.jsonl:5", "missing.png"]
     assert not list(pictures.glob("*.txt"))
 
@@ -351,13 +331,13 @@ def test_rows_edited_meanwhile_stay_as_they_were_edited(runs: Runs, tagger: Path
     jsonl.write_text(edited, encoding="utf-8")
     result = runs.go_on(run_dir)
     assert rows_of(jsonl)[1]["caption_or_tags"] == "mine"
-    assert result["changed_since"] == ["set.jsonl:2"]
-    assert "stay as they are" in events_of(run_dir, "warning")[0]["message"]
+    assert result["changed_meanwhile"] == ["set.jsonl:2"]
+    assert "not overwritten" in events_of(run_dir, "warning")[0]["message"]
 
 
 def test_an_unwritable_folder_is_told_and_left_alone(runs: Runs, tagger: Path, pictures: Path):
     (pictures / "blue.txt").mkdir()
     run_dir = runs.new("tag", data_path=str(pictures), model_path=str(tagger))
     result = runs.go_on(run_dir)
-    assert [one["picture"] for one in result["unusable"]] == ["blue.png"]
+    assert [one["image"] for one in result["unusable"]] == ["blue.png"]
     assert result["num_written"] == 2

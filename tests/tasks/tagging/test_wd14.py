@@ -180,7 +180,7 @@ def test_a_network_for_something_else_is_told(tmp_path: Path):
     square, oblong = value("input", ["N", 16, 16, 3]), value("input", ["N", 17, 16, 3])
     assert network.count(square) == 1
     (folder / "model.onnx").write_bytes(network.replace(square, oblong))
-    with pytest.raises(WeightsError, match=r"not pictures as \(batch, side, side, 3\)"):
+    with pytest.raises(WeightsError, match=r"not images as \(batch, side, side, 3\)"):
         Wd14Tagger(folder, config(), {})
 
 

@@ -4494,7 +4494,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "There is a data set of this name.",
-                     *       "type": "urn:flowloom:data-set-taken"
+                     *       "type": "urn:flowloom:dataset-taken"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -4637,7 +4637,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "There is a data set of this name.",
-                     *       "type": "urn:flowloom:data-set-taken"
+                     *       "type": "urn:flowloom:dataset-taken"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -4779,7 +4779,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -4921,7 +4921,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -5082,7 +5082,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -5250,7 +5250,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -5456,7 +5456,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -5615,7 +5615,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -5778,7 +5778,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -5954,7 +5954,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -6117,7 +6117,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -6276,7 +6276,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -6441,7 +6441,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -6613,7 +6613,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -6772,7 +6772,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -6951,7 +6951,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -7106,7 +7106,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -7277,7 +7277,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -7453,7 +7453,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -7615,7 +7615,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -7770,7 +7770,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -7929,7 +7929,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -8111,7 +8111,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -8285,7 +8285,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -8463,7 +8463,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -8642,7 +8642,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -8823,7 +8823,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -9004,7 +9004,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -16889,7 +16889,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -17031,7 +17031,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-data-set"
+                     *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -17048,7 +17048,7 @@ export interface operations {
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "There is a data set of this name.",
-                     *       "type": "urn:flowloom:data-set-taken"
+                     *       "type": "urn:flowloom:dataset-taken"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from flowloom.data.row_checks import Unusable as BadRowError
+from flowloom.data.row_checks import check_row
 from flowloom.datasets.build.items import Unusable, reason_of
 from flowloom.datasets.build.readers.table import filename_of, records
 from flowloom.datasets.build.state import recorded_root
 from flowloom.datasets.build.stores import NamedStores
-from flowloom.datasets.build.text import caption_of
 from flowloom.errors import DataError, SourceError, StoreDenied, Unavailable
 from flowloom.storage.base import StorageSection
 from flowloom.storage.local import find_image
@@ -94,12 +95,8 @@ def flow_rows(path: Path) -> Iterator[FlowRow | Unusable]:
         place, fields = record
         try:
             filename_of(fields, "filename")
-            if caption_of(fields, "caption_or_tags") is None:
-                raise DataError("it has no caption_or_tags")
-            for side in ("width", "height"):
-                if not isinstance(fields.get(side), int) or fields[side] <= 0:
-                    raise DataError(f"{side} is {fields.get(side)!r:.60}; it must be a number of pixels")
-        except DataError as error:
+            fields["width"], fields["height"], *_ = check_row(fields)
+        except (DataError, BadRowError) as error:
             yield Unusable(place, str(error))
             continue
         yield FlowRow(place, fields)

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from flowloom.data.metadata import read_metadata
+from flowloom.data.row_checks import BadRow, parse
 from flowloom.datasets.lint.captions import mended_text
 from flowloom.datasets.lint.check import LintOptions, Seen, lint
 from flowloom.datasets.lint.look import shown_size
@@ -109,17 +110,13 @@ def _read(path: Path, changes: list[Change]) -> Rows:
             text, note = _decoded(line)
             if not text.strip():
                 continue
-            try:
-                row = orjson.loads(text)
-            except orjson.JSONDecodeError as error:
-                changes.append(Change(number, f"row taken out: not JSON: {error}"))
-                continue
-            if not isinstance(row, dict):
-                changes.append(Change(number, "row taken out: not a JSON object"))
+            row = parse(text.encode())
+            if isinstance(row, BadRow) and not row.fields:
+                changes.append(Change(number, f"row taken out: {row.reason}"))
                 continue
             if note:
                 changes.append(Change(number, note))
-            rows[number] = row
+            rows[number] = row.fields
     return rows
 
 

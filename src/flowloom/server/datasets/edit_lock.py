@@ -36,7 +36,7 @@ class Stage:
     """0: not known yet."""
 
 
-class Turns:
+class EditLock:
     """One edit of a data set after the other, and how far the one is whose turn it is."""
 
     def __init__(self) -> None:

@@ -6,35 +6,45 @@ changes, so that an edit that was cut short is undone like any other.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import os
 import re
 import secrets
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
 
-from flowloom.server.datasets.caption_store import Book, Change, Raw, Spot, open_book
-from flowloom.server.datasets.captions import NONE, Caption
-from flowloom.server.datasets.edit_lock import Turns
+from flowloom.datasets.captions.folder import FolderCaptions, caption_place
+from flowloom.datasets.captions.formats import NO_VERSION, Caption, version_of
+from flowloom.datasets.captions.journal import Journal, pending
+from flowloom.datasets.captions.jsonl import JsonlCaptions, stamp_of
+from flowloom.datasets.captions.store import (
+    CaptionError,
+    CaptionRef,
+    CaptionStore,
+    Change,
+    OutsideFolder,
+    Written,
+)
+from flowloom.server.datasets.edit_lock import EditLock
 from flowloom.server.datasets.index import Index
 from flowloom.server.datasets.operations import Operation, applied
-from flowloom.server.datasets.scan import Row
+from flowloom.server.datasets.scan import Row, row_of
 from flowloom.server.datasets.table import Filter
-from flowloom.server.problems import NoSuchFile, Place, ServiceError
+from flowloom.server.problems import NoSuchFile, OutsideRoots, Place, ServiceError
 
-T = TypeVar("T")
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 KEPT = 200
 """Edits of a data set that can still be undone."""
 NAMED = 20
 """Examples in a refusal."""
+
+
+class Unreadable(ServiceError):
+    status, code, title = 409, "unreadable", "This caption cannot be edited."
 
 
 class CaptionChanged(ServiceError):
@@ -94,133 +104,162 @@ class Edit:
 
 
 class Editor:
-    """All changes to the captions of one data set go through here, one after the other."""
+    """Reads and changes the captions of one dataset, one change at a time."""
 
-    def __init__(self, index: Index, turns: Turns):
+    def __init__(self, index: Index, lock: EditLock):
+        dataset = index.dataset
         self.index = index
-        self.book: Book = open_book(index)
+        self.store: CaptionStore = (
+            JsonlCaptions(dataset.path)
+            if dataset.kind == "jsonl" and dataset.path
+            else FolderCaptions(dataset.folder)
+        )
         self.folder = index.folder / "edits"
-        self.turns = turns
+        self.lock = lock
 
     def read(self, item: str) -> Caption:
         """The caption of `item` as it is now.
 
         Raises:
-            NoSuchFile: there is no such picture.
+            NoSuchFile: there is no such image.
+            Unreadable: its caption cannot be read.
         """
-        raw = self._raw(item)
-        return self._caption(raw)
+        with self._open():
+            place, data = self._content(item)
+            return self.store.caption(place, data)
 
     def write(self, item: str, text: str, versions: set[str]) -> Caption:
         """Make `text` the caption of `item`.
 
         Args:
-            versions: those that it may have now, or "*" for any.
+            versions: accepted versions of the present caption; "*" accepts any.
 
         Raises:
-            CaptionChanged: it is another one by now.
-            NoSuchFile: there is no such picture.
-            EditUnderWay: many are being edited.
+            CaptionChanged: the caption has another version by now.
+            NoSuchFile: there is no such image.
+            Unreadable: its caption cannot be read or edited.
+            EditUnderWay: another edit is being made.
         """
-        with self.turns.take(f"the caption of {item}"):
-            raw = self._raw(item)
-            now = self._caption(raw)
+        with self.lock.take(f"the caption of {item}"), self._open():
+            place, data = self._content(item)
+            now = self.store.caption(place, data)
             if "*" not in versions and now.version not in versions:
-                todo = f"It says now: {now.text:.200}. Read it again, and decide between the two."
-                raise CaptionChanged(f"The caption of {item} has version {now.version}.", todo)
-            after = self.book.edited(raw, text)
-            if after != raw.data and self.book.write([Change(item, raw.place, raw.data, after)]):
+                hint = f"It is now: {now.text:.200}. Read it again, and decide between the two."
+                raise CaptionChanged(f"The caption of {item} has version {now.version}.", hint)
+            after = self.store.edited(place, data, text.strip().split("\n"))
+            if after != data and self._write([Change(item, place, data, after)]).changed_meanwhile:
                 raise CaptionChanged(
                     f"The caption of {item} was just written by another program.", "Read it again."
                 )
-            return self._caption(raw._replace(data=after))
+            return self.store.caption(place, after)
 
     def plan(self, operation: Operation, wanted: Filter, num_examples: int) -> Plan:
-        """What `operation` would do to the captions that are meant."""
+        """What `operation` would do to the captions of `wanted`."""
         self.index.refresh(is_strict=True)
         plan = Plan()
-        for _ in self._wishes(operation, self.index.rows(wanted), plan, num_examples):
+        for _ in self._edited_rows(operation, self.index.rows(wanted), plan, num_examples):
             pass
         return plan
 
     def make(self, operation: Operation, wanted: Filter, version: str | None, title: str) -> Edit:
-        """Do it.
+        """Apply `operation` to the captions of `wanted`.
 
         Args:
-            version: of the plan; None: whatever it does now.
+            version: of the plan; None accepts any.
 
         Raises:
-            EditChanged: it would do something else than the plan said.
-            EditUnderWay: another one is being made.
-            EditCancelled: somebody did that before it changed anything.
+            EditChanged: the edit would no longer do what the plan showed.
+            EditUnderWay: another edit is being made.
+            EditCancelled: the edit was cancelled before it changed anything.
         """
-        with self.turns.take(title):
+        with self.lock.take(title), self._open():
             self.index.refresh(is_strict=True)
-            plan, others = Plan(), list[str]()
+            plan, changed = Plan(), list[CaptionRef]()
             num_meant, _ = self.index.page(wanted, "name", 0, 0)
-            rows = self.turns.watch("reading", num_meant, self.index.rows(wanted))
-            journal = self._write_down(self._changes(self._wishes(operation, rows, plan, 0), others))
-            if version not in (None, plan.version):
-                journal.unlink()
-                todo = "Ask for the preview again, and send its version."
-                raise EditChanged(f"{plan.num_changed:,} captions would be changed now.", todo)
-            return self._carry_out(journal, title, None, others)
+            rows = self.lock.watch("reading", num_meant, self.index.rows(wanted))
+            with self._journal(
+                self._changes(self._edited_rows(operation, rows, plan, 0), changed)
+            ) as journal:
+                if version not in (None, plan.version):
+                    hint = "Ask for the preview again, and send its version."
+                    raise EditChanged(f"{plan.num_changed:,} captions would be changed now.", hint)
+                return self._apply(journal, title, None, changed)
 
     def undo(self, edit_id: str, *, is_partial: bool) -> Edit:
-        """Put back what `edit_id` changed; that itself is an edit.
+        """Restore the captions that `edit_id` changed; that itself is an edit.
 
         Args:
-            is_partial: leave out what was changed since, rather than refuse.
+            is_partial: leave out captions that were changed since, instead of refusing.
 
         Raises:
-            NoSuchEdit: it is unknown, or too long ago.
-            ChangedMeanwhile: with what was changed since.
-            EditUnderWay: another one is being made.
+            NoSuchEdit: there is no such edit, or it is too old.
+            ChangedMeanwhile: some captions were changed since.
+            EditUnderWay: another edit is being made.
         """
-        edit = self._known(edit_id)
+        edit = self._edit(edit_id)
         title = f"Undone: {edit.title}"
-        with self.turns.take(title):
+        with self.lock.take(title), closing(Journal(self.folder / f"{edit_id}.jsonl")) as old, self._open():
             self.index.refresh(is_strict=True)
-            others: list[str] = []
-            journal = self._write_down(self._reversals(edit, others))
-            if others and not is_partial:
-                journal.unlink()
-                places = [
-                    Place(pointer=f"/{item}", detail="was changed after this edit.")
-                    for item in others[:NAMED]
-                ]
-                todo = "Undo the later edits first, or send is_partial to put back all others."
-                raise ChangedMeanwhile(
-                    f"{len(others):,} of {edit.num_changed:,} captions were changed since.", todo, places
-                )
-            return self._carry_out(journal, title, edit_id, others)
+            changed: list[CaptionRef] = []
+            changes = self.lock.watch("reading", edit.num_changed, old.changes())
+            with self._journal(pending(self.store, changes, changed, is_undo=True)) as journal:
+                if changed and not is_partial:
+                    places = [
+                        Place(pointer=f"/{ref.item}", detail="was changed after this edit.")
+                        for ref in changed[:NAMED]
+                    ]
+                    hint = "Undo the later edits first, or send is_partial to restore all others."
+                    raise ChangedMeanwhile(
+                        f"{len(changed):,} of {edit.num_changed:,} captions were changed since.", hint, places
+                    )
+                return self._apply(journal, title, edit_id, changed)
 
     def edits(self) -> list[Edit]:
         """Those that can be undone, the latest first."""
         found = [edit for path in self.folder.glob("*.json") if (edit := _read(path))]
         return sorted(found, key=lambda edit: edit.time, reverse=True)
 
-    def _raw(self, item: str) -> Raw:
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        """Answer errors of the captions as problems, and close the store at the end."""
+        try:
+            yield
+        except OutsideFolder as error:
+            raise OutsideRoots(str(error)) from error
+        except CaptionError as error:
+            raise Unreadable(str(error), error.hint) from error
+        finally:
+            self.store.close()
+
+    def _content(self, item: str) -> tuple[str, bytes | None]:
+        """Where the caption of `item` is, and the content there."""
         row = self.index.get(item)
         if row is None:
             self.index.refresh(is_strict=True)
             row = self.index.get(item)
-        for raw in self.book.raws([Spot(item, row.sidecar)] if row else []):
-            return raw
-        raise NoSuchFile(item)
+        if row is None:
+            raise NoSuchFile(item)
+        place = self._place(row)
+        data = self.store.read(place)
+        if row.position and data is None:  # the line is gone
+            raise NoSuchFile(item)
+        return place, data
 
-    def _caption(self, raw: Raw) -> Caption:
-        found = self.book.caption(raw)
-        return Caption(found.text, raw.version, found.is_tags, found.problem)
+    def _place(self, row: Row) -> str:
+        """The line, or the caption file; of an image without one, where it would be."""
+        if row.position or row.sidecar:
+            return row.sidecar or row.item
+        is_only = len(self.index.namesakes(row.item.rpartition(".")[0])) < 2
+        return caption_place(row.item, ".txt", is_only=is_only)
 
-    def _wishes(
+    def _edited_rows(
         self, operation: Operation, rows: Iterable[Row], plan: Plan, num_examples: int
     ) -> Iterator[tuple[Row, str]]:
         """The captions of `rows` that `operation` changes, with what they shall say."""
         digest = hashlib.blake2b(digest_size=12)
         for row in rows:
             plan.num_meant += 1
-            if row.problem and not row.caption and row.version != NONE:
+            if _is_unreadable(row):
                 plan.unreadable.append(row.item)
                 continue
             text = applied(operation, row.caption).strip()
@@ -233,59 +272,61 @@ class Editor:
             yield row, text
         plan.version = digest.hexdigest()
 
-    def _changes(self, wishes: Iterable[tuple[Row, str]], others: list[str]) -> Iterator[Change]:
-        """What carries `wishes` out; `others` gets the items that were changed since the list was made."""
-        spots = ((Spot(row.item, row.sidecar), (row, text)) for row, text in wishes)
-        for (row, text), raw in _side_by_side(spots, self.book):
-            if raw is None or raw.version != row.version:
-                others.append(row.item)
+    def _changes(self, edited: Iterable[tuple[Row, str]], changed: list[CaptionRef]) -> Iterator[Change]:
+        """The change of each edited row; `changed` gets those whose captions differ from the index."""
+        for row, text in edited:
+            place = self._place(row)
+            data = self.store.read(place)
+            if version_of(data) != row.version:
+                changed.append(CaptionRef(row.item, place))
             else:
-                yield Change(row.item, raw.place, raw.data, self.book.edited(raw, text))
+                after = self.store.edited(place, data, text.split("\n"))
+                yield Change(row.item, place, data, after)
 
-    def _reversals(self, edit: Edit, others: list[str]) -> Iterator[Change]:
-        """What puts the captions of an edit back; `others` gets the items that somebody changed since."""
-        entries = _entries(self.folder / f"{edit.id}.jsonl")
-        written = self.turns.watch("reading", edit.num_changed, entries)
-        spots = ((Spot(change.item, change.place), change) for change in written)
-        for change, raw in _side_by_side(spots, self.book):
-            if raw is None or raw.data not in (change.before, change.after):
-                others.append(change.item)
-            elif raw.data != change.before:
-                yield Change(change.item, change.place, raw.data, change.before)
-
-    def _write_down(self, changes: Iterable[Change]) -> Path:
+    @contextmanager
+    def _journal(self, changes: Iterable[Change]) -> Iterator[Journal]:
+        """A new journal with `changes`, on the disk; removed if the edit is refused."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}.jsonl"
-        try:
-            with path.open("w", encoding="utf-8") as file:
-                for change in changes:
-                    entry = {name: _packed(value) for name, value in change._asdict().items()}
-                    file.write(json.dumps(entry) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            path.unlink()
-            raise
-        return path
+        with closing(Journal(path)) as journal:
+            try:
+                journal.add(changes)
+                yield journal
+            finally:
+                if not path.with_suffix(".json").exists():
+                    path.unlink()
 
-    def _carry_out(self, journal: Path, title: str, undoes: str | None, others: list[str]) -> Edit:
-        """Make the changes that are written down."""
-        with journal.open("rb") as file:
-            num_changes = sum(1 for _ in file)
+    def _apply(self, journal: Journal, title: str, undoes: str | None, changed: list[CaptionRef]) -> Edit:
+        """Make the changes of the journal."""
+        num_changes = sum(1 for _ in journal.changes())
+        about_path = journal.path.with_suffix(".json")
         about = {"title": title, "time": time.time(), "num_changed": num_changes, "undoes": undoes}
-        journal.with_suffix(".json").write_text(json.dumps(about))
-        numbers = count()  # of those that are passed on until it is cancelled
-        written = zip(self.turns.watch("writing", num_changes, _entries(journal)), numbers, strict=False)
-        changed = self.book.write(change for change, _ in written)
-        num_passed = next(numbers)
-        about |= {"num_changed": num_passed - len(changed), "is_whole": num_passed == num_changes}
-        journal.with_suffix(".json").write_text(json.dumps(about))
+        about_path.write_text(json.dumps(about))
+        numbers = count()  # of changes that are passed on until the edit is cancelled
+        changes = zip(self.lock.watch("writing", num_changes, journal.changes()), numbers, strict=False)
+        written = self._write(change for change, _ in changes)
+        about |= {"num_changed": written.num_written, "is_whole": next(numbers) == num_changes}
+        about_path.write_text(json.dumps(about))
         for old in sorted(self.folder.glob("*.json"), reverse=True)[KEPT:]:
             old.unlink()
             old.with_suffix(".jsonl").unlink(missing_ok=True)
-        return Edit(journal.stem, **about, changed_meanwhile=(*others, *changed))
+        changed_meanwhile = tuple(ref.item for ref in (*changed, *written.changed_meanwhile))
+        return Edit(journal.path.stem, **about, changed_meanwhile=changed_meanwhile)
 
-    def _known(self, edit_id: str) -> Edit:
+    def _write(self, changes: Iterable[Change]) -> Written:
+        """Write `changes`, and update the index."""
+        path = self.index.dataset.path
+        if self.index.dataset.kind == "folder" or path is None:
+            return self.store.write(changes, self.index.update_captions)
+        is_current = self.index.stamp() == stamp_of(path)
+        lines: list[Change] = []
+        written = self.store.write(changes, lines.extend)
+        if is_current and len(lines) == written.num_written:
+            self.index.put([row_of(int(change.place), change.after or b"") for change in lines])
+            self.index.keep_stamp(stamp_of(path))
+        return written
+
+    def _edit(self, edit_id: str) -> Edit:
         path = self.folder / f"{edit_id}.json"
         found = _read(path) if _ID.fullmatch(edit_id) else None
         if found is None or not path.with_suffix(".jsonl").exists():
@@ -293,44 +334,11 @@ class Editor:
         return found
 
 
-def _side_by_side(spots: Iterator[tuple[Spot, T]], book: Book) -> Iterator[tuple[T, Raw | None]]:
-    """What came with each spot, and what holds the caption there now; both in the data set's order."""
-    waiting: deque[tuple[str, T]] = deque()
-
-    def asked() -> Iterator[Spot]:
-        for spot, known in spots:
-            waiting.append((spot.item, known))
-            yield spot
-
-    for raw in book.raws(asked()):
-        while waiting[0][0] != raw.item:
-            yield waiting.popleft()[1], None
-        yield waiting.popleft()[1], raw
-    yield from ((known, None) for _, known in waiting)
-    yield from ((known, None) for _, known in spots)
-
-
-def _entries(path: Path) -> Iterator[Change]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            entry = json.loads(line)
-            yield Change(entry["item"], entry["place"], _unpacked(entry["before"]), _unpacked(entry["after"]))
-
-
-def _packed(value: str | bytes | None) -> str | list[str] | None:
-    """Bytes as text where they are text, to be read by people; else in a list, as base64."""
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return [base64.b64encode(value).decode()]
-
-
-def _unpacked(value: str | list[str] | None) -> bytes | None:
-    return (
-        base64.b64decode(value[0]) if isinstance(value, list) else None if value is None else value.encode()
-    )
+def _is_unreadable(row: Row) -> bool:
+    """True if the caption file cannot be read, or the line is not a row."""
+    if row.position:
+        return not row.file
+    return bool(row.problem) and not row.caption and row.version != NO_VERSION
 
 
 def _read(path: Path) -> Edit | None:

@@ -16,8 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from flowloom.datasets.captions.jsonl import stamp_of
+from flowloom.datasets.captions.store import Change
 from flowloom.server.datasets.locations import Dataset
-from flowloom.server.datasets.scan import Row, Seen, lines_of, opened, pixels_of, row_of, seen_in
+from flowloom.server.datasets.scan import Row, lines_of, opened, pixels_of, row_of, seen_in, seen_one
 from flowloom.server.datasets.subprocess_task import running
 from flowloom.server.datasets.table import Table
 from flowloom.server.problems import ServiceError
@@ -165,12 +167,9 @@ class Index(Table):
                 self.version += 1
             state.num_done += len(found)
 
-    def refresh_if_present(self, seen: Iterable[Seen]) -> None:
-        """Open what was just written."""
-        self.put([opened(self.dataset.folder, one) for one in seen])
-
-
-def stamp_of(jsonl: Path) -> str:
-    """What changes when the file does."""
-    status = jsonl.stat()
-    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ino}"
+    def update_captions(self, changes: Iterable[Change]) -> None:
+        """Read the captions that were just written beside the images of a folder."""
+        folder = self.dataset.folder
+        sidecars = ((change.item, change.place if change.after is not None else "") for change in changes)
+        images = (seen for item, sidecar in sidecars for seen in seen_one(folder, item, sidecar))
+        self.put([opened(folder, image) for image in images])

@@ -34,15 +34,15 @@ _TRASH_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 _BUCKET = re.compile(r"(s3|gs|az)://[^/@\s]+(/[^\x00-\x1f]*)?")
 
 
-class NoSuchDataSet(ServiceError):
-    status, code, title = 404, "no-such-data-set", "There is no such data set."
+class NoSuchDataset(ServiceError):
+    status, code, title = 404, "no-such-dataset", "There is no such data set."
 
     def __init__(self, name: str):
         super().__init__(f"No data set is called {name!r}.", "GET /api/datasets lists them.")
 
 
-class DataSetTaken(ServiceError):
-    status, code, title = 409, "data-set-taken", "There is a data set of this name."
+class DatasetTaken(ServiceError):
+    status, code, title = 409, "dataset-taken", "There is a data set of this name."
 
 
 class WrongKind(ServiceError):
@@ -102,7 +102,7 @@ class Trashed:
     """When, in seconds since 1970."""
 
 
-class Places:
+class DatasetLocations:
     """The data sets in the root `data`, whatever put them there."""
 
     def __init__(self, roots: AllowedRoots):
@@ -127,14 +127,14 @@ class Places:
         """The data set called `name`.
 
         Raises:
-            NoSuchDataSet: there is none, or it leads out of the roots.
+            NoSuchDataset: there is none, or it leads out of the roots.
         """
         if not _unfitness(name):
             for path in (self.home / name, self.home / f"{name}{LINK}"):
                 known = self._of(path)
                 if known and known.name == name:
                     return known
-        raise NoSuchDataSet(name)
+        raise NoSuchDataset(name)
 
     def recipe_of(self, dataset: Dataset) -> Recipe | None:
         """How a JSONL was built, where that was from a folder in the roots; else None."""
@@ -148,7 +148,7 @@ class Places:
         """Make an empty folder.
 
         Raises:
-            DataSetTaken, UnfitName: as their names say.
+            DatasetTaken, UnfitName: as their names say.
         """
         name = self.free_name(name)
         if name.lower().endswith(".jsonl"):
@@ -157,14 +157,14 @@ class Places:
         try:
             (self.home / name).mkdir()
         except FileExistsError:
-            raise DataSetTaken(f"{name!r} is there already.", "Choose another name.") from None
+            raise DatasetTaken(f"{name!r} is there already.", "Choose another name.") from None
         return self.get(name)
 
     def link(self, name: str, where: Path | str, storage: dict[str, Any]) -> Dataset:
         """Remember a folder or JSONL in a root, or the address of a bucket, as the data set `name`.
 
         Raises:
-            DataSetTaken, UnfitName: as their names say.
+            DatasetTaken, UnfitName: as their names say.
             OutsideRoots, NoSuchFile: the path is not one in a root.
             Forbidden: it is where runs lie.
         """
@@ -190,7 +190,7 @@ class Places:
         """Move a data set to the trash; of one that lies elsewhere only what tells of it.
 
         Raises:
-            NoSuchDataSet: there is none.
+            NoSuchDataset: there is none.
         """
         known = self.get(name)
         trash_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
@@ -212,8 +212,8 @@ class Places:
         """Put a deleted data set back.
 
         Raises:
-            NoSuchDataSet: it is not in the trash.
-            DataSetTaken: another one has its name now.
+            NoSuchDataset: it is not in the trash.
+            DatasetTaken: another one has its name now.
         """
         folder, known = self._in_trash(trash_id)
         self.free_name(known.name)
@@ -226,7 +226,7 @@ class Places:
         """Remove a deleted data set for good.
 
         Raises:
-            NoSuchDataSet: it is not in the trash.
+            NoSuchDataset: it is not in the trash.
         """
         folder, _ = self._in_trash(trash_id)
         shutil.rmtree(folder)
@@ -235,20 +235,20 @@ class Places:
         folder = self.home / TRASH / trash_id
         known = _trashed(folder / "trash.json") if _TRASH_ID.fullmatch(trash_id) else None
         if known is None:
-            raise NoSuchDataSet(trash_id)
+            raise NoSuchDataset(trash_id)
         return folder, known
 
     def free_name(self, name: str) -> str:
         """`name`, where no data set has it.
 
         Raises:
-            UnfitName, DataSetTaken: as their names say.
+            UnfitName, DatasetTaken: as their names say.
         """
         name = unicodedata.normalize("NFC", name)
         if reason := _unfitness(name):
             raise UnfitName(f"{name!r} {reason}.", "Choose another name.")
         if any((self.home / f"{name}{end}").exists() for end in ("", LINK)):
-            raise DataSetTaken(f"{name!r} is there already.", "Choose another name.")
+            raise DatasetTaken(f"{name!r} is there already.", "Choose another name.")
         return name
 
     def _of(self, path: Path) -> Dataset | None:

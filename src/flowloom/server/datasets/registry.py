@@ -10,10 +10,10 @@ from pathlib import Path
 
 from flowloom.datasets.build.fresh import Freshness, freshness
 from flowloom.server.allowed_roots import AllowedRoots
-from flowloom.server.datasets.edit_lock import Turns
+from flowloom.server.datasets.edit_lock import EditLock
 from flowloom.server.datasets.edits import Editor
 from flowloom.server.datasets.index import Index, stamp_of
-from flowloom.server.datasets.locations import Dataset, Places
+from flowloom.server.datasets.locations import Dataset, DatasetLocations
 
 REST, LEAST_REST_S = 20, 5.0
 """A comparison with a folder is made again after a rest of so many times its length."""
@@ -22,7 +22,7 @@ REST, LEAST_REST_S = 20, 5.0
 @dataclass
 class _Kept:
     index: Index
-    turns: Turns = field(default_factory=Turns)
+    lock: EditLock = field(default_factory=EditLock)
     compared: _Compared | None = None
 
 
@@ -42,11 +42,11 @@ class _Compared:
         return looks == self.looks and time.monotonic() - self.ended < rest
 
 
-class DataSets:
+class DatasetRegistry:
     """What routes ask for a data set by its name."""
 
     def __init__(self, roots: AllowedRoots, state_dir: Path):
-        self.places = Places(roots)
+        self.locations = DatasetLocations(roots)
         self.state_dir = state_dir
         shutil.rmtree(state_dir / "answers", ignore_errors=True)  # of a studio that was killed
         self._kept: dict[tuple[str, str], _Kept] = {}
@@ -56,9 +56,9 @@ class DataSets:
         """The data set called `name`.
 
         Raises:
-            NoSuchDataSet: there is none.
+            NoSuchDataset: there is none.
         """
-        return self.places.get(name)
+        return self.locations.get(name)
 
     def index(self, dataset: Dataset) -> Index:
         """The list of its pictures."""
@@ -71,19 +71,21 @@ class DataSets:
             WrongKind: it is a bucket, whose captions are only read.
         """
         kept = self._of(dataset)
-        return Editor(kept.index, kept.turns)
+        return Editor(kept.index, kept.lock)
 
-    def turns(self, dataset: Dataset) -> Turns:
+    def edit_lock(self, dataset: Dataset) -> EditLock:
         """Who changes it takes one of these."""
-        return self._of(dataset).turns
+        return self._of(dataset).lock
 
     def freshness(self, dataset: Dataset) -> Freshness | None:
         """How a JSONL compares with the folder that it was built from; None where there is none."""
-        recipe = self.places.recipe_of(dataset)
+        recipe = self.locations.recipe_of(dataset)
         if recipe is None or dataset.path is None:
             return None
         kept, source = self._of(dataset), Path(recipe.source)
-        folder = next((one for one in self.places.all() if one.kind == "folder" and one.path == source), None)
+        folder = next(
+            (one for one in self.locations.all() if one.kind == "folder" and one.path == source), None
+        )
         version = 0
         if folder:
             self.index(folder).refresh()

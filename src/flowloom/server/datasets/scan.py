@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,16 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowloom.data.images.headers import image_size
+from flowloom.data.row_checks import BadRow, parse
 from flowloom.datasets.build.items import JUNK, Remark, Unusable, reason_of, shown, wrong_name
 from flowloom.datasets.build.pairs import PairRule, pair
 from flowloom.datasets.build.pairs import folded as spelled_alike
-from flowloom.errors import DataError, ImageError
-from flowloom.server.datasets.captions import SUFFIXES, is_tags, read_caption, version_of
-from flowloom.text_files import decode
+from flowloom.datasets.captions.formats import SUFFIXES, caption_of_row, read_caption, version_of
+from flowloom.datasets.captions.jsonl import MAX_LINE_BYTES
+from flowloom.errors import ImageError
 
 AT_ONCE = 500
 """Pictures handed on together."""
-MAX_LINE_BYTES = 2**22
 _RULE = PairRule(SUFFIXES)
 
 
@@ -202,58 +201,26 @@ def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def row_of(number: int, line: bytes) -> Row:
-    """What a line of a JSONL says."""
-    fields, problem = fields_of(line)
-    text = text_of(fields)
-    stated = fields.get("is_tag_based")
-    width, height = (_side(fields.get(name)) for name in ("width", "height"))
-    if not problem and not (width and height):
-        problem = "width and height are not those of a picture"
+    """A line of a JSONL; its problem is that of training."""
+    row = parse(line)
+    caption = caption_of_row(row.fields, version_of(line))
+    width, height = (_side(row.fields.get(name)) for name in ("width", "height"))
     return Row(
         item=str(number),
         position=number,
-        file=str(fields.get("filename", "")),
+        file=row.filename,
         stamp="",
         size=None,
         changed=None,
         width=width,
         height=height,
-        caption=text,
-        folded=folded(text),
-        version=version_of(line),
-        is_tags=stated if isinstance(stated, bool) else is_tags(text),
+        caption=caption.text,
+        folded=folded(caption.text),
+        version=caption.version,
+        is_tags=caption.is_tags,
         sidecar="",
-        problem=problem,
+        problem=row.reason if isinstance(row, BadRow) else "",
     )
-
-
-def fields_of(line: bytes) -> tuple[dict[str, Any], str]:
-    """The fields of a line of a JSONL, and what is wrong with it."""
-    try:
-        fields = json.loads(decode(line))
-    except (ValueError, RecursionError, DataError) as error:
-        return {}, f"not JSON: {error}"
-    if not isinstance(fields, dict):
-        return {}, "not a JSON object"
-    if not isinstance(fields.get("filename"), str) or _has_surrogates(fields):
-        return {}, "filename or caption is not text"
-    return fields, ""
-
-
-def text_of(fields: dict[str, Any]) -> str:
-    """The captions of a row, one a line."""
-    value = fields.get("caption_or_tags")
-    texts = value if isinstance(value, list) else [value]
-    return "\n".join(text.strip() for text in texts if isinstance(text, str))
-
-
-def _has_surrogates(fields: dict[str, Any]) -> bool:
-    """Whether a name or caption has halves of characters, which nothing can store."""
-    try:
-        f"{fields['filename']}{text_of(fields)}".encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def _side(value: Any) -> int:

@@ -28,8 +28,15 @@ from flowloom.config.secrets import redact, usable_secrets
 from flowloom.datasets.build.items import PICTURES, wrong_name
 from flowloom.datasets.build.pairs import PairRule, pair, split_suffix
 from flowloom.datasets.build.readers.stored_rows import StoredRow, stored_rows
+from flowloom.datasets.captions.formats import (
+    NO_CAPTION,
+    SUFFIXES,
+    Caption,
+    is_tags,
+    parse_file,
+    version_of,
+)
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
-from flowloom.server.datasets.captions import NO_CAPTION, SUFFIXES, Caption, is_tags, parsed, version_of
 from flowloom.server.datasets.scan import Row, folded
 from flowloom.server.endpoints import unfit_endpoint
 from flowloom.storage.base import Entry, Source, StorageSection
@@ -209,7 +216,7 @@ def _row(source: Source, found: _Pair, known: dict[str, str]) -> list[Any]:
     caption, problem = NO_CAPTION, ""
     if text:
         try:
-            caption = parsed(PurePosixPath(sidecar).name, source.read(sidecar))
+            caption = parse_file(PurePosixPath(sidecar).name, source.read(sidecar))
         except SourceError as error:
             problem = str(error)
     elif found.rows:

@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from flowloom.server.datasets.edit_lock import EditUnderWay
 from flowloom.server.datasets.locations import (
     Dataset,
-    DataSetTaken,
+    DatasetLocations,
+    DatasetTaken,
     Kind,
-    NoSuchDataSet,
-    Places,
+    NoSuchDataset,
     Trashed,
     UnfitName,
 )
-from flowloom.server.datasets.registry import DataSets
+from flowloom.server.datasets.registry import DatasetRegistry
 from flowloom.server.deps import StudioDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import InUse, Invalid, NoSuchFile, OutsideRoots, Place, problems
@@ -44,9 +44,9 @@ class DataSetView(BaseModel):
     )
 
     @classmethod
-    def of(cls, dataset: Dataset, places: Places) -> DataSetView:
+    def of(cls, dataset: Dataset, locations: DatasetLocations) -> DataSetView:
         """As it is answered."""
-        recipe = places.recipe_of(dataset)
+        recipe = locations.recipe_of(dataset)
         return cls(
             name=dataset.name,
             kind=dataset.kind,
@@ -90,11 +90,11 @@ class TrashView(BaseModel):
         return cls.model_validate(trashed, from_attributes=True)
 
 
-async def _library(studio: StudioDep) -> DataSets:
+async def _library(studio: StudioDep) -> DatasetRegistry:
     return studio.datasets
 
 
-LibraryDep = Annotated[DataSets, Depends(_library)]
+LibraryDep = Annotated[DatasetRegistry, Depends(_library)]
 
 
 def _dataset(
@@ -103,21 +103,21 @@ def _dataset(
     return library.get(dataset)
 
 
-DataSetDep = Annotated[Dataset, Depends(_dataset)]
+DatasetDep = Annotated[Dataset, Depends(_dataset)]
 TrashId = Annotated[str, InPath(description="As the trash lists it.", examples=["20260102-030405-0a1b2c3d"])]
 
 
 @router.get("/datasets", summary="List data sets")
 def list_datasets(library: LibraryDep) -> list[DataSetView]:
     """Every folder and JSONL in the root `data`, and what lies elsewhere and was remembered there."""
-    return [DataSetView.of(found, library.places) for found in library.places.all()]
+    return [DataSetView.of(found, library.locations) for found in library.locations.all()]
 
 
 @router.post(
     "/datasets",
     summary="Make or remember a data set",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(DataSetTaken, UnfitName, OutsideRoots, NoSuchFile),
+    responses=problems(DatasetTaken, UnfitName, OutsideRoots, NoSuchFile),
 )
 def create_dataset(library: LibraryDep, body: NewDataSet) -> DataSetView:
     """A new folder to upload to; or, with `path` or `url`, a name for what is there already."""
@@ -127,52 +127,52 @@ def create_dataset(library: LibraryDep, body: NewDataSet) -> DataSetView:
         )
     where = Path(body.path) if body.path is not None else body.url
     if where is None:
-        return DataSetView.of(library.places.create(body.name), library.places)
+        return DataSetView.of(library.locations.create(body.name), library.locations)
     storage = body.storage.model_dump(mode="json", exclude_defaults=True)
-    made = library.places.link(body.name, where, storage if body.url else {})
-    return DataSetView.of(made, library.places)
+    made = library.locations.link(body.name, where, storage if body.url else {})
+    return DataSetView.of(made, library.locations)
 
 
-@router.get("/datasets/{dataset}", summary="A data set", responses=problems(NoSuchDataSet))
-def read_dataset(library: LibraryDep, dataset: DataSetDep) -> DataSetView:
+@router.get("/datasets/{dataset}", summary="A data set", responses=problems(NoSuchDataset))
+def read_dataset(library: LibraryDep, dataset: DatasetDep) -> DataSetView:
     """Where it lies; GET .../images says what is in it."""
-    return DataSetView.of(dataset, library.places)
+    return DataSetView.of(dataset, library.locations)
 
 
 @router.delete(
     "/datasets/{dataset}",
     summary="Delete a data set",
-    responses=problems(NoSuchDataSet, InUse, EditUnderWay),
+    responses=problems(NoSuchDataset, InUse, EditUnderWay),
 )
 @in_group("waiting")
-def delete_dataset(library: LibraryDep, dataset: DataSetDep, studio: StudioDep) -> TrashView:
+def delete_dataset(library: LibraryDep, dataset: DatasetDep, studio: StudioDep) -> TrashView:
     """Into the trash; of one that lies elsewhere, only its name goes there. Not what a run needs that waits
     or runs."""
     if dataset.path and not dataset.is_link:
         require_unreferenced(studio, dataset.path)
-    with library.turns(dataset).take(f"{dataset.name} is being deleted"):
-        return TrashView.of(library.places.delete(dataset.name))
+    with library.edit_lock(dataset).take(f"{dataset.name} is being deleted"):
+        return TrashView.of(library.locations.delete(dataset.name))
 
 
 @router.get("/trash", summary="List deleted data sets")
 def list_trash(library: LibraryDep) -> list[TrashView]:
     """The latest first."""
-    return [TrashView.of(found) for found in library.places.trash()]
+    return [TrashView.of(found) for found in library.locations.trash()]
 
 
-@router.post("/trash/{trash_id}/restore", summary="Undelete", responses=problems(NoSuchDataSet, DataSetTaken))
+@router.post("/trash/{trash_id}/restore", summary="Undelete", responses=problems(NoSuchDataset, DatasetTaken))
 def restore_dataset(library: LibraryDep, trash_id: TrashId) -> DataSetView:
     """By its old name."""
-    return DataSetView.of(library.places.restore(trash_id), library.places)
+    return DataSetView.of(library.locations.restore(trash_id), library.locations)
 
 
 @router.delete(
     "/trash/{trash_id}",
     summary="Delete for good",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(NoSuchDataSet),
+    responses=problems(NoSuchDataset),
 )
 @in_group("waiting")
 def destroy_dataset(library: LibraryDep, trash_id: TrashId) -> None:
     """With all its pictures; there is no way back."""
-    library.places.destroy(trash_id)
+    library.locations.destroy(trash_id)

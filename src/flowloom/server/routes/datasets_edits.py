@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.server.datasets.edit_lock import EditCancelled, EditUnderWay, Phase, Stage
 from flowloom.server.datasets.edits import ChangedMeanwhile, Edit, EditChanged, Editor, NoSuchEdit
-from flowloom.server.datasets.locations import NoSuchDataSet, WrongKind
+from flowloom.server.datasets.locations import NoSuchDataset, WrongKind
 from flowloom.server.datasets.operations import Operation
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import problems
-from flowloom.server.routes.datasets import DataSetDep, LibraryDep
+from flowloom.server.routes.datasets import DatasetDep, LibraryDep
 from flowloom.server.routes.datasets_images import Wanted
 
-router = Router(tags=["datasets"], responses=problems(NoSuchDataSet, WrongKind))
+router = Router(tags=["datasets"], responses=problems(NoSuchDataset, WrongKind))
 SHOWN = 100
 
 
@@ -122,7 +122,7 @@ class AdvanceView(BaseModel):
         return cls(edit=stage and StageView.model_validate(stage, from_attributes=True))
 
 
-def _editor(library: LibraryDep, dataset: DataSetDep) -> Editor:
+def _editor(library: LibraryDep, dataset: DatasetDep) -> Editor:
     return library.editor(dataset)
 
 
@@ -148,7 +148,7 @@ def preview_edit(editor: EditorDep, body: Previewing) -> PreviewView:
     "/datasets/{dataset}/edits",
     summary="Edit many captions",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(NoSuchDataSet, WrongKind, EditChanged, EditUnderWay, EditCancelled),
+    responses=problems(NoSuchDataset, WrongKind, EditChanged, EditUnderWay, EditCancelled),
 )
 @in_group("waiting")
 def make_edit(editor: EditorDep, body: Doing) -> EditView:
@@ -167,7 +167,7 @@ def list_edits(editor: EditorDep) -> list[EditView]:
 @router.get("/datasets/{dataset}/edits/progress", summary="How far an edit is")
 def read_progress(editor: EditorDep) -> AdvanceView:
     """Of the edit or undo that is being made, by whomever."""
-    return AdvanceView.of(editor.turns.stage)
+    return AdvanceView.of(editor.lock.stage)
 
 
 @router.post("/datasets/{dataset}/edits/cancel", summary="Cancel the edit that is being made")
@@ -175,13 +175,13 @@ def cancel_edit(editor: EditorDep) -> AdvanceView:
     """While it looks or reads, nothing is changed, and whoever made it is answered 409. While it writes, it
     ends where it is: it is listed with what it changed, and can be undone. Where none is made, none is ended.
     """
-    return AdvanceView.of(editor.turns.cancel())
+    return AdvanceView.of(editor.lock.cancel())
 
 
 @router.post(
     "/datasets/{dataset}/edits/{edit_id}/undo",
     summary="Undo an edit",
-    responses=problems(NoSuchDataSet, WrongKind, NoSuchEdit, ChangedMeanwhile, EditUnderWay, EditCancelled),
+    responses=problems(NoSuchDataset, WrongKind, NoSuchEdit, ChangedMeanwhile, EditUnderWay, EditCancelled),
 )
 @in_group("waiting")
 def undo_edit(editor: EditorDep, edit_id: EditId, body: Undoing) -> EditView:

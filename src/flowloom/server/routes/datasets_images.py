@@ -11,13 +11,13 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from flowloom.datasets.captions.formats import Caption
 from flowloom.errors import ImageError
 from flowloom.server.allowed_roots import inside
-from flowloom.server.datasets.captions import Caption
 from flowloom.server.datasets.edit_lock import EditUnderWay
 from flowloom.server.datasets.edits import CaptionChanged
 from flowloom.server.datasets.index import Index
-from flowloom.server.datasets.locations import NoSuchDataSet, WrongKind
+from flowloom.server.datasets.locations import NoSuchDataset, WrongKind
 from flowloom.server.datasets.scan import Row
 from flowloom.server.datasets.table import Filter, Sort
 from flowloom.server.deps import Studio, StudioDep
@@ -25,11 +25,11 @@ from flowloom.server.media.images import UNCHANGED, image_response
 from flowloom.server.media.thumbnails import InStore, NotAnImage, thumbnail, thumbnail_from_store
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import NoSuchFile, OutsideRoots, ServiceError, problems
-from flowloom.server.routes.datasets import DataSetDep, LibraryDep
+from flowloom.server.routes.datasets import DatasetDep, LibraryDep
 from flowloom.server.routes.samples import Size
 from flowloom.storage.local import find_image
 
-router = Router(tags=["datasets"], responses=problems(NoSuchDataSet))
+router = Router(tags=["datasets"], responses=problems(NoSuchDataset))
 TAG = Annotated[str, Field(max_length=500)]
 
 
@@ -147,7 +147,7 @@ class Wanted(BaseModel):
         )
 
 
-def _index(library: LibraryDep, dataset: DataSetDep) -> Index:
+def _index(library: LibraryDep, dataset: DatasetDep) -> Index:
     return library.index(dataset)
 
 
@@ -206,7 +206,7 @@ def count_tags(index: IndexDep, asked: Annotated[TagQuery, Query()]) -> TagPage:
     "/datasets/{dataset}/pictures/{item:path}",
     summary="A picture, or its thumbnail",
     response_class=FileResponse,
-    responses=problems(NoSuchDataSet, NoSuchFile, OutsideRoots, NotAnImage, WrongKind) | UNCHANGED,
+    responses=problems(NoSuchDataset, NoSuchFile, OutsideRoots, NotAnImage, WrongKind) | UNCHANGED,
 )
 @in_group("images")
 def read_picture(
@@ -231,9 +231,9 @@ def read_picture(
 @router.get(
     "/datasets/{dataset}/captions/{item:path}",
     summary="Read a caption",
-    responses=problems(NoSuchDataSet, NoSuchFile, OutsideRoots, WrongKind),
+    responses=problems(NoSuchDataset, NoSuchFile, OutsideRoots, WrongKind),
 )
-def read_caption(library: LibraryDep, dataset: DataSetDep, item: Item, response: Response) -> CaptionView:
+def read_caption(library: LibraryDep, dataset: DatasetDep, item: Item, response: Response) -> CaptionView:
     """As it is now, with its version as ETag."""
     return _told(item, library.editor(dataset).read(item), response)
 
@@ -242,12 +242,12 @@ def read_caption(library: LibraryDep, dataset: DataSetDep, item: Item, response:
     "/datasets/{dataset}/captions/{item:path}",
     summary="Write a caption",
     responses=problems(
-        NoSuchDataSet, NoSuchFile, OutsideRoots, WrongKind, CaptionChanged, EditUnderWay, NoVersion
+        NoSuchDataset, NoSuchFile, OutsideRoots, WrongKind, CaptionChanged, EditUnderWay, NoVersion
     ),
 )
 def write_caption(
     library: LibraryDep,
-    dataset: DataSetDep,
+    dataset: DatasetDep,
     item: Item,
     body: NewCaption,
     response: Response,

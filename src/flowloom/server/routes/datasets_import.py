@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import status
 from pydantic import BaseModel, ConfigDict, Field
 
-from flowloom.server.datasets.locations import DataSetTaken, UnfitName
+from flowloom.server.datasets.locations import DatasetTaken, UnfitName
 from flowloom.server.deps import StudioDep
 from flowloom.server.off_loop import Router
 from flowloom.server.problems import Invalid, problems
@@ -40,19 +40,19 @@ class Import(BaseModel):
     "/datasets/import",
     summary="Bring a data set from an address or the hub",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(DataSetTaken, UnfitName),
+    responses=problems(DatasetTaken, UnfitName),
 )
 def import_dataset(body: Import, studio: StudioDep) -> RunView:
     """Queues a run that downloads and unpacks it, and goes on where it was stopped or killed. The data set
     appears whole or not at all; of a table, parquet or metadata.jsonl, NAME.jsonl is built as well."""
-    places = studio.datasets.places
-    name = places.free_name(body.name)
+    locations = studio.datasets.locations
+    name = locations.free_name(body.name)
     if name.lower().endswith(".jsonl"):
         raise UnfitName(f"{name!r} is the name of a JSONL.", "Call the folder otherwise.")
-    places.free_name(f"{name}.jsonl")
-    target = places.home / name
+    locations.free_name(f"{name}.jsonl")
+    target = locations.home / name
     if coming := runs_referencing(studio, target, ACTIVE):
-        raise DataSetTaken(f"{coming[0]} brings or needs {name!r}.", "Choose another name, or cancel it.")
+        raise DatasetTaken(f"{coming[0]} brings or needs {name!r}.", "Choose another name, or cancel it.")
     config = body.model_dump(exclude={"name"}) | {"target_dir": str(target)}
     if found := problems_of(studio, IMPORT, config):
         raise Invalid.of(found, "")

@@ -14,7 +14,7 @@ from fastapi import Depends, Header, Path, Request, Response, status
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from flowloom.server.datasets.locations import Dataset, NoSuchDataSet, UnfitName, WrongKind
+from flowloom.server.datasets.locations import Dataset, NoSuchDataset, UnfitName, WrongKind
 from flowloom.server.datasets.reserved import NoRoom
 from flowloom.server.datasets.uploads import (
     ALGORITHMS,
@@ -32,7 +32,7 @@ from flowloom.server.datasets.uploads import (
 from flowloom.server.deps import StudioDep
 from flowloom.server.off_loop import Router, off_loop
 from flowloom.server.problems import OutsideRoots, ServiceError, problems
-from flowloom.server.routes.datasets import DataSetDep
+from flowloom.server.routes.datasets import DatasetDep
 
 T = TypeVar("T")
 VERSION = "1.0.0"
@@ -56,7 +56,7 @@ class WrongType(ServiceError):
     status, code, title = 415, "wrong-type", "That is no part of an upload."
 
 
-router = Router(tags=["uploads"], responses=problems(NoSuchDataSet, WrongKind, WrongTus))
+router = Router(tags=["uploads"], responses=problems(NoSuchDataset, WrongKind, WrongTus))
 
 
 class UploadView(BaseModel):
@@ -86,7 +86,7 @@ async def _version(
 
 
 def _upload(
-    dataset: DataSetDep,
+    dataset: DatasetDep,
     studio: StudioDep,
     upload_id: Annotated[
         str, Path(description="From the Location.", examples=["0123456789abcdef0123456789abcdef"])
@@ -103,13 +103,13 @@ _TUS = [Depends(_version)]
 @router.options(
     "/datasets/{dataset}/uploads", summary="What uploads can do", status_code=status.HTTP_204_NO_CONTENT
 )
-def describe_uploads(dataset: DataSetDep) -> Response:  # noqa: ARG001 -- it must be there
+def describe_uploads(dataset: DatasetDep) -> Response:  # noqa: ARG001 -- it must be there
     """The tus protocol's own answer."""
     return Response(status_code=204, headers=_TOLD | {"tus-resumable": VERSION})
 
 
 @router.get("/datasets/{dataset}/uploads", summary="List uploads")
-def list_uploads(dataset: DataSetDep, uploads: UploadsDep) -> list[UploadView]:
+def list_uploads(dataset: DatasetDep, uploads: UploadsDep) -> list[UploadView]:
     """Those under way, and archives that were unpacked of late."""
     return [_view(uploads, upload) for upload in uploads.all(dataset)]
 
@@ -121,11 +121,11 @@ def list_uploads(dataset: DataSetDep, uploads: UploadsDep) -> list[UploadView]:
     response_class=Response,
     dependencies=_TUS,
     responses=problems(
-        NoSuchDataSet, WrongKind, WrongTus, UnfitName, FileSkipped, FileTaken, OutsideRoots, NoRoom
+        NoSuchDataset, WrongKind, WrongTus, UnfitName, FileSkipped, FileTaken, OutsideRoots, NoRoom
     ),
 )
 async def create_upload(
-    dataset: DataSetDep,
+    dataset: DatasetDep,
     uploads: UploadsDep,
     request: Request,
     upload_length: Annotated[int, Header(ge=0, le=2**53, description="In bytes.")],
@@ -154,7 +154,7 @@ async def create_upload(
 
 
 @router.head("/datasets/{dataset}/uploads/{upload_id}", summary="How far it is", dependencies=_TUS,
-             responses=problems(NoSuchDataSet, WrongKind, WrongTus, NoSuchUpload))  # fmt: skip
+             responses=problems(NoSuchDataset, WrongKind, WrongTus, NoSuchUpload))  # fmt: skip
 def look_at_upload(upload: UploadDep) -> Response:
     """The tus protocol's own answer: go on from Upload-Offset."""
     told = {"upload-length": str(upload.length), "upload-metadata": upload.metadata}
@@ -164,7 +164,7 @@ def look_at_upload(upload: UploadDep) -> Response:
 @router.get(
     "/datasets/{dataset}/uploads/{upload_id}",
     summary="An upload",
-    responses=problems(NoSuchDataSet, WrongKind, NoSuchUpload),
+    responses=problems(NoSuchDataset, WrongKind, NoSuchUpload),
 )
 def read_upload(upload: UploadDep, uploads: UploadsDep) -> UploadView:
     """How far it is; of a zip, what became of each entry."""
@@ -178,7 +178,7 @@ def read_upload(upload: UploadDep, uploads: UploadsDep) -> UploadView:
     dependencies=_TUS,
     responses=problems(
         *(
-            NoSuchDataSet,
+            NoSuchDataset,
             WrongKind,
             WrongTus,
             NoSuchUpload,
@@ -191,7 +191,7 @@ def read_upload(upload: UploadDep, uploads: UploadsDep) -> UploadView:
     ),
 )
 async def append(
-    dataset: DataSetDep,
+    dataset: DatasetDep,
     uploads: UploadsDep,
     upload: UploadDep,
     request: Request,
@@ -211,9 +211,9 @@ async def append(
     summary="End an upload",
     status_code=status.HTTP_204_NO_CONTENT,
     dependencies=_TUS,
-    responses=problems(NoSuchDataSet, WrongKind, WrongTus, NoSuchUpload),
+    responses=problems(NoSuchDataset, WrongKind, WrongTus, NoSuchUpload),
 )
-def end_upload(dataset: DataSetDep, uploads: UploadsDep, upload: UploadDep) -> Response:
+def end_upload(dataset: DatasetDep, uploads: UploadsDep, upload: UploadDep) -> Response:
     """What came of it is removed; of a zip that was unpacked, only the report."""
     uploads.end(dataset, upload)
     return Response(status_code=204, headers={"tus-resumable": VERSION})

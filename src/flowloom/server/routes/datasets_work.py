@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.datasets.build.options import Kind
 from flowloom.run.task import Task
-from flowloom.server.datasets.locations import Dataset, DataSetTaken, NoSuchDataSet, UnfitName, WrongKind
+from flowloom.server.datasets.locations import Dataset, DatasetTaken, NoSuchDataset, UnfitName, WrongKind
 from flowloom.server.datasets.subprocess_task import Failed, TakesLong, answer_of
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import Invalid, problems
-from flowloom.server.routes.datasets import DataSetDep, LibraryDep
+from flowloom.server.routes.datasets import DatasetDep, LibraryDep
 from flowloom.server.runs.create import NewRun, make_run
 from flowloom.server.runs.view import RunView
 from flowloom.tasks.dataset_build import BUILD, UPDATE
@@ -98,10 +98,10 @@ _EITHER: dict[int | str, dict[str, Any]] = {202: {"model": Answer, "description"
 @router.post(
     "/datasets/{dataset}/lint",
     summary="Lint a data set",
-    responses=problems(NoSuchDataSet, WrongKind, TakesLong) | _EITHER,
+    responses=problems(NoSuchDataset, WrongKind, TakesLong) | _EITHER,
 )
 @in_group("waiting")
-def lint_dataset(dataset: DataSetDep, body: Lint, studio: StudioDep, response: Response) -> Answer:
+def lint_dataset(dataset: DatasetDep, body: Lint, studio: StudioDep, response: Response) -> Answer:
     """Damaged and missing files, wrong sizes, captions, duplicates, buckets; each finding with its row."""
     if dataset.path is None:
         raise WrongKind(f"{dataset.name!r} is a bucket.", "Convert it to a JSONL, and lint that.")
@@ -112,10 +112,10 @@ def lint_dataset(dataset: DataSetDep, body: Lint, studio: StudioDep, response: R
 @router.post(
     "/datasets/{dataset}/convert",
     summary="Convert to FLOW's JSONL",
-    responses=problems(NoSuchDataSet, WrongKind, DataSetTaken, UnfitName) | _EITHER,
+    responses=problems(NoSuchDataset, WrongKind, DatasetTaken, UnfitName) | _EITHER,
 )
 @in_group("waiting")
-def convert_dataset(dataset: DataSetDep, body: Convert, studio: StudioDep, response: Response) -> Answer:
+def convert_dataset(dataset: DatasetDep, body: Convert, studio: StudioDep, response: Response) -> Answer:
     """Of a folder or a bucket; the JSONL becomes a data set of its own; the pictures stay where they are."""
     if dataset.kind == "jsonl":
         raise WrongKind(f"{dataset.name!r} is a JSONL already.", "Export it to another form.")
@@ -132,9 +132,9 @@ def convert_dataset(dataset: DataSetDep, body: Convert, studio: StudioDep, respo
 @router.get(
     "/datasets/{dataset}/freshness",
     summary="Compare a JSONL with its folder",
-    responses=problems(NoSuchDataSet),
+    responses=problems(NoSuchDataset),
 )
-def read_freshness(dataset: DataSetDep, library: LibraryDep) -> FreshnessView:
+def read_freshness(dataset: DatasetDep, library: LibraryDep) -> FreshnessView:
     """Whether the images and captions of the folder that it was built from changed since."""
     found = library.freshness(dataset)
     if found is None:
@@ -150,13 +150,13 @@ def read_freshness(dataset: DataSetDep, library: LibraryDep) -> FreshnessView:
 @router.post(
     "/datasets/{dataset}/update",
     summary="Build a JSONL again",
-    responses=problems(NoSuchDataSet, WrongKind) | _EITHER,
+    responses=problems(NoSuchDataset, WrongKind) | _EITHER,
 )
 def update_dataset(
-    dataset: DataSetDep, body: Work, library: LibraryDep, studio: StudioDep, response: Response
+    dataset: DatasetDep, body: Work, library: LibraryDep, studio: StudioDep, response: Response
 ) -> Answer:
     """From its folder, with the options of its build; it is replaced as a whole."""
-    recipe = library.places.recipe_of(dataset)
+    recipe = library.locations.recipe_of(dataset)
     if recipe is None:
         raise WrongKind(
             f"{dataset.name!r} has no record of a folder that it was built from.", "Convert the folder again."
@@ -172,10 +172,10 @@ def update_dataset(
 @router.post(
     "/datasets/{dataset}/export",
     summary="Export to Kohya, webdataset or parquet",
-    responses=problems(NoSuchDataSet, WrongKind, DataSetTaken, UnfitName) | _EITHER,
+    responses=problems(NoSuchDataset, WrongKind, DatasetTaken, UnfitName) | _EITHER,
 )
 @in_group("waiting")
-def export_dataset(dataset: DataSetDep, body: Export, studio: StudioDep, response: Response) -> Answer:
+def export_dataset(dataset: DatasetDep, body: Export, studio: StudioDep, response: Response) -> Answer:
     """Of a JSONL: convert a folder first. Kohya's folders become a data set of their own."""
     if dataset.kind != "jsonl":
         raise WrongKind(f"{dataset.name!r} is a {dataset.kind}.", "Convert it to a JSONL, and export that.")
@@ -211,12 +211,12 @@ def _out(studio: Studio, name: str, suffix: str, *, replace: bool) -> Path:
     """Where a new data set called `name` goes.
 
     Raises:
-        UnfitName, DataSetTaken: as their names say.
+        UnfitName, DatasetTaken: as their names say.
     """
-    places = studio.datasets.places
+    locations = studio.datasets.locations
     if suffix and not name.lower().endswith(suffix):
         name += suffix
-    if replace and (places.home / name).is_file():
-        return places.get(name).path or places.home / name
-    places.home.mkdir(parents=True, exist_ok=True)
-    return places.home / places.free_name(name)
+    if replace and (locations.home / name).is_file():
+        return locations.get(name).path or locations.home / name
+    locations.home.mkdir(parents=True, exist_ok=True)
+    return locations.home / locations.free_name(name)

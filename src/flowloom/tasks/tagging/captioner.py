@@ -21,7 +21,7 @@ WHITE = (255, 255, 255)
 
 
 class CaptionWriter:
-    """A `Describer`: pictures to sentences."""
+    """A `Captioner`: images to sentences."""
 
     def __init__(self, folder: Path, config: CaptionConfig, about: dict[str, Any]):
         """
@@ -45,15 +45,15 @@ class CaptionWriter:
             temperature=config.temperature,
         )
 
-    def prepare(self, picture: bytes) -> NDArray[Any]:
-        """See Describer: (h, w, 3) of 8 bits, in sRGB, upright, on white, no side above `max_side`."""
-        width, height = image_size(picture)
+    def prepare(self, image: bytes) -> NDArray[Any]:
+        """See Captioner: (h, w, 3) of 8 bits, in sRGB, upright, on white, no side above `max_side`."""
+        width, height = image_size(image)
         shrink = max(1.0, max(width, height) / self.config.max_side)
         size = max(1, round(width / shrink)), max(1, round(height / shrink))
-        return load_image(picture, size, WHITE, self.config.max_megapixels)
+        return load_image(image, size, WHITE, self.config.max_megapixels)
 
-    def describe(self, pictures: Sequence[Any], names: Sequence[str]) -> list[Description]:
-        """See Describer."""
-        # What is drawn depends on the picture: a resumed run need not begin with the same batch.
+    def describe(self, images: Sequence[Any], names: Sequence[str]) -> list[Description]:
+        """See Captioner."""
+        # What is drawn depends on the image: a resumed run need not begin with the same batch.
         seed = zlib.crc32(f"{self.config.seed} {names[0]}".encode("utf-8", "replace"))
-        return [Description(text) for text in self.captioner.describe(pictures, self._question, seed)]
+        return [Description(text) for text in self.captioner.describe(images, self._question, seed)]

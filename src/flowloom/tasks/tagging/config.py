@@ -1,4 +1,4 @@
-"""What tagging and captioning share: which pictures, by which model, and what becomes of older captions."""
+"""What tagging and captioning share: which images, by which model, and what becomes of older captions."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ JSONL = ".jsonl"
 
 
 class DescribingConfig(BaseModel):
-    """Pictures to be described, and where their captions go."""
+    """Images to be described, and where their captions go."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data_path: str = Field(
-        min_length=1, description="A folder of pictures, nested as one likes, or FLOW's JSONL."
+        min_length=1, description="A folder of images, nested as one likes, or FLOW's JSONL."
     )
     image_folder_path: str = Field(
         "",
         description="The folder that names in a JSONL are relative to; empty: its own.",
     )
     caption_suffix: Literal[".txt", ".caption"] = Field(
-        ".txt", description="Of the files beside the pictures of a folder."
+        ".txt", description="Of the files beside the images of a folder."
     )
     existing: Literal["skip", "replace", "append", "prepend"] = Field(
         "skip",
-        description="What is done where a picture has a caption: left as it is, replaced, or added to.",
+        description="What is done where a image has a caption: left as it is, replaced, or added to.",
     )
     trigger: str = Field("", description="Put before every caption that is written: a trigger word.")
     preview: int = Field(
         0,
         ge=0,
-        description="Only so many pictures, spread over the set: shown in the result, nothing is written.",
+        description="Only so many images, spread over the set: shown in the result, nothing is written.",
     )
-    batch_size: int = Field(8, ge=1, description="Pictures described at once.")
+    batch_size: int = Field(8, ge=1, description="Images described at once.")
     max_megapixels: Annotated[float, Field(gt=0)] = Field(
-        100.0, description="Larger pictures are taken for decompression bombs, and named as unusable."
+        100.0, description="Larger images are taken for decompression bombs, and named as unusable."
     )
     revision: str = Field(
         "", description="Of the model on the hub: a branch, tag or commit; empty: the newest."
@@ -53,7 +53,7 @@ REPO_PATTERN = r"^[\w.-]+/[\w.-]+$"
 
 
 def look_for_data(config: DescribingConfig) -> list[Problem]:
-    """What of the pictures is not there."""
+    """What of the images is not there."""
     path = Path(config.data_path)
     if not path.exists():
         return [Problem("data_path", f"{path} does not exist.")]

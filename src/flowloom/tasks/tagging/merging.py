@@ -10,7 +10,7 @@ from flowloom.tasks.tagging.config import DescribingConfig
 
 @dataclass(frozen=True)
 class Description:
-    """What a model says of one picture."""
+    """What a model says of one image."""
 
     text: str
     """One line."""

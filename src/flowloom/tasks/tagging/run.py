@@ -1,11 +1,11 @@
-"""The run that tagging and captioning share: what is noted first, then written, and how it goes on."""
+"""The run of a tagger or captioner: captions go to the journal, then to the dataset; a resume continues."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -14,240 +14,261 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flowloom.datasets.build.items import Unusable, reason_of
+from flowloom.datasets.captions.journal import Journal, pending
+from flowloom.datasets.captions.store import CaptionError, CaptionRef, CaptionStore, Change, Written
 from flowloom.errors import ConfigError, DataError, Problem, RunError, SourceError, StoreDenied, Unavailable
 from flowloom.run.directory import RunDir
 from flowloom.tasks.base import Progress
 from flowloom.tasks.restore_captions import CHANGES, RestoreConfig
-from flowloom.tasks.tagging.changes import CaptionSet, Change, Found, Journal, Target
 from flowloom.tasks.tagging.config import DescribingConfig
+from flowloom.tasks.tagging.image_sets import FolderImages, ImageSet, JsonlImages, Target
 from flowloom.tasks.tagging.merging import Description, merged
-from flowloom.tasks.tagging.rows import Rows
-from flowloom.tasks.tagging.sidecars import Sidecars
 
 NAMED = 1000
-"""Pictures that the result names, of each sort."""
+"""Images that the result names, of each kind."""
 
 
-class Describer(Protocol):
-    """A model that says something of pictures."""
+class Captioner(Protocol):
+    """A model that describes images."""
 
     about: dict[str, Any]
-    """Which model it is, for the result."""
+    """The model, for the result."""
 
-    def prepare(self, picture: bytes) -> Any:
-        """The picture as the model takes it; called by several threads.
+    def prepare(self, image: bytes) -> Any:
+        """The model's input for an image; called by several threads.
 
         Raises:
-            ImageError: it is no picture, damaged, or too large.
+            ImageError: the image is damaged, too large, or not an image.
         """
         ...
 
-    def describe(self, pictures: Sequence[Any], names: Sequence[str]) -> list[Description]:
-        """What the model says of each."""
+    def describe(self, images: Sequence[Any], names: Sequence[str]) -> list[Description]:
+        """The description of each image."""
         ...
 
 
 @dataclass(frozen=True)
+class Existing:
+    """A place of the store as it is before the run."""
+
+    place: str
+    data: bytes | None
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """A picture that can be described."""
+    """An image that can be described."""
 
     target: Target
-    found: list[Found]
-    picture: Any
+    existing: list[Existing]
+    image: Any
 
 
 @dataclass
 class _Outcome:
-    """What the result says."""
+    """The counts and names of the result."""
 
-    num_pictures: int
+    num_images: int
     num_kept: int = 0
-    """Had a caption, and were left as they are."""
+    """Images that had a caption and keep it."""
     num_empty: int = 0
-    """The model said nothing."""
+    """Images for which the model returned nothing."""
     unusable: list[Unusable] = field(default_factory=list)
-    changed_since: list[str] = field(default_factory=list)
+    changed_meanwhile: list[CaptionRef] = field(default_factory=list)
     preview: list[dict[str, Any]] = field(default_factory=list)
 
 
-def open_captions(config: DescribingConfig) -> CaptionSet:
-    """The folder or JSONL at `data_path`.
+def open_images(data_path: Path, image_folder: str, suffix: str) -> ImageSet:
+    """The images of a folder or JSONL.
 
     Raises:
-        DataError: it is not there.
+        DataError: there is no such folder or file.
     """
-    path = Path(config.data_path)
-    if path.is_file():
-        return Rows(path, Path(config.image_folder_path) if config.image_folder_path else None)
-    return Sidecars(path, config.caption_suffix)
+    if data_path.is_file():
+        return JsonlImages(data_path, Path(image_folder) if image_folder else None)
+    return FolderImages(data_path, suffix)
 
 
-def describe(config: DescribingConfig, progress: Progress, load: Callable[[], Describer]) -> None:
-    """Describe the pictures that `config` names by the model that `load` loads; result.json tells of it.
+def describe(config: DescribingConfig, progress: Progress, load: Callable[[], Captioner]) -> None:
+    """Describe the images of `config` with the model that `load` loads, and write result.json.
 
-    Changes are noted in the run directory first and written to the data set then: whatever is noted is not
-    done again, and whatever is noted but not written is written by the next sitting.
+    A change is in the run's journal before it is in the dataset: a resumed run repeats no image of the
+    journal, and first writes captions that a killed process did not.
 
     Raises:
-        FlowloomError: there is no usable picture, or no usable model.
+        FlowloomError: there is no usable image, or no usable model.
     """
     progress.phase("listing")
-    with (
-        closing(open_captions(config)) as captions,
-        closing(Journal(progress.run_dir.path / CHANGES)) as journal,
-    ):
-        targets = captions.targets()
+    images = open_images(Path(config.data_path), config.image_folder_path, config.caption_suffix)
+    with closing(images.store), closing(Journal(progress.run_dir.path / CHANGES)) as journal:
+        targets = images.targets()
         if not targets:
-            bad = captions.unusable
-            first = f" {bad[0].place}: {bad[0].reason}." if bad else ""
-            raise DataError(f"{config.data_path}: there is no picture to describe.{first}")
-        sitting = Sitting(config, progress, captions, journal, len(targets))
-        sitting.save(sitting.work(targets, load))
+            first = f" {images.unusable[0].place}: {images.unusable[0].reason}." if images.unusable else ""
+            raise DataError(f"{config.data_path}: no image to describe.{first}")
+        session = Session(config, progress, images, journal, len(targets))
+        session.save(session.work(targets, load))
 
 
-class Sitting:
-    """One process's part of a run."""
+class Session:
+    """The part of a run that one process does."""
 
     def __init__(
         self,
         config: DescribingConfig,
         progress: Progress,
-        captions: CaptionSet,
+        images: ImageSet,
         journal: Journal,
-        num_pictures: int,
+        num_images: int,
     ):
-        self.config, self.progress, self.captions, self.journal = config, progress, captions, journal
-        self.outcome = _Outcome(num_pictures)
-        for one in captions.unusable:
-            self._skip(one)
+        self.config, self.progress, self.images, self.journal = config, progress, images, journal
+        self.store = images.store
+        self.outcome = _Outcome(num_images)
+        for unusable in images.unusable:
+            self._skip(unusable)
 
-    def work(self, targets: list[Target], load: Callable[[], Describer]) -> dict[str, Any]:
-        """Describe what is not described; which model did."""
-        if self.captions.writes_at_once and not self.config.preview:
-            self.outcome.changed_since += self.captions.apply(self.journal).changed_since
-        todo = self._todo(targets)
+    def work(self, targets: list[Target], load: Callable[[], Captioner]) -> dict[str, Any]:
+        """Describe the remaining images; returns `about` of the model, empty if none was needed."""
+        if self.images.writes_at_once and not self.config.preview:
+            self._write_pending()
+        remaining = self._remaining(targets)
         about: dict[str, Any] = {}
-        if todo:
+        if remaining:
             self.progress.phase("loading the model")
-            describer = load()
-            about = describer.about
+            captioner = load()
+            about = captioner.about
             self.progress.phase("previewing" if self.config.preview else "describing")
-            self._describe_all(todo, describer, len(targets))
-        if not self.captions.writes_at_once and self.journal.num_changed:
+            self._describe_all(remaining, captioner, len(targets))
+        if not self.images.writes_at_once and self.journal.offsets:
             self.progress.phase("writing")
-            self.outcome.changed_since += self.captions.apply(self.journal).changed_since
+            self._write_pending()
         return about
 
-    def _todo(self, targets: list[Target]) -> list[Target]:
+    def _write_pending(self) -> None:
+        """Write the changes of the journal that are not in the dataset yet."""
+        self.store.close()
+        changes = self.journal.changes(self.store)
+        self._write(pending(self.store, changes, self.outcome.changed_meanwhile))
+
+    def _write(self, changes: Iterable[Change]) -> None:
+        self.outcome.changed_meanwhile += write(self.store, changes, "then resume the run").changed_meanwhile
+
+    def _remaining(self, targets: list[Target]) -> list[Target]:
         if self.config.preview:
             number = min(self.config.preview, len(targets))
             return [targets[i * len(targets) // number] for i in range(number)]
-        todo = [target for target in targets if target.places[0] not in self.journal]
+        known = self.journal.offsets
+        remaining = [target for target in targets if target.places[0] not in known]
         if self.config.existing != "skip":
-            return todo
-        waiting = [target for target in todo if not self._is_captioned(target)]
-        self.outcome.num_kept = len(todo) - len(waiting)
-        return waiting
+            return remaining
+        uncaptioned = [target for target in remaining if not self._is_captioned(target)]
+        self.outcome.num_kept = len(remaining) - len(uncaptioned)
+        return uncaptioned
 
     def _is_captioned(self, target: Target) -> bool:
         try:
-            return all(found.captions for found in self.captions.found(target))
+            return all(existing.captions for existing in existing_captions(self.store, target))
         except (DataError, OSError):
-            return False  # said once its turn comes
+            return False  # reported when the image is prepared
 
-    def _describe_all(self, todo: list[Target], describer: Describer, num_pictures: int) -> None:
-        total = len(todo) if self.config.preview else num_pictures
-        done = total - len(todo)
-        pictures = _prepare_all(self.captions, todo, describer, self.config.batch_size)
+    def _describe_all(self, remaining: list[Target], captioner: Captioner, num_images: int) -> None:
+        total = len(remaining) if self.config.preview else num_images
+        done = total - len(remaining)
+        prepared = _prepare_all(self.images, remaining, captioner, self.config.batch_size)
         num_usable = 0
-        while batch := list(islice(pictures, self.config.batch_size)):
-            usable = [one for one in batch if isinstance(one, Prepared)]
-            for one in batch:
-                if isinstance(one, Unusable):
-                    self._skip(one)
+        while batch := list(islice(prepared, self.config.batch_size)):
+            usable = [image for image in batch if isinstance(image, Prepared)]
+            for image in batch:
+                if isinstance(image, Unusable):
+                    self._skip(image)
             if usable:
-                said = describer.describe(
-                    [one.picture for one in usable], [one.target.name for one in usable]
-                )
-                self._take(usable, said)
+                names = [image.target.name for image in usable]
+                self._take(usable, captioner.describe([image.image for image in usable], names))
             num_usable += len(usable)
             done += len(batch)
             self.progress.step(done, total)
             if self.progress.is_stopped():
-                pictures.close()
-        if not num_usable and len(todo) == num_pictures and not self.progress.is_stop_requested:
+                prepared.close()
+        if not num_usable and len(remaining) == num_images and not self.progress.is_stop_requested:
             first = self.outcome.unusable[0]
-            raise DataError(f"no picture can be used. The first: {first.place}: {first.reason}.")
+            raise DataError(f"no image can be used. The first: {first.place}: {first.reason}.")
 
-    def _skip(self, one: Unusable) -> None:
-        self.outcome.unusable.append(one)
+    def _skip(self, unusable: Unusable) -> None:
+        self.outcome.unusable.append(unusable)
         if len(self.outcome.unusable) <= NAMED:
-            self.progress.emit("skipped", file=one.place, line=0, reason=one.reason)
+            self.progress.emit("skipped", file=unusable.place, line=0, reason=unusable.reason)
 
-    def _take(self, batch: list[Prepared], said: list[Description]) -> None:
+    def _take(self, batch: list[Prepared], descriptions: list[Description]) -> None:
         changes = [
             change
-            for one, description in zip(batch, said, strict=True)
-            for change in self._changes(one, description)
+            for image, description in zip(batch, descriptions, strict=True)
+            for change in self._changes(image, description)
         ]
         if self.config.preview:
             return
         self.journal.add(changes)
-        if self.captions.writes_at_once:
-            applied = self.captions.apply({change.place: change for change in changes})
-            self.outcome.changed_since += applied.changed_since
+        if self.images.writes_at_once:
+            self._write(change for change in changes if change.before != change.after)
 
-    def _changes(self, one: Prepared, said: Description) -> Iterator[Change]:
+    def _changes(self, image: Prepared, description: Description) -> Iterator[Change]:
         is_empty = True
-        for found in one.found:
-            captions = merged(found.captions, said, self.config)
+        for existing in image.existing:
+            captions = merged(existing.captions, description, self.config)
             is_empty = is_empty and not captions
-            is_left = not captions or (found.captions and self.config.existing == "skip")
-            is_new = self.config.existing == "replace" or not found.captions
-            tags = (said.tags is not None) if is_new else None
-            after = found.raw if is_left else self.captions.raw(found, captions, tags)
             if self.config.preview:
-                self._show(one, found, said, captions)
-            yield Change(found.place, one.target.name, found.raw, after)
+                self._show(image, existing, description, captions)
+            after = self._after(existing, captions, is_tags=description.tags is not None)
+            yield Change(image.target.name, existing.place, existing.data, after)
         self.outcome.num_empty += is_empty
 
-    def _show(self, one: Prepared, found: Found, said: Description, captions: tuple[str, ...]) -> None:
+    def _after(self, existing: Existing, captions: tuple[str, ...], *, is_tags: bool) -> bytes | None:
+        """The new content of a place."""
+        is_kept = existing.captions and self.config.existing == "skip"
+        if is_kept or not captions or captions == existing.captions:
+            return existing.data
+        is_new = self.config.existing == "replace" or not existing.captions
+        return self.store.edited(existing.place, existing.data, list(captions), is_tags if is_new else None)
+
+    def _show(
+        self, image: Prepared, existing: Existing, description: Description, captions: tuple[str, ...]
+    ) -> None:
         shown = {
-            "picture": one.target.name,
-            "place": found.place,
-            "before": list(found.captions),
-            "after": list(captions or found.captions),
-            "is_kept": bool(found.captions) and self.config.existing == "skip",
-            "scores": {name: round(score, 4) for name, score in said.scores.items()},
+            "image": image.target.name,
+            "place": existing.place,
+            "before": list(existing.captions),
+            "after": list(captions or existing.captions),
+            "is_kept": bool(existing.captions) and self.config.existing == "skip",
+            "scores": {name: round(score, 4) for name, score in description.scores.items()},
         }
         self.outcome.preview.append(shown)
 
     def save(self, about: dict[str, Any]) -> None:
         """Write result.json."""
         outcome = self.outcome
-        if outcome.changed_since:
+        changed_meanwhile = [self.store.label(ref.place) for ref in outcome.changed_meanwhile]
+        if changed_meanwhile:
             self.progress.warn(
-                f"{len(outcome.changed_since)} captions were changed by somebody else meanwhile and stay as "
-                f"they are; what was meant for them is in {CHANGES} of this run."
+                f"{len(changed_meanwhile)} captions were changed by another program during the run and were "
+                f"not overwritten. The captions of this run are in its {CHANGES}."
             )
-        unusable = [{"picture": one.place, "reason": one.reason} for one in outcome.unusable[:NAMED]]
+        unusable = [{"image": image.place, "reason": image.reason} for image in outcome.unusable[:NAMED]]
         self.progress.save_result(
             {
                 "model": about or _known_model(self.progress.run_dir),
-                "num_pictures": outcome.num_pictures,
-                "num_written": self.journal.num_changed,
+                "num_images": outcome.num_images,
+                "num_written": self.journal.num_changed(),
                 "num_kept": outcome.num_kept,
                 "num_empty": outcome.num_empty,
                 "num_unusable": len(outcome.unusable),
                 "unusable": unusable,
-                "changed_since": outcome.changed_since[:NAMED],
+                "changed_meanwhile": changed_meanwhile[:NAMED],
                 "preview": outcome.preview,
             }
         )
 
 
 def _known_model(run_dir: RunDir) -> dict[str, Any]:
-    """Which model an earlier sitting used, where this one had nothing left to do."""
+    """The model of an earlier session, for a session that had nothing left to describe."""
     try:
         return json.loads((run_dir.path / "result.json").read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError):
@@ -255,23 +276,23 @@ def _known_model(run_dir: RunDir) -> dict[str, Any]:
 
 
 def _prepare_all(
-    captions: CaptionSet, targets: list[Target], describer: Describer, batch_size: int
+    images: ImageSet, targets: list[Target], captioner: Captioner, batch_size: int
 ) -> Generator[Prepared | Unusable]:
-    """Each picture as the model takes it, in order, prepared by threads a few batches ahead."""
+    """Each image as input of the model, in order, prepared by threads a few batches ahead."""
 
     def prepare(target: Target) -> Prepared | Unusable:
         try:
-            found = captions.found(target)
-            return Prepared(target, found, describer.prepare(captions.picture(target)))
+            existing = existing_captions(images.store, target)
+            return Prepared(target, existing, captioner.prepare(images.image(target)))
         except (Unavailable, StoreDenied):
-            raise  # the store as a whole: no picture is to blame
+            raise  # the whole store is unavailable, not this image
         except (DataError, SourceError) as error:
             return Unusable(target.name, str(error))
         except OSError as error:
             return Unusable(target.name, reason_of(error))
 
     waiting: deque[Future[Prepared | Unusable]] = deque()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="pictures") as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="images") as pool:
         try:
             for target in targets:
                 waiting.append(pool.submit(prepare, target))
@@ -283,29 +304,69 @@ def _prepare_all(
             pool.shutdown(cancel_futures=True)
 
 
-def restore(config: RestoreConfig, progress: Progress) -> None:
-    """Put captions back as they were before the run at `run_path`; work of the task `restore-captions`.
+def existing_captions(store: CaptionStore, target: Target) -> list[Existing]:
+    """The captions that an image has.
 
     Raises:
-        FlowloomError: there is no such run, it wrote to other data, or it still writes.
+        DataError: one cannot be read.
+    """
+    result = []
+    for place in target.places:
+        data = store.read(place)
+        caption = store.caption(place, data)
+        if caption.problem:
+            raise DataError(f"its caption cannot be read: {caption.problem}")
+        result.append(Existing(place, data, caption.texts))
+    return result
+
+
+def write(store: CaptionStore, changes: Iterable[Change], hint: str) -> Written:
+    """Write `changes`.
+
+    Raises:
+        DataError: a file cannot be written; the message ends with `hint`.
+    """
+    try:
+        return store.write(changes)
+    except CaptionError as error:
+        raise DataError(f"{error} {error.hint}".rstrip()) from error
+    except OSError as error:
+        message = f"{error.filename2 or error.filename}: cannot be written ({error.strerror})."
+        raise DataError(f"{message} Fix that, {hint}.") from error
+
+
+def restore(config: RestoreConfig, progress: Progress) -> None:
+    """Restore the captions from before the run at `run_path`; body of the task `restore-captions`.
+
+    Raises:
+        FlowloomError: there is no such run, it wrote to other data, or it is running.
     """
     run = RunDir.open(config.run_path)
     if run.is_running():
-        raise RunError(f"{run.path} still runs, and would write on. Stop it, then undo it.")
+        raise RunError(f"{run.path} is running and would write more captions. Stop it first.")
     described = run.read_run()["config"]
-    data = Path(config.data_path)
-    # What a run directory says is not trusted to name the files that are written.
-    if data.resolve() != Path(str(described.get("data_path"))).resolve():
+    data_path = Path(config.data_path)
+    # The files to write are not taken from the run directory, which may come from somewhere else.
+    if data_path.resolve() != Path(str(described.get("data_path"))).resolve():
         message = f"the run {run.path} wrote to {described.get('data_path')}."
         raise ConfigError(str(run.path), [Problem("data_path", message)])
     suffix = ".caption" if described.get("caption_suffix") == ".caption" else ".txt"
     progress.phase("restoring")
-    with (
-        closing(Rows(data, None) if data.is_file() else Sidecars(data, suffix)) as captions,
-        closing(Journal(run.path / CHANGES)) as journal,
-    ):
-        applied = captions.apply(journal, is_undone=True)
-        progress.step(len(journal), len(journal))
+    store = open_images(data_path, "", suffix).store
+    changed: list[CaptionRef] = []
+    with closing(store), closing(Journal(run.path / CHANGES)) as journal:
+        changes = _watched(journal.changes(store), len(journal.offsets), progress)
+        written = write(store, pending(store, changes, changed, is_undo=True), "then resume this run")
+    changed_meanwhile = [store.label(ref.place) for ref in (*changed, *written.changed_meanwhile)]
     progress.save_result(
-        {"num_restored": applied.num_written, "changed_since": applied.changed_since[:NAMED]}
+        {"num_restored": written.num_written, "changed_meanwhile": changed_meanwhile[:NAMED]}
     )
+
+
+def _watched(changes: Iterable[Change], total: int, progress: Progress) -> Iterator[Change]:
+    """Report progress; after a stop request, pass on no more changes."""
+    for number, change in enumerate(changes, start=1):
+        if progress.is_stopped():
+            return
+        yield change
+        progress.step(number, total)

@@ -93,7 +93,7 @@ class TagRules:
         self._of = {category: labels.of(category) for category in (GENERAL, CHARACTER, RATING)}
 
     def describe(self, probabilities: NDArray[np.float32]) -> Description:
-        """The tags of one picture, with probabilities (T,)."""
+        """The tags of one image, with probabilities (T,)."""
         config = self.config
         general = self._chosen(GENERAL, probabilities)
         if config.max_tags:

@@ -19,11 +19,11 @@ from flowloom.tasks.tagging.tags import TagRules, read_labels
 
 WHITE = (255, 255, 255)
 EXACT = 4
-"""Pictures of up to so many times the network's side are scaled once; larger ones are decoded smaller."""
+"""Images of up to so many times the network's side are scaled once; larger ones are decoded smaller."""
 
 
 class Wd14Tagger:
-    """A `Describer`: pictures to tags."""
+    """A `Captioner`: images to tags."""
 
     def __init__(self, folder: Path, config: TagConfig, about: dict[str, Any]):
         """
@@ -41,28 +41,28 @@ class Wd14Tagger:
         self._batch = given.shape[0] if isinstance(given.shape[0], int) else config.batch_size
         self.about = about | {"device": self._session.get_providers()[0].removesuffix("ExecutionProvider")}
 
-    def prepare(self, picture: bytes) -> NDArray[np.float32]:
-        """See Describer: (side, side, 3), blue first, 0 to 255, padded to a square with white."""
-        return to_square(picture, self.side, self.config.max_megapixels)
+    def prepare(self, image: bytes) -> NDArray[np.float32]:
+        """See Captioner: (side, side, 3), blue first, 0 to 255, padded to a square with white."""
+        return to_square(image, self.side, self.config.max_megapixels)
 
-    def describe(self, pictures: Sequence[Any], names: Sequence[str]) -> list[Description]:  # noqa: ARG002
-        """See Describer."""
-        return [self.rules.describe(row) for row in self.probabilities(pictures)]
+    def describe(self, images: Sequence[Any], names: Sequence[str]) -> list[Description]:  # noqa: ARG002
+        """See Captioner."""
+        return [self.rules.describe(row) for row in self.probabilities(images)]
 
-    def probabilities(self, pictures: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """(B, T) of prepared pictures.
+    def probabilities(self, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """(B, T) of prepared images.
 
         Raises:
             WeightsError: the network gives something else.
         """
         parts: list[NDArray[np.float32]] = []
-        for start in range(0, len(pictures), self._batch):
-            batch = np.stack(pictures[start : start + self._batch])
+        for start in range(0, len(images), self._batch):
+            batch = np.stack(images[start : start + self._batch])
             parts.append(self._run(batch))
         found = np.concatenate(parts)
-        if found.shape != (len(pictures), len(self.labels.names)):
+        if found.shape != (len(images), len(self.labels.names)):
             raise WeightsError(
-                f"{MODEL} gives {found.shape[-1]} numbers a picture, but {LABELS} names "
+                f"{MODEL} gives {found.shape[-1]} numbers for each image, but {LABELS} names "
                 f"{len(self.labels.names)} tags: take both files from one model."
             )
         if not (np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1):
@@ -76,21 +76,21 @@ class Wd14Tagger:
             if "memory" not in str(error).lower():
                 raise WeightsError(f"{MODEL} cannot be run: {error}") from error
             raise OutOfMemoryError(
-                f"{len(batch)} pictures at once are too many for the device's memory: lower batch_size, then "
+                f"{len(batch)} images at once are too many for the device's memory: lower batch_size, then "
                 "resume the run."
             ) from error
 
 
-def to_square(picture: bytes, side: int, max_megapixels: float) -> NDArray[np.float32]:
-    """The picture as SmilingWolf's networks were trained: on a white square, bicubic, BGR, 0 to 255.
+def to_square(image: bytes, side: int, max_megapixels: float) -> NDArray[np.float32]:
+    """The image as SmilingWolf's networks were trained: on a white square, bicubic, BGR, 0 to 255.
 
     Raises:
         ImageError: as `load_image`.
     """
-    width, height = image_size(picture)
+    width, height = image_size(image)
     shrink = max(1.0, max(width, height) / (EXACT * side))
     size = max(1, round(width / shrink)), max(1, round(height / shrink))
-    pixels = load_image(picture, size, WHITE, max_megapixels)
+    pixels = load_image(image, size, WHITE, max_megapixels)
     square = Image.new("RGB", (max(size), max(size)), WHITE)
     square.paste(Image.fromarray(pixels), ((max(size) - size[0]) // 2, (max(size) - size[1]) // 2))
     if max(size) != side:
@@ -102,7 +102,7 @@ def _side(path: Path, shape: Sequence[Any]) -> int:
     sizes = list(shape[1:])
     if len(shape) != 4 or sizes[2] != 3 or not isinstance(sizes[0], int) or sizes[0] != sizes[1]:
         raise WeightsError(
-            f"{path}: takes {list(shape)}, not pictures as (batch, side, side, 3): not a WD14 tagger."
+            f"{path}: takes {list(shape)}, not images as (batch, side, side, 3): not a WD14 tagger."
         )
     return sizes[0]
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-import orjson
-
-from flowloom.data.row_checks import Unusable, captions_of, check_row
+from flowloom.data.row_checks import BadRow, captions_of, parse
 from flowloom.datasets.build.stores import Entry
 from flowloom.errors import DataError
 from flowloom.text_files import utf8_lines
@@ -68,14 +66,16 @@ def _rows(data: bytes) -> Iterator[tuple[dict[str, Any], StoredRow]]:
     """The usable lines of a JSONL; of another file, none."""
     try:
         for line in utf8_lines(io.BytesIO(data)):
-            try:
-                fields: Any = orjson.loads(line) if line.strip() else None
-                width, height, weight, _ = check_row(fields)
-            except (orjson.JSONDecodeError, Unusable):
+            row = parse(line)
+            if isinstance(row, BadRow):
                 continue
+            fields = row.fields
             stated = fields.get("is_tag_based")
             is_tags = stated if isinstance(stated, bool) else None
-            yield fields, StoredRow(tuple(captions_of(fields)), is_tags, weight, (width, height))
+            yield (
+                fields,
+                StoredRow(tuple(captions_of(fields)), is_tags, row.loss_weight, (row.width, row.height)),
+            )
     except DataError:
         return
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from flowloom.data.row_checks import BadRow, parse
 from flowloom.datasets.build.items import (
     JXL,
     PICTURES,
@@ -101,15 +102,11 @@ def _jsonl_records(path: Path) -> Iterator[tuple[str, Fields] | Unusable]:
             if not line.strip():
                 continue
             place = f"{shown(path.name)}:{number}"
-            try:
-                fields = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                yield Unusable(place, f"not JSON: {error}")
-                continue
-            if isinstance(fields, dict):
-                yield place, fields
+            row = parse(line)
+            if isinstance(row, BadRow) and not row.fields:
+                yield Unusable(place, row.reason)
             else:
-                yield Unusable(place, "not a JSON object")
+                yield place, row.fields
 
 
 def _csv_records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[str, Fields] | Unusable]:

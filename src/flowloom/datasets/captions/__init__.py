@@ -1,0 +1,1 @@
+"""Captions of a dataset: one store for reading and writing them, one journal, one undo."""
