@@ -563,7 +563,7 @@ export interface paths {
          * Delete a model file
          * @description Permanently delete a weights file or a partial download.
          *
-         *     Refused if a queued or running run refers to the file and, unless `force` is true, if a resumable run does.
+         *     Refused if a queued or running run needs the file or, unless `force` is true, a resumable run does.
          */
         delete: operations["models-delete_model"];
         options?: never;
