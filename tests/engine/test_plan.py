@@ -71,7 +71,7 @@ def test_flows_files_pass_a_dry_run(flow_file, name, method, capsys, tmp_path, m
     text = capsys.readouterr().out
     assert method in text
     assert "Ready to train." in text
-    assert "training.save_folder: checkpoints go into the run's own directory" in text
+    assert "training.save_folder: checkpoints are saved in the run directory" in text
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

@@ -97,11 +97,11 @@ def test_of_another_version_it_hears_what_it_can_and_says_what_is_missing(
     (least_checkout / "library" / "train_util.py").write_text(OTHER_LIBRARY)
     events = followed(run_dir, False, {3: "checkpoint", 20: "stop"})
     (warning,) = of_kind(events, "warning")
-    assert "pictures" in warning["message"]
+    assert "previews" in warning["message"]
     first, last = of_kind(events, "saved")
     assert 3 <= first["step"] < last["step"] < 300
     assert Path(last["dir"]).read_bytes() == b"weights", "by the hooks"
-    assert "again" in of_kind(followed(run_dir, True, {}), "warning")[0]["message"]
+    assert "repeat" in of_kind(followed(run_dir, True, {}), "warning")[0]["message"]
 
 
 def test_where_nothing_can_be_listened_to_the_run_goes_on(run_dir: RunDir, least_checkout: Path) -> None:
