@@ -21,7 +21,7 @@ class Telling(FlowUpstream):
     """A trainer whose process says events as `say {...}`, as a shim inside of it may."""
 
     def parse(self, line: str) -> dict[str, Any] | None:
-        """See Trainer."""
+        """See Task.parse."""
         return json.loads(line.removeprefix("say ")) if line.startswith("say ") else super().parse(line)
 
 
