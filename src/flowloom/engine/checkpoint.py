@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from flowloom.engine.finite import not_finite
-from flowloom.engine.state import Position, TrainState
+from flowloom.engine.position import Position
+from flowloom.engine.state import TrainState
 from flowloom.errors import (
     CheckpointError,
     DivergedError,

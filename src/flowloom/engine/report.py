@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from flowloom.engine.hub_upload import HubUploads
-from flowloom.engine.state import Position, TrainState
+from flowloom.engine.position import Position
+from flowloom.engine.state import TrainState
 from flowloom.engine.step import StepMetrics
 from flowloom.engine.trackers import Tracker, close_all
 from flowloom.errors import DivergedError

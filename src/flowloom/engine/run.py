@@ -44,7 +44,6 @@ class Session:
             components = self._load()
         try:
             self.trainer = Trainer(self.run_dir, components, reporter, _metadata(components), self.signals)
-            self.trainer.report_unusable_rows()
             self.trainer.fit()
         finally:
             components.images.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from flowloom.engine.distributed import Ranks
 from flowloom.engine.ema import Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.objective import Objective
+from flowloom.engine.position import Position
 from flowloom.engine.trainable import rotation_at, trained_names
 from flowloom.models.adapters.adapter import Adapter
 
@@ -32,26 +32,6 @@ class Precision(NamedTuple):
         """Computes in bfloat16 where the weights, or some of them, are."""
         enabled = torch.bfloat16 in (self.compute, self.trained)
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-@dataclass
-class Position:
-    """How far a run is. The next update is number `update` of batch `batch` of `epoch`."""
-
-    step: int = 0
-    """Optimizer updates made."""
-    epoch: int = 0
-    batch: int = 0
-    update: int = 0
-    samples: int = 0
-    """Samples trained, on all ranks."""
-    seconds: float = 0.0
-    """Time spent training, over all sittings."""
-    progress: float = 0.0
-    """Share of the run that is done before the update that is about to be made; 0 where there is no end."""
-    skipped: dict[str, str] = field(default_factory=dict)
-    """`file:line` of every row that could not be used, with the reason."""
-    loss_smooth: float | None = None
 
 
 class TrainState:
