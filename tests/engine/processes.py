@@ -69,10 +69,11 @@ def _run(call: Callable[..., int], words: tuple[object, ...], environ: dict[str,
 
 
 def _engine(run_dir: str) -> int:
-    from flowloom.engine.__main__ import main
+    from flowloom.engine.__main__ import run_engine
+    from flowloom.run.process import main
 
     sys.argv = ["flowloom.engine", run_dir]
-    return main()
+    return main("flowloom.engine", run_engine)
 
 
 def start_engine(run_dir: RunDir, environ: Mapping[str, str] | None = None) -> ForkedProcess:
