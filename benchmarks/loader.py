@@ -29,24 +29,15 @@ REPEATS = 3
 COMPARED = 16
 
 
-def everything(row: int, size: tuple[int, int]) -> bool:  # noqa: ARG001
-    """Read every image."""
-    return True
-
-
-def nothing(row: int, size: tuple[int, int]) -> bool:  # noqa: ARG001
-    """Read no image, as if all latents were cached."""
-    return False
-
-
 def make_loader(path: Path, folder: str = "", **options: Any) -> Any:
     """Our loader over the photos at `path`, which are in its folder or in `folder`."""
     from flowloom.config.run import RunConfig
+    from flowloom.data.cache.encodings import NoCache
     from flowloom.data.captions import CaptionRules
     from flowloom.data.loader import Dataset, Loader
 
     data = {"jsonl_metadata_path": str(path), "image_folder_path": folder or str(path.parent)}
-    given = {"needs_pixels": everything, "batch_size": BATCH_SIZE, "threads": WORKERS, "prefetch": 2}
+    given = {"latents": NoCache(), "batch_size": BATCH_SIZE, "threads": WORKERS, "prefetch": 2}
     options = given | options
     return Loader(
         dataset=Dataset.from_config(RunConfig.model_validate({"dataloader": data})),

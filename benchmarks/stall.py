@@ -86,7 +86,7 @@ def from_cache(folder: Path) -> tuple[float, float, bool]:
     fill(config)
     dataset = Dataset.from_config(config)
     encoders = load_encoders(config.model, config, torch.device("cpu"), dataset)
-    loader = make_loader(folder / "data.jsonl", batch_size=1, needs_pixels=encoders.needs_pixels)
+    loader = make_loader(folder / "data.jsonl", batch_size=1, latents=encoders.caches.latents)
     share, used, is_whole = stalled(loader, encoders.encode)
     return share, used, is_whole and encoders.open_now == (False, False)
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from flowloom.config.model_files import check_files
 from flowloom.config.run import RunConfig
+from flowloom.data.cache.encodings import ImageInBucket, NoCache
 from flowloom.data.captions import CaptionRules, vary
 from flowloom.data.dataset import Dataset, DatasetSource, repeats_of
 from flowloom.data.loader import Loader, Sample, Skipped
@@ -43,9 +46,16 @@ def config_of(first: dict[str, Any] | None, *others: dict[str, Any], **sections:
     return RunConfig.model_validate({"dataloader": data, "datasets": others, **sections})
 
 
+class AllCached(NoCache[ImageInBucket]):
+    """A cache that has every image, and tensors too small to be any."""
+
+    def get(self, subjects: Sequence[ImageInBucket]) -> list[torch.Tensor | None]:
+        return [torch.zeros(1)] * len(subjects)
+
+
 def make_loader(config: RunConfig, **options: Any) -> Loader:
     given: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 4, "threads": 2, "prefetch": 2}
-    given |= {"needs_pixels": lambda row, size: True, "rules": PLAIN, "seed": 0}
+    given |= {"latents": NoCache(), "rules": PLAIN, "seed": 0}
     return Loader(dataset=Dataset.from_config(config).training, **(given | options))
 
 
@@ -238,7 +248,7 @@ def test_masks_come_with_their_pictures(tmp_path: Path, kind: str, needs_pixels:
     section = half_masked(tmp_path, "cats", kind) | {"unmasked_weight": 0.2}
     plain = draw_set(tmp_path, "dogs", 2, 3)
     config = config_of(section, plain) if first == "dataloader" else config_of(None, section, plain)
-    loader = make_loader(config, needs_pixels=lambda row, size: needs_pixels)
+    loader = make_loader(config, latents=NoCache() if needs_pixels else AllCached())
     for sample in samples_of(loader):
         if sample.dataset == 1:
             assert sample.mask is None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from flowloom.config.run import RunConfig
+from flowloom.data.cache.encodings import ImageInBucket, NoCache
 from flowloom.data.captions import CaptionRules
 from flowloom.data.loader import Dataset, Loader
 from flowloom.errors import DataError, ImageError
@@ -31,6 +34,13 @@ def make_dataset(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> D
     return Dataset.from_config(RunConfig.model_validate({"dataloader": data, **sections}))
 
 
+class AllCached(NoCache[ImageInBucket]):
+    """A cache that has every image, and tensors too small to be any."""
+
+    def get(self, subjects: Sequence[ImageInBucket]) -> list[torch.Tensor | None]:
+        return [torch.zeros(1)] * len(subjects)
+
+
 def make_loader(dataset: Dataset, threads: int = 2, **options: Any) -> Loader:
     defaults: dict[str, Any] = {
         "rules": PLAIN,
@@ -40,7 +50,7 @@ def make_loader(dataset: Dataset, threads: int = 2, **options: Any) -> Loader:
         "batch_size": 4,
         "threads": threads,
         "prefetch": 2,
-        "needs_pixels": lambda row, size: True,
+        "latents": NoCache(),
     }
     return Loader(dataset=dataset, **(defaults | options))
 
@@ -109,7 +119,7 @@ def test_pictures_nobody_needs_are_not_read(tmp_path: Path, ten: list[dict[str, 
     dataset = make_dataset(tmp_path, ten)
     for i in range(10):
         (tmp_path / f"{i}.png").unlink()
-    loader = make_loader(dataset, needs_pixels=lambda row, size: False)
+    loader = make_loader(dataset, latents=AllCached())
     samples = [sample for batch in loader.batches(0) for sample in batch.samples]
     assert len(samples) == 10
     assert all(sample.pixels is None for sample in samples)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from flowloom.config.run import RunConfig
-from flowloom.engine import cache_setup as open_cache
-from flowloom.engine.cache_setup import ENCODERS, EncoderFiles
+from flowloom.data.cache import setup as open_cache
+from flowloom.data.cache.setup import ENCODERS, EncoderFiles
 from flowloom.engine.fill_cache import fill
 
 

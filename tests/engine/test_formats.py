@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from flowloom.config.run import RunConfig
+from flowloom.data.cache.setup import open_encoding_caches
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import Components, build
-from flowloom.engine.cache_setup import open_encoding_caches
 from flowloom.engine.collate import prepare
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,11 @@ from flowloom.data.prefetch import in_background
 from flowloom.errors import DataError, ImageError
 from flowloom.storage.base import shown
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flowloom.data.cache.encodings import EncodingCache, ImageInBucket
+
 ROWS_AHEAD = 512
 """Rows whose pictures are asked of a store before their turn to be decoded; bytes are bounded besides."""
 
@@ -41,11 +47,13 @@ class Sample:
     caption: str
     loss_weight: float
     pixels: NDArray[np.uint8] | None
-    """(h, w, 3), or None where nobody needs them."""
+    """(h, w, 3), or None if the image is cached."""
     mask: NDArray[np.uint8] | None = None
     """(h, w), 255 where the loss counts in full; None: everywhere."""
     dataset: int = 0
     """Which of several data sets it belongs to."""
+    latents: Tensor | None = None
+    """From the cache, as the autoencoder gave them; None: to be encoded from `pixels`."""
     showing: int = 0
     """How often the row was shown before; everything that varies from one time to the next is drawn by it."""
 
@@ -116,8 +124,8 @@ class Loader:
     """Rows a batch, where the data set's buckets have no size of their own."""
     threads: int
     prefetch: int
-    needs_pixels: Callable[[int, Size], bool]
-    """Whether the image of a row is wanted for a bucket: not where its latents are at hand."""
+    latents: EncodingCache[ImageInBucket]
+    """Images whose latents it has are not read."""
     images: ImageSource = field(default_factory=ImageSource)
     updates_per_batch: int = 1
     """Updates that each global batch is split into."""
@@ -210,7 +218,7 @@ class Loader:
         if data.dummy_image or not self.images.is_remote(row, one.folder):
             return _Begun(row, showing, None)
         try:
-            is_wanted = one.mask == "alpha" or self.needs_pixels(index, size)
+            is_wanted = one.mask == "alpha" or not self.latents.has((index, size))
         except ImageError as error:
             return Skipped(row.line, shown(row.filename), str(error), row.dataset)
         return _Begun(row, showing, self.images.prefetch(row, one.folder) if is_wanted else None)
@@ -236,7 +244,9 @@ class Loader:
             return begun
         row = begun.row
         try:
-            pixels, mask = self._picture(begun, size)
+            (latents,) = self.latents.get([(row.index, size)])
+            is_cached = latents is not None or self.latents.has((row.index, size))
+            pixels, mask = self._image(begun, size, needs_pixels=not is_cached)
         except ImageError as error:
             return Skipped(row.line, shown(row.filename), str(error), row.dataset)
         finally:
@@ -251,23 +261,23 @@ class Loader:
             pixels=pixels,
             mask=mask,
             dataset=row.dataset,
+            latents=latents,
             showing=begun.showing,
         )
 
-    def _picture(
-        self, begun: _Begun, size: Size
+    def _image(
+        self, begun: _Begun, size: Size, *, needs_pixels: bool
     ) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
-        """What is wanted of the pixels, and the mask where the data set has any."""
+        """The pixels if needed, and the mask if the dataset has any."""
         data, row = self.dataset, begun.row
         one = data.source_of(row)
-        is_wanted = self.needs_pixels(row.index, size)
         if data.dummy_image:
-            return np.zeros((size[1], size[0], 3), np.uint8) if is_wanted else None, None
+            return np.zeros((size[1], size[0], 3), np.uint8) if needs_pixels else None, None
         source = None
-        if is_wanted or one.mask == "alpha":
+        if needs_pixels or one.mask == "alpha":
             source = self.images.get(row, one.folder, begun.fetch)
         pixels = mask = None
-        if is_wanted and source is not None:
+        if needs_pixels and source is not None:
             pixels = load_image(source, size, data.background, data.max_megapixels)
         if one.mask != "none":
             mask = load_mask(one, row, source, size, data.max_megapixels)

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from flowloom.config.run import ModelSection, RunConfig
+from flowloom.data.cache.encodings import PersistentCache
+from flowloom.data.cache.setup import PLAIN, caption_rules, open_encoding_caches
 from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset, Loader
-from flowloom.engine.cache_setup import PLAIN, caption_rules, open_encoding_caches
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders
-from flowloom.engine.encoding_cache import PersistentCache
 from flowloom.engine.lazy import Lazy
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.objective import Objective, density
@@ -159,7 +159,7 @@ def _training_loader(
         batch_size=data.batch_size,
         threads=max(1, data.num_workers * data.thread_per_worker),
         prefetch=data.prefetch_factor,
-        needs_pixels=encoders.needs_pixels,
+        latents=encoders.caches.latents,
         images=images,
         updates_per_batch=config.training.updates_per_large_batch,
     )
@@ -179,6 +179,6 @@ def _validation_loader(
         batch_size=config.dataloader.batch_size,
         threads=max(1, config.dataloader.num_workers),
         prefetch=1,
-        needs_pixels=encoders.needs_pixels,
+        latents=encoders.caches.latents,
         images=images,
     )

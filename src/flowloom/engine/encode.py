@@ -11,35 +11,13 @@ import torch
 from torch import Tensor
 
 from flowloom.config.run import RunConfig
+from flowloom.data.cache.encodings import EncodingCaches, caches_without_disk
 from flowloom.data.loader import LoadedBatch, Sample
-from flowloom.engine.encoding_cache import ByteBudget, ConditioningCache, EncodingCache, MemoryCache, NoCache
 from flowloom.engine.lazy import Lazy
 from flowloom.engine.randomness import generator
 from flowloom.errors import CacheError, WeightsError
 from flowloom.models.device import encoder_dtype
 from flowloom.models.family import Codec, Conditioner, Conditioning, Grid, family_for
-
-Image = tuple[int, tuple[int, int]]
-"""A row and the bucket's width and height, in pixels, that its image is brought to."""
-
-
-class EncodingCaches(NamedTuple):
-    """Where what is encoded stays."""
-
-    latents: EncodingCache[Image]
-    texts: ConditioningCache
-
-
-def caches_without_disk(config: RunConfig) -> EncodingCaches:
-    """As `cache` says; where it says disk, nothing is kept."""
-    room, keep = ByteBudget(config.cache.limit_mib * 2**20), config.cache
-    names = family_for(config.model).conditioning
-    return EncodingCaches(
-        MemoryCache(room) if keep.latents == "memory" else NoCache(),
-        ConditioningCache(
-            {name: MemoryCache(room) if keep.text == "memory" else NoCache() for name in names}
-        ),
-    )
 
 
 class Encoded(NamedTuple):
@@ -120,10 +98,6 @@ class Encoders:
         self.caches.texts.share()
         self.free()
 
-    def needs_pixels(self, row: int, size: tuple[int, int]) -> bool:
-        """Whether the loader must read the image of `row` for a bucket of `size` pixels."""
-        return not self.caches.latents.has((row, size))
-
     @torch.no_grad()
     def encode(self, batch: LoadedBatch) -> Encoded:
         """Latents and text states of every sample of `batch`."""
@@ -143,8 +117,12 @@ class Encoders:
     def planes(self, samples: Sequence[Sample], size: tuple[int, int]) -> list[Tensor]:
         """Of each sample (C, h, w), or (2, C, h, w) where latents are drawn, as the autoencoder gave them."""
         subjects = [(sample.row, size) for sample in samples]
-        known = self.caches.latents.get(subjects)
-        missing = [i for i, planes in enumerate(known) if planes is None]
+        known = [sample.latents for sample in samples]
+        # Since a sample was loaded, an earlier batch may have encoded its image.
+        unknown = [i for i, planes in enumerate(known) if planes is None]
+        for i, planes in zip(unknown, self.caches.latents.get([subjects[i] for i in unknown]), strict=True):
+            known[i] = planes
+        missing = [i for i in unknown if known[i] is None]
         for start in range(0, len(missing), self.minibatch):
             chunk = missing[start : start + self.minibatch]
             fresh = self._encode_images([samples[i] for i in chunk])

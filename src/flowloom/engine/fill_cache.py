@@ -14,7 +14,9 @@ import numpy as np
 import torch
 
 from flowloom.config.run import RunConfig
+from flowloom.data.cache.encodings import EncodingCaches, ImageInBucket, NoCache, PersistentCache
 from flowloom.data.cache.records import image_latents
+from flowloom.data.cache.setup import PLAIN, caption_rules, open_cache, open_encoding_caches
 from flowloom.data.cache.store import Cache, Stats
 from flowloom.data.captions import captions_of, vary
 from flowloom.data.fetch.image_source import ImageSource
@@ -22,9 +24,7 @@ from flowloom.data.loader import Dataset, LoadedBatch, Loader, Skipped
 from flowloom.data.metadata import Row
 from flowloom.data.order import DEFAULT_BATCHING
 from flowloom.engine.build import load_encoders
-from flowloom.engine.cache_setup import PLAIN, caption_rules, open_cache, open_encoding_caches
-from flowloom.engine.encode import Encoders, EncodingCaches
-from flowloom.engine.encoding_cache import PersistentCache
+from flowloom.engine.encode import Encoders
 from flowloom.errors import ConfigError, Denied, ImageError, Problem, SourceError, Unavailable
 from flowloom.models.device import choose_device, encoder_dtype
 
@@ -128,7 +128,7 @@ def _fill_latents(
 ) -> None:
     cache = encoders.caches.latents
     assert isinstance(cache, PersistentCache)
-    loader = _loader(config, dataset, place, lambda row, size: not cache.knows((row, size)))
+    loader = _loader(config, dataset, place, cache)
     clock, total = _Clock(filled.seconds, cache.records), loader.num_batches(0)
     for batch in loader.batches(0):
         clock.lap("reading images")
@@ -138,6 +138,13 @@ def _fill_latents(
         on_progress("images", batch.index + 1, total)
         if cache.records.full:
             return
+
+
+class _Index(NoCache[ImageInBucket]):
+    """The index of a cache: cached images are recognised without reading their latents."""
+
+    def __init__(self, cache: PersistentCache[ImageInBucket]):
+        self.has = cache.knows
 
 
 def _encode_missing(batch: LoadedBatch, encoders: Encoders) -> int:
@@ -150,7 +157,7 @@ def _loader(
     config: RunConfig,
     dataset: Dataset,
     place: tuple[int, int],
-    needs_pixels: Callable[[int, tuple[int, int]], bool],
+    cache: PersistentCache[ImageInBucket],
 ) -> Loader:
     data = config.dataloader
     rank, world_size = place
@@ -164,7 +171,7 @@ def _loader(
         batch_size=max(config.training.cache_minibatch, 8) * world_size,
         threads=max(1, data.num_workers * data.thread_per_worker),
         prefetch=max(2, data.prefetch_factor),
-        needs_pixels=needs_pixels,
+        latents=_Index(cache),
         images=ImageSource(config.storage),
     )
 

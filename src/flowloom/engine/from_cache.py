@@ -14,9 +14,9 @@ from torch import nn
 from flowloom.config.model_files import cached_files
 from flowloom.config.run import RunConfig
 from flowloom.data.buckets import LEFT_OUT
+from flowloom.data.cache.encodings import ConditioningCache, PersistentCache
+from flowloom.data.cache.setup import open_encoding_caches
 from flowloom.data.loader import Dataset
-from flowloom.engine.cache_setup import open_encoding_caches
-from flowloom.engine.encoding_cache import ConditioningCache, PersistentCache
 from flowloom.engine.fill_cache import captions_shown
 from flowloom.errors import FlowloomError, ImageError, SourceError
 from flowloom.models.device import choose_device, encoder_dtype

@@ -17,10 +17,10 @@ import torch
 from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.data.buckets import LEFT_OUT
+from flowloom.data.cache.setup import kept_captions
 from flowloom.data.loader import Dataset
 from flowloom.datasets.lint.captions import count_tokens
 from flowloom.datasets.lint.check import bucket_uses, open_dataset
-from flowloom.engine.cache_setup import kept_captions
 from flowloom.engine.disk import disk, disk_advice
 from flowloom.engine.estimate.footprint import (
     Advice,

@@ -13,6 +13,13 @@ from typing import Any
 import torch
 
 from flowloom.config.run import RunConfig
+from flowloom.data.cache.encodings import (
+    ConditioningCache,
+    EncodingCaches,
+    ImageInBucket,
+    PersistentCache,
+    caches_without_disk,
+)
 from flowloom.data.cache.keys import (
     JUST_WRITTEN_NS,
     Contents,
@@ -28,11 +35,9 @@ from flowloom.data.cache.records.base import RecordKind, record_kinds
 from flowloom.data.cache.shard_stores import LocalShards, RemoteShards, ShardStore
 from flowloom.data.cache.store import Cache
 from flowloom.data.captions import CaptionRules, captions_of
+from flowloom.data.dataset import Dataset
 from flowloom.data.fetch.image_source import ImageSource
-from flowloom.data.loader import Dataset
 from flowloom.data.metadata import Row
-from flowloom.engine.encode import EncodingCaches, Image, caches_without_disk
-from flowloom.engine.encoding_cache import ConditioningCache, PersistentCache
 from flowloom.errors import WeightsError
 from flowloom.files import replacing
 from flowloom.models.family import family_for
@@ -139,7 +144,7 @@ class _ImageKeys:
         form = "mean and log-variance" if config.cache.sampling == "draw" else "mean"
         self._by = EncodedBy(weights, str(dtype), _stored_name(config, dtype), form)
 
-    def __call__(self, image: Image) -> tuple[bytes, bytes]:
+    def __call__(self, image: ImageInBucket) -> tuple[bytes, bytes]:
         row, size = image
         content = self._contents.of(self._metadata.row(row))
         crop = Crop(size, self._background)

@@ -1,28 +1,31 @@
-"""Where encoded things stay: nowhere, in memory, or in the cache on disk."""
+"""Caches of encoded images and captions: none, in memory, or persistent (on disk or in a store)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from flowloom.config.run import RunConfig
 from flowloom.data.cache.records.base import RecordKind, to_tensor
 from flowloom.data.cache.store import Cache
-from flowloom.models.family import Conditioning
+from flowloom.models.family import Conditioning, family_for
 
 S = TypeVar("S", bound=Hashable, contravariant=True)
+ImageInBucket = tuple[int, tuple[int, int]]
+"""A row, and the width and height in pixels of the bucket that its image is cropped to."""
 
 
 class EncodingCache(Protocol[S]):
-    """Keeps the tensor of each subject: (row, size) of an image, or a caption."""
+    """The encoded tensor of each subject: an image in its bucket, or a caption."""
 
     is_lasting: bool
-    """Whether what is kept outlives the process, so that the encoder may go."""
+    """True if the tensors outlive the process, so that the encoder can be freed."""
 
     def has(self, subject: S) -> bool:
-        """Whether `get` will find it."""
+        """True if `get` will find it; may read it ahead."""
         ...
 
     def get(self, subjects: Sequence[S]) -> list[Tensor | None]:
@@ -30,11 +33,11 @@ class EncodingCache(Protocol[S]):
         ...
 
     def put(self, subject: S, tensor: Tensor) -> Tensor:
-        """Keep `tensor`, on the CPU, if there is room; returns it as `get` would, kept or not."""
+        """Cache `tensor`, on the CPU, if there is room; return it as `get` would, cached or not."""
         ...
 
     def share(self) -> None:
-        """Let other processes see what this one kept, and see theirs."""
+        """Exchange new entries with other processes."""
         ...
 
 
@@ -44,7 +47,7 @@ class NoCache(Generic[S]):
     is_lasting = False
 
     def has(self, subject: S) -> bool:  # noqa: ARG002
-        """Never."""
+        """False."""
         return False
 
     def get(self, subjects: Sequence[S]) -> list[Tensor | None]:
@@ -67,16 +70,15 @@ class ByteBudget:
 
 
 class MemoryCache(Generic[S]):
-    """Tensors on the CPU, until the room is used up; then no more are taken in.
+    """Tensors on the CPU, until the budget is used up; then no more are added.
 
-    Nothing is ever dropped: an epoch reads every row once, so the longest unused is the next one needed,
-    and the loader may rely on what it was told is here.
+    Nothing is evicted: an epoch reads every row once, so the least recently used entry is needed next.
     """
 
     is_lasting = False
 
-    def __init__(self, room: ByteBudget):
-        self._room = room
+    def __init__(self, budget: ByteBudget):
+        self._budget = budget
         self._tensors: dict[Hashable, Tensor] = {}
 
     def has(self, subject: S) -> bool:
@@ -89,14 +91,14 @@ class MemoryCache(Generic[S]):
 
     def put(self, subject: S, tensor: Tensor) -> Tensor:
         """See EncodingCache."""
-        if subject not in self._tensors and tensor.nbytes <= self._room.free_bytes:
+        if subject not in self._tensors and tensor.nbytes <= self._budget.free_bytes:
             # A slice of a batch would keep the whole batch alive.
             self._tensors[subject] = tensor.clone()
-            self._room.free_bytes -= tensor.nbytes
+            self._budget.free_bytes -= tensor.nbytes
         return tensor
 
     def share(self) -> None:
-        """Memory is this process's own."""
+        """Do nothing: memory is not shared."""
 
 
 class PersistentCache(Generic[S]):
@@ -124,13 +126,13 @@ class PersistentCache(Generic[S]):
         self._seen: dict[Hashable, tuple[bytes, bytes]] = {}
 
     def knows(self, subject: S) -> bool:
-        """Whether there is a record, by the index alone."""
+        """True if the index has a record; the record is not read."""
         known = self.key_of(subject)
         self._seen[subject] = known
         return self.records.knows(*known)
 
     def has(self, subject: S) -> bool:
-        """See EncodingCache; called where reading ahead happens, so that `get` finds the pages in memory."""
+        """See EncodingCache. Reads the record ahead, so that `get` finds its pages in memory."""
         known = self.key_of(subject)
         self._seen[subject] = known
         return self.records.has(*known)
@@ -197,3 +199,22 @@ class ConditioningCache:
 def _whole(row: Mapping[str, Tensor | None]) -> Conditioning | None:
     present = {name: tensor for name, tensor in row.items() if tensor is not None}
     return present if len(present) == len(row) else None
+
+
+class EncodingCaches(NamedTuple):
+    """The caches of the two encoders."""
+
+    latents: EncodingCache[ImageInBucket]
+    texts: ConditioningCache
+
+
+def caches_without_disk(config: RunConfig) -> EncodingCaches:
+    """The caches that `config.cache` selects, with none in the place of a persistent one."""
+    budget, kinds = ByteBudget(config.cache.limit_mib * 2**20), config.cache
+    names = family_for(config.model).conditioning
+    return EncodingCaches(
+        MemoryCache(budget) if kinds.latents == "memory" else NoCache(),
+        ConditioningCache(
+            {name: MemoryCache(budget) if kinds.text == "memory" else NoCache() for name in names}
+        ),
+    )
