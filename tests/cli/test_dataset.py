@@ -34,7 +34,7 @@ def test_build_says_what_became_of_everything(folder: Path, capsys: pytest.Captu
     captured = capsys.readouterr()
     assert captured.err == ""
     assert captured.out.splitlines()[0] == "source     in (folder)"
-    assert "pictures   2, 2 of them read anew" in captured.out
+    assert "images     2, 2 of them read again" in captured.out
     assert "rows       2: 0 tags, 2 prose" in captured.out
     assert "unusable   1, all listed in d.jsonl.problems\n  broken.png: not readable" in captured.out
     assert f"images     {folder} (dataloader.image_folder_path)" in captured.out

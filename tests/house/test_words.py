@@ -17,8 +17,6 @@ SHOWN_WHOLE = ("src/flowloom/server/routes/", "src/flowloom/config/")  # docstri
 Text = tuple[int, str]  # the line where it begins, and a string, docstring or paragraph
 
 REWRITTEN = [
-    "docs/tagging.md",
-    "src/flowloom/cli/",
     "src/flowloom/data/",
     "src/flowloom/datasets/",
     "src/flowloom/engine/",

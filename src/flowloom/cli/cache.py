@@ -1,4 +1,4 @@
-"""`flowloom cache ...`: fills a run's cache, tells what is in it, checks it, prunes it."""
+"""`flowloom cache ...`: fill, inspect, verify and prune the cache of a configuration."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 OK, WRONG = 0, 2
 ABOUT = {
-    "fill": "encodes what CONFIG needs and the cache lacks: latents of images, states of captions",
+    "fill": "encode entries of CONFIG that are missing: latents of images, states of captions",
     "stats": "how much of each kind is in the cache of CONFIG",
     "verify": "reads every record of the cache and names those that are not what was written",
-    "prune": "drops what none of the CONFIGs uses; not while somebody trains from it",
+    "prune": "delete entries that no CONFIG uses; not while a run uses the cache",
 }
 
 
@@ -115,7 +115,7 @@ def _verify(config: RunConfig) -> int:
         count += 1
         print(fault)
     if count:
-        print("Damaged records count as missing: the next run or 'flowloom cache' makes them anew.")
+        print("Damaged records count as missing: the next run or 'flowloom cache' encodes them again.")
     else:
         print(f"{config.cache.dir}: every record is what was written.")
     return WRONG if count else OK

@@ -28,8 +28,8 @@ def dataset(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         lines = "\n".join(f"  {verb:<8} {line}" for verb, (line, _) in VERBS.items())
         print(
-            "usage: flowloom dataset VERB ...\n\nPictures and captions to FLOW's JSONL, and back.\n\n"
-            f"{lines}\n\n'flowloom dataset VERB --help' tells more of each."
+            "usage: flowloom dataset VERB ...\n\nImages and captions to FLOW's JSONL, and back.\n\n"
+            f"{lines}\n\n'flowloom dataset VERB --help' shows more of each."
         )
         return OK
     if words[0] not in VERBS:
@@ -43,25 +43,25 @@ def _build(words: list[str]) -> int:
     parser = _parser("build", "SOURCE -o FILE.jsonl [options]")
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a folder, Kohya's folders or TOML, CSV, JSON(L), parquet, tars, "
-        "a saved Hugging Face data set, or s3://, gs://, az://, http(s):// with pictures")  # fmt: skip
+        "a saved Hugging Face dataset, or s3://, gs://, az://, http(s):// with images")  # fmt: skip
     add("-o", "--out", type=Path, required=True, metavar="FILE.jsonl", help="replaced when all is read")
     form = "how to read SOURCE; default: seen from it. kohya: numbers of folders are repeats"
     add("--from", "--format", dest="kind", choices=KINDS, default="auto", metavar="FORM", help=form)
     add("--root", type=Path, metavar="DIR", help="what names are relative to; default: the source's folder")
     add("--url-prefix", default="", metavar="URL", help="names become URL/name: s3://bucket/set, https://...")
-    add("--images", type=Path, metavar="DIR", help="for pictures inside archives; default: beside FILE.jsonl")
+    add("--images", type=Path, metavar="DIR", help="for images inside archives; default: next to FILE.jsonl")
     add("--captions", choices=("auto", "tags", "prose"), default="auto", help="default: seen from each one")
-    add("--caption", metavar="TEXT", help="for pictures without one; default: they are reported")
+    add("--caption", metavar="TEXT", help="for images without a caption; default: they are reported")
     add("--caption-suffixes", default=".txt,.caption,.json", metavar="LIST", help="default: %(default)s")
-    add("--each-line", action="store_true", help="of a text file is a caption; they take turns over epochs")
+    add("--each-line", action="store_true", help="of a text file is a caption; they alternate over epochs")
     add("--caption-encoding", default="utf-8", metavar="NAME", help="default: utf-8; cp1252, shift_jis ...")
     add("--caption-column", default="", metavar="NAME", help="of tables; default: the usual names")
     add("--filename-column", default="", metavar="NAME", help="of tables; default: the usual names")
-    add("--image-column", default="", metavar="NAME", help="of tables with pictures inside")
-    add("--split", default="", metavar="NAME", help="of a Hugging Face data set; default: train")
+    add("--image-column", default="", metavar="NAME", help="of tables with images inside")
+    add("--split", default="", metavar="NAME", help="of a Hugging Face dataset; default: train")
     add("--loss-weight", type=_weight, default=1.0, metavar="W", help="where none is recorded; default: 1")
     add("--reg-weight", type=_weight, default=1.0, metavar="W", help="of Kohya's regularisation; default: 1")
-    add("--no-repeats", action="store_true", help="one row a picture, whatever Kohya's numbers say")
+    add("--no-repeats", action="store_true", help="one row per image, ignoring Kohya's repeats")
     add("--threads", type=_count, metavar="N", help="more for slow disks; default: 4, for stores 64")
     add_storage(parser)
     asked = parser.parse_args(words)
@@ -90,7 +90,7 @@ def _build(words: list[str]) -> int:
         threads=asked.threads,
         storage=storage_of(asked),
     )
-    with _Ticker("pictures") as ticker:
+    with _Ticker("images") as ticker:
         report = build(asked.source, asked.out, options, lambda report: ticker.tick(report.num_pictures))
     _print_build(report)
     return OK
@@ -115,7 +115,7 @@ def _print_build(report: BuildReport) -> None:
     print(printable(f"source     {report.source} ({report.kind})"))
     if report.why:
         print(f"detected   {report.kind}: {report.why}")
-    print(f"pictures   {report.num_pictures:,}, {report.num_read:,} of them read anew; {rate}")
+    print(f"images     {report.num_pictures:,}, {report.num_read:,} of them read again; {rate}")
     print(f"rows       {report.num_rows:,}: {report.num_tag_based:,} tags, {prose:,} prose")
     _print_counted("remarks", report.remarks, report.examples)
     _print_unusable(report.unusable, report.problems_path)
@@ -128,11 +128,11 @@ def _export(words: list[str]) -> int:
     parser = _parser("export", "FILE.jsonl --to FORM -o OUT [options]")
     add = parser.add_argument
     add("jsonl", type=Path, metavar="FILE.jsonl", help="FLOW's JSONL")
-    forms = "kohya: folders; kohya-toml: FILE.toml, pictures stay; webdataset: a folder of tars; parquet: one"
+    forms = "kohya: folders; kohya-toml: FILE.toml, images stay; webdataset: a folder of tars; parquet: one"
     add("--to", choices=("kohya", "kohya-toml", "webdataset", "parquet"), required=True, help=forms)
     add("-o", "--out", type=Path, required=True, metavar="OUT", help="folder or file to write")
     add("--images", type=Path, metavar="DIR", help="what names are relative to; default: as it was built")
-    add("--link", choices=("copy", "hard", "soft"), default="copy", help="kohya: pictures; default: copy")
+    add("--link", choices=("copy", "hard", "soft"), default="copy", help="kohya: images; default: copy")
     add("--name", default="", metavar="NAME", help="kohya, webdataset: default: that of FILE.jsonl")
     add(
         "--shard-mib", type=_count, default=1024, metavar="N", help="webdataset: size of a tar; default: 1024"
@@ -165,7 +165,7 @@ def _export(words: list[str]) -> int:
 def _upload(words: list[str]) -> int:
     parser = _parser("upload", "FILE.jsonl URL [-o NEW.jsonl] [options]")
     add = parser.add_argument
-    add("jsonl", type=Path, metavar="FILE.jsonl", help="FLOW's JSONL, its pictures on this machine")
+    add("jsonl", type=Path, metavar="FILE.jsonl", help="FLOW's JSONL, its images on this machine")
     add("url", metavar="URL", help="s3://bucket/prefix, gs://..., az://...; keys come from the environment")
     add(
         "-o",
@@ -188,20 +188,20 @@ def _upload(words: list[str]) -> int:
     with _Ticker("rows") as ticker:
         report = uploader.upload(out, asked.public_url, lambda report: ticker.tick(report.num_rows))
     size = f"{report.num_bytes / 2**20:,.1f} MiB in {report.seconds:,.1f} s"
-    print(f"pictures   {report.num_sent:,} sent ({size}), {report.num_there:,} were there")
+    print(f"images     {report.num_sent:,} sent ({size}), {report.num_there:,} were there")
     _print_unusable(report.unusable, _listed(out, report.unusable))
-    print(printable(f"written    {report.output}, and beside the pictures at {report.url}"))
+    print(printable(f"written    {report.output}, and next to the images at {report.url}"))
     return OK
 
 
 VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "build": (
-        "writes FLOW's JSONL from a folder, Kohya's, a table, tars, a Hugging Face data set, a bucket",
+        "writes FLOW's JSONL from a folder, Kohya's, a table, tars, a Hugging Face dataset, a bucket",
         _build,
     ),
     "update": ("builds a JSONL again from its folder, after captions or images changed", _update),
-    "export": ("writes a JSONL's data set for Kohya, as webdataset or as parquet", _export),
-    "upload": ("puts a JSONL's pictures into a bucket, and names them there", _upload),
+    "export": ("writes a JSONL's dataset for Kohya, as webdataset or as parquet", _export),
+    "upload": ("uploads a JSONL's images to a bucket, with a JSONL that names them there", _upload),
 } | LINT_VERBS
 
 

@@ -27,7 +27,7 @@ def lint(words: list[str]) -> int:
     _add_data(parser)
     add = parser.add_argument
     add("--json", action="store_true", help="print the report as JSON")
-    add("--html", type=Path, metavar="FILE.html", help="write it as one page with pictures")
+    add("--html", type=Path, metavar="FILE.html", help="write it as one page with images")
     add("--shown", type=int, default=10, metavar="N", help="findings printed of each kind; default: 10")
     asked = parser.parse_args(words)
 
@@ -73,12 +73,12 @@ def fix(words: list[str]) -> int:
 
 def preflight(words: list[str]) -> int:
     """`flowloom preflight`: 0 when the run can start, else 2."""
-    about = "tells memory, disk, time and bad data of a run before it starts"
+    about = "shows memory, disk, time and bad data of a run before it starts"
     parser = _parser("preflight", "CONFIG.json [options] [--section.key VALUE ...]", about)
     add = parser.add_argument
     add("config", type=Path, metavar="CONFIG.json", help="as for 'flowloom train'")
     add("--json", action="store_true", help="print it as JSON")
-    add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="where runs lie; default: runs")
+    add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="runs folder; default: runs")
     add("--gpu-gib", type=float, metavar="N", help="for a CUDA card with N GiB that is not here")
     add(
         "--samples-per-s",
@@ -121,7 +121,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="of 128, for near duplicates; -1: none; default: 8",
     )
     add("--no-pictures", action="store_true", help="read only the JSONL")
-    add("--urls", action="store_true", help="fetch pictures from URLs, too")
+    add("--urls", action="store_true", help="fetch images from URLs, too")
     add("--threads", type=int, default=4, metavar="N", help="default: 4")
     add_storage(parser)
 
@@ -197,8 +197,8 @@ def _numbers(text: str) -> list[int]:
 
 
 LINT_VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "lint": ("says what is wrong with a JSONL and its pictures, as text, JSON or a page", lint),
-    "fix": ("writes a new JSONL with what can be mended mended", fix),
+    "lint": ("reports problems of a JSONL and its images as text, JSON or a page", lint),
+    "fix": ("writes a repaired copy of a JSONL", fix),
 }
 """For `flowloom dataset`."""
 
@@ -215,7 +215,7 @@ def _parser(verb: str, usage: str, about: str) -> argparse.ArgumentParser:
 
 
 class _Counter:
-    """Counts pictures on a terminal, a few times a second."""
+    """Count images on a terminal, a few times per second."""
 
     def __init__(self) -> None:
         self._is_shown = sys.stderr.isatty()
@@ -225,5 +225,5 @@ class _Counter:
         now = time.monotonic()
         if self._is_shown and now - self._last > 0.2:
             self._last = now
-            sys.stderr.write(f"\r{count:,} pictures\033[K\r")
+            sys.stderr.write(f"\r{count:,} images\033[K\r")
             sys.stderr.flush()
