@@ -1,13 +1,15 @@
-"""Events of runs whose process writes none: its supervisor reads the log as it grows, and what was saved.
+"""Events of runs whose process writes none: its supervisor reads them from the log and the checkpoints.
 
-The trainer's `parse` says what a line means; what lines do not tell (numbers of steps, the beginning, the
-end) is added here. The log is a file and no pipe: a process whose supervisor was killed trains on.
+`LogTail` splits the log into lines, the trainer's `parse` turns a line into an event, and `LogEventWriter` adds
+the rest (step numbers, start, end) and writes it. The log is a file, not a pipe, so the process survives a
+killed supervisor.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,8 @@ from flowloom.run.results import checkpoints_of, last_saved_step
 from flowloom.server.runs.process_files import StopRequest
 from flowloom.trainers.base import TrainerBackend
 
-SECONDS_BETWEEN_REPORTS = 0.5
-SECONDS_BETWEEN_LOOKS = 1.0
+PROGRESS_INTERVAL_S = 0.5
+SCAN_INTERVAL_S = 1.0
 _CHUNK_BYTES = 1_048_576
 _LINES = re.compile(rb"[\r\n]+")
 _ERROR = re.compile(r"^(?:[\w.]*\.)?(\w*(?:Error|Exception|Interrupt|Exit))(?:: (.*))?$", re.MULTILINE)
@@ -28,8 +30,65 @@ _ESCAPES = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 Fields = dict[str, Any]
 
 
+class LogTail:
+    """Reads the lines that are appended to a log from now on."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._start = self._offset = path.stat().st_size if path.exists() else 0
+        self.unfinished = b""
+        """The last line, which has no end yet."""
+
+    def lines(self) -> Iterator[bytes]:
+        """The new finished lines."""
+        while data := self._read():
+            *lines, self.unfinished = _LINES.split(self.unfinished + data)
+            yield from lines
+
+    def _read(self) -> bytes:
+        with self.path.open("rb") as log:
+            log.seek(self._offset)
+            data = log.read(_CHUNK_BYTES)
+        self._offset += len(data)
+        return data
+
+    def end(self) -> str:
+        """The last text of this attempt."""
+        with self.path.open("rb") as log:
+            log.seek(max(self._start, self._offset - 20_000))
+            return _text(log.read())
+
+
+class StepCounter:
+    """Turns the counts of progress bars, which restart at 0, into steps of the run."""
+
+    def __init__(self, step: int):
+        self.step = self._base = step
+        self._batch = self._epoch = 0
+
+    def start(self, step: int) -> None:
+        """Set the step from which the process continues."""
+        self.step = self._base = step
+
+    def progress(self, event: Fields, batch_size: int | None, *, bar_is_epoch: bool) -> Fields:
+        """The progress of the run for a count within an epoch. The run ends, as far as is known, with it."""
+        if event["batch"] < self._batch:
+            self._base = self.step
+            self._epoch += 1
+        self._batch = event["batch"]
+        rate, left = event.get("batches_per_s"), event["batches"] - event["batch"]
+        return {
+            "kind": "progress",
+            "epoch": self._epoch if bar_is_epoch else None,
+            "step": self._base + event["batch"],
+            "max_steps": self._base + event["batches"],
+            "samples_per_s": rate * batch_size if rate and batch_size else None,
+            "eta_s": left / rate if rate else None,
+        }
+
+
 class LogEventWriter:
-    """Writes a run's events, from the beginning of one sitting to its end."""
+    """Writes the events of one attempt of a run, from its start to its end."""
 
     def __init__(
         self,
@@ -40,45 +99,44 @@ class LogEventWriter:
         resumes: bool,
         versions: dict[str, str],
     ):
-        """`versions` are of the packages that the process uses."""
+        """`versions`: of the packages that the process uses."""
         self.run_dir, self.trainer, self._versions = run_dir, trainer, versions
         self._writer = EventWriter(run_dir.events_jsonl, usable_secrets().values())
         self._batch_size = trainer.samples_per_batch(run_dir.read_run()["config"])
-        self._known = {_identity(path) for path in checkpoints_of(run_dir)}
-        self._from = last_saved_step(run_dir) if resumes and self._known else None
+        self._known_checkpoints = {_identity(path) for path in checkpoints_of(run_dir)}
+        self._resumed_from = last_saved_step(run_dir) if resumes and self._known_checkpoints else None
         self._devices = devices
-        self._step = self._base = self._last = self._from or 0
-        self._batch = self._epoch = 0
+        self._log = LogTail(run_dir.log_txt)
+        self._counter = StepCounter(self._resumed_from or 0)
+        self._last_step = self._counter.step
         self._bar: Fields = {}
-        """What its progress bar told last."""
+        """The latest progress of its bar."""
         self._phase = ""
         self._has_begun = False
-        self._waiting: Fields | None = None
-        self._said: Fields | None = None
-        self._said_at = self._looked_at = 0.0
-        self._offset = run_dir.log_txt.stat().st_size if run_dir.log_txt.exists() else 0
-        self._log_begins = self._offset
-        self._rest = b""
+        self._pending: Fields | None = None
+        """Progress that is not written yet: at most one event per PROGRESS_INTERVAL_S."""
+        self._written: Fields | None = None
+        self._written_at = self._scanned_at = 0.0
         self._saved_since_stop = self._is_ended = False
         self._hear({"kind": "phase", "name": "loading"})
 
     def update(self) -> None:
-        """Take in what is new: lines of the log, checkpoints."""
-        while self._read():
-            continue
-        # A progress bar ends its line only when it begins the next one.
+        """Write events for new lines of the log and new checkpoints."""
+        for line in self._log.lines():
+            self._hear_line(line)
+        # A progress bar ends its line only when it starts the next one.
         with suppress(ValueError, LookupError, TypeError):
-            bar = self._meaning(self._rest)
+            bar = self._parsed(self._log.unfinished)
             if bar and bar["kind"] == "progress":
                 self._hear(bar)
-        if time.monotonic() - self._looked_at > SECONDS_BETWEEN_LOOKS:
-            self._looked_at = time.monotonic()
+        if time.monotonic() - self._scanned_at > SCAN_INTERVAL_S:
+            self._scanned_at = time.monotonic()
             self._find_checkpoints()
-        if self._waiting and time.monotonic() - self._said_at > SECONDS_BETWEEN_REPORTS:
+        if self._pending and time.monotonic() - self._written_at > PROGRESS_INTERVAL_S:
             self._flush()
 
     def must_interrupt(self) -> bool:
-        """Whether to end a process that obeys no `stop` itself: once it has saved, or has nothing to save."""
+        """True if a process that reads no stop request must end: it has saved, or has nothing to save."""
         if "stop" in self.trainer.supported_controls or not (self.run_dir.control_dir / "stop").exists():
             self._saved_since_stop = False
             return False
@@ -86,10 +144,10 @@ class LogEventWriter:
         return self._is_ended
 
     def end(self, status: int) -> None:
-        """The process ended; a signal that nobody sent here leaves the run interrupted."""
+        """Write the final event. A signal that the studio did not send leaves the run interrupted."""
         self.update()
         self._find_checkpoints()
-        self._hear_line(self._rest)
+        self._hear_line(self._log.unfinished)
         self._flush()
         if self._is_ended or StopRequest.read(self.run_dir.path):
             self._write("stopped", {})
@@ -99,26 +157,14 @@ class LogEventWriter:
             self._write("failed", self._failure(status))
         self._writer.close()
 
-    def _read(self) -> bool:
-        """Whether there were new bytes in the log."""
-        with self.run_dir.log_txt.open("rb") as log:
-            log.seek(self._offset)
-            data = log.read(_CHUNK_BYTES)
-        self._offset += len(data)
-        *lines, self._rest = _LINES.split(self._rest + data)
-        for line in lines:
-            self._hear_line(line)
-        return bool(data)
-
     def _hear_line(self, line: bytes) -> None:
-        # Whatever a process prints, also half a line of it, ends no supervisor.
+        # No output of a process, nor half a line of it, may end the supervisor.
         with suppress(ValueError, LookupError, TypeError):
-            if event := self._meaning(line):
+            if event := self._parsed(line):
                 self._hear(event)
 
-    def _meaning(self, line: bytes) -> Fields | None:
-        text = _ESCAPES.sub("", line.decode(errors="replace")).strip()
-        event = self.trainer.parse(text)
+    def _parsed(self, line: bytes) -> Fields | None:
+        event = self.trainer.parse(_text(line))
         return event if isinstance(event, dict) and event.get("kind") in FIELDS else None
 
     def _hear(self, event: Fields) -> None:
@@ -146,62 +192,48 @@ class LogEventWriter:
     def _advance(self, event: Fields) -> None:
         self._begin({})
         if "batch" in event:
-            event = self._bar = self._counted_on(event)
-        self._step = event["step"]
+            event = self._bar = self._counter.progress(
+                event, self._batch_size, bar_is_epoch=self.trainer.bar_is_epoch
+            )
+        self._counter.step = event["step"]
         if event["kind"] == "progress":
-            self._waiting = event
-        elif self._step != self._last:
-            self._last = self._step
+            self._pending = event
+        elif event["step"] != self._last_step:
+            self._last_step = event["step"]
             of_bar = {name: self._bar.get(name) for name in ("samples_per_s", "eta_s")}
             loss = event.get("loss")
             self._write("step", {"loss_smooth": loss, "loss_by_noise_level": [], **of_bar, **event})
 
     def _begin(self, event: Fields) -> None:
-        """The first update, or a process that says before it that it begins, and from where."""
+        """Write `started`, once: at the first step, or when the process reports its start before."""
         if self._has_begun:
             return
         self._has_begun = True
-        known = {"versions": self._versions, "method": self.trainer.name}
-        told = {**known, "resumed_from": self._from, **event}
-        told["device"] = self._known_as(event.get("device"))
-        self._base = self._step = self._last = told["resumed_from"] or 0
-        self._write("started", told)
+        known = {"versions": self._versions, "method": self.trainer.name, "resumed_from": self._resumed_from}
+        started = {**known, **event, "device": self._device_name(event.get("device"))}
+        self._last_step = started["resumed_from"] or 0
+        self._counter.start(self._last_step)
+        self._write("started", started)
         self._enter("training")
 
-    def _known_as(self, device: Any) -> str:
-        """The studio's name of a device: the process sees those that it was given, and counts them from 0."""
+    def _device_name(self, device: Any) -> str:
+        """The studio's name of a device: the process sees only its own, counted from 0."""
         kind, _, number = str(device or "").partition(":")
-        here = [name for name in self._devices if name.startswith("cuda")]
-        if kind == "cuda" and int(number or 0) < len(here):
-            return here[int(number or 0)]
+        visible = [name for name in self._devices if name.startswith("cuda")]
+        if kind == "cuda" and int(number or 0) < len(visible):
+            return visible[int(number or 0)]
         return device or ", ".join(self._devices)
-
-    def _counted_on(self, event: Fields) -> Fields:
-        """A count within an epoch, as a step of the run; it ends, as far as is known, with the epoch."""
-        if event["batch"] < self._batch:
-            self._base = self._step
-            self._epoch += 1
-        self._batch = event["batch"]
-        rate, left, size = event.get("batches_per_s"), event["batches"] - event["batch"], self._batch_size
-        return {
-            "kind": "progress",
-            "epoch": self._epoch if self.trainer.bar_is_epoch else None,
-            "step": self._base + event["batch"],
-            "max_steps": self._base + event["batches"],
-            "samples_per_s": rate * size if rate and size else None,
-            "eta_s": left / rate if rate else None,
-        }
 
     def _find_checkpoints(self) -> None:
         for path in reversed(checkpoints_of(self.run_dir)):
-            # What sd-scripts resumes from lies beside the weights that are told.
+            # sd-scripts writes its state next to the weights, which are reported.
             if not path.name.endswith("-state"):
                 self._save(path, {})
 
     def _save(self, path: Path, event: Fields) -> None:
-        """Told once, by a line or by the file itself, whichever comes first."""
-        if _identity(path) not in self._known:
-            self._known.add(_identity(path))
+        """Write `saved` once per checkpoint: for its log line or for the file, whichever comes first."""
+        if _identity(path) not in self._known_checkpoints:
+            self._known_checkpoints.add(_identity(path))
             self._saved_since_stop = True
             self._write("saved", {**event, "dir": self._relative(path)})
 
@@ -210,24 +242,22 @@ class LogEventWriter:
         return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
 
     def _flush(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        if waiting and waiting != self._said:
-            self._said = waiting
-            self._said_at = time.monotonic()
-            self._write("progress", waiting)
+        pending, self._pending = self._pending, None
+        if pending and pending != self._written:
+            self._written = pending
+            self._written_at = time.monotonic()
+            self._write("progress", pending)
 
     def _write(self, kind: str, fields: Fields) -> None:
-        """Write what is known of an event; what is not is null."""
+        """Write an event with all fields of its kind; unknown ones are null."""
         if kind != "progress":
             self._flush()
-        known = {"step": self._step, **fields}
+        known = {"step": self._counter.step, **fields}
         self._writer.write(kind, **{name: known.get(name) for name in FIELDS[kind]})
 
     def _failure(self, status: int) -> Fields:
-        """The last error that the log of this sitting names, or its last words."""
-        with self.run_dir.log_txt.open("rb") as log:
-            log.seek(max(self._log_begins, self._offset - 20_000))
-            text = _ESCAPES.sub("", log.read().decode(errors="replace")).strip()
+        """The last error in the log of this attempt, or the end of the log."""
+        text = self._log.end()
         errors = _ERROR.findall(text)
         name, message = errors[-1] if errors else ("ProcessFailed", text[-1000:])
         if status == 0:
@@ -244,6 +274,10 @@ class LogEventWriter:
         }
 
 
+def _text(data: bytes) -> str:
+    return _ESCAPES.sub("", data.decode(errors="replace")).strip()
+
+
 def _identity(path: Path) -> tuple[Path, int]:
-    """Of a checkpoint: one that is written anew under its name is another one."""
+    """Identify a checkpoint: one that was written again under its name is a new one."""
     return path, path.stat().st_mtime_ns if path.exists() else 0
