@@ -1,8 +1,8 @@
 """Events of runs whose process writes none: its supervisor reads them from the log and the checkpoints.
 
-`LogTail` splits the log into lines, the trainer's `parse` turns a line into an event, and `LogEventWriter` adds
-the rest (step numbers, start, end) and writes it. The log is a file, not a pipe, so the process survives a
-killed supervisor.
+`LogTail` splits the log into lines, the trainer's `parse` turns a line into an event, and `LogEventWriter`
+adds the rest (step numbers, start, end) and writes it. The log is a file, not a pipe, so the process
+survives a killed supervisor.
 """
 
 from __future__ import annotations
