@@ -306,3 +306,13 @@ def test_the_order_of_runs_that_were_begun_before_stays() -> None:
     plan = plan_epoch(column, 2, 7, 1)
     assert plan.rows.tolist() == [8, 3, 5, 10, 1, 4, 2, 0, 7, 11, 6]
     assert plan.starts.tolist() == [0, 2, 3, 5, 7, 9, 11]
+
+
+def test_the_example_of_the_docstring() -> None:
+    plan = plan_epoch(np.array([0, 1, 0, 0, 1, 0, 0]), 2, 7, 0)
+    assert [batch.rows.tolist() for batch in map(plan.__getitem__, range(len(plan)))] == [
+        [3],
+        [0, 5],
+        [4, 1],
+        [6, 2],
+    ]

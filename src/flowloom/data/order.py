@@ -95,14 +95,19 @@ def plan_epoch(
     epoch: int,
     batching: BatchingOptions = DEFAULT_BATCHING,
 ) -> EpochPlan:
-    """Every row of a bucket (0 or more) once, in batches of one bucket, shuffled anew each epoch.
+    """Batches of an epoch: each row once, one bucket a batch, in an order drawn from seed and epoch.
 
-    The last batch of a bucket is as short as it comes: nothing is dropped and nothing repeated, but for
-    what `batching` says. Batches of all buckets are mixed: each stretch has of each bucket about its share.
+    The last batch of a bucket may be short: no row is dropped or repeated, unless `batching` says so.
+    For example, with buckets 0 1 0 0 1 0 0, batch size 2, seed 7 and epoch 0:
+
+        rows, shuffled               0 5 6 2 4 1 3
+        sorted by bucket             0 5 6 2 3 | 4 1
+        cut into batches             (0 5) (6 2) (3) | (4 1)
+        batches, shuffled            (3) (0 5) (4 1) (6 2)
 
     Args:
         row_buckets: (N,) each row's bucket, negative for rows that are left out.
-        batch_size: rows a batch, one number for all buckets or one for each.
+        batch_size: rows per batch, one number for all buckets or one for each.
     """
     draw = np.random.default_rng([seed & 0xFFFFFFFF, epoch])
     rows, showings = np.flatnonzero(row_buckets >= 0), None

@@ -156,6 +156,7 @@ class Chroma(nn.Module):
         for block, of_image, of_text in zip(
             self.double_blocks, _per_block(of_images, 6), _per_block(of_texts, 6), strict=True
         ):
+            # The last gate is applied outside the block: its recomputation then ends a third earlier.
             text, image, gain = run(block, image, text, of_image, of_text, rotation, mask)
             image = torch.addcmul(image, of_image[:, -1:], gain)
         x = torch.cat((text, image), dim=1)

@@ -1,4 +1,5 @@
-"""Memory for what is read ahead, in bytes; who is waited for never waits for memory."""
+"""A byte budget for prefetching. The sample that the trainer needs next is always admitted, so that prefetching
+cannot deadlock."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ FORGET = 0.02
 class MemoryBudget(Generic[Owner]):
     """Bytes that owners hold, at most `limit` together. Used on one event loop only.
 
-    Owners are served in the order in which they came. One whose content is waited for goes first and may
-    exceed the limit, so that nobody waits for memory that only his own progress would free.
+    Owners are served in order. An owner whose content is needed now goes first and may exceed the limit:
+    otherwise it could wait for memory that only its own progress frees.
     """
 
     limit: int

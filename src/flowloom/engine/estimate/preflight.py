@@ -18,6 +18,7 @@ from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.cache.setup import kept_captions
+from flowloom.data.dataset import PIXELS_PER_TOKEN
 from flowloom.data.loader import Dataset
 from flowloom.datasets.lint.captions import count_tokens
 from flowloom.datasets.lint.check import bucket_uses, open_dataset
@@ -278,7 +279,7 @@ def _measured_rate(
     if asked.gpu_gib:
         return None
     speed = _product_speed(device)
-    image_tokens = round(data["pixels"] / data["rows"] / 16**2)
+    image_tokens = round(data["pixels"] / data["rows"] / PIXELS_PER_TOKEN)
     tokens = image_tokens, round(data["mean_text_tokens"])
     each = family_for(config.model).flops(networks.params, *tokens)
     work = each.adapter_training if config.method_kind in ADAPTERS else each.full_training
