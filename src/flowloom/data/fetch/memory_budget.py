@@ -1,5 +1,4 @@
-"""A byte budget for prefetching. The sample that the trainer needs next is always admitted, so that prefetching
-cannot deadlock."""
+"""A byte budget for prefetching. The sample needed next is always admitted: prefetching cannot deadlock."""
 
 from __future__ import annotations
 
