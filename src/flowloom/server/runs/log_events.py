@@ -266,11 +266,11 @@ class LogEventWriter:
                 f"Its process ended without an error, and without a step. {message}",
             )
         newest = next(iter(checkpoints_of(self.run_dir)), None)
-        after = f"{newest.name} is whole: resume it to go on from there." if newest else "start it again."
+        after = f"then resume the run from {newest.name}." if newest else "then start it again."
         return {
             "error": name,
             "message": message or f"Its process ended with status {status}.",
-            "cure": f"The log has the traceback. Mend the cause; {after}",
+            "cure": f"The log has the traceback. Fix the cause, {after}",
         }
 
 
