@@ -17,6 +17,7 @@ from flowloom.model_library.requirements import (
     unfit_models,
     unreadable,
 )
+from flowloom.models.family import families
 from tests.model_library.conftest import CHROMA, CLIP_L, FLUX, KNOWN, T5_XXL, VAE_4, VAE_16, write_model
 
 WEIGHTS = ("chroma_path", "vae_path", "t5_path")
@@ -61,7 +62,8 @@ def test_choices_are_what_fits_each_path(models_dir: Path):
         "model.t5_config_path": ["t5/config.json"],
         "model.t5_tokenizer_path": ["t5"],
         "model.clip_tokenizer_path": [],
-        "model.path": ["Chroma1-HD.safetensors"],
+        "model.clip_path": ["clip_l.safetensors"],
+        "model.path": ["Chroma1-HD.safetensors", "flux.safetensors"],
     }
 
 
@@ -196,7 +198,7 @@ def test_what_lacks_comes_with_what_is_here_and_a_download(models_dir: Path):
 
 def test_every_key_has_an_offer_whose_files_it_names():
     keys = {key for offer in OFFERS for key, _ in offer.sets}
-    assert keys == {f"model.{key}" for key in (*WEIGHTS, "t5_config_path", "t5_tokenizer_path")}
+    assert keys == {f"model.{file.key}" for family in families().values() for file in family.files}
     for offer in OFFERS:
         places = {file.save_as for file in offer.files} | {
             str(Path(file.save_as).parent) for file in offer.files

@@ -58,6 +58,15 @@ class TextEncoder:
         states = self.encoder(ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
         return [states[i, :length] if is_trimmed else states[i] for i, length in enumerate(seen)]
 
+    @torch.no_grad()
+    def encode_padded(self, captions: Sequence[str], max_length: int) -> Tensor:
+        """States (B, max_length, C) of captions padded to that length and attended to as a whole."""
+        ids = torch.full((len(captions), max_length), PAD)
+        for i, caption in enumerate(captions):
+            row = [*self._tokenize(caption)[: max_length - 1], EOS]
+            ids[i, : len(row)] = torch.tensor(row)
+        return self.encoder(ids.to(self.device)).last_hidden_state
+
 
 class Float8Linear(nn.Module):
     """A linear layer without bias whose weight is kept in 8 bits, with a scale for each row."""

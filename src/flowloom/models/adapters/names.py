@@ -118,6 +118,10 @@ class LoraNames:
             return (layer,)
         return self._in_checkpoint(layer)
 
+    def checkpoint_parts(self, layer: str) -> tuple[str, ...]:
+        """diffusers' names of a layer that the checkpoint names, in the order of its rows."""
+        return self._in_checkpoint(layer)
+
     def _in_checkpoint(self, layer: str) -> tuple[str, ...]:
         """diffusers' names of a layer of the checkpoint."""
         if layer in self._outer:

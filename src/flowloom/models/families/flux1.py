@@ -1,0 +1,428 @@
+"""FLUX.1 (dev and schnell): diffusers' transformer, T5's padded states and CLIP's pooled vector.
+
+Conventions are those of diffusers' FluxPipeline. Noise level and velocity are ours; T5 gets no mask, its
+padding is attended to; text is at the origin; dev has a guidance vector, schnell none and an even schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowloom.errors import WeightsError
+from flowloom.models.adapters.names import LoraNames
+from flowloom.models.families.chroma import DOUBLE, SINGLE, T5_KINDS, VAE, ChromaFamily
+from flowloom.models.family import (
+    Conditioning,
+    FamilyDefaults,
+    Flops,
+    Grid,
+    ModelFile,
+    ModelSettings,
+    OpenEncoder,
+)
+from flowloom.models.header import read_small_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from flowloom.models.text_encoder import TextEncoder
+    from flowloom.models.weights import Weights
+
+TRAINING_GUIDANCE = 1.0
+"""Guidance of dev during training, as in diffusers' and kohya's trainers."""
+CLIP_TOKENS = 77
+_EMBEDDERS = {
+    "time_in": "timestep_embedder",
+    "vector_in": "text_embedder",
+    "guidance_in": "guidance_embedder",
+}
+NAMES = LoraNames(
+    stacks=(
+        (
+            "double_blocks",
+            "transformer_blocks",
+            DOUBLE | {"img_mod.lin": ("norm1.linear",), "txt_mod.lin": ("norm1_context.linear",)},
+        ),
+        ("single_blocks", "single_transformer_blocks", SINGLE | {"modulation.lin": ("norm.linear",)}),
+    ),
+    outer={
+        "img_in": ("x_embedder",),
+        "txt_in": ("context_embedder",),
+        "final_layer.linear": ("proj_out",),
+    }
+    | {
+        f"{ours}.{side}_layer": (f"time_text_embed.{theirs}.linear_{i}",)
+        for ours, theirs in _EMBEDDERS.items()
+        for i, side in ((1, "in"), (2, "out"))
+    },
+    title="FLUX.1",
+    spec="flux-1",
+    implementation="https://github.com/black-forest-labs/flux",
+    has_diffusers_layers=True,
+)
+# Norms by diffusers' name and the checkpoint's.
+_NORMS = {
+    "attn.norm_q.weight": ("img_attn.norm.query_norm.scale", "norm.query_norm.scale"),
+    "attn.norm_k.weight": ("img_attn.norm.key_norm.scale", "norm.key_norm.scale"),
+    "attn.norm_added_q.weight": ("txt_attn.norm.query_norm.scale", ""),
+    "attn.norm_added_k.weight": ("txt_attn.norm.key_norm.scale", ""),
+}
+_LAST_MODULATION = "final_layer.adaLN_modulation.1"
+
+
+@dataclass(frozen=True)
+class Flux1Sizes:
+    """Arguments of FluxTransformer2DModel."""
+
+    in_channels: int
+    num_layers: int
+    num_single_layers: int
+    attention_head_dim: int
+    num_attention_heads: int
+    joint_attention_dim: int
+    pooled_projection_dim: int
+    guidance_embeds: bool
+    axes_dims_rope: tuple[int, ...]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a token inside the network."""
+        return self.attention_head_dim * self.num_attention_heads
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of both kinds."""
+        return self.num_layers + self.num_single_layers
+
+    @property
+    def text_width(self) -> int:
+        """Width of T5's states."""
+        return self.joint_attention_dim
+
+
+class Flux1Family(ChromaFamily):
+    """See ModelFamily; packing, VAE and T5's files are as in Chroma, which was made from FLUX.1."""
+
+    name, title = "flux1", "FLUX.1"
+    network_types = frozenset({"FluxTransformer2DModel"})
+    files = (
+        ModelFile(
+            "path", "FLUX.1's network", "network", "transformer", frozenset({"flux-dev", "flux-schnell"})
+        ),
+        VAE,
+        ModelFile("t5_path", "T5 XXL's encoder", "text", "text_encoder_2", T5_KINDS),
+        ModelFile("t5_config_path", "T5's config.json", "text", "text_encoder_2"),
+        ModelFile("t5_tokenizer_path", "the folder with T5's tokenizer", "text", "tokenizer_2"),
+        ModelFile("clip_path", "CLIP L's text encoder", "text", "text_encoder", frozenset({"clip-l"})),
+        ModelFile("clip_tokenizer_path", "the folder with CLIP's tokenizer", "text", "tokenizer"),
+    )
+    conditioning = {"states": "caption-states", "pooled": "caption-pooled"}
+    names = NAMES
+    adapter_bases = frozenset({"flux", "flux-or-chroma"})
+    defaults = FamilyDefaults(guidance=3.5)
+
+    def recognizes(self, names: Collection[str]) -> bool:
+        marks = ("vector_in.", "time_text_embed.text_embedder.")
+        blocks = ("double_blocks.", "transformer_blocks.")
+        return all(any(name.startswith(mark) for name in names) for mark in (marks, blocks))
+
+    def notes(self, model: ModelSettings) -> list[str]:
+        try:
+            is_distilled = not self.sizes(model.network_path).guidance_embeds
+        except (WeightsError, OSError):
+            return []
+        if not is_distilled:
+            return []
+        return [
+            f"{model.network_path.name} is FLUX.1 schnell, which is distilled to sample in 1 to 4 steps. "
+            "Training it undoes the distillation, so images of few steps get worse. Train FLUX.1 dev instead "
+            "if its license allows it."
+        ]
+
+    def sizes(self, path: Path) -> Flux1Sizes:
+        weights = self.open_weights(path)
+        try:
+            return _sizes(weights.shapes, weights.path)
+        except KeyError as error:
+            message = f"{path}: not a FLUX.1 network: it has no {error.args[0]}."
+            raise WeightsError(message) from error
+
+    def open_weights(self, path: Path) -> Weights:
+        from flowloom.models.weights import open_weights
+
+        path = Path(path)
+        path = path / "transformer" if (path / "model_index.json").is_file() else path
+        weights = open_weights(path).below("model.diffusion_model.", "diffusion_model.")
+        return _in_diffusers_names(weights) if "img_in.weight" in weights else weights
+
+    def load_network(self, path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        import torch
+
+        from flowloom.import_warnings import quiet_imports
+        from flowloom.models.weights import assign_weights
+
+        with quiet_imports():
+            from diffusers import FluxTransformer2DModel
+        with torch.device("meta"):
+            network = FluxTransformer2DModel(**vars(self.sizes(path)))
+        assign_weights(network, self.open_weights(path), device, dtype)
+        return network
+
+    def blocks(self, network: Any) -> list[tuple[str, nn.Module]]:
+        return [
+            (f"{kind}.{i}", block)
+            for kind in ("transformer_blocks", "single_transformer_blocks")
+            for i, block in enumerate(getattr(network, kind))
+        ]
+
+    def recompute(self, network: Any, num_blocks: int) -> None:
+        chosen = {id(block) for _, block in self.blocks(network)[:num_blocks]}
+
+        def run(block: nn.Module, *inputs: Any) -> Any:
+            from torch.utils.checkpoint import checkpoint
+
+            if id(block) not in chosen:
+                return block(*inputs)
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+        network.enable_gradient_checkpointing(run)
+
+    def load_conditioner(
+        self, model: ModelSettings, device: torch.device, dtype: torch.dtype
+    ) -> Flux1Conditioner:
+        from flowloom.models.text_encoder import load_t5
+
+        clip = _load_clip(Path(model.clip_path), device, dtype)
+        tokenize = _clip_tokenizer(Path(model.clip_tokenizer_path))
+        return Flux1Conditioner(load_t5(model, device, dtype), clip, tokenize, device)
+
+    def encoders(self, model: ModelSettings) -> dict[str, OpenEncoder]:
+        return super().encoders(model) | {"model.clip_path": partial(_load_clip, Path(model.clip_path))}
+
+    def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
+        files, settings = super().text_files(model)
+        return [*files, Path(model.clip_path), Path(model.clip_tokenizer_path)], f"{settings}, padded, CLIP"
+
+    def text_length(self, num_tokens: int, max_length: int) -> int:  # noqa: ARG002
+        return max_length
+
+    def predict(
+        self,
+        network: Any,
+        x: Tensor,
+        noise_level: Tensor,
+        texts: Sequence[Conditioning],
+        grid: Grid,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        import torch
+
+        from flowloom.nn.patches import image_ids
+
+        states, pooled = (
+            torch.stack([text[name] for text in texts]).to(x.dtype) for name in ("states", "pooled")
+        )
+        if guidance is None:
+            guidance = torch.full_like(noise_level, TRAINING_GUIDANCE)
+        ids = image_ids(*grid, x.device)
+        return network(
+            hidden_states=x,
+            encoder_hidden_states=states,
+            pooled_projections=pooled,
+            timestep=noise_level,
+            img_ids=ids,
+            txt_ids=ids.new_zeros(states.shape[1], 3),
+            guidance=guidance if network.config.guidance_embeds else None,
+            return_dict=False,
+        )[0]
+
+    def schedule(self, network: Any, steps: int, num_tokens: int) -> list[float]:
+        if network.config.guidance_embeds:
+            return super().schedule(network, steps, num_tokens)
+        return [1 - i / steps for i in range(steps + 1)]
+
+    def flops(self, sizes: Any, image_tokens: int, text_tokens: int) -> Flops:
+        tokens, size = image_tokens + text_tokens, sizes.hidden_size
+        # Every token crosses 12 D^2 weights in every block; modulations are computed once for each sample.
+        modulations = size**2 * (12 * sizes.num_layers + 3 * sizes.num_single_layers + 2)
+        return Flops(
+            linear=24 * size**2 * sizes.num_blocks * tokens + 2 * modulations,
+            attention=4 * tokens**2 * size * sizes.num_blocks,
+            ends=2 * size * (2 * sizes.in_channels * image_tokens + sizes.text_width * text_tokens),
+        )
+
+
+class Flux1Conditioner:
+    """Captions to T5's states, padded to the full length, and CLIP's pooled vector."""
+
+    def __init__(
+        self,
+        t5: TextEncoder,
+        clip: nn.Module,
+        tokenize: Callable[[Sequence[str]], Tensor],
+        device: torch.device,
+    ):
+        self._t5, self._clip, self._tokenize, self._device = t5, clip, tokenize, device
+
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """T5's tokens of each caption before it is cut, the end included."""
+        return self._t5.count_tokens(captions)
+
+    def encode(
+        self,
+        captions: Sequence[str],
+        max_length: int,
+        *,
+        is_trimmed: bool = True,  # noqa: ARG002 -- padding is part of the text
+    ) -> list[dict[str, Tensor]]:
+        """`states` (max_length, C) and `pooled` (P,) of each caption."""
+        import torch
+
+        if not captions:
+            return []
+        with torch.no_grad():
+            states = self._t5.encode_padded(captions, max_length)
+            pooled = self._clip(self._tokenize(captions).to(self._device)).pooler_output
+        return [{"states": own, "pooled": vector} for own, vector in zip(states, pooled, strict=True)]
+
+
+def _clip_tokenizer(folder: Path) -> Callable[[Sequence[str]], Tensor]:
+    from flowloom.import_warnings import quiet_imports
+
+    with quiet_imports():
+        from transformers import CLIPTokenizer
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{folder}: not CLIP's tokenizer (vocab.json and merges.txt): {error}") from error
+
+    def tokenize(captions: Sequence[str]) -> Tensor:
+        padded = {"padding": "max_length", "max_length": CLIP_TOKENS, "truncation": True}
+        return tokenizer(list(captions), return_tensors="pt", **padded).input_ids
+
+    return tokenize
+
+
+def _load_clip(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """CLIP's text encoder; sizes from config.json beside it, else CLIP L's by its shapes."""
+    from flowloom.import_warnings import quiet_imports
+    from flowloom.models.weights import assign_weights, open_weights
+
+    with quiet_imports():
+        from transformers import CLIPTextConfig, CLIPTextModel
+    weights = open_weights(path).below("text_encoders.clip_l.transformer.", "clip_l.transformer.")
+    weights = weights.below("text_model.")
+    unused = ("text_projection.weight", "logit_scale")
+    names = {n: (n,) for n in weights if n not in unused and not n.endswith("position_ids")}
+    weights = weights.gathered(names)
+    settings = read_small_json((path if path.is_dir() else path.parent) / "config.json")
+    try:
+        config = CLIPTextConfig(**_clip_sizes(weights.shapes) | _kept(settings))
+    except KeyError as error:
+        raise WeightsError(f"{path}: not CLIP's text encoder: it has no {error.args[0]}.") from error
+    import torch
+
+    with torch.device("meta"):
+        model = CLIPTextModel(config)
+    # transformers has both spellings, by version.
+    if next(iter(model.state_dict())).startswith("text_model."):
+        weights = weights.gathered({f"text_model.{name}": (name,) for name in weights})
+    positions = [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    for name in positions:
+        module, _, leaf = name.rpartition(".")
+        count = torch.arange(config.max_position_embeddings).unsqueeze(0).to(device)
+        model.get_submodule(module).register_buffer(leaf, count, persistent=False)
+    assign_weights(model, weights, device, dtype)
+    return model.eval().requires_grad_(False)
+
+
+def _clip_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    vocabulary, width = shapes["embeddings.token_embedding.weight"]
+    layers = {name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": max(1, width // 64),
+        "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
+        "projection_dim": width,
+        "eos_token_id": 2,  # openai's config: the end of the text is the largest id
+    }
+
+
+def _kept(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of config.json shapes do not show; of another model's, nothing."""
+    if settings.get("model_type") != "clip_text_model":
+        return {}
+    keys = (
+        "num_attention_heads",
+        "eos_token_id",
+        "bos_token_id",
+        "pad_token_id",
+        "hidden_act",
+        "layer_norm_eps",
+    )
+    return {key: settings[key] for key in keys if key in settings}
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Flux1Sizes:
+    width, in_channels = shapes["x_embedder.weight"]
+    head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
+    axes = _config_beside(path).get("axes_dims_rope") or (head // 8, head * 7 // 16, head * 7 // 16)
+
+    def count(kind: str) -> int:
+        return len({name.split(".")[1] for name in shapes if name.startswith(f"{kind}.")})
+
+    return Flux1Sizes(
+        in_channels=in_channels,
+        num_layers=count("transformer_blocks"),
+        num_single_layers=count("single_transformer_blocks"),
+        attention_head_dim=head,
+        num_attention_heads=width // head,
+        joint_attention_dim=shapes["context_embedder.weight"][1],
+        pooled_projection_dim=shapes["time_text_embed.text_embedder.linear_1.weight"][1],
+        guidance_embeds="time_text_embed.guidance_embedder.linear_1.weight" in shapes,
+        axes_dims_rope=tuple(axes),
+    )
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    return read_small_json(path / "config.json") if path.is_dir() else {}
+
+
+def _in_diffusers_names(weights: Weights) -> Weights:
+    """Black Forest Labs' names to diffusers': joined layers are cut, the last modulation's halves swapped."""
+    width = weights.shapes["img_in.weight"][0]
+    rows: dict[str, tuple[str, int, int]] = {}
+    for name, shape in weights.shapes.items():
+        for theirs, start, stop in _cuts(name, shape[0], width):
+            rows[theirs] = (name, start, stop)
+    cut = weights.cut(rows)
+    return cut.swapped({f"norm_out.linear.{leaf}" for leaf in ("weight", "bias")})
+
+
+def _cuts(name: str, num_rows: int, width: int) -> list[tuple[str, int, int]]:
+    layer, _, leaf = name.rpartition(".")
+    if layer == _LAST_MODULATION:
+        return [(f"norm_out.linear.{leaf}", 0, num_rows)]
+    parts = NAMES.checkpoint_parts(layer)
+    if parts:
+        edges = [min(i * width, num_rows) for i in range(len(parts))] + [num_rows]
+        return [(f"{part}.{leaf}", edges[i], edges[i + 1]) for i, part in enumerate(parts)]
+    stack, _, rest = name.partition(".")
+    number, _, inner = rest.partition(".")
+    kinds = ("double_blocks", "single_blocks")
+    for theirs, spelled in _NORMS.items() if stack in kinds else ():
+        if inner == spelled[kinds.index(stack)]:
+            kind = ("transformer_blocks", "single_transformer_blocks")[kinds.index(stack)]
+            return [(f"{kind}.{number}.{theirs}", 0, num_rows)]
+    return [(name, 0, num_rows)]
+
+
+FAMILY = Flux1Family()

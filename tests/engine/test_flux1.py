@@ -1,0 +1,258 @@
+"""FLUX.1 at tiny random sizes against diffusers' FluxPipeline: network, gradients, image, LoRA."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+from flowloom.config.model_files import resolve_paths
+from flowloom.config.run import ModelSection, RunConfig
+from flowloom.engine.build import load_encoders
+from flowloom.engine.export import export_adapter
+from flowloom.engine.preview import SampleGenerator, SamplingParams
+from flowloom.engine.randomness import generator
+from flowloom.engine.state import Precision
+from flowloom.models.families.flux1 import FAMILY
+from flowloom.models.family import detect, family_for
+from flowloom.models.weights import open_weights, save_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+CPU = torch.device("cpu")
+PROMPTS = ["a red bar on white, number 1", "blue bar"]
+WIDTH, HEIGHT, STEPS, MAX_LENGTH = 64, 96, 4, 24
+GRID = HEIGHT // 8, WIDTH // 8
+
+
+def make_transformer(*, is_dev: bool) -> FluxTransformer2DModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=4,
+            joint_attention_dim=128,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=is_dev,
+        ).eval()
+
+
+def write_clip_tokenizer(folder: Path) -> CLIPTokenizer:
+    letters = [chr(i) for i in range(33, 127)]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True, model_max_length=77)
+
+
+def make_pipeline(family: Any, folder: Path, *, is_dev: bool) -> FluxPipeline:
+    tokenizer = write_clip_tokenizer(folder / "clip")
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        clip = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=37,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 16, 16),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=1,
+            latent_channels=16,
+            norm_num_groups=4,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            shift_factor=0.1159,
+            scaling_factor=0.3611,
+        )
+    shift = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=is_dev, **shift if is_dev else {}),
+        vae=vae.eval(),
+        text_encoder=clip.eval(),
+        tokenizer=tokenizer,
+        text_encoder_2=T5EncoderModel.from_pretrained(family.t5_path, local_files_only=True).eval(),
+        tokenizer_2=T5Tokenizer.from_pretrained(family.t5_path, local_files_only=True, extra_ids=0),
+        transformer=make_transformer(is_dev=is_dev),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder / "pipeline")
+    return pipeline
+
+
+@pytest.fixture(scope="module", params=["dev", "schnell"])
+def pipeline(request: Any, tiny_family: Any, tmp_path_factory: Any) -> tuple[FluxPipeline, Path]:
+    """diffusers' pipeline, and the folder that it is saved in."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return make_pipeline(tiny_family, folder, is_dev=request.param == "dev"), folder / "pipeline"
+
+
+@pytest.fixture
+def section(pipeline: tuple[FluxPipeline, Path]) -> ModelSection:
+    """The model section that names nothing but the folder."""
+    return resolve_paths(ModelSection(path=str(pipeline[1]), t5_max_length=MAX_LENGTH), Path())
+
+
+def test_a_diffusers_folder_is_recognized_with_all_its_files(section: ModelSection):
+    assert detect(Path(section.path)) is family_for(section) is FAMILY
+    assert all(getattr(section, file.key) for file in FAMILY.files)
+
+
+def test_schnell_is_warned_about(section: ModelSection):
+    is_dev = FAMILY.sizes(section.network_path).guidance_embeds
+    assert ["distilled" in note for note in FAMILY.notes(section)] == [] if is_dev else [True]
+
+
+def test_captions_are_encoded_as_by_the_pipeline(pipeline: Any, section: ModelSection):
+    ours = FAMILY.load_conditioner(section, CPU, torch.float32).encode(PROMPTS, MAX_LENGTH)
+    with torch.no_grad():
+        states, pooled, _ = pipeline[0].encode_prompt(PROMPTS, None, max_sequence_length=MAX_LENGTH)
+    torch.testing.assert_close(torch.stack([text["states"] for text in ours]), states, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.stack([text["pooled"] for text in ours]), pooled, rtol=0, atol=1e-5)
+
+
+def inputs(section: ModelSection) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
+    draw = torch.Generator().manual_seed(3)
+    texts = FAMILY.load_conditioner(section, CPU, torch.float32).encode(PROMPTS, MAX_LENGTH)
+    return torch.randn(2, GRID[0] * GRID[1] // 4, 64, generator=draw), torch.tensor([0.2, 0.9]), texts
+
+
+@pytest.mark.parametrize("recomputed", [0, 2, 3])
+def test_prediction_and_gradients_are_the_pipelines(pipeline: Any, section: ModelSection, recomputed: int):
+    theirs, ours = pipeline[0].transformer, FAMILY.load_network(section.network_path, CPU, torch.float32)
+    FAMILY.recompute(ours, recomputed)
+    x, level, texts = inputs(section)
+    ids = FluxPipeline._prepare_latent_image_ids(2, GRID[0] // 2, GRID[1] // 2, CPU, torch.float32)
+    expected = theirs(
+        hidden_states=x,
+        encoder_hidden_states=torch.stack([text["states"] for text in texts]),
+        pooled_projections=torch.stack([text["pooled"] for text in texts]),
+        timestep=level,
+        img_ids=ids,
+        txt_ids=torch.zeros(MAX_LENGTH, 3),
+        guidance=torch.ones(2) if theirs.config.guidance_embeds else None,
+        return_dict=False,
+    )[0]
+    found = FAMILY.predict(ours, x, level, texts, GRID)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    for network, output in ((theirs, expected), (ours, found)):
+        network.zero_grad()
+        output.square().mean().backward()
+    gradients = dict(theirs.named_parameters())
+    for name, weight in ours.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[name].grad, rtol=1e-4, atol=1e-6)
+
+
+def generate(section: ModelSection, network: Any, seed: int) -> np.ndarray:
+    config = RunConfig(model=section)
+    encoders = load_encoders(section, config, CPU)
+    made = SampleGenerator(network, encoders, Precision(CPU, torch.float32, torch.float32))
+    params = SamplingParams(WIDTH, HEIGHT, STEPS, cfg=1.0, guidance=2.5)
+    return np.asarray(made.generate(PROMPTS[:1], [seed], params)[0])
+
+
+def generate_by_pipeline(pipeline: FluxPipeline, seed: int) -> np.ndarray:
+    tokens = GRID[0] * GRID[1] // 4
+    latents = torch.randn(tokens, 64, generator=generator(seed, "picture"))[None]
+    arguments: dict[str, Any] = {"max_sequence_length": MAX_LENGTH, "output_type": "np", "latents": latents}
+    size = {"width": WIDTH, "height": HEIGHT, "num_inference_steps": STEPS, "guidance_scale": 2.5}
+    return pipeline(PROMPTS[0], **arguments, **size).images[0] * 255
+
+
+def test_an_image_is_the_pipelines(pipeline: Any, section: ModelSection):
+    network = FAMILY.load_network(section.network_path, CPU, torch.float32)
+    assert np.abs(generate(section, network, 7) - generate_by_pipeline(pipeline[0], 7)).max() < 0.51
+
+
+def test_a_trained_lora_does_the_same_in_diffusers(
+    pipeline: Any, section: ModelSection, make_run: Callable[..., Any], tmp_path: Path
+):
+    from flowloom.engine.__main__ import run_engine
+    from flowloom.models.adapters.read import load_onto
+
+    model = section.model_dump() | {"chroma_path": ""}
+    run_dir = make_run(
+        model=model, lora={"rank": 4, "alpha": 8}, limits={"max_steps": 3}, training={"lr": 0.02}
+    )
+    run_engine(run_dir, lambda _event: None)
+    network = FAMILY.load_network(section.network_path, CPU, torch.float32)
+    x, level, texts = inputs(section)
+    base = FAMILY.predict(network, x, level, texts, GRID, torch.ones(2))
+    outputs = {}
+    for form in ("comfy", "kohya", "diffusers"):
+        exported = tmp_path / f"{form}.safetensors"
+        export_adapter(run_dir.path, form, exported)
+        network = FAMILY.load_network(section.network_path, CPU, torch.float32)
+        load_onto(network, exported)
+        with torch.no_grad():
+            outputs[form] = FAMILY.predict(network, x, level, texts, GRID, torch.ones(2))
+    torch.testing.assert_close(outputs["comfy"], outputs["kohya"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs["comfy"], outputs["diffusers"], rtol=0, atol=1e-5)
+    theirs = FluxPipeline.from_pretrained(section.path, local_files_only=True)
+    theirs.load_lora_weights(str(tmp_path / "diffusers.safetensors"))
+    with torch.no_grad():
+        found = FAMILY.predict(theirs.transformer, x, level, texts, GRID, torch.ones(2))
+    torch.testing.assert_close(found, outputs["diffusers"], rtol=0, atol=1e-5)
+    assert (found - base).abs().max() > 1e-3
+
+
+def test_a_single_file_is_converted_as_by_diffusers(tmp_path: Path):
+    """diffusers' converter assumes a width of 3072: the matrices are narrow, so that this stays small."""
+    draw, width = torch.Generator().manual_seed(1), 3072
+    shapes = {
+        "img_in": width,
+        "txt_in": width,
+        "final_layer.linear": 64,
+        "final_layer.adaLN_modulation.1": 6144,
+    }
+    shapes |= {
+        f"{part}_in.{side}_layer": 8 for part in ("time", "vector", "guidance") for side in ("in", "out")
+    }
+    double = {
+        "mod.lin": 6 * width,
+        "attn.qkv": 3 * width,
+        "attn.proj": width,
+        "mlp.0": 4 * width,
+        "mlp.2": width,
+    }
+    shapes |= {
+        f"double_blocks.0.{side}_{name}": rows for side in ("img", "txt") for name, rows in double.items()
+    }
+    single = {"modulation.lin": 3 * width, "linear1": 7 * width, "linear2": width}
+    shapes |= {f"single_blocks.0.{name}": rows for name, rows in single.items()}
+    state = {f"{name}.weight": torch.randn(rows, 2, generator=draw) for name, rows in shapes.items()}
+    state |= {f"{name}.bias": torch.randn(rows, generator=draw) for name, rows in shapes.items()}
+    norms = [f"double_blocks.0.{side}_attn.norm" for side in ("img", "txt")] + ["single_blocks.0.norm"]
+    state |= {
+        f"{norm}.{side}_norm.scale": torch.randn(128, generator=draw)
+        for norm in norms
+        for side in ("query", "key")
+    }
+    path = tmp_path / "flux1-dev.safetensors"
+    save_weights(path, state, {})
+    assert detect(path) is FAMILY
+    found, expected = FAMILY.open_weights(path), convert_flux_transformer_checkpoint_to_diffusers(dict(state))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found.shapes[name] == tuple(tensor.shape)
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+    assert open_weights(path).keys() == state.keys()
