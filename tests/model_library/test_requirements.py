@@ -63,7 +63,7 @@ def test_choices_are_what_fits_each_path(models_dir: Path):
         "model.t5_tokenizer_path": ["t5"],
         "model.clip_tokenizer_path": [],
         "model.clip_path": ["clip_l.safetensors"],
-        "model.path": ["Chroma1-HD.safetensors", "flux.safetensors"],
+        "model.path": ["flux.safetensors", "Chroma1-HD.safetensors"],
     }
 
 

@@ -7,7 +7,7 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -122,31 +122,6 @@ class Weights(Mapping[str, Tensor]):
             for name, entry in self._entries.items()
         }
         return Weights(self.path, entries, self.metadata)
-
-    def cut(self, rows: Mapping[str, tuple[str, int, int]]) -> Weights:
-        """Rows of the tensors under new names: `rows[new]` is (old, start, stop)."""
-        entries = {}
-        for new, (old, start, stop) in rows.items():
-            entry = self._entries[old]
-            shape = (stop - start, *entry.shape[1:])
-            entries[new] = Entry(shape, entry.dtype, partial(_read_rows, entry, start, stop))
-        return Weights(self.path, entries, self.metadata)
-
-    def swapped(self, names: Collection[str]) -> Weights:
-        """The same tensors, `names` with the two halves of their rows in the other order."""
-        entries = {
-            name: entry._replace(read=partial(_read_swapped, entry)) if name in names else entry
-            for name, entry in self._entries.items()
-        }
-        return Weights(self.path, entries, self.metadata)
-
-
-def _read_rows(entry: Entry, start: int, stop: int) -> Tensor:
-    return entry.read()[start:stop]
-
-
-def _read_swapped(entry: Entry) -> Tensor:
-    return torch.cat(entry.read().chunk(2)[::-1])
 
 
 def _read_as(entry: Entry, shape: tuple[int, ...]) -> Tensor:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 TRAINING_GUIDANCE = 1.0
 """Guidance of dev during training, as in diffusers' and kohya's trainers."""
-CLIP_TOKENS = 77
 _EMBEDDERS = {
     "time_in": "timestep_embedder",
     "vector_in": "text_embedder",
@@ -195,14 +194,17 @@ class Flux1Family(ChromaFamily):
     def load_conditioner(
         self, model: ModelSettings, device: torch.device, dtype: torch.dtype
     ) -> Flux1Conditioner:
+        from flowloom.models.clip import load_clip, load_clip_tokenizer
         from flowloom.models.text_encoder import load_t5
 
-        clip = _load_clip(Path(model.clip_path), device, dtype)
-        tokenize = _clip_tokenizer(Path(model.clip_tokenizer_path))
+        clip = load_clip(Path(model.clip_path), device, dtype)
+        tokenize = load_clip_tokenizer(Path(model.clip_tokenizer_path))
         return Flux1Conditioner(load_t5(model, device, dtype), clip, tokenize, device)
 
     def encoders(self, model: ModelSettings) -> dict[str, OpenEncoder]:
-        return super().encoders(model) | {"model.clip_path": partial(_load_clip, Path(model.clip_path))}
+        from flowloom.models.clip import load_clip
+
+        return super().encoders(model) | {"model.clip_path": partial(load_clip, Path(model.clip_path))}
 
     def text_files(self, model: ModelSettings) -> tuple[list[Path], str]:
         files, settings = super().text_files(model)
@@ -291,86 +293,6 @@ class Flux1Conditioner:
         return [{"states": own, "pooled": vector} for own, vector in zip(states, pooled, strict=True)]
 
 
-def _clip_tokenizer(folder: Path) -> Callable[[Sequence[str]], Tensor]:
-    from flowloom.import_warnings import quiet_imports
-
-    with quiet_imports():
-        from transformers import CLIPTokenizer
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
-        raise WeightsError(f"{folder}: not CLIP's tokenizer (vocab.json and merges.txt): {error}") from error
-
-    def tokenize(captions: Sequence[str]) -> Tensor:
-        padded = {"padding": "max_length", "max_length": CLIP_TOKENS, "truncation": True}
-        return tokenizer(list(captions), return_tensors="pt", **padded).input_ids
-
-    return tokenize
-
-
-def _load_clip(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """CLIP's text encoder; sizes from config.json beside it, else CLIP L's by its shapes."""
-    from flowloom.import_warnings import quiet_imports
-    from flowloom.models.weights import assign_weights, open_weights
-
-    with quiet_imports():
-        from transformers import CLIPTextConfig, CLIPTextModel
-    weights = open_weights(path).below("text_encoders.clip_l.transformer.", "clip_l.transformer.")
-    weights = weights.below("text_model.")
-    unused = ("text_projection.weight", "logit_scale")
-    names = {n: (n,) for n in weights if n not in unused and not n.endswith("position_ids")}
-    weights = weights.gathered(names)
-    settings = read_small_json((path if path.is_dir() else path.parent) / "config.json")
-    try:
-        config = CLIPTextConfig(**_clip_sizes(weights.shapes) | _kept(settings))
-    except KeyError as error:
-        raise WeightsError(f"{path}: not CLIP's text encoder: it has no {error.args[0]}.") from error
-    import torch
-
-    with torch.device("meta"):
-        model = CLIPTextModel(config)
-    # transformers has both spellings, by version.
-    if next(iter(model.state_dict())).startswith("text_model."):
-        weights = weights.gathered({f"text_model.{name}": (name,) for name in weights})
-    positions = [name for name, buffer in model.named_buffers() if buffer.is_meta]
-    for name in positions:
-        module, _, leaf = name.rpartition(".")
-        count = torch.arange(config.max_position_embeddings).unsqueeze(0).to(device)
-        model.get_submodule(module).register_buffer(leaf, count, persistent=False)
-    assign_weights(model, weights, device, dtype)
-    return model.eval().requires_grad_(False)
-
-
-def _clip_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    vocabulary, width = shapes["embeddings.token_embedding.weight"]
-    layers = {name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
-        "num_hidden_layers": len(layers),
-        "num_attention_heads": max(1, width // 64),
-        "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
-        "projection_dim": width,
-        "eos_token_id": 2,  # openai's config: the end of the text is the largest id
-    }
-
-
-def _kept(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of config.json shapes do not show; of another model's, nothing."""
-    if settings.get("model_type") != "clip_text_model":
-        return {}
-    keys = (
-        "num_attention_heads",
-        "eos_token_id",
-        "bos_token_id",
-        "pad_token_id",
-        "hidden_act",
-        "layer_norm_eps",
-    )
-    return {key: settings[key] for key in keys if key in settings}
-
-
 def _sizes(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Flux1Sizes:
     width, in_channels = shapes["x_embedder.weight"]
     head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
@@ -398,13 +320,15 @@ def _config_beside(path: Path) -> dict[str, Any]:
 
 def _in_diffusers_names(weights: Weights) -> Weights:
     """Black Forest Labs' names to diffusers': joined layers are cut, the last modulation's halves swapped."""
+    from flowloom.models.weight_rows import cut
+
     width = weights.shapes["img_in.weight"][0]
     rows: dict[str, tuple[str, int, int]] = {}
     for name, shape in weights.shapes.items():
         for theirs, start, stop in _cuts(name, shape[0], width):
             rows[theirs] = (name, start, stop)
-    cut = weights.cut(rows)
-    return cut.swapped({f"norm_out.linear.{leaf}" for leaf in ("weight", "bias")})
+    swapped = {f"norm_out.linear.{leaf}" for leaf in ("weight", "bias")}
+    return cut(weights, rows, swapped)
 
 
 def _cuts(name: str, num_rows: int, width: int) -> list[tuple[str, int, int]]:
