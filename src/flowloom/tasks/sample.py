@@ -101,7 +101,7 @@ class SampleConfig(Section):
     grid: GridSection = GridSection()
     """Lists of settings for an XY grid."""
     parallel: ParallelSection = ParallelSection()
-    """Device and data type."""
+    """Device and data type used for sampling."""
 
 
 @dataclass(frozen=True)
