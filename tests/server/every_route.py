@@ -34,7 +34,7 @@ REQUESTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("GET", "/api/datasets/{dataset}/images", f"{FOX}/images?limit=1000", {}),
     ("GET", "/api/datasets/{dataset}/summary", f"{FOX}/summary", {}),
     ("GET", "/api/datasets/{dataset}/tags", "/api/datasets/rows.jsonl/tags", {}),
-    ("GET", "/api/datasets/{dataset}/pictures/{item}", f"{FOX}/pictures/000000.png?size=128", {}),
+    ("GET", "/api/datasets/{dataset}/images/{item}", f"{FOX}/images/000000.png?size=128", {}),
     ("GET", "/api/datasets/{dataset}/captions/{item}", f"{FOX}/captions/000000.png", {}),
     (
         "PUT",

@@ -189,7 +189,7 @@ def test_no_file_of_anybody_runs_as_ours(studio: Studio, name: str):
     answer = studio.http.get("/api/roots/data/file", params={"path": f"active/{name}"})
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["content-disposition"].startswith("attachment")
-    for place in (answer, studio.http.get(f"/api/datasets/active/pictures/{name}")):
+    for place in (answer, studio.http.get(f"/api/datasets/active/images/{name}")):
         assert place.headers["x-content-type-options"] == "nosniff"
         assert "sandbox" in place.headers["content-security-policy"]
         assert "default-src 'none'" in place.headers["content-security-policy"]
@@ -207,7 +207,7 @@ def test_the_token_stays_out_of_the_log_and_of_other_processes(
     folder = studio.home / "data" / "fox"
     folder.mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(folder / "1.png")
-    assert studio.http.get("/api/datasets/fox/pictures/1.png?size=128").status_code == 200
+    assert studio.http.get("/api/datasets/fox/images/1.png?size=128").status_code == 200
     (child,) = psutil.Process(studio.process.pid).children()
     assert "FLOWLOOM_TOKEN" not in child.environ()
     assert TOKEN not in (studio.home / "server.log").read_text()

@@ -218,7 +218,7 @@ def test_rows_of_a_jsonl_are_shown_and_edited(one_studio: Studio, fox: Path):
 def test_a_thumbnail_is_made_once_and_follows_its_picture(one_studio: Studio, fox: Path):
     Image.new("RGB", (900, 300), "blue").save(fox / "wide.png")
     wait_for(lambda: "wide.png" in images(one_studio, fox.name), 5)
-    place = f"/api/datasets/{fox.name}/pictures/wide.png"
+    place = f"/api/datasets/{fox.name}/images/wide.png"
     first = one_studio.http.get(place, params={"size": 256})
     assert first.headers["content-type"] == "image/webp"
     with Image.open(one_studio_file(first.content, fox)) as small:
@@ -243,7 +243,7 @@ def one_studio_file(content: bytes, folder: Path) -> Path:
 def test_a_picture_of_any_name_is_shown_and_known_again(one_studio: Studio, fox: Path):
     for name, params in product(["狐.png", 'a "fox".png', "füchse.png"], [{}, {"size": 128}]):
         Image.new("RGB", (8, 8)).save(fox / name)
-        place = f"/api/datasets/{fox.name}/pictures/{quote(name)}"
+        place = f"/api/datasets/{fox.name}/images/{quote(name)}"
         answer = one_studio.http.get(place, params=params)
         assert answer.status_code == 200, answer.text
         known = {"if-none-match": answer.headers["etag"]}
@@ -254,7 +254,7 @@ def test_a_file_that_is_no_picture_has_no_thumbnail_and_hurts_nobody(one_studio:
     (fox / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 100)
     (fox / "drawn.svg").write_text("<svg onload='alert(1)'/>")
     wait_for(lambda: "bad.png" in images(one_studio, fox.name), 5)
-    place = f"/api/datasets/{fox.name}/pictures"
+    place = f"/api/datasets/{fox.name}/images"
     assert one_studio.http.get(f"{place}/bad.png", params={"size": 128}).status_code == 415
     assert one_studio.http.get(f"{place}/1.png", params={"size": 128}).status_code == 200
     drawn = one_studio.http.get(f"{place}/drawn.svg").headers
@@ -328,6 +328,6 @@ def test_a_bomb_of_a_picture_has_no_thumbnail(one_studio: Studio, fox: Path):
     head = b"GIF89a" + (60_000).to_bytes(2, "little") * 2 + b"\0\0\0,\0\0\0\0"
     (fox / "huge.gif").write_bytes(head + (60_000).to_bytes(2, "little") * 2 + b"\0\x02\0;")
     wait_for(lambda: "huge.gif" in images(one_studio, fox.name), 5)
-    answer = one_studio.http.get(f"/api/datasets/{fox.name}/pictures/huge.gif", params={"size": 128})
+    answer = one_studio.http.get(f"/api/datasets/{fox.name}/images/huge.gif", params={"size": 128})
     assert answer.status_code == 415
     assert "megapixels" in answer.json()["detail"]

@@ -166,7 +166,7 @@ def test_a_real_studio_prints_its_path_and_lists_addresses_below_it(studio_at: C
     folder.mkdir(parents=True)
     (folder / "a b.png").write_bytes(b"")
     (image,) = studio.get("/api/datasets/fox/images")["images"]
-    assert image["url"] == "/tools/studio/api/datasets/fox/pictures/a%20b.png"
+    assert image["url"] == "/tools/studio/api/datasets/fox/images/a%20b.png"
 
 
 @pytest.mark.parametrize("text", ["studio", "/a b", "/../x", "//host", "/x?y", "/ä", "/a//b", "/.hidden"])

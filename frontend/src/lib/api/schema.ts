@@ -12,13 +12,13 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List data sets
+         * List datasets
          * @description Every folder and JSONL in the root `data`, and what lies elsewhere and was remembered there.
          */
         get: operations["datasets-list_datasets"];
         put?: never;
         /**
-         * Make or remember a data set
+         * Make or remember a dataset
          * @description A new folder to upload to; or, with `path` or `url`, a name for what is there already.
          */
         post: operations["datasets-create_dataset"];
@@ -38,8 +38,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Bring a data set from an address or the hub
-         * @description Queues a run that downloads and unpacks it, and goes on where it was stopped or killed. The data set
+         * Bring a dataset from an address or the hub
+         * @description Queues a run that downloads and unpacks it, and goes on where it was stopped or killed. The dataset
          *     appears whole or not at all; of a table, parquet or metadata.jsonl, NAME.jsonl is built as well.
          */
         post: operations["datasets-import_dataset"];
@@ -57,14 +57,14 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * A data set
+         * A dataset
          * @description Where it lies; GET .../images says what is in it.
          */
         get: operations["datasets-read_dataset"];
         put?: never;
         post?: never;
         /**
-         * Delete a data set
+         * Delete a dataset
          * @description Into the trash; of one that lies elsewhere, only its name goes there. Not what a run needs that waits
          *     or runs.
          */
@@ -109,7 +109,7 @@ export interface paths {
         put?: never;
         /**
          * Convert to FLOW's JSONL
-         * @description Of a folder or a bucket; the JSONL becomes a data set of its own; the pictures stay where they are.
+         * @description Of a folder or a bucket; the JSONL becomes a dataset of its own; the pictures stay where they are.
          */
         post: operations["datasets-convert_dataset"];
         delete?: never;
@@ -174,7 +174,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Show what an edit would do
+         * Preview an edit
          * @description How many captions it would change, and some of them before and after; nothing is changed.
          */
         post: operations["datasets-preview_edit"];
@@ -192,8 +192,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * How far an edit is
-         * @description Of the edit or undo that is being made, by whomever.
+         * Progress of an edit
+         * @description Of the edit or undo that is being made.
          */
         get: operations["datasets-read_progress"];
         put?: never;
@@ -236,7 +236,7 @@ export interface paths {
         put?: never;
         /**
          * Export to Kohya, webdataset or parquet
-         * @description Of a JSONL: convert a folder first. Kohya's folders become a data set of their own.
+         * @description Of a JSONL: convert a folder first. Kohya's folders become a dataset of their own.
          */
         post: operations["datasets-export_dataset"];
         delete?: never;
@@ -274,9 +274,29 @@ export interface paths {
         };
         /**
          * List pictures
-         * @description A page of them; the first look at a large data set goes on behind the scenes, as `scan` says.
+         * @description A page of them; the first look at a large dataset goes on behind the scenes, as `scan` says.
          */
         get: operations["datasets-list_images"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/datasets/{dataset}/images/{item}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * An image or its thumbnail
+         * @description The file as it lies there; with `size` a WebP of it that is made once.
+         */
+        get: operations["datasets-read_picture"];
         put?: never;
         post?: never;
         delete?: never;
@@ -295,30 +315,10 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Lint a data set
+         * Lint a dataset
          * @description Damaged and missing files, wrong sizes, captions, duplicates, buckets; each finding with its row.
          */
         post: operations["datasets-lint_dataset"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/datasets/{dataset}/pictures/{item}": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * A picture, or its thumbnail
-         * @description The file as it lies there; with `size` a WebP of it that is made once.
-         */
-        get: operations["datasets-read_picture"];
-        put?: never;
-        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -333,7 +333,7 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * What is in a data set
+         * What is in a dataset
          * @description Pictures, captions, problems, bytes.
          */
         get: operations["datasets-read_summary"];
@@ -1423,7 +1423,7 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List deleted data sets
+         * List deleted datasets
          * @description The latest first.
          */
         get: operations["datasets-list_trash"];
@@ -1695,28 +1695,6 @@ export interface components {
             where?: "start" | "end";
         };
         /**
-         * AdvanceView
-         * @description What is being edited now.
-         */
-        AdvanceView: {
-            /** @description null: nothing is. */
-            edit: components["schemas"]["StageView"] | null;
-        };
-        /**
-         * Answer
-         * @description What was found, or the run that is going to find it.
-         */
-        Answer: {
-            /**
-             * Result
-             * @description As the run's result would be.
-             */
-            result: {
-                [key: string]: unknown;
-            } | null;
-            run: components["schemas"]["RunView"] | null;
-        };
-        /**
          * CaptionView
          * @description A caption.
          */
@@ -1917,10 +1895,10 @@ export interface components {
             action: "stop" | "checkpoint" | "sample";
         };
         /**
-         * Convert
+         * ConvertRequest
          * @description How a folder or a bucket becomes FLOW's JSONL.
          */
-        Convert: {
+        ConvertRequest: {
             /**
              * As Run
              * @description As a run of the queue; null: only beyond 300 pictures.
@@ -1957,7 +1935,7 @@ export interface components {
             loss_weight?: number;
             /**
              * Name
-             * @description Of the new data set; empty: NAME.jsonl.
+             * @description Of the new dataset; empty: NAME.jsonl.
              * @default
              * @example
              */
@@ -1975,10 +1953,36 @@ export interface components {
             with_repeats?: boolean;
         };
         /**
-         * DataSetView
-         * @description A data set.
+         * DatasetTaskAnswer
+         * @description What was found, or the run that is going to find it.
          */
-        DataSetView: {
+        DatasetTaskAnswer: {
+            /**
+             * Result
+             * @description As the run's result would be.
+             */
+            result: {
+                [key: string]: unknown;
+            } | null;
+            run: components["schemas"]["RunView"] | null;
+        };
+        /**
+         * DatasetTaskRequest
+         * @description How the answer comes.
+         */
+        DatasetTaskRequest: {
+            /**
+             * As Run
+             * @description As a run of the queue; null: only beyond 300 pictures.
+             * @example null
+             */
+            as_run?: boolean | null;
+        };
+        /**
+         * DatasetView
+         * @description A dataset.
+         */
+        DatasetView: {
             /**
              * Images Dir
              * @description What the names of its pictures are relative to.
@@ -2073,48 +2077,6 @@ export interface components {
             text: string;
         };
         /**
-         * Doing
-         * @description A wish, to be carried out.
-         */
-        Doing: {
-            /**
-             * Items
-             * @description Only these of them; null: all.
-             * @example [
-             *       "a.png"
-             *     ]
-             */
-            items?: string[] | null;
-            /**
-             * Operation
-             * @example {
-             *       "kind": "add",
-             *       "tags": [
-             *         "snow"
-             *       ],
-             *       "where": "end"
-             *     }
-             */
-            operation: components["schemas"]["AddTags"] | components["schemas"]["RemoveTags"] | components["schemas"]["ReplaceTag"] | components["schemas"]["ReorderTags"] | components["schemas"]["ReplaceText"] | components["schemas"]["SetText"];
-            /**
-             * Version
-             * @description Of the preview: refused where it would do something else by now.
-             */
-            version?: string | null;
-            /**
-             * @description As for GET .../images; {}: all.
-             * @default {
-             *       "folder": "",
-             *       "max_side": 0,
-             *       "min_side": 0,
-             *       "tags": [],
-             *       "text": "",
-             *       "without_tags": []
-             *     }
-             */
-            wanted?: components["schemas"]["Wanted"];
-        };
-        /**
          * DuplicateRequest
          * @description A new run with the configuration of another one.
          */
@@ -2147,6 +2109,99 @@ export interface components {
              * @example fox-lora-2
              */
             name?: string | null;
+        };
+        /**
+         * EditPreviewRequest
+         * @description An edit to preview.
+         */
+        EditPreviewRequest: {
+            /**
+             * Examples
+             * @description How many captions to show.
+             * @default 10
+             */
+            examples?: number;
+            /**
+             * Items
+             * @description Only these of them; null: all.
+             * @example [
+             *       "a.png"
+             *     ]
+             */
+            items?: string[] | null;
+            /**
+             * Operation
+             * @example {
+             *       "kind": "add",
+             *       "tags": [
+             *         "snow"
+             *       ],
+             *       "where": "end"
+             *     }
+             */
+            operation: components["schemas"]["AddTags"] | components["schemas"]["RemoveTags"] | components["schemas"]["ReplaceTag"] | components["schemas"]["ReorderTags"] | components["schemas"]["ReplaceText"] | components["schemas"]["SetText"];
+            /**
+             * @description As for GET .../images; {}: all.
+             * @default {
+             *       "folder": "",
+             *       "max_side": 0,
+             *       "min_side": 0,
+             *       "tags": [],
+             *       "text": "",
+             *       "without_tags": []
+             *     }
+             */
+            wanted?: components["schemas"]["ImageFilter"];
+        };
+        /**
+         * EditProgressView
+         * @description The edit that is being made.
+         */
+        EditProgressView: {
+            /** @description null: nothing is. */
+            edit: components["schemas"]["StageView"] | null;
+        };
+        /**
+         * EditRequest
+         * @description An edit to make.
+         */
+        EditRequest: {
+            /**
+             * Items
+             * @description Only these of them; null: all.
+             * @example [
+             *       "a.png"
+             *     ]
+             */
+            items?: string[] | null;
+            /**
+             * Operation
+             * @example {
+             *       "kind": "add",
+             *       "tags": [
+             *         "snow"
+             *       ],
+             *       "where": "end"
+             *     }
+             */
+            operation: components["schemas"]["AddTags"] | components["schemas"]["RemoveTags"] | components["schemas"]["ReplaceTag"] | components["schemas"]["ReorderTags"] | components["schemas"]["ReplaceText"] | components["schemas"]["SetText"];
+            /**
+             * Version
+             * @description Version of the preview: refused if the edit would now change other captions.
+             */
+            version?: string | null;
+            /**
+             * @description As for GET .../images; {}: all.
+             * @default {
+             *       "folder": "",
+             *       "max_side": 0,
+             *       "min_side": 0,
+             *       "tags": [],
+             *       "text": "",
+             *       "without_tags": []
+             *     }
+             */
+            wanted?: components["schemas"]["ImageFilter"];
         };
         /**
          * EditView
@@ -2273,10 +2328,10 @@ export interface components {
             item: string;
         };
         /**
-         * Export
+         * ExportRequest
          * @description How FLOW's JSONL becomes what other trainers read.
          */
-        Export: {
+        ExportRequest: {
             /**
              * As Run
              * @description As a run of the queue; null: only beyond 300 pictures.
@@ -2490,7 +2545,7 @@ export interface components {
         };
         /**
          * Image
-         * @description A picture of a data set.
+         * @description A picture of a dataset.
          */
         Image: {
             /**
@@ -2542,6 +2597,57 @@ export interface components {
             width: number | null;
         };
         /**
+         * ImageFilter
+         * @description Which pictures are meant; all where nothing is said.
+         */
+        ImageFilter: {
+            /**
+             * Folder
+             * @description Below it.
+             * @default
+             */
+            folder?: string;
+            /** Has Caption */
+            has_caption?: boolean | null;
+            /** Has Problem */
+            has_problem?: boolean | null;
+            /**
+             * Is Tags
+             * @description Whether the caption is tags, or prose.
+             */
+            is_tags?: boolean | null;
+            /**
+             * Max Side
+             * @description Pixels of the longer side; 0: any.
+             * @default 0
+             */
+            max_side?: number;
+            /**
+             * Min Side
+             * @description Pixels of the shorter side.
+             * @default 0
+             */
+            min_side?: number;
+            /**
+             * Tags
+             * @description All of these.
+             * @default []
+             */
+            tags?: string[];
+            /**
+             * Text
+             * @description In the caption or the name.
+             * @default
+             */
+            text?: string;
+            /**
+             * Without Tags
+             * @description None of these.
+             * @default []
+             */
+            without_tags?: string[];
+        };
+        /**
          * Images
          * @description Some of the pictures.
          */
@@ -2557,7 +2663,7 @@ export interface components {
         };
         /**
          * Import
-         * @description Where a data set comes from.
+         * @description Where a dataset comes from.
          */
         Import: {
             /**
@@ -2574,13 +2680,13 @@ export interface components {
             encoding?: string;
             /**
              * Name
-             * @description Of the new data set.
+             * @description Of the new dataset.
              * @example fox
              */
             name: string;
             /**
              * Repo
-             * @description Or a data set of the hub, OWNER/NAME.
+             * @description Or a dataset of the hub, OWNER/NAME.
              * @default
              * @example
              */
@@ -2729,10 +2835,10 @@ export interface components {
             size: number;
         };
         /**
-         * Lint
-         * @description How a data set is looked over.
+         * LintRequest
+         * @description How a dataset is looked over.
          */
-        Lint: {
+        LintRequest: {
             /**
              * As Run
              * @description As a run of the queue; null: only beyond 300 pictures.
@@ -3009,10 +3115,10 @@ export interface components {
             caption: string;
         };
         /**
-         * NewDataSet
-         * @description A data set to be made, or one that lies elsewhere to be remembered.
+         * NewDataset
+         * @description A dataset to be made, or one that lies elsewhere to be remembered.
          */
-        NewDataSet: {
+        NewDataset: {
             /**
              * Name
              * @example fox
@@ -3164,7 +3270,7 @@ export interface components {
         };
         /**
          * PreviewView
-         * @description What an edit would do.
+         * @description The changes that an edit would make.
          */
         PreviewView: {
             /** Examples */
@@ -3186,49 +3292,6 @@ export interface components {
             num_unreadable: number;
             /** Version */
             version: string;
-        };
-        /**
-         * Previewing
-         * @description A wish, to be shown first.
-         */
-        Previewing: {
-            /**
-             * Examples
-             * @description How many captions to show.
-             * @default 10
-             */
-            examples?: number;
-            /**
-             * Items
-             * @description Only these of them; null: all.
-             * @example [
-             *       "a.png"
-             *     ]
-             */
-            items?: string[] | null;
-            /**
-             * Operation
-             * @example {
-             *       "kind": "add",
-             *       "tags": [
-             *         "snow"
-             *       ],
-             *       "where": "end"
-             *     }
-             */
-            operation: components["schemas"]["AddTags"] | components["schemas"]["RemoveTags"] | components["schemas"]["ReplaceTag"] | components["schemas"]["ReorderTags"] | components["schemas"]["ReplaceText"] | components["schemas"]["SetText"];
-            /**
-             * @description As for GET .../images; {}: all.
-             * @default {
-             *       "folder": "",
-             *       "max_side": 0,
-             *       "min_side": 0,
-             *       "tags": [],
-             *       "text": "",
-             *       "without_tags": []
-             *     }
-             */
-            wanted?: components["schemas"]["Wanted"];
         };
         /**
          * ProblemView
@@ -3787,7 +3850,7 @@ export interface components {
         };
         /**
          * StageView
-         * @description How far an edit is that is being made.
+         * @description Progress of the edit that is being made.
          */
         StageView: {
             /**
@@ -3946,7 +4009,7 @@ export interface components {
         };
         /**
          * Summary
-         * @description What is in a data set.
+         * @description What is in a dataset.
          */
         Summary: {
             /** Bytes */
@@ -4108,7 +4171,7 @@ export interface components {
         };
         /**
          * TrashView
-         * @description A data set that was deleted.
+         * @description A dataset that was deleted.
          */
         TrashView: {
             /**
@@ -4139,13 +4202,13 @@ export interface components {
             path: string;
         };
         /**
-         * Undoing
-         * @description How an edit is undone.
+         * UndoRequest
+         * @description Options of an undo.
          */
-        Undoing: {
+        UndoRequest: {
             /**
              * Is Partial
-             * @description Leave captions that were changed since as they are.
+             * @description Skip captions that were changed since the edit.
              * @default false
              * @example false
              */
@@ -4199,69 +4262,6 @@ export interface components {
              */
             value: string;
         };
-        /**
-         * Wanted
-         * @description Which pictures are meant; all where nothing is said.
-         */
-        Wanted: {
-            /**
-             * Folder
-             * @description Below it.
-             * @default
-             */
-            folder?: string;
-            /** Has Caption */
-            has_caption?: boolean | null;
-            /** Has Problem */
-            has_problem?: boolean | null;
-            /**
-             * Is Tags
-             * @description Whether the caption is tags, or prose.
-             */
-            is_tags?: boolean | null;
-            /**
-             * Max Side
-             * @description Pixels of the longer side; 0: any.
-             * @default 0
-             */
-            max_side?: number;
-            /**
-             * Min Side
-             * @description Pixels of the shorter side.
-             * @default 0
-             */
-            min_side?: number;
-            /**
-             * Tags
-             * @description All of these.
-             * @default []
-             */
-            tags?: string[];
-            /**
-             * Text
-             * @description In the caption or the name.
-             * @default
-             */
-            text?: string;
-            /**
-             * Without Tags
-             * @description None of these.
-             * @default []
-             */
-            without_tags?: string[];
-        };
-        /**
-         * Work
-         * @description How the answer comes.
-         */
-        Work: {
-            /**
-             * As Run
-             * @description As a run of the queue; null: only beyond 300 pictures.
-             * @example null
-             */
-            as_run?: boolean | null;
-        };
     };
     responses: never;
     parameters: never;
@@ -4286,7 +4286,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DataSetView"][];
+                    "application/json": components["schemas"]["DatasetView"][];
                 };
             };
             /** @description The body is no JSON. */
@@ -4402,7 +4402,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["NewDataSet"];
+                "application/json": components["schemas"]["NewDataset"];
             };
         };
         responses: {
@@ -4412,7 +4412,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DataSetView"];
+                    "application/json": components["schemas"]["DatasetView"];
                 };
             };
             /** @description The body is no JSON. */
@@ -4483,7 +4483,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is a data set of this name. */
+            /** @description There is a dataset of this name. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4493,7 +4493,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "There is a data set of this name.",
+                     *       "title": "There is a dataset of this name.",
                      *       "type": "urn:flowloom:dataset-taken"
                      *     }
                      */
@@ -4626,7 +4626,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is a data set of this name. */
+            /** @description There is a dataset of this name. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -4636,7 +4636,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "There is a data set of this name.",
+                     *       "title": "There is a dataset of this name.",
                      *       "type": "urn:flowloom:dataset-taken"
                      *     }
                      */
@@ -4714,7 +4714,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DataSetView"];
+                    "application/json": components["schemas"]["DatasetView"];
                 };
             };
             /** @description The body is no JSON. */
@@ -4768,7 +4768,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4778,7 +4778,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
@@ -4910,7 +4910,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -4920,14 +4920,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A run needs it. Captions of this data set are being edited. */
+            /** @description A run needs it. Captions of this dataset are being edited. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5071,7 +5071,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. There is no such file. */
+            /** @description There is no such dataset. There is no such file. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5081,14 +5081,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5098,7 +5098,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -5239,7 +5239,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. There is no such file. */
+            /** @description There is no such dataset. There is no such file. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5249,14 +5249,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. Captions of this data set are being edited. */
+            /** @description A dataset of this kind cannot do that. Captions of this dataset are being edited. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5266,7 +5266,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -5372,7 +5372,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Convert"];
+                "application/json": components["schemas"]["ConvertRequest"];
             };
         };
         responses: {
@@ -5382,7 +5382,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Answer"];
+                    "application/json": components["schemas"]["DatasetTaskAnswer"];
                 };
             };
             /** @description It is large: a run was queued, whose result will be the answer. */
@@ -5391,7 +5391,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Answer"];
+                    "application/json": components["schemas"]["DatasetTaskAnswer"];
                 };
             };
             /** @description The body is no JSON. */
@@ -5445,7 +5445,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5455,14 +5455,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. There is a data set of this name. */
+            /** @description A dataset of this kind cannot do that. There is a dataset of this name. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5472,7 +5472,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -5604,7 +5604,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5614,14 +5614,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5631,7 +5631,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -5703,7 +5703,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Doing"];
+                "application/json": components["schemas"]["EditRequest"];
             };
         };
         responses: {
@@ -5767,7 +5767,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5777,14 +5777,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. Captions of this data set are being edited. The edit was cancelled. */
+            /** @description A dataset of this kind cannot do that. Captions of this dataset are being edited. The edit was cancelled. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5794,7 +5794,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -5889,7 +5889,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["AdvanceView"];
+                    "application/json": components["schemas"]["EditProgressView"];
                 };
             };
             /** @description The body is no JSON. */
@@ -5943,7 +5943,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -5953,14 +5953,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -5970,7 +5970,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -6042,7 +6042,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Previewing"];
+                "application/json": components["schemas"]["EditPreviewRequest"];
             };
         };
         responses: {
@@ -6106,7 +6106,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6116,14 +6116,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6133,7 +6133,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -6211,7 +6211,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["AdvanceView"];
+                    "application/json": components["schemas"]["EditProgressView"];
                 };
             };
             /** @description The body is no JSON. */
@@ -6265,7 +6265,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6275,14 +6275,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6292,7 +6292,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -6366,7 +6366,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Undoing"];
+                "application/json": components["schemas"]["UndoRequest"];
             };
         };
         responses: {
@@ -6430,7 +6430,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. There is no such edit. */
+            /** @description There is no such dataset. There is no such edit. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6440,14 +6440,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. Some captions were changed since. Captions of this data set are being edited. The edit was cancelled. */
+            /** @description A dataset of this kind cannot do that. Some captions were changed since. Captions of this dataset are being edited. The edit was cancelled. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6457,7 +6457,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -6529,7 +6529,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Export"];
+                "application/json": components["schemas"]["ExportRequest"];
             };
         };
         responses: {
@@ -6539,7 +6539,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Answer"];
+                    "application/json": components["schemas"]["DatasetTaskAnswer"];
                 };
             };
             /** @description It is large: a run was queued, whose result will be the answer. */
@@ -6548,7 +6548,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Answer"];
+                    "application/json": components["schemas"]["DatasetTaskAnswer"];
                 };
             };
             /** @description The body is no JSON. */
@@ -6602,7 +6602,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6612,14 +6612,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. There is a data set of this name. */
+            /** @description A dataset of this kind cannot do that. There is a dataset of this name. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -6629,7 +6629,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -6761,7 +6761,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6771,7 +6771,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
@@ -6940,7 +6940,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -6950,180 +6950,8 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description That is too much at once. */
-            413: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 413,
-                     *       "title": "That is too much at once.",
-                     *       "type": "urn:flowloom:too-large"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description What was sent cannot be used. */
-            422: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 422,
-                     *       "title": "What was sent cannot be used.",
-                     *       "type": "urn:flowloom:invalid"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description The studio cannot write there. */
-            507: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 507,
-                     *       "title": "The studio cannot write there.",
-                     *       "type": "urn:flowloom:unwritable"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-        };
-    };
-    "datasets-lint_dataset": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Its name. */
-                dataset: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["Lint"];
-            };
-        };
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Answer"];
-                };
-            };
-            /** @description It is large: a run was queued, whose result will be the answer. */
-            202: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Answer"];
-                };
-            };
-            /** @description The body is no JSON. */
-            400: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 400,
-                     *       "title": "The body is no JSON.",
-                     *       "type": "urn:flowloom:not-json"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This studio wants its token. */
-            401: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 401,
-                     *       "title": "This studio wants its token.",
-                     *       "type": "urn:flowloom:not-signed-in"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description This request is refused. */
-            403: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 403,
-                     *       "title": "This request is refused.",
-                     *       "type": "urn:flowloom:forbidden"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description There is no such data set. */
-            404: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 404,
-                     *       "title": "There is no such data set.",
-                     *       "type": "urn:flowloom:no-such-dataset"
-                     *     }
-                     */
-                    "application/problem+json": components["schemas"]["ProblemView"];
-                };
-            };
-            /** @description A data set of this kind cannot do that. That takes longer than an answer may. */
-            409: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "detail": "...",
-                     *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
-                     *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -7266,7 +7094,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. There is no such file. */
+            /** @description There is no such dataset. There is no such file. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -7276,14 +7104,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -7293,7 +7121,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -7329,6 +7157,178 @@ export interface operations {
                      *       "status": 415,
                      *       "title": "The file is not an image.",
                      *       "type": "urn:flowloom:not-an-image"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description What was sent cannot be used. */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 422,
+                     *       "title": "What was sent cannot be used.",
+                     *       "type": "urn:flowloom:invalid"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The studio cannot write there. */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 507,
+                     *       "title": "The studio cannot write there.",
+                     *       "type": "urn:flowloom:unwritable"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+        };
+    };
+    "datasets-lint_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                dataset: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["LintRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DatasetTaskAnswer"];
+                };
+            };
+            /** @description It is large: a run was queued, whose result will be the answer. */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DatasetTaskAnswer"];
+                };
+            };
+            /** @description The body is no JSON. */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 400,
+                     *       "title": "The body is no JSON.",
+                     *       "type": "urn:flowloom:not-json"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This studio wants its token. */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 401,
+                     *       "title": "This studio wants its token.",
+                     *       "type": "urn:flowloom:not-signed-in"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description This request is refused. */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 403,
+                     *       "title": "This request is refused.",
+                     *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description There is no such dataset. */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 404,
+                     *       "title": "There is no such dataset.",
+                     *       "type": "urn:flowloom:no-such-dataset"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description A dataset of this kind cannot do that. That takes longer than an answer may. */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 409,
+                     *       "title": "A dataset of this kind cannot do that.",
+                     *       "type": "urn:flowloom:wrong-kind"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description That is too much at once. */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "detail": "...",
+                     *       "status": 413,
+                     *       "title": "That is too much at once.",
+                     *       "type": "urn:flowloom:too-large"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -7442,7 +7442,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -7452,7 +7452,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
@@ -7604,7 +7604,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -7614,7 +7614,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
@@ -7686,7 +7686,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Work"];
+                "application/json": components["schemas"]["DatasetTaskRequest"];
             };
         };
         responses: {
@@ -7696,7 +7696,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Answer"];
+                    "application/json": components["schemas"]["DatasetTaskAnswer"];
                 };
             };
             /** @description It is large: a run was queued, whose result will be the answer. */
@@ -7705,7 +7705,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Answer"];
+                    "application/json": components["schemas"]["DatasetTaskAnswer"];
                 };
             };
             /** @description The body is no JSON. */
@@ -7759,7 +7759,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -7769,14 +7769,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -7786,7 +7786,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -7918,7 +7918,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -7928,14 +7928,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -7945,7 +7945,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -8100,7 +8100,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -8110,14 +8110,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. There is a file of this name. */
+            /** @description A dataset of this kind cannot do that. There is a file of this name. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -8127,7 +8127,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -8274,7 +8274,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -8284,14 +8284,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -8301,7 +8301,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -8452,7 +8452,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. There is no such upload. */
+            /** @description There is no such dataset. There is no such upload. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -8462,14 +8462,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -8479,7 +8479,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -8631,7 +8631,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. There is no such upload. */
+            /** @description There is no such dataset. There is no such upload. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -8641,14 +8641,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -8658,7 +8658,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -8812,7 +8812,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. There is no such upload. */
+            /** @description There is no such dataset. There is no such upload. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -8822,14 +8822,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. */
+            /** @description A dataset of this kind cannot do that. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -8839,7 +8839,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -8993,7 +8993,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. There is no such upload. */
+            /** @description There is no such dataset. There is no such upload. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -9003,14 +9003,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description A data set of this kind cannot do that. The upload is at another offset. There is a file of this name. */
+            /** @description A dataset of this kind cannot do that. The upload is at another offset. There is a file of this name. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -9020,7 +9020,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "A data set of this kind cannot do that.",
+                     *       "title": "A dataset of this kind cannot do that.",
                      *       "type": "urn:flowloom:wrong-kind"
                      *     }
                      */
@@ -16878,7 +16878,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -16888,7 +16888,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
@@ -16966,7 +16966,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DataSetView"];
+                    "application/json": components["schemas"]["DatasetView"];
                 };
             };
             /** @description The body is no JSON. */
@@ -17020,7 +17020,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is no such data set. */
+            /** @description There is no such dataset. */
             404: {
                 headers: {
                     [name: string]: unknown;
@@ -17030,14 +17030,14 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 404,
-                     *       "title": "There is no such data set.",
+                     *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
-            /** @description There is a data set of this name. */
+            /** @description There is a dataset of this name. */
             409: {
                 headers: {
                     [name: string]: unknown;
@@ -17047,7 +17047,7 @@ export interface operations {
                      * @example {
                      *       "detail": "...",
                      *       "status": 409,
-                     *       "title": "There is a data set of this name.",
+                     *       "title": "There is a dataset of this name.",
                      *       "type": "urn:flowloom:dataset-taken"
                      *     }
                      */

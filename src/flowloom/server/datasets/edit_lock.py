@@ -1,4 +1,4 @@
-"""Edits of a data set take turns, and whoever looks is told how far the one is that is being made."""
+"""The lock of a dataset: one edit at a time, with progress and cancellation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from flowloom.server.problems import ServiceError
 T = TypeVar("T")
 Phase = Literal["looking", "reading", "writing"]
 PATIENCE_S = 2.0
-"""An edit waits so long for the one before it."""
+"""How long an edit waits for the one before it."""
 
 
 class EditUnderWay(ServiceError):
-    status, code, title = 409, "edit-under-way", "Captions of this data set are being edited."
+    status, code, title = 409, "edit-under-way", "Captions of this dataset are being edited."
 
 
 class EditCancelled(ServiceError):
@@ -26,32 +26,32 @@ class EditCancelled(ServiceError):
 
 @dataclass(frozen=True)
 class Stage:
-    """How far an edit is that is being made."""
+    """Progress of the edit that is being made."""
 
     title: str
     phase: Phase = "looking"
-    """The folder is looked over; captions are read, and kept for an undo; captions are written."""
+    """The folder is scanned; captions are read into the journal; captions are written."""
     num_done: int = 0
     num_total: int = 0
     """0: not known yet."""
 
 
 class EditLock:
-    """One edit of a data set after the other, and how far the one is whose turn it is."""
+    """Lets one edit of a dataset run at a time, and reports its progress."""
 
     def __init__(self) -> None:
         self.stage: Stage | None = None
-        """None: none is under way."""
+        """None: no edit is being made."""
         self.is_cancelled = False
-        """Whether the one that is under way shall end before its time."""
+        """True if the edit that is being made should end early."""
         self._lock = threading.Lock()
 
     @contextmanager
     def take(self, title: str) -> Iterator[None]:
-        """Be the one that edits.
+        """Hold the lock during an edit.
 
         Raises:
-            EditUnderWay: another one does, for longer than a moment.
+            EditUnderWay: another edit holds it for longer than PATIENCE_S.
         """
         if not self._lock.acquire(timeout=PATIENCE_S):
             stage = self.stage or Stage("another edit")
@@ -67,23 +67,21 @@ class EditLock:
             self._lock.release()
 
     def cancel(self) -> Stage | None:
-        """Have the edit that is under way end; where it is, or None where there is none."""
+        """Cancel the edit that is being made; returns its stage, or None if there is no edit."""
         self.is_cancelled = True
         return self.stage
 
     def watch(self, phase: Phase, total: int, each: Iterable[T]) -> Iterator[T]:
-        """Pass on `each` of `total`, and tell of it. One that is cancelled while it writes writes no more.
+        """Pass on `each` of `total` and report progress. A cancelled edit writes no more.
 
         Raises:
-            EditCancelled: it was before it wrote anything.
+            EditCancelled: the edit was cancelled before it wrote anything.
         """
         for number, one in enumerate(each, start=1):
             if self.is_cancelled and phase == "writing":
                 return
             if self.is_cancelled:
-                raise EditCancelled(
-                    "No caption was changed.", "Make it again, should it be wanted after all."
-                )
+                raise EditCancelled("No caption was changed.", "To make the edit, send it again.")
             if self.stage:
                 self.stage = replace(self.stage, phase=phase, num_done=number, num_total=total)
             yield one

@@ -38,7 +38,7 @@ from flowloom.server.problems import NoSuchFile, OutsideRoots, Place, ServiceErr
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 KEPT = 200
-"""Edits of a data set that can still be undone."""
+"""Edits of a dataset that can still be undone."""
 NAMED = 20
 """Examples in a refusal."""
 

@@ -1,4 +1,4 @@
-"""The list of a data set's pictures, held in step with its files.
+"""The list of a dataset's pictures, held in step with its files.
 
 It holds nothing that the files do not: it is made anew whenever it is damaged or missing. Small sets are
 looked at again for every request, large ones behind the scenes.
@@ -48,7 +48,7 @@ class ScanState:
 
 
 class Index(Table):
-    """The pictures of one data set. Every method may be called from any thread."""
+    """The pictures of one dataset. Every method may be called from any thread."""
 
     def __init__(self, dataset: Dataset, state_dir: Path):
         super().__init__(dataset, state_dir)
@@ -69,7 +69,7 @@ class Index(Table):
                 self.state.names_are_read.wait()
             if is_strict or (not self.state.is_running and self._is_due()):
                 self.state = ScanState(True, "names", finished=self.state.finished)
-                name = "data set scan"
+                name = "dataset scan"
                 threading.Thread(target=self._scan, args=(self.state,), daemon=True, name=name).start()
             state = self.state
         if state.names_are_read.wait(None if is_strict else wait_s):

@@ -1,7 +1,7 @@
-"""What data sets there are.
+"""What datasets there are.
 
 Each is something in the root `data`, and is called as that is: a folder of pictures, a FLOW JSONL, or a file
-`NAME.dataset.json` that says where a data set outside of that root lies: a folder or a JSONL in another root,
+`NAME.dataset.json` that says where a dataset outside of that root lies: a folder or a JSONL in another root,
 or a bucket. What is deleted goes to `data/.trash` and can be had back from there.
 """
 
@@ -35,18 +35,18 @@ _BUCKET = re.compile(r"(s3|gs|az)://[^/@\s]+(/[^\x00-\x1f]*)?")
 
 
 class NoSuchDataset(ServiceError):
-    status, code, title = 404, "no-such-dataset", "There is no such data set."
+    status, code, title = 404, "no-such-dataset", "There is no such dataset."
 
     def __init__(self, name: str):
-        super().__init__(f"No data set is called {name!r}.", "GET /api/datasets lists them.")
+        super().__init__(f"No dataset is called {name!r}.", "GET /api/datasets lists them.")
 
 
 class DatasetTaken(ServiceError):
-    status, code, title = 409, "dataset-taken", "There is a data set of this name."
+    status, code, title = 409, "dataset-taken", "There is a dataset of this name."
 
 
 class WrongKind(ServiceError):
-    status, code, title = 409, "wrong-kind", "A data set of this kind cannot do that."
+    status, code, title = 409, "wrong-kind", "A dataset of this kind cannot do that."
 
 
 class UnfitName(ServiceError):
@@ -55,7 +55,7 @@ class UnfitName(ServiceError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set, and where it is."""
+    """One dataset, and where it is."""
 
     name: str
     kind: Kind
@@ -76,7 +76,7 @@ class Dataset:
             WrongKind: it is no folder.
         """
         if self.kind != "folder" or self.path is None:
-            raise WrongKind(f"{self.name!r} is a {self.kind}.", "Use a data set that is a folder.")
+            raise WrongKind(f"{self.name!r} is a {self.kind}.", "Use a dataset that is a folder.")
         return self.path
 
     @property
@@ -94,7 +94,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Trashed:
-    """A data set that was deleted."""
+    """A dataset that was deleted."""
 
     id: str
     name: str
@@ -103,7 +103,7 @@ class Trashed:
 
 
 class DatasetLocations:
-    """The data sets in the root `data`, whatever put them there."""
+    """The datasets in the root `data`, whatever put them there."""
 
     def __init__(self, roots: AllowedRoots):
         self.roots = roots
@@ -114,7 +114,7 @@ class DatasetLocations:
         return self.roots.folders["data"]
 
     def all(self) -> list[Dataset]:
-        """Every data set, by name."""
+        """Every dataset, by name."""
         found: dict[str, Dataset] = {}
         if self.home.is_dir():
             for path in sorted(self.home.iterdir(), key=lambda path: not path.is_dir()):
@@ -124,7 +124,7 @@ class DatasetLocations:
         return sorted(found.values(), key=lambda one: one.name.casefold())
 
     def get(self, name: str) -> Dataset:
-        """The data set called `name`.
+        """The dataset called `name`.
 
         Raises:
             NoSuchDataset: there is none, or it leads out of the roots.
@@ -161,7 +161,7 @@ class DatasetLocations:
         return self.get(name)
 
     def link(self, name: str, where: Path | str, storage: dict[str, Any]) -> Dataset:
-        """Remember a folder or JSONL in a root, or the address of a bucket, as the data set `name`.
+        """Remember a folder or JSONL in a root, or the address of a bucket, as the dataset `name`.
 
         Raises:
             DatasetTaken, UnfitName: as their names say.
@@ -187,7 +187,7 @@ class DatasetLocations:
         return self.get(name)
 
     def delete(self, name: str) -> Trashed:
-        """Move a data set to the trash; of one that lies elsewhere only what tells of it.
+        """Move a dataset to the trash; of one that lies elsewhere only what tells of it.
 
         Raises:
             NoSuchDataset: there is none.
@@ -209,7 +209,7 @@ class DatasetLocations:
         return [found for path in folders if (found := _trashed(path))]
 
     def restore(self, trash_id: str) -> Dataset:
-        """Put a deleted data set back.
+        """Put a deleted dataset back.
 
         Raises:
             NoSuchDataset: it is not in the trash.
@@ -223,7 +223,7 @@ class DatasetLocations:
         return self.get(known.name)
 
     def destroy(self, trash_id: str) -> None:
-        """Remove a deleted data set for good.
+        """Remove a deleted dataset for good.
 
         Raises:
             NoSuchDataset: it is not in the trash.
@@ -239,7 +239,7 @@ class DatasetLocations:
         return folder, known
 
     def free_name(self, name: str) -> str:
-        """`name`, where no data set has it.
+        """`name`, where no dataset has it.
 
         Raises:
             UnfitName, DatasetTaken: as their names say.
@@ -252,7 +252,7 @@ class DatasetLocations:
         return name
 
     def _of(self, path: Path) -> Dataset | None:
-        """The data set that `path` in the root is or tells of; None where it is none, or leads out."""
+        """The dataset that `path` in the root is or tells of; None where it is none, or leads out."""
         name = path.name
         if _unfitness(name) or not self._holds(path):
             return None
@@ -291,7 +291,7 @@ def _local(name: str, path: Path, *, is_link: bool = False) -> Dataset | None:
 
 
 def _unfitness(name: str) -> str:
-    """Why `name` cannot be that of a data set; nothing where it can."""
+    """Why `name` cannot be that of a dataset; nothing where it can."""
     if not name or name != name.strip() or name.startswith("."):
         return "is empty, begins with a dot, or has spaces at its ends"
     if _UNFIT.search(name):

@@ -1,4 +1,4 @@
-"""All data sets with what is kept of each: its list of pictures, and the one editor of its captions."""
+"""All datasets with what is kept of each: its list of pictures, and the one editor of its captions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _Compared:
 
 
 class DatasetRegistry:
-    """What routes ask for a data set by its name."""
+    """What routes ask for a dataset by its name."""
 
     def __init__(self, roots: AllowedRoots, state_dir: Path):
         self.locations = DatasetLocations(roots)
@@ -53,7 +53,7 @@ class DatasetRegistry:
         self._lock = threading.Lock()
 
     def get(self, name: str) -> Dataset:
-        """The data set called `name`.
+        """The dataset called `name`.
 
         Raises:
             NoSuchDataset: there is none.

@@ -1,4 +1,4 @@
-"""What lies in a data set's folder or JSONL: names and times first, content where those changed."""
+"""What lies in a dataset's folder or JSONL: names and times first, content where those changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RULE = PairRule(SUFFIXES)
 
 
 class Row(NamedTuple):
-    """A picture of a data set, as the index keeps it."""
+    """A picture of a dataset, as the index keeps it."""
 
     item: str
     """Its path below the folder, or the number of its line."""

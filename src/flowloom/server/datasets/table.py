@@ -1,4 +1,4 @@
-"""The pictures of a data set in SQLite: what is known of them, quick to search and to count."""
+"""The pictures of a dataset in SQLite: what is known of them, quick to search and to count."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Filter:
 
 
 class Table:
-    """The pictures of one data set. Every method may be called from any thread."""
+    """The pictures of one dataset. Every method may be called from any thread."""
 
     def __init__(self, dataset: Dataset, state_dir: Path):
         self.dataset = dataset

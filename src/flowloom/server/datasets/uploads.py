@@ -1,6 +1,6 @@
 """Uploads that go on where they were cut off, by the tus protocol 1.0 (https://tus.io).
 
-An upload is a folder below the data set's own `.uploads`: about.json says what it is, `data` holds what came
+An upload is a folder below the dataset's own `.uploads`: about.json says what it is, `data` holds what came
 so far, and its length is the offset. So nothing is lost when the studio dies. When all is there, a file is
 moved into its place, and a zip is unpacked by a process of its own.
 """
@@ -38,7 +38,7 @@ from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge
 FOLDER = ".uploads"
 MAX_BYTES = 2**40
 MAX_OPEN = 10_000
-"""Uploads under way, for each data set."""
+"""Uploads under way, for each dataset."""
 EXPIRES_AFTER_S = 7 * 86_400
 REMEMBERED = 20_000
 """Finished ones that a client may still ask about."""
@@ -82,7 +82,7 @@ class Upload:
     id: str
     folder: Path
     name: str
-    """Where the file goes below the data set; of a zip what it was called."""
+    """Where the file goes below the dataset; of a zip what it was called."""
     length: int
     metadata: str
     """As the client sent it."""
@@ -129,7 +129,7 @@ _REPORT = TypeAdapter(dict[str, Any])
 
 
 class Uploads:
-    """The uploads of all data sets."""
+    """The uploads of all datasets."""
 
     def __init__(self) -> None:
         self._finished: OrderedDict[tuple[str, str], Upload] = OrderedDict()

@@ -1,4 +1,4 @@
-"""Data sets: folders, JSONL files and buckets; what was deleted waits in the trash."""
+"""Datasets: folders, JSONL files and buckets; what was deleted waits in the trash."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from flowloom.storage.base import StorageSection
 router = Router(tags=["datasets"], responses=problems())
 
 
-class DataSetView(BaseModel):
-    """A data set."""
+class DatasetView(BaseModel):
+    """A dataset."""
 
     name: str = Field(examples=["fox"])
     kind: Kind
@@ -44,7 +44,7 @@ class DataSetView(BaseModel):
     )
 
     @classmethod
-    def of(cls, dataset: Dataset, locations: DatasetLocations) -> DataSetView:
+    def of(cls, dataset: Dataset, locations: DatasetLocations) -> DatasetView:
         """As it is answered."""
         recipe = locations.recipe_of(dataset)
         return cls(
@@ -59,8 +59,8 @@ class DataSetView(BaseModel):
         )
 
 
-class NewDataSet(BaseModel):
-    """A data set to be made, or one that lies elsewhere to be remembered."""
+class NewDataset(BaseModel):
+    """A dataset to be made, or one that lies elsewhere to be remembered."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -78,7 +78,7 @@ class NewDataSet(BaseModel):
 
 
 class TrashView(BaseModel):
-    """A data set that was deleted."""
+    """A dataset that was deleted."""
 
     id: str = Field(examples=["20260102-030405-0a1b2c3d"])
     name: str
@@ -107,19 +107,19 @@ DatasetDep = Annotated[Dataset, Depends(_dataset)]
 TrashId = Annotated[str, InPath(description="As the trash lists it.", examples=["20260102-030405-0a1b2c3d"])]
 
 
-@router.get("/datasets", summary="List data sets")
-def list_datasets(library: LibraryDep) -> list[DataSetView]:
+@router.get("/datasets", summary="List datasets")
+def list_datasets(library: LibraryDep) -> list[DatasetView]:
     """Every folder and JSONL in the root `data`, and what lies elsewhere and was remembered there."""
-    return [DataSetView.of(found, library.locations) for found in library.locations.all()]
+    return [DatasetView.of(found, library.locations) for found in library.locations.all()]
 
 
 @router.post(
     "/datasets",
-    summary="Make or remember a data set",
+    summary="Make or remember a dataset",
     status_code=status.HTTP_201_CREATED,
     responses=problems(DatasetTaken, UnfitName, OutsideRoots, NoSuchFile),
 )
-def create_dataset(library: LibraryDep, body: NewDataSet) -> DataSetView:
+def create_dataset(library: LibraryDep, body: NewDataset) -> DatasetView:
     """A new folder to upload to; or, with `path` or `url`, a name for what is there already."""
     if body.path is not None and body.url is not None:
         raise Invalid(
@@ -127,21 +127,21 @@ def create_dataset(library: LibraryDep, body: NewDataSet) -> DataSetView:
         )
     where = Path(body.path) if body.path is not None else body.url
     if where is None:
-        return DataSetView.of(library.locations.create(body.name), library.locations)
+        return DatasetView.of(library.locations.create(body.name), library.locations)
     storage = body.storage.model_dump(mode="json", exclude_defaults=True)
     made = library.locations.link(body.name, where, storage if body.url else {})
-    return DataSetView.of(made, library.locations)
+    return DatasetView.of(made, library.locations)
 
 
-@router.get("/datasets/{dataset}", summary="A data set", responses=problems(NoSuchDataset))
-def read_dataset(library: LibraryDep, dataset: DatasetDep) -> DataSetView:
+@router.get("/datasets/{dataset}", summary="A dataset", responses=problems(NoSuchDataset))
+def read_dataset(library: LibraryDep, dataset: DatasetDep) -> DatasetView:
     """Where it lies; GET .../images says what is in it."""
-    return DataSetView.of(dataset, library.locations)
+    return DatasetView.of(dataset, library.locations)
 
 
 @router.delete(
     "/datasets/{dataset}",
-    summary="Delete a data set",
+    summary="Delete a dataset",
     responses=problems(NoSuchDataset, InUse, EditUnderWay),
 )
 @in_group("waiting")
@@ -154,16 +154,16 @@ def delete_dataset(library: LibraryDep, dataset: DatasetDep, studio: StudioDep) 
         return TrashView.of(library.locations.delete(dataset.name))
 
 
-@router.get("/trash", summary="List deleted data sets")
+@router.get("/trash", summary="List deleted datasets")
 def list_trash(library: LibraryDep) -> list[TrashView]:
     """The latest first."""
     return [TrashView.of(found) for found in library.locations.trash()]
 
 
 @router.post("/trash/{trash_id}/restore", summary="Undelete", responses=problems(NoSuchDataset, DatasetTaken))
-def restore_dataset(library: LibraryDep, trash_id: TrashId) -> DataSetView:
+def restore_dataset(library: LibraryDep, trash_id: TrashId) -> DatasetView:
     """By its old name."""
-    return DataSetView.of(library.locations.restore(trash_id), library.locations)
+    return DatasetView.of(library.locations.restore(trash_id), library.locations)
 
 
 @router.delete(

@@ -14,19 +14,19 @@ from flowloom.server.datasets.operations import Operation
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import problems
 from flowloom.server.routes.datasets import DatasetDep, LibraryDep
-from flowloom.server.routes.datasets_images import Wanted
+from flowloom.server.routes.datasets_images import ImageFilter
 
 router = Router(tags=["datasets"], responses=problems(NoSuchDataset, WrongKind))
 SHOWN = 100
 
 
 class StopRequest(BaseModel):
-    """What shall be done, and to which pictures."""
+    """An operation, and the images that it applies to."""
 
     model_config = ConfigDict(extra="forbid")
 
     operation: Operation = Field(examples=[{"kind": "add", "tags": ["snow"], "where": "end"}])
-    wanted: Wanted = Field(Wanted.model_validate({}), description="As for GET .../images; {}: all.")
+    wanted: ImageFilter = Field(ImageFilter.model_validate({}), description="As for GET .../images; {}: all.")
     items: list[Annotated[str, Field(max_length=4096)]] | None = Field(
         None,
         min_length=1,
@@ -36,27 +36,29 @@ class StopRequest(BaseModel):
     )
 
 
-class Previewing(StopRequest):
-    """A wish, to be shown first."""
+class EditPreviewRequest(StopRequest):
+    """An edit to preview."""
 
     examples: int = Field(10, ge=0, le=SHOWN, description="How many captions to show.")
 
 
-class Doing(StopRequest):
-    """A wish, to be carried out."""
+class EditRequest(StopRequest):
+    """An edit to make."""
 
     version: str | None = Field(
-        None, max_length=100, description="Of the preview: refused where it would do something else by now."
+        None,
+        max_length=100,
+        description="Version of the preview: refused if the edit would now change other captions.",
     )
 
 
-class Undoing(BaseModel):
-    """How an edit is undone."""
+class UndoRequest(BaseModel):
+    """Options of an undo."""
 
     model_config = ConfigDict(extra="forbid")
 
     is_partial: bool = Field(
-        False, description="Leave captions that were changed since as they are.", examples=[False]
+        False, description="Skip captions that were changed since the edit.", examples=[False]
     )
 
 
@@ -69,7 +71,7 @@ class ExampleView(BaseModel):
 
 
 class PreviewView(BaseModel):
-    """What an edit would do."""
+    """The changes that an edit would make."""
 
     num_meant: int = Field(description="Captions that were looked at.")
     num_changed: int = Field(description="Those that would be changed.")
@@ -100,7 +102,7 @@ class EditView(BaseModel):
 
 
 class StageView(BaseModel):
-    """How far an edit is that is being made."""
+    """Progress of the edit that is being made."""
 
     title: str
     phase: Phase = Field(
@@ -111,13 +113,13 @@ class StageView(BaseModel):
     num_total: int = Field(description="Captions of this phase; 0: not known yet.", examples=[100_000])
 
 
-class AdvanceView(BaseModel):
-    """What is being edited now."""
+class EditProgressView(BaseModel):
+    """The edit that is being made."""
 
     edit: StageView | None = Field(description="null: nothing is.")
 
     @classmethod
-    def of(cls, stage: Stage | None) -> AdvanceView:
+    def of(cls, stage: Stage | None) -> EditProgressView:
         """As it is answered."""
         return cls(edit=stage and StageView.model_validate(stage, from_attributes=True))
 
@@ -130,9 +132,9 @@ EditorDep = Annotated[Editor, Depends(_editor)]
 EditId = Annotated[str, Path(description="As GET .../edits lists it.", examples=["20260102-030405-0a1b2c3d"])]
 
 
-@router.post("/datasets/{dataset}/edits/preview", summary="Show what an edit would do")
+@router.post("/datasets/{dataset}/edits/preview", summary="Preview an edit")
 @in_group("waiting")
-def preview_edit(editor: EditorDep, body: Previewing) -> PreviewView:
+def preview_edit(editor: EditorDep, body: EditPreviewRequest) -> PreviewView:
     """How many captions it would change, and some of them before and after; nothing is changed."""
     plan = editor.plan(body.operation, body.wanted.filter(body.items), body.examples)
     return PreviewView(
@@ -151,7 +153,7 @@ def preview_edit(editor: EditorDep, body: Previewing) -> PreviewView:
     responses=problems(NoSuchDataset, WrongKind, EditChanged, EditUnderWay, EditCancelled),
 )
 @in_group("waiting")
-def make_edit(editor: EditorDep, body: Doing) -> EditView:
+def make_edit(editor: EditorDep, body: EditRequest) -> EditView:
     """Each caption as it was is kept first, so that the edit can be undone; the answer comes when all are
     written. A lost connection does not end it; `GET .../edits/progress` tells how far it is."""
     wanted = body.wanted.filter(body.items)
@@ -164,18 +166,18 @@ def list_edits(editor: EditorDep) -> list[EditView]:
     return [EditView.of(edit) for edit in editor.edits()]
 
 
-@router.get("/datasets/{dataset}/edits/progress", summary="How far an edit is")
-def read_progress(editor: EditorDep) -> AdvanceView:
-    """Of the edit or undo that is being made, by whomever."""
-    return AdvanceView.of(editor.lock.stage)
+@router.get("/datasets/{dataset}/edits/progress", summary="Progress of an edit")
+def read_progress(editor: EditorDep) -> EditProgressView:
+    """Of the edit or undo that is being made."""
+    return EditProgressView.of(editor.lock.stage)
 
 
 @router.post("/datasets/{dataset}/edits/cancel", summary="Cancel the edit that is being made")
-def cancel_edit(editor: EditorDep) -> AdvanceView:
+def cancel_edit(editor: EditorDep) -> EditProgressView:
     """While it looks or reads, nothing is changed, and whoever made it is answered 409. While it writes, it
     ends where it is: it is listed with what it changed, and can be undone. Where none is made, none is ended.
     """
-    return AdvanceView.of(editor.lock.cancel())
+    return EditProgressView.of(editor.lock.cancel())
 
 
 @router.post(
@@ -184,7 +186,7 @@ def cancel_edit(editor: EditorDep) -> AdvanceView:
     responses=problems(NoSuchDataset, WrongKind, NoSuchEdit, ChangedMeanwhile, EditUnderWay, EditCancelled),
 )
 @in_group("waiting")
-def undo_edit(editor: EditorDep, edit_id: EditId, body: Undoing) -> EditView:
+def undo_edit(editor: EditorDep, edit_id: EditId, body: UndoRequest) -> EditView:
     """Puts the captions back as they were; refused, with what is in the way, where some were changed since.
     The answer is an edit itself, which can be undone again."""
     return EditView.of(editor.undo(edit_id, is_partial=body.is_partial))

@@ -1,4 +1,4 @@
-"""What is in a data set: its pictures a page at a time, their captions, its tags."""
+"""What is in a dataset: its pictures a page at a time, their captions, its tags."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class NoVersion(ServiceError):
 
 
 class Image(BaseModel):
-    """A picture of a data set."""
+    """A picture of a dataset."""
 
     item: str = Field(
         description="Its path below the folder, or its line in the JSONL.", examples=["den/03.webp"]
@@ -74,7 +74,7 @@ class Images(BaseModel):
 
 
 class Summary(BaseModel):
-    """What is in a data set."""
+    """What is in a dataset."""
 
     images: int
     captioned: int
@@ -116,7 +116,7 @@ class NewCaption(BaseModel):
     caption: str = Field(max_length=100_000, pattern=r"^[^\x00]*$", examples=["a fox in the snow"])
 
 
-class Wanted(BaseModel):
+class ImageFilter(BaseModel):
     """Which pictures are meant; all where nothing is said."""
 
     model_config = ConfigDict(extra="forbid")
@@ -155,14 +155,14 @@ IndexDep = Annotated[Index, Depends(_index)]
 Item = Annotated[str, InPath(description="As GET .../images names it.", examples=["den/03.webp"])]
 
 
-class TagQuery(Wanted):
+class TagQuery(ImageFilter):
     """Of which pictures tags are counted, and which tags are told."""
 
     contains: str = Field("", max_length=500, description="Only tags with this in them.")
     limit: int = Field(200, ge=1, le=10_000)
 
 
-class Page(Wanted):
+class Page(ImageFilter):
     """Which pictures, in which order."""
 
     sort: Sort = "name"
@@ -173,15 +173,15 @@ class Page(Wanted):
 @router.get("/datasets/{dataset}/images", summary="List pictures")
 @in_group("waiting")
 def list_images(index: IndexDep, page: Annotated[Page, Query()], studio: StudioDep) -> Images:
-    """A page of them; the first look at a large data set goes on behind the scenes, as `scan` says."""
+    """A page of them; the first look at a large dataset goes on behind the scenes, as `scan` says."""
     state = index.refresh()
     total, rows = index.page(page.filter(), page.sort, page.skip, page.limit)
-    place = studio.api(f"datasets/{quote(index.dataset.name, safe='')}/pictures")
+    place = studio.api(f"datasets/{quote(index.dataset.name, safe='')}/images")
     images = [_image(place, row) for row in rows]
     return Images(total=total, images=images, scan=Scan.model_validate(state, from_attributes=True))
 
 
-@router.get("/datasets/{dataset}/summary", summary="What is in a data set")
+@router.get("/datasets/{dataset}/summary", summary="What is in a dataset")
 @in_group("waiting")
 def read_summary(index: IndexDep) -> Summary:
     """Pictures, captions, problems, bytes."""
@@ -203,8 +203,8 @@ def count_tags(index: IndexDep, asked: Annotated[TagQuery, Query()]) -> TagPage:
 
 
 @router.get(
-    "/datasets/{dataset}/pictures/{item:path}",
-    summary="A picture, or its thumbnail",
+    "/datasets/{dataset}/images/{item:path}",
+    summary="An image or its thumbnail",
     response_class=FileResponse,
     responses=problems(NoSuchDataset, NoSuchFile, OutsideRoots, NotAnImage, WrongKind) | UNCHANGED,
 )

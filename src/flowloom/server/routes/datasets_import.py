@@ -1,4 +1,4 @@
-"""Data sets that come from an address or from the Hugging Face hub."""
+"""Datasets that come from an address or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ router = Router(tags=["datasets"], responses=problems())
 
 
 class Import(BaseModel):
-    """Where a data set comes from."""
+    """Where a dataset comes from."""
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(max_length=200, description="Of the new data set.", examples=["fox"])
+    name: str = Field(max_length=200, description="Of the new dataset.", examples=["fox"])
     url: str = Field(
         "",
         max_length=4096,
         description="Of a zip, a tar or a table.",
         examples=["https://example.org/fox.zip"],
     )
-    repo: str = Field("", max_length=200, description="Or a data set of the hub, OWNER/NAME.", examples=[""])
+    repo: str = Field("", max_length=200, description="Or a dataset of the hub, OWNER/NAME.", examples=[""])
     revision: str = Field("main", max_length=200, description="Branch, tag or commit of the repository.")
     below: str = Field("", max_length=4096, description="Only what lies below this folder of it.")
     sha256: str = Field("", max_length=64, description="What the file at `url` must be.")
@@ -38,12 +38,12 @@ class Import(BaseModel):
 
 @router.post(
     "/datasets/import",
-    summary="Bring a data set from an address or the hub",
+    summary="Bring a dataset from an address or the hub",
     status_code=status.HTTP_201_CREATED,
     responses=problems(DatasetTaken, UnfitName),
 )
 def import_dataset(body: Import, studio: StudioDep) -> RunView:
-    """Queues a run that downloads and unpacks it, and goes on where it was stopped or killed. The data set
+    """Queues a run that downloads and unpacks it, and goes on where it was stopped or killed. The dataset
     appears whole or not at all; of a table, parquet or metadata.jsonl, NAME.jsonl is built as well."""
     locations = studio.datasets.locations
     name = locations.free_name(body.name)

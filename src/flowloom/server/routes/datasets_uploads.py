@@ -1,4 +1,4 @@
-"""Uploads into a data set, to be resumed by the tus protocol 1.0: pictures, captions and zips."""
+"""Uploads into a dataset, to be resumed by the tus protocol 1.0: pictures, captions and zips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The library's work on a data set: lint, conversion, export; small ones answered at once."""
+"""The library's work on a dataset: lint, conversion, export; small ones answered at once."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from flowloom.tasks.dataset_lint import LINT
 
 router = Router(tags=["datasets"], responses=problems(TakesLong, Failed))
 DIRECT = 300
-"""Pictures of a data set that is worked on at once."""
+"""Pictures of a dataset that is worked on at once."""
 
 
 _LARGE = "It is large: a run was queued, whose result will be the answer."
 
 
-class Work(BaseModel):
+class DatasetTaskRequest(BaseModel):
     """How the answer comes."""
 
     model_config = ConfigDict(extra="forbid")
@@ -40,8 +40,8 @@ class Work(BaseModel):
     )
 
 
-class Lint(Work):
-    """How a data set is looked over."""
+class LintRequest(DatasetTaskRequest):
+    """How a dataset is looked over."""
 
     base_resolution: list[int] = Field([512], min_length=1, max_length=16, examples=[[512, 1024]])
     batch_size: int = Field(1, ge=1, le=10**6)
@@ -52,12 +52,10 @@ class Lint(Work):
     with_pictures: bool = True
 
 
-class Convert(Work):
+class ConvertRequest(DatasetTaskRequest):
     """How a folder or a bucket becomes FLOW's JSONL."""
 
-    name: str = Field(
-        "", max_length=200, description="Of the new data set; empty: NAME.jsonl.", examples=[""]
-    )
+    name: str = Field("", max_length=200, description="Of the new dataset; empty: NAME.jsonl.", examples=[""])
     replace: bool = Field(False, description="Whether a JSONL of that name is replaced.")
     form: Kind = Field("auto", description="How a folder is read; auto: seen from it, or asked (422).")
     captions: Literal["auto", "tags", "prose"] = "auto"
@@ -67,7 +65,7 @@ class Convert(Work):
     with_repeats: bool = True
 
 
-class Export(Work):
+class ExportRequest(DatasetTaskRequest):
     """How FLOW's JSONL becomes what other trainers read."""
 
     name: str = Field(max_length=200, description="Of the new folder or file.", examples=["fox-kohya"])
@@ -85,23 +83,25 @@ class FreshnessView(BaseModel):
     is_edited: bool = Field(description="The JSONL was changed itself: an update discards that.")
 
 
-class Answer(BaseModel):
+class DatasetTaskAnswer(BaseModel):
     """What was found, or the run that is going to find it."""
 
     result: dict[str, Any] | None = Field(description="As the run's result would be.")
     run: RunView | None
 
 
-_EITHER: dict[int | str, dict[str, Any]] = {202: {"model": Answer, "description": _LARGE}}
+_EITHER: dict[int | str, dict[str, Any]] = {202: {"model": DatasetTaskAnswer, "description": _LARGE}}
 
 
 @router.post(
     "/datasets/{dataset}/lint",
-    summary="Lint a data set",
+    summary="Lint a dataset",
     responses=problems(NoSuchDataset, WrongKind, TakesLong) | _EITHER,
 )
 @in_group("waiting")
-def lint_dataset(dataset: DatasetDep, body: Lint, studio: StudioDep, response: Response) -> Answer:
+def lint_dataset(
+    dataset: DatasetDep, body: LintRequest, studio: StudioDep, response: Response
+) -> DatasetTaskAnswer:
     """Damaged and missing files, wrong sizes, captions, duplicates, buckets; each finding with its row."""
     if dataset.path is None:
         raise WrongKind(f"{dataset.name!r} is a bucket.", "Convert it to a JSONL, and lint that.")
@@ -115,8 +115,10 @@ def lint_dataset(dataset: DatasetDep, body: Lint, studio: StudioDep, response: R
     responses=problems(NoSuchDataset, WrongKind, DatasetTaken, UnfitName) | _EITHER,
 )
 @in_group("waiting")
-def convert_dataset(dataset: DatasetDep, body: Convert, studio: StudioDep, response: Response) -> Answer:
-    """Of a folder or a bucket; the JSONL becomes a data set of its own; the pictures stay where they are."""
+def convert_dataset(
+    dataset: DatasetDep, body: ConvertRequest, studio: StudioDep, response: Response
+) -> DatasetTaskAnswer:
+    """Of a folder or a bucket; the JSONL becomes a dataset of its own; the pictures stay where they are."""
     if dataset.kind == "jsonl":
         raise WrongKind(f"{dataset.name!r} is a JSONL already.", "Export it to another form.")
     out = _out(studio, body.name or f"{dataset.name}.jsonl", ".jsonl", replace=body.replace)
@@ -153,8 +155,8 @@ def read_freshness(dataset: DatasetDep, library: LibraryDep) -> FreshnessView:
     responses=problems(NoSuchDataset, WrongKind) | _EITHER,
 )
 def update_dataset(
-    dataset: DatasetDep, body: Work, library: LibraryDep, studio: StudioDep, response: Response
-) -> Answer:
+    dataset: DatasetDep, body: DatasetTaskRequest, library: LibraryDep, studio: StudioDep, response: Response
+) -> DatasetTaskAnswer:
     """From its folder, with the options of its build; it is replaced as a whole."""
     recipe = library.locations.recipe_of(dataset)
     if recipe is None:
@@ -175,8 +177,10 @@ def update_dataset(
     responses=problems(NoSuchDataset, WrongKind, DatasetTaken, UnfitName) | _EITHER,
 )
 @in_group("waiting")
-def export_dataset(dataset: DatasetDep, body: Export, studio: StudioDep, response: Response) -> Answer:
-    """Of a JSONL: convert a folder first. Kohya's folders become a data set of their own."""
+def export_dataset(
+    dataset: DatasetDep, body: ExportRequest, studio: StudioDep, response: Response
+) -> DatasetTaskAnswer:
+    """Of a JSONL: convert a folder first. Kohya's folders become a dataset of their own."""
     if dataset.kind != "jsonl":
         raise WrongKind(f"{dataset.name!r} is a {dataset.kind}.", "Convert it to a JSONL, and export that.")
     ends = {"kohya-toml": ".toml", "parquet": ".parquet"}
@@ -187,17 +191,19 @@ def export_dataset(dataset: DatasetDep, body: Export, studio: StudioDep, respons
     )
 
 
-def _answer(studio: Studio, task: Task, config: dict[str, Any], is_run: bool, response: Response) -> Answer:
+def _answer(
+    studio: Studio, task: Task, config: dict[str, Any], is_run: bool, response: Response
+) -> DatasetTaskAnswer:
     if strays := list(studio.roots.path_problems(config)):
         raise Invalid.of(strays, "")
     if not is_run:
-        return Answer(result=answer_of(task, config, studio.settings.state_dir), run=None)
+        return DatasetTaskAnswer(result=answer_of(task, config, studio.settings.state_dir), run=None)
     response.status_code = 202
     new = NewRun(name=None, config=config, devices=[], first=False)
-    return Answer(result=None, run=make_run(studio, task, new))
+    return DatasetTaskAnswer(result=None, run=make_run(studio, task, new))
 
 
-def _is_large(studio: Studio, dataset: Dataset, body: Work) -> bool:
+def _is_large(studio: Studio, dataset: Dataset, body: DatasetTaskRequest) -> bool:
     if body.as_run is not None:
         return body.as_run
     if dataset.kind == "bucket":
@@ -208,7 +214,7 @@ def _is_large(studio: Studio, dataset: Dataset, body: Work) -> bool:
 
 
 def _out(studio: Studio, name: str, suffix: str, *, replace: bool) -> Path:
-    """Where a new data set called `name` goes.
+    """Where a new dataset called `name` goes.
 
     Raises:
         UnfitName, DatasetTaken: as their names say.
