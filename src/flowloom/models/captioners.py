@@ -1,4 +1,4 @@
-"""Networks that put pictures into words: transformers' BLIP, Florence-2, and chat models that see."""
+"""Networks that caption images: transformers' BLIP, Florence-2, and chat models that see."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from flowloom.import_warnings import quiet_imports
 
 Pictures = Sequence[Image.Image]
 _UNUSABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
-"""What transformers raises for files that are damaged, or not its own."""
+"""Errors of transformers for damaged or unknown files."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a captioner is asked, and how it answers."""
+    """Prompts of a captioner, and limits of its output."""
 
     prompt: str = ""
-    """Of chat models; BLIP goes on from it."""
+    """For chat models; BLIP continues this text."""
     system_prompt: str = ""
     task: str = "more_detailed_caption"
     """Of Florence-2."""
@@ -50,7 +50,7 @@ class Captioner:
 
     @torch.no_grad()
     def describe(self, pictures: Sequence[NDArray[Any]], question: Question, seed: int) -> list[str]:
-        """The caption of each of `pictures`, (h, w, 3) of 8 bits; each in one line.
+        """The caption of each of these images, (h, w, 3) of 8 bits; each in one line.
 
         Raises:
             OutOfMemoryError: the device has no memory for so many at once.
@@ -69,7 +69,7 @@ class Captioner:
                 )
         except torch.OutOfMemoryError as error:
             raise OutOfMemoryError(
-                f"{len(images)} pictures at once are too many for the memory of {self.device}: "
+                f"{len(images)} images at once are too many for the memory of {self.device}: "
                 "lower batch_size, max_side or max_tokens, then resume the run."
             ) from error
         texts = self.processor.batch_decode(ids[:, num_given:], skip_special_tokens=True)
@@ -109,9 +109,9 @@ def load_captioner(folder: Path, device: torch.device, dtype: torch.dtype) -> Ca
     model, told = found
     if told["missing_keys"]:
         raise WeightsError(
-            f"{folder}: its weights lack {len(told['missing_keys'])} that the network needs, such as "
-            f"{min(told['missing_keys'])}: they are for code of their own, which is not run. For Florence-2, "
-            "take one of florence-community on the hub."
+            f"{folder}: its weights are missing {len(told['missing_keys'])} tensors of the network, such as "
+            f"{min(told['missing_keys'])}: they need the repository's own code, which is not run. "
+            "For Florence-2, use one of florence-community on the hub."
         )
     if model.config.model_type not in ("blip", "florence2") and not getattr(processor, "chat_template", None):
         raise WeightsError(
@@ -135,7 +135,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _told(error: Exception) -> str:
-    """What transformers says, without its advice of several lines."""
+    """The message of transformers without its long explanation."""
     text = str(error).strip()
     lacks_torchvision = importlib.util.find_spec("torchvision") is None
     if lacks_torchvision and ("video processor" in text or "torchvision" in text.lower()):
@@ -145,7 +145,7 @@ def _told(error: Exception) -> str:
 
 
 def _prepare_tokenizer(tokenizer: Any) -> None:
-    """What is written goes on from the right end of each row."""
+    """Pad on the left, because generation continues at the right end of each row."""
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -176,9 +176,9 @@ def _ask_chat(processor: Any, images: Pictures, question: Question) -> tuple[Any
 
 
 def _chat_text(processor: Any, question: Question) -> str:
-    """The conversation about one picture as the model's template writes it.
+    """The conversation about one image in the model's chat template.
 
-    Most templates take a message in parts, of which one is the picture. Others know texts alone: the
+    Most templates take a message in parts, of which one is the image. Others know texts alone: the
     picture's token goes into the text then, unless they put it there themselves.
     """
     parts = [{"type": "image"}, {"type": "text", "text": question.prompt}]
@@ -190,7 +190,7 @@ def _chat_text(processor: Any, question: Question) -> str:
         text = _rendered(processor, question, content)
         if text and token in text:
             return text
-    raise WeightsError("the captioner's chat template has no place for a picture.")
+    raise WeightsError("the captioner's chat template has no place for an image.")
 
 
 def _rendered(processor: Any, question: Question, content: Any) -> str | None:

@@ -43,7 +43,7 @@ def quantized_linears(model: nn.Module) -> list[tuple[str, nn.Linear]]:
 
 
 class Float8Linear(nn.Linear):
-    """A frozen linear layer whose weight lies in float8: (..., in) -> (..., out).
+    """A frozen linear layer with its weight in float8: (..., in) -> (..., out).
 
     Each row is scaled to fill float8's range: as they are, most weights of a network would fall among
     the numbers below 2^-6, where float8 has hardly any digits.
@@ -62,7 +62,7 @@ class Float8Linear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The weight (out, in) that the codes stand for, made anew at each call."""
+        """The dequantized weight (out, in), computed at each call."""
         return (self.codes.float() * self.row_scale[:, None]).to(self.compute_dtype)
 
     def forward(self, input: Tensor) -> Tensor:  # the name is nn.Linear's

@@ -1,7 +1,7 @@
-"""Weights that cannot be read as they lie: GGUF, and numbers in few bits with scales in other tensors.
+"""Weights in formats that are not supported: GGUF, and low-bit numbers with scales in other tensors.
 
-Told by the first bytes of a file and the names of its tensors. Whoever reads only the numbers of such a file
-gets another network, so it is refused wherever weights are opened.
+Detected by the first bytes of a file and the names of its tensors. Without their scales
+the numbers are another network, so such files are rejected wherever weights are opened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SCALED = (
     ("scaled float8 weights", (".scale_weight", ".weight_scale", ".weight_scale_inv", f".{_MARKER}")),
     ("weights quantised by ComfyUI", (".weight_scale_2", ".comfy_quant")),
 )
-"""What it is, and how names of its tensors end."""
+"""Its name, and the suffixes of its tensors."""
 _INSTEAD = "Use the bf16 or fp16 .safetensors file of the same model"
 _SMALL = {
     "network": ", with lora.base_model_quant_level 8bit or 4bit to save memory",
@@ -47,7 +47,7 @@ def why_unreadable(names: Iterable[str], kind: str = "") -> str | None:
 
 
 def why_gguf(path: Path, kind: str = "") -> str | None:
-    """What to say after the name of a GGUF file, whatever it is called; None if it is none."""
+    """The message after the name of a GGUF file, detected by content; None for other files."""
     try:
         with path.open("rb") as file:
             begins = file.read(len(_GGUF_BEGINS))

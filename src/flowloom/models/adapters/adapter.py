@@ -38,7 +38,7 @@ class Site(NamedTuple):
     lokr_factor: int = -1
     """LoKr: first divisor of both sides of the weight; -1 takes the most even split."""
     lokr_tensors: Mapping[str, Tensor] | None = None
-    """LoKr read from a file: its tensors, which have shapes of their own."""
+    """LoKr read from a file: its tensors, with their own shapes."""
 
 
 class Adapter:
@@ -49,7 +49,7 @@ class Adapter:
         self.layers = layers
         """The adapted layers by the base's name: a LokrLinear or peft's layer, around its `base_layer`."""
         self.metadata = metadata
-        """kind, rank, alpha, targets, family; `sites` of their own for layers that differ."""
+        """kind, rank, alpha, targets, family; separate `sites` for layers that differ."""
         self._scalings: dict[str, float] = {}
         self._hooks: list[Any] = []
         self.parameters: dict[str, nn.Parameter] = {}

@@ -23,7 +23,7 @@ StatedAlpha = Callable[[str, int], float | None]
 
 
 def stated_alphas(weights: Weights, notes: list[str]) -> StatedAlpha:
-    """What is said of alphas in the file's metadata, or beside it; `notes` get what the user should know."""
+    """Alphas in the file's metadata, or in files next to it; notes for the user go to `notes`."""
     folder = weights.path if weights.path.is_dir() else weights.path.parent
     if all(name.endswith(FLOW_SUFFIXES) for name in weights):
         return _flows(weights, folder / "training_config.json", notes)
@@ -65,7 +65,7 @@ def _pefts(config: Mapping[str, Any]) -> StatedAlpha:
 
 
 def _is_of(pattern: str, layer: str) -> bool:
-    """Whether peft's `pattern` is about `layer`: its whole name after ^, or else an end of it."""
+    """True if peft's `pattern` matches `layer`: its full name after ^, otherwise its end."""
     name = pattern.removeprefix("^")
     return layer == name or (name == pattern and layer.endswith(f".{name}"))
 

@@ -28,7 +28,7 @@ _EPS = torch.finfo(torch.float32).eps
 
 
 def with_scale_over_base(name: str, layer: Layer, base: BaseWeight | None) -> Layer:
-    """`layer` with the scale that ComfyUI takes; of other kinds than DoRA, as it is.
+    """`layer` with the scale that ComfyUI takes; other kinds than DoRA are unchanged.
 
     Raises:
         WeightsError: there is no base, and it takes one.
@@ -37,7 +37,7 @@ def with_scale_over_base(name: str, layer: Layer, base: BaseWeight | None) -> La
 
 
 def with_scale_over_sum(name: str, layer: Layer, base: BaseWeight | None) -> Layer:
-    """`layer` with the scale that peft and LyCORIS take; of other kinds than DoRA, as it is.
+    """`layer` with the scale that peft and LyCORIS take; other kinds than DoRA are unchanged.
 
     Raises:
         WeightsError: there is no base, and it takes one.

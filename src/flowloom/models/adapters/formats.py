@@ -43,7 +43,7 @@ DORA_HINTS = {
     "of the adapted weights, |W + dW|. For ComfyUI as of August 2026, which divides by |W|, export with "
     "'flowloom export --format comfy'.",
 }
-"""What a DoRA's file says of its rule, in a key that other programs show."""
+"""Description of a DoRA's rule, in a metadata key that other programs show."""
 
 
 def save_adapter(
@@ -122,7 +122,7 @@ def _names(meta: Mapping[str, Any]) -> names.LoraNames:
 
 
 def _as_in_checkpoint(layers: dict[str, Layer], known: names.LoraNames) -> dict[str, Layer]:
-    """The layers of diffusers' network joined as the checkpoint has them; those of ours as they are."""
+    """The layers of diffusers' network joined as the checkpoint has them; our own layers are unchanged."""
     if not known.has_diffusers_layers:
         return layers
     wholes: dict[str, list[Layer | None]] = {}
@@ -146,7 +146,7 @@ def _with_alpha(layer: Layer) -> Iterator[tuple[str, Tensor]]:
 def adapter_metadata(
     meta: Mapping[str, Any], config_json: str, dataset_summary: Mapping[str, Any], versions: Mapping[str, str]
 ) -> dict[str, str]:
-    """What an adapter file says of itself: kohya's and modelspec's keys, and how the run was configured."""
+    """Metadata of an adapter file: kohya's and modelspec's keys, and the run's configuration."""
     module, args = {
         "lora": ("networks.lora_flux", {}),
         "dora": ("lycoris.kohya", {"algo": "lora", "dora_wd": "True"}),

@@ -18,7 +18,7 @@ MLP_RATIO = 4
 
 @dataclass
 class Layer:
-    """What a file says of one layer: canonical suffixes to float32 tensors, and alpha if it has one."""
+    """The tensors of one layer in a file: canonical suffixes to float32 tensors, and alpha if it has one."""
 
     tensors: dict[str, Tensor]
     alpha: float | None = None
@@ -27,7 +27,7 @@ class Layer:
 
     @property
     def kind(self) -> Literal["lora", "dora", "lokr"]:
-        """What the tensors are."""
+        """The kind of adapter of these tensors."""
         if any(suffix.startswith("lokr") for suffix in self.tensors):
             return "lokr"
         return "dora" if "dora_scale" in self.tensors else "lora"

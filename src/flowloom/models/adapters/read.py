@@ -1,4 +1,4 @@
-"""Adapter files of any program, read as canonical tensors; formats.py tells the forms and writes them."""
+"""Adapter files of any program, read as canonical tensors; formats.py detects and writes the formats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ENDINGS = tuple(f".{suffix}" for suffix in SUFFIXES if suffix != "alpha")
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether the file at `path` has an adapter's tensors, by their names.
+    """True if the file at `path` has an adapter's tensors, by their names.
 
     Raises:
         WeightsError: the file is missing or damaged.
