@@ -43,7 +43,7 @@ TRAINERS_ROUTES = {
     ("get", "train/status", "200"): {"running", "queued"},
 }
 """What is answered where: the pattern that every trainer has, and that docs/api.md tells."""
-RUNS_ROUTES = ("stop", "kill", "resume", "cancel", "move", "duplicate", "ask/{what}")
+RUNS_ROUTES = ("stop", "kill", "resume", "cancel", "move", "duplicate", "control")
 
 
 def operations() -> list[Any]:
