@@ -54,7 +54,7 @@ def _row(key: Key) -> str:
 def events_page() -> str:
     """Every kind of event with its fields."""
     lines = [f"# Events\n\n{NOTE}", _doc(events), "", "| kind | meaning | fields |", "|---|---|---|"]
-    for event in get_args(events.AnyEvent):
+    for event in get_args(get_args(events.RunEvent)[0]):
         hints = get_type_hints(event)
         (kind,) = get_args(hints.pop("kind"))
         fields = ", ".join(

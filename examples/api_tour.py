@@ -47,9 +47,9 @@ class Studio:
         if answer.is_success:
             return answer.json()
         problem = answer.json()
-        lines = [f"{one['pointer']}: {one['detail']}" for one in problem.get("errors", [])]
+        lines = [f"{one['where']}: {one['detail']}" for one in problem.get("errors", [])]
         sys.exit(
-            "\n".join([f"{problem['title']} {problem.get('detail', '')}", *lines, problem.get("todo", "")])
+            "\n".join([f"{problem['title']} {problem.get('detail', '')}", *lines, problem.get("hint", "")])
         )
 
     def upload(self, dataset: str, path: Path, name: str) -> None:
@@ -118,7 +118,7 @@ def train(studio: Studio, trainer: str, name: str, config: dict[str, Any], steps
     """Train, stop half-way, go on; follow it meanwhile."""
     verdict = studio.post(f"/api/{trainer}/config", {"config": config})
     if not verdict["is_valid"]:
-        sys.exit("\n".join(f"{one['pointer']}: {one['detail']}" for one in verdict["problems"]))
+        sys.exit("\n".join(f"{one['where']}: {one['detail']}" for one in verdict["problems"]))
     studio.post(f"/api/{trainer}/train/start", {"name": name, "config": config})
     for event in studio.events(name):
         if event["kind"] == "step":
@@ -177,7 +177,7 @@ def kohya_tour(studio: Studio, name: str, dataset: dict[str, Any], asked: argpar
     for file in shown["files"]:
         print(f"--- {file['name']}\n{file['text']}")
     for problem in shown["problems"]:
-        print(f"{problem['pointer']}: {problem['detail']}")
+        print(f"{problem['where']}: {problem['detail']}")
     if shown["command"] is None:
         print("sd-scripts is not on this machine, so this was a dry run: flowloom trainers install kohya")
         return

@@ -23,7 +23,7 @@ from flowloom.errors import ConfigError, DataError, FlowloomError, Problem, RunE
 from flowloom.printable import is_secret, printable, printable_value
 from flowloom.run.events import EventWriter
 from flowloom.server.log_format import PrintableFormatter
-from flowloom.server.problems import Invalid, Place, ProblemView
+from flowloom.server.problems import FieldProblem, Invalid, ProblemView
 from tests.datasets.build.pictures import built, write
 
 WORD = "Hush0Hush1"
@@ -99,12 +99,14 @@ def test_no_error_of_ours_holds_a_credential(secret: str):
         DataError(f"{secret}: gone"),
         RunError(secret),
         ConfigError(secret, [Problem(secret, secret)]),
-        Invalid(secret, secret, [Place(pointer="/x", detail=secret)]),
+        Invalid(secret, secret, [FieldProblem(where="/x", detail=secret)]),
         Invalid.of([Problem("a", secret)]),
     ):
         assert is_quiet(f"{error} {error!r} {error.args}")
-    assert is_quiet(Invalid(secret, secret, [Place(pointer="/x", detail=secret)]).view().model_dump_json())
-    view = ProblemView(type="x", title="x", status=400, detail=secret, todo=secret)
+    assert is_quiet(
+        Invalid(secret, secret, [FieldProblem(where="/x", detail=secret)]).view().model_dump_json()
+    )
+    view = ProblemView(type="x", code="x", title="x", status=400, detail=secret, hint=secret)
     assert is_quiet(view.model_dump_json())
 
 

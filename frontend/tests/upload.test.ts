@@ -40,7 +40,7 @@ beforeEach(async () => {
     request.on("end", () => {
       if (request.method === "POST" && skips) {
         response.writeHead(422, { "content-type": "application/problem+json" });
-        response.end(JSON.stringify({ type: "urn:flowloom:file-skipped", title: "This file was skipped." }));
+        response.end(JSON.stringify({ code: "file-skipped", title: "This file was skipped." }));
       } else if (request.method === "POST") {
         begun += 1;
         response.writeHead(201, { location: "/api/datasets/fox/uploads/1" }).end();

@@ -49,12 +49,15 @@ test("tokens never stay in a draft", () => {
 
 test("problems are assigned to their fields", () => {
   const found = byPath([
-    { pointer: "/config/training/lr", detail: "must be a number" },
-    { pointer: "/config/training/lr", detail: "really" },
-    { pointer: "/config", detail: "all of it" },
+    { code: "wrong-type", where: "/config/training/lr", detail: "must be a number", hint: "" },
+    { code: "invalid", where: "/config/training/lr", detail: "really", hint: "Lower it." },
+    { code: "missing", where: "/config", detail: "all of it", hint: "" },
   ]);
-  expect(found.get("training.lr")).toEqual(["must be a number", "really"]);
-  expect(found.get("")).toEqual(["all of it"]);
+  expect(found.get("training.lr")).toEqual([
+    { code: "wrong-type", text: "must be a number" },
+    { code: "invalid", text: "really Lower it." },
+  ]);
+  expect(found.get("")).toEqual([{ code: "missing", text: "all of it" }]);
 });
 
 test("a dragged run takes the place of the drop target", () => {

@@ -29,6 +29,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from flowloom.printable import printable
 
@@ -46,21 +47,33 @@ class FlowloomError(Exception):
     """Hint: what to do, if that depends on more than the error itself."""
 
 
+ProblemCode = Literal["missing", "unknown-key", "wrong-type", "out-of-range", "not-found", "invalid"]
+"""The kinds of problems that a program may treat differently; `invalid` is everything else."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a configuration."""
 
-    path: str
-    """The key, as written in the file or as a flag: `dataloader.batch_size`."""
+    where: str
+    """The key as written in the file, or the flag: `dataloader.batch_size`."""
     message: str
-    """The problem and what to do, as a sentence."""
+    """The problem as a sentence; with what to do, unless `hint` says that."""
+    code: ProblemCode = "invalid"
+    hint: str = ""
+    """What to do."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", printable(self.path))
-        object.__setattr__(self, "message", printable(self.message))
+        for name in ("where", "message", "hint"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+
+    @property
+    def text(self) -> str:
+        """The message, followed by the hint."""
+        return f"{self.message} {self.hint}".rstrip()
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.path else self.message
+        return f"{self.where}: {self.text}" if self.where else self.text
 
 
 class ConfigError(FlowloomError):

@@ -122,7 +122,7 @@ def test_a_configuration_names_its_addresses_as_problems(path: str, tmp_path: Pa
         }
     with pytest.raises(ConfigError) as error:
         load_config(data, [], tmp_path / "config.json", with_files=True)
-    told = {problem.path: problem.message for problem in error.value.problems}
+    told = {problem.where: problem.text for problem in error.value.problems}
     assert "is a URL" in told[path]
 
 
@@ -130,7 +130,7 @@ def test_images_and_the_cache_may_be_in_a_store(tmp_path: Path) -> None:
     data = {"dataloader": {"image_folder_path": BUCKET}, "cache": {"dir": BUCKET, "latents": "disk"}}
     with pytest.raises(ConfigError) as error:
         load_config(data, [], tmp_path / "config.json", with_files=True)
-    told = {problem.path for problem in error.value.problems}
+    told = {problem.where for problem in error.value.problems}
     assert "model.chroma_path" in told
     assert not told & {"dataloader.image_folder_path", "cache.dir"}
 
@@ -141,9 +141,9 @@ def test_the_trainers_of_others_take_no_addresses_for_paths() -> None:
         "training": {"save_folder": BUCKET},
         "inference": {"inference_folder": BUCKET},
     }
-    told = {problem.path for problem in UPSTREAM.check(config) if "is a URL" in problem.message}
+    told = {problem.where for problem in UPSTREAM.check(config) if "is a URL" in problem.text}
     assert told >= {"model.chroma_path", "training.save_folder", "inference.inference_folder"}
     kohya = json.loads(json.dumps(KOHYA.defaults()))
     kohya["datasets"] = [{"subsets": [{"image_dir": BUCKET}]}]
-    told = {problem.path for problem in KOHYA.check(kohya) if "is a URL" in problem.message}
+    told = {problem.where for problem in KOHYA.check(kohya) if "is a URL" in problem.text}
     assert "datasets.0.subsets.0.image_dir" in told

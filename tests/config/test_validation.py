@@ -17,5 +17,5 @@ def test_too_few_and_too_many_values_are_counted_as_people_do() -> None:
     data = {"prompts": [], "sizes": [1, 2, 3, 4]}
     with pytest.raises(ValidationError) as caught:
         Few.model_validate(data)
-    said = {problem.path: problem.message for (problem,) in problems_of(caught.value, data).values()}
+    said = {problem.where: problem.text for (problem,) in problems_of(caught.value, data).values()}
     assert said == {"prompts": "needs at least 1 value, not 0.", "sizes": "needs 3 values, not 4."}

@@ -80,7 +80,7 @@ def test_each_row_is_read_from_its_own_folder(tmp_path: Path) -> None:
 def test_without_a_first_one_the_others_are_all(tmp_path: Path) -> None:
     config = config_of(None, draw_set(tmp_path, "dogs", 7, 200))
     assert [one.path.parent.name for one in Dataset.from_config(config).sources] == ["dogs"]
-    assert not [problem for problem in check_files(config) if "data" in problem.path]
+    assert not [problem for problem in check_files(config) if "data" in problem.where]
 
 
 def test_one_more_section_trains_as_the_dataloader_does(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_missing_files_of_every_set_are_told(tmp_path: Path) -> None:
         {"jsonl_metadata_path": "/none.jsonl", "image_folder_path": "/none"},
         {"jsonl_metadata_path": "/none.jsonl", "mask": "folder", "mask_folder_path": "/masks"},
     )
-    paths = [problem.path for problem in check_files(config) if problem.path.startswith("data")]
+    paths = [problem.where for problem in check_files(config) if problem.where.startswith("data")]
     assert paths == [
         "datasets.0.jsonl_metadata_path",
         "datasets.1.jsonl_metadata_path",
@@ -308,4 +308,4 @@ def test_missing_files_of_every_set_are_told(tmp_path: Path) -> None:
         "datasets.2.mask_folder_path",
     ]
     first = config_of({"jsonl_metadata_path": "/none.jsonl", "mask": "folder", "mask_folder_path": "/masks"})
-    assert "dataloader.mask_folder_path" in [problem.path for problem in check_files(first)]
+    assert "dataloader.mask_folder_path" in [problem.where for problem in check_files(first)]

@@ -72,7 +72,7 @@ def assert_saved_and_failed(run_dir: RunDir, error: str, message: str) -> None:
     assert [event["kind"] for event in events[-2:]] == ["saved", "failed"]
     assert events[-1]["error"] == error
     assert message in events[-1]["message"]
-    assert "it continues from there" in events[-1]["cure"]
+    assert "it continues from there" in events[-1]["hint"]
     assert 2 <= step < STEPS
     assert run_dir.latest_checkpoint() == run_dir.checkpoint_dir(step)
 

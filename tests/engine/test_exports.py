@@ -195,10 +195,12 @@ def test_a_wrong_model_file_is_a_problem_of_its_key_before_anything_starts(
     assert f"model.{key}: " in said
     assert words in said
     assert not runs_dir.exists()
-    found = [problem for problem in TRAINER.check(config) if problem.path == f"model.{key}"]
-    assert [words in problem.message for problem in found] == [True]
+    found = [problem for problem in TRAINER.check(config) if problem.where == f"model.{key}"]
+    assert [words in problem.text for problem in found] == [True]
     assert main(["preflight", str(path), "--json"]) != 0
-    listed = [one for one in json.loads(capsys.readouterr().out)["problems"] if one["path"] == f"model.{key}"]
+    listed = [
+        one for one in json.loads(capsys.readouterr().out)["problems"] if one["where"] == f"model.{key}"
+    ]
     assert [words in one["message"] for one in listed] == [True]
     with pytest.raises(ConfigError, match=words):
         build(RunConfig.model_validate(config), Ranks())
@@ -232,7 +234,7 @@ def test_what_is_no_adapter_is_not_taken_for_one(
         name: ALL[name].check({"source_path": str(files[file]), "base_path": str(files["chroma"])})
         for name in ("export", "merge")
     }
-    assert all(problem.path == "source_path" and words in problem.message
+    assert all(problem.where == "source_path" and words in problem.text
                for found in problems.values() for problem in found)  # fmt: skip
     assert [len(found) for found in problems.values()] == [1, 1]
 
@@ -244,5 +246,5 @@ def test_a_merge_into_another_model_is_refused(files: dict[str, Path], tmp_path:
         assert said in capsys.readouterr().err
         config = {"source_path": str(files["lora"]), "base_path": str(files[base])}
         (problem,) = ALL["merge"].check(config)
-        assert problem.path == "base_path"
-        assert said in problem.message
+        assert problem.where == "base_path"
+        assert said in problem.text

@@ -54,7 +54,7 @@ def test_weights_that_are_not_finite_are_never_saved(make_run: Callable[..., Run
     with pytest.raises(DivergedError, match="not saved"):
         run_engine(run_dir)
     assert names(run_dir) == ["step_00000001", "step_00000002"]
-    assert "step_00000002" in failed(run_dir)["cure"]
+    assert "step_00000002" in failed(run_dir)["hint"]
     change_by_flags(
         run_dir, [("training.lr", "1e-3"), ("training.weight_decay", "0"), ("limits.max_steps", "3")]
     )
@@ -69,7 +69,7 @@ def test_a_failure_before_the_first_checkpoint_says_that_nothing_was_saved(
     with pytest.raises(DivergedError):
         run_engine(run_dir)
     said = failed(run_dir)
-    assert "No checkpoint was saved" in said["cure"]
+    assert "No checkpoint was saved" in said["hint"]
     assert "checkpoint" not in said["message"]
     assert names(run_dir) == []
 
@@ -92,7 +92,7 @@ def test_a_base_with_a_nan_is_named_when_the_first_loss_is_none(
     change_by_flags(run_dir, [("model.chroma_path", str(base))])
     with pytest.raises(WeightsError, match=r"base\.safetensors: its weight img_in\.weight holds a NaN"):
         run_engine(run_dir)
-    assert "No checkpoint was saved" in failed(run_dir)["cure"]
+    assert "No checkpoint was saved" in failed(run_dir)["hint"]
 
 
 @pytest.mark.parametrize("cache", ["off", "memory", "disk"])
@@ -122,8 +122,8 @@ def test_a_checkpoint_under_another_name_is_refused(make_run: Callable[..., RunD
     change_by_flags(run_dir, [("limits.max_steps", "3")])
     with pytest.raises(CheckpointError, match="of step 2"):
         run_engine(run_dir)
-    cure = failed(run_dir)["cure"]
-    assert cure.startswith(
+    hint = failed(run_dir)["hint"]
+    assert hint.startswith(
         "It is a copy of step_00000002" if then == "copied" else "Rename it to step_00000002"
     )
     shutil.rmtree(other) if then == "copied" else other.rename(newest)
@@ -169,7 +169,7 @@ def test_a_checkpoint_with_a_nan_is_refused_and_the_last_good_one_is_named(
         run_engine(run_dir)
     said = failed(run_dir)
     assert "step_00000002" in said["message"]
-    assert "continues from step_00000001" in said["cure"]
+    assert "continues from step_00000001" in said["hint"]
     shutil.rmtree(run_dir.checkpoint_dir(2))
     run_engine(run_dir)
     assert names(run_dir)[-1] == "step_00000002"
@@ -190,8 +190,8 @@ def test_the_hint_for_a_damaged_checkpoint_agrees_with_its_message(
     with pytest.raises(CheckpointError, match="incomplete or damaged"):
         run_engine(run_dir)
     said = failed(run_dir)
-    assert said["cure"].startswith(f"Delete {run_dir.checkpoint_dir(2)}, then ")
-    assert "continues from step_00000001" in said["cure"]
+    assert said["hint"].startswith(f"Delete {run_dir.checkpoint_dir(2)}, then ")
+    assert "continues from step_00000001" in said["hint"]
 
 
 def test_an_unexpected_error_is_one_line_and_the_log_has_all_of_it(make_run: Callable[..., RunDir]) -> None:

@@ -80,13 +80,13 @@ def test_what_an_incomplete_cache_lacks_is_reported_before_the_start(
     gone = Path(own_encoders[key])
     shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     found = preflight(read_config(path), Asked()).plan.problems
-    problems = {problem.path: problem.message for problem in found}
+    problems = {problem.where: problem.text for problem in found}
     assert set(problems) == {f"model.{key}"}
     lack = "lacks 2 of 22 latents" if key == "vae_path" else "caption states"
     assert lack in problems[f"model.{key}"]
     shutil.rmtree(tmp_path / "cache")
     (problem,) = preflight(read_config(path), Asked()).plan.problems
-    assert "the cache, does not exist" in problem.message
+    assert "the cache, does not exist" in problem.text
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_what_no_cache_replaces_is_still_asked_for(
 ) -> None:
     content = json.loads(written(**sections).read_text())
     shutil.rmtree(tmp_path / "encoders")
-    problems = {problem.path: problem.message for problem in TRAINER.check(content)}
+    problems = {problem.where: problem.text for problem in TRAINER.check(content)}
     assert {path for path in problems if path in ("model.vae_path", "model.t5_path")} == needed
     assert all("does not exist" in problems[path] for path in needed)
     assert ("Previews need it" in str(problems)) == ("inference" in sections)
@@ -112,6 +112,6 @@ def test_what_no_cache_replaces_is_still_asked_for(
 
 def test_a_path_that_is_not_named_is_asked_for_with_a_cache_too(written: Callable[..., Path]) -> None:
     content = json.loads(written(model={"vae_path": "", "t5_path": ""}).read_text())
-    problems = {problem.path: problem.message for problem in TRAINER.check(content)}
+    problems = {problem.where: problem.text for problem in TRAINER.check(content)}
     assert "is needed" in problems["model.vae_path"]
     assert "is needed" in problems["model.t5_path"]

@@ -109,7 +109,7 @@ def test_all_that_stands_against_a_run_is_found_at_once(plan_of, tmp_path, tiny_
         model={"chroma_path": str(damaged), "vae_path": str(tmp_path / "ae.safetensors")},
         dataloader={"jsonl_metadata_path": str(tmp_path / "rows.jsonl")},
     )
-    found = {problem.path: problem.message for problem in plan.problems}
+    found = {problem.where: problem.text for problem in plan.problems}
     assert found.keys() == {"model.chroma_path", "model.vae_path", "dataloader.jsonl_metadata_path"}
     assert "img_in.bias" in found["model.chroma_path"]
 
@@ -125,7 +125,7 @@ def test_missing_images_and_bad_lines_are_named_by_file_and_line(plan_of, tmp_pa
     assert any(note.startswith(f"{path}:6: left out: not JSON") for note in plan.notes)
     assert plan.problems == []
     strict = plan_of(dataloader={"jsonl_metadata_path": str(path)}, limits={"skipped_percentage": 0.045})
-    assert [problem.path for problem in strict.problems] != []
+    assert [problem.where for problem in strict.problems] != []
 
 
 def test_a_dry_run_that_finds_problems_ends_with_status_2(flow_file, capsys, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from flowloom.cli.main import main
 from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.engine.estimate.footprint import Networks, advise, checkpoint_bytes, memory, with_key
-from flowloom.engine.estimate.preflight import Asked, preflight
+from flowloom.engine.estimate.preflight import Asked, preflight, preflight_text
 from flowloom.engine.fill_cache import fill, stats
 from flowloom.engine.memory import HEADROOM
 from flowloom.models.weights import open_weights
@@ -30,10 +30,10 @@ def found(make_config, tmp_path):
 
 def test_steps_buckets_and_rows_left_out_are_counted(found):
     told = found(dataloader={"batch_size": 4, "ratio_cutoff": 1.5})
-    assert told.data["rows"] == 14
-    assert told.data["steps_per_epoch"] == 4
-    assert told.data["left_out"]["aspect ratio beyond 1.5 to 1"] == 8
-    assert [(b["rows"], b["batches"], b["remainder"]) for b in told.data["buckets"]] == [(14, 3, 2)]
+    assert told.data.rows == 14
+    assert told.data.steps_per_epoch == 4
+    assert told.data.left_out["aspect ratio beyond 1.5 to 1"] == 8
+    assert [(b.rows, b.batches, b.remainder) for b in told.data.buckets] == [(14, 3, 2)]
     assert told.can_run
 
 
@@ -45,7 +45,7 @@ def test_steps_buckets_and_rows_left_out_are_counted(found):
 def test_the_size_of_a_cache_is_what_filling_it_takes(found, make_config, tmp_path, cache):
     """Of captions about: their tokens are counted without the variants' dropped tags."""
     own = {"cache": {"latents": "disk", "text": "disk", "dir": str(tmp_path / "cache")} | cache}
-    told = found(**own).disk["caches"]
+    told = found(**own).disk.caches
     config = make_config(**own)
     fill(config)
     kinds = stats(config).kinds
@@ -56,7 +56,7 @@ def test_the_size_of_a_cache_is_what_filling_it_takes(found, make_config, tmp_pa
 def test_keys_without_effect_are_hints_and_no_problems(found):
     told = found(lora={"rank": 2}, training={"change_layer_every": 5})
     assert told.can_run
-    assert told.as_json()["hints"] == ["training.change_layer_every: no effect with method lora."]
+    assert told.report().hints == ["training.change_layer_every: no effect with method lora."]
 
 
 def test_memory_counts_every_weight_once(make_config, tiny_family):
@@ -92,28 +92,29 @@ def test_blocks_recompute_only_where_they_must(make_config):
     assert tight.total < roomy.total
 
 
-def test_the_advice_makes_it_fit_and_says_by_how_much(make_config):
+def test_the_changes_make_it_fit_and_says_by_how_much(make_config):
     config = make_config(training={"train_minibatch": 16}, ema={"decay": 0.99})
     networks = Networks.from_config(config)
     least = memory(
         make_config(method={"kind": "lora"}, training={"train_minibatch": 1}), networks, CUDA, 10**12
     )
     capacity = int(least.total / HEADROOM)
-    advice, is_enough = advise(config, networks, CUDA, capacity)
+    changes, is_enough = advise(config, networks, CUDA, capacity)
     assert is_enough
-    for change in advice:
-        config = with_key(config, change.key, change.value)
+    for change in changes:
+        config = with_key(config, change.path, change.value)
     after = Networks.from_config(config)
-    assert memory(config, after, CUDA, capacity).total == advice[-1].total <= HEADROOM * capacity
-    totals = [change.total for change in advice]
+    assert memory(config, after, CUDA, capacity).total == changes[-1].bytes <= HEADROOM * capacity
+    totals = [change.bytes for change in changes]
     assert totals == sorted(totals, reverse=True)
 
 
 def test_a_run_that_does_not_fit_is_told_keys_and_values(found):
     told = found(Asked(gpu_gib=0.1), training={"train_minibatch": 16})
     assert not told.can_run
-    assert not told.memory["fits"]
-    assert any(line.startswith("set training.train_minibatch to 1: then ") for line in told.advice)
+    assert not told.memory.fits
+    assert any((change.path, change.value) == ("training.train_minibatch", 1) for change in told.changes)
+    assert "set training.train_minibatch to 1: then " in preflight_text(told)
 
 
 def test_the_checkpoint_is_as_large_as_said(make_run):
@@ -135,16 +136,16 @@ def test_the_rate_of_an_earlier_run_like_this_one_is_used(found, make_run, tmp_p
     events = [{"kind": "step", "samples_per_s": rate} for rate in (1.0, 4.0, 4.0, 4.0, 5.0)]
     (run_dir.path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     told = found(limits={"max_steps": None, "max_epochs": 2})
-    assert told.time["samples_per_s"] == 4.0
-    assert "earlier" in told.time["source"]
-    assert told.time["total_s"] == pytest.approx(2 * 22 / 4)
+    assert told.time.samples_per_s == 4.0
+    assert "earlier" in told.time.source
+    assert told.time.total_s == pytest.approx(2 * 22 / 4)
     other = found(training={"train_minibatch": 2})
-    assert other.time["source"].startswith("estimated")
+    assert other.time.source.startswith("estimated")
 
 
 def test_nothing_is_estimated_for_a_card_that_is_not_here(found):
-    assert found(Asked(gpu_gib=24)).time["samples_per_s"] is None
-    assert found(Asked(gpu_gib=24, samples_per_s=11.0)).time["epoch_s"] == 2.0
+    assert found(Asked(gpu_gib=24)).time.samples_per_s is None
+    assert found(Asked(gpu_gib=24, samples_per_s=11.0)).time.epoch_s == 2.0
 
 
 def test_the_verb_prints_text_and_json(make_config, tmp_path, capsys):
@@ -157,18 +158,18 @@ def test_the_verb_prints_text_and_json(make_config, tmp_path, capsys):
         assert word in text
     assert main([*words, "--json", "--model.vae_path", "gone.safetensors"]) == 2
     told = json.loads(capsys.readouterr().out)
-    assert [problem["path"] for problem in told["problems"]] == ["model.vae_path"]
+    assert [problem["where"] for problem in told["problems"]] == ["model.vae_path"]
     assert told["data"]["steps_per_epoch"] == 6
 
 
 def test_the_checkpoints_that_stay_are_told_with_their_size(found):
     lora = {"lora": {"rank": 4}, "training": {"save_every": 2}}
     disk = found(**lora, limits={"max_steps": 9}).disk
-    assert (disk["kept"], disk["parts"]["checkpoints"]) == (5, 5 * disk["checkpoint"])
-    assert disk["kept_text"].startswith("all 5, ")
+    assert (disk.kept, disk.parts["checkpoints"]) == (5, 5 * disk.checkpoint)
+    assert disk.kept_text.startswith("all 5, ")
     disk = found(**lora, limits={"max_steps": 9}, checkpoint={"keep_last": 2}).disk
-    assert (disk["kept"], disk["parts"]["checkpoints"]) == (2, 3 * disk["checkpoint"])
-    assert disk["kept_text"].startswith("2 of 5, ")
+    assert (disk.kept, disk.parts["checkpoints"]) == (2, 3 * disk.checkpoint)
+    assert disk.kept_text.startswith("2 of 5, ")
     disk = found(**lora, limits={"max_steps": None}).disk
-    assert disk["kept"] is None
-    assert "until the run is stopped" in disk["kept_text"]
+    assert disk.kept is None
+    assert "until the run is stopped" in disk.kept_text

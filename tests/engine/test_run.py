@@ -179,7 +179,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(make_run: Callable[..., RunDir
         run_engine(run_dir)
     failed = events(run_dir, "failed")[0]
     assert failed["error"] == "DivergedError"
-    assert "resume" in failed["cure"]
+    assert "resume" in failed["hint"]
     checkpoint = run_dir.latest_checkpoint()
     assert checkpoint is not None
     assert events(run_dir, "saved")[-1]["dir"].endswith(checkpoint.name)

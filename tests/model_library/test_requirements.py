@@ -94,8 +94,8 @@ def test_a_file_that_a_cache_stands_in_for_is_not_lacking(models_dir: Path):
 )
 def test_a_file_of_another_kind_is_refused_with_its_name(key: str, file: str, words: str, models_dir: Path):
     (problem,) = unfit_models(section(models_dir, **{key: file}))
-    assert problem.path == f"model.{key}"
-    assert words in problem.message
+    assert problem.where == f"model.{key}"
+    assert words in problem.text
 
 
 def test_a_lora_is_no_base(models_dir: Path):
@@ -103,7 +103,7 @@ def test_a_lora_is_no_base(models_dir: Path):
     shapes = {f"{layer}.lora_A.weight": (4, 3072), f"{layer}.lora_B.weight": (21504, 4)}
     write_model(models_dir / "fox.safetensors", shapes)
     (problem,) = unfit_models(section(models_dir, chroma_path="fox"))
-    assert "a LoRA, which goes on top of a base model" in problem.message
+    assert "a LoRA, which goes on top of a base model" in problem.text
 
 
 @pytest.mark.parametrize("key", WEIGHTS)
@@ -116,10 +116,10 @@ def test_a_quantised_file_is_refused_and_offered_nowhere(key: str, kind: str, mo
     else:
         write_model(path, shapes | {"scaled_fp8": (2,)}, dtype="F8_E4M3")
     (problem,) = unfit_models(section(models_dir, **{key: "small"}))
-    assert problem.path == f"model.{key}"
-    assert ("is a GGUF file" if kind == "GGUF" else "has scaled float8 weights") in problem.message
-    assert "Use the bf16 or fp16 .safetensors file of the same model" in problem.message
-    assert "\n" not in problem.message
+    assert problem.where == f"model.{key}"
+    assert ("is a GGUF file" if kind == "GGUF" else "has scaled float8 weights") in problem.text
+    assert "Use the bf16 or fp16 .safetensors file of the same model" in problem.text
+    assert "\n" not in problem.text
     assert path not in [path for paths in choices([models_dir]).values() for path in paths]
 
 
@@ -141,14 +141,14 @@ def test_a_diffusers_pipeline_is_chromas_network_and_nothing_else(models_dir: Pa
     )
     parts = {"vae_path": "vae", "t5_path": "text_encoder"}
     given = section(models_dir) | {key: str(folder) for key in WEIGHTS}
-    assert {problem.path: problem.message for problem in unfit_models(given)} == {
+    assert {problem.where: problem.text for problem in unfit_models(given)} == {
         f"model.{key}": f"{folder} is a whole diffusers pipeline. Name its part: {folder / part}."
         for key, part in parts.items()
     }
     assert unfit_models(given | {key: str(folder / part) for key, part in parts.items()}) == []
     write_model(folder / "transformer" / "diffusion_pytorch_model.safetensors", FLUX)
     (problem,) = unfit_models(section(models_dir) | {"chroma_path": str(folder)})
-    assert "FLUX.1 schnell: Chroma's network goes here" in problem.message
+    assert "FLUX.1 schnell: Chroma's network goes here" in problem.text
 
 
 def test_a_model_is_no_adapter(models_dir: Path):
@@ -173,16 +173,16 @@ def test_what_is_no_file_is_not_called_unreadable():
 def test_a_t5_of_another_size_is_told_by_both_widths(models_dir: Path):
     write_model(models_dir / "small.safetensors", KNOWN["t5 base"][0])
     (problem,) = unfit_models(section(models_dir, t5_path="small"))
-    assert problem.path == "model.t5_path"
-    assert "768" in problem.message
-    assert "4096" in problem.message
+    assert problem.where == "model.t5_path"
+    assert "768" in problem.text
+    assert "4096" in problem.text
 
 
 def test_a_damaged_file_is_a_problem_of_its_key(models_dir: Path):
     (models_dir / "ae.safetensors").write_bytes(b"short")
     (problem,) = unfit_models(section(models_dir))
-    assert problem.path == "model.vae_path"
-    assert "cut short" in problem.message
+    assert problem.where == "model.vae_path"
+    assert "cut short" in problem.text
 
 
 def test_what_lacks_comes_with_what_is_here_and_a_download(models_dir: Path):

@@ -43,6 +43,6 @@ def problems():
     def problems(path, overrides=(), **options):
         with pytest.raises(ConfigError) as caught:
             read_config(path, overrides, **options)
-        return {problem.path: problem.message for problem in caught.value.problems}
+        return {problem.where: problem.text for problem in caught.value.problems}
 
     return problems

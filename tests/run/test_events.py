@@ -59,7 +59,7 @@ def test_a_warning_may_have_a_hint_and_nothing_else(tmp_path):
     writer = EventWriter(tmp_path / "events.jsonl")
     assert writer.write("warning", message="no gradient", hint="choose a trained base")["hint"]
     with pytest.raises(ValueError, match="no event 'warning' with the fields"):
-        writer.write("warning", message="no gradient", cure="x")
+        writer.write("warning", message="no gradient", reason="x")
     writer.close()
 
 

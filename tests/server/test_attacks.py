@@ -54,7 +54,7 @@ def test_nobody_downloads_a_run(studio: Studio, folder: str, save_as: str):
     body = {"config": {"target_dir": str(studio.home / folder), "items": [item]}}
     answer = studio.http.post("/api/tasks/download/start", json=body)
     assert answer.status_code == 422
-    assert [place["pointer"] for place in answer.json()["errors"]] == ["/config/target_dir"]
+    assert [place["where"] for place in answer.json()["errors"]] == ["/config/target_dir"]
 
 
 @pytest.mark.parametrize("path", ["x://../../outside", "data/x://../../../outside", "http://../../outside"])
@@ -65,7 +65,7 @@ def test_no_mark_of_an_address_within_a_path_leads_out(tmp_path: Path, path: str
     elsewhere = {"dataloader": {"image_folder_path": "s3://bucket/images"}}
     assert not list(roots.path_problems(elsewhere)), "what begins with the mark is an address, and no path"
     config = {"dataloader": {"image_folder_path": text}}
-    assert [problem.path for problem in roots.path_problems(config)] == ["dataloader.image_folder_path"]
+    assert [problem.where for problem in roots.path_problems(config)] == ["dataloader.image_folder_path"]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_no_argument_of_an_adapter_names_a_file_elsewhere(studio: Studio, word: 
     for path in ("config", "config/preview", "preflight", "train/start"):
         answer = studio.http.post(f"/api/kohya/{path}", json={"config": config}).json()
         places = answer["problems"] if "problems" in answer else answer["errors"]
-        assert [place["pointer"] for place in places] == ["/config/network/network_args/2"]
+        assert [place["where"] for place in places] == ["/config/network/network_args/2"]
         told = "unknown user's home" if "~no-one" in word else "outside the studio's folders"
         assert told in places[0]["detail"]
     assert studio.get("/api/runs")["runs"] == []
@@ -91,7 +91,7 @@ def test_no_mark_of_an_address_within_a_path_leads_into_runs(studio: Studio, nam
     for task, config in (("download", {"target_dir": path, "items": [item]}), ("dataset-build", build)):
         answer = studio.http.post(f"/api/tasks/{task}/start", json={"config": config})
         assert answer.status_code == 422
-        (pointer,) = [place["pointer"] for place in answer.json()["errors"]]
+        (pointer,) = [place["where"] for place in answer.json()["errors"]]
         assert pointer in ("/config/target_dir", "/config/out_path")
 
 
@@ -106,7 +106,7 @@ def test_no_task_writes_into_a_run_of_another(studio: Studio, to: str):
     config = source if to == "dataset-export" else {"source_path": str(run)}
     body = {"config": config | {"out_path": str(out)}}
     told = studio.post(f"/api/tasks/{to}/config", body, 200)["problems"]
-    assert "/config/out_path" in [place["pointer"] for place in told]
+    assert "/config/out_path" in [place["where"] for place in told]
 
 
 def test_only_checkpoints_are_deleted_by_a_run_that_saves_into_a_folder_of_the_users(studio: Studio):
@@ -151,7 +151,7 @@ def test_no_request_makes_the_studio_talk_to_its_own_network(studio: Studio, end
     assert (verdict["ok"], verdict["problem"]) == (False, "denied")
     assert "FLOWLOOM_PRIVATE_HOSTS" in verdict["detail"]
     told = studio.post("/api/flow/config", {"config": {"storage": storage}}, 200)
-    assert [place["pointer"] for place in told["problems"]] == ["/config/storage/endpoint"]
+    assert [place["where"] for place in told["problems"]] == ["/config/storage/endpoint"]
     name = "".join(letter for letter in endpoint if letter.isalnum())
     studio.post("/api/datasets", {"name": name, "url": "s3://bucket/fox", "storage": storage}, 201)
     place = f"/api/datasets/{name}/images"
@@ -162,7 +162,7 @@ def test_no_request_makes_the_studio_talk_to_its_own_network(studio: Studio, end
 def test_no_tracker_leads_into_the_studio_s_own_network(studio: Studio, host: str):
     config = {"loggers": [{"kind": "aim", "repo": f"aim://{host}"}]}
     told = studio.post("/api/flow/config", {"config": config}, 200)
-    (problem,) = [one for one in told["problems"] if "loggers" in one["pointer"]]
+    (problem,) = [one for one in told["problems"] if "loggers" in one["where"]]
     assert "FLOWLOOM_PRIVATE_HOSTS" in problem["detail"]
 
 

@@ -31,7 +31,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_with_nothing_of_t
     os.kill(run["pid"], signal.SIGKILL)
     killed = studio.wait("fox", "interrupted")
     assert (killed["can_resume"], killed["starts_over"], killed["checkpoint"]) == (True, True, None)
-    assert killed["error"]["cure"] == "No checkpoint was saved: start it again."
+    assert killed["error"]["hint"] == "No checkpoint was saved: start it again."
     assert studio.get("/api/runs/fox/metrics")["num_steps"] > 4
     assert studio.get("/api/runs/fox/samples")["total"] >= 2
     studio.post("/api/runs/fox/resume", {"changes": {"limits": {"max_steps": 3}}})
@@ -49,7 +49,7 @@ def test_a_run_that_failed_before_a_checkpoint_says_so_without_contradiction(
     start(studio, "boom", tiny_config(training={"lr": 1e30, "warmup_steps": 0}, limits={"max_steps": 50}))
     run = studio.wait("boom", "failed")
     assert (run["starts_over"], run["checkpoint"]) == (True, None)
-    assert "No checkpoint was saved" in run["error"]["cure"]
+    assert "No checkpoint was saved" in run["error"]["hint"]
     assert "checkpoint" not in run["error"]["message"]
 
 
@@ -90,7 +90,7 @@ def test_a_token_in_a_configuration_is_named_with_the_place_where_it_belongs(
     config = tiny_config()
     config["training"] |= {"wandb_key": "0123456789" * 4, "hf_token": "hf_not-a-real-token"}
     verdict = one_studio.post(f"/api/{path}", {"config": config})
-    told = {problem["pointer"]: problem["detail"] for problem in verdict["problems"]}
+    told = {problem["where"]: problem["detail"] for problem in verdict["problems"]}
     assert "PUT /api/secrets/WANDB_API_KEY" in told["/config/training/wandb_key"]
     assert "PUT /api/secrets/HF_TOKEN" in told["/config/training/hf_token"]
     assert "0123456789" not in str(verdict)
@@ -105,7 +105,7 @@ def test_a_token_in_a_configuration_starts_nothing(
     config["training"] |= {"wandb_key": "0123456789" * 4}
     answer = one_studio.http.post(f"/api/{path}", json={"config": config})
     assert answer.status_code == 422
-    assert [error["pointer"] for error in answer.json()["errors"]] == ["/config/training/wandb_key"]
+    assert [error["where"] for error in answer.json()["errors"]] == ["/config/training/wandb_key"]
     assert "0123456789" not in answer.text
     kept = one_studio.home.rglob("*.json")
     assert not [file for file in kept if "0123456789" in file.read_text(errors="replace")]
@@ -124,5 +124,5 @@ def test_an_address_in_the_place_of_a_path_is_a_problem(
     one_studio: Studio, path: str, config: dict[str, Any], pointer: str
 ) -> None:
     verdict = one_studio.post(f"/api/{path}/config", {"config": config})
-    told = {problem["pointer"]: problem["detail"] for problem in verdict["problems"]}
+    told = {problem["where"]: problem["detail"] for problem in verdict["problems"]}
     assert "is a URL" in told[pointer]

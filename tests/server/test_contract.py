@@ -32,7 +32,7 @@ print(json.dumps([time.perf_counter() - began, sorted(sys.modules)]))
 OPENED = create_app(Settings(Path())).openapi()
 PATHS: dict[str, dict[str, Any]] = OPENED["paths"]
 RUN = {"id", "trainer", "state", "phase", "step", "checkpoint", "error"}
-EXAMINED = {"can_run", "problems", "data", "memory", "disk", "time", "advice", "hints"}
+EXAMINED = {"can_run", "problems", "data", "memory", "disk", "time", "changes", "hints"}
 TRAINERS_ROUTES = {
     ("get", "config", "200"): {"schema", "defaults", "presets"},
     ("post", "config", "200"): {"is_valid", "problems"},
@@ -184,7 +184,9 @@ def test_a_body_with_an_unknown_field_is_refused(operation: dict[str, Any]):
 def test_a_misspelt_place_in_the_queue_moves_nothing(one_studio: Studio):
     answer = one_studio.http.post("/api/runs/fox/move", json={"befor": "cat"})
     assert answer.status_code == 422
-    assert answer.json()["errors"] == [{"pointer": "/befor", "detail": "is not a field of this request."}]
+    assert answer.json()["errors"] == [
+        {"code": "unknown-key", "where": "/befor", "detail": "is not a field of this request.", "hint": ""}
+    ]
 
 
 @pytest.mark.parametrize("path", ["flow/train/start", "runs/named/duplicate", "tasks/dataset-lint/start"])
@@ -197,5 +199,5 @@ def test_a_name_that_no_run_can_have_is_refused_in_plain_words(one_studio: Studi
     answer = one_studio.http.post(f"/api/{path}", json=body)
     assert answer.status_code == 422
     (error,) = answer.json()["errors"]
-    assert error["pointer"] == "/name"
+    assert error["where"] == "/name"
     assert error["detail"].startswith("Run name: letters, digits, . _ - only")

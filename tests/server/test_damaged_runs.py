@@ -120,7 +120,7 @@ READABLE: dict[str, Callable[[Path], None]] = {
     "event-true": event(seq=True),
     "event-list": text("events.jsonl", "[1]\nnull\n3\n"),
     "event-duplicates": text("events.jsonl", f"{json.dumps(STEP)}\n" * 5),
-    "event-surrogate": event(kind="failed", error="\ud800", message="\udfff", cure=[1]),
+    "event-surrogate": event(kind="failed", error="\ud800", message="\udfff", hint=[1]),
     "event-long": text("events.jsonl", b'{"seq": 0, "kind": "' + b"x" * 3_000_000 + b"\n"),
     "event-binary": text("events.jsonl", os.urandom(100_000)),
     "entry-nan": text("studio/queue.json", '{"id": "x", "position": NaN, "devices": []}'),

@@ -162,7 +162,7 @@ def test_a_second_editor_does_not_overwrite_the_first_silently(one_studio: Studi
     assert first.status_code == 200
     second = one_studio.http.put(place, json={"caption": "second"}, headers={"if-match": tag})
     assert second.status_code == 412
-    assert "first" in second.json()["todo"]
+    assert "first" in second.json()["hint"]
     assert (fox / "1.txt").read_text() == "first\n"
     third = {"if-match": first.headers["etag"]}
     assert one_studio.http.put(place, json={"caption": ""}, headers=third).json()["version"] == "none"

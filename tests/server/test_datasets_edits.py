@@ -141,7 +141,7 @@ def test_an_edit_is_not_undone_over_what_was_written_since(one_studio: Studio, f
     before = held(one_studio, fox)
     refused = one_studio.http.post(f"{fox}/{edit['id']}/undo", json={})
     assert refused.status_code == 409
-    assert [place["pointer"] for place in refused.json()["errors"]] == [f"/{item_of(fox, 2)}"]
+    assert [place["where"] for place in refused.json()["errors"]] == [f"/{item_of(fox, 2)}"]
     assert held(one_studio, fox) == before
     undone = one_studio.post(f"{fox}/{edit['id']}/undo", {"is_partial": True}, 200)
     assert undone["changed_meanwhile"] == [item_of(fox, 2)]

@@ -65,7 +65,7 @@ def test_a_folder_of_unclear_form_is_asked_about(one_studio: Studio, fox: str):
         refused = one_studio.http.post(f"{place}/{verb}", json={})
         assert refused.status_code == 422, refused.text
         (error,) = refused.json()["errors"]
-        assert error["pointer"].endswith("/form")
+        assert error["where"].endswith("/form")
         assert ("kohya" in error["detail"], "folder" in error["detail"]) == (True, True)
     rows = {
         form: one_studio.post(f"{place}/convert", {"form": form, "replace": True}, 200)["result"]["num_rows"]
@@ -211,8 +211,8 @@ def test_each_way_not_to_reach_a_bucket_has_its_word(with_store: Studio, seaweed
             "denied": verdict_on(with_store, "s3://loom", endpoint=seaweed.endpoint, anonymous=True),
         }
     assert {word: told["problem"] for word, told in words.items()} == {word: word for word in words}
-    assert all(told["todo"] for told in words.values())
-    assert "eu-central-1" in words["region"]["todo"]
+    assert all(told["hint"] for told in words.values())
+    assert "eu-central-1" in words["region"]["hint"]
     assert seaweed.secret not in json.dumps(words)
     wrong = with_store.http.put("/api/secrets/AWS_SECRET_ACCESS_KEY", json={"value": "a-wrong-secret-key"})
     assert wrong.status_code == 204

@@ -12,7 +12,7 @@ from tests.server.conftest import Studio, wait_for
 
 def test_what_is_wrong_with_a_change_is_told() -> None:
     assert not DEMO.check({"limits": {"max_minutes": 1}})
-    assert [problem.path for problem in DEMO.check({"limits": {"max_minutes": "long"}})] == [
+    assert [problem.where for problem in DEMO.check({"limits": {"max_minutes": "long"}})] == [
         "limits.max_minutes"
     ]
 

@@ -69,7 +69,7 @@ def test_on_a_full_disk_nothing_half_is_made_and_all_can_be_read(
     filler = fill(small_disk)
     answer = start(small_studio, "second", small_config())
     assert (answer.status_code, answer.headers["content-type"]) == (507, PROBLEM)
-    assert "room" in answer.json()["todo"]
+    assert "room" in answer.json()["hint"]
     assert not (small_studio.home / "runs" / "second").exists()
     assert [run["id"] for run in small_studio.get("/api/runs")["runs"]] == ["first"]
     assert small_studio.get("/api/runs/first/metrics")["num_steps"] == 2
@@ -87,7 +87,7 @@ def test_a_run_whose_disk_fills_up_ends_and_goes_on_when_there_is_room(
     filler = fill(small_disk)
     over = small_studio.wait("long", "failed", "interrupted")
     assert over["can_resume"]
-    assert "resume" in over["error"]["cure"]
+    assert "resume" in over["error"]["hint"]
     filler.unlink()
     small_studio.post("/api/runs/long/resume", {})
     small_studio.wait("long", "finished")
@@ -134,7 +134,7 @@ def test_on_a_read_only_disk_changes_are_refused_with_the_reason(
         assert mount("-o", "remount,bind,ro", str(runs))
         answer = start(small_studio, "two", small_config())
         assert (answer.status_code, answer.headers["content-type"]) == (507, PROBLEM)
-        assert "read-only" in answer.json()["todo"]
+        assert "read-only" in answer.json()["hint"]
         for method, path in (("DELETE", "/api/runs/one"), ("POST", "/api/runs/one/resume")):
             body = {"changes": {"limits": {"max_steps": 5}}} if method == "POST" else None
             assert small_studio.http.request(method, path, json=body).status_code == 507

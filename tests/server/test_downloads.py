@@ -227,13 +227,13 @@ def test_what_cannot_be_downloaded_is_told_before_it_starts(one_studio: Studio, 
     verdict = one_studio.post("/api/tasks/download/config", {"config": config})
     assert not verdict["is_valid"]
     assert any(words in problem["detail"] for problem in verdict["problems"]), verdict
-    assert all(problem["pointer"].startswith("/config/items/0") for problem in verdict["problems"])
+    assert all(problem["where"].startswith("/config/items/0") for problem in verdict["problems"])
 
 
 def test_downloads_stay_in_the_studio_s_folders(one_studio: Studio, tmp_path: Path):
     config = {"target_dir": str(tmp_path / "outside"), "items": [HUB_ITEM]}
     (problem,) = one_studio.post("/api/tasks/download/config", {"config": config})["problems"]
-    assert problem["pointer"] == "/config/target_dir"
+    assert problem["where"] == "/config/target_dir"
 
 
 def test_a_run_s_own_folder_is_not_written_to(one_studio: Studio):

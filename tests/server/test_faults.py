@@ -92,7 +92,7 @@ def test_a_killed_run_is_interrupted_and_resumes(studio: Studio, tiny_config: Co
     os.kill(run["pid"], signal.SIGKILL)
     found = studio.wait("killed", "interrupted")
     assert found["can_resume"]
-    assert "resume" in found["error"]["cure"]
+    assert "resume" in found["error"]["hint"]
     studio.post("/api/runs/killed/resume", {})
     wait_for(lambda: [event["kind"] for event in studio.events("killed")].count("started") == 2)
     resumed = [event["resumed_from"] for event in studio.events("killed") if event["kind"] == "started"]

@@ -106,7 +106,7 @@ def test_results_in_folders_of_the_user_come_out_of_the_same_routes(
     assert not (saved / names[0]).exists()
     outside = flow_config(training={"save_folder": "/somewhere/else"})
     answer = studio.http.post("/api/flow-upstream/train/start", json={"config": outside})
-    assert [place["pointer"] for place in answer.json()["errors"]] == ["/config/training/save_folder"]
+    assert [place["where"] for place in answer.json()["errors"]] == ["/config/training/save_folder"]
 
 
 def test_a_stop_waits_for_what_flow_saves_and_a_resume_begins_there(
@@ -115,7 +115,7 @@ def test_a_stop_waits_for_what_flow_saves_and_a_resume_begins_there(
     start(studio, "stopped", flow_config())
     wait_for(lambda: studio.run("stopped")["step"])
     refused = studio.http.post("/api/runs/stopped/control", json={"action": "sample"})
-    assert (refused.status_code, "none" in refused.json()["todo"]) == (409, True)
+    assert (refused.status_code, "none" in refused.json()["hint"]) == (409, True)
     studio.post("/api/runs/stopped/stop")
     run = studio.wait("stopped", "stopped")
     assert run["checkpoint"]
@@ -137,7 +137,7 @@ def test_a_run_of_flow_that_fails_says_why(studio: Studio, flow_config: Configs)
     start(studio, "broken", flow_config(training={"master_seed": -1}))
     error = studio.wait("broken", "failed")["error"]
     assert (error["error"], error["message"]) == ("ValueError", "the master seed is below 0")
-    assert "log" in error["cure"]
+    assert "log" in error["hint"]
 
 
 def test_a_killed_studio_misses_nothing_of_a_run_of_flow(studio: Studio, flow_config: Configs) -> None:
@@ -160,5 +160,5 @@ def test_a_killed_process_of_flow_is_interrupted(studio: Studio, flow_config: Co
 def test_flow_itself_is_not_given_a_folder_that_it_cannot_read(studio: Studio, flow_config: Configs) -> None:
     config = flow_config(dataloader={"jsonl_metadata_path": str(studio.home / "data")})
     (problem,) = studio.post("/api/flow-upstream/config", {"config": config})["problems"]
-    assert problem["pointer"] == "/config/dataloader/jsonl_metadata_path"
+    assert problem["where"] == "/config/dataloader/jsonl_metadata_path"
     assert "reads only JSONL" in problem["detail"]

@@ -185,7 +185,7 @@ def test_no_run_keeps_a_device_that_it_does_not_use(studio_at: Callable[..., Stu
     refused = studio.http.post("/api/tasks/hash/start", json=body)
     assert refused.status_code == 422
     (place,) = refused.json()["errors"]
-    assert place["pointer"] == "/devices"
+    assert place["where"] == "/devices"
     assert "choose one" in place["detail"]
     made = studio.post("/api/tasks/hash/start", body | {"devices": ["cuda:3"]}, 201)
     assert made["devices"] == ["cuda:3"]

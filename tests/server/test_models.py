@@ -99,7 +99,7 @@ def test_a_model_of_another_kind_is_refused_where_it_stands(
     config = tiny_config(model={"vae_path": str(models_dir / "vae/sdxl_vae.safetensors")})
     verdict = one_studio.post("/api/flow/config", {"config": config})
     (problem,) = verdict["problems"]
-    assert problem["pointer"] == "/config/model/vae_path"
+    assert problem["where"] == "/config/model/vae_path"
     assert "SDXL" in problem["detail"]
     assert "ae.safetensors goes here" in problem["detail"]
     assert one_studio.http.post("/api/flow/train/start", json={"config": config}).status_code == 422
@@ -213,7 +213,7 @@ def test_a_model_is_deleted_unless_a_run_needs_it(studio: Studio, tiny_config: C
     refused = studio.http.delete("/api/models/file", params=asked).json()
     assert refused["type"] == "urn:flowloom:wanted-later"
     assert "fox" in refused["detail"]
-    assert "force" in refused["todo"]
+    assert "force" in refused["hint"]
     assert chroma.exists()
     assert delete(studio, "models", "chroma.safetensors", force=True) == 204
     assert not chroma.exists()

@@ -45,7 +45,7 @@ def test_a_run_of_kohya_is_examined_in_the_same_shape(least_checkout: Path, tmp_
         }
         asked = {"config": config, "samples_per_s": 2.0, "gpu_gib": 24}
         told = studio.post("/api/kohya/preflight", asked, 200)
-        assert [problem["path"] for problem in told["problems"]] == []
+        assert [problem["where"] for problem in told["problems"]] == []
         assert told["can_run"]
         assert (told["data"]["rows"], told["data"]["steps"], told["time"]["samples_per_s"]) == (3, 2000, 2.0)
         assert told["memory"]["fits"]
@@ -71,4 +71,4 @@ def test_a_trainer_that_cannot_be_asked_says_so(one_studio: Studio, trainer: Any
     else:
         assert (answer.status_code, problem["type"]) == (404, "urn:flowloom:no-preflight")
         assert trainer.title in problem["detail"]
-        assert "first steps" in problem["todo"]
+        assert "first steps" in problem["hint"]

@@ -44,7 +44,7 @@ def answer_of_opening(path: Path, mode: str) -> tuple[int, str, str]:
 
     with no_root():
         answer = asyncio.run(ask())
-    return answer.status_code, answer.json()["type"], answer.json()["todo"]
+    return answer.status_code, answer.json()["type"], answer.json()["hint"]
 
 
 def test_what_may_not_be_read_is_told_from_what_may_not_be_written():
@@ -56,11 +56,11 @@ def test_what_may_not_be_read_is_told_from_what_may_not_be_written():
             if path != folder:
                 path.write_bytes(b"x")
             path.chmod(mode)
-        status, type_, todo = answer_of_opening(closed, "rb")
+        status, type_, hint = answer_of_opening(closed, "rb")
         assert (status, type_) == (403, "urn:flowloom:unreadable")
-        assert "read it" in todo
+        assert "read it" in hint
         for path in (readable, folder / "new"):
-            status, type_, todo = answer_of_opening(path, "ab")
+            status, type_, hint = answer_of_opening(path, "ab")
             assert (status, type_) == (507, "urn:flowloom:unwritable")
-            assert "to write" in todo
+            assert "to write" in hint
         folder.chmod(0o700)

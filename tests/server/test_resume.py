@@ -81,7 +81,7 @@ def test_what_a_run_cannot_change_is_named_and_nothing_is(
     before = saved_config(one_finished)
     answer = one_finished.http.post("/api/runs/run/resume", json={"changes": changes})
     assert answer.status_code == 422
-    assert {place["pointer"] for place in answer.json()["errors"]} == pointers
+    assert {place["where"] for place in answer.json()["errors"]} == pointers
     assert saved_config(one_finished) == before
     assert one_finished.run("run")["state"] == "finished"
 

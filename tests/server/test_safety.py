@@ -81,7 +81,7 @@ def test_paths_in_a_configuration_that_lead_out_are_all_named(folder: Path):
         "out_dir": str(folder / ".." / "x"),
         "prompt": "/not/a/path",
     }
-    found = [problem.path for problem in AllowedRoots({"data": folder}).path_problems(config)]
+    found = [problem.where for problem in AllowedRoots({"data": folder}).path_problems(config)]
     assert found == ["model.chroma_path", "sets.0.image_folder_path", "out_dir"]
 
 
@@ -116,9 +116,7 @@ def test_a_configuration_cannot_name_files_outside_of_the_roots(
     config = tiny_config(dataloader={"jsonl_metadata_path": "/etc/passwd"})
     answer = one_studio.http.post("/api/flow/train/start", json={"name": "x", "config": config})
     assert answer.status_code == 422
-    assert [place["pointer"] for place in answer.json()["errors"]] == [
-        "/config/dataloader/jsonl_metadata_path"
-    ]
+    assert [place["where"] for place in answer.json()["errors"]] == ["/config/dataloader/jsonl_metadata_path"]
     assert not (one_studio.home / "runs" / "x").exists()
 
 
@@ -129,11 +127,11 @@ def test_every_problem_of_a_configuration_is_named_at_once(
     config["training"] |= {"lr": -1, "sped": 2}
     config["ema"] = {"decay": 7}
     answer = one_studio.http.post("/api/flow/train/start", json={"name": "x", "config": config})
-    pointers = {place["pointer"] for place in answer.json()["errors"]}
+    pointers = {place["where"] for place in answer.json()["errors"]}
     assert pointers == {"/config/training/lr", "/config/training/sped", "/config/ema/decay"}
     verdict = one_studio.post("/api/flow/config", {"config": config})
     assert not verdict["is_valid"]
-    assert {place["pointer"] for place in verdict["problems"]} == pointers
+    assert {place["where"] for place in verdict["problems"]} == pointers
 
 
 @pytest.mark.parametrize(
@@ -253,7 +251,7 @@ def test_every_error_is_a_problem(one_studio: Studio, method: str, path: str, st
     answer = one_studio.http.request(method, path)
     assert answer.status_code == status
     assert answer.headers["content-type"] == MEDIA_TYPE
-    assert {"type", "title", "status", "detail", "todo"} <= answer.json().keys()
+    assert {"type", "title", "status", "detail", "hint"} <= answer.json().keys()
 
 
 @pytest.mark.parametrize("is_length_told", [True, False])
@@ -307,7 +305,7 @@ def test_a_folder_is_listed_without_what_is_hidden_or_leads_out(one_studio: Stud
 def test_no_route_takes_a_command_line(one_studio: Studio, tiny_config: Callable[..., dict[str, Any]]):
     body = {"name": "x", "config": tiny_config(), "argv": ["touch", "x"], "env": {"PATH": "."}}
     answer = one_studio.http.post("/api/flow/train/start", json=body)
-    assert {place["pointer"] for place in answer.json()["errors"]} == {"/argv", "/env"}
+    assert {place["where"] for place in answer.json()["errors"]} == {"/argv", "/env"}
 
 
 def test_the_home_of_a_studio_is_its_owners(one_studio: Studio):

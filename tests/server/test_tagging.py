@@ -43,11 +43,11 @@ def test_a_folder_is_tagged_by_the_queue(tagging_studio: Studio, data: Path):
     config = {"data_path": str(pictures), "model_path": str(data / "tagger")}
     wrong = config | {"general_threshold": 2, "existing": "destroy", "model_path": "/etc"}
     verdict = studio.post("/api/tasks/tag/config", {"config": wrong})
-    assert [problem["pointer"] for problem in verdict["problems"]] == ["/config/model_path"], (
+    assert [problem["where"] for problem in verdict["problems"]] == ["/config/model_path"], (
         "outside of the roots"
     )
     verdict = studio.post("/api/tasks/tag/config", {"config": wrong | config})
-    assert {problem["pointer"] for problem in verdict["problems"]} == {
+    assert {problem["where"] for problem in verdict["problems"]} == {
         "/config/general_threshold",
         "/config/existing",
     }

@@ -1,4 +1,4 @@
-"""Every store keeps the same promises: whole contents by name, listings in order, errors with a cure."""
+"""Every store keeps the same promises: whole contents by name, listings in order, errors with a hint."""
 
 from __future__ import annotations
 

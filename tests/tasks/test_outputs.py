@@ -103,8 +103,8 @@ def test_an_export_goes_where_it_is_told_and_over_nothing(
     config = {"source_path": str(trained.checkpoint_dir(2)), "out_path": str(out)}
     assert task_run("export", **config).work()["path"] == str(out)
     (problem,) = ALL["export"].check(config)
-    assert problem.path == "out_path"
-    assert "exists already" in problem.message
+    assert problem.where == "out_path"
+    assert "exists already" in problem.text
 
 
 def test_a_lora_is_merged_into_its_base_with_progress(trained: RunDir, task_run: Callable[..., TaskRun]):
@@ -210,7 +210,7 @@ def test_a_base_with_a_lora_on_top_is_drawn_without_any_run(
 
 
 def problems(**config: Any) -> dict[str, str]:
-    return {problem.path: problem.message for problem in ALL["sample"].check({"prompts": ["x"], **config})}
+    return {problem.where: problem.text for problem in ALL["sample"].check({"prompts": ["x"], **config})}
 
 
 def test_tensors_that_are_left_out_are_reported_once(
@@ -267,9 +267,9 @@ def test_a_merge_wants_a_base_of_its_kind(trained: RunDir, tmp_path: Path):
     lora = tmp_path / "alone.safetensors"
     lora.write_bytes((trained.checkpoint_dir(2) / "adapter.safetensors").read_bytes())
     (problem,) = ALL["merge"].check({"source_path": str(lora)})
-    assert "is not recorded" in problem.message
+    assert "is not recorded" in problem.text
     (problem,) = ALL["merge"].check({"source_path": str(lora), "base_path": str(network)})
-    assert "is SDXL" in problem.message
+    assert "is SDXL" in problem.text
 
 
 def test_the_order_of_a_grid_is_the_order_of_its_files():

@@ -22,7 +22,7 @@ EVERY = pytest.mark.parametrize("task", ALL.values(), ids=list(ALL))
 
 @EVERY
 def test_unknown_keys_are_told(task: FormTask[Any]) -> None:
-    assert "no_such_key" in {problem.path for problem in task.check({"no_such_key": 1})}
+    assert "no_such_key" in {problem.where for problem in task.check({"no_such_key": 1})}
 
 
 @EVERY

@@ -34,7 +34,7 @@ def config(tmp_path: Path, flow_checkout: Path) -> dict[str, Any]:  # noqa: F811
 
 
 def paths(config: dict[str, Any]) -> set[str]:
-    return {problem.path for problem in TRAINER.check(config)}
+    return {problem.where for problem in TRAINER.check(config)}
 
 
 GOLDEN = [
@@ -80,8 +80,8 @@ def test_a_good_configuration_has_no_problems(config: dict[str, Any]) -> None:
 def test_a_base_that_flow_cannot_read_is_told(config: dict[str, Any]) -> None:
     Path(config["model"]["chroma_path"]).write_bytes(b"GGUF" + bytes(64))
     (problem,) = TRAINER.check(config)
-    assert problem.path == "model.chroma_path"
-    assert "chroma.safetensors is a GGUF file" in problem.message
+    assert problem.where == "model.chroma_path"
+    assert "chroma.safetensors is a GGUF file" in problem.text
 
 
 def test_keys_are_those_that_the_trainer_in_the_checkout_takes(config: dict[str, Any]) -> None:
@@ -106,14 +106,14 @@ def test_a_script_that_cannot_start_its_trainer_is_refused_with_the_one_to_choos
     config: dict[str, Any],
 ) -> None:
     (problem,) = TRAINER.check(config | {"trainer": "train_mp.py"})
-    assert (problem.path, NEW in problem.message) == ("trainer", True)
+    assert (problem.where, NEW in problem.text) == ("trainer", True)
 
 
 @pytest.mark.parametrize("name", ["train_nothing.py", "os", "src.trainer", "src.trainer.train_chroma.main"])
 def test_only_trainers_of_the_checkout_are_started(config: dict[str, Any], name: str) -> None:
     (problem,) = TRAINER.check(config | {"trainer": name})
-    assert problem.path == "trainer"
-    assert NEW in problem.message
+    assert problem.where == "trainer"
+    assert NEW in problem.text
 
 
 @pytest.mark.parametrize("name", ["../x.py", "/bin/sh", "a/b.py", "-m", "x y", ""])
@@ -134,7 +134,7 @@ def test_without_any_checkout_the_way_to_name_one_is_told(
 ) -> None:
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "none.json"))
     (problem,) = TRAINER.check(config)
-    assert "flowloom trainers install flow-upstream" in problem.message
+    assert "flowloom trainers install flow-upstream" in problem.text
 
 
 def test_a_damaged_list_of_checkouts_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,8 +149,8 @@ def test_a_damaged_list_of_checkouts_is_told(tmp_path: Path, monkeypatch: pytest
 def test_tokens_are_refused_since_flow_would_write_them(config: dict[str, Any]) -> None:
     config["training"] |= {"hf_token": "hf_not-a-real-token", "wandb_key": None}
     (problem,) = TRAINER.check(config)
-    assert problem.path == "training.hf_token"
-    assert "hf_not" not in problem.message
+    assert problem.where == "training.hf_token"
+    assert "hf_not" not in problem.text
 
 
 def test_results_go_into_the_run_or_where_the_user_wants_them(config: dict[str, Any], tmp_path: Path) -> None:
@@ -216,12 +216,12 @@ def test_a_key_that_the_checkouts_own_trainer_takes_is_not_unknown(flow_checkout
         trainer.read_text().replace("chroma_path: str\n", "chroma_path: str\n    newest_key: int = 0\n")
     )
     config = {"trainer": "train_mp.py", "model": {"newest_key": 3, "no_such_key": 4}}
-    told = {problem.path: problem.message for problem in TRAINER.check(config)}
+    told = {problem.where: problem.text for problem in TRAINER.check(config)}
     assert "model.newest_key" not in told
     assert "model.no_such_key" in told
 
 
 def test_a_key_of_our_own_engine_is_not_suggested_for_itself() -> None:
-    told = {problem.path: problem.message for problem in TRAINER.check({"limits": {"max_steps": 3}})}
+    told = {problem.where: problem.text for problem in TRAINER.check({"limits": {"max_steps": 3}})}
     assert "the FLOW trainer" in told["limits"]
     assert "did you mean" not in told["limits"]

@@ -78,7 +78,7 @@ def test_all_that_is_wrong_is_told_at_once(
     config["model"]["t5xxl"] = "/no/such/file"
     config["datasets"][0]["bucket_reso_steps"] = 48
     config["datasets"][0]["subsets"][0] |= {"shuffle_caption": True, "image_dir": "/no/such/folder"}
-    places = {problem.path for problem in TRAINER.check(config)}
+    places = {problem.where for problem in TRAINER.check(config)}
     assert {
         "method",
         "model.t5xxl",
@@ -106,7 +106,7 @@ def test_all_that_is_wrong_is_told_at_once(
 def test_what_sd_scripts_would_end_at_is_told_before(
     kohya_config: Callable[..., dict[str, Any]], place: str, sections: dict[str, Any]
 ) -> None:
-    assert place in {problem.path for problem in TRAINER.check(kohya_config(**sections))}
+    assert place in {problem.where for problem in TRAINER.check(kohya_config(**sections))}
 
 
 def test_kinds_of_folders_are_not_mixed(kohya_config: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_kinds_of_folders_are_not_mixed(kohya_config: Callable[..., dict[str, An
     config = kohya_config()
     (plain,) = config["datasets"][0]["subsets"]
     config["datasets"][0]["subsets"].append(plain | {"metadata_file": str(tmp_path / "captions.json")})
-    places = {problem.path for problem in TRAINER.check(config)}
+    places = {problem.where for problem in TRAINER.check(config)}
     assert {"datasets.0.subsets", "datasets.0.subsets.1.class_tokens"} <= places
     assert "datasets.0.subsets.0.class_tokens" not in places
 
@@ -160,7 +160,7 @@ def test_a_preset_of_lycoris_is_the_file_that_the_studio_looked_at(
     monkeypatch.chdir(tmp_path)
     given = kohya_config(network={"network_args": ["algo=lokr", "preset=mine.toml", "preset=full"]})
     given["training"] = {"optimizer_args": ["weight_decay=0.1", "x='/etc/passwd'"]}
-    told = {problem.path: problem.message for problem in TRAINER.check(given)}
+    told = {problem.where: problem.text for problem in TRAINER.check(given)}
     assert told["network.network_args.1"] == "mine.toml does not exist."
     assert "no optimizer accepts one" in told["training.optimizer_args.1"]
     assert not {"network.network_args.0", "network.network_args.2", "training.optimizer_args.0"} & told.keys()
@@ -212,7 +212,7 @@ def test_a_resolution_of_two_sides_reaches_sd_scripts(
 def test_an_image_folder_must_be_named(kohya_config: Callable[..., dict[str, Any]]) -> None:
     given = kohya_config()
     given["datasets"][0]["subsets"][0]["image_dir"] = ""
-    assert "datasets.0.subsets.0.image_dir" in {problem.path for problem in TRAINER.check(given)}
+    assert "datasets.0.subsets.0.image_dir" in {problem.where for problem in TRAINER.check(given)}
 
 
 def test_the_scripts_own_arguments_are_known(least_checkout: Path) -> None:
@@ -222,7 +222,7 @@ def test_the_scripts_own_arguments_are_known(least_checkout: Path) -> None:
     assert "console_log_simple" in known, "of a function that is imported by its name"
     assert not list(raw_problems("--lowram --blocks_to_swap 3", known))
     assert not list(raw_problems("--blocks_to_swap=3", known))
-    told = [problem.message for problem in raw_problems("--block_to_swap 3", known)]
+    told = [problem.text for problem in raw_problems("--block_to_swap 3", known)]
     assert any("--blocks_to_swap" in message for message in told)
     for bad in ("--lowram 3", "--resume x", "'", "--blocks_to_swap /etc/passwd", "word"):
         assert list(raw_problems(bad, known)), bad
@@ -231,7 +231,7 @@ def test_the_scripts_own_arguments_are_known(least_checkout: Path) -> None:
 def test_a_checkout_that_lacks_an_argument_is_told(
     kohya_config: Callable[..., dict[str, Any]], least_checkout: Path
 ) -> None:
-    problems = {problem.path: problem for problem in TRAINER.check(kohya_config(family="sd15"))}
+    problems = {problem.where: problem for problem in TRAINER.check(kohya_config(family="sd15"))}
     assert "takes no --save_state" in problems["saving.save_state"].message
 
 
@@ -241,7 +241,7 @@ def test_a_base_that_sd_scripts_cannot_read_is_told(
     base = write_model(tmp_path / "small.safetensors", {**CHROMA, "scaled_fp8": (2,)}, dtype="F8_E4M3")
     config = kohya_config(family="chroma")
     config["model"]["pretrained_model_name_or_path"] = str(base)
-    problems = {problem.path: problem.message for problem in TRAINER.check(config)}
+    problems = {problem.where: problem.text for problem in TRAINER.check(config)}
     assert "small.safetensors has scaled float8" in problems["model.pretrained_model_name_or_path"]
 
 
@@ -250,7 +250,7 @@ def test_without_sd_scripts_it_says_how_to_get_it(
 ) -> None:
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "none.json"))
     (problem,) = TRAINER.check(kohya_config())
-    assert "flowloom trainers install kohya" in problem.message
+    assert "flowloom trainers install kohya" in problem.text
 
 
 BAR = "steps:  12%|#2        | 240/2000 [04:10<30:34,  1.04s/it, avr_loss=0.412]"

@@ -82,9 +82,9 @@ def test_an_upload_that_cannot_be_is_told_before(
     def told(**keys: Any) -> set[str]:
         found = TRAINER.check(kohya_config(family="sd15", hub=keys))
         return {
-            problem.path
+            problem.where
             for problem in found
-            if problem.path.startswith("hub.") and "--" not in problem.message
+            if problem.where.startswith("hub.") and "--" not in problem.text
         }
 
     assert told(**REPO) == set()
@@ -100,7 +100,7 @@ def test_no_further_argument_brings_a_token_or_another_state(
     kohya_config: Config, least_checkout: Path, words: str
 ) -> None:
     found = TRAINER.check(kohya_config(family="sd15", raw_arguments=words))
-    assert any("is set by the studio" in problem.message for problem in found)
+    assert any("is set by the studio" in problem.text for problem in found)
 
 
 def test_a_token_in_what_is_imported_is_dropped_with_a_word() -> None:

@@ -62,7 +62,7 @@ def examined(kohya_config: Config, least_checkout: Path, tmp_path: Path) -> Call
 
     def examine(gpu_gib: float | None = 24, **sections: Any) -> dict[str, Any]:
         config = KohyaConfig.model_validate(whole | sections)
-        return preflight(config, Asked(tmp_path / "runs", gpu_gib)).as_json()
+        return preflight(config, Asked(tmp_path / "runs", gpu_gib)).model_dump(mode="json")
 
     return examine
 
@@ -195,8 +195,13 @@ def test_memory_and_disk_are_made_of_what_stands_in_the_headers(examined: Any) -
 def test_what_does_not_fit_is_told_with_keys_to_change(examined: Any) -> None:
     told = examined(gpu_gib=20_000 / 2**30, training={"optimizer_type": "AdamW"})
     assert (told["can_run"], told["memory"]["fits"]) == (False, False)
-    assert told["advice"][0].startswith("set memory.cache_text_encoder_outputs to true: then ")
-    assert told["advice"][1].startswith('set training.optimizer_type to "AdamW8bit": then ')
+    changes = [(change["path"], change["value"]) for change in told["changes"]]
+    assert changes[:2] == [
+        ("memory.cache_text_encoder_outputs", True),
+        ("training.optimizer_type", "AdamW8bit"),
+    ]
+    totals = [change["bytes"] for change in told["changes"]]
+    assert totals == sorted(totals, reverse=True)
 
 
 def test_blocks_that_wait_in_main_memory_are_not_on_the_card(examined: Any) -> None:
@@ -219,7 +224,7 @@ def test_what_sd_scripts_would_end_at_is_a_problem(examined: Any, tmp_path: Path
     empty = tmp_path / "empty"
     empty.mkdir()
     [problem] = examined(datasets=[{"subsets": [{"image_dir": str(empty)}]}])["problems"]
-    assert problem["path"] == "datasets.0.subsets.0.image_dir"
+    assert problem["where"] == "datasets.0.subsets.0.image_dir"
 
 
 def test_masks_without_pictures_and_the_other_way_round_are_problems(tmp_path: Path) -> None:
@@ -276,7 +281,7 @@ def test_captions_of_another_extension_are_pointed_out(
 def test_weights_that_are_no_safetensors_are_not_guessed(examined: Any, tmp_path: Path) -> None:
     (tmp_path / "base.safetensors").write_bytes(b"PK\x03\x04 a pickle, as the old ones are")
     told = examined()
-    assert (told["memory"], told["disk"]) == ({}, {})
+    assert (told["memory"], told["disk"]) == (None, None)
     assert "memory and disk space are unknown" in " ".join(told["hints"])
     assert told["data"]["rows"] == 3
 
@@ -341,7 +346,7 @@ def test_buckets_that_cannot_be_are_told_with_the_configuration(
 ) -> None:
     config = kohya_config()
     config["datasets"][0] |= {"min_bucket_reso": 640, "max_bucket_reso": 448}
-    told = {problem.path: problem.message for problem in TRAINER.check(config)}
+    told = {problem.where: problem.text for problem in TRAINER.check(config)}
     assert told["datasets.0.min_bucket_reso"] == "is more than the resolution, 512."
     assert told["datasets.0.max_bucket_reso"] == "is less than the resolution, 512."
 

@@ -119,8 +119,8 @@ def test_every_key_that_the_studio_lets_through_is_read(
     for family, method in WAYS:
         config = with_files(family, method, pictures, **json.loads(json.dumps(EVERYTHING)))
         for problem in TRAINER.check(config):
-            section, _, key = problem.path.partition(".")
-            assert "does not accept --" in problem.message, problem
+            section, _, key = problem.where.partition(".")
+            assert "does not accept --" in problem.text, problem
             del config[section][key]
         configs[f"{family}-{method}"] = config
     for name, read in as_read(configs, tmp_path).items():

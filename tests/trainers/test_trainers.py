@@ -27,7 +27,7 @@ EVERY = pytest.mark.parametrize("trainer", ALL.values(), ids=list(ALL))
 @EVERY
 def test_what_is_wrong_is_told_by_path_all_at_once(trainer: TrainerBackend) -> None:
     problems = trainer.check({"training": {"lr": "fast", "lrr": 1}})
-    assert {"training.lr", "training.lrr"} <= {problem.path for problem in problems}
+    assert {"training.lr", "training.lrr"} <= {problem.where for problem in problems}
 
 
 def test_trainers_have_the_names_that_are_in_the_paths() -> None:
@@ -48,8 +48,8 @@ def test_a_trainer_can_be_asked_only_for_what_a_run_directory_knows(trainer: Tra
 @EVERY
 def test_the_defaults_are_a_configuration_that_lacks_only_what_must_be_given(trainer: TrainerBackend) -> None:
     defaults = trainer.defaults()
-    assert {problem.path for problem in trainer.check(defaults)} == {
-        problem.path for problem in trainer.check({})
+    assert {problem.where for problem in trainer.check(defaults)} == {
+        problem.where for problem in trainer.check({})
     }
     assert json.loads(json.dumps([defaults, trainer.schema()]))
 
@@ -61,7 +61,7 @@ def test_whatever_is_checked_is_answered_with_problems_and_stays_as_it_was(
 ) -> None:
     config = dict.fromkeys(trainer.schema()["properties"], section)
     before = json.dumps(config)
-    assert all(problem.message for problem in trainer.check(config))
+    assert all(problem.text for problem in trainer.check(config))
     assert trainer.check(config)
     assert json.dumps(config) == before
 
@@ -81,7 +81,7 @@ def test_presets_fit_the_schema(trainer: TrainerBackend) -> None:
     sections = trainer.schema()["properties"]
     for preset in trainer.presets():
         assert preset.config.keys() <= sections.keys()
-        paths = {problem.path for problem in trainer.check(preset.config)}
+        paths = {problem.where for problem in trainer.check(preset.config)}
         given = {f"{section}.{key}" for section, keys in preset.config.items() for key in keys}
         assert not paths & given, preset.name
     assert trainer.defaults().keys() <= sections.keys()

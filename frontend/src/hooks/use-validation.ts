@@ -1,7 +1,7 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
 import { useEffect, useRef, useState } from "react";
-import { fetchJson, type Place } from "@/lib/api/client";
+import { type FieldProblem, fetchJson } from "@/lib/api/client";
 import { pointed, type Tree } from "@/lib/json";
 
 const QUIET_MS = 350;
@@ -18,17 +18,19 @@ export function useDebounced<T>(value: T, quietMs = QUIET_MS): T {
 
 interface Verdict {
   is_valid: boolean;
-  problems: Place[];
+  problems: FieldProblem[];
 }
 
-/** Problems by the dotted path of their field; "" for the whole configuration. */
-export function byPath(places: readonly Place[]): Map<string, string[]> {
-  const found = new Map<string, string[]>();
-  for (const place of places) {
-    const path = pointed(place.pointer).slice(1).join(".");
-    found.set(path, [...(found.get(path) ?? []), place.detail]);
+/** The problems of each key, by its dotted path; "" for the whole configuration. */
+export type Problems = ReadonlyMap<string, { code: FieldProblem["code"]; text: string }[]>;
+
+export function byPath(problems: readonly FieldProblem[]): Problems {
+  const grouped = new Map<string, { code: FieldProblem["code"]; text: string }[]>();
+  for (const { where, code, detail, hint } of problems) {
+    const path = pointed(where).slice(1).join(".");
+    grouped.set(path, [...(grouped.get(path) ?? []), { code, text: `${detail} ${hint}`.trim() }]);
   }
-  return found;
+  return grouped;
 }
 
 /** Validate a configuration on the server, a moment after it changes. */

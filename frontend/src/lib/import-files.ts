@@ -1,6 +1,6 @@
 /** Recognize and read configuration files that are imported into a form. */
 
-import { fetchJson, type Place, type Schemas } from "@/lib/api/client";
+import { type FieldProblem, fetchJson, type Schemas } from "@/lib/api/client";
 import { withoutSecrets } from "@/lib/draft";
 import { isTree, type Tree } from "./json";
 import type { Field } from "./schema";
@@ -28,7 +28,7 @@ export interface Report {
   /** Implied values that differ from those of a new form. */
   defaults: Tree;
   secrets: string[];
-  problems: Place[];
+  problems: FieldProblem[];
   /** A file that this one refers to and that is missing. */
   absent: string | null;
   error: string | null;
@@ -116,7 +116,7 @@ async function readOurs({ name, text }: SourceFile, trainer: string, sections: F
   const paths = leaves(config);
   const fields = fieldPaths(sections);
   const others = paths.filter((path) => !fields.has(path));
-  const { problems } = await fetchJson<{ problems: Place[] }>(`/api/${trainer}/config`, { config });
+  const { problems } = await fetchJson<{ problems: FieldProblem[] }>(`/api/${trainer}/config`, { config });
   const kind = isTree(content.config) ? "a Flowloom run" : "a configuration";
   return {
     ...NOTHING,

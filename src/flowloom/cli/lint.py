@@ -99,7 +99,7 @@ def preflight(words: list[str]) -> int:
 
     loaded = read_config(asked.config, overrides)
     found = examine(loaded, Asked(asked.runs_dir, asked.gpu_gib, asked.samples_per_s))
-    print(json.dumps(found.as_json(), ensure_ascii=False, indent=1) if asked.json else preflight_text(found))
+    print(found.report().model_dump_json(indent=1) if asked.json else preflight_text(found))
     return OK if found.can_run else WRONG
 
 

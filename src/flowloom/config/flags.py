@@ -120,7 +120,7 @@ def _set(laid: Laid, path: str, value: Any) -> None:
         node = _enter(node, part, is_list=path.split(".")[depth + 1].isdigit())
         if node is None:
             here = ".".join(sections[: depth + 1])
-            laid.problems.append(Problem(f"--{path}", f"{here} does not exist."))
+            laid.problems.append(Problem(f"--{path}", f"{here} does not exist.", "not-found"))
             return
     if last == "kind" and isinstance(node, dict):
         _drop_other_kind(laid, ".".join(sections), node, value)

@@ -58,10 +58,10 @@ def cached_files(config: RunConfig) -> frozenset[str]:
 def with_reason(problem: Problem, config: RunConfig) -> Problem:
     """Add a hint to `problem` if only previews need the file."""
     alone = config.model_copy(update={"inference": None, "extra_inference_config": []})
-    if problem.path not in cached_files(alone) - cached_files(config):
+    if problem.where not in cached_files(alone) - cached_files(config):
         return problem
     hint = "Previews need it, even with a cache: copy it there, or remove the inference sections."
-    return replace(problem, message=f"{problem.message} {hint}")
+    return replace(problem, hint=hint)
 
 
 def missing_model_files(model: ModelSection, cached: Collection[str] = ()) -> Iterator[Problem]:
@@ -123,13 +123,13 @@ def _missing_data(dataloader: DataloaderSection) -> Iterator[Problem]:
 
 def _missing(path: str, value: str, what: str, *, in_store: bool = False) -> Iterator[Problem]:
     if not value:
-        yield Problem(path, f"is needed: {what}.")
+        yield Problem(path, f"is needed: {what}.", "missing")
     elif in_store and _is_address(value):
         return
     elif elsewhere := local_problem(path, value):
         yield from elsewhere
     elif not Path(value).exists():
-        yield Problem(path, f"{value} does not exist.")
+        yield Problem(path, f"{value} does not exist.", "not-found")
 
 
 def resolve_paths(section: Paths, folder: Path) -> Paths:

@@ -391,7 +391,7 @@ class RunConfig(Section):
                 )
                 yield Problem(f"{path}.resolution_step", message)
             if section.mask == "folder" and not section.mask_folder_path:
-                yield Problem(f"{path}.mask_folder_path", "is needed: the folder with the masks.")
+                yield Problem(f"{path}.mask_folder_path", "is needed: the folder with the masks.", "missing")
         if sizes and len(sizes) != len(data.base_resolution):
             count = len(data.base_resolution)
             message = f"has {len(sizes)} batch sizes for {count} base resolutions: set one for each."

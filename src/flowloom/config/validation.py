@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from flowloom.config.keys import key_of, nearest
-from flowloom.errors import Problem
+from flowloom.errors import Problem, ProblemCode
 from flowloom.printable import printable_value
 
 Place = tuple[str | int, ...]
@@ -41,7 +41,8 @@ def booleans_for_numbers(data: Any, path: str = "") -> list[Problem]:
     key = key_of(path.rstrip("."))
     if not isinstance(data, bool) or key is None or key.type_text == "bool":
         return []
-    return [Problem(path.rstrip("."), f"must be {key.type_text}, not {_shown(data, path)}.")]
+    message = f"must be {key.type_text}, not {_shown(data, path)}."
+    return [Problem(path.rstrip("."), message, "wrong-type")]
 
 
 def _place(loc: Sequence[str | int], data: Any) -> Place:
@@ -61,7 +62,7 @@ def _problems(detail: ErrorDetails, place: Place, others: list[str]) -> list[Pro
     if kind == "contradiction":
         return context["problems"]
     if kind == "extra_forbidden":
-        return [Problem(path, _unknown(path, detail["loc"], others))]
+        return [Problem(path, _unknown(path, detail["loc"], others), "unknown-key")]
     if kind == "union_tag_invalid":
         return [
             Problem(f"{path}.kind", f"must be one of {context['expected_tags']}, not {context['tag']!r}.")
@@ -71,12 +72,24 @@ def _problems(detail: ErrorDetails, place: Place, others: list[str]) -> list[Pro
             f"at least {context.get('min_length')}" if kind == "too_short" else f"{context.get('max_length')}"
         )
         values = "value" if limit.endswith(" 1") or limit == "1" else "values"
-        return [Problem(path, f"needs {limit} {values}, not {context['actual_length']}.")]
+        code: ProblemCode = "out-of-range" if context["actual_length"] else "missing"
+        return [Problem(path, f"needs {limit} {values}, not {context['actual_length']}.", code)]
     key = key_of(path)
     if key and (kind.endswith(_TYPE_ERRORS) or len(detail["loc"]) > len(place)):
-        return [Problem(path, f"must be {key.type_text}, not {shown}.")]
+        return [Problem(path, f"must be {key.type_text}, not {shown}.", "wrong-type")]
     message = detail["msg"].replace("Input should", "must").replace("Value error, ", "")
-    return [Problem(path, f"{message[:1].lower()}{message[1:]}, not {shown}.")]
+    return [Problem(path, f"{message[:1].lower()}{message[1:]}, not {shown}.", code_of(kind))]
+
+
+def code_of(pydantic_type: str) -> ProblemCode:
+    """The code of an error that pydantic names by its own type, such as `missing` or `less_than`."""
+    if pydantic_type == "missing":
+        return "missing"
+    if pydantic_type == "extra_forbidden":
+        return "unknown-key"
+    if pydantic_type.startswith(("less_than", "greater_than", "multiple_of", "too_", "string_too_")):
+        return "out-of-range"
+    return "wrong-type" if pydantic_type.endswith(_TYPE_ERRORS) else "invalid"
 
 
 _TYPE_ERRORS = ("_type", "_parsing", "int_from_float", "literal_error", "union_tag_not_found")

@@ -74,7 +74,7 @@ def _failed(session: Session, error: Exception) -> FlowloomError:
     _log(session.run_dir, error)
     name = type(error if type(failure) is TrainingError else failure).__name__
     with suppress(OSError, FlowloomError):
-        session.reporter.emit("failed", error=name, message=str(failure), cure=failure.hint)
+        session.reporter.emit("failed", error=name, message=str(failure), hint=failure.hint)
     return failure
 
 

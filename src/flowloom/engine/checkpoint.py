@@ -131,8 +131,8 @@ def _misnamed(folder: Path, step: int) -> CheckpointError:
     name = checkpoint_name(step)
     error = CheckpointError(folder, f"its name does not fit its content, which is of step {step}.")
     is_copy = (folder.parent / name).exists()
-    cure = f"It is a copy of {name}: move it elsewhere" if is_copy else f"Rename it to {name}"
-    error.hint = f"{cure}, then resume the run."
+    hint = f"It is a copy of {name}: move it elsewhere" if is_copy else f"Rename it to {name}"
+    error.hint = f"{hint}, then resume the run."
     return error
 
 

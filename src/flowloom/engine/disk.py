@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -13,6 +12,7 @@ from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.engine.estimate.footprint import Networks, cache_bytes, checkpoint_bytes
 from flowloom.engine.retention import SPARE_BYTES, num_kept
 from flowloom.errors import size_text
+from flowloom.run.preflight import Change, DataReport, DiskReport
 
 GB = 1e9
 
@@ -21,10 +21,10 @@ def disk(
     config: RunConfig,
     networks: Networks,
     device: torch.device,
-    data: dict[str, Any],
+    data: DataReport,
     runs_dir: Path,
     steps: int | None,
-) -> dict[str, Any]:
+) -> DiskReport:
     """Bytes by part, how many checkpoints stay, and whether there is room.
 
     Args:
@@ -32,8 +32,8 @@ def disk(
         steps: of the run; None where it has no end.
     """
     each = checkpoint_bytes(config, networks, device)
-    text_tokens = round(data["mean_text_tokens"] * data["distinct_captions"])
-    caches = cache_bytes(config, networks.params, device, data["pixels"], text_tokens)
+    text_tokens = round((data.mean_text_tokens or 0) * (data.distinct_captions or 0))
+    caches = cache_bytes(config, networks.params, device, data.pixels or 0, text_tokens)
     on_disk = {"latents": config.cache.latents, "caption states": config.cache.text}
     cached = {name: size for name, size in caches.items() if on_disk[name] == "disk"}
     folder = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.is_dir())
@@ -42,16 +42,16 @@ def disk(
     kept = num_kept(config, each, saves, free - sum(cached.values()))
     parts = {"checkpoints": _most_at_once(config, kept, saves) * each, **cached}
     total = sum(parts.values())
-    return {
-        "parts": parts,
-        "checkpoint": each,
-        "kept": kept,
-        "kept_text": _kept_text(config, each, kept, saves),
-        "caches": dict(caches),
-        "total": total,
-        "free": free,
-        "fits": total <= free,
-    }
+    return DiskReport(
+        parts=parts,
+        checkpoint=each,
+        kept=kept,
+        kept_text=_kept_text(config, each, kept, saves),
+        caches=dict(caches),
+        total=total,
+        free=free,
+        fits=total <= free,
+    )
 
 
 def _most_at_once(config: RunConfig, kept: int | None, saves: int | None) -> int:
@@ -78,14 +78,18 @@ def _kept_text(config: RunConfig, each: int, kept: int | None, saves: int | None
     return f"{kept:,}{of}, {size}"
 
 
-def disk_advice(found: dict[str, Any], config: RunConfig) -> Iterator[str]:
-    """What to change where there is no room."""
-    keep_last, room = config.checkpoint.keep_last, found["free"] // max(found["checkpoint"], 1) - 1
-    if found["fits"]:
+def disk_changes(found: DiskReport, config: RunConfig) -> Iterator[Change]:
+    """Keys to set where the disk has no room."""
+    keep_last, room = config.checkpoint.keep_last, found.free // max(found.checkpoint, 1) - 1
+    if found.fits:
         return
     if config.checkpoint.keep_every:
-        yield "set checkpoint.keep_every to null: only the last checkpoints stay"
+        yield Change(path="checkpoint.keep_every", value=None, bytes=None)
     if room >= 1 and keep_last != 1 and (keep_last != "auto" or config.method_kind in ADAPTERS):
-        most = (found["kept"] or room + 1) if keep_last == "auto" else keep_last
-        yield f"set checkpoint.keep_last to {max(1, min(room, most - 1))}"
-    yield f"or name a disk with {found['total'] / GB:.1f} GB free by --runs-dir"
+        most = (found.kept or room + 1) if keep_last == "auto" else keep_last
+        yield Change(path="checkpoint.keep_last", value=max(1, min(room, most - 1)), bytes=None)
+
+
+def disk_hint(found: DiskReport) -> str:
+    """The disk that the run needs."""
+    return f"Or name a disk with {found.total / GB:.1f} GB free by --runs-dir."

@@ -25,7 +25,7 @@ class HubUploads:
             # The uploader's thread must not write events: it leaves its results for the next event's turn.
             self._uploader = Uploader(repo_id, scratch_dir, self._results.put, is_private=is_private)
         except ConfigError as error:
-            self._give_up(" ".join(problem.message for problem in error.problems))
+            self._give_up(" ".join(problem.text for problem in error.problems))
         except OSError as error:
             self._give_up(str(error))
 

@@ -83,7 +83,7 @@ class Tracker:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ConfigError):
-        return " ".join(one_line(problem.message) for problem in error.problems)
+        return " ".join(one_line(problem.text) for problem in error.problems)
     return one_line(str(error)) or type(error).__name__
 
 

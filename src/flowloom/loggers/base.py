@@ -12,17 +12,8 @@ from pydantic import Field
 from flowloom.errors import ConfigError, Problem
 from flowloom.schema import Section
 
-SHOWN = (
-    "loss",
-    "loss_smooth",
-    "lr",
-    "grad_norm",
-    "samples_per_s",
-    "data_wait_s",
-    "step_s",
-    "peak_memory_mib",
-    "epoch",
-)
+NOT_SHOWN = frozenset({"seq", "time", "kind", "step", "batch", "eta_s", "loss_by_noise_level"})
+"""Fields of a step event that are no metrics; every other one is a curve."""
 
 
 class Logger(Protocol):
@@ -53,7 +44,7 @@ class LoggerSpec(Section):
         A resumed run goes on in the tracker where it was.
 
         Raises:
-            ConfigError: the tracker cannot be opened or its package is missing; the message has the cure.
+            ConfigError: the tracker cannot be opened or its package is missing; the message has the hint.
         """
         raise NotImplementedError
 
@@ -61,7 +52,7 @@ class LoggerSpec(Section):
 def scalars(event: dict[str, Any]) -> dict[str, float]:
     """The curves' names and values in an event; empty for kinds that have none."""
     if event["kind"] == "step":
-        shown = {f"train/{name}": event.get(name) for name in SHOWN}
+        shown = {f"train/{name}": value for name, value in event.items() if name not in NOT_SHOWN}
         for i, loss in enumerate(event.get("loss_by_noise_level") or ()):
             shown[f"train/loss_by_noise_level/{i}"] = loss
     elif event["kind"] == "validated":
@@ -96,6 +87,6 @@ def remember(path: Path, name: str) -> None:
     path.write_text(f"{name}\n")
 
 
-def cannot_open(kind: str, reason: object, cure: str) -> ConfigError:
+def cannot_open(kind: str, reason: object, hint: str) -> ConfigError:
     """The error of a tracker that cannot be opened."""
-    return ConfigError("loggers", [Problem(f"loggers ({kind})", f"{reason}. {cure}")])
+    return ConfigError("loggers", [Problem(f"loggers ({kind})", f"{reason}. {hint}")])

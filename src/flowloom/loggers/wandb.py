@@ -42,8 +42,8 @@ class WandB(LoggerSpec):
         except ImportError as error:
             raise cannot_open("wandb", error, "pip install 'flowloom[wandb]'") from error
         if self.mode == "online" and not os.environ.get("WANDB_API_KEY"):
-            cure = "Set the environment's WANDB_API_KEY, or mode offline and 'wandb sync' later."
-            raise cannot_open("wandb", "WANDB_API_KEY is not set", cure)
+            hint = "Set the environment's WANDB_API_KEY, or mode offline and 'wandb sync' later."
+            raise cannot_open("wandb", "WANDB_API_KEY is not set", hint)
         id_path = run_dir / "wandb" / "run_id"
         try:
             run = wandb.init(

@@ -106,7 +106,7 @@ def _seen(model: Mapping[str, Any]) -> dict[str, FoundModel]:
 def unfit_for(config: RunConfig) -> list[Problem]:
     """`unfit_models` of the files that `config` needs: a cache may stand in for an encoder."""
     unneeded = cached_files(config)
-    return [one for one in unfit_models(config.model.model_dump()) if one.path not in unneeded]
+    return [one for one in unfit_models(config.model.model_dump()) if one.where not in unneeded]
 
 
 def refuse_unfit_models(config: RunConfig, source: Path | str) -> None:
@@ -213,7 +213,7 @@ def missing(section: ModelSection, roots: Sequence[Path], cached: Collection[str
         cached: keys of files that a cache may stand in for, see `cached_files`.
     """
     problems = [*missing_model_files(section, cached), *unfit_models(section.model_dump())]
-    whys = {problem.path: problem.message for problem in reversed(problems)}
+    whys = {problem.where: problem.message for problem in reversed(problems)}
     if not whys:
         return []
     here = choices(roots)

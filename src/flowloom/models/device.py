@@ -17,8 +17,8 @@ def choose_device(wanted: str, key: str = "parallel.device") -> torch.device:
     if wanted == "auto":
         wanted = next(name for name, is_there in available.items() if is_there)
     if not available[wanted]:
-        cure = f"set {key} to auto, or install a torch build with it"
-        raise ConfigError("the configuration", [Problem(key, f"no {wanted} device here: {cure}.")])
+        hint = f"set {key} to auto, or install a torch build with it"
+        raise ConfigError("the configuration", [Problem(key, f"no {wanted} device here: {hint}.")])
     return torch.device(wanted, torch.cuda.current_device()) if wanted == "cuda" else torch.device(wanted)
 
 

@@ -16,8 +16,9 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from flowloom.config.secrets import redact
@@ -54,21 +55,30 @@ class Phase(Header):
     name: str
 
 
-class Step(Header):
+class MetricFields(TypedDict):
+    """The metrics of a step, as charts and trackers show them; null where a trainer does not report one."""
+
+    loss: float | None
+    loss_smooth: float | None
+    lr: float | None
+    grad_norm: float | None
+    samples_per_s: float | None
+    data_wait_s: float | None
+    step_s: float | None
+    peak_memory_mib: float | None
+
+
+METRICS = tuple(MetricFields.__annotations__)
+"""The names of the metrics: the one list of charts and browser."""
+
+
+class Step(Header, MetricFields):
     """An optimizer update was made."""
 
     kind: Literal["step"]
     step: int
-    epoch: int
-    batch: int
-    loss: float
-    loss_smooth: float
-    lr: float
-    grad_norm: float
-    samples_per_s: float
-    data_wait_s: float
-    step_s: float
-    peak_memory_mib: float
+    epoch: int | None
+    batch: int | None
     eta_s: float | None
     loss_by_noise_level: list[float | None]
     """Mean loss in each eighth of [0, 1]; null without a sample in it."""
@@ -160,7 +170,7 @@ class Failed(Header):
     kind: Literal["failed"]
     error: str
     message: str
-    cure: str
+    hint: str
 
 
 class Finished(Header):
@@ -177,7 +187,7 @@ class Stopped(Header):
     step: int
 
 
-AnyEvent = (
+RunEvent = Annotated[
     Started
     | Phase
     | Step
@@ -191,28 +201,17 @@ AnyEvent = (
     | Warned
     | Failed
     | Finished
-    | Stopped
-)
+    | Stopped,
+    Field(discriminator="kind"),
+]
+"""An event of any kind: the type of each line of events.jsonl, for the API's schema."""
 _KINDS: dict[str, Any] = {
-    "started": Started,
-    "phase": Phase,
-    "step": Step,
-    "progress": Progressed,
-    "validated": Validated,
-    "sampled": Sampled,
-    "saved": Saved,
-    "removed": Removed,
-    "uploaded": Uploaded,
-    "skipped": Skipped,
-    "warning": Warned,
-    "failed": Failed,
-    "finished": Finished,
-    "stopped": Stopped,
+    get_args(get_type_hints(event)["kind"])[0]: event for event in get_args(get_args(RunEvent)[0])
 }
 _HEADER = frozenset(Header.__annotations__) | {"kind"}
 OPTIONAL = {kind: frozenset(event.__optional_keys__) for kind, event in _KINDS.items()}
 """Optional fields of each kind."""
-FIELDS = {kind: frozenset(event.__annotations__) - _HEADER - OPTIONAL[kind] for kind, event in _KINDS.items()}
+FIELDS = {kind: frozenset(get_type_hints(event)) - _HEADER - OPTIONAL[kind] for kind, event in _KINDS.items()}
 """Required fields of each kind, besides `seq`, `time` and `kind`."""
 
 

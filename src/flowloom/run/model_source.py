@@ -43,7 +43,7 @@ def source_problems(source: str) -> Iterator[Problem]:
     """Problems with the path of a source."""
     path = Path(source)
     if not path.exists():
-        yield Problem("source_path", f"{source} does not exist.")
+        yield Problem("source_path", f"{source} does not exist.", "not-found")
     elif path.is_dir() and not path.name.startswith("step_") and not (path / "run.json").is_file():
         yield Problem("source_path", f"{source} is neither a run directory nor a checkpoint.")
 

@@ -73,8 +73,8 @@ def _ask(method: str, url: str, headers: dict[str, str], content: Any = None) ->
     except ValueError:
         answer = None
     if response.status != 200 or not isinstance(answer, dict):
-        todo = "Try again later, or check HF_ENDPOINT and WANDB_BASE_URL, if they are set."
-        raise ServiceUnreachable(f"{url}: it answered {response.status}, and nothing that is known.", todo)
+        hint = "Try again later, or check HF_ENDPOINT and WANDB_BASE_URL, if they are set."
+        raise ServiceUnreachable(f"{url}: it answered {response.status}, and nothing that is known.", hint)
     return answer
 
 

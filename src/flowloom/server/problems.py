@@ -13,7 +13,7 @@ ServiceError
 ├── Unreadable                                           403  the studio's user lacks the right
 └── Unwritable                                           507  the disk is full or read-only
 
-`title` says what is wrong, `detail` where it came from, `todo` what to do.
+`title` says what is wrong, `detail` where it came from, `hint` what to do.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from typing import Annotated, Any, ClassVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter
 from starlette.exceptions import HTTPException
 
-from flowloom.errors import ConfigError, DamagedError, FlowloomError, Problem
+from flowloom.config.validation import code_of
+from flowloom.errors import ConfigError, DamagedError, FlowloomError, Problem, ProblemCode
 from flowloom.printable import printable
+from flowloom.run.events import RunEvent
 
 MEDIA_TYPE = "application/problem+json"
 _REFERENCE = "#/components/schemas/ProblemView"
@@ -40,22 +42,25 @@ _REFERENCE = "#/components/schemas/ProblemView"
 Printable = Annotated[str, AfterValidator(printable)]
 
 
-class Place(BaseModel):
+class FieldProblem(BaseModel):
     """One thing wrong with what was sent."""
 
-    pointer: str = Field(examples=["/config/training/lr"])
+    code: ProblemCode = Field(default="invalid", examples=["out-of-range"])
+    where: str = Field(description="JSON pointer into the request.", examples=["/config/training/lr"])
     detail: Printable = Field(examples=["must be greater than 0, not -1."])
+    hint: Printable = Field(default="", description="What to do, where `detail` does not say it.")
 
 
 class ProblemView(BaseModel):
     """RFC 9457: one shape for every error."""
 
     type: str = Field(examples=["urn:flowloom:no-such-run"])
+    code: str = Field(description="The last part of `type`.", examples=["no-such-run"])
     title: str = Field(examples=["There is no such run."])
     status: int = Field(examples=[404])
     detail: Printable = Field(examples=["No run is called 'fox'."])
-    todo: Printable = Field("", examples=["GET /api/runs lists them."])
-    errors: list[Place] = []
+    hint: Printable = Field(default="", examples=["GET /api/runs lists them."])
+    errors: list[FieldProblem] = []
 
 
 class ServiceError(FlowloomError):
@@ -65,23 +70,30 @@ class ServiceError(FlowloomError):
     code: ClassVar[str] = "bad-request"
     title: ClassVar[str] = "This cannot be answered."
 
-    def __init__(self, detail: str, todo: str = "", errors: Iterable[Place] = ()):
+    def __init__(self, detail: str, hint: str = "", errors: Iterable[FieldProblem] = ()):
         super().__init__(detail)
-        self.todo, self.errors = todo, list(errors)
+        self.hint, self.errors = hint, list(errors)
 
     @classmethod
     def example(cls) -> dict[str, Any]:
         """What it may look like."""
-        return {"type": f"urn:flowloom:{cls.code}", "title": cls.title, "status": cls.status, "detail": "..."}
+        return {
+            "type": f"urn:flowloom:{cls.code}",
+            "code": cls.code,
+            "title": cls.title,
+            "status": cls.status,
+            "detail": "...",
+        }
 
     def view(self) -> ProblemView:
         """As it is sent."""
         return ProblemView(
             type=f"urn:flowloom:{self.code}",
+            code=self.code,
             title=self.title,
             status=self.status,
             detail=str(self),
-            todo=self.todo,
+            hint=self.hint,
             errors=self.errors,
         )
 
@@ -133,8 +145,8 @@ class OutsideRoots(ServiceError):
     status, code, title = 403, "outside-roots", "That is outside of the studio's folders."
 
     def __init__(self, name: str):
-        todo = "Start the studio with --root NAME=DIR to open a folder to it."
-        super().__init__(f"{name!r} leads out of the folder.", todo)
+        hint = "Start the studio with --root NAME=DIR to open a folder to it."
+        super().__init__(f"{name!r} leads out of the folder.", hint)
 
 
 class Forbidden(ServiceError):
@@ -145,8 +157,8 @@ class NotSignedIn(ServiceError):
     status, code, title = 401, "not-signed-in", "This studio wants its token."
 
     def __init__(self) -> None:
-        todo = "Send 'Authorization: Bearer TOKEN', or open the address that the studio printed."
-        super().__init__("The request came without the token, or with another one.", todo)
+        hint = "Send 'Authorization: Bearer TOKEN', or open the address that the studio printed."
+        super().__init__("The request came without the token, or with another one.", hint)
 
 
 class TooManyTries(ServiceError):
@@ -184,7 +196,13 @@ class Invalid(ServiceError):
     def of(cls, problems: Iterable[Problem], below: str = "/config") -> Invalid:
         """From our own problems, dotted paths of what was sent at `below`."""
         places = [
-            Place(pointer=_pointer(below, problem.path), detail=problem.message) for problem in problems
+            FieldProblem(
+                code=problem.code,
+                where=_pointer(below, problem.where),
+                detail=problem.message,
+                hint=problem.hint,
+            )
+            for problem in problems
         ]
         return cls(
             f"{len(places)} problem{'s' * (len(places) != 1)}.", "Mend each of them, then send again.", places
@@ -227,10 +245,12 @@ def shows(answer: Any) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(openapi: dict[str, Any]) -> dict[str, Any]:
-    """Put the shape of problems into an OpenAPI document, once, in place of FastAPI's own."""
+    """Put the schemas of problems and events into an OpenAPI document; FastAPI's own problems go."""
     schemas = openapi.setdefault("components", {}).setdefault("schemas", {})
-    view = ProblemView.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas |= {**view.pop("$defs"), "ProblemView": view}
+    types: dict[str, Any] = {"ProblemView": ProblemView, "RunEvent": RunEvent}
+    for name, type_ in types.items():
+        view = TypeAdapter(type_).json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= {**view.pop("$defs"), name: view}
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     return openapi
@@ -273,24 +293,29 @@ def _on_invalid(_: Request, error: Exception) -> JSONResponse:
         pointer = "/".join([below, *(str(part).replace("~", "~0").replace("/", "~1") for part in path)])
         is_unknown = detail["type"] == "extra_forbidden"
         places.append(
-            Place(pointer=pointer, detail="is not a field of this request." if is_unknown else detail["msg"])
+            FieldProblem(
+                code=code_of(detail["type"]),
+                where=pointer,
+                detail="is not a field of this request." if is_unknown else detail["msg"],
+            )
         )
-    todo = "Correct the fields that are named. /api/openapi.json describes every request."
-    return answer(Invalid(f"{len(places)} problem{'s' * (len(places) != 1)}.", todo, places))
+    hint = "Correct the fields that are named. /api/openapi.json describes every request."
+    return answer(Invalid(f"{len(places)} problem{'s' * (len(places) != 1)}.", hint, places))
 
 
 def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     known = {400: NotJson, 413: TooLarge, 422: Invalid}.get(error.status_code)
     if known:
-        todo = "Send a JSON object of at most 4 MiB. /api/openapi.json describes every request."
-        return answer(known(str(error.detail), todo))
+        hint = "Send a JSON object of at most 4 MiB. /api/openapi.json describes every request."
+        return answer(known(str(error.detail), hint))
     view = ProblemView(
         type="about:blank",
+        code="http",
         title=str(error.detail),
         status=error.status_code,
         detail=f"{request.method} {request.url.path}",
-        todo="See /api/openapi.json for what there is.",
+        hint="See /api/openapi.json for what there is.",
     )
     headers = dict(error.headers or {})
     return JSONResponse(view.model_dump(), error.status_code, headers, media_type=MEDIA_TYPE)
@@ -332,9 +357,10 @@ def _on_nested(_: Request, _error: Exception) -> JSONResponse:
 def _on_fault(_: Request, error: Exception) -> JSONResponse:
     view = ProblemView(
         type="urn:flowloom:fault",
+        code="fault",
         title="The studio has a fault here.",
         status=500,
         detail=f"{type(error).__name__}; the studio's log has the traceback.",
-        todo="Please report it with the log.",
+        hint="Please report it with the log.",
     )
     return JSONResponse(view.model_dump(), 500, media_type=MEDIA_TYPE)

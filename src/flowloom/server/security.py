@@ -104,8 +104,8 @@ class Guard:
             host = _name_of(headers.get("host", ""))
             if host in LOCAL_NAMES:
                 return None
-            todo = "To be reached by another name, through a proxy say, start the studio with a token."
-            return Forbidden(f"{host!r} is no name of this machine's loopback.", todo)
+            hint = "To be reached by another name, through a proxy say, start the studio with a token."
+            return Forbidden(f"{host!r} is no name of this machine's loopback.", hint)
         is_open = scope["path"] in _OPEN or not _is_api(scope)
         if is_open or self.sessions.holds(cookie_of(headers)):
             return None

@@ -144,8 +144,8 @@ def _writing_to(home: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = "the disk is full" if is_disk_full(error) else error.strerror
-        todo = "Make it writable, with room on its disk, or choose another --home."
-        raise RunError(f"{home}: {reason}. {todo}") from error
+        hint = "Make it writable, with room on its disk, or choose another --home."
+        raise RunError(f"{home}: {reason}. {hint}") from error
 
 
 def _run_server(settings: Settings, listener: socket.socket) -> None:
@@ -182,8 +182,8 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         where = f"{settings.host}:{settings.port}"
-        todo = "Choose another --port, or stop the program that uses it."
-        raise RunError(f"{where}: {error.strerror}. {todo}") from error
+        hint = "Choose another --port, or stop the program that uses it."
+        raise RunError(f"{where}: {error.strerror}. {hint}") from error
     return listener
 
 

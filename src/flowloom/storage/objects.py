@@ -235,10 +235,10 @@ def translated(error: Exception, where: str) -> SourceError:
         return NotFound(f"{where}: {bucket}")
     is_refused = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
     if is_refused or code in _KEYS_AT_FAULT or status in ("401", "403"):
-        cure = "Check the keys in the environment or the profile, or set storage.anonymous."
+        hint = "Check the keys in the environment or the profile, or set storage.anonymous."
         reason = said or "no valid keys"
         is_about_keys = code in _KEYS_AT_FAULT or status == "401" or not said
-        return Denied(f"{where}: access denied ({reason}). {cure}", said=reason, is_about_keys=is_about_keys)
+        return Denied(f"{where}: access denied ({reason}). {hint}", said=reason, is_about_keys=is_about_keys)
     if isinstance(error, ValueError):
         return SourceError(f"{where}: not a name that an object can have.")
     if status and status[0] in "34" and status not in ("408", "429"):

@@ -36,10 +36,10 @@ def run_task(run_dir: RunDir) -> None:
         except Exception as error:
             failure = _explained(error, run_dir)
             sys.stderr.write(redact("".join(traceback.format_exception(error)), usable_secrets().values()))
-            cure = "Fix the cause, then resume the run: it continues where it stopped."
+            hint = "Fix the cause, then resume the run: it continues where it stopped."
             # The log has the full text; our own messages are short enough to show.
             message = str(failure) if isinstance(failure, FlowloomError) else one_line(str(failure))
-            writer.write("failed", error=type(failure).__name__, message=message, cure=cure)
+            writer.write("failed", error=type(failure).__name__, message=message, hint=hint)
             raise failure from error
         finally:
             writer.close()

@@ -67,7 +67,7 @@ def source_problems(source_path: str, form: Kind) -> list[Problem]:
     if scheme_of(source_path):
         return []
     if not Path(source_path).exists():
-        return [Problem("source_path", f"{source_path} does not exist.")]
+        return [Problem("source_path", f"{source_path} does not exist.", "not-found")]
     if form != "auto" or not Path(source_path).is_dir():
         return []
     try:

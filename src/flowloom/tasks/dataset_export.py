@@ -41,7 +41,7 @@ class ExportConfig(Section):
 def _find_problems(config: ExportConfig) -> list[Problem]:
     problems: list[Problem] = []
     if not Path(config.jsonl_path).is_file():
-        problems.append(Problem("jsonl_path", f"{config.jsonl_path} does not exist."))
+        problems.append(Problem("jsonl_path", f"{config.jsonl_path} does not exist.", "not-found"))
     if Path(config.out_path).exists():
         problems.append(Problem("out_path", f"{config.out_path} exists already: choose another name."))
     return problems

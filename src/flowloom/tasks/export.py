@@ -57,7 +57,10 @@ def _merge_problems(config: MergeConfig) -> list[Problem]:
     problems = [*_source_problems(config), *out_problems(config.out_path)]
     base = base_of(config)
     if base is None:
-        return [*problems, Problem("base_path", "is needed: the base model of this LoRA is not recorded.")]
+        return [
+            *problems,
+            Problem("base_path", "is needed: the base model of this LoRA is not recorded.", "missing"),
+        ]
     return [*problems, *_base_problems(base)]
 
 
@@ -72,7 +75,7 @@ def _source_problems(config: ExportConfig | MergeConfig) -> Iterator[Problem]:
 
 def _base_problems(base: Path) -> Iterator[Problem]:
     if not base.exists():
-        yield Problem("base_path", f"{base} does not exist.")
+        yield Problem("base_path", f"{base} does not exist.", "not-found")
     if base.exists() and (unfit := unfit_base(base)):
         yield Problem("base_path", unfit)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -158,7 +158,7 @@ def _find_problems(config: SampleConfig) -> list[Problem]:
         needs_base = any(not source or _is_adapter(Path(source)) for source in sources)
         skipped = () if needs_base else ("model.chroma_path", "model.path")
         unfit = [*missing_model_files(model), *unfit_models(model.model_dump())]
-        problems += [problem for problem in unfit if problem.path not in skipped]
+        problems += [problem for problem in unfit if problem.where not in skipped]
     problems += [
         problem for i, lora in enumerate(config.loras) for problem in _lora_problems(config, i, lora)
     ]
@@ -176,7 +176,7 @@ def _source_problems(config: SampleConfig) -> Iterator[Problem]:
         yield from source_problems(config.source_path)
     for i, source in enumerate(config.grid.source_paths):
         for problem in source_problems(source):
-            yield Problem(f"grid.source_paths.{i}", problem.message)
+            yield replace(problem, where=f"grid.source_paths.{i}")
 
 
 def _is_adapter(source: Path) -> bool:

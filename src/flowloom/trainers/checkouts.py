@@ -57,7 +57,7 @@ def add_checkout(trainer: str, path: Path, python: Path | None = None) -> Checko
     """
     checkout = Checkout(path=path.expanduser().absolute(), python=(python or _python_of(path)).absolute())
     problems = [
-        Problem(name, f"{value} does not exist.")
+        Problem(name, f"{value} does not exist.", "not-found")
         for name, value in (("path", checkout.path), ("python", checkout.python))
         if not value.exists()
     ]

@@ -113,7 +113,11 @@ def test_the_studio_asks_before_anything_starts(tmp_path: Path):
     config = {"source_path": str(tmp_path / "in"), "out_path": str(tmp_path / "d.jsonl")}
     for task, given in ((BUILD, config), (LINT, {"source_path": config["source_path"]})):
         (problem,) = task.check(given)
-        assert (problem.path, "kohya" in problem.message, "folder" in problem.message) == ("form", True, True)
+        assert (problem.where, "kohya" in problem.text, "folder" in problem.text) == (
+            "form",
+            True,
+            True,
+        )
         assert not task.check(given | {"form": "folder"})
 
 

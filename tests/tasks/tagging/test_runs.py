@@ -126,7 +126,7 @@ def test_data_that_is_not_there_is_told_before_the_run(tmp_path: Path):
         ({"data_path": str(tmp_path), "image_folder_path": str(tmp_path / "x")}, "image_folder_path"),
         ({"data_path": str(tmp_path), "model_path": str(tmp_path / "x")}, "model_path"),
     ]:
-        assert [problem.path for problem in ALL["tag"].check(config)] == [path]
+        assert [problem.where for problem in ALL["tag"].check(config)] == [path]
 
 
 @pytest.mark.parametrize("existing", ["append", "replace", "skip"])
@@ -253,7 +253,7 @@ def test_undo_writes_to_no_other_data_than_the_run_did(
         runs("restore-captions", data_path=str(pictures), run_path=str(run_dir.path))
     assert not (tmp_path / "victim.txt").exists()
     problems = ALL["restore-captions"].check({"data_path": str(pictures), "run_path": str(tmp_path)})
-    assert [problem.path for problem in problems] == ["run_path"]
+    assert [problem.where for problem in problems] == ["run_path"]
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ export function FieldRow({ field, path = field.path }: { field: Field; path?: st
   const id = `field-${dotted}`;
   const wrong = [...problems]
     .filter(([place]) => place === dotted || place.startsWith(`${dotted}.`))
-    .flatMap(([, messages]) => messages);
+    .flatMap(([, found]) => found);
   const onChange = (next: Json | undefined) => set(path, next);
   // A missing value is not yet a mistake and is marked in another colour.
-  const isOpen = wrong.every((message) => /^(is needed|needs at least 1 )/.test(message));
+  const isOpen = wrong.every(({ code }) => code === "missing");
   const note = [field.unit, field.range].filter(Boolean).join(" · ");
   return (
     <div
@@ -65,13 +65,13 @@ export function FieldRow({ field, path = field.path }: { field: Field; path?: st
           </IconButton>
         </div>
         <div id={`${id}-help`} className="mt-1 max-w-[75ch] text-xs text-muted-foreground">
-          {wrong.map((message) => (
+          {wrong.map(({ text }) => (
             <p
-              key={message}
+              key={text}
               role="alert"
               className={cx("font-medium", isOpen ? "text-warning" : "text-destructive")}
             >
-              {message}
+              {text}
             </p>
           ))}
           <HelpText text={field.help} />{" "}

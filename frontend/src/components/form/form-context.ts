@@ -1,12 +1,13 @@
 "use client";
 import { createContext, useContext } from "react";
+import type { Problems } from "@/hooks/use-validation";
 import { at, type Json, same, type Tree } from "@/lib/json";
 
 /** The state that all fields of a form share. */
 export interface FormState {
   whole: Tree;
   base: Tree;
-  problems: ReadonlyMap<string, string[]>;
+  problems: Problems;
   candidates: Record<string, string[]>;
   set: (path: readonly string[], value: Json | undefined) => void;
 }

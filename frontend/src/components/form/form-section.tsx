@@ -67,9 +67,9 @@ function Items({ field, path, isShown }: { field: Field; path: string[] } & Filt
       <p className="max-w-[75ch] text-xs text-muted-foreground">
         <HelpText text={field.help} />
       </p>
-      {problems.get(path.join("."))?.map((message) => (
-        <p key={message} role="alert" className="text-xs font-medium text-warning">
-          {message}
+      {problems.get(path.join("."))?.map(({ text }) => (
+        <p key={text} role="alert" className="text-xs font-medium text-warning">
+          {text}
         </p>
       ))}
       {items.map((item, index) => {

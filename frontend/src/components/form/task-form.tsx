@@ -9,7 +9,7 @@ import { ChevronIcon } from "@/components/ui/icons";
 import { Empty, Skeleton } from "@/components/ui/panel";
 import { useToasts } from "@/components/ui/toasts";
 import { runHref } from "@/features/run/run-progress";
-import { byPath, useValidation } from "@/hooks/use-validation";
+import { byPath, type Problems, useValidation } from "@/hooks/use-validation";
 import { fetchJson, Problem, type RunView } from "@/lib/api/client";
 import { trainerConfig } from "@/lib/api/queries";
 import { changesFrom, type Json, laidOver, type Tree, withAt } from "@/lib/json";
@@ -81,9 +81,9 @@ export function TaskForm({
         ) : (
           sections.map((section) => <FormSection key={section.name} section={section} isShown={() => true} />)
         )}
-        {problems.get("")?.map((message) => (
-          <p key={message} role="alert" className="text-sm text-destructive">
-            {message}
+        {problems.get("")?.map(({ text }) => (
+          <p key={text} role="alert" className="text-sm text-destructive">
+            {text}
           </p>
         ))}
         {run.error && <ErrorAlert error={run.error} />}
@@ -101,15 +101,7 @@ export function TaskForm({
 }
 
 /** The first fields in their order, the others below a fold, which opens if one of them has a problem. */
-function Folded({
-  sections,
-  first,
-  problems,
-}: {
-  sections: Field[];
-  first: string[];
-  problems: ReadonlyMap<string, string[]>;
-}) {
+function Folded({ sections, first, problems }: { sections: Field[]; first: string[]; problems: Problems }) {
   const loose = sections.find((section) => section.path.length === 0);
   const byName = new Map([...(loose?.fields ?? []), ...sections].map((field) => [field.name, field]));
   const top = first.flatMap((name) => byName.get(name) ?? []);

@@ -16,12 +16,12 @@ export function ErrorAlert({ error, onRetry }: { error: unknown; onRetry?: () =>
       <div className="min-w-0 flex-1">
         <p className="font-semibold">{title}</p>
         {problem?.detail && <p className="mt-0.5 [overflow-wrap:anywhere]">{problem.detail}</p>}
-        {problem?.todo && <p className="mt-0.5 text-secondary-foreground">{problem.todo}</p>}
+        {problem?.hint && <p className="mt-0.5 text-secondary-foreground">{problem.hint}</p>}
         {problem && problem.places.length > 0 && (
           <ul className="mt-2 grid gap-1">
             {problem.places.map((place) => (
-              <li key={place.pointer + place.detail}>
-                <code className="figure text-xs">{place.pointer}</code> {place.detail}
+              <li key={place.where + place.detail}>
+                <code className="figure text-xs">{place.where}</code> {place.detail} {place.hint}
               </li>
             ))}
           </ul>

@@ -51,7 +51,7 @@ export function ToastProvider({ children }: { children: ReactNode }) {
       notifyError: (error) => {
         const problem = error instanceof Problem ? error : null;
         const title = problem?.title ?? (error instanceof Error ? error.message : String(error));
-        add({ title, detail: problem ? `${problem.detail} ${problem.todo}`.trim() : undefined, isBad: true });
+        add({ title, detail: problem ? `${problem.detail} ${problem.hint}`.trim() : undefined, isBad: true });
       },
     }),
     [add],

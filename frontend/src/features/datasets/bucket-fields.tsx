@@ -19,7 +19,7 @@ function Verdict({ verdict }: { verdict: StoreVerdict }) {
   }
   return (
     <p className="text-xs [overflow-wrap:anywhere]">
-      <span className="font-medium text-destructive">{verdict.detail}</span> {verdict.todo}
+      <span className="font-medium text-destructive">{verdict.detail}</span> {verdict.hint}
     </p>
   );
 }

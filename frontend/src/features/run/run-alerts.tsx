@@ -26,7 +26,7 @@ export function RunAlerts({
           <WarnIcon className="mt-0.5 size-4 text-destructive" />
           <div className="min-w-0">
             <p className="font-semibold [overflow-wrap:anywhere]">{run.error.message}</p>
-            {run.error.cure && <p className="mt-1 text-secondary-foreground">{run.error.cure}</p>}
+            {run.error.hint && <p className="mt-1 text-secondary-foreground">{run.error.hint}</p>}
           </div>
         </div>
       )}

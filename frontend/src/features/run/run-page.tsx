@@ -24,9 +24,6 @@ import { RunAlerts } from "./run-alerts";
 import { Samples } from "./samples";
 import { TaskResult } from "./task-result";
 
-/** Other kinds are tasks without a loss and mostly without images. */
-const TRAINS = new Set(["flow", "kohya", "flow-upstream", "demo"]);
-
 type View = "overview" | "log" | "config";
 
 /** The latest values; the event stream is ahead of the run's view. */
@@ -115,7 +112,7 @@ export function RunPage({ id, others }: { id: string; others: string[] }) {
     );
   }
   const isActive = ACTIVE.has(run.state);
-  const isTraining = TRAINS.has(run.trainer) || live.columns.steps.length > 0;
+  const isTraining = run.kind === "training" || live.columns.steps.length > 0;
   const isSampling = run.trainer === "sample" && others.length === 0;
   return (
     <Page title={run.id} wide lead={<Lead run={run} live={live} />} actions={<RunActions run={run} />}>

@@ -124,9 +124,9 @@ export function ImportReport({
           <p className="font-medium">Fix these problems before training:</p>
           <ul className="mt-1 grid max-h-56 gap-1 overflow-y-auto text-xs">
             {report.problems.map((problem) => (
-              <li key={problem.pointer + problem.detail}>
-                <code className="figure">{problem.pointer.replace("/config/", "").replaceAll("/", ".")}</code>{" "}
-                {problem.detail}
+              <li key={problem.where + problem.detail}>
+                <code className="figure">{problem.where.replace("/config/", "").replaceAll("/", ".")}</code>{" "}
+                {problem.detail} {problem.hint}
               </li>
             ))}
           </ul>

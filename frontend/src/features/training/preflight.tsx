@@ -6,55 +6,20 @@ import { Button } from "@/components/ui/button";
 import { cx } from "@/components/ui/class-names";
 import { ErrorAlert } from "@/components/ui/error-alert";
 import { Panel } from "@/components/ui/panel";
-import { fetchJson } from "@/lib/api/client";
+import { fetchJson, type Schemas } from "@/lib/api/client";
 import { bytes, count, duration, figure } from "@/lib/format";
-import type { Tree } from "@/lib/json";
-import { remedies } from "@/lib/remedies";
+import type { Json, Tree } from "@/lib/json";
 
-interface Parts {
-  parts: Record<string, number>;
-  total: number;
-  free: number;
-  fits: boolean;
-  /** Items that a rough estimate does not include. */
-  not_counted?: string[];
-  /** Checkpoints that stay on disk, in words. */
-  kept_text?: string;
-}
-
-/** A section without an estimate is empty. */
-interface Found {
-  can_run: boolean;
-  problems: { path: string; message: string }[];
-  data: Partial<Data>;
-  memory: Partial<Parts>;
-  disk: Partial<Parts>;
-  time: {
-    samples_per_s?: number | null;
-    source?: string;
-    epoch_s?: number;
-    total_s?: number | null;
-    steps?: number | null;
-    epochs?: number | null;
-  };
-  advice: string[];
-  hints: string[];
-}
-
-interface Data {
-  rows: number;
-  steps_per_epoch: number;
-  buckets: { width: number; height: number; rows: number }[];
-  left_out: Record<string, number>;
-  /** Kohya only: the number of images without repeats. */
-  pictures?: number;
-  regularisation?: number;
-}
-
-const isWhole = <T extends object>(part: Partial<T>): part is T => Object.keys(part).length > 0;
+type Report = Schemas["PreflightReport"];
 
 /** The parts of a total against the free amount. */
-function Stack({ title, found }: { title: string; found: Parts }) {
+function Stack({
+  title,
+  found,
+}: {
+  title: string;
+  found: Pick<Schemas["MemoryReport"], "parts" | "total" | "free" | "fits"> & { not_counted?: string[] };
+}) {
   const parts = Object.entries(found.parts).filter(([, size]) => size > 0);
   const whole = Math.max(found.total, found.free);
   return (
@@ -85,7 +50,7 @@ function Stack({ title, found }: { title: string; found: Parts }) {
           </li>
         ))}
       </ul>
-      {found.not_counted && (
+      {found.not_counted && found.not_counted.length > 0 && (
         <details className="text-2xs text-muted-foreground">
           <summary className="cursor-pointer">Rough estimate: not included</summary>
           <ul className="mt-1 grid list-disc gap-0.5 pl-4">
@@ -100,7 +65,7 @@ function Stack({ title, found }: { title: string; found: Parts }) {
 }
 
 /** The estimated duration. */
-function Time({ time }: { time: Found["time"] }) {
+function Time({ time }: { time: Schemas["TimeReport"] }) {
   const steps = time.steps != null && time.epochs != null && (
     <>
       {count(time.steps)} steps, {figure(time.epochs, 3)} epochs
@@ -120,14 +85,14 @@ function Time({ time }: { time: Found["time"] }) {
   );
 }
 
-function Buckets({ data }: { data: Data }) {
+function Buckets({ data }: { data: Schemas["DataReport"] }) {
   const most = Math.max(...data.buckets.map((bucket) => bucket.rows), 1);
   const left = Object.entries(data.left_out).filter(([, number]) => number > 0);
   return (
     <div className="grid gap-1.5">
       <p className="text-xs">
         <span className="font-medium">{count(data.rows)} rows</span>
-        {data.pictures !== undefined && <> of {count(data.pictures)} images</>}
+        {data.images != null && <> of {count(data.images)} images</>}
         {data.regularisation ? <>, {count(data.regularisation)} of them regularization</> : null},{" "}
         {count(data.steps_per_epoch)} steps per epoch
       </p>
@@ -158,13 +123,12 @@ function Buckets({ data }: { data: Data }) {
 export function Preflight({ trainer, config, isReady }: { trainer: string; config: Tree; isReady: boolean }) {
   const { set } = useForm();
   const look = useMutation({
-    mutationFn: () => fetchJson<Found>(`/api/${trainer}/preflight`, { config }),
+    mutationFn: () => fetchJson<Report>(`/api/${trainer}/preflight`, { config }),
   });
   const { reset } = look;
   // biome-ignore lint/correctness/useExhaustiveDependencies: a result belongs to its configuration
   useEffect(() => reset(), [config]);
   const found = look.data;
-  const changes = remedies(found?.advice ?? []);
   return (
     <Panel
       title="Preflight"
@@ -185,17 +149,17 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
       ) : (
         <div className="grid gap-4" role="status">
           {found.problems.map((problem) => (
-            <p key={problem.path + problem.message} className="text-sm text-destructive">
-              {problem.path}: {problem.message}
+            <p key={problem.where + problem.message} className="text-sm text-destructive">
+              {problem.where}: {problem.message} {problem.hint}
             </p>
           ))}
-          {isWhole<Parts>(found.memory) && <Stack title="Memory" found={found.memory} />}
-          {isWhole<Parts>(found.disk) && <Stack title="Disk" found={found.disk} />}
-          {typeof found.disk.kept_text === "string" && (
+          {found.memory && <Stack title="Memory" found={found.memory} />}
+          {found.disk && <Stack title="Disk" found={found.disk} />}
+          {found.disk?.kept_text && (
             <p className="text-sm text-secondary-foreground">Checkpoints kept: {found.disk.kept_text}.</p>
           )}
-          <Time time={found.time} />
-          {isWhole<Data>(found.data) && <Buckets data={found.data} />}
+          {found.time && <Time time={found.time} />}
+          {found.data && <Buckets data={found.data} />}
           {found.hints.length > 0 && (
             <ul className="grid list-disc gap-1 pl-4 text-xs text-warning" aria-label="Hints">
               {found.hints.map((each) => (
@@ -203,26 +167,26 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
               ))}
             </ul>
           )}
-          {found.advice.length > 0 && (
+          {found.changes.length > 0 && (
             <div className="grid gap-1.5">
               <p className="text-xs font-medium">Change these settings together, in this order</p>
               <ol className="grid list-decimal gap-1 pl-4 text-xs text-secondary-foreground">
-                {found.advice.map((each) => (
-                  <li key={each}>{each}</li>
+                {found.changes.map((change) => (
+                  <li key={change.path + String(change.value)}>
+                    Set <code>{change.path}</code> to <code>{JSON.stringify(change.value)}</code>
+                    {change.bytes != null && <>: then {bytes(change.bytes)} in all</>}
+                  </li>
                 ))}
               </ol>
-              {changes.length > 0 && (
-                <Button
-                  size="small"
-                  kind="primary"
-                  onClick={() => {
-                    for (const change of changes) set(change.path, change.value);
-                  }}
-                >
-                  {" "}
-                  Apply changes{" "}
-                </Button>
-              )}
+              <Button
+                size="small"
+                kind="primary"
+                onClick={() => {
+                  for (const { path, value } of found.changes) set(path.split("."), value as Json);
+                }}
+              >
+                Apply changes
+              </Button>
             </div>
           )}
         </div>

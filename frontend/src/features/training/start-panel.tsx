@@ -7,6 +7,7 @@ import { Checkbox } from "@/components/ui/inputs";
 import { Panel } from "@/components/ui/panel";
 import { RunNameField } from "@/features/run/run-name-field";
 import { runHref } from "@/features/run/run-progress";
+import type { Problems } from "@/hooks/use-validation";
 import { fetchJson, Problem, type RunView } from "@/lib/api/client";
 import { queue } from "@/lib/api/queries";
 import type { Hint } from "@/lib/config-hints";
@@ -16,7 +17,7 @@ import { nameProblem } from "@/lib/run-name";
 interface Props {
   trainer: string;
   draft: Draft;
-  problems: ReadonlyMap<string, string[]>;
+  problems: Problems;
   isChecking: boolean;
   onPatch: (part: Partial<Draft>) => void;
   onShow: (path: string) => void;
@@ -61,7 +62,7 @@ function Findings({ problems, hints, onShow }: Pick<Props, "problems" | "hints" 
   if (problems.size === 0 && hints.length === 0) return null;
   return problems.size > 0 ? (
     <ul className="grid max-h-56 gap-1 overflow-y-auto">
-      {[...problems].map(([path, messages]) => (
+      {[...problems].map(([path, found]) => (
         <li key={path}>
           <button
             type="button"
@@ -69,7 +70,7 @@ function Findings({ problems, hints, onShow }: Pick<Props, "problems" | "hints" 
             onClick={() => onShow(path)}
           >
             <code className="figure text-secondary-foreground">{path || "configuration"}</code>{" "}
-            {messages.join(" ")}
+            {found.map(({ text }) => text).join(" ")}
           </button>
         </li>
       ))}
@@ -111,8 +112,8 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
   });
   const isNameBad =
     start.error instanceof Problem &&
-    (start.error.status === 409 || start.error.places.some((p) => p.pointer === "/name"));
-  const count = [...problems.values()].reduce((sum, messages) => sum + messages.length, 0);
+    (start.error.status === 409 || start.error.places.some((p) => p.where === "/name"));
+  const count = [...problems.values()].reduce((sum, found) => sum + found.length, 0);
   const devices = data?.devices ?? [];
   return (
     <Panel title="Start">

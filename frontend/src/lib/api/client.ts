@@ -9,7 +9,7 @@ export type Sample = Schemas["Sample"];
 export type Checkpoint = Schemas["Checkpoint"];
 export type Metrics = Schemas["Metrics"];
 export type System = Schemas["System"];
-export type Place = Schemas["Place"];
+export type FieldProblem = Schemas["FieldProblem"];
 export type Preset = Schemas["PresetView"];
 
 /** What the studio answers when it cannot do what was asked: what, where, and what to do. */
@@ -17,9 +17,9 @@ export class Problem extends Error {
   constructor(
     readonly title: string,
     readonly detail: string,
-    readonly todo: string,
+    readonly hint: string,
     readonly status: number,
-    readonly places: Place[] = [],
+    readonly places: FieldProblem[] = [],
     /** Which kind of problem it is, as the studio names it. */
     readonly code = "",
   ) {
@@ -89,10 +89,10 @@ export function problemOf(content: unknown, status: number): Problem {
   return new Problem(
     told.title ?? `The request failed with status ${status}.`,
     told.detail ?? "",
-    told.todo ?? "Try again. If it fails again, check the studio's log.",
+    told.hint ?? "Try again. If it fails again, check the studio's log.",
     status,
     told.errors ?? [],
-    told.type?.split(":").at(-1) ?? "",
+    told.code ?? "",
   );
 }
 

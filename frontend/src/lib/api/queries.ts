@@ -1,5 +1,14 @@
 import { keepPreviousData, QueryClient, queryOptions } from "@tanstack/react-query";
-import { api, fetchJson, got, isPassing, type RunState, type Sample, type Schemas } from "./client";
+import {
+  api,
+  fetchJson,
+  got,
+  isPassing,
+  type RunState,
+  type RunView,
+  type Sample,
+  type Schemas,
+} from "./client";
 
 export const ACTIVE: ReadonlySet<RunState> = new Set(["queued", "running", "stopping"]);
 export const TERMINAL: ReadonlySet<RunState> = new Set([
@@ -10,10 +19,8 @@ export const TERMINAL: ReadonlySet<RunState> = new Set([
   "damaged",
 ]);
 
-const TRAINERS: ReadonlySet<string> = new Set(["demo", "flow", "kohya", "flow-upstream"]);
-
 /** Whether a run trains; others draw, tag, convert. */
-export const isTraining = (run: { trainer: string }): boolean => TRAINERS.has(run.trainer);
+export const isTraining = (run: Pick<RunView, "kind">): boolean => run.kind === "training";
 
 export function makeQueryClient(): QueryClient {
   return new QueryClient({

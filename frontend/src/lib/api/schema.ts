@@ -1695,6 +1695,25 @@ export interface components {
             where?: "start" | "end";
         };
         /**
+         * BucketReport
+         * @description A bucket and its rows.
+         */
+        BucketReport: {
+            /** Batches */
+            batches: number;
+            /** Height */
+            height: number;
+            /**
+             * Remainder
+             * @description Rows of the last, short batch.
+             */
+            remainder?: number | null;
+            /** Rows */
+            rows: number;
+            /** Width */
+            width: number;
+        };
+        /**
          * CaptionView
          * @description A caption.
          */
@@ -1716,6 +1735,29 @@ export interface components {
              * @example 9f86d081884c7d659a2feaa0
              */
             version: string;
+        };
+        /**
+         * Change
+         * @description A key to set so that the run fits.
+         */
+        Change: {
+            /**
+             * Bytes
+             * @description Memory in all with this change and those before it; null for a change that saves disk.
+             */
+            bytes: number | null;
+            /**
+             * Path
+             * @description Dotted key of the configuration.
+             * @example memory.fp8_base
+             */
+            path: string;
+            /**
+             * Value
+             * @description JSON value to set it to.
+             * @example true
+             */
+            value: unknown;
         };
         /**
          * Checkpoint
@@ -1806,7 +1848,7 @@ export interface components {
             /** Is Valid */
             is_valid: boolean;
             /** Problems */
-            problems: components["schemas"]["Place"][];
+            problems: components["schemas"]["FieldProblem"][];
         };
         /**
          * ConfigPreviewRequest
@@ -1856,7 +1898,7 @@ export interface components {
             /** Is Valid */
             is_valid: boolean;
             /** Problems */
-            problems: components["schemas"]["Place"][];
+            problems: components["schemas"]["FieldProblem"][];
         };
         /**
          * ConfigView
@@ -1951,6 +1993,67 @@ export interface components {
              * @default true
              */
             with_repeats?: boolean;
+        };
+        /**
+         * DataReport
+         * @description Rows, buckets and steps.
+         */
+        DataReport: {
+            /**
+             * Batches
+             * @description Kohya: batches of an epoch.
+             */
+            batches?: number | null;
+            /** Buckets */
+            buckets: components["schemas"]["BucketReport"][];
+            /** Distinct Captions */
+            distinct_captions?: number | null;
+            /**
+             * Epochs
+             * @description Kohya: epochs of the run.
+             */
+            epochs?: number | null;
+            /**
+             * Images
+             * @description Kohya: image files.
+             */
+            images?: number | null;
+            /**
+             * Left Out
+             * @description Rows that are not trained, by reason.
+             */
+            left_out: {
+                [key: string]: number;
+            };
+            /** Mean Text Tokens */
+            mean_text_tokens?: number | null;
+            /**
+             * Pixels
+             * @description Pixels of all rows in their buckets.
+             */
+            pixels?: number | null;
+            /**
+             * Regularisation
+             * @description Kohya: regularisation images.
+             */
+            regularisation?: number | null;
+            /**
+             * Repeated
+             * @description Kohya: training images times repeats.
+             */
+            repeated?: number | null;
+            /**
+             * Rows
+             * @description Samples of an epoch.
+             */
+            rows: number;
+            /**
+             * Steps
+             * @description Kohya: steps of the run.
+             */
+            steps?: number | null;
+            /** Steps Per Epoch */
+            steps_per_epoch: number;
         };
         /**
          * DatasetTaskAnswer
@@ -2057,6 +2160,51 @@ export interface components {
             root: string;
             /** Total Gib */
             total_gib: number;
+        };
+        /**
+         * DiskReport
+         * @description Disk for checkpoints and caches.
+         */
+        DiskReport: {
+            /** Caches */
+            caches: {
+                [key: string]: number;
+            };
+            /**
+             * Checkpoint
+             * @description Bytes of one checkpoint.
+             */
+            checkpoint: number;
+            /** Fits */
+            fits: boolean;
+            /** Free */
+            free: number;
+            /**
+             * Kept
+             * @description Checkpoints that stay; null where the run has no end.
+             */
+            kept: number | null;
+            /**
+             * Kept Text
+             * @description The same as a sentence.
+             */
+            kept_text?: string | null;
+            /**
+             * Parts
+             * @example {
+             *       "network": 8900000000
+             *     }
+             */
+            parts: {
+                [key: string]: number;
+            };
+            /**
+             * State
+             * @description Kohya: bytes of one saved training state.
+             */
+            state?: number | null;
+            /** Total */
+            total: number;
         };
         /**
          * DoctorFinding
@@ -2244,78 +2392,6 @@ export interface components {
             undoes: string | null;
         };
         /**
-         * Examination
-         * @description What a run takes; a section is empty where nothing can be told of it.
-         */
-        Examination: {
-            /**
-             * Advice
-             * @description What to change where it does not fit, in this order and together.
-             * @example [
-             *       "set memory.fp8_base to true: then 14.1 GB in all"
-             *     ]
-             */
-            advice: string[];
-            /** Can Run */
-            can_run: boolean;
-            /**
-             * Data
-             * @description `rows`, `steps_per_epoch`, `buckets` with `width`, `height`, `rows`, and `left_out` by reason; of Kohya `pictures`, `batches`, `steps` and `epochs` as well.
-             * @example {
-             *       "rows": 40,
-             *       "steps_per_epoch": 40
-             *     }
-             */
-            data: {
-                [key: string]: unknown;
-            };
-            /**
-             * Disk
-             * @description Bytes: `parts` by name, `total`, `free`, `fits`; `kept` checkpoints at a time.
-             * @example {
-             *       "fits": true,
-             *       "parts": {
-             *         "checkpoints": 912000000
-             *       }
-             *     }
-             */
-            disk: {
-                [key: string]: unknown;
-            };
-            /**
-             * Hints
-             * @description What ends no run, and may not be meant.
-             * @default []
-             */
-            hints?: string[];
-            /**
-             * Memory
-             * @description Bytes: `parts` by name, `total`, `free`, `fits`; what is `not_counted`.
-             * @example {
-             *       "fits": true,
-             *       "parts": {
-             *         "network": 8900000000
-             *       }
-             *     }
-             */
-            memory: {
-                [key: string]: unknown;
-            };
-            /** Problems */
-            problems: components["schemas"]["Trouble"][];
-            /**
-             * Time
-             * @description `samples_per_s` (null: not known) and its `source`; seconds of a step, an epoch, all.
-             * @example {
-             *       "samples_per_s": 1.4,
-             *       "source": "as given"
-             *     }
-             */
-            time: {
-                [key: string]: unknown;
-            };
-        };
-        /**
          * ExampleView
          * @description One caption, before and after.
          */
@@ -2364,6 +2440,27 @@ export interface components {
             to?: "kohya" | "kohya-toml" | "webdataset" | "parquet";
         };
         /**
+         * Failed
+         * @description The run ended with an error.
+         */
+        Failed: {
+            /** Error */
+            error: string;
+            /** Hint */
+            hint: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "failed";
+            /** Message */
+            message: string;
+            /** Seq */
+            seq: number;
+            /** Time */
+            time: number;
+        };
+        /**
          * Family
          * @description Versions of one model, side by side.
          */
@@ -2382,6 +2479,36 @@ export interface components {
             size: number;
         };
         /**
+         * FieldProblem
+         * @description One thing wrong with what was sent.
+         */
+        FieldProblem: {
+            /**
+             * Code
+             * @default invalid
+             * @example out-of-range
+             * @enum {string}
+             */
+            code?: "missing" | "unknown-key" | "wrong-type" | "out-of-range" | "not-found" | "invalid";
+            /**
+             * Detail
+             * @example must be greater than 0, not -1.
+             */
+            detail: string;
+            /**
+             * Hint
+             * @description What to do, where `detail` does not say it.
+             * @default
+             */
+            hint?: string;
+            /**
+             * Where
+             * @description JSON pointer into the request.
+             * @example /config/training/lr
+             */
+            where: string;
+        };
+        /**
          * FileView
          * @description A file of a run's directory.
          */
@@ -2393,6 +2520,23 @@ export interface components {
             name: string;
             /** Text */
             text: string;
+        };
+        /**
+         * Finished
+         * @description The run reached its limit.
+         */
+        Finished: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "finished";
+            /** Seq */
+            seq: number;
+            /** Step */
+            step: number;
+            /** Time */
+            time: number;
         };
         /**
          * Folder
@@ -2782,7 +2926,7 @@ export interface components {
              * Problems
              * @description Problems of the configuration on this machine.
              */
-            problems: components["schemas"]["Place"][];
+            problems: components["schemas"]["FieldProblem"][];
             /**
              * Raw
              * @description Keys that became raw arguments.
@@ -2934,6 +3078,69 @@ export interface components {
             weights?: ("raw" | "ema") | null;
         };
         /**
+         * MemoryReport
+         * @description Memory of the device.
+         */
+        MemoryReport: {
+            /**
+             * Blocks
+             * @description Blocks of the network.
+             */
+            blocks?: number | null;
+            /** Fits */
+            fits: boolean;
+            /** Free */
+            free: number;
+            /**
+             * Is Coarse
+             * @description A rough estimate: see `not_counted`.
+             * @default false
+             */
+            is_coarse?: boolean;
+            /**
+             * Not Counted
+             * @default []
+             */
+            not_counted?: string[];
+            /**
+             * Parts
+             * @example {
+             *       "network": 8900000000
+             *     }
+             */
+            parts: {
+                [key: string]: number;
+            };
+            /** Recomputed Blocks */
+            recomputed_blocks?: number | null;
+            /**
+             * Source
+             * @description Where the sizes come from.
+             */
+            source?: string | null;
+            /** Total */
+            total: number;
+            /**
+             * Usable Share
+             * @description Share of `free` that is planned with.
+             */
+            usable_share: number;
+        };
+        /**
+         * MetricSeries
+         * @description A curve for each metric (run/events.py: MetricFields).
+         */
+        MetricSeries: {
+            data_wait_s: components["schemas"]["Series"];
+            grad_norm: components["schemas"]["Series"];
+            loss: components["schemas"]["Series"];
+            loss_smooth: components["schemas"]["Series"];
+            lr: components["schemas"]["Series"];
+            peak_memory_mib: components["schemas"]["Series"];
+            samples_per_s: components["schemas"]["Series"];
+            step_s: components["schemas"]["Series"];
+        };
+        /**
          * Metrics
          * @description A run's charts.
          */
@@ -2956,10 +3163,7 @@ export interface components {
             marks: components["schemas"]["Mark"][];
             /** Num Steps */
             num_steps: number;
-            /** Series */
-            series: {
-                [key: string]: components["schemas"]["Series"];
-            };
+            series: components["schemas"]["MetricSeries"];
             /**
              * Steps
              * @description The last step of each interval.
@@ -3235,20 +3439,75 @@ export interface components {
             since: number;
         };
         /**
-         * Place
-         * @description One thing wrong with what was sent.
+         * Phase
+         * @description A phase begins: loading, training, ...
          */
-        Place: {
+        Phase: {
             /**
-             * Detail
-             * @example must be greater than 0, not -1.
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
              */
-            detail: string;
+            kind: "phase";
+            /** Name */
+            name: string;
+            /** Seq */
+            seq: number;
+            /** Time */
+            time: number;
+        };
+        /**
+         * PreflightReport
+         * @description Data, memory, disk and time of a run; a section is null where it cannot be estimated.
+         */
+        PreflightReport: {
+            /** Can Run */
+            can_run: boolean;
             /**
-             * Pointer
-             * @example /config/training/lr
+             * Changes
+             * @description Keys to set, in this order and together, so that it fits.
              */
-            pointer: string;
+            changes: components["schemas"]["Change"][];
+            data: components["schemas"]["DataReport"] | null;
+            disk: components["schemas"]["DiskReport"] | null;
+            /**
+             * Hints
+             * @description Notes that end no run.
+             */
+            hints: string[];
+            memory: components["schemas"]["MemoryReport"] | null;
+            /**
+             * Problems
+             * @description They would end the run.
+             */
+            problems: components["schemas"]["Problem"][];
+            time: components["schemas"]["TimeReport"] | null;
+        };
+        /**
+         * PreflightRequest
+         * @description A run, to be examined before it starts.
+         */
+        PreflightRequest: {
+            /**
+             * Config
+             * @example {
+             *       "dataloader": {
+             *         "jsonl_metadata_path": "data/fox.jsonl"
+             *       }
+             *     }
+             */
+            config: {
+                [key: string]: unknown;
+            };
+            /**
+             * Gpu Gib
+             * @description Of a CUDA card that is not here.
+             */
+            gpu_gib?: number | null;
+            /**
+             * Samples Per S
+             * @description A known rate.
+             */
+            samples_per_s?: number | null;
         };
         /**
          * PresetView
@@ -3294,10 +3553,37 @@ export interface components {
             version: string;
         };
         /**
+         * Problem
+         * @description One thing wrong with a configuration.
+         */
+        Problem: {
+            /**
+             * Code
+             * @default invalid
+             * @enum {string}
+             */
+            code?: "missing" | "unknown-key" | "wrong-type" | "out-of-range" | "not-found" | "invalid";
+            /**
+             * Hint
+             * @default
+             */
+            hint?: string;
+            /** Message */
+            message: string;
+            /** Where */
+            where: string;
+        };
+        /**
          * ProblemView
          * @description RFC 9457: one shape for every error.
          */
         ProblemView: {
+            /**
+             * Code
+             * @description The last part of `type`.
+             * @example no-such-run
+             */
+            code: string;
             /**
              * Detail
              * @example No run is called 'fox'.
@@ -3307,7 +3593,13 @@ export interface components {
              * Errors
              * @default []
              */
-            errors?: components["schemas"]["Place"][];
+            errors?: components["schemas"]["FieldProblem"][];
+            /**
+             * Hint
+             * @default
+             * @example GET /api/runs lists them.
+             */
+            hint?: string;
             /**
              * Status
              * @example 404
@@ -3319,43 +3611,37 @@ export interface components {
              */
             title: string;
             /**
-             * Todo
-             * @default
-             * @example GET /api/runs lists them.
-             */
-            todo?: string;
-            /**
              * Type
              * @example urn:flowloom:no-such-run
              */
             type: string;
         };
         /**
-         * Question
-         * @description A run, to be examined before it starts.
+         * Progressed
+         * @description Progress of a task (a download, tagging ...); `step` counts items or bytes.
+         *
+         *     For other trainers: the values of their progress bar, with the epoch if it counts them.
          */
-        Question: {
+        Progressed: {
+            /** Epoch */
+            epoch: number | null;
+            /** Eta S */
+            eta_s: number | null;
             /**
-             * Config
-             * @example {
-             *       "dataloader": {
-             *         "jsonl_metadata_path": "data/fox.jsonl"
-             *       }
-             *     }
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
              */
-            config: {
-                [key: string]: unknown;
-            };
-            /**
-             * Gpu Gib
-             * @description Of a CUDA card that is not here.
-             */
-            gpu_gib?: number | null;
-            /**
-             * Samples Per S
-             * @description A known rate.
-             */
-            samples_per_s?: number | null;
+            kind: "progress";
+            /** Max Steps */
+            max_steps: number | null;
+            /** Samples Per S */
+            samples_per_s: number | null;
+            /** Seq */
+            seq: number;
+            /** Step */
+            step: number;
+            /** Time */
+            time: number;
         };
         /**
          * QueueChange
@@ -3418,6 +3704,27 @@ export interface components {
              *     ]
              */
             tags: string[];
+        };
+        /**
+         * Removed
+         * @description A checkpoint was deleted according to the `checkpoint` settings; `reason` says why.
+         */
+        Removed: {
+            /** Dir */
+            dir: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "removed";
+            /** Reason */
+            reason: string;
+            /** Seq */
+            seq: number;
+            /** Step */
+            step: number;
+            /** Time */
+            time: number;
         };
         /**
          * ReorderTags
@@ -3578,6 +3885,7 @@ export interface components {
             /** Path */
             path: string;
         };
+        RunEvent: components["schemas"]["Started"] | components["schemas"]["Phase"] | components["schemas"]["Step"] | components["schemas"]["Progressed"] | components["schemas"]["Validated"] | components["schemas"]["Sampled"] | components["schemas"]["Saved"] | components["schemas"]["Removed"] | components["schemas"]["Uploaded"] | components["schemas"]["Skipped"] | components["schemas"]["Warned"] | components["schemas"]["Failed"] | components["schemas"]["Finished"] | components["schemas"]["Stopped"];
         /**
          * RunPage
          * @description A page of runs, newest first.
@@ -3593,10 +3901,10 @@ export interface components {
          * @description Why a run ended early, and what to do.
          */
         RunProblem: {
-            /** Cure */
-            cure: string;
             /** Error */
             error: string;
+            /** Hint */
+            hint: string;
             /** Message */
             message: string;
         };
@@ -3637,6 +3945,13 @@ export interface components {
              * @example fox-lora
              */
             id: string;
+            /**
+             * Kind
+             * @description Training, or another task.
+             * @default task
+             * @enum {string}
+             */
+            kind?: "training" | "task";
             /**
              * Last Seq
              * @description Number of its newest event.
@@ -3691,6 +4006,7 @@ export interface components {
             step?: number;
             /**
              * Trainer
+             * @description Name of its trainer or task.
              * @example flow
              */
             trainer: string;
@@ -3729,6 +4045,25 @@ export interface components {
             url: string;
         };
         /**
+         * Sampled
+         * @description Previews were written to `dir`, relative to the run directory.
+         */
+        Sampled: {
+            /** Dir */
+            dir: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "sampled";
+            /** Seq */
+            seq: number;
+            /** Step */
+            step: number;
+            /** Time */
+            time: number;
+        };
+        /**
          * Samples
          * @description A page of a run's images, newest step first.
          */
@@ -3737,6 +4072,25 @@ export interface components {
             samples: components["schemas"]["Sample"][];
             /** Total */
             total: number;
+        };
+        /**
+         * Saved
+         * @description A checkpoint was saved to `dir`, relative to the run directory.
+         */
+        Saved: {
+            /** Dir */
+            dir: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "saved";
+            /** Seq */
+            seq: number;
+            /** Step */
+            step: number;
+            /** Time */
+            time: number;
         };
         /**
          * SavedFile
@@ -3832,6 +4186,27 @@ export interface components {
             token: string;
         };
         /**
+         * Skipped
+         * @description A row could not be used.
+         */
+        Skipped: {
+            /** File */
+            file: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "skipped";
+            /** Line */
+            line: number;
+            /** Reason */
+            reason: string;
+            /** Seq */
+            seq: number;
+            /** Time */
+            time: number;
+        };
+        /**
          * SourceView
          * @description The origin of some of a preset's values.
          */
@@ -3875,6 +4250,35 @@ export interface components {
             title: string;
         };
         /**
+         * Started
+         * @description The process starts, for the first time or after `flowloom resume`.
+         */
+        Started: {
+            /** Device */
+            device: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "started";
+            /** Method */
+            method: string;
+            /** Resumed From */
+            resumed_from: number | null;
+            /** Seq */
+            seq: number;
+            /** Time */
+            time: number;
+            /** Total Params */
+            total_params: number | null;
+            /** Trained Params */
+            trained_params: number | null;
+            /** Versions */
+            versions: {
+                [key: string]: string;
+            };
+        };
+        /**
          * Status
          * @description The running and queued runs of a trainer.
          */
@@ -3883,6 +4287,47 @@ export interface components {
             queued: components["schemas"]["RunView"][];
             /** Running */
             running: components["schemas"]["RunView"][];
+        };
+        /**
+         * Step
+         * @description An optimizer update was made.
+         */
+        Step: {
+            /** Batch */
+            batch: number | null;
+            /** Data Wait S */
+            data_wait_s: number | null;
+            /** Epoch */
+            epoch: number | null;
+            /** Eta S */
+            eta_s: number | null;
+            /** Grad Norm */
+            grad_norm: number | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "step";
+            /** Loss */
+            loss: number | null;
+            /** Loss By Noise Level */
+            loss_by_noise_level: (number | null)[];
+            /** Loss Smooth */
+            loss_smooth: number | null;
+            /** Lr */
+            lr: number | null;
+            /** Peak Memory Mib */
+            peak_memory_mib: number | null;
+            /** Samples Per S */
+            samples_per_s: number | null;
+            /** Seq */
+            seq: number;
+            /** Step */
+            step: number;
+            /** Step S */
+            step_s: number | null;
+            /** Time */
+            time: number;
         };
         /**
          * StopTrainingRequest
@@ -3895,6 +4340,23 @@ export interface components {
              * @example fox-lora
              */
             run?: string | null;
+        };
+        /**
+         * Stopped
+         * @description The run stopped on request.
+         */
+        Stopped: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "stopped";
+            /** Seq */
+            seq: number;
+            /** Step */
+            step: number;
+            /** Time */
+            time: number;
         };
         /**
          * StorageSection
@@ -3997,6 +4459,8 @@ export interface components {
              * @description The first object in the bucket.
              */
             first: string | null;
+            /** Hint */
+            hint: string;
             /** Ok */
             ok: boolean;
             /**
@@ -4004,8 +4468,6 @@ export interface components {
              * @enum {string}
              */
             problem: "" | "dns" | "refused" | "timeout" | "unreachable" | "tls" | "region" | "no-keys" | "denied" | "no-bucket" | "unavailable" | "other";
-            /** Todo */
-            todo: string;
         };
         /**
          * Summary
@@ -4128,6 +4590,34 @@ export interface components {
             shape: number[];
         };
         /**
+         * TimeReport
+         * @description Speed and duration, in seconds.
+         */
+        TimeReport: {
+            /** Epoch S */
+            epoch_s?: number | null;
+            /** Epochs */
+            epochs?: number | null;
+            /**
+             * Samples Per S
+             * @description Null: not known.
+             * @example 1.4
+             */
+            samples_per_s: number | null;
+            /**
+             * Source
+             * @description Where the rate comes from.
+             * @example as given
+             */
+            source: string;
+            /** Step S */
+            step_s?: number | null;
+            /** Steps */
+            steps?: number | null;
+            /** Total S */
+            total_s?: number | null;
+        };
+        /**
          * TokenVerdict
          * @description The result of a token test.
          */
@@ -4188,20 +4678,6 @@ export interface components {
             time: number;
         };
         /**
-         * Trouble
-         * @description Something that the run would end at.
-         */
-        Trouble: {
-            /** Message */
-            message: string;
-            /**
-             * Path
-             * @description Of the configuration.
-             * @example datasets.0.subsets.0.image_dir
-             */
-            path: string;
-        };
-        /**
          * UndoRequest
          * @description Options of an undo.
          */
@@ -4252,6 +4728,53 @@ export interface components {
             } | null;
         };
         /**
+         * Uploaded
+         * @description A checkpoint was uploaded to the hub, at `url`.
+         */
+        Uploaded: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "uploaded";
+            /** Seq */
+            seq: number;
+            /** Step */
+            step: number;
+            /** Time */
+            time: number;
+            /** Url */
+            url: string;
+        };
+        /**
+         * Validated
+         * @description The loss on held-out rows was measured.
+         */
+        Validated: {
+            /** By Quantile */
+            by_quantile: {
+                [key: string]: number;
+            };
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "validated";
+            /** Loss */
+            loss: number;
+            /** Seq */
+            seq: number;
+            /** Step */
+            step: number;
+            /** Time */
+            time: number;
+            /**
+             * Weights
+             * @enum {string}
+             */
+            weights: "raw" | "ema";
+        };
+        /**
          * Value
          * @description A secret's new value.
          */
@@ -4261,6 +4784,25 @@ export interface components {
              * @example the token
              */
             value: string;
+        };
+        /**
+         * Warned
+         * @description A problem that does not end the run; an optional `hint` says what to do.
+         */
+        Warned: {
+            /** Hint */
+            hint?: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            kind: "warning";
+            /** Message */
+            message: string;
+            /** Seq */
+            seq: number;
+            /** Time */
+            time: number;
         };
     };
     responses: never;
@@ -4297,6 +4839,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -4314,6 +4857,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -4331,6 +4875,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -4348,6 +4893,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -4365,6 +4911,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -4382,6 +4929,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -4423,6 +4971,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -4440,6 +4989,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -4457,6 +5007,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -4474,6 +5025,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-file",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such file.",
@@ -4491,6 +5043,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "dataset-taken",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "There is a dataset of this name.",
@@ -4508,6 +5061,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -4525,6 +5079,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unfit-name",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "That name cannot be used.",
@@ -4542,6 +5097,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -4583,6 +5139,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -4600,6 +5157,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -4617,6 +5175,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -4634,6 +5193,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "dataset-taken",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "There is a dataset of this name.",
@@ -4651,6 +5211,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -4668,6 +5229,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unfit-name",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "That name cannot be used.",
@@ -4685,6 +5247,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -4725,6 +5288,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -4742,6 +5306,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -4759,6 +5324,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -4776,6 +5342,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -4793,6 +5360,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -4810,6 +5378,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -4827,6 +5396,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -4867,6 +5437,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -4884,6 +5455,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -4901,6 +5473,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -4918,6 +5491,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -4935,6 +5509,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "in-use",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A run needs it.",
@@ -4952,6 +5527,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -4969,6 +5545,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -4986,6 +5563,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -5028,6 +5606,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -5045,6 +5624,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -5062,6 +5642,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -5079,6 +5660,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -5096,6 +5678,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -5113,6 +5696,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -5130,6 +5714,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -5147,6 +5732,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -5196,6 +5782,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -5213,6 +5800,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -5230,6 +5818,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -5247,6 +5836,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -5264,6 +5854,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -5281,6 +5872,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "caption-changed",
                      *       "detail": "...",
                      *       "status": 412,
                      *       "title": "The caption was changed meanwhile.",
@@ -5298,6 +5890,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -5315,6 +5908,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -5332,6 +5926,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-version",
                      *       "detail": "...",
                      *       "status": 428,
                      *       "title": "Say which caption you have read.",
@@ -5349,6 +5944,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -5402,6 +5998,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -5419,6 +6016,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -5436,6 +6034,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -5453,6 +6052,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -5470,6 +6070,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -5487,6 +6088,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -5504,6 +6106,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unfit-name",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "That name cannot be used.",
@@ -5521,6 +6124,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -5561,6 +6165,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -5578,6 +6183,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -5595,6 +6201,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -5612,6 +6219,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -5629,6 +6237,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -5646,6 +6255,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -5663,6 +6273,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -5680,6 +6291,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -5724,6 +6336,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -5741,6 +6354,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -5758,6 +6372,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -5775,6 +6390,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -5792,6 +6408,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -5809,6 +6426,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "edit-changed",
                      *       "detail": "...",
                      *       "status": 412,
                      *       "title": "The captions are no longer those of the preview.",
@@ -5826,6 +6444,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -5843,6 +6462,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -5860,6 +6480,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -5900,6 +6521,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -5917,6 +6539,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -5934,6 +6557,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -5951,6 +6575,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -5968,6 +6593,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -5985,6 +6611,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -6002,6 +6629,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -6019,6 +6647,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -6063,6 +6692,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -6080,6 +6710,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -6097,6 +6728,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -6114,6 +6746,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -6131,6 +6764,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -6148,6 +6782,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -6165,6 +6800,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -6182,6 +6818,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -6222,6 +6859,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -6239,6 +6877,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -6256,6 +6895,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -6273,6 +6913,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -6290,6 +6931,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -6307,6 +6949,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -6324,6 +6967,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -6341,6 +6985,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -6387,6 +7032,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -6404,6 +7050,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -6421,6 +7068,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -6438,6 +7086,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -6455,6 +7104,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -6472,6 +7122,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -6489,6 +7140,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -6506,6 +7158,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -6559,6 +7212,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -6576,6 +7230,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -6593,6 +7248,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -6610,6 +7266,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -6627,6 +7284,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -6644,6 +7302,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -6661,6 +7320,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unfit-name",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "That name cannot be used.",
@@ -6678,6 +7338,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -6718,6 +7379,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -6735,6 +7397,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -6752,6 +7415,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -6769,6 +7433,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -6786,6 +7451,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "takes-long",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "That takes longer than an answer may.",
@@ -6803,6 +7469,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -6820,6 +7487,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -6837,6 +7505,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -6897,6 +7566,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -6914,6 +7584,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -6931,6 +7602,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -6948,6 +7620,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -6965,6 +7638,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -6982,6 +7656,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -6999,6 +7674,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -7051,6 +7727,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -7068,6 +7745,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -7085,6 +7763,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -7102,6 +7781,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -7119,6 +7799,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -7136,6 +7817,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -7153,6 +7835,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-an-image",
                      *       "detail": "...",
                      *       "status": 415,
                      *       "title": "The file is not an image.",
@@ -7170,6 +7853,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -7187,6 +7871,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -7240,6 +7925,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -7257,6 +7943,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -7274,6 +7961,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -7291,6 +7979,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -7308,6 +7997,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -7325,6 +8015,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -7342,6 +8033,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -7359,6 +8051,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -7399,6 +8092,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -7416,6 +8110,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -7433,6 +8128,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -7450,6 +8146,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -7467,6 +8164,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -7484,6 +8182,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -7501,6 +8200,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -7561,6 +8261,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -7578,6 +8279,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -7595,6 +8297,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -7612,6 +8315,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -7629,6 +8333,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -7646,6 +8351,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -7663,6 +8369,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -7716,6 +8423,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -7733,6 +8441,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -7750,6 +8459,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -7767,6 +8477,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -7784,6 +8495,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -7801,6 +8513,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -7818,6 +8531,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -7835,6 +8549,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -7875,6 +8590,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -7892,6 +8608,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -7909,6 +8626,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -7926,6 +8644,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -7943,6 +8662,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -7960,6 +8680,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
                      *       "title": "That is another version of the tus protocol.",
@@ -7977,6 +8698,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -7994,6 +8716,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -8011,6 +8734,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -8057,6 +8781,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -8074,6 +8799,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -8091,6 +8817,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -8108,6 +8835,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -8125,6 +8853,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -8142,6 +8871,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
                      *       "title": "That is another version of the tus protocol.",
@@ -8159,6 +8889,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -8176,6 +8907,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unfit-name",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "That name cannot be used.",
@@ -8193,6 +8925,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-room",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "There is not enough disk space for this upload.",
@@ -8231,6 +8964,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -8248,6 +8982,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -8265,6 +9000,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -8282,6 +9018,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -8299,6 +9036,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -8316,6 +9054,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
                      *       "title": "That is another version of the tus protocol.",
@@ -8333,6 +9072,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -8350,6 +9090,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -8367,6 +9108,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -8409,6 +9151,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -8426,6 +9169,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -8443,6 +9187,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -8460,6 +9205,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -8477,6 +9223,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -8494,6 +9241,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
                      *       "title": "That is another version of the tus protocol.",
@@ -8511,6 +9259,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -8528,6 +9277,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -8545,6 +9295,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -8588,6 +9339,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -8605,6 +9357,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -8622,6 +9375,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -8639,6 +9393,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -8656,6 +9411,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -8673,6 +9429,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
                      *       "title": "That is another version of the tus protocol.",
@@ -8690,6 +9447,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -8707,6 +9465,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -8724,6 +9483,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -8769,6 +9529,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -8786,6 +9547,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -8803,6 +9565,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -8820,6 +9583,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -8837,6 +9601,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -8854,6 +9619,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
                      *       "title": "That is another version of the tus protocol.",
@@ -8871,6 +9637,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -8888,6 +9655,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -8905,6 +9673,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -8950,6 +9719,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -8967,6 +9737,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -8984,6 +9755,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -9001,6 +9773,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -9018,6 +9791,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-kind",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A dataset of this kind cannot do that.",
@@ -9035,6 +9809,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-tus",
                      *       "detail": "...",
                      *       "status": 412,
                      *       "title": "That is another version of the tus protocol.",
@@ -9052,6 +9827,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -9069,6 +9845,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-type",
                      *       "detail": "...",
                      *       "status": 415,
                      *       "title": "That is no part of an upload.",
@@ -9086,6 +9863,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -9103,6 +9881,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "busy",
                      *       "detail": "...",
                      *       "status": 423,
                      *       "title": "Another request is writing to this upload.",
@@ -9120,6 +9899,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "wrong-checksum",
                      *       "detail": "...",
                      *       "status": 460,
                      *       "title": "What came is not what was sent.",
@@ -9137,6 +9917,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -9174,6 +9955,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -9191,6 +9973,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -9208,6 +9991,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -9225,6 +10009,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -9242,6 +10027,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -9259,6 +10045,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -9302,6 +10089,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -9319,6 +10107,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -9336,6 +10125,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "hub-denied",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "The hub denies access to this repository.",
@@ -9353,6 +10143,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-repository",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "The hub has no such repository.",
@@ -9370,6 +10161,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -9387,6 +10179,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -9404,6 +10197,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "hub-unreachable",
                      *       "detail": "...",
                      *       "status": 502,
                      *       "title": "The hub could not be reached.",
@@ -9421,6 +10215,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -9462,6 +10257,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -9479,6 +10275,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -9496,6 +10293,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -9513,6 +10311,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -9530,6 +10329,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -9547,6 +10347,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -9589,6 +10390,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -9606,6 +10408,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -9623,6 +10426,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -9640,6 +10444,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-root",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such folder.",
@@ -9657,6 +10462,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -9674,6 +10480,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -9691,6 +10498,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -9732,6 +10540,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -9749,6 +10558,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -9766,6 +10576,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -9783,6 +10594,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-root",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such folder.",
@@ -9800,6 +10612,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -9817,6 +10630,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -9834,6 +10648,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -9875,6 +10690,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -9892,6 +10708,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -9909,6 +10726,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -9926,6 +10744,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-root",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such folder.",
@@ -9943,6 +10762,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "in-use",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "A run needs it.",
@@ -9960,6 +10780,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -9977,6 +10798,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -9994,6 +10816,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -10035,6 +10858,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -10052,6 +10876,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -10069,6 +10894,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -10086,6 +10912,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-root",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such folder.",
@@ -10103,6 +10930,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -10120,6 +10948,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -10137,6 +10966,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -10174,6 +11004,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -10191,6 +11022,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -10208,6 +11040,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -10225,6 +11058,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-root",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such folder.",
@@ -10242,6 +11076,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -10259,6 +11094,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -10276,6 +11112,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -10313,6 +11150,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -10330,6 +11168,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -10347,6 +11186,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -10364,6 +11204,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -10381,6 +11222,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -10398,6 +11240,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -10439,6 +11282,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -10456,6 +11300,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -10473,6 +11318,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -10490,6 +11336,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -10507,6 +11354,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -10524,6 +11372,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -10561,6 +11410,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -10578,6 +11428,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -10595,6 +11446,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -10612,6 +11464,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -10629,6 +11482,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -10646,6 +11500,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -10688,6 +11543,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -10705,6 +11561,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -10722,6 +11579,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -10739,6 +11597,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-root",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such folder.",
@@ -10756,6 +11615,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -10773,6 +11633,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-an-image",
                      *       "detail": "...",
                      *       "status": 415,
                      *       "title": "The file is not an image.",
@@ -10790,6 +11651,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -10807,6 +11669,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -10852,6 +11715,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -10869,6 +11733,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -10886,6 +11751,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -10903,6 +11769,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-root",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such folder.",
@@ -10920,6 +11787,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -10937,6 +11805,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -10954,6 +11823,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -10997,6 +11867,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -11014,6 +11885,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -11031,6 +11903,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -11048,6 +11921,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -11065,6 +11939,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -11082,6 +11957,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -11122,6 +11998,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -11139,6 +12016,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -11156,6 +12034,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -11173,6 +12052,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -11190,6 +12070,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -11207,6 +12088,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -11224,6 +12106,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -11262,6 +12145,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -11279,6 +12163,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -11296,6 +12181,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -11313,6 +12199,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -11330,6 +12217,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-now",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "The run is in another state.",
@@ -11347,6 +12235,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -11364,6 +12253,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -11381,6 +12271,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -11421,6 +12312,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -11438,6 +12330,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -11455,6 +12348,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -11472,6 +12366,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -11489,6 +12384,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-now",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "The run is in another state.",
@@ -11506,6 +12402,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -11523,6 +12420,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -11540,6 +12438,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -11580,6 +12479,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -11597,6 +12497,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -11614,6 +12515,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -11631,6 +12533,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -11648,6 +12551,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -11665,6 +12569,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -11682,6 +12587,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -11722,6 +12628,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -11739,6 +12646,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -11756,6 +12664,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -11773,6 +12682,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -11790,6 +12700,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -11807,6 +12718,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -11824,6 +12736,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -11864,6 +12777,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -11881,6 +12795,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -11898,6 +12813,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -11915,6 +12831,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -11932,6 +12849,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-now",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "The run is in another state.",
@@ -11949,6 +12867,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -11966,6 +12885,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -11983,6 +12903,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -12025,6 +12946,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -12042,6 +12964,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -12059,6 +12982,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -12076,6 +13000,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -12093,6 +13018,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -12110,6 +13036,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -12127,6 +13054,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -12180,6 +13108,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -12197,6 +13126,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -12214,6 +13144,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -12231,6 +13162,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -12248,6 +13180,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -12265,6 +13198,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -12282,6 +13216,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -12326,6 +13261,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -12343,6 +13279,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -12360,6 +13297,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -12377,6 +13315,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -12394,6 +13333,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-now",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "The run is in another state.",
@@ -12411,6 +13351,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -12428,6 +13369,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -12445,6 +13387,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -12489,6 +13432,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -12506,6 +13450,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -12523,6 +13468,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -12540,6 +13486,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -12557,6 +13504,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "name-taken",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "There is a run of this name.",
@@ -12574,6 +13522,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -12591,6 +13540,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -12608,6 +13558,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -12637,7 +13588,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description An endless stream of events. */
+            /** @description Events without end; the data of each is a RunEvent. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -12659,6 +13610,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -12676,6 +13628,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -12693,6 +13646,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -12710,6 +13664,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -12727,6 +13682,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -12744,6 +13700,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -12761,6 +13718,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -12803,6 +13761,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -12820,6 +13779,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -12837,6 +13797,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -12854,6 +13815,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -12871,6 +13833,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -12888,6 +13851,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -12905,6 +13869,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -12945,6 +13910,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -12962,6 +13928,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -12979,6 +13946,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -12996,6 +13964,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -13013,6 +13982,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-now",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "The run is in another state.",
@@ -13030,6 +14000,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -13047,6 +14018,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -13064,6 +14036,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -13108,6 +14081,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -13125,6 +14099,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -13142,6 +14117,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -13159,6 +14135,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -13176,6 +14153,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -13193,6 +14171,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -13210,6 +14189,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -13256,6 +14236,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -13273,6 +14254,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -13290,6 +14272,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -13307,6 +14290,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -13324,6 +14308,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -13341,6 +14326,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -13358,6 +14344,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -13402,6 +14389,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -13419,6 +14407,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -13436,6 +14425,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -13453,6 +14443,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -13470,6 +14461,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-now",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "The run is in another state.",
@@ -13487,6 +14479,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -13504,6 +14497,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -13521,6 +14515,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -13567,6 +14562,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -13584,6 +14580,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -13601,6 +14598,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -13618,6 +14616,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -13635,6 +14634,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-now",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "The run is in another state.",
@@ -13652,6 +14652,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -13669,6 +14670,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -13686,6 +14688,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -13726,6 +14729,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -13743,6 +14747,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -13760,6 +14765,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -13777,6 +14783,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -13794,6 +14801,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-now",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "The run is in another state.",
@@ -13811,6 +14819,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -13828,6 +14837,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -13845,6 +14855,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -13890,6 +14901,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -13907,6 +14919,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -13924,6 +14937,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -13941,6 +14955,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -13958,6 +14973,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -13975,6 +14991,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -13992,6 +15009,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -14036,6 +15054,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -14053,6 +15072,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -14070,6 +15090,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -14087,6 +15108,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -14104,6 +15126,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-now",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "The run is in another state.",
@@ -14121,6 +15144,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -14138,6 +15162,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -14155,6 +15180,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -14198,6 +15224,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -14215,6 +15242,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -14232,6 +15260,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -14249,6 +15278,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -14266,6 +15296,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -14283,6 +15314,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -14300,6 +15332,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -14352,6 +15385,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -14369,6 +15403,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -14386,6 +15421,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "outside-roots",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "That is outside of the studio's folders.",
@@ -14403,6 +15439,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -14420,6 +15457,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -14437,6 +15475,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-an-image",
                      *       "detail": "...",
                      *       "status": 415,
                      *       "title": "The file is not an image.",
@@ -14454,6 +15493,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -14471,6 +15511,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -14511,6 +15552,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -14528,6 +15570,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -14545,6 +15588,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -14562,6 +15606,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -14579,6 +15624,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-now",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "The run is in another state.",
@@ -14596,6 +15642,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -14613,6 +15660,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -14630,6 +15678,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -14667,6 +15716,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -14684,6 +15734,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -14701,6 +15752,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -14718,6 +15770,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -14735,6 +15788,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -14752,6 +15806,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -14793,6 +15848,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -14810,6 +15866,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -14827,6 +15884,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -14844,6 +15902,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -14861,6 +15920,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -14878,6 +15938,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -14915,6 +15976,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -14932,6 +15994,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -14949,6 +16012,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -14966,6 +16030,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -14983,6 +16048,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -15000,6 +16066,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -15039,6 +16106,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -15056,6 +16124,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -15073,6 +16142,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -15090,6 +16160,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "secret-not-set",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "This secret is not set.",
@@ -15107,6 +16178,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -15124,6 +16196,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -15141,6 +16214,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "service-unreachable",
                      *       "detail": "...",
                      *       "status": 502,
                      *       "title": "The service could not be reached.",
@@ -15158,6 +16232,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -15197,6 +16272,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -15214,6 +16290,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -15231,6 +16308,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -15248,6 +16326,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -15265,6 +16344,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -15282,6 +16362,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-many-tries",
                      *       "detail": "...",
                      *       "status": 429,
                      *       "title": "Too many wrong tokens came from this address.",
@@ -15299,6 +16380,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -15334,6 +16416,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -15351,6 +16434,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -15368,6 +16452,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -15385,6 +16470,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -15402,6 +16488,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -15419,6 +16506,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -15460,6 +16548,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -15477,6 +16566,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -15494,6 +16584,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -15511,6 +16602,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "takes-long",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "That takes longer than an answer may.",
@@ -15528,6 +16620,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -15545,6 +16638,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -15562,6 +16656,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -15599,6 +16694,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -15616,6 +16712,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -15633,6 +16730,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -15650,6 +16748,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -15667,6 +16766,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -15684,6 +16784,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -15721,6 +16822,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -15738,6 +16840,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -15755,6 +16858,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -15772,6 +16876,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "takes-long",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "That takes longer than an answer may.",
@@ -15789,6 +16894,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -15806,6 +16912,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -15823,6 +16930,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -15864,6 +16972,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -15881,6 +16990,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -15898,6 +17008,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -15915,6 +17026,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -15932,6 +17044,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -15949,6 +17062,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -15986,6 +17100,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -16003,6 +17118,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -16020,6 +17136,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -16037,6 +17154,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-task",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "Unknown task",
@@ -16054,6 +17172,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -16071,6 +17190,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -16088,6 +17208,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -16127,6 +17248,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -16144,6 +17266,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -16161,6 +17284,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -16178,6 +17302,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-task",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "Unknown task",
@@ -16195,6 +17320,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -16212,6 +17338,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -16229,6 +17356,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -16272,6 +17400,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -16289,6 +17418,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -16306,6 +17436,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -16323,6 +17454,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-task",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "Unknown task",
@@ -16340,6 +17472,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -16357,6 +17490,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -16374,6 +17508,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -16417,6 +17552,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -16434,6 +17570,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -16451,6 +17588,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -16468,6 +17606,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-task",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "Unknown task",
@@ -16485,6 +17624,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "name-taken",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "There is a run of this name.",
@@ -16502,6 +17642,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -16519,6 +17660,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -16536,6 +17678,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -16573,6 +17716,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -16590,6 +17734,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -16607,6 +17752,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -16624,6 +17770,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-trainer",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such trainer.",
@@ -16641,6 +17788,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -16658,6 +17806,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -16675,6 +17824,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -16712,6 +17862,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -16729,6 +17880,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -16746,6 +17898,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -16763,6 +17916,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -16780,6 +17934,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -16797,6 +17952,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -16835,6 +17991,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -16852,6 +18009,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -16869,6 +18027,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -16886,6 +18045,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -16903,6 +18063,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -16920,6 +18081,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -16937,6 +18099,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -16977,6 +18140,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -16994,6 +18158,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -17011,6 +18176,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -17028,6 +18194,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-dataset",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
@@ -17045,6 +18212,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "dataset-taken",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "There is a dataset of this name.",
@@ -17062,6 +18230,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -17079,6 +18248,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -17096,6 +18266,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -17136,6 +18307,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -17153,6 +18325,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -17170,6 +18343,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -17187,6 +18361,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-trainer",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such trainer.",
@@ -17204,6 +18379,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -17221,6 +18397,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -17238,6 +18415,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -17282,6 +18460,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -17299,6 +18478,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -17316,6 +18496,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -17333,6 +18514,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-trainer",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such trainer.",
@@ -17350,6 +18532,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -17367,6 +18550,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -17384,6 +18568,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -17428,6 +18613,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -17445,6 +18631,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -17462,6 +18649,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -17479,6 +18667,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-trainer",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such trainer.",
@@ -17496,6 +18685,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -17513,6 +18703,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -17530,6 +18721,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -17579,6 +18771,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -17596,6 +18789,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -17613,6 +18807,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -17630,6 +18825,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-trainer",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such trainer.",
@@ -17647,6 +18843,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -17664,6 +18861,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -17681,6 +18879,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -17704,7 +18903,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Question"];
+                "application/json": components["schemas"]["PreflightRequest"];
             };
         };
         responses: {
@@ -17714,7 +18913,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Examination"];
+                    "application/json": components["schemas"]["PreflightReport"];
                 };
             };
             /** @description The body is no JSON. */
@@ -17725,6 +18924,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -17742,6 +18942,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -17759,6 +18960,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -17776,6 +18978,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-trainer",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such trainer.",
@@ -17793,6 +18996,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "takes-long",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "That takes longer than an answer may.",
@@ -17810,6 +19014,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -17827,6 +19032,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -17844,6 +19050,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -17888,6 +19095,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -17905,6 +19113,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -17922,6 +19131,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -17939,6 +19149,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-trainer",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such trainer.",
@@ -17956,6 +19167,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "name-taken",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "There is a run of this name.",
@@ -17973,6 +19185,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -17990,6 +19203,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -18007,6 +19221,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -18047,6 +19262,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -18064,6 +19280,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -18081,6 +19298,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -18098,6 +19316,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-trainer",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such trainer.",
@@ -18115,6 +19334,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -18132,6 +19352,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -18149,6 +19370,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",
@@ -18193,6 +19415,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-json",
                      *       "detail": "...",
                      *       "status": 400,
                      *       "title": "The body is no JSON.",
@@ -18210,6 +19433,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-signed-in",
                      *       "detail": "...",
                      *       "status": 401,
                      *       "title": "This studio wants its token.",
@@ -18227,6 +19451,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "forbidden",
                      *       "detail": "...",
                      *       "status": 403,
                      *       "title": "This request is refused.",
@@ -18244,6 +19469,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "no-such-run",
                      *       "detail": "...",
                      *       "status": 404,
                      *       "title": "There is no such run.",
@@ -18261,6 +19487,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "not-now",
                      *       "detail": "...",
                      *       "status": 409,
                      *       "title": "The run is in another state.",
@@ -18278,6 +19505,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "too-large",
                      *       "detail": "...",
                      *       "status": 413,
                      *       "title": "That is too much at once.",
@@ -18295,6 +19523,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "invalid",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "What was sent cannot be used.",
@@ -18312,6 +19541,7 @@ export interface operations {
                 content: {
                     /**
                      * @example {
+                     *       "code": "unwritable",
                      *       "detail": "...",
                      *       "status": 507,
                      *       "title": "The studio cannot write there.",

@@ -69,9 +69,9 @@ def load_config(
     lay_over(laid, [flag for flag in overrides if flag not in of_flow])
     config, valid, problems = _validate(laid)
     if with_files:
-        known = {problem.path for problem in problems}
+        known = {problem.where for problem in problems}
         missing = _missing(config, valid, source, laid)
-        problems += [problem for problem in missing if problem.path not in known]
+        problems += [problem for problem in missing if problem.where not in known]
     problems = [*laid.problems, *problems]
     if config is None or problems:
         raise ConfigError(str(source), problems)
@@ -91,15 +91,15 @@ def _read_json(path: Path) -> dict[str, Any]:
         data = json.loads(read_text(path), object_pairs_hook=as_dict)
     except FileNotFoundError:
         near = ", ".join(sorted(file.name for file in path.parent.glob("*.json"))[:5])
-        message = f"does not exist.{f' In its folder: {near}.' if near else ''}"
-        raise ConfigError(str(path), [Problem("", message)]) from None
+        hint = f"In its folder: {near}." if near else ""
+        raise ConfigError(str(path), [Problem("", "does not exist.", "not-found", hint)]) from None
     except (OSError, DataError) as error:
         raise ConfigError(str(path), [Problem("", f"cannot be read ({error}).")]) from error
     except json.JSONDecodeError as error:
         # Without the line itself, which may contain a token.
-        hint = " Remove the comma before it." if error.doc[: error.pos].rstrip().endswith(",") else ""
-        message = f"line {error.lineno}, column {error.colno}: {error.msg}.{hint}"
-        raise ConfigError(str(path), [Problem("", message)]) from None
+        hint = "Remove the comma before it." if error.doc[: error.pos].rstrip().endswith(",") else ""
+        message = f"line {error.lineno}, column {error.colno}: {error.msg}."
+        raise ConfigError(str(path), [Problem("", message, hint=hint)]) from None
     except RecursionError:
         raise ConfigError(str(path), [Problem("", "is nested too deeply for a configuration.")]) from None
     if not isinstance(data, dict):
@@ -119,7 +119,7 @@ def _validate(laid: Laid) -> tuple[RunConfig | None, dict[str, Any], list[Proble
     problems = booleans_for_numbers(data)
     while True:
         config, by_place = _parse(data)
-        wrong = [problem.path for problem in problems]
+        wrong = [problem.where for problem in problems]
         contradictions = by_place.pop((), [])
         # A contradiction with a key that is wrong may disappear when it is corrected.
         problems += [problem for problem in contradictions if not _is_about(problem, wrong)]
@@ -137,7 +137,7 @@ def _parse(data: dict[str, Any]) -> tuple[RunConfig | None, dict[Place, list[Pro
 
 
 def _is_about(problem: Problem, paths: Sequence[str]) -> bool:
-    return any(path in problem.path or path in problem.message for path in paths)
+    return any(path in problem.where or path in problem.message for path in paths)
 
 
 def _without(data: dict[str, Any], places: Sequence[Place]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _without(data: dict[str, Any], places: Sequence[Place]) -> dict[str, Any]:
 
 
 def _placed(problems: Sequence[Problem], laid: Laid) -> list[Problem]:
-    return [replace(problem, path=laid.origin(problem.path) or problem.path) for problem in problems]
+    return [replace(problem, where=laid.origin(problem.where) or problem.where) for problem in problems]
 
 
 def _missing(config: RunConfig | None, valid: dict[str, Any], source: Path, laid: Laid) -> list[Problem]:

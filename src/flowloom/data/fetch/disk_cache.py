@@ -72,8 +72,8 @@ class DiskCache:
             self._index.executescript(SCHEMA)
             self._sweep()
         except (OSError, sqlite3.Error) as error:
-            cure = "Set storage.cache_dir to a folder that can be written, or empty this one."
-            raise SourceError(f"{folder}: no cache can be kept there: {error}. {cure}") from error
+            hint = "Set storage.cache_dir to a folder that can be written, or empty this one."
+            raise SourceError(f"{folder}: no cache can be kept there: {error}. {hint}") from error
 
     @property
     def total_bytes(self) -> int:

@@ -85,7 +85,7 @@ def _contents(report: Report) -> str:
 def _sections(seen: Seen) -> Iterator[str]:
     thumbnails = Thumbnails(seen)
     for kind, count in seen.report.counts.items():
-        level, title, cure = KINDS[kind]
+        level, title, hint = KINDS[kind]
         found = seen.report.of(kind)[:SHOWN]
         more = (
             f'<p class="quiet">{count - len(found):,} more in the JSON report.</p>'
@@ -96,7 +96,7 @@ def _sections(seen: Seen) -> Iterator[str]:
         yield (
             f'<section id="{kind}"><h2><i class="dot {level}"></i>{title} '
             f'<span class="count">{count:,}</span></h2>'
-            f'<p class="quiet">{escape(cure)}</p>{body}{more}</section>'
+            f'<p class="quiet">{escape(hint)}</p>{body}{more}</section>'
         )
 
 

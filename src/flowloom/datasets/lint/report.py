@@ -19,7 +19,7 @@ class Kind(NamedTuple):
     level: Level
     title: str
     """Of many."""
-    cure: str
+    hint: str
     """What to do."""
 
 

@@ -30,8 +30,8 @@ def _head(report: Report) -> Iterator[str]:
 
 def _findings(report: Report, shown: int) -> Iterator[str]:
     for kind, count in report.counts.items():
-        level, title, cure = KINDS[kind]
-        yield f"\n{level:<8} {title}: {count:,}. {cure}"
+        level, title, hint = KINDS[kind]
+        yield f"\n{level:<8} {title}: {count:,}. {hint}"
         for finding in report.of(kind)[:shown]:
             name = f"{finding.filename}: " if finding.filename else ""
             line = f"{report.path}:{finding.line}: " if finding.line else ""

@@ -23,6 +23,7 @@ from flowloom.engine.memory import (
 from flowloom.models.device import encoder_dtype
 from flowloom.models.family import Sizes, family_for
 from flowloom.models.quantized import quantized_linears
+from flowloom.run.preflight import Change
 
 
 @dataclass(frozen=True)
@@ -109,32 +110,32 @@ def _on_disk(kept: str) -> bool:
     return kept == "disk"
 
 
-class Remedy(NamedTuple):
-    """A change of one key."""
+class _Saving(NamedTuple):
+    """A key whose value saves memory."""
 
     key: str
     value: Any
     applies: Callable[[RunConfig], bool]
 
 
-def _remedies(config: RunConfig) -> list[Remedy]:
+def _savings(config: RunConfig) -> list[_Saving]:
     """What saves memory, the cheapest in time and quality first."""
     smaller = max(config.dataloader.base_resolution) // 2 // 64 * 64
     return [
-        Remedy(
+        _Saving(
             "memory.checkpointed_blocks", "all", lambda c: c.memory.checkpointed_blocks not in ("auto", "all")
         ),
-        Remedy("model.t5_to_8bit", True, lambda c: not c.model.t5_to_8bit and not _on_disk(c.cache.text)),
-        Remedy("ema.device", "cpu", lambda c: c.ema.decay is not None and c.ema.device == "same"),
-        Remedy("training.train_minibatch", 1, lambda c: c.training.train_minibatch > 1),
-        Remedy("optimizer.kind", "adamw8bit", lambda c: c.optimizer.kind in ("adamw", "adamw_bf16")),
-        Remedy("parallel.dtype", "bf16", lambda c: c.parallel.dtype == "fp32"),
-        Remedy("lora.base_model_quant_level", "8bit", lambda c: _base_level(c) == "full"),
-        Remedy("lora.base_model_quant_level", "4bit", lambda c: _base_level(c) == "8bit"),
-        Remedy("optimizer.kind", "adamw_bf16", lambda c: _is_wide(c) and c.optimizer.kind == "adamw8bit"),
-        Remedy("method.kind", "lora", lambda c: c.method_kind not in ADAPTERS),
-        Remedy("lora.base_model_quant_level", "8bit", lambda c: _base_level(c) == "full"),
-        Remedy(
+        _Saving("model.t5_to_8bit", True, lambda c: not c.model.t5_to_8bit and not _on_disk(c.cache.text)),
+        _Saving("ema.device", "cpu", lambda c: c.ema.decay is not None and c.ema.device == "same"),
+        _Saving("training.train_minibatch", 1, lambda c: c.training.train_minibatch > 1),
+        _Saving("optimizer.kind", "adamw8bit", lambda c: c.optimizer.kind in ("adamw", "adamw_bf16")),
+        _Saving("parallel.dtype", "bf16", lambda c: c.parallel.dtype == "fp32"),
+        _Saving("lora.base_model_quant_level", "8bit", lambda c: _base_level(c) == "full"),
+        _Saving("lora.base_model_quant_level", "4bit", lambda c: _base_level(c) == "8bit"),
+        _Saving("optimizer.kind", "adamw_bf16", lambda c: _is_wide(c) and c.optimizer.kind == "adamw8bit"),
+        _Saving("method.kind", "lora", lambda c: c.method_kind not in ADAPTERS),
+        _Saving("lora.base_model_quant_level", "8bit", lambda c: _base_level(c) == "full"),
+        _Saving(
             "dataloader.base_resolution",
             [smaller],
             lambda c: max(c.dataloader.base_resolution) > smaller >= 256,
@@ -151,34 +152,26 @@ def _is_wide(config: RunConfig) -> bool:
     return config.method_kind == "full" and config.parallel.trained_dtype == "auto"
 
 
-class Advice(NamedTuple):
-    """One key to set, and the memory that is then taken."""
-
-    key: str
-    value: Any
-    total: int
-
-
 def advise(
     config: RunConfig, networks: Networks, device: torch.device, capacity: int
-) -> tuple[list[Advice], bool]:
+) -> tuple[list[Change], bool]:
     """Keys to change, in this order and together, until the run fits; and whether it then does."""
     room = HEADROOM * capacity
     now = memory(config, networks, device, capacity).total
-    advice: list[Advice] = []
-    for remedy in _remedies(config):
+    changes: list[Change] = []
+    for saving in _savings(config):
         if now <= room:
             break
-        if not remedy.applies(config):
+        if not saving.applies(config):
             continue
-        changed = with_key(config, remedy.key, remedy.value)
-        if remedy.key == "method.kind":
+        changed = with_key(config, saving.key, saving.value)
+        if saving.key == "method.kind":
             networks = Networks.from_config(changed)
         then = memory(changed, networks, device, capacity).total
         if then < now:
             config, now = changed, then
-            advice.append(Advice(remedy.key, remedy.value, then))
-    return advice, now <= room
+            changes.append(Change(path=saving.key, value=saving.value, bytes=then))
+    return changes, now <= room
 
 
 def with_key(config: RunConfig, key: str, value: Any) -> RunConfig:

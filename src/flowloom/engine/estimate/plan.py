@@ -97,8 +97,8 @@ def _lacking(plan: Plan, config: RunConfig, dataset: Dataset) -> Iterator[Proble
             continue
         if lack := lacking(config, dataset, key):
             path = getattr(config.model, key.removeprefix("model."))
-            cure = "Copy the file there, or run 'flowloom cache' where it is."
-            yield Problem(key, f"{path} cannot be opened, and {lack} {cure}")
+            hint = "Copy the file there, or run 'flowloom cache' where it is."
+            yield Problem(key, f"{path} cannot be opened, and {lack} {hint}")
         else:
             plan.notes.append(f"{key}: cannot be opened; the cache has what training needs of it.")
 
@@ -146,7 +146,7 @@ def _network_rows(plan: Plan, config: RunConfig) -> Rows:
     plan.notes += known
     unfit = unfit_for(config)
     plan.problems += unfit
-    told = {problem.path for problem in unfit}
+    told = {problem.where for problem in unfit}
     checks: dict[str, Callable[[], Any]] = {
         keys[0]: partial(family.load_network, model.network_path, META, torch.float32),
         **{key: partial(unless_cached, config, key) for key in keys[1:]},

@@ -22,13 +22,8 @@ from flowloom.data.dataset import PIXELS_PER_TOKEN
 from flowloom.data.loader import Dataset
 from flowloom.datasets.lint.captions import count_tokens
 from flowloom.datasets.lint.check import bucket_uses, open_dataset
-from flowloom.engine.disk import disk, disk_advice
-from flowloom.engine.estimate.footprint import (
-    Advice,
-    Networks,
-    advise,
-    memory,
-)
+from flowloom.engine.disk import disk, disk_changes, disk_hint
+from flowloom.engine.estimate.footprint import Networks, advise, memory
 from flowloom.engine.estimate.plan import Plan, make_plan, steps_per_epoch
 from flowloom.engine.memory import HEADROOM, free_bytes
 from flowloom.engine.progress import duration
@@ -37,6 +32,16 @@ from flowloom.models.device import choose_device
 from flowloom.models.family import family_for
 from flowloom.models.tokenizer import load_tokenizer
 from flowloom.run.directory import RunDir
+from flowloom.run.preflight import (
+    BucketReport,
+    Change,
+    DataReport,
+    DiskReport,
+    MemoryReport,
+    PreflightReport,
+    SpaceReport,
+    TimeReport,
+)
 
 CAPTIONS_COUNTED = 2000
 """Rows whose captions are tokenized, for the mean."""
@@ -75,23 +80,31 @@ class Preflight:
     """Everything that is known of a run before it starts."""
 
     plan: Plan
-    data: dict[str, Any] = field(default_factory=dict)
-    memory: dict[str, Any] = field(default_factory=dict)
-    disk: dict[str, Any] = field(default_factory=dict)
-    time: dict[str, Any] = field(default_factory=dict)
-    advice: list[str] = field(default_factory=list)
+    data: DataReport | None = None
+    memory: MemoryReport | None = None
+    disk: DiskReport | None = None
+    time: TimeReport | None = None
+    changes: list[Change] = field(default_factory=list)
+    shortfalls: list[str] = field(default_factory=list)
+    """Room that is still needed with all changes."""
 
     @property
     def can_run(self) -> bool:
         """Whether nothing stands against it."""
-        return not self.plan.problems and all(part.get("fits", True) for part in (self.memory, self.disk))
+        return not self.plan.problems and all(part is None or part.fits for part in (self.memory, self.disk))
 
-    def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        problems = [asdict(problem) for problem in self.plan.problems]
-        rest = {"data": self.data, "memory": self.memory, "disk": self.disk, "time": self.time}
-        told = {"advice": self.advice, "hints": self.plan.hints}
-        return {"can_run": self.can_run, "problems": problems, **rest, **told}
+    def report(self) -> PreflightReport:
+        """For `--json` and the studio."""
+        return PreflightReport(
+            can_run=self.can_run,
+            problems=self.plan.problems,
+            data=self.data,
+            memory=self.memory,
+            disk=self.disk,
+            time=self.time,
+            changes=self.changes,
+            hints=[*self.plan.hints, *self.shortfalls],
+        )
 
 
 def preflight(loaded: LoadedConfig, asked: Asked) -> Preflight:
@@ -107,13 +120,13 @@ def preflight(loaded: LoadedConfig, asked: Asked) -> Preflight:
         found.data = _data(config, dataset)
     if networks and device:
         capacity = int(asked.gpu_gib * GIB) if asked.gpu_gib else free_bytes(device)
-        found.memory, advice = _memory(config, networks, device, capacity)
-        found.advice += advice
-        if dataset:
+        found.memory, found.changes, found.shortfalls = _memory(config, networks, device, capacity)
+        if found.data:
             steps = _total_steps(config, found.data)
             found.disk = disk(config, networks, device, found.data, asked.runs_dir, steps)
             found.time = _time(config, networks, device, found.data, asked)
-            found.advice += disk_advice(found.disk, config)
+            found.changes += disk_changes(found.disk, config)
+            found.shortfalls += [] if found.disk.fits else [disk_hint(found.disk)]
     return found
 
 
@@ -125,25 +138,25 @@ def _quietly(work: Any) -> Any:
         return None
 
 
-def _data(config: RunConfig, dataset: Dataset) -> dict[str, Any]:
+def _data(config: RunConfig, dataset: Dataset) -> DataReport:
     training, placed = dataset.training, dataset.row_buckets
     used = bucket_uses(training, config.dataloader.batch_size)
     reasons = Counter(problem.reason for problem in dataset.metadata.problems)
     reasons.update(reason for one in dataset.sources for reason in Counter(one.left_out).elements())
     tokens, distinct = _text_tokens(config, dataset)
-    return {
-        "rows": sum(bucket.rows for bucket in used),
-        "steps_per_epoch": steps_per_epoch(config, dataset),
-        "buckets": [asdict(bucket) for bucket in used],
-        "left_out": {
+    return DataReport(
+        rows=sum(bucket.rows for bucket in used),
+        steps_per_epoch=steps_per_epoch(config, dataset),
+        buckets=[BucketReport(**asdict(bucket)) for bucket in used],
+        left_out={
             f"aspect ratio beyond {config.dataloader.ratio_cutoff:g} to 1": int((placed == LEFT_OUT).sum()),
             "held out for validation": int((dataset.held_out & (placed != LEFT_OUT)).sum()),
             **dict(reasons.most_common()),
         },
-        "pixels": sum(bucket.rows * bucket.width * bucket.height for bucket in used),
-        "mean_text_tokens": tokens,
-        "distinct_captions": distinct,
-    }
+        pixels=sum(bucket.rows * bucket.width * bucket.height for bucket in used),
+        mean_text_tokens=tokens,
+        distinct_captions=distinct,
+    )
 
 
 def _text_tokens(config: RunConfig, dataset: Dataset) -> tuple[float, int]:
@@ -165,64 +178,57 @@ def _text_tokens(config: RunConfig, dataset: Dataset) -> tuple[float, int]:
 
 def _memory(
     config: RunConfig, networks: Networks, device: torch.device, capacity: int
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[MemoryReport, list[Change], list[str]]:
     taken = memory(config, networks, device, capacity)
     fits = taken.total <= HEADROOM * capacity
-    found = {
-        "parts": taken.parts,
-        "total": taken.total,
-        "free": capacity,
-        "usable_share": HEADROOM,
-        "fits": fits,
-        "recomputed_blocks": taken.recomputed,
-        "blocks": networks.params.num_blocks,
-    }
+    found = MemoryReport(
+        parts=taken.parts,
+        total=taken.total,
+        free=capacity,
+        usable_share=HEADROOM,
+        fits=fits,
+        recomputed_blocks=taken.recomputed,
+        blocks=networks.params.num_blocks,
+    )
     if fits:
-        return found, []
+        return found, [], []
     changes, is_enough = advise(config, networks, device, capacity)
-    lines = [_told(change) for change in changes]
-    if not is_enough:
-        left = changes[-1].total if changes else taken.total
-        least = left / HEADROOM / GB
-        lines.append(
-            f"even so it needs a device with {least:.1f} GB free; this one has {capacity / GB:.1f} GB"
-        )
-    return found, lines
+    if is_enough:
+        return found, changes, []
+    least = (changes[-1].bytes if changes else taken.total) or 0
+    needed = f"Even so it needs a device with {least / HEADROOM / GB:.1f} GB free; this one has"
+    return found, changes, [f"{needed} {capacity / GB:.1f} GB."]
 
 
-def _told(change: Advice) -> str:
-    return f"set {change.key} to {json.dumps(change.value)}: then {change.total / GB:.1f} GB in all"
-
-
-def _total_steps(config: RunConfig, data: dict[str, Any]) -> int | None:
+def _total_steps(config: RunConfig, data: DataReport) -> int | None:
     limits = config.limits
-    ends = [limits.max_steps, limits.max_epochs and limits.max_epochs * data["steps_per_epoch"]]
+    ends = [limits.max_steps, limits.max_epochs and limits.max_epochs * data.steps_per_epoch]
     return min((end for end in ends if end), default=None)
 
 
 def _time(
-    config: RunConfig, networks: Networks, device: torch.device, data: dict[str, Any], asked: Asked
-) -> dict[str, Any]:
-    if not data["steps_per_epoch"]:
-        return {}
+    config: RunConfig, networks: Networks, device: torch.device, data: DataReport, asked: Asked
+) -> TimeReport | None:
+    if not data.steps_per_epoch:
+        return None
     rate = _known_rate(config, asked) or _measured_rate(config, networks, device, data, asked)
     if rate is None:
-        return {"samples_per_s": None, "source": "unknown: give --samples-per-s"}
-    epoch_s = data["rows"] / rate.samples_per_s
-    step_s = epoch_s / data["steps_per_epoch"]
+        return TimeReport(samples_per_s=None, source="unknown: give --samples-per-s")
+    epoch_s = data.rows / rate.samples_per_s
+    step_s = epoch_s / data.steps_per_epoch
     steps = _total_steps(config, data)
     limit_s = config.limits.max_minutes and config.limits.max_minutes * 60
     total_s = min((s for s in (steps and steps * step_s, limit_s) if s), default=None)
     reached = round(total_s / step_s) if total_s else None
-    return {
-        "samples_per_s": rate.samples_per_s,
-        "source": rate.source,
-        "step_s": step_s,
-        "epoch_s": epoch_s,
-        "total_s": total_s,
-        "steps": reached,
-        "epochs": reached / data["steps_per_epoch"] if reached else None,
-    }
+    return TimeReport(
+        samples_per_s=rate.samples_per_s,
+        source=rate.source,
+        step_s=step_s,
+        epoch_s=epoch_s,
+        total_s=total_s,
+        steps=reached,
+        epochs=reached / data.steps_per_epoch if reached else None,
+    )
 
 
 def _known_rate(config: RunConfig, asked: Asked) -> Rate | None:
@@ -273,14 +279,14 @@ def _step_rates(events: Path) -> list[float]:
 
 
 def _measured_rate(
-    config: RunConfig, networks: Networks, device: torch.device, data: dict[str, Any], asked: Asked
+    config: RunConfig, networks: Networks, device: torch.device, data: DataReport, asked: Asked
 ) -> Rate | None:
     """From operations a sample and a matrix product's speed; nothing for a device that is elsewhere."""
     if asked.gpu_gib:
         return None
     speed = _product_speed(device)
-    image_tokens = round(data["pixels"] / data["rows"] / PIXELS_PER_TOKEN)
-    tokens = image_tokens, round(data["mean_text_tokens"])
+    image_tokens = round((data.pixels or 0) / data.rows / PIXELS_PER_TOKEN)
+    tokens = image_tokens, round(data.mean_text_tokens or 0)
     each = family_for(config.model).flops(networks.params, *tokens)
     work = each.adapter_training if config.method_kind in ADAPTERS else each.full_training
     source = f"estimated: {USEFUL_SHARE:.0%} of {speed / 1e12:.2f} TFLOP/s, a matrix product's speed here"
@@ -310,7 +316,7 @@ def preflight_text(found: Preflight) -> str:
     blocks = (
         ("notes", found.plan.notes),
         ("problems", list(map(str, found.plan.problems))),
-        ("what to change, in this order and together", found.advice),
+        ("what to change, in this order and together", [*map(str, found.changes), *found.shortfalls]),
     )
     for heading, entries in blocks:
         lines += [heading, *(f"  {entry}" for entry in entries), ""] if entries else []
@@ -319,43 +325,39 @@ def preflight_text(found: Preflight) -> str:
 
 def _sections(found: Preflight) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     if found.data:
-        reasons = [(reason, f"{count:,}") for reason, count in found.data["left_out"].items() if count]
+        reasons = [(reason, f"{count:,}") for reason, count in found.data.left_out.items() if count]
         yield "rows left out", reasons or [("none", "")]
     if found.memory:
-        recomputing = ("recomputing", "{recomputed_blocks} of {blocks} blocks".format(**found.memory))
+        recomputing = ("recomputing", f"{found.memory.recomputed_blocks} of {found.memory.blocks} blocks")
         yield (
             "memory",
             [*_sizes(found.memory), recomputing],
         )
     if found.disk:
-        caches = [(f"cache: {name}", _size(size)) for name, size in found.disk["caches"].items()]
-        yield "disk", [*_sizes(found.disk), ("checkpoints kept", found.disk["kept_text"]), *caches]
+        caches = [(f"cache: {name}", _size(size)) for name, size in found.disk.caches.items()]
+        yield "disk", [*_sizes(found.disk), ("checkpoints kept", found.disk.kept_text or ""), *caches]
     if found.time:
         yield "time", [*_time_rows(found.time)]
 
 
-def _sizes(part: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = [(name, _size(size)) for name, size in part["parts"].items()]
-    share = part.get("usable_share")
-    of = f", of which {share:.0%} are planned with" if share else ""
-    return [*rows, ("in all", _size(part["total"])), ("free", f"{_size(part['free'])}{of}")]
+def _sizes(part: SpaceReport) -> list[tuple[str, str]]:
+    rows = [(name, _size(size)) for name, size in part.parts.items()]
+    of = f", of which {part.usable_share:.0%} are planned with" if isinstance(part, MemoryReport) else ""
+    return [*rows, ("in all", _size(part.total)), ("free", f"{_size(part.free)}{of}")]
 
 
 def _size(size: float) -> str:
     return f"{size / GB:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
-def _time_rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    if found["samples_per_s"] is None:
-        yield "rate", found["source"]
+def _time_rows(found: TimeReport) -> Iterator[tuple[str, str]]:
+    if found.samples_per_s is None or found.step_s is None or found.epoch_s is None:
+        yield "rate", found.source
         return
-    yield "rate", f"{found['samples_per_s']:.2f} samples/s, {found['source']}"
-    yield "step", f"{found['step_s']:.2f} s"
-    yield "epoch", duration(found["epoch_s"])
-    if found["total_s"]:
-        yield (
-            "training",
-            f"{duration(found['total_s'])}: {found['steps']:,} steps, {found['epochs']:.1f} epochs",
-        )
+    yield "rate", f"{found.samples_per_s:.2f} samples/s, {found.source}"
+    yield "step", f"{found.step_s:.2f} s"
+    yield "epoch", duration(found.epoch_s)
+    if found.total_s:
+        yield "training", f"{duration(found.total_s)}: {found.steps:,} steps, {found.epochs:.1f} epochs"
     else:
         yield "training", "until it is stopped"

@@ -34,7 +34,7 @@ from flowloom.server.datasets.index import Index
 from flowloom.server.datasets.operations import Operation, applied
 from flowloom.server.datasets.scan import Row, row_of
 from flowloom.server.datasets.table import Filter
-from flowloom.server.problems import NoSuchFile, OutsideRoots, Place, ServiceError
+from flowloom.server.problems import FieldProblem, NoSuchFile, OutsideRoots, ServiceError
 
 _ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{8}")
 KEPT = 200
@@ -205,7 +205,7 @@ class Editor:
             with self._journal(pending(self.store, changes, changed, is_undo=True)) as journal:
                 if changed and not is_partial:
                     places = [
-                        Place(pointer=f"/{ref.item}", detail="was changed after this edit.")
+                        FieldProblem(where=f"/{ref.item}", detail="was changed after this edit.")
                         for ref in changed[:NAMED]
                     ]
                     hint = "Undo the later edits first, or send is_partial to restore all others."

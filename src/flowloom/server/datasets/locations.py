@@ -173,8 +173,8 @@ class DatasetLocations:
             if not self.roots.contains(where):
                 raise OutsideRoots(str(where))
             if self.roots.overlaps_runs(where):
-                todo = "Copy its pictures to a folder of another root."
-                raise Forbidden(f"{where} reaches into the folder of runs.", todo)
+                hint = "Copy its pictures to a folder of another root."
+                raise Forbidden(f"{where} reaches into the folder of runs.", hint)
             if not (where.is_dir() or (where.is_file() and where.suffix.lower() == ".jsonl")):
                 raise NoSuchFile(str(where))
         elif not _BUCKET.fullmatch(where):

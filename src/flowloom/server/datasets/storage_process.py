@@ -51,9 +51,9 @@ _NO_KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY by PUT /api/secrets,
 class Broken(Exception):
     """What stands between us and a bucket: a word for programs, what it is, and what to do."""
 
-    def __init__(self, problem: str, detail: str, todo: str):
+    def __init__(self, problem: str, detail: str, hint: str):
         super().__init__(detail)
-        self.problem, self.todo = problem, todo
+        self.problem, self.hint = problem, hint
 
 
 def test(url: str, storage: StorageSection) -> dict[str, Any]:
@@ -65,16 +65,16 @@ def test(url: str, storage: StorageSection) -> dict[str, Any]:
             _reach(url, storage)
         first = next(iter(_open(url, storage).list("")), None)
     except Broken as error:
-        return _answer(error.problem, str(error), error.todo)
+        return _answer(error.problem, str(error), error.hint)
     except SourceError as error:
-        problem, todo = _word_for(error)
-        return _answer(problem, str(error), todo)
+        problem, hint = _word_for(error)
+        return _answer(problem, str(error), hint)
     found = "and lists what it has" if first else "and has nothing below this address"
     return _answer("", f"It answers, {found}.", "", first.name if first else None)
 
 
-def _answer(problem: str, detail: str, todo: str, first: str | None = None) -> dict[str, Any]:
-    return {"ok": not problem, "problem": problem, "detail": detail, "todo": todo, "first": first}
+def _answer(problem: str, detail: str, hint: str, first: str | None = None) -> dict[str, Any]:
+    return {"ok": not problem, "problem": problem, "detail": detail, "hint": hint, "first": first}
 
 
 def _open(url: str, storage: StorageSection) -> Source:
@@ -108,8 +108,8 @@ def _reach(url: str, storage: StorageSection) -> None:
             "dns", f"No machine is called {host}.", "Correct the endpoint, or look at the network."
         ) from None
     except ConnectionRefusedError:
-        todo = "Start the store, or correct the port of the endpoint."
-        raise Broken("refused", f"{where} refuses connections.", todo) from None
+        hint = "Start the store, or correct the port of the endpoint."
+        raise Broken("refused", f"{where} refuses connections.", hint) from None
     except TimeoutError:
         raise Broken(
             "timeout", f"{where} does not answer.", "Look at firewalls, and at the endpoint."
@@ -130,8 +130,8 @@ def _shake_hands(connection: socket.socket, host: str) -> None:
         reason = f"The certificate of {host} is not accepted: {error.verify_message}."
         raise Broken("tls", reason, "Renew it, or write the name that it is for.") from None
     except OSError:
-        todo = "Write http:// where the store has no TLS."
-        raise Broken("tls", f"{host} does not speak TLS there.", todo) from None
+        hint = "Write http:// where the store has no TLS."
+        raise Broken("tls", f"{host} does not speak TLS there.", hint) from None
 
 
 def _compare_region(bucket: str, region: str, endpoint: SplitResult, allowed: Allowed) -> None:

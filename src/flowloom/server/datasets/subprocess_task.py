@@ -43,7 +43,7 @@ def answer_of(task: Task, config: dict[str, Any], state_dir: Path) -> Any:
     run_dir = RunDir.create(secrets.token_hex(8), runs_dir)
     try:
         task.prepare(config, run_dir, "an answer")
-        done = run_process(task.command(run_dir, resume=False).argv, todo="Ask with as_run: true.")
+        done = run_process(task.command(run_dir, resume=False).argv, hint="Ask with as_run: true.")
         result = run_dir.path / "result.json"
         if result.exists():
             return json.loads(result.read_text())
@@ -55,7 +55,7 @@ def answer_of(task: Task, config: dict[str, Any], state_dir: Path) -> Any:
 def run_process(
     words: list[str],
     told: str = "",
-    todo: str = "Ask again when the machine has less to do.",
+    hint: str = "Ask again when the machine has less to do.",
     *,
     needs_secrets: bool = False,
 ) -> subprocess.CompletedProcess[str]:
@@ -71,7 +71,7 @@ def run_process(
             command, input=told, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE_S
         )
     except subprocess.TimeoutExpired:
-        raise TakesLong(f"It was not over after {PATIENCE_S:g} s.", todo) from None
+        raise TakesLong(f"It was not over after {PATIENCE_S:g} s.", hint) from None
     except OSError as error:
         raise Unwritable(
             f"No process can be started: {error.strerror}.", "Look at the machine's limits."

@@ -22,7 +22,7 @@ from flowloom.server.datasets.locations import (
 from flowloom.server.datasets.registry import DatasetRegistry
 from flowloom.server.deps import StudioDep
 from flowloom.server.off_loop import Router, in_group
-from flowloom.server.problems import InUse, Invalid, NoSuchFile, OutsideRoots, Place, problems
+from flowloom.server.problems import FieldProblem, InUse, Invalid, NoSuchFile, OutsideRoots, problems
 from flowloom.server.runs.references import require_unreferenced
 from flowloom.storage.base import StorageSection
 
@@ -123,7 +123,7 @@ def create_dataset(library: LibraryDep, body: NewDataset) -> DatasetView:
     """A new folder to upload to; or, with `path` or `url`, a name for what is there already."""
     if body.path is not None and body.url is not None:
         raise Invalid(
-            "1 problem.", "Give one of both.", [Place(pointer="/url", detail="path is given, too.")]
+            "1 problem.", "Give one of both.", [FieldProblem(where="/url", detail="path is given, too.")]
         )
     where = Path(body.path) if body.path is not None else body.url
     if where is None:

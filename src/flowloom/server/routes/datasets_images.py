@@ -255,10 +255,10 @@ def write_caption(
 ) -> CaptionView:
     """Only over the version that was read: two editors do not undo each other. An empty one is taken away."""
     if not if_match:
-        todo = (
+        hint = (
             "Send If-Match with the ETag or version that came with the caption, or * to write over anything."
         )
-        raise NoVersion("If-Match is missing.", todo)
+        raise NoVersion("If-Match is missing.", hint)
     versions = {part.strip().removeprefix("W/").strip('"') for part in if_match.split(",")}
     return _told(item, library.editor(dataset).write(item, body.caption, versions), response)
 

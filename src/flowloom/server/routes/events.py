@@ -18,8 +18,13 @@ from flowloom.server.runs.tail import EventTail, frames
 router = Router(tags=["events"], responses=problems())
 _STREAM = {
     200: {
-        "description": "An endless stream of events.",
-        "content": {"text/event-stream": {"example": "id: 7\nevent: step\ndata: {...}\n\n"}},
+        "description": "Events without end; the data of each is a RunEvent.",
+        "content": {
+            "text/event-stream": {
+                "example": "id: 7\nevent: step\ndata: {...}\n\n",
+                "x-item-schema": {"$ref": "#/components/schemas/RunEvent"},
+            }
+        },
     }
 }
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flowloom.errors import ConfigError
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.off_loop import Router, in_group
-from flowloom.server.problems import Invalid, Place, problems
+from flowloom.server.problems import FieldProblem, Invalid, problems
 from flowloom.server.runs.create import problems_of
 from flowloom.trainers.kohya.imports import Files, from_bmaltais, from_toml
 from flowloom.trainers.kohya.trainer import TRAINER
@@ -58,7 +58,7 @@ class KohyaImportResult(BaseModel):
         description="Values that the file does not state: sd-scripts' defaults where this studio's differ."
     )
     dropped: dict[str, str] = Field(description="Keys that held a secret, and what to do instead.")
-    problems: list[Place] = Field(description="Problems of the configuration on this machine.")
+    problems: list[FieldProblem] = Field(description="Problems of the configuration on this machine.")
 
 
 @router.post("/kohya/import", summary="Read a configuration of sd-scripts or kohya_ss")

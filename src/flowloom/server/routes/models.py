@@ -222,8 +222,8 @@ def delete_model(
         raise NoSuchFile(path)
     require_unreferenced(studio, place)
     if not force and (names := runs_referencing(studio, place, RESUMABLE)):
-        todo = "Send force=true to delete it anyway, or delete these runs first."
-        raise WantedLater(f"{place.name} is needed to resume {', '.join(names)}.", todo)
+        hint = "Send force=true to delete it anyway, or delete these runs first."
+        raise WantedLater(f"{place.name} is needed to resume {', '.join(names)}.", hint)
     place.unlink()
     if place.suffix == ".part":
         place.with_name(f"{place.name}.json").unlink(missing_ok=True)

@@ -37,7 +37,7 @@ class StoreVerdict(BaseModel):
         "unavailable", "other",
     ]  # fmt: skip
     detail: str
-    todo: str
+    hint: str
     first: str | None = Field(description="The first object in the bucket.")
 
 

@@ -11,12 +11,12 @@ from flowloom.run.task import Command
 from flowloom.server.deps import QueueDep, RunsDep, StudioDep, TrainerDep
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import (
+    FieldProblem,
     Invalid,
     NameTaken,
     NoSuchRun,
     NoSuchTrainer,
     NotNow,
-    Place,
     problems,
     shows,
 )
@@ -79,7 +79,7 @@ class ConfigVerdict(BaseModel):
     """The result of checking a configuration."""
 
     is_valid: bool
-    problems: list[Place]
+    problems: list[FieldProblem]
 
 
 class ConfigPreviewRequest(ConfigRequest):

@@ -270,7 +270,7 @@ class LogEventWriter:
         return {
             "error": name,
             "message": message or f"Its process ended with status {status}.",
-            "cure": f"The log has the traceback. Fix the cause, {after}",
+            "hint": f"The log has the traceback. Fix the cause, {after}",
         }
 
 

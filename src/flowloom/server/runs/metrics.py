@@ -9,24 +9,15 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field, ValidationError
+from typing_extensions import TypedDict
 
 from flowloom.files import open_plain
-from flowloom.run.events import last_kept_step
+from flowloom.run.events import METRICS, last_kept_step
 from flowloom.server.runs.tail import EventTail, is_number
 
-COLUMNS = (
-    "loss",
-    "loss_smooth",
-    "lr",
-    "grad_norm",
-    "samples_per_s",
-    "data_wait_s",
-    "step_s",
-    "peak_memory_mib",
-)
 _KEPT_RUNS = 8
 _LONGEST = 4096
 
@@ -37,6 +28,19 @@ class Series(BaseModel):
     mean: list[float | None]
     low: list[float | None]
     high: list[float | None]
+
+
+class MetricSeries(TypedDict):
+    """A curve for each metric (run/events.py: MetricFields)."""
+
+    loss: Series
+    loss_smooth: Series
+    lr: Series
+    grad_norm: Series
+    samples_per_s: Series
+    data_wait_s: Series
+    step_s: Series
+    peak_memory_mib: Series
 
 
 class Mark(BaseModel):
@@ -54,7 +58,7 @@ class Metrics(BaseModel):
     num_steps: int
     last_seq: int = Field(description="Send this to /events as Last-Event-ID to miss nothing.")
     steps: list[int] = Field(description="The last step of each interval.", examples=[[100, 200, 300]])
-    series: dict[str, Series]
+    series: MetricSeries
     marks: list[Mark] = Field(description="Validations, samples, checkpoints.")
     damaged_lines: int = Field(0, description="Unreadable lines of events.jsonl, which were skipped.")
 
@@ -65,7 +69,7 @@ class Columns:
     def __init__(self, path: Path):
         self._tail = EventTail(path)
         self._lock = threading.Lock()
-        self._columns = {name: array("f") for name in COLUMNS}
+        self._columns = {name: array("f") for name in METRICS}
         self._steps = array("q")
         self._marks: list[Mark] = []
 
@@ -85,7 +89,9 @@ class Columns:
                 num_steps=len(self._steps),
                 last_seq=self._tail.seq,
                 steps=[self._steps[end - 1] for end in edges[1:]],
-                series={name: _series(column, edges) for name, column in self._columns.items()},
+                series=cast(
+                    "MetricSeries", {name: _series(column, edges) for name, column in self._columns.items()}
+                ),
                 marks=self._marks[-max_points:],
                 damaged_lines=len(self._tail.damaged),
             )

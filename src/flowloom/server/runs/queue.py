@@ -74,15 +74,15 @@ class Queue:
         """
         name = run_dir.read_run().get("trainer", "flow")
         if not isinstance(name, str) or name not in self.tasks:
-            todo = f"Available: {', '.join(sorted(self.tasks))}."
-            raise NotNow(f"{run_dir.path.name!r} needs {name!r}, which this studio does not have.", todo)
+            hint = f"Available: {', '.join(sorted(self.tasks))}."
+            raise NotNow(f"{run_dir.path.name!r} needs {name!r}, which this studio does not have.", hint)
         return self.tasks[name]
 
     def require_resumable(self, view: RunView, *, is_changed: bool) -> None:
         """Raise NotNow if a run is queued or running, or finished with nothing changed."""
         if not (view.can_resume or (is_changed and view.state == "finished")):
-            todo = "To continue a finished run, send `changes`, such as a higher limits.max_steps."
-            raise NotNow(f"{view.id!r} is {view.state}: there is nothing to resume.", todo)
+            hint = "To continue a finished run, send `changes`, such as a higher limits.max_steps."
+            raise NotNow(f"{view.id!r} is {view.state}: there is nothing to resume.", hint)
 
     def resume(
         self, run_dir: RunDir, devices: Sequence[str], *, first: bool, is_changed: bool = False
@@ -210,8 +210,8 @@ class Queue:
         task, view = self.task_of(run_dir), self.runs.get(run_id)
         if action not in task.supported_controls:
             supported = ", ".join(sorted(task.supported_controls)) or "none"
-            todo = f"Supported controls: {supported}. Stop or kill works for every run."
-            raise NotNow(f"{run_id!r}: {task.title} does not support {action!r} while running.", todo)
+            hint = f"Supported controls: {supported}. Stop or kill works for every run."
+            raise NotNow(f"{run_id!r}: {task.title} does not support {action!r} while running.", hint)
         if view.phase in (None, "loading"):
             raise NotNow(f"{run_id!r} is still loading.", "Retry when its phase is 'training'.")
         run_dir.request(action)
@@ -318,8 +318,8 @@ class Queue:
         if task is None or is_too_soon:
             return False
         if unknown := set(entry.devices) - set(self.devices):
-            todo = f"Cancel it, then resume it on one of {', '.join(self.devices)}."
-            raise RunError(f"Queued for {', '.join(sorted(unknown))}, which is not on this machine. {todo}")
+            hint = f"Cancel it, then resume it on one of {', '.join(self.devices)}."
+            raise RunError(f"Queued for {', '.join(sorted(unknown))}, which is not on this machine. {hint}")
         command = task.command(run_dir, entry.resume, entry.devices)
         environment = _environment(command, entry.devices, run_dir.read_run()["config"])
         self.state.add_started(run.id)

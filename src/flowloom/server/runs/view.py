@@ -17,9 +17,11 @@ from flowloom.locks import is_held
 from flowloom.run.directory import RUN_NAME, RunDir
 from flowloom.run.events import last_kept_step
 from flowloom.run.results import checkpoints_of
+from flowloom.run.task import TaskKind
 from flowloom.server.background import isolate_errors
 from flowloom.server.runs.process_files import Exit, ProcessRecord, QueueEntry, StopRequest, lock_path
 from flowloom.server.runs.tail import is_number
+from flowloom.tasks import ALL as TASKS
 from flowloom.trainers import ALL as TRAINERS
 
 State = Literal[
@@ -58,14 +60,15 @@ class RunProblem(BaseModel):
 
     error: Text
     message: Text
-    cure: Text
+    hint: Text
 
 
 class RunView(BaseModel):
     """State and progress of a run."""
 
     id: str = Field(description="Name of its directory.", examples=["fox-lora"])
-    trainer: Text = Field(examples=["flow"])
+    trainer: Text = Field(description="Name of its trainer or task.", examples=["flow"])
+    kind: TaskKind = Field(default="task", description="Training, or another task.")
     state: State
     phase: Text | None = Field(None, description="Current activity of its process: loading, training, ...")
     created: float = Field(description="Seconds since 1970.")
@@ -95,8 +98,8 @@ def view_of(path: Path) -> RunView:
     reasons: list[str] = []
     with isolate_errors(reasons.append):
         return _view(path)
-    cure = "Repair or remove what is named here, or delete the run."
-    problem = RunProblem(error="Damaged", message=reasons[0], cure=cure)
+    hint = "Repair or remove what is named here, or delete the run."
+    problem = RunProblem(error="Damaged", message=reasons[0], hint=hint)
     try:
         created = path.stat().st_mtime
     except OSError:
@@ -124,6 +127,7 @@ def _view(path: Path) -> RunView:
     view = RunView(
         id=path.name,
         trainer=content.get("trainer", "flow"),
+        kind=_kind(content.get("trainer", "flow")),
         state=_state(path, events, is_running),
         created=_created(content, run_dir.run_json),
         **_progress(events, trainer.total_steps(content["config"]) if trainer else None),
@@ -142,6 +146,11 @@ def _view(path: Path) -> RunView:
             "error": _problem(path, view.state, events, checkpoint) if idle else None,
         }
     )
+
+
+def _kind(name: Any) -> TaskKind:
+    task = TRAINERS.get(name) or TASKS.get(name)
+    return task.kind if task else "task"
 
 
 def _state(path: Path, events: _Tail, is_running: bool) -> State:
@@ -289,14 +298,19 @@ def _problem(path: Path, state: State, events: _Tail, checkpoint: str | None) ->
     go_on = f"resume it from {checkpoint}." if checkpoint else "start it again."
     ended = Exit.read(path)
     if state == "failed" and events.end:
-        return RunProblem(**{name: str(events.end.get(name, "")) for name in ("error", "message", "cure")})
+        end = events.end
+        # Before 0.1.0 the hint was called `cure`.
+        hint = end.get("hint", end.get("cure", ""))
+        return RunProblem(
+            error=str(end.get("error", "")), message=str(end.get("message", "")), hint=str(hint)
+        )
     if state == "failed" and ended:
         message = ended.message or f"Its process ended with status {ended.status}. {_log_end(path)}"
-        return RunProblem(error="ProcessFailed", message=message, cure=f"See its log, then {go_on}")
+        return RunProblem(error="ProcessFailed", message=message, hint=f"See its log, then {go_on}")
     if state == "interrupted":
         how = f"was killed by signal {-ended.status}" if ended else "disappeared without an exit status"
-        cure = f"To continue, {go_on}" if checkpoint else "No checkpoint was saved: start it again."
-        return RunProblem(error="Interrupted", message=f"Its process {how}.", cure=cure)
+        hint = f"To continue, {go_on}" if checkpoint else "No checkpoint was saved: start it again."
+        return RunProblem(error="Interrupted", message=f"Its process {how}.", hint=hint)
     return None
 
 

@@ -56,7 +56,7 @@ def look_for_data(config: DescribingConfig) -> list[Problem]:
     """What of the images is not there."""
     path = Path(config.data_path)
     if not path.exists():
-        return [Problem("data_path", f"{path} does not exist.")]
+        return [Problem("data_path", f"{path} does not exist.", "not-found")]
     if path.is_file() and path.suffix.lower() != JSONL:
         return [Problem("data_path", f"{path} is neither a folder nor a {JSONL} file.")]
     folder = config.image_folder_path

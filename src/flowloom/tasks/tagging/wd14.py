@@ -122,8 +122,8 @@ def _open_session(path: Path, device: str) -> Any:
         raise WeightsError("Tagging needs onnxruntime: pip install 'flowloom[taggers]'") from error
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device == "cuda" and not has_cuda:
-        cure = "take onnxruntime-gpu in place of onnxruntime, or set device to auto"
-        raise ConfigError("the configuration", [Problem("device", f"onnxruntime has no CUDA here: {cure}.")])
+        hint = "take onnxruntime-gpu in place of onnxruntime, or set device to auto"
+        raise ConfigError("the configuration", [Problem("device", f"onnxruntime has no CUDA here: {hint}.")])
     providers = ["CPUExecutionProvider"]
     if has_cuda and device != "cpu":
         onnxruntime.preload_dlls()  # CUDA's libraries as torch brought them

@@ -96,4 +96,4 @@ def strange_keys(config: UpstreamConfig, taken: Collection[str] = ()) -> Iterato
             if general_name(path) not in FLOW_KEYS and path not in taken:
                 meant = nearest(path, FLOW_KEYS)
                 hint = f"did you mean {meant}?" if meant else "none of FLOW's trainers has it."
-                yield Problem(path, f"unknown key; {hint}")
+                yield Problem(path, f"unknown key; {hint}", "unknown-key")

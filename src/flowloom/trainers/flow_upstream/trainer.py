@@ -113,7 +113,7 @@ class FlowUpstream(TrainerBackend):
             *_compatibility_problems(read, config),
         ]
         # One problem per key: a key that no FLOW trainer knows is also unknown to this one.
-        return list({problem.path: problem for problem in reversed(problems)}.values())[::-1]
+        return list({problem.where: problem for problem in reversed(problems)}.values())[::-1]
 
     def resolve(self, config: dict[str, Any]) -> UpstreamConfig:
         read = UpstreamConfig.model_validate(config)
@@ -321,7 +321,7 @@ def _missing_files(config: UpstreamConfig) -> Iterator[Problem]:
             elsewhere = local_problem(f"{place}.{name}", value)
             yield from elsewhere
             if not elsewhere and not os.path.exists(_absolute(value)):  # noqa: PTH110 -- any text
-                yield Problem(f"{place}.{name}", f"{value} does not exist.")
+                yield Problem(f"{place}.{name}", f"{value} does not exist.", "not-found")
             elif not elsewhere and place == "model" and (problem := unreadable(Path(_absolute(value)))):
                 yield Problem(f"{place}.{name}", problem)
     yield from _addresses(config)

@@ -24,7 +24,7 @@ def missing_files(config: KohyaConfig) -> Iterator[Problem]:
     facts = FACTS[config.family]
     for key, value in config.model.model_dump().items():
         if not value and key in facts.needed:
-            yield Problem(f"model.{key}", f"is needed for {facts.title}.")
+            yield Problem(f"model.{key}", f"is needed for {facts.title}.", "missing")
         yield from _not_there(f"model.{key}", value)
         if isinstance(value, str) and value and (problem := unreadable(Path(value).expanduser())):
             yield Problem(f"model.{key}", problem)
@@ -82,7 +82,7 @@ def _not_there(place: str, value: str | None) -> Iterator[Problem]:
     elsewhere = local_problem(place, value or "")
     yield from elsewhere
     if value and not elsewhere and not os.path.exists(Path(value).expanduser()):  # noqa: PTH110 -- any text
-        yield Problem(place, f"{value} does not exist.")
+        yield Problem(place, f"{value} does not exist.", "not-found")
 
 
 def _of_data(dataset: Dataset, place: str, config: KohyaConfig) -> Iterator[Problem]:

@@ -6,20 +6,28 @@ Nothing of sd-scripts is run, no weight is read, nothing is written.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from flowloom.errors import ConfigError, Problem, WeightsError
+from flowloom.run.preflight import (
+    BucketReport,
+    Change,
+    DataReport,
+    DiskReport,
+    MemoryReport,
+    PreflightReport,
+    TimeReport,
+)
 from flowloom.trainers.checkouts import Checkout
 from flowloom.trainers.kohya.config import KohyaConfig
 from flowloom.trainers.kohya.files import arguments_of
@@ -76,49 +84,51 @@ class Asked:
     samples_per_s: float | None = None
 
 
-@dataclass
-class Preflight:
-    """Everything that is known of a run before it starts, in the shape of FLOW's."""
-
-    problems: list[Problem] = field(default_factory=list)
-    data: dict[str, Any] = field(default_factory=dict)
-    memory: dict[str, Any] = field(default_factory=dict)
-    disk: dict[str, Any] = field(default_factory=dict)
-    time: dict[str, Any] = field(default_factory=dict)
-    advice: list[str] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        """As it is answered."""
-        fits = all(part.get("fits", True) for part in (self.memory, self.disk))
-        return {"can_run": fits and not self.problems, **asdict(self)}
-
-
-def preflight(config: KohyaConfig, asked: Asked) -> Preflight:
+def preflight(config: KohyaConfig, asked: Asked) -> PreflightReport:
     """Memory, disk space and steps of a run with `config`."""
-    found = Preflight(TRAINER.check(config.model_dump(mode="json")))
-    if found.problems:
-        return found
+    report = PreflightReport(
+        can_run=False,
+        problems=TRAINER.check(config.model_dump(mode="json")),
+        data=None,
+        memory=None,
+        disk=None,
+        time=None,
+        changes=[],
+        hints=[],
+    )
+    if report.problems:
+        return report
     reader = Reader(config.training.seed, lambda ending: _is_readable(config, ending))
     read = reader.read(config.datasets)
-    found.problems += _some(read.problems)
-    found.data = _data(config, read)
-    found.hints += _hints(config, read)
-    found.time = _time(found.data, asked)
+    report.problems += _some(read.problems)
+    report.data = _data(config, read)
+    report.hints += _hints(config, read)
+    report.time = _time(report.data, asked)
+    _add_space(report, config, read, asked)
+    spaces = (report.memory, report.disk)
+    report.can_run = not report.problems and all(space is None or space.fits for space in spaces)
+    return report
+
+
+def _add_space(report: PreflightReport, config: KohyaConfig, read: Found, asked: Asked) -> None:
+    """Memory and disk, as far as the files' headers say."""
     try:
         weights = Weights.of(config)
     except WeightsError as error:
-        found.hints.append(f"memory and disk space are unknown: {error}")
-        return found
+        report.hints.append(f"memory and disk space are unknown: {error}")
+        return
     taken = footprint(config, weights)
-    found.memory, found.advice = _memory(config, weights, asked)
-    found.disk = _disk(config, read, taken, found.data, asked.runs_dir)
+    report.memory = _memory(config, weights, asked)
+    if not report.memory.fits:
+        report.changes, shortfalls = _advise(config, weights, report.memory.free)
+        report.hints += shortfalls
+    assert report.data is not None
+    report.disk = _disk(config, read, taken, report.data, asked.runs_dir)
     if has_unknown_size(config):
-        found.hints.append(f"memory and disk are without the adapter: {UNKNOWN_SIZE}")
+        report.hints.append(f"memory and disk are without the adapter: {UNKNOWN_SIZE}")
     if not taken.is_known:
         name = config.training.optimizer_type
-        found.hints.append(f"the states of {name} are not known here: they are counted as AdamW's")
-    return found
+        report.hints.append(f"the states of {name} are not known here: they are counted as AdamW's")
 
 
 def _some(problems: list[Problem]) -> Iterator[Problem]:
@@ -143,7 +153,7 @@ def _is_readable(config: KohyaConfig, ending: str) -> bool:
     return _has_one_of(checkout.python, checkout.path, MODULES[ending])
 
 
-def _data(config: KohyaConfig, read: Found) -> dict[str, Any]:
+def _data(config: KohyaConfig, read: Found) -> DataReport:
     """Images, buckets and steps as counted by sd-scripts, on one device."""
     used = Counter[tuple[int, int]]()
     batches = Counter[tuple[int, int]]()
@@ -153,21 +163,21 @@ def _data(config: KohyaConfig, read: Found) -> dict[str, Any]:
     each = ceil(read.batches / config.training.gradient_accumulation_steps)
     epochs = config.training.max_train_epochs
     steps = epochs * each if epochs else config.training.max_train_steps or DEFAULT_STEPS
-    return {
-        "rows": read.rows.total(),
-        "pictures": read.pictures,
-        "repeated": read.repeated,
-        "regularisation": read.regular,
-        "batches": read.batches,
-        "steps_per_epoch": each,
-        "steps": steps,
-        "epochs": epochs or (ceil(steps / each) if each else 0),
-        "buckets": [
-            {"width": width, "height": height, "rows": rows, "batches": batches[width, height]}
+    return DataReport(
+        rows=read.rows.total(),
+        images=read.pictures,
+        repeated=read.repeated,
+        regularisation=read.regular,
+        batches=read.batches,
+        steps_per_epoch=each,
+        steps=steps,
+        epochs=epochs or (ceil(steps / each) if each else 0),
+        buckets=[
+            BucketReport(width=width, height=height, rows=rows, batches=batches[width, height])
             for (width, height), rows in sorted(used.items())
         ],
-        "left_out": dict(read.left_out),
-    }
+        left_out=dict(read.left_out),
+    )
 
 
 def _hints(config: KohyaConfig, read: Found) -> Iterator[str]:
@@ -189,51 +199,61 @@ def _hints(config: KohyaConfig, read: Found) -> Iterator[str]:
         yield "raw_arguments are not checked, and they override the values of this report."
 
 
-def _time(data: dict[str, Any], asked: Asked) -> dict[str, Any]:
-    told = {"steps": data["steps"], "epochs": data["epochs"]}
-    rate = asked.samples_per_s
-    if not rate or not data["steps_per_epoch"]:
-        return {"samples_per_s": None, "source": "unknown: give samples_per_s", **told}
-    epoch_s = data["rows"] / rate
-    step_s = epoch_s / data["steps_per_epoch"]
-    rest = {"step_s": step_s, "epoch_s": epoch_s, "total_s": data["steps"] * step_s}
-    return {"samples_per_s": rate, "source": "as given", **rest, **told}
+def _time(data: DataReport, asked: Asked) -> TimeReport:
+    rate, steps, epochs = asked.samples_per_s, data.steps or 0, data.epochs
+    if not rate or not data.steps_per_epoch:
+        return TimeReport(
+            samples_per_s=None, source="unknown: give samples_per_s", steps=steps, epochs=epochs
+        )
+    epoch_s = data.rows / rate
+    step_s = epoch_s / data.steps_per_epoch
+    return TimeReport(
+        samples_per_s=rate,
+        source="as given",
+        step_s=step_s,
+        epoch_s=epoch_s,
+        total_s=steps * step_s,
+        steps=steps,
+        epochs=epochs,
+    )
 
 
-def _memory(config: KohyaConfig, weights: Weights, asked: Asked) -> tuple[dict[str, Any], list[str]]:
-    """Memory of a step, and keys to change until it fits."""
+def _memory(config: KohyaConfig, weights: Weights, asked: Asked) -> MemoryReport:
+    """Memory of a step."""
     free, where = (int(asked.gpu_gib * GIB), "as asked") if asked.gpu_gib else _free_memory()
     parts = footprint(config, weights).memory
     total = sum(parts.values())
-    found = {
-        "parts": parts,
-        "total": total,
-        "free": free,
-        "usable_share": HEADROOM,
-        "fits": total <= HEADROOM * free,
-        "is_coarse": True,
-        "source": f"sizes in the files' headers and the optimizer's states; free: {where}",
-        "not_counted": list(NOT_COUNTED),
-    }
-    return found, list(_advise(config, weights, free)) if not found["fits"] else []
+    return MemoryReport(
+        parts=parts,
+        total=total,
+        free=free,
+        usable_share=HEADROOM,
+        fits=total <= HEADROOM * free,
+        is_coarse=True,
+        source=f"sizes in the files' headers and the optimizer's states; free: {where}",
+        not_counted=list(NOT_COUNTED),
+    )
 
 
-def _advise(config: KohyaConfig, weights: Weights, free: int) -> Iterator[str]:
+def _advise(config: KohyaConfig, weights: Weights, free: int) -> tuple[list[Change], list[str]]:
+    """Keys to change until it fits, and the device it needs where that is not enough."""
+    changes: list[Change] = []
     now = sum(footprint(config, weights).memory.values())
-    for key, value in _REMEDIES:
+    for key, value in _SAVINGS:
         if now <= HEADROOM * free:
-            return
+            return changes, []
         changed = _with_key(config, key, value)
         then = sum(footprint(changed, weights).memory.values())
         if then < now and not TRAINER.check(changed.model_dump(mode="json")):
             config, now = changed, then
-            yield f"set {key} to {json.dumps(value)}: then {then / GB:.1f} GB in all"
-    if now > HEADROOM * free:
-        least = now / HEADROOM / GB
-        yield f"even so it needs a device with {least:.1f} GB free; this one has {free / GB:.1f} GB"
+            changes.append(Change(path=key, value=value, bytes=then))
+    if now <= HEADROOM * free:
+        return changes, []
+    needed = f"Even so it needs a device with {now / HEADROOM / GB:.1f} GB free; this one has"
+    return changes, [f"{needed} {free / GB:.1f} GB."]
 
 
-_REMEDIES: tuple[tuple[str, Any], ...] = (
+_SAVINGS: tuple[tuple[str, Any], ...] = (
     ("memory.cache_latents", True),
     ("memory.cache_text_encoder_outputs", True),
     ("training.optimizer_type", "AdamW8bit"),
@@ -264,29 +284,28 @@ def _free_memory() -> tuple[int, str]:
     return free, "main memory, as there is no card here"
 
 
-def _disk(
-    config: KohyaConfig, read: Found, taken: Footprint, data: dict[str, Any], runs_dir: Path
-) -> dict[str, Any]:
+def _disk(config: KohyaConfig, read: Found, taken: Footprint, data: DataReport, runs_dir: Path) -> DiskReport:
     """Checkpoints, states, and caches next to the images if they are on the same disk."""
     home = next(path for path in (runs_dir.absolute(), *runs_dir.absolute().parents) if path.is_dir())
-    kept = kept_files(config, data["steps"], data["epochs"])
+    steps, epochs = data.steps or 0, data.epochs or 0
+    kept = kept_files(config, steps, epochs)
     caches = {name: size for name, size in _caches(config, read, home.stat().st_dev).items() if size}
     parts = {
         "checkpoints": kept * taken.weights,
-        "states": kept_states(config, data["steps"], data["epochs"]) * taken.state,
+        "states": kept_states(config, steps, epochs) * taken.state,
         **caches,
     }
     total, free = sum(parts.values()), shutil.disk_usage(home).free
-    return {
-        "parts": {name: size for name, size in parts.items() if size},
-        "checkpoint": taken.weights,
-        "state": taken.state,
-        "kept": kept,
-        "caches": caches,
-        "total": total,
-        "free": free,
-        "fits": total <= free,
-    }
+    return DiskReport(
+        parts={name: size for name, size in parts.items() if size},
+        checkpoint=taken.weights,
+        state=taken.state,
+        kept=kept,
+        caches=caches,
+        total=total,
+        free=free,
+        fits=total <= free,
+    )
 
 
 def _caches(config: KohyaConfig, read: Found, device: int) -> dict[str, int]:
@@ -314,7 +333,7 @@ def main(words: Sequence[str]) -> int:
     given = parser.parse_args(words)
     config = KohyaConfig.model_validate_json(given.config.read_bytes())
     found = preflight(config, Asked(given.runs_dir, given.gpu_gib, given.samples_per_s))
-    sys.stdout.write(json.dumps(found.as_json(), ensure_ascii=False) + "\n")
+    sys.stdout.write(f"{found.model_dump_json()}\n")
     return 0
 
 
