@@ -1,4 +1,4 @@
-"""From a folder of pictures to a LoRA, by HTTP alone: what a script or a page does with the studio.
+"""From a folder of images to a LoRA, by HTTP alone: what a script or a page does with the studio.
 
     flowloom up --home studio &
     python examples/api_tour.py PICTURES --config model.json --tagger-repo SmilingWolf/wd-vit-tagger-v3
@@ -93,25 +93,25 @@ class Studio:
         print(f"  {path}  {path.stat().st_size:,} bytes")
 
 
-def make_data_set(studio: Studio, folder: Path, name: str) -> dict[str, Any]:
-    """A data set of the pictures in `folder`, with the captions beside them."""
+def make_dataset(studio: Studio, folder: Path, name: str) -> dict[str, Any]:
+    """A dataset of the images in `folder`, with the captions beside them."""
     dataset = studio.post("/api/datasets", {"name": name})
     files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES | {".txt"}]
     for path in files:
         studio.upload(name, path, path.relative_to(folder).as_posix())
     summary = studio.get(f"/api/datasets/{name}/summary")
-    print(f"data set {name}: {len(files)} files sent, {summary}")
+    print(f"dataset {name}: {len(files)} files sent, {summary}")
     return dataset
 
 
 def tag(studio: Studio, dataset: dict[str, Any], name: str, tagger: dict[str, str]) -> None:
-    """Look at what the tagger would write of three pictures, then let it write."""
+    """Look at what the tagger would write of three images, then let it write."""
     config = {"data_path": dataset["path"], **tagger}
     for run, preview in ((f"{name}-look", 3), (f"{name}-tags", 0)):
         studio.post("/api/tasks/tag/start", {"name": run, "config": config | {"preview": preview}})
         studio.wait(run)
     for one in studio.get(f"/api/runs/{name}-look/result")["preview"]:
-        print(f"  {one['picture']}: {one['after'][0]}")
+        print(f"  {one['image']}: {one['after'][0]}")
 
 
 def train(studio: Studio, trainer: str, name: str, config: dict[str, Any], steps: int) -> None:
@@ -151,7 +151,7 @@ def fetch(studio: Studio, name: str, out: Path) -> None:
 
 
 def flow_tour(studio: Studio, name: str, dataset: dict[str, Any], asked: argparse.Namespace) -> None:
-    """FLOW JSONL of the data set, and a LoRA of our own engine."""
+    """FLOW JSONL of the dataset, and a LoRA of our own engine."""
     rows = studio.post(f"/api/datasets/{name}/convert", {"as_run": False})["result"]
     print(f"{rows['num_rows']} rows of FLOW JSONL")
     config = json.loads(asked.config.read_text())
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("tour"))
     asked = parser.parse_args()
     studio, name = Studio(asked.url, asked.token), asked.name
-    dataset = make_data_set(studio, asked.pictures, name)
+    dataset = make_dataset(studio, asked.pictures, name)
     if asked.tagger_repo or asked.tagger_path:
         tagger = {"repo": asked.tagger_repo} if asked.tagger_repo else {"model_path": asked.tagger_path}
         tag(studio, dataset, name, tagger)

@@ -58,7 +58,17 @@ def captions() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     return torch.randn(7, 16).to(torch.bfloat16), lambda states: states
 
 
+def pooled() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = CLIPTextModel(CLIPTextConfig(vocab_size=20, **sizes)).eval()
+    return clip(torch.tensor([[1, 5, 2]])).pooler_output[0], lambda vector: vector
+
+
 MAKERS = {
+    "caption-pooled": pooled,
     "image-latents": images,
     "video-latents": video,
     "audio-latents": audio,
