@@ -58,11 +58,12 @@ class GradientWatch:
     def _finding(self, missing: list[str]) -> Finding:
         steps = "the first step" if self._num_steps == 1 else f"the first {self._num_steps} steps"
         if has_zero_last_layer(self._state.model):
-            path = self._state.config.model.network_path
+            model = self._state.config.model
+            key = "model.path" if model.path else "model.chroma_path"
             return Finding(
                 f"{len(missing):,} of {len(self._seen):,} trained weights got no gradient in {steps}: the "
-                f"final layer of {path} is all zeros, as in a network that was never trained.",
-                "Nothing is learned. Choose a trained base model.",
+                f"final layer of {model.network_path} is all zeros, as in a network that was never trained.",
+                f"Nothing is learned. Choose a trained base model in {key}.",
             )
         if len(missing) == len(self._seen):
             return Finding(
