@@ -242,7 +242,7 @@ def test_a_run_s_own_folder_is_not_written_to(one_studio: Studio):
     (folder / "run.json").write_text('{"config": {}}')
     config = {"target_dir": str(folder / "samples"), "items": [HUB_ITEM]}
     (problem,) = one_studio.post("/api/tasks/download/config", {"config": config})["problems"]
-    assert "folder of runs" in problem["detail"]
+    assert "overlaps the runs folder" in problem["detail"]
 
 
 def test_two_items_of_one_name_are_told(one_studio: Studio):

@@ -115,12 +115,12 @@ def test_a_revision_of_flow_that_cannot_be_imported_is_named_with_one_that_can(
 
 def test_what_the_chosen_trainer_lacks_is_a_problem_before_the_start(flow_checkout: Path) -> None:  # noqa: F811
     broken_like_flows_head(flow_checkout)
-    told = [one.message for one in FLOW_UPSTREAM.check({"trainer": "train_mp.py"}) if one.path == "checkout"]
+    told = [one.message for one in FLOW_UPSTREAM.check({"trainer": "train_mp.py"}) if one.where == "checkout"]
     assert len(told) == 1
     assert "no_such_layers" in told[0]
     assert "git checkout 51ee4e6" in told[0]
     other = FLOW_UPSTREAM.check({"trainer": "train_mp_old.py"})
-    assert "checkout" not in {one.path for one in other}, "this one imports nothing of it"
+    assert "checkout" not in {one.where for one in other}, "this one imports nothing of it"
 
 
 def test_a_trainer_on_cuda_is_refused_where_there_is_none(flow_checkout: Path) -> None:  # noqa: F811
@@ -129,14 +129,14 @@ def test_a_trainer_on_cuda_is_refused_where_there_is_none(flow_checkout: Path) -
         "import torch\n\ndef ranks():\n    return torch.cuda.device_count()\n" + trainer.read_text()
     )
     told = [
-        one.message for one in FLOW_UPSTREAM.check({"trainer": "train_mp_old.py"}) if one.path == "checkout"
+        one.message for one in FLOW_UPSTREAM.check({"trainer": "train_mp_old.py"}) if one.where == "checkout"
     ]
     is_here = "CUDA" not in " ".join(told)
     assert is_here == torch.cuda.is_available()
 
 
 def test_modules_that_kohyas_script_lacks_are_a_problem_before_the_start(checkout: Checkout) -> None:
-    told = [one.message for one in KOHYA.check({"family": "sdxl"}) if one.path == "checkout"]
+    told = [one.message for one in KOHYA.check({"family": "sdxl"}) if one.where == "checkout"]
     (missing,) = [message for message in told if "no_such_thing" in message]
     assert "no_such_deep_thing" in missing
 
