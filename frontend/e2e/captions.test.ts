@@ -61,7 +61,7 @@ async function open(): Promise<Page> {
 
 test("an image whose new caption removes it from the list stays in the editor", async () => {
   const page = await open();
-  await page.getByRole("button", { name: "No caption" }).click();
+  await page.getByRole("button", { name: "No caption", exact: true }).click();
   await page.getByRole("button", { name: "000.png" }).click();
   const caption = page.getByLabel("Caption").getByRole("textbox");
   await caption.pressSequentially("a fox");

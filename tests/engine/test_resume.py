@@ -194,7 +194,7 @@ def test_a_run_killed_at_random_moments_loses_nothing(
     record_property("seed", seed)
     draw = random.Random(seed)
     kills = 0
-    for _ in range(40):
+    for _ in range(8):
         process = start_engine(killed)
         wait_for_first_step(killed, process)
         time.sleep(draw.uniform(0, 1.0))
@@ -205,6 +205,7 @@ def test_a_run_killed_at_random_moments_loses_nothing(
         if status == 0:
             break
     assert kills > 0, f"seed {seed}: the run was over before the first kill"
+    assert start_engine(killed).wait() == 0
     assert_same_run(whole, killed)
 
 

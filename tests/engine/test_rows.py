@@ -287,7 +287,7 @@ def test_the_plan_the_preflight_and_the_run_tell_of_an_outdated_jsonl(
     (folder / "04.txt").write_text("another\n")
     message = f"{jsonl} is outdated: 1 row differs from the images and captions that {folder} has now."
     assert [note for note in make_plan(loaded).notes if note.startswith(message)]
-    found = preflight(loaded, Asked(tmp_path / "runs")).as_json()
+    found = preflight(loaded, Asked(tmp_path / "runs")).report().model_dump()
     assert [hint for hint in found["hints"] if hint.startswith(message)]
     run_dir = make_run("run", jsonl, limits={"max_steps": 1})
     run_engine(run_dir)
@@ -299,7 +299,7 @@ def test_the_preflight_of_a_folder_counts_what_is_left_out(
 ):
     (folder / "02.txt").unlink()
     loaded = LoadedConfig(on(make_config, folder, folder), {}, [], Path("config"))
-    found = preflight(loaded, Asked(tmp_path / "runs")).as_json()
+    found = preflight(loaded, Asked(tmp_path / "runs")).report().model_dump()
     assert found["data"]["rows"] == 21
     assert sum(n for reason, n in found["data"]["left_out"].items() if "no caption" in reason) == 1
 

@@ -97,9 +97,9 @@ def test_prompts_are_cut_at_their_own_section_s_length(make_run: Callable[..., R
     encoders = build(config, Ranks()).encoders
     one, other = (f"{words} {end}" for end in ("heart", "bar"))
     short, long = (encoders.prompts([one, other], length) for length in (4, 64))
-    assert [len(states) for states in short] == [4, 4]
-    assert torch.equal(short[0], short[1])
-    assert len(long[0]) == min(encoders.text_encoder.count_tokens([one])[0] + 1, 64) > 16
+    assert [len(text["states"]) for text in short] == [4, 4]
+    assert torch.equal(short[0]["states"], short[1]["states"])
+    assert len(long[0]["states"]) == min(encoders.text_encoder.count_tokens([one])[0] + 1, 64) > 16
     assert pictures[4, "00"] != pictures[64, "00"]
 
 
