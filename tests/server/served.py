@@ -11,6 +11,7 @@ the best one counts.
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 import time
@@ -53,6 +54,9 @@ class Served:
     def __init__(self, home: Path):
         self.home, self.waits, self.lags = home, list[str](), list[float]()
         self.is_watched = False
+        # A full collection looks at every object of the process: those of pytest are no part of the studio.
+        gc.collect()
+        gc.freeze()
         self.app: FastAPI = create_app(Settings(home, devices=("cpu",)))
         config = uvicorn.Config(
             self.app, port=0, log_level="warning", access_log=False, loop="asyncio", http=Connection
@@ -74,6 +78,7 @@ class Served:
         self.http.close()
         self.server.should_exit = True
         self.thread.join(30)
+        gc.unfreeze()
 
     def _run(self) -> None:
         asyncio.run(self._serve())
