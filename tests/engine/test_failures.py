@@ -274,7 +274,7 @@ def test_a_run_whose_folder_is_gone_ends(make_run: Callable[..., RunDir], then: 
         again = make_run(limits={"max_steps": 1})
         run_engine(again)
         left = sorted(path for path in again.path.rglob("*"))
-    assert process.wait(30) == 2
+    assert process.wait(120) == 2
     complaint = process.output()
     assert str(run_dir.path) in complaint
     assert "Training stops" in complaint
