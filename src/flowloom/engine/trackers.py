@@ -1,4 +1,4 @@
-"""Trackers in threads of their own: whatever one does, or fails to do, the run goes on.
+"""Experiment trackers, each in its own thread: a tracker that fails does not end the run.
 
 A tracker may fail to start, go down in the middle, or hang at the end. Training never waits for it; at the
 end of the run there is a bounded wait for what it has not sent yet.

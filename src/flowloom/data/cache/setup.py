@@ -1,4 +1,4 @@
-"""RunConfig to the cache on disk: where it lies, and the keys of a run's images and captions."""
+"""Opens the cache on disk that a RunConfig names, and computes the keys of images and captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An image file to the pixels of its bucket, in sRGB, upright, whatever it was before."""
+"""Decode an image file into the pixels of its bucket: sRGB, upright."""
 
 from __future__ import annotations
 

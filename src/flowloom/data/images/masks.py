@@ -1,4 +1,4 @@
-"""What of a picture the loss counts: its alpha channel, or a picture of its own in a folder of masks."""
+"""Loss masks: the alpha channel of an image, or an image in a folder of masks."""
 
 from __future__ import annotations
 

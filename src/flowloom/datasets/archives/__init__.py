@@ -1,1 +1,1 @@
-"""Pictures and captions that come from elsewhere: names and archives that nobody vouches for."""
+"""Untrusted images, captions and archives: safe names and unpacking."""

@@ -1,4 +1,4 @@
-"""A web server's own pages of links to what lies in its folders, as a store that can be listed."""
+"""Lists the folders of a web server from its own index pages."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is wrong with a data set, found before a run finds it; and what of it can be mended."""
+"""Finds problems in a dataset before a run does, and fixes those that can be fixed."""

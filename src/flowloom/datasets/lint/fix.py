@@ -1,4 +1,4 @@
-"""`flowloom dataset fix`: a new JSONL with what can be mended mended; the old one and its pictures stay."""
+"""`flowloom dataset fix`: writes a repaired copy of the JSONL; the original and its images are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in a dataset's folder or JSONL: names and times first, content where those changed."""
+"""Scan the folder or JSONL of a dataset: names and times first, then the content that changed."""
 
 from __future__ import annotations
 

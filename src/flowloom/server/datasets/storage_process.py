@@ -1,4 +1,4 @@
-"""A process of its own that talks to object stores: their keys and their libraries stay out of the studio.
+"""A separate process for object stores, so that credentials and client libraries stay out of the studio.
 
 `python -m flowloom.server.datasets.storage_process` reads one request as JSON and writes lines of JSON: for
 `test` a line that says how the store answers, for `list` a line for each image.

@@ -1,4 +1,4 @@
-"""Work of the library that is answered at once where it is small, by a process of its own."""
+"""Runs small dataset operations in a separate process and returns the result at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies below an address in an object store or on a web server, with captions beside the pictures."""
+"""Lists images and their captions below an address in an object store or on a web server."""
 
 from __future__ import annotations
 
