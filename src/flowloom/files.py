@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_BUFFER_BYTES = 2**18
 MOST_BYTES = 64 * 2**20
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -44,7 +45,9 @@ def open_plain(path: Path, *, append: bool = False) -> BinaryIO:
         os.close(descriptor)
         number = errno.EISDIR if kind == stat.S_IFDIR else errno.EINVAL
         raise OSError(number, f"{_KINDS.get(kind, 'something else')}, not a file", str(path))
-    return os.fdopen(descriptor, "ab" if append else "rb", 0 if append else -1)
+    # A thread that gives up the interpreter for a moment at every 8 KiB (the default) gets it back before the event
+    # loop wakes: the loop would wait for the whole file.
+    return os.fdopen(descriptor, "ab" if append else "rb", 0 if append else _BUFFER_BYTES)
 
 
 def read_plain(path: Path, most: int = MOST_BYTES) -> bytes:
