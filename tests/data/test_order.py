@@ -239,7 +239,7 @@ def test_short_batches_of_all_buckets_are_packed_into_few_updates(
     ]
     packs: list[list[float]] = []
     for i, fill in enumerate(fills):
-        if i and packed.goes_on(i - 1):
+        if i and packed.joins_next(i - 1):
             packs[-1].append(fill)
         else:
             packs.append([fill])

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from flowloom.config.run import RunConfig
-from flowloom.data.loader import LoadedBatch
+from flowloom.data.loader import SampleBatch
 from flowloom.engine.build import Components, build
 from flowloom.engine.collate import prepare
 from flowloom.engine.distributed import Ranks
@@ -34,12 +34,12 @@ class Predicts(Chroma):
         return self.prediction
 
 
-def parts_and_batch(config: RunConfig) -> tuple[Components, LoadedBatch]:
+def parts_and_batch(config: RunConfig) -> tuple[Components, SampleBatch]:
     components = build(config, Ranks())
     return components, next(iter(components.loader.batches(0)))
 
 
-def with_masks(loaded: LoadedBatch, mask: np.ndarray | None) -> LoadedBatch:
+def with_masks(loaded: SampleBatch, mask: np.ndarray | None) -> SampleBatch:
     return replace(loaded, samples=[replace(sample, mask=mask) for sample in loaded.samples])
 
 

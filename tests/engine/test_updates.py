@@ -15,7 +15,7 @@ from torch import multiprocessing
 
 from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.config.run import RunConfig
-from flowloom.data.loader import LoadedBatch
+from flowloom.data.loader import SampleBatch
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import Components, build
 from flowloom.engine.collate import prepare, updates_of
@@ -44,7 +44,7 @@ def copy_of(drawn_data: Path, folder: Path, **changes: Any) -> dict[str, Any]:
     return {"jsonl_metadata_path": str(path), "image_folder_path": str(folder)}
 
 
-def updates_in(loaded: LoadedBatch) -> Iterator[list[int]]:
+def updates_in(loaded: SampleBatch) -> Iterator[list[int]]:
     rows = iter(sample.row for sample in loaded.samples)
     for size in loaded.update_sizes:
         yield [next(rows) for _ in range(size)]

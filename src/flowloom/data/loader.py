@@ -1,8 +1,7 @@
-"""The rows of a JSONL as batches of captions and pixels, read ahead."""
+"""Batches of captions, and of pixels or cached latents, loaded ahead of their use."""
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +20,7 @@ from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.images.decode import load_image
 from flowloom.data.images.masks import load_mask
 from flowloom.data.metadata import Row
-from flowloom.data.order import Batch, EpochPlan, rank_parts
+from flowloom.data.order import EpochPlan, RowBatch, rank_parts
 from flowloom.data.prefetch import in_background
 from flowloom.errors import DataError, ImageError
 from flowloom.storage.base import shown
@@ -32,9 +31,9 @@ if TYPE_CHECKING:
     from flowloom.data.cache.encodings import EncodingCache, ImageInBucket
 
 ROWS_AHEAD = 512
-"""Rows whose pictures are asked of a store before their turn to be decoded; bytes are bounded besides."""
+"""Rows whose images are requested from a store ahead of decoding; `read_ahead_mib` limits their bytes."""
 
-__all__ = ["Dataset", "LoadedBatch", "Loader", "Sample", "Size", "Skipped"]
+__all__ = ["Dataset", "Loader", "Sample", "SampleBatch", "Size", "Skipped"]
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,18 @@ class Sample:
     pixels: NDArray[np.uint8] | None
     """(h, w, 3), or None if the image is cached."""
     mask: NDArray[np.uint8] | None = None
-    """(h, w), 255 where the loss counts in full; None: everywhere."""
+    """(h, w), 255 for the full loss weight; None: full weight everywhere."""
     dataset: int = 0
-    """Which of several data sets it belongs to."""
+    """Number of its dataset."""
     latents: Tensor | None = None
-    """From the cache, as the autoencoder gave them; None: to be encoded from `pixels`."""
+    """The autoencoder's output from the cache; None: encode `pixels`."""
     showing: int = 0
-    """How often the row was shown before; everything that varies from one time to the next is drawn by it."""
+    """Number of times that the row was shown before; seeds everything that varies between these times."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row that could not be used."""
+    """A row that cannot be used."""
 
     line: int
     filename: str
@@ -69,7 +68,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class LoadedBatch:
+class SampleBatch:
     """This rank's part of a global batch."""
 
     epoch: int
@@ -79,14 +78,14 @@ class LoadedBatch:
     samples: list[Sample]
     skipped: list[Skipped]
     update_sizes: list[int]
-    """How many of `samples` belong to each update of the global batch; some may be 0 on this rank."""
-    goes_on: bool = False
-    """Whether the next batch, of another bucket, belongs to the same update."""
+    """Number of `samples` in each update of the global batch; may be 0 on this rank."""
+    joins_next: bool = False
+    """True if the next batch, of another bucket, belongs to the same update."""
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """A row, and its picture on its way where that lies in a store."""
+class _StartedRow:
+    """A row, and the download of its image if that is in a store."""
 
     row: Row
     showing: int
@@ -94,18 +93,20 @@ class _Begun:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A batch that is being read."""
+class _PendingBatch:
+    """A batch on its way through the loader's threads."""
 
     plan: EpochPlan
     epoch: int
     number: int
+    rows: list[Future[_StartedRow | Skipped]] = field(default_factory=list)
+    samples: list[Future[Sample | Skipped]] = field(default_factory=list)
 
     @property
     def bucket(self) -> int:
         return self.plan[self.number].bucket
 
-    def parts(self, updates_per_batch: int, rank: int, world_size: int) -> list[Batch]:
+    def parts(self, updates_per_batch: int, rank: int, world_size: int) -> list[RowBatch]:
         """This rank's rows of each update."""
         num_updates = self.plan.updates_of(self.number, updates_per_batch)
         return rank_parts(self.plan[self.number], rank, world_size, num_updates)
@@ -113,7 +114,7 @@ class _Place:
 
 @dataclass(kw_only=True)
 class Loader:
-    """Batches of `dataset` for one rank, read by `threads` threads up to `prefetch` batches ahead."""
+    """Batches of `dataset` for one rank, loaded by `threads` threads up to `prefetch` batches ahead."""
 
     dataset: Dataset
     rules: CaptionRules
@@ -121,11 +122,11 @@ class Loader:
     rank: int
     world_size: int
     batch_size: int
-    """Rows a batch, where the data set's buckets have no size of their own."""
+    """Rows per batch for buckets without a batch size."""
     threads: int
     prefetch: int
     latents: EncodingCache[ImageInBucket]
-    """Images whose latents it has are not read."""
+    """Images whose latents are in it are not read."""
     images: ImageSource = field(default_factory=ImageSource)
     updates_per_batch: int = 1
     """Updates that each global batch is split into."""
@@ -135,158 +136,156 @@ class Loader:
 
     def num_batches(self, epoch: int) -> int:
         """Batches of an epoch."""
-        # Only where rows take turns do epochs differ in their number.
-        known = next(iter(self._plans.values()))
-        return len(known if self.dataset.batching.is_steady else self._plan(epoch))
+        # Only fractional repeats and batches by cost make epochs of different lengths.
+        plan = next(iter(self._plans.values()))
+        return len(plan if self.dataset.batching.is_steady else self._plan(epoch))
 
     def _plan(self, epoch: int) -> EpochPlan:
-        known = self._plans
-        if epoch not in known:
-            # The epoch that is trained, and the one that is read ahead, in a thread of its own.
-            known = dict(list(known.items())[-1:])
-            known[epoch] = self.dataset.plan(self.batch_size, self.seed, epoch)
-            self._plans = known
-        return known[epoch]
+        plans = self._plans
+        if epoch not in plans:
+            # Two are in use: for the epoch in training, and for the one that another thread prefetches.
+            plans = dict(list(plans.items())[-1:])
+            plans[epoch] = self.dataset.plan(self.batch_size, self.seed, epoch)
+            self._plans = plans
+        return plans[epoch]
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[LoadedBatch]:
-        """The batches of `epoch` from number `start` on, in order."""
+    def batches(self, epoch: int, start: int = 0) -> Iterator[SampleBatch]:
+        """Batches of `epoch` in order, from number `start`."""
         return self._read((epoch, number) for number in range(start, self.num_batches(epoch)))
 
     def endless(
         self, epoch: int, start: int = 0, is_stopped: Callable[[], bool] = lambda: False
-    ) -> Iterator[LoadedBatch]:
-        """The batches from number `start` of `epoch` on, epoch after epoch, read ahead over their ends.
+    ) -> Iterator[SampleBatch]:
+        """Batches from number `start` of `epoch`, epoch after epoch, prefetched across their ends.
 
-        They end when `is_stopped` says so while the next one is waited for.
+        Ends if `is_stopped` returns True while the next batch is awaited.
 
         Raises:
-            DataError: there is nothing to train.
+            DataError: no row can be trained.
         """
-        # Where rows take turns an epoch may be empty, and the next one is not.
+        # With fractional repeats a single epoch may be empty.
         if not (self.dataset.row_buckets != LEFT_OUT).any():
             raise DataError(f"{self.dataset.path}: {self.dataset.why_empty}")
-        return in_background(self._read(self._places(epoch, start)), is_stopped)
+        return in_background(self._read(self._numbers(epoch, start)), is_stopped)
 
-    def _places(self, epoch: int, start: int) -> Iterator[tuple[int, int]]:
+    def _numbers(self, epoch: int, start: int) -> Iterator[tuple[int, int]]:
         while True:
             for number in range(start, self.num_batches(epoch)):
                 yield epoch, number
             epoch, start = epoch + 1, 0
 
-    def _read(self, places: Iterator[tuple[int, int]]) -> Generator[LoadedBatch]:
-        """The batches at (epoch, number): first begun, so that stores are asked early, then decoded."""
-        begun: deque[tuple[_Place, list[Future[_Begun | Skipped]]]] = deque()
-        waiting: deque[tuple[_Place, list[Future[_Begun | Skipped]], list[Future[Sample | Skipped]]]] = (
-            deque()
-        )
+    def _read(self, numbers: Iterator[tuple[int, int]]) -> Generator[SampleBatch]:
+        """The batches with these (epoch, number): requested early from stores, then decoded."""
+        started: deque[_PendingBatch] = deque()
+        decoding: deque[_PendingBatch] = deque()
         ahead = self.prefetch + min(ROWS_AHEAD, len(self.dataset.metadata)) // self.batch_size
         with ThreadPoolExecutor(self.threads, thread_name_prefix="loader") as pool:
             try:
                 while True:
-                    while len(begun) <= ahead and (at := next(places, None)) is not None:
-                        place = _Place(self._plan(at[0]), *at)
-                        begun.append((place, self._begin(pool, place)))
-                    while begun and len(waiting) <= self.prefetch:
-                        place, rows = begun.popleft()
-                        size = self.dataset.sizes[place.bucket]
-                        samples = [pool.submit(self._load, row, size) for row in rows]
-                        waiting.append((place, rows, samples))
-                    if not waiting:
+                    while len(started) <= ahead and (at := next(numbers, None)) is not None:
+                        started.append(self._start(pool, _PendingBatch(self._plan(at[0]), *at)))
+                    while started and len(decoding) <= self.prefetch:
+                        batch = started.popleft()
+                        size = self.dataset.sizes[batch.bucket]
+                        batch.samples.extend(pool.submit(self._load, row, size) for row in batch.rows)
+                        decoding.append(batch)
+                    if not decoding:
                         return
-                    place, _, samples = waiting.popleft()
-                    yield self._collect(place, samples)
+                    yield self._collect(decoding.popleft())
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for future in itertools.chain(*(rows for _, rows, *_ in (*begun, *waiting))):
-                    _give_up(future)
+                for batch in (*started, *decoding):
+                    for row in batch.rows:
+                        _cancel_fetch(row)
 
-    def _begin(self, pool: ThreadPoolExecutor, place: _Place) -> list[Future[_Begun | Skipped]]:
-        size = self.dataset.sizes[place.bucket]
-        parts = place.parts(self.updates_per_batch, self.rank, self.world_size)
+    def _start(self, pool: ThreadPoolExecutor, batch: _PendingBatch) -> _PendingBatch:
+        size = self.dataset.sizes[batch.bucket]
+        parts = batch.parts(self.updates_per_batch, self.rank, self.world_size)
         rows = np.concatenate([part.rows for part in parts]).tolist()
         showings = np.concatenate([part.showings for part in parts]).tolist()
-        begun = zip(rows, showings, strict=True)
-        return [pool.submit(self._begin_row, row, showing, size) for row, showing in begun]
+        pairs = zip(rows, showings, strict=True)
+        batch.rows.extend(pool.submit(self._start_row, row, showing, size) for row, showing in pairs)
+        return batch
 
-    def _begin_row(self, index: int, showing: int, size: Size) -> _Begun | Skipped:
+    def _start_row(self, index: int, showing: int, size: Size) -> _StartedRow | Skipped:
         data = self.dataset
         try:
             row = data.metadata.row(index)
         except DataError as error:
             return Skipped(int(data.metadata.lines[index]), "", str(error))
-        one = data.source_of(row)
-        if data.dummy_image or not self.images.is_remote(row, one.folder):
-            return _Begun(row, showing, None)
+        source = data.source_of(row)
+        if data.dummy_image or not self.images.is_remote(row, source.folder):
+            return _StartedRow(row, showing, None)
         try:
-            is_wanted = one.mask == "alpha" or not self.latents.has((index, size))
+            needs_image = source.mask == "alpha" or not self.latents.has((index, size))
         except ImageError as error:
             return Skipped(row.line, shown(row.filename), str(error), row.dataset)
-        return _Begun(row, showing, self.images.prefetch(row, one.folder) if is_wanted else None)
+        return _StartedRow(row, showing, self.images.prefetch(row, source.folder) if needs_image else None)
 
-    def _collect(self, place: _Place, futures: list[Future[Sample | Skipped]]) -> LoadedBatch:
-        results = [future.result() for future in futures]
+    def _collect(self, batch: _PendingBatch) -> SampleBatch:
+        results = [future.result() for future in batch.samples]
         usable = iter([isinstance(result, Sample) for result in results])
-        parts = place.parts(self.updates_per_batch, self.rank, self.world_size)
+        parts = batch.parts(self.updates_per_batch, self.rank, self.world_size)
         update_sizes = [sum(islice(usable, len(part.rows))) for part in parts]
-        return LoadedBatch(
-            epoch=place.epoch,
-            index=place.number,
-            size=self.dataset.sizes[place.bucket],
+        return SampleBatch(
+            epoch=batch.epoch,
+            index=batch.number,
+            size=self.dataset.sizes[batch.bucket],
             samples=[result for result in results if isinstance(result, Sample)],
             skipped=[result for result in results if isinstance(result, Skipped)],
             update_sizes=update_sizes,
-            goes_on=place.plan.goes_on(place.number),
+            joins_next=batch.plan.joins_next(batch.number),
         )
 
-    def _load(self, future: Future[_Begun | Skipped], size: Size) -> Sample | Skipped:
-        begun = future.result()
-        if isinstance(begun, Skipped):
-            return begun
-        row = begun.row
+    def _load(self, future: Future[_StartedRow | Skipped], size: Size) -> Sample | Skipped:
+        started = future.result()
+        if isinstance(started, Skipped):
+            return started
+        row = started.row
         try:
             (latents,) = self.latents.get([(row.index, size)])
             is_cached = latents is not None or self.latents.has((row.index, size))
-            pixels, mask = self._image(begun, size, needs_pixels=not is_cached)
+            pixels, mask = self._image(started, size, needs_pixels=not is_cached)
         except ImageError as error:
             return Skipped(row.line, shown(row.filename), str(error), row.dataset)
         finally:
-            if begun.fetch:
-                begun.fetch.cancel()
+            if started.fetch:
+                started.fetch.cancel()
         return Sample(
             row=row.index,
             line=row.line,
             filename=row.filename,
-            caption=vary(row, begun.showing, self.rules, self.seed),
+            caption=vary(row, started.showing, self.rules, self.seed),
             loss_weight=row.loss_weight * self.dataset.source_of(row).loss_weight,
             pixels=pixels,
             mask=mask,
             dataset=row.dataset,
             latents=latents,
-            showing=begun.showing,
+            showing=started.showing,
         )
 
     def _image(
-        self, begun: _Begun, size: Size, *, needs_pixels: bool
+        self, started: _StartedRow, size: Size, *, needs_pixels: bool
     ) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
         """The pixels if needed, and the mask if the dataset has any."""
-        data, row = self.dataset, begun.row
-        one = data.source_of(row)
+        data, row = self.dataset, started.row
+        source = data.source_of(row)
         if data.dummy_image:
             return np.zeros((size[1], size[0], 3), np.uint8) if needs_pixels else None, None
-        source = None
-        if needs_pixels or one.mask == "alpha":
-            source = self.images.get(row, one.folder, begun.fetch)
+        content = None
+        if needs_pixels or source.mask == "alpha":
+            content = self.images.get(row, source.folder, started.fetch)
         pixels = mask = None
-        if needs_pixels and source is not None:
-            pixels = load_image(source, size, data.background, data.max_megapixels)
-        if one.mask != "none":
-            mask = load_mask(one, row, source, size, data.max_megapixels)
+        if needs_pixels and content is not None:
+            pixels = load_image(content, size, data.background, data.max_megapixels)
+        if source.mask != "none":
+            mask = load_mask(source, row, content, size, data.max_megapixels)
         return pixels, mask
 
 
-def _give_up(future: Future[_Begun | Skipped]) -> None:
-    """Whoever waits for a picture of a store that is down need not wait any more."""
+def _cancel_fetch(future: Future[_StartedRow | Skipped]) -> None:
+    """Cancel the download of a row's image, which may wait for a store that is down."""
     if future.done() and not future.cancelled() and not future.exception():
-        begun = future.result()
-        if isinstance(begun, _Begun) and begun.fetch:
-            begun.fetch.cancel()
+        started = future.result()
+        if isinstance(started, _StartedRow) and started.fetch:
+            started.fetch.cancel()

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Batch:
+class RowBatch:
     """Rows of one bucket, over all ranks."""
 
     rows: NDArray[np.int64]
     showings: NDArray[np.int64]
-    """How often each row was shown before, in this epoch and all before it."""
+    """Number of times that each row was shown before, in this epoch and all earlier ones."""
     bucket: int
 
-    def part(self, start: int, stop: int) -> Batch:
-        """Rows number `start` to `stop`, as views."""
-        return Batch(self.rows[start:stop], self.showings[start:stop], self.bucket)
+    def part(self, start: int, stop: int) -> RowBatch:
+        """Views of the rows from number `start` to `stop`."""
+        return RowBatch(self.rows[start:stop], self.showings[start:stop], self.bucket)
 
 
 @dataclass(frozen=True)
@@ -32,56 +32,56 @@ class EpochPlan:
     starts: NDArray[np.int64]
     buckets: NDArray[np.int64]
     joined: NDArray[np.bool_] | None = None
-    """Whether a batch is trained in one update with the one before it; None: each alone."""
+    """(B,) True for a batch that is trained in one update with the one before it; None: no batch is."""
     showings: NDArray[np.int64] | None = None
-    """See `Batch`; None: each row comes once an epoch."""
+    """See `RowBatch`; None: each row is shown once per epoch."""
 
-    def goes_on(self, index: int) -> bool:
-        """Whether the next batch is trained in one update with this one."""
+    def joins_next(self, index: int) -> bool:
+        """True if the next batch is trained in one update with this one."""
         return self.joined is not None and index + 1 < len(self) and bool(self.joined[index + 1])
 
     def updates_of(self, index: int, per_batch: int) -> int:
-        """Updates that the rows of a batch are split into: `per_batch`, but no more than it has rows.
+        """Updates that a batch is split into: `per_batch`, but at most its number of rows.
 
-        Batches that are trained together make one.
+        Batches that are trained together make one update.
         """
         is_joined = self.joined is not None and bool(self.joined[index])
-        if is_joined or self.goes_on(index):
+        if is_joined or self.joins_next(index):
             return 1
         return min(per_batch, int(self.starts[index + 1] - self.starts[index]))
 
     def num_updates(self, per_batch: int) -> int:
-        """Updates of the epoch, where a batch makes `per_batch`, but no more than it has rows; a pack one."""
-        each = np.minimum(np.diff(self.starts), per_batch)
+        """Updates of the epoch: the sum of `updates_of`, with one for each pack of joined batches."""
+        counts = np.minimum(np.diff(self.starts), per_batch)
         if self.joined is not None:
-            each[np.append(self.joined[1:], False) | self.joined] = 1
-            each[self.joined] = 0
-        return int(each.sum())
+            counts[np.append(self.joined[1:], False) | self.joined] = 1
+            counts[self.joined] = 0
+        return int(counts.sum())
 
     def __len__(self) -> int:
         return len(self.buckets)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> RowBatch:
         start, stop = self.starts[index], self.starts[index + 1]
-        once = np.full(stop - start, self.epoch) if self.showings is None else self.showings[start:stop]
-        return Batch(self.rows[start:stop], once, int(self.buckets[index]))
+        showings = np.full(stop - start, self.epoch) if self.showings is None else self.showings[start:stop]
+        return RowBatch(self.rows[start:stop], showings, int(self.buckets[index]))
 
 
 @dataclass(frozen=True)
 class BatchingOptions:
-    """What a plan does beyond every row once, in batches of a number of rows."""
+    """Deviations from a plan that shows each row once, in batches of a fixed number of rows."""
 
     repeats: NDArray[np.float64] | None = None
-    """(N,) times that each row comes an epoch, on average; None: once."""
+    """(N,) times that each row is shown per epoch, on average; None: once."""
     row_costs: NDArray[np.int64] | None = None
-    """(N,) what each row costs; batches are then filled up to `max_cost` instead of to a number of rows."""
+    """(N,) cost of each row; batches are then filled up to `max_cost` instead of a number of rows."""
     max_cost: int = 0
     packs: bool = False
-    """Short batches, the last ones of their buckets, are joined to updates of up to a whole batch."""
+    """Join the short batches at the ends of buckets into updates of at most one full batch."""
 
     @property
     def is_steady(self) -> bool:
-        """Whether every epoch has the same number of batches."""
+        """True if every epoch has the same number of batches."""
         return self.repeats is None and self.row_costs is None
 
 
@@ -95,9 +95,9 @@ def plan_epoch(
     epoch: int,
     batching: BatchingOptions = DEFAULT_BATCHING,
 ) -> EpochPlan:
-    """Batches of an epoch: each row once, one bucket a batch, in an order drawn from seed and epoch.
+    """Batches of an epoch: each row once, one bucket per batch, in an order drawn from seed and epoch.
 
-    The last batch of a bucket may be short: no row is dropped or repeated, unless `batching` says so.
+    The last batch of a bucket may be short: no row is dropped, and only `batching` repeats rows.
     For example, with buckets 0 1 0 0 1 0 0, batch size 2, seed 7 and epoch 0:
 
         rows, shuffled               0 5 6 2 4 1 3
@@ -106,7 +106,7 @@ def plan_epoch(
         batches, shuffled            (3) (0 5) (4 1) (6 2)
 
     Args:
-        row_buckets: (N,) each row's bucket, negative for rows that are left out.
+        row_buckets: (N,) each row's bucket, negative for rows to leave out.
         batch_size: rows per batch, one number for all buckets or one for each.
     """
     draw = np.random.default_rng([seed & 0xFFFFFFFF, epoch])
@@ -120,7 +120,7 @@ def plan_epoch(
         rows, showings = rows[shuffled], showings[shuffled]
     of_row = row_buckets[rows]
     num_buckets = int(of_row.max(initial=-1)) + 1
-    # Sorting numbers of 16 bits is counting them.
+    # numpy sorts 16-bit numbers by counting, which is faster.
     by_bucket = np.argsort(of_row.astype(np.uint16) if num_buckets < 2**16 else of_row, kind="stable")
     rows = rows[by_bucket]
     counts = np.bincount(of_row, minlength=num_buckets)
@@ -145,7 +145,7 @@ def _fills(
     batch_size: int | NDArray[np.int64],
     batching: BatchingOptions,
 ) -> NDArray[np.float64]:
-    """How full the last batch of each bucket is, from 0 to 1; 1 for all other batches."""
+    """(B,) fill of the last batch of each bucket, 0 to 1; 1 for all other batches."""
     if batching.row_costs is None:
         fills = np.diff(edges) / (batch_size if isinstance(batch_size, int) else batch_size[of_batch])
     else:
@@ -157,7 +157,7 @@ def _fills(
 def _packed(
     order: NDArray[np.int64], fills: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """`order` with batches that are not full moved behind others of which they fill up the update."""
+    """`order` with short batches moved behind the short batches whose update they join, and `joined`."""
     groups: list[list[int]] = []
     room: list[float] = []
     short = order[fills[order] < 1.0]
@@ -180,10 +180,10 @@ def _packed(
 def _repeated(
     rows: NDArray[np.int64], repeats: NDArray[np.float64], seed: int, epoch: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`rows` as many times each as `repeats` says for the epoch, and how often each was shown before.
+    """`rows` repeated for the epoch, and the number of times that each was shown before.
 
-    Where `repeats` is no whole number, rows with the same fraction take turns: of n such rows about
-    fraction * n get one more each epoch, the next ones in a fixed random circle.
+    With fractional `repeats`, rows with the same fraction alternate: about fraction * n of n such rows are
+    shown once more in each epoch, the next ones in a fixed random circle.
     """
     times = np.floor(repeats[rows]).astype(np.int64)
     before = times * epoch
@@ -191,10 +191,10 @@ def _repeated(
     for fraction in np.unique(fractions[fractions > 0]):
         mine = np.flatnonzero(fractions == fraction)
         np.random.default_rng([seed & 0xFFFFFFFF, 2]).shuffle(mine)
-        # Where an epoch ends in the circle, the next one begins.
+        # Each epoch starts where the last one ended in the circle.
         start, stop = (round(edge * fraction * len(mine)) for edge in (epoch, epoch + 1))
         times[mine[np.arange(start, stop) % len(mine)]] += 1
-        # The places 0 to `start` were taken before: of the first ones in the circle, each once more.
+        # Earlier epochs took positions 0 to `start`: full circles, and once more for the first rows.
         before[mine] += start // len(mine)
         before[mine[: start % len(mine)]] += 1
     firsts = np.repeat(np.cumsum(times) - times, times)
@@ -207,24 +207,24 @@ def _cuts(
     batch_size: int | NDArray[np.int64],
     batching: BatchingOptions,
 ) -> NDArray[np.int64]:
-    """Where batches start in `rows`, which are sorted by bucket, `counts` of each."""
+    """Start of each batch in `rows`, which are sorted by bucket with `counts` rows each."""
     ends = np.cumsum(counts)
     firsts = ends - counts
     sizes = np.full(len(counts), batch_size) if isinstance(batch_size, int) else batch_size[: len(counts)]
     if batching.row_costs is None:
-        each = -(-counts // sizes)
-        first_batches = np.cumsum(each) - each
-        number = np.arange(each.sum()) - np.repeat(first_batches, each)
-        return np.repeat(firsts, each) + number * np.repeat(sizes, each)
+        num_batches = -(-counts // sizes)
+        first_batches = np.cumsum(num_batches) - num_batches
+        number = np.arange(num_batches.sum()) - np.repeat(first_batches, num_batches)
+        return np.repeat(firsts, num_batches) + number * np.repeat(sizes, num_batches)
     return _cuts_by_cost(batching.row_costs[rows], firsts, ends, batching.max_cost)
 
 
 def _cuts_by_cost(
     costs: NDArray[np.int64], firsts: NDArray[np.int64], ends: NDArray[np.int64], max_cost: int
 ) -> NDArray[np.int64]:
-    """Where batches start that take rows while these cost up to `max_cost` together; always one row."""
+    """Start of each batch when a batch takes rows up to a sum of `max_cost`, and at least one row."""
     before = np.cumsum(costs) - costs
-    # For each row, where the next batch would start if one started there.
+    # For each row: the start of the next batch if a batch started there.
     following = np.searchsorted(before + costs, before + max_cost, side="right")
     following = np.maximum(following, np.arange(len(costs)) + 1).tolist()
     starts: list[int] = []
@@ -236,12 +236,12 @@ def _cuts_by_cost(
     return np.array(starts, dtype=np.int64)
 
 
-def rank_parts(batch: Batch, rank: int, world_size: int, num_updates: int = 1) -> list[Batch]:
-    """What `rank` trains of `batch` in each of its updates: contiguous slices, even to within one.
+def rank_parts(batch: RowBatch, rank: int, world_size: int, num_updates: int = 1) -> list[RowBatch]:
+    """This rank's rows of `batch` in each of its updates: contiguous slices that differ by one row at most.
 
     The batch is split into updates first and each update into ranks, so that the number of ranks does not
-    change which rows are trained together. The first ranks get the larger slices: of a single row rank 0,
-    which reports, has it.
+    change which rows are trained together. The first ranks get the larger slices, so a single row goes to
+    rank 0, which reports.
     """
     edges = len(batch.rows) * np.arange(num_updates + 1) // num_updates
     parts = []

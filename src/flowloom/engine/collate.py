@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowloom.data.loader import LoadedBatch
-from flowloom.engine.encode import Encoded, Encoders
+from flowloom.data.loader import SampleBatch
+from flowloom.engine.encode import Encoders, Encodings
 from flowloom.engine.objective import LatentBatch
 from flowloom.engine.randomness import generator
 from flowloom.engine.state import TrainState
@@ -19,7 +19,7 @@ from flowloom.models.device import sent
 from flowloom.models.family import Conditioning, Grid
 
 
-def prepare(state: TrainState, loaded: LoadedBatch, encoders: Encoders) -> LatentBatch:
+def prepare(state: TrainState, loaded: SampleBatch, encoders: Encoders) -> LatentBatch:
     """The whole loaded batch, ready for the network.
 
     Noise and noise levels are functions of (seed, epoch, batch, rank): each rank has its own, and a
@@ -44,7 +44,7 @@ def _nothing(device: torch.device) -> LatentBatch:
 
 
 def assemble(
-    loaded: LoadedBatch, encoded: Encoded, noise: Tensor, level: Tensor, encoders: Encoders
+    loaded: SampleBatch, encoded: Encodings, noise: Tensor, level: Tensor, encoders: Encoders
 ) -> LatentBatch:
     """Everything about the samples of `loaded`, on the device."""
     device = encoders.device
@@ -72,7 +72,7 @@ def _sent_texts(texts: Sequence[Conditioning], device: torch.device) -> list[Con
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _token_weight(loaded: LoadedBatch, grid: Grid, patch: int, device: torch.device) -> Tensor | None:
+def _token_weight(loaded: SampleBatch, grid: Grid, patch: int, device: torch.device) -> Tensor | None:
     """(B, L): the mean of each sample's mask over the pixels of each token; None where none has a mask."""
     masks = [sample.mask for sample in loaded.samples]
     if all(mask is None for mask in masks):

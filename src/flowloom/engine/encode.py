@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowloom.config.run import RunConfig
 from flowloom.data.cache.encodings import EncodingCaches, caches_without_disk
-from flowloom.data.loader import LoadedBatch, Sample
+from flowloom.data.loader import Sample, SampleBatch
 from flowloom.engine.lazy import Lazy
 from flowloom.engine.randomness import generator
 from flowloom.errors import CacheError, WeightsError
@@ -20,8 +20,8 @@ from flowloom.models.device import encoder_dtype
 from flowloom.models.family import Codec, Conditioner, Conditioning, Grid, family_for
 
 
-class Encoded(NamedTuple):
-    """A loaded batch as the network sees it, still on the CPU."""
+class Encodings(NamedTuple):
+    """The encoded images and captions of a batch, on the CPU."""
 
     latents: Tensor
     """(B, L, D) float32 packed."""
@@ -99,7 +99,7 @@ class Encoders:
         self.free()
 
     @torch.no_grad()
-    def encode(self, batch: LoadedBatch) -> Encoded:
+    def encode(self, batch: SampleBatch) -> Encodings:
         """Latents and text states of every sample of `batch`."""
         planes = self._drawn(batch, self.planes(batch.samples, batch.size))
         latents, grid = self.family.pack(planes.float()), (planes.shape[-2], planes.shape[-1])
@@ -110,9 +110,9 @@ class Encoders:
             counts = self.text_encoder.count_tokens(captions)
             lengths = [min(count + 1, self.max_length) for count in counts]
             pairs = zip(texts, captions, strict=True)
-            return Encoded(latents, grid, [self._on_cpu(text, caption) for text, caption in pairs], lengths)
+            return Encodings(latents, grid, [self._on_cpu(text, caption) for text, caption in pairs], lengths)
         texts = self.texts(captions)
-        return Encoded(latents, grid, texts, [len(text["states"]) for text in texts])
+        return Encodings(latents, grid, texts, [len(text["states"]) for text in texts])
 
     def planes(self, samples: Sequence[Sample], size: tuple[int, int]) -> list[Tensor]:
         """Of each sample (C, h, w), or (2, C, h, w) where latents are drawn, as the autoencoder gave them."""
@@ -139,7 +139,7 @@ class Encoders:
         vae = self.autoencoder
         return (vae.encode_spread(images) if self.draws else vae.encode(images)).cpu()
 
-    def _drawn(self, batch: LoadedBatch, planes: list[Tensor]) -> Tensor:
+    def _drawn(self, batch: SampleBatch, planes: list[Tensor]) -> Tensor:
         """(B, C, h, w): the mean, or a draw of its own for every time that a row is shown."""
         if not self.draws:
             return torch.stack(planes)

@@ -20,7 +20,7 @@ from flowloom.data.cache.setup import PLAIN, caption_rules, open_cache, open_enc
 from flowloom.data.cache.store import Cache, Stats
 from flowloom.data.captions import captions_of, vary
 from flowloom.data.fetch.image_source import ImageSource
-from flowloom.data.loader import Dataset, LoadedBatch, Loader, Skipped
+from flowloom.data.loader import Dataset, Loader, SampleBatch, Skipped
 from flowloom.data.metadata import Row
 from flowloom.data.order import DEFAULT_BATCHING
 from flowloom.engine.build import load_encoders
@@ -147,7 +147,7 @@ class _Index(NoCache[ImageInBucket]):
         self.has = cache.knows
 
 
-def _encode_missing(batch: LoadedBatch, encoders: Encoders) -> int:
+def _encode_missing(batch: SampleBatch, encoders: Encoders) -> int:
     missing = [sample for sample in batch.samples if sample.pixels is not None]
     encoders.planes(missing, batch.size)
     return len(missing)

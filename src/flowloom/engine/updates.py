@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from typing import NamedTuple, TypeVar, cast
 
-from flowloom.data.loader import LoadedBatch
+from flowloom.data.loader import SampleBatch
 from flowloom.engine.build import Components
 from flowloom.engine.collate import prepare, updates_of
 from flowloom.engine.controls import Controls
@@ -71,7 +71,7 @@ class Updates:
                 yield update._replace(wait_s=wait_s)
                 wait_s = 0.0
 
-    def _updates_of(self, pack: list[LoadedBatch]) -> Iterator[UpdateBatch]:
+    def _updates_of(self, pack: list[SampleBatch]) -> Iterator[UpdateBatch]:
         """The updates of a pack from the position on; one if no sample of the pack has any weight."""
         weights, counts = self._totals(pack)
         if not any(weights):
@@ -92,7 +92,7 @@ class Updates:
                 parts, number, len(weights), len(pack), counts[number], bool(weights[number]), caption
             )
 
-    def _totals(self, pack: list[LoadedBatch]) -> tuple[list[float], list[int]]:
+    def _totals(self, pack: list[SampleBatch]) -> tuple[list[float], list[int]]:
         """Loss weight and number of the samples of each update, over all ranks; skipped rows are reported."""
         count = len(pack[0].update_sizes)
         weights, counts = [0.0] * count, [0] * count
@@ -106,7 +106,7 @@ class Updates:
             self._skipped.report()
         return totals[:count], [int(total) for total in totals[count:]]
 
-    def _loaded_batches(self) -> Iterator[LoadedBatch]:
+    def _loaded_batches(self) -> Iterator[SampleBatch]:
         """Batches from the position on, epoch after epoch, until the run is over."""
         position, config, loader = self._state.position, self._state.config, self._components.loader
         if position.step == 0 and position.epoch == 0 and position.batch == 0:
@@ -151,11 +151,11 @@ class Updates:
         return cast("T", result)
 
 
-def _packs(batches: Iterator[LoadedBatch]) -> Iterator[list[LoadedBatch]]:
+def _packs(batches: Iterator[SampleBatch]) -> Iterator[list[SampleBatch]]:
     """Lists of batches that are trained in one update; an incomplete one at the end is left out."""
-    pack: list[LoadedBatch] = []
+    pack: list[SampleBatch] = []
     for loaded in batches:
         pack.append(loaded)
-        if not loaded.goes_on:
+        if not loaded.joins_next:
             yield pack
             pack = []

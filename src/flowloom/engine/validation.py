@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from flowloom.data.loader import LoadedBatch, Loader, Skipped
+from flowloom.data.loader import Loader, SampleBatch, Skipped
 from flowloom.engine.collate import assemble
 from flowloom.engine.encode import Encoders
 from flowloom.engine.objective import LatentBatch, sample_losses
@@ -44,7 +44,7 @@ def validation_loss(
 
 
 def _at_quantiles(
-    state: TrainState, loaded: LoadedBatch, encoders: Encoders
+    state: TrainState, loaded: SampleBatch, encoders: Encoders
 ) -> Iterator[tuple[float, LatentBatch]]:
     if not loaded.samples:
         return
