@@ -45,8 +45,8 @@ def open_plain(path: Path, *, append: bool = False) -> BinaryIO:
         os.close(descriptor)
         number = errno.EISDIR if kind == stat.S_IFDIR else errno.EINVAL
         raise OSError(number, f"{_KINDS.get(kind, 'something else')}, not a file", str(path))
-    # With the default of 8 KiB a reading thread releases the interpreter too briefly for the event loop to wake,
-    # which would then wait for the whole file.
+    # With the default of 8 KiB, a reading thread releases the interpreter too briefly for the event loop to
+    # wake, which would then wait for the whole file.
     return os.fdopen(descriptor, "ab" if append else "rb", 0 if append else _BUFFER_BYTES)
 
 
