@@ -11,7 +11,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -74,7 +74,7 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
 
 
 @contextmanager
-def replacing(path: Path, partial: Path | None = None, permissions: int = 0o666) -> Iterator[BinaryIO]:
+def replacing(path: Path, partial: Path | None = None, permissions: int = 0o666) -> Generator[BinaryIO]:
     """A temporary file that replaces `path` when the block ends; after an error, `path` is unchanged.
 
     Its data is on the disk before it gets the name, so a crash leaves the old file or the new one.

@@ -2,12 +2,12 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def quiet_imports() -> Iterator[None]:
+def quiet_imports() -> Generator[None]:
     """Hold back warnings below errors from bitsandbytes, torchao and what they import.
 
     Both report every compiled extension that this machine does not need; a failed import still raises.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -46,7 +46,7 @@ class Ema:
             torch._foreach_lerp_([shadow for _, shadow in some], targets, 1 - self.decay_at(step))
 
     @contextmanager
-    def swapped_in(self, weights: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    def swapped_in(self, weights: Mapping[str, nn.Parameter]) -> Generator[None]:
         """The averaged weights in place of the trained ones for the length of a `with`."""
         kept = {name: weights[name].data for name in self.shadow}
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -84,7 +84,7 @@ class Encoders:
             self._text_encoder.free()
 
     @contextmanager
-    def borrowed(self) -> Iterator[None]:
+    def borrowed(self) -> Generator[None]:
         """What is opened inside, for a preview say, is put away at the end."""
         autoencoder, text_encoder = self.open_now
         try:

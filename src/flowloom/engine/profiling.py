@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ FIRST_STEPS = schedule(wait=0, warmup=1, active=3, repeat=1)
 
 
 @contextmanager
-def step_profiler(trace_path: Path | None) -> Iterator[Callable[[], None]]:
+def step_profiler(trace_path: Path | None) -> Generator[Callable[[], None]]:
     """A function to call after every step: steps 2 to 4 are written to `trace_path`; None: none are."""
     if trace_path is None:
         yield lambda: None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ class TrainState:
         self.rotate_if_due()
 
     @contextmanager
-    def updating(self) -> Iterator[None]:
+    def updating(self) -> Generator[None]:
         """Within it, weights and position change from one step to the next."""
         with self.shield():
             self.is_whole = False

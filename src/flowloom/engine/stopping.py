@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -47,7 +47,7 @@ class StopSignals:
         self._kept: dict[int, Any] = {}
 
     @contextmanager
-    def listening(self) -> Iterator[StopSignals]:
+    def listening(self) -> Generator[StopSignals]:
         """Catch the signals for the length of a `with`; in other threads than the main one, do nothing."""
         if threading.current_thread() is not threading.main_thread() or self._kept:
             yield self
@@ -66,7 +66,7 @@ class StopSignals:
             self._restore()
 
     @contextmanager
-    def interruptible(self, *, at_once: bool = False) -> Iterator[None]:
+    def interruptible(self, *, at_once: bool = False) -> Generator[None]:
         """Work that may be abandoned: after the grace period, or at the first signal with `at_once`.
 
         Raises:
@@ -86,7 +86,7 @@ class StopSignals:
             self.grace_s = grace_s
 
     @contextmanager
-    def shielded(self) -> Iterator[None]:
+    def shielded(self) -> Generator[None]:
         """Work that must not be cut in two, within interruptible work too; other threads are never cut."""
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -99,7 +99,7 @@ class StopSignals:
         self._look()
 
     @contextmanager
-    def committing(self) -> Iterator[None]:
+    def committing(self) -> Generator[None]:
         """Work that must not be cut in two; what follows it in the same interruptible work is not cut either:
         a step whose weights have changed is reported before the run ends."""
         self._is_committed = True

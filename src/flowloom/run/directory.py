@@ -20,7 +20,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -223,7 +223,7 @@ class RunDir:
         return True
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Hold the directory as its only process, and delete leftovers of a killed one.
 
         The system releases the lock when the process ends, however that happens.

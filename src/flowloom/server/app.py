@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -118,7 +118,7 @@ def open_studio(settings: Settings, is_closing: Callable[[], bool]) -> Studio:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     sys.setswitchinterval(SWITCH_S)
     collector = Collector()
     anyio.to_thread.current_default_thread_limiter().total_tokens = SHARED_THREADS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from flowloom.server.off_loop import off_loop
@@ -42,7 +42,7 @@ class PeriodicJobs:
 
 
 @contextmanager
-def isolate_errors(report: Callable[[str], None]) -> Iterator[None]:
+def isolate_errors(report: Callable[[str], None]) -> Generator[None]:
     """Run a block that handles one of many items: its error goes to `report` and affects no other item."""
     try:
         yield

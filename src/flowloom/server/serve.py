@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +139,7 @@ def default_home(volume: Path = Path("/workspace")) -> Path:
 
 
 @contextmanager
-def _writing_to(home: Path) -> Iterator[None]:
+def _writing_to(home: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:

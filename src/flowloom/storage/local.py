@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,7 +116,7 @@ class Folder:
         return Entry(name, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", modified)
 
     @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
+    def _told(self, name: str) -> Generator[None]:
         try:
             yield
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -191,7 +191,7 @@ class Objects(Remote):
             await self.store.delete_async(name)
 
     @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
+    def _told(self, name: str) -> Generator[None]:
         """Obstore's errors in our words: its own quote whole requests."""
         from obstore.exceptions import BaseError
 

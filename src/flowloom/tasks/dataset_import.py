@@ -12,7 +12,7 @@ import resource
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -283,7 +283,7 @@ def _unpack(what: Unpacking, name: str, progress: Progress) -> Unpacked:
 
 
 @contextmanager
-def _bounded_memory() -> Iterator[None]:
+def _bounded_memory() -> Generator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
     with suppress(ValueError, OSError):  # not supported everywhere

@@ -12,7 +12,7 @@ where LoKr keeps the second factor whole (lokr_w2, and s = 1) when the rank woul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -84,7 +84,7 @@ class Adapter:
         return base_weight(self.layers[name])
 
     @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def disabled(self) -> Generator[None]:
         """Inside, the network computes what the base alone does, exactly."""
         self._switch(False)
         try:
@@ -180,7 +180,7 @@ def _nested(layer: Any) -> list[Any]:
 
 
 @contextmanager
-def _own_stream() -> Iterator[None]:
+def _own_stream() -> Generator[None]:
     """Inside, torch's CPU stream starts from its seed; afterwards it is where it was."""
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(torch.initial_seed())

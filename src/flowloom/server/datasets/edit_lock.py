@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -47,7 +47,7 @@ class EditLock:
         self._lock = threading.Lock()
 
     @contextmanager
-    def take(self, title: str) -> Iterator[None]:
+    def take(self, title: str) -> Generator[None]:
         """Hold the lock during an edit.
 
         Raises:

@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -220,7 +220,7 @@ class Editor:
         return sorted(found, key=lambda edit: edit.time, reverse=True)
 
     @contextmanager
-    def _open(self) -> Iterator[None]:
+    def _open(self) -> Generator[None]:
         """Answer errors of the captions as problems, and close the store at the end."""
         try:
             yield
@@ -284,7 +284,7 @@ class Editor:
                 yield Change(row.item, place, data, after)
 
     @contextmanager
-    def _journal(self, changes: Iterable[Change]) -> Iterator[Journal]:
+    def _journal(self, changes: Iterable[Change]) -> Generator[Journal]:
         """A new journal with `changes`, on the disk; removed if the edit is refused."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}.jsonl"

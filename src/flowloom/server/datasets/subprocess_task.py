@@ -7,7 +7,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def run_process(
 
 
 @contextmanager
-def running(module: str, told: str) -> Iterator[Iterator[str]]:
+def running(module: str, told: str) -> Generator[Iterator[str]]:
     """The lines that one of our own programs writes, as they come.
 
     Raises:

@@ -6,7 +6,7 @@ import hashlib
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,12 +199,12 @@ class Table:
         return num_captions, counts
 
     @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
+    def _write(self) -> Generator[sqlite3.Connection]:
         with self._writing, self._told(), self._base:
             yield self._base
 
     @contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
+    def _read(self) -> Generator[sqlite3.Connection]:
         with self._told():
             own = self._readers
             if getattr(own, "generation", None) != self._generation:
@@ -214,7 +214,7 @@ class Table:
             yield own.base
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _told(self) -> Generator[None]:
         try:
             yield
         except sqlite3.DatabaseError as error:

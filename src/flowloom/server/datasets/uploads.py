@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,7 +200,7 @@ class Uploads:
         return found
 
     @contextmanager
-    def writing(self, upload: Upload, offset: int) -> Iterator[Part]:
+    def writing(self, upload: Upload, offset: int) -> Generator[Part]:
         """Write to `upload` from `offset` on; what was written when the block ends, however, is kept.
 
         Raises:

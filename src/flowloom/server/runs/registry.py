@@ -8,7 +8,7 @@ import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, count
@@ -81,7 +81,7 @@ class RunRegistry:
         return RunDir(self.path(run_id))
 
     @contextmanager
-    def creating(self, name: str | None, stem: str) -> Iterator[RunDir]:
+    def creating(self, name: str | None, stem: str) -> Generator[RunDir]:
         """Create a run directory called `name`, or `stem` with a number if that is taken (no name given).
 
         If creating it fails, or the studio dies meanwhile, nothing is left of it.
