@@ -34,13 +34,14 @@ def make_loader(path: Path, folder: str = "", **options: Any) -> Any:
     from flowloom.config.run import RunConfig
     from flowloom.data.cache.encodings import NoCache
     from flowloom.data.captions import CaptionRules
-    from flowloom.data.loader import Dataset, Loader
+    from flowloom.data.loader import Loader
+    from flowloom.datasets.load import load_dataset
 
     data = {"jsonl_metadata_path": str(path), "image_folder_path": folder or str(path.parent)}
     given = {"latents": NoCache(), "batch_size": BATCH_SIZE, "threads": WORKERS, "prefetch": 2}
     options = given | options
     return Loader(
-        dataset=Dataset.from_config(RunConfig.model_validate({"dataloader": data})),
+        dataset=load_dataset(RunConfig.model_validate({"dataloader": data})),
         rules=CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0),
         seed=0,
         rank=0,

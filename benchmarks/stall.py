@@ -77,14 +77,14 @@ def from_cache(folder: Path) -> tuple[float, float, bool]:
     """Latents and states of the demo's networks from shards on disk; neither network is opened."""
     import torch
 
-    from flowloom.data.loader import Dataset
+    from flowloom.datasets.load import load_dataset
     from flowloom.engine.build import load_encoders
     from flowloom.engine.fill_cache import fill
 
     write_photos(folder, NUM_CACHED)
     config = config_of(folder)
     fill(config)
-    dataset = Dataset.from_config(config)
+    dataset = load_dataset(config)
     encoders = load_encoders(config.model, config, torch.device("cpu"), dataset)
     loader = make_loader(folder / "data.jsonl", batch_size=1, latents=encoders.caches.latents)
     share, used, is_whole = stalled(loader, encoders.encode)

@@ -20,9 +20,10 @@ from flowloom.config.model_files import check_files
 from flowloom.config.run import RunConfig
 from flowloom.data.cache.encodings import ImageInBucket, NoCache
 from flowloom.data.captions import CaptionRules, vary
-from flowloom.data.dataset import Dataset, DatasetSource, repeats_of
+from flowloom.data.dataset import DatasetSource, repeats_of
 from flowloom.data.loader import Loader, Sample, Skipped
 from flowloom.data.metadata import JoinedMetadata, read_metadata
+from flowloom.datasets.load import load_dataset
 from flowloom.errors import DataError
 
 PLAIN = CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0)
@@ -56,7 +57,7 @@ class AllCached(NoCache[ImageInBucket]):
 def make_loader(config: RunConfig, **options: Any) -> Loader:
     given: dict[str, Any] = {"rank": 0, "world_size": 1, "batch_size": 4, "threads": 2, "prefetch": 2}
     given |= {"latents": NoCache(), "rules": PLAIN, "seed": 0}
-    return Loader(dataset=Dataset.from_config(config).training, **(given | options))
+    return Loader(dataset=load_dataset(config).training, **(given | options))
 
 
 def samples_of(loader: Loader, epoch: int = 0) -> list[Sample]:
@@ -79,7 +80,7 @@ def test_each_row_is_read_from_its_own_folder(tmp_path: Path) -> None:
 
 def test_without_a_first_one_the_others_are_all(tmp_path: Path) -> None:
     config = config_of(None, draw_set(tmp_path, "dogs", 7, 200))
-    assert [one.path.parent.name for one in Dataset.from_config(config).sources] == ["dogs"]
+    assert [one.path.parent.name for one in load_dataset(config).sources] == ["dogs"]
     assert not [problem for problem in check_files(config) if "data" in problem.where]
 
 
@@ -177,7 +178,7 @@ def test_each_resolution_can_have_its_batch_size(tmp_path: Path) -> None:
 def test_batches_by_tokens_cost_about_the_same(tmp_path: Path) -> None:
     """16 tokens of image at 64, 64 at 128; captions of 7 characters are 4 more."""
     first = draw_set(tmp_path, "cats", 100, 40, caption_or_tags="a" * 7) | {"base_resolution": [64, 128]}
-    dataset = Dataset.from_config(config_of(first, batching={"batch_tokens": 200}))
+    dataset = load_dataset(config_of(first, batching={"batch_tokens": 200}))
     plan = dataset.plan(1, 0, 0)
     costs = {(64, 64): 20, (128, 128): 68}
     totals = [len(plan[i].rows) * costs[dataset.sizes[plan[i].bucket]] for i in range(len(plan))]

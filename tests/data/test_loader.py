@@ -17,6 +17,7 @@ from flowloom.config.run import RunConfig
 from flowloom.data.cache.encodings import ImageInBucket, NoCache
 from flowloom.data.captions import CaptionRules
 from flowloom.data.loader import Dataset, Loader
+from flowloom.datasets.load import load_dataset
 from flowloom.errors import DataError, ImageError
 from flowloom.storage.local import find_image
 
@@ -31,7 +32,7 @@ def make_dataset(folder: Path, rows: list[dict[str, Any]], **sections: Any) -> D
         "base_resolution": [64],
         "resolution_step": 16,
     }
-    return Dataset.from_config(RunConfig.model_validate({"dataloader": data, **sections}))
+    return load_dataset(RunConfig.model_validate({"dataloader": data, **sections}))
 
 
 class AllCached(NoCache[ImageInBucket]):
@@ -151,7 +152,7 @@ def test_each_row_draws_one_of_several_resolutions(tmp_path: Path, ten: list[dic
         "base_resolution": [64, 128],
         "resolution_step": 16,
     }
-    dataset = Dataset.from_config(RunConfig.model_validate({"dataloader": config}))
+    dataset = load_dataset(RunConfig.model_validate({"dataloader": config}))
     widths = np.array([dataset.sizes[bucket][0] for bucket in dataset.row_buckets])
     assert 60 < (widths == 64).sum() < 140
     assert set(widths) == {64, 128}

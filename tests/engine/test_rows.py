@@ -13,10 +13,10 @@ import pytest
 
 from flowloom.config.flow_format.read import LoadedConfig, load_config
 from flowloom.config.run import RunConfig
-from flowloom.data.dataset import Dataset
 from flowloom.datasets.build.build import build
 from flowloom.datasets.build.fresh import folder_rows, freshness, update
 from flowloom.datasets.build.options import BuildOptions
+from flowloom.datasets.load import load_dataset
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import Components
 from flowloom.engine.build import build as build_parts
@@ -314,6 +314,6 @@ def test_a_folder_names_the_folder_of_its_images_itself(
     more = data | {"datasets": [{"jsonl_metadata_path": str(folder)}]}
     loaded = load_config(more, [], Path("config"), with_files=True)
     assert loaded.config.datasets[0].image_folder_path == str(folder)
-    assert {row.filename for row in map(Dataset.from_config(loaded.config).metadata.row, range(22))} == {
+    assert {row.filename for row in map(load_dataset(loaded.config).metadata.row, range(22))} == {
         f"{i:02d}.png" for i in range(22)
     }

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flowloom.data.loader import Dataset
+from flowloom.datasets.load import load_dataset
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import build
 from flowloom.engine.distributed import Ranks
@@ -315,6 +315,6 @@ def test_short_batches_of_several_buckets_share_an_update(make_run: Callable[...
         steps = [event for event in read_events(run_dir.events_jsonl) if event["kind"] == "step"]
         counts[packs] = len(steps)
         config = run_dir.read_config()
-        assert len(steps) == steps_per_epoch(config, Dataset.from_config(config))
+        assert len(steps) == steps_per_epoch(config, load_dataset(config))
         assert {event["epoch"] for event in steps} == {0}
     assert counts[True] < counts[False]

@@ -12,6 +12,7 @@ from flowloom.data.cache.encodings import PersistentCache
 from flowloom.data.cache.setup import PLAIN, caption_rules, open_encoding_caches
 from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset, Loader
+from flowloom.datasets.load import load_dataset
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders
 from flowloom.engine.lazy import Lazy
@@ -86,7 +87,7 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
     refuse_unfit_models(config, "the configuration")
     device = choose_device(config.parallel.device)
     precision = choose_precision(config, device)
-    dataset = Dataset.from_config(config)
+    dataset = load_dataset(config)
     images = ImageSource(config.storage, on_state)
     encoders = load_encoders(config.model, config, device, dataset, images)
     family = family_for(config.model)

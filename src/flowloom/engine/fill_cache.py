@@ -23,6 +23,7 @@ from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset, Loader, SampleBatch, Skipped
 from flowloom.data.metadata import Row
 from flowloom.data.order import DEFAULT_BATCHING
+from flowloom.datasets.load import load_dataset
 from flowloom.engine.build import load_encoders
 from flowloom.engine.encode import Encoders
 from flowloom.errors import ConfigError, Denied, ImageError, Problem, SourceError, Unavailable
@@ -93,7 +94,7 @@ def fill(
     device = choose_device(config.parallel.device)
     if config.parallel.num_threads:
         torch.set_num_threads(config.parallel.num_threads)
-    dataset = Dataset.from_config(config)
+    dataset = load_dataset(config)
     encoders = load_encoders(config.model, config, device, dataset)
     filled = Filled(files=[str(one.path) for one in dataset.sources])
     latents, texts = encoders.caches
@@ -275,7 +276,7 @@ class _Unjudged(Exception):
 def _caches(config: RunConfig, cache: Cache) -> tuple[Dataset, EncodingCaches]:
     device = choose_device(config.parallel.device)
     dtype = encoder_dtype(device)
-    dataset = Dataset.from_config(config)
+    dataset = load_dataset(config)
     # A store that is down is not waited for: what cannot be judged stays.
     images = ImageSource(config.storage.model_copy(update={"patience_minutes": 0.0}))
     return dataset, open_encoding_caches(config, dataset, dtype, cache, images)

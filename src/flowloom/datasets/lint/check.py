@@ -18,6 +18,7 @@ from flowloom.datasets.lint.captions import CaptionCounter, text_problem
 from flowloom.datasets.lint.look import Look, Looker
 from flowloom.datasets.lint.near import MAX_BITS, groups_alike
 from flowloom.datasets.lint.report import BucketUse, Finding, Report
+from flowloom.datasets.load import load_dataset
 from flowloom.errors import DataError
 from flowloom.models.tokenizer import load_tokenizer
 from flowloom.storage.base import StorageSection
@@ -103,7 +104,7 @@ def open_dataset(config: RunConfig) -> Dataset:
         DataError: the JSONL is missing, or has no usable row at all.
     """
     limits = config.limits.model_copy(update={"skipped_percentage": 1.0})
-    return Dataset.from_config(config.model_copy(update={"limits": limits}))
+    return load_dataset(config.model_copy(update={"limits": limits}))
 
 
 def _looks(dataset: Dataset, options: LintOptions) -> list[Look]:

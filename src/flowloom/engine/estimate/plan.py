@@ -21,6 +21,7 @@ from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset
 from flowloom.datasets.build.fresh import freshness, left_out_told
+from flowloom.datasets.load import load_dataset
 from flowloom.engine.build import choose_precision
 from flowloom.engine.from_cache import META, encoder_keys, lacking, unless_cached
 from flowloom.engine.trainable import trained_names
@@ -64,7 +65,7 @@ def make_plan(loaded: LoadedConfig) -> Plan:
     plan = Plan(notes=list(loaded.notes), hints=list(idle_keys(config)))
     plan.sections.append(("run", _run_rows(plan, config, loaded.source)))
     plan.sections.append(("networks", _network_rows(plan, config)))
-    dataset = plan.check("dataloader.jsonl_metadata_path", lambda: Dataset.from_config(config))
+    dataset = plan.check("dataloader.jsonl_metadata_path", lambda: load_dataset(config))
     ranks, batch_size = int(os.environ.get("WORLD_SIZE", "1")), config.dataloader.batch_size
     updates = min(config.training.updates_per_large_batch, batch_size)
     if batch_size < ranks * updates:
