@@ -47,7 +47,7 @@ def _section_head(place: str) -> Iterator[str]:
 
 def _row(key: Key) -> str:
     kinds = f" ({', '.join(key.kinds)})" if key.kinds and not key.name.endswith(".kind") else ""
-    value = key.type_text.replace("|", " \\| ")
+    value = key.type_text.replace("|", " \\| ") + (f", {key.unit}" if key.unit else "")
     return f"| `{key.name.rpartition('.')[2]}`{kinds} | {value} | `{key.default_text}` | {key.help} |"
 
 

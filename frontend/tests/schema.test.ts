@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import type { Tree } from "@/lib/json";
-import { isFound, leavesOf, numberFrom, sectionsOf, textOf, titleOf } from "@/lib/schema";
+import { isFound, leavesOf, numberFrom, sectionsOf, textOf } from "@/lib/schema";
 
 const schema: Tree = {
   $defs: {
@@ -8,9 +8,16 @@ const schema: Tree = {
       type: "object",
       description: "FLOW's training.",
       properties: {
-        lr: { type: "number", exclusiveMinimum: 0, default: 1e-5, description: "Learning rate." },
+        lr: {
+          type: "number",
+          exclusiveMinimum: 0,
+          default: 1e-5,
+          title: "Learning rate",
+          description: "Learning rate.",
+          simple: true,
+        },
         seed: { type: "integer", default: 0 },
-        every: { anyOf: [{ type: "integer", minimum: 1 }, { type: "null" }], default: null },
+        every: { anyOf: [{ type: "integer", minimum: 1, unit: "steps" }, { type: "null" }], default: null },
         mode: { enum: ["a", "b"], default: "a" },
         blocks: {
           anyOf: [
@@ -20,7 +27,7 @@ const schema: Tree = {
           default: "auto",
         },
         prompts: { type: "array", items: { type: "string" }, default: [] },
-        sizes: { type: "array", items: { type: "integer", minimum: 16 }, default: [512] },
+        sizes: { type: "array", items: { type: "integer", minimum: 16, unit: "pixels" }, default: [512] },
         chroma_path: { type: "string", default: "" },
         compile: { type: "boolean", default: false },
       },
@@ -33,6 +40,7 @@ const schema: Tree = {
     training: { $ref: "#/$defs/Training" },
     lora: { anyOf: [{ $ref: "#/$defs/Lora" }, { type: "null" }], default: null },
     optimizer: {
+      simple: true,
       discriminator: { propertyName: "kind", mapping: { a: "#/$defs/A", b: "#/$defs/B" } },
       oneOf: [{ $ref: "#/$defs/A" }, { $ref: "#/$defs/B" }],
     },
@@ -85,11 +93,22 @@ describe("a schema becomes a form", () => {
     expect(sections[3]?.variants.a?.map((each) => each.path.join("."))).toEqual(["eps"]);
   });
 
+  test("with titles, units and detail levels from the schema", () => {
+    expect(field("lr")).toMatchObject({ title: "Learning rate", unit: null, isSimple: true });
+    expect(field("every")).toMatchObject({ title: "every", unit: "steps", isSimple: false });
+    expect(field("sizes")?.unit).toBe("pixels");
+  });
+
+  test("and the fields of a simple field are simple", () => {
+    expect(sections[2]?.variants.a?.map((each) => each.isSimple)).toEqual([true]);
+    expect(sections[3]?.variants.a?.map((each) => each.isSimple)).toEqual([false]);
+  });
+
   test("from flat schemas too, grouped", () => {
     const flat = sectionsOf({
       properties: {
         a: { type: "integer", group: "First" },
-        b: { type: "string" },
+        b: { type: "string", group: "General" },
         c: { type: "integer", group: "First" },
       },
     });
@@ -118,9 +137,4 @@ describe("numbers", () => {
     for (const value of [0, 1e-5, 2.5e-7, 1.3e-3, 512, 123456, 1e9])
       expect(numberFrom(textOf(value))).toBe(value);
   });
-});
-
-test("keys have readable titles", () => {
-  expect(titleOf("jsonl_metadata_path")).toBe("JSONL metadata path");
-  expect(titleOf("lr")).toBe("Learning rate");
 });

@@ -1,4 +1,4 @@
-/** A trainer's JSON schema as a form: sections of fields. Whatever trainer it is of. */
+/** The JSON schema of a trainer or task as a form: sections of fields. */
 import { isTree, type Json, type Tree } from "./json";
 
 export type FieldKind =
@@ -28,95 +28,26 @@ export interface Field {
   isSimple: boolean;
   options: Json[];
   range: string | null;
-  /** Under which heading a flat schema's field stands. */
-  group: string | null;
-  /** Of a group; of each item of `items`. */
+  /** The heading above the field in a flat schema. */
+  group: string;
+  /** Fields of a group, or of each item of `items`. */
   fields: Field[];
-  /** Of `variants`: the fields of each kind. */
+  /** The fields of each kind of `variants`. */
   variants: Record<string, Field[]>;
 }
 
 const MOST_DEPTH = 6;
-/** Limits beyond this are of number formats, not of the thing. */
+/** Larger limits belong to number formats, not to the field. */
 const UNBOUND = 1e12;
 
 interface Context {
   defs: Tree;
-  simple: ReadonlySet<string>;
+  /** True within a simple field, whose fields are simple too. */
+  isSimple: boolean;
 }
 
-/** What a person looks at first; all else is behind "Advanced". A schema may say so itself. */
-const FLOW: ReadonlySet<string> = new Set([
-  "training.lr",
-  "training.train_minibatch",
-  "training.warmup_steps",
-  "training.save_every",
-  "training.master_seed",
-  "inference.inference_every",
-  "inference.prompts",
-  "inference.steps",
-  "inference.cfg",
-  "inference.image_dim",
-  "dataloader.batch_size",
-  "dataloader.jsonl_metadata_path",
-  "dataloader.image_folder_path",
-  "dataloader.base_resolution",
-  "dataloader.shuffle_tags",
-  "dataloader.uncond_percentage",
-  "model.chroma_path",
-  "model.vae_path",
-  "model.t5_path",
-  "model.t5_config_path",
-  "model.t5_tokenizer_path",
-  "lora.rank",
-  "lora.alpha",
-  "lora.base_model_quant_level",
-  "method.kind",
-  "optimizer",
-  "ema.decay",
-  "cache.latents",
-  "cache.text",
-  "limits.max_steps",
-  "limits.max_epochs",
-  "limits.max_minutes",
-  "checkpoint.keep_last",
-  "checkpoint.keep_every",
-  "validation.share",
-  "memory.checkpointed_blocks",
-]);
-
-const KOHYA: ReadonlySet<string> = new Set([
-  "family",
-  "method",
-  "model.pretrained_model_name_or_path",
-  "model.vae",
-  "model.ae",
-  "model.clip_l",
-  "model.t5xxl",
-  "datasets",
-  "network.network_dim",
-  "network.network_alpha",
-  "training.max_train_steps",
-  "training.learning_rate",
-  "training.optimizer_type",
-  "training.lr_scheduler",
-  "training.seed",
-  "memory.fp8_base",
-  "memory.blocks_to_swap",
-  "saving.output_name",
-  "saving.save_every_n_steps",
-  "saving.save_last_n_steps",
-  "sampling.prompts",
-  "sampling.width",
-  "sampling.height",
-  "sampling.sample_every_n_steps",
-]);
-
-/** By trainer; one that is not here shows all that its own schema does not call advanced. */
-export const SIMPLE: Record<string, ReadonlySet<string>> = { flow: FLOW, kohya: KOHYA };
-
-export function sectionsOf(schema: Tree, simple: ReadonlySet<string> = FLOW): Field[] {
-  const context = { defs: isTree(schema.$defs) ? schema.$defs : {}, simple };
+export function sectionsOf(schema: Tree): Field[] {
+  const context = { defs: isTree(schema.$defs) ? schema.$defs : {}, isSimple: false };
   const fields = fieldsOf(schema, [], context, 0);
   const loose = fields.filter((field) => !isSection(field));
   const sections = fields.filter(isSection);
@@ -126,17 +57,15 @@ export function sectionsOf(schema: Tree, simple: ReadonlySet<string> = FLOW): Fi
 
 const isSection = (field: Field) => ["group", "variants", "items"].includes(field.kind);
 
-/** A flat schema's fields, gathered by what each says of its `group`. */
+/** The fields of a flat schema by their `group`. */
 function groupsOf(fields: Field[]): Field[] {
   const groups = new Map<string, Field[]>();
   for (const field of fields) {
-    const name = field.group ?? "General";
-    groups.set(name, [...(groups.get(name) ?? []), field]);
+    groups.set(field.group, [...(groups.get(field.group) ?? []), field]);
   }
   return [...groups].map(([name, members]) => ({
     ...blank(name, []),
     kind: "group",
-    title: name,
     fields: members,
   }));
 }
@@ -145,7 +74,7 @@ function blank(name: string, path: string[]): Field {
   return {
     path,
     name,
-    title: titleOf(name),
+    title: name,
     help: "",
     kind: "json",
     unit: null,
@@ -155,7 +84,7 @@ function blank(name: string, path: string[]): Field {
     isSimple: true,
     options: [],
     range: null,
-    group: null,
+    group: "",
     fields: [],
     variants: {},
   };
@@ -182,20 +111,18 @@ function resolved(schema: Tree, defs: Tree): Tree {
 function fieldOf(name: string, given: Tree, path: string[], context: Context, depth: number): Field {
   const whole = resolved(given, context.defs);
   const { schema, isNullable } = withoutNull(whole, context.defs);
-  const dotted = path.join(".");
   const field: Field = {
     ...blank(name, path),
     help: String(whole.description ?? schema.description ?? "").replaceAll("\n", " "),
-    title:
-      typeof whole.title === "string" && whole.title.includes(" ") === false ? titleOf(name) : titleOf(name),
-    unit: unitOf(name, whole),
+    title: textOr(whole.title, name),
+    unit: unitOf(whole),
     initial: whole.default,
     isNullable,
-    isSimple: whole.simple === true || context.simple.has(dotted) || context.simple.has(path[0] ?? ""),
+    isSimple: whole.simple === true || context.isSimple,
     range: rangeOf(schema),
-    group: typeof whole.group === "string" ? whole.group : null,
+    group: textOr(whole.group, ""),
   };
-  return shaped(field, schema, context, depth);
+  return shaped(field, schema, { ...context, isSimple: field.isSimple }, depth);
 }
 
 /** The part of a schema that is not null. */
@@ -267,54 +194,18 @@ function rangeOf(schema: Tree): string | null {
   return parts.length > 0 ? parts.join(", ") : null;
 }
 
-const UNITS: [RegExp, string][] = [
-  [/_mib$/, "MiB"],
-  [/_gib$/, "GiB"],
-  [/_s$/, "s"],
-  [/_minutes$|^max_minutes$/, "minutes"],
-  [/_steps$|_every$|^every$/, "steps"],
-  [/_percentage$|^share$/, "0 to 1"],
-  [/resolution|image_dim$/, "pixels"],
-  [/_megapixels$/, "megapixels"],
-  [/_epochs$/, "epochs"],
-  [/t5_max_length$|_tokens$/, "tokens"],
-];
-
-function unitOf(name: string, schema: Tree): string | null {
+/** The unit of a field, or of the numbers that it consists of. */
+function unitOf(schema: Tree): string | null {
   if (typeof schema.unit === "string") return schema.unit;
-  const isNumeric = JSON.stringify(schema).match(/"(number|integer)"/);
-  return isNumeric ? (UNITS.find(([pattern]) => pattern.test(name))?.[1] ?? null) : null;
+  const parts = [schema.anyOf, schema.prefixItems, schema.items].flat().filter(isTree);
+  for (const part of parts) {
+    const unit = part.properties || part.$ref ? null : unitOf(part);
+    if (unit) return unit;
+  }
+  return null;
 }
 
-const WORDS: Record<string, string> = {
-  lr: "Learning rate",
-  ema: "EMA",
-  lora: "LoRA",
-  loras: "LoRAs",
-  t5: "T5",
-  t5xxl: "T5 XXL",
-  clip: "CLIP",
-  ae: "AE",
-  fp8: "FP8",
-  vae: "VAE",
-  cfg: "CFG",
-  jsonl: "JSONL",
-  gib: "",
-  mib: "",
-  wandb: "W&B",
-  id: "ID",
-  url: "URL",
-  dataloader: "Data loader",
-  datasets: "Datasets",
-  uncond: "Unconditional",
-  wo: "without",
-};
-
-export function titleOf(name: string): string {
-  const words = name.split("_").map((word) => WORDS[word] ?? word);
-  const title = words.filter(Boolean).join(" ");
-  return title.charAt(0).toUpperCase() + title.slice(1);
-}
+const textOr = (value: Json | undefined, other: string) => (typeof value === "string" ? value : other);
 
 /** All leaves of a section, to search and to count. */
 export function leavesOf(field: Field): Field[] {
@@ -327,7 +218,7 @@ export function isFound(field: Field, words: readonly string[]): boolean {
   return words.every((word) => text.includes(word));
 }
 
-/** What a text says as a number; as it is where it is none, so that the server can say what is wrong. */
+/** The number that a text stands for; another text is kept, so that the server can report it. */
 export function numberFrom(text: string): Json {
   const trimmed = text.trim();
   if (trimmed === "") return null;

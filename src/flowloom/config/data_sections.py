@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flowloom.config.flow_format.sections import Fraction, Masks, Period, Pixels, Resolutions
+from flowloom.config.flow_format.sections import Fraction, Masks, Period, Pixels, Resolutions, Tokens
 from flowloom.schema import Section
 
 Positive = Annotated[float, Field(gt=0)]
@@ -49,7 +49,7 @@ class BatchingSection(Section):
 
     sizes: list[Period] = []
     """Batch size for each of `dataloader.base_resolution`; empty: `dataloader.batch_size` for all."""
-    batch_tokens: Period | None = None
+    batch_tokens: Tokens | None = None
     """Fill batches, over all ranks, up to this number of tokens instead. A token is 256 pixels, or about 3.5
     characters of a caption."""
     pack_aspect_ratios: bool = False

@@ -28,6 +28,8 @@ class Key:
     default: Any = None
     kinds: tuple[str, ...] = ()
     """Kinds of its section that have this key; empty if the section has no kinds."""
+    unit: str = ""
+    """Unit of its numbers; empty for other keys."""
 
     @property
     def is_section(self) -> bool:
@@ -122,7 +124,8 @@ def _walk(prefix: str, section: Schema, defs: Schema) -> Iterator[Key]:
         types = tuple(_alternatives(node, defs))
         path = f"{prefix}{name}"
         about = f"{tag}: {section['description']}" if name == "kind" and tag else _description(node, types)
-        yield Key(path, types, " ".join(about.split()), node.get("default"), (tag,) if tag else ())
+        kinds = (tag,) if tag else ()
+        yield Key(path, types, " ".join(about.split()), node.get("default"), kinds, _unit(node, types))
         for kind in types:
             if "properties" in kind:
                 yield from _walk(f"{path}.", kind, defs)
@@ -133,6 +136,11 @@ def _walk(prefix: str, section: Schema, defs: Schema) -> Iterator[Key]:
 
 def _description(node: Schema, types: tuple[Schema, ...]) -> str:
     return next((kind["description"] for kind in (node, *types) if "description" in kind), "")
+
+
+def _unit(node: Schema, types: tuple[Schema, ...]) -> str:
+    items = (item for kind in types for item in kind.get("alternatives", ()))
+    return next((part["unit"] for part in (node, *types, *items) if "unit" in part), "")
 
 
 def _alternatives(node: Schema, defs: Schema) -> Iterator[Schema]:
@@ -184,6 +192,7 @@ def flags_help() -> str:
             continue
         only = f" ({', '.join(key.kinds)})" if key.kinds and not key.name.endswith(".kind") else ""
         default = key.default_text.replace("null", "none").replace("[]", "none")
-        lines.append(f"  --{key.name} {key.type_text.replace(' or null', '')}; default: {default}{only}")
+        value = key.type_text.replace(" or null", "") + (f", {key.unit}" if key.unit else "")
+        lines.append(f"  --{key.name} {value}; default: {default}{only}")
         lines += textwrap.wrap(key.help, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)

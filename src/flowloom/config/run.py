@@ -25,13 +25,14 @@ from flowloom.config.flow_format.sections import (
     ModelSection,
     NamePart,
     Period,
+    Steps,
     TrainingSection,
 )
 from flowloom.errors import Problem
 from flowloom.loggers.base import LoggerSpec
 from flowloom.models.family import never_trained
 from flowloom.optimizers.base import OptimizerSpec
-from flowloom.schema import Section, union_of
+from flowloom.schema import SIMPLE, Section, ui, union_of
 from flowloom.storage.base import StorageSection
 
 
@@ -62,7 +63,7 @@ ADAPTERS = ("lora", "dora", "lokr")
 class MethodSection(Section):
     """Training method."""
 
-    kind: Literal["auto", "full", "rotation", "keywords", "lora", "dora", "lokr"] = "auto"
+    kind: Annotated[Literal["auto", "full", "rotation", "keywords", "lora", "dora", "lokr"], SIMPLE] = "auto"
     """auto: chosen by FLOW's keys: lora section, keywords or rotation; otherwise full."""
     rotation_states: Literal["keep", "reset"] = "keep"
     """Rotation: keep each block's optimizer state on the CPU, or reset it like FLOW."""
@@ -141,7 +142,7 @@ class LrScheduleSection(Section):
 class EmaSection(Section):
     """An exponential moving average of the trained weights, in float32."""
 
-    decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    decay: Annotated[Annotated[float, Field(ge=0, lt=1)] | None, SIMPLE] = None
     """Decay per step; null: no EMA. Early steps use min(decay, (1 + step) / (10 + step))."""
     device: Literal["same", "cpu"] = "same"
     """Device of the averaged weights."""
@@ -150,18 +151,18 @@ class EmaSection(Section):
 class CacheSection(Section):
     """Cache of latents and text encodings."""
 
-    latents: Literal["off", "memory", "disk"] = "off"
+    latents: Annotated[Literal["off", "memory", "disk"], SIMPLE] = "off"
     """Cache of image latents, in memory or in `dir`. With a full disk cache, a run needs no VAE."""
-    text: Literal["off", "memory", "disk"] = "off"
+    text: Annotated[Literal["off", "memory", "disk"], SIMPLE] = "off"
     """Cache of caption encodings, in memory or in `dir`. With a full disk cache, a run needs no T5."""
-    limit_mib: Period = 2048
+    limit_mib: Annotated[Period, ui(unit="MiB")] = 2048
     """memory: limit for latents and text together; nothing is added beyond it."""
     dir: str = "cache"
     """disk: folder of the cache. Runs, ranks and datasets can share it; `flowloom cache` and training fill
     it."""
-    limit_gib: Annotated[float, Field(gt=0)] | None = None
+    limit_gib: Annotated[float, Field(gt=0), ui(unit="GiB")] | None = None
     """disk: maximum size of `dir`; nothing is added beyond it. null: no limit."""
-    mirror_gib: Annotated[float, Field(ge=0)] = 64.0
+    mirror_gib: Annotated[float, Field(ge=0), ui(unit="GiB")] = 64.0
     """disk: if `dir` is in an object store, size of the local copy; 0: no copy."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """disk: data type of cached tensors; auto: that of the encoders, bf16 on CUDA, otherwise fp32."""
@@ -180,7 +181,7 @@ class CacheSection(Section):
 class MemorySection(Section):
     """Trade speed for memory."""
 
-    checkpointed_blocks: Literal["auto", "all"] | Count = "auto"
+    checkpointed_blocks: Annotated[Literal["auto", "all"] | Count, SIMPLE] = "auto"
     """Number of blocks that recompute activations in the backward pass; auto: as few as fit in memory."""
     compile: bool = False
     """Compile each block with torch.compile."""
@@ -202,19 +203,19 @@ class ParallelSection(Section):
 class CheckpointSection(Section):
     """Checkpoints to keep."""
 
-    keep_last: Literal["auto"] | Period = "auto"
+    keep_last: Annotated[Literal["auto"] | Period, SIMPLE] = "auto"
     """Number of newest checkpoints to keep. auto: all for LoRA, DoRA and LoKr; for full weights, as many as
     fit on the disk with 2 GiB to spare."""
-    keep_every: Period | None = None
+    keep_every: Annotated[Steps | None, SIMPLE] = None
     """Also keep checkpoints whose step is a multiple of this."""
 
 
 class ValidationSection(Section):
     """Validation loss on held-out rows, at fixed noise levels with fixed noise."""
 
-    share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    share: Annotated[float, Field(ge=0, lt=1), SIMPLE] = 0.0
     """Fraction of rows held out."""
-    every: Period | None = None
+    every: Steps | None = None
     """Validation period in steps; null: at each checkpoint."""
     max_rows: Period = 256
     """Maximum number of rows to validate."""
@@ -240,15 +241,15 @@ class PreviewSection(Section):
 class LimitsSection(Section):
     """End of the run, and limits for bad rows. FLOW trains until it is stopped."""
 
-    max_steps: Period | None = None
+    max_steps: Annotated[Steps | None, SIMPLE] = None
     """Stop after this number of steps."""
-    max_epochs: Period | None = None
+    max_epochs: Annotated[Period | None, ui(simple=True, unit="epochs")] = None
     """Stop after this number of epochs."""
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    max_minutes: Annotated[Annotated[float, Field(gt=0)] | None, ui(simple=True, unit="minutes")] = None
     """Stop after this number of minutes of training."""
     skipped_percentage: Fraction = 0.05
     """Stop if more than this fraction of the rows cannot be used."""
-    max_megapixels: Annotated[float, Field(gt=0)] = 100.0
+    max_megapixels: Annotated[float, Field(gt=0), ui(unit="megapixels")] = 100.0
     """Reject larger images as decompression bombs."""
     background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#ffffff"
     """Colour behind transparent images."""
@@ -283,7 +284,7 @@ class RunConfig(Section):
     lora: LoraSection | None = None
     method: MethodSection = MethodSection()
     objective: ObjectiveSection = ObjectiveSection()
-    optimizer: Optimizer = Field(default={"kind": "adamw"}, validate_default=True)
+    optimizer: Annotated[Optimizer, SIMPLE] = Field(default={"kind": "adamw"}, validate_default=True)
     """Optimizer settings; learning rate and weight decay are in `training`."""
     lr_schedule: LrScheduleSection = LrScheduleSection()
     ema: EmaSection = EmaSection()

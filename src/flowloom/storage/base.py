@@ -14,7 +14,7 @@ from typing_extensions import Buffer
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.printable import printable
-from flowloom.schema import Section
+from flowloom.schema import Section, ui
 
 __all__ = [
     "Denied",
@@ -61,18 +61,18 @@ class StorageSection(Section):
     """Send no keys, for public buckets."""
     connections: Annotated[int, Field(ge=1)] = 64
     """Maximum number of concurrent requests per store."""
-    read_ahead_mib: Annotated[float, Field(gt=0)] = 256.0
+    read_ahead_mib: Annotated[float, Field(gt=0), ui(unit="MiB")] = 256.0
     """Memory for prefetched data."""
     tries: Annotated[int, Field(ge=1)] = 4
     """Number of attempts of a read before the store is pinged, and again if it responds."""
-    timeout_s: Annotated[float, Field(gt=0)] = 20.0
+    timeout_s: Annotated[float, Field(gt=0), ui(unit="s")] = 20.0
     """Time without data after which a read is retried."""
-    patience_minutes: Annotated[float, Field(ge=0)] = 60.0
+    patience_minutes: Annotated[float, Field(ge=0), ui(unit="minutes")] = 60.0
     """Maximum time to wait for a store that is down or denies all access. Then the run saves a checkpoint and
     ends; rows with URLs of a web server are skipped instead."""
     cache_dir: str | None = None
     """Folder on a fast disk for copies of data that was read; null: none."""
-    cache_gib: Annotated[float, Field(gt=0)] = 50.0
+    cache_gib: Annotated[float, Field(gt=0), ui(unit="GiB")] = 50.0
     """Maximum size of that folder; the least recently used files are deleted first."""
 
 

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flowloom.errors import Problem
+from flowloom.schema import ui
 from flowloom.tasks.base import FunctionTask, Progress
-from flowloom.tasks.tagging.config import REPO_PATTERN, DescribingConfig, look_for_data, look_for_model
+from flowloom.tasks.tagging.config import MODEL, REPO_PATTERN, DescribingConfig, look_for_data, look_for_model
 
 WEIGHTS = "model*.safetensors"
 """Pickles are never opened."""
@@ -20,10 +21,10 @@ DEFAULT_PROMPT = (
 )
 
 
-class CaptionConfig(DescribingConfig):
+class CaptionConfig(DescribingConfig, title="Captions"):
     """The captioner and its prompt."""
 
-    repo: str = Field(
+    repo: Annotated[str, MODEL] = Field(
         "florence-community/Florence-2-large",
         pattern=REPO_PATTERN,
         description="Captioner on the Hugging Face hub: BLIP, Florence-2, or a vision-language chat model "
@@ -37,11 +38,13 @@ class CaptionConfig(DescribingConfig):
             "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
         ],
     )
-    batch_size: int = Field(4, ge=1, description="Images captioned at once.")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+    batch_size: Annotated[int, MODEL] = Field(4, ge=1, description="Images captioned at once.")
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MODEL] = Field(
         "auto", description="auto: CUDA, MPS or CPU, the first that is available."
     )
-    dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: bf16 on CUDA, otherwise fp32.")
+    dtype: Annotated[Literal["auto", "bf16", "fp32"], MODEL] = Field(
+        "auto", description="auto: bf16 on CUDA, otherwise fp32."
+    )
     prompt: str = Field(
         "",
         description="Prompt of a chat model; empty: one paragraph of plain English. BLIP continues it "
@@ -53,7 +56,9 @@ class CaptionConfig(DescribingConfig):
     task: Literal["caption", "detailed_caption", "more_detailed_caption"] = Field(
         "more_detailed_caption", description="Level of detail of Florence-2."
     )
-    max_tokens: int = Field(256, ge=1, description="Maximum length of a caption in tokens.")
+    max_tokens: Annotated[int, ui(unit="tokens")] = Field(
+        256, ge=1, description="Maximum length of a caption in tokens."
+    )
     beams: int = Field(
         1, ge=1, description="Beams of the beam search of BLIP and Florence-2: 3 is better and slower."
     )
@@ -63,7 +68,7 @@ class CaptionConfig(DescribingConfig):
         description="0: always the most probable word. Higher, such as 0.6: more varied and less exact.",
     )
     seed: int = Field(0, description="Seed of the sampling of words.")
-    max_side: Annotated[int, Field(ge=32)] = Field(
+    max_side: Annotated[int, Field(ge=32), ui(unit="pixels")] = Field(
         1024,
         description="Larger images are scaled down to this many pixels per side; chat models get faster.",
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from flowloom.errors import DataError, Problem
-from flowloom.schema import Section
+from flowloom.schema import Section, ui
 from flowloom.tasks.base import FunctionTask, Progress
 from flowloom.tasks.dataset_build import unusable_summary
 
@@ -32,7 +32,7 @@ class ExportConfig(Section):
     """Copy images into Kohya's folders, or link them."""
     name: str = ""
     """Name of Kohya's folder or of the shards. Empty: that of the JSONL."""
-    shard_mib: Annotated[int, Field(ge=1)] = 1024
+    shard_mib: Annotated[int, Field(ge=1), ui(unit="MiB")] = 1024
     """Maximum size of a webdataset shard."""
     with_pictures: bool = True
     """Parquet: include the images; off: only their names."""

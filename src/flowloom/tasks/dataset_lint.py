@@ -10,7 +10,7 @@ from pydantic import Field
 from flowloom.config.run import RunConfig
 from flowloom.datasets.build.options import BuildOptions, Kind
 from flowloom.errors import Problem
-from flowloom.schema import Section
+from flowloom.schema import Section, ui
 from flowloom.tasks.base import FunctionTask, Progress
 from flowloom.tasks.dataset_build import MAX_LISTED, build_progress, source_problems, unusable_summary
 
@@ -28,13 +28,15 @@ class LintConfig(Section):
     images_dir: str | None = None
     """Folder that file names are relative to; null: as recorded when the JSONL was built."""
     # Buckets are created one by one: a huge resolution would take forever.
-    base_resolution: Annotated[list[Annotated[int, Field(ge=64, le=2**16)]], Field(min_length=1)] = [512]
+    base_resolution: Annotated[
+        list[Annotated[int, Field(ge=64, le=2**16), ui(unit="pixels")]], Field(min_length=1)
+    ] = [512]
     """Base resolutions of the buckets."""
     batch_size: Annotated[int, Field(ge=1)] = 1
     """Rows per batch."""
     tokenizer_path: str | None = None
     """T5's tokenizer; null: tokens are not counted."""
-    max_tokens: Annotated[int, Field(ge=1)] = 512
+    max_tokens: Annotated[int, Field(ge=1), ui(unit="tokens")] = 512
     """Length at which training truncates captions."""
     # Unrelated images differ in half of the bits; above that, everything matches.
     near_bits: Annotated[int, Field(ge=-1, le=64)] = 8

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from flowloom.errors import Problem
+from flowloom.schema import Section
 from flowloom.tasks.base import FunctionTask, Progress
 
 CHANGES = "captions.jsonl"
 """In a run directory: each caption before and after."""
 
 
-class RestoreConfig(BaseModel):
+class RestoreConfig(Section):
     """The run to undo."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     data_path: str = Field(
         min_length=1,

@@ -63,7 +63,7 @@ class GridSection(Section):
     """Factors applied to the strength of every LoRA, including the source's own."""
 
 
-class SampleConfig(Section):
+class SampleConfig(Section, title="Images"):
     """Prompts, model and settings of the images to generate."""
 
     source_path: str = ""

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from flowloom.errors import Problem
 from flowloom.tasks.base import FunctionTask, Progress
+from flowloom.tasks.tagging.config import MODEL as MODEL_GROUP
 from flowloom.tasks.tagging.config import REPO_PATTERN, DescribingConfig, look_for_data, look_for_model
 
 MODEL, LABELS = "model.onnx", "selected_tags.csv"
 """Files of a tagger."""
 
 
-class TagConfig(DescribingConfig):
+class TagConfig(DescribingConfig, title="Tags"):
     """The tagger, and the selection and spelling of tags."""
 
-    repo: str = Field(
+    repo: Annotated[str, MODEL_GROUP] = Field(
         "SmilingWolf/wd-swinv2-tagger-v3",
         pattern=REPO_PATTERN,
         description="Tagger on the Hugging Face hub, with model.onnx and selected_tags.csv.",
@@ -29,7 +30,7 @@ class TagConfig(DescribingConfig):
             "SmilingWolf/wd-vit-tagger-v3",
         ],
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
+    device: Annotated[Literal["auto", "cpu", "cuda"], MODEL_GROUP] = Field(
         "auto", description="cuda needs the package onnxruntime-gpu instead of onnxruntime."
     )
     general_threshold: float = Field(0.35, ge=0, le=1, description="Minimum probability of general tags.")

@@ -4,7 +4,7 @@ import { HelpText } from "@/components/ui/help-text";
 import { TrashIcon } from "@/components/ui/icons";
 import { Select, Switch } from "@/components/ui/inputs";
 import { isTree, type Json } from "@/lib/json";
-import { type Field, titleOf } from "@/lib/schema";
+import type { Field } from "@/lib/schema";
 import { FieldRow } from "./field-row";
 import { useForm, useValue } from "./form-context";
 
@@ -135,7 +135,7 @@ function Optional({ field, path, isShown }: { field: Field; path: string[] } & F
           onChange={(on) => set(path, on ? {} : null)}
         />
         <span className="text-sm text-secondary-foreground">
-          {isOn ? "On" : `Off: the configuration has no “${titleOf(field.name)}” section.`}
+          {isOn ? "On" : `Off: the configuration has no “${field.title}” section.`}
         </span>
       </div>
       {isOn &&

@@ -17,8 +17,6 @@ import { type Field, leavesOf, sectionsOf } from "@/lib/schema";
 import { FormContext } from "./form-context";
 import { FormSection } from "./form-section";
 
-const EVERYTHING: ReadonlySet<string> = new Set();
-
 /** The form of a task, drawn from its schema. Starting it creates a run. */
 export function TaskForm({
   task,
@@ -43,7 +41,7 @@ export function TaskForm({
   const defaults = made?.defaults as Tree | undefined;
   const whole = useMemo(() => laidOver(defaults ?? {}, config) as Tree, [defaults, config]);
   const base = useMemo(() => laidOver(defaults ?? {}, initial) as Tree, [defaults, initial]);
-  const sections = useMemo(() => (made ? sectionsOf(made.schema as Tree, EVERYTHING) : []), [made]);
+  const sections = useMemo(() => (made ? sectionsOf(made.schema as Tree) : []), [made]);
   const { verdict, isChecking } = useValidation(`tasks/${task}`, config, made !== undefined);
   const problems = useMemo(() => byPath(verdict?.problems ?? []), [verdict]);
   const set = useCallback(

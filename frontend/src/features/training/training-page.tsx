@@ -19,7 +19,7 @@ import { runConfig, trainerConfig, trainerModels, trainers } from "@/lib/api/que
 import { hintsOf } from "@/lib/config-hints";
 import { EMPTY_DRAFT } from "@/lib/draft";
 import { changesFrom, laidOver, type Tree } from "@/lib/json";
-import { SIMPLE, sectionsOf } from "@/lib/schema";
+import { sectionsOf } from "@/lib/schema";
 import { BaseModelCards } from "./base-model-cards";
 import { ConfigImport } from "./config-import";
 import { ConfigPreview } from "./config-preview";
@@ -70,10 +70,7 @@ function useTrainingForm(trainer: string) {
   useConfigOfRun(setConfig, defaults);
   const validation = useValidation(trainer, draft.config, isLoaded && schema !== undefined);
   const problems = useMemo(() => byPath(validation.verdict?.problems ?? []), [validation.verdict]);
-  const sections = useMemo(
-    () => (schema ? sectionsOf(schema.schema as Tree, SIMPLE[trainer] ?? new Set()) : []),
-    [schema, trainer],
-  );
+  const sections = useMemo(() => (schema ? sectionsOf(schema.schema as Tree) : []), [schema]);
   return {
     ...form,
     schema,
@@ -158,7 +155,7 @@ export function TrainingPage({ trainer, title, lead, missing }: Props) {
   const { set, setConfig, patch, isChecking } = form;
   const { data: installed } = useQuery(trainers);
   const hasPreflight = installed?.find((each) => each.name === trainer)?.has_preflight;
-  const view = useVisibleSections(sections, whole, base, problems);
+  const view = useVisibleSections(sections, { whole, base, problems });
   const isDeferredMounted = useDeferredMount(schema !== undefined);
 
   if (error && !schema) {

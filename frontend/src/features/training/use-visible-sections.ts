@@ -15,18 +15,20 @@ function scrollTo(path: string) {
   row?.querySelector<HTMLElement>("input,select,textarea,button")?.focus();
 }
 
-/** The sections and fields that match the search and the detail level; changed and wrong fields always show. */
-export function useVisibleSections(
-  sections: Field[],
-  whole: Tree,
-  base: Tree,
-  problems: ReadonlyMap<string, unknown>,
-) {
-  const [search, setSearch] = useState("");
-  const [isAdvanced, setAdvanced] = useState(false);
-  const words = useMemo(() => search.toLowerCase().split(/\s+/).filter(Boolean), [search]);
-  const hasSimple = useMemo(() => sections.flatMap(leavesOf).some((field) => field.isSimple), [sections]);
-  const showsAll = isAdvanced || !hasSimple;
+export interface View {
+  /** Words that a field's key, title or help must have; none: filter by the detail level. */
+  words: readonly string[];
+  isAdvanced: boolean;
+  whole: Tree;
+  base: Tree;
+  problems: ReadonlyMap<string, unknown>;
+}
+
+/** The sections and fields that match the search or the detail level; changed and wrong fields always show. */
+export function visibleSections(sections: Field[], view: View) {
+  const { words, whole, base, problems } = view;
+  const hasSimple = sections.flatMap(leavesOf).some((field) => field.isSimple);
+  const showsAll = view.isAdvanced || !hasSimple;
   const matches = (field: Field) => leavesOf(field).some((leaf) => isFound(leaf, words));
   const isWrong = (field: Field) => {
     const path = field.path.join(".");
@@ -41,14 +43,20 @@ export function useVisibleSections(
     if (words.length > 0) return matches(section);
     return showsAll || section.isSimple || section.fields.some(isShown) || isChanged(section, whole, base);
   };
+  return { hasSimple, isShown, shown: sections.filter(isSectionShown) };
+}
+
+/** The search, the detail level and the sections that they show. */
+export function useVisibleSections(sections: Field[], view: Omit<View, "words" | "isAdvanced">) {
+  const [search, setSearch] = useState("");
+  const [isAdvanced, setAdvanced] = useState(false);
+  const words = useMemo(() => search.toLowerCase().split(/\s+/).filter(Boolean), [search]);
   return {
+    ...visibleSections(sections, { ...view, words, isAdvanced }),
     search,
     setSearch,
     isAdvanced,
     setAdvanced,
-    hasSimple,
-    isShown,
-    shown: sections.filter(isSectionShown),
     reveal: (path: string) => {
       setSearch("");
       setAdvanced(true);

@@ -4359,7 +4359,7 @@ export interface components {
             time: number;
         };
         /**
-         * StorageSection
+         * Storage
          * @description Access to object stores. Keys come from the environment (AWS_ACCESS_KEY_ID ...) or a profile file.
          */
         StorageSection: {
@@ -4377,12 +4377,12 @@ export interface components {
              */
             anonymous?: boolean;
             /**
-             * Cache Dir
+             * Cache dir
              * @description Folder on a fast disk for copies of data that was read; null: none.
              */
             cache_dir?: string | null;
             /**
-             * Cache Gib
+             * Cache
              * @description Maximum size of that folder; the least recently used files are deleted first.
              * @default 50
              */
@@ -4399,7 +4399,7 @@ export interface components {
              */
             endpoint?: string | null;
             /**
-             * Patience Minutes
+             * Patience minutes
              * @description Maximum time to wait for a store that is down or denies all access. Then the run saves a checkpoint and
              *     ends; rows with URLs of a web server are skipped instead.
              * @default 60
@@ -4411,7 +4411,7 @@ export interface components {
              */
             profile?: string | null;
             /**
-             * Read Ahead Mib
+             * Read ahead
              * @description Memory for prefetched data.
              * @default 256
              */
@@ -4422,7 +4422,7 @@ export interface components {
              */
             region?: string | null;
             /**
-             * Timeout S
+             * Timeout
              * @description Time without data after which a read is retried.
              * @default 20
              */

@@ -11,12 +11,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from flowloom.models.family import AUTO, families
-from flowloom.schema import Section
+from flowloom.schema import SIMPLE, Section, ui
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Period = Annotated[int, Field(ge=1)]
-Pixels = Annotated[int, Field(ge=16, multiple_of=16)]
+Steps = Annotated[Period, ui(unit="steps")]
+Tokens = Annotated[Period, ui(unit="tokens")]
+Pixels = Annotated[int, Field(ge=16, multiple_of=16), ui(unit="pixels")]
 """A side of an image: 8 pixels per latent, 2 latents per token."""
 NamePart = Annotated[str, Field(pattern=r"^[^\s,]+$")]
 """Part of a parameter name."""
@@ -47,21 +49,21 @@ Masks = Literal["none", "alpha", "folder"]
 class TrainingSection(Section):
     """FLOW's `training`. Periods count steps (optimizer updates)."""
 
-    master_seed: int = 0
+    master_seed: Annotated[int, SIMPLE] = 0
     """Seed of all random numbers of the run."""
     cache_minibatch: Period = 8
     """Samples per pass of the VAE and the text encoder."""
-    train_minibatch: Period = 1
+    train_minibatch: Annotated[Period, SIMPLE] = 1
     """Micro-batch: samples per forward and backward pass. It does not change the result of a step."""
     updates_per_large_batch: Period = 1
     """Optimizer updates per loaded batch."""
-    lr: Annotated[float, Field(gt=0)] = 1e-5
+    lr: Annotated[float, Field(gt=0), SIMPLE] = 1e-5
     """Learning rate after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay; not applied to parameters named bias or norm."""
-    warmup_steps: Count = 0
+    warmup_steps: Annotated[Count, ui(simple=True, unit="steps")] = 0
     """Steps in which the learning rate rises from 0.05 to 1.0 times `lr`."""
-    change_layer_every: Period | None = None
+    change_layer_every: Steps | None = None
     """Layer rotation: steps after which another random set of blocks is trained."""
     trained_single_blocks: Count | None = None
     """Layer rotation: single blocks trained at a time."""
@@ -69,7 +71,7 @@ class TrainingSection(Section):
     """Layer rotation: double blocks trained at a time."""
     trained_layer_keywords: list[NamePart] = []
     """Train only parameters whose name contains one of these; replaces layer rotation."""
-    save_every: Period = 1000
+    save_every: Annotated[Steps, SIMPLE] = 1000
     """Checkpoint period in steps."""
     do_profiling: bool = False
     """Write a torch profiler trace of steps 2 to 4 into the run directory."""
@@ -80,40 +82,40 @@ class TrainingSection(Section):
 class InferenceSection(Section):
     """FLOW's `inference`: previews during training."""
 
-    inference_every: Period = 1000
+    inference_every: Annotated[Steps, SIMPLE] = 1000
     """Preview period in steps."""
-    steps: Period = 20
+    steps: Annotated[Period, SIMPLE] = 20
     """Sampler steps."""
     guidance: float = 0.0
     """Distilled guidance, an input of the network. Chroma was trained with 0."""
-    cfg: float = 1.0
+    cfg: Annotated[float, SIMPLE] = 1.0
     """Classifier-free guidance scale: uncond + cfg * (cond - uncond)."""
-    prompts: list[str] = []
+    prompts: Annotated[list[str], SIMPLE] = []
     """One preview is generated for each prompt."""
     first_n_steps_wo_cfg: int = 0
     """Number of first steps without classifier-free guidance; -1: no guidance."""
-    image_dim: tuple[Pixels, Pixels] = (512, 512)
+    image_dim: Annotated[tuple[Pixels, Pixels], SIMPLE] = (512, 512)
     """Width and height in pixels, multiples of 16."""
-    t5_max_length: Period = 512
+    t5_max_length: Tokens = 512
     """Maximum prompt length in tokens."""
 
 
 class DataloaderSection(Section):
     """FLOW's `dataloader`: the dataset and its loading."""
 
-    batch_size: Period = 1
+    batch_size: Annotated[Period, SIMPLE] = 1
     """Samples per loaded batch, over all ranks."""
-    jsonl_metadata_path: str = ""
+    jsonl_metadata_path: Annotated[str, SIMPLE] = ""
     """JSONL file with one sample per line, or a folder of images with caption files."""
-    image_folder_path: str = "."
+    image_folder_path: Annotated[str, SIMPLE] = "."
     """Folder that file names in the JSONL are relative to."""
-    base_resolution: Resolutions = [512]
+    base_resolution: Annotated[Resolutions, SIMPLE] = [512]
     """Side of the square bucket in pixels; of several, each sample uses a random one."""
-    shuffle_tags: bool = True
+    shuffle_tags: Annotated[bool, SIMPLE] = True
     """Shuffle and drop tags of tag-based captions; prose is never changed."""
     tag_drop_percentage: Fraction = 0.0
     """Maximum fraction of a row's tags to drop, 0 to 1."""
-    uncond_percentage: Fraction = 0.0
+    uncond_percentage: Annotated[Fraction, SIMPLE] = 0.0
     """Caption dropout: fraction of captions replaced by an empty one, 0 to 1."""
     resolution_step: Pixels = 64
     """Step between bucket sides in pixels."""
@@ -147,19 +149,19 @@ class ModelSection(Section):
     """Network of any family: a file, or a diffusers folder, in which the other files are found too. Replaces
     `chroma_path`."""
 
-    chroma_path: str = ""
+    chroma_path: Annotated[str, SIMPLE] = ""
     """Chroma weights: .safetensors, .sft or .pth."""
-    vae_path: str = ""
+    vae_path: Annotated[str, SIMPLE] = ""
     """FLUX autoencoder, ae.safetensors."""
-    t5_path: str = ""
+    t5_path: Annotated[str, SIMPLE] = ""
     """T5 encoder: a folder or a file of safetensors."""
-    t5_config_path: str = ""
+    t5_config_path: Annotated[str, SIMPLE] = ""
     """T5's config.json."""
-    t5_tokenizer_path: str = ""
+    t5_tokenizer_path: Annotated[str, SIMPLE] = ""
     """Folder with T5's tokenizer (spiece.model or tokenizer.json)."""
     t5_to_8bit: bool = False
     """Store T5's linear weights in float8_e4m3."""
-    t5_max_length: Period = 512
+    t5_max_length: Tokens = 512
     """Maximum caption length in tokens."""
     use_x0: bool = False
     """The network predicts the image instead of the velocity."""
@@ -177,11 +179,11 @@ class ModelSection(Section):
 class LoraSection(Section):
     """FLOW's `lora`: trains an adapter."""
 
-    rank: Period = 16
+    rank: Annotated[Period, SIMPLE] = 16
     """Rank of the adapter."""
-    alpha: Annotated[float, Field(gt=0)] = 16
+    alpha: Annotated[float, Field(gt=0), SIMPLE] = 16
     """Alpha; the adapter is scaled by alpha / rank."""
     target_layers: Annotated[list[NamePart], Field(min_length=1)] = ["double_blocks", "single_blocks"]
     """Adapt every linear layer whose name contains one of these."""
-    base_model_quant_level: Literal["full", "8bit", "4bit"] = "full"
+    base_model_quant_level: Annotated[Literal["full", "8bit", "4bit"], SIMPLE] = "full"
     """Quantisation of the frozen base model: none (full), float8 or nf4."""

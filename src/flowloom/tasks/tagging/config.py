@@ -6,47 +6,53 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from flowloom.errors import Problem
+from flowloom.schema import Section, ui
 
 JSONL = ".jsonl"
+IMAGES, MODEL = ui(group="Images"), ui(group="Model")
 
 
-class DescribingConfig(BaseModel):
+class DescribingConfig(Section):
     """Images to be described, and where their captions go."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    data_path: str = Field(
+    data_path: Annotated[str, IMAGES] = Field(
         min_length=1, description="A folder of images, nested as one likes, or FLOW's JSONL."
     )
-    image_folder_path: str = Field(
+    image_folder_path: Annotated[str, IMAGES] = Field(
         "",
         description="The folder that names in a JSONL are relative to; empty: its own.",
     )
-    caption_suffix: Literal[".txt", ".caption"] = Field(
+    caption_suffix: Annotated[Literal[".txt", ".caption"], IMAGES] = Field(
         ".txt", description="Of the files beside the images of a folder."
     )
-    existing: Literal["skip", "replace", "append", "prepend"] = Field(
+    existing: Annotated[Literal["skip", "replace", "append", "prepend"], IMAGES] = Field(
         "skip",
         description="What is done where a image has a caption: left as it is, replaced, or added to.",
     )
-    trigger: str = Field("", description="Put before every caption that is written: a trigger word.")
-    preview: int = Field(
+    trigger: Annotated[str, IMAGES] = Field(
+        "", description="Put before every caption that is written: a trigger word."
+    )
+    preview: Annotated[int, IMAGES] = Field(
         0,
         ge=0,
         description="Only so many images, spread over the set: shown in the result, nothing is written.",
     )
-    batch_size: int = Field(8, ge=1, description="Images described at once.")
-    max_megapixels: Annotated[float, Field(gt=0)] = Field(
+    batch_size: Annotated[int, MODEL] = Field(8, ge=1, description="Images described at once.")
+    max_megapixels: Annotated[float, Field(gt=0), ui(unit="megapixels", group="Images")] = Field(
         100.0, description="Larger images are taken for decompression bombs, and named as unusable."
     )
-    revision: str = Field(
+    revision: Annotated[str, MODEL] = Field(
         "", description="Of the model on the hub: a branch, tag or commit; empty: the newest."
     )
-    model_path: str = Field("", description="A folder with the model's files, in place of one from the hub.")
-    models_dir: str = Field("", description="Where models from the hub are kept; empty: the hub's own cache.")
+    model_path: Annotated[str, MODEL] = Field(
+        "", description="A folder with the model's files, in place of one from the hub."
+    )
+    models_dir: Annotated[str, MODEL] = Field(
+        "", description="Where models from the hub are kept; empty: the hub's own cache."
+    )
 
 
 REPO_PATTERN = r"^[\w.-]+/[\w.-]+$"

@@ -10,15 +10,17 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from flowloom.run.directory import RUN_NAME
-from flowloom.schema import Section
+from flowloom.schema import SIMPLE, Section, ui
 
 Family = Literal["sd15", "sdxl", "sd3", "flux", "lumina", "chroma"]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Steps = Annotated[Positive, ui(unit="steps")]
+Epochs = Annotated[Positive, ui(unit="epochs")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(max_length=4096)]
-Side = Annotated[int, Field(ge=64)]
+Side = Annotated[int, Field(ge=64), ui(unit="pixels")]
 Warmup = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -39,17 +41,17 @@ Resolution = Annotated[
 class ModelFiles(Section):
     """The files of the base model."""
 
-    pretrained_model_name_or_path: Text = ""
+    pretrained_model_name_or_path: Annotated[Text, SIMPLE] = ""
     """The network; of SD 1.5 and SDXL the whole checkpoint, or a diffusers folder."""
-    vae: Text | None = None
+    vae: Annotated[Text | None, SIMPLE] = None
     """SD 1.5, SDXL: another VAE than the checkpoint's."""
-    ae: Text | None = None
+    ae: Annotated[Text | None, SIMPLE] = None
     """FLUX, Chroma, Lumina: the VAE, ae.safetensors."""
-    clip_l: Text | None = None
+    clip_l: Annotated[Text | None, SIMPLE] = None
     """FLUX, SD3: CLIP-L."""
     clip_g: Text | None = None
     """SD3: CLIP-G."""
-    t5xxl: Text | None = None
+    t5xxl: Annotated[Text | None, SIMPLE] = None
     """FLUX, SD3, Chroma: T5-XXL."""
     gemma2: Text | None = None
     """Lumina: Gemma 2."""
@@ -74,7 +76,7 @@ class ImageFolder(Section):
     """Suffix of caption files, such as .txt or .caption."""
     shuffle_caption: bool = False
     """Shuffle the tags each time."""
-    keep_tokens: Count = 0
+    keep_tokens: Annotated[Count, ui(unit="tags")] = 0
     """Number of first tags that keep their place."""
     keep_tokens_separator: Text | None = None
     """Separator in the caption; tags before it are neither shuffled nor dropped."""
@@ -105,11 +107,11 @@ class Dataset(Section):
     """Images per step and device."""
     enable_bucket: bool = True
     """Use buckets, which keep aspect ratios."""
-    min_bucket_reso: Positive = 256
+    min_bucket_reso: Annotated[Positive, ui(unit="pixels")] = 256
     """Minimum side of a bucket in pixels."""
-    max_bucket_reso: Positive = 2048
+    max_bucket_reso: Annotated[Positive, ui(unit="pixels")] = 2048
     """Maximum side of a bucket in pixels."""
-    bucket_reso_steps: Positive = 64
+    bucket_reso_steps: Annotated[Positive, ui(unit="pixels")] = 64
     """Step between bucket sides in pixels; FLUX and Chroma need 32 or 64."""
     bucket_no_upscale: bool = True
     """Do not enlarge small images."""
@@ -132,9 +134,9 @@ class Network(Section):
 
     network_module: Text | None = None
     """Module of the adapter; null: that of the family, such as networks.lora_flux."""
-    network_dim: Positive = 16
+    network_dim: Annotated[Positive, SIMPLE] = 16
     """Rank of the adapter."""
-    network_alpha: Annotated[float, Field(gt=0)] = 16.0
+    network_alpha: Annotated[float, Field(gt=0), SIMPLE] = 16.0
     """Alpha; the adapter is scaled by alpha / rank."""
     network_dropout: Share | None = None
     """Fraction of the adapter's neurons dropped in each step."""
@@ -149,23 +151,23 @@ class Network(Section):
 class Training(Section):
     """Steps, learning rate and optimizer."""
 
-    max_train_steps: Positive | None = 2000
+    max_train_steps: Annotated[Steps | None, SIMPLE] = 2000
     """Number of steps; null: max_train_epochs."""
-    max_train_epochs: Positive | None = None
+    max_train_epochs: Epochs | None = None
     """Number of epochs; overrides max_train_steps."""
-    learning_rate: Rate = 1e-4
+    learning_rate: Annotated[Rate, SIMPLE] = 1e-4
     """Learning rate."""
     unet_lr: Rate | None = None
     """Learning rate of the image network; null: learning_rate."""
     text_encoder_lr: Rate | list[Rate] | None = None
     """Learning rate of the text encoder, or a list with one for each; null: learning_rate."""
-    optimizer_type: Text = "AdamW8bit"
+    optimizer_type: Annotated[Text, SIMPLE] = "AdamW8bit"
     """AdamW, AdamW8bit, Lion, Prodigy, Adafactor, or the dotted name of a class."""
     optimizer_args: list[Text] = []
     """NAME=VALUE arguments of the optimizer."""
-    lr_scheduler: Text = "constant_with_warmup"
+    lr_scheduler: Annotated[Text, SIMPLE] = "constant_with_warmup"
     """constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial ..."""
-    lr_warmup_steps: Count | Warmup = 50
+    lr_warmup_steps: Annotated[Count | Warmup, ui(unit="steps")] = 50
     """Warm-up steps; a value below 1 is a fraction of all steps."""
     max_grad_norm: Rate = 1.0
     """Maximum gradient norm; 0: no clipping."""
@@ -177,7 +179,7 @@ class Training(Section):
     """Data type of the computation."""
     full_bf16: bool | None = None
     """Also store weights and gradients in bf16."""
-    seed: Count | None = 42
+    seed: Annotated[Count | None, SIMPLE] = 42
     """Seed; null: random."""
     loss_type: Literal["l1", "l2", "huber", "smooth_l1"] = "l2"
     """Loss function."""
@@ -187,7 +189,7 @@ class Training(Section):
     """SD 1.5, SDXL: offset noise."""
     clip_skip: Positive | None = None
     """SD 1.5: number of last CLIP layers to skip."""
-    max_token_length: Literal[75, 150, 225] | None = None
+    max_token_length: Annotated[Literal[75, 150, 225] | None, ui(unit="tokens")] = None
     """SD 1.5, SDXL: maximum caption length in tokens; null: 225 for SD 1.5, 75 for SDXL."""
     no_half_vae: bool | None = None
     """SDXL: run the VAE in fp32."""
@@ -219,9 +221,9 @@ class FlowMatching(Section):
 class Memory(Section):
     """Trade speed for memory."""
 
-    fp8_base: bool = False
+    fp8_base: Annotated[bool, SIMPLE] = False
     """Load the frozen network in 8 bits."""
-    blocks_to_swap: Count | None = None
+    blocks_to_swap: Annotated[Count | None, SIMPLE] = None
     """Number of blocks swapped to main memory."""
     cache_latents: bool = True
     """Cache latents: encode every image once."""
@@ -238,17 +240,17 @@ class Memory(Section):
 class Saving(Section):
     """Checkpoints."""
 
-    output_name: Annotated[str, Field(pattern=f"^{RUN_NAME.pattern}$")] = "last"
+    output_name: Annotated[str, Field(pattern=f"^{RUN_NAME.pattern}$"), SIMPLE] = "last"
     """Name of the files."""
-    save_every_n_steps: Positive | None = 250
+    save_every_n_steps: Annotated[Steps | None, SIMPLE] = 250
     """Steps between checkpoints."""
-    save_last_n_steps: Positive | None = None
+    save_last_n_steps: Annotated[Steps | None, SIMPLE] = None
     """Delete checkpoints older than this number of steps; null: keep all, like sd-scripts."""
-    save_last_n_steps_state: Positive | None = 1000
+    save_last_n_steps_state: Steps | None = 1000
     """The same for states, which only a resume needs; null: save_last_n_steps."""
-    save_every_n_epochs: Positive | None = None
+    save_every_n_epochs: Epochs | None = None
     """Epochs between checkpoints, in addition to those by steps."""
-    save_last_n_epochs: Positive | None = None
+    save_last_n_epochs: Epochs | None = None
     """Delete checkpoints older than this number of epochs."""
     save_precision: Literal["float", "fp16", "bf16"] | None = "bf16"
     """Data type of the files; null: that of the trained weights."""
@@ -276,13 +278,13 @@ class Hub(Section):
 class Sampling(Section):
     """Previews during training."""
 
-    prompts: list[Text] = []
+    prompts: Annotated[list[Text], SIMPLE] = []
     """One preview each. Options of sd-scripts in a prompt (--n, --w, --h ...) override the keys below."""
     negative: Text = ""
     """Negative prompt."""
-    width: Annotated[int, Field(ge=64)] = 1024
+    width: Annotated[Side, SIMPLE] = 1024
     """Width in pixels."""
-    height: Annotated[int, Field(ge=64)] = 1024
+    height: Annotated[Side, SIMPLE] = 1024
     """Height in pixels."""
     steps: Positive = 28
     """Sampler steps."""
@@ -292,9 +294,9 @@ class Sampling(Section):
     """Distilled guidance (--g): 0 for Chroma."""
     seed: Count | None = 42
     """Seed of the previews; null: random."""
-    sample_every_n_steps: Positive | None = 250
+    sample_every_n_steps: Annotated[Steps | None, SIMPLE] = 250
     """Steps between previews; null: only by epochs, or never."""
-    sample_every_n_epochs: Positive | None = None
+    sample_every_n_epochs: Epochs | None = None
     """Epochs between previews; overrides steps."""
     sample_at_first: bool = False
     """Also generate previews before the first step."""
@@ -303,14 +305,14 @@ class Sampling(Section):
 class KohyaConfig(Section):
     """A run of sd-scripts."""
 
-    checkout: Text = ""
+    checkout: Annotated[Text, ui(group="General")] = ""
     """Checkout of sd-scripts, one of those registered on this machine; empty: the last registered."""
-    family: Family = "chroma"
+    family: Annotated[Family, ui(simple=True, group="General")] = "chroma"
     """Family of the base model."""
-    method: Literal["lora", "full"] = "lora"
+    method: Annotated[Literal["lora", "full"], ui(simple=True, group="General")] = "lora"
     """Train an adapter or the whole network."""
     model: ModelFiles = ModelFiles()
-    datasets: list[Dataset] = []
+    datasets: Annotated[list[Dataset], SIMPLE] = []
     network: Network = Network()
     training: Training = Training()
     flow: FlowMatching = FlowMatching()
@@ -318,5 +320,5 @@ class KohyaConfig(Section):
     saving: Saving = Saving()
     hub: Hub = Hub()
     sampling: Sampling = Sampling()
-    raw_arguments: Text = ""
+    raw_arguments: Annotated[Text, ui(group="General")] = ""
     """More arguments for the script, such as `--fp8_base_unet`. They override everything above."""
