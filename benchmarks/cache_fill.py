@@ -56,7 +56,7 @@ def config_of(folder: Path) -> RunConfig:
 def busiest(filled: Filled) -> tuple[str, float]:
     """The phase that does worse: its slowest stage and that stage's share of the phase."""
     shares = []
-    for network, waits in (("VAE", "reading images"), ("T5", "reading captions")):
+    for network, waits in (("VAE", "reading images"), ("text encoder", "reading captions")):
         phase = {name: filled.seconds.get(name, 0.0) for name in (network, waits)}
         # The time of writing is not split by phase: each phase is charged with all of it.
         phase["writing"] = filled.seconds.get("writing", 0.0)
@@ -84,7 +84,8 @@ def run() -> Measured:
         detail={
             "slowest": stage,
             "images_per_s": filled.images / (filled.seconds["VAE"] + filled.seconds["reading images"]),
-            "captions_per_s": filled.captions / (filled.seconds["T5"] + filled.seconds["reading captions"]),
+            "captions_per_s": filled.captions
+            / (filled.seconds["text encoder"] + filled.seconds["reading captions"]),
             **filled.seconds,
         },
     )

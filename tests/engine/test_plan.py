@@ -60,8 +60,8 @@ def flow_file(tmp_path: Path, drawn_data: Path, tiny_family: Any, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        ("training_config.json", "rotation of 2 double and 2 single blocks, others every 3 steps"),
-        ("training_config_cfg.json", "rotation of 2 double and 2 single blocks, others every 3 steps"),
+        ("training_config.json", "rotation of 2 double blocks and 2 single blocks, others every 3 steps"),
+        ("training_config_cfg.json", "rotation of 2 double blocks and 2 single blocks, others every 3 steps"),
         ("training_config_chroma_lora.json", "lora of rank 8, alpha 8, on double_blocks, single_blocks"),
     ],
 )

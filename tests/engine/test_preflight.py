@@ -70,7 +70,7 @@ def test_memory_counts_every_weight_once(make_config, tiny_family):
     assert parts["gradients"] == parts["trained weights"] == parts["optimizer"] // 2
     on_gpu = memory(config, networks, CUDA, 10**12).parts
     assert on_gpu["frozen weights"] == 2 * (networks.total - networks.trained)
-    assert on_gpu["t5"] == 2 * networks.text_encoder
+    assert on_gpu["text encoder"] == 2 * networks.text_encoder
 
 
 @pytest.mark.parametrize("level", ["8bit", "4bit"])

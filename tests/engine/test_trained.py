@@ -36,7 +36,11 @@ ROTATION = {"change_layer_every": 3, "trained_single_blocks": 2, "trained_double
 
 def test_rotation_trains_every_block_equally_often() -> None:
     config = RunConfig.model_validate({"training": ROTATION})
-    counts = Counter(name for turn in range(19 * 38) for name in rotated_blocks(config, 19, 38, turn))
+    counts = Counter(
+        name
+        for turn in range(19 * 38)
+        for name in rotated_blocks(config, {"double_blocks": 19, "single_blocks": 38}, turn)
+    )
     assert len(counts) == 57
     assert {count for name, count in counts.items() if name.startswith("double")} == {38}
     assert {count for name, count in counts.items() if name.startswith("single")} == {38}
@@ -58,7 +62,7 @@ def test_rotation_trains_the_drawn_blocks_and_what_is_always_trained() -> None:
     ]
     chosen = trained_names(config, names, rotation=0)
     blocks = {name.rsplit(".", 1)[0] for name in chosen if "blocks" in name}
-    assert blocks == set(rotated_blocks(config, 3, 12, 0))
+    assert blocks == set(rotated_blocks(config, {"double_blocks": 3, "single_blocks": 12}, 0))
     assert set(chosen) - {f"{b}.w" for b in blocks} == set(names[-4:-1])
 
 

@@ -71,7 +71,7 @@ def missing_model_files(model: ModelSection, cached: Collection[str] = ()) -> It
         cached: keys that must be set, but whose file may be missing.
     """
     for file in family_for(model).files:
-        name = "path" if file.role == "network" and model.path else file.key
+        name = model.network_key if file.role == "network" else file.key
         key, path = f"model.{name}", getattr(model, name)
         # Not set: they were next to the T5 weights, which are gone.
         is_beside = key in cached and key in BESIDE_T5

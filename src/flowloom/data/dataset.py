@@ -16,10 +16,10 @@ from flowloom.config.run import RunConfig
 from flowloom.data.buckets import LEFT_OUT, assign, make_buckets
 from flowloom.data.metadata import JoinedMetadata, Row, Rows, check_skipped, read_metadata
 from flowloom.data.order import BatchingOptions, EpochPlan, plan_epoch
+from flowloom.models.family import family_for, image_tokens
 
 Size = tuple[int, int]
 
-PIXELS_PER_TOKEN = 16 * 16
 CHARS_PER_TOKEN = 3.5
 """Average of captions with T5's tokenizer: slightly more for English prose, slightly less for tags."""
 
@@ -297,9 +297,10 @@ def _costs(
     """Approximate tokens of each row, with its caption; None unless `batch_tokens` sets the batch sizes."""
     if not config.batching.batch_tokens:
         return None
-    image_tokens = np.array([w * h // PIXELS_PER_TOKEN for w, h in sizes])[row_buckets]
+    family = family_for(config.model)
+    tokens = np.array([image_tokens(family, w * h) for w, h in sizes])[row_buckets]
     text_tokens = (metadata.caption_chars / CHARS_PER_TOKEN).astype(np.int64) + 2
-    return image_tokens + np.minimum(text_tokens, config.model.t5_max_length)
+    return tokens + np.minimum(text_tokens, config.model.t5_max_length)
 
 
 def _held_out(metadata: Rows, share: float) -> NDArray[np.bool_]:

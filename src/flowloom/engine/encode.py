@@ -58,8 +58,13 @@ class Encoders:
         self.union_mask = config.objective.mask_mode == "flow_union"
         self.seed = config.training.master_seed
         self.draws = config.cache.sampling == "draw"
-        self._vae_path, self._text_path = config.model.vae_path, config.model.t5_path
+        self._paths = {role: self._files(config, role) for role in ("latents", "text")}
         self.caches = caches or caches_without_disk(config)
+
+    def _files(self, config: RunConfig, role: str) -> str:
+        """The weights of the encoders with `role`, for a message."""
+        files = (file for file in self.family.files if file.role == role and file.architectures)
+        return " or ".join(getattr(config.model, file.key) for file in files)
 
     @property
     def autoencoder(self) -> Codec:
@@ -127,7 +132,7 @@ class Encoders:
             chunk = missing[start : start + self.minibatch]
             fresh = self._encode_images([samples[i] for i in chunk])
             for i, planes in zip(chunk, fresh, strict=True):
-                planes = _finite(planes, samples[i].filename, self._vae_path)
+                planes = _finite(planes, samples[i].filename, self._paths["latents"])
                 known[i] = self.caches.latents.put(subjects[i], planes)
         return [planes for planes in known if planes is not None]
 
@@ -163,7 +168,7 @@ class Encoders:
         return [text for caption in captions if (text := found[caption]) is not None]
 
     def _on_cpu(self, text: Conditioning, caption: str) -> Conditioning:
-        return {name: _finite(tensor.cpu(), caption, self._text_path) for name, tensor in text.items()}
+        return {name: _finite(tensor.cpu(), caption, self._paths["text"]) for name, tensor in text.items()}
 
     def prompts(self, prompts: Sequence[str], max_length: int | None = None) -> list[Conditioning]:
         """`texts` of prompts that are cut at `max_length` tokens; None: where captions are."""

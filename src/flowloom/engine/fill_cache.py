@@ -47,7 +47,7 @@ class Filled:
     """The JSONLs that the skipped rows are lines of, by number of the data set."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Of the main thread by stage: reading images (waiting for the threads that decode), VAE, reading
-    captions, T5, writing."""
+    captions, text encoder, writing."""
     full: str | None = None
     """Why not everything was taken in."""
 
@@ -84,8 +84,8 @@ def fill(
 ) -> Filled:
     """Encode what the run that `config` describes needs and the cache lacks.
 
-    First images, then captions: the VAE and T5 are never in memory together. Of several ranks each does
-    its share, into shards of its own.
+    First images, then captions: the VAE and the text encoder are never in memory together. Each of several
+    ranks encodes its share, into separate shards.
 
     Raises:
         ConfigError, DataError, WeightsError: something it names is missing or does not fit.
@@ -142,7 +142,7 @@ def _fill_latents(
 
 
 class _Index(NoCache[ImageInBucket]):
-    """The index of a cache: cached images are recognised without reading their latents."""
+    """The index of a cache: cached images are recognized without reading their latents."""
 
     def __init__(self, cache: PersistentCache[ImageInBucket]):
         self.has = cache.knows
@@ -207,7 +207,7 @@ def _fill_texts(
     while captions := list(islice(waiting, CAPTIONS_AT_A_TIME)):
         clock.lap("reading captions")
         encoders.texts(captions)
-        clock.lap("T5")
+        clock.lap("text encoder")
         filled.captions += len(captions)
         if cache.records.full:
             return

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from flowloom.engine.state import TrainState
-from flowloom.model_library.untrained import LAST_LAYERS
+from flowloom.models.family import family_of
 
 WATCHED_STEPS = 5
 """An adapter's second factor gets one in the first step, its first factor in the second."""
@@ -59,11 +59,10 @@ class GradientWatch:
         steps = "the first step" if self._num_steps == 1 else f"the first {self._num_steps} steps"
         if has_zero_last_layer(self._state.model):
             model = self._state.config.model
-            key = "model.path" if model.path else "model.chroma_path"
             return Finding(
                 f"{len(missing):,} of {len(self._seen):,} trained weights got no gradient in {steps}: the "
                 f"final layer of {model.network_path} is all zeros, as in a network that was never trained.",
-                f"Nothing is learned. Choose a trained base model in {key}.",
+                f"Nothing is learned. Choose a trained base model in model.{model.network_key}.",
             )
         if len(missing) == len(self._seen):
             return Finding(
@@ -80,5 +79,10 @@ class GradientWatch:
 
 
 def has_zero_last_layer(model: nn.Module) -> bool:
-    """Whether the weights from which the velocity is made are all zero: nothing before them is trained."""
-    return any(not weight.any() for name, weight in model.named_parameters() if name.endswith(LAST_LAYERS))
+    """True if the layer that makes the velocity is all zeros: nothing before it gets a gradient."""
+    family = family_of(model)
+    layer = family.last_layer
+    if family.names.has_diffusers_layers:
+        (layer,) = family.names.to_diffusers(layer)
+    names = {f"{layer}.weight", f"{layer}.base_layer.weight"}  # the second: within an adapter
+    return any(not weight.any() for name, weight in model.named_parameters() if name in names)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from flowloom.config.run import RunConfig
-from flowloom.models.family import Sizes, family_for
+from flowloom.models.family import Sizes, family_for, image_tokens
 
 ELEMENTS_PER_TOKEN = 25
 """Activations that one block saves for its backward pass, a token, in multiples of hidden_size. Measured."""
@@ -38,10 +38,9 @@ def activation_bytes(params: Sizes, tokens: int, recomputed: int, bytes_per_elem
 
 def micro_batch_tokens(config: RunConfig) -> int:
     """Image and text tokens of a micro-batch at the largest resolution, captions half of the longest."""
-    image_tokens = max(config.resolutions) ** 2 // 16**2
-    longest = config.model.t5_max_length
-    text_tokens = family_for(config.model).text_length(longest // 2, longest)
-    return config.training.train_minibatch * (image_tokens + text_tokens)
+    family, longest = family_for(config.model), config.model.t5_max_length
+    tokens = image_tokens(family, max(config.resolutions) ** 2) + family.text_length(longest // 2, longest)
+    return config.training.train_minibatch * tokens
 
 
 def optimizer_bytes(config: RunConfig) -> float:

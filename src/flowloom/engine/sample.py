@@ -33,7 +33,7 @@ class SampleRequest:
     out_dir: Path
     params: SamplingParams
     config: RunConfig | None = None
-    """Where the VAE and T5 are; needed when `source` lies in no run; of an adapter, the base as well."""
+    """Names the encoders, and the base of an adapter; needed when `source` is not in a run directory."""
     loras: Sequence[tuple[Path, float]] = ()
     """Adapter files with their strengths."""
     seed: int = 0
@@ -47,7 +47,7 @@ def sample(request: SampleRequest, warn: Callable[[str], None] = lambda _: None)
         warn: hears what the user should know of adapter files.
 
     Raises:
-        RunError: `source` has no checkpoint, or nothing says where the VAE and T5 are.
+        RunError: `source` has no checkpoint, or no configuration names the encoders.
     """
     sample_generator, adapters = load_with_adapters(request)
     for adapter, _ in adapters:
@@ -81,8 +81,7 @@ def load_with_adapters(request: SampleRequest) -> tuple[SampleGenerator, list[tu
         unfit = unfit_adapter(path, family) if path.is_file() else None
         if unfit:
             raise WeightsError(unfit)
-    named = "path" if config.model.path else "chroma_path"
-    section = config.model.model_copy(update={named: str(base)})
+    section = config.model.model_copy(update={config.model.network_key: str(base)})
     problems = unfit_models(section.model_dump())
     if problems:
         raise ConfigError(str(request.source), problems)
@@ -101,7 +100,7 @@ def _resolve(request: SampleRequest) -> tuple[RunConfig, Path, list[tuple[Path, 
     config = request.config or (run_dir.read_config() if run_dir else None)
     if config is None:
         raise RunError(
-            f"{path}: a weights file does not say where the VAE and T5 are. "
-            "Name a configuration that does: --config CONFIG.json."
+            f"{path}: a weights file does not name the encoders. Add a configuration that does: "
+            "--config CONFIG.json."
         )
     return (config, config.model.network_path, [(path, 1.0)]) if is_adapter(path) else (config, path, [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flowloom.config.run import RunConfig
 from flowloom.errors import ConfigError, Problem
@@ -18,25 +18,29 @@ def rotation_at(config: RunConfig, step: int) -> int:
     return step // config.training.change_layer_every
 
 
-def rotated_blocks(config: RunConfig, num_double: int, num_single: int, rotation: int) -> list[str]:
+def rotated_blocks(config: RunConfig, num_blocks: Mapping[str, int], rotation: int) -> list[str]:
     """The blocks that `rotation` trains: slices of one seeded permutation of each kind, cycled as FLOW does.
 
+    Args:
+        num_blocks: of the network, by kind as the checkpoint names it, in network order.
+
     Returns:
-        names such as `double_blocks.3`, in network order.
+        names such as `kind.3`, in network order.
     """
-    training = config.training
     names: list[str] = []
-    counts = (
-        ("double_blocks", num_double, training.trained_double_blocks or 0),
-        ("single_blocks", num_single, training.trained_single_blocks or 0),
-    )
-    for kind, available, wanted in counts:
+    for kind, available in num_blocks.items():
         order = list(range(available))
-        random.Random(f"{training.master_seed} {kind}").shuffle(order)
-        wanted = min(wanted, available)
-        drawn = [order[(rotation * wanted + i) % available] for i in range(wanted)]
-        names += [f"{kind}.{index}" for index in sorted(drawn)]
+        random.Random(f"{config.training.master_seed} {kind}").shuffle(order)
+        num_trained = min(trained_blocks(config)[kind], available)
+        chosen = [order[(rotation * num_trained + i) % available] for i in range(num_trained)]
+        names += [f"{kind}.{index}" for index in sorted(chosen)]
     return names
+
+
+def trained_blocks(config: RunConfig) -> dict[str, int]:
+    """The number of blocks that a rotation trains at a time, by kind as the checkpoint names it."""
+    kinds = family_for(config.model).rotated
+    return {kind: getattr(config.training, key) or 0 for kind, key in kinds.items()}
 
 
 def trained_names(config: RunConfig, names: Sequence[str], rotation: int) -> list[str]:
@@ -59,10 +63,8 @@ def trained_names(config: RunConfig, names: Sequence[str], rotation: int) -> lis
         ]
         what = Problem("training.trained_layer_keywords", f"no parameter's name contains any of {keywords}.")
     else:
-        num_double, num_single = (
-            _count(list(known_as.values()), kind) for kind in ("double_blocks", "single_blocks")
-        )
-        blocks = rotated_blocks(config, num_double, num_single, rotation)
+        num_blocks = {kind: _count(list(known_as.values()), kind) for kind in family.rotated}
+        blocks = rotated_blocks(config, num_blocks, rotation)
         prefixes = tuple(f"{part}." for part in [*blocks, *config.method.always_trained])
         chosen = [name for name in candidates if known_as[name].startswith(prefixes)]
         what = Problem("method.always_trained", "rotation would train nothing.")

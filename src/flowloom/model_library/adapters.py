@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flowloom.model_library.architectures import SD3_WIDTHS, UNETS
+from flowloom.models.adapters.base_model import LORA_ENDINGS, Evidence, base_of
 from flowloom.models.adapters.names import is_beside_the_network
-from flowloom.models.header import Header, Place
+from flowloom.models.header import Header
 
 Naming = Literal["kohya", "comfy", "diffusers", "peft", "plain"]
 
@@ -20,54 +20,16 @@ _KINDS = (
     ("lokr", (".lokr_w1", ".lokr_w2", ".lokr_w1_a", ".lokr_w2_a")),
     ("loha", (".hada_w1_a", ".hada_w2_a")),
     ("oft", (".oft_blocks", ".oft_diag", ".oft_R.weight")),
-    (
-        "lora",
-        (
-            ".lora_down.weight",
-            ".lora_A.weight",
-            ".lora_A.default.weight",
-            ".lora.down.weight",
-            ".lora_down",
-            ".lora_A",
-        ),
-    ),
+    ("lora", LORA_ENDINGS),
 )
 _DORA = (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight")
 # The tensors whose first side is the rank.
-_RANKED = (*dict(_KINDS)["lora"], ".hada_w1_b", ".lokr_w2_b", ".lokr_w1_b")
+_RANKED = (*LORA_ENDINGS, ".hada_w1_b", ".lokr_w2_b", ".lokr_w1_b")
 _NAMINGS: tuple[tuple[Naming, tuple[str, ...]], ...] = (
     ("kohya", ("lora_unet_", "lycoris_", "lora_transformer_")),
     ("comfy", ("diffusion_model.",)),
     ("peft", ("base_model.model.",)),
     ("diffusers", ("transformer.", "unet.")),
-)
-# Layers that FLUX has and Chroma lost.
-_ONLY_FLUX = (
-    "img_mod",
-    "txt_mod",
-    "modulation_lin",
-    "vector_in",
-    "guidance_in",
-    "time_in",
-    "time_text_embed",
-    "norm1_linear",
-)
-_DIT = ("double_blocks", "single_blocks", "single_transformer_blocks")
-_IN_METADATA = (
-    "modelspec.architecture",
-    "ss_base_model_version",
-    "ss_sd_model_name",
-    "modelspec.implementation",
-    "modelspec.title",
-)
-_WORDS = (
-    ("chroma", r"chroma"),
-    ("flux", r"flux"),
-    ("sd3", r"sd-?_?3|stable-diffusion-3"),
-    ("sdxl", r"sd_?xl|stable-diffusion-xl"),
-    ("lumina2", r"lumina"),
-    ("sd2", r"sd_?v?2|stable-diffusion-v2"),
-    ("sd15", r"sd_?v?1|stable-diffusion-v1"),
 )
 
 
@@ -84,8 +46,8 @@ class AdapterFacts:
     alpha: float | None
     """None: not stated, and then it counts as the rank."""
     base: str | None
-    """An architecture, `flux` for any FLUX.1; `flux-or-chroma` where layers fit both and nothing is said."""
-    base_told_by: Literal["tensors", "metadata", "name"] | None
+    """An architecture or family; several joined by `-or-` where the layers fit all of them."""
+    base_told_by: Evidence | None
     num_layers: int
     has_text_encoder: bool
 
@@ -100,7 +62,7 @@ def look_at_adapter(path: Path, header: Header) -> AdapterFacts | None:
         kind = "dora"
     ranks = Counter(place.shape[0] for name, place in names.items() if name.endswith(_RANKED) and place.shape)
     layers = {_layer(name) for name in names}
-    base, told_by = _base(path, header, layers)
+    base, evidence = base_of(path, header, layers)
     return AdapterFacts(
         kind=kind,  # pyright: ignore[reportArgumentType] -- one of _KINDS
         naming=_naming(names),
@@ -108,7 +70,7 @@ def look_at_adapter(path: Path, header: Header) -> AdapterFacts | None:
         max_rank=max(ranks, default=None),
         alpha=_alpha(path, header),
         base=base,
-        base_told_by=told_by,
+        base_told_by=evidence,
         num_layers=len(layers),
         has_text_encoder=any(is_beside_the_network(name) for name in names),
     )
@@ -126,55 +88,6 @@ def _naming(names: Iterable[str]) -> Naming:
         if first.startswith(beginnings):
             return naming
     return "plain"
-
-
-def _base(
-    path: Path, header: Header, layers: set[str]
-) -> tuple[str | None, Literal["tensors", "metadata", "name"] | None]:
-    shown = _base_by_layers(header.tensors, layers)
-    if shown is not None and shown != "flux-or-chroma":
-        return shown, "tensors"
-    fitting = ("flux", "chroma") if shown else tuple(dict(_WORDS))
-    said = _word(" ".join(header.metadata.get(key, "") for key in _IN_METADATA), fitting)
-    if said:
-        return said, "metadata"
-    called = _word(path.name, fitting)
-    if called:
-        return called, "name"
-    return shown, "tensors" if shown else None
-
-
-def _base_by_layers(tensors: Mapping[str, Place], layers: set[str]) -> str | None:
-    joined = "\n".join(layers)
-    if "distilled_guidance_layer" in joined:
-        return "chroma"
-    if any(mark in joined for mark in _DIT):
-        has_clip = any(layer.startswith("lora_te1_text_model") for layer in layers)
-        return "flux" if has_clip or any(mark in joined for mark in _ONLY_FLUX) else "flux-or-chroma"
-    if "joint_blocks" in joined:
-        return "sd3"
-    if "attn_add_k_proj" in joined:  # what SD 3 has as well, in other widths
-        return (
-            "sd3" if _widths(tensors, "attn.add_k_proj", "attn_add_k_proj") & SD3_WIDTHS else "flux-or-chroma"
-        )
-    if "noise_refiner" in joined or "context_refiner" in joined:
-        return "lumina2"
-    for name, place in tensors.items():
-        if "attn2" in name and "to_k" in name and name.endswith(dict(_KINDS)["lora"]):
-            return UNETS.get(place.shape[1] if len(place.shape) > 1 else 0)
-    return None
-
-
-def _widths(tensors: Mapping[str, Place], *layers: str) -> set[int]:
-    """Input widths of layers with these names, from the LoRAs on them."""
-    downs = tuple(f"{layer}{ending}" for layer in layers for ending in dict(_KINDS)["lora"])
-    return {
-        place.shape[1] for name, place in tensors.items() if name.endswith(downs) and len(place.shape) > 1
-    }
-
-
-def _word(text: str, among: tuple[str, ...]) -> str | None:
-    return next((base for base, word in _WORDS if base in among and re.search(word, text.lower())), None)
 
 
 def _alpha(path: Path, header: Header) -> float | None:

@@ -29,7 +29,7 @@ class Offer:
     title: str
     note: str
     architecture: str
-    """A key of ARCHITECTURES; `t5-tokenizer` of T5's tokenizer and sizes."""
+    """An architecture; `t5-tokenizer` of T5's tokenizer and sizes."""
     license: str
     size: int
     """Bytes, about."""

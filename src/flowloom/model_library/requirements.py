@@ -13,6 +13,7 @@ from flowloom.errors import ConfigError, Problem
 from flowloom.model_library.catalog import Offer, offer_for
 from flowloom.model_library.scan import Folder, find_in, look, walk
 from flowloom.model_library.scan import ModelFile as FoundModel
+from flowloom.models.adapters.base_model import fits, shares_layers
 from flowloom.models.family import DEFAULT, ModelFamily, ModelFile, detect, families
 from flowloom.models.header import read_small_json
 
@@ -164,11 +165,12 @@ def unfit_adapter(path: Path, family: ModelFamily | None = None) -> str | None:
         return None
     if found.adapter is None:
         return f"{path.name} is {found.words}, not a LoRA."
-    if found.adapter.base == "flux" and found.adapter.has_text_encoder:
-        return None  # trained for FLUX.1 with CLIP; its other layers may fit families of the same layers
-    if found.adapter.base_told_by == "tensors" and found.adapter.base not in family.adapter_bases:
-        return f"{path.name} is a LoRA for {found.adapter.base}, and does not fit {family.title}."
-    return None
+    base = found.adapter.base
+    if base is None or found.adapter.base_told_by != "tensors" or fits(base, family):
+        return None
+    if found.adapter.has_text_encoder and shares_layers(base, family):
+        return None  # trained with another family's text encoder; its other layers may fit
+    return f"{path.name} is a LoRA for {base}, and does not fit {family.title}."
 
 
 def _unfit(file: ModelFile, model: FoundModel) -> str | None:

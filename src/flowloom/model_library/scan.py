@@ -13,9 +13,11 @@ from pathlib import Path
 
 from flowloom.errors import WeightsError
 from flowloom.model_library.adapters import AdapterFacts, look_at_adapter
-from flowloom.model_library.architectures import ARCHITECTURES, Found, Kind, recognise, vae_by_scaling
 from flowloom.model_library.untrained import is_untrained
+from flowloom.models.architectures import Kind
+from flowloom.models.family import families
 from flowloom.models.header import INDEX, Header, read_header, read_shards, read_small_json
+from flowloom.models.recognize import Found, architectures, recognize, vae_by_scaling
 from flowloom.models.weight_formats import GGUF, why_gguf, why_unreadable
 
 SAFE = (".safetensors", ".sft")
@@ -46,7 +48,7 @@ class ModelFile:
     mtime_ns: int
     kind: Kind
     architecture: str | None = None
-    """A key of ARCHITECTURES; of a LoRA, its base."""
+    """An architecture; of a LoRA, its base."""
     family: str | None = None
     """Name of the group of its versions."""
     variant: str | None = None
@@ -74,7 +76,7 @@ class ModelFile:
         if self.kind == "lora":
             return "a LoRA, which goes on top of a base model"
         if self.architecture:
-            return ARCHITECTURES[self.architecture].words
+            return architectures()[self.architecture].words
         return {"pickle": "a pickle, which is never opened", "damaged": "damaged"}.get(self.kind, "unknown")
 
 
@@ -209,9 +211,9 @@ def _described(plain: ModelFile, header: Header) -> ModelFile:
     )
     adapter = look_at_adapter(plain.path, header)
     if adapter:
-        base = adapter.base if adapter.base in ARCHITECTURES else None
+        base = adapter.base if adapter.base in architectures() else None
         return replace(told, kind="lora", adapter=adapter, family="LoRA", architecture=base)
-    found = recognise({name: place.shape for name, place in header.tensors.items()})
+    found = recognize({name: place.shape for name, place in header.tensors.items()})
     return _named(told, found, header.tensors) if found else told
 
 
@@ -225,7 +227,7 @@ def _named(told: ModelFile, found: Sequence[Found], names: Iterable[str]) -> Mod
     if architecture.startswith("vae"):
         scaling = read_small_json(told.path.parent / "config.json").get("scaling_factor")
         architecture = vae_by_scaling(scaling) or architecture
-    kind, family, _ = ARCHITECTURES[architecture]
+    kind, family, _ = architectures()[architecture]
     is_checkpoint = kind == "network" and len(found) > 1
     return replace(
         told,
@@ -245,9 +247,9 @@ def _pipeline(plain: ModelFile, index: Path) -> ModelFile:
     parts = tuple(sorted(name for name in content if (folder / name).is_dir()))
     size = sum(file.stat().st_size for part in parts for file in (folder / part).glob("*") if file.is_file())
     title = content.get("_class_name")
-    family = "Chroma" if title == "ChromaPipeline" else "Pipelines"
-    told = str(title) if title else None
-    return replace(plain, kind="pipeline", family=family, parts=parts, size=size, title=told)
+    group = next((family.title for family in families().values() if title in family.pipelines), "Pipelines")
+    title = str(title) if title else None
+    return replace(plain, kind="pipeline", family=group, parts=parts, size=size, title=title)
 
 
 def name_parts(path: Path) -> tuple[str | None, str | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from flowloom.errors import WeightsError
 from flowloom.models.adapters.names import LoraNames
+from flowloom.models.architectures import AdapterBase, Architecture, Signature
 from flowloom.models.header import read_header
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class ModelFile:
     subfolder: str
     """Where a diffusers folder has it."""
     architectures: frozenset[str] = frozenset()
-    """Kinds of weights that fit, see model_library/architectures.py; empty for what has no weights."""
+    """Kinds of weights that fit, see models/architectures.py; empty for what has no weights."""
 
 
 class Flops(NamedTuple):
@@ -140,6 +141,8 @@ class FamilyDefaults:
 
     guidance: float = 0.0
     """Distilled guidance of previews and samples, in place of 0."""
+    guidance_effect: str = ""
+    """The effect of any other guidance, for a warning; empty: it is free to choose."""
     never_trained: Mapping[str, str] = field(default_factory=dict[str, str])
     """Parts that must not be trained, each with the reason."""
 
@@ -155,20 +158,28 @@ class ModelFamily(Protocol):
     modalities: frozenset[str]
     network_types: frozenset[str]
     """Class names of its networks."""
+    architectures: Mapping[str, Architecture]
+    """Kinds of its networks."""
+    signatures: tuple[Signature, ...]
+    """Names of tensors that identify its networks, the most specific first."""
+    pipelines: frozenset[str]
+    """Class names of diffusers' pipelines."""
     files: tuple[ModelFile, ...]
     """What a configuration names, the network first."""
     conditioning: Mapping[str, str]
     """The tensors of a caption, each with its record kind in the cache."""
+    factor: int
+    """Pixels per latent, on each side."""
     patch: int
     """Latents per token, on each side."""
+    rotated: Mapping[str, str]
+    """Kinds of blocks as the checkpoint names them, in network order, each with FLOW's key for the number
+    that a rotation trains."""
     names: LoraNames
-    adapter_bases: frozenset[str]
-    """Bases that an adapter's header may show, see model_library/adapters.py."""
+    last_layer: str
+    """The layer that makes the velocity, as the checkpoint names it; zero before training."""
+    adapter_base: AdapterBase
     defaults: FamilyDefaults
-
-    def recognizes(self, names: Collection[str]) -> bool:
-        """True if tensors of these names are a network of this family."""
-        ...
 
     def notes(self, model: ModelSettings) -> list[str]:
         """Warnings about the files of `model`, for the user."""
@@ -232,6 +243,11 @@ class ModelFamily(Protocol):
     def flops(self, sizes: Any, image_tokens: int, text_tokens: int) -> Flops: ...
 
 
+def image_tokens(family: ModelFamily, pixels: int) -> int:
+    """Tokens of an image of `pixels` pixels."""
+    return pixels // (family.factor * family.patch) ** 2
+
+
 @cache
 def families() -> dict[str, ModelFamily]:
     """Every family by name, the default one first."""
@@ -270,7 +286,12 @@ def detect(path: Path) -> ModelFamily:
 def _detect(path: Path, _marks: tuple[object, ...]) -> str:
     names = [name for file in _weights(path) for name in read_header(file).tensors]
     plain = {name.removeprefix("model.").removeprefix("diffusion_model.") for name in names}
-    return next((family.name for family in families().values() if family.recognizes(plain)), DEFAULT)
+    fitting = (
+        family.name
+        for family in families().values()
+        if any(signature.fits(plain) for signature in family.signatures)
+    )
+    return next(fitting, DEFAULT)
 
 
 def _weights(path: Path) -> list[Path]:

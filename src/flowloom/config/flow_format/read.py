@@ -25,6 +25,7 @@ from flowloom.config.secrets import usable_secrets
 from flowloom.config.unused_keys import idle_keys
 from flowloom.config.validation import Place, booleans_for_numbers, problems_of
 from flowloom.errors import ConfigError, DataError, Problem
+from flowloom.models.family import family_for
 from flowloom.text_files import read_text
 
 
@@ -175,8 +176,8 @@ def _missing(config: RunConfig | None, valid: dict[str, Any], source: Path, laid
 def _notes(config: RunConfig, secrets: dict[str, str]) -> list[str]:
     notes: list[str] = []
     for guidance in sorted({section.guidance for section in config.previews} - {0.0}):
-        effect = "Chroma was trained with 0, so image quality may suffer"
-        notes.append(f"inference.guidance {guidance:g}: {effect}.")
+        if effect := family_for(config.model).defaults.guidance_effect:
+            notes.append(f"inference.guidance {guidance:g}: {effect}.")
     is_online = any(spec.kind == "wandb" and getattr(spec, "mode", "") == "online" for spec in config.loggers)
     if is_online and "WANDB_API_KEY" not in secrets:
         notes.append("loggers: W&B needs WANDB_API_KEY to track the run.")

@@ -171,8 +171,13 @@ class ModelSection(Section):
     """Folder with CLIP's tokenizer (vocab.json and merges.txt)."""
 
     @property
+    def network_key(self) -> str:
+        """The key that names the network."""
+        return "path" if self.path else "chroma_path"
+
+    @property
     def network_path(self) -> Path:
-        """The file or folder of the network, whichever key names it."""
+        """The file or folder of the network."""
         return Path(self.path or self.chroma_path)
 
 

@@ -96,7 +96,7 @@ def memory(config: RunConfig, networks: Networks, device: torch.device, capacity
         "optimizer": networks.trained * optimizer_bytes(config),
         "ema": networks.trained * 4 if has_ema else 0,
         "vae": 0 if _on_disk(config.cache.latents) else networks.autoencoder * encoder_size,
-        "t5": 0 if _on_disk(config.cache.text) else networks.text_encoder * text_size,
+        "text encoder": 0 if _on_disk(config.cache.text) else networks.text_encoder * text_size,
     }
     room = HEADROOM * capacity - sum(parts.values())
     recomputed = blocks_for_room(config, networks.params, room, compute)
@@ -200,14 +200,15 @@ def cache_bytes(
     """What all latents and caption states take, each in the number format that it is kept in.
 
     Args:
-        pixels: of all rows in their buckets; a latent has 16 channels an 8 x 8 pixels.
+        pixels: of all rows in their buckets.
         text_tokens: of all distinct captions, one of padding included.
     """
     formats = {"bf16": torch.bfloat16, "fp32": torch.float32}
     encoded = encoder_dtype(device)
     # As drawn, latents are kept by their mean and their variance.
     numbers = 2 if config.cache.sampling == "draw" else 1
-    latents = pixels // 64 * (params.in_channels // 4) * numbers
+    family = family_for(config.model)
+    latents = pixels // family.factor**2 * (params.in_channels // family.patch**2) * numbers
     sizes = {"latents": latents, "caption states": text_tokens * params.text_width}
     kept = {"latents": config.cache.latents, "caption states": config.cache.text}
     return {

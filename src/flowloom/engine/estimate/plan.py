@@ -24,7 +24,7 @@ from flowloom.datasets.build.fresh import freshness, left_out_told
 from flowloom.datasets.load import load_dataset
 from flowloom.engine.build import choose_precision
 from flowloom.engine.from_cache import META, encoder_keys, lacking, unless_cached
-from flowloom.engine.trainable import trained_names
+from flowloom.engine.trainable import trained_blocks, trained_names
 from flowloom.errors import ConfigError, FlowloomError, ImageError, Problem
 from flowloom.model_library.requirements import rounded_models, unfit_for, untrained_models
 from flowloom.models.adapters.adapter import attach
@@ -125,11 +125,11 @@ def _method(config: RunConfig) -> str:
         base = "" if lora.base_model_quant_level == "full" else f", base in {lora.base_model_quant_level}"
         return f"{kind} of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.target_layers)}{base}"
     if kind == "rotation":
-        doubles, singles = training.trained_double_blocks or 0, training.trained_single_blocks or 0
-        drawn = (
-            f"{doubles} double and {singles} single blocks, others every {training.change_layer_every} steps"
+        blocks = " and ".join(
+            f"{count} {kind.replace('_', ' ')}" for kind, count in trained_blocks(config).items()
         )
-        return f"rotation of {drawn}; always {', '.join(config.method.always_trained) or 'nothing else'}"
+        always = ", ".join(config.method.always_trained) or "nothing else"
+        return f"rotation of {blocks}, others every {training.change_layer_every} steps; always {always}"
     if kind == "keywords":
         return f"parameters named {', '.join(training.trained_layer_keywords)}"
     frozen = "".join(f"; {part} stays frozen" for part in family_for(config.model).defaults.never_trained)
@@ -138,7 +138,7 @@ def _method(config: RunConfig) -> str:
 
 def _network_rows(plan: Plan, config: RunConfig) -> Rows:
     model, family = config.model, family_for(config.model)
-    keys = ("model.path" if model.path else f"model.{family.files[0].key}", *encoder_keys(config))
+    keys = (f"model.{model.network_key}", *encoder_keys(config))
     names = [family.name, *(key.removeprefix("model.").removesuffix("_path") for key in keys[1:])]
     paths = (getattr(model, key.removeprefix("model.")) for key in keys)
     rows = list(zip(names, paths, strict=True))

@@ -18,7 +18,6 @@ from flowloom.config.flow_format.read import LoadedConfig
 from flowloom.config.run import ADAPTERS, RunConfig
 from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.cache.setup import kept_captions
-from flowloom.data.dataset import PIXELS_PER_TOKEN
 from flowloom.data.loader import Dataset
 from flowloom.datasets.lint.captions import count_tokens
 from flowloom.datasets.lint.check import bucket_uses, open_dataset
@@ -29,7 +28,7 @@ from flowloom.engine.memory import HEADROOM, free_bytes
 from flowloom.engine.progress import duration
 from flowloom.errors import FlowloomError
 from flowloom.models.device import choose_device
-from flowloom.models.family import family_for
+from flowloom.models.family import family_for, image_tokens
 from flowloom.models.tokenizer import load_tokenizer
 from flowloom.run.directory import RunDir
 from flowloom.run.preflight import (
@@ -285,9 +284,9 @@ def _measured_rate(
     if asked.gpu_gib:
         return None
     speed = _product_speed(device)
-    image_tokens = round((data.pixels or 0) / data.rows / PIXELS_PER_TOKEN)
-    tokens = image_tokens, round(data.mean_text_tokens or 0)
-    each = family_for(config.model).flops(networks.params, *tokens)
+    family = family_for(config.model)
+    tokens = image_tokens(family, round((data.pixels or 0) / data.rows)), round(data.mean_text_tokens or 0)
+    each = family.flops(networks.params, *tokens)
     work = each.adapter_training if config.method_kind in ADAPTERS else each.full_training
     source = f"estimated: {USEFUL_SHARE:.0%} of {speed / 1e12:.2f} TFLOP/s, a matrix product's speed here"
     return Rate(speed * USEFUL_SHARE / work, source)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowloom.models.adapters.names import LoraNames
+from flowloom.models.architectures import AdapterBase, Architecture, Signature
 from flowloom.models.family import (
     Conditioning,
     FamilyDefaults,
@@ -67,6 +68,8 @@ NETWORK = ModelFile("chroma_path", "Chroma's network", "network", "transformer",
 VAE = ModelFile(
     "vae_path", "FLUX's VAE of 16 channels, ae.safetensors", "latents", "vae", frozenset({"vae-flux"})
 )
+LAYERS, SHARED_LAYERS = ("double_blocks", "single_blocks", "single_transformer_blocks"), ("attn_add_k_proj",)
+"""Layers of adapters, see AdapterBase; SD 3 has the shared ones too."""
 T5_KINDS = frozenset({"t5-xxl", "t5"})
 
 
@@ -76,6 +79,15 @@ class ChromaFamily:
     name, title = "chroma", "Chroma"
     modalities = frozenset({"image"})
     network_types = frozenset({"Chroma"})
+    architectures: Mapping[str, Architecture] = {
+        "chroma": Architecture("network", "Chroma", "Chroma"),
+        "chroma-radiance": Architecture("network", "Chroma", "Chroma Radiance, which works on pixels"),
+    }
+    signatures = (
+        Signature("chroma-radiance", (f"{APPROXIMATOR}.", "nerf_")),
+        Signature("chroma", (f"{APPROXIMATOR}.",)),
+    )
+    pipelines = frozenset({"ChromaPipeline"})
     files = (
         NETWORK,
         VAE,
@@ -84,13 +96,15 @@ class ChromaFamily:
         ModelFile("t5_tokenizer_path", "the folder with T5's tokenizer", "text", "tokenizer"),
     )
     conditioning = {"states": "caption-states"}
-    patch = 2
+    factor, patch = 8, 2
+    rotated = {"double_blocks": "trained_double_blocks", "single_blocks": "trained_single_blocks"}
     names = NAMES
-    adapter_bases = frozenset({"chroma", "flux-or-chroma"})
-    defaults = FamilyDefaults(never_trained={APPROXIMATOR: "that breaks Chroma"})
-
-    def recognizes(self, names: Collection[str]) -> bool:
-        return any(name.startswith(f"{APPROXIMATOR}.") for name in names)
+    last_layer = "final_layer.linear"
+    adapter_base = AdapterBase("chroma", r"chroma", (*LAYERS, APPROXIMATOR), (APPROXIMATOR,), SHARED_LAYERS)
+    defaults = FamilyDefaults(
+        guidance_effect="Chroma was trained with 0, so image quality may suffer",
+        never_trained={APPROXIMATOR: "that breaks Chroma"},
+    )
 
     def notes(self, model: ModelSettings) -> list[str]:  # noqa: ARG002
         return []

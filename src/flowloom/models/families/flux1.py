@@ -6,7 +6,7 @@ padding is attended to; text is at the origin; dev has a guidance vector, schnel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from flowloom.errors import WeightsError
 from flowloom.models.adapters.names import LoraNames
-from flowloom.models.families.chroma import DOUBLE, SINGLE, T5_KINDS, VAE, ChromaFamily
+from flowloom.models.architectures import AdapterBase, Architecture, Signature
+from flowloom.models.families.chroma import (
+    DOUBLE,
+    LAYERS,
+    SHARED_LAYERS,
+    SINGLE,
+    T5_KINDS,
+    VAE,
+    ChromaFamily,
+)
 from flowloom.models.family import (
     Conditioning,
     FamilyDefaults,
@@ -71,6 +80,18 @@ _NORMS = {
     "attn.norm_added_q.weight": ("txt_attn.norm.query_norm.scale", ""),
     "attn.norm_added_k.weight": ("txt_attn.norm.key_norm.scale", ""),
 }
+_OWN_LAYERS = (
+    "img_mod",
+    "txt_mod",
+    "modulation_lin",
+    "vector_in",
+    "guidance_in",
+    "time_in",
+    "time_text_embed",
+    "norm1_linear",
+    "lora_te1_text_model",
+)
+"""Layers of adapters that Chroma does not have, CLIP's included."""
 _LAST_MODULATION = "final_layer.adaLN_modulation.1"
 
 
@@ -109,6 +130,17 @@ class Flux1Family(ChromaFamily):
 
     name, title = "flux1", "FLUX.1"
     network_types = frozenset({"FluxTransformer2DModel"})
+    architectures = {
+        "flux-dev": Architecture("network", "FLUX.1", "FLUX.1 dev"),
+        "flux-schnell": Architecture("network", "FLUX.1", "FLUX.1 schnell"),
+    }
+    signatures = (
+        Signature("flux-dev", ("double_blocks.0.img_attn.qkv.", "vector_in.", "guidance_in.")),
+        Signature("flux-schnell", ("double_blocks.0.img_attn.qkv.", "vector_in.")),
+        Signature("flux-dev", ("single_transformer_blocks.", "time_text_embed.guidance_embedder.")),
+        Signature("flux-schnell", ("single_transformer_blocks.", "time_text_embed.timestep_embedder.")),
+    )
+    pipelines = frozenset({"FluxPipeline"})
     files = (
         ModelFile(
             "path", "FLUX.1's network", "network", "transformer", frozenset({"flux-dev", "flux-schnell"})
@@ -122,13 +154,8 @@ class Flux1Family(ChromaFamily):
     )
     conditioning = {"states": "caption-states", "pooled": "caption-pooled"}
     names = NAMES
-    adapter_bases = frozenset({"flux", "flux-or-chroma"})
+    adapter_base = AdapterBase("flux", r"flux", LAYERS, _OWN_LAYERS, SHARED_LAYERS)
     defaults = FamilyDefaults(guidance=3.5)
-
-    def recognizes(self, names: Collection[str]) -> bool:
-        marks = ("vector_in.", "time_text_embed.text_embedder.")
-        blocks = ("double_blocks.", "transformer_blocks.")
-        return all(any(name.startswith(mark) for name in names) for mark in (marks, blocks))
 
     def notes(self, model: ModelSettings) -> list[str]:
         try:

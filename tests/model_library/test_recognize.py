@@ -17,7 +17,7 @@ from tests.model_library.conftest import CHROMA, KNOWN, T5_XXL, VAE_4, write_mod
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_released_models_are_recognised(name: str, tmp_path: Path):
+def test_released_models_are_recognized(name: str, tmp_path: Path):
     shapes, kind, architecture = KNOWN[name]
     found = look(write_model(tmp_path / "x.safetensors", shapes))
     assert (found.kind, found.architecture, found.precision) == (kind, architecture, "BF16")

@@ -1,0 +1,110 @@
+"""Kinds of networks and the names of tensors that identify them; torch is not imported.
+
+Families state theirs. Here are the encoders that families share, and networks that no family trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Literal, NamedTuple
+
+Kind = Literal[
+    "network", "checkpoint", "vae", "text-encoder", "lora", "controlnet", "embedding", "pipeline", "pickle",
+    "damaged", "unknown",
+]  # fmt: skip
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Architecture(NamedTuple):
+    """A kind of network."""
+
+    kind: Kind
+    family: str
+    """Name of the group of its versions."""
+    words: str
+    """Its name in messages."""
+
+
+class Signature(NamedTuple):
+    """Names of tensors that identify an architecture."""
+
+    architecture: str
+    starts: tuple[str, ...]
+    """Starts of names; a file has a tensor for each."""
+
+    def fits(self, names: Collection[str]) -> bool:
+        """True if tensors of these names are a network of the architecture."""
+        return all(any(name.startswith(start) for name in names) for start in self.starts)
+
+
+class AdapterBase(NamedTuple):
+    """Names of layers that identify the base of an adapter, with `_` for every `.`."""
+
+    name: str
+    word: str
+    """The base's name in metadata and file names, a regular expression."""
+    layers: tuple[str, ...]
+    """An adapter with one of these is for this base, or for another family that has the same layers."""
+    own_layers: tuple[str, ...]
+    """Layers that no other family has."""
+    shared_layers: tuple[str, ...] = ()
+    """Like `layers`, where no other network has them."""
+
+
+ENCODERS = {
+    "vae-sd": Architecture("vae", "VAE of 4 channels", "a VAE of SD 1.5 or SDXL (4 channels)"),
+    "vae-sd15": Architecture("vae", "VAE of 4 channels", "SD 1.5's VAE (4 channels)"),
+    "vae-sdxl": Architecture("vae", "VAE of 4 channels", "SDXL's VAE (4 channels)"),
+    "vae-flux": Architecture("vae", "VAE of 16 channels", "a VAE of 16 channels, as FLUX has it"),
+    "vae-sd3": Architecture("vae", "VAE of 16 channels", "SD 3's VAE"),
+    "vae-flux2": Architecture("vae", "VAE of 32 channels", "FLUX.2's VAE (32 channels)"),
+    "vae-other": Architecture("vae", "VAE", "a VAE of another number of channels"),
+    "t5-xxl": Architecture("text-encoder", "T5", "T5 XXL"),
+    "t5": Architecture("text-encoder", "T5", "a T5 of another size than XXL"),
+    "umt5": Architecture("text-encoder", "T5", "UMT5, T5 with another vocabulary"),
+    "clip-l": Architecture("text-encoder", "CLIP", "CLIP L"),
+    "clip-g": Architecture("text-encoder", "CLIP", "CLIP G"),
+    "clip-h": Architecture("text-encoder", "CLIP", "CLIP H"),
+    "language-model": Architecture("text-encoder", "Language models", "a language model"),
+}
+VAES_BY_CHANNELS = {4: "vae-sd", 16: "vae-flux", 32: "vae-flux2"}
+VAES_BY_SCALING = {0.18215: "vae-sd15", 0.13025: "vae-sdxl", 0.3611: "vae-flux", 1.5305: "vae-sd3"}
+"""By the scaling_factor in diffusers' config.json; their shapes are the same."""
+CLIPS_BY_WIDTH = {768: "clip-l", 1280: "clip-g", 1024: "clip-h"}
+
+OTHERS = {
+    "flux2": Architecture("network", "FLUX.2", "FLUX.2"),
+    "sd3": Architecture("network", "SD 3", "Stable Diffusion 3"),
+    "lumina2": Architecture("network", "Lumina", "Lumina Image 2"),
+    "z-image": Architecture("network", "Z-Image", "Z-Image"),
+    "sdxl": Architecture("network", "SDXL", "SDXL"),
+    "sdxl-refiner": Architecture("network", "SDXL", "SDXL's refiner"),
+    "sd15": Architecture("network", "SD 1.5", "Stable Diffusion 1.5"),
+    "sd2": Architecture("network", "SD 2", "Stable Diffusion 2"),
+    "controlnet": Architecture("controlnet", "ControlNet", "a ControlNet"),
+    "embedding": Architecture("embedding", "Embeddings", "a textual inversion"),
+}
+"""Networks that no family trains."""
+OTHER_SIGNATURES = (
+    Signature("controlnet", ("controlnet_",)),
+    Signature("controlnet", ("zero_convs.",)),
+    Signature("controlnet", ("control_model.",)),
+    Signature("flux2", ("double_stream_modulation_img.",)),
+    Signature("sd3", ("joint_blocks.0.x_block.",)),
+    Signature("sd3", ("transformer_blocks.0.attn.add_k_proj.", "pos_embed.proj.")),
+    Signature("z-image", ("noise_refiner.0.", "cap_pad_token")),
+    Signature("lumina2", ("noise_refiner.0.", "cap_embedder.")),
+    Signature("lumina2", ("noise_refiner.0.", "time_caption_embed.")),
+)
+UNETS = {768: "sd15", 1024: "sd2", 1280: "sdxl-refiner", 2048: "sdxl"}
+"""By the width of the text that cross-attention sees."""
+SD3_WIDTHS = {1536, 2432}
+"""Of SD 3's and 3.5's networks."""
+OTHER_BASE_WORDS = (
+    ("sd3", r"sd-?_?3|stable-diffusion-3"),
+    ("sdxl", r"sd_?xl|stable-diffusion-xl"),
+    ("lumina2", r"lumina"),
+    ("sd2", r"sd_?v?2|stable-diffusion-v2"),
+    ("sd15", r"sd_?v?1|stable-diffusion-v1"),
+)
+"""Bases of adapters by their names in metadata and file names, as regular expressions."""

@@ -1,0 +1,128 @@
+"""The network in a file, identified by the names and shapes of its tensors.
+
+Signatures are of files as released, as trainers and ComfyUI write them, and of diffusers' folders. A file
+that no signature fits is of an unknown kind and is not rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from flowloom.models.architectures import (
+    CLIPS_BY_WIDTH,
+    ENCODERS,
+    OTHER_SIGNATURES,
+    OTHERS,
+    UNETS,
+    VAES_BY_CHANNELS,
+    VAES_BY_SCALING,
+    Architecture,
+    Shapes,
+    Signature,
+)
+from flowloom.models.family import families
+
+
+@dataclass(frozen=True)
+class Found:
+    """One network in a file."""
+
+    architecture: str
+    width: int | None = None
+    """Its interface: the text width of a network, the width of T5's states, the channels of a VAE."""
+
+
+@cache
+def architectures() -> Mapping[str, Architecture]:
+    """Every kind of network that can be recognized, by its name."""
+    trained = {name: kind for family in families().values() for name, kind in family.architectures.items()}
+    return trained | OTHERS | ENCODERS
+
+
+@cache
+def _signatures() -> tuple[Signature, ...]:
+    trained = (signature for family in families().values() for signature in family.signatures)
+    return (*OTHER_SIGNATURES, *trained)
+
+
+_NETWORK_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
+_VAE_PREFIXES = ("first_stage_model.", "vae.", "")
+_T5_PREFIXES = ("text_encoders.t5xxl.transformer.", "t5xxl.transformer.", "")
+_T5_MARK = "encoder.block.0.layer.0.SelfAttention.q.weight"
+_T5_WORDS = ("shared.weight", "encoder.embed_tokens.weight")
+_UMT5_VOCABULARY = 256_384
+_CLIP_MARKS = (
+    "text_model.encoder.layers.0.self_attn.q_proj.weight",
+    "transformer.resblocks.0.attn.out_proj.weight",
+)
+_EMBEDDINGS = {"emb_params", "clip_l", "clip_g", "t5xxl"}
+_LANGUAGE_MARK = "model.layers.0.self_attn.q_proj.weight"
+
+
+def recognize(shapes: Shapes) -> list[Found]:
+    """The networks whose tensors are among `shapes`, the main one first; of adapters, see adapters.py."""
+    if shapes and shapes.keys() <= _EMBEDDINGS:
+        return [Found("embedding")]
+    candidates = (_network(shapes), _vae(shapes), _t5(shapes), *_clips(shapes), _language_model(shapes))
+    return [found for found in candidates if found]
+
+
+def _network(shapes: Shapes) -> Found | None:
+    prefix = next(prefix for prefix in _NETWORK_PREFIXES if _has(shapes, prefix))
+    names = [name.removeprefix(prefix) for name in shapes if name.startswith(prefix)]
+    for signature in _signatures():
+        if signature.fits(names):
+            text = shapes.get(f"{prefix}txt_in.weight") or shapes.get(f"{prefix}context_embedder.weight")
+            return Found(signature.architecture, text[-1] if text else None)
+    return _unet(shapes, names, prefix)
+
+
+def _unet(shapes: Shapes, names: Sequence[str], prefix: str) -> Found | None:
+    if not any(name.startswith(("input_blocks.0.", "down_blocks.0.")) for name in names):
+        return None
+    seen = next((shapes[prefix + name][-1:] for name in names if name.endswith("attn2.to_k.weight")), ())
+    return Found(UNETS[seen[0]], seen[0]) if seen and seen[0] in UNETS else None
+
+
+def _vae(shapes: Shapes) -> Found | None:
+    for prefix in _VAE_PREFIXES:
+        first = shapes.get(f"{prefix}decoder.conv_in.weight")
+        if first and len(first) == 4:
+            return Found(VAES_BY_CHANNELS.get(first[1], "vae-other"), first[1])
+    return None
+
+
+def _t5(shapes: Shapes) -> Found | None:
+    for prefix in _T5_PREFIXES:
+        query = shapes.get(f"{prefix}{_T5_MARK}")
+        if query and len(query) == 2:
+            rows = [shapes[prefix + name][0] for name in _T5_WORDS if shapes.get(prefix + name)]
+            if _UMT5_VOCABULARY in rows:
+                return Found("umt5", query[1])
+            return Found("t5-xxl" if query[1] == 4096 else "t5", query[1])
+    return None
+
+
+def _clips(shapes: Shapes) -> list[Found]:
+    widths = [
+        shape[-1]
+        for name, shape in shapes.items()
+        if name.endswith(_CLIP_MARKS) and "vision" not in name and "visual" not in name and shape
+    ]
+    return [Found(CLIPS_BY_WIDTH[width], width) for width in dict.fromkeys(widths) if width in CLIPS_BY_WIDTH]
+
+
+def _language_model(shapes: Shapes) -> Found | None:
+    query = shapes.get(_LANGUAGE_MARK)
+    return Found("language-model", query[-1]) if query else None
+
+
+def _has(shapes: Shapes, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in shapes) or not prefix
+
+
+def vae_by_scaling(scaling: object) -> str | None:
+    """The VAE that diffusers' config.json states by its scaling_factor, which shapes do not show."""
+    return VAES_BY_SCALING.get(scaling) if isinstance(scaling, float) else None
