@@ -74,13 +74,16 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
 
 
 @contextmanager
-def replacing(path: Path, partial: Path | None = None, permissions: int = 0o666) -> Generator[BinaryIO]:
+def replacing(
+    path: Path, partial: Path | None = None, permissions: int = 0o666, *, is_durable: bool = True
+) -> Generator[BinaryIO]:
     """A temporary file that replaces `path` when the block ends; after an error, `path` is unchanged.
 
     Its data is on the disk before it gets the name, so a crash leaves the old file or the new one.
 
     Args:
         partial: the temporary file, in the folder of `path`; by default `path` with `.tmp` appended.
+        is_durable: False skips the flush to the disk, for files that can be made again.
     """
     partial = partial or path.with_name(f"{path.name}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -88,9 +91,11 @@ def replacing(path: Path, partial: Path | None = None, permissions: int = 0o666)
         with os.fdopen(os.open(partial, flags, permissions), "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if is_durable:
+                os.fsync(file.fileno())
         partial.replace(path)
-        sync(path.parent)
+        if is_durable:
+            sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -21,6 +21,7 @@ import orjson
 from numpy.typing import NDArray
 
 from flowloom.data.rows import KINDS, Columns, RowProblem, Scanned, scan
+from flowloom.files import replacing
 
 MAGIC = b"FLINDEX1"
 ALIGNMENT = 64
@@ -109,20 +110,16 @@ def _write(place: Path, key: dict[str, Any], scanned: Scanned) -> bool:
     for column in scanned.columns.values():
         total = _aligned(total) + column.nbytes
     head = orjson.dumps(header | {"bytes": total}).ljust(end - 16)
-    written = place.with_name(f"{place.name}.{os.getpid()}.new")
+    partial = place.with_name(f"{place.name}.{os.getpid()}.new")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with written.open("wb") as file:
+        with replacing(place, partial, is_durable=False) as file:
             file.write(MAGIC + len(head).to_bytes(8, "little") + head)
             for name, kind in KINDS.items():
                 file.write(bytes(_aligned(file.tell()) - file.tell()))
                 file.write(np.ascontiguousarray(scanned.columns[name], kind).data)
-        written.replace(place)
     except OSError:
-        # Read-only, or full: the rows are at hand all the same.
-        if os.access(written.parent, os.W_OK):
-            written.unlink(missing_ok=True)
-        return False
+        return False  # the folder is read-only, or the disk is full
     return True
 
 

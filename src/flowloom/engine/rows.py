@@ -23,7 +23,7 @@ from flowloom.data.index import read_columns
 from flowloom.datasets.build.build import digest_of
 from flowloom.datasets.build.fresh import folder_rows, freshness, left_out_told, num_differing
 from flowloom.engine.distributed import Ranks
-from flowloom.files import write_json
+from flowloom.files import replacing, write_json
 from flowloom.run.directory import RunDir
 
 Section = TypeVar("Section", DataloaderSection, DatasetSection)
@@ -80,9 +80,8 @@ def _kept(config: RunConfig, run_dir: RunDir, *, is_resumed: bool) -> Iterator[s
 def _copied(folder: Path, kept: Path) -> Iterator[str]:
     rows = folder_rows(folder)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    partial = kept.with_name(f"{kept.name}.tmp")
-    shutil.copyfile(rows.path, partial)
-    partial.replace(kept)
+    with rows.path.open("rb") as source, replacing(kept) as target:
+        shutil.copyfileobj(source, target)
     if rows.left_out:
         yield left_out_told(folder, rows.left_out)
 

@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowloom.errors import ConfigError, Problem, SourceError
+from flowloom.errors import ConfigError, Problem, SourceError, Unavailable
 from flowloom.storage.hub_client import check_hub_addresses
+from flowloom.storage.retry import with_retries
 
 WAITS = (5.0, 30.0, 120.0, 600.0)
-"""Seconds before each further try: an hour's outage of the hub is rare, a minute's is not."""
+"""Seconds before each retry: outages of a minute are common, of an hour rare."""
 
 NOT_UPLOADED = "state"
-"""A checkpoint's folder for exact resume: several times the weights, and of use to this run alone."""
+"""The folder of a checkpoint for exact resume: larger than the weights, and of use to this run only."""
 
 PATIENCE_S, SLOWEST = 300.0, 2**20
-"""At the end of a run: seconds to wait for uploads, and bytes a second that they are expected to reach."""
+"""At the end of a run: seconds to wait for uploads, and their expected bytes per second."""
 
 FINAL = (400, 401, 403, 404, 413, 422)
-"""Answers that another try does not change."""
+"""Statuses that a retry does not change."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,13 @@ class Uploader:
     ):
         """
         Args:
-            repo_id: "owner/name"; made when it does not exist. HF_TOKEN in the environment opens it,
-                HF_ENDPOINT names another hub.
-            scratch_dir: folder for links to files that wait, on the file system of the checkpoints; what
-                a run that ended early left in it is uploaded first.
+            repo_id: "owner/name"; created if it does not exist. The environment has the token in HF_TOKEN
+                and the address of another hub in HF_ENDPOINT.
+            scratch_dir: folder for links to waiting files, on the file system of the checkpoints. Files that
+                an earlier run left in it are uploaded first.
             on_result: called from the uploading thread.
-            waits: seconds before the second, third ... try.
-            patience_s: how long `close` waits, beside what the files take at a megabyte a second.
+            waits: seconds before the second, third ... attempt.
+            patience_s: maximum wait of `close`, in addition to one second per MiB of the files.
 
         Raises:
             ConfigError: HF_TOKEN is not set.
@@ -87,9 +88,9 @@ class Uploader:
         self._thread.start()
 
     def submit(self, folder: Path) -> None:
-        """Upload the checkpoint `folder`, named `step_` and a number, after those before it.
+        """Upload the checkpoint `folder`, named `step_` and a number, after the earlier ones.
 
-        It may be deleted right away.
+        It may be deleted as soon as this returns.
         """
         kept, partial = self.scratch_dir / folder.name, self.scratch_dir / f".{folder.name}"
         shutil.rmtree(partial, ignore_errors=True)
@@ -99,9 +100,9 @@ class Uploader:
         self._waiting.put(kept)
 
     def close(self, wait: bool) -> list[Path]:
-        """Stop after all that was submitted, or, without `wait`, now; returns what was not uploaded.
+        """Stop after all submitted uploads, or now without `wait`; returns the folders that remain.
 
-        The wait has an end, also where the hub does not answer: the next run takes up the rest.
+        The wait is limited, in case the hub does not respond: the next run uploads the rest.
         """
         self._waiting.put(None)
         if not wait:
@@ -120,19 +121,31 @@ class Uploader:
 
     def _upload(self, folder: Path) -> Uploaded:
         step = int(folder.name.removeprefix("step_"))
+        try:
+            url = with_retries(
+                lambda: self._attempt(folder), self.waits, lambda seconds: not self._is_closing.wait(seconds)
+            )
+        except SourceError as error:
+            return Uploaded(step, error=str(error))
+        return Uploaded(step, url=url)
+
+    def _attempt(self, folder: Path) -> str:
+        """The URL of the uploaded folder.
+
+        Raises:
+            Unavailable: a retry may succeed.
+            SourceError: a retry does not help.
+        """
         from huggingface_hub.errors import HfHubHTTPError
 
-        # Its first base is that of all errors of whichever HTTP client the hub's package uses.
+        # The base class of all errors of the HTTP client, which depends on the version of huggingface_hub.
         client_error: Any = HfHubHTTPError.__bases__[0]
-        for wait in (*self.waits, None):
-            try:
-                return Uploaded(step, url=self._commit(folder))
-            except (client_error, SourceError, OSError, RuntimeError, ValueError) as error:
-                response: Any = getattr(error, "response", None)
-                is_final = response is not None and response.status_code in FINAL
-                if is_final or wait is None or self._is_closing.wait(wait):
-                    return Uploaded(step, error=self._explained(folder, error))
-        raise AssertionError("the last wait is None")
+        try:
+            return self._commit(folder)
+        except (client_error, SourceError, OSError, RuntimeError, ValueError) as error:
+            response: Any = getattr(error, "response", None)
+            is_final = response is not None and response.status_code in FINAL
+            raise (SourceError if is_final else Unavailable)(self._explained(folder, error)) from error
 
     def _commit(self, folder: Path) -> str:
         from huggingface_hub import CommitOperationAdd
@@ -148,7 +161,7 @@ class Uploader:
         return self.api.create_commit(self.repo_id, additions, commit_message=f"Add {folder.name}").commit_url
 
     def _explained(self, folder: Path, error: BaseException) -> str:
-        while error.__cause__ is not None:  # the hub's package says "Error while uploading" of everything
+        while error.__cause__ is not None:  # huggingface_hub wraps every error in "Error while uploading"
             error = error.__cause__
         return (
             f"{folder.name} was not uploaded to {self.repo_id}: {str(error).strip() or type(error).__name__} "
@@ -158,7 +171,7 @@ class Uploader:
 
 
 def _link(source: str, target: str) -> None:
-    """A second name for the file, so that retiring a checkpoint does not take it away; else a copy."""
+    """Hard-link the file, or copy it, so that it outlives its checkpoint."""
     try:
         os.link(source, target)
     except OSError:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,20 +11,21 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from flowloom.errors import Denied, ImageError, NotFound, SourceError
+from flowloom.files import replacing
 from flowloom.storage.base import Entry, OnState, StorageSection, scheme_of
 
 TWIN = ".jxl"
 """FLOW: a JPEG XL of the same name wins over the file itself."""
 OTHER_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PARTIAL = ".partial"
-"""How files that are being written end; listings leave them out."""
+"""Suffix of files that are being written; listings leave them out."""
 
 
 def find_image(folder: Path, filename: str) -> Path:
-    """The file that `filename` means below `folder`: its .jxl twin, itself, or another format of its name.
+    """The file in `folder` for `filename`: its .jxl twin, itself, or its stem in another format.
 
     Raises:
-        ImageError: there is none, or the name leads out of the folder.
+        ImageError: there is no such file, or the name leads out of the folder.
     """
     root = folder.resolve()
     named = root / filename
@@ -38,7 +38,7 @@ def find_image(folder: Path, filename: str) -> Path:
                 raise ImageError(f"{filename} leads out of {folder}")
             if resolved.is_file():
                 return resolved
-    except (ValueError, OSError) as error:  # no name at all, a NUL in it, longer than names may be
+    except (ValueError, OSError) as error:  # empty, with a NUL, or too long
         raise ImageError(f"{filename!r:.200} is not a file name: {error}") from error
     raise ImageError(f"no such file in {folder}")
 
@@ -56,11 +56,11 @@ class Folder:
         self.root = str(path)
 
     def read(self, name: str) -> bytes:
-        with self._told(name):
+        with self._translated(name):
             return self._at(name).read_bytes()
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        with self._told(name), self._at(name).open("rb") as file:
+        with self._translated(name), self._at(name).open("rb") as file:
             file.seek(start)
             return file.read(length)
 
@@ -68,39 +68,33 @@ class Folder:
         return self.read_range(name, start, length)
 
     def stat(self, name: str) -> Entry:
-        with self._told(name):
+        with self._translated(name):
             return self._entry(self._at(name))
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        with self._told(prefix):
+        with self._translated(prefix):
             start = self._at(prefix) if prefix else self.path
             paths = sorted(path for path in start.rglob("*") if path.is_file() and path.suffix != PARTIAL)
         for path in paths:
-            with self._told(path.name):
+            with self._translated(path.name):
                 yield self._entry(path)
 
     def write(self, name: str, content: bytes | Path) -> None:
         if isinstance(content, Path) and not content.is_file():
             raise SourceError(f"{content}: no such file to write to {self.root}/{name}.")
-        with self._told(name):
+        with self._translated(name):
             path = self._at(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            number, partial = tempfile.mkstemp(suffix=PARTIAL, dir=path.parent)
-            try:
-                with os.fdopen(number, "wb") as file:
-                    if isinstance(content, bytes):
-                        file.write(content)
-                    else:
-                        with content.open("rb") as given:
-                            shutil.copyfileobj(given, file, 2**20)
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(partial).replace(path)
-            finally:
-                Path(partial).unlink(missing_ok=True)
+            partial = path.with_name(f"{secrets.token_hex(8)}{PARTIAL}")
+            with replacing(path, partial, permissions=0o600) as file:
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    with content.open("rb") as source:
+                        shutil.copyfileobj(source, file, 2**20)
 
     def delete(self, name: str) -> None:
-        with self._told(name):
+        with self._translated(name):
             self._at(name).unlink(missing_ok=True)
 
     def _at(self, name: str) -> Path:
@@ -116,7 +110,8 @@ class Folder:
         return Entry(name, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", modified)
 
     @contextmanager
-    def _told(self, name: str) -> Generator[None]:
+    def _translated(self, name: str) -> Generator[None]:
+        """Raise SourceError instead of the system's errors."""
         try:
             yield
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

@@ -1,11 +1,11 @@
-"""Retries with backoff and jitter, and a circuit breaker for stores that are down."""
+"""Retries with backoff and jitter, for one transfer and for all requests to a store that may be down."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -17,6 +17,34 @@ T = TypeVar("T")
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 LONGEST_PROBE_PAUSE_S = 15.0
+
+
+def with_retries(
+    attempt: Callable[[], T],
+    waits_s: Sequence[float],
+    pause: Callable[[float], bool],
+    progress: Callable[[], int] = lambda: 0,
+) -> T:
+    """The result of `attempt`, retried after Unavailable with the pauses `waits_s`, about 30 % up or down.
+
+    Args:
+        pause: waits for so many seconds; returns False to stop retrying.
+        progress: the pauses begin again with the first one when its value has grown.
+
+    Raises:
+        Unavailable: the last error.
+    """
+    failures = 0
+    while True:
+        before = progress()
+        try:
+            return attempt()
+        except Unavailable as error:
+            failures = 1 if progress() > before else failures + 1
+            if failures > len(waits_s):
+                raise
+            if not pause(max(waits_s[failures - 1] * random.uniform(0.7, 1.3), error.retry_after_s)):
+                raise
 
 
 @dataclass

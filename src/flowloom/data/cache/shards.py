@@ -28,6 +28,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from flowloom.errors import CacheError
+from flowloom.files import sync
 from flowloom.locks import try_lock
 
 OPEN, SEALED = ".open", ".shard"
@@ -197,18 +198,10 @@ def _seal(file: int, path: Path, records: list[Record], size: int) -> Path | Non
         os.fsync(file)
         sealed = path.with_suffix(SEALED)
         path.rename(sealed)
-        _sync_folder(path.parent)
+        sync(path.parent)
         return sealed
     finally:
         os.close(file)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def recover(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowloom.files import replacing
 from flowloom.server.endpoints import environ_for_processes
 from flowloom.server.problems import ServiceError
 
@@ -72,11 +73,8 @@ def _cached(key: str, work: dict[str, Any], cache_dir: Path) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-        try:
+        with replacing(path, partial, is_durable=False):
             _POOL.make(work | {"to": str(partial)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
         _POOL.sweep_sometimes(cache_dir)
     return path
 

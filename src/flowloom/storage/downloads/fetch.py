@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from flowloom.files import sync, write_json
 from flowloom.locks import try_lock
 from flowloom.storage.base import shown
 from flowloom.storage.downloads.request import Asker, Facts, ask
+from flowloom.storage.retry import with_retries
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -168,25 +168,19 @@ def _fill(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch) ->
 
 def _with_retries(attempt: Callable[[], Facts], have: Callable[[], int], watch: Watch) -> Facts:
     """The result of `attempt`, retried after temporary errors as long as some of them bring bytes."""
-    failures = 0
-    while True:
-        before = have()
-        try:
-            return attempt()
-        except Unavailable as error:
-            failures = 1 if have() > before else failures + 1
-            if failures > len(WAITS):
-                raise SourceError(
-                    f"{error} Tried {failures} times; resume the run to continue later."
-                ) from error
-            _pause(max(WAITS[failures - 1] * random.uniform(0.7, 1.3), error.retry_after_s), watch)
+    try:
+        return with_retries(attempt, WAITS, lambda seconds: _pause(seconds, watch), have)
+    except Unavailable as error:
+        tries = len(WAITS) + 1
+        raise SourceError(f"{error} Tried {tries} times; resume the run to continue later.") from error
 
 
-def _pause(seconds: float, watch: Watch) -> None:
+def _pause(seconds: float, watch: Watch) -> bool:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         watch.raise_if_stopped()
         time.sleep(min(0.2, left))
+    return True
 
 
 def _attempt(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch) -> Facts:
