@@ -56,7 +56,7 @@ describe("training settings in a LoRA's header", () => {
 
 test("only a forceable deletion asks again", () => {
   const refused = (code: string) => new Problem("", "", "", 409, [], code);
-  expect(isForceable(refused("wanted-later"))).toBe(true);
+  expect(isForceable(refused("needed-to-resume"))).toBe(true);
   expect(isForceable(refused("in-use"))).toBe(false);
-  expect(isForceable(new Error("wanted-later"))).toBe(false);
+  expect(isForceable(new Error("needed-to-resume"))).toBe(false);
 });

@@ -99,7 +99,7 @@ test("edits have the format of the API", () => {
 });
 
 test("an edit reports its progress", () => {
-  const stage = { title: "add", phase: "looking" as const, num_done: 0, num_total: 0 };
+  const stage = { title: "add", phase: "scanning" as const, num_done: 0, num_total: 0 };
   expect(stageWords(stage)).toBe("Scanning the folder …");
   const writing = { ...stage, phase: "writing" as const, num_done: 42, num_total: 100 };
   expect(stageWords(writing)).toBe("42 of 100 captions written");

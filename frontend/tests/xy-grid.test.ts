@@ -2,7 +2,7 @@ import { expect, test } from "vitest";
 import type { Sample } from "@/lib/api/client";
 import { axesOf, cellsOf, keyOf } from "@/lib/xy-grid";
 
-const drawn = (file: string, prompt: string, settings: Record<string, unknown>): Sample => ({
+const drawn = (file: string, prompt: string, settings: Sample["settings"]): Sample => ({
   file,
   step: 0,
   url: file,

@@ -114,7 +114,7 @@ def test_the_score_counts_colour_and_shape_together() -> None:
 def test_building_twice_draws_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = build(tmp_path / "data", 16)
     rows = [json.loads(line) for line in data.jsonl.read_text().splitlines()]
-    assert len({row["filename"] for row in rows}) == data.num_pictures >= 1500
+    assert len({row["filename"] for row in rows}) == data.num_images >= 1500
     with Image.open(data.folder / rows[0]["filename"]) as picture:
         assert picture.size == (16, 16)
     before = data.jsonl.stat().st_mtime_ns

@@ -120,7 +120,7 @@ def test_a_lora_tells_its_names_rank_and_layers(shapes: dict[str, Any], naming: 
     assert found.adapter
     facts = found.adapter
     assert (facts.kind, facts.naming, facts.rank, facts.alpha) == ("lora", naming, 16, None)
-    assert (facts.num_layers, facts.base, facts.base_told_by) == (2, "flux-or-chroma", "tensors")
+    assert (facts.num_layers, facts.base, facts.base_evidence) == (2, "flux-or-chroma", "tensors")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_the_base_of_a_lora_is_told_and_by_what(
     shapes = lora("lora_unet_", "lora_down", "lora_up", "_") | extra
     found = look(write_model(tmp_path / f"{name}.safetensors", shapes, metadata)).adapter
     assert found
-    assert (found.base, found.base_told_by) == base
+    assert (found.base, found.base_evidence) == base
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 TUS = {"tus-resumable": "1.0.0"}
 PART = {**TUS, "content-type": "application/offset+octet-stream"}
 RUN, FOX, FLOW = "/api/runs/large", "/api/datasets/fox", {"config": {"training": {"lr": 1e-4}}}
-EDIT = {"operation": {"kind": "add", "tags": ["snow"], "where": "end"}, "wanted": {}}
+EDIT = {"operation": {"kind": "add", "tags": ["snow"], "where": "end"}, "filter": {}}
 UPLOAD = {**TUS, "upload-length": "4", "upload-metadata": "filename YS50eHQ="}
 REQUESTS: list[tuple[str, str, str, dict[str, Any]]] = [
     # Method, path of the route, what to ask, with what; {}: what an answer before it has left.

@@ -142,6 +142,62 @@ def test_every_route_shows_an_example(operation: dict[str, Any], one_studio: Stu
     assert has_example(told, schemas) or (is_silent and not operation.get("parameters"))
 
 
+OPEN = {
+    "ConfigView.schema": "a JSON schema",
+    "TaskConfig.schema": "a JSON schema",
+    "ConfigView.defaults": "a configuration, which the JSON schema beside it describes",
+    "TaskConfig.defaults": "a configuration, which the JSON schema beside it describes",
+    "PresetView.config": "a configuration, which the JSON schema beside it describes",
+    "KohyaImportResult.config": "a configuration of Kohya",
+    "KohyaImportResult.defaults": "keys and values of a file of another program",
+    "KohyaImportResult.left_over": "keys and values of a file of another program",
+    "RunJson.config": "a configuration of any trainer or task",
+    "ValueChange.from": "a value of a configuration",
+    "ValueChange.to": "a value of a configuration",
+    "Change.value": "a value of a configuration",
+    "/api/runs/{run_id}/result": "a JSON file whose form depends on the task",
+}
+"""Parts of responses that have no schema, with the reason."""
+
+
+def untyped(node: Any, where: str, seen: set[str]) -> Iterator[str]:
+    """The parts of a response's schema that allow any value or any keys."""
+    if "$ref" in node:
+        name = node["$ref"].rpartition("/")[2]
+        if name not in seen:
+            seen.add(name)
+            yield from untyped(OPENED["components"]["schemas"][name], name, seen)
+        return
+    if not node.keys() & {"type", "anyOf", "oneOf", "allOf", "enum", "const"}:
+        yield where
+    for name, field in node.get("properties", {}).items():
+        yield from untyped(field, f"{where}.{name}", seen)
+    parts = [part for key in ("anyOf", "oneOf", "allOf", "prefixItems") for part in node.get(key, [])]
+    if node.get("type") == "array" and "prefixItems" not in node:
+        parts.append(node.get("items", {}))
+    if node.get("type") == "object" and "properties" not in node:
+        values = node.get("additionalProperties", True)
+        parts.append({} if values is True else values)
+    for part in parts:
+        yield from untyped(part, where, seen)
+
+
+def test_every_response_has_a_schema():
+    found: set[str] = set()
+    for path, methods in PATHS.items():
+        for operation in methods.values():
+            answers = [answer for status, answer in operation["responses"].items() if int(status) < 300]
+            schemas = [answer.get("content", {}).get("application/json") for answer in answers]
+            found |= {part for each in schemas if each for part in untyped(each["schema"], path, set())}
+    assert found == OPEN.keys()
+
+
+def test_a_body_that_arrives_too_slowly_is_a_documented_problem():
+    for methods in PATHS.values():
+        for operation in methods.values():
+            assert ("408" in operation["responses"]) == ("requestBody" in operation)
+
+
 def test_the_names_of_routes_are_unique():
     names = [operation.values[0]["operationId"] for operation in operations()]
     assert len(names) == len(set(names))

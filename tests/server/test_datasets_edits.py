@@ -110,7 +110,7 @@ def test_a_preview_shows_what_will_be_done_and_changes_nothing(one_studio: Studi
     before = held(one_studio, fox)
     wish = {"operation": {"kind": "replace", "tag": "grey fur", "by": "silver fur"}}
     told = one_studio.post(f"{fox}/preview", wish | {"examples": 1}, 200)
-    assert (told["num_meant"], told["num_changed"]) == (5, 2)
+    assert (told["num_matching"], told["num_changed"]) == (5, 2)
     assert told["examples"] == [
         {"item": item_of(fox, 1), "before": "fox, snow, grey fur", "after": "fox, snow, silver fur"}
     ]
@@ -302,10 +302,10 @@ def test_who_edits_meanwhile_is_told_what_to_wait_for(monkeypatch: pytest.Monkey
 
 
 def test_only_what_is_meant_is_edited(one_studio: Studio, fox: str):
-    wish = {"operation": {"kind": "add", "tags": ["new"]}, "wanted": {"tags": ["snow"]}}
+    wish = {"operation": {"kind": "add", "tags": ["new"]}, "filter": {"tags": ["snow"]}}
     one_studio.post(fox, wish | {"items": [item_of(fox, 2), item_of(fox, 3)]}, 201)
     assert captions(one_studio, fox) == CAPTIONS | {"2.png": "Fox, snow, FOX, new"}
-    missing = {"operation": {"kind": "set", "text": "a fox"}, "wanted": {"has_caption": False}}
+    missing = {"operation": {"kind": "set", "text": "a fox"}, "filter": {"has_caption": False}}
     one_studio.post(fox, missing, 201)
     assert captions(one_studio, fox)["4.png"] == "a fox"
 

@@ -111,7 +111,7 @@ def test_a_zip_that_is_killed_halfway_goes_on_and_appears_whole(studio: Studio, 
         (f"köpfe/{i}.png", "a fox") for i in range(4)
     ]
     told = result(studio, run_id)
-    assert (told["num_pictures"], told["num_files"], told["num_left_out"]) == (4, 8, 2)
+    assert (told["num_images"], told["num_files"], told["num_left_out"]) == (4, 8, 2)
     assert {one["name"] for one in told["left_out"]} == {"run.sh", "model.pkl"}
     assert not part.parent.parent.exists(), "nothing is kept twice"
 

@@ -211,7 +211,7 @@ def test_a_model_is_deleted_unless_a_run_needs_it(studio: Studio, tiny_config: C
     assert studio.wait("fox")["can_resume"]
     asked = {"root": "models", "path": "chroma.safetensors"}
     refused = studio.http.delete("/api/models/file", params=asked).json()
-    assert refused["type"] == "urn:flowloom:wanted-later"
+    assert refused["type"] == "urn:flowloom:needed-to-resume"
     assert "fox" in refused["detail"]
     assert "force" in refused["hint"]
     assert chroma.exists()

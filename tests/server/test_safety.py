@@ -168,7 +168,7 @@ def test_a_form_of_another_site_is_no_json(one_studio: Studio):
 
 def test_with_a_token_every_request_carries_it(studio_at: Callable[..., Studio]):
     studio = studio_at("home", "--token", TOKEN).start()
-    assert studio.get("/api/health")["wants_token"]
+    assert studio.get("/api/health")["needs_token"]
     for headers in (
         {},
         {"authorization": "Bearer wrong"},

@@ -92,7 +92,7 @@ def test_a_lora_is_exported_to_where_it_can_be_downloaded(
     # diffusers' scale is in the weights, so that its alpha counts as the rank.
     alpha = 2.0 if form == "diffusers" else 4.0
     assert (found.adapter.naming, found.adapter.rank, found.adapter.alpha) == (form, 2, alpha)
-    assert (found.adapter.base, found.adapter.base_told_by) == ("chroma", "metadata")
+    assert (found.adapter.base, found.adapter.base_evidence) == ("chroma", "metadata")
     assert run.kinds()[-1] == "finished"
 
 

@@ -91,7 +91,7 @@ def _build(words: list[str]) -> int:
         storage=storage_of(asked),
     )
     with _Ticker("images") as ticker:
-        report = build(asked.source, asked.out, options, lambda report: ticker.tick(report.num_pictures))
+        report = build(asked.source, asked.out, options, lambda report: ticker.tick(report.num_images))
     _print_build(report)
     return OK
 
@@ -104,18 +104,18 @@ def _update(words: list[str]) -> int:
     from flowloom.datasets.build.fresh import update
 
     with _Ticker("images") as ticker:
-        report = update(asked.jsonl, lambda report: ticker.tick(report.num_pictures))
+        report = update(asked.jsonl, lambda report: ticker.tick(report.num_images))
     _print_build(report)
     return OK
 
 
 def _print_build(report: BuildReport) -> None:
-    rate = f"{report.num_pictures / max(report.seconds, 1e-9):,.0f}/s"
+    rate = f"{report.num_images / max(report.seconds, 1e-9):,.0f}/s"
     prose = report.num_rows - report.num_tag_based
     print(printable(f"source     {report.source} ({report.kind})"))
     if report.why:
         print(f"detected   {report.kind}: {report.why}")
-    print(f"images     {report.num_pictures:,}, {report.num_read:,} of them read again; {rate}")
+    print(f"images     {report.num_images:,}, {report.num_read:,} of them read again; {rate}")
     print(f"rows       {report.num_rows:,}: {report.num_tag_based:,} tags, {prose:,} prose")
     _print_counted("remarks", report.remarks, report.examples)
     _print_unusable(report.unusable, report.problems_path)
@@ -148,7 +148,7 @@ def _export(words: list[str]) -> int:
         link=asked.link,
         name=asked.name,
         shard_mib=asked.shard_mib,
-        with_pictures=not asked.without_pictures,
+        with_images=not asked.without_pictures,
         storage=storage_of(asked),
     )
     with _Ticker("rows") as ticker:

@@ -180,7 +180,7 @@ def _options(asked: argparse.Namespace) -> LintOptions:
             }
         ),
         tokenizer=tokenizer or None,
-        with_pictures=not asked.no_pictures,
+        with_images=not asked.no_pictures,
         with_urls=asked.urls,
         upscale=asked.upscale,
         near_bits=asked.near_bits,

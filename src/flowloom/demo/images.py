@@ -33,7 +33,7 @@ class DemoData(NamedTuple):
 
     folder: Path
     jsonl: Path
-    num_pictures: int
+    num_images: int
 
 
 def all_drawings() -> list[Path]:

@@ -120,7 +120,7 @@ def demo(runs_dir: Path, minutes: float, terminal: Terminal) -> Path:
     data = build_pictures(
         data_dir, SIZE, lambda done, of: terminal.move(f"images     {done:,} of {of:,} made")
     )
-    say(f"images     {data.num_pictures:,} in {data_dir}: {CREDIT}")
+    say(f"images     {data.num_images:,} in {data_dir}: {CREDIT}")
     base = make_models(models_dir)
     say(f"model      {base}: a small Chroma with random weights")
     started = time.monotonic()

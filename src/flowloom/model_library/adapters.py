@@ -47,7 +47,7 @@ class AdapterFacts:
     """None: not stated, and then it counts as the rank."""
     base: str | None
     """An architecture or family; several joined by `-or-` where the layers fit all of them."""
-    base_told_by: Evidence | None
+    base_evidence: Evidence | None
     num_layers: int
     has_text_encoder: bool
 
@@ -70,7 +70,7 @@ def look_at_adapter(path: Path, header: Header) -> AdapterFacts | None:
         max_rank=max(ranks, default=None),
         alpha=_alpha(path, header),
         base=base,
-        base_told_by=evidence,
+        base_evidence=evidence,
         num_layers=len(layers),
         has_text_encoder=any(is_beside_the_network(name) for name in names),
     )

@@ -166,7 +166,7 @@ def unfit_adapter(path: Path, family: ModelFamily | None = None) -> str | None:
     if found.adapter is None:
         return f"{path.name} is {found.words}, not a LoRA."
     base = found.adapter.base
-    if base is None or found.adapter.base_told_by != "tensors" or fits(base, family):
+    if base is None or found.adapter.base_evidence != "tensors" or fits(base, family):
         return None
     if found.adapter.has_text_encoder and shares_layers(base, family):
         return None  # trained with another family's text encoder; its other layers may fit

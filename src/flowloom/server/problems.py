@@ -3,12 +3,13 @@
 ServiceError
 ├── NotJson                                              400
 ├── TooLarge                                             413
+├── TooSlow                                              408
 ├── NoSuchRun, NoSuchTrainer, NoSuchTask, NoSuchFile, NoSuchRoot     404
 ├── OutsideRoots, Forbidden                              403
 ├── NotSignedIn                                          401
 ├── NotNow                                               409  the run is in another state
 ├── Damaged                                              409  a file is not what it should be
-├── InUse, WantedLater, NameTaken                        409
+├── InUse, NeededToResume, NameTaken                        409
 ├── Invalid                                              422  every problem with its JSON pointer
 ├── Unreadable                                           403  the studio's user lacks the right
 └── Unwritable                                           507  the disk is full or read-only
@@ -21,7 +22,8 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Annotated, Any, ClassVar
 
 from fastapi import FastAPI, Request
@@ -106,6 +108,10 @@ class TooLarge(ServiceError):
     status, code, title = 413, "too-large", "That is too much at once."
 
 
+class TooSlow(ServiceError):
+    status, code, title = 408, "too-slow", "The request body took too long to arrive."
+
+
 class NoSuchRun(ServiceError):
     status, code, title = 404, "no-such-run", "There is no such run."
 
@@ -181,8 +187,8 @@ class InUse(ServiceError):
     status, code, title = 409, "in-use", "A run needs it."
 
 
-class WantedLater(ServiceError):
-    status, code, title = 409, "wanted-later", "A run would go on with it."
+class NeededToResume(ServiceError):
+    status, code, title = 409, "needed-to-resume", "A run would go on with it."
 
 
 class NameTaken(ServiceError):
@@ -230,12 +236,13 @@ def problems(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
     by_status: dict[int | str, list[type[ServiceError]]] = {}
     for error in (*errors, *_ANYWHERE):
         by_status.setdefault(error.status, []).append(error)
+    return {status: _documented(errors) for status, errors in by_status.items()}
+
+
+def _documented(errors: Sequence[type[ServiceError]]) -> dict[str, Any]:
     return {
-        status: {
-            "description": " ".join(error.title for error in found),
-            "content": {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE}, "example": found[0].example()}},
-        }
-        for status, found in by_status.items()
+        "description": " ".join(error.title for error in errors),
+        "content": {MEDIA_TYPE: {"schema": {"$ref": _REFERENCE}, "example": errors[0].example()}},
     }
 
 
@@ -245,7 +252,7 @@ def shows(answer: Any) -> dict[int | str, dict[str, Any]]:
 
 
 def describe(openapi: dict[str, Any]) -> dict[str, Any]:
-    """Put the schemas of problems and events into an OpenAPI document; FastAPI's own problems go."""
+    """Add the schemas of problems and events, and 408 of routes with a body, to an OpenAPI document."""
     schemas = openapi.setdefault("components", {}).setdefault("schemas", {})
     types: dict[str, Any] = {"ProblemView": ProblemView, "RunEvent": RunEvent}
     for name, type_ in types.items():
@@ -253,14 +260,21 @@ def describe(openapi: dict[str, Any]) -> dict[str, Any]:
         schemas |= {**view.pop("$defs"), name: view}
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
+    for operation in chain.from_iterable(path.values() for path in openapi["paths"].values()):
+        if "requestBody" in operation:
+            operation["responses"]["408"] = _documented([TooSlow])
     return openapi
 
 
 def answer(error: ServiceError) -> JSONResponse:
     """The problem as a response."""
-    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-    if isinstance(error, TooManyTries):
+    headers: dict[str, str] = {}
+    if isinstance(error, NotSignedIn):
+        headers = {"WWW-Authenticate": "Bearer"}
+    elif isinstance(error, TooManyTries):
         headers = {"Retry-After": str(math.ceil(error.wait_s))}
+    elif isinstance(error, TooSlow):
+        headers = {"Connection": "close"}
     return JSONResponse(error.view().model_dump(), error.status, headers, media_type=MEDIA_TYPE)
 
 
@@ -305,6 +319,8 @@ def _on_invalid(_: Request, error: Exception) -> JSONResponse:
 
 def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == TooSlow.status:
+        return answer(TooSlow(str(error.detail), "Check the connection, then send the request again."))
     known = {400: NotJson, 413: TooLarge, 422: Invalid}.get(error.status_code)
     if known:
         hint = "Send a JSON object of at most 4 MiB. /api/openapi.json describes every request."

@@ -80,7 +80,7 @@ class Guard:
                     message = await receive()
             except TimeoutError:
                 problem = f"The request's body did not arrive within {BODY_WITHIN_S:.0f} s."
-                raise HTTPException(408, problem, {"connection": "close"}) from None
+                raise HTTPException(408, problem) from None
             note_use()
             is_whole = not message.get("more_body", False)
             num_bytes += len(message.get("body", b""))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from flowloom.datasets.build.detect import Unclear, detect
 from flowloom.datasets.build.fresh import recipe_of
@@ -62,6 +62,28 @@ class UpdateConfig(Section):
     """The folder that its file names are relative to, as recorded."""
 
 
+class UnusableItem(BaseModel):
+    """An item of a source that did not become a row."""
+
+    place: str
+    reason: str
+
+
+class BuildResult(BaseModel):
+    """The result of a build or an update."""
+
+    output: str = Field(description="The JSONL.")
+    images_dir: str | None = Field(description="Folder that file names are relative to.")
+    form: str = Field(description="Detected or given format of the source.", examples=["folder"])
+    why: str = Field(description="Reason for the detected format.")
+    num_images: int
+    num_rows: int
+    num_tag_based: int
+    remarks: dict[str, int] = Field(description="Number of rows for each remark.")
+    num_unusable: int
+    unusable: list[UnusableItem] = Field(description=f"At most {MAX_LISTED} of them.")
+
+
 def source_problems(source_path: str, form: Kind) -> list[Problem]:
     """A source that does not exist, or a folder whose format cannot be detected."""
     if scheme_of(source_path):
@@ -113,7 +135,8 @@ def _build(config: BuildConfig, progress: Progress) -> None:
         with_repeats=config.with_repeats,
     )
     progress.phase("reading")
-    progress.save_result(build_jsonl(config.source_path, Path(config.out_path), options, progress))
+    result = build_jsonl(config.source_path, Path(config.out_path), options, progress)
+    progress.save_result(result.model_dump())
 
 
 def _update(config: UpdateConfig, progress: Progress) -> None:
@@ -121,11 +144,11 @@ def _update(config: UpdateConfig, progress: Progress) -> None:
     from flowloom.datasets.build.fresh import update
 
     progress.phase("reading")
-    progress.save_result(_summary(update(Path(config.jsonl_path), build_progress(progress))))
+    progress.save_result(_result(update(Path(config.jsonl_path), build_progress(progress))).model_dump())
 
 
-def build_jsonl(source: str, out: Path, options: BuildOptions, progress: Progress) -> dict[str, Any]:
-    """Build a JSONL and report progress; the summary for a result.
+def build_jsonl(source: str, out: Path, options: BuildOptions, progress: Progress) -> BuildResult:
+    """Build a JSONL and report progress.
 
     Raises:
         StopRequested: the run was asked to stop.
@@ -133,37 +156,37 @@ def build_jsonl(source: str, out: Path, options: BuildOptions, progress: Progres
     """
     from flowloom.datasets.build.build import build
 
-    return _summary(build(source, out, options, build_progress(progress)))
+    return _result(build(source, out, options, build_progress(progress)))
 
 
 def build_progress(progress: Progress) -> Callable[[BuildReport], None]:
     """A callback of builds that reports progress and ends them on a stop request."""
 
     def on_progress(report: BuildReport) -> None:
-        progress.step(report.num_pictures)
+        progress.step(report.num_images)
         progress.raise_if_stopped()
 
     return on_progress
 
 
-def _summary(report: BuildReport) -> dict[str, Any]:
-    return {
-        "output": str(report.output),
-        "images_dir": str(report.root) if report.root else None,
-        "form": report.kind,
-        "why": report.why,
-        "num_pictures": report.num_pictures,
-        "num_rows": report.num_rows,
-        "num_tag_based": report.num_tag_based,
-        "remarks": dict(report.remarks),
-        **unusable_summary(report.unusable),
-    }
+def _result(report: BuildReport) -> BuildResult:
+    return BuildResult(
+        output=str(report.output),
+        images_dir=str(report.root) if report.root else None,
+        form=report.kind,
+        why=report.why,
+        num_images=report.num_images,
+        num_rows=report.num_rows,
+        num_tag_based=report.num_tag_based,
+        remarks=dict(report.remarks),
+        num_unusable=len(report.unusable),
+        unusable=listed(report.unusable),
+    )
 
 
-def unusable_summary(unusable: list[Unusable]) -> dict[str, Any]:
-    """The number of unusable items, and the first of them."""
-    listed = [{"place": item.place, "reason": item.reason} for item in unusable[:MAX_LISTED]]
-    return {"num_unusable": len(unusable), "unusable": listed}
+def listed(unusable: list[Unusable]) -> list[UnusableItem]:
+    """The first unusable items."""
+    return [UnusableItem(place=item.place, reason=item.reason) for item in unusable[:MAX_LISTED]]
 
 
 BUILD = FunctionTask(

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from flowloom.errors import DataError, Problem
 from flowloom.schema import Section, ui
 from flowloom.tasks.base import FunctionTask, Progress
-from flowloom.tasks.dataset_build import unusable_summary
+from flowloom.tasks.dataset_build import MAX_LISTED, UnusableItem, listed
 
 if TYPE_CHECKING:
     from flowloom.datasets.build.export import ExportReport
@@ -34,8 +34,18 @@ class ExportConfig(Section):
     """Name of Kohya's folder or of the shards. Empty: that of the JSONL."""
     shard_mib: Annotated[int, Field(ge=1), ui(unit="MiB")] = 1024
     """Maximum size of a webdataset shard."""
-    with_pictures: bool = True
+    with_images: bool = True
     """Parquet: include the images; off: only their names."""
+
+
+class ExportResult(BaseModel):
+    """The result of an export."""
+
+    output: str = Field(description="The new folder or file.")
+    num_rows: int
+    remarks: dict[str, int] = Field(description="Number of rows for each remark.")
+    num_unusable: int
+    unusable: list[UnusableItem] = Field(description=f"At most {MAX_LISTED} of them.")
 
 
 def _find_problems(config: ExportConfig) -> list[Problem]:
@@ -69,12 +79,18 @@ def _export(config: ExportConfig, progress: Progress) -> None:
         link=config.link,
         name=config.name,
         shard_mib=config.shard_mib,
-        with_pictures=config.with_pictures,
+        with_images=config.with_images,
     )
     progress.phase("writing")
     report = export(Path(config.jsonl_path), config.to, out, options, on_progress)
-    result = {"output": str(report.output), "num_rows": report.num_rows, "remarks": dict(report.remarks)}
-    progress.save_result(result | unusable_summary(report.unusable))
+    result = ExportResult(
+        output=str(report.output),
+        num_rows=report.num_rows,
+        remarks=dict(report.remarks),
+        num_unusable=len(report.unusable),
+        unusable=listed(report.unusable),
+    )
+    progress.save_result(result.model_dump())
 
 
 EXPORT = FunctionTask(

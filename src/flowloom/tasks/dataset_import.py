@@ -124,7 +124,7 @@ def _import(config: ImportConfig, progress: Progress) -> None:
     if source := _table_in(target):
         progress.phase("reading")
         options = BuildOptions(extract_dir=target / "pictures")
-        result["table"] = build_jsonl(str(source), table_of(target), options, progress)
+        result["table"] = build_jsonl(str(source), table_of(target), options, progress).model_dump()
     progress.save_result(result)
 
 
@@ -231,12 +231,12 @@ def _arrange(files: list[Path], incoming: Path, encoding: str, progress: Progres
             _add(total, _unpack(what, name, progress))
         else:
             _take(path, name, made, total)
-    if not total.num_pictures and not _table_in(made):
+    if not total.num_images and not _table_in(made):
         left = "; ".join(f"{name}: {reason}" for name, reason in total.left_out[:3])
         raise RunError(f"It contains no image, and not exactly one table that lists some. {left}".strip())
     return {
         "num_files": total.num_files,
-        "num_pictures": total.num_pictures,
+        "num_images": total.num_images,
         "num_left_out": total.num_left_out,
         "reasons": total.reasons,
         "left_out": [{"name": name, "reason": reason} for name, reason in total.left_out[:MAX_LISTED]],
@@ -297,7 +297,7 @@ def _bounded_memory() -> Generator[None]:
 
 def _add(total: Unpacked, found: Unpacked) -> None:
     total.num_files += found.num_files
-    total.num_pictures += found.num_pictures
+    total.num_images += found.num_images
     total.num_left_out += found.num_left_out
     total.reasons = dict(Counter(total.reasons) + Counter(found.reasons))
     total.left_out += found.left_out
@@ -320,7 +320,7 @@ def _take(path: Path, name: str, made: Path, total: Unpacked) -> None:
         total.leave_out(name, reason)
         return
     total.num_files += 1
-    total.num_pictures += split_suffix(name)[1] in PICTURES
+    total.num_images += split_suffix(name)[1] in PICTURES
 
 
 def _begins_as_parquet(path: Path) -> bool:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.config.run import RunConfig
 from flowloom.datasets.build.options import BuildOptions, Kind
 from flowloom.errors import Problem
 from flowloom.schema import Section, ui
 from flowloom.tasks.base import FunctionTask, Progress
-from flowloom.tasks.dataset_build import MAX_LISTED, build_progress, source_problems, unusable_summary
+from flowloom.tasks.dataset_build import (
+    MAX_LISTED,
+    UnusableItem,
+    build_progress,
+    listed,
+    source_problems,
+)
 
 if TYPE_CHECKING:
     from flowloom.datasets.build.items import Unusable
@@ -41,10 +47,85 @@ class LintConfig(Section):
     # Unrelated images differ in half of the bits; above that, everything matches.
     near_bits: Annotated[int, Field(ge=-1, le=64)] = 8
     """Near duplicates may differ in this many of 128 bits; -1 skips the search."""
-    with_pictures: bool = True
+    with_images: bool = True
     """Off: check only names and captions."""
     with_urls: bool = False
     """Also fetch images from URLs."""
+
+
+class FindingView(BaseModel):
+    """One finding about one row."""
+
+    kind: str = Field(examples=["empty_caption"])
+    line: int = Field(description="Line in the JSONL; 0: the file has no row.")
+    filename: str
+    message: str
+    group: int | None = Field(description="Copies of one image have the same number.")
+    amount: float | None = Field(description="Factor of upscaling, or number of tokens.")
+
+
+class BucketCounts(BaseModel):
+    """A bucket and its rows."""
+
+    width: int
+    height: int
+    rows: int
+    batches: int = Field(description="Complete ones.")
+    remainder: int = Field(description="Rows of the last, short batch.")
+
+
+class Distribution(BaseModel):
+    """The distribution of a number over the rows."""
+
+    least: int
+    median: int
+    most_have: int = Field(description="95th percentile.")
+    most: int
+    bars: list[tuple[int, int]] = Field(description="Lower edge and rows of each class; the last is open.")
+
+
+class CaptionCounts(BaseModel):
+    """Statistics of the captions."""
+
+    rows: int
+    tag_based: int
+    empty: int
+    distinct: int
+    characters: Distribution | None
+    tokens: Distribution | None = Field(description="Null: no tokenizer was given.")
+    tags_per_row: Distribution | None
+    distinct_tags: int
+    tags_once: int
+    top_tags: list[tuple[str, int]]
+
+
+class LintResult(BaseModel):
+    """The report, with the first findings of each kind."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    errors: int
+    warnings: int
+    notes: int
+    counts: dict[str, int] = Field(description="Findings by kind.", examples=[{"empty_caption": 3}])
+    path: str = Field(description="The JSONL.")
+    images: str = Field(description="Folder that file names are relative to.")
+    rows: int
+    usable: int = Field(description="Rows that training reads.")
+    looked_at: int = Field(description="Images that were decoded.")
+    not_looked_at: int = Field(description="Images at URLs that were not fetched.")
+    batch_size: int
+    resolutions: list[int]
+    max_tokens: int
+    seconds: float
+    findings: list[FindingView] = Field(description=f"At most {MAX_LISTED} of each kind.")
+    buckets: list[BucketCounts]
+    captions: CaptionCounts
+    crowded: int = Field(description="Images whose near duplicates may be incomplete.")
+    crowded_text: str
+    num_findings: int
+    num_unusable: int
+    unusable: list[UnusableItem] = Field(description=f"At most {MAX_LISTED} of them.")
 
 
 def _find_problems(config: LintConfig) -> list[Problem]:
@@ -52,10 +133,9 @@ def _find_problems(config: LintConfig) -> list[Problem]:
 
 
 def _lint(config: LintConfig, progress: Progress) -> None:
-    """The result is the report, with the first findings of each kind."""
     jsonl, images, unusable = _rows_of(config, progress)
-    progress.phase("looking")
-    progress.save_result(_report(config, jsonl, images, progress, unusable) | unusable_summary(unusable))
+    progress.phase("checking")
+    progress.save_result(_report(config, jsonl, images, progress, unusable).model_dump())
 
 
 def _rows_of(config: LintConfig, progress: Progress) -> tuple[Path, str, list[Unusable]]:
@@ -76,7 +156,7 @@ def _rows_of(config: LintConfig, progress: Progress) -> tuple[Path, str, list[Un
 
 def _report(
     config: LintConfig, jsonl: Path, images: str, progress: Progress, unusable: list[Unusable]
-) -> dict[str, Any]:
+) -> LintResult:
     from flowloom.datasets.lint.check import LintOptions, lint
 
     def on_progress(done: int) -> None:
@@ -96,16 +176,21 @@ def _report(
     options = LintOptions(
         config=run.model_copy(update={"dataloader": data, "model": model}),
         tokenizer=Path(config.tokenizer_path) if config.tokenizer_path else None,
-        with_pictures=config.with_pictures,
+        with_images=config.with_images,
         with_urls=config.with_urls,
         near_bits=config.near_bits,
         progress=on_progress,
     )
     report = lint(options).report
     report.add_unreadable([(item.place, item.reason) for item in unusable])
-    listed = [finding for kind in report.counts for finding in report.of(kind)[:MAX_LISTED]]
-    findings = {"findings": [vars(finding) for finding in listed], "num_findings": len(report.findings)}
-    return report.as_json() | findings
+    shown = [finding for kind in report.counts for finding in report.of(kind)[:MAX_LISTED]]
+    lists = {
+        "findings": [vars(finding) for finding in shown],
+        "num_findings": len(report.findings),
+        "num_unusable": len(unusable),
+        "unusable": listed(unusable),
+    }
+    return LintResult.model_validate(report.as_json() | lists)
 
 
 LINT = FunctionTask(

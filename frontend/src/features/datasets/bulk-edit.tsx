@@ -109,7 +109,7 @@ function Preview({ preview }: { preview: EditPreview }) {
   return (
     <div className="rounded border">
       <p className="border-b px-3 py-2 text-sm font-medium" role="status">
-        {count(preview.num_changed)} of {count(preview.num_meant)} captions would change
+        {count(preview.num_changed)} of {count(preview.num_matching)} captions would change
       </p>
       <ul className="max-h-64 divide-y overflow-y-auto text-xs">
         {preview.examples.map((each) => (

@@ -50,7 +50,7 @@ export function UseSettingsButton({ model }: { model: Model }) {
 
 /** True if the studio deletes the file when asked with `force`. */
 export const isForceable = (error: unknown): error is Problem =>
-  error instanceof Problem && error.code === "wanted-later";
+  error instanceof Problem && error.code === "needed-to-resume";
 
 function DeleteDialog({
   model,

@@ -28,7 +28,7 @@ function AdapterFacts({ model }: { model: Model }) {
     facts.alpha != null && `alpha ${facts.alpha}`,
     `${facts.num_layers} layers`,
     `${facts.naming} names`,
-    facts.base && `for ${facts.base}${facts.base_told_by === "name" ? " (from its file name)" : ""}`,
+    facts.base && `for ${facts.base}${facts.base_evidence === "name" ? " (from its file name)" : ""}`,
     facts.has_text_encoder && "with text encoder",
   ];
   return <p className="text-xs text-secondary-foreground">{told.filter(Boolean).join(" · ")}</p>;

@@ -109,7 +109,7 @@ export interface Edit {
 }
 
 export interface EditPreview {
-  num_meant: number;
+  num_matching: number;
   num_changed: number;
   num_unreadable: number;
   examples: { item: string; before: string; after: string }[];
@@ -192,7 +192,7 @@ export const edits = (name: string) =>
 
 export interface EditStage {
   title: string;
-  phase: "looking" | "reading" | "writing";
+  phase: "scanning" | "reading" | "writing";
   num_done: number;
   num_total: number;
 }
@@ -257,9 +257,9 @@ export const datasetApi = {
   remove: (name: string) => fetchJson<Trashed>(base(name), undefined, "DELETE"),
   restore: (id: string) => fetchJson<DataSet>(`/api/trash/${id}/restore`, {}),
   preview: (name: string, operation: Operation, wanted: Wanted) =>
-    fetchJson<EditPreview>(`${base(name)}/edits/preview`, { operation, wanted, examples: 20 }),
+    fetchJson<EditPreview>(`${base(name)}/edits/preview`, { operation, filter: wanted, examples: 20 }),
   edit: (name: string, operation: Operation, wanted: Wanted, version: string) =>
-    fetchJson<Edit>(`${base(name)}/edits`, { operation, wanted, version }),
+    fetchJson<Edit>(`${base(name)}/edits`, { operation, filter: wanted, version }),
   cancelEdit: (name: string) => fetchJson<unknown>(`${base(name)}/edits/cancel`, {}),
   undo: (name: string, id: string) => fetchJson<Edit>(`${base(name)}/edits/${id}/undo`, { is_partial: true }),
 };

@@ -8,7 +8,7 @@ export interface Adapter {
   max_rank: number | null;
   alpha: number | null;
   base: string | null;
-  base_told_by: string | null;
+  base_evidence: string | null;
   num_layers: number;
   has_text_encoder: boolean;
 }

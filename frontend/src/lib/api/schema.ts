@@ -437,7 +437,7 @@ export interface paths {
         delete: operations["uploads-end_upload"];
         options?: never;
         /**
-         * How far it is
+         * Offset of an upload
          * @description The tus protocol's own answer: go on from Upload-Offset.
          */
         head: operations["uploads-look_at_upload"];
@@ -1028,7 +1028,7 @@ export interface paths {
         };
         /**
          * Read a task's result
-         * @description Its result.json. Training runs have none.
+         * @description Its result.json, whose form depends on the task. Training runs have none.
          */
         get: operations["runs-read_result"];
         put?: never;
@@ -1645,10 +1645,10 @@ export interface components {
              */
             base: string | null;
             /**
-             * Base Told By
+             * Base Evidence
              * @description Evidence for `base`: tensors, metadata or name.
              */
-            base_told_by: string | null;
+            base_evidence: string | null;
             /** Has Text Encoder */
             has_text_encoder: boolean;
             /**
@@ -1695,6 +1695,28 @@ export interface components {
             where?: "start" | "end";
         };
         /**
+         * BucketCounts
+         * @description A bucket and its rows.
+         */
+        BucketCounts: {
+            /**
+             * Batches
+             * @description Complete ones.
+             */
+            batches: number;
+            /** Height */
+            height: number;
+            /**
+             * Remainder
+             * @description Rows of the last, short batch.
+             */
+            remainder: number;
+            /** Rows */
+            rows: number;
+            /** Width */
+            width: number;
+        };
+        /**
          * BucketReport
          * @description A bucket and its rows.
          */
@@ -1712,6 +1734,89 @@ export interface components {
             rows: number;
             /** Width */
             width: number;
+        };
+        /**
+         * BuildAnswer
+         * @description The result of building a JSONL, or the run that will have it.
+         */
+        BuildAnswer: {
+            result: components["schemas"]["BuildResult"] | null;
+            /** @description The queued run of a large dataset. */
+            run: components["schemas"]["RunView"] | null;
+        };
+        /**
+         * BuildResult
+         * @description The result of a build or an update.
+         */
+        BuildResult: {
+            /**
+             * Form
+             * @description Detected or given format of the source.
+             * @example folder
+             */
+            form: string;
+            /**
+             * Images Dir
+             * @description Folder that file names are relative to.
+             */
+            images_dir: string | null;
+            /** Num Images */
+            num_images: number;
+            /** Num Rows */
+            num_rows: number;
+            /** Num Tag Based */
+            num_tag_based: number;
+            /** Num Unusable */
+            num_unusable: number;
+            /**
+             * Output
+             * @description The JSONL.
+             */
+            output: string;
+            /**
+             * Remarks
+             * @description Number of rows for each remark.
+             */
+            remarks: {
+                [key: string]: number;
+            };
+            /**
+             * Unusable
+             * @description At most 200 of them.
+             */
+            unusable: components["schemas"]["UnusableItem"][];
+            /**
+             * Why
+             * @description Reason for the detected format.
+             */
+            why: string;
+        };
+        /**
+         * CaptionCounts
+         * @description Statistics of the captions.
+         */
+        CaptionCounts: {
+            characters: components["schemas"]["Distribution"] | null;
+            /** Distinct */
+            distinct: number;
+            /** Distinct Tags */
+            distinct_tags: number;
+            /** Empty */
+            empty: number;
+            /** Rows */
+            rows: number;
+            /** Tag Based */
+            tag_based: number;
+            /** Tags Once */
+            tags_once: number;
+            tags_per_row: components["schemas"]["Distribution"] | null;
+            /** @description Null: no tokenizer was given. */
+            tokens: components["schemas"]["Distribution"] | null;
+            /** Top Tags */
+            top_tags: [
+                string,
+                number
+            ][];
         };
         /**
          * CaptionView
@@ -1814,6 +1919,18 @@ export interface components {
             line: string;
         };
         /**
+         * ConfigChange
+         * @description A change of the configuration when the run was resumed.
+         */
+        ConfigChange: {
+            /** Changes */
+            changes: {
+                [key: string]: components["schemas"]["ValueChange"];
+            };
+            /** Time */
+            time: number;
+        };
+        /**
          * ConfigDifference
          * @description The keys in which two configurations differ.
          */
@@ -1828,9 +1945,7 @@ export interface components {
              *     }
              */
             changes: {
-                [key: string]: {
-                    [key: string]: unknown;
-                };
+                [key: string]: components["schemas"]["ValueChange"];
             };
         };
         /**
@@ -2056,18 +2171,19 @@ export interface components {
             steps_per_epoch: number;
         };
         /**
-         * DatasetTaskAnswer
-         * @description What was found, or the run that is going to find it.
+         * DatasetSummary
+         * @description What is in a dataset.
          */
-        DatasetTaskAnswer: {
-            /**
-             * Result
-             * @description As the run's result would be.
-             */
-            result: {
-                [key: string]: unknown;
-            } | null;
-            run: components["schemas"]["RunView"] | null;
+        DatasetSummary: {
+            /** Bytes */
+            bytes: number;
+            /** Captioned */
+            captioned: number;
+            /** Images */
+            images: number;
+            /** Problems */
+            problems: number;
+            scan: components["schemas"]["ScanProgress"];
         };
         /**
          * DatasetTaskRequest
@@ -2117,37 +2233,14 @@ export interface components {
              * @example null
              */
             source: string | null;
-            /**
-             * Storage
-             * @description How the bucket is reached; no keys.
-             */
-            storage: {
-                [key: string]: unknown;
-            };
+            /** @description Access to the bucket, without keys. */
+            storage: components["schemas"]["StorageSection"];
             /**
              * Url
              * @description Of a bucket.
              * @example s3://bucket/fox
              */
             url: string | null;
-        };
-        /**
-         * Details
-         * @description Content of a file's header.
-         */
-        Details: {
-            /** Metadata */
-            metadata: {
-                [key: string]: string;
-            };
-            model: components["schemas"]["ModelView"];
-            /** Num Tensors */
-            num_tensors: number;
-            /**
-             * Tensors
-             * @description At most 5000 of them.
-             */
-            tensors: components["schemas"]["TensorView"][];
         };
         /**
          * Disk
@@ -2207,6 +2300,31 @@ export interface components {
             total: number;
         };
         /**
+         * Distribution
+         * @description The distribution of a number over the rows.
+         */
+        Distribution: {
+            /**
+             * Bars
+             * @description Lower edge and rows of each class; the last is open.
+             */
+            bars: [
+                number,
+                number
+            ][];
+            /** Least */
+            least: number;
+            /** Median */
+            median: number;
+            /** Most */
+            most: number;
+            /**
+             * Most Have
+             * @description 95th percentile.
+             */
+            most_have: number;
+        };
+        /**
          * DoctorFinding
          * @description One checked item.
          */
@@ -2223,6 +2341,41 @@ export interface components {
              * @example 2.13.0, 8 CPU threads
              */
             text: string;
+        };
+        /**
+         * DownloadConfig
+         * @description Configuration of the task `download`.
+         */
+        DownloadConfig: {
+            /** Items */
+            items: components["schemas"]["DownloadItem"][];
+            /** Target Dir */
+            target_dir: string;
+        };
+        /**
+         * DownloadItem
+         * @description One file of a repository on the Hugging Face hub.
+         */
+        DownloadItem: {
+            /** Name */
+            name: string;
+            /**
+             * Repo
+             * @example lodestones/Chroma1-HD
+             */
+            repo: string;
+            /**
+             * Save As
+             * @description Path below `target_dir`.
+             */
+            save_as: string;
+        };
+        /**
+         * DownloadRequest
+         * @description Body for POST /api/tasks/download/start.
+         */
+        DownloadRequest: {
+            config: components["schemas"]["DownloadConfig"];
         };
         /**
          * DuplicateRequest
@@ -2259,6 +2412,43 @@ export interface components {
             name?: string | null;
         };
         /**
+         * EditExample
+         * @description One caption, before and after.
+         */
+        EditExample: {
+            /** After */
+            after: string;
+            /** Before */
+            before: string;
+            /** Item */
+            item: string;
+        };
+        /**
+         * EditPreview
+         * @description The changes that an edit would make.
+         */
+        EditPreview: {
+            /** Examples */
+            examples: components["schemas"]["EditExample"][];
+            /**
+             * Num Changed
+             * @description Those that would be changed.
+             */
+            num_changed: number;
+            /**
+             * Num Matching
+             * @description Captions that were looked at.
+             */
+            num_matching: number;
+            /**
+             * Num Unreadable
+             * @description Those that cannot be read, and stay as they are.
+             */
+            num_unreadable: number;
+            /** Version */
+            version: string;
+        };
+        /**
          * EditPreviewRequest
          * @description An edit to preview.
          */
@@ -2269,6 +2459,18 @@ export interface components {
              * @default 10
              */
             examples?: number;
+            /**
+             * @description As for GET .../images; {}: all.
+             * @default {
+             *       "folder": "",
+             *       "max_side": 0,
+             *       "min_side": 0,
+             *       "tags": [],
+             *       "text": "",
+             *       "without_tags": []
+             *     }
+             */
+            filter?: components["schemas"]["ImageFilter"];
             /**
              * Items
              * @description Only these of them; null: all.
@@ -2288,18 +2490,6 @@ export interface components {
              *     }
              */
             operation: components["schemas"]["AddTags"] | components["schemas"]["RemoveTags"] | components["schemas"]["ReplaceTag"] | components["schemas"]["ReorderTags"] | components["schemas"]["ReplaceText"] | components["schemas"]["SetText"];
-            /**
-             * @description As for GET .../images; {}: all.
-             * @default {
-             *       "folder": "",
-             *       "max_side": 0,
-             *       "min_side": 0,
-             *       "tags": [],
-             *       "text": "",
-             *       "without_tags": []
-             *     }
-             */
-            wanted?: components["schemas"]["ImageFilter"];
         };
         /**
          * EditProgressView
@@ -2314,6 +2504,18 @@ export interface components {
          * @description An edit to make.
          */
         EditRequest: {
+            /**
+             * @description As for GET .../images; {}: all.
+             * @default {
+             *       "folder": "",
+             *       "max_side": 0,
+             *       "min_side": 0,
+             *       "tags": [],
+             *       "text": "",
+             *       "without_tags": []
+             *     }
+             */
+            filter?: components["schemas"]["ImageFilter"];
             /**
              * Items
              * @description Only these of them; null: all.
@@ -2338,18 +2540,6 @@ export interface components {
              * @description Version of the preview: refused if the edit would now change other captions.
              */
             version?: string | null;
-            /**
-             * @description As for GET .../images; {}: all.
-             * @default {
-             *       "folder": "",
-             *       "max_side": 0,
-             *       "min_side": 0,
-             *       "tags": [],
-             *       "text": "",
-             *       "without_tags": []
-             *     }
-             */
-            wanted?: components["schemas"]["ImageFilter"];
         };
         /**
          * EditView
@@ -2392,16 +2582,13 @@ export interface components {
             undoes: string | null;
         };
         /**
-         * ExampleView
-         * @description One caption, before and after.
+         * ExportAnswer
+         * @description The result of an export, or the run that will have it.
          */
-        ExampleView: {
-            /** After */
-            after: string;
-            /** Before */
-            before: string;
-            /** Item */
-            item: string;
+        ExportAnswer: {
+            result: components["schemas"]["ExportResult"] | null;
+            /** @description The queued run of a large dataset. */
+            run: components["schemas"]["RunView"] | null;
         };
         /**
          * ExportRequest
@@ -2440,6 +2627,33 @@ export interface components {
             to?: "kohya" | "kohya-toml" | "webdataset" | "parquet";
         };
         /**
+         * ExportResult
+         * @description The result of an export.
+         */
+        ExportResult: {
+            /** Num Rows */
+            num_rows: number;
+            /** Num Unusable */
+            num_unusable: number;
+            /**
+             * Output
+             * @description The new folder or file.
+             */
+            output: string;
+            /**
+             * Remarks
+             * @description Number of rows for each remark.
+             */
+            remarks: {
+                [key: string]: number;
+            };
+            /**
+             * Unusable
+             * @description At most 200 of them.
+             */
+            unusable: components["schemas"]["UnusableItem"][];
+        };
+        /**
          * Failed
          * @description The run ended with an error.
          */
@@ -2459,24 +2673,6 @@ export interface components {
             seq: number;
             /** Time */
             time: number;
-        };
-        /**
-         * Family
-         * @description Versions of one model, side by side.
-         */
-        Family: {
-            /**
-             * Name
-             * @example Chroma
-             */
-            name: string;
-            /**
-             * Paths
-             * @description By variant, then by version, newest first.
-             */
-            paths: string[];
-            /** Size */
-            size: number;
         };
         /**
          * FieldProblem
@@ -2520,6 +2716,36 @@ export interface components {
             name: string;
             /** Text */
             text: string;
+        };
+        /**
+         * FindingView
+         * @description One finding about one row.
+         */
+        FindingView: {
+            /**
+             * Amount
+             * @description Factor of upscaling, or number of tokens.
+             */
+            amount: number | null;
+            /** Filename */
+            filename: string;
+            /**
+             * Group
+             * @description Copies of one image have the same number.
+             */
+            group: number | null;
+            /**
+             * Kind
+             * @example empty_caption
+             */
+            kind: string;
+            /**
+             * Line
+             * @description Line in the JSONL; 0: the file has no row.
+             */
+            line: number;
+            /** Message */
+            message: string;
         };
         /**
          * Finished
@@ -2658,13 +2884,13 @@ export interface components {
          * @description The studio answers.
          */
         Health: {
+            /** Needs Token */
+            needs_token: boolean;
             /**
              * Version
              * @example 0.1.0
              */
             version: string;
-            /** Wants Token */
-            wants_token: boolean;
         };
         /**
          * HubFileView
@@ -2686,59 +2912,6 @@ export interface components {
              * @description In bytes.
              */
             size: number;
-        };
-        /**
-         * Image
-         * @description A picture of a dataset.
-         */
-        Image: {
-            /**
-             * Caption
-             * @description Several of a row, one a line.
-             */
-            caption: string;
-            /** Changed */
-            changed: number | null;
-            /**
-             * File
-             * @description As training names it.
-             */
-            file: string;
-            /** Height */
-            height: number | null;
-            /** Is Tags */
-            is_tags: boolean;
-            /**
-             * Item
-             * @description Its path below the folder, or its line in the JSONL.
-             * @example den/03.webp
-             */
-            item: string;
-            /**
-             * Problem
-             * @description Why it cannot be trained on as it is.
-             */
-            problem: string;
-            /**
-             * Size
-             * @description Bytes, where known.
-             */
-            size: number | null;
-            /**
-             * Url
-             * @description The picture; with ?size=256 its thumbnail.
-             */
-            url: string;
-            /**
-             * Version
-             * @description Of the caption: what If-Match wants.
-             */
-            version: string;
-            /**
-             * Width
-             * @description Pixels; null: not read yet.
-             */
-            width: number | null;
         };
         /**
          * ImageFilter
@@ -2792,13 +2965,13 @@ export interface components {
             without_tags?: string[];
         };
         /**
-         * Images
+         * ImagePage
          * @description Some of the pictures.
          */
-        Images: {
+        ImagePage: {
             /** Images */
-            images: components["schemas"]["Image"][];
-            scan: components["schemas"]["Scan"];
+            images: components["schemas"]["ImageView"][];
+            scan: components["schemas"]["ScanProgress"];
             /**
              * Total
              * @description Of those that are asked for.
@@ -2806,10 +2979,63 @@ export interface components {
             total: number;
         };
         /**
-         * Import
+         * ImageView
+         * @description A picture of a dataset.
+         */
+        ImageView: {
+            /**
+             * Caption
+             * @description Several of a row, one a line.
+             */
+            caption: string;
+            /** Changed */
+            changed: number | null;
+            /**
+             * File
+             * @description As training names it.
+             */
+            file: string;
+            /** Height */
+            height: number | null;
+            /** Is Tags */
+            is_tags: boolean;
+            /**
+             * Item
+             * @description Its path below the folder, or its line in the JSONL.
+             * @example den/03.webp
+             */
+            item: string;
+            /**
+             * Problem
+             * @description Why it cannot be trained on as it is.
+             */
+            problem: string;
+            /**
+             * Size
+             * @description Bytes, where known.
+             */
+            size: number | null;
+            /**
+             * Url
+             * @description The picture; with ?size=256 its thumbnail.
+             */
+            url: string;
+            /**
+             * Version
+             * @description Of the caption: what If-Match wants.
+             */
+            version: string;
+            /**
+             * Width
+             * @description Pixels; null: not read yet.
+             */
+            width: number | null;
+        };
+        /**
+         * ImportRequest
          * @description Where a dataset comes from.
          */
-        Import: {
+        ImportRequest: {
             /**
              * Below
              * @description Only what lies below this folder of it.
@@ -2962,21 +3188,13 @@ export interface components {
             };
         };
         /**
-         * Library
-         * @description Every model in some of the studio's folders.
+         * LintAnswer
+         * @description The report on a small dataset, or the run that will have it as its result.
          */
-        Library: {
-            /** Families */
-            families: components["schemas"]["Family"][];
-            /** Models */
-            models: components["schemas"]["ModelView"][];
-            /** Roots */
-            roots: string[];
-            /**
-             * Size
-             * @description Total size in bytes.
-             */
-            size: number;
+        LintAnswer: {
+            result: components["schemas"]["LintResult"] | null;
+            /** @description The queued run of a large dataset. */
+            run: components["schemas"]["RunView"] | null;
         };
         /**
          * LintRequest
@@ -3029,10 +3247,91 @@ export interface components {
              */
             tokenizer_path?: string | null;
             /**
-             * With Pictures
+             * With Images
              * @default true
              */
-            with_pictures?: boolean;
+            with_images?: boolean;
+        };
+        /**
+         * LintResult
+         * @description The report, with the first findings of each kind.
+         */
+        LintResult: {
+            /** Batch Size */
+            batch_size: number;
+            /** Buckets */
+            buckets: components["schemas"]["BucketCounts"][];
+            captions: components["schemas"]["CaptionCounts"];
+            /**
+             * Counts
+             * @description Findings by kind.
+             * @example {
+             *       "empty_caption": 3
+             *     }
+             */
+            counts: {
+                [key: string]: number;
+            };
+            /**
+             * Crowded
+             * @description Images whose near duplicates may be incomplete.
+             */
+            crowded: number;
+            /** Crowded Text */
+            crowded_text: string;
+            /** Errors */
+            errors: number;
+            /**
+             * Findings
+             * @description At most 200 of each kind.
+             */
+            findings: components["schemas"]["FindingView"][];
+            /**
+             * Images
+             * @description Folder that file names are relative to.
+             */
+            images: string;
+            /**
+             * Looked At
+             * @description Images that were decoded.
+             */
+            looked_at: number;
+            /** Max Tokens */
+            max_tokens: number;
+            /**
+             * Not Looked At
+             * @description Images at URLs that were not fetched.
+             */
+            not_looked_at: number;
+            /** Notes */
+            notes: number;
+            /** Num Findings */
+            num_findings: number;
+            /** Num Unusable */
+            num_unusable: number;
+            /**
+             * Path
+             * @description The JSONL.
+             */
+            path: string;
+            /** Resolutions */
+            resolutions: number[];
+            /** Rows */
+            rows: number;
+            /** Seconds */
+            seconds: number;
+            /**
+             * Unusable
+             * @description At most 200 of them.
+             */
+            unusable: components["schemas"]["UnusableItem"][];
+            /**
+             * Usable
+             * @description Rows that training reads.
+             */
+            usable: number;
+            /** Warnings */
+            warnings: number;
         };
         /**
          * LogPart
@@ -3199,15 +3498,63 @@ export interface components {
          * @description The files that a configuration is missing.
          */
         MissingFiles: {
-            /**
-             * Download
-             * @description Everything at once: send it to POST /api/tasks/download/start.
-             */
-            download: {
-                [key: string]: unknown;
-            } | null;
+            /** @description All of them; null if none is missing. */
+            download: components["schemas"]["DownloadRequest"] | null;
             /** Needs */
             needs: components["schemas"]["MissingFile"][];
+        };
+        /**
+         * ModelDetails
+         * @description Content of a file's header.
+         */
+        ModelDetails: {
+            /** Metadata */
+            metadata: {
+                [key: string]: string;
+            };
+            model: components["schemas"]["ModelView"];
+            /** Num Tensors */
+            num_tensors: number;
+            /**
+             * Tensors
+             * @description At most 5000 of them.
+             */
+            tensors: components["schemas"]["TensorView"][];
+        };
+        /**
+         * ModelFamily
+         * @description Versions of one model, side by side.
+         */
+        ModelFamily: {
+            /**
+             * Name
+             * @example Chroma
+             */
+            name: string;
+            /**
+             * Paths
+             * @description By variant, then by version, newest first.
+             */
+            paths: string[];
+            /** Size */
+            size: number;
+        };
+        /**
+         * ModelLibrary
+         * @description Every model in some of the studio's folders.
+         */
+        ModelLibrary: {
+            /** Families */
+            families: components["schemas"]["ModelFamily"][];
+            /** Models */
+            models: components["schemas"]["ModelView"][];
+            /** Roots */
+            roots: string[];
+            /**
+             * Size
+             * @description Total size in bytes.
+             */
+            size: number;
         };
         /**
          * ModelView
@@ -3388,13 +3735,7 @@ export interface components {
         OfferView: {
             /** Architecture */
             architecture: string;
-            /**
-             * Download
-             * @description Send it to POST /api/tasks/download/start.
-             */
-            download: {
-                [key: string]: unknown;
-            };
+            download: components["schemas"]["DownloadRequest"];
             /**
              * Id
              * @example chroma1-hd
@@ -3526,31 +3867,6 @@ export interface components {
             sources: components["schemas"]["SourceView"][];
             /** Title */
             title: string;
-        };
-        /**
-         * PreviewView
-         * @description The changes that an edit would make.
-         */
-        PreviewView: {
-            /** Examples */
-            examples: components["schemas"]["ExampleView"][];
-            /**
-             * Num Changed
-             * @description Those that would be changed.
-             */
-            num_changed: number;
-            /**
-             * Num Meant
-             * @description Captions that were looked at.
-             */
-            num_meant: number;
-            /**
-             * Num Unreadable
-             * @description Those that cannot be read, and stay as they are.
-             */
-            num_unreadable: number;
-            /** Version */
-            version: string;
         };
         /**
          * Problem
@@ -3887,6 +4203,61 @@ export interface components {
         };
         RunEvent: components["schemas"]["Started"] | components["schemas"]["Phase"] | components["schemas"]["Step"] | components["schemas"]["Progressed"] | components["schemas"]["Validated"] | components["schemas"]["Sampled"] | components["schemas"]["Saved"] | components["schemas"]["Removed"] | components["schemas"]["Uploaded"] | components["schemas"]["Skipped"] | components["schemas"]["Warned"] | components["schemas"]["Failed"] | components["schemas"]["Finished"] | components["schemas"]["Stopped"];
         /**
+         * RunJson
+         * @description The content of run.json. Runs of other programs may omit everything but `config`.
+         */
+        RunJson: {
+            /**
+             * Changed
+             * @default []
+             */
+            changed?: components["schemas"]["ConfigChange"][];
+            /**
+             * Config
+             * @example {
+             *       "training": {
+             *         "lr": 0.0001
+             *       }
+             *     }
+             */
+            config: {
+                [key: string]: unknown;
+            };
+            /**
+             * Created
+             * @description Seconds since 1970.
+             */
+            created?: number | null;
+            /**
+             * Notes
+             * @default []
+             */
+            notes?: string[];
+            /** Seed */
+            seed?: number | null;
+            /**
+             * Source
+             * @description Origin of the configuration.
+             * @default
+             * @example the studio
+             */
+            source?: string;
+            /**
+             * Trainer
+             * @default flow
+             * @example flow
+             */
+            trainer?: string;
+            /**
+             * Versions
+             * @description Versions of Python and of packages.
+             * @default {}
+             */
+            versions?: {
+                [key: string]: string;
+            };
+        };
+        /**
          * RunPage
          * @description A page of runs, newest first.
          */
@@ -4035,14 +4406,28 @@ export interface components {
             /**
              * Settings
              * @default {}
+             * @example {
+             *       "cfg": 4,
+             *       "steps": 30
+             *     }
              */
             settings?: {
-                [key: string]: unknown;
+                [key: string]: string | number | boolean | components["schemas"]["SampleLora"][] | null;
             };
             /** Step */
             step: number | null;
             /** Url */
             url: string;
+        };
+        /**
+         * SampleLora
+         * @description A LoRA that an image was generated with.
+         */
+        SampleLora: {
+            /** Path */
+            path: string;
+            /** Strength */
+            strength: number;
         };
         /**
          * Sampled
@@ -4111,10 +4496,10 @@ export interface components {
             url: string;
         };
         /**
-         * Scan
+         * ScanProgress
          * @description How far the list agrees with the files.
          */
-        Scan: {
+        ScanProgress: {
             /** Error */
             error: string;
             /**
@@ -4242,10 +4627,10 @@ export interface components {
             num_total: number;
             /**
              * Phase
-             * @description looking: the folder is looked over; reading: captions are read and kept for an undo; writing: captions are written.
+             * @description scanning: the folder is scanned; reading: captions are read and kept for an undo; writing: captions are written.
              * @enum {string}
              */
-            phase: "looking" | "reading" | "writing";
+            phase: "scanning" | "reading" | "writing";
             /** Title */
             title: string;
         };
@@ -4277,16 +4662,6 @@ export interface components {
             versions: {
                 [key: string]: string;
             };
-        };
-        /**
-         * Status
-         * @description The running and queued runs of a trainer.
-         */
-        Status: {
-            /** Queued */
-            queued: components["schemas"]["RunView"][];
-            /** Running */
-            running: components["schemas"]["RunView"][];
         };
         /**
          * Step
@@ -4470,21 +4845,6 @@ export interface components {
             problem: "" | "dns" | "refused" | "timeout" | "unreachable" | "tls" | "region" | "no-keys" | "denied" | "no-bucket" | "unavailable" | "other";
         };
         /**
-         * Summary
-         * @description What is in a dataset.
-         */
-        Summary: {
-            /** Bytes */
-            bytes: number;
-            /** Captioned */
-            captioned: number;
-            /** Images */
-            images: number;
-            /** Problems */
-            problems: number;
-            scan: components["schemas"]["Scan"];
-        };
-        /**
          * System
          * @description Current usage of the machine.
          */
@@ -4632,6 +4992,16 @@ export interface components {
             is_accepted: boolean;
         };
         /**
+         * TrainerRuns
+         * @description The running and queued runs of a trainer.
+         */
+        TrainerRuns: {
+            /** Queued */
+            queued: components["schemas"]["RunView"][];
+            /** Running */
+            running: components["schemas"]["RunView"][];
+        };
+        /**
          * TrainerView
          * @description A trainer.
          */
@@ -4691,6 +5061,80 @@ export interface components {
             is_partial?: boolean;
         };
         /**
+         * UnpackReport
+         * @description The unpacking of a zip.
+         */
+        UnpackReport: {
+            /**
+             * Error
+             * @default
+             */
+            error?: string;
+            /**
+             * Left Out
+             * @description Name and reason of the first entries left out.
+             * @default []
+             */
+            left_out?: [
+                string,
+                string
+            ][];
+            /**
+             * Num Done
+             * @description Entries that were read.
+             * @default 0
+             */
+            num_done?: number;
+            /**
+             * Num Entries
+             * @description Entries of the zip; 0: not known yet.
+             * @default 0
+             */
+            num_entries?: number;
+            /**
+             * Num Files
+             * @description Files that were added to the dataset.
+             * @default 0
+             * @example 24
+             */
+            num_files?: number;
+            /**
+             * Num Images
+             * @default 0
+             */
+            num_images?: number;
+            /**
+             * Num Left Out
+             * @default 0
+             */
+            num_left_out?: number;
+            /**
+             * Reasons
+             * @description Number of entries left out, by reason.
+             * @default {}
+             */
+            reasons?: {
+                [key: string]: number;
+            };
+            /**
+             * State
+             * @default unpacking
+             * @example done
+             * @enum {string}
+             */
+            state?: "unpacking" | "done" | "refused" | "failed";
+        };
+        /**
+         * UnusableItem
+         * @description An item of a source that did not become a row.
+         */
+        UnusableItem: {
+            /** Place */
+            place: string;
+            /** Reason */
+            reason: string;
+        };
+        /**
          * UploadView
          * @description An upload.
          */
@@ -4714,18 +5158,8 @@ export interface components {
              * @description Bytes that came.
              */
             offset: number;
-            /**
-             * Unpacking
-             * @description Of a zip that came whole: state (unpacking, done, refused, failed), num_done, num_entries, num_files, num_pictures, num_left_out, left_out, reasons (left out, by reason), error.
-             * @example {
-             *       "num_files": 24,
-             *       "num_left_out": 0,
-             *       "state": "done"
-             *     }
-             */
-            unpacking: {
-                [key: string]: unknown;
-            } | null;
+            /** @description Of a complete zip. */
+            unpacking: components["schemas"]["UnpackReport"] | null;
         };
         /**
          * Uploaded
@@ -4784,6 +5218,16 @@ export interface components {
              * @example the token
              */
             value: string;
+        };
+        /**
+         * ValueChange
+         * @description Two values of one key; null: the key is missing.
+         */
+        ValueChange: {
+            /** From */
+            from: unknown;
+            /** To */
+            to: unknown;
         };
         /**
          * Warned
@@ -5035,6 +5479,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description There is a dataset of this name. */
             409: {
                 headers: {
@@ -5079,11 +5541,11 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "code": "unfit-name",
+                     *       "code": "invalid-name",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "That name cannot be used.",
-                     *       "type": "urn:flowloom:unfit-name"
+                     *       "type": "urn:flowloom:invalid-name"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -5118,7 +5580,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["Import"];
+                "application/json": components["schemas"]["ImportRequest"];
             };
         };
         responses: {
@@ -5185,6 +5647,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description There is a dataset of this name. */
             409: {
                 headers: {
@@ -5229,11 +5709,11 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "code": "unfit-name",
+                     *       "code": "invalid-name",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "That name cannot be used.",
-                     *       "type": "urn:flowloom:unfit-name"
+                     *       "type": "urn:flowloom:invalid-name"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -5846,6 +6326,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description A dataset of this kind cannot do that. Captions of this dataset are being edited. */
             409: {
                 headers: {
@@ -5978,16 +6476,16 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DatasetTaskAnswer"];
+                    "application/json": components["schemas"]["BuildAnswer"];
                 };
             };
-            /** @description It is large: a run was queued, whose result will be the answer. */
+            /** @description The dataset is large: a run was queued. */
             202: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DatasetTaskAnswer"];
+                    "application/json": components["schemas"]["BuildAnswer"];
                 };
             };
             /** @description The body is no JSON. */
@@ -6062,6 +6560,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description A dataset of this kind cannot do that. There is a dataset of this name. */
             409: {
                 headers: {
@@ -6106,11 +6622,11 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "code": "unfit-name",
+                     *       "code": "invalid-name",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "That name cannot be used.",
-                     *       "type": "urn:flowloom:unfit-name"
+                     *       "type": "urn:flowloom:invalid-name"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -6400,6 +6916,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description A dataset of this kind cannot do that. Captions of this dataset are being edited. The edit was cancelled. */
             409: {
                 headers: {
@@ -6681,7 +7215,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["PreviewView"];
+                    "application/json": components["schemas"]["EditPreview"];
                 };
             };
             /** @description The body is no JSON. */
@@ -6751,6 +7285,24 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -7096,6 +7648,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description A dataset of this kind cannot do that. Some captions were changed since. Captions of this dataset are being edited. The edit was cancelled. */
             409: {
                 headers: {
@@ -7192,16 +7762,16 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DatasetTaskAnswer"];
+                    "application/json": components["schemas"]["ExportAnswer"];
                 };
             };
-            /** @description It is large: a run was queued, whose result will be the answer. */
+            /** @description The dataset is large: a run was queued. */
             202: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DatasetTaskAnswer"];
+                    "application/json": components["schemas"]["ExportAnswer"];
                 };
             };
             /** @description The body is no JSON. */
@@ -7276,6 +7846,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description A dataset of this kind cannot do that. There is a dataset of this name. */
             409: {
                 headers: {
@@ -7320,11 +7908,11 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "code": "unfit-name",
+                     *       "code": "invalid-name",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "That name cannot be used.",
-                     *       "type": "urn:flowloom:unfit-name"
+                     *       "type": "urn:flowloom:invalid-name"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -7555,7 +8143,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Images"];
+                    "application/json": components["schemas"]["ImagePage"];
                 };
             };
             /** @description The body is no JSON. */
@@ -7905,16 +8493,16 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DatasetTaskAnswer"];
+                    "application/json": components["schemas"]["LintAnswer"];
                 };
             };
-            /** @description It is large: a run was queued, whose result will be the answer. */
+            /** @description The dataset is large: a run was queued. */
             202: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DatasetTaskAnswer"];
+                    "application/json": components["schemas"]["LintAnswer"];
                 };
             };
             /** @description The body is no JSON. */
@@ -7984,6 +8572,24 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -8081,7 +8687,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Summary"];
+                    "application/json": components["schemas"]["DatasetSummary"];
                 };
             };
             /** @description The body is no JSON. */
@@ -8403,16 +9009,16 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DatasetTaskAnswer"];
+                    "application/json": components["schemas"]["BuildAnswer"];
                 };
             };
-            /** @description It is large: a run was queued, whose result will be the answer. */
+            /** @description The dataset is large: a run was queued. */
             202: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["DatasetTaskAnswer"];
+                    "application/json": components["schemas"]["BuildAnswer"];
                 };
             };
             /** @description The body is no JSON. */
@@ -8482,6 +9088,24 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "There is no such dataset.",
                      *       "type": "urn:flowloom:no-such-dataset"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -8907,11 +9531,11 @@ export interface operations {
                 content: {
                     /**
                      * @example {
-                     *       "code": "unfit-name",
+                     *       "code": "invalid-name",
                      *       "detail": "...",
                      *       "status": 422,
                      *       "title": "That name cannot be used.",
-                     *       "type": "urn:flowloom:unfit-name"
+                     *       "type": "urn:flowloom:invalid-name"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -9517,9 +10141,7 @@ export interface operations {
                 headers: {
                     [name: string]: unknown;
                 };
-                content: {
-                    "application/json": unknown;
-                };
+                content?: never;
             };
             /** @description The body is no JSON. */
             400: {
@@ -10303,6 +10925,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description That is too much at once. */
             413: {
                 headers: {
@@ -10379,7 +11019,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Library"];
+                    "application/json": components["schemas"]["ModelLibrary"];
                 };
             };
             /** @description The body is no JSON. */
@@ -10529,7 +11169,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Details"];
+                    "application/json": components["schemas"]["ModelDetails"];
                 };
             };
             /** @description The body is no JSON. */
@@ -10917,6 +11557,24 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "There is no such folder.",
                      *       "type": "urn:flowloom:no-such-root"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -11323,6 +11981,24 @@ export interface operations {
                      *       "status": 403,
                      *       "title": "This request is refused.",
                      *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -13084,20 +13760,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    /**
-                     * @example {
-                     *       "config": {
-                     *         "training": {
-                     *           "lr": 0.0001
-                     *         }
-                     *       },
-                     *       "source": "the studio",
-                     *       "trainer": "flow"
-                     *     }
-                     */
-                    "application/json": {
-                        [key: string]: unknown;
-                    };
+                    "application/json": components["schemas"]["RunJson"];
                 };
             };
             /** @description The body is no JSON. */
@@ -13325,6 +13988,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description The run is in another state. */
             409: {
                 headers: {
@@ -13491,6 +14172,24 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "There is no such run.",
                      *       "type": "urn:flowloom:no-such-run"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -14453,6 +15152,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description The run is in another state. */
             409: {
                 headers: {
@@ -15113,6 +15830,24 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "There is no such run.",
                      *       "type": "urn:flowloom:no-such-run"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -15894,6 +16629,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description That is too much at once. */
             413: {
                 headers: {
@@ -16318,6 +17071,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description That is too much at once. */
             413: {
                 headers: {
@@ -16589,6 +17360,24 @@ export interface operations {
                      *       "status": 403,
                      *       "title": "This request is refused.",
                      *       "type": "urn:flowloom:forbidden"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -17464,6 +18253,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description That is too much at once. */
             413: {
                 headers: {
@@ -17611,6 +18418,24 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "Unknown task",
                      *       "type": "urn:flowloom:no-such-task"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -18524,6 +19349,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description That is too much at once. */
             413: {
                 headers: {
@@ -18672,6 +19515,24 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "There is no such trainer.",
                      *       "type": "urn:flowloom:no-such-trainer"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];
@@ -18988,6 +19849,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description That takes longer than an answer may. That could not be done. */
             409: {
                 headers: {
@@ -19159,6 +20038,24 @@ export interface operations {
                     "application/problem+json": components["schemas"]["ProblemView"];
                 };
             };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
             /** @description There is a run of this name. */
             409: {
                 headers: {
@@ -19251,7 +20148,7 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["Status"];
+                    "application/json": components["schemas"]["TrainerRuns"];
                 };
             };
             /** @description The body is no JSON. */
@@ -19474,6 +20371,24 @@ export interface operations {
                      *       "status": 404,
                      *       "title": "There is no such run.",
                      *       "type": "urn:flowloom:no-such-run"
+                     *     }
+                     */
+                    "application/problem+json": components["schemas"]["ProblemView"];
+                };
+            };
+            /** @description The request body took too long to arrive. */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "code": "too-slow",
+                     *       "detail": "...",
+                     *       "status": 408,
+                     *       "title": "The request body took too long to arrive.",
+                     *       "type": "urn:flowloom:too-slow"
                      *     }
                      */
                     "application/problem+json": components["schemas"]["ProblemView"];

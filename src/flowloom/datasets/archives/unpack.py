@@ -73,7 +73,7 @@ class Unpacked:
     num_entries: int = 0
     num_files: int = 0
     """That are in the data set now."""
-    num_pictures: int = 0
+    num_images: int = 0
     num_left_out: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     """How many were left out for each reason."""
@@ -326,7 +326,7 @@ def _move_in(names: list[str], what: Unpacking, done: Unpacked) -> None:
             done.leave_out(name, "a file or a link is in the way")
             continue
         done.num_files += 1
-        done.num_pictures += split_suffix(name)[1] in PICTURES
+        done.num_images += split_suffix(name)[1] in PICTURES
 
 
 def _is_same(source: Path, target: Path) -> bool:

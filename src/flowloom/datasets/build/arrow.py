@@ -64,15 +64,15 @@ def _arrow(path: Path) -> Iterator[pa.RecordBatch]:
 class ParquetWriter:
     """Rows to one parquet file, in groups of a few dozen MiB; a Hugging Face data set by its metadata."""
 
-    def __init__(self, path: Path, with_pictures: bool):
-        schema = ROWS.append(pa.field("image", PICTURE)) if with_pictures else ROWS
+    def __init__(self, path: Path, with_images: bool):
+        schema = ROWS.append(pa.field("image", PICTURE)) if with_images else ROWS
         features: dict[str, Any] = {
             field.name: {"dtype": _DTYPES[str(field.type)], "_type": "Value"}
             for field in ROWS
             if field.name != "captions"
         }
         features["captions"] = [{"dtype": "string", "_type": "Value"}]
-        if with_pictures:
+        if with_images:
             features["image"] = {"_type": "Image"}
         about = orjson.dumps({"info": {"features": features}})
         self._schema = schema.with_metadata({b"huggingface": about})

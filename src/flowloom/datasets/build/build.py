@@ -59,7 +59,7 @@ class BuildReport:
     root: Path | None = None
     """Training's image_folder_path; None when every row is a URL."""
     num_rows: int = 0
-    num_pictures: int = 0
+    num_images: int = 0
     num_read: int = 0
     """Pictures whose header was read; the others were known from earlier builds."""
     num_tag_based: int = 0
@@ -248,7 +248,7 @@ def _count(settled: Settled, report: BuildReport) -> Iterator[Row]:
         if len(report.examples[remark.text]) < EXAMPLES:
             report.examples[remark.text].append(remark.place)
     for row in settled.rows:
-        report.num_pictures += 1
+        report.num_images += 1
         report.num_rows += row.repeats
         report.num_local += (not row.fields["is_url_based"]) * row.repeats
         report.num_tag_based += row.fields["is_tag_based"] * row.repeats

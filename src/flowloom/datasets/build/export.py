@@ -37,7 +37,7 @@ class ExportOptions:
     """Kohya's folders: of pictures in no folder; webdataset: of the shards. Empty: as the JSONL."""
     shard_mib: int = 1024
     """Webdataset: a shard ends when it is larger."""
-    with_pictures: bool = True
+    with_images: bool = True
     """Parquet: the pictures themselves, or their names alone."""
     storage: StorageSection = field(default_factory=StorageSection)
     """How stores are reached."""

@@ -32,7 +32,7 @@ class LintOptions:
     """Its data set, buckets, batch size and token limit are what is checked."""
     tokenizer: Path | None = None
     """T5's; without one, tokens are not counted."""
-    with_pictures: bool = True
+    with_images: bool = True
     """Off: only the JSONL is read."""
     with_urls: bool = False
     """Fetch pictures from URLs as well."""
@@ -108,7 +108,7 @@ def open_dataset(config: RunConfig) -> Dataset:
 
 
 def _looks(dataset: Dataset, options: LintOptions) -> list[Look]:
-    if not options.with_pictures:
+    if not options.with_images:
         return [Look()] * len(dataset.metadata)
     if "://" not in dataset.folder and not Path(dataset.folder).is_dir():
         raise DataError(f"{dataset.folder}: no such folder. --images names the one that the rows mean.")

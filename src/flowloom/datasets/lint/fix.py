@@ -76,7 +76,7 @@ def fix(options: FixOptions, out: Path) -> Fixed:
     num_read = len(rows)
     folder = Path(config.dataloader.image_folder_path)
     for line, row in rows.items():
-        changes += (Change(line, action) for action in _mend(row, folder, options.lint.with_pictures))
+        changes += (Change(line, action) for action in _mend(row, folder, options.lint.with_images))
     partial = out.with_name(f"{out.name}.partial")
     try:
         _write(partial, rows)
@@ -134,7 +134,7 @@ def _decoded(line: bytes) -> tuple[str, str]:
         return line.decode("latin-1"), "read as Latin-1, written as UTF-8"
 
 
-def _mend(row: dict[str, Any], folder: Path, with_pictures: bool) -> Iterator[str]:
+def _mend(row: dict[str, Any], folder: Path, with_images: bool) -> Iterator[str]:
     """Change `row` where a field can be mended; what was done."""
     for key in ("filename", "caption_or_tags"):
         value = row.get(key)
@@ -153,7 +153,7 @@ def _mend(row: dict[str, Any], folder: Path, with_pictures: bool) -> Iterator[st
     yield from _mend_weight(row)
     if isinstance(row.get("filename"), str) and not row.get("is_url_based"):
         yield from _mend_name(row, folder)
-        if with_pictures:
+        if with_images:
             yield from _mend_size(row, folder)
 
 

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 from flowloom.server.problems import ServiceError
 
 T = TypeVar("T")
-Phase = Literal["looking", "reading", "writing"]
+Phase = Literal["scanning", "reading", "writing"]
 PATIENCE_S = 2.0
 """How long an edit waits for the one before it."""
 
@@ -29,7 +29,7 @@ class Stage:
     """Progress of the edit that is being made."""
 
     title: str
-    phase: Phase = "looking"
+    phase: Phase = "scanning"
     """The folder is scanned; captions are read into the journal; captions are written."""
     num_done: int = 0
     num_total: int = 0

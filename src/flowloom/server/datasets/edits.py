@@ -79,7 +79,7 @@ class Example:
 class Plan:
     """What an edit would do."""
 
-    num_meant: int = 0
+    num_matching: int = 0
     num_changed: int = 0
     examples: list[Example] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -175,8 +175,8 @@ class Editor:
         with self.lock.take(title), self._open():
             self.index.refresh(is_strict=True)
             plan, changed = Plan(), list[CaptionRef]()
-            num_meant, _ = self.index.page(wanted, "name", 0, 0)
-            rows = self.lock.watch("reading", num_meant, self.index.rows(wanted))
+            num_matching, _ = self.index.page(wanted, "name", 0, 0)
+            rows = self.lock.watch("reading", num_matching, self.index.rows(wanted))
             with self._journal(
                 self._changes(self._edited_rows(operation, rows, plan, 0), changed)
             ) as journal:
@@ -258,7 +258,7 @@ class Editor:
         """The captions of `rows` that `operation` changes, with what they shall say."""
         digest = hashlib.blake2b(digest_size=12)
         for row in rows:
-            plan.num_meant += 1
+            plan.num_matching += 1
             if _is_unreadable(row):
                 plan.unreadable.append(row.item)
                 continue

@@ -22,6 +22,7 @@ from flowloom.datasets.build.state import SUFFIX, recorded_root
 from flowloom.files import read_json, write_json
 from flowloom.server.allowed_roots import AllowedRoots
 from flowloom.server.problems import Forbidden, NoSuchFile, OutsideRoots, ServiceError
+from flowloom.storage.base import StorageSection
 
 Kind = Literal["folder", "jsonl", "bucket"]
 LINK = ".dataset.json"
@@ -49,8 +50,8 @@ class WrongKind(ServiceError):
     status, code, title = 409, "wrong-kind", "A dataset of this kind cannot do that."
 
 
-class UnfitName(ServiceError):
-    status, code, title = 422, "unfit-name", "That name cannot be used."
+class InvalidName(ServiceError):
+    status, code, title = 422, "invalid-name", "That name cannot be used."
 
 
 @dataclass(frozen=True)
@@ -148,11 +149,11 @@ class DatasetLocations:
         """Make an empty folder.
 
         Raises:
-            DatasetTaken, UnfitName: as their names say.
+            DatasetTaken, InvalidName: as their names say.
         """
         name = self.free_name(name)
         if name.lower().endswith(".jsonl"):
-            raise UnfitName(f"{name!r} is the name of a JSONL.", "Call the folder otherwise.")
+            raise InvalidName(f"{name!r} is the name of a JSONL.", "Call the folder otherwise.")
         self.home.mkdir(parents=True, exist_ok=True)
         try:
             (self.home / name).mkdir()
@@ -164,7 +165,7 @@ class DatasetLocations:
         """Remember a folder or JSONL in a root, or the address of a bucket, as the dataset `name`.
 
         Raises:
-            DatasetTaken, UnfitName: as their names say.
+            DatasetTaken, InvalidName: as their names say.
             OutsideRoots, NoSuchFile: the path is not one in a root.
             Forbidden: it is where runs lie.
         """
@@ -178,7 +179,7 @@ class DatasetLocations:
             if not (where.is_dir() or (where.is_file() and where.suffix.lower() == ".jsonl")):
                 raise NoSuchFile(str(where))
         elif not _BUCKET.fullmatch(where):
-            raise UnfitName(
+            raise InvalidName(
                 f"{where!r} is no address of a bucket.", "Write s3://BUCKET or s3://BUCKET/FOLDER."
             )
         told = {"path": str(where.resolve())} if isinstance(where, Path) else {"url": where.rstrip("/")}
@@ -242,11 +243,11 @@ class DatasetLocations:
         """`name`, where no dataset has it.
 
         Raises:
-            UnfitName, DatasetTaken: as their names say.
+            InvalidName, DatasetTaken: as their names say.
         """
         name = unicodedata.normalize("NFC", name)
         if reason := _unfitness(name):
-            raise UnfitName(f"{name!r} {reason}.", "Choose another name.")
+            raise InvalidName(f"{name!r} {reason}.", "Choose another name.")
         if any((self.home / f"{name}{end}").exists() for end in ("", LINK)):
             raise DatasetTaken(f"{name!r} is there already.", "Choose another name.")
         return name
@@ -271,9 +272,10 @@ class DatasetLocations:
         try:
             told = read_json(path)
             where, url, storage = told.get("path"), told.get("url"), told.get("storage", {})
+            StorageSection.model_validate(storage)
         except (OSError, ValueError, AttributeError):
             return None
-        if not name or _unfitness(name) or not isinstance(storage, dict):
+        if not name or _unfitness(name):
             return None
         if isinstance(url, str) and _BUCKET.fullmatch(url):
             return Dataset(name, "bucket", url=url, storage=storage, is_link=True)

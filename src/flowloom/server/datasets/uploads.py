@@ -23,15 +23,15 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from flowloom.datasets.archives.names import TEXTS, ZIP, Unfit, Unwanted, fit, move_new, place_for
 from flowloom.files import read_json, write_json
 from flowloom.locks import try_lock
-from flowloom.server.datasets.locations import Dataset, UnfitName
+from flowloom.server.datasets.locations import Dataset, InvalidName
 from flowloom.server.datasets.reserved import Reserved
 from flowloom.server.problems import OutsideRoots, ServiceError, TooLarge
 
@@ -125,7 +125,29 @@ class _About(TypedDict):
 
 
 _ABOUT = TypeAdapter(_About)
-_REPORT = TypeAdapter(dict[str, Any])
+
+
+class UnpackReport(BaseModel):
+    """The unpacking of a zip."""
+
+    state: Literal["unpacking", "done", "refused", "failed"] = Field(default="unpacking", examples=["done"])
+    num_done: int = Field(default=0, description="Entries that were read.")
+    num_entries: int = Field(default=0, description="Entries of the zip; 0: not known yet.")
+    num_files: int = Field(default=0, description="Files that were added to the dataset.", examples=[24])
+    num_images: int = 0
+    num_left_out: int = 0
+    reasons: dict[str, int] = Field(default={}, description="Number of entries left out, by reason.")
+    left_out: list[tuple[str, str]] = Field(
+        default=[], description="Name and reason of the first entries left out."
+    )
+    error: str = ""
+
+
+def _read_report(path: Path) -> UnpackReport | None:
+    try:
+        return UnpackReport.model_validate(read_json(path))
+    except (OSError, ValueError):
+        return None
 
 
 class Uploads:
@@ -143,7 +165,7 @@ class Uploads:
             metadata: `Upload-Metadata`: filename or relativePath, conflict (keep, replace), encoding.
 
         Raises:
-            UnfitName, FileSkipped, FileTaken, TooLarge, NoRoom, WrongKind: as their names say.
+            InvalidName, FileSkipped, FileTaken, TooLarge, NoRoom, WrongKind: as their names say.
         """
         top = dataset.folder
         told = parsed_metadata(metadata)
@@ -256,18 +278,15 @@ class Uploads:
         # Somebody has to ask how it ended, or it stays in the system's list.
         threading.Thread(target=process.wait, daemon=True, name="unpacking").start()
 
-    def report(self, upload: Upload) -> dict[str, Any]:
-        """How the unpacking of a zip stands; it goes on where the studio or its process was killed."""
-        found: dict[str, Any] = {}
-        for name in ("progress.json", "report.json"):
-            with suppress(OSError, ValueError):
-                found |= _REPORT.validate_python(read_json(upload.folder / name))
-        if "state" not in found:
-            self._go_on(upload)
-        return {"state": "unpacking"} | found
+    def report(self, upload: Upload) -> UnpackReport:
+        """State of a zip's unpacking, which is resumed if the studio or its process was killed."""
+        if report := _read_report(upload.folder / "report.json"):
+            return report
+        self._resume_unpacking(upload)
+        return _read_report(upload.folder / "progress.json") or UnpackReport()
 
-    def _go_on(self, upload: Upload) -> None:
-        """Start to unpack again where nobody does."""
+    def _resume_unpacking(self, upload: Upload) -> None:
+        """Start to unpack again, unless a process does."""
         with (upload.folder / "lock").open("a") as lock:
             if not try_lock(lock):
                 return
@@ -299,12 +318,12 @@ class Part:
         """Count what is written, and hash it where `Upload-Checksum` says how.
 
         Raises:
-            UnfitName: the header cannot be read.
+            InvalidName: the header cannot be read.
         """
         self.written = 0
         algorithm, _, value = checksum.partition(" ")
         if checksum and algorithm not in ALGORITHMS:
-            raise UnfitName(
+            raise InvalidName(
                 f"{algorithm!r} is no checksum that is known.", f"Use one of {', '.join(ALGORITHMS)}."
             )
         self._hash = hashlib.new(algorithm, usedforsecurity=False) if checksum else None
@@ -344,7 +363,7 @@ def parsed_metadata(header: str) -> dict[str, str]:
     """`Upload-Metadata`: keys with base64 values.
 
     Raises:
-        UnfitName: it cannot be read.
+        InvalidName: it cannot be read.
     """
     told: dict[str, str] = {}
     for pair in header.split(",") if header.strip() else ():
@@ -352,7 +371,7 @@ def parsed_metadata(header: str) -> dict[str, str]:
         try:
             told[key] = base64.b64decode(value, validate=True).decode()
         except (binascii.Error, UnicodeDecodeError):
-            raise UnfitName(
+            raise InvalidName(
                 f"Upload-Metadata: {key!r} is no base64 of UTF-8.", "See https://tus.io."
             ) from None
     return told
@@ -368,4 +387,4 @@ def _fitting(name: str) -> str:
         known = ", ".join(sorted(TEXTS | {ZIP}))
         raise FileSkipped(f"{name:.300}: {error}.", f"Datasets hold images, and {known}.") from None
     except Unfit as error:
-        raise UnfitName(f"{name!r:.300}: {error}.", "Rename the file.") from None
+        raise InvalidName(f"{name!r:.300}: {error}.", "Rename the file.") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, status
 from fastapi import Path as InPath
@@ -14,10 +14,10 @@ from flowloom.server.datasets.locations import (
     Dataset,
     DatasetLocations,
     DatasetTaken,
+    InvalidName,
     Kind,
     NoSuchDataset,
     Trashed,
-    UnfitName,
 )
 from flowloom.server.datasets.registry import DatasetRegistry
 from flowloom.server.deps import StudioDep
@@ -36,7 +36,7 @@ class DatasetView(BaseModel):
     kind: Kind
     path: str | None = Field(description="The folder or the JSONL; null of a bucket.")
     url: str | None = Field(description="Of a bucket.", examples=["s3://bucket/fox"])
-    storage: dict[str, Any] = Field(description="How the bucket is reached; no keys.")
+    storage: StorageSection = Field(description="Access to the bucket, without keys.")
     images_dir: str | None = Field(description="What the names of its pictures are relative to.")
     is_link: bool = Field(description="It lies elsewhere: to delete it forgets it, and what it has stays.")
     source: str | None = Field(
@@ -52,7 +52,7 @@ class DatasetView(BaseModel):
             kind=dataset.kind,
             path=str(dataset.path) if dataset.path else None,
             url=dataset.url or None,
-            storage=dataset.storage,
+            storage=StorageSection.model_validate(dataset.storage),
             images_dir=str(dataset.images_dir) if dataset.images_dir else None,
             is_link=dataset.is_link,
             source=recipe.source if recipe else None,
@@ -117,7 +117,7 @@ def list_datasets(library: LibraryDep) -> list[DatasetView]:
     "/datasets",
     summary="Make or remember a dataset",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(DatasetTaken, UnfitName, OutsideRoots, NoSuchFile),
+    responses=problems(DatasetTaken, InvalidName, OutsideRoots, NoSuchFile),
 )
 def create_dataset(library: LibraryDep, body: NewDataset) -> DatasetView:
     """A new folder to upload to; or, with `path` or `url`, a name for what is there already."""

@@ -20,13 +20,13 @@ router = Router(tags=["datasets"], responses=problems(NoSuchDataset, WrongKind))
 SHOWN = 100
 
 
-class StopRequest(BaseModel):
+class ImageSelection(BaseModel):
     """An operation, and the images that it applies to."""
 
     model_config = ConfigDict(extra="forbid")
 
     operation: Operation = Field(examples=[{"kind": "add", "tags": ["snow"], "where": "end"}])
-    wanted: ImageFilter = Field(ImageFilter.model_validate({}), description="As for GET .../images; {}: all.")
+    filter: ImageFilter = Field(ImageFilter.model_validate({}), description="As for GET .../images; {}: all.")
     items: list[Annotated[str, Field(max_length=4096)]] | None = Field(
         None,
         min_length=1,
@@ -36,13 +36,13 @@ class StopRequest(BaseModel):
     )
 
 
-class EditPreviewRequest(StopRequest):
+class EditPreviewRequest(ImageSelection):
     """An edit to preview."""
 
     examples: int = Field(10, ge=0, le=SHOWN, description="How many captions to show.")
 
 
-class EditRequest(StopRequest):
+class EditRequest(ImageSelection):
     """An edit to make."""
 
     version: str | None = Field(
@@ -62,7 +62,7 @@ class UndoRequest(BaseModel):
     )
 
 
-class ExampleView(BaseModel):
+class EditExample(BaseModel):
     """One caption, before and after."""
 
     item: str
@@ -70,13 +70,13 @@ class ExampleView(BaseModel):
     after: str
 
 
-class PreviewView(BaseModel):
+class EditPreview(BaseModel):
     """The changes that an edit would make."""
 
-    num_meant: int = Field(description="Captions that were looked at.")
+    num_matching: int = Field(description="Captions that were looked at.")
     num_changed: int = Field(description="Those that would be changed.")
     num_unreadable: int = Field(description="Those that cannot be read, and stay as they are.")
-    examples: list[ExampleView]
+    examples: list[EditExample]
     version: str
 
 
@@ -106,7 +106,7 @@ class StageView(BaseModel):
 
     title: str
     phase: Phase = Field(
-        description="looking: the folder is looked over; reading: captions are read and kept for an undo; "
+        description="scanning: the folder is scanned; reading: captions are read and kept for an undo; "
         "writing: captions are written."
     )
     num_done: int = Field(description="Captions that this phase is over with.", examples=[42_000])
@@ -134,14 +134,14 @@ EditId = Annotated[str, Path(description="As GET .../edits lists it.", examples=
 
 @router.post("/datasets/{dataset}/edits/preview", summary="Preview an edit")
 @in_group("waiting")
-def preview_edit(editor: EditorDep, body: EditPreviewRequest) -> PreviewView:
+def preview_edit(editor: EditorDep, body: EditPreviewRequest) -> EditPreview:
     """How many captions it would change, and some of them before and after; nothing is changed."""
-    plan = editor.plan(body.operation, body.wanted.filter(body.items), body.examples)
-    return PreviewView(
-        num_meant=plan.num_meant,
+    plan = editor.plan(body.operation, body.filter.filter(body.items), body.examples)
+    return EditPreview(
+        num_matching=plan.num_matching,
         num_changed=plan.num_changed,
         num_unreadable=len(plan.unreadable),
-        examples=[ExampleView.model_validate(one, from_attributes=True) for one in plan.examples],
+        examples=[EditExample.model_validate(one, from_attributes=True) for one in plan.examples],
         version=plan.version,
     )
 
@@ -156,8 +156,8 @@ def preview_edit(editor: EditorDep, body: EditPreviewRequest) -> PreviewView:
 def make_edit(editor: EditorDep, body: EditRequest) -> EditView:
     """Each caption as it was is kept first, so that the edit can be undone; the answer comes when all are
     written. A lost connection does not end it; `GET .../edits/progress` tells how far it is."""
-    wanted = body.wanted.filter(body.items)
-    return EditView.of(editor.make(body.operation, wanted, body.version, body.operation.words()))
+    selected = body.filter.filter(body.items)
+    return EditView.of(editor.make(body.operation, selected, body.version, body.operation.words()))
 
 
 @router.get("/datasets/{dataset}/edits", summary="List edits")

@@ -37,7 +37,7 @@ class NoVersion(ServiceError):
     status, code, title = 428, "no-version", "Say which caption you have read."
 
 
-class Image(BaseModel):
+class ImageView(BaseModel):
     """A picture of a dataset."""
 
     item: str = Field(
@@ -55,7 +55,7 @@ class Image(BaseModel):
     url: str = Field(description="The picture; with ?size=256 its thumbnail.")
 
 
-class Scan(BaseModel):
+class ScanProgress(BaseModel):
     """How far the list agrees with the files."""
 
     is_running: bool
@@ -65,22 +65,22 @@ class Scan(BaseModel):
     error: str
 
 
-class Images(BaseModel):
+class ImagePage(BaseModel):
     """Some of the pictures."""
 
     total: int = Field(description="Of those that are asked for.")
-    images: list[Image]
-    scan: Scan
+    images: list[ImageView]
+    scan: ScanProgress
 
 
-class Summary(BaseModel):
+class DatasetSummary(BaseModel):
     """What is in a dataset."""
 
     images: int
     captioned: int
     problems: int
     bytes: int
-    scan: Scan
+    scan: ScanProgress
 
 
 class TagCount(BaseModel):
@@ -162,7 +162,7 @@ class TagQuery(ImageFilter):
     limit: int = Field(200, ge=1, le=10_000)
 
 
-class Page(ImageFilter):
+class ImageQuery(ImageFilter):
     """Which pictures, in which order."""
 
     sort: Sort = "name"
@@ -172,21 +172,23 @@ class Page(ImageFilter):
 
 @router.get("/datasets/{dataset}/images", summary="List pictures")
 @in_group("waiting")
-def list_images(index: IndexDep, page: Annotated[Page, Query()], studio: StudioDep) -> Images:
+def list_images(index: IndexDep, page: Annotated[ImageQuery, Query()], studio: StudioDep) -> ImagePage:
     """A page of them; the first look at a large dataset goes on behind the scenes, as `scan` says."""
     state = index.refresh()
     total, rows = index.page(page.filter(), page.sort, page.skip, page.limit)
     place = studio.api(f"datasets/{quote(index.dataset.name, safe='')}/images")
     images = [_image(place, row) for row in rows]
-    return Images(total=total, images=images, scan=Scan.model_validate(state, from_attributes=True))
+    return ImagePage(
+        total=total, images=images, scan=ScanProgress.model_validate(state, from_attributes=True)
+    )
 
 
 @router.get("/datasets/{dataset}/summary", summary="What is in a dataset")
 @in_group("waiting")
-def read_summary(index: IndexDep) -> Summary:
+def read_summary(index: IndexDep) -> DatasetSummary:
     """Pictures, captions, problems, bytes."""
     state = index.refresh()
-    return Summary(**index.totals(), scan=Scan.model_validate(state, from_attributes=True))
+    return DatasetSummary(**index.totals(), scan=ScanProgress.model_validate(state, from_attributes=True))
 
 
 @router.get("/datasets/{dataset}/tags", summary="Count tags")
@@ -274,10 +276,10 @@ def _told(item: str, caption: Caption, response: Response) -> CaptionView:
     )
 
 
-def _image(place: str, row: Row) -> Image:
+def _image(place: str, row: Row) -> ImageView:
     own = ("url", "width", "height", "problem")
-    return Image(
-        **{name: getattr(row, name) for name in Image.model_fields if name not in own},
+    return ImageView(
+        **{name: getattr(row, name) for name in ImageView.model_fields if name not in own},
         width=row.width or None,
         height=row.height or None,
         problem=row.problem or row.damage,

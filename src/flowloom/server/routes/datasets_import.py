@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import status
 from pydantic import BaseModel, ConfigDict, Field
 
-from flowloom.server.datasets.locations import DatasetTaken, UnfitName
+from flowloom.server.datasets.locations import DatasetTaken, InvalidName
 from flowloom.server.deps import StudioDep
 from flowloom.server.off_loop import Router
 from flowloom.server.problems import Invalid, problems
@@ -17,7 +17,7 @@ from flowloom.tasks.dataset_import import IMPORT
 router = Router(tags=["datasets"], responses=problems())
 
 
-class Import(BaseModel):
+class ImportRequest(BaseModel):
     """Where a dataset comes from."""
 
     model_config = ConfigDict(extra="forbid")
@@ -40,15 +40,15 @@ class Import(BaseModel):
     "/datasets/import",
     summary="Bring a dataset from an address or the hub",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(DatasetTaken, UnfitName),
+    responses=problems(DatasetTaken, InvalidName),
 )
-def import_dataset(body: Import, studio: StudioDep) -> RunView:
+def import_dataset(body: ImportRequest, studio: StudioDep) -> RunView:
     """Queues a run that downloads and unpacks it, and goes on where it was stopped or killed. The dataset
     appears whole or not at all; of a table, parquet or metadata.jsonl, NAME.jsonl is built as well."""
     locations = studio.datasets.locations
     name = locations.free_name(body.name)
     if name.lower().endswith(".jsonl"):
-        raise UnfitName(f"{name!r} is the name of a JSONL.", "Call the folder otherwise.")
+        raise InvalidName(f"{name!r} is the name of a JSONL.", "Call the folder otherwise.")
     locations.free_name(f"{name}.jsonl")
     target = locations.home / name
     if coming := runs_referencing(studio, target, ACTIVE):

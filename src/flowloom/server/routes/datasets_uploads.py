@@ -14,7 +14,7 @@ from fastapi import Depends, Header, Path, Request, Response, status
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
-from flowloom.server.datasets.locations import Dataset, NoSuchDataset, UnfitName, WrongKind
+from flowloom.server.datasets.locations import Dataset, InvalidName, NoSuchDataset, WrongKind
 from flowloom.server.datasets.reserved import NoRoom
 from flowloom.server.datasets.uploads import (
     ALGORITHMS,
@@ -24,6 +24,7 @@ from flowloom.server.datasets.uploads import (
     FileTaken,
     NoSuchUpload,
     Part,
+    UnpackReport,
     Upload,
     Uploads,
     WrongChecksum,
@@ -67,11 +68,7 @@ class UploadView(BaseModel):
     offset: int = Field(description="Bytes that came.")
     length: int = Field(description="Bytes in all.")
     expires: float | None = Field(description="When it is given up, in seconds since 1970.")
-    unpacking: dict[str, Any] | None = Field(
-        description="Of a zip that came whole: state (unpacking, done, refused, failed), num_done, "
-        "num_entries, num_files, num_pictures, num_left_out, left_out, reasons (left out, by reason), error.",
-        examples=[{"state": "done", "num_files": 24, "num_left_out": 0}],
-    )
+    unpacking: UnpackReport | None = Field(description="Of a complete zip.")
 
 
 async def _uploads(studio: StudioDep) -> Uploads:
@@ -121,7 +118,7 @@ def list_uploads(dataset: DatasetDep, uploads: UploadsDep) -> list[UploadView]:
     response_class=Response,
     dependencies=_TUS,
     responses=problems(
-        NoSuchDataset, WrongKind, WrongTus, UnfitName, FileSkipped, FileTaken, OutsideRoots, NoRoom
+        NoSuchDataset, WrongKind, WrongTus, InvalidName, FileSkipped, FileTaken, OutsideRoots, NoRoom
     ),
 )
 async def create_upload(
@@ -153,7 +150,8 @@ async def create_upload(
     return Response(status_code=201, headers=headers | {"location": place})
 
 
-@router.head("/datasets/{dataset}/uploads/{upload_id}", summary="How far it is", dependencies=_TUS,
+@router.head("/datasets/{dataset}/uploads/{upload_id}", summary="Offset of an upload",
+             dependencies=_TUS, response_class=Response,
              responses=problems(NoSuchDataset, WrongKind, WrongTus, NoSuchUpload))  # fmt: skip
 def look_at_upload(upload: UploadDep) -> Response:
     """The tus protocol's own answer: go on from Upload-Offset."""

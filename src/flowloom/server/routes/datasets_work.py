@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from flowloom.datasets.build.options import Kind
 from flowloom.run.task import Task
-from flowloom.server.datasets.locations import Dataset, DatasetTaken, NoSuchDataset, UnfitName, WrongKind
+from flowloom.server.datasets.locations import Dataset, DatasetTaken, InvalidName, NoSuchDataset, WrongKind
 from flowloom.server.datasets.subprocess_task import Failed, TakesLong, answer_of
 from flowloom.server.deps import Studio, StudioDep
 from flowloom.server.off_loop import Router, in_group
@@ -18,16 +18,13 @@ from flowloom.server.problems import Invalid, problems
 from flowloom.server.routes.datasets import DatasetDep, LibraryDep
 from flowloom.server.runs.create import NewRun, make_run
 from flowloom.server.runs.view import RunView
-from flowloom.tasks.dataset_build import BUILD, UPDATE
-from flowloom.tasks.dataset_export import EXPORT
-from flowloom.tasks.dataset_lint import LINT
+from flowloom.tasks.dataset_build import BUILD, UPDATE, BuildResult
+from flowloom.tasks.dataset_export import EXPORT, ExportResult
+from flowloom.tasks.dataset_lint import LINT, LintResult
 
 router = Router(tags=["datasets"], responses=problems(TakesLong, Failed))
 DIRECT = 300
 """Pictures of a dataset that is worked on at once."""
-
-
-_LARGE = "It is large: a run was queued, whose result will be the answer."
 
 
 class DatasetTaskRequest(BaseModel):
@@ -49,7 +46,7 @@ class LintRequest(DatasetTaskRequest):
     max_tokens: int = Field(512, ge=1, le=10**6)
     form: Kind = Field("auto", description="How a folder is read; auto: seen from it, or asked (422).")
     near_bits: int = Field(8, ge=-1, le=64, description="For pictures that look alike; -1: none.")
-    with_pictures: bool = True
+    with_images: bool = True
 
 
 class ConvertRequest(DatasetTaskRequest):
@@ -83,41 +80,58 @@ class FreshnessView(BaseModel):
     is_edited: bool = Field(description="The JSONL was changed itself: an update discards that.")
 
 
-class DatasetTaskAnswer(BaseModel):
-    """What was found, or the run that is going to find it."""
-
-    result: dict[str, Any] | None = Field(description="As the run's result would be.")
-    run: RunView | None
+class _Answer(BaseModel):
+    run: RunView | None = Field(description="The queued run of a large dataset.")
 
 
-_EITHER: dict[int | str, dict[str, Any]] = {202: {"model": DatasetTaskAnswer, "description": _LARGE}}
+class LintAnswer(_Answer):
+    """The report on a small dataset, or the run that will have it as its result."""
+
+    result: LintResult | None
+
+
+class BuildAnswer(_Answer):
+    """The result of building a JSONL, or the run that will have it."""
+
+    result: BuildResult | None
+
+
+class ExportAnswer(_Answer):
+    """The result of an export, or the run that will have it."""
+
+    result: ExportResult | None
+
+
+Answer = TypeVar("Answer", bound=_Answer)
+
+
+def _either(answer: type[_Answer]) -> dict[int | str, dict[str, Any]]:
+    return {202: {"model": answer, "description": "The dataset is large: a run was queued."}}
 
 
 @router.post(
     "/datasets/{dataset}/lint",
     summary="Lint a dataset",
-    responses=problems(NoSuchDataset, WrongKind, TakesLong) | _EITHER,
+    responses=problems(NoSuchDataset, WrongKind, TakesLong) | _either(LintAnswer),
 )
 @in_group("waiting")
-def lint_dataset(
-    dataset: DatasetDep, body: LintRequest, studio: StudioDep, response: Response
-) -> DatasetTaskAnswer:
+def lint_dataset(dataset: DatasetDep, body: LintRequest, studio: StudioDep, response: Response) -> LintAnswer:
     """Damaged and missing files, wrong sizes, captions, duplicates, buckets; each finding with its row."""
     if dataset.path is None:
         raise WrongKind(f"{dataset.name!r} is a bucket.", "Convert it to a JSONL, and lint that.")
     config = body.model_dump(exclude={"as_run"}) | {"source_path": str(dataset.path)}
-    return _answer(studio, LINT, config, _is_large(studio, dataset, body), response)
+    return _answer(LintAnswer, studio, LINT, config, response if _is_large(studio, dataset, body) else None)
 
 
 @router.post(
     "/datasets/{dataset}/convert",
     summary="Convert to FLOW's JSONL",
-    responses=problems(NoSuchDataset, WrongKind, DatasetTaken, UnfitName) | _EITHER,
+    responses=problems(NoSuchDataset, WrongKind, DatasetTaken, InvalidName) | _either(BuildAnswer),
 )
 @in_group("waiting")
 def convert_dataset(
     dataset: DatasetDep, body: ConvertRequest, studio: StudioDep, response: Response
-) -> DatasetTaskAnswer:
+) -> BuildAnswer:
     """Of a folder or a bucket; the JSONL becomes a dataset of its own; the pictures stay where they are."""
     if dataset.kind == "jsonl":
         raise WrongKind(f"{dataset.name!r} is a JSONL already.", "Export it to another form.")
@@ -128,7 +142,7 @@ def convert_dataset(
         "out_path": str(out),
         "storage": dataset.storage,
     }
-    return _answer(studio, BUILD, config, _is_large(studio, dataset, body), response)
+    return _answer(BuildAnswer, studio, BUILD, config, response if _is_large(studio, dataset, body) else None)
 
 
 @router.get(
@@ -152,11 +166,11 @@ def read_freshness(dataset: DatasetDep, library: LibraryDep) -> FreshnessView:
 @router.post(
     "/datasets/{dataset}/update",
     summary="Build a JSONL again",
-    responses=problems(NoSuchDataset, WrongKind) | _EITHER,
+    responses=problems(NoSuchDataset, WrongKind) | _either(BuildAnswer),
 )
 def update_dataset(
     dataset: DatasetDep, body: DatasetTaskRequest, library: LibraryDep, studio: StudioDep, response: Response
-) -> DatasetTaskAnswer:
+) -> BuildAnswer:
     """From its folder, with the options of its build; it is replaced as a whole."""
     recipe = library.locations.recipe_of(dataset)
     if recipe is None:
@@ -168,18 +182,20 @@ def update_dataset(
         "source_path": recipe.source,
         "images_dir": str(recipe.options.root or recipe.source),
     }
-    return _answer(studio, UPDATE, config, _is_large(studio, dataset, body), response)
+    return _answer(
+        BuildAnswer, studio, UPDATE, config, response if _is_large(studio, dataset, body) else None
+    )
 
 
 @router.post(
     "/datasets/{dataset}/export",
     summary="Export to Kohya, webdataset or parquet",
-    responses=problems(NoSuchDataset, WrongKind, DatasetTaken, UnfitName) | _EITHER,
+    responses=problems(NoSuchDataset, WrongKind, DatasetTaken, InvalidName) | _either(ExportAnswer),
 )
 @in_group("waiting")
 def export_dataset(
     dataset: DatasetDep, body: ExportRequest, studio: StudioDep, response: Response
-) -> DatasetTaskAnswer:
+) -> ExportAnswer:
     """Of a JSONL: convert a folder first. Kohya's folders become a dataset of their own."""
     if dataset.kind != "jsonl":
         raise WrongKind(f"{dataset.name!r} is a {dataset.kind}.", "Convert it to a JSONL, and export that.")
@@ -187,20 +203,26 @@ def export_dataset(
     out = _out(studio, body.name, ends.get(body.to, ""), replace=False)
     config = {"jsonl_path": str(dataset.path), "out_path": str(out), "to": body.to, "link": body.link}
     return _answer(
-        studio, EXPORT, config | {"name": body.concept}, _is_large(studio, dataset, body), response
+        ExportAnswer,
+        studio,
+        EXPORT,
+        config | {"name": body.concept},
+        response if _is_large(studio, dataset, body) else None,
     )
 
 
 def _answer(
-    studio: Studio, task: Task, config: dict[str, Any], is_run: bool, response: Response
-) -> DatasetTaskAnswer:
+    answer: type[Answer], studio: Studio, task: Task, config: dict[str, Any], run_response: Response | None
+) -> Answer:
+    """Run the task at once, or queue a run if there is a `run_response`."""
     if strays := list(studio.roots.path_problems(config)):
         raise Invalid.of(strays, "")
-    if not is_run:
-        return DatasetTaskAnswer(result=answer_of(task, config, studio.settings.state_dir), run=None)
-    response.status_code = 202
+    if run_response is None:
+        result = answer_of(task, config, studio.settings.state_dir)
+        return answer.model_validate({"result": result, "run": None})
+    run_response.status_code = 202
     new = NewRun(name=None, config=config, devices=[], first=False)
-    return DatasetTaskAnswer(result=None, run=make_run(studio, task, new))
+    return answer.model_validate({"result": None, "run": make_run(studio, task, new)})
 
 
 def _is_large(studio: Studio, dataset: Dataset, body: DatasetTaskRequest) -> bool:
@@ -217,7 +239,7 @@ def _out(studio: Studio, name: str, suffix: str, *, replace: bool) -> Path:
     """Where a new dataset called `name` goes.
 
     Raises:
-        UnfitName, DatasetTaken: as their names say.
+        InvalidName, DatasetTaken: as their names say.
     """
     locations = studio.datasets.locations
     if suffix and not name.lower().endswith(suffix):

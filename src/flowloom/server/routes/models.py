@@ -24,10 +24,10 @@ from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import (
     InUse,
     Invalid,
+    NeededToResume,
     NoSuchFile,
     NoSuchRoot,
     OutsideRoots,
-    WantedLater,
     problems,
 )
 from flowloom.server.routes.training import ConfigRequest
@@ -49,7 +49,7 @@ class AdapterView(BaseModel):
     max_rank: int | None
     alpha: float | None = Field(description="Null: not stated, and equal to the rank.")
     base: str | None = Field(description="The model it is for.", examples=["chroma"])
-    base_told_by: str | None = Field(description="Evidence for `base`: tensors, metadata or name.")
+    base_evidence: str | None = Field(description="Evidence for `base`: tensors, metadata or name.")
     num_layers: int
     has_text_encoder: bool
 
@@ -80,7 +80,7 @@ class ModelView(BaseModel):
     sha256: str | None = Field(description="Known after a download, or the task `hash`.")
 
 
-class Family(BaseModel):
+class ModelFamily(BaseModel):
     """Versions of one model, side by side."""
 
     name: str = Field(examples=["Chroma"])
@@ -88,12 +88,12 @@ class Family(BaseModel):
     paths: list[str] = Field(description="By variant, then by version, newest first.")
 
 
-class Library(BaseModel):
+class ModelLibrary(BaseModel):
     """Every model in some of the studio's folders."""
 
     roots: list[str]
     size: int = Field(description="Total size in bytes.")
-    families: list[Family]
+    families: list[ModelFamily]
     models: list[ModelView]
 
 
@@ -105,13 +105,34 @@ class TensorView(BaseModel):
     shape: list[int]
 
 
-class Details(BaseModel):
+class ModelDetails(BaseModel):
     """Content of a file's header."""
 
     model: ModelView
     metadata: dict[str, str]
     num_tensors: int
     tensors: list[TensorView] = Field(description=f"At most {MAX_TENSORS} of them.")
+
+
+class DownloadItem(BaseModel):
+    """One file of a repository on the Hugging Face hub."""
+
+    repo: str = Field(examples=["lodestones/Chroma1-HD"])
+    name: str
+    save_as: str = Field(description="Path below `target_dir`.")
+
+
+class DownloadConfig(BaseModel):
+    """Configuration of the task `download`."""
+
+    target_dir: str
+    items: list[DownloadItem]
+
+
+class DownloadRequest(BaseModel):
+    """Body for POST /api/tasks/download/start."""
+
+    config: DownloadConfig
 
 
 class OfferView(BaseModel):
@@ -124,7 +145,7 @@ class OfferView(BaseModel):
     license: str
     size: int = Field(description="About, in bytes.")
     is_here: bool
-    download: dict[str, Any] = Field(description="Send it to POST /api/tasks/download/start.")
+    download: DownloadRequest
     sets: dict[str, str] = Field(description="Configuration keys that it fills, with the paths.")
 
 
@@ -141,9 +162,7 @@ class MissingFiles(BaseModel):
     """The files that a configuration is missing."""
 
     needs: list[MissingFile]
-    download: dict[str, Any] | None = Field(
-        description="Everything at once: send it to POST /api/tasks/download/start."
-    )
+    download: DownloadRequest | None = Field(description="All of them; null if none is missing.")
 
 
 @router.get("/models", summary="List model files")
@@ -155,7 +174,7 @@ def list_models(
         Query(description="Roots to scan; default: all but runs, data and cache.", examples=[["models"]]),
     ] = [],  # noqa: B006
     kind: Annotated[list[Kind], Query(description="Only these.")] = [],  # noqa: B006
-) -> Library:
+) -> ModelLibrary:
     """Read from headers and names only: no tensor is loaded, and pickles are never opened."""
     folders = studio.roots.folders
     names = root or [name for name in folders if name not in _NO_MODELS]
@@ -168,7 +187,7 @@ def list_models(
             if wanted and model.path not in models and studio.roots.contains(model.path):
                 models[model.path] = _view(model, name, hashes)
     found = list(models.values())
-    return Library(
+    return ModelLibrary(
         roots=names, size=sum(model.size for model in found), families=_families(found), models=found
     )
 
@@ -183,7 +202,7 @@ def read_details(
     studio: StudioDep,
     root: Annotated[str, Query(examples=["models"])],
     path: Annotated[str, Query(description="Relative to the root.", max_length=4096)],
-) -> Details:
+) -> ModelDetails:
     """Metadata and names of the tensors."""
     place = studio.roots.resolve(root, path)
     model = look(place)
@@ -193,7 +212,7 @@ def read_details(
         TensorView(name=name, dtype=one.dtype, shape=list(one.shape))
         for name, one in (header.tensors.items() if header else ())
     ]
-    return Details(
+    return ModelDetails(
         model=_view(model, root, _hashes(studio)),
         metadata=header.metadata if header else {},
         num_tensors=len(tensors),
@@ -205,7 +224,7 @@ def read_details(
     "/models/file",
     summary="Delete a model file",
     status_code=status.HTTP_204_NO_CONTENT,
-    responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots, InUse, WantedLater),
+    responses=problems(NoSuchRoot, NoSuchFile, OutsideRoots, InUse, NeededToResume),
 )
 def delete_model(
     studio: StudioDep,
@@ -223,7 +242,7 @@ def delete_model(
     require_unreferenced(studio, place)
     if not force and (names := runs_referencing(studio, place, RESUMABLE)):
         hint = "Send force=true to delete it anyway, or delete these runs first."
-        raise WantedLater(f"{place.name} is needed to resume {', '.join(names)}.", hint)
+        raise NeededToResume(f"{place.name} is needed to resume {', '.join(names)}.", hint)
     place.unlink()
     if place.suffix == ".part":
         place.with_name(f"{place.name}.json").unlink(missing_ok=True)
@@ -304,13 +323,13 @@ def _adapter(facts: AdapterFacts | None) -> AdapterView | None:
     return AdapterView.model_validate(facts, from_attributes=True) if facts else None
 
 
-def _families(models: Iterable[ModelView]) -> list[Family]:
+def _families(models: Iterable[ModelView]) -> list[ModelFamily]:
     by_name: dict[str, list[ModelView]] = {}
     for model in models:
         if model.family:
             by_name.setdefault(model.family, []).append(model)
     return [
-        Family(
+        ModelFamily(
             name=name,
             size=sum(one.size for one in those),
             paths=[one.path for one in sorted(those, key=_by_version)],
@@ -348,10 +367,11 @@ def _offer(studio: Studio, offer: Offer) -> OfferView:
     )
 
 
-def _download(studio: Studio, offers: Iterable[Offer]) -> dict[str, Any]:
+def _download(studio: Studio, offers: Iterable[Offer]) -> DownloadRequest:
     items = [
-        {"repo": file.repo, "name": file.name, "save_as": file.save_as}
+        DownloadItem(repo=file.repo, name=file.name, save_as=file.save_as)
         for offer in offers
         for file in offer.files
     ]
-    return {"config": {"target_dir": str(studio.roots.folders["models"]), "items": items}}
+    target_dir = str(studio.roots.folders["models"])
+    return DownloadRequest(config=DownloadConfig(target_dir=target_dir, items=items))

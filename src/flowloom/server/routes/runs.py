@@ -21,7 +21,6 @@ from flowloom.server.runs.tail import LogPart, read_log
 from flowloom.server.runs.view import RunName, RunView, State
 
 router = Router(tags=["runs"], responses=problems())
-_RUN_JSON = shows({"trainer": "flow", "config": {"training": {"lr": 1e-4}}, "source": "the studio"})
 MOST_RESULT_BYTES = 2**28
 _RESULT = problems(NoSuchRun, NotNow) | shows({"num_images": 1200, "num_skipped": 3})
 
@@ -90,10 +89,37 @@ class DuplicateRequest(BaseModel):
     first: bool = False
 
 
+class ValueChange(BaseModel):
+    """Two values of one key; null: the key is missing."""
+
+    old: Any = Field(alias="from")
+    new: Any = Field(alias="to")
+
+
 class ConfigDifference(BaseModel):
     """The keys in which two configurations differ."""
 
-    changes: dict[str, dict[str, Any]] = Field(examples=[{"training.lr": {"from": 1e-4, "to": 5e-5}}])
+    changes: dict[str, ValueChange] = Field(examples=[{"training.lr": {"from": 1e-4, "to": 5e-5}}])
+
+
+class ConfigChange(BaseModel):
+    """A change of the configuration when the run was resumed."""
+
+    time: float
+    changes: dict[str, ValueChange]
+
+
+class RunJson(BaseModel):
+    """The content of run.json. Runs of other programs may omit everything but `config`."""
+
+    trainer: str = Field("flow", examples=["flow"])
+    config: dict[str, Any] = Field(examples=[{"training": {"lr": 1e-4}}])
+    source: str = Field("", description="Origin of the configuration.", examples=["the studio"])
+    seed: int | None = None
+    notes: list[str] = []
+    versions: dict[str, str] = Field({}, description="Versions of Python and of packages.")
+    created: float | None = Field(None, description="Seconds since 1970.")
+    changed: list[ConfigChange] = []
 
 
 @router.get("/runs", summary="List runs")
@@ -150,7 +176,12 @@ def delete_run(run_id: RunId, queue: QueueDep) -> None:
     queue.delete(run_id)
 
 
-@router.get("/runs/{run_id}/config", summary="A run's run.json", responses=problems(NoSuchRun) | _RUN_JSON)
+@router.get(
+    "/runs/{run_id}/config",
+    summary="A run's run.json",
+    response_model=None,  # sent as stored, also if it was written by another program or version
+    responses=problems(NoSuchRun) | {200: {"model": RunJson}},
+)
 def read_config(run: RunDep) -> dict[str, Any]:
     """Configuration, versions and origin; it holds no secrets."""
     return run.read_run()
@@ -158,7 +189,7 @@ def read_config(run: RunDep) -> dict[str, Any]:
 
 @router.get("/runs/{run_id}/result", summary="Read a task's result", responses=_RESULT)
 def read_result(run: RunDep) -> Any:
-    """Its result.json. Training runs have none."""
+    """Its result.json, whose form depends on the task. Training runs have none."""
     try:
         return read_json(run.path / "result.json", MOST_RESULT_BYTES)
     except ValueError as error:
@@ -179,7 +210,9 @@ def list_result_files(run: RunDep, studio: StudioDep) -> list[ResultFile]:
 def compare(run: RunDep, other: RunId, registry: RunsDep) -> ConfigDifference:
     """The keys in which the other run's configuration differs."""
     theirs = registry.run_dir(other).read_run()["config"]
-    return ConfigDifference(changes=dict(differences("", run.read_run()["config"], theirs)))
+    return ConfigDifference.model_validate(
+        {"changes": dict(differences("", run.read_run()["config"], theirs))}
+    )
 
 
 @router.get("/runs/{run_id}/log", summary="Read the log", responses=problems(NoSuchRun))

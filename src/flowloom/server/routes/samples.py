@@ -12,7 +12,7 @@ from urllib.parse import quote
 from fastapi import Header, Query, Response
 from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from flowloom.run.directory import RunDir
 from flowloom.run.results import PREVIEW_SUFFIXES, samples_of
@@ -27,6 +27,17 @@ _FOLDER = re.compile(r"step_(\d{1,11})")
 Size = Literal["128", "256", "512", "1024"]
 
 
+class SampleLora(BaseModel):
+    """A LoRA that an image was generated with."""
+
+    path: str
+    strength: float
+
+
+Setting = str | int | float | bool | list[SampleLora] | None
+_SETTING: TypeAdapter[Setting] = TypeAdapter(Setting)
+
+
 class Sample(BaseModel):
     """One generated image."""
 
@@ -36,7 +47,7 @@ class Sample(BaseModel):
     prompt: str | None = None
     seed: int | None = None
     from_batch: bool = Field(False, description="The prompt is a caption from the batch of this step.")
-    settings: dict[str, Any] = {}
+    settings: dict[str, Setting] = Field({}, examples=[{"steps": 30, "cfg": 4.0}])
 
 
 class Samples(BaseModel):
@@ -114,7 +125,7 @@ def _records(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _sample(base_url: str, file: Path, record: dict[str, Any]) -> Sample:
     own = ("file", "prompt", "seed", "step", "from_batch")
-    settings = {name: value for name, value in record.items() if name not in own}
+    settings = {name: _setting(value) for name, value in record.items() if name not in own}
     return Sample(
         file=file.as_posix(),
         step=record.get("step", _step(file)),
@@ -124,6 +135,14 @@ def _sample(base_url: str, file: Path, record: dict[str, Any]) -> Sample:
         from_batch=bool(record.get("from_batch")),
         settings=settings,
     )
+
+
+def _setting(value: Any) -> Setting:
+    """The value, as JSON text if it is of a form that only its trainer knows."""
+    try:
+        return _SETTING.validate_python(value)
+    except ValidationError:
+        return json.dumps(value)
 
 
 def _step(path: Path) -> int | None:

@@ -19,7 +19,7 @@ class Health(BaseModel):
     """The studio answers."""
 
     version: str = Field(examples=["0.1.0"])
-    wants_token: bool
+    needs_token: bool
 
 
 class SignIn(BaseModel):
@@ -33,7 +33,7 @@ class SignIn(BaseModel):
 @router.get("/health", summary="Is the studio there?")
 async def read_health(studio: StudioDep) -> Health:
     """Answers without a token."""
-    return Health(version=flowloom.__version__, wants_token=studio.settings.token is not None)
+    return Health(version=flowloom.__version__, needs_token=studio.settings.token is not None)
 
 
 @router.post(

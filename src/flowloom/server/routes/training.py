@@ -115,7 +115,7 @@ class ConfigPreview(ConfigVerdict):
     command: CommandView | None = Field(description="Null if the trainer's code is not on this machine.")
 
 
-class Status(BaseModel):
+class TrainerRuns(BaseModel):
     """The running and queued runs of a trainer."""
 
     running: list[RunView]
@@ -209,11 +209,11 @@ def stop_training(trainer: TrainerDep, body: StopTrainingRequest, queue: QueueDe
 
 
 @router.get("/{trainer}/train/status", summary="List running and queued runs")
-def read_training(trainer: TrainerDep, registry: RunsDep) -> Status:
+def read_training(trainer: TrainerDep, registry: RunsDep) -> TrainerRuns:
     """Of this trainer."""
     store = registry.store
     running = [run for run in store.with_states("running", "stopping") if run.trainer == trainer.name]
-    return Status(running=running, queued=[run for run in store.queue() if run.trainer == trainer.name])
+    return TrainerRuns(running=running, queued=[run for run in store.queue() if run.trainer == trainer.name])
 
 
 @router.get("/{trainer}/models", summary="List model files to choose from", responses=_MODELS)

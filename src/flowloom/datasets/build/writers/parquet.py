@@ -15,7 +15,7 @@ GROUP_ROWS = 10_000
 def write(export: Export) -> None:
     """Write the file, row group by row group."""
     partial = export.output.with_name(f"{export.output.name}.tmp")
-    writer = ParquetWriter(partial, export.options.with_pictures)
+    writer = ParquetWriter(partial, export.options.with_images)
     group: list[dict[str, Any]] = []
     held = 0
     try:
@@ -31,7 +31,7 @@ def write(export: Export) -> None:
                 "is_url_based": row.is_url_based,
                 "loss_weight": row.loss_weight,
             }
-            if export.options.with_pictures:
+            if export.options.with_images:
                 try:
                     data = fetched.read()
                 except OSError as error:
