@@ -42,6 +42,7 @@ def _no_files_of_this_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of our own."""
     parser.addoption("--write-golden", action="store_true", help="write golden losses instead of comparing")
+    parser.addoption("--exact-golden", action="store_true", help="compare golden losses to the last digit")
 
 
 class TinyFamily(NamedTuple):

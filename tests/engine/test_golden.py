@@ -1,5 +1,14 @@
 """Golden losses: a refactor leaves them equal, a change of numerics says so in the changelog.
 
+They were written with torch 2.13.0 and AVX-512; there they are equal to the last digit (--exact-golden).
+Elsewhere sums in another order differ. Measured, as the largest relative difference of a loss:
+
+| torch | instructions | fp32 | bf16 |
+|---|---|---|---|
+| 2.9.0 | AVX-512 | 1.6e-7 | 3.7e-4 |
+| 2.13.0 | AVX2 | 2.2e-7 | 8.6e-4 |
+| 2.9.0 and 2.13.0 | SSE 4.1 | 8.1e-5 | 1.5e-3 |
+
 If a change is meant: pytest tests/engine/test_golden.py --write-golden
 """
 
@@ -11,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from flowloom.engine.__main__ import run_engine
 from flowloom.run.directory import RunDir
@@ -29,6 +39,15 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
+def tolerance(name: str, options: pytest.Config) -> float:
+    """The largest relative difference allowed; a change of meaning is far larger."""
+    if options.getoption("--exact-golden"):
+        return 0
+    if torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}:
+        return 5e-3 if "bf16" in name else 1e-5
+    return 1e-2 if "bf16" in name else 2e-4
+
+
 def losses(run_dir: RunDir) -> list[float]:
     found: list[float] = []
     run_engine(run_dir, lambda event: found.append(event["loss"]) if event["kind"] == "step" else None)
@@ -44,5 +63,4 @@ def test_losses_are_golden(
     if request.config.getoption("--write-golden"):
         GOLDEN.write_text(json.dumps(golden | {name: found}, indent=1) + "\n")
         return
-    # Another CPU sums in another order; a change of meaning is far larger than this.
-    assert found == pytest.approx(golden[name], rel=0.01 if "bf16" in name else 2e-4)
+    assert found == pytest.approx(golden[name], rel=tolerance(name, request.config), abs=0)
