@@ -100,7 +100,7 @@ def test_several_files_are_one_run_and_those_that_came_do_not_come_again(
     run_id = start(hub_studio, config, on_hub, wrong)
     run = hub_studio.wait(run_id)
     assert run["state"] == "failed"
-    assert "not what it should be" in run["error"]["message"]
+    assert "instead of" in run["error"]["message"]
     assert run["max_steps"] == 2 * len(CONTENT) + 2, "the sizes of all of them"
     files.contents["/wrong.bin"] = CONTENT
     before = len(files.requests)
@@ -125,7 +125,7 @@ def test_too_little_room_for_all_is_told_before_anything_comes(
     files.contents["/huge.bin"], files.claims, files.has_ranges = b"x", 2**60, False
     run = hub_studio.wait(start(hub_studio, on_hub, {"url": f"{files.url}/huge.bin"}))
     assert run["error"]["error"] == "DiskFullError"
-    assert "Make room" in run["error"]["message"]
+    assert "Free some disk space" in run["error"]["message"]
     assert elsewhere.ranges() == ["bytes=0-0"]
 
 
@@ -213,7 +213,7 @@ WRONG = {
     "part": (HUB_ITEM | {"save_as": "x.part"}, "not a file name below"),
     "a program": ({"url": "https://example.org/setup.py"}, "cannot be downloaded"),
     "no ending": (HUB_ITEM | {"save_as": "authorized_keys"}, "cannot be downloaded"),
-    "file": ({"url": "file:///etc/passwd"}, "not an address"),
+    "file": ({"url": "file:///etc/passwd"}, "not a URL"),
     "password": ({"url": "https://me:secret@example.org/x"}, "name and password"),
     "secret": ({"url": "https://example.org/x?token=abc"}, "secret"),
     "sum": (HUB_ITEM | {"sha256": "abc"}, "pattern"),

@@ -13,7 +13,7 @@ import pytest
 
 from flowloom.errors import Denied, SourceError, Unavailable
 from flowloom.storage.base import StorageSection
-from flowloom.storage.downloads.request import Asker, ask
+from flowloom.storage.downloads.request import DownloadClient, get
 from flowloom.storage.open import open_source
 from flowloom.storage.ssrf import STRICT, VARIABLE, Allowed, host_of, is_public, resolve
 from tests.fakes.files import Files
@@ -100,13 +100,13 @@ def test_public_addresses_are_public(address: str):
 @pytest.mark.parametrize("url", SPELLINGS)
 def test_this_machine_is_refused_however_it_is_spelled(url: str):
     with pytest.raises(Denied, match=VARIABLE):
-        ask(Asker(), url, {})
+        get(DownloadClient(), url, {})
 
 
 @pytest.mark.parametrize("host", ["localhost.", "127.0.0.1.", "0x7f000001.", "①②⑦.⓪.⓪.①"])
 def test_spellings_that_only_some_resolvers_know_do_not_get_in(files: Files, host: str):
     with pytest.raises((Denied, Unavailable), match=f"{VARIABLE}|no such host"):
-        ask(Asker(), f"http://{host}:{files.server_port}/x", {})
+        get(DownloadClient(), f"http://{host}:{files.server_port}/x", {})
     assert files.requests == []
 
 
@@ -115,7 +115,7 @@ def test_spellings_that_only_some_resolvers_know_do_not_get_in(files: Files, hos
     ["ftp://x/y", "file:///etc/passwd", "http://", "http:///x", "//x/y", "http://a:99999/", "http://[::1/x"],
 )
 def test_what_is_no_address_is_refused(url: str):
-    with pytest.raises(SourceError, match="not an address"):
+    with pytest.raises(SourceError, match="not a URL"):
         host_of(url)
 
 
@@ -173,7 +173,7 @@ def test_a_name_that_changes_its_address_after_the_check_does_not_get_in(
     monkeypatch.setattr("flowloom.storage.downloads.request.CONNECT_S", 0.3)
     allowed = Allowed(networks=(ipaddress.ip_network("192.0.2.0/24"),))
     with pytest.raises(SourceError, match=r"no connection|timed out|broke"):
-        ask(Asker(allowed), f"http://rebound.example:{files.server_port}/x", {})
+        get(DownloadClient(allowed), f"http://rebound.example:{files.server_port}/x", {})
     assert asked == ["rebound.example"], "resolved once, and connected to what was checked"
     assert files.requests == []
 
@@ -228,42 +228,42 @@ def test_a_server_of_the_user_s_does_not_send_on_to_another_port_of_this_machine
 
 def test_a_redirect_to_this_machine_is_refused(files: Files, elsewhere: Files):
     files.moved["/x"] = f"http://127.0.0.2:{elsewhere.server_port}/secret"
-    asker = Asker(Allowed(networks=(ipaddress.ip_network("127.0.0.1/32"),)))
+    client = DownloadClient(Allowed(networks=(ipaddress.ip_network("127.0.0.1/32"),)))
     with pytest.raises(Denied, match=r"127\.0\.0\.2"):
-        ask(asker, f"{files.url}/x", {})
+        get(client, f"{files.url}/x", {})
     assert elsewhere.requests == []
 
 
 def test_a_redirect_to_another_scheme_is_refused(files: Files):
     files.moved["/x"] = "file:///etc/passwd"
-    with pytest.raises(SourceError, match="not an address"):
-        ask(Asker(Allowed(networks=(ipaddress.ip_network("127.0.0.0/8"),))), f"{files.url}/x", {})
+    with pytest.raises(SourceError, match="not a URL"):
+        get(DownloadClient(Allowed(networks=(ipaddress.ip_network("127.0.0.0/8"),))), f"{files.url}/x", {})
 
 
 def test_redirects_end(files: Files):
     files.moved["/x"] = "/x"
-    with pytest.raises(SourceError, match="on and on"):
-        ask(Asker(Allowed(networks=(ipaddress.ip_network("127.0.0.0/8"),))), f"{files.url}/x", {})
+    with pytest.raises(SourceError, match="redirects"):
+        get(DownloadClient(Allowed(networks=(ipaddress.ip_network("127.0.0.0/8"),))), f"{files.url}/x", {})
 
 
 def test_the_token_goes_to_the_hub_alone(files: Files, elsewhere: Files, tmp_path: Path):
-    elsewhere.contents["/lies/here"] = b"model"
-    files.moved["/me/model/resolve/main/x.safetensors"] = f"{elsewhere.url}/lies/here"
-    asker = Asker(Allowed(networks=(ipaddress.ip_network("127.0.0.0/8"),)), files.url, "hf_secret")
-    response, _ = ask(asker, asker.hub_url("me/model", "x.safetensors", "main"), {})
+    elsewhere.contents["/stored/here"] = b"model"
+    files.moved["/me/model/resolve/main/x.safetensors"] = f"{elsewhere.url}/stored/here"
+    client = DownloadClient(Allowed(networks=(ipaddress.ip_network("127.0.0.0/8"),)), files.url, "hf_secret")
+    response, _ = get(client, client.hub_url("me/model", "x.safetensors", "main"), {})
     response.close()
-    response, _ = ask(asker, f"{elsewhere.url}/lies/here", {})
+    response, _ = get(client, f"{elsewhere.url}/stored/here", {})
     response.close()
     assert [headers.get("authorization") for _, headers in files.requests] == ["Bearer hf_secret"]
     assert [headers.get("authorization") for _, headers in elsewhere.requests] == [None, None]
 
 
 def test_a_page_of_the_hub_means_its_file():
-    asker = Asker()
+    client = DownloadClient()
     page = "https://huggingface.co/lodestones/Chroma1-HD/blob/main/Chroma1-HD.safetensors"
-    assert asker.file_url(page) == page.replace("/blob/", "/resolve/")
+    assert client.file_url(page) == page.replace("/blob/", "/resolve/")
     other = "https://example.org/blob/x"
-    assert asker.file_url(other) == other
+    assert client.file_url(other) == other
 
 
 @pytest.fixture
@@ -291,17 +291,17 @@ def tls_files(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_certificate_must_be_the_host_s_though_the_address_is_pinned(tls_files: Files):
     tls_files.contents["/x"] = b"content"
-    asker = Asker(Allowed(names=frozenset({"files.example", "other.example"})))
-    response, _ = ask(asker, f"https://files.example:{tls_files.server_port}/x", {})
+    client = DownloadClient(Allowed(names=frozenset({"files.example", "other.example"})))
+    response, _ = get(client, f"https://files.example:{tls_files.server_port}/x", {})
     assert response.read() == b"content"
     assert tls_files.requests[0][1]["host"] == f"files.example:{tls_files.server_port}"
     with pytest.raises(SourceError, match="certificate"):
-        ask(asker, f"https://other.example:{tls_files.server_port}/x", {})
+        get(client, f"https://other.example:{tls_files.server_port}/x", {})
     assert len(tls_files.requests) == 1
 
 
 def test_https_is_not_left_for_http(tls_files: Files):
     tls_files.moved["/x"] = "http://files.example/x"
-    asker = Asker(Allowed(names=frozenset({"files.example"})))
-    with pytest.raises(SourceError, match="not safe"):
-        ask(asker, f"https://files.example:{tls_files.server_port}/x", {})
+    client = DownloadClient(Allowed(names=frozenset({"files.example"})))
+    with pytest.raises(SourceError, match="not encrypted"):
+        get(client, f"https://files.example:{tls_files.server_port}/x", {})

@@ -125,7 +125,7 @@ def test_no_redirect_of_a_store_is_followed_to_another_server(
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_what_is_written_goes_to_no_other_server(store: Server, inner: Server, status: int):
     store.sends_on_to, store.status = f"{inner.url}/x", status
-    with pytest.raises(SourceError, match=f"answered {status}"):  # its client sends no body twice
+    with pytest.raises(SourceError, match=f"returned {status}"):  # its client sends no body twice
         bucket(store).write("x", b"content")
     assert inner.requests == []
     assert len(store.requests) == 1, "no further try would change it"

@@ -64,15 +64,15 @@ def test_without_a_network_what_is_here_is_taken(
         fetch_model("someone/other", None, PATTERNS, tmp_path)
 
 
-def test_what_the_hub_refuses_is_told(hub: ModelHub, tmp_path: Path):
+def test_refusals_of_the_hub_become_errors_with_a_hint(hub: ModelHub, tmp_path: Path):
     hub.gated.add("someone/gated")
-    with pytest.raises(Denied, match="agree to its terms"):
+    with pytest.raises(Denied, match="accept its terms"):
         fetch_model("someone/gated", None, PATTERNS, tmp_path)
     with pytest.raises(NotFound, match="no such model"):
         fetch_model("someone/nothing", None, PATTERNS, tmp_path)
     with pytest.raises(NotFound, match="at v9"):
         fetch_model(REPO, "v9", PATTERNS, tmp_path)
-    with pytest.raises(NotFound, match=r"none of other\.bin"):
+    with pytest.raises(NotFound, match=r"no file matches other\.bin"):
         fetch_model(REPO, None, ["other.bin"], tmp_path)
 
 

@@ -18,8 +18,8 @@ from flowloom.schema import Section, ui
 
 __all__ = [
     "Denied",
-    "Entry",
     "NotFound",
+    "ObjectInfo",
     "OnState",
     "Source",
     "SourceError",
@@ -77,7 +77,7 @@ class StorageSection(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ObjectInfo:
     """Metadata of an object in a store."""
 
     name: str
@@ -138,11 +138,11 @@ class Source(Protocol):
         """As `read_range`, without a copy out of the client's memory, for large parts."""
         ...
 
-    def stat(self, name: str) -> Entry:
+    def stat(self, name: str) -> ObjectInfo:
         """Size and etag of an object."""
         ...
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """All objects in the folder `prefix`, by name."""
         ...
 

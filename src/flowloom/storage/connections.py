@@ -1,4 +1,4 @@
-"""Connections by urllib3 that go to allowed addresses alone, redirects' included."""
+"""urllib3 connections to allowed addresses only, also after redirects."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ class _Secure(HTTPSConnection):
 def _checked(connection: HTTPConnection, port: int, allowed: Allowed, connect: Any) -> socket.socket:
     """A connection to one of the host's addresses, all of which were checked.
 
-    The host is resolved once: whoever answers for its name may give another address the second time.
+    The host is resolved once, because its DNS server may return another address the second time.
 
     Raises:
-        Denied: it leads where it may not.
+        Denied: one of its addresses is not allowed.
     """
     host = connection._dns_host
     try:
         addresses = resolve(host.strip("[]"), port, allowed)
     except Unavailable as error:
         cause = error.__cause__
-        gone = cause if isinstance(cause, socket.gaierror) else socket.gaierror(str(error))
-        raise NameResolutionError(host, connection, gone) from error
+        unresolved = cause if isinstance(cause, socket.gaierror) else socket.gaierror(str(error))
+        raise NameResolutionError(host, connection, unresolved) from error
     try:
         for address in addresses[:-1]:
             connection._dns_host = address
             try:
                 return connect()
             except NewConnectionError:
-                continue  # the host may have another address that answers
+                continue  # the host may have another address that responds
         connection._dns_host = addresses[-1]
         return connect()
     finally:
@@ -56,7 +56,7 @@ def _checked(connection: HTTPConnection, port: int, allowed: Allowed, connect: A
 
 
 def pool_manager(allowed: Allowed, **settings: Any) -> PoolManager:
-    """urllib3's PoolManager; its connections go to public addresses and `allowed` ones."""
+    """urllib3's PoolManager with connections to public and `allowed` addresses only."""
     kinds: dict[str, Any] = {}
     for scheme, pool, connection in (
         ("http", HTTPConnectionPool, _Plain),

@@ -1,4 +1,4 @@
-"""The way out for clients that check no addresses themselves: a proxy process (egress_proxy.py) beside us."""
+"""Checked connections for clients that cannot check addresses, through a proxy process (egress_proxy.py)."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _ENDS_WITHIN_S = 5.0
 
 @dataclass(frozen=True)
 class Egress:
-    """A way to one origin, and to nothing else."""
+    """A proxy to one origin only."""
 
     proxy_url: str
     token: str
 
     def refusal(self) -> str:
-        """Why a request was not passed on last: it led elsewhere, or to a private address."""
-        return _process().ask({"why": self.token})
+        """Reason why the proxy refused the last request: another origin, or a private address."""
+        return _process().query({"why": self.token})
 
     def keep_open(self) -> None:
-        """Start the process again, at the same ports, if it was killed."""
-        _process().ask({"why": self.token})
+        """Restart the process on the same ports if it was killed."""
+        _process().query({"why": self.token})
 
 
 def open_egress(endpoint: str, allowed: Allowed, connect_s: float) -> Egress:
-    """A way to the origin of `endpoint`, at public addresses and at those that `allowed` has."""
-    asked = Pass(
+    """A proxy to the origin of `endpoint`, at public addresses and those in `allowed`."""
+    requested = Pass(
         port=0,
         token=secrets.token_hex(16),
         endpoint=endpoint,
@@ -47,12 +47,12 @@ def open_egress(endpoint: str, allowed: Allowed, connect_s: float) -> Egress:
         given=sorted(allowed.given),
         connect_s=connect_s,
     )
-    admitted = _process().admit(asked)
+    admitted = _process().admit(requested)
     return Egress(f"http://store:{admitted.token}@127.0.0.1:{admitted.port}", admitted.token)
 
 
 class _Process:
-    """The proxy's process, with the passes that it must know."""
+    """The proxy process and its passes, which a new process gets again."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
@@ -61,25 +61,25 @@ class _Process:
         self._process: subprocess.Popen[str] | None = None
         atexit.register(self._close)
 
-    def admit(self, asked: Pass) -> Pass:
-        """`asked`, with the port that it has from now on."""
+    def admit(self, requested: Pass) -> Pass:
+        """`requested` with its port, which the proxy listens on from now on."""
         with self._lock:
             self._start()
-            admitted = replace(asked, port=self._say(asdict(asked)))
+            admitted = replace(requested, port=self._send(asdict(requested)))
             self._passes.append(admitted)
             return admitted
 
-    def ask(self, question: dict[str, Any]) -> Any:
-        """The answer to `question`."""
+    def query(self, question: dict[str, Any]) -> Any:
+        """The response to `question`."""
         with self._lock:
             self._start()
-            return self._say(question)
+            return self._send(question)
 
     def _start(self) -> None:
         if self._process and self._process.poll() is None:
             return
         self._drop()
-        # Of its own session: Ctrl-C in a terminal ends us, and the last requests with it, not before us.
+        # A separate session: Ctrl-C must not end the proxy before this process has sent its last requests.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "flowloom.storage.egress_proxy"],
             stdin=subprocess.PIPE,
@@ -88,13 +88,13 @@ class _Process:
             start_new_session=True,
         )
         for admitted in self._passes:
-            self._say(asdict(admitted))
+            self._send(asdict(admitted))
 
-    def _say(self, line: dict[str, Any]) -> Any:
-        """The answer to one line.
+    def _send(self, line: dict[str, Any]) -> Any:
+        """The response to one line.
 
         Raises:
-            Unavailable: the process was killed just now.
+            Unavailable: the process was killed.
         """
         assert self._process
         assert self._process.stdin
@@ -107,7 +107,7 @@ class _Process:
             raise Unavailable("the process that connects to object stores ended. Try again.") from None
 
     def _drop(self) -> None:
-        """End the process, which has the end of its input for a sign."""
+        """End the process by closing its input."""
         if self._process is None:
             return
         assert self._process.stdin
@@ -131,7 +131,7 @@ _making = threading.Lock()
 
 
 def _process() -> _Process:
-    """This process's own; a forked child has no say over its parent's."""
+    """The proxy of this process; a forked child does not use its parent's."""
     with _making:
         if os.getpid() not in _processes:
             _processes.clear()

@@ -1,11 +1,10 @@
 """`python -m flowloom.storage.egress_proxy`: a proxy on loopback for the client of object stores.
 
-obstore follows redirects with all headers, session tokens among them, and resolves names by itself. Neither
-can be turned off. Through this proxy it reaches only its endpoint's origin, at addresses that were checked.
+obstore follows redirects with all headers, session tokens included, and resolves names itself. Neither can be
+turned off. Through this proxy it reaches only the origin of its endpoint, at checked addresses.
 
-Standard input brings one JSON object per line, and each gets one line in answer: a Pass gets a port of its
-own, which is the answer; {"why": TOKEN} asks for the last refusal under that pass. The process ends with its
-input.
+Each line of standard input is a JSON object and gets one line in response: a Pass gets the number of a new
+port; {"why": TOKEN} gets the last refusal under that pass. The process ends with its input.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from flowloom.errors import Denied, SourceError, Unavailable
 from flowloom.storage.ssrf import Allowed, origin_of, resolve
 
 REFUSED, UNREACHED = 421, 523
-"""Statuses that this proxy answers itself, which stores do not use; answers to HEAD have nothing else."""
+"""Statuses of this proxy, which stores do not use; a response to HEAD has nothing but a status."""
 CHUNK = 2**18
 _RESET = struct.pack("ii", 1, 0)
-"""For SO_LINGER: closing sends RST, so that a body that broke off is not taken for a whole one."""
+"""For SO_LINGER: closing sends RST, so that an incomplete body is not taken for a complete one."""
 Origin = tuple[str, str, int]
 
 
 class _Refused(Exception):
-    """This pass does not open that origin, or leads to a private address."""
+    """The pass is for another origin, or its origin has a private address."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,9 @@ class Pass:
     """Hosts that a client may reach."""
 
     port: int
-    """Where the proxy listens for it; 0: any."""
+    """Port that the proxy listens on; 0: any free port."""
     token: str
-    """Its password: other processes of this machine can connect as well."""
+    """The password, because other processes on this machine can connect too."""
     endpoint: str
     names: list[str]
     networks: list[str]
@@ -56,7 +55,7 @@ class Pass:
 
     @property
     def allowed(self) -> Allowed:
-        """Private hosts among it."""
+        """The private hosts and networks of the pass."""
         networks = tuple(ipaddress.ip_network(network) for network in self.networks)
         return Allowed(frozenset(self.names), networks, frozenset((host, port) for host, port in self.given))
 
@@ -71,14 +70,14 @@ class Request:
     length: int
     """Bytes of the body."""
     forwarded: bytes
-    """The head, as the origin gets it."""
+    """The head as sent to the origin."""
 
     @classmethod
     def read(cls, head: bytes) -> Request:
-        """The request that `head` states.
+        """The request with this head.
 
         Raises:
-            ValueError: it is none that a proxy can pass on.
+            ValueError: a proxy cannot forward it.
         """
         first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
         method, target, version = first.split(" ")
@@ -104,13 +103,13 @@ def _origin(url: str) -> Origin:
         scheme, host, port = origin_of(url)
     except SourceError as error:
         raise ValueError(str(error)) from error
-    with suppress(ValueError):  # clients write the addresses of IPv6 in their shortest form
+    with suppress(ValueError):  # clients write IPv6 addresses in their shortest form
         host = str(ipaddress.ip_address(host))
     return scheme, host, port
 
 
 class Proxy:
-    """Passes on the requests of one pass."""
+    """Forwards the requests of one pass."""
 
     def __init__(self, held: Pass) -> None:
         self.held = held
@@ -118,7 +117,7 @@ class Proxy:
         """The last one."""
 
     async def listen(self) -> int:
-        """Serve from now on; the port."""
+        """Start to serve; returns the port."""
         server = await asyncio.start_server(self.serve, "127.0.0.1", self.held.port, limit=CHUNK, backlog=256)
         return server.sockets[0].getsockname()[1]
 
@@ -132,7 +131,7 @@ class Proxy:
         except Unavailable:
             await _answer(writer, f"{UNREACHED} Unreached")
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
-            pass  # the client is gone, or is none
+            pass  # the client is gone, or is not a client of the proxy
         finally:
             writer.close()
 
@@ -160,7 +159,7 @@ class Proxy:
                 upstream.close()
 
     def _check(self, request: Request) -> None:
-        # First the origin: clients leave the password out where a redirect leads to another host.
+        # Check the origin first: clients omit the password after a redirect to another host.
         if request.origin != _origin(self.held.endpoint):
             scheme, host, port = request.origin
             self.refusal = (
@@ -173,11 +172,11 @@ class Proxy:
             raise ValueError("not the client of this pass")
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection to the endpoint, at an address that was checked.
+        """A connection to the endpoint, at a checked address.
 
         Raises:
-            _Refused: it is a private address, and not allowed.
-            Unavailable: nothing answers there.
+            _Refused: the address is private and not allowed.
+            Unavailable: no connection.
         """
         _, host, port = _origin(self.held.endpoint)
         try:
@@ -216,7 +215,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, leng
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Everything that comes, until it ends; then the other side ends too, and breaks where this one broke."""
+    """Copy everything, then close the writer; reset it if the reader's connection broke."""
     try:
         while data := await reader.read(CHUNK):
             writer.write(data)
@@ -228,23 +227,23 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.close()
 
 
-def _obey(loop: asyncio.AbstractEventLoop) -> None:
-    """Answer the lines of standard input; with its end the process ends."""
+def _serve_input(loop: asyncio.AbstractEventLoop) -> None:
+    """Respond to the lines of standard input; end the process with it."""
     proxies: dict[str, Proxy] = {}
     for line in sys.stdin:
-        asked = json.loads(line)
-        if "why" in asked:
-            said: Any = proxies[asked["why"]].refusal
+        request = json.loads(line)
+        if "why" in request:
+            response: str | int = proxies[request["why"]].refusal
         else:
-            proxy = proxies[asked["token"]] = Proxy(Pass(**asked))
-            said = asyncio.run_coroutine_threadsafe(proxy.listen(), loop).result()
-        sys.stdout.write(f"{json.dumps(said)}\n")
+            proxy = proxies[request["token"]] = Proxy(Pass(**request))
+            response = asyncio.run_coroutine_threadsafe(proxy.listen(), loop).result()
+        sys.stdout.write(f"{json.dumps(response)}\n")
         sys.stdout.flush()
     os._exit(0)
 
 
 async def _main() -> None:
-    threading.Thread(target=_obey, args=(asyncio.get_running_loop(),), daemon=True).start()
+    threading.Thread(target=_serve_input, args=(asyncio.get_running_loop(),), daemon=True).start()
     await asyncio.Event().wait()
 
 

@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse, PoolManager
 
 MAX_BYTES = 2**30
-"""A body of unstated length is read so far."""
+"""Limit for bodies of unknown length."""
 CHUNK = 2**16
 HOSTS = 256
-"""Servers whose connections are kept."""
+"""Number of servers whose connections are kept open."""
 REDIRECTS = 5
 LONGEST_RETRY_AFTER_S = 120.0
 TRANSIENT = {408, 425, 429}
-"""Answers below 500 that another try may change."""
+"""Statuses below 500 that a retry may change."""
 
 
 def open_store(url: str, storage: StorageSection, on_state: OnState, *, is_given: bool = True) -> Http:
-    """The server of `url`; names are what follows, path and query as they stand in the address.
+    """The server of `url`; names are the rest of the URL, path and query included.
 
-    The user's own word, `is_given`, may name a host of a private network; what stands in a data set, and
-    where a server sends one on to, only such hosts as FLOWLOOM_PRIVATE_HOSTS allows.
+    A URL from the user, `is_given`, may name a host of a private network. URLs in datasets and redirects may
+    name only private hosts that FLOWLOOM_PRIVATE_HOSTS allows.
 
     Raises:
-        SourceError: the address has no host.
+        SourceError: the URL has no host.
     """
     try:
         parts = urlsplit(url)
         is_address = bool(parts.hostname) and not parts.query and (parts.port is None or parts.port > 0)
-    except ValueError:  # such as an odd bracket in the host, or a port that is no number
+    except ValueError:  # such as an unmatched bracket in the host, or a port that is not a number
         is_address = False
     if not is_address:
         raise SourceError(f"{shown(url)}: write http://HOST or https://HOST/FOLDER.")
@@ -51,7 +51,7 @@ def open_store(url: str, storage: StorageSection, on_state: OnState, *, is_given
 
 
 class Http(Remote):
-    """Everything at one server, by urllib3 in threads: obstore takes no queries and no unstated lengths."""
+    """Files of one server, by urllib3 in threads: obstore supports neither queries nor unknown lengths."""
 
     def __init__(
         self, url: str, storage: StorageSection, on_state: OnState, allowed: Allowed, *, is_given: bool
@@ -59,13 +59,13 @@ class Http(Remote):
         # Addresses that a dataset names are permitted, and expire, one by one.
         super().__init__(shown(url), storage, on_state, is_trusted=False, is_guarded=is_given)
         parts = urlsplit(url)
-        # Not what is shown of it, which may hide more than the password.
+        # Not the text for messages, which may hide more than the password.
         self._address = (
             parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl().rstrip("/")
         )
-        # Servers tell the page of a folder from a file of its name by the slash.
-        self._itself = f"{self._address}/" if parts.path.endswith("/") else self._address
-        self._headers = _sign_in(url)
+        # For servers, the slash distinguishes a folder from a file of the same name.
+        self._root_url = f"{self._address}/" if parts.path.endswith("/") else self._address
+        self._headers = _auth_headers(url)
         self._threads = _threads(storage.connections, os.getpid())
         self._pool = _pools(storage.connections, storage.timeout_s, os.getpid(), allowed)
 
@@ -104,13 +104,13 @@ class Http(Remote):
         response.close()
 
     def _request(self, name: str, headers: dict[str, str], where: str) -> BaseHTTPResponse:
-        return self._send(f"{self._address}/{name}" if name else self._itself, headers, where)
+        return self._send(f"{self._address}/{name}" if name else self._root_url, headers, where)
 
     def _send(self, address: str, headers: dict[str, str], where: str) -> BaseHTTPResponse:
-        """The head of the answer.
+        """The response before its body is read.
 
         Raises:
-            SourceError: it is not one that a body follows.
+            SourceError: it has no body to read.
         """
         from urllib3.exceptions import HTTPError, LocationParseError
 
@@ -119,7 +119,7 @@ class Http(Remote):
                 "GET", address, headers=headers, preload_content=False, redirect=True
             )
         except LocationParseError:
-            raise SourceError(f"{where}: not an address.") from None
+            raise SourceError(f"{where}: not a URL.") from None
         except (HTTPError, OSError, ValueError) as error:
             raise Unavailable(f"{where}: {_fault(error)}") from None
         if response.status in (200, 206, 304):
@@ -130,18 +130,18 @@ class Http(Remote):
 
 @cache
 def _threads(connections: int, pid: int) -> ThreadPoolExecutor:  # noqa: ARG001
-    """For all servers together; a forked process has its own."""
+    """Shared by all servers; a forked process has its own."""
     return ThreadPoolExecutor(connections, thread_name_prefix="http")
 
 
 @cache
 def _pools(connections: int, timeout_s: float, pid: int, allowed: Allowed) -> PoolManager:  # noqa: ARG001
-    """Connections to all servers that may be reached alike; a forked process has its own."""
+    """Shared by all servers with these settings; a forked process has its own."""
     import urllib3
 
     from flowloom.storage.connections import pool_manager
 
-    # Its debug lines quote whole addresses, and with them the signatures of presigned ones.
+    # Its debug messages quote complete URLs, including the signatures of presigned ones.
     for name in ("urllib3.connectionpool", "urllib3.poolmanager", "urllib3.util.retry"):
         logging.getLogger(name).addFilter(_above_debug)
     return pool_manager(
@@ -153,7 +153,7 @@ def _pools(connections: int, timeout_s: float, pid: int, allowed: Allowed) -> Po
     )
 
 
-def _sign_in(url: str) -> dict[str, str]:
+def _auth_headers(url: str) -> dict[str, str]:
     """Headers of every request, with the credentials of `url`, which messages must not contain."""
     import urllib3
 
@@ -167,11 +167,11 @@ def _above_debug(record: logging.LogRecord) -> bool:
 
 
 def _body(response: BaseHTTPResponse, wanted: Request, where: str) -> bytes:
-    """The body, or the part of it that is wanted where the server gives all.
+    """The body, or the requested range of it if the server sends everything.
 
     Raises:
-        Unavailable: it broke off.
-        SourceError: it is larger than memory should hold.
+        Unavailable: the connection broke.
+        SourceError: the body is larger than MAX_BYTES.
     """
     from urllib3.exceptions import HTTPError
 
@@ -202,14 +202,14 @@ def _refusal(response: BaseHTTPResponse, where: str) -> SourceError:
         return NotFound(f"{where}: the server returned {status}: not found.")
     if status in (401, 403):
         return Denied(
-            f"{where}: the server returned {status}: access denied. Is the URL still valid?",
+            f"{where}: the server returned {status}: access denied. Check that the URL is still valid.",
             said=str(status),
             is_about_keys=status == 401,
         )
     if status < 500 and status not in TRANSIENT:
         return SourceError(f"{where}: the server returned {status}.")
-    asked = response.headers.get("Retry-After", "")
-    after = min(float(asked), LONGEST_RETRY_AFTER_S) if asked.isdecimal() else 0.0
+    retry_after = response.headers.get("Retry-After", "")
+    after = min(float(retry_after), LONGEST_RETRY_AFTER_S) if retry_after.isdecimal() else 0.0
     return Unavailable(
         f"{where}: the server returned {status}", is_busy=status in (429, 503), retry_after_s=after
     )
@@ -224,7 +224,7 @@ def _fault(error: Exception) -> str:
         return "no such host"
     if isinstance(cause, exceptions.SSLError):
         return "its certificate or TLS is not accepted"
-    if isinstance(cause, exceptions.NewConnectionError):  # before the timeouts, of which it is one
+    if isinstance(cause, exceptions.NewConnectionError):  # before the timeouts, because it is a subclass
         return "no connection"
     if isinstance(cause, exceptions.TimeoutError | TimeoutError):
         return "timed out"

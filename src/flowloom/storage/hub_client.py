@@ -1,4 +1,4 @@
-"""The HTTP client of huggingface_hub, held to the addresses that all our connections are held to."""
+"""The HTTP client of huggingface_hub, restricted to allowed addresses like all other connections."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ _HUB = "huggingface.co"
 
 
 def check_hub_addresses() -> None:
-    """Make huggingface_hub connect to public addresses and allowed ones only, wherever the hub redirects.
+    """Make huggingface_hub connect to public and allowed addresses only, also after redirects.
 
-    A proxy of the environment connects for itself. Xet, whose own client connects where the hub says, is for
-    huggingface.co alone.
+    A proxy in the environment makes its own connections. Xet's client connects wherever the hub says, so it
+    is used with huggingface.co only.
     """
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
-    def client() -> Any:
-        made: Any = _http.default_client_factory()
-        made._transport._pool._network_backend = _backend(Allowed.from_environment())
-        return made
+    def make_client() -> Any:
+        client: Any = _http.default_client_factory()
+        client._transport._pool._network_backend = _backend(Allowed.from_environment())
+        return client
 
-    huggingface_hub.set_client_factory(client)
+    huggingface_hub.set_client_factory(make_client)
     endpoint = os.environ.get("HF_ENDPOINT")
     if endpoint and urlsplit(endpoint).hostname != _HUB:
         constants.HF_HUB_DISABLE_XET = True
@@ -38,7 +38,7 @@ def _backend(allowed: Allowed) -> Any:
     import httpcore2
 
     class Checked(httpcore2.SyncBackend):
-        """Resolves a name once, and connects to addresses that were checked."""
+        """Resolves a name once and connects to checked addresses."""
 
         def connect_tcp(
             self,

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: a few files of a repository, kept where the hub's own tools keep them."""
+"""Download models from the Hugging Face hub: files of a repository, into the cache of the hub's tools."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from flowloom.storage.hub_client import check_hub_addresses
 def fetch_model(
     repo: str, revision: str | None, patterns: Sequence[str], models_dir: Path | None
 ) -> tuple[Path, str]:
-    """A folder with the files of `repo` whose names fit `patterns`, and the commit that they are of.
+    """A folder with the files of `repo` that match `patterns`, and their commit.
 
-    What is there already is not fetched again, and what was begun goes on. Without a network, what is there
-    is taken. HF_TOKEN in the environment opens private and gated repositories.
+    Complete files are not downloaded again, incomplete ones are resumed, and existing ones are used without
+    a network. HF_TOKEN in the environment gives access to private and gated repositories.
 
     Args:
-        revision: a branch, tag or commit; None: the newest of main.
-        models_dir: None: the hub's own cache.
+        revision: a branch, tag or commit; None: the newest commit of main.
+        models_dir: None: the cache of huggingface_hub.
 
     Raises:
-        NotFound: no such repository, revision, or none of the files.
-        Denied: a token is needed, the terms of use have to be agreed to, or the hub redirects to a private
+        NotFound: no such repository or revision, or no matching file.
+        Denied: a token is missing, the terms of use are not accepted, or the hub redirects to a private
             address.
-        Unavailable: the hub cannot be reached, and the files are not here.
+        Unavailable: the hub cannot be reached, and the files are not on this machine.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -39,7 +39,7 @@ def fetch_model(
     )
 
     check_hub_addresses()
-    # The first base of its errors is that of whichever HTTP client the hub's package uses.
+    # The base class of all errors of the HTTP client, which depends on the version of huggingface_hub.
     client_error: Any = HfHubHTTPError.__bases__[0]
     try:
         folder = snapshot_download(
@@ -53,20 +53,20 @@ def fetch_model(
             library_name="flowloom",
         )
     except GatedRepoError as error:
-        message = f"{repo}: agree to its terms on the hub, and put a token of that account into HF_TOKEN."
+        message = f"{repo}: accept its terms on the hub, and set HF_TOKEN to a token of that account."
         raise Denied(message) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         named = f"{repo} at {revision}" if revision else repo
-        raise NotFound(f"{named}: the hub has no such model, or HF_TOKEN does not open it.") from error
+        raise NotFound(f"{named}: no such model on the hub, or HF_TOKEN has no access to it.") from error
     except LocalEntryNotFoundError as error:
         raise Unavailable(f"{repo}: {_unreached(error)}") from error
     except (client_error, OSError, ValueError) as error:
         raise SourceError(
-            f"{repo} could not be fetched: {str(error).strip() or type(error).__name__}"
+            f"{repo} could not be downloaded: {str(error).strip() or type(error).__name__}"
         ) from error
     path = Path(folder)
-    if not any(found for pattern in patterns for found in path.glob(pattern)):
-        raise NotFound(f"{repo}: has none of {', '.join(patterns)}.")
+    if not any(match for pattern in patterns for match in path.glob(pattern)):
+        raise NotFound(f"{repo}: no file matches {', '.join(patterns)}.")
     return path, path.name
 
 
@@ -74,5 +74,5 @@ def _unreached(error: Exception) -> str:
     cause = error.__cause__ or error
     return (
         f"the hub cannot be reached ({cause or type(cause).__name__}), and the model is not on this machine. "
-        "Copy its files into a folder and name that by model_path."
+        "Copy its files into a folder, and set model_path to it."
     )

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from flowloom.errors import Denied, ImageError, NotFound, SourceError
 from flowloom.files import replacing
-from flowloom.storage.base import Entry, OnState, StorageSection, scheme_of
+from flowloom.storage.base import ObjectInfo, OnState, StorageSection, scheme_of
 
 TWIN = ".jxl"
 """FLOW: a JPEG XL of the same name wins over the file itself."""
@@ -67,17 +67,17 @@ class Folder:
     def read_buffer(self, name: str, start: int, length: int) -> bytes:
         return self.read_range(name, start, length)
 
-    def stat(self, name: str) -> Entry:
+    def stat(self, name: str) -> ObjectInfo:
         with self._translated(name):
-            return self._entry(self._at(name))
+            return self._object_info(self._at(name))
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with self._translated(prefix):
             start = self._at(prefix) if prefix else self.path
             paths = sorted(path for path in start.rglob("*") if path.is_file() and path.suffix != PARTIAL)
         for path in paths:
             with self._translated(path.name):
-                yield self._entry(path)
+                yield self._object_info(path)
 
     def write(self, name: str, content: bytes | Path) -> None:
         if isinstance(content, Path) and not content.is_file():
@@ -103,11 +103,11 @@ class Folder:
             raise SourceError(f"{name} leads out of {self.path}.")
         return path
 
-    def _entry(self, path: Path) -> Entry:
+    def _object_info(self, path: Path) -> ObjectInfo:
         status = path.stat()
         name = path.relative_to(self.path).as_posix()
         modified = datetime.fromtimestamp(status.st_mtime, UTC)
-        return Entry(name, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", modified)
+        return ObjectInfo(name, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", modified)
 
     @contextmanager
     def _translated(self, name: str) -> Generator[None]:

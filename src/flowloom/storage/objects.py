@@ -1,4 +1,4 @@
-"""Object stores by obstore: what S3, Google and Azure have in common."""
+"""Common base of the object stores of obstore: S3, Google and Azure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Buffer
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
-from flowloom.storage.base import Entry, OnState, StorageSection, shown
+from flowloom.storage.base import ObjectInfo, OnState, StorageSection, shown
 from flowloom.storage.egress import Egress
 from flowloom.storage.egress_proxy import REFUSED, UNREACHED
 from flowloom.storage.remote import PAGE, Remote, Request, Response
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 NO_RETRIES: RetryConfig = {"max_retries": 0}
-"""The gate tries again, so that it knows how the store is."""
+"""CircuitBreaker retries, because it tracks the state of the store."""
 LONGEST_TRANSFER = timedelta(hours=1)
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
@@ -35,16 +35,16 @@ _KEYS_AT_FAULT = {
     *("AccountProblem", "NotSignedUp"),
     *("AuthenticationFailed", "InvalidAuthenticationInfo", "AccountIsDisabled", "AuthenticationRequired"),
 }
-"""Codes of S3, Google (which uses S3's) and Azure that blame the keys or their account, not one object."""
+"""Error codes of S3, Google (the same) and Azure about the keys or their account, not about one object."""
 _BUSY = {"429", "503"}
 
 
 def client_options(
     storage: StorageSection, endpoint: str | None = None, egress: Egress | None = None
 ) -> ClientConfig:
-    """How the HTTP client waits, and by which way it connects; plain HTTP only where the endpoint says so."""
-    way: ClientConfig = {"proxy_url": egress.proxy_url} if egress else {}
-    return way | {
+    """Timeouts and proxy of the HTTP client; plain HTTP only if the endpoint has it."""
+    proxy: ClientConfig = {"proxy_url": egress.proxy_url} if egress else {}
+    return proxy | {
         "allow_http": (endpoint or "").startswith("http://"),
         "connect_timeout": timedelta(seconds=connect_s(storage)),
         "read_timeout": timedelta(seconds=storage.timeout_s),
@@ -54,7 +54,7 @@ def client_options(
 
 
 def connect_s(storage: StorageSection) -> float:
-    """How long a connection may take."""
+    """Timeout for making a connection."""
     return min(5.0, storage.timeout_s)
 
 
@@ -62,11 +62,11 @@ def bucket_and_prefix(url: str) -> tuple[str, str | None]:
     """The two parts of `s3://bucket/prefix`.
 
     Raises:
-        SourceError: there is no bucket.
+        SourceError: the URL has no bucket.
     """
     scheme, _, rest = url.partition("://")
-    bucket, _, prefix = rest.partition("/")  # not by urlsplit: names of objects may have ? and #
-    # Some stores have the bucket in the host's name: nothing may stand there that leads to another host.
+    bucket, _, prefix = rest.partition("/")  # not by urlsplit, because names of objects may contain ? and #
+    # Some stores have the bucket in the host name, so it must not contain characters that change the host.
     if not _BUCKET.fullmatch(bucket):
         raise SourceError(f"{shown(url)}: write {scheme}://BUCKET or {scheme}://BUCKET/FOLDER.")
     return bucket, prefix.strip("/") or None
@@ -79,10 +79,10 @@ def open_objects(
     make: Callable[..., ObjectStore],
     egress: Egress | None = None,
 ) -> Objects:
-    """The store that `make` gives for the bucket and prefix of `url`; `egress` is its client's way out.
+    """The store that `make` returns for the bucket and prefix of `url`; `egress` is the proxy of its client.
 
     Raises:
-        SourceError: the address has no bucket, or settings that this kind of store needs are missing.
+        SourceError: the URL has no bucket, or settings of this kind of store are missing.
     """
     from obstore.exceptions import BaseError
 
@@ -96,7 +96,7 @@ def open_objects(
 
 
 class Objects(Remote):
-    """Things in one bucket, below one prefix."""
+    """Objects in one bucket, below one prefix."""
 
     def __init__(
         self,
@@ -113,20 +113,22 @@ class Objects(Remote):
 
     async def request(self, wanted: Request) -> Response:
         if wanted.start is not None and wanted.length is not None:
-            return await self._ask_range(wanted.name, wanted.start, wanted.start + wanted.length)
+            return await self._request_range(wanted.name, wanted.start, wanted.start + wanted.length)
         options: Any = {"if_none_match": wanted.etag} if wanted.etag else None
         try:
-            with self._told(wanted.name):
-                got = await self.store.get_async(wanted.name, options=options)
+            with self._translated(wanted.name):
+                result = await self.store.get_async(wanted.name, options=options)
         except _Unchanged:
             return Response(0, wanted.etag, _no_body, _nothing, is_unchanged=True)
-        meta = got.meta
+        meta = result.meta
 
         async def body() -> bytes:
-            with self._told(wanted.name):
-                content = bytes(await got.bytes_async())
+            with self._translated(wanted.name):
+                content = bytes(await result.bytes_async())
             if len(content) != meta["size"]:
-                raise Unavailable(f"{self.root}/{wanted.name}: broke off at byte {len(content)}")
+                raise Unavailable(
+                    f"{self.root}/{wanted.name}: the connection broke after {len(content)} bytes"
+                )
             return content
 
         return Response(meta["size"], meta["e_tag"], body, _nothing)
@@ -135,10 +137,10 @@ class Objects(Remote):
         return self._with_retries(lambda: self._range(name, start, start + length), name)
 
     async def _range(self, name: str, start: int, end: int) -> Buffer:
-        with self._told(name):
+        with self._translated(name):
             return await self.store.get_range_async(name, start=start, end=end)
 
-    async def _ask_range(self, name: str, start: int, end: int) -> Response:
+    async def _request_range(self, name: str, start: int, end: int) -> Response:
         content = bytes(await self._range(name, start, end))
 
         async def body() -> bytes:
@@ -148,7 +150,7 @@ class Objects(Remote):
 
     async def _ping(self) -> None:
         try:
-            await self._stat("is-anybody-there")
+            await self._stat("ping")
         except Unavailable:
             raise
         except SourceError:
@@ -160,39 +162,39 @@ class Objects(Remote):
     def _renew_keys(self) -> None:
         from obstore.exceptions import BaseError
 
-        # A client keeps the keys that it has read until they are due to expire.
+        # A client caches its keys until they expire.
         with suppress(BaseError, SourceError, OSError, ValueError):
             self.store = self._connect()
 
-    async def _stat(self, name: str) -> Entry:
+    async def _stat(self, name: str) -> ObjectInfo:
         try:
-            with self._told(name):
-                return _entry(await self.store.head_async(name))
+            with self._translated(name):
+                return _object_info(await self.store.head_async(name))
         except _Unexplained:
             await self._range(name, 0, 1)
             raise
 
-    async def _pages(self, prefix: str, after: str | None) -> AsyncIterator[list[Entry]]:
-        with self._told(prefix):
+    async def _pages(self, prefix: str, after: str | None) -> AsyncIterator[list[ObjectInfo]]:
+        with self._translated(prefix):
             stream = self.store.list_async(prefix or None, offset=after, chunk_size=PAGE)
         while True:
-            with self._told(prefix):
+            with self._translated(prefix):
                 metas = await anext(stream, None)
             if metas is None:
                 return
-            yield [_entry(meta) for meta in metas]
+            yield [_object_info(meta) for meta in metas]
 
     async def _put(self, name: str, content: bytes | Path) -> None:
-        with self._told(name):
+        with self._translated(name):
             await self.store.put_async(name, content)
 
     async def _remove(self, name: str) -> None:
-        with self._told(name):
+        with self._translated(name):
             await self.store.delete_async(name)
 
     @contextmanager
-    def _told(self, name: str) -> Generator[None]:
-        """Obstore's errors in our words: its own quote whole requests."""
+    def _translated(self, name: str) -> Generator[None]:
+        """Raise SourceError instead of obstore's errors, which quote complete requests."""
         from obstore.exceptions import BaseError
 
         try:
@@ -217,7 +219,7 @@ class _Unexplained(SourceError):
 
 
 class _Unchanged(SourceError):
-    """The content is still that of the etag."""
+    """The content still has the given etag."""
 
 
 def translated(error: Exception, where: str) -> SourceError:
@@ -227,7 +229,7 @@ def translated(error: Exception, where: str) -> SourceError:
     text = str(error)
     status = _first(_STATUS, text)
     code = _first(_CODE, text)
-    said = " ".join(word for word in (status, code) if word)
+    said = " ".join(part for part in (status, code) if part)
     if isinstance(error, exceptions.NotModifiedError):
         return _Unchanged(where)
     if isinstance(error, FileNotFoundError):
@@ -240,23 +242,23 @@ def translated(error: Exception, where: str) -> SourceError:
         is_about_keys = code in _KEYS_AT_FAULT or status == "401" or not said
         return Denied(f"{where}: access denied ({reason}). {hint}", said=reason, is_about_keys=is_about_keys)
     if isinstance(error, ValueError):
-        return SourceError(f"{where}: not a name that an object can have.")
+        return SourceError(f"{where}: not a valid name of an object.")
     if status and status[0] in "34" and status not in ("408", "429"):
         kind = _Unexplained if said == "400" else SourceError
-        return kind(f"{where}: the store answered {said}.")
+        return kind(f"{where}: the store returned {said}.")
     if status:
-        return Unavailable(f"{where}: the store answered {said}", is_busy=status in _BUSY)
+        return Unavailable(f"{where}: the store returned {said}", is_busy=status in _BUSY)
     fault = next((name for name, signs in _FAULTS if any(s in text for s in signs)), "the connection broke")
     return Unavailable(f"{where}: {fault}")
 
 
 def _first(pattern: re.Pattern[str], text: str) -> str:
-    found = pattern.search(text)
-    return found[1] if found else ""
+    match = pattern.search(text)
+    return match[1] if match else ""
 
 
-def _entry(meta: ObjectMeta) -> Entry:
-    return Entry(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
+def _object_info(meta: ObjectMeta) -> ObjectInfo:
+    return ObjectInfo(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
 
 
 async def _no_body() -> bytes:
@@ -264,4 +266,4 @@ async def _no_body() -> bytes:
 
 
 def _nothing() -> None:
-    """The body of an answer that is let go is closed with it."""
+    """Discard a body: obstore closes it with its response."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from typing_extensions import Buffer
 
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
-from flowloom.storage.base import Entry, OnState, StorageSection
+from flowloom.storage.base import ObjectInfo, OnState, StorageSection
 from flowloom.storage.retry import CircuitBreaker
 
 T = TypeVar("T")
@@ -89,7 +89,7 @@ class Remote:
     def _renew_keys(self) -> None:
         """Read the keys again, as they may have been renewed."""
 
-    def _pages(self, prefix: str, after: str | None) -> AsyncIterator[list[Entry]]:  # noqa: ARG002
+    def _pages(self, prefix: str, after: str | None) -> AsyncIterator[list[ObjectInfo]]:  # noqa: ARG002
         raise SourceError(f"{self.root}/{prefix}: this kind of store cannot be listed.")
 
     async def _put(self, name: str, content: bytes | Path) -> None:  # noqa: ARG002
@@ -107,23 +107,23 @@ class Remote:
     def read_buffer(self, name: str, start: int, length: int) -> Buffer:
         return self.read_range(name, start, length)
 
-    def stat(self, name: str) -> Entry:
+    def stat(self, name: str) -> ObjectInfo:
         return self._with_retries(lambda: self._stat(name), name)
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        pages: AsyncIterator[list[Entry]] | None = None
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        pages: AsyncIterator[list[ObjectInfo]] | None = None
         after: str | None = None
 
-        async def turn() -> list[Entry] | None:
+        async def next_page() -> list[ObjectInfo] | None:
             nonlocal pages
             pages = pages or self._pages(prefix, after)
             try:
                 return await anext(pages, None)
             except SourceError:
-                pages = None  # a listing that broke off is taken up after the last name
+                pages = None  # resume an interrupted listing after the last name
                 raise
 
-        while (page := self._with_retries(turn, "")) is not None:
+        while (page := self._with_retries(next_page, "")) is not None:
             yield from page
             after = page[-1].name if page else after
 
@@ -140,12 +140,12 @@ class Remote:
         finally:
             self.breaker.forget(name)
 
-    async def _stat(self, name: str) -> Entry:
-        answer = await self.request(Request(name))
-        answer.drop()
-        if answer.size is None:
-            raise SourceError(f"{self.root}/{name}: the server does not say its size.")
-        return Entry(name, answer.size, answer.etag, None)
+    async def _stat(self, name: str) -> ObjectInfo:
+        response = await self.request(Request(name))
+        response.drop()
+        if response.size is None:
+            raise SourceError(f"{self.root}/{name}: the server does not report its size.")
+        return ObjectInfo(name, response.size, response.etag, None)
 
     async def _body(self, wanted: Request) -> bytes:
         return await (await self.request(wanted)).body()
@@ -174,12 +174,12 @@ _loops = _Loops()
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
-    """Where all stores are talked to."""
+    """The event loop of all stores in this process."""
     return _loops.get()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Do `work` on the event loop and wait for it; not to be called from there."""
+    """Run `work` on the event loop and wait for it; must not be called from the loop."""
     future = asyncio.run_coroutine_threadsafe(work, event_loop())
     try:
         return future.result()

@@ -1,4 +1,4 @@
-"""Amazon's S3 and everything that speaks it: `s3://bucket/prefix`."""
+"""Amazon S3 and compatible stores: `s3://bucket/prefix`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _AMAZON = re.compile(r"https://([a-z0-9-]+\.)+amazonaws\.com(\.cn)?/?", re.IGNORECASE)
 KEYS_GOOD_FOR = timedelta(minutes=10)
-"""How long a profile's keys are used before its file is read again: others may renew them."""
+"""Time until the file of a profile is read again, because another program may renew its keys."""
 
 
 def open_store(url: str, storage: StorageSection, on_state: OnState) -> Objects:
@@ -29,7 +29,7 @@ def open_store(url: str, storage: StorageSection, on_state: OnState) -> Objects:
 
     Raises:
         Denied: the profile has no keys.
-        SourceError: the address has no bucket.
+        SourceError: the URL has no bucket.
     """
     from obstore.store import S3Store
 
@@ -69,7 +69,7 @@ def _endpoint(storage: StorageSection) -> str | None:
 
 
 def _profile_name(storage: StorageSection) -> str | None:
-    """Which profile is asked; None where keys of the environment, or none at all, are used."""
+    """Name of the profile; None if the keys are from the environment, or if there are none."""
     if storage.anonymous:
         return None
     if storage.profile:
@@ -80,8 +80,8 @@ def _profile_name(storage: StorageSection) -> str | None:
 
 
 def read_profile(name: str) -> dict[str, str]:
-    """Settings of a profile in ~/.aws/credentials and ~/.aws/config, or in the files of AWS's variables."""
-    found: dict[str, str] = {}
+    """Settings of a profile in ~/.aws/credentials and ~/.aws/config, or the files in AWS's variables."""
+    settings: dict[str, str] = {}
     files = (
         ("AWS_CONFIG_FILE", "~/.aws/config", name if name == "default" else f"profile {name}"),
         ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", name),
@@ -92,18 +92,18 @@ def read_profile(name: str) -> dict[str, str]:
         try:
             parser.read(path, encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError):
-            # Without the parser's own words, which quote the file.
+            # The parser's message would quote the file.
             raise Denied(f"{path}: not an AWS profile file. Write it with 'aws configure'.") from None
         if parser.has_section(section):
-            found |= dict(parser.items(section))
-    return found
+            settings |= dict(parser.items(section))
+    return settings
 
 
 def credential(name: str) -> S3Credential:
     """The keys of a profile, read again.
 
     Raises:
-        Denied: it has none.
+        Denied: it has no keys.
     """
     profile = read_profile(name)
     try:

@@ -1,7 +1,7 @@
-"""Where downloads and reads of what rows name may connect to: public addresses, and what the user allowed.
+"""Addresses that downloads and the URLs of rows may connect to: public ones, and those that the user allowed.
 
-A name's addresses are all checked, and nothing is sent but to one that was: whoever answers for the name
-cannot put another one in its place afterwards.
+All addresses of a name are checked, and connections are made to a checked address only, so the DNS server of
+the name cannot replace it afterwards.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 from flowloom.errors import Denied, SourceError, Unavailable
 
 VARIABLE = "FLOWLOOM_PRIVATE_HOSTS"
-"""Environment variable: hosts, addresses and networks, with commas between, that downloads and rows may
-name though they are private, such as `nas.lan, 10.0.0.0/8`."""
+"""Environment variable: private hosts, addresses and networks, separated by commas, that downloads and rows
+may use, such as `nas.lan, 10.0.0.0/8`."""
 
 STRICT = "FLOWLOOM_STRICT_ADDRESSES"
-"""Environment variable: the studio sets it for the processes that it starts. Their configurations come from
-requests, so an address in them is not the word of the machine's owner."""
+"""Environment variable that the studio sets for its processes. Their configurations come from requests, so
+an address in them was not necessarily given by the owner of the machine."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _STORES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -34,13 +34,13 @@ _SPECIAL_V4 = tuple(
         "224.0.0.0/4", "240.0.0.0/4",
     )
 )  # fmt: skip
-"""IANA's IPv4 Special-Purpose Address Registry, and multicast. Written out: what Python's `is_global` says of
-these differs between its versions, and for some blocks between the registry and a firewall."""
+"""IANA's IPv4 Special-Purpose Address Registry, and multicast. Written out, because Python's `is_global`
+differs between versions, and for some blocks from the registry."""
 _SPECIAL_V6 = tuple(
     ipaddress.IPv6Network(block)
     for block in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 )
-"""Entries of IANA's IPv6 registry in 2000::/3; nothing outside of that is public."""
+"""Entries of IANA's IPv6 registry in 2000::/3; no address outside of that is public."""
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _first_answers: dict[str, bool] = {}
@@ -61,35 +61,35 @@ class Allowed:
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Allowed:
         """From FLOWLOOM_PRIVATE_HOSTS and HF_ENDPOINT."""
         names, networks = set[str](), []
-        for word in environ.get(VARIABLE, "").replace(",", " ").split():
+        for entry in environ.get(VARIABLE, "").replace(",", " ").split():
             try:
-                networks.append(ipaddress.ip_network(word.strip("[]"), strict=False))
+                networks.append(ipaddress.ip_network(entry.strip("[]"), strict=False))
             except ValueError:
-                names.add(_plain(word))
+                names.add(_plain(entry))
         if environ.get("HF_ENDPOINT"):
             names.add(_plain(urlsplit(environ["HF_ENDPOINT"]).hostname or ""))
         return cls(frozenset(names - {""}), tuple(networks))
 
     @classmethod
     def for_stores(cls, environ: Mapping[str, str] = os.environ) -> Allowed:
-        """These, and the endpoints that AWS's own variables name: the owner of the machine set them."""
+        """These, and the endpoints in AWS's variables, which the owner of the machine set."""
         allowed = cls.from_environment(environ)
-        own = {_plain(urlsplit(environ.get(name, "")).hostname or "") for name in _STORES} - {""}
-        return replace(allowed, names=allowed.names | own)
+        endpoints = {_plain(urlsplit(environ.get(name, "")).hostname or "") for name in _STORES} - {""}
+        return replace(allowed, names=allowed.names | endpoints)
 
     def and_given(self, url: str, environ: Mapping[str, str] = os.environ) -> Allowed:
-        """These, and the host and port of `url`, which the user gave; under FLOWLOOM_STRICT_ADDRESSES these.
+        """These, and the host and port of `url` from the user, unless FLOWLOOM_STRICT_ADDRESSES is set.
 
-        With port 80 comes 443: servers send visitors on from one to the other.
+        Port 80 includes 443, because servers redirect from one to the other.
         """
         if environ.get(STRICT):
             return self
         host, port = host_of(url, with_password=True)
         ports = {80, 443} if port == 80 else {port}
-        return replace(self, given=self.given | {(_plain(host), each) for each in ports})
+        return replace(self, given=self.given | {(_plain(host), port) for port in ports})
 
     def holds(self, host: str, address: Address, port: int = 0) -> bool:
-        """True if `address` of `host` was allowed by name or by number, or given with this port."""
+        """True if `address` of `host` is allowed by name or number, or was given with this port."""
         if _plain(host) in self.names or any(address in network for network in self.networks):
             return True
         return (_plain(host), port) in self.given and _first_answers.get(_plain(host), True)
@@ -100,9 +100,9 @@ def _plain(host: str) -> str:
 
 
 def is_public(address: Address) -> bool:
-    """True if `address` is public: no host, network or service of this machine's own surroundings.
+    """True if `address` is public: not one of this machine or of a private network.
 
-    An IPv6 address that stands for an IPv4 one is as public as that.
+    An IPv6 address that contains an IPv4 address is public if that is.
     """
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in block for block in _SPECIAL_V4)
@@ -120,14 +120,14 @@ def resolve(host: str, port: int, allowed: Allowed) -> list[str]:
     """The addresses of `host`, all of which may be connected to.
 
     Raises:
-        Denied: one of its addresses is private, and not allowed.
-        Unavailable: there is no such host now.
+        Denied: one of its addresses is private and not allowed.
+        Unavailable: the host has no address now.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise Unavailable(f"{host}: no such host.") from error
-    numbers = list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in found))
+    numbers = list(dict.fromkeys(str(entry[4][0]).partition("%")[0] for entry in entries))
     if (_plain(host), port) in allowed.given:
         is_private = any(not is_public(ipaddress.ip_address(number)) for number in numbers)
         _first_answers.setdefault(_plain(host), is_private)
@@ -139,7 +139,7 @@ def connect(host: str, port: int, allowed: Allowed, timeout_s: float) -> socket.
 
     Raises:
         Denied, Unavailable: as `resolve`.
-        OSError: none of them can be connected to.
+        OSError: no address accepts the connection.
     """
     failure: OSError | None = None
     for address in resolve(host, port, allowed):
@@ -154,22 +154,22 @@ def _checked(host: str, port: int, number: str, allowed: Allowed) -> Address:
     """The address written as `number`, if connecting to it for `host` is allowed.
 
     Raises:
-        Denied: it is private, and not allowed.
+        Denied: it is private and not allowed.
     """
     address = ipaddress.ip_address(number)
     if not is_public(address) and not allowed.holds(host, address, port):
         raise Denied(
-            f"{host} is {address}, an address of a private network or of this machine. If that is meant, "
-            f"set {VARIABLE}={host} in the environment (of the studio, where that is in use)."
+            f"{host} is {address}, an address of a private network or of this machine. To allow it, set "
+            f"{VARIABLE}={host} in the environment (of the studio, if it is in use)."
         )
     return address
 
 
 def host_of(url: str, *, with_password: bool = False) -> tuple[str, int]:
-    """Host and port of an address.
+    """Host and port of a URL.
 
     Raises:
-        SourceError: it is none of http or https, or carries a name and password where it must not.
+        SourceError: its scheme is not http or https, or it contains a name or password.
     """
     try:
         parts = urlsplit(url)
@@ -177,13 +177,13 @@ def host_of(url: str, *, with_password: bool = False) -> tuple[str, int]:
     except ValueError:
         host, port, parts = None, None, urlsplit("")
     if parts.scheme not in ("http", "https") or not host or port == 0:
-        raise SourceError("not an address to download from: write https://HOST/FILE.")
+        raise SourceError("not a URL to download from: write https://HOST/FILE.")
     if not with_password and (parts.username is not None or parts.password is not None):
-        raise SourceError("take name and password out of the address: it is written down and shown.")
+        raise SourceError("remove name and password from the URL, because it is stored and shown.")
     return host, port or (443 if parts.scheme == "https" else 80)
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port: who gets what is sent to `url`."""
+    """Scheme, host and port of `url`."""
     host, port = host_of(url)
     return urlsplit(url).scheme, host.lower(), port

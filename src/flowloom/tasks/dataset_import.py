@@ -33,7 +33,7 @@ from flowloom.run.directory import RunDir
 from flowloom.schema import Section
 from flowloom.storage.downloads.fetch import Watch, check_room, fetch, unfinished_size
 from flowloom.storage.downloads.hub import HubFile, commit_of, files_of
-from flowloom.storage.downloads.request import HUB, Asker
+from flowloom.storage.downloads.request import HUB, DownloadClient
 from flowloom.storage.ssrf import Allowed
 from flowloom.tasks.base import FunctionTask, Progress
 from flowloom.tasks.dataset_build import MAX_LISTED, build_jsonl
@@ -143,10 +143,10 @@ def _identity(folder: Path) -> list[int]:
 
 def _download(config: ImportConfig, incoming: Path, progress: Progress) -> list[Path]:
     """Download the files."""
-    asker = Asker(
+    client = DownloadClient(
         Allowed.from_environment(), os.environ.get("HF_ENDPOINT") or HUB, os.environ.get("HF_TOKEN")
     )
-    wanted = _wanted(config, asker, incoming)
+    wanted = _wanted(config, client, incoming)
     folder = incoming / "files"
     sizes = [file.size for file in wanted]
     total = None if None in sizes else sum(size or 0 for size in sizes)
@@ -162,43 +162,43 @@ def _download(config: ImportConfig, incoming: Path, progress: Progress) -> list[
     for file in wanted:
         path = folder / file.name
         if not path.exists():  # complete files only have this name
-            fetch(asker, file.url, path, watch, file.sha256)
+            fetch(client, file.url, path, watch, file.sha256)
         before += path.stat().st_size
     return [folder / file.name for file in wanted]
 
 
-def _wanted(config: ImportConfig, asker: Asker, incoming: Path) -> list[_File]:
+def _wanted(config: ImportConfig, client: DownloadClient, incoming: Path) -> list[_File]:
     """Files to download; recorded, so that a resumed run downloads the rest of the same list."""
     record = incoming / "files.json"
     (incoming / "files").mkdir(parents=True, exist_ok=True)
     if not record.exists():
-        files = [_of_url(config, asker)] if config.url else list(_of_repo(config, asker))
+        files = [_of_url(config, client)] if config.url else list(_of_repo(config, client))
         write_json(record, [asdict(file) for file in files])
     return [_File(**fields) for fields in json.loads(record.read_bytes())]
 
 
-def _of_url(config: ImportConfig, asker: Asker) -> _File:
+def _of_url(config: ImportConfig, client: DownloadClient) -> _File:
     name = PurePosixPath(unquote(urlsplit(config.url).path)).name
     try:
         name = fit(f"{name}.txt").removesuffix(".txt")
     except Unfit:
         name = "data"
-    return _File(name, asker.file_url(config.url), None, config.sha256.lower() or None)
+    return _File(name, client.file_url(config.url), None, config.sha256.lower() or None)
 
 
-def _of_repo(config: ImportConfig, asker: Asker) -> Iterator[_File]:
-    commit = commit_of(asker, "datasets", config.repo, config.revision)
+def _of_repo(config: ImportConfig, client: DownloadClient) -> Iterator[_File]:
+    commit = commit_of(client, "datasets", config.repo, config.revision)
     below = f"{config.below.strip('/')}/" if config.below else ""
     wanted = [
         file
-        for file in files_of(asker, "datasets", config.repo, commit)
+        for file in files_of(client, "datasets", config.repo, commit)
         if file.name.startswith(below) and _is_wanted(file)
     ]
     if not wanted:
         place = f"{config.repo}/{below}" if below else config.repo
         raise RunError(f"{place}: has no image, table or archive. Check its page for the right folder.")
     for file in wanted:
-        url = asker.hub_url(f"datasets/{config.repo}", file.name, commit)
+        url = client.hub_url(f"datasets/{config.repo}", file.name, commit)
         yield _File(file.name.removeprefix(below), url, file.size, file.sha256)
 
 

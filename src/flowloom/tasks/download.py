@@ -23,7 +23,7 @@ from flowloom.storage.downloads.fetch import (
     fetch,
     unfinished_size,
 )
-from flowloom.storage.downloads.request import HUB, Asker, Facts
+from flowloom.storage.downloads.request import HUB, DownloadClient, Facts
 from flowloom.storage.ssrf import Allowed, host_of
 from flowloom.tasks.base import FunctionTask, Progress
 
@@ -151,7 +151,7 @@ def _download(config: DownloadConfig, progress: Progress) -> None:
     """The result lists every file with its size and SHA-256."""
     folder = Path(config.target_dir).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    asker = Asker(
+    client = DownloadClient(
         Allowed.from_environment(), os.environ.get("HF_ENDPOINT") or HUB, os.environ.get("HF_TOKEN")
     )
     before, total = 0, None
@@ -161,11 +161,11 @@ def _download(config: DownloadConfig, progress: Progress) -> None:
 
     watch = Watch(on_bytes, progress.raise_if_stopped, progress.phase)
     files: list[dict[str, Any]] = []
-    plans = _plans(config, folder, asker, watch, progress.run_dir.path / "result.json")
+    plans = _plans(config, folder, client, watch, progress.run_dir.path / "result.json")
     sizes = [plan.size for plan in plans]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     for plan in plans:
-        sha256 = plan.done or _fetch(plan, asker, watch, config.overwrite)
+        sha256 = plan.done or _fetch(plan, client, watch, config.overwrite)
         files.append(recorded(plan.target, sha256))
         before += plan.target.stat().st_size
         progress.save_result({"files": files})
@@ -174,7 +174,7 @@ def _download(config: DownloadConfig, progress: Progress) -> None:
 
 
 def _plans(
-    config: DownloadConfig, folder: Path, asker: Asker, watch: Watch, result_json: Path
+    config: DownloadConfig, folder: Path, client: DownloadClient, watch: Watch, result_json: Path
 ) -> list[_Plan]:
     """Every file with its server's metadata, so that a missing one is known before the first download.
 
@@ -183,10 +183,10 @@ def _plans(
     """
     earlier, plans = known_hashes(result_json), list[_Plan]()
     for item in config.items:
-        url = asker.hub_url(item.repo, item.name, item.revision) if item.repo else asker.file_url(item.url)
+        url = client.hub_url(item.repo, item.name, item.revision) if item.repo else client.file_url(item.url)
         target = _target(folder, item)
         done = earlier.get(mark_of(target))
-        facts = Facts() if done else facts_of(asker, url, watch)
+        facts = Facts() if done else facts_of(client, url, watch)
         facts = replace(facts, sha256=item.sha256.lower() or facts.sha256)
         plans.append(_Plan(item, url, target, done, facts))
     missing = [plan for plan in plans if plan.done is None and not plan.target.exists()]
@@ -202,7 +202,7 @@ def _target(folder: Path, item: Item) -> Path:
     return target
 
 
-def _fetch(plan: _Plan, asker: Asker, watch: Watch, overwrite: bool) -> str:
+def _fetch(plan: _Plan, client: DownloadClient, watch: Watch, overwrite: bool) -> str:
     """Download one file, unless it exists; its SHA-256."""
     if plan.target.exists():
         same = already_there(plan.facts, plan.target, watch)
@@ -211,7 +211,7 @@ def _fetch(plan: _Plan, asker: Asker, watch: Watch, overwrite: bool) -> str:
         if not overwrite:
             raise RunError(f"{plan.target}: a different file has this name. Set save_as or overwrite.")
     watch.on_phase("downloading")
-    return fetch(asker, plan.url, plan.target, watch, plan.item.sha256.lower() or None).sha256
+    return fetch(client, plan.url, plan.target, watch, plan.item.sha256.lower() or None).sha256
 
 
 def _warn_if_damaged(target: Path, progress: Progress) -> None:

@@ -14,7 +14,7 @@ import pytest
 from flowloom.errors import Denied, DiskFullError, NotFound, SourceError
 from flowloom.storage.downloads import fetch as fetching
 from flowloom.storage.downloads.fetch import Watch, already_there, facts_of, fetch
-from flowloom.storage.downloads.request import Asker
+from flowloom.storage.downloads.request import DownloadClient
 from flowloom.storage.ssrf import Allowed
 from tests.fakes.files import Files
 
@@ -50,7 +50,7 @@ def served(files: Files) -> Files:
 
 
 def get(served: Files, target: Path, sha256: str | None = None, watch: Watch = QUIET) -> fetching.Fetched:
-    return fetch(Asker(LOCAL), f"{served.url}/x.safetensors", target, watch, sha256)
+    return fetch(DownloadClient(LOCAL), f"{served.url}/x.safetensors", target, watch, sha256)
 
 
 def is_whole(target: Path, content: bytes = CONTENT) -> bool:
@@ -153,7 +153,7 @@ def test_a_damaged_note_is_no_obstacle(served: Files, tmp_path: Path, note: str)
 
 
 def test_a_wrong_sum_leaves_nothing(served: Files, tmp_path: Path):
-    with pytest.raises(SourceError, match="not what it should be"):
+    with pytest.raises(SourceError, match="instead of"):
         get(served, tmp_path / "x.safetensors", "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
@@ -166,19 +166,21 @@ def test_a_wrong_sum_leaves_what_was_there(served: Files, tmp_path: Path):
 
 
 def test_the_hub_tells_the_sum_by_itself(served: Files, elsewhere: Files, tmp_path: Path):
-    elsewhere.contents["/lies/here"] = CONTENT[:-1] + b"?"
+    elsewhere.contents["/stored/here"] = CONTENT[:-1] + b"?"
     path = "/me/model/resolve/main/x.safetensors"
-    served.moved[path], served.linked[path] = f"{elsewhere.url}/lies/here", CONTENT
-    asker = Asker(LOCAL, served.url)
-    with pytest.raises(SourceError, match="not what it should be"):
-        fetch(asker, asker.hub_url("me/model", "x.safetensors", "main"), tmp_path / "x", QUIET)
-    elsewhere.contents["/lies/here"] = CONTENT
-    assert fetch(asker, asker.hub_url("me/model", "x.safetensors", "main"), tmp_path / "x", QUIET).is_checked
+    served.moved[path], served.linked[path] = f"{elsewhere.url}/stored/here", CONTENT
+    client = DownloadClient(LOCAL, served.url)
+    with pytest.raises(SourceError, match="instead of"):
+        fetch(client, client.hub_url("me/model", "x.safetensors", "main"), tmp_path / "x", QUIET)
+    elsewhere.contents["/stored/here"] = CONTENT
+    assert fetch(
+        client, client.hub_url("me/model", "x.safetensors", "main"), tmp_path / "x", QUIET
+    ).is_checked
 
 
 def test_too_large_for_the_disk_is_refused_before_a_byte_comes(served: Files, tmp_path: Path):
     served.claims = 2**60
-    with pytest.raises(DiskFullError, match="Make room"):
+    with pytest.raises(DiskFullError, match="Free some disk space"):
         get(served, tmp_path / "x.safetensors")
     assert (tmp_path / "x.safetensors.part").stat().st_size == 0
 
@@ -244,8 +246,8 @@ def test_what_is_there_already_is_known_again(served: Files, tmp_path: Path, tel
     served.moved[path] = f"{served.url}/x.safetensors"
     if tell == "hub":
         served.linked[path] = CONTENT
-    asker = Asker(LOCAL, served.url)
-    facts = facts_of(asker, asker.hub_url("me/model", "x", "main"), QUIET)
+    client = DownloadClient(LOCAL, served.url)
+    facts = facts_of(client, client.hub_url("me/model", "x", "main"), QUIET)
     assert facts.size == len(CONTENT)
     for content, known in ((CONTENT, SHA256), (CONTENT[::-1], None), (CONTENT[:-1], None)):
         target.write_bytes(content)
@@ -256,8 +258,8 @@ def test_a_small_file_of_the_hub_is_known_by_git_s_name(files: Files, tmp_path: 
     content = b'{"d_model": 4096}'
     files.contents["/me/model/resolve/main/config.json"] = content
     files.etag = hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
-    asker, target = Asker(LOCAL, files.url), tmp_path / "config.json"
-    facts = facts_of(asker, asker.hub_url("me/model", "config.json", "main"), QUIET)
+    client, target = DownloadClient(LOCAL, files.url), tmp_path / "config.json"
+    facts = facts_of(client, client.hub_url("me/model", "config.json", "main"), QUIET)
     target.write_bytes(content)
     assert already_there(facts, target, QUIET) == hashlib.sha256(content).hexdigest()
     target.write_bytes(content[::-1])
@@ -266,6 +268,6 @@ def test_a_small_file_of_the_hub_is_known_by_git_s_name(files: Files, tmp_path: 
 
 def test_facts_cost_no_download(served: Files):
     served.states = [503]
-    facts = facts_of(Asker(LOCAL), f"{served.url}/x.safetensors", QUIET)
+    facts = facts_of(DownloadClient(LOCAL), f"{served.url}/x.safetensors", QUIET)
     assert facts.size == len(CONTENT)
     assert served.ranges() == ["bytes=0-0"] * 2

@@ -14,7 +14,7 @@ from typing import TypeVar
 from flowloom.data.fetch.disk_cache import DiskCache, Kept
 from flowloom.data.fetch.memory_budget import MemoryBudget
 from flowloom.errors import ImageError, SourceError
-from flowloom.storage.base import Entry, OnState, StorageSection, scheme_of, shown
+from flowloom.storage.base import ObjectInfo, OnState, StorageSection, scheme_of, shown
 from flowloom.storage.local import Folder, find_image
 from flowloom.storage.open import open_named, open_source
 from flowloom.storage.remote import Remote, Request, event_loop
@@ -120,7 +120,7 @@ class Fetcher:
             self._loop.call_soon_threadsafe(self._start, fetch, address)
         return fetch
 
-    def stat(self, row_name: str, is_url_based: bool, folder: str | Path) -> Entry:
+    def stat(self, row_name: str, is_url_based: bool, folder: str | Path) -> ObjectInfo:
         """What a store says of the image that a row names.
 
         Raises:

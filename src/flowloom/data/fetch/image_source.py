@@ -8,7 +8,7 @@ from pathlib import Path
 from flowloom.data.fetch.fetcher import Fetch, Fetcher
 from flowloom.data.metadata import Row
 from flowloom.errors import ImageError, SourceError, StoreDenied, StoreDown
-from flowloom.storage.base import Entry, OnState, StorageSection, scheme_of
+from flowloom.storage.base import ObjectInfo, OnState, StorageSection, scheme_of
 from flowloom.storage.local import find_image
 
 
@@ -51,7 +51,7 @@ class ImageSource:
         except SourceError as error:
             raise ImageError(str(error)) from error
 
-    def stat(self, row: Row, folder: str) -> Entry:
+    def stat(self, row: Row, folder: str) -> ObjectInfo:
         """What the store says of the picture of a remote `row`.
 
         Raises:

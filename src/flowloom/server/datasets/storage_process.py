@@ -39,7 +39,7 @@ from flowloom.datasets.captions.formats import (
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
 from flowloom.server.datasets.scan import Row, folded
 from flowloom.server.endpoints import unfit_endpoint
-from flowloom.storage.base import Entry, Source, StorageSection
+from flowloom.storage.base import ObjectInfo, Source, StorageSection
 from flowloom.storage.open import open_source
 from flowloom.storage.ssrf import Allowed, connect
 
@@ -181,16 +181,16 @@ def pictures(url: str, storage: StorageSection, known: dict[str, str]) -> Iterat
 @dataclass(frozen=True)
 class _Pair:
     item: str
-    picture: Entry
+    picture: ObjectInfo
     sidecar: str
-    text: Entry | None
+    text: ObjectInfo | None
     rows: list[StoredRow]
     """Of a JSONL in the bucket, where there is no caption file."""
 
 
 def _pairs(source: Source) -> Iterator[_Pair]:
     wanted = PICTURES.union(SUFFIXES)
-    folders: dict[str, dict[str, Entry]] = defaultdict(dict)
+    folders: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)
     entries = list(source.list(""))
     images = {entry.name for entry in entries if split_suffix(entry.name)[1] in PICTURES}
     rows = stored_rows(source, entries, images)
@@ -249,7 +249,7 @@ def _of_rows(rows: list[StoredRow]) -> Caption:
     return Caption(text, version_of(text.encode()), is_tags(text) if stated is None else stated)
 
 
-def _version(entry: Entry) -> str:
+def _version(entry: ObjectInfo) -> str:
     return f"{entry.size}:{(entry.etag or '').strip(chr(34)) or entry.modified}"
 
 

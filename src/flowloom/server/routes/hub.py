@@ -13,7 +13,7 @@ from flowloom.errors import Denied, NotFound, SourceError
 from flowloom.server.off_loop import Router, in_group
 from flowloom.server.problems import ServiceError, problems
 from flowloom.storage.downloads.hub import files_of
-from flowloom.storage.downloads.request import HUB, Asker
+from flowloom.storage.downloads.request import HUB, DownloadClient
 from flowloom.storage.ssrf import Allowed
 
 
@@ -61,9 +61,9 @@ def list_repository(
 ) -> Repository:
     """To download a file, put its name into an item of the task `download`, with `repo` and `revision`."""
     hub = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
-    asker = Asker(Allowed.from_environment(), hub, read_secrets().get("HF_TOKEN"))
+    client = DownloadClient(Allowed.from_environment(), hub, read_secrets().get("HF_TOKEN"))
     try:
-        found = files_of(asker, "models", f"{owner}/{name}", revision)
+        found = files_of(client, "models", f"{owner}/{name}", revision)
     except NotFound as error:
         raise NoSuchRepository(str(error), "Correct its name or revision.") from error
     except Denied as error:

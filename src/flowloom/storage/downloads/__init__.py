@@ -1,1 +1,1 @@
-"""Files from anywhere on the public network: resumed, checked, and never from where we should not reach."""
+"""Downloads from public addresses: resumable and verified."""

@@ -1,6 +1,6 @@
-"""Download a file completely or not at all: resumed after each error, verified, and only then renamed.
+"""Download a file completely or not at all: resumed after errors, verified, then renamed.
 
-What is there so far lies in NAME.part, and what it is a part of in NAME.part.json.
+NAME.part has the bytes so far, NAME.part.json the URL and metadata of their file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flowloom.errors import DiskFullError, SourceError, Unavailable
 from flowloom.files import sync, write_json
 from flowloom.locks import try_lock
 from flowloom.storage.base import shown
-from flowloom.storage.downloads.request import Asker, Facts, ask
+from flowloom.storage.downloads.request import DownloadClient, Facts, get
 from flowloom.storage.retry import with_retries
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 CHUNK = 2**20
 SPARE = 2**26
-"""Bytes that a download leaves free on the disk."""
+"""Bytes to leave free on the disk."""
 WAITS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
-"""Seconds before each further try that brings nothing."""
+"""Seconds before each retry after an attempt without progress."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Watch:
     on_bytes: Callable[[int, int | None], None]
     """Bytes so far, and in total."""
     raise_if_stopped: Callable[[], None]
-    """Raises its own exception to end the download; what is there stays for a resume."""
+    """Raises its own exception to end the download, which can be resumed."""
     on_phase: Callable[[str], None] = lambda _: None
     warn: Callable[[str], None] = lambda _: None
 
@@ -55,40 +55,40 @@ class Fetched:
     """True if its expected SHA-256 was known."""
 
 
-def fetch(asker: Asker, url: str, target: Path, watch: Watch, sha256: str | None = None) -> Fetched:
+def fetch(client: DownloadClient, url: str, target: Path, watch: Watch, sha256: str | None = None) -> Fetched:
     """Download `url` to `target`, replacing an existing file.
 
     Args:
-        sha256: what it must be, in lower case; the hub tells it by itself.
+        sha256: expected, in lower case; None: the one from the hub, if any.
 
     Raises:
-        SourceError: it cannot be had, or is not what it should be.
-        DiskFullError: there is no room for it.
+        SourceError: the file cannot be downloaded, or has another SHA-256.
+        DiskFullError: the disk has no room for it.
     """
     part = _Part(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with part.path.open("ab") as file:
-        _hold(file, target)
+        _lock(file, target)
         facts = part.read_note(url)
         if part.size() == 0 or facts.size != part.size():
-            facts = _fill(asker, url, part, file, watch)
+            facts = _fill(client, url, part, file, watch)
         file.flush()
         os.fsync(file.fileno())
-        wanted = sha256 or facts.sha256
+        expected = sha256 or facts.sha256
         watch.on_phase("checking")
-        found = sha256_of(part.path, watch)
-        if wanted and found != wanted:
+        actual = sha256_of(part.path, watch)
+        if expected and actual != expected:
             part.discard()
             raise SourceError(
-                f"{shown(url)}: what came is not what it should be (sha256 {found[:12]}..., not "
-                f"{wanted[:12]}...). It was deleted. Try again, or correct the sha256."
+                f"{shown(url)}: the downloaded file has SHA-256 {actual[:12]}... instead of "
+                f"{expected[:12]}..., and was deleted. Try again, or correct the SHA-256."
             )
         size = part.size()
         part.finish()
-    return Fetched(found, size, wanted is not None)
+    return Fetched(actual, size, expected is not None)
 
 
-def facts_of(asker: Asker, url: str, watch: Watch) -> Facts:
+def facts_of(client: DownloadClient, url: str, watch: Watch) -> Facts:
     """Metadata of the file at `url`, without a download.
 
     Raises:
@@ -96,7 +96,7 @@ def facts_of(asker: Asker, url: str, watch: Watch) -> Facts:
     """
 
     def attempt() -> Facts:
-        response, facts = ask(asker, url, {"Range": "bytes=0-0"})
+        response, facts = get(client, url, {"Range": "bytes=0-0"})
         response.close()
         return facts
 
@@ -116,16 +116,16 @@ def already_there(facts: Facts, target: Path, watch: Watch) -> str | None:
         return None
     watch.on_phase("checking")
     if facts.sha256:
-        found = sha256_of(target, watch)
-        return found if found == facts.sha256 else None
-    # The hub tells small files by git's name for them.
+        actual = sha256_of(target, watch)
+        return actual if actual == facts.sha256 else None
+    # The hub's ETag of a small file is its blob hash in git.
     content = target.read_bytes() if size <= CHUNK * 16 else b""
     is_same = etag == hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
     return sha256_of(target, watch) if is_same else None
 
 
 class _Part:
-    """The unfinished file, and the note of what it belongs to."""
+    """The incomplete file, and the note with its URL and metadata."""
 
     def __init__(self, target: Path):
         self.target = target
@@ -156,14 +156,14 @@ class _Part:
         sync(self.target.parent)
 
 
-def _hold(file: IO[bytes], target: Path) -> None:
+def _lock(file: IO[bytes], target: Path) -> None:
     if not try_lock(file):
         raise SourceError(f"{target}: another run is downloading it. Wait for that run.")
 
 
-def _fill(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch) -> Facts:
+def _fill(client: DownloadClient, url: str, part: _Part, file: IO[bytes], watch: Watch) -> Facts:
     """Download the missing bytes, with retries as long as some bytes arrive in between."""
-    return _with_retries(lambda: _attempt(asker, url, part, file, watch), part.size, watch)
+    return _with_retries(lambda: _attempt(client, url, part, file, watch), part.size, watch)
 
 
 def _with_retries(attempt: Callable[[], Facts], have: Callable[[], int], watch: Watch) -> Facts:
@@ -183,19 +183,19 @@ def _pause(seconds: float, watch: Watch) -> bool:
     return True
 
 
-def _attempt(asker: Asker, url: str, part: _Part, file: IO[bytes], watch: Watch) -> Facts:
+def _attempt(client: DownloadClient, url: str, part: _Part, file: IO[bytes], watch: Watch) -> Facts:
     """Download over one connection.
 
     Raises:
-        Unavailable: it broke off; what came is kept.
+        Unavailable: the connection broke; the received bytes are kept.
     """
     noted, have = part.read_note(url), part.size()
     headers = _range(noted, have)
-    response, facts = ask(asker, url, headers)
+    response, facts = get(client, url, headers)
     with closing(response):
         if response.status == 416 or not _continues(response, noted, facts, have):
             if response.status != 200:
-                # What is there now is another file: begin it anew.
+                # The URL has another file now: start from the beginning.
                 _cut(file, 0)
                 part.write_note(url, Facts())
                 raise Unavailable(f"{shown(url)}: changed while it was downloaded.")
@@ -233,32 +233,32 @@ def _cut(file: IO[bytes], size: int) -> None:
 
 def _check_kind(url: str, target: Path, response: BaseHTTPResponse) -> None:
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise SourceError(f"{shown(url)}: the server sends it compressed, though asked not to.")
+        raise SourceError(
+            f"{shown(url)}: the server sends it compressed, although the request excludes that."
+        )
     kind = response.headers.get("Content-Type", "")
     if kind.startswith("text/html") and target.suffix not in (".html", ".htm"):
-        raise SourceError(
-            f"{shown(url)}: that is a web page, not a file. Take the address of the download itself."
-        )
+        raise SourceError(f"{shown(url)}: a web page instead of a file. Use the URL of the download itself.")
 
 
-def check_room(target: Path, to_come: int) -> None:
-    """True if `to_come` bytes fit on the disk of `target`.
+def check_room(target: Path, num_bytes: int) -> None:
+    """Check that `num_bytes` more fit on the disk of `target`.
 
     Raises:
-        DiskFullError: they have not.
+        DiskFullError: they do not fit.
     """
     free = shutil.disk_usage(target.parent).free
-    if to_come + SPARE > free:
+    if num_bytes + SPARE > free:
         raise DiskFullError(
-            f"{target}: {to_come / 2**20:,.0f} MiB are to come, and {free / 2**20:,.0f} MiB are free. "
-            "Make room, then resume the run."
+            f"{target}: needs {num_bytes / 2**20:,.0f} MiB, but {free / 2**20:,.0f} MiB are free. "
+            "Free some disk space, then resume the run."
         )
 
 
 def _pour(
     response: BaseHTTPResponse, file: IO[bytes], have: int, facts: Facts, watch: Watch, url: str
 ) -> int:
-    """Append the body to the incomplete file; the total size."""
+    """Append the body to the incomplete file; returns its total size."""
     from urllib3.exceptions import HTTPError
 
     size = have
@@ -273,7 +273,7 @@ def _pour(
     if facts.size is not None and size != facts.size:
         if size > facts.size:
             _cut(file, 0)
-        raise Unavailable(f"{shown(url)}: {size:,} of {facts.size:,} bytes came.")
+        raise Unavailable(f"{shown(url)}: received {size:,} of {facts.size:,} bytes.")
     return size
 
 

@@ -1,4 +1,4 @@
-"""Files of a repository on the Hugging Face hub, page by page."""
+"""List the files of a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from urllib.parse import quote, urljoin
 
 from flowloom.errors import SourceError
 from flowloom.storage.base import shown
-from flowloom.storage.downloads.request import Asker, ask
+from flowloom.storage.downloads.request import DownloadClient, get
 from flowloom.storage.ssrf import origin_of
 
 MAX_PAGE = 2**23
 """Bytes of JSON, about 40,000 files."""
 MAX_FILES = 100_000
 _NEXT = re.compile(r'<([^>]+)>;\s*rel="next"')
-Shelf = Literal["models", "datasets"]
+RepoType = Literal["models", "datasets"]
 
 
 @dataclass(frozen=True)
@@ -28,59 +28,59 @@ class HubFile:
     size: int
     """In bytes."""
     sha256: str | None
-    """Of large files."""
+    """Only of large files."""
 
 
-def files_of(asker: Asker, shelf: Shelf, repo: str, revision: str) -> list[HubFile]:
+def files_of(client: DownloadClient, repo_type: RepoType, repo: str, revision: str) -> list[HubFile]:
     """Every file of a repository at a branch, tag or commit.
 
     Raises:
-        NotFound, Denied, SourceError: there is none, it is not shown, or the hub answered otherwise.
+        NotFound, Denied, SourceError: no such repository, no access, or an unexpected response.
     """
-    hub = asker.hub.rstrip("/")
-    url = f"{hub}/api/{shelf}/{repo}/tree/{quote(revision, safe='')}?recursive=true"
+    hub = client.hub.rstrip("/")
+    url = f"{hub}/api/{repo_type}/{repo}/tree/{quote(revision, safe='')}?recursive=true"
     files: list[HubFile] = []
     while url:
-        entries, url = _page(asker, url)
+        entries, url = _page(client, url)
         files += [_file(entry) for entry in entries if entry.get("type") == "file"]
         if len(files) > MAX_FILES:
-            raise SourceError(f"{repo}: has more than {MAX_FILES:,} files. Name a folder of it.")
+            raise SourceError(f"{repo}: more than {MAX_FILES:,} files. Name one of its folders.")
     return files
 
 
-def commit_of(asker: Asker, shelf: Shelf, repo: str, revision: str) -> str:
-    """The commit that a branch or tag stands for now.
+def commit_of(client: DownloadClient, repo_type: RepoType, repo: str, revision: str) -> str:
+    """The current commit of a branch or tag.
 
     Raises:
         NotFound, Denied, SourceError: as `files_of`.
     """
-    url = f"{asker.hub.rstrip('/')}/api/{shelf}/{repo}/revision/{quote(revision, safe='')}"
-    content, _ = _json(asker, url)
+    url = f"{client.hub.rstrip('/')}/api/{repo_type}/{repo}/revision/{quote(revision, safe='')}"
+    content, _ = _json(client, url)
     commit = content.get("sha") if isinstance(content, dict) else None
     if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40,64}", commit):
-        raise SourceError(f"{shown(url)}: it names no commit. Is HF_ENDPOINT right?")
+        raise SourceError(f"{shown(url)}: the response has no commit. Check HF_ENDPOINT.")
     return commit
 
 
-def _page(asker: Asker, url: str) -> tuple[list[dict[str, Any]], str]:
-    """The entries, and where the next ones are."""
-    content, following = _json(asker, url)
+def _page(client: DownloadClient, url: str) -> tuple[list[dict[str, Any]], str]:
+    """The entries of a page, and the URL of the next page."""
+    content, following = _json(client, url)
     if not isinstance(content, list):
-        raise SourceError(f"{shown(url)}: it answered no list of files. Is HF_ENDPOINT right?")
+        raise SourceError(f"{shown(url)}: the response is not a list of files. Check HF_ENDPOINT.")
     following = urljoin(url, following) if following else ""
-    if following and origin_of(following) != origin_of(asker.hub):
+    if following and origin_of(following) != origin_of(client.hub):
         raise SourceError(f"{shown(url)}: its list continues at another host, {shown(following)}.")
     return [entry for entry in content if isinstance(entry, dict)], following
 
 
-def _json(asker: Asker, url: str) -> tuple[Any, str]:
+def _json(client: DownloadClient, url: str) -> tuple[Any, str]:
     from urllib3.exceptions import HTTPError
 
     try:
-        response, _ = ask(asker, url, {})
+        response, _ = get(client, url, {})
         content = json.loads(response.read(MAX_PAGE))
     except (HTTPError, ValueError):
-        raise SourceError(f"{shown(url)}: what it answered is no JSON, or broke off.") from None
+        raise SourceError(f"{shown(url)}: the response is not JSON, or is incomplete.") from None
     following = _NEXT.search(response.headers.get("Link", ""))
     return content, following[1] if following else ""
 
