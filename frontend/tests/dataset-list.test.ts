@@ -1,9 +1,9 @@
 import { expect, test } from "vitest";
-import { type DataSet, shelved } from "@/lib/api/datasets";
+import { type Dataset, datasetEntries } from "@/lib/api/datasets";
 import type { Json } from "@/lib/json";
 import { withImageDir } from "@/lib/kohya-datasets";
 
-const made = (name: string, kind: string, source: string | null = null): DataSet => ({
+const made = (name: string, kind: Dataset["kind"], source: string | null = null): Dataset => ({
   name,
   kind,
   path: `/data/${name}`,
@@ -11,6 +11,7 @@ const made = (name: string, kind: string, source: string | null = null): DataSet
   images_dir: null,
   is_link: false,
   source,
+  storage: {},
 });
 
 test("a folder and the JSONLs built from it share one entry", () => {
@@ -22,7 +23,7 @@ test("a folder and the JSONLs built from it share one entry", () => {
     made("gone.jsonl", "jsonl", "/data/gone"),
     made("store", "bucket"),
   ];
-  expect(shelved(all).map(({ dataset, jsonls }) => [dataset.name, jsonls.map((each) => each.name)])).toEqual([
+  expect(datasetEntries(all).map(({ dataset, jsonls }) => [dataset.name, jsonls.map((each) => each.name)])).toEqual([
     ["fox", ["fox.jsonl", "fox-tags.jsonl"]],
     ["given.jsonl", []],
     ["gone.jsonl", []],

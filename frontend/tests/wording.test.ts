@@ -95,7 +95,7 @@ test("edits have the format of the API", () => {
     tags: ["fox", "snow"],
     where: "start",
   });
-  expect(operationOf("replace", " a ", " b ", "")).toEqual({ kind: "replace", tag: "a", by: "b" });
+  expect(operationOf("replace", " a ", " b ", "end")).toEqual({ kind: "replace", tag: "a", by: "b" });
 });
 
 test("an edit reports its progress", () => {

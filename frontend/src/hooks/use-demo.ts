@@ -2,7 +2,7 @@
 import { useMutation } from "@tanstack/react-query";
 import { useRouter } from "next/navigation";
 import { useToasts } from "@/components/ui/toasts";
-import { fetchJson, type RunView } from "@/lib/api/client";
+import { startTask } from "@/lib/api/client";
 
 export const DEMO_MINUTES = 10;
 
@@ -11,8 +11,7 @@ export function useDemo() {
   const router = useRouter();
   const { notifyError } = useToasts();
   return useMutation({
-    mutationFn: () =>
-      fetchJson<RunView>("/api/tasks/demo/start", { config: { limits: { max_minutes: DEMO_MINUTES } } }),
+    mutationFn: () => startTask("demo", { limits: { max_minutes: DEMO_MINUTES } }),
     onSuccess: (run) => router.push(`/runs/?id=${encodeURIComponent(run.id)}`),
     onError: notifyError,
   });

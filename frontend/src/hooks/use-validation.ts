@@ -1,7 +1,8 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
 import { useEffect, useRef, useState } from "react";
-import { type FieldProblem, fetchJson } from "@/lib/api/client";
+import type { FieldProblem } from "@/lib/api/client";
+import { checkConfig, type ConfigOwner } from "@/lib/api/queries";
 import { pointed, type Tree } from "@/lib/json";
 
 const QUIET_MS = 350;
@@ -14,11 +15,6 @@ export function useDebounced<T>(value: T, quietMs = QUIET_MS): T {
     return () => clearTimeout(timer);
   }, [value, quietMs]);
   return settled;
-}
-
-interface Verdict {
-  is_valid: boolean;
-  problems: FieldProblem[];
 }
 
 /** The problems of each key, by its dotted path; "" for the whole configuration. */
@@ -34,13 +30,13 @@ export function byPath(problems: readonly FieldProblem[]): Problems {
 }
 
 /** Validate a configuration on the server, a moment after it changes. */
-export function useValidation(trainer: string, config: Tree, isReady: boolean) {
+export function useValidation(owner: ConfigOwner, config: Tree, isReady: boolean) {
   // The first validation is not delayed, because the page waits for it.
   const isJudged = useRef(false);
   const settled = useDebounced(config, isJudged.current ? QUIET_MS : 0);
   const { data, error, isFetching } = useQuery({
-    queryKey: ["check", trainer, settled],
-    queryFn: () => fetchJson<Verdict>(`/api/${trainer}/config`, { config: settled }),
+    queryKey: ["check", owner, settled],
+    queryFn: () => checkConfig(owner, settled),
     enabled: isReady && (isJudged.current || settled === config),
     placeholderData: (old) => old,
     staleTime: 10_000,

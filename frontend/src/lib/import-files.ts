@@ -1,6 +1,7 @@
 /** Recognize and read configuration files that are imported into a form. */
 
-import { type FieldProblem, fetchJson, type Schemas } from "@/lib/api/client";
+import { api, type FieldProblem, got, type Schemas } from "@/lib/api/client";
+import { checkConfig } from "@/lib/api/queries";
 import { withoutSecrets } from "@/lib/draft";
 import { isTree, type Tree } from "./json";
 import type { Field } from "./schema";
@@ -116,7 +117,7 @@ async function readOurs({ name, text }: SourceFile, trainer: string, sections: F
   const paths = leaves(config);
   const fields = fieldPaths(sections);
   const others = paths.filter((path) => !fields.has(path));
-  const { problems } = await fetchJson<{ problems: FieldProblem[] }>(`/api/${trainer}/config`, { config });
+  const { problems } = await checkConfig({ trainer }, config);
   const kind = isTree(content.config) ? "a Flowloom run" : "a configuration";
   return {
     ...NOTHING,
@@ -134,7 +135,7 @@ async function readKohya(
   files: readonly SourceFile[],
   body: Partial<Schemas["KohyaImportRequest"]>,
 ): Promise<Report> {
-  const found = await fetchJson<Schemas["KohyaImportResult"]>("/api/kohya/import", body);
+  const found = await got(api.POST("/api/kohya/import", { body }));
   const isPart = !body.bmaltais && !body.toml && !body.prompts;
   const { datasets } = found.config as Tree;
   const mine = withoutSecrets((isPart ? { datasets: datasets ?? [] } : found.config) as Tree);

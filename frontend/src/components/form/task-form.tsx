@@ -10,8 +10,8 @@ import { Empty, Skeleton } from "@/components/ui/panel";
 import { useToasts } from "@/components/ui/toasts";
 import { runHref } from "@/features/run/run-progress";
 import { byPath, type Problems, useValidation } from "@/hooks/use-validation";
-import { fetchJson, Problem, type RunView } from "@/lib/api/client";
-import { trainerConfig } from "@/lib/api/queries";
+import { Problem, startTask } from "@/lib/api/client";
+import { taskConfig } from "@/lib/api/queries";
 import { changesFrom, type Json, laidOver, type Tree, withAt } from "@/lib/json";
 import { type Field, leavesOf, sectionsOf } from "@/lib/schema";
 import { FormContext } from "./form-context";
@@ -36,13 +36,13 @@ export function TaskForm({
   const router = useRouter();
   const client = useQueryClient();
   const { notify } = useToasts();
-  const { data: made, error } = useQuery({ ...trainerConfig(`tasks/${task}`), retry: false });
+  const { data: made, error } = useQuery({ ...taskConfig(task), retry: false });
   const [config, setConfig] = useState<Tree>(initial);
   const defaults = made?.defaults as Tree | undefined;
   const whole = useMemo(() => laidOver(defaults ?? {}, config) as Tree, [defaults, config]);
   const base = useMemo(() => laidOver(defaults ?? {}, initial) as Tree, [defaults, initial]);
   const sections = useMemo(() => (made ? sectionsOf(made.schema as Tree) : []), [made]);
-  const { verdict, isChecking } = useValidation(`tasks/${task}`, config, made !== undefined);
+  const { verdict, isChecking } = useValidation({ task }, config, made !== undefined);
   const problems = useMemo(() => byPath(verdict?.problems ?? []), [verdict]);
   const set = useCallback(
     (path: readonly string[], value: Json | undefined) =>
@@ -53,7 +53,7 @@ export function TaskForm({
     [defaults],
   );
   const run = useMutation({
-    mutationFn: () => fetchJson<RunView>(`/api/tasks/${task}/start`, { config }),
+    mutationFn: () => startTask(task, config),
     onSuccess: (started) => {
       void client.invalidateQueries({ queryKey: ["runs"] });
       if (stay) notify(`${started.id} is queued.`);

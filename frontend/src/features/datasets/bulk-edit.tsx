@@ -15,8 +15,8 @@ import {
   type EditStage,
   editStage,
   edits,
-  type Operation,
-  type Wanted,
+  type EditOperation,
+  type ImageFilter,
 } from "@/lib/api/datasets";
 import { ago, count } from "@/lib/format";
 import { OPERATIONS, type OperationKind, operationOf, outcomeWords, stageWords } from "./caption-operations";
@@ -24,7 +24,7 @@ import { OPERATIONS, type OperationKind, operationOf, outcomeWords, stageWords }
 const isCancelled = (error: unknown) => error instanceof Problem && error.code === "edit-cancelled";
 
 /** The requests of the dialog, and the error to show. */
-function useBulkEdit(dataset: string, operation: Operation, wanted: Wanted) {
+function useBulkEdit(dataset: string, operation: EditOperation, wanted: ImageFilter) {
   const client = useQueryClient();
   const { notify } = useToasts();
   const onError = (error: unknown) => isCancelled(error) && notify("Cancelled. No captions were changed.");
@@ -57,7 +57,7 @@ interface OperationDraft {
   kind: OperationKind;
   first: string;
   second: string;
-  where: string;
+  where: "start" | "end";
 }
 
 function OperationFields({
@@ -185,7 +185,7 @@ function History({
 
 interface Props {
   dataset: string;
-  wanted: Wanted;
+  wanted: ImageFilter;
   total: number;
   isOpen: boolean;
   onClose: () => void;

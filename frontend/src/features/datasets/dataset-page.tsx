@@ -11,13 +11,13 @@ import { Empty, Page, Skeleton } from "@/components/ui/panel";
 import { ToggleGroup } from "@/components/ui/tabs";
 import { Problem } from "@/lib/api/client";
 import {
-  type DataSet,
+  type Dataset,
   datasets,
   type Summary,
-  shelved,
+  datasetEntries,
   summary,
   tags as tagsQuery,
-  type Wanted,
+  type ImageFilter,
 } from "@/lib/api/datasets";
 import { bytes, count } from "@/lib/format";
 import { BulkEdit } from "./bulk-edit";
@@ -28,7 +28,7 @@ import { OutdatedNotice } from "./outdated-notice";
 import { Uploader } from "./uploader";
 import { type Show, useDatasetView } from "./use-dataset-view";
 
-function Tags({ dataset, wanted, onTag }: { dataset: string; wanted: Wanted; onTag: (tag: string) => void }) {
+function Tags({ dataset, wanted, onTag }: { dataset: string; wanted: ImageFilter; onTag: (tag: string) => void }) {
   const { data } = useQuery(tagsQuery(dataset, wanted));
   if (!data || data.tags.length === 0) return null;
   const maxCount = data.tags[0]?.count ?? 1;
@@ -89,7 +89,7 @@ function Tools({
   onItem,
 }: {
   name: string;
-  dataset: DataSet | undefined;
+  dataset: Dataset | undefined;
   onItem: (item: string) => void;
 }) {
   const [task, setTask] = useState<AskedTask | null>(null);
@@ -191,7 +191,7 @@ function DatasetView({ name }: { name: string }) {
   const view = useDatasetView(name);
   const { image, selected, total } = view;
   const dataset = all.find((each) => each.name === name);
-  const jsonls = shelved(all).find((each) => each.dataset === dataset)?.jsonls ?? [];
+  const jsonls = datasetEntries(all).find((each) => each.dataset === dataset)?.jsonls ?? [];
   const hasAside = image !== undefined || (facts?.captioned ?? 0) > 0;
   return (
     <Page

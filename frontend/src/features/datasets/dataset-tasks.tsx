@@ -7,32 +7,23 @@ import { Dialog } from "@/components/ui/dialog";
 import { ErrorAlert } from "@/components/ui/error-alert";
 import { Input, Select } from "@/components/ui/inputs";
 import { runHref } from "@/features/run/run-progress";
-import { fetchJson, type RunView } from "@/lib/api/client";
-import type { DataSet } from "@/lib/api/datasets";
+import { api, got, type RunView, type Schemas } from "@/lib/api/client";
+import type { Dataset } from "@/lib/api/datasets";
 import { count } from "@/lib/format";
 
 export type DatasetTask = "lint" | "convert" | "export";
 
-interface Finding {
-  kind: string;
-  line: number;
-  filename: string;
-  message: string;
-}
+type LintResult = Pick<
+  Schemas["LintResult"],
+  "errors" | "warnings" | "counts" | "findings" | "rows" | "usable" | "buckets"
+>;
 
-interface Result {
-  errors?: number;
-  warnings?: number;
-  counts?: Record<string, number>;
-  findings?: Finding[];
-  rows?: number;
-  usable?: number;
-  buckets?: { width: number; height: number; rows: number }[];
-}
-
-interface Answer {
-  result: Result | null;
+/** The answer to a task: a run, or the result of a small dataset. */
+interface Outcome {
   run: RunView | null;
+  isDone: boolean;
+  lint?: LintResult | null;
+  numRows?: number;
 }
 
 const TITLES: Record<DatasetTask, string> = { lint: "Lint", convert: "Build JSONL", export: "Export" };
@@ -56,22 +47,22 @@ const FORMATS = {
   parquet: "parquet",
 };
 
-function SelectField({
+function SelectField<Name extends string>({
   label,
   options,
   value,
   onChange,
 }: {
   label: string;
-  options: Record<string, string>;
-  value: string;
-  onChange: (value: string) => void;
+  options: Record<Name, string>;
+  value: Name;
+  onChange: (value: Name) => void;
 }) {
   return (
     <label className="grid gap-1 text-sm font-medium">
       {label}
-      <Select value={value} onChange={(event) => onChange(event.target.value)}>
-        {Object.entries(options).map(([name, text]) => (
+      <Select value={value} onChange={(event) => onChange(event.target.value as Name)}>
+        {Object.entries<string>(options).map(([name, text]) => (
           <option key={name} value={name}>
             {text}
           </option>
@@ -82,10 +73,10 @@ function SelectField({
 }
 
 /** Lint's numbers, then each finding with its row. */
-function Report({ result, onItem }: { result: Result; onItem: (item: string) => void }) {
+function Report({ result, onItem }: { result: LintResult; onItem: (item: string) => void }) {
   const [kind, setKind] = useState<string | null>(null);
-  const findings = (result.findings ?? []).filter((each) => kind === null || each.kind === kind);
-  const maxRows = Math.max(...(result.buckets ?? []).map((bucket) => bucket.rows), 1);
+  const findings = result.findings.filter((each) => kind === null || each.kind === kind);
+  const maxRows = Math.max(...result.buckets.map((bucket) => bucket.rows), 1);
   return (
     <div className="grid gap-3 text-sm">
       <p>
@@ -93,7 +84,7 @@ function Report({ result, onItem }: { result: Result; onItem: (item: string) => 
         {count(result.errors)}, warnings: {count(result.warnings)}.
       </p>
       <div className="flex flex-wrap gap-1.5">
-        {Object.entries(result.counts ?? {}).map(([name, number]) => (
+        {Object.entries(result.counts).map(([name, number]) => (
           <Button
             key={name}
             size="small"
@@ -104,7 +95,7 @@ function Report({ result, onItem }: { result: Result; onItem: (item: string) => 
           </Button>
         ))}
       </div>
-      {result.buckets && result.buckets.length > 0 && (
+      {result.buckets.length > 0 && (
         <ul className="flex h-24 items-end gap-px rounded bg-muted p-2" aria-label="Rows per bucket">
           {result.buckets.map((bucket) => (
             <li
@@ -143,7 +134,7 @@ function Report({ result, onItem }: { result: Result; onItem: (item: string) => 
 }
 
 interface Props {
-  dataset: DataSet;
+  dataset: Dataset;
   task: DatasetTask | null;
   onClose: () => void;
   onItem: (item: string) => void;
@@ -163,28 +154,54 @@ export function DatasetTasks({ dataset, task, onClose, onItem }: Props) {
   );
 }
 
+interface Options {
+  name: string;
+  form: keyof typeof FORMS;
+  captions: keyof typeof CAPTIONS;
+  to: keyof typeof FORMATS;
+  /** Bucket resolutions, separated by spaces or commas. */
+  resolutions: string;
+}
+
+const sidesOf = (text: string) =>
+  text
+    .split(/[\s,]+/)
+    .filter(Boolean)
+    .map(Number);
+
+async function runTask(task: DatasetTask, dataset: string, options: Options): Promise<Outcome> {
+  const { name, form, captions, to } = options;
+  const params = { path: { dataset } };
+  if (task === "lint") {
+    const body = { base_resolution: sidesOf(options.resolutions), form };
+    const { run, result } = await got(api.POST("/api/datasets/{dataset}/lint", { params, body }));
+    return { run, isDone: result !== null, lint: result };
+  }
+  const { run, result } =
+    task === "convert"
+      ? await got(
+          api.POST("/api/datasets/{dataset}/convert", {
+            params,
+            body: { name: name.trim(), captions, form, replace: true },
+          }),
+        )
+      : await got(api.POST("/api/datasets/{dataset}/export", { params, body: { name: name.trim(), to } }));
+  return { run, isDone: result !== null, numRows: result?.num_rows };
+}
+
 function Form({ dataset, task, onClose, onItem }: Props & { task: DatasetTask }) {
   const router = useRouter();
   const client = useQueryClient();
-  const [name, setName] = useState(task === "convert" ? `${dataset.name}.jsonl` : `${dataset.name}-kohya`);
-  const [captions, setCaptions] = useState("auto");
-  const [form, setForm] = useState("auto");
-  const [to, setTo] = useState("kohya");
-  const [resolution, setResolution] = useState("512");
-  const bodies: Record<DatasetTask, unknown> = {
-    lint: {
-      base_resolution: resolution
-        .split(/[\s,]+/)
-        .filter(Boolean)
-        .map(Number),
-      form,
-    },
-    convert: { name: name.trim(), captions, form, replace: true },
-    export: { name: name.trim(), to },
-  };
+  const [options, setOptions] = useState<Options>({
+    name: task === "convert" ? `${dataset.name}.jsonl` : `${dataset.name}-kohya`,
+    form: "auto",
+    captions: "auto",
+    to: "kohya",
+    resolutions: "512",
+  });
+  const set = (part: Partial<Options>) => setOptions((old) => ({ ...old, ...part }));
   const request = useMutation({
-    mutationFn: () =>
-      fetchJson<Answer>(`/api/datasets/${encodeURIComponent(dataset.name)}/${task}`, bodies[task]),
+    mutationFn: () => runTask(task, dataset.name, options),
     onSuccess: ({ run }) => {
       void client.invalidateQueries({ queryKey: ["datasets"] });
       if (run) router.push(runHref(run.id));
@@ -194,43 +211,44 @@ function Form({ dataset, task, onClose, onItem }: Props & { task: DatasetTask })
     event.preventDefault();
     request.mutate();
   };
-  const made = request.data?.result;
+  const outcome = request.data;
+  const isMade = outcome?.isDone === true && task !== "lint";
   return (
     <form className="grid gap-3" onSubmit={onSubmit}>
       {task === "lint" ? (
         <label className="grid gap-1 text-sm font-medium">
           Bucket resolutions
           <Input
-            value={resolution}
-            onChange={(event) => setResolution(event.target.value)}
+            value={options.resolutions}
+            onChange={(event) => set({ resolutions: event.target.value })}
             inputMode="numeric"
           />
         </label>
       ) : (
         <label className="grid gap-1 text-sm font-medium">
           Name of the new dataset
-          <Input value={name} onChange={(event) => setName(event.target.value)} required />
+          <Input value={options.name} onChange={(event) => set({ name: event.target.value })} required />
         </label>
       )}
       {task !== "export" && dataset.kind === "folder" && (
-        <SelectField label="Read the folder as" options={FORMS} value={form} onChange={setForm} />
+        <SelectField label="Read the folder as" options={FORMS} value={options.form} onChange={(form) => set({ form })} />
       )}
       {task === "convert" && (
-        <SelectField label="Caption type" options={CAPTIONS} value={captions} onChange={setCaptions} />
+        <SelectField label="Caption type" options={CAPTIONS} value={options.captions} onChange={(captions) => set({ captions })} />
       )}
-      {task === "export" && <SelectField label="Format" options={FORMATS} value={to} onChange={setTo} />}
+      {task === "export" && <SelectField label="Format" options={FORMATS} value={options.to} onChange={(to) => set({ to })} />}
       {request.error && <ErrorAlert error={request.error} />}
-      {made && task === "lint" && <Report result={made} onItem={onItem} />}
-      {made && task !== "lint" && (
+      {outcome?.lint && <Report result={outcome.lint} onItem={onItem} />}
+      {isMade && (
         <p role="status" className="text-sm text-success">
-          Created {name}
-          {made.rows != null && ` with ${count(made.rows)} rows`}. It is listed under Datasets and in the
+          Created {options.name}
+          {outcome.numRows !== undefined && ` with ${count(outcome.numRows)} rows`}. It is listed under Datasets and in the
           training form.
         </p>
       )}
       <div className="flex justify-end gap-2">
-        <Button onClick={onClose}>{made ? "Close" : "Cancel"}</Button>
-        {!(made && task !== "lint") && (
+        <Button onClick={onClose}>{outcome?.isDone ? "Close" : "Cancel"}</Button>
+        {!isMade && (
           <Button type="submit" kind="primary" isBusy={request.isPending}>
             {TITLES[task]}
           </Button>

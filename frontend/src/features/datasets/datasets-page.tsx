@@ -9,13 +9,13 @@ import { Empty, Page, Panel, Skeleton } from "@/components/ui/panel";
 import { useToasts } from "@/components/ui/toasts";
 import { Problem } from "@/lib/api/client";
 import {
-  type DataSet,
+  type Dataset,
   datasetApi,
   datasetHref,
   datasets,
   freshness,
   imagePage,
-  shelved,
+  datasetEntries,
   summary,
   trash,
 } from "@/lib/api/datasets";
@@ -46,7 +46,7 @@ function Thumbnails({ name }: { name: string }) {
 }
 
 /** A JSONL built from the card's folder. */
-function BuiltJsonl({ jsonl, onDelete }: { jsonl: DataSet; onDelete: () => void }) {
+function BuiltJsonl({ jsonl, onDelete }: { jsonl: Dataset; onDelete: () => void }) {
   const { data } = useQuery(freshness(jsonl.name));
   const { update, isBusy } = useUpdate(jsonl.name);
   return (
@@ -76,8 +76,8 @@ function Card({
   jsonls,
   onDelete,
 }: {
-  dataset: DataSet;
-  jsonls: DataSet[];
+  dataset: Dataset;
+  jsonls: Dataset[];
   onDelete: (name: string) => void;
 }) {
   const { data } = useQuery(summary(dataset.name));
@@ -215,7 +215,7 @@ export function DatasetsPage() {
         </div>
       ) : (
         <ul className="grid grid-cols-1 gap-4 sm:grid-cols-2 lg:grid-cols-3 min-[1900px]:grid-cols-4">
-          {shelved(data).map(({ dataset, jsonls }) => (
+          {datasetEntries(data).map(({ dataset, jsonls }) => (
             <Card
               key={dataset.name}
               dataset={dataset}

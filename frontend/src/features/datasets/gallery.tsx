@@ -4,20 +4,20 @@ import { useVirtualizer } from "@tanstack/react-virtual";
 import { useEffect, useRef, useState } from "react";
 import { cx } from "@/components/ui/class-names";
 import { Skeleton } from "@/components/ui/panel";
-import { type DatasetImage, imagePage, PAGE, type Wanted } from "@/lib/api/datasets";
+import { type DatasetImage, imagePage, PAGE, type ImageFilter } from "@/lib/api/datasets";
 
 const TILE = 148;
 const GAP = 8;
 
 /** Images by index, loaded page by page as they become visible. */
-export function useImages(name: string, wanted: Wanted, pages: number[]) {
+export function useImages(name: string, wanted: ImageFilter, pages: number[]) {
   const pageQueries = useQueries({ queries: pages.map((page) => imagePage(name, wanted, page)) });
   const byPage = new Map(pages.map((page, index) => [page, pageQueries[index]]));
   const at = (index: number): DatasetImage | undefined =>
     byPage.get(Math.floor(index / PAGE))?.data?.images[index % PAGE];
   const currentTotal = pageQueries.find((each) => each.data)?.data?.total;
   // Keep the last total while new pages load.
-  const last = useRef<{ wanted: Wanted; total: number } | null>(null);
+  const last = useRef<{ wanted: ImageFilter; total: number } | null>(null);
   if (currentTotal !== undefined) last.current = { wanted, total: currentTotal };
   const total = currentTotal ?? (last.current?.wanted === wanted ? last.current.total : undefined);
   return { at, total, error: pageQueries.find((each) => each.error)?.error };

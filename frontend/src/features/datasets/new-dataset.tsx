@@ -24,7 +24,7 @@ export function NewDataset({ isOpen, onClose }: { isOpen: boolean; onClose: () =
     /** Returns the page to open. */
     mutationFn: async () => {
       const { kind, ...from } = source;
-      if (isDownload) return runHref((await datasetApi.bring({ name: name.trim(), ...from })).id);
+      if (isDownload) return runHref((await datasetApi.importFrom({ name: name.trim(), ...from })).id);
       const created = await datasetApi.create({
         name: name.trim(),
         ...from,

@@ -7,9 +7,8 @@ import { cx } from "@/components/ui/class-names";
 import { ErrorAlert } from "@/components/ui/error-alert";
 import { WarnIcon } from "@/components/ui/icons";
 import { runHref } from "@/features/run/run-progress";
-import { fetchJson, type RunView } from "@/lib/api/client";
 import { datasetApi, freshness } from "@/lib/api/datasets";
-import { ACTIVE } from "@/lib/api/queries";
+import { ACTIVE, readRun } from "@/lib/api/queries";
 import { count } from "@/lib/format";
 
 const FOLLOW_MS = 700;
@@ -32,7 +31,7 @@ export function useUpdate(name: string) {
   const { data: run } = useQuery({
     queryKey: ["run", id, "followed"],
     queryFn: async () => {
-      const current = await fetchJson<RunView>(`/api/runs/${id}`);
+      const current = await readRun(id ?? "");
       if (!ACTIVE.has(current.state)) finish();
       return current;
     },

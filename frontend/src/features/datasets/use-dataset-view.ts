@@ -1,7 +1,7 @@
 "use client";
 import { useCallback, useMemo, useState } from "react";
 import { useDebounced } from "@/hooks/use-validation";
-import { type DatasetImage, PAGE, type Wanted } from "@/lib/api/datasets";
+import { type DatasetImage, PAGE, type ImageFilter } from "@/lib/api/datasets";
 import { nextIndex } from "@/lib/caption-saver";
 import { useImages } from "./gallery";
 
@@ -17,7 +17,7 @@ export function useDatasetView(name: string) {
   const [held, setHeld] = useState<DatasetImage | null>(null);
   const [pages, setPages] = useState([0]);
   const text = useDebounced(search);
-  const wanted = useMemo<Wanted>(
+  const wanted = useMemo<ImageFilter>(
     () => ({
       ...(text && { text }),
       ...(tags.length > 0 && { tags }),

@@ -4,7 +4,7 @@ import Link from "next/link";
 import { cx } from "@/components/ui/class-names";
 import { CheckIcon, ChevronIcon } from "@/components/ui/icons";
 import { Panel } from "@/components/ui/panel";
-import { datasets, shelved } from "@/lib/api/datasets";
+import { datasets, datasetEntries } from "@/lib/api/datasets";
 import { isTraining, runs, trainerModels } from "@/lib/api/queries";
 
 interface Step {
@@ -24,7 +24,7 @@ function useSteps(): Step[] {
   const { data: models } = useQuery(trainerModels("flow"));
   const { data: page } = useQuery(runs([], 50));
   const { data: datasetList } = useQuery({ ...datasets, refetchInterval: false, retry: false });
-  const num = datasetList && shelved(datasetList.filter((each) => each.name !== "demo")).length;
+  const num = datasetList && datasetEntries(datasetList.filter((each) => each.name !== "demo")).length;
   // Ignore the demo's tiny models and files made by runs.
   const isOwn = (path: string) => !/\/models\/demo\/|\/demo-data\/|\/runs\//.test(path);
   const has = (key: string) => models?.[key]?.some(isOwn);

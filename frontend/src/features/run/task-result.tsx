@@ -3,33 +3,29 @@ import { useQuery } from "@tanstack/react-query";
 import { LinkButton } from "@/components/ui/button";
 import { DownloadIcon } from "@/components/ui/icons";
 import { Panel } from "@/components/ui/panel";
-import { fetchJson, type Schemas } from "@/lib/api/client";
+import { api, got } from "@/lib/api/client";
 import { datasetHref } from "@/lib/api/datasets";
 import { bytes } from "@/lib/format";
+import { at, isTree } from "@/lib/json";
 
-interface Brought {
-  target_dir?: string;
-  table?: { output?: string };
-}
-
-const baseName = (path: string | undefined) => path?.split("/").at(-1);
+const baseName = (path: unknown) => (typeof path === "string" ? path.split("/").at(-1) : undefined);
 
 /** The dataset that a run imported; a table's captions are in its JSONL. */
 function importedDataset(trainer: string, result: unknown): string | undefined {
-  const { target_dir, table } = (result ?? {}) as Brought;
-  return trainer === "dataset-import" ? baseName(table?.output ?? target_dir) : undefined;
+  if (trainer !== "dataset-import" || !isTree(result)) return undefined;
+  return baseName(at(result, ["table", "output"]) ?? result.target_dir);
 }
 
 /** The files and the result of a task. */
 export function TaskResult({ id, trainer, isOver }: { id: string; trainer: string; isOver: boolean }) {
   const { data } = useQuery({
     queryKey: ["run", id, "result", isOver],
-    queryFn: () => fetchJson<unknown>(`/api/runs/${encodeURIComponent(id)}/result`),
+    queryFn: () => got(api.GET("/api/runs/{run_id}/result", { params: { path: { run_id: id } } })),
     retry: false,
   });
   const { data: files } = useQuery({
     queryKey: ["run", id, "result-files", isOver],
-    queryFn: () => fetchJson<Schemas["ResultFile"][]>(`/api/runs/${encodeURIComponent(id)}/result/files`),
+    queryFn: () => got(api.GET("/api/runs/{run_id}/result/files", { params: { path: { run_id: id } } })),
     retry: false,
     enabled: data !== undefined,
   });

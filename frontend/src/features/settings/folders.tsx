@@ -1,7 +1,7 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
 import { Panel, Skeleton } from "@/components/ui/panel";
-import { fetchJson } from "@/lib/api/client";
+import { api, got } from "@/lib/api/client";
 import { roots, trainers } from "@/lib/api/queries";
 
 export function Folders() {
@@ -33,16 +33,11 @@ export function Folders() {
   );
 }
 
-interface TaskView {
-  name: string;
-  title: string;
-}
-
 export function Trainers() {
   const { data } = useQuery(trainers);
   const { data: tasks } = useQuery({
     queryKey: ["tasks"],
-    queryFn: () => fetchJson<TaskView[]>("/api/tasks"),
+    queryFn: () => got(api.GET("/api/tasks")),
     retry: false,
   });
   return (

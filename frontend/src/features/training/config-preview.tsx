@@ -8,7 +8,7 @@ import { Panel, Skeleton } from "@/components/ui/panel";
 import { TabPanel, Tabs } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
 import { useDebounced } from "@/hooks/use-validation";
-import { fetchJson, type Schemas } from "@/lib/api/client";
+import { api, got } from "@/lib/api/client";
 import { copyText } from "@/lib/clipboard";
 import type { Tree } from "@/lib/json";
 
@@ -19,7 +19,7 @@ function useOutcome(trainer: string, config: Tree, name: string, isWanted: boole
   const asked = useDebounced({ config, name: name.trim() || null });
   return useQuery({
     queryKey: ["outcome", trainer, asked],
-    queryFn: () => fetchJson<Schemas["ConfigPreview"]>(`/api/${trainer}/config/preview`, asked),
+    queryFn: () => got(api.POST("/api/{trainer}/config/preview", { params: { path: { trainer } }, body: asked })),
     enabled: isWanted,
     placeholderData: (old) => old,
     staleTime: 10_000,

@@ -8,9 +8,9 @@ import { ErrorAlert } from "@/components/ui/error-alert";
 import { Select } from "@/components/ui/inputs";
 import { OutdatedNotice } from "@/features/datasets/outdated-notice";
 import { runHref } from "@/features/run/run-progress";
-import { fetchJson, type RunView } from "@/lib/api/client";
-import { type DataSet, datasetHref, datasets, summary } from "@/lib/api/datasets";
-import { ACTIVE } from "@/lib/api/queries";
+import { api, got } from "@/lib/api/client";
+import { type Dataset, datasetHref, datasets, summary } from "@/lib/api/datasets";
+import { ACTIVE, readRun } from "@/lib/api/queries";
 import { count } from "@/lib/format";
 import { at } from "@/lib/json";
 import { withImageDir } from "@/lib/kohya-datasets";
@@ -19,14 +19,14 @@ const FOLLOW_MS = 700;
 const NONE = "";
 const BUCKET = "raw:";
 const nameOf = (path: string) => path.split("/").slice(-2).join("/");
-const jsonlOf = (dataset: DataSet) => `${dataset.name}.jsonl`;
+const jsonlOf = (dataset: Dataset) => `${dataset.name}.jsonl`;
 
 /** Poll the run that builds a large dataset's JSONL until it ends. */
 function useFollowed(id: string | null, onDone: () => void) {
   const { data } = useQuery({
     queryKey: ["run", id, "followed"],
     queryFn: async () => {
-      const run = await fetchJson<RunView>(`/api/runs/${id}`);
+      const run = await readRun(id ?? "");
       if (run.state === "finished") onDone();
       return run;
     },
@@ -37,7 +37,7 @@ function useFollowed(id: string | null, onDone: () => void) {
 }
 
 /** Build the JSONL that training on a bucket needs. */
-function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolean; onMade: () => void }) {
+function ToJsonl({ dataset, exists, onMade }: { dataset: Dataset; exists: boolean; onMade: () => void }) {
   const client = useQueryClient();
   const [runId, setRunId] = useState<string | null>(null);
   const finish = async () => {
@@ -46,11 +46,12 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
   };
   const make = useMutation({
     mutationFn: () =>
-      fetchJson<{ run: RunView | null }>(`/api/datasets/${encodeURIComponent(dataset.name)}/convert`, {
-        name: jsonlOf(dataset),
-        captions: "auto",
-        replace: true,
-      }),
+      got(
+        api.POST("/api/datasets/{dataset}/convert", {
+          params: { path: { dataset: dataset.name } },
+          body: { name: jsonlOf(dataset), captions: "auto", replace: true },
+        }),
+      ),
     onSuccess: ({ run }) => (run ? setRunId(run.id) : finish()),
   });
   const run = useFollowed(runId, () => void finish());
@@ -96,7 +97,7 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: DataSet; exists: boolea
 }
 
 /** The number of a folder's images that training skips, and a link to their captions. */
-function FolderNote({ dataset }: { dataset: DataSet }) {
+function FolderNote({ dataset }: { dataset: Dataset }) {
   const { data } = useQuery(summary(dataset.name));
   const bare = data ? data.images - data.captioned : 0;
   const bad = data?.problems ?? 0;
@@ -130,7 +131,7 @@ export function DatasetSelect() {
   const bucket = buckets.find((each) => each.name === bucketName);
   const chosen = [...folders, ...jsonls].find((each) => each.path === path);
   const source = chosen?.kind === "jsonl" && folders.find((each) => each.path === chosen.source);
-  const select = (found: DataSet | undefined) => {
+  const select = (found: Dataset | undefined) => {
     setBucketName(null);
     set(["dataloader", "jsonl_metadata_path"], found?.path ?? NONE);
     const images = found?.kind === "folder" ? found.path : found?.images_dir;
@@ -140,7 +141,7 @@ export function DatasetSelect() {
     if (value.startsWith(BUCKET)) setBucketName(value.slice(BUCKET.length));
     else select([...folders, ...jsonls].find((each) => each.path === value));
   };
-  const takeJsonlOf = (dataset: DataSet) => {
+  const takeJsonlOf = (dataset: Dataset) => {
     const fresh = client.getQueryData(datasets.queryKey) ?? [];
     select(fresh.find((each) => each.name === jsonlOf(dataset)));
   };

@@ -9,7 +9,7 @@ import { Panel } from "@/components/ui/panel";
 import { ToggleGroup } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
 import { useDebounced } from "@/hooks/use-validation";
-import { download, lacking } from "@/lib/api/models";
+import { download, missingFiles } from "@/lib/api/models";
 import { bytes } from "@/lib/format";
 import { at, type Json, type Tree } from "@/lib/json";
 import { numberFrom, textOf } from "@/lib/schema";
@@ -27,11 +27,11 @@ function BaseModel() {
   const client = useQueryClient();
   const { notify, notifyError } = useToasts();
   const section = useDebounced((at(whole, ["model"]) ?? {}) as Tree);
-  const { data } = useQuery(lacking(section));
+  const { data } = useQuery(missingFiles(section));
   const available = data?.needs.filter((need) => need.here.length > 0) ?? [];
   const missing = data?.needs.filter((need) => need.here.length === 0) ?? [];
   const fetchMissing = useMutation({
-    mutationFn: (body: { config: Record<string, unknown> }) => download(body),
+    mutationFn: download,
     onSuccess: (run) => {
       notify(`${run.id} is queued.`, "Fill in the paths when it has finished.");
       void client.invalidateQueries({ queryKey: ["runs"] });

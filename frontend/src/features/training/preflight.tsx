@@ -6,7 +6,7 @@ import { Button } from "@/components/ui/button";
 import { cx } from "@/components/ui/class-names";
 import { ErrorAlert } from "@/components/ui/error-alert";
 import { Panel } from "@/components/ui/panel";
-import { fetchJson, type Schemas } from "@/lib/api/client";
+import { api, got, type Schemas } from "@/lib/api/client";
 import { bytes, count, duration, figure } from "@/lib/format";
 import type { Json, Tree } from "@/lib/json";
 
@@ -123,7 +123,7 @@ function Buckets({ data }: { data: Schemas["DataReport"] }) {
 export function Preflight({ trainer, config, isReady }: { trainer: string; config: Tree; isReady: boolean }) {
   const { set } = useForm();
   const look = useMutation({
-    mutationFn: () => fetchJson<Report>(`/api/${trainer}/preflight`, { config }),
+    mutationFn: () => got(api.POST("/api/{trainer}/preflight", { params: { path: { trainer } }, body: { config } })),
   });
   const { reset } = look;
   // biome-ignore lint/correctness/useExhaustiveDependencies: a result belongs to its configuration

@@ -8,7 +8,7 @@ import { Panel } from "@/components/ui/panel";
 import { RunNameField } from "@/features/run/run-name-field";
 import { runHref } from "@/features/run/run-progress";
 import type { Problems } from "@/hooks/use-validation";
-import { fetchJson, Problem, type RunView } from "@/lib/api/client";
+import { api, got, Problem } from "@/lib/api/client";
 import { queue } from "@/lib/api/queries";
 import type { Hint } from "@/lib/config-hints";
 import type { Draft } from "@/lib/draft";
@@ -99,11 +99,12 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
   const { data } = useQuery(queue);
   const start = useMutation({
     mutationFn: () =>
-      fetchJson<RunView>(`/api/${trainer}/train/start`, {
-        name: draft.name.trim() || null,
-        config: draft.config,
-        devices: draft.devices,
-      }),
+      got(
+        api.POST("/api/{trainer}/train/start", {
+          params: { path: { trainer } },
+          body: { name: draft.name.trim() || null, config: draft.config, devices: draft.devices },
+        }),
+      ),
     onSuccess: (run) => {
       void client.invalidateQueries({ queryKey: ["runs"] });
       onPatch({ name: "" });

@@ -68,7 +68,7 @@ function useTrainingForm(trainer: string) {
   const { draft, isLoaded, setConfig } = form;
   useEffect(() => setPresetName(draft.preset), [draft.preset]);
   useConfigOfRun(setConfig, defaults);
-  const validation = useValidation(trainer, draft.config, isLoaded && schema !== undefined);
+  const validation = useValidation({ trainer }, draft.config, isLoaded && schema !== undefined);
   const problems = useMemo(() => byPath(validation.verdict?.problems ?? []), [validation.verdict]);
   const sections = useMemo(() => (schema ? sectionsOf(schema.schema as Tree) : []), [schema]);
   return {

@@ -12,7 +12,7 @@ export type System = Schemas["System"];
 export type FieldProblem = Schemas["FieldProblem"];
 export type Preset = Schemas["PresetView"];
 
-/** What the studio answers when it cannot do what was asked: what, where, and what to do. */
+/** A failed request: what is wrong, where, and what to do. */
 export class Problem extends Error {
   constructor(
     readonly title: string,
@@ -20,7 +20,7 @@ export class Problem extends Error {
     readonly hint: string,
     readonly status: number,
     readonly places: FieldProblem[] = [],
-    /** Which kind of problem it is, as the studio names it. */
+    /** The kind of problem, such as `name-taken`. */
     readonly code = "",
   ) {
     super(detail ? `${title} ${detail}` : title);
@@ -30,15 +30,23 @@ export class Problem extends Error {
 
 export const SIGNED_OUT = "flowloom:signed-out";
 
-export const api = createClient<paths>({ baseUrl: BASE });
+/** Encodes path parameters; slashes stay, because names of images are paths. */
+function withPathParams(pathname: string, params: Record<string, unknown>): string {
+  return pathname.replace(/\{(\w+)\}/g, (_, name: string) =>
+    String(params[name]).split("/").map(encodeURIComponent).join("/"),
+  );
+}
+
+/** The studio's API, typed by its OpenAPI document. */
+export const api = createClient<paths>({ baseUrl: BASE, pathSerializer: withPathParams });
 
 type Answer<T> = { data?: T; error?: unknown; response: Response };
 
-/** The data of an answer; a `Problem` where there is none. */
-export async function got<T>(asked: Promise<Answer<T>>): Promise<T> {
+/** The data of a response; throws a `Problem` if the request failed. */
+export async function got<T>(request: Promise<Answer<T>>): Promise<T> {
   let answer: Answer<T>;
   try {
-    answer = await asked;
+    answer = await request;
   } catch {
     throw new Problem(
       "The studio is not responding.",
@@ -51,52 +59,24 @@ export async function got<T>(asked: Promise<Answer<T>>): Promise<T> {
   throw problemOf(answer.error, answer.response.status);
 }
 
-/** JSON from a path that the generated client does not know by itself, such as a trainer's. */
-export async function fetchJson<T>(path: string, body?: unknown, method?: string): Promise<T> {
-  const init: RequestInit =
-    body === undefined
-      ? { method: method ?? "GET" }
-      : {
-          method: method ?? "POST",
-          headers: { "content-type": "application/json" },
-          body: JSON.stringify(body),
-        };
-  return asked<T>(path, init);
-}
-
-/** JSON of a request that is more than a body. */
-export function asked<T>(path: string, init: RequestInit): Promise<T> {
-  return got<T>(
-    fetch(BASE + path, init).then(async (response) => {
-      const text = await response.text();
-      const content: unknown = text ? parsed(text) : undefined;
-      return response.ok ? { data: content as T, response } : { error: content, response };
-    }),
-  );
-}
-
-function parsed(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
-}
+/** Start a task, which becomes a run. */
+export const startTask = (task: string, config: Record<string, unknown>) =>
+  got(api.POST("/api/tasks/{task}/start", { params: { path: { task } }, body: { config } }));
 
 export function problemOf(content: unknown, status: number): Problem {
   if (status === 401 && typeof window !== "undefined") window.dispatchEvent(new Event(SIGNED_OUT));
-  const told = (content ?? {}) as Partial<Schemas["ProblemView"]>;
+  const view = (content ?? {}) as Partial<Schemas["ProblemView"]>;
   return new Problem(
-    told.title ?? `The request failed with status ${status}.`,
-    told.detail ?? "",
-    told.hint ?? "Try again. If it fails again, check the studio's log.",
+    view.title ?? `The request failed with status ${status}.`,
+    view.detail ?? "",
+    view.hint ?? "Try again. If it fails again, check the studio's log.",
     status,
-    told.errors ?? [],
-    told.code ?? "",
+    view.errors ?? [],
+    view.code ?? "",
   );
 }
 
-/** Whether trying again by itself could help: not when the studio said what is wrong. */
+/** True if a retry may help: the studio did not say what is wrong. */
 export function isPassing(error: unknown): boolean {
   return !(error instanceof Problem) || error.status === 0 || error.status >= 500;
 }

@@ -1,147 +1,49 @@
 import { keepPreviousData, type QueryClient, queryOptions } from "@tanstack/react-query";
-import { asked, fetchJson, type RunView, type Schemas } from "./client";
+import { api, got, type Schemas } from "./client";
 
-/** How a bucket is reached; what is not given is Amazon's own, or the environment's. */
-export interface Storage {
-  endpoint?: string;
-  region?: string;
-  anonymous?: boolean;
-}
-
+export type Dataset = Schemas["DatasetView"];
+export type DatasetImage = Schemas["ImageView"];
+export type ImagePage = Schemas["ImagePage"];
+export type ImageFilter = Schemas["ImageFilter"];
+export type Summary = Schemas["DatasetSummary"];
+export type Caption = Schemas["CaptionView"];
+export type Edit = Schemas["EditView"];
+export type EditPreview = Schemas["EditPreview"];
+export type EditStage = Schemas["StageView"];
+export type EditOperation = Schemas["EditRequest"]["operation"];
+export type Storage = Schemas["StorageSection"];
 export type StoreVerdict = Schemas["StoreVerdict"];
 
 export const datasetHref = (name: string) => `/datasets/?name=${encodeURIComponent(name)}`;
 
-export interface DataSet {
-  name: string;
-  kind: "folder" | "jsonl" | "bucket" | string;
-  path: string | null;
-  url: string | null;
-  images_dir: string | null;
-  is_link: boolean;
-  /** The folder that a JSONL was built from, where that is recorded. */
-  source: string | null;
+/** A dataset in the list, with the JSONLs that were built from it. */
+export interface DatasetEntry {
+  dataset: Dataset;
+  jsonls: Dataset[];
 }
 
-/** A data set of its own, with the JSONLs that were built from it. */
-export interface Shelved {
-  dataset: DataSet;
-  jsonls: DataSet[];
-}
-
-/** One entry for a folder and the JSONLs of it, which are the same images and captions. */
-export function shelved(all: readonly DataSet[]): Shelved[] {
+/** One entry for a folder and its JSONLs, which are the same images and captions. */
+export function datasetEntries(all: readonly Dataset[]): DatasetEntry[] {
   const folders = new Set(all.filter((each) => each.kind === "folder").map((each) => each.path));
-  const isMade = (each: DataSet) => each.kind === "jsonl" && each.source !== null && folders.has(each.source);
+  const isBuilt = (each: Dataset) => each.kind === "jsonl" && each.source !== null && folders.has(each.source);
   return all
-    .filter((each) => !isMade(each))
+    .filter((each) => !isBuilt(each))
     .map((dataset) => ({
       dataset,
-      jsonls: all.filter((each) => isMade(each) && dataset.kind === "folder" && each.source === dataset.path),
+      jsonls: all.filter((each) => isBuilt(each) && dataset.kind === "folder" && each.source === dataset.path),
     }));
 }
 
-export type Freshness = Schemas["FreshnessView"];
+const at = (dataset: string) => ({ path: { dataset } });
 
-export interface Scan {
-  is_running: boolean;
-  phase: string;
-  num_done: number;
-  finished: number;
-  error: string;
-}
-
-export interface DatasetImage {
-  item: string;
-  file: string;
-  caption: string;
-  version: string;
-  is_tags: boolean;
-  width: number | null;
-  height: number | null;
-  size: number | null;
-  problem: string;
-  url: string;
-}
-
-export interface ImagePage {
-  total: number;
-  images: DatasetImage[];
-  scan: Scan;
-}
-
-export interface Summary {
-  images: number;
-  captioned: number;
-  problems: number;
-  bytes: number;
-  scan: Scan;
-}
-
-export interface TagPage {
-  captions: number;
-  distinct: number;
-  tags: { tag: string; count: number }[];
-}
-
-export interface Caption {
-  item: string;
-  caption: string;
-  version: string;
-  is_tags: boolean;
-  problem: string;
-}
-
-export interface Trashed {
-  id: string;
-  name: string;
-  time: number;
-}
-
-export interface Edit {
-  id: string;
-  time: number;
-  title: string;
-  num_changed: number;
-  undoes: string | null;
-  /** False: it was cancelled while it wrote. */
-  is_whole: boolean;
-}
-
-export interface EditPreview {
-  num_matching: number;
-  num_changed: number;
-  num_unreadable: number;
-  examples: { item: string; before: string; after: string }[];
-  version: string;
-}
-
-/** Filters of images. */
-export interface Wanted {
-  text?: string;
-  tags?: string[];
-  has_caption?: boolean;
-  has_problem?: boolean;
-}
-
-export type Operation = { kind: string; [key: string]: unknown };
-
-const base = (name: string) => `/api/datasets/${encodeURIComponent(name)}`;
-
-function queryOf(wanted: Wanted): URLSearchParams {
-  const query = new URLSearchParams();
-  if (wanted.text) query.set("text", wanted.text);
-  for (const tag of wanted.tags ?? []) query.append("tags", tag);
-  if (wanted.has_caption !== undefined) query.set("has_caption", String(wanted.has_caption));
-  if (wanted.has_problem !== undefined) query.set("has_problem", String(wanted.has_problem));
-  return query;
-}
-
+/** Images per request. */
 export const PAGE = 100;
+const MAX_TAGS = 150;
+const MAX_EXAMPLES = 20;
 
 export const datasets = queryOptions({
   queryKey: ["datasets"],
-  queryFn: () => fetchJson<DataSet[]>("/api/datasets"),
+  queryFn: () => got(api.GET("/api/datasets")),
   refetchInterval: 10_000,
 });
 
@@ -149,37 +51,42 @@ export const datasets = queryOptions({
 export const freshness = (name: string) =>
   queryOptions({
     queryKey: ["freshness", name],
-    queryFn: () => fetchJson<Freshness>(`${base(name)}/freshness`),
+    queryFn: () => got(api.GET("/api/datasets/{dataset}/freshness", { params: at(name) })),
     refetchInterval: 15_000,
   });
 
-export const trash = queryOptions({ queryKey: ["trash"], queryFn: () => fetchJson<Trashed[]>("/api/trash") });
+export const trash = queryOptions({ queryKey: ["trash"], queryFn: () => got(api.GET("/api/trash")) });
 
 export const summary = (name: string) =>
   queryOptions({
     queryKey: ["dataset", name, "summary"],
-    queryFn: () => fetchJson<Summary>(`${base(name)}/summary`),
+    queryFn: () => got(api.GET("/api/datasets/{dataset}/summary", { params: at(name) })),
     refetchInterval: (query) => (query.state.data?.scan.is_running ? 1000 : 15_000),
   });
 
-export const imagePage = (name: string, wanted: Wanted, page: number) =>
+export const imagePage = (name: string, filter: ImageFilter, page: number) =>
   queryOptions({
-    queryKey: ["dataset", name, "images", wanted, page],
-    queryFn: () => {
-      const query = queryOf(wanted);
-      query.set("skip", String(page * PAGE));
-      query.set("limit", String(PAGE));
-      return fetchJson<ImagePage>(`${base(name)}/images?${query}`);
-    },
+    queryKey: ["dataset", name, "images", filter, page],
+    queryFn: () =>
+      got(
+        api.GET("/api/datasets/{dataset}/images", {
+          params: { ...at(name), query: { ...filter, skip: page * PAGE, limit: PAGE } },
+        }),
+      ),
     staleTime: 10_000,
     refetchInterval: (query) => (query.state.data?.scan.is_running ? 1500 : 15_000),
     placeholderData: keepPreviousData,
   });
 
-export const tags = (name: string, wanted: Wanted) =>
+export const tags = (name: string, filter: ImageFilter) =>
   queryOptions({
-    queryKey: ["dataset", name, "tags", wanted],
-    queryFn: () => fetchJson<TagPage>(`${base(name)}/tags?${queryOf(wanted)}&limit=150`),
+    queryKey: ["dataset", name, "tags", filter],
+    queryFn: () =>
+      got(
+        api.GET("/api/datasets/{dataset}/tags", {
+          params: { ...at(name), query: { ...filter, limit: MAX_TAGS } },
+        }),
+      ),
     placeholderData: keepPreviousData,
     staleTime: 10_000,
   });
@@ -187,54 +94,41 @@ export const tags = (name: string, wanted: Wanted) =>
 export const edits = (name: string) =>
   queryOptions({
     queryKey: ["dataset", name, "edits"],
-    queryFn: () => fetchJson<Edit[]>(`${base(name)}/edits`),
+    queryFn: () => got(api.GET("/api/datasets/{dataset}/edits", { params: at(name) })),
   });
 
-export interface EditStage {
-  title: string;
-  phase: "scanning" | "reading" | "writing";
-  num_done: number;
-  num_total: number;
-}
-
-/** How far the edit is that is being made, by whomever; null: none is. */
+/** The progress of the edit in progress, started by any client; null: none. */
 export const editStage = (name: string) =>
   queryOptions({
     queryKey: ["edit-stage", name],
-    queryFn: async () => (await fetchJson<{ edit: EditStage | null }>(`${base(name)}/edits/progress`)).edit,
+    queryFn: async () =>
+      (await got(api.GET("/api/datasets/{dataset}/edits/progress", { params: at(name) }))).edit,
     refetchInterval: 500,
   });
 
-/** Of letters; a browser keeps 64 KiB alive, of all requests together. */
-const MOST_KEPT_ALIVE = 16_000;
+/** In characters; a browser keeps 64 KiB alive, for all requests together. */
+const MAX_KEPT_ALIVE = 16_000;
 
-export async function saveCaption(
-  name: string,
-  item: string,
-  caption: string,
-  version: string,
-): Promise<Caption> {
-  const place = item.split("/").map(encodeURIComponent).join("/");
-  const body = JSON.stringify({ caption });
-  const init: RequestInit = {
-    method: "PUT",
-    headers: { "content-type": "application/json", "if-match": `"${version}"` },
-    body,
-    // It goes on where the tab is closed over it.
-    keepalive: body.length < MOST_KEPT_ALIVE,
-  };
-  return asked<Caption>(`${base(name)}/captions/${place}`, init);
+export function saveCaption(dataset: string, item: string, caption: string, version: string) {
+  return got(
+    api.PUT("/api/datasets/{dataset}/captions/{item}", {
+      params: { path: { dataset, item }, header: { "if-match": `"${version}"` } },
+      body: { caption },
+      // The request continues if the tab is closed.
+      keepalive: caption.length < MAX_KEPT_ALIVE,
+    }),
+  );
 }
 
-/** Puts what was saved into all that was read, which is then read anew. */
-export function keepCaption(client: QueryClient, name: string, made: Caption): void {
-  const { item, caption, version, is_tags } = made;
+/** Put a saved caption into all loaded pages; everything else of the dataset is read again. */
+export function keepCaption(client: QueryClient, name: string, saved: Caption): void {
+  const { item, caption, version, is_tags } = saved;
   client.setQueriesData<ImagePage>({ queryKey: ["dataset", name, "images"] }, (page) =>
-    page?.images.some((each) => each.item === item)
+    page?.images.some((image) => image.item === item)
       ? {
           ...page,
-          images: page.images.map((each) =>
-            each.item === item ? { ...each, caption, version, is_tags } : each,
+          images: page.images.map((image) =>
+            image.item === item ? { ...image, caption, version, is_tags } : image,
           ),
         }
       : page,
@@ -242,24 +136,40 @@ export function keepCaption(client: QueryClient, name: string, made: Caption): v
   changed(client, name);
 }
 
-/** Everything that was read of a data set is read again, and so is what is compared with it. */
+/** Read everything about a dataset again, including comparisons with it. */
 export function changed(client: QueryClient, name: string): void {
   void client.invalidateQueries({ queryKey: ["dataset", name] });
   void client.invalidateQueries({ queryKey: ["freshness"] });
 }
 
 export const datasetApi = {
-  create: (body: { name: string; path?: string; url?: string; storage?: Storage }) =>
-    fetchJson<DataSet>("/api/datasets", body),
-  bring: (body: { name: string; url?: string; repo?: string; revision?: string; below?: string }) =>
-    fetchJson<{ id: string }>("/api/datasets/import", body),
-  update: (name: string) => fetchJson<{ run: RunView | null }>(`${base(name)}/update`, {}),
-  remove: (name: string) => fetchJson<Trashed>(base(name), undefined, "DELETE"),
-  restore: (id: string) => fetchJson<DataSet>(`/api/trash/${id}/restore`, {}),
-  preview: (name: string, operation: Operation, wanted: Wanted) =>
-    fetchJson<EditPreview>(`${base(name)}/edits/preview`, { operation, filter: wanted, examples: 20 }),
-  edit: (name: string, operation: Operation, wanted: Wanted, version: string) =>
-    fetchJson<Edit>(`${base(name)}/edits`, { operation, filter: wanted, version }),
-  cancelEdit: (name: string) => fetchJson<unknown>(`${base(name)}/edits/cancel`, {}),
-  undo: (name: string, id: string) => fetchJson<Edit>(`${base(name)}/edits/${id}/undo`, { is_partial: true }),
+  create: (body: Schemas["NewDataset"]) => got(api.POST("/api/datasets", { body })),
+  importFrom: (body: Schemas["ImportRequest"]) => got(api.POST("/api/datasets/import", { body })),
+  update: (name: string) =>
+    got(api.POST("/api/datasets/{dataset}/update", { params: at(name), body: {} })),
+  remove: (name: string) => got(api.DELETE("/api/datasets/{dataset}", { params: at(name) })),
+  restore: (id: string) =>
+    got(api.POST("/api/trash/{trash_id}/restore", { params: { path: { trash_id: id } } })),
+  preview: (name: string, operation: EditOperation, filter: ImageFilter) =>
+    got(
+      api.POST("/api/datasets/{dataset}/edits/preview", {
+        params: at(name),
+        body: { operation, filter, examples: MAX_EXAMPLES },
+      }),
+    ),
+  edit: (name: string, operation: EditOperation, filter: ImageFilter, version: string) =>
+    got(
+      api.POST("/api/datasets/{dataset}/edits", {
+        params: at(name),
+        body: { operation, filter, version },
+      }),
+    ),
+  cancelEdit: (name: string) => got(api.POST("/api/datasets/{dataset}/edits/cancel", { params: at(name) })),
+  undo: (name: string, id: string) =>
+    got(
+      api.POST("/api/datasets/{dataset}/edits/{edit_id}/undo", {
+        params: { path: { dataset: name, edit_id: id } },
+        body: { is_partial: true },
+      }),
+    ),
 };

@@ -1,14 +1,5 @@
 import { keepPreviousData, QueryClient, queryOptions } from "@tanstack/react-query";
-import {
-  api,
-  fetchJson,
-  got,
-  isPassing,
-  type RunState,
-  type RunView,
-  type Sample,
-  type Schemas,
-} from "./client";
+import { api, got, isPassing, type RunState, type RunView, type Sample } from "./client";
 
 export const ACTIVE: ReadonlySet<RunState> = new Set(["queued", "running", "stopping"]);
 export const TERMINAL: ReadonlySet<RunState> = new Set([
@@ -19,7 +10,7 @@ export const TERMINAL: ReadonlySet<RunState> = new Set([
   "damaged",
 ]);
 
-/** Whether a run trains; others draw, tag, convert. */
+/** True for a training; other runs sample, tag or convert. */
 export const isTraining = (run: Pick<RunView, "kind">): boolean => run.kind === "training";
 
 export function makeQueryClient(): QueryClient {
@@ -73,10 +64,13 @@ export const runs = (states: RunState[] = [], limit = RUNS_AT_ONCE, skip = 0) =>
     placeholderData: keepPreviousData,
   });
 
+export const readRun = (id: string) =>
+  got(api.GET("/api/runs/{run_id}", { params: { path: { run_id: id } } }));
+
 export const run = (id: string) =>
   queryOptions({
     queryKey: ["run", id],
-    queryFn: () => got(api.GET("/api/runs/{run_id}", { params: { path: { run_id: id } } })),
+    queryFn: () => readRun(id),
     refetchInterval: (query) => (query.state.data && !ACTIVE.has(query.state.data.state) ? 10_000 : 2000),
   });
 
@@ -147,19 +141,35 @@ export const compare = (id: string, other: string) =>
     staleTime: Number.POSITIVE_INFINITY,
   });
 
-export type ConfigView = Schemas["ConfigView"];
-
-/** A trainer's or a task's schema, defaults and presets. */
+/** The schema, defaults and presets of a trainer's form. */
 export const trainerConfig = (trainer: string) =>
   queryOptions({
     queryKey: ["trainer", trainer, "config"],
-    queryFn: () => fetchJson<ConfigView>(`/api/${trainer}/config`),
+    queryFn: () => got(api.GET("/api/{trainer}/config", { params: { path: { trainer } } })),
     staleTime: 5 * 60_000,
   });
 
+/** The schema and defaults of a task's form. */
+export const taskConfig = (task: string) =>
+  queryOptions({
+    queryKey: ["task", task, "config"],
+    queryFn: () => got(api.GET("/api/tasks/{task}/config", { params: { path: { task } } })),
+    staleTime: 5 * 60_000,
+  });
+
+/** The trainer or task that a configuration is for. */
+export type ConfigOwner = { trainer: string } | { task: string };
+
+/** The problems of a configuration. */
+export const checkConfig = (owner: ConfigOwner, config: Record<string, unknown>) =>
+  "trainer" in owner
+    ? got(api.POST("/api/{trainer}/config", { params: { path: owner }, body: { config } }))
+    : got(api.POST("/api/tasks/{task}/config", { params: { path: owner }, body: { config } }));
+
+/** Files in the studio's folders that fit a trainer's model keys, by key. */
 export const trainerModels = (trainer: string) =>
   queryOptions({
     queryKey: ["trainer", trainer, "models"],
-    queryFn: () => fetchJson<Record<string, string[]>>(`/api/${trainer}/models`),
+    queryFn: () => got(api.GET("/api/{trainer}/models", { params: { path: { trainer } } })),
     staleTime: 30_000,
   });
