@@ -23,7 +23,9 @@ test("a folder and the JSONLs built from it share one entry", () => {
     made("gone.jsonl", "jsonl", "/data/gone"),
     made("store", "bucket"),
   ];
-  expect(datasetEntries(all).map(({ dataset, jsonls }) => [dataset.name, jsonls.map((each) => each.name)])).toEqual([
+  expect(
+    datasetEntries(all).map(({ dataset, jsonls }) => [dataset.name, jsonls.map((each) => each.name)]),
+  ).toEqual([
     ["fox", ["fox.jsonl", "fox-tags.jsonl"]],
     ["given.jsonl", []],
     ["gone.jsonl", []],

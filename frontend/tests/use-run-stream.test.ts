@@ -5,13 +5,45 @@ import type { Metrics, Sample } from "@/lib/api/client";
 import { FROM_BATCH, gridOf, mergeGrids, nearest, promptAt } from "@/lib/sample-grid";
 import { smoothed } from "@/lib/smoothing";
 
-const step = (seq: number, number: number, loss: number | null, more = {}): RunEvent => ({
+type Step = Extract<RunEvent, { kind: "step" }>;
+
+const step = (seq: number, number: number, loss: number | null, more: Partial<Step> = {}): Step => ({
   seq,
   time: 0,
   kind: "step",
   step: number,
   loss,
+  loss_smooth: null,
+  lr: null,
+  grad_norm: null,
+  samples_per_s: null,
+  data_wait_s: null,
+  step_s: null,
+  peak_memory_mib: null,
+  epoch: null,
+  batch: null,
+  eta_s: null,
+  loss_by_noise_level: [],
   ...more,
+});
+
+const validated = (seq: number, step: number, weights: "raw" | "ema"): RunEvent => ({
+  seq,
+  time: 0,
+  kind: "validated",
+  step,
+  loss: 1,
+  weights,
+  by_quantile: {},
+});
+
+const skip = (seq: number): RunEvent => ({
+  seq,
+  time: 0,
+  kind: "skipped",
+  file: "a.jsonl",
+  line: seq,
+  reason: "unreadable",
 });
 
 const base = {
@@ -148,8 +180,8 @@ describe("validations", () => {
   test("come from the metrics and the stream, each once, for both kinds of weights", () => {
     const mark = { kind: "validated", step: 10, loss: 2, weights: "raw" };
     const marked = { ...base, marks: [mark, { kind: "saved", step: 10, loss: null }] } as unknown as Metrics;
-    const note = { seq: 6, time: 0, kind: "validated", step: 20, loss: 1, weights: "ema" };
-    expect(validationsOf(marked, [{ ...note, seq: 5, step: 10 }, note])).toEqual([
+    const note = validated(6, 20, "ema");
+    expect(validationsOf(marked, [validated(5, 10, "ema"), note])).toEqual([
       { step: 10, loss: 2, weights: "raw" },
       { step: 20, loss: 1, weights: "ema" },
     ]);
@@ -157,10 +189,10 @@ describe("validations", () => {
 });
 
 test("skipped rows do not push out a validation", () => {
-  const validated = { seq: 1, time: 0, kind: "validated", step: 20, loss: 1, weights: "raw" };
-  const skipped = Array.from({ length: 500 }, (_, index) => ({ seq: 2 + index, time: 0, kind: "skipped" }));
-  const notes = withNotes([validated], skipped);
-  expect(notes[0]).toBe(validated);
+  const first = validated(1, 20, "raw");
+  const skipped = Array.from({ length: 500 }, (_, index) => skip(2 + index));
+  const notes = withNotes([first], skipped);
+  expect(notes[0]).toBe(first);
   expect(notes).toHaveLength(201);
 });
 

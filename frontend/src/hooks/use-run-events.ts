@@ -1,31 +1,27 @@
 import { useEffect, useRef, useState } from "react";
+import type { Schemas } from "@/lib/api/client";
 import { BASE } from "@/lib/base-path";
 
-export interface RunEvent {
-  seq: number;
-  time: number;
-  kind: string;
-  [field: string]: unknown;
-}
+export type RunEvent = Schemas["RunEvent"];
 
 export type Connection = "connecting" | "live" | "lost";
 
-const KINDS = [
-  "started",
-  "phase",
-  "step",
-  "progress",
-  "validated",
-  "sampled",
-  "saved",
-  "removed",
-  "uploaded",
-  "skipped",
-  "warning",
-  "failed",
-  "finished",
-  "stopped",
-];
+const KINDS = Object.keys({
+  started: true,
+  phase: true,
+  step: true,
+  progress: true,
+  validated: true,
+  sampled: true,
+  saved: true,
+  removed: true,
+  uploaded: true,
+  skipped: true,
+  warning: true,
+  failed: true,
+  finished: true,
+  stopped: true,
+} satisfies Record<RunEvent["kind"], true>);
 const BATCH_MS = 200;
 const RECONNECT_MS = 2000;
 

@@ -1,20 +1,21 @@
 import { useQuery, useQueryClient } from "@tanstack/react-query";
 import { useCallback, useMemo, useRef, useState } from "react";
-import type { Metrics } from "@/lib/api/client";
+import type { Metrics, Schemas } from "@/lib/api/client";
 import { metrics } from "@/lib/api/queries";
 import { type Connection, type RunEvent, useRunEvents } from "./use-run-events";
 
-export const CURVES = [
-  "loss",
-  "loss_smooth",
-  "lr",
-  "grad_norm",
-  "samples_per_s",
-  "data_wait_s",
-  "step_s",
-  "peak_memory_mib",
-] as const;
-export type Curve = (typeof CURVES)[number];
+export type Curve = keyof Schemas["MetricSeries"];
+
+export const CURVES = Object.keys({
+  loss: true,
+  loss_smooth: true,
+  lr: true,
+  grad_norm: true,
+  samples_per_s: true,
+  data_wait_s: true,
+  step_s: true,
+  peak_memory_mib: true,
+} satisfies Record<Curve, true>) as Curve[];
 
 /** A run's steps as columns: the downsampled metrics, then the events since. */
 export interface Columns {
@@ -23,20 +24,16 @@ export interface Columns {
 }
 
 /** The loss on held-out rows, of the weights or of their EMA. */
-export interface Validation {
-  step: number;
-  loss: number;
-  weights: "raw" | "ema";
-}
+export type Validation = Pick<Schemas["Validated"], "step" | "loss" | "weights">;
 
 /** Validations from the metrics and from the events since. */
 export function validationsOf(base: Metrics | undefined, notes: readonly RunEvent[]): Validation[] {
   const fromMetrics = (base?.marks ?? []).filter((mark) => mark.kind === "validated");
-  const since = notes.filter((note) => note.kind === "validated" && note.seq > (base?.last_seq ?? -1));
+  const since = notes
+    .filter((note) => note.kind === "validated")
+    .filter((note) => note.seq > (base?.last_seq ?? -1));
   return [...fromMetrics, ...since].flatMap(({ step, loss, weights }) =>
-    typeof step === "number" && typeof loss === "number"
-      ? [{ step, loss, weights: weights === "ema" ? ("ema" as const) : ("raw" as const) }]
-      : [],
+    typeof loss === "number" ? [{ step, loss, weights: weights ?? "raw" }] : [],
   );
 }
 
@@ -55,10 +52,9 @@ export function columnsOf(base: Metrics | undefined, live: readonly RunEvent[]):
   ) as Columns["curves"];
   for (const event of live) {
     if (event.kind !== "step" || (base && event.seq <= base.last_seq)) continue;
-    const step = Number(event.step);
-    if (step <= (steps[steps.length - 1] ?? -1)) continue;
-    steps.push(step);
-    for (const name of CURVES) curves[name].push(numberOf(event[name]));
+    if (event.step <= (steps[steps.length - 1] ?? -1)) continue;
+    steps.push(event.step);
+    for (const name of CURVES) curves[name].push(event[name] ?? null);
   }
   return { steps, curves };
 }
@@ -82,19 +78,14 @@ export function withNotes(old: readonly RunEvent[], batch: readonly RunEvent[]):
   return all.filter((event) => kept.has(event));
 }
 
-function numberOf(value: unknown): number | null {
-  return typeof value === "number" ? value : null;
-}
-
 /** Mean loss in eight noise-level bins over the latest steps. */
 export function byNoiseLevel(events: readonly RunEvent[]): (number | null)[] {
   const sums = new Array<number>(LEVELS).fill(0);
   const counts = new Array<number>(LEVELS).fill(0);
   for (const event of events) {
-    const levels = event.loss_by_noise_level;
-    if (!Array.isArray(levels)) continue;
-    levels.forEach((value: unknown, index) => {
-      if (typeof value !== "number" || index >= LEVELS) return;
+    if (event.kind !== "step") continue;
+    event.loss_by_noise_level?.forEach((value, index) => {
+      if (value === null || index >= LEVELS) return;
       sums[index] = (sums[index] ?? 0) + value;
       counts[index] = (counts[index] ?? 0) + 1;
     });
@@ -112,13 +103,13 @@ export interface RunStream {
   error: unknown;
 }
 
-const REFRESHES: Record<string, string[]> = {
+const REFRESHES: Partial<Record<RunEvent["kind"], string[]>> = {
   sampled: ["samples"],
   saved: ["checkpoints"],
   removed: ["checkpoints"],
   started: ["metrics", "config", "samples"],
 };
-const NOTED = new Set(["warning", "skipped", "removed", "failed", "uploaded", "validated"]);
+const NOTED = new Set<RunEvent["kind"]>(["warning", "skipped", "removed", "failed", "uploaded", "validated"]);
 
 /** A run's metrics, validations and notes, updated live. */
 export function useRunStream(id: string): RunStream {
@@ -133,8 +124,8 @@ export function useRunStream(id: string): RunStream {
       events.current = events.current.concat(batch.filter((event) => event.kind === "step"));
       notes.current = withNotes(notes.current, batch);
       // After a long absence, refetch each query once, not once per event.
-      for (const what of new Set(batch.flatMap((event) => REFRESHES[event.kind] ?? []))) {
-        void client.invalidateQueries({ queryKey: ["run", id, what] });
+      for (const key of new Set(batch.flatMap((event) => REFRESHES[event.kind] ?? []))) {
+        void client.invalidateQueries({ queryKey: ["run", id, key] });
       }
       if (batch.some((event) => event.kind !== "step")) {
         void client.invalidateQueries({ queryKey: ["run", id], exact: true });

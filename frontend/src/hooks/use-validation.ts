@@ -2,7 +2,7 @@
 import { useQuery } from "@tanstack/react-query";
 import { useEffect, useRef, useState } from "react";
 import type { FieldProblem } from "@/lib/api/client";
-import { checkConfig, type ConfigOwner } from "@/lib/api/queries";
+import { type ConfigOwner, checkConfig } from "@/lib/api/queries";
 import { pointed, type Tree } from "@/lib/json";
 
 const QUIET_MS = 350;

@@ -1,10 +1,7 @@
 /** Reading a log in parts while it grows. */
+import type { Schemas } from "@/lib/api/client";
 
-export interface LogPart {
-  text: string;
-  next_offset: number;
-  size: number;
-}
+type LogPart = Pick<Schemas["LogPart"], "text" | "next_offset" | "size">;
 
 interface Handlers<Part extends LogPart> {
   /** Called with each part; `isFirst`: it replaces all text. */

@@ -11,11 +11,11 @@ import {
   changed,
   datasetApi,
   type Edit,
+  type EditOperation,
   type EditPreview,
   type EditStage,
   editStage,
   edits,
-  type EditOperation,
   type ImageFilter,
 } from "@/lib/api/datasets";
 import { ago, count } from "@/lib/format";

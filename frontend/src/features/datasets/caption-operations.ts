@@ -1,4 +1,4 @@
-import type { Edit, EditStage, EditOperation } from "@/lib/api/datasets";
+import type { Edit, EditOperation, EditStage } from "@/lib/api/datasets";
 import { count } from "@/lib/format";
 
 export const OPERATIONS = {
@@ -16,7 +16,12 @@ const tagsOf = (text: string) =>
     .map((tag) => tag.trim())
     .filter(Boolean);
 
-export function operationOf(kind: OperationKind, first: string, second: string, where: "start" | "end"): EditOperation {
+export function operationOf(
+  kind: OperationKind,
+  first: string,
+  second: string,
+  where: "start" | "end",
+): EditOperation {
   if (kind === "add") return { kind, tags: tagsOf(first), where };
   if (kind === "remove") return { kind, tags: tagsOf(first) };
   if (kind === "replace") return { kind, tag: first.trim(), by: second.trim() };

@@ -12,12 +12,12 @@ import { ToggleGroup } from "@/components/ui/tabs";
 import { Problem } from "@/lib/api/client";
 import {
   type Dataset,
-  datasets,
-  type Summary,
   datasetEntries,
+  datasets,
+  type ImageFilter,
+  type Summary,
   summary,
   tags as tagsQuery,
-  type ImageFilter,
 } from "@/lib/api/datasets";
 import { bytes, count } from "@/lib/format";
 import { BulkEdit } from "./bulk-edit";
@@ -28,7 +28,15 @@ import { OutdatedNotice } from "./outdated-notice";
 import { Uploader } from "./uploader";
 import { type Show, useDatasetView } from "./use-dataset-view";
 
-function Tags({ dataset, wanted, onTag }: { dataset: string; wanted: ImageFilter; onTag: (tag: string) => void }) {
+function Tags({
+  dataset,
+  wanted,
+  onTag,
+}: {
+  dataset: string;
+  wanted: ImageFilter;
+  onTag: (tag: string) => void;
+}) {
   const { data } = useQuery(tagsQuery(dataset, wanted));
   if (!data || data.tags.length === 0) return null;
   const maxCount = data.tags[0]?.count ?? 1;

@@ -231,19 +231,31 @@ function Form({ dataset, task, onClose, onItem }: Props & { task: DatasetTask })
         </label>
       )}
       {task !== "export" && dataset.kind === "folder" && (
-        <SelectField label="Read the folder as" options={FORMS} value={options.form} onChange={(form) => set({ form })} />
+        <SelectField
+          label="Read the folder as"
+          options={FORMS}
+          value={options.form}
+          onChange={(form) => set({ form })}
+        />
       )}
       {task === "convert" && (
-        <SelectField label="Caption type" options={CAPTIONS} value={options.captions} onChange={(captions) => set({ captions })} />
+        <SelectField
+          label="Caption type"
+          options={CAPTIONS}
+          value={options.captions}
+          onChange={(captions) => set({ captions })}
+        />
       )}
-      {task === "export" && <SelectField label="Format" options={FORMATS} value={options.to} onChange={(to) => set({ to })} />}
+      {task === "export" && (
+        <SelectField label="Format" options={FORMATS} value={options.to} onChange={(to) => set({ to })} />
+      )}
       {request.error && <ErrorAlert error={request.error} />}
       {outcome?.lint && <Report result={outcome.lint} onItem={onItem} />}
       {isMade && (
         <p role="status" className="text-sm text-success">
           Created {options.name}
-          {outcome.numRows !== undefined && ` with ${count(outcome.numRows)} rows`}. It is listed under Datasets and in the
-          training form.
+          {outcome.numRows !== undefined && ` with ${count(outcome.numRows)} rows`}. It is listed under
+          Datasets and in the training form.
         </p>
       )}
       <div className="flex justify-end gap-2">

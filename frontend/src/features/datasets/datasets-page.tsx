@@ -11,11 +11,11 @@ import { Problem } from "@/lib/api/client";
 import {
   type Dataset,
   datasetApi,
+  datasetEntries,
   datasetHref,
   datasets,
   freshness,
   imagePage,
-  datasetEntries,
   summary,
   trash,
 } from "@/lib/api/datasets";

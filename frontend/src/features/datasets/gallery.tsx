@@ -4,7 +4,7 @@ import { useVirtualizer } from "@tanstack/react-virtual";
 import { useEffect, useRef, useState } from "react";
 import { cx } from "@/components/ui/class-names";
 import { Skeleton } from "@/components/ui/panel";
-import { type DatasetImage, imagePage, PAGE, type ImageFilter } from "@/lib/api/datasets";
+import { type DatasetImage, type ImageFilter, imagePage, PAGE } from "@/lib/api/datasets";
 
 const TILE = 148;
 const GAP = 8;

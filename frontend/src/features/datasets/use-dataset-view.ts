@@ -1,7 +1,7 @@
 "use client";
 import { useCallback, useMemo, useState } from "react";
 import { useDebounced } from "@/hooks/use-validation";
-import { type DatasetImage, PAGE, type ImageFilter } from "@/lib/api/datasets";
+import { type DatasetImage, type ImageFilter, PAGE } from "@/lib/api/datasets";
 import { nextIndex } from "@/lib/caption-saver";
 import { useImages } from "./gallery";
 

@@ -4,10 +4,10 @@ import Link from "next/link";
 import { cx } from "@/components/ui/class-names";
 import { CheckIcon, ChevronIcon } from "@/components/ui/icons";
 import { Panel } from "@/components/ui/panel";
-import { datasets, datasetEntries } from "@/lib/api/datasets";
+import { datasetEntries, datasets } from "@/lib/api/datasets";
 import { isTraining, runs, trainerModels } from "@/lib/api/queries";
 
-interface Step {
+interface NextStep {
   title: string;
   note: string;
   href: string;
@@ -20,7 +20,7 @@ const PARTS = {
   "model.t5_path": "the T5 encoder",
 };
 
-function useSteps(): Step[] {
+function useSteps(): NextStep[] {
   const { data: models } = useQuery(trainerModels("flow"));
   const { data: page } = useQuery(runs([], 50));
   const { data: datasetList } = useQuery({ ...datasets, refetchInterval: false, retry: false });

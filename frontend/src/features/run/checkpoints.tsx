@@ -10,7 +10,7 @@ import { DownloadIcon, TrashIcon } from "@/components/ui/icons";
 import { Menu } from "@/components/ui/menu";
 import { Empty, Panel, Skeleton } from "@/components/ui/panel";
 import { useToasts } from "@/components/ui/toasts";
-import { api, type Checkpoint, got, type RunView, startTask } from "@/lib/api/client";
+import { api, type Checkpoint, got, startTask } from "@/lib/api/client";
 import { checkpoints, roots, runConfig } from "@/lib/api/queries";
 import { ago, bytes } from "@/lib/format";
 import type { Tree } from "@/lib/json";
@@ -119,8 +119,7 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
   const config = runInfo?.config as Tree | undefined;
   const pathOf = (name: string) => `${runsDir}/${id}/checkpoints/${name}`;
   const sample = useMutation({
-    mutationFn: (grid: Tree) =>
-      startTask("sample", sampleConfig(config ?? {}, grid)),
+    mutationFn: (grid: Tree) => startTask("sample", sampleConfig(config ?? {}, grid)),
     onSuccess: (run) => router.push(runHref(run.id)),
     onError: notifyError,
   });

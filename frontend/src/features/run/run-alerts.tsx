@@ -55,20 +55,20 @@ export function RunAlerts({
           <ul className="mt-2 grid max-h-48 gap-1 overflow-y-auto text-xs [overflow-wrap:anywhere]">
             {warnings.map((note) => (
               <li key={note.seq}>
-                {String(note.message)} {typeof note.hint === "string" && note.hint}
+                {note.message} {note.hint}
               </li>
             ))}
             {removed.map((note) => (
               <li key={note.seq}>
-                <code className="figure">{String(note.dir)}</code>: {String(note.reason)}
+                <code className="figure">{note.dir}</code>: {note.reason}
               </li>
             ))}
             {skipped.map((note) => (
               <li key={note.seq}>
                 <code className="figure">
-                  {String(note.file)}:{String(note.line)}
+                  {note.file}:{note.line}
                 </code>{" "}
-                {String(note.reason)}
+                {note.reason}
               </li>
             ))}
           </ul>

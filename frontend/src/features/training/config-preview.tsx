@@ -19,7 +19,8 @@ function useOutcome(trainer: string, config: Tree, name: string, isWanted: boole
   const asked = useDebounced({ config, name: name.trim() || null });
   return useQuery({
     queryKey: ["outcome", trainer, asked],
-    queryFn: () => got(api.POST("/api/{trainer}/config/preview", { params: { path: { trainer } }, body: asked })),
+    queryFn: () =>
+      got(api.POST("/api/{trainer}/config/preview", { params: { path: { trainer } }, body: asked })),
     enabled: isWanted,
     placeholderData: (old) => old,
     staleTime: 10_000,

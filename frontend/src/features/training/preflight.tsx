@@ -10,8 +10,6 @@ import { api, got, type Schemas } from "@/lib/api/client";
 import { bytes, count, duration, figure } from "@/lib/format";
 import type { Json, Tree } from "@/lib/json";
 
-type Report = Schemas["PreflightReport"];
-
 /** The parts of a total against the free amount. */
 function Stack({
   title,
@@ -123,7 +121,8 @@ function Buckets({ data }: { data: Schemas["DataReport"] }) {
 export function Preflight({ trainer, config, isReady }: { trainer: string; config: Tree; isReady: boolean }) {
   const { set } = useForm();
   const look = useMutation({
-    mutationFn: () => got(api.POST("/api/{trainer}/preflight", { params: { path: { trainer } }, body: { config } })),
+    mutationFn: () =>
+      got(api.POST("/api/{trainer}/preflight", { params: { path: { trainer } }, body: { config } })),
   });
   const { reset } = look;
   // biome-ignore lint/correctness/useExhaustiveDependencies: a result belongs to its configuration

@@ -25,12 +25,15 @@ export interface DatasetEntry {
 /** One entry for a folder and its JSONLs, which are the same images and captions. */
 export function datasetEntries(all: readonly Dataset[]): DatasetEntry[] {
   const folders = new Set(all.filter((each) => each.kind === "folder").map((each) => each.path));
-  const isBuilt = (each: Dataset) => each.kind === "jsonl" && each.source !== null && folders.has(each.source);
+  const isBuilt = (each: Dataset) =>
+    each.kind === "jsonl" && each.source !== null && folders.has(each.source);
   return all
     .filter((each) => !isBuilt(each))
     .map((dataset) => ({
       dataset,
-      jsonls: all.filter((each) => isBuilt(each) && dataset.kind === "folder" && each.source === dataset.path),
+      jsonls: all.filter(
+        (each) => isBuilt(each) && dataset.kind === "folder" && each.source === dataset.path,
+      ),
     }));
 }
 
@@ -145,8 +148,7 @@ export function changed(client: QueryClient, name: string): void {
 export const datasetApi = {
   create: (body: Schemas["NewDataset"]) => got(api.POST("/api/datasets", { body })),
   importFrom: (body: Schemas["ImportRequest"]) => got(api.POST("/api/datasets/import", { body })),
-  update: (name: string) =>
-    got(api.POST("/api/datasets/{dataset}/update", { params: at(name), body: {} })),
+  update: (name: string) => got(api.POST("/api/datasets/{dataset}/update", { params: at(name), body: {} })),
   remove: (name: string) => got(api.DELETE("/api/datasets/{dataset}", { params: at(name) })),
   restore: (id: string) =>
     got(api.POST("/api/trash/{trash_id}/restore", { params: { path: { trash_id: id } } })),
