@@ -4,7 +4,7 @@
     python frontend/build.py check          types, Biome, Vitest, and that the generated API types are current
     python frontend/build.py lint           types and Biome
     python frontend/build.py fix            format and fix with Biome
-    python frontend/build.py test WORDS     Vitest with its own arguments, such as a file or -t NAME
+    python frontend/build.py test ARGS      Vitest with these arguments, such as a file or -t NAME
     python frontend/build.py api            write src/lib/api/schema.ts from the server's OpenAPI
     python frontend/build.py e2e NAMES      the browser tests against a real studio; all, or by file name
     python frontend/build.py figures URL RUN LONG_RUN       measure the pages of a running studio
@@ -73,20 +73,20 @@ def node_environment() -> dict[str, str]:
     }
 
 
-def node(*words: str) -> None:
+def node(*args: str) -> None:
     """Run Node in this folder.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    command = [str(node_home() / "bin" / "node"), *words]
+    command = [str(node_home() / "bin" / "node"), *args]
     subprocess.run(command, cwd=HERE, env=node_environment(), check=True)
 
 
-def tool(name: str, *words: str) -> None:
+def tool(name: str, *args: str) -> None:
     """Run a tool that npm installed."""
     install()
-    node(str((HERE / "node_modules" / ".bin" / name).resolve()), *words)
+    node(str((HERE / "node_modules" / ".bin" / name).resolve()), *args)
 
 
 def install() -> None:
@@ -186,15 +186,15 @@ def end_to_end(names: list[str]) -> None:
     node("--test", "--test-concurrency=1", *chosen)
 
 
-def figures(words: list[str]) -> None:
+def figures(args: list[str]) -> None:
     """Measure a running studio: its home, a run, and a run with many steps and samples."""
     install()
-    node(str(HERE / "e2e" / "figures.ts"), *words)
+    node(str(HERE / "e2e" / "figures.ts"), *args)
 
 
-def main(words: list[str]) -> None:
+def main(args: list[str]) -> None:
     """Run the verb that the module's docstring explains."""
-    verb, *rest = words or ["build"]
+    verb, *rest = args or ["build"]
     verbs = {
         "build": build,
         "check": check,

@@ -1,6 +1,6 @@
 """The studio for development: the API restarts when Python changes, `next dev` reloads the pages.
 
-    python frontend/dev.py [PORT] [WORDS OF flowloom up ...]      or ./loom dev
+    python frontend/dev.py [PORT] [ARGS OF flowloom up ...]      or ./loom dev
 
 One address serves both, so that the API accepts the pages' requests. Ctrl-C ends everything; runs continue.
 """
@@ -34,11 +34,11 @@ def newest() -> float:
     return max((path.stat().st_mtime for path in SOURCES.rglob("*.py")), default=0.0)
 
 
-async def run_api(port: int, words: list[str]) -> None:
+async def run_api(port: int, args: list[str]) -> None:
     """Run `flowloom up`, again after each change."""
     while True:
         changed_at = newest()
-        command = [sys.executable, "-m", "flowloom.cli.main", "up", "--port", str(port), *words]
+        command = [sys.executable, "-m", "flowloom.cli.main", "up", "--port", str(port), *args]
         process = await asyncio.create_subprocess_exec(*command)
         try:
             while newest() == changed_at:
@@ -63,7 +63,7 @@ async def run_pages(port: int) -> None:
 
 
 def routed(head: bytes) -> tuple[bool, bytes]:
-    """True if the API answers a request, and the request's head for a connection of its own."""
+    """True if the API answers a request, and the request's head for a separate connection."""
     verb, path, rest = head.split(b" ", 2)
     is_api = path.removeprefix(MARK).startswith(b"/api/")
     if not re.search(rb"\r\nupgrade:", rest, re.IGNORECASE):
@@ -99,10 +99,10 @@ async def serve(port: int, api_port: int, pages_port: int) -> None:
     await server.serve_forever()
 
 
-async def develop(port: int, words: list[str]) -> None:
+async def develop(port: int, args: list[str]) -> None:
     """Run the API, the pages and the one address in front of them until one of them ends."""
     api_port, pages_port = free_port(), free_port()
-    parts = [run_api(api_port, words), run_pages(pages_port), serve(port, api_port, pages_port)]
+    parts = [run_api(api_port, args), run_pages(pages_port), serve(port, api_port, pages_port)]
     tasks = [asyncio.create_task(part) for part in parts]
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, tasks[0].cancel)
@@ -113,8 +113,8 @@ async def develop(port: int, words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    port, words = (
+    port, args = (
         (int(sys.argv[1]), sys.argv[2:]) if sys.argv[1:2] and sys.argv[1].isdigit() else (PORT, sys.argv[1:])
     )
     install()
-    asyncio.run(develop(port, words))
+    asyncio.run(develop(port, args))

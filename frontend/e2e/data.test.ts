@@ -35,7 +35,7 @@ async function open(path: string): Promise<Page> {
 }
 
 /** Some of the demo's images as a user's files. */
-function somePictures(count: number): string[] {
+function someImages(count: number): string[] {
   const folder = join(studio.home, "mine");
   mkdirSync(folder);
   const names = readdirSync(join(studio.home, "data", "demo")).filter((name) => name.endsWith(".png"));
@@ -58,7 +58,7 @@ test("upload, caption, edit many, JSONL, training", async () => {
 
   const junk = join(studio.home, "Thumbs.db");
   writeFileSync(junk, "junk");
-  await page.getByLabel("Files to upload").setInputFiles([...somePictures(6), junk]);
+  await page.getByLabel("Files to upload").setInputFiles([...someImages(6), junk]);
   await page.getByText("11 of 11 files").waitFor();
   await page.getByText(/^1 file skipped \(not images or captions\): Thumbs\.db$/).waitFor();
   assert.ok(existsSync(join(studio.home, "data", "mine", "5.png")));
@@ -164,14 +164,14 @@ test("an archive at a URL becomes a dataset", async () => {
     const page = await open("/datasets/");
     await page.getByRole("button", { name: "New dataset" }).click();
     const dialog = page.getByRole("dialog");
-    await dialog.getByLabel("Name", { exact: true }).fill("brought");
+    await dialog.getByLabel("Name", { exact: true }).fill("imported");
     const { port } = server.address() as AddressInfo;
     await dialog.getByLabel("Source (optional)").fill(`http://127.0.0.1:${port}/one.tar.gz`);
     await dialog.getByRole("button", { name: "Import" }).click();
-    await page.getByRole("link", { name: "Open brought" }).click();
-    await page.waitForURL(/name=brought/);
+    await page.getByRole("link", { name: "Open imported" }).click();
+    await page.waitForURL(/name=imported/);
     await page.getByText(/^1 image,/).waitFor();
-    assert.ok(existsSync(join(studio.home, "data", "brought", name)));
+    assert.ok(existsSync(join(studio.home, "data", "imported", name)));
   } finally {
     server.close();
   }

@@ -70,7 +70,7 @@ await page.goto(`${url}/runs/?id=${long}`);
 await page.locator("canvas").first().waitFor();
 const chart = Date.now() - began;
 await page.locator('img[src*="/samples/"]').first().waitFor();
-const pictures = Date.now() - began;
+const samples = Date.now() - began;
 await page.waitForTimeout(3000);
 const plot = await page.locator("canvas").first().boundingBox();
 const { x = 0, y = 0, width = 0, height = 0 } = plot ?? {};
@@ -93,7 +93,7 @@ console.log(
     {
       home: { script_bytes: script, interactive_ms: round(homeReady), layout_shift: round(shift, 4) },
       run: { interactive_ms: round(runReady) },
-      long_run: { chart_ms: chart, pictures_ms: pictures },
+      long_run: { chart_ms: chart, samples_ms: samples },
       chart_frames_per_s: { mean: pan[0], longest_ms: pan[1] },
       samples_frames_per_s: { mean: scroll[0], longest_ms: scroll[1] },
     },

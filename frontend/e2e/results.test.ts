@@ -59,9 +59,9 @@ test("checkpoints are selected, sampled with two numbers of steps, and laid out 
     names.map((name) => join(studio.home, "runs", "first", "checkpoints", name)),
   );
 
-  const draw = page.getByRole("button", { name: "Generate", exact: true });
-  await until(() => draw.isEnabled());
-  await draw.click();
+  const generate = page.getByRole("button", { name: "Generate", exact: true });
+  await until(() => generate.isEnabled());
+  await generate.click();
   const id = await until(async () => {
     const { runs } = await studio.get<{ runs: { id: string; state: string }[] }>("/api/runs?trainer=sample");
     const run = runs[0];
@@ -77,7 +77,7 @@ test("checkpoints are selected, sampled with two numbers of steps, and laid out 
   const rows = await plane.getByRole("rowheader").allTextContents();
   assert.deepEqual(rows.map((row) => row.split("/").at(-1)).sort(), names);
   for (const row of await plane.getByRole("row").all())
-    assert.ok([0, 2].includes(await row.getByRole("img").count()), "one picture in each cell");
+    assert.ok([0, 2].includes(await row.getByRole("img").count()), "one image in each cell");
 });
 
 test("the newest image is compared with the first one of its prompt", async () => {
@@ -170,7 +170,7 @@ test("a file that a run needs to resume is deleted only after a second confirmat
 });
 
 test("a log is searched forwards and backwards, loaded completely, and downloaded", async () => {
-  const lines = Array.from({ length: 4000 }, (_, index) => `line ${index} of what a process says`);
+  const lines = Array.from({ length: 4000 }, (_, index) => `line ${index} of the output of a process`);
   const text = `${lines.join("\n")}\n`;
   writeFileSync(join(studio.home, "runs", "first", "log.txt"), text);
   const page = await open("/runs/?id=first");
@@ -233,10 +233,10 @@ test("home lists training runs; a missing dataset shows a message and nothing el
 });
 
 test("a bucket is tested, created and browsed", async (context) => {
-  const picture = readdirSync(join(studio.home, "data", "demo")).find((name) => name.endsWith(".png")) ?? "";
+  const image = readdirSync(join(studio.home, "data", "demo")).find((name) => name.endsWith(".png")) ?? "";
   const store = spawn(
     process.env.FLOWLOOM_PYTHON ?? "python3",
-    [join(import.meta.dirname, "store.py"), join(studio.home, "data", "demo", picture)],
+    [join(import.meta.dirname, "store.py"), join(studio.home, "data", "demo", image)],
     {
       cwd: ROOT,
       env: { ...process.env, PYTHONPATH: `${ROOT}/src:${ROOT}` },
@@ -252,9 +252,9 @@ test("a bucket is tested, created and browsed", async (context) => {
   ]);
   if (!line && /no command 'weed'/.test(errors.join(""))) return context.skip("SeaweedFS is not here");
   assert.ok(line, errors.join(""));
-  const told = JSON.parse(line) as Record<string, string>;
-  process.env.AWS_ACCESS_KEY_ID = told.access_key_id;
-  process.env.AWS_SECRET_ACCESS_KEY = told.secret_access_key;
+  const address = JSON.parse(line) as Record<string, string>;
+  process.env.AWS_ACCESS_KEY_ID = address.access_key_id;
+  process.env.AWS_SECRET_ACCESS_KEY = address.secret_access_key;
   process.env.FLOWLOOM_PRIVATE_HOSTS = "127.0.0.1";
   const cloud = await new Studio().start();
   try {
@@ -264,11 +264,11 @@ test("a bucket is tested, created and browsed", async (context) => {
     await dialog.getByLabel("Name", { exact: true }).fill("cloud");
     const where = dialog.getByLabel("Source (optional)");
     await where.fill("s3://absent/fox");
-    await dialog.getByLabel("Endpoint").fill(told.endpoint ?? "");
+    await dialog.getByLabel("Endpoint").fill(address.endpoint ?? "");
     await dialog.getByRole("button", { name: "Test connection" }).click();
     const answer = dialog.getByRole("status");
     assert.match(String(await until(() => answer.textContent())), /Correct the name of the bucket/);
-    await where.fill(told.url ?? "");
+    await where.fill(address.url ?? "");
     await dialog.getByRole("button", { name: "Test connection" }).click();
     await dialog.getByText("Connected. First object:").waitFor();
     await dialog.getByRole("button", { name: "Create" }).click();
@@ -277,7 +277,9 @@ test("a bucket is tested, created and browsed", async (context) => {
     const shown = page.getByLabel("Caption").getByRole("img");
     await until(() => shown.evaluate((image) => (image as HTMLImageElement).naturalWidth > 0));
     assert.equal(await page.getByLabel("Caption").getByRole("textbox").inputValue(), "a fox in the bucket");
-    assert.ok(!readFileSync(join(cloud.home, "server.log"), "utf8").includes(told.secret_access_key ?? "?"));
+    assert.ok(
+      !readFileSync(join(cloud.home, "server.log"), "utf8").includes(address.secret_access_key ?? "?"),
+    );
   } finally {
     await cloud.clear();
     store.stdin.end();

@@ -13,7 +13,7 @@ for (const theme of ["light", "dark"]) {
   for (const [size, [width, height]] of Object.entries(SIZES)) {
     if (only && !only.includes(size) && !only.includes(theme) && !only.includes(`${size}-${theme}`)) continue;
     const context = await browser.newContext({ viewport: { width, height } });
-    await context.addInitScript((wish) => localStorage.setItem("flowloom.theme", wish), theme);
+    await context.addInitScript((name) => localStorage.setItem("flowloom.theme", name), theme);
     const page = await context.newPage();
     page.on("console", (message) => message.type() === "error" && console.error("console:", message.text()));
     page.on("pageerror", (error) => console.error("page:", error.message));

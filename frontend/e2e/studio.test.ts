@@ -85,7 +85,7 @@ for (const path of [
     for (const theme of ["light", "dark"]) {
       const context = await browser.newContext({ viewport: { width: 1366, height: 900 }, bypassCSP: true });
       contexts.push(context);
-      await context.addInitScript((wish) => localStorage.setItem("flowloom.theme", wish), theme);
+      await context.addInitScript((name) => localStorage.setItem("flowloom.theme", name), theme);
       const page = await context.newPage();
       await page.goto(studio.url + path);
       await page.waitForSelector("h1");
@@ -102,7 +102,7 @@ test("the checkpoint dialog is accessible and fits a phone", async () => {
   for (const theme of ["light", "dark"]) {
     const context = await browser.newContext({ viewport: { width: 390, height: 844 }, bypassCSP: true });
     contexts.push(context);
-    await context.addInitScript((wish) => localStorage.setItem("flowloom.theme", wish), theme);
+    await context.addInitScript((name) => localStorage.setItem("flowloom.theme", name), theme);
     const page = await context.newPage();
     await page.goto(`${studio.url}/playground/`);
     await page.getByRole("button", { name: "Choose checkpoints" }).first().click();
@@ -280,7 +280,7 @@ test("form and JSON stay in sync", async () => {
   assert.match(await json.inputValue(), /adamw8bit/);
   await page.getByRole("radio", { name: /16 GB LoRA/ }).click();
   await until(async () => (await json.inputValue()).includes("rank"));
-  assert.match(await json.inputValue(), /0\.25/, "what was set by hand stays");
+  assert.match(await json.inputValue(), /0\.25/, "values set by hand stay");
 });
 
 test("a studio with a token asks for it, or takes it from the URL", async () => {
@@ -319,7 +319,7 @@ test("menus, dialogs and tabs work with the keyboard", async () => {
   await page.getByRole("dialog").waitFor({ state: "hidden" });
 });
 
-test("Kohya's form is drawn from its schema, with problems at their fields", async () => {
+test("Kohya's form is built from its schema, with problems at their fields", async () => {
   const page = await open("/kohya-training/");
   await page.getByRole("radio", { name: /Chroma LoRA, 16 GB/ }).click();
   const sources = page.getByRole("list", { name: "Where the values of Chroma LoRA, 16 GB come from" });

@@ -35,7 +35,7 @@ export class Studio {
     mkdirSync(this.home, { recursive: true });
     const log = openSync(join(this.home, "server.log"), "a");
     const python = process.env.FLOWLOOM_PYTHON ?? "python3";
-    const words = [
+    const args = [
       "-m",
       "flowloom.cli.main",
       "up",
@@ -45,7 +45,7 @@ export class Studio {
       String(this.port),
       ...this.flags,
     ];
-    this.process = spawn(python, words, {
+    this.process = spawn(python, args, {
       cwd: this.home,
       stdio: ["ignore", log, log],
       env: {

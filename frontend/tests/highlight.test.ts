@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { findAll, segments, wrapIndex } from "@/lib/highlight";
 
-test("words are found literally, ignoring case", () => {
+test("a query is found literally, ignoring case", () => {
   const text = "İ step 1\nStep (2)\nstep (3)";
   expect(findAll(text, "step").map((hit) => hit.at)).toEqual([2, 9, 18]);
   expect(findAll(text, "STEP (").map((hit) => hit.at)).toEqual([9, 18]);

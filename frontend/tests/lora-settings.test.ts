@@ -33,14 +33,14 @@ describe("training settings in a LoRA's header", () => {
   test("the importer recognizes them as kohya_ss", () => {
     const like = trainingOf("x.safetensors", kohya);
     expect(like?.trainer).toBe("kohya");
-    expect(Object.keys(kohyaFiles(like ? [like.brought] : []) ?? {})).toEqual(["bmaltais"]);
+    expect(Object.keys(kohyaFiles(like ? [like.file] : []) ?? {})).toEqual(["bmaltais"]);
   });
 
   test("our own configuration takes precedence over Kohya's keys", () => {
     const ours = { ...kohya, "flowloom.config": '{"training": {"seed": 1}}' };
     expect(trainingOf("x.safetensors", ours)).toMatchObject({
       trainer: "flow",
-      brought: { name: "x.safetensors", text: '{"training": {"seed": 1}}' },
+      file: { name: "x.safetensors", text: '{"training": {"seed": 1}}' },
     });
   });
 

@@ -26,7 +26,7 @@ function handWritten(path: string, text: string): string[] {
       found.push(`${path}: fetch() instead of the typed client`);
     }
     if (called === "got" && ts.isCallExpression(node) && node.typeArguments) {
-      found.push(`${path}: got<...>() with a type of its own`);
+      found.push(`${path}: got<...>() with an explicit type`);
     }
     const isShape =
       ts.isInterfaceDeclaration(node) || (ts.isTypeAliasDeclaration(node) && holdsLiteral(node.type));

@@ -1,12 +1,12 @@
 import { readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { type View, visibleSections } from "@/features/training/use-visible-sections";
+import { sectionsOf } from "@/lib/form-fields";
 import type { Tree } from "@/lib/json";
-import { sectionsOf } from "@/lib/schema";
 
 const golden = new URL("../../tests/golden/schema.json", import.meta.url);
 const sections = sectionsOf(JSON.parse(readFileSync(golden, "utf8")) as Tree);
-const simple: View = { words: [], isAdvanced: false, whole: {}, base: {}, problems: new Map() };
+const simple: View = { terms: [], isAdvanced: false, whole: {}, base: {}, problems: new Map() };
 
 function shownIn(view: Partial<View>): string[] {
   const { shown, isShown } = visibleSections(sections, { ...simple, ...view });
@@ -36,5 +36,5 @@ test("changed and wrong fields show in the simple form too", () => {
 });
 
 test("a search shows all matching fields", () => {
-  expect(shownIn({ words: ["weight", "decay"] })).toEqual(["training.weight_decay"]);
+  expect(shownIn({ terms: ["weight", "decay"] })).toEqual(["training.weight_decay"]);
 });

@@ -2,7 +2,7 @@ import { expect, test } from "vitest";
 import type { Sample } from "@/lib/api/client";
 import { axesOf, cellsOf, keyOf } from "@/lib/xy-grid";
 
-const drawn = (file: string, prompt: string, settings: Sample["settings"]): Sample => ({
+const sample = (file: string, prompt: string, settings: Sample["settings"]): Sample => ({
   file,
   step: 0,
   url: file,
@@ -12,10 +12,10 @@ const drawn = (file: string, prompt: string, settings: Sample["settings"]): Samp
 });
 
 const grid = [
-  drawn("0003.png", "fox", { steps: 20, cfg: 4 }),
-  drawn("0001.png", "fox", { steps: 20, cfg: 1 }),
-  drawn("0000.png", "fox", { steps: 10, cfg: 1 }),
-  drawn("0002.png", "fox", { steps: 10, cfg: 4 }),
+  sample("0003.png", "fox", { steps: 20, cfg: 4 }),
+  sample("0001.png", "fox", { steps: 20, cfg: 1 }),
+  sample("0000.png", "fox", { steps: 10, cfg: 1 }),
+  sample("0002.png", "fox", { steps: 10, cfg: 4 }),
 ];
 
 test("settings that differ are axes, in order of generation; the others are not", () => {

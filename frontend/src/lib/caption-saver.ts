@@ -60,7 +60,7 @@ export function captionSaver(
       latest = text;
       onChange("typing", null);
       clearTimeout(timer);
-      // A failure is reported through `tell`.
+      // A failure is reported in the state.
       timer = setTimeout(() => void save().catch(() => {}), QUIET_MS);
     },
     adopt: (remote) => {

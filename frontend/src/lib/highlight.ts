@@ -5,10 +5,10 @@ export interface Hit {
   length: number;
 }
 
-/** All matches of `words`, ignoring case; none for an empty search. */
-export function findAll(text: string, words: string): Hit[] {
-  if (!words) return [];
-  const pattern = new RegExp(words.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gi");
+/** All matches of `query`, ignoring case; none for an empty search. */
+export function findAll(text: string, query: string): Hit[] {
+  if (!query) return [];
+  const pattern = new RegExp(query.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gi");
   return Array.from(text.matchAll(pattern), (match) => ({ at: match.index, length: match[0].length }));
 }
 

@@ -3,8 +3,8 @@
 import { api, type FieldProblem, got, type Schemas } from "@/lib/api/client";
 import { checkConfig } from "@/lib/api/queries";
 import { withoutSecrets } from "@/lib/draft";
+import type { Field } from "./form-fields";
 import { isTree, type Tree } from "./json";
-import type { Field } from "./schema";
 
 export interface Report {
   /** The file names. */

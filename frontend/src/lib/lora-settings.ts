@@ -46,7 +46,7 @@ const KEPT = [
 
 type Metadata = Readonly<Record<string, string>>;
 
-const WORDS: Readonly<Record<string, boolean>> = { True: true, False: false };
+const PYTHON_BOOLEANS: Readonly<Record<string, boolean>> = { True: true, False: false };
 
 /** A header's JSON object as `k=v k=v`. */
 function args(text: string | undefined): string {
@@ -76,7 +76,8 @@ export function fromKohya(metadata: Metadata): Record<string, string | boolean> 
   const settings: Record<string, string | boolean> = {};
   for (const key of KEPT) {
     const value = metadata[`ss_${key}`];
-    if (value !== undefined && value !== "None" && value !== "") settings[key] = WORDS[value] ?? value;
+    if (value !== undefined && value !== "None" && value !== "")
+      settings[key] = PYTHON_BOOLEANS[value] ?? value;
   }
   if (settings.debiased_estimation !== undefined) {
     settings.debiased_estimation_loss = settings.debiased_estimation;
@@ -96,7 +97,7 @@ export interface LoraSettings {
   trainer: "flow" | "kohya";
   /** The phrase for the import report. */
   kind: string;
-  brought: SourceFile;
+  file: SourceFile;
 }
 
 /** Return the training settings in a header, or null. */
@@ -106,12 +107,12 @@ export function trainingOf(name: string, metadata: Metadata): LoraSettings | nul
     return {
       trainer: "flow",
       kind: "the settings this file was trained with",
-      brought: { name, text: ours },
+      file: { name, text: ours },
     };
   const kohya = fromKohya(metadata);
   if (!kohya) return null;
   const text = JSON.stringify(kohya);
-  return { trainer: "kohya", kind: "the sd-scripts settings in this file", brought: { name, text } };
+  return { trainer: "kohya", kind: "the sd-scripts settings in this file", file: { name, text } };
 }
 
 export interface FileLocation {

@@ -2,8 +2,8 @@
 import { useEffect, useState } from "react";
 import { Button } from "@/components/ui/button";
 import { Input, Select, Switch, TextArea } from "@/components/ui/inputs";
+import { type Field, numberFrom, textOf } from "@/lib/form-fields";
 import { isTree, type Json, same } from "@/lib/json";
-import { type Field, numberFrom, textOf } from "@/lib/schema";
 import { CheckpointPicker } from "./checkpoint-picker";
 import { useForm } from "./form-context";
 import { PathBrowser } from "./path-browser";

@@ -3,8 +3,8 @@ import { IconButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/class-names";
 import { HelpText } from "@/components/ui/help-text";
 import { UndoIcon } from "@/components/ui/icons";
+import type { Field } from "@/lib/form-fields";
 import { type Json, shown } from "@/lib/json";
-import type { Field } from "@/lib/schema";
 import { FieldInput } from "./field-input";
 import { useForm, useValue } from "./form-context";
 

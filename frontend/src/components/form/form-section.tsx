@@ -3,8 +3,8 @@ import { Button, IconButton } from "@/components/ui/button";
 import { HelpText } from "@/components/ui/help-text";
 import { TrashIcon } from "@/components/ui/icons";
 import { Select, Switch } from "@/components/ui/inputs";
+import type { Field } from "@/lib/form-fields";
 import { isTree, type Json } from "@/lib/json";
-import type { Field } from "@/lib/schema";
 import { FieldRow } from "./field-row";
 import { useForm, useValue } from "./form-context";
 

@@ -12,12 +12,12 @@ import { runHref } from "@/features/run/run-progress";
 import { byPath, type Problems, useValidation } from "@/hooks/use-validation";
 import { Problem, startTask } from "@/lib/api/client";
 import { taskConfig } from "@/lib/api/queries";
+import { type Field, leavesOf, sectionsOf } from "@/lib/form-fields";
 import { changesFrom, type Json, laidOver, type Tree, withAt } from "@/lib/json";
-import { type Field, leavesOf, sectionsOf } from "@/lib/schema";
 import { FormContext } from "./form-context";
 import { FormSection } from "./form-section";
 
-/** The form of a task, drawn from its schema. Starting it creates a run. */
+/** The form of a task, built from its schema. Starting it creates a run. */
 export function TaskForm({
   task,
   initial,

@@ -26,7 +26,7 @@ interface SearchProps extends Pick<InputHTMLAttributes<HTMLInputElement>, "onKey
   /** The placeholder; by default, the label. */
   hint?: string;
   value: string;
-  onSearch: (words: string) => void;
+  onSearch: (query: string) => void;
   isSmall?: boolean;
 }
 

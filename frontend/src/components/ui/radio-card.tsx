@@ -2,7 +2,7 @@
 import type { ReactNode } from "react";
 import { cx } from "./class-names";
 
-/** A radio button drawn as a card. The native input covers it and handles arrow keys, Space and focus. */
+/** A radio button that looks like a card. The native input covers it and handles arrow keys, Space and focus. */
 export function RadioCard({
   group,
   isChosen,

@@ -13,7 +13,7 @@ const LOOKS: Record<RunState, { dot: string; text: string; label: string }> = {
   damaged: { dot: "bg-destructive", text: "text-destructive", label: "Damaged" },
 };
 
-/** A run's state as a dot and a word, for readers who cannot tell the colours apart. */
+/** A run's state as a dot and a word, for readers who cannot distinguish the colours. */
 export function StateBadge({ state, className }: { state: RunState; className?: string }) {
   const look = LOOKS[state];
   return (

@@ -19,7 +19,7 @@ import {
   type ImageFilter,
 } from "@/lib/api/datasets";
 import { ago, count } from "@/lib/format";
-import { OPERATIONS, type OperationKind, operationOf, outcomeWords, stageWords } from "./caption-operations";
+import { OPERATIONS, type OperationKind, operationOf, outcomeText, stageText } from "./caption-operations";
 
 const isCancelled = (error: unknown) => error instanceof Problem && error.code === "edit-cancelled";
 
@@ -30,7 +30,7 @@ function useBulkEdit(dataset: string, operation: EditOperation, wanted: ImageFil
   const onError = (error: unknown) => isCancelled(error) && notify("Cancelled. No captions were changed.");
   const preview = useMutation({ mutationFn: () => datasetApi.preview(dataset, operation, wanted) });
   const onSuccess = (edit: Edit) => {
-    notify(...outcomeWords(edit));
+    notify(...outcomeText(edit));
     changed(client, dataset);
   };
   const apply = useMutation({
@@ -136,7 +136,7 @@ function EditProgress({
   return (
     <div className="grid gap-1 text-sm">
       <p className="flex items-center justify-between gap-3">
-        <span role="status">{stageWords(stage)}</span>
+        <span role="status">{stageText(stage)}</span>
         <Button size="small" isBusy={isCancelling} onClick={onCancel}>
           Cancel edit
         </Button>

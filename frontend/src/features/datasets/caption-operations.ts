@@ -29,15 +29,15 @@ export function operationOf(
   return { kind, text: first };
 }
 
-/** The progress of an edit, in words. */
-export function stageWords(stage: EditStage): string {
+/** The progress of an edit, as text. */
+export function stageText(stage: EditStage): string {
   if (stage.num_total === 0) return "Scanning the folder …";
   const done = `${count(stage.num_done)} of ${count(stage.num_total)} captions`;
   return stage.phase === "writing" ? `${done} written` : `${done} backed up for undo`;
 }
 
 /** The result of an edit or an undo, as a toast's title and detail. */
-export function outcomeWords(edit: Edit): [string, string?] {
+export function outcomeText(edit: Edit): [string, string?] {
   const changed = count(edit.num_changed);
   if (!edit.is_whole) return [`Cancelled after changing ${changed} captions.`, "Undo restores them."];
   if (edit.undoes) return [`${changed} captions restored.`];

@@ -175,7 +175,7 @@ function Filters({
         className="min-w-48 flex-1"
         label="Search captions and names"
         value={search}
-        onSearch={(words) => onFilter({ search: words })}
+        onSearch={(search) => onFilter({ search })}
       />
       <ToggleGroup
         label="Filter images"
@@ -183,8 +183,8 @@ function Filters({
         onChange={(next) => onFilter({ show: next })}
         options={[
           { value: "all", label: "All" },
-          { value: "bare", label: "No caption" },
-          { value: "bad", label: numProblems ? `Problems ${numProblems}` : "Problems" },
+          { value: "uncaptioned", label: "No caption" },
+          { value: "problems", label: numProblems ? `Problems ${numProblems}` : "Problems" },
         ]}
       />
       <span className="figure text-xs text-muted-foreground">{count(total)}</span>

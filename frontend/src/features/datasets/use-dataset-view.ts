@@ -5,7 +5,7 @@ import { type DatasetImage, type ImageFilter, PAGE } from "@/lib/api/datasets";
 import { nextIndex } from "@/lib/caption-saver";
 import { useImages } from "./gallery";
 
-export type Show = "all" | "bare" | "bad";
+export type Show = "all" | "uncaptioned" | "problems";
 
 /** The filters, the loaded pages and the selected image of a dataset's page. */
 export function useDatasetView(name: string) {
@@ -21,8 +21,8 @@ export function useDatasetView(name: string) {
     () => ({
       ...(text && { text }),
       ...(tags.length > 0 && { tags }),
-      ...(show === "bare" && { has_caption: false }),
-      ...(show === "bad" && { has_problem: true }),
+      ...(show === "uncaptioned" && { has_caption: false }),
+      ...(show === "problems" && { has_problem: true }),
     }),
     [text, tags, show],
   );

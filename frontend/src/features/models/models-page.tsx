@@ -21,7 +21,7 @@ import { DeleteFile, UseSettingsButton } from "./file-actions";
 function AdapterFacts({ model }: { model: Model }) {
   const facts = model.adapter;
   if (!facts) return null;
-  const told = [
+  const parts = [
     facts.kind,
     facts.rank != null &&
       `rank ${facts.rank}${facts.max_rank && facts.max_rank !== facts.rank ? `–${facts.max_rank}` : ""}`,
@@ -31,7 +31,7 @@ function AdapterFacts({ model }: { model: Model }) {
     facts.base && `for ${facts.base}${facts.base_evidence === "name" ? " (from its file name)" : ""}`,
     facts.has_text_encoder && "with text encoder",
   ];
-  return <p className="text-xs text-secondary-foreground">{told.filter(Boolean).join(" · ")}</p>;
+  return <p className="text-xs text-secondary-foreground">{parts.filter(Boolean).join(" · ")}</p>;
 }
 
 interface RowProps {

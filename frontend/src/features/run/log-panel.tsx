@@ -81,29 +81,29 @@ async function download(id: string): Promise<void> {
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
-/** The search in the text: words, matches and the current match. */
+/** The search in the text: query, matches and the current match. */
 function useSearch(text: string) {
-  const [words, setWords] = useState("");
+  const [query, setQuery] = useState("");
   const [now, setNow] = useState(0);
-  const deferredWords = useDeferredValue(words);
-  const hits = useMemo(() => findAll(text, deferredWords), [text, deferredWords]);
+  const deferredQuery = useDeferredValue(query);
+  const hits = useMemo(() => findAll(text, deferredQuery), [text, deferredQuery]);
   const current = Math.min(now, Math.max(0, hits.length - 1));
   const shown = useMemo(() => segments(text, hits, current), [text, hits, current]);
   return {
-    words,
+    query,
     hits,
     current,
     shown,
     move: (by: number) => setNow(wrapIndex(current, by, hits.length)),
     type: (next: string) => {
-      setWords(next);
+      setQuery(next);
       setNow(0);
     },
   };
 }
 
 function Search({ search, children }: { search: ReturnType<typeof useSearch>; children: ReactNode }) {
-  const { words, hits, current, move, type } = search;
+  const { query, hits, current, move, type } = search;
   const onKeyDown = (event: KeyboardEvent) => {
     if (event.key === "Enter") move(event.shiftKey ? -1 : 1);
     if (event.key === "Escape") type("");
@@ -114,7 +114,7 @@ function Search({ search, children }: { search: ReturnType<typeof useSearch>; ch
         isSmall
         className="min-w-40 flex-1 sm:max-w-72"
         label="Search the log"
-        value={words}
+        value={query}
         onSearch={type}
         onKeyDown={onKeyDown}
       />
@@ -125,7 +125,7 @@ function Search({ search, children }: { search: ReturnType<typeof useSearch>; ch
         <DownIcon className="size-3.5" />
       </IconButton>
       <span role="status" className="figure min-w-16 text-xs text-secondary-foreground">
-        {words && (hits.length === 0 ? "no matches" : `${count(current + 1)} of ${count(hits.length)}`)}
+        {query && (hits.length === 0 ? "no matches" : `${count(current + 1)} of ${count(hits.length)}`)}
       </span>
       <span className="ml-auto flex items-center gap-2 text-xs text-secondary-foreground">{children}</span>
     </div>
@@ -189,7 +189,7 @@ function LogText({
   onScrollUp: () => void;
 }) {
   const box = useRef<HTMLPreElement>(null);
-  const isSearching = search.words !== "";
+  const isSearching = search.query !== "";
   // biome-ignore lint/correctness/useExhaustiveDependencies: scrolls when text is added
   useEffect(() => {
     if (isFollowing && !isSearching && box.current) box.current.scrollTop = box.current.scrollHeight;
@@ -199,7 +199,7 @@ function LogText({
     const mark = box.current?.querySelector<HTMLElement>("[aria-current]");
     // Not scrollIntoView, which would move the page as well.
     if (mark && box.current) box.current.scrollTop = mark.offsetTop - box.current.clientHeight / 2;
-  }, [search.current, search.hits.length, search.words]);
+  }, [search.current, search.hits.length, search.query]);
   return (
     <pre
       ref={box}

@@ -99,9 +99,9 @@ export function RunsPage() {
   const [chosen, setChosen] = useState<ReadonlySet<string>>(new Set());
   const all = useMemo(() => data?.runs ?? [], [data]);
   const shown = useMemo(() => {
-    const words = search.toLowerCase().split(/\s+/).filter(Boolean);
+    const terms = search.toLowerCase().split(/\s+/).filter(Boolean);
     const isFound = (run: RunView) =>
-      words.every((word) => `${run.id} ${run.trainer}`.toLowerCase().includes(word));
+      terms.every((term) => `${run.id} ${run.trainer}`.toLowerCase().includes(term));
     return all.filter((run) => FILTERS[filter](run) && isFound(run));
   }, [all, filter, search]);
   const choose = (ids: string[], isChosen: boolean) =>

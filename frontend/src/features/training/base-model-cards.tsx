@@ -12,7 +12,7 @@ import { bytes, params } from "@/lib/format";
 
 const CARDS = "grid grid-cols-[repeat(auto-fill,minmax(min(15rem,100%),1fr))] gap-2";
 const nameOf = (path: string) => path.split("/").slice(-2).join("/");
-const joinDots = (...words: (string | false | null | undefined)[]) => words.filter(Boolean).join(" · ");
+const joinDots = (...parts: (string | false | null | undefined)[]) => parts.filter(Boolean).join(" · ");
 
 /** Run, checkpoint and file of `runs/fox/checkpoints/step_00000500/model.safetensors`. */
 const checkpointOf = (path: string) => /([^/]+)\/checkpoints\/([^/]+)\/([^/]+)$/.exec(path)?.slice(1);

@@ -6,10 +6,10 @@ import { Dialog } from "@/components/ui/dialog";
 import { DropZone } from "@/components/ui/drop-zone";
 import { UploadIcon } from "@/components/ui/icons";
 import { useToasts } from "@/components/ui/toasts";
+import type { Field } from "@/lib/form-fields";
 import { importFiles, type Report } from "@/lib/import-files";
 import type { Tree } from "@/lib/json";
 import { readLoraSettings } from "@/lib/lora-settings";
-import type { Field } from "@/lib/schema";
 import { ImportReport } from "./import-report";
 
 interface Props {
@@ -31,7 +31,7 @@ function useLoraSettings(trainer: string, sections: Field[], onReport: (report: 
     readLoraSettings({ root, path })
       .then(async (like) => {
         if (!like) throw new Error(`${path} has no training settings in its header.`);
-        const report = await importFiles([like.brought], trainer, sections);
+        const report = await importFiles([like.file], trainer, sections);
         onReport({ ...report, kind: like.kind });
       })
       .catch(notifyError);
@@ -47,10 +47,10 @@ export function ConfigImport({ trainer, sections, onTake }: Props) {
   const take = async (list: FileList | null) => {
     const files = [...(list ?? [])];
     if (files.length === 0) return;
-    const brought = await Promise.all(
+    const sources = await Promise.all(
       files.map(async (file) => ({ name: file.name, text: await file.text() })),
     );
-    setReport(await importFiles(brought, trainer, sections));
+    setReport(await importFiles(sources, trainer, sections));
   };
   return (
     <DropZone

@@ -99,15 +99,17 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: Dataset; exists: boolea
 /** The number of a folder's images that training skips, and a link to their captions. */
 function FolderNote({ dataset }: { dataset: Dataset }) {
   const { data } = useQuery(summary(dataset.name));
-  const bare = data ? data.images - data.captioned : 0;
-  const bad = data?.problems ?? 0;
+  const uncaptioned = data ? data.images - data.captioned : 0;
+  const broken = data?.problems ?? 0;
   const images = (num: number) => `${count(num)} image${num === 1 ? "" : "s"}`;
   return (
     <>
       <p className="text-xs text-muted-foreground">
         Captions are read from the files in this folder when the run starts.
-        {bare > 0 && <span className="text-warning"> {images(bare)} without a caption: skipped.</span>}
-        {bad > 0 && <span className="text-warning"> {images(bad)} with problems: may be skipped.</span>}
+        {uncaptioned > 0 && (
+          <span className="text-warning"> {images(uncaptioned)} without a caption: skipped.</span>
+        )}
+        {broken > 0 && <span className="text-warning"> {images(broken)} with problems: may be skipped.</span>}
       </p>
       <div>
         <LinkButton size="small" href={datasetHref(dataset.name)}>

@@ -10,9 +10,9 @@ import { ToggleGroup } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
 import { useDebounced } from "@/hooks/use-validation";
 import { download, missingFiles } from "@/lib/api/models";
+import { numberFrom, textOf } from "@/lib/form-fields";
 import { bytes } from "@/lib/format";
 import { at, type Json, type Tree } from "@/lib/json";
-import { numberFrom, textOf } from "@/lib/schema";
 import { BaseModelCards } from "./base-model-cards";
 import { DatasetSelect } from "./dataset-select";
 

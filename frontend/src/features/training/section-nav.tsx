@@ -1,6 +1,6 @@
 "use client";
+import { type Field, leavesOf } from "@/lib/form-fields";
 import type { Tree } from "@/lib/json";
-import { type Field, leavesOf } from "@/lib/schema";
 import { isChanged } from "./use-visible-sections";
 
 /** Links to the sections, each with its number of errors or changes. */

@@ -1,7 +1,7 @@
 "use client";
 import { useMemo, useState } from "react";
+import { type Field, isFound, leavesOf } from "@/lib/form-fields";
 import { at, same, type Tree } from "@/lib/json";
-import { type Field, isFound, leavesOf } from "@/lib/schema";
 
 export const isChanged = (field: Field, whole: Tree, base: Tree) =>
   !same(at(whole, field.path) ?? field.initial ?? null, at(base, field.path) ?? field.initial ?? null);
@@ -16,8 +16,8 @@ function scrollTo(path: string) {
 }
 
 export interface View {
-  /** Words that a field's key, title or help must have; none: filter by the detail level. */
-  words: readonly string[];
+  /** Search terms, all of which a field's key, title or help contains; none: filter by the detail level. */
+  terms: readonly string[];
   isAdvanced: boolean;
   whole: Tree;
   base: Tree;
@@ -26,33 +26,33 @@ export interface View {
 
 /** The sections and fields that match the search or the detail level; changed and wrong fields always show. */
 export function visibleSections(sections: Field[], view: View) {
-  const { words, whole, base, problems } = view;
+  const { terms, whole, base, problems } = view;
   const hasSimple = sections.flatMap(leavesOf).some((field) => field.isSimple);
   const showsAll = view.isAdvanced || !hasSimple;
-  const matches = (field: Field) => leavesOf(field).some((leaf) => isFound(leaf, words));
+  const matches = (field: Field) => leavesOf(field).some((leaf) => isFound(leaf, terms));
   const isWrong = (field: Field) => {
     const path = field.path.join(".");
     return [...problems.keys()].some((each) => each === path || each.startsWith(`${path}.`));
   };
   const isShown = (field: Field) =>
-    words.length > 0
+    terms.length > 0
       ? matches(field)
       : showsAll || field.isSimple || isWrong(field) || isChanged(field, whole, base);
   const isSectionShown = (section: Field) => {
     if (section.kind === "group" && !section.isNullable) return section.fields.some(isShown);
-    if (words.length > 0) return matches(section);
+    if (terms.length > 0) return matches(section);
     return showsAll || section.isSimple || section.fields.some(isShown) || isChanged(section, whole, base);
   };
   return { hasSimple, isShown, shown: sections.filter(isSectionShown) };
 }
 
 /** The search, the detail level and the sections that they show. */
-export function useVisibleSections(sections: Field[], view: Omit<View, "words" | "isAdvanced">) {
+export function useVisibleSections(sections: Field[], view: Omit<View, "terms" | "isAdvanced">) {
   const [search, setSearch] = useState("");
   const [isAdvanced, setAdvanced] = useState(false);
-  const words = useMemo(() => search.toLowerCase().split(/\s+/).filter(Boolean), [search]);
+  const terms = useMemo(() => search.toLowerCase().split(/\s+/).filter(Boolean), [search]);
   return {
-    ...visibleSections(sections, { ...view, words, isAdvanced }),
+    ...visibleSections(sections, { ...view, terms, isAdvanced }),
     search,
     setSearch,
     isAdvanced,

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { type Toast, withToast } from "@/components/ui/toasts";
-import { operationOf, outcomeWords, stageWords } from "@/features/datasets/caption-operations";
+import { operationOf, outcomeText, stageText } from "@/features/datasets/caption-operations";
 import { dropOf, movedIn, placeBefore } from "@/features/runs/queue";
 import { byPath } from "@/hooks/use-validation";
 import { withoutSecrets } from "@/lib/draft";
@@ -100,16 +100,16 @@ test("edits have the format of the API", () => {
 
 test("an edit reports its progress", () => {
   const stage = { title: "add", phase: "scanning" as const, num_done: 0, num_total: 0 };
-  expect(stageWords(stage)).toBe("Scanning the folder …");
+  expect(stageText(stage)).toBe("Scanning the folder …");
   const writing = { ...stage, phase: "writing" as const, num_done: 42, num_total: 100 };
-  expect(stageWords(writing)).toBe("42 of 100 captions written");
+  expect(stageText(writing)).toBe("42 of 100 captions written");
 });
 
 test("an edit that was cancelled during writing reports its changes and its undo", () => {
   const edit = { id: "1", time: 0, title: "", num_changed: 1234, undoes: null, is_whole: false };
-  expect(outcomeWords(edit).join(" ")).toMatch(/Cancelled after changing 1.?234 captions.*Undo/);
-  expect(outcomeWords({ ...edit, is_whole: true })[0]).toMatch(/captions changed/);
-  expect(outcomeWords({ ...edit, is_whole: true, undoes: "0" })).toEqual([
+  expect(outcomeText(edit).join(" ")).toMatch(/Cancelled after changing 1.?234 captions.*Undo/);
+  expect(outcomeText({ ...edit, is_whole: true })[0]).toMatch(/captions changed/);
+  expect(outcomeText({ ...edit, is_whole: true, undoes: "0" })).toEqual([
     expect.stringMatching(/captions restored/),
   ]);
 });

@@ -213,9 +213,9 @@ export function leavesOf(field: Field): Field[] {
   return [field];
 }
 
-export function isFound(field: Field, words: readonly string[]): boolean {
+export function isFound(field: Field, terms: readonly string[]): boolean {
   const text = `${field.path.join(".")} ${field.title} ${field.help}`.toLowerCase();
-  return words.every((word) => text.includes(word));
+  return terms.every((term) => text.includes(term));
 }
 
 /** The number that a text stands for; another text is kept, so that the server can report it. */

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
+import { isFound, leavesOf, numberFrom, sectionsOf, textOf } from "@/lib/form-fields";
 import type { Tree } from "@/lib/json";
-import { isFound, leavesOf, numberFrom, sectionsOf, textOf } from "@/lib/schema";
 
 const schema: Tree = {
   $defs: {
