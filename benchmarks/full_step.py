@@ -19,7 +19,7 @@ from benchmarks.timing import Measured, interleaved
 from flowloom.config.run import RunConfig
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.objective import LatentBatch, Objective
-from flowloom.engine.state import Precision, TrainState
+from flowloom.engine.state import Network, Precision, TrainState
 from flowloom.engine.step import train_step
 from flowloom.flow_matching.noise_level import flow_quantile
 from flowloom.flow_matching.path import interpolate, velocity_target
@@ -66,7 +66,7 @@ def our_step(model: Chroma, batch: LatentBatch) -> Callable[[], float]:
     """The engine's own step."""
     config = RunConfig.model_validate({"training": {"train_minibatch": BATCH, "lr": LR}})
     precision = Precision(torch.device("cpu"), torch.float32, torch.float32)
-    state = TrainState(config, model, None, Objective(flow_quantile), precision, Ranks())
+    state = TrainState(config, Network(model), Objective(flow_quantile), precision, Ranks())
     return lambda: train_step(state, batch).loss.item()
 
 

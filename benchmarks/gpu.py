@@ -15,7 +15,7 @@ from flowloom.config.run import RunConfig
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.memory import checkpointed_blocks
 from flowloom.engine.objective import LatentBatch, Objective
-from flowloom.engine.state import Precision, TrainState
+from flowloom.engine.state import Network, Precision, TrainState
 from flowloom.engine.step import train_step
 from flowloom.flow_matching.noise_level import flow_quantile
 from flowloom.flow_matching.samplers import SAMPLERS, schedule
@@ -127,7 +127,7 @@ def _train(work: Work, model: Chroma) -> Callable[[], torch.Tensor]:
     )
     trained_dtype = torch.float32 if adapter else weight.dtype
     precision = Precision(weight.device, weight.dtype, trained_dtype)
-    state = TrainState(config, model, adapter, Objective(flow_quantile), precision, Ranks())
+    state = TrainState(config, Network(model, adapter), Objective(flow_quantile), precision, Ranks())
     batch = random_batch(work, model.params, weight.device)
     return lambda: train_step(state, batch).loss
 

@@ -183,6 +183,9 @@ class MemorySection(Section):
 
     checkpointed_blocks: Annotated[Literal["auto", "all"] | Count, SIMPLE] = "auto"
     """Number of blocks that recompute activations in the backward pass; auto: as few as fit in memory."""
+    streamed_blocks: Literal["all"] | Count = 0
+    """Number of blocks whose frozen weights stay in host memory and are copied to the device before each use.
+    Above 0 all blocks recompute activations in the backward pass."""
     compile: bool = False
     """Compile each block with torch.compile."""
 
@@ -371,6 +374,9 @@ class RunConfig(Section):
         if self.cache.text == "disk" and self.objective.mask_mode == "flow_union":
             message = "must be off with objective.mask_mode flow_union, where encodings depend on the batch."
             yield Problem("cache.text", message)
+        if self.memory.streamed_blocks and self.method_kind == "full":
+            message = "must be 0 with method full, which trains all weights: only frozen ones are streamed."
+            yield Problem("memory.streamed_blocks", message)
         if self.lr_schedule.kind != "constant" and not self.limits.has_end:
             kind = self.lr_schedule.kind
             message = f"{kind} needs a known end: set limits.max_steps, max_epochs or max_minutes."

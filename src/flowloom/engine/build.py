@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,15 +20,18 @@ from flowloom.datasets.load import load_dataset
 from flowloom.engine.distributed import Ranks
 from flowloom.engine.encode import Encoders
 from flowloom.engine.lazy import Lazy
-from flowloom.engine.memory import checkpointed_blocks
+from flowloom.engine.memory import checkpointed_blocks, streamed_blocks
 from flowloom.engine.objective import Objective, density
+from flowloom.engine.offload.streaming import BlockStreamer, stream_blocks
 from flowloom.engine.preview import SampleGenerator
-from flowloom.engine.state import Precision, TrainState
+from flowloom.engine.state import Network, Precision, TrainState
 from flowloom.model_library.requirements import refuse_unfit_models
 from flowloom.models.adapters.adapter import Adapter, attach, quantize_base
 from flowloom.models.device import choose_device, encoder_dtype
 from flowloom.models.family import Conditioning, family_for
 from flowloom.storage.base import OnState
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -90,10 +97,9 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
     dataset = load_dataset(config)
     images = ImageSource(config.storage, on_state)
     encoders = load_encoders(config.model, config, device, dataset, images)
-    family = family_for(config.model)
-    model = family.load_network(config.model.network_path, device, precision.compute)
-    adapter = _attach_adapter(config, model)
-    state = TrainState(config, model, adapter, _objective(config, encoders, device), precision, ranks)
+    path, attach = config.model.network_path, partial(_attach_adapter, config)
+    network = Network(*load_network(config, path, device, precision.compute, attach))
+    state = TrainState(config, network, _objective(config, encoders, device), precision, ranks)
     _fit_to_memory(config, state)
     return Components(
         state=state,
@@ -101,8 +107,25 @@ def build(config: RunConfig, ranks: Ranks, on_state: OnState | None = None) -> C
         loader=_training_loader(config, dataset, encoders, ranks, images),
         validation=_validation_loader(config, dataset, encoders, images),
         images=images,
-        sample_generator=SampleGenerator(model, encoders, precision, config.model.use_x0),
+        sample_generator=SampleGenerator(network.model, encoders, precision, config.model.use_x0),
     )
+
+
+def load_network(
+    config: RunConfig, path: Path, device: torch.device, dtype: torch.dtype, attach: Callable[[nn.Module], T]
+) -> tuple[nn.Module, T, BlockStreamer | None]:
+    """The network in `path` for `device`, what `attach` makes of it, and what streams its blocks, if any are.
+
+    The streamer has to `adopt` the weights once it is known which of them are trained.
+    """
+    family, count = family_for(config.model), config.memory.streamed_blocks
+    # Through host memory: the device may have no room for the whole network.
+    model = family.load_network(path, torch.device("cpu") if count else device, dtype)
+    attached = attach(model)
+    if not count:
+        return model, attached, None
+    blocks = streamed_blocks(count, [block for _, block in family.blocks(model)])
+    return model, attached, stream_blocks(model, blocks, device)
 
 
 def _attach_adapter(config: RunConfig, model: nn.Module) -> Adapter | None:
@@ -144,7 +167,8 @@ def _fit_to_memory(config: RunConfig, state: TrainState) -> None:
     if config.memory.compile:
         for _, block in family.blocks(state.model):
             # Static shapes would compile again for every bucket and caption length.
-            block.compile(dynamic=True)
+            # Of forward alone: what runs before a block, such as the wait for its weights, is not compiled.
+            block.forward = torch.compile(block.forward, dynamic=True)
 
 
 def _training_loader(

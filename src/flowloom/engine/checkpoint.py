@@ -165,8 +165,9 @@ def _load_weights(folder: Path, state: TrainState) -> None:
     if state.adapter:
         state.adapter.load_state_dict(tensors)
         return
+    state.release()
     for name, weight in state.weights.items():
-        weight.data = tensors[name].to(state.precision.device, copy=True)
+        weight.data = tensors[name].to(weight.device, copy=True)
 
 
 def find_weights(source: Path, weights: Literal["ema", "raw"] = "ema") -> Path:

@@ -48,11 +48,12 @@ class Ema:
     @contextmanager
     def swapped_in(self, weights: Mapping[str, nn.Parameter]) -> Generator[None]:
         """The averaged weights in place of the trained ones for the length of a `with`."""
-        kept = {name: weights[name].data for name in self.shadow}
+        # In place: streamed weights have a fixed place in host memory.
+        kept = {name: weights[name].data.clone() for name in self.shadow}
         try:
             for name, shadow in self.shadow.items():
-                weights[name].data = shadow.to(weights[name].device, weights[name].dtype)
+                weights[name].data.copy_(shadow)
             yield
         finally:
             for name, data in kept.items():
-                weights[name].data = data
+                weights[name].data.copy_(data)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeVar
 
 import torch
 
 from flowloom.config.run import RunConfig
 from flowloom.models.family import Sizes, family_for, image_tokens
+
+T = TypeVar("T")
 
 ELEMENTS_PER_TOKEN = 25
 """Activations that one block saves for its backward pass, a token, in multiples of hidden_size. Measured."""
@@ -70,11 +73,17 @@ def checkpointed_blocks(
     return blocks_for_room(config, params, room, bytes_per_element)
 
 
+def streamed_blocks(count: Literal["all"] | int, blocks: Sequence[T]) -> list[T]:
+    """`count` of a network's blocks, evenly spread: each is copied while the blocks before it compute."""
+    number = len(blocks) if count == "all" else min(count, len(blocks))
+    return [blocks[i * len(blocks) // number] for i in range(number)]
+
+
 def blocks_for_room(config: RunConfig, params: Sizes, room: float, bytes_per_element: int) -> int:
     """`checkpointed_blocks` where `room` bytes are left for activations."""
     wanted: Literal["auto", "all"] | int = config.memory.checkpointed_blocks
     num_blocks = params.num_blocks
-    if wanted == "all":
+    if wanted == "all" or config.memory.streamed_blocks:
         return num_blocks
     if wanted != "auto":
         return min(wanted, num_blocks)

@@ -178,5 +178,5 @@ def generate_in_batches(
 def averaged(state: TrainState) -> AbstractContextManager[None]:
     """The EMA weights in the network, where there are any and previews want them."""
     if state.ema and state.config.preview.weights == "ema":
-        return state.ema.swapped_in(state.weights)
+        return state.averaged()
     return nullcontext()

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch import nn
+
 from flowloom.config.run import RunConfig
 from flowloom.engine import checkpoint
-from flowloom.engine.build import choose_precision, load_encoders
+from flowloom.engine.build import choose_precision, load_encoders, load_network
 from flowloom.engine.preview import SampleGenerator, SamplingParams, generate_in_batches
 from flowloom.errors import ConfigError, RunError, WeightsError
 from flowloom.files import write_json
@@ -87,8 +89,13 @@ def load_with_adapters(request: SampleRequest) -> tuple[SampleGenerator, list[tu
         raise ConfigError(str(request.source), problems)
     device = choose_device(config.parallel.device)
     precision = choose_precision(config, device)
-    model = family.load_network(base, device, precision.compute)
-    loaded = [(load_onto(model, path, at), at) for path, at in (*adapters, *request.loras)]
+
+    def attach(model: nn.Module) -> list[tuple[Adapter, float]]:
+        return [(load_onto(model, path, at), at) for path, at in (*adapters, *request.loras)]
+
+    model, loaded, streamer = load_network(config, base, device, precision.compute, attach)
+    if streamer:
+        streamer.adopt()
     encoders = load_encoders(config.model, config, device)
     return SampleGenerator(model, encoders, precision, config.model.use_x0), loaded
 

@@ -14,6 +14,7 @@ from flowloom.engine.distributed import Ranks
 from flowloom.engine.ema import Ema
 from flowloom.engine.lr import lr_factor
 from flowloom.engine.objective import Objective
+from flowloom.engine.offload.streaming import BlockStreamer
 from flowloom.engine.position import Position
 from flowloom.engine.trainable import rotation_at, trained_names
 from flowloom.models.adapters.adapter import Adapter
@@ -34,28 +35,36 @@ class Precision(NamedTuple):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+class Network(NamedTuple):
+    """A network in memory."""
+
+    model: nn.Module
+    adapter: Adapter | None = None
+    """What is trained in place of the model's own weights."""
+    streamer: BlockStreamer | None = None
+    """Holds frozen weights in host memory."""
+
+
 class TrainState:
     """What an update changes, and what it needs for that."""
 
     def __init__(
         self,
         config: RunConfig,
-        model: nn.Module,
-        adapter: Adapter | None,
+        network: Network,
         objective: Objective,
         precision: Precision,
         ranks: Ranks,
     ):
         self.config = config
-        self.model = model
-        self.adapter = adapter
+        self.model, self.adapter, self.streamer = network
         self.objective = objective
         self.precision = precision
         self.ranks = ranks
         self.position = Position()
         self.ema = Ema(config.ema.decay, config.ema.device == "cpu") if config.ema.decay is not None else None
         self.weights: dict[str, nn.Parameter] = (
-            adapter.parameters if adapter else dict(model.named_parameters())
+            self.adapter.parameters if self.adapter else dict(self.model.named_parameters())
         )
         """Every weight that may ever be trained, by the checkpoint's name."""
         self.parked: dict[str, dict[str, Any]] = {}
@@ -68,6 +77,22 @@ class TrainState:
         self.shield: Callable[[], AbstractContextManager[None]] = nullcontext
         """Around each update of them: a stop must not cut it in two."""
         self.rotate_if_due()
+
+    @contextmanager
+    def averaged(self) -> Generator[None]:
+        """The averaged weights in place of the trained ones for the length of a `with`."""
+        assert self.ema
+        self.release()
+        with self.ema.swapped_in(self.weights):
+            try:
+                yield
+            finally:
+                self.release()
+
+    def release(self) -> None:
+        """Let every weight be writable: none refers to a buffer that streaming overwrites."""
+        if self.streamer:
+            self.streamer.release()
 
     @contextmanager
     def updating(self) -> Generator[None]:
@@ -116,6 +141,7 @@ class TrainState:
 
     def _select(self, names: list[str]) -> None:
         chosen = set(names)
+        self.release()
         for name, weight in self.weights.items():
             is_trained = name in chosen
             wanted = self.precision.trained if is_trained else self.precision.compute
@@ -124,6 +150,8 @@ class TrainState:
             # Under rotation with kept states the precise weights stay precise, or turns would round them.
             if not self.adapter and (is_trained or name not in self.parked):
                 weight.data = weight.data.to(wanted)
+        if self.streamer:
+            self.streamer.adopt()
         self.trained = {name: self.weights[name] for name in names}
         if self.ema:
             self.ema.follow(self.trained)

@@ -133,7 +133,7 @@ class Trainer:
         with self.controls.interruptible():
             self._emit_validated("raw")
             if self.state.ema:
-                with self.state.ema.swapped_in(self.state.weights):
+                with self.state.averaged():
                     self._emit_validated("ema")
             if self.state.ranks.size == 1:
                 self.skipped.report()

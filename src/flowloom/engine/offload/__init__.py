@@ -1,0 +1,1 @@
+"""Weights in host memory while they are not computed with."""

@@ -1,0 +1,251 @@
+"""Streamed blocks: the same losses and weights, bit for bit, and copies that overlap with computation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from flowloom.config.run import RunConfig
+from flowloom.engine.__main__ import run_engine
+from flowloom.engine.memory import streamed_blocks
+from flowloom.engine.offload.copies import CpuCopies, copies_to
+from flowloom.engine.offload.streaming import BlockStreamer
+from flowloom.engine.preview import SamplingParams
+from flowloom.engine.sample import SampleRequest, sample
+from flowloom.errors import ConfigError
+from flowloom.run.directory import RunDir
+from tests.engine.test_resume import change_by_flags, losses, stop_after
+from tests.engine.test_run import events
+
+CPU = torch.device("cpu")
+LORA = {"rank": 2, "alpha": 2}
+ROTATION = {
+    "change_layer_every": 2,
+    "trained_double_blocks": 1,
+    "trained_single_blocks": 1,
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"lora": LORA},
+    "lora, 8 bits": {"lora": LORA | {"base_model_quant_level": "8bit"}},
+    "lora, 4 bits": {"lora": LORA | {"base_model_quant_level": "4bit"}},
+    "dora": {"lora": LORA, "method": {"kind": "dora"}},
+    "lokr": {"lora": LORA, "method": {"kind": "lokr"}},
+    "rotation": {"training": ROTATION, "method": {"rotation_states": "keep"}},
+    "keywords": {"training": {"trained_layer_keywords": ["double_blocks.0.img_attn", "single_blocks.1"]}},
+}
+
+
+def with_everything(sections: dict[str, Any]) -> dict[str, Any]:
+    """A run with an average, validation and previews of it, each after two steps."""
+    preview = {
+        "inference_every": 2,
+        "steps": 2,
+        "prompts": ["red"],
+        "image_dim": [64, 48],
+        "cfg": 2.0,
+        "first_n_steps_wo_cfg": 1,
+    }
+    return sections | {
+        "training": {"save_every": 2, **sections.get("training", {})},
+        "ema": {"decay": 0.9},
+        "validation": {"share": 0.2, "every": 2},
+        "inference": preview,
+        "limits": {"max_steps": 5},
+        "checkpoint": {"keep_last": 9},
+    }
+
+
+def results(run_dir: RunDir) -> tuple[list[Any], dict[str, Tensor], list[bytes]]:
+    """Losses of training and validation, the last checkpoint's tensors, and the generated images."""
+    losses = [event["loss"] for kind in ("step", "validated") for event in events(run_dir, kind)]
+    latest = run_dir.latest_checkpoint()
+    assert latest is not None
+    tensors = {
+        f"{path.name} {name}": tensor
+        for path in sorted(latest.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+    images = [path.read_bytes() for path in sorted((run_dir.path / "samples").rglob("*.png"))]
+    return losses, tensors, images
+
+
+def assert_equal(ours: Any, theirs: Any) -> None:
+    assert ours[0] == theirs[0]
+    assert ours[1].keys() == theirs[1].keys()
+    different = [name for name, tensor in ours[1].items() if not torch.equal(tensor, theirs[1][name])]
+    assert not different
+    assert ours[2] == theirs[2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_streamed_run_equals_a_resident_one_bit_for_bit(
+    method: str, make_run: Callable[..., RunDir]
+) -> None:
+    sections = with_everything(METHODS[method])
+    found = []
+    for name, memory in (
+        ("resident", {"checkpointed_blocks": "all"}),
+        ("streamed", {"streamed_blocks": "all"}),
+        ("partly", {"streamed_blocks": 2}),
+    ):
+        run_dir = make_run(name, **sections, memory=memory)
+        run_engine(run_dir)
+        found.append(results(run_dir))
+    assert len(found[0][0]) > 5
+    assert len(found[0][2]) >= 2
+    assert_equal(found[1], found[0])
+    assert_equal(found[2], found[0])
+
+
+@pytest.mark.parametrize("method", ["lora", "rotation"])
+def test_a_run_resumes_with_streamed_blocks(method: str, make_run: Callable[..., RunDir]) -> None:
+    sections = with_everything(METHODS[method])
+    whole = make_run("whole", **sections, memory={"checkpointed_blocks": "all"})
+    run_engine(whole)
+    parts = make_run("parts", **sections, memory={"checkpointed_blocks": "all"})
+    stop_after(parts, 3)
+    change_by_flags(parts, [("memory.streamed_blocks", "all")])
+    run_engine(parts)
+    assert losses(parts) == losses(whole)
+    assert_equal(results(parts), results(whole))
+
+
+def test_samples_of_a_streamed_run_equal_those_of_a_resident_one(
+    make_run: Callable[..., RunDir], tmp_path: Path
+) -> None:
+    run_dir = make_run(lora=LORA, limits={"max_steps": 2})
+    run_engine(run_dir)
+    found = []
+    for count in (0, 3):
+        given = run_dir.read_config().model_dump() | {"memory": {"streamed_blocks": count}}
+        config = RunConfig.model_validate(given)
+        params = SamplingParams(64, 48, 2, 2.0, 0.0, 0, "euler")
+        request = SampleRequest(run_dir.path, ["red", "blue"], tmp_path / str(count), params, config)
+        found.append([path.read_bytes() for path in sample(request)])
+    assert found[0] == found[1]
+
+
+class LateCopies(CpuCopies):
+    """Copies that arrive when they are waited for: computation that does not wait finds NaN."""
+
+    def __init__(self) -> None:
+        self.trace: list[str] = []
+        self.names: dict[int, str] = {}
+
+    def start(self, target: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        target.fill_(0xFF)
+        self.trace.append(f"copy {self.names.get(source.data_ptr())}")
+        return target, source
+
+    def wait(self, copy: tuple[Tensor, Tensor]) -> None:
+        target, source = copy
+        target.copy_(source)
+
+
+class Chain(nn.Module):
+    """Blocks that recompute, with a trained weight before them."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.first = nn.Parameter(torch.ones(3))
+        sizes = (8, 5)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(3, sizes[i % 2]), nn.Linear(sizes[i % 2], 3)) for i in range(count)
+        )
+        self.blocks.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.first
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if torch.is_grad_enabled() else block(x)
+        return x
+
+
+def streamed_chain(count: int) -> tuple[Chain, Chain, BlockStreamer, LateCopies]:
+    """A resident chain, its streamed copy, its streamer, and the copies with the trace of what happens."""
+    torch.manual_seed(1)
+    resident, streamed, copies = Chain(count), Chain(count), LateCopies()
+    streamed.load_state_dict(resident.state_dict())
+    streamer = BlockStreamer(list(streamed.blocks), CPU, copies)
+    streamer.adopt()
+    for i, block in enumerate(streamed.blocks):
+        copies.names[next(block.parameters()).data_ptr()] = str(i)
+        block.register_forward_pre_hook(lambda *_, i=i: copies.trace.append(f"run {i}"))
+    return resident, streamed, streamer, copies
+
+
+def test_the_next_block_is_copied_while_a_block_computes() -> None:
+    resident, streamed, _, copies = streamed_chain(4)
+    x = torch.randn(2, 3)
+    traces = []
+    for _ in range(2):
+        ours, theirs = streamed(x), resident(x)
+        assert torch.equal(ours, theirs)
+        ours.sum().backward()
+        theirs.sum().backward()
+        traces.append(", ".join(copies.trace))
+        copies.trace.clear()
+    assert streamed.first.grad is not None
+    assert resident.first.grad is not None
+    assert torch.equal(streamed.first.grad, resident.first.grad)
+    forward = "copy 2, run 1, copy 3, run 2, run 3"
+    backward = "run 3, copy 1, run 2, copy 0, run 1, run 0"
+    assert traces == [f"copy 0, copy 1, run 0, {forward}, {backward}", f"run 0, {forward}, {backward}"]
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(streamed(x), resident(x))
+    once = "run 0, copy 2, run 1, copy 3, run 2, copy 0, run 3"
+    assert ", ".join(copies.trace) == f"{once}, copy 1, {once}"
+
+
+def test_the_device_holds_two_blocks_and_the_host_every_block_once() -> None:
+    resident, streamed, streamer, _ = streamed_chain(5)
+    sizes = [
+        sum(-(-weight.nbytes // 256) * 256 for weight in block.parameters()) for block in resident.blocks
+    ]
+    assert streamer.device_bytes == 2 * max(sizes)
+    assert streamer.host_bytes == sum(sizes)
+    streamed(torch.randn(1, 3))
+    streamer.adopt()
+    assert streamer.host_bytes == sum(sizes)
+    for ours, theirs in zip(streamed.parameters(), resident.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_weight_that_is_trained_leaves_the_stream_and_returns_with_its_new_value() -> None:
+    _, streamed, streamer, _ = streamed_chain(3)
+    weight, before = streamed.blocks[1][0].weight, streamer.host_bytes
+    streamed(torch.randn(1, 3))
+    weight.requires_grad_(True)
+    streamer.adopt()
+    assert streamer.host_bytes < before
+    weight.data.fill_(2.0)
+    streamer.release()
+    weight.requires_grad_(False)
+    streamer.adopt()
+    assert streamer.host_bytes == before
+    streamed(torch.randn(1, 3))
+    assert (weight == 2.0).all()
+
+
+@pytest.mark.parametrize(
+    ("count", "chosen"),
+    [(1, [0]), (3, [0, 3, 6]), (9, list(range(9))), ("all", list(range(9))), (99, list(range(9)))],
+)
+def test_streamed_blocks_are_spread_evenly(count: Any, chosen: list[int]) -> None:
+    assert streamed_blocks(count, list(range(9))) == chosen
+
+
+def test_what_cannot_be_streamed_is_rejected_with_its_key(make_config: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ValidationError, match=r"memory.streamed_blocks: must be 0 with method full"):
+        make_config(memory={"streamed_blocks": 1})
+    with pytest.raises(ConfigError, match="MPS"):
+        copies_to(torch.device("mps"))
