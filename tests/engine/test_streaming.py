@@ -15,13 +15,17 @@ from torch.utils.checkpoint import checkpoint
 
 from flowloom.config.run import RunConfig
 from flowloom.engine.__main__ import run_engine
-from flowloom.engine.memory import streamed_blocks
+from flowloom.engine.estimate.footprint import Networks, advise, memory
+from flowloom.engine.memory import HEADROOM, streamed_blocks
 from flowloom.engine.offload.copies import CpuCopies, copies_to
-from flowloom.engine.offload.streaming import BlockStreamer
+from flowloom.engine.offload.streaming import BlockStreamer, stream_blocks
 from flowloom.engine.preview import SamplingParams
 from flowloom.engine.sample import SampleRequest, sample
 from flowloom.errors import ConfigError
+from flowloom.models.adapters.adapter import attach
+from flowloom.models.families.flux1 import FAMILY as FLUX1
 from flowloom.run.directory import RunDir
+from tests.engine.test_flux1 import make_transformer
 from tests.engine.test_resume import change_by_flags, losses, stop_after
 from tests.engine.test_run import events
 
@@ -91,12 +95,12 @@ def test_a_streamed_run_equals_a_resident_one_bit_for_bit(
 ) -> None:
     sections = with_everything(METHODS[method])
     found = []
-    for name, memory in (
+    for name, section in (
         ("resident", {"checkpointed_blocks": "all"}),
         ("streamed", {"streamed_blocks": "all"}),
         ("partly", {"streamed_blocks": 2}),
     ):
-        run_dir = make_run(name, **sections, memory=memory)
+        run_dir = make_run(name, **sections, memory=section)
         run_engine(run_dir)
         found.append(results(run_dir))
     assert len(found[0][0]) > 5
@@ -249,3 +253,56 @@ def test_what_cannot_be_streamed_is_rejected_with_its_key(make_config: Callable[
         make_config(memory={"streamed_blocks": 1})
     with pytest.raises(ConfigError, match="MPS"):
         copies_to(torch.device("mps"))
+
+
+def test_flux1_is_streamed_with_equal_predictions_and_gradients() -> None:
+    def network() -> nn.Module:
+        model = make_transformer(is_dev=True).requires_grad_(False)
+        attach(model, "lora", 2, 2, ["attn"])
+        return model
+
+    draw = torch.Generator().manual_seed(3)
+    texts = [{"states": torch.randn(5, 128, generator=draw), "pooled": torch.randn(32, generator=draw)}]
+    x, level = torch.randn(1, 6, 64, generator=draw), torch.tensor([0.4])
+    found = []
+    for is_streamed in (False, True):
+        torch.manual_seed(2)
+        model = network()
+        FLUX1.recompute(model, 3)
+        if is_streamed:
+            stream_blocks(model, [block for _, block in FLUX1.blocks(model)], CPU).adopt()
+        velocity = FLUX1.predict(model, x, level, texts, (4, 6))
+        velocity.square().sum().backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        found.append([velocity.detach(), *gradients])
+    assert len(found[0]) > 4
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+
+
+def test_the_estimate_counts_streamed_weights_on_the_host_and_their_buffers_on_the_device(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    config = make_config(lora=LORA, memory={"streamed_blocks": "all"})
+    networks, cuda = Networks.from_config(config), torch.device("cuda")
+    parts = memory(config, networks, cuda, 10**12).parts
+    resident = memory(make_config(lora=LORA), networks, cuda, 10**12).parts
+    assert parts["streaming buffers"] == 2 * 2 * max(networks.block_sizes)
+    assert resident["frozen weights"] - parts["frozen weights"] == 2 * sum(networks.block_sizes)
+    assert "streaming buffers" not in resident
+
+
+def test_streaming_is_suggested_before_fewer_bits_or_another_method(
+    make_config: Callable[..., RunConfig],
+) -> None:
+    config = make_config(training=ROTATION, optimizer={"kind": "adamw8bit"}, dataloader={"batch_size": 1})
+    networks, cuda = Networks.from_config(config), torch.device("cuda")
+    streamed = make_config(
+        training=ROTATION | {"train_minibatch": 1},
+        optimizer={"kind": "adamw8bit"},
+        memory={"streamed_blocks": "all", "checkpointed_blocks": "all"},
+        model=config.model.model_dump() | {"t5_to_8bit": True},
+    )
+    capacity = int(memory(streamed, networks, cuda, 0).total / HEADROOM) + 1
+    changes, is_enough = advise(config, networks, cuda, capacity)
+    assert is_enough
+    assert changes[-1].path == "memory.streamed_blocks"

@@ -56,7 +56,7 @@ _RADIANCE = Foreign("pixel-space (DCT, Radiance)")
 
 FLOW_KEYS: dict[str, Fate] = {
     "training.offload_param_count": Replaced(
-        "weights are not offloaded; use memory.checkpointed_blocks and lora.base_model_quant_level instead."
+        "set memory.streamed_blocks to keep frozen weights in host memory, or lora.base_model_quant_level."
     ),
     "training.reset_optim_every": Replaced(
         "an adapter keeps its optimizer for the whole run (no trainer of FLOW read this key); "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +19,9 @@ from flowloom.engine.memory import (
     blocks_for_room,
     micro_batch_tokens,
     optimizer_bytes,
+    streamed_blocks,
 )
+from flowloom.engine.offload.streaming import RING_SIZE
 from flowloom.models.device import encoder_dtype
 from flowloom.models.family import Sizes, family_for
 from flowloom.models.quantized import quantized_linears
@@ -32,8 +34,8 @@ class Networks:
 
     params: Sizes
     total: int
-    blocks: int
-    """Of the linear layers that a quantised base holds in fewer bits."""
+    block_sizes: Sequence[int]
+    """Of each block's linear layers, which a quantised base holds in fewer bits; in order of execution."""
     trained: int
     autoencoder: int
     text_encoder: int
@@ -51,10 +53,14 @@ class Networks:
         autoencoder, *text_encoders = (
             sum(weight.numel() for weight in encoder.parameters()) if encoder else 0 for encoder in encoders
         )
+        linears = [(name, linear.weight.numel()) for name, linear in quantized_linears(network)]
         return cls(
             params=family.sizes(path),
             total=sum(weight.numel() for weight in network.parameters()),
-            blocks=sum(linear.weight.numel() for _, linear in quantized_linears(network)),
+            block_sizes=[
+                sum(size for name, size in linears if name.startswith(f"{block}."))
+                for block, _ in family.blocks(network)
+            ],
             # Last: an adapter wraps layers of the network.
             trained=count_trained(config, network),
             autoencoder=autoencoder,
@@ -85,12 +91,15 @@ def memory(config: RunConfig, networks: Networks, device: torch.device, capacity
     is_adapter = config.method_kind in ADAPTERS
     frozen = networks.total if is_adapter else networks.total - networks.trained
     level = config.lora.base_model_quant_level if is_adapter and config.lora else "full"
-    smaller = networks.blocks if level != "full" else 0
+    smaller = sum(networks.block_sizes) if level != "full" else 0
+    bytes_per_weight = QUANTIZED_BYTES.get(level, compute)
+    streamed, buffers = _streamed_bytes(config, networks, device, bytes_per_weight)
     encoder_size = 2 if device.type == "cuda" else 4
     text_size = 1 if config.model.t5_to_8bit else encoder_size
     has_ema = config.ema.decay is not None and (config.ema.device == "same" or device.type == "cpu")
     parts = {
-        "frozen weights": (frozen - smaller) * compute + smaller * QUANTIZED_BYTES.get(level, 0),
+        "frozen weights": (frozen - smaller) * compute + smaller * bytes_per_weight - streamed,
+        "streaming buffers": buffers,
         "trained weights": networks.trained * trained_size,
         "gradients": networks.trained * trained_size,
         "optimizer": networks.trained * optimizer_bytes(config),
@@ -103,6 +112,18 @@ def memory(config: RunConfig, networks: Networks, device: torch.device, capacity
     tokens = micro_batch_tokens(config)
     parts["activations"] = activation_bytes(networks.params, tokens, recomputed, compute)
     return Memory({name: int(size) for name, size in parts.items() if size}, recomputed)
+
+
+def _streamed_bytes(
+    config: RunConfig, networks: Networks, device: torch.device, bytes_per_weight: float
+) -> tuple[float, float]:
+    """Bytes of the frozen weights in host memory, and of the device buffers that they pass through."""
+    if not config.memory.streamed_blocks or device.type != "cuda":
+        return 0, 0
+    is_adapter = config.method_kind in ADAPTERS
+    frozen = 1.0 if is_adapter else 1 - networks.trained / networks.total
+    sizes = streamed_blocks(config.memory.streamed_blocks, networks.block_sizes)
+    return sum(sizes) * frozen * bytes_per_weight, RING_SIZE * max(sizes) * bytes_per_weight
 
 
 def _on_disk(kept: str) -> bool:
@@ -131,6 +152,7 @@ def _savings(config: RunConfig) -> list[_Saving]:
         _Saving("optimizer.kind", "adamw8bit", lambda c: c.optimizer.kind in ("adamw", "adamw_bf16")),
         _Saving("parallel.dtype", "bf16", lambda c: c.parallel.dtype == "fp32"),
         _Saving("lora.base_model_quant_level", "8bit", lambda c: _base_level(c) == "full"),
+        _Saving("memory.streamed_blocks", "all", _can_stream),
         _Saving("lora.base_model_quant_level", "4bit", lambda c: _base_level(c) == "8bit"),
         _Saving("optimizer.kind", "adamw_bf16", lambda c: _is_wide(c) and c.optimizer.kind == "adamw8bit"),
         _Saving("method.kind", "lora", lambda c: c.method_kind not in ADAPTERS),
@@ -141,6 +163,10 @@ def _savings(config: RunConfig) -> list[_Saving]:
             lambda c: max(c.dataloader.base_resolution) > smaller >= 256,
         ),
     ]
+
+
+def _can_stream(config: RunConfig) -> bool:
+    return config.memory.streamed_blocks != "all" and config.method_kind != "full"
 
 
 def _base_level(config: RunConfig) -> str | None:
