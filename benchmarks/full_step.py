@@ -32,11 +32,11 @@ LR = 1e-4
 TARGET = 3.5
 
 
-def network(seed: int = 0) -> Chroma:
+def network(seed: int = 0, params: ChromaParams = SMALL) -> Chroma:
     """The small network; no weight is zero, so that every part counts."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Chroma(SMALL)
+        model = Chroma(params)
         for weight in model.parameters():
             nn.init.normal_(weight, mean=float(weight.ndim == 1), std=0.5 / weight.shape[-1] ** 0.5)
     model.distilled_guidance_layer.requires_grad_(False)
