@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from flowloom.config.device_sections import ParallelSection
 from flowloom.config.flow_format.sections import Pixels
 from flowloom.config.model_files import missing_model_files, resolve_paths
-from flowloom.config.run import ModelSection, ParallelSection, RunConfig
+from flowloom.config.run import ModelSection, RunConfig
 from flowloom.errors import Problem
 from flowloom.files import replacing, write_json
 from flowloom.model_library.requirements import unfit_adapter, unfit_models

@@ -59,7 +59,7 @@ class CudaCopies:
     def host_buffer(self, num_bytes: int) -> Tensor:
         """Page-locked in place: torch's own allocator rounds up to the next power of two."""
         buffer = torch.empty(num_bytes, dtype=torch.uint8)
-        runtime = torch.cuda.cudart()
+        runtime: Any = torch.cuda.cudart()
         address = buffer.data_ptr()
         status = int(runtime.cudaHostRegister(address, num_bytes, 0))
         if status:
@@ -73,13 +73,13 @@ class CudaCopies:
     def device_buffer(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
 
-    def start(self, target: Tensor, source: Tensor) -> torch.cuda.Event:
+    def start(self, target: Tensor, source: Tensor) -> torch.Event:
         self._stream.wait_event(torch.cuda.current_stream(self._device).record_event())
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
         return self._stream.record_event()
 
-    def wait(self, copy: torch.cuda.Event) -> None:
+    def wait(self, copy: torch.Event) -> None:
         torch.cuda.current_stream(self._device).wait_event(copy)
 
 

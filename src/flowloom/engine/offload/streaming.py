@@ -135,7 +135,7 @@ class _HostBlock:
     def __init__(self, module: nn.Module, device: torch.device, copies: Copies):
         self._module, self._device, self._copies = module, device, copies
         self._weights: list[nn.Parameter] = []
-        self._layout: list[object] = []
+        self._layout: list[tuple[int, torch.dtype, torch.Size]] = []
         self.host = torch.empty(0, dtype=torch.uint8)
 
     @property

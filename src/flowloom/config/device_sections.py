@@ -1,0 +1,33 @@
+"""Sections for the device: memory, data types."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from flowloom.config.flow_format.sections import Count
+from flowloom.schema import SIMPLE, Section
+
+
+class MemorySection(Section):
+    """Trade speed for memory."""
+
+    checkpointed_blocks: Annotated[Literal["auto", "all"] | Count, SIMPLE] = "auto"
+    """Number of blocks that recompute activations in the backward pass; auto: as few as fit in memory."""
+    streamed_blocks: Annotated[Literal["all"] | Count, SIMPLE] = 0
+    """Number of blocks whose frozen weights stay in host memory and are copied to the device before each use.
+    Above 0 all blocks recompute activations in the backward pass."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
+
+
+class ParallelSection(Section):
+    """Device and data type."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: CUDA, MPS or CPU, the first that is available."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Data type of frozen weights and computation; auto: bf16 on CUDA, otherwise fp32."""
+    trained_dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Data type of trained weights; auto: fp32, or bf16 for the optimizer with stochastic rounding."""
+    num_threads: Count = 0
+    """CPU threads of torch; 0: torch's default."""
