@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flowloom.json_types import is_array, is_object
+
 _BUFFER_BYTES = 2**18
 MOST_BYTES = 64 * 2**20
 _KINDS = {
@@ -150,6 +152,6 @@ def _finite(text: str) -> float | None:
 def _whole(value: Any) -> Any:
     if isinstance(value, str):
         return whole_text(value)
-    if isinstance(value, dict):
+    if is_object(value):
         return {whole_text(name): _whole(item) for name, item in value.items()}
-    return [_whole(item) for item in value] if isinstance(value, list) else value
+    return [_whole(item) for item in value] if is_array(value) else value

@@ -7,8 +7,9 @@ presigned ones keep their signatures), no token of a known form, no value of a k
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
+
+from flowloom.json_types import is_mapping, is_sequence
 
 HIDDEN = "[hidden]"
 _SECRET_WORDS = (
@@ -67,9 +68,9 @@ def is_secret(key: str) -> bool:
 
 def printable_value(key: str, value: Any) -> Any:
     """`value` of the key `key` as it may be printed: all texts in it, and nothing of a secret."""
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return {name: printable_value(str(name), inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
+    if is_sequence(value):
         return [printable_value(key, inner) for inner in value]
     if isinstance(value, str):
         return HIDDEN if value and is_secret(key) else printable(value)

@@ -22,14 +22,14 @@ def open_streams() -> None:
     """Make standard output and error writable: closed ones discard output, odd locales lose no line."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 -- for good
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 -- stays open
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def silence(stream: TextIO) -> None:
     """Discard unwritten output of `stream`, which the interpreter would try to write again at exit."""
-    with suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123 -- a stream of a test has no number
+    with suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123 -- a test's stream has no number
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
@@ -46,12 +46,12 @@ def system_error_text(error: OSError) -> str:
 def leave(status: int) -> NoReturn:
     """End the process with `status`.
 
-    Where object stores were read, not by way of the interpreter's end: a thread of their client that drops an
-    answer meanwhile would abort the process (SIGABRT in place of the status).
+    After reads from object stores, without the interpreter's shutdown: a thread of their client that drops a
+    response during it would abort the process (SIGABRT instead of the status).
     """
     if "obstore" not in sys.modules:
         sys.exit(status)
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage] -- os._exit does not run them
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

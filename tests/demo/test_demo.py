@@ -1,4 +1,4 @@
-"""The demo's data, its judge, its small networks, and the whole of it in a minute."""
+"""The demo: its data, judge and small networks, and a complete run in a minute."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter
 from flowloom.cli.main import main
 from flowloom.demo.captions import COLOURS, SHAPES, UNSEEN, caption_of
 from flowloom.demo.grid import draw_grid
-from flowloom.demo.images import Picture, build, drawings
+from flowloom.demo.images import Drawing, build, drawings
 from flowloom.demo.judge import Verdict, example, judge
 from flowloom.demo.plan import PLANS, fitting
 from flowloom.demo.run import Terminal, demo, score
@@ -34,22 +34,22 @@ PAIRS = {f"{colour} {shape}": (colour, shape) for colour in COLOURS for shape in
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Picture]:
+def found() -> list[Drawing]:
     return list(drawings())
 
 
 @pytest.fixture(scope="module")
-def plain(found: list[Picture]) -> dict[str, Picture]:
-    """The pictures of the 26 pairs that Unicode has."""
-    return {picture.caption: picture for picture in found if picture.caption in PAIRS}
+def plain(found: list[Drawing]) -> dict[str, Drawing]:
+    """The drawings of the 26 pairs that Unicode has."""
+    return {drawing.caption: drawing for drawing in found if drawing.caption in PAIRS}
 
 
-def test_there_are_enough_pictures_and_each_pair_but_one_is_there_once(
-    found: list[Picture], plain: dict[str, Picture]
+def test_there_are_enough_images_and_each_pair_but_one_exists_once(
+    found: list[Drawing], plain: dict[str, Drawing]
 ) -> None:
     assert len(found) >= 1500
     assert set(PAIRS) - set(plain) == {UNSEEN}
-    captions = [picture.caption for picture in found]
+    captions = [drawing.caption for drawing in found]
     assert all(captions.count(caption) == 1 for caption in plain)
 
 
@@ -62,7 +62,7 @@ def test_captions_say_what_is_shown() -> None:
 
 
 @pytest.mark.parametrize("size", [64, 96])
-def test_the_judge_is_right_on_every_real_picture(plain: dict[str, Picture], size: int) -> None:
+def test_the_judge_is_right_on_every_real_image(plain: dict[str, Drawing], size: int) -> None:
     wrong = {
         c: judge(example(p.code, size)) for c, p in plain.items() if judge(example(p.code, size)) != PAIRS[c]
     }
@@ -71,17 +71,17 @@ def test_the_judge_is_right_on_every_real_picture(plain: dict[str, Picture], siz
 
 
 @pytest.mark.parametrize("change", ["blur", "noise", "shift", "vae"])
-def test_the_judge_is_right_on_pictures_that_are_not_perfect(plain: dict[str, Picture], change: str) -> None:
-    """Blurred, noisy, moved, or drawn again by the small VAE."""
-    draw = np.random.default_rng(0)
+def test_the_judge_is_right_on_imperfect_images(plain: dict[str, Drawing], change: str) -> None:
+    """Blurred, noisy, shifted, or encoded and decoded by the small VAE."""
+    random = np.random.default_rng(0)
     vae = load_autoencoder(ASSETS / "ae.safetensors", CPU, torch.float32)
     right = 0
-    for caption, picture in plain.items():
-        pixels = example(picture.code, SIZE)
+    for caption, drawing in plain.items():
+        pixels = example(drawing.code, SIZE)
         if change == "blur":
             pixels = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(0.7)))
         elif change == "noise":
-            pixels = (pixels + draw.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8)
+            pixels = (pixels + random.normal(0, 6, pixels.shape)).clip(0, 255).astype(np.uint8)
         elif change == "shift":
             pixels = np.roll(pixels, (2, -3), (0, 1))
         else:
@@ -93,9 +93,9 @@ def test_the_judge_is_right_on_pictures_that_are_not_perfect(plain: dict[str, Pi
     assert right >= 25
 
 
-def test_the_judge_sees_nothing_in_other_pictures(found: list[Picture]) -> None:
+def test_the_judge_sees_nothing_in_other_images(found: list[Drawing]) -> None:
     """Most emoji, blank paper, grey and noise: no shape in a colour. An apple may pass for a red circle."""
-    others = [picture for picture in found if picture.caption not in PAIRS][::5]
+    others = [drawing for drawing in found if drawing.caption not in PAIRS][::5]
     claims = [v for v in (judge(example(p.code, SIZE)) for p in others) if v.colour and v.shape]
     assert len(claims) <= 0.03 * len(others)
     noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
@@ -111,33 +111,33 @@ def test_the_score_counts_colour_and_shape_together() -> None:
     assert Verdict("red", "circle") == judge(np.asarray(red))
 
 
-def test_building_twice_draws_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_twice_renders_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = build(tmp_path / "data", 16)
     rows = [json.loads(line) for line in data.jsonl.read_text().splitlines()]
     assert len({row["filename"] for row in rows}) == data.num_images >= 1500
-    with Image.open(data.folder / rows[0]["filename"]) as picture:
-        assert picture.size == (16, 16)
+    with Image.open(data.folder / rows[0]["filename"]) as image:
+        assert image.size == (16, 16)
     before = data.jsonl.stat().st_mtime_ns
     build(tmp_path / "data", 16)
     assert data.jsonl.stat().st_mtime_ns == before
 
 
-def test_each_picture_has_its_caption_beside_it(tmp_path: Path, found: list[Picture]) -> None:
+def test_each_image_has_a_caption_file(tmp_path: Path, found: list[Drawing]) -> None:
     folder = build(tmp_path / "data", 16).folder
     written = {path.stem: path.read_text().strip() for path in folder.glob("*.txt")}
-    assert written == {picture.code: picture.caption for picture in found}
+    assert written == {drawing.code: drawing.caption for drawing in found}
 
 
-def test_the_small_vae_draws_colours_again() -> None:
-    """26 dB on pictures, and latents of about unit deviation in every channel."""
+def test_the_small_vae_keeps_colours() -> None:
+    """26 dB on images, and latents of about unit deviation in every channel."""
     vae = load_autoencoder(ASSETS / "ae.safetensors", CPU, torch.float32)
-    codes = [picture.code for picture in drawings()][::40]
+    codes = [drawing.code for drawing in drawings()][::40]
     images = torch.stack([torch.from_numpy(example(code, SIZE).copy()) for code in codes])
     images = images.permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         latents = vae.encode(images)
-        drawn = vae.decode(latents).clamp(-1, 1)
-    psnr = 10 * torch.log10(4 / (drawn - images).square().mean((1, 2, 3)))
+        decoded = vae.decode(latents).clamp(-1, 1)
+    psnr = 10 * torch.log10(4 / (decoded - images).square().mean((1, 2, 3)))
     assert psnr.mean() > 24
     deviations = latents.std((0, 2, 3))
     assert 0.7 < deviations.min() < deviations.max() < 1.4
@@ -152,7 +152,7 @@ def test_the_small_text_encoder_knows_its_words() -> None:
 
 
 def test_the_goal_fits_the_machine() -> None:
-    """Drawing has a quarter of the time: as many prompts and seeds as go into it, and never none."""
+    """Images get a quarter of the time: as many prompts and seeds as fit, and at least some."""
     assert [plan.num_images for plan in PLANS] == [81 + 27 + 9, 27 + 27 + 9, 9 + 9 + 3, 3 + 3]
     assert fitting(0.1, 600) == PLANS[0]
     assert fitting(150 / 117, 600) == PLANS[0]
@@ -164,7 +164,7 @@ def test_the_goal_fits_the_machine() -> None:
     assert {(c, s) for c, s, _ in PLANS[0].asked} == set(PAIRS.values())
 
 
-def test_the_grid_has_what_was_drawn_and_no_more() -> None:
+def test_the_grid_has_every_image_and_no_more() -> None:
     tile = Image.new("RGB", (SIZE, SIZE), "red")
     heights = []
     for plan in PLANS:
@@ -177,7 +177,7 @@ def test_the_grid_has_what_was_drawn_and_no_more() -> None:
 
 @pytest.fixture(scope="module")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[str]]:
-    """A few seconds of it in a folder of its own: the grid, what stays on the terminal, what moves."""
+    """A demo of a few seconds in a separate folder: its grid, lines, and progress lines."""
     said: list[str] = []
     moved: list[str] = []
     grid = demo(
@@ -187,27 +187,27 @@ def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str],
 
 
 @pytest.mark.slow
-def test_the_demo_runs_whole_and_says_where_it_is(demo_run: tuple[Path, list[str], list[str]]) -> None:
-    """Images, the untrained network, training, the trained network, the grid, what comes next."""
+def test_the_demo_runs_to_its_end_and_reports_each_phase(demo_run: tuple[Path, list[str], list[str]]) -> None:
+    """Images, the untrained network, training, the trained network, the grid, the next commands."""
     grid, said, moved = demo_run
     with Image.open(grid) as sheet:
         assert sheet.width > 600
-    words = [line.split()[0] for line in said if not line.startswith((" ", "slow", "note"))]
-    assert words == ["images", "model", "untrained", "goal", "training", "trained", "time", "next"]
+    labels = [line.split()[0] for line in said if not line.startswith((" ", "slow", "note"))]
+    assert labels == ["images", "model", "untrained", "goal", "training", "trained", "time", "next"]
     assert any("CC BY-SA" in line for line in said)
     assert any(" up" in line and line.startswith("next") for line in said)
     assert any(line.startswith("images ") and line.endswith("1,670 made") for line in moved)
     for name in ("untrained", "trained"):
-        drawn = [line for line in moved if line.startswith(f"{name} ")]
-        assert drawn
-        assert "left" not in drawn[-1], "all of them"
+        progress = [line for line in moved if line.startswith(f"{name} ")]
+        assert progress
+        assert "left" not in progress[-1], "all of them"
 
 
 @pytest.mark.slow
-def test_a_demo_run_lies_where_the_studio_can_use_it(
+def test_the_studio_can_use_a_demo_run(
     demo_run: tuple[Path, list[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the folders that the studio's own demo uses, by paths that hold from every other folder."""
+    """It is in the folders of the studio's demo, and its paths are valid from every folder."""
     run_dir = RunDir.open(demo_run[0].parent)
     home = run_dir.path.parents[1]
     content = run_dir.read_run()

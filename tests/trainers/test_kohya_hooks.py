@@ -1,4 +1,4 @@
-"""What sd-scripts says and hears by our hooks: here the least of a script, in test_kohya_run.py the real."""
+"""Our hooks in a minimal script of sd-scripts; test_kohya_run.py runs the real ones."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from flowloom.trainers.kohya.trainer import TRAINER
 from tests.fakes.least_sd_scripts import OTHER_LIBRARY
 
 
-def followed(run_dir: RunDir, resume: bool, when: dict[int, str]) -> list[dict[str, Any]]:
-    """The events of one sitting, in which `when` says what is asked for at which step."""
+def events_of(run_dir: RunDir, resume: bool, when: dict[int, str]) -> list[dict[str, Any]]:
+    """The events of one start; `when` has the request for each step."""
     command = TRAINER.command(run_dir, resume=resume)
-    words = {"PATH": "/usr/bin", **command.env}
+    environ = {"PATH": "/usr/bin", **command.env}
     events = []
     with subprocess.Popen(
-        command.argv, cwd=command.cwd, env=words, stdout=subprocess.PIPE, text=True
+        command.argv, cwd=command.cwd, env=environ, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         for line in process.stdout:
@@ -36,7 +36,7 @@ def followed(run_dir: RunDir, resume: bool, when: dict[int, str]) -> list[dict[s
 
 @pytest.fixture
 def run_dir(kohya_config: Callable[..., dict[str, Any]], least_checkout: Path, tmp_path: Path) -> RunDir:
-    """Of 300 steps, prepared."""
+    """A prepared run of 300 steps."""
     run_dir = RunDir.create("run", tmp_path / "runs")
     config = kohya_config(
         family="sd15",
@@ -52,9 +52,9 @@ def of_kind(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [event for event in events if event["kind"] == kind]
 
 
-def test_the_hooks_tell_steps_and_obey_and_a_resume_counts_on(run_dir: RunDir) -> None:
+def test_the_hooks_report_steps_and_follow_requests_and_a_resume_continues_the_count(run_dir: RunDir) -> None:
     run_dir.request("checkpoint")
-    events = followed(run_dir, False, {10: "sample", 20: "stop"})
+    events = events_of(run_dir, False, {10: "sample", 20: "stop"})
     checkpoints = run_dir.path / "checkpoints"
     assert (checkpoints / "last-step00000001.safetensors").read_bytes() == b"whole", "by the script itself"
     (sampled,) = of_kind(events, "sampled")
@@ -62,8 +62,8 @@ def test_the_hooks_tell_steps_and_obey_and_a_resume_counts_on(run_dir: RunDir) -
     assert Path(sampled["dir"]).exists()
     (record,) = json.loads((checkpoints / "sample" / "samples.json").read_text())
     assert record["file"] == Path(sampled["dir"]).name
-    told = {"prompt": "a fox", "step": sampled["step"], "seed": 42, "width": 1024, "steps": 28}
-    assert told.items() <= record.items()
+    settings = {"prompt": "a fox", "step": sampled["step"], "seed": 42, "width": 1024, "steps": 28}
+    assert settings.items() <= record.items()
     done = of_kind(events, "stopped")[0]["step"]
     assert 20 <= done < 300
     assert [event["step"] for event in of_kind(events, "saved")] == [1, done]
@@ -72,7 +72,7 @@ def test_the_hooks_tell_steps_and_obey_and_a_resume_counts_on(run_dir: RunDir) -
         TRAINER.command(run_dir, True).argv
     )
 
-    again = followed(run_dir, True, {})
+    again = events_of(run_dir, True, {})
     assert [event["step"] for event in of_kind(again, "step")] == list(range(done + 1, 301))
     assert of_kind(again, "started")[0]["resumed_from"] == done
     assert (checkpoints / f"last-from{done:08d}.safetensors").exists()
@@ -80,42 +80,42 @@ def test_the_hooks_tell_steps_and_obey_and_a_resume_counts_on(run_dir: RunDir) -
     assert json.loads(run_dir.run_json.read_text())["trainer"] == "kohya"
 
 
-def test_steps_tell_their_epoch_and_the_rate_that_they_used(run_dir: RunDir) -> None:
-    steps = of_kind(followed(run_dir, False, {120: "stop"}), "step")
+def test_steps_report_their_epoch_and_the_rate_that_they_used(run_dir: RunDir) -> None:
+    steps = of_kind(events_of(run_dir, False, {120: "stop"}), "step")
     used = [(event["step"], event["epoch"], round(event["lr"], 6)) for event in steps[:120]]
     assert used[:2] == [(1, 0, 0.005), (2, 0, 0.015)], (
-        "of the image network, and not the rate of the next update"
+        "of the image network, and not the rate of the next step"
     )
     assert [epoch for _, epoch, _ in used] == [0] * 100 + [1] * 20
-    again = of_kind(followed(run_dir, True, {}), "step")
-    assert again[0]["epoch"] == 1, "counted on"
+    again = of_kind(events_of(run_dir, True, {}), "step")
+    assert again[0]["epoch"] == 1, "the count continues"
 
 
-def test_of_another_version_it_hears_what_it_can_and_says_what_is_missing(
+def test_another_version_is_supported_in_part_and_a_warning_says_what_is_missing(
     run_dir: RunDir, least_checkout: Path
 ) -> None:
     (least_checkout / "library" / "train_util.py").write_text(OTHER_LIBRARY)
-    events = followed(run_dir, False, {3: "checkpoint", 20: "stop"})
+    events = events_of(run_dir, False, {3: "checkpoint", 20: "stop"})
     (warning,) = of_kind(events, "warning")
     assert "previews" in warning["message"]
     first, last = of_kind(events, "saved")
     assert 3 <= first["step"] < last["step"] < 300
     assert Path(last["dir"]).read_bytes() == b"weights", "by the hooks"
-    assert "repeat" in of_kind(followed(run_dir, True, {}), "warning")[0]["message"]
+    assert "repeat" in of_kind(events_of(run_dir, True, {}), "warning")[0]["message"]
 
 
-def test_where_nothing_can_be_listened_to_the_run_goes_on(run_dir: RunDir, least_checkout: Path) -> None:
+def test_a_run_without_hooks_continues(run_dir: RunDir, least_checkout: Path) -> None:
     other = (least_checkout / "accelerate" / "tracking.py").read_text().replace("def log(", "def write(")
     (least_checkout / "accelerate" / "tracking.py").write_text(
         other + "    def __getattr__(self, name):\n        return lambda *_, **__: None\n"
     )
-    events = followed(run_dir, False, {})
+    events = events_of(run_dir, False, {})
     (warning,) = of_kind(events, "warning")
-    assert "log alone" in warning["message"]
+    assert "Only the log" in warning["message"]
     assert (run_dir.path / "checkpoints" / "last.safetensors").exists()
 
 
-def test_a_state_that_was_cut_short_is_not_resumed(run_dir: RunDir) -> None:
+def test_an_incomplete_state_is_not_resumed(run_dir: RunDir) -> None:
     checkpoints = run_dir.path / "checkpoints"
     for name in (
         "last-step00000010-state",

@@ -9,6 +9,7 @@ from typing import Any
 
 from flowloom.config.keys import Key, key_of
 from flowloom.errors import Problem
+from flowloom.json_types import is_array, is_object
 
 Overrides = Sequence[tuple[str, str]]
 
@@ -109,7 +110,7 @@ def _collect(overrides: Overrides) -> dict[str, Any]:
             path = f"{path}.kind"
         value = parse(text, key_of(path))
         known = collected.get(path)
-        collected[path] = [*known, *value] if isinstance(known, list) and isinstance(value, list) else value
+        collected[path] = [*known, *value] if is_array(known) and is_array(value) else value
     return collected
 
 
@@ -122,7 +123,7 @@ def _set(laid: Laid, path: str, value: Any) -> None:
             here = ".".join(sections[: depth + 1])
             laid.problems.append(Problem(f"--{path}", f"{here} does not exist.", "not-found"))
             return
-    if last == "kind" and isinstance(node, dict):
+    if last == "kind" and is_object(node):
         _drop_other_kind(laid, ".".join(sections), node, value)
     if not _put(node, last, _with_known_kinds(value, _peek(node, last))):
         laid.problems.append(Problem(f"--{path}", "the list has no such position."))
@@ -141,34 +142,33 @@ def _drop_other_kind(laid: Laid, section: str, node: dict[str, Any], kind: str) 
 
 def _with_known_kinds(value: Any, known: Any) -> Any:
     """A list of bare kinds, each with the settings that the previous list has for that kind."""
-    if not (isinstance(value, list) and isinstance(known, list)):
+    if not (is_array(value) and is_array(known)):
         return value
-    settings = {entry["kind"]: entry for entry in known if isinstance(entry, dict) and "kind" in entry}
+    settings = {entry["kind"]: entry for entry in known if is_object(entry) and "kind" in entry}
     return [settings.get(entry["kind"], entry) if _is_bare(entry) else entry for entry in value]
 
 
 def _is_bare(entry: Any) -> bool:
-    return isinstance(entry, dict) and entry.keys() == {"kind"} and isinstance(entry["kind"], str)
+    return is_object(entry) and entry.keys() == {"kind"} and isinstance(entry["kind"], str)
 
 
 def _enter(node: Any, part: str, *, is_list: bool) -> Any:
     """The child of `node` on a flag's path, created if it is missing; None if that is impossible."""
     child = _peek(node, part)
     if child is None:
-        child = [] if is_list else {}
-        if not _put(node, part, child):
-            return None
-    return child if isinstance(child, dict | list) else None
+        empty: list[Any] | dict[str, Any] = [] if is_list else {}
+        return empty if _put(node, part, empty) else None
+    return child if is_object(child) or is_array(child) else None
 
 
 def _peek(node: Any, part: str) -> Any:
-    if isinstance(node, list):
+    if is_array(node):
         return node[int(part)] if part.isdigit() and int(part) < len(node) else None
     return node.get(part)
 
 
 def _put(node: Any, part: str, value: Any) -> bool:
-    if isinstance(node, list):
+    if is_array(node):
         if not part.isdigit() or int(part) > len(node):
             return False
         node[int(part) : int(part) + 1] = [value]

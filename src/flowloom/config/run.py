@@ -30,6 +30,7 @@ from flowloom.config.flow_format.sections import (
     TrainingSection,
 )
 from flowloom.errors import Problem
+from flowloom.json_types import is_object
 from flowloom.loggers.base import LoggerSpec
 from flowloom.models.family import never_trained
 from flowloom.optimizers.base import OptimizerSpec
@@ -39,7 +40,7 @@ from flowloom.storage.base import StorageSection
 
 def _kind_or(default: str) -> BeforeValidator:
     """Settings without a `kind` get the default one."""
-    return BeforeValidator(lambda given: {"kind": default} | given if isinstance(given, dict) else given)
+    return BeforeValidator(lambda given: {"kind": default} | given if is_object(given) else given)
 
 
 if TYPE_CHECKING:
@@ -305,9 +306,9 @@ class RunConfig(Section):
     @classmethod
     def _adapter_has_settings(cls, given: Any) -> Any:
         """`method.kind` lora, dora or lokr without a lora section uses the section's defaults."""
-        if isinstance(given, dict) and given.get("lora") is None:
+        if is_object(given) and given.get("lora") is None:
             method = given.get("method")
-            if isinstance(method, dict) and method.get("kind") in ADAPTERS:
+            if is_object(method) and method.get("kind") in ADAPTERS:
                 return {**given, "lora": {}}
         return given
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from flowloom.errors import ConfigError, DataError, Problem
 from flowloom.files import open_plain, parsed, replacing
+from flowloom.json_types import is_array, is_object
 from flowloom.printable import printable
 from flowloom.text_files import decode
 
@@ -55,9 +56,9 @@ def usable_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def may_need_secrets(config: Any, key: str = "") -> bool:
     """True if a run with this configuration may access a store, the hub or a tracker."""
-    if isinstance(config, dict):
+    if is_object(config):
         return any(may_need_secrets(value, str(name)) for name, value in config.items())
-    if isinstance(config, list):
+    if is_array(config):
         return any(may_need_secrets(value, key) for value in config)
     if not isinstance(config, str) or not config:
         return False
@@ -107,7 +108,7 @@ def _read_file(path: Path) -> dict[str, str]:
     except (ValueError, DataError):
         # Without the parser's message, which may quote the file.
         raise ConfigError(str(path), [Problem("", "is not JSON.")]) from None
-    if not isinstance(content, dict):
+    if not is_object(content):
         raise ConfigError(str(path), [Problem("", 'write a JSON object such as {"HF_TOKEN": "..."}.')])
     problems = [
         Problem(name, f"unknown secret. Known are {', '.join(NAMES)}.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from flowloom.config.run import ADAPTERS, RunConfig
 
@@ -11,7 +12,8 @@ TRAINING = "training.change_layer_every training.trained_single_blocks training.
 ROTATION = f"{TRAINING} method.rotation_states method.always_trained"
 
 
-class Idle(NamedTuple):
+@dataclass(frozen=True)
+class Idle:
     """Keys, separated by spaces, that have no effect if `is_off` returns True."""
 
     keys: str
@@ -20,7 +22,7 @@ class Idle(NamedTuple):
     """`{method}` is replaced by the method."""
 
 
-IDLE = (
+IDLE: tuple[Idle, ...] = (
     Idle("lora", lambda c: c.method_kind not in ADAPTERS, "with method {method}"),
     Idle(ROTATION, lambda c: c.method_kind != "rotation", "with method {method}"),
     Idle("training.trained_layer_keywords", lambda c: c.method_kind != "keywords", "with method {method}"),

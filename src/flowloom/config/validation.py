@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from flowloom.config.keys import key_of, nearest
 from flowloom.errors import Problem, ProblemCode
+from flowloom.json_types import is_array, is_object
 from flowloom.printable import printable_value
 
 Place = tuple[str | int, ...]
@@ -35,8 +36,8 @@ def problems_of(error: ValidationError, data: Any, others: Iterable[str] = ()) -
 
 def booleans_for_numbers(data: Any, path: str = "") -> list[Problem]:
     """Problems for true or false in place of a number, which pydantic would read as 1 or 0."""
-    if isinstance(data, dict | list):
-        pairs = data.items() if isinstance(data, dict) else enumerate(data)
+    if is_object(data) or is_array(data):
+        pairs = data.items() if is_object(data) else enumerate(data)
         return [problem for name, value in pairs for problem in booleans_for_numbers(value, f"{path}{name}.")]
     key = key_of(path.rstrip("."))
     if not isinstance(data, bool) or key is None or key.type_text == "bool":
@@ -49,8 +50,8 @@ def _place(loc: Sequence[str | int], data: Any) -> Place:
     """`loc` without the parts that pydantic adds for members of unions."""
     place: list[str | int] = []
     for part in loc:
-        parts: Any = dict(enumerate(data)) if isinstance(data, list) else data
-        if isinstance(parts, dict) and part in parts:
+        parts: Any = dict(enumerate(data)) if is_array(data) else data
+        if is_object(parts) and part in parts:
             data = parts[part]
             place.append(part)
     return tuple(place)

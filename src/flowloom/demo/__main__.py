@@ -24,7 +24,7 @@ def make_what_it_needs(config: RunConfig) -> None:
 
 
 def main() -> None:
-    """See the module's docstring."""
+    """Run as described in the module's docstring."""
     run_dir = RunDir.open(sys.argv[1])
     make_what_it_needs(run_dir.read_config())
     os.execv(sys.executable, [sys.executable, "-m", "flowloom.engine", str(run_dir.path)])

@@ -8,13 +8,13 @@ import unicodedata
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white")
 SHAPES = ("heart", "circle", "square")
 UNSEEN = "white circle"
-"""Of the 27 pairs the one that is never trained: what the network draws for it is its own combination."""
+"""The one of the 27 pairs that is never trained: the network must combine it by itself."""
 
 _JOINER, _SELECTOR, _KEYCAP = 0x200D, 0xFE0F, 0x20E3
 _FLAG_LETTERS = range(0x1F1E6, 0x1F200)
 
 _PLAIN = {
-    # What Unicode calls black and white hearts and suits is filled and outlined; the pictures have colours.
+    # In Unicode, black and white mean filled and outlined hearts and suits; the images have colours.
     "heavy black heart": "red heart",
     "black heart suit": "heart suit",
     "black diamond suit": "diamond suit",
@@ -29,7 +29,7 @@ _PLAIN = {
     "black telephone": "red telephone",
 }
 _LEFT_OUT = re.compile(
-    # Neither of these is a plain black or white shape of the size the captions promise.
+    # None of these is a plain black or white shape of the size that the captions promise.
     r"(black|white) (small|medium|medium small) square|^white square$|black large circle|heavy circle$"
     r"|overlapping .*squares|white hexagon|squared cjk|squared katakana|circled ideograph|regional indicator"
     r"|variation selector|private use|control"
@@ -41,15 +41,15 @@ _SYMBOL_FOR = re.compile(r"^(emoji modifier |symbol for )")
 def caption_of(code: str) -> str | None:
     """The caption of the image whose file is named `code`, such as 2764 or 1F469-200D-1F680.
 
-    None where there is no good one: flags, key caps, names newer than this Python's Unicode.
+    None if there is no good one: flags, key caps, names newer than this Python's Unicode.
     """
     points = [int(part, 16) for part in code.split("-")]
     if any(point in _FLAG_LETTERS or point == _KEYCAP for point in points):
         return None
-    words = [_name(point) for point in points if point not in (_JOINER, _SELECTOR)]
-    if None in words or len(words) > 3:
+    names = [_name(point) for point in points if point not in (_JOINER, _SELECTOR)]
+    if None in names or len(names) > 3:
         return None
-    return ", ".join(word for word in words if word)
+    return ", ".join(name for name in names if name)
 
 
 def _name(point: int) -> str | None:

@@ -1,4 +1,4 @@
-"""The demo's contact sheet: the measured prompts as a table, others beside it."""
+"""The demo's contact sheet: the measured prompts as a table, others below it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GAP, MARGIN = 10, 36
 LABEL_HEIGHT = 20
 INK, PALE, GROUND = "#222222", "#8a8a8a", "#ffffff"
 LEAST_COLUMNS = 6
-"""Room for the headline."""
+"""Leaves room for the headline."""
 Asked = tuple[str, str, int]
 
 
@@ -21,9 +21,9 @@ def draw_grid(
     """A sheet with colours as columns and shapes as rows, one row of `others` after another below.
 
     Args:
-        measured: pictures by (colour, shape, seed); the first seed's are shown.
-        others: prompts with their pictures.
-        headline: one line of text above all.
+        measured: images by (colour, shape, seed); those of the first seed are shown.
+        others: prompts with their images.
+        headline: one line of text above the rest.
     """
     first = min(seed for _, _, seed in measured)
     colours = list(dict.fromkeys(colour for colour, _, _ in measured))
@@ -47,12 +47,12 @@ def draw_grid(
             sheet.paste(_scaled(measured[colour, shape, first], side), (x, y))
             if column == 0:
                 pen.text((left - 12, y + side / 2), shape, PALE, label, anchor="rm")
-    for i, (prompt, picture) in enumerate(others):
+    for i, (prompt, image) in enumerate(others):
         x, y = left + i % columns * step, below + i // columns * (step + LABEL_HEIGHT)
-        sheet.paste(_scaled(picture, side), (x, y))
+        sheet.paste(_scaled(image, side), (x, y))
         pen.text((x + side / 2, y + side + 12), prompt[:14], PALE, label, anchor="ms")
     return sheet
 
 
-def _scaled(picture: Image.Image, side: int) -> Image.Image:
-    return picture.resize((side, side), Image.Resampling.LANCZOS)
+def _scaled(image: Image.Image, side: int) -> Image.Image:
+    return image.resize((side, side), Image.Resampling.LANCZOS)

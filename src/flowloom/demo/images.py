@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,7 @@ REPEATS = 8
 CREDIT = "OpenMoji, the open-source emoji and icon project (openmoji.org), CC BY-SA 4.0"
 
 
-class Picture(NamedTuple):
+class Drawing(NamedTuple):
     """A drawing that the demo trains on."""
 
     code: str
@@ -49,12 +50,12 @@ def all_drawings() -> list[Path]:
     return sorted(svg for svg in folder.glob("*.svg") if not SKIN_TONES.search(svg.stem))
 
 
-def drawings() -> Iterator[Picture]:
-    """The drawings with a caption, but for the combination that is kept unseen."""
+def drawings() -> Iterator[Drawing]:
+    """The drawings with a caption, except the combination that is kept unseen."""
     for svg in all_drawings():
         caption = caption_of(svg.stem)
         if caption and caption != UNSEEN:
-            yield Picture(svg.stem, caption, svg)
+            yield Drawing(svg.stem, caption, svg)
 
 
 def rasterise(svg: Path, size: int) -> bytes:
@@ -69,40 +70,40 @@ def rasterise(svg: Path, size: int) -> bytes:
 def build(folder: Path, size: int, on_made: Callable[[int, int], None] = lambda _done, _of: None) -> DemoData:
     """Render every image into `folder` with its caption file, and write `data.jsonl`, if not done.
 
-    `on_made` hears after each picture how many there are, and of how many.
+    `on_made` is called after each image with the number of finished images and their total.
     """
     jsonl = folder / "data.jsonl"
     done = folder / "made.json"
+    images = list(drawings())
     made = {
         "size": size,
         "repeats": REPEATS,
         "captions": "txt",
-        "pictures": [[p.code, p.caption] for p in drawings()],
+        "images": [[drawing.code, drawing.caption] for drawing in images],
     }
     if not (done.exists() and json.loads(done.read_text()) == made):
         folder.mkdir(parents=True, exist_ok=True)
-        found = list(drawings())
         with ThreadPoolExecutor() as pool:
-            pngs = pool.map(lambda picture: rasterise(picture.svg, size), found)
-            for i, (picture, png) in enumerate(zip(found, pngs, strict=True)):
-                (folder / f"{picture.code}.png").write_bytes(png)
-                (folder / f"{picture.code}.txt").write_text(f"{picture.caption}\n")
-                on_made(i + 1, len(found))
-        rows = [json.dumps(_row(picture, size)) for picture in found for _ in range(_repeats(picture))]
+            pngs = pool.map(partial(rasterise, size=size), [drawing.svg for drawing in images])
+            for i, (drawing, png) in enumerate(zip(images, pngs, strict=True)):
+                (folder / f"{drawing.code}.png").write_bytes(png)
+                (folder / f"{drawing.code}.txt").write_text(f"{drawing.caption}\n")
+                on_made(i + 1, len(images))
+        rows = [json.dumps(_row(drawing, size)) for drawing in images for _ in range(_repeats(drawing))]
         jsonl.write_text("".join(f"{row}\n" for row in rows))
         write_json(done, made)
-    return DemoData(folder, jsonl, len(made["pictures"]))
+    return DemoData(folder, jsonl, len(images))
 
 
-def _repeats(picture: Picture) -> int:
-    """Rows of an image: the few that the demo measures must be seen often in ten minutes."""
-    return REPEATS if picture.caption in MEASURED else 1
+def _repeats(drawing: Drawing) -> int:
+    """Rows of an image; the few that the demo measures must be seen often in ten minutes."""
+    return REPEATS if drawing.caption in MEASURED else 1
 
 
-def _row(picture: Picture, size: int) -> dict[str, object]:
+def _row(drawing: Drawing, size: int) -> dict[str, object]:
     return {
-        "filename": f"{picture.code}.png",
-        "caption_or_tags": picture.caption,
+        "filename": f"{drawing.code}.png",
+        "caption_or_tags": drawing.caption,
         "width": size,
         "height": size,
         "is_tag_based": False,

@@ -1,7 +1,7 @@
 """Detect the colour and shape in an image by geometry and arithmetic, without a model.
 
-The judge finds the one figure on the white ground, compares its outline with those of OpenMoji's own heart,
-circle and square, and its filling with OpenMoji's colours. It says None rather than guess.
+The judge finds the single figure on the white ground, compares its outline with those of OpenMoji's heart,
+circle and square, and its filling with OpenMoji's colours. It returns None rather than guess.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy import ndimage
 from flowloom.demo.images import all_drawings, rasterise
 
 WHITE_LEVEL = 225
-"""Darker than this in any channel is not the ground."""
+"""Darker than this in any channel is not ground."""
 MIN_AREA, MAX_AREA = 0.12, 0.85
 """Fraction of the image that the figure covers."""
 MAX_STRAY = 0.08
@@ -47,7 +47,7 @@ _PALETTE = {
 }
 Mask = NDArray[np.bool_]
 measure: Any = ndimage
-"""scipy's own annotations say None where arrays come back."""
+"""scipy's annotations say None where it returns arrays."""
 
 
 class Verdict(NamedTuple):
@@ -57,20 +57,20 @@ class Verdict(NamedTuple):
     shape: str | None
 
 
-def judge(picture: NDArray[np.uint8]) -> Verdict:
+def judge(image: NDArray[np.uint8]) -> Verdict:
     """The colour and shape in an image, (h, w, 3) in sRGB."""
-    figure = find_figure(picture)
+    figure = find_figure(image)
     if figure is None:
         return Verdict(None, None)
-    return Verdict(_colour(picture, figure), _shape(figure))
+    return Verdict(_colour(image, figure), _shape(figure))
 
 
-def find_figure(picture: NDArray[np.uint8]) -> Mask | None:
-    """The pixels of the one figure, its inside included; None if there is no such figure.
+def find_figure(image: NDArray[np.uint8]) -> Mask | None:
+    """The pixels of the single figure, including its inside; None if there is no such figure.
 
-    The ground is what is white and connected with the border; so an outlined white figure is a figure.
+    The ground is white and connected with the border, so an outlined white figure counts as a figure.
     """
-    ground = picture.min(axis=2) >= WHITE_LEVEL
+    ground = image.min(axis=2) >= WHITE_LEVEL
     labels, _ = measure.label(np.pad(ground, 1, constant_values=True))
     inside = labels[1:-1, 1:-1] != labels[0, 0]
     parts, count = measure.label(measure.binary_opening(inside, np.ones((2, 2))))
@@ -105,8 +105,8 @@ def _boxed(figure: Mask) -> Mask:
     return np.asarray(image) >= 128
 
 
-def _colour(picture: NDArray[np.uint8], figure: Mask) -> str | None:
-    lab = to_lab(picture[_filling(figure)])
+def _colour(image: NDArray[np.uint8], figure: Mask) -> str | None:
+    lab = to_lab(image[_filling(figure)])
     median = np.median(lab, axis=0)
     even = np.linalg.norm(lab - median, axis=1) <= EVEN_DISTANCE
     distances = {
@@ -135,7 +135,7 @@ def to_lab(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 @cache
 def _templates() -> dict[str, Mask]:
-    templates = {}
+    templates: dict[str, Mask] = {}
     for shape, code in _EXAMPLES.items():
         figure = find_figure(example(code, 128))
         assert figure is not None
@@ -145,14 +145,14 @@ def _templates() -> dict[str, Mask]:
 
 @cache
 def _palette() -> dict[str, list[NDArray[np.float64]]]:
-    palette = {}
+    palette: dict[str, list[NDArray[np.float64]]] = {}
     for name, codes in _PALETTE.items():
-        shades = []
+        shades: list[NDArray[np.float64]] = []
         for code in codes:
-            picture = example(code, 128)
-            figure = find_figure(picture)
+            image = example(code, 128)
+            figure = find_figure(image)
             assert figure is not None
-            shades.append(np.median(to_lab(picture[_filling(figure)]), axis=0))
+            shades.append(np.median(to_lab(image[_filling(figure)]), axis=0))
         palette[name] = shades
     return palette
 
@@ -160,5 +160,5 @@ def _palette() -> dict[str, list[NDArray[np.float64]]]:
 def example(code: str, size: int) -> NDArray[np.uint8]:
     """OpenMoji's image named `code`, (size, size, 3)."""
     svg = next(svg for svg in all_drawings() if svg.stem == code)
-    with Image.open(io.BytesIO(rasterise(svg, size))) as image:
-        return np.asarray(image.convert("RGB"))
+    with Image.open(io.BytesIO(rasterise(svg, size))) as opened:
+        return np.asarray(opened.convert("RGB"))

@@ -25,11 +25,11 @@ PARAMS = ChromaParams(
     approximator_depth=2,
     approximator_hidden_size=128,
 )
-"""The released architecture at a thousandth of its size."""
+"""The released architecture at one thousandth of its size."""
 
 
 def make_models(folder: Path) -> Path:
-    """The untrained network in `folder`, with the VAE and the T5 beside it, made where they are not."""
+    """Create the untrained network, VAE and T5 in `folder` if missing; returns the network's path."""
     shutil.copytree(ASSETS, folder, dirs_exist_ok=True)
     base = folder / "chroma.safetensors"
     if not base.exists():
@@ -38,5 +38,5 @@ def make_models(folder: Path) -> Path:
 
 
 def write_base(path: Path) -> None:
-    """Write random weights that training can start from, always the same, to `path`."""
+    """Write the same random weights to `path` each time, for training to start from."""
     save_weights(path, random_chroma_weights(PARAMS, seed=0), {"format": "pt"})

@@ -1,4 +1,4 @@
-"""How much the demo draws: what fits beside the training into the time that it was given."""
+"""The images that the demo generates: as many as fit into the given time next to the training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import product
 from flowloom.demo.captions import COLOURS, SHAPES
 
 SHARE = 0.25
-"""Of the time, for drawing."""
+"""Of the time, for generating images."""
 ENOUGH_STEPS = 300
 """Updates after which the first colours are usually visible."""
 _FREE = (
@@ -26,21 +26,21 @@ class Plan:
     shapes: tuple[str, ...]
     seeds: tuple[int, ...]
     free: tuple[str, ...]
-    """Prompts that no judge looks at."""
+    """Prompts whose images are not judged."""
 
     @property
     def asked(self) -> list[Asked]:
-        """Images of the trained network for the judge: colour, shape and seed."""
+        """Images of the trained network to judge: colour, shape and seed."""
         return [(c, s, seed) for seed in self.seeds for c, s in product(self.colours, self.shapes)]
 
     @property
     def baseline(self) -> list[Asked]:
-        """Images of the untrained network for the judge: the first seed is enough for noise."""
+        """Images of the untrained network to judge: one seed is enough for noise."""
         return self.asked[: len(self.colours) * len(self.shapes)]
 
     @property
     def num_images(self) -> int:
-        """By both networks."""
+        """The number of images of both networks."""
         return len(self.asked) + len(self.baseline) + len(self.free)
 
     def __str__(self) -> str:
@@ -54,9 +54,9 @@ PLANS = (
     Plan(("red", "green", "blue"), SHAPES, (1,), _FREE[:3]),
     Plan(("red", "green", "blue"), ("heart",), (1,), ()),
 )
-"""From the whole down to the least."""
+"""From the largest to the smallest."""
 
 
 def fitting(seconds_per_image: float, seconds: float) -> Plan:
-    """The largest plan that is drawn within its share of `seconds`, or the least one."""
+    """The largest plan that fits into its share of `seconds`, or the smallest one."""
     return next((plan for plan in PLANS if plan.num_images * seconds_per_image <= SHARE * seconds), PLANS[-1])

@@ -17,7 +17,7 @@ from PIL import Image
 from flowloom.config.run import RunConfig
 from flowloom.demo.grid import draw_grid
 from flowloom.demo.images import CREDIT
-from flowloom.demo.images import build as build_pictures
+from flowloom.demo.images import build as build_images
 from flowloom.demo.judge import judge
 from flowloom.demo.network import make_models
 from flowloom.demo.plan import ENOUGH_STEPS, PLANS, Asked, Plan, fitting
@@ -33,17 +33,17 @@ from flowloom.tasks.demo import CFG, NAME, SAMPLER_STEPS, SIZE, demo_sections, f
 
 SAMPLING = SamplingParams(SIZE, SIZE, steps=SAMPLER_STEPS, cfg=CFG)
 AT_ONCE = 9
-"""Images drawn together, between two lines of progress."""
+"""Images generated together, between two lines of progress."""
 SPARE = 1.3
-"""Factor for the time of sampling over the measured speed: judging, saving, a machine that gets busier."""
+"""Factor on the measured time of sampling: for judging, saving, and a machine that gets busier."""
 SOON_S = 15.0
-"""Seconds of training after which its speed is known well enough."""
+"""Seconds of training after which its speed is known."""
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Score:
-    """How many images show what was asked for."""
+    """The number of images that show their prompt."""
 
     right: int
     right_colour: int
@@ -56,22 +56,22 @@ class Score:
 
 @dataclass
 class Terminal:
-    """How the demo says what it does."""
+    """The demo's output."""
 
     on_event: Callable[[dict[str, Any]], None]
-    """Hears every event of the run."""
+    """Called with every event of the run."""
     say: Say
     move: Say = lambda _line: None
-    """Shows a line in place of the one before, as progress does."""
+    """Replaces the previous line, for progress."""
 
 
 @dataclass
 class _Watch:
-    """Passes the run's events on; says so once if the time is too short for this machine."""
+    """Passes on the run's events; warns once if the time is too short for this machine."""
 
     terminal: Terminal
     seconds: float
-    """Of training."""
+    """Seconds of training."""
     step: int = 0
     _first: tuple[float, int] | None = None
     _has_judged: bool = False
@@ -108,37 +108,35 @@ def _load() -> str:
 
 
 def demo(runs_dir: Path, minutes: float, terminal: Terminal) -> Path:
-    """Train the small Chroma and draw with it, in `minutes` once its files are made; the grid's path.
+    """Train the small Chroma and generate a grid within `minutes`, after making its files; returns its path.
 
-    Images and models lie beside `runs_dir`, where the studio's own demo has them too.
+    Images and models are next to `runs_dir`, where the studio's demo has them too.
 
     Raises:
-        RunError: it was stopped before anything was trained.
+        RunError: it was stopped before the first step.
     """
     say, runs_dir = terminal.say, runs_dir.absolute()
     data_dir, models_dir = folders_in(runs_dir.parent)
-    data = build_pictures(
-        data_dir, SIZE, lambda done, of: terminal.move(f"images     {done:,} of {of:,} made")
-    )
+    data = build_images(data_dir, SIZE, lambda done, of: terminal.move(f"images     {done:,} of {of:,} made"))
     say(f"images     {data.num_images:,} in {data_dir}: {CREDIT}")
     base = make_models(models_dir)
     say(f"model      {base}: a small Chroma with random weights")
     started = time.monotonic()
     sections = demo_sections(data_dir, model_section(base, models_dir), minutes)
-    say("untrained  drawing a few images with it, for comparison and to measure this machine ...")
+    say("untrained  generating a few images, for comparison and to measure this machine ...")
     sample_generator = load_generator(
         SampleRequest(base, (), runs_dir, SAMPLING, config=RunConfig.model_validate(sections))
     )
     pace = SPARE * _pace(sample_generator)
     plan = fitting(pace, 60 * minutes)
-    baseline = score(_draw(sample_generator, plan.baseline, terminal, "untrained"))
+    baseline = score(_generate(sample_generator, plan.baseline, terminal, "untrained"))
     left = 60 * minutes - (time.monotonic() - started) - pace * (plan.num_images - len(plan.baseline))
     seconds = round(max(30 * minutes, left), 1)
     say(_goal(plan, pace, seconds, minutes))
     run_dir = RunDir.create(f"demo-{time.strftime('%Y%m%d-%H%M%S')}", runs_dir)
     config = RunConfig.model_validate(sections | {"limits": {"max_minutes": seconds / 60}})
     run_dir.write_run(config, "flowloom demo", trainer=NAME)
-    say(f"training   in {run_dir.path}; Ctrl-C stops it early, and the images are still drawn")
+    say(f"training   in {run_dir.path}; Ctrl-C stops it early and still generates the images")
     watch = _Watch(terminal, seconds)
     begun = time.monotonic()
     run_engine(run_dir, watch)
@@ -146,7 +144,9 @@ def demo(runs_dir: Path, minutes: float, terminal: Terminal) -> Path:
         f"{watch.step:,} steps of training in {duration(time.monotonic() - begun)}, from random weights"
     )
     if run_dir.latest_checkpoint() is None:
-        raise RunError(f"{run_dir.path}: it was stopped before its first step, so there is nothing to draw.")
+        raise RunError(
+            f"{run_dir.path}: it was stopped before its first step, so there is no image to generate."
+        )
     sheet, reached = _trained(run_dir, plan, headline, terminal)
     grid = run_dir.path / "grid.png"
     sheet.save(grid)
@@ -158,19 +158,19 @@ def demo(runs_dir: Path, minutes: float, terminal: Terminal) -> Path:
 
 
 def _pace(sample_generator: SampleGenerator) -> float:
-    """Seconds for an image, of several drawn together."""
+    """Seconds per image, for several generated together."""
     some = ("red heart", "blue circle", "green square")
-    sample_generator.generate(
-        some, (1, 2, 3), replace(SAMPLING, steps=1)
-    )  # the first use of everything takes longer
+    sample_generator.generate(some, (1, 2, 3), replace(SAMPLING, steps=1))  # the first use takes longer
     start = time.monotonic()
     sample_generator.generate(some, (1, 2, 3), SAMPLING)
     return (time.monotonic() - start) / len(some)
 
 
 def _goal(plan: Plan, pace: float, seconds: float, minutes: float) -> str:
-    drawing_s = pace * (plan.num_images - len(plan.baseline))
-    goal = f"goal       {duration(seconds)} of training, then about {duration(drawing_s)} of drawing: {plan}"
+    sampling_s = pace * (plan.num_images - len(plan.baseline))
+    goal = (
+        f"goal       {duration(seconds)} of training, then about {duration(sampling_s)} of generating: {plan}"
+    )
     if plan == PLANS[0]:
         return goal
     why = f"{PLANS[0]} do not fit into {minutes:g} min, as an image takes {pace:.1f} s here"
@@ -178,22 +178,22 @@ def _goal(plan: Plan, pace: float, seconds: float, minutes: float) -> str:
 
 
 def _trained(run_dir: RunDir, plan: Plan, headline: str, terminal: Terminal) -> tuple[Image.Image, Score]:
-    """The grid of what the trained network draws, and how much of it is right."""
+    """The grid of the trained network's images, and their score."""
     sample_generator = load_generator(SampleRequest(run_dir.path, (), run_dir.path, SAMPLING))
-    images = _draw(sample_generator, plan.asked, terminal, "trained")
+    images = _generate(sample_generator, plan.asked, terminal, "trained")
     free = sample_generator.generate(plan.free, range(len(plan.free)), SAMPLING) if plan.free else []
     return draw_grid(images, list(zip(plan.free, free, strict=True)), headline), score(images)
 
 
 def _add_sample(run_dir: RunDir, sheet: Image.Image, step: int, prompt: str) -> None:
-    """Put `sheet` beside the samples of `step`, which the studio shows."""
+    """Add `sheet` to the previews of `step`, which the studio shows."""
     folder = run_dir.samples_dir(step)
     folder.mkdir(parents=True, exist_ok=True)
-    told = folder / "samples.json"
-    records = json.loads(told.read_text()) if told.exists() else []
+    samples_json = folder / "samples.json"
+    records: list[Any] = json.loads(samples_json.read_text()) if samples_json.exists() else []
     sheet.save(folder / "grid.png")
     params = asdict(replace(SAMPLING, width=sheet.width, height=sheet.height))
-    write_json(told, [*records, {"file": "grid.png", "prompt": prompt, "seed": None, **params}])
+    write_json(samples_json, [*records, {"file": "grid.png", "prompt": prompt, "seed": None, **params}])
 
 
 def _say_what_next(run_dir: RunDir, step: int, minutes: float, say: Say) -> None:
@@ -210,10 +210,10 @@ def _say_what_next(run_dir: RunDir, step: int, minutes: float, say: Say) -> None
     say(f"           {command} demo --minutes {more}: longer; the images and the model are kept")
 
 
-def _draw(
+def _generate(
     sample_generator: SampleGenerator, asked: Sequence[Asked], terminal: Terminal, name: str
 ) -> dict[Asked, Image.Image]:
-    """An image for each of `asked`, some at a time, with progress."""
+    """An image for each of `asked`, a few at a time, with progress."""
     images: dict[Asked, Image.Image] = {}
     start = time.monotonic()
     for first in range(0, len(asked), AT_ONCE):
@@ -222,14 +222,14 @@ def _draw(
         seeds = [1000 * seed + first + i for i, (_, _, seed) in enumerate(part)]
         images |= dict(zip(part, sample_generator.generate(prompts, seeds, SAMPLING), strict=True))
         left = (time.monotonic() - start) / len(images) * (len(asked) - len(images))
-        line = f"{name:<10} {len(images)} of {len(asked)} images drawn"
+        line = f"{name:<10} {len(images)} of {len(asked)} images generated"
         terminal.move(f"{line}, {duration(left)} left" if left else line)
     return images
 
 
-def score(pictures: Mapping[Asked, Image.Image]) -> Score:
-    """Results of the judge by (colour, shape, seed)."""
-    verdicts = [(judge(np.asarray(p)), colour, shape) for (colour, shape, _), p in pictures.items()]
+def score(images: Mapping[Asked, Image.Image]) -> Score:
+    """The score of images by (colour, shape, seed)."""
+    verdicts = [(judge(np.asarray(image)), colour, shape) for (colour, shape, _), image in images.items()]
     right = sum((v.colour, v.shape) == (colour, shape) for v, colour, shape in verdicts)
     right_colour = sum(v.colour == colour for v, colour, _ in verdicts)
     return Score(right, right_colour, len(verdicts))

@@ -33,6 +33,7 @@ from flowloom.config.local_paths import require_local
 from flowloom.config.run import RunConfig
 from flowloom.errors import DamagedError, RunError
 from flowloom.files import open_plain, read_json, write_json
+from flowloom.json_types import is_object
 from flowloom.locks import try_lock
 
 Control = Literal["stop", "checkpoint", "sample"]
@@ -182,7 +183,7 @@ class RunDir:
             raise DamagedError(f"{self.run_json}: {error.strerror}.") from error
         except ValueError as error:
             raise DamagedError(f"{self.run_json}: not valid JSON ({error}).") from error
-        if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        if not is_object(content) or not is_object(content.get("config")):
             raise DamagedError(f"{self.run_json}: has no configuration.")
         return content
 

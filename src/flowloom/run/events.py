@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 
 from flowloom.config.secrets import redact
 from flowloom.errors import disk_full, is_disk_full
+from flowloom.json_types import is_object, is_sequence
 
 Event = dict[str, Any]
 
@@ -233,7 +234,7 @@ class EventWriter:
             ValueError: the kind is unknown, or its fields are wrong.
             DiskFullError: it could not be written; the file still has complete lines only.
         """
-        if kind not in FIELDS or FIELDS[kind] != fields.keys() - OPTIONAL[kind]:
+        if kind not in FIELDS or FIELDS[kind] != frozenset(fields) - OPTIONAL[kind]:
             raise ValueError(f"no event {kind!r} with the fields {sorted(fields)}; see run/events.py.")
         event = {"seq": self._seq, "time": round(time.time(), 3), "kind": kind, **_finite(fields)}
         line = redact(json.dumps(event, ensure_ascii=False, allow_nan=False), self._secrets)
@@ -326,15 +327,15 @@ def _parse(line: bytes) -> Event | None:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    is_event = isinstance(event, dict) and isinstance(event.get("seq"), int)
+    is_event = is_object(event) and isinstance(event.get("seq"), int)
     return event if is_event and isinstance(event.get("kind"), str) else None
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, dict):
+    if is_object(value):
         return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if is_sequence(value):
         return [_finite(item) for item in value]
     return value

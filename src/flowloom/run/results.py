@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowloom.errors import RunError
+from flowloom.json_types import is_object
 from flowloom.run.directory import ABANDONED, RunDir
 from flowloom.run.events import read_events
 
@@ -93,9 +94,9 @@ def _is_whole_safetensors(path: Path) -> bool:
 def _folders(run_dir: RunDir, kind: Kind, content: dict[str, Any]) -> dict[Path, float]:
     """Folders with results, and the time after which files count."""
     folders = content.get("folders")
-    others = folders.get(kind) if isinstance(folders, dict) else None
+    others = folders.get(kind) if is_object(folders) else None
     own = {run_dir.path / name: float("-inf") for name in _OWN[kind]}
-    if not isinstance(others, dict):
+    if not is_object(others):
         return own
     return own | {Path(folder): since for folder, since in others.items() if isinstance(since, int | float)}
 

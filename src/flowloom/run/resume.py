@@ -12,6 +12,7 @@ from flowloom.config.flags import Overrides
 from flowloom.config.flow_format.read import LoadedConfig, load_config
 from flowloom.errors import ConfigError, Problem
 from flowloom.files import write_json
+from flowloom.json_types import is_object
 from flowloom.run.directory import RunDir
 
 IMMUTABLE_KEYS = (
@@ -75,7 +76,7 @@ def differences(path: str, old: Any, new: Any) -> Iterator[tuple[str, dict[str, 
     """The keys under `path` in which two configurations differ, with their old and new values."""
     if old == new:
         return
-    if isinstance(old, dict) and isinstance(new, dict):
+    if is_object(old) and is_object(new):
         for name in {**old, **new}:
             yield from differences(f"{path}.{name}".lstrip("."), old.get(name), new.get(name))
     else:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
+from flowloom.json_types import is_object
 from flowloom.run.task import Task, TaskKind
 
 SourceKind = Literal["documentation", "code", "paper", "calculation", "measurement", "judgement"]
@@ -38,8 +39,8 @@ class Preset:
 
 def whole_number(config: Any, section: str, key: str) -> int | None:
     """The integer at `section.key` of a configuration; None if there is none."""
-    part = config.get(section) if isinstance(config, dict) else None
-    value = part.get(key) if isinstance(part, dict) else None
+    part = config.get(section) if is_object(config) else None
+    value = part.get(key) if is_object(part) else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 

@@ -11,6 +11,7 @@ from flowloom.config.flow_format.read import load_config
 from flowloom.config.flow_format.translate import refused_secrets
 from flowloom.config.run import RunConfig
 from flowloom.errors import ConfigError, Problem
+from flowloom.json_types import is_object
 from flowloom.model_library.requirements import choices, unfit_for, unfit_models
 from flowloom.run.directory import RunDir
 from flowloom.run.resume import IMMUTABLE_KEYS
@@ -110,7 +111,7 @@ class Flow(TrainerBackend):
         try:
             return [*problems, *unfit_for(load_config(config, [], Path("config"), with_files=True).config)]
         except ConfigError as error:
-            unfit = unfit_models(model) if isinstance(model, dict) else ()
+            unfit = unfit_models(model) if is_object(model) else ()
             return [*problems, *error.problems, *unfit]
 
     def resolve(self, config: dict[str, Any]) -> RunConfig:

@@ -25,6 +25,7 @@ from flowloom.config.secrets import usable_secrets
 from flowloom.config.unused_keys import idle_keys
 from flowloom.config.validation import Place, booleans_for_numbers, problems_of
 from flowloom.errors import ConfigError, DataError, Problem
+from flowloom.json_types import is_array, is_object
 from flowloom.models.family import family_for
 from flowloom.text_files import read_text
 
@@ -103,7 +104,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), [Problem("", message, hint=hint)]) from None
     except RecursionError:
         raise ConfigError(str(path), [Problem("", "is nested too deeply for a configuration.")]) from None
-    if not isinstance(data, dict):
+    if not is_object(data):
         raise ConfigError(str(path), [Problem("", "is not a JSON object: write { ... }.")])
     if repeated:
         raise ConfigError(str(path), [Problem(name, "is set twice in one section.") for name in repeated])
@@ -151,9 +152,9 @@ def _without(data: dict[str, Any], places: Sequence[Place]) -> dict[str, Any]:
         inside = wrong.get(name)
         if inside is None:
             kept[name] = section
-        elif isinstance(section, dict) and inside:
+        elif is_object(section) and inside:
             kept[name] = {key: value for key, value in section.items() if key not in inside}
-        elif isinstance(section, list) and inside:
+        elif is_array(section) and inside:
             kept[name] = [entry for i, entry in enumerate(section) if i not in inside]
     return kept
 

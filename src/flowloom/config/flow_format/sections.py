@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from flowloom.json_types import is_sequence
 from flowloom.models.family import AUTO, families
 from flowloom.schema import SIMPLE, Section, ui
 
@@ -25,7 +26,7 @@ NamePart = Annotated[str, Field(pattern=r"^[^\s,]+$")]
 Resolutions = Annotated[
     list[Pixels],
     Field(min_length=1),
-    BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given]),
+    BeforeValidator(lambda given: given if is_sequence(given) else [given]),
 ]
 """One resolution or several."""
 

@@ -12,6 +12,7 @@ from flowloom.config.flags import Laid
 from flowloom.config.flow_format.keys import FLOW_KEYS, NEEDED, Foreign, Moved, Replaced, Secret, Tracked
 from flowloom.config.secrets import read_secrets
 from flowloom.errors import ConfigError, Problem
+from flowloom.json_types import is_array, is_object
 
 Settings = dict[str, tuple[str, Any]]
 """Settings of a tracker: by name, the path where each was set, and its value."""
@@ -88,10 +89,10 @@ def _flow_keys(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]
     """Each key of `data` that is in the table: its path, its section and its name."""
     sections = [(name, data.get(name)) for name in ("training", "inference", "dataloader", "model")]
     extra = data.get("extra_inference_config")
-    if isinstance(extra, list):
+    if is_array(extra):
         sections += [(f"extra_inference_config.{i}", section) for i, section in enumerate(extra)]
     for place, section in sections:
-        if isinstance(section, dict):
+        if is_object(section):
             yield from (
                 (f"{place}.{n}", section, n) for n in section if general_name(f"{place}.{n}") in FLOW_KEYS
             )
@@ -99,10 +100,10 @@ def _flow_keys(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]
 
 def _move(laid: Laid, path: str, to: str, value: Any) -> None:
     section, _, name = to.rpartition(".")
-    node = laid.data.get(section)
-    if node is None:
-        node = laid.data[section] = {}
-    if not isinstance(node, dict):
+    if laid.data.get(section) is None:
+        laid.data[section] = {}
+    node = laid.data[section]
+    if not is_object(node):
         return
     if node.get(name) is None:
         node[name] = value
@@ -128,9 +129,9 @@ def _take_secret(laid: Laid, path: str, env_name: str, value: Any) -> dict[str, 
 def _track(laid: Laid, kind: str, settings: Settings, secrets: dict[str, str]) -> None:
     """Add FLOW's tracker of this `kind` to `loggers`, if FLOW would use it."""
     loggers = laid.data.setdefault("loggers", [])
-    if not isinstance(loggers, list) or not _is_wanted(laid, kind, settings, secrets):
+    if not is_array(loggers) or not _is_wanted(laid, kind, settings, secrets):
         return
-    entry = next((old for old in loggers if isinstance(old, dict) and old.get("kind") == kind), None)
+    entry = next((old for old in loggers if is_object(old) and old.get("kind") == kind), None)
     if entry is None:
         entry = {"kind": kind}
         loggers.append(entry)

@@ -78,7 +78,7 @@ class UpstreamConfig(Section):
     def sections(self) -> dict[str, BaseModel]:
         """FLOW's sections that it has, by path."""
         extra = {f"extra_inference_config.{i}": one for i, one in enumerate(self.extra_inference_config)}
-        found = {
+        found: dict[str, BaseModel] = {
             "training": self.training,
             "inference": self.inference,
             **extra,

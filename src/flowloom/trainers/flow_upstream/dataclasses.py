@@ -97,7 +97,7 @@ def wrong_calls(path: Path, checkout: Path) -> list[str]:
     calls = [
         node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
     ]
-    found = []
+    found: list[str] = []
     for call in calls:
         name = call.func.id if isinstance(call.func, ast.Name) else ""
         given = {word.arg for word in call.keywords if word.arg}

@@ -23,6 +23,7 @@ from flowloom.config.model_files import is_folder, resolve_paths
 from flowloom.config.validation import booleans_for_numbers, problems_of
 from flowloom.errors import ConfigError, Problem, RunError
 from flowloom.files import write_json
+from flowloom.json_types import is_object
 from flowloom.model_library.requirements import unreadable
 from flowloom.run.directory import RunDir
 from flowloom.run.results import checkpoints_of, last_saved_step, newest_file_time
@@ -171,12 +172,10 @@ class FlowUpstream(TrainerBackend):
 def _strange_by_hand(config: dict[str, Any]) -> list[Problem]:
     """Unknown keys of a configuration that has other problems too."""
     sections = ("training", "inference", "dataloader", "model")
-    open_parts = {name: config[name] for name in sections if isinstance(config.get(name), dict)}
-    known = {
-        name: type(getattr(UpstreamConfig(), name)).model_construct(**part)
-        for name, part in open_parts.items()
-    }
-    return list(strange_keys(UpstreamConfig().model_copy(update=known)))
+    open_parts = {name: config[name] for name in sections if is_object(config.get(name))}
+    defaults = UpstreamConfig()
+    known = {name: type(defaults.sections[name]).model_construct(**part) for name, part in open_parts.items()}
+    return list(strange_keys(defaults.model_copy(update=known)))
 
 
 def _trainer_of(config: UpstreamConfig) -> tuple[Checkout, FlowTrainer]:

@@ -63,7 +63,7 @@ def _known(checkout: Path, script: str, _changed: int) -> Known:
     modules = {path.stem: path for path in (*checkout.glob("*.py"), *checkout.glob("library/*.py"))}
     read: dict[str, dict[str, _Function]] = {}
     found: Known = {}
-    todo, seen = [(Path(script).stem, "setup_parser")], set()
+    todo, seen = [(Path(script).stem, "setup_parser")], set[tuple[str, str]]()
     while todo:
         module, name = todo.pop()
         if (module, name) in seen or module not in modules:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from flowloom.json_types import is_sequence
 from flowloom.run.directory import RUN_NAME
 from flowloom.schema import SIMPLE, Section, ui
 
@@ -29,7 +30,7 @@ def as_resolution(value: Any) -> Any:
     if isinstance(value, str):
         words = value.split(",")
         value = [int(word) for word in words] if all(word.strip().isdecimal() for word in words) else value
-    is_square = isinstance(value, list | tuple) and len(value) in (1, 2) and len(set(map(str, value))) == 1
+    is_square = is_sequence(value) and len(value) in (1, 2) and len(set(map(str, value))) == 1
     return value[0] if is_square else value
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flowloom.json_types import is_array
 from flowloom.trainers.kohya.arguments import absolute_in
 from flowloom.trainers.kohya.config import ImageFolder, KohyaConfig, Sampling
 from flowloom.trainers.kohya.families import FACTS, SAMPLING
@@ -151,7 +152,7 @@ def _dataset_lines(config: KohyaConfig) -> Iterator[str]:
 
 def toml(value: Any) -> str:
     """`value` as TOML: texts, numbers, booleans, and lists of these."""
-    if isinstance(value, list):
+    if is_array(value):
         return f"[{', '.join(map(toml, value))}]"
     if isinstance(value, float):
         return repr(value)

@@ -1,11 +1,15 @@
-"""Runs one script of sd-scripts in its own Python, and says and hears more than it does by itself.
+"""Run a script of sd-scripts in its own Python, report its progress and act on control files.
 
-`python hooks.py RUN_DIR CHECKOUT SCRIPT ARGUMENT...`: each update is told on standard output, where the run's
-keeper reads it; `control/stop`, `control/checkpoint` and `control/sample` in the run directory are obeyed at
-the next one, by the script's own saving and drawing. What another version of sd-scripts lacks is told once,
-and the script runs without. Stands alone: nothing of Flowloom is installed there.
+`python hooks.py RUN_DIR CHECKOUT SCRIPT ARGUMENT...` writes each step to standard output, where the run's
+supervisor reads it. `control/stop`, `control/checkpoint` and `control/sample` of the run directory take
+effect at the next step, by the script's own functions. If a version of sd-scripts has no such function, a
+warning says so and the script runs without it. This file imports nothing of Flowloom, which is not
+installed there.
 """
 
+from __future__ import annotations
+
+import argparse
 import copy
 import json
 import os
@@ -13,6 +17,7 @@ import re
 import runpy
 import sys
 from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -20,22 +25,22 @@ from typing import Any
 
 MARK = "flowloom-event: "
 BASE, BASE_EPOCH = "FLOWLOOM_BASE_STEP", "FLOWLOOM_BASE_EPOCH"
-"""Environment: updates and epochs of earlier sittings; sd-scripts counts from 0 each time."""
+"""Environment variables: steps and epochs before this start; sd-scripts counts from 0 each time."""
 NOTE = "flowloom.json"
-"""In a state, written last: the updates behind it, of all sittings."""
+"""A file in a state, written last: the steps and epochs up to it, over all starts."""
 SAVES = {"save_every_n_steps": None, "save_state": True}
-"""Options that make a script save after this update."""
-DRAW, RESUME = "sample_images", "resume_from_local_or_hf_if_specified"
+"""Options that make a script save after the current step."""
+SAMPLE, RESUME = "sample_images", "resume_from_local_or_hf_if_specified"
 """Functions of sd-scripts' library that every script calls."""
-NOTES = {".json", ".tmp"}
+NOTE_SUFFIXES = {".json", ".tmp"}
 OPTIONS = {
     "n": "negative", "w": "width", "h": "height", "s": "steps", "d": "seed", "l": "scale", "g": "guidance",
 }  # fmt: skip
-"""Of a line of prompts."""
-DRAWS = {"sample_every_n_steps": 1, "sample_every_n_epochs": None}
+"""Options in a line of prompts."""
+SAMPLES = {"sample_every_n_steps": 1, "sample_every_n_epochs": None}
 
 
-def say(kind, **fields):
+def say(kind: str, **fields: Any) -> None:
     """Print an event on a line."""
     sys.stdout.write(f"\n{MARK}{json.dumps({'kind': kind, **fields})}\n")
     sys.stdout.flush()
@@ -44,65 +49,66 @@ def say(kind, **fields):
 class Hooks:
     """Hooks around each update."""
 
-    def __init__(self, run_dir, output_dir, output_name):
+    def __init__(self, run_dir: str, output_dir: str, output_name: str) -> None:
         self.control = Path(run_dir) / "control"
         self.output_dir, self.output_name = Path(output_dir), output_name
         self.base = int(os.environ.get(BASE, "0"))
         self.epoch = int(os.environ.get(BASE_EPOCH, "0"))
-        self.rates = []
-        """Of the next update, by group of parameters."""
-        self.step = self.told = self.heard = 0
+        self.rates: list[float] = []
+        """Learning rates of the next step, by group of parameters."""
+        self.step = self.reported_step = self.checked_step = 0
         self.accelerator: Any = None
-        self.args: Any = None
-        self.before = {}
-        self.losses = deque(maxlen=100)
-        self.has_begun = self.is_stopping = False
+        self.args = argparse.Namespace()
+        self.before: dict[str, Any] = {}
+        """Options that a request for a checkpoint has changed."""
+        self.losses: deque[float] = deque(maxlen=100)
+        self.is_attached = self.is_stopping = False
         self.saved = self.results()
 
-    def install(self):
-        """Listen where every script makes its accelerator, saves its state, and logs its losses."""
+    def install(self) -> None:
+        """Hook into the functions by which scripts make the accelerator, save its state and log losses."""
         try:
             accelerator_class = import_module("accelerate").Accelerator
             tracker_class = import_module("accelerate.tracking").TensorBoardTracker
             begin, save, log = accelerator_class.__init__, accelerator_class.save_state, tracker_class.log
         except (ImportError, AttributeError) as error:
-            say("warning", message=f"Its log alone is read, and nothing heard: {error}.")
+            say("warning", message=f"Only the log is read, and requests have no effect: {error}.")
             return
         hooks = self
 
-        def remember(accelerator, *args, **kwargs):
+        def new_accelerator(accelerator: Any, *args: Any, **kwargs: Any) -> None:
             begin(accelerator, *args, **kwargs)
             hooks.accelerator = accelerator
             hooks.attach()
 
-        def noted(accelerator, output_dir=None, *args, **kwargs):
+        def save_with_note(accelerator: Any, output_dir: Any = None, *args: Any, **kwargs: Any) -> Any:
             done = save(accelerator, output_dir, *args, **kwargs)
             if output_dir:
                 note = {"step": hooks.base + hooks.step, "epoch": hooks.epoch}
                 (Path(output_dir) / NOTE).write_text(json.dumps(note))
             return done
 
-        def told(tracker, values, step=None, **kwargs):
+        def log_and_report(tracker: Any, values: Mapping[str, Any], step: Any = None, **kwargs: Any) -> None:
             log(tracker, values, step=step, **kwargs)
-            hooks.after(values, step)
+            hooks.logged(values, step)
 
-        accelerator_class.__init__, accelerator_class.save_state = remember, noted
-        tracker_class.log = told
+        accelerator_class.__init__, accelerator_class.save_state = new_accelerator, save_with_note
+        tracker_class.log = log_and_report
 
-    def attach(self):
-        """Hook into sd-scripts' library once: where previews are generated, and where a state is read."""
-        if self.has_begun:
+    def attach(self) -> None:
+        """Hook into sd-scripts' library once, where it generates previews and reads a state."""
+        if self.is_attached:
             return
-        self.has_begun = True
+        self.is_attached = True
         library = [module for name, module in sys.modules.items() if name.startswith("library.")]
-        draws = [module for module in library if callable(getattr(module, DRAW, None))]
-        for module in draws:
-            setattr(module, DRAW, self.around(getattr(module, DRAW)))
-        resumes = [module for module in library if hasattr(module, RESUME)]
-        for module in resumes:
-            setattr(module, RESUME, self.shortened(getattr(module, RESUME)))
-        limits = [] if draws else ["generate no previews on request"]
-        if self.base and not resumes:
+        samplers = [module for module in library if callable(getattr(module, SAMPLE, None))]
+        for module in samplers:
+            setattr(module, SAMPLE, self.sampling(getattr(module, SAMPLE)))
+        resumers = [module for module in library if hasattr(module, RESUME)]
+        for module in resumers:
+            setattr(module, RESUME, self.resuming(getattr(module, RESUME)))
+        limits = [] if samplers else ["generate no previews on request"]
+        if self.base and not resumers:
             limits.append(f"repeat the {self.base} steps that are done already")
         if limits:
             say(
@@ -110,32 +116,34 @@ class Hooks:
                 message=f"This sd-scripts is only partly supported. It will {', and '.join(limits)}.",
             )
 
-    def around(self, draw):
-        """A `sample_images` that every script calls after each update, before it saves."""
+    def sampling(self, sample: Callable[..., Any]) -> Callable[..., Any]:
+        """A `sample_images`, which every script calls after each step and before it saves."""
 
-        def drawn(*given, **named):
+        def sample_and_report(*given: Any, **named: Any) -> Any:
             if len(given) < 4:
-                # Of another version, which says it by name.
-                return draw(*given, **named)
+                # Another version, which passes its arguments by name.
+                return sample(*given, **named)
             (accelerator, args, epoch, steps), rest = given[:4], given[4:]
-            pictures = self.pictures()
-            args = self.heeded(accelerator, args, epoch, steps)
-            draw(accelerator, args, epoch, steps, *rest, **named)
-            new = sorted(self.pictures() - pictures)
+            before = self.previews()
+            args = self.sampling_args(accelerator, args, epoch, steps)
+            sample(accelerator, args, epoch, steps, *rest, **named)
+            new = sorted(self.previews() - before)
             if new:
-                # A note is worth less than the run.
+                # Without the notes, the run still continues.
                 with suppress(OSError, ValueError):
                     self.note_prompts(new, Path(args.sample_prompts))
             for path in new:
                 say("sampled", step=self.base + self.step, dir=path)
             return None
 
-        return drawn
+        return sample_and_report
 
-    def heeded(self, accelerator, args, epoch, steps):
-        """The arguments to draw with, before the first update, after each, and after each epoch."""
+    def sampling_args(
+        self, accelerator: Any, args: argparse.Namespace, epoch: Any, steps: Any
+    ) -> argparse.Namespace:
+        """The arguments for previews: before the first step, after each step, and after each epoch."""
         if not steps:
-            # What is logged after an update is the rate of the next one.
+            # sd-scripts logs the next step's learning rate after a step.
             self.rates = rates_of(accelerator)
         elif epoch is not None:
             self.epoch += 1
@@ -143,43 +151,43 @@ class Hooks:
             self.updated(args, int(steps))
             if self.takes("sample"):
                 if args.sample_prompts:
-                    return altered(args, DRAWS)
-                say("warning", message="There is nothing to draw: its configuration has no prompts.")
+                    return altered(args, SAMPLES)
+                say("warning", message="No previews: the configuration has no prompts.")
         return args
 
-    def note_prompts(self, paths, prompts):
+    def note_prompts(self, paths: Iterable[str], prompts: Path) -> None:
         """Write the settings of each preview next to it; file names do not contain the prompt."""
         lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
         notes = self.output_dir / "sample" / "samples.json"
-        known = json.loads(notes.read_text()) if notes.exists() else []
+        entries: list[dict[str, Any]] = json.loads(notes.read_text()) if notes.exists() else []
         for path in paths:
             number = re.search(r"_(\d+)_\d{14}", path)
             line = lines[int(number[1])] if number and int(number[1]) < len(lines) else ""
-            known.append({"file": Path(path).name, "step": self.base + self.step, **drawn_by(line)})
+            entries.append({"file": Path(path).name, "step": self.base + self.step, **settings_of(line)})
         partial = notes.with_suffix(".tmp")
-        partial.write_text(json.dumps(known, indent=1))
+        partial.write_text(json.dumps(entries, indent=1))
         partial.replace(notes)
 
-    def shortened(self, resume):
-        """Reading a state, if there is one; then what is left is trained, by the schedule of the whole."""
+    def resuming(self, resume: Callable[..., Any]) -> Callable[..., None]:
+        """A `resume` that reads a state, if there is one, and shortens the run to the remaining steps."""
 
-        def resumed(accelerator, args, *rest, **kwargs):
+        def resume_and_report(accelerator: Any, args: argparse.Namespace, *rest: Any, **kwargs: Any) -> None:
             resume(accelerator, args, *rest, **kwargs)
             args.max_train_steps = max(1, args.max_train_steps - self.base)
             say("started", resumed_from=self.base or None, device=str(accelerator.device))
 
-        return resumed
+        return resume_and_report
 
-    def updated(self, args, step):
-        """An update was made, and the script is about to save if it has to: see that it does."""
-        self.step = self.heard = step
+    def updated(self, args: argparse.Namespace, step: int) -> None:
+        """After a step, and before the script saves: make it save if that was requested."""
+        self.step = self.checked_step = step
         self.is_stopping = self.takes("stop")
         if self.takes("checkpoint") or self.is_stopping:
             self.args, self.before = args, {name: getattr(args, name, None) for name in SAVES}
             vars(args).update(SAVES, save_every_n_steps=step)
 
-    def after(self, values, step):
-        """A loss was logged: tell it, and what was saved; end if that was asked for."""
+    def logged(self, values: Mapping[str, Any], step: Any) -> None:
+        """After a loss was logged: report it and new files, and end if that was requested."""
         loss = values.get("loss/current", values.get("loss"))
         if loss is None or not step:
             return
@@ -187,118 +195,116 @@ class Hooks:
             vars(self.args).update(self.before)
             self.before = {}
         self.step = int(step)
-        self.tell(values, loss)
-        if self.heard != self.step:
+        self.report_step(values, float(loss))
+        if self.checked_step != self.step:
             self.is_stopping = self.takes("stop")
             if self.takes("checkpoint") or self.is_stopping:
                 self.save()
-        self.tell_saved()
+        self.report_saved()
         if self.is_stopping:
             say("stopped", step=self.base + self.step)
             raise SystemExit(0)
 
-    def tell(self, values, loss):
-        """Metrics of an update; further logs before the next one are ignored."""
-        if self.step == self.told:
+    def report_step(self, values: Mapping[str, Any], loss: float) -> None:
+        """Metrics of a step; further logs before the next one are ignored."""
+        if self.step == self.reported_step:
             return
-        self.told = self.step
-        self.losses.append(float(loss))
+        self.reported_step = self.step
+        self.losses.append(loss)
         say(
             "step",
             step=self.base + self.step,
             epoch=self.epoch,
-            loss=float(loss),
+            loss=loss,
             loss_smooth=float(values.get("loss/average", sum(self.losses) / len(self.losses))),
             lr=self.rate(values),
         )
 
-    def rate(self, values):
-        """The rate that the update used, of the image network where there are several."""
+    def rate(self, values: Mapping[str, Any]) -> float | None:
+        """The learning rate of the step; if there are several, that of the image network."""
         names = [name for name in values if (name.startswith("lr/") or name == "lr") and "d*lr" not in name]
         if not names:
             return None
         following = float(values[next((name for name in names if "unet" in name), names[0])])
         before, self.rates = self.rates, rates_of(self.accelerator)
-        place = self.rates.index(following) if following in self.rates else -1
-        return float(before[place]) if 0 <= place < len(before) else following
+        group = self.rates.index(following) if following in self.rates else -1
+        return before[group] if 0 <= group < len(before) else following
 
-    def tell_saved(self):
-        """New folders next to the states."""
-        found = self.results()
-        for path in sorted(found - self.saved):
+    def report_saved(self) -> None:
+        """Report new files of weights."""
+        results = self.results()
+        for path in sorted(results - self.saved):
             say("saved", step=self.base + self.step, dir=path)
-        self.saved = found
+        self.saved = results
 
-    def results(self):
+    def results(self) -> set[str]:
         """Weights in the output folder."""
         return {str(path) for path in self.output_dir.glob("*.safetensors") if ".tmp." not in path.name}
 
-    def pictures(self):
-        """All that was drawn."""
-        return {str(path) for path in self.output_dir.glob("sample/*") if path.suffix not in NOTES}
+    def previews(self) -> set[str]:
+        """All previews in the output folder."""
+        return {str(path) for path in self.output_dir.glob("sample/*") if path.suffix not in NOTE_SUFFIXES}
 
-    def takes(self, what):
-        """True if `what` was requested since the last call."""
+    def takes(self, control: str) -> bool:
+        """True if `control` was requested since the last call; clears the request."""
         try:
-            (self.control / what).unlink()
+            (self.control / control).unlink()
         except FileNotFoundError:
             return False
         return True
 
-    def save(self):
-        """Write the state and an adapter's weights, where the script's own saving is out of reach."""
-        place = self.output_dir / f"{self.output_name}-step{self.step:08d}"
-        partial = Path(f"{place}-state.tmp")
+    def save(self) -> None:
+        """Write the state and an adapter's weights if the script's own saving cannot be hooked."""
+        stem = self.output_dir / f"{self.output_name}-step{self.step:08d}"
+        partial = Path(f"{stem}-state.tmp")
         self.accelerator.save_state(str(partial))
-        partial.rename(f"{place}-state")
+        partial.rename(f"{stem}-state")
         for model in self.accelerator._models:
             network = self.accelerator.unwrap_model(model)
             if hasattr(network, "save_weights"):
-                network.save_weights(f"{place}.tmp.safetensors", None, {})
-                Path(f"{place}.tmp.safetensors").rename(f"{place}.safetensors")
+                network.save_weights(f"{stem}.tmp.safetensors", None, {})
+                Path(f"{stem}.tmp.safetensors").rename(f"{stem}.safetensors")
 
 
-def rates_of(accelerator):
-    """The rates of the next update, by group of parameters; none where its schedulers are not known."""
+def rates_of(accelerator: Any) -> list[float]:
+    """Learning rates of the next step, by group of parameters; empty if the schedulers are unknown."""
     schedulers = getattr(accelerator, "_schedulers", None)
     return [float(rate) for rate in schedulers[0].get_last_lr()] if schedulers else []
 
 
-def drawn_by(line):
+def settings_of(line: str) -> dict[str, Any]:
     """A line of prompts as the metadata of a preview."""
     prompt, *options = line.split(" --")
-    words = (option.split(" ", 1) for option in options)
-    told = {OPTIONS[word[0]]: word[1] for word in words if len(word) == 2 and word[0] in OPTIONS}
-    numbers = {name: float(value) for name, value in told.items() if value.replace(".", "", 1).isdigit()}
-    whole = {name: int(value) for name, value in numbers.items() if value.is_integer()}
-    return {"prompt": prompt, **told, **numbers, **whole}
+    pairs = (option.split(" ", 1) for option in options)
+    texts = {OPTIONS[pair[0]]: pair[1] for pair in pairs if len(pair) == 2 and pair[0] in OPTIONS}
+    numbers = {name: float(value) for name, value in texts.items() if value.replace(".", "", 1).isdigit()}
+    integers = {name: int(value) for name, value in numbers.items() if value.is_integer()}
+    return {"prompt": prompt, **texts, **numbers, **integers}
 
 
-def altered(args, changes):
-    """Arguments with others than they were."""
+def altered(args: argparse.Namespace, changes: Mapping[str, Any]) -> argparse.Namespace:
+    """A copy of `args` with `changes`."""
     args = copy.copy(args)
     vars(args).update(changes)
     return args
 
 
-def value_of(arguments, name):
-    """The value after --name."""
-    for i, word in reversed(list(enumerate(arguments))):
-        if word == f"--{name}":
-            return arguments[i + 1]
-    return None
+def value_of(arguments: Sequence[str], name: str) -> str:
+    """The last value of --name."""
+    last = max(i for i, argument in enumerate(arguments) if argument == f"--{name}")
+    return arguments[last + 1]
 
 
-def main():
+def main() -> None:
     """Run the script that the command line names."""
     run_dir, checkout, script, *arguments = sys.argv[1:]
-    # Its own folder is ours, and its names are not sd-scripts'.
+    # Python puts this file's folder first, whose modules are not sd-scripts'.
     sys.path[:1] = [checkout]
     hooks = Hooks(run_dir, value_of(arguments, "output_dir"), value_of(arguments, "output_name"))
     hooks.install()
     sys.argv = [script, *arguments]
     runpy.run_path(str(Path(checkout) / script), run_name="__main__")
-    hooks.tell_saved()
+    hooks.report_saved()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 
 from flowloom.data.images.headers import read_header
 from flowloom.errors import ImageError, Problem
+from flowloom.json_types import is_array
 from flowloom.trainers.kohya.buckets import Buckets, Size
 from flowloom.trainers.kohya.config import Dataset, ImageFolder
 from flowloom.trainers.kohya.files import style_of
@@ -119,7 +120,7 @@ class Reader:
 
     def _names(self, subset: ImageFolder) -> list[str]:
         """The images in a folder, as sd-scripts finds and sorts them."""
-        found = []
+        found: list[str] = []
         for name in sorted(os.listdir(Path(subset.image_dir).expanduser())):  # noqa: PTH208 -- any text
             ending = os.path.splitext(name)[1]  # noqa: PTH122 -- any text
             kind, is_plain = ending.lower(), ending in (ending.lower(), ending.upper())
@@ -246,7 +247,7 @@ def _entries(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _size(told: Any) -> Size | None:
-    return (int(told[0]), int(told[1])) if isinstance(told, list) and len(told) == 2 else None
+    return (int(told[0]), int(told[1])) if is_array(told) and len(told) == 2 else None
 
 
 def _caption_of_another_extension(folder: Path, stem: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from flowloom.json_types import is_array
+
 
 def names(text: str) -> tuple[str, ...]:
     """The words of `text`: long lists of names are easier to read without quotes."""
@@ -125,7 +127,7 @@ def raw_argument(name: str, value: Any) -> str:
 def _parts(value: Any) -> list[str]:
     if isinstance(value, str):
         return value.replace('"', "").split()
-    if not isinstance(value, list):
+    if not is_array(value):
         raise NotRaw("takes a list.")
     return list(map(str, value))
 

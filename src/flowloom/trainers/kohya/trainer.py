@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from flowloom.config.validation import booleans_for_numbers, problems_of
 from flowloom.errors import ConfigError, Problem
@@ -146,7 +146,10 @@ def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
     yield from _missing_modules(checkout, config, script)
     yield from raw_problems(config.raw_arguments, known)
     places = {
-        key: f"{name}.{key}" for name, part in config for key in getattr(type(part), "model_fields", ())
+        key: f"{name}.{key}"
+        for name, part in config
+        if isinstance(part, BaseModel)
+        for key in type(part).model_fields
     }
     for key in arguments_of(config, Path()) if known else ():
         if key not in known:
@@ -155,7 +158,9 @@ def _unknown_to_the_script(config: KohyaConfig) -> Iterator[Problem]:
 
 def _missing_modules(checkout: Checkout, config: KohyaConfig, script: str | None) -> Iterator[Problem]:
     """Packages whose absence ends the script in its first seconds."""
-    more = {"tensorboard"} | ({"bitsandbytes"} if "8bit" in config.training.optimizer_type.lower() else set())
+    more = {"tensorboard"}
+    if "8bit" in config.training.optimizer_type.lower():
+        more.add("bitsandbytes")
     missing = missing_packages_of_script(NAME, checkout, checkout.path / script, more) if script else ()
     if missing:
         yield Problem(

@@ -21,8 +21,10 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     name: type(getattr(KohyaConfig(), name))
     for name in ("model", "network", "training", "flow", "memory", "saving", "hub")
 }
-_HOMES = {key: name for name, section in _SECTIONS.items() for key in section.model_fields}
-_HOMES |= dict.fromkeys(("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"), "sampling")
+_HOMES = {
+    **{key: name for name, section in _SECTIONS.items() for key in section.model_fields},
+    **dict.fromkeys(("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first"), "sampling"),
+}
 OF_DATASET = frozenset(Dataset.model_fields) - {"subsets"}
 OF_SUBSET = frozenset(ImageFolder.model_fields)
 _SECRETS = {"huggingface_token": "HF_TOKEN", "wandb_api_key": "WANDB_API_KEY"}

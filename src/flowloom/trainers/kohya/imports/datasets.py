@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flowloom.json_types import is_array, is_object
 from flowloom.trainers.kohya.config import Dataset, ImageFolder, as_resolution
 from flowloom.trainers.kohya.defaults import DATASET, SUBSET
 from flowloom.trainers.kohya.imports.arguments import OF_DATASET, OF_SUBSET, Placer, with_dot
@@ -69,12 +70,12 @@ class _Reader:
         general = self._table("general", self._content.get("general", {}))
         self._note("general", general)
         tables = list(self._tables("datasets", self._content.get("datasets", [])))
-        found = []
+        found: list[tuple[int, Table, list[Table]]] = []
         for number, (place, dataset) in enumerate(tables):
             own = {key: value for key, value in dataset.items() if key != "subsets"}
             self._note(place, own)
             handed = {**general, **own}
-            subsets = []
+            subsets: list[Table] = []
             for name, subset in self._tables(f"{place}.subsets", dataset.get("subsets", [])):
                 self._note(name, subset, is_subset=True)
                 subsets.append({**handed, **subset})
@@ -124,13 +125,13 @@ class _Reader:
                     self._placer.keep_raw(Given(name, key, value))
 
     def _table(self, place: str, value: Any) -> Table:
-        if isinstance(value, dict):
+        if is_object(value):
             return value
         self._placer.found.leave(place, value, "is no table")
         return {}
 
     def _tables(self, place: str, value: Any) -> Iterator[tuple[str, Table]]:
-        if not isinstance(value, list):
+        if not is_array(value):
             self._placer.found.leave(place, value, "is no list of tables")
             return
         for number, one in enumerate(value):

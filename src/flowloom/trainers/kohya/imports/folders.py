@@ -33,7 +33,7 @@ def subsets_of(given: Given, look: Look, found: Imported) -> list[Folder]:
         if (folder := repeats_of(name))
     ]
     if subsets:
-        told = _listed([f"{_last(one['image_dir'])} ({one['num_repeats']} repeats)" for one in subsets])
+        told = _listed([f"{_last(str(one['image_dir']))} ({one['num_repeats']} repeats)" for one in subsets])
         rest = f"; sd-scripts does not train, by their names: {_listed(ignored)}" * bool(ignored)
         found.translated[given.name] = f"{len(subsets)} subset{'s' * (len(subsets) > 1)}: {told}{rest}"
         return subsets

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flowloom.errors import ConfigError, Problem
+from flowloom.json_types import is_array, is_object
 from flowloom.text_files import without_mark
 from flowloom.trainers.kohya.imports.arguments import Placer
 from flowloom.trainers.kohya.imports.datasets import of_folders, of_toml
@@ -116,10 +117,10 @@ def _read(text: str) -> dict[str, Any]:
         content = json.loads(without_mark(text))
     except ValueError as error:
         raise ConfigError("json", [Problem("json", f"not JSON: {error}.")]) from None
-    if not isinstance(content, dict):
+    if not is_object(content):
         raise ConfigError("json", [Problem("json", "holds no object.")])
     sections = {"dataloader", "training", "inference", "model"} & content.keys()
-    if sections and all(isinstance(content[name], dict) for name in sections):
+    if sections and all(is_object(content[name]) for name in sections):
         message = "is a configuration of FLOW, not of kohya_ss: import it on the page of that trainer."
         raise ConfigError("json", [Problem("json", message)])
     return content
@@ -163,7 +164,7 @@ class _Form:
             special(key, value)
         elif families is not None and self.placer.family not in families:
             self.found.unused[key] = "belongs to another model family"
-        elif isinstance(value, dict):
+        elif is_object(value):
             self.found.leave(key, value)
         else:
             self.placer.place(Given(key, name, value))
@@ -239,7 +240,7 @@ class _Form:
         if self._has("network_args"):
             self.placer.place(Given("network_args", "network_args", words))
         if network and network.args:
-            args = [*network.args, *(words if isinstance(words, list) else [])]
+            args = [*network.args, *(words if is_array(words) else [])]
             self.placer.state("network", "network_args", args)
 
     def _place_length(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flowloom.json_types import is_array
 from flowloom.trainers.kohya.imports.families import is_on
 from flowloom.trainers.kohya.imports.result import Imported
 from flowloom.trainers.kohya.imports.values import is_empty, number_of, words_of
@@ -78,19 +79,18 @@ class Network:
 def has_algorithm(words: Any) -> bool:
     """True if network_args name an algorithm, which only LyCORIS accepts."""
     words = words_of(words)
-    return isinstance(words, list) and any(str(word).startswith("algo=") for word in words)
+    return is_array(words) and any(str(word).startswith("algo=") for word in words)
 
 
 def network_of(form: Mapping[str, Any], family: str, found: Imported) -> Network | None:
     """The adapter; each key of KEYS that the form has goes into the report. None: the form names no type."""
     name = form.get("LoRA_type")
     kind = _TYPES.get(name) if isinstance(name, str) else None
-    args, words = [], {}
+    words: dict[str, str] = {}
     for key in [key for key in form if key in KEYS]:
         word = _word(key, form, kind)
         if word:
             words[key] = word
-            args.append(word)
         else:
             _report_unused(key, form[key], kind, found)
     if kind is None:

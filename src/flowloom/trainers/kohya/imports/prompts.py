@@ -6,6 +6,7 @@ import json
 import tomllib
 from typing import Any
 
+from flowloom.json_types import is_array, is_object
 from flowloom.text_files import without_mark
 from flowloom.trainers.kohya.imports.result import Imported
 from flowloom.trainers.kohya.prompt_options import WORDS, Prompt, read_prompt
@@ -15,7 +16,7 @@ _IGNORED = "sd-scripts has no such prompt option here"
 
 def read_prompts(text: str, found: Imported, name: str) -> list[str]:
     """The prompts of a file, each as a line with its options; what is not understood goes into `found`."""
-    lines = []
+    lines: list[str] = []
     for number, entry in enumerate(_entries(without_mark(text))):
         prompt, unknown = _prompt(entry)
         for option, value in unknown.items():
@@ -33,21 +34,21 @@ def _entries(text: str) -> list[Any]:
         content = json.loads(text)
     except ValueError:
         content = None
-    if isinstance(content, list | dict):
-        return content if isinstance(content, list) else [content]
+    if is_object(content) or is_array(content):
+        return content if is_array(content) else [content]
     try:
         prompt = tomllib.loads(text).get("prompt")
     except tomllib.TOMLDecodeError:
         prompt = None
-    if isinstance(prompt, dict):
+    if is_object(prompt):
         subsets = prompt.pop("subset", [{}])
-        return [prompt | one if isinstance(one, dict) else one for one in subsets]
+        return [prompt | one if is_object(one) else one for one in subsets]
     return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
 def _prompt(entry: Any) -> tuple[Prompt, dict[str, Any]]:
     """A prompt, and its options that sd-scripts does not know, with their values."""
-    if not isinstance(entry, dict):
+    if not is_object(entry):
         prompt = read_prompt(str(entry))
         pairs = (option.partition(" ") for option in prompt.unknown)
         return prompt, {option: value for option, _, value in pairs}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flowloom.errors import ConfigError, Problem
+from flowloom.json_types import is_array, is_object
 from flowloom.text_files import without_mark
 from flowloom.trainers.kohya.imports.arguments import Placer
 from flowloom.trainers.kohya.imports.datasets import of_folders, of_toml
@@ -32,7 +33,7 @@ def from_toml(text: str, dataset_toml: str = "", files: Files | None = None) -> 
     """
     content = read_toml("toml", text)
     datasets = read_dataset("dataset_toml", dataset_toml) if dataset_toml else {}
-    if not datasets and isinstance(content.get("datasets"), list):
+    if not datasets and is_array(content.get("datasets")):
         datasets = {key: content.pop(key) for key in ("general", "datasets") if key in content}
     if "subsets" in content and not datasets:
         datasets = {"datasets": [{"subsets": content.pop("subsets")}]}
@@ -72,14 +73,14 @@ def read_dataset(name: str, text: str) -> dict[str, Any]:
         content = json.loads(without_mark(text))
     except ValueError:
         return read_toml(name, text)
-    return content if isinstance(content, dict) else {name: content}
+    return content if is_object(content) else {name: content}
 
 
 def _leaves(table: dict[str, Any], prefix: str = "", depth: int = 0) -> Iterator[Given]:
     """Every key with its value; sections, and sections within them, only group keys."""
     for key, value in table.items():
         name = f"{prefix}{key}"
-        if not isinstance(value, dict):
+        if not is_object(value):
             yield Given(name, key, value)
         elif key in _PAIRS and not _NESTED & value.keys():
             pairs = words_of(value)

@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from flowloom.json_types import is_array, is_object
+
 _SWITCHES = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -32,15 +34,15 @@ def words_of(value: Any) -> Any:
 
     sd-scripts ends at a word `a=1 b=2` of a list, so that such a word is split, too.
     """
-    if isinstance(value, dict) and not any(isinstance(part, dict) for part in value.values()):
+    if is_object(value) and not any(is_object(part) for part in value.values()):
         return [f"{key}={_plain(part)}" for key, part in value.items()]
-    if isinstance(value, list):
+    if is_array(value):
         return [part for word in value for part in (words_of(word) if _is_several(word) else [word])]
     return value.replace('"', "").split() if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if is_array(value) else str(value)
 
 
 def _is_several(word: Any) -> bool:
@@ -55,7 +57,7 @@ def fitted(section: type[BaseModel], key: str, value: Any) -> Any:
     if kinds <= {"string", "null"}:
         return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
     value = _typed(value, kinds)
-    is_zero = value == 0 and not isinstance(value, bool) and "null" in kinds
+    is_zero = not isinstance(value, bool) and value == 0 and "null" in kinds
     # 0 steps between checkpoints: a form's way to say never.
     return None if is_zero and not _is_valid(section, key, value) else value
 
@@ -71,8 +73,8 @@ def _typed(value: Any, kinds: frozenset[str]) -> Any:
     if isinstance(value, str) and "boolean" in kinds:
         return _SWITCHES.get(value.strip().lower(), value)
     if "array" in kinds:
-        value = words_of(value) if kinds == {"array"} else value
-        return list(map(number_of, value)) if isinstance(value, list) and "number" in kinds else value
+        value = words_of(value) if kinds <= {"array"} else value
+        return list(map(number_of, value)) if is_array(value) and "number" in kinds else value
     if "boolean" in kinds:
         return bool(value) if isinstance(value, int | float) and value in (0, 1) else value
     value = number_of(value)
