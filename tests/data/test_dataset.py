@@ -1,4 +1,4 @@
-"""Several data sets in one run: each row in its own folder, as often as it should, in its own sizes."""
+"""Several datasets in one run: each row in its own folder, as often as it should, in its own sizes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLAIN = CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0
 
 
 def draw_set(folder: Path, name: str, num_rows: int, level: int, **fields: Any) -> dict[str, Any]:
-    """Pictures of one grey with their JSONL; returns the section that names them."""
+    """Images of one grey with their JSONL; returns the section that names them."""
     own = folder / name
     own.mkdir()
     rows = []
@@ -225,7 +225,7 @@ def test_several_captions_take_turns(tmp_path: Path) -> None:
 
 
 def half_masked(folder: Path, name: str, kind: str) -> dict[str, Any]:
-    """Pictures of which the left half counts."""
+    """Images of which the left half counts."""
     section = draw_set(folder, name, 4, 120)
     mask = np.zeros((64, 64), np.uint8)
     mask[:, :32] = 255
@@ -245,7 +245,7 @@ def half_masked(folder: Path, name: str, kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", ["alpha", "folder"])
 @pytest.mark.parametrize("needs_pixels", [True, False])
 @pytest.mark.parametrize("first", ["datasets", "dataloader"])
-def test_masks_come_with_their_pictures(tmp_path: Path, kind: str, needs_pixels: bool, first: str) -> None:
+def test_masks_come_with_their_images(tmp_path: Path, kind: str, needs_pixels: bool, first: str) -> None:
     section = half_masked(tmp_path, "cats", kind) | {"unmasked_weight": 0.2}
     plain = draw_set(tmp_path, "dogs", 2, 3)
     config = config_of(section, plain) if first == "dataloader" else config_of(None, section, plain)
@@ -265,7 +265,7 @@ def test_a_missing_or_misshapen_mask_is_a_skipped_row(tmp_path: Path) -> None:
     section = half_masked(tmp_path, "cats", "folder")
     (tmp_path / "cats_masks" / "1.png").unlink()
     Image.new("L", (64, 32)).save(tmp_path / "cats_masks" / "2.png")
-    (tmp_path / "cats_masks" / "3.png").write_bytes(b"no picture")
+    (tmp_path / "cats_masks" / "3.png").write_bytes(b"no image")
     skipped = {s.line: s.reason for s in skipped_of(make_loader(config_of(None, section)))}
     assert set(skipped) == {2, 3, 4}
     assert "no mask: no such file" in skipped[2]

@@ -58,7 +58,7 @@ def make_loader(dataset: Dataset, threads: int = 2, **options: Any) -> Loader:
 
 @pytest.fixture
 def ten(tmp_path: Path) -> list[dict[str, Any]]:
-    """Rows of ten grey pictures, each of its own grey."""
+    """Rows of ten grey images, each with a different grey."""
     rows = []
     for i in range(10):
         Image.new("RGB", (64, 64), (i * 20,) * 3).save(tmp_path / f"{i}.png")
@@ -67,7 +67,7 @@ def ten(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_captions_stay_with_their_pictures(tmp_path: Path, ten: list[dict[str, Any]], threads: int) -> None:
+def test_captions_stay_with_their_images(tmp_path: Path, ten: list[dict[str, Any]], threads: int) -> None:
     loader = make_loader(make_dataset(tmp_path, ten), threads)
     batches = list(loader.batches(0))
     assert [len(batch.samples) for batch in batches].count(4) == 2
@@ -96,8 +96,8 @@ def test_leaving_an_epoch_early_leaves_no_thread(tmp_path: Path, ten: list[dict[
     assert not [t for t in threading.enumerate() if t.name.startswith("loader")]
 
 
-def test_a_broken_picture_is_left_out_and_named(tmp_path: Path, ten: list[dict[str, Any]]) -> None:
-    (tmp_path / "3.png").write_bytes(b"no picture")
+def test_a_broken_image_is_skipped_and_reported(tmp_path: Path, ten: list[dict[str, Any]]) -> None:
+    (tmp_path / "3.png").write_bytes(b"not an image")
     (tmp_path / "5.png").unlink()
     ten[7]["filename"] = "../../outside.png"
     batches = list(make_loader(make_dataset(tmp_path, ten)).batches(0))
@@ -116,7 +116,7 @@ def test_too_many_unusable_lines_stop_before_training(tmp_path: Path, ten: list[
     assert len(make_dataset(tmp_path, ten, limits={"skipped_percentage": 0.1}).metadata) == 9
 
 
-def test_pictures_nobody_needs_are_not_read(tmp_path: Path, ten: list[dict[str, Any]]) -> None:
+def test_unneeded_images_are_not_read(tmp_path: Path, ten: list[dict[str, Any]]) -> None:
     dataset = make_dataset(tmp_path, ten)
     for i in range(10):
         (tmp_path / f"{i}.png").unlink()

@@ -1,4 +1,4 @@
-"""The next item is made while the present one is used, and dropping the iterator can never block."""
+"""The next item is made while the current one is used, and dropping the iterator never blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache on disk keeps its size, whoever writes to it, and survives a kill at any moment."""
+"""The cache on disk keeps its limit with several writers, and survives a kill at any moment."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def content(i: int) -> bytes:
 
 
 def put(cache: DiskCache, i: int) -> None:
-    cache.keep(f"s3://b/{i}", f"etag {i}", content(i))
+    cache.add(f"s3://b/{i}", f"etag {i}", content(i))
 
 
 def get(cache: DiskCache, i: int) -> bytes | None:
-    kept = cache.look(f"s3://b/{i}")
+    kept = cache.find(f"s3://b/{i}")
     return cache.read(f"s3://b/{i}", kept) if kept else None
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """All contents, while nobody may change anything."""
+    """All contents, while no process changes anything."""
     index = sqlite3.connect(folder / "index.sqlite", timeout=60, isolation_level=None)
     index.execute("BEGIN IMMEDIATE")
     try:
@@ -68,9 +68,9 @@ def test_the_longest_unused_goes_first(tmp_path: Path) -> None:
 
 def test_a_new_content_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, MIB)
-    cache.keep("a", "1", b"old")
-    cache.keep("a", "2", b"newer")
-    kept = cache.look("a")
+    cache.add("a", "1", b"old")
+    cache.add("a", "2", b"newer")
+    kept = cache.find("a")
     assert kept is not None
     assert (kept.etag, cache.read("a", kept)) == ("2", b"newer")
     assert bytes_on_disk(tmp_path) == cache.total_bytes == 5
@@ -78,16 +78,16 @@ def test_a_new_content_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
 
 def test_what_is_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 100)
-    cache.keep("small", "1", b"x" * 100)
-    cache.keep("large", "1", b"x" * 101)
-    assert cache.look("large") is None
-    assert cache.look("small") is not None
+    cache.add("small", "1", b"x" * 100)
+    cache.add("large", "1", b"x" * 101)
+    assert cache.find("large") is None
+    assert cache.find("small") is not None
 
 
 def test_a_damaged_file_is_a_miss(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, MIB)
     put(cache, 1)
-    kept = cache.look("s3://b/1")
+    kept = cache.find("s3://b/1")
     assert kept is not None
     kept.path.write_bytes(b"")
     assert get(cache, 1) is None
@@ -173,12 +173,12 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_cure(tmp_path: Path) -> 
         DiskCache(tmp_path / "broken", MIB)
 
 
-def test_a_fault_of_the_disk_ends_the_keeping_not_the_run(tmp_path: Path) -> None:
+def test_a_fault_of_the_disk_disables_the_cache_not_the_run(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, MIB)
     put(cache, 1)
     (tmp_path / "partial").rmdir()
     put(cache, 2)
     assert cache.fault is not None
-    assert "nothing more is kept" in cache.fault
+    assert "nothing more is added" in cache.fault
     assert get(cache, 1) == content(1)
     assert get(cache, 2) is None

@@ -1,4 +1,4 @@
-"""Every row gets its own image, in the caller's order, within a bound in bytes, whatever the store does."""
+"""Every row gets its own image, in the caller's order, within a limit of bytes, also with a faulty store."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_what_the_user_names_may_be_private(files: Files, monkeypatch: pytest.Mo
 
 
 def test_no_server_sends_one_on_to_a_private_address(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither one that a row names nor one that the user trusts."""
+    """Neither a store in a row nor one that the user trusts."""
     monkeypatch.setenv("FLOWLOOM_PRIVATE_HOSTS", "127.0.0.1")
     files.moved["/a.png"] = f"http://127.0.0.2:{files.server_port}/secret"
     files.contents["/secret"] = b"secret"
@@ -288,7 +288,7 @@ def test_the_disk_keeps_its_limit(filled: StorageSection, tmp_path: Path) -> Non
     sizes=st.lists(st.integers(0, 120), min_size=1, max_size=30),
     draw=st.randoms(use_true_random=False),
 )
-def test_memory_is_shared_in_order_and_nobody_waits_for_ever(
+def test_memory_is_shared_in_order_and_every_waiter_is_served(
     limit: int, sizes: list[int], draw: random.Random
 ) -> None:
     async def play() -> None:

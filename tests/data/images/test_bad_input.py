@@ -15,18 +15,18 @@ from flowloom.data.images.decode import load_alpha, load_image
 from flowloom.data.images.headers import NeedMore, image_size
 from flowloom.data.metadata import read_metadata
 from flowloom.errors import DataError, ImageError
-from tests.fakes.pictures import JXL_RED, encoded, photo, turned
+from tests.fakes.images import JXL_RED, encoded, photo, turned
 from tests.fakes.profiles import cmyk_profile, grey_profile
 
 # Pillow warns of what it puts up with.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 SIZE = (24, 16)
 FOUND = Path(__file__).parent / "found"
-"""Files that once ended in a traceback, one each."""
+"""Files that once caused a traceback."""
 
 
 def whole() -> dict[str, bytes]:
-    """A small picture of every kind, with as much of its furniture as fits."""
+    """A small image of every kind, with as many of its optional parts as fit."""
     colours = photo(5, 40, 30)
     grey = colours.convert("L")
     alpha = colours.convert("RGBA")
@@ -82,7 +82,7 @@ def test_what_was_found_stays_found(path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_a_picture_that_is_cut_short_is_an_error_or_whole(kind: str) -> None:
+def test_an_image_that_is_cut_short_is_an_error_or_whole(kind: str) -> None:
     """What is cut off may be furniture; pixels that are missing are never made up."""
     data = WHOLE[kind]
     expected = read(data)
@@ -94,7 +94,7 @@ def test_a_picture_that_is_cut_short_is_an_error_or_whole(kind: str) -> None:
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A picture with some bytes changed, most of them in its head."""
+    """An image with some bytes changed, most of them in its head."""
     data = bytearray(WHOLE[draw(st.sampled_from(sorted(WHOLE)))])
     for _ in range(draw(st.integers(1, 6))):
         end = min(len(data), draw(st.sampled_from([64, 512, len(data)])))
@@ -109,20 +109,20 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(damaged())
-def test_damaged_pictures_are_read_or_reported(data: bytes) -> None:
+def test_damaged_images_are_read_or_reported(data: bytes) -> None:
     read(data)
 
 
 @st.composite
 def spliced(draw: st.DrawFn) -> bytes:
-    """The beginning of one picture and the end of another."""
+    """The beginning of one image and the end of another."""
     one, other = (WHOLE[draw(st.sampled_from(sorted(WHOLE)))] for _ in range(2))
     return one[: draw(st.integers(0, len(one)))] + other[draw(st.integers(0, len(other))) :]
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(spliced())
-def test_halves_of_two_pictures_are_read_or_reported(data: bytes) -> None:
+def test_halves_of_two_images_are_read_or_reported(data: bytes) -> None:
     read(data)
 
 
@@ -150,12 +150,12 @@ def test_nonsense_has_no_size_or_a_sane_one(data: bytes) -> None:
 @settings(max_examples=200, deadline=None)
 @given(damaged(), st.integers(0, 2000))
 def test_the_size_from_a_head_is_the_size_from_the_file(data: bytes, length: int) -> None:
-    """Or more is asked for; another size is never told."""
+    """Or more bytes are requested; a wrong size is never returned."""
     try:
-        told = image_size(data[:length])
+        size = image_size(data[:length])
     except ImageError:
         return
-    assert told == image_size(data)
+    assert size == image_size(data)
 
 
 FIELDS = ("filename", "caption_or_tags", "width", "height", "loss_weight", "is_tag_based", "is_url_based")
@@ -204,12 +204,12 @@ def check(path: Path, given_lines: list[bytes]) -> None:
         metadata = read_metadata(path)
     except DataError:  # no usable row
         return
-    told = {problem.line for problem in metadata.problems}
+    bad_lines = {problem.line for problem in metadata.problems}
     assert all(problem.reason for problem in metadata.problems)
     rows = [metadata.row(index) for index in range(len(metadata))]
-    assert not told & {row.line for row in rows}
+    assert not bad_lines & {row.line for row in rows}
     for number, line in enumerate(given_lines, start=1):
-        if number not in told and line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
+        if number not in bad_lines and line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").strip():
             (row,) = [row for row in rows if row.line == number]
             fields = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
             captions = fields["caption_or_tags"]

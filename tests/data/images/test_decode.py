@@ -1,4 +1,4 @@
-"""Every kind of picture file comes out right, or is named as unusable; none is trained wrong."""
+"""Every kind of image file is decoded correctly or reported as unusable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from flowloom.data.images.decode import image_size, load_alpha, load_image
 from flowloom.errors import ImageError
-from tests.fakes.pictures import JXL_RED, ORIENTATION, encoded, photo
+from tests.fakes.images import JXL_RED, ORIENTATION, encoded, photo
 from tests.fakes.profiles import cmyk_profile, grey_profile, matrix_profile
 
 WHITE = (255, 255, 255)
@@ -74,8 +74,8 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 
 
 def test_transparency_shows_the_background_and_not_what_hides_behind_it() -> None:
-    picture = Image.new("RGBA", (80, 80), (255, 0, 0, 0))
-    assert colour(encoded(picture, "PNG")) == WHITE
+    image = Image.new("RGBA", (80, 80), (255, 0, 0, 0))
+    assert colour(encoded(image, "PNG")) == WHITE
     half = Image.new("RGBA", (80, 80), (0, 0, 0, 128))
     np.testing.assert_allclose(colour(encoded(half, "PNG")), (127, 127, 127), atol=2)
     palette = Image.new("P", (80, 80), 0)
@@ -83,12 +83,12 @@ def test_transparency_shows_the_background_and_not_what_hides_behind_it() -> Non
     assert colour(encoded(palette, "PNG", transparency=0)) == WHITE
 
 
-def test_pictures_stand_upright_as_exif_says() -> None:
-    picture = Image.new("RGB", (120, 60), "white")
-    picture.paste("black", (0, 0, 60, 60))
-    exif = picture.getexif()
+def test_images_stand_upright_as_exif_says() -> None:
+    image = Image.new("RGB", (120, 60), "white")
+    image.paste("black", (0, 0, 60, 60))
+    exif = image.getexif()
     exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees
-    shown = pixels(encoded(picture, "PNG", exif=exif), (32, 64))
+    shown = pixels(encoded(image, "PNG", exif=exif), (32, 64))
     assert shown[:28].mean() < 10
     assert shown[36:].mean() > 245
 
@@ -101,7 +101,7 @@ def test_a_profile_is_brought_to_srgb() -> None:
     assert colour(encoded(RED, "PNG", icc_profile=matrix_profile())) == pytest.approx((220, 30, 20), abs=2)
 
 
-def test_a_profile_reaches_transparent_and_palette_pictures_too() -> None:
+def test_a_profile_reaches_transparent_and_palette_images_too() -> None:
     profile = matrix_profile(bgr=True)
     half = RED.convert("RGBA")
     half.putalpha(128)
@@ -124,7 +124,7 @@ def test_grey_takes_a_grey_profile_and_a_colour_profile() -> None:
 
 
 def test_cmyk_takes_its_profile() -> None:
-    """The profile says that the blackest ink is grey: half of it is lighter than one would guess."""
+    """The profile says that the blackest ink is grey: half of it is lighter than without the profile."""
     black = Image.new("CMYK", (80, 80), (0, 0, 0, 128))
     for kind in ("JPEG", "TIFF"):
         np.testing.assert_allclose(colour(encoded(black, kind)), (127,) * 3, atol=3)
@@ -164,11 +164,11 @@ def bomb() -> bytes:
 
 UNUSABLE: dict[str, Callable[[], bytes]] = {
     "20000 x 10000 is 200 megapixels": bomb,
-    "not readable as a picture": lambda: encoded(RED, "JPEG")[:400],
+    "not readable as an image": lambda: encoded(RED, "JPEG")[:400],
     "truncated": lambda: encoded(photo(0, 300, 300), "JPEG")[:9000],
     "could not|not readable as": lambda: encoded(photo(0, 300, 300), "WEBP")[:6000],
-    "not readable as a pict": lambda: encoded(photo(0, 300, 300), "AVIF")[:6000],
-    "not readable as a pic": lambda: encoded(photo(0, 300, 300), "TIFF")[:9000],
+    "not readable as an ima": lambda: encoded(photo(0, 300, 300), "AVIF")[:6000],
+    "not readable as an im": lambda: encoded(photo(0, 300, 300), "TIFF")[:9000],
     "truncated|broken": lambda: encoded(photo(0, 300, 300), "PNG")[:9000],
     "not readable": lambda: b"",
     "begins with b'<html>": lambda: b"<html>404</html>",
@@ -177,7 +177,7 @@ UNUSABLE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("reason", UNUSABLE)
-def test_what_is_no_whole_picture_is_named(reason: str) -> None:
+def test_incomplete_and_other_files_are_reported(reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         pixels(UNUSABLE[reason]())
 
@@ -187,7 +187,7 @@ def test_the_stated_limit_holds_before_anything_is_decoded() -> None:
         load_image(encoded(RED, "PNG"), (64, 64), WHITE, max_megapixels=0.001)
 
 
-def test_pictures_are_scaled_to_cover_and_cropped_in_the_middle() -> None:
+def test_images_are_scaled_to_cover_and_cropped_in_the_middle() -> None:
     wide = Image.new("RGB", (300, 100), "white")
     wide.paste("black", (100, 0, 200, 100))
     assert pixels(encoded(wide, "PNG"), (50, 50)).mean() < 3
@@ -217,18 +217,18 @@ def test_the_quick_way_for_jpegs_is_as_good(given: tuple[int, int], size: tuple[
 @pytest.mark.parametrize("size", [(148, 96), (149, 97), (100, 64), (64, 101), (33, 17), (299, 199), (96, 96)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
 def test_scaling_is_pillow_s_lanczos_to_the_rounding(size: tuple[int, int], mode: str) -> None:
-    picture = photo(2, 300, 201).convert(mode)
-    data = encoded(picture, "PNG")
+    image = photo(2, 300, 201).convert(mode)
+    data = encoded(image, "PNG")
     assert psnr(pixels(data, size), by_pillow(data, size)) > 40
 
 
 def test_opacity_is_cut_as_the_pixels_are() -> None:
-    picture = photo(3, 300, 200).convert("RGBA")
-    alpha = picture.convert("L").point(lambda level: 255 if level > 120 else 0)
-    picture.putalpha(alpha)
-    exif = picture.getexif()
+    image = photo(3, 300, 200).convert("RGBA")
+    alpha = image.convert("L").point(lambda level: 255 if level > 120 else 0)
+    image.putalpha(alpha)
+    exif = image.getexif()
     exif[ORIENTATION] = 6
-    opacity = load_alpha(encoded(picture, "PNG", exif=exif), (64, 80), max_megapixels=1)
+    opacity = load_alpha(encoded(image, "PNG", exif=exif), (64, 80), max_megapixels=1)
     shown = pixels(encoded(alpha.convert("RGB"), "PNG", exif=exif), (64, 80))
     np.testing.assert_array_equal(opacity, shown[..., 0])
     assert load_alpha(encoded(RED, "JPEG"), (64, 80), max_megapixels=1).min() == 255

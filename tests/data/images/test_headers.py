@@ -1,4 +1,4 @@
-"""The size of a picture is told from its first bytes, as it will be shown."""
+"""The size of an image is read from its first bytes, as it will be shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from flowloom.data.images.decode import load_image
 from flowloom.data.images.headers import NeedMore, image_size, read_header
 from flowloom.errors import ImageError
-from tests.fakes.pictures import JXL_RED, encoded, photo, turned
+from tests.fakes.images import JXL_RED, encoded, photo, turned
 
 KINDS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
 CORNER = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}
@@ -27,13 +27,13 @@ def test_the_size_of_every_kind_is_told(kind: str) -> None:
 
 
 def test_variants_of_a_kind_are_told() -> None:
-    picture = Image.effect_noise((70, 30), 50).convert("RGB")
-    assert image_size(encoded(picture, "WEBP", lossless=True)) == (70, 30)
-    assert image_size(encoded(picture.convert("RGBA"), "WEBP")) == (70, 30)
-    assert image_size(encoded(picture, "JPEG", progressive=True, comment=b"\xff\xc0" * 200)) == (70, 30)
-    assert image_size(encoded(picture, "TIFF", big_tiff=True)) == (70, 30)
-    assert image_size(encoded(picture, "TIFF", compression="tiff_lzw")) == (70, 30)
-    assert image_size(encoded(picture, "JPEG2000", no_jp2=True)) == (70, 30)
+    image = Image.effect_noise((70, 30), 50).convert("RGB")
+    assert image_size(encoded(image, "WEBP", lossless=True)) == (70, 30)
+    assert image_size(encoded(image.convert("RGBA"), "WEBP")) == (70, 30)
+    assert image_size(encoded(image, "JPEG", progressive=True, comment=b"\xff\xc0" * 200)) == (70, 30)
+    assert image_size(encoded(image, "TIFF", big_tiff=True)) == (70, 30)
+    assert image_size(encoded(image, "TIFF", compression="tiff_lzw")) == (70, 30)
+    assert image_size(encoded(image, "JPEG2000", no_jp2=True)) == (70, 30)
     assert image_size(b"P6 # a\n#b\n 70\t30 #c\n255\n" + bytes(6300)) == (70, 30)
 
 
@@ -82,7 +82,7 @@ def test_a_head_that_is_too_short_says_how_much_more_it_needs(kind: str) -> None
 
 
 def missing(head: bytes) -> int | None:
-    """How many bytes would tell more; None where `head` tells all."""
+    """Number of bytes needed to read further; None if `head` is enough."""
     try:
         image_size(head)
     except NeedMore as error:
@@ -108,24 +108,24 @@ UNUSABLE = {
     "without a size": b"P6 x y" + bytes(2000),
     "no box b'meta'|a box|ends": b"\0\0\0\x18ftypavif" + bytes(12) + b"\0\0\0\x02meta",
     "a WebP that begins": b"RIFF\x20\0\0\0WEBPxxxx" + bytes(20),
-    "a TIFF folder of 65535 tags": b"II*\0\x08\0\0\0\xff\xff" + bytes(20),
+    "a TIFF directory of 65535 tags": b"II*\0\x08\0\0\0\xff\xff" + bytes(20),
     "at byte 18446744073709551615": b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(8),
-    "a JPEG XL file without a stream": b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x10jxlc" + bytes(8),
+    "a JPEG XL file without a codestream": b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x10jxlc" + bytes(8),
 }
 
 
 @pytest.mark.parametrize("reason", UNUSABLE)
-def test_what_has_no_size_says_why(reason: str) -> None:
+def test_an_image_without_a_size_is_an_error_with_a_reason(reason: str) -> None:
     with pytest.raises(ImageError, match=reason):
         image_size(UNUSABLE[reason])
 
 
-def test_damaged_exif_leaves_the_picture_as_it_stands() -> None:
+def test_damaged_exif_leaves_the_image_unturned() -> None:
     data = encoded(Image.new("RGB", (40, 20)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\0\0")
     assert read_header(data).shown == (40, 20)
 
 
-def test_a_picture_behind_a_large_block_is_told_without_reading_the_block(tmp_path: Path) -> None:
+def test_the_size_after_a_large_block_is_read_without_the_block(tmp_path: Path) -> None:
     data = encoded(Image.new("RGB", (40, 20)), "PNG", icc_profile=np.random.default_rng(0).bytes(300_000))
 
     class Counted(io.BytesIO):

@@ -20,7 +20,7 @@ from flowloom.tasks import ALL
 from flowloom.tasks.caption import DEFAULT_PROMPT, CaptionConfig
 from flowloom.tasks.tagging.captioner import CaptionWriter
 from tests.fakes.captioners import KINDS, write_chat
-from tests.fakes.pictures import encoded
+from tests.fakes.images import encoded
 from tests.tasks.tagging.conftest import Runs
 
 KIND = pytest.mark.parametrize("kind", list(KINDS))

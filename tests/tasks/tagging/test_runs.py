@@ -19,7 +19,7 @@ from PIL import Image
 from flowloom.errors import ConfigError, DataError, RunError
 from flowloom.tasks import ALL
 from flowloom.tasks.restore_captions import CHANGES
-from tests.fakes.pictures import encoded
+from tests.fakes.images import encoded
 from tests.server.conftest import wait_for
 from tests.tasks.tagging.conftest import BLUE, GREEN, RED, Runs, events_of, paint
 

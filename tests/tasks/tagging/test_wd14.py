@@ -16,8 +16,8 @@ from flowloom.tasks import ALL
 from flowloom.tasks.tag import TagConfig
 from flowloom.tasks.tagging.tags import Labels, TagRules, read_labels, widest_gap
 from flowloom.tasks.tagging.wd14 import Wd14Tagger, to_square
+from tests.fakes.images import encoded, turned
 from tests.fakes.onnx_tagger import LABELS, value, write_tagger
-from tests.fakes.pictures import encoded, turned
 
 Tag = Callable[..., dict[str, Any]]
 PLAIN = "blue theme, ^_^, long hair, 1girl"

@@ -1,4 +1,4 @@
-"""A folder on a fast disk that keeps what was read from stores; above its size the longest unused goes."""
+"""A folder on a fast disk with copies of data from stores; the least recently used are deleted first."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from flowloom.errors import SourceError
 
 ABANDONED_S = 600
-"""A partial file of this age was left by a process that was killed."""
-NOTED_AT_ONCE = 256
-"""Uses that are noted together."""
+"""Age at which a partial file is taken for one of a killed process."""
+USES_PER_WRITE = 256
+"""Number of uses that are written to the index together."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS kept (
     key TEXT PRIMARY KEY, etag TEXT NOT NULL, size INTEGER NOT NULL, used INTEGER NOT NULL,
@@ -32,22 +32,22 @@ CREATE TRIGGER IF NOT EXISTS gone AFTER DELETE ON kept BEGIN UPDATE total SET by
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """Something the folder holds, if nobody has taken it away since."""
+class CachedFile:
+    """A file in the folder, unless another process has removed it since."""
 
     etag: str
     path: Path
     size: int
     compared_ns: int
-    """When it was last found to be what the store has, in ns since 1970."""
+    """Time of the last comparison with the store that found no change, in ns since 1970."""
 
 
 class DiskCache:
     """Contents by address, for all threads and processes that use the folder.
 
-    An index in SQLite says what there is; files come and go within its transactions, so that they never
-    exceed the limit. A row without its whole file is a miss, a file without a row is swept away when the
-    folder is opened: a kill at any moment costs nothing but that.
+    Files are added and removed within transactions of an SQLite index, so that they never exceed the limit.
+    A row without its complete file is a miss, and a file without a row is removed when the folder is opened,
+    so a kill at any moment does no harm.
     """
 
     def __init__(self, folder: Path, limit_bytes: int):
@@ -58,7 +58,7 @@ class DiskCache:
         self.folder = folder
         self.limit_bytes = limit_bytes
         self.fault: str | None = None
-        """Why nothing is kept any more; null while all is well."""
+        """Reason why nothing more is added; None without a fault."""
         self._lock = threading.Lock()
         self._uses: dict[str, int] = {}
         self._comparisons: dict[str, int] = {}
@@ -72,58 +72,58 @@ class DiskCache:
             self._index.executescript(SCHEMA)
             self._sweep()
         except (OSError, sqlite3.Error) as error:
-            hint = "Set storage.cache_dir to a folder that can be written, or empty this one."
-            raise SourceError(f"{folder}: no cache can be kept there: {error}. {hint}") from error
+            hint = "Set storage.cache_dir to a writable folder, or empty this one."
+            raise SourceError(f"{folder}: cannot be used as a cache: {error}. {hint}") from error
 
     @property
     def total_bytes(self) -> int:
-        """Size of all that is kept."""
+        """Size of all cached files."""
         with self._lock:
             return int(self._index.execute("SELECT bytes FROM total").fetchone()[0])
 
-    def look(self, address: str) -> Kept | None:
-        """What is kept of `address`."""
+    def find(self, address: str) -> CachedFile | None:
+        """The cached file of `address`."""
         key = _digest(address)
         with self._lock:
             try:
                 query = "SELECT etag, size, compared FROM kept WHERE key = ?"
                 row = self._index.execute(query, (key,)).fetchone()
             except sqlite3.Error as error:
-                self._give_up(error)
+                self._disable(error)
                 return None
             compared_ns = self._comparisons.get(key, 0)
         if not row:
             return None
-        etag, size, noted_ns = row
-        return Kept(etag, self._path(key, etag), size, max(compared_ns, noted_ns))
+        etag, size, recorded_ns = row
+        return CachedFile(etag, self._path(key, etag), size, max(compared_ns, recorded_ns))
 
-    def read(self, address: str, kept: Kept, *, was_compared: bool = False) -> bytes | None:
-        """Its content, or None when it is not there any more; `was_compared`: the store has the same now."""
+    def read(self, address: str, cached: CachedFile, *, was_compared: bool = False) -> bytes | None:
+        """Its content, or None if it is gone; `was_compared`: the store has just confirmed it."""
         try:
-            content = kept.path.read_bytes()
+            content = cached.path.read_bytes()
         except OSError:
             return None
-        if len(content) != kept.size:
+        if len(content) != cached.size:
             return None
         with self._lock:
             key = _digest(address)
             self._uses[key] = time.time_ns()
             if was_compared:
                 self._comparisons[key] = time.time_ns()
-            if len(self._uses) >= NOTED_AT_ONCE:
-                self._change(self._note_uses)
+            if len(self._uses) >= USES_PER_WRITE:
+                self._change(self._record_uses)
         return content
 
-    def keep(self, address: str, etag: str, content: bytes) -> None:
-        """Keep `content`, after making room for it; nothing is kept that is larger than the limit."""
+    def add(self, address: str, etag: str, content: bytes) -> None:
+        """Add `content` after making room for it, unless it is larger than the limit."""
         if self.fault or len(content) > self.limit_bytes:
             return
         key = _digest(address)
         path = self._path(key, etag)
         partial = self.folder / "partial" / f"{os.getpid()}-{next(self._numbers)}"
 
-        def take_in() -> None:
-            self._note_uses()
+        def move_in() -> None:
+            self._record_uses()
             self._remove(key)
             self._make_room(len(content))
             now = time.time_ns()
@@ -132,24 +132,25 @@ class DiskCache:
             path.parent.mkdir(exist_ok=True)
             partial.replace(path)
 
+        # Written before the transaction, so that other processes do not wait for the disk.
         try:
             partial.write_bytes(content)
         except OSError as error:
-            self._give_up(error)
+            self._disable(error)
         else:
             with self._lock:
-                self._change(take_in)
+                self._change(move_in)
         if self.fault:
             partial.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Note the last uses and close the index."""
+        """Record the last uses and close the index."""
         with self._lock:
-            self._change(self._note_uses)
+            self._change(self._record_uses)
             self._index.close()
 
     def _change(self, change: Callable[[], None]) -> None:
-        """Do `change` as one transaction, alone among all processes."""
+        """Run `change` as one transaction, exclusive among all processes."""
         try:
             self._index.execute("BEGIN IMMEDIATE")
             try:
@@ -159,7 +160,7 @@ class DiskCache:
                 self._index.execute("ROLLBACK")
                 raise
         except (OSError, sqlite3.Error) as error:
-            self._give_up(error)
+            self._disable(error)
 
     def _make_room(self, size: int) -> None:
         while self._index.execute("SELECT bytes FROM total").fetchone()[0] + size > self.limit_bytes:
@@ -172,16 +173,16 @@ class DiskCache:
             self._path(key, row[0]).unlink(missing_ok=True)
             self._index.execute("DELETE FROM kept WHERE key = ?", (key,))
 
-    def _note_uses(self) -> None:
+    def _record_uses(self) -> None:
         for column, times in (("used", self._uses), ("compared", self._comparisons)):
             rows = [(when, key) for key, when in times.items()]
             self._index.executemany(f"UPDATE kept SET {column} = ? WHERE key = ?", rows)
             times.clear()
 
     def _sweep(self) -> None:
-        """Take away what killed processes left: half-written files, and whole ones that no row tells of."""
+        """Remove leftovers of killed processes: incomplete files, and files without a row."""
         for path in (self.folder / "partial").iterdir():
-            # Of those that live, others finish theirs while we look.
+            # Running processes may finish theirs at the same time.
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > ABANDONED_S:
                     path.unlink()
@@ -191,11 +192,11 @@ class DiskCache:
             path.unlink(missing_ok=True)
 
     def _path(self, key: str, etag: str) -> Path:
-        """Content and etag belong together, whoever writes: the name has both."""
+        """The path includes the etag, so that writers of other contents use other files."""
         return self.folder / key[:2] / f"{key}-{_digest(etag)[:8]}"
 
-    def _give_up(self, error: Exception) -> None:
-        self.fault = self.fault or f"{self.folder}: nothing more is kept: {error}"
+    def _disable(self, error: Exception) -> None:
+        self.fault = self.fault or f"{self.folder}: nothing more is added: {error}"
 
 
 def _digest(text: str) -> str:

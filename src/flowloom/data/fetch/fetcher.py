@@ -1,4 +1,4 @@
-"""Images by the names that rows give them, read ahead from folders and stores, bounded in bytes."""
+"""Prefetch the images of rows from folders and stores, within a limit of bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from flowloom.data.fetch.disk_cache import DiskCache, Kept
+from flowloom.data.fetch.disk_cache import CachedFile, DiskCache
 from flowloom.data.fetch.memory_budget import MemoryBudget
 from flowloom.errors import ImageError, SourceError
 from flowloom.storage.base import ObjectInfo, OnState, StorageSection, scheme_of, shown
@@ -21,16 +21,16 @@ from flowloom.storage.remote import Remote, Request, event_loop
 
 T = TypeVar("T")
 MAX_BYTES = 256 * 2**20
-"""A larger file is no picture that one trains on."""
-OFFERED = ("http", "https", "s3", "gs", "az")
-"""Schemes that rows may name: a data set made by others must not read files of this machine."""
+"""Maximum size of an image file."""
+ROW_SCHEMES = ("http", "https", "s3", "gs", "az")
+"""Schemes that rows may use; a dataset by others must not read files of this machine."""
 DISK_THREADS = 4
 
 
 class Fetch(Future[bytes | Path]):
-    """One image on its way: its bytes, or the path of a local file.
+    """An image being downloaded: its bytes, or the path of a local file.
 
-    What is read ahead counts against the limit until its `result()` is taken, or `cancel()` is called.
+    Prefetched bytes count against the limit until `result()` or `cancel()` is called.
     """
 
     def __init__(self, fetcher: Fetcher):
@@ -38,11 +38,11 @@ class Fetch(Future[bytes | Path]):
         self._fetcher = fetcher
 
     def result(self, timeout: float | None = None) -> bytes | Path:
-        """The image; whoever waits here is served before everybody else.
+        """The image; a fetch that is waited for is served first.
 
         Raises:
-            SourceError: the store does not have it or does not give it.
-            ImageError: no local file is meant by the name.
+            SourceError: it cannot be read from the store.
+            ImageError: no local file has this name.
         """
         if not self.done():
             self._fetcher.want(self)
@@ -53,14 +53,14 @@ class Fetch(Future[bytes | Path]):
                 self._fetcher.release(self)
 
     def cancel(self) -> bool:
-        """Give it up."""
+        """Cancel the download."""
         is_cancelled = super().cancel()
         self._fetcher.release(self)
         return is_cancelled
 
 
 class _DoesNotFit(Exception):
-    """The memory for read-ahead has no room for a body; its request is made again when there is."""
+    """The memory budget has no room for a body; the request is repeated when it has."""
 
     def __init__(self, size: int):
         super().__init__(size)
@@ -77,11 +77,11 @@ class _Address:
 
 
 class Fetcher:
-    """Brings images to any number of threads of the process that made it.
+    """Downloads images for any number of threads of one process.
 
-    `fetch` returns at once; callers keep the futures in their order and take each result when they need it.
-    Images from stores are read concurrently on the sources' event loop; with `storage.cache_dir` they are
-    kept on disk, and each is compared with its store (by etag) when it is first used in a process.
+    `fetch` returns immediately; callers keep the futures in order and take each result when they need it.
+    Images from stores are read concurrently on the stores' event loop. With `storage.cache_dir` they are
+    cached on disk, and compared with the store by etag at the first use in a process.
     """
 
     def __init__(self, storage: StorageSection, on_state: OnState | None = None):
@@ -103,10 +103,10 @@ class Fetcher:
         self._tasks: set[asyncio.Task[bytes | Path]] = set()
 
     def fetch(self, row_name: str, is_url_based: bool, folder: str | Path) -> Fetch:
-        """The image that a row names: at a URL, or below `folder`, which may be an address such as s3://...
+        """Start to read the image of a row: at a URL, or in `folder`, which may be a URL such as s3://...
 
-        Below a local folder a .jxl twin of the file wins, then the file, then other formats of its name;
-        in a store, the name itself.
+        In a local folder, the .jxl twin of a file comes first, then the file, then its stem in other formats;
+        in a store, only the name itself.
         """
         fetch = Fetch(self)
         try:
@@ -115,32 +115,32 @@ class Fetcher:
             fetch.set_exception(error)
             return fetch
         if isinstance(address, Path):
-            self._disk.submit(_look_up, fetch, address, row_name)
+            self._disk.submit(_find_local, fetch, address, row_name)
         else:
             self._loop.call_soon_threadsafe(self._start, fetch, address)
         return fetch
 
     def stat(self, row_name: str, is_url_based: bool, folder: str | Path) -> ObjectInfo:
-        """What a store says of the image that a row names.
+        """Metadata of the image of a row in its store.
 
         Raises:
             SourceError: the store does not have it, or it is a local file.
         """
         address = self._address(row_name, is_url_based, folder)
         if isinstance(address, Path):
-            raise SourceError(f"{row_name}: lies in a folder, which no store speaks for.")
+            raise SourceError(f"{row_name}: a local file, which has no metadata of a store.")
         return address.source.stat(address.name)
 
     def want(self, fetch: Fetch) -> None:
-        """Somebody waits for `fetch`."""
+        """Serve `fetch` first, because a thread waits for it."""
         self._loop.call_soon_threadsafe(self.ahead.want, fetch)
 
     def release(self, fetch: Fetch) -> None:
-        """The content of `fetch` is taken, or will not be."""
+        """Free the memory of `fetch`, whose content was taken or is no longer needed."""
         self._loop.call_soon_threadsafe(self.ahead.release, fetch)
 
     def close(self) -> None:
-        """Stop what is under way; what nobody took is cancelled."""
+        """Cancel all downloads."""
         asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
         self._disk.shutdown(cancel_futures=True)
         if self.cache:
@@ -152,15 +152,15 @@ class Fetcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _address(self, name: str, is_url_based: bool, folder: str | Path) -> _Address | Path:
-        """Where an image is: in a store, or below the folder that is returned."""
+        """The address of an image in a store, or the local folder that has it."""
         if not is_url_based:
             if not scheme_of(str(folder)):
                 return Path(folder)
             source = self._source(str(folder), is_given=True)
             return source.path if isinstance(source, Folder) else _Address(source, name)
-        if scheme_of(name) not in OFFERED:
-            known = ", ".join(f"{scheme}://" for scheme in OFFERED)
-            raise SourceError(f"{shown(name):.200}: an image's address begins with one of {known}.")
+        if scheme_of(name) not in ROW_SCHEMES:
+            known = ", ".join(f"{scheme}://" for scheme in ROW_SCHEMES)
+            raise SourceError(f"{shown(name):.200}: the URL of an image must begin with one of {known}.")
         scheme, _, rest = name.partition("://")
         host, _, path = rest.partition("/")
         source = self._source(f"{scheme}://{host}", is_given=False)
@@ -168,7 +168,7 @@ class Fetcher:
         return _Address(source, path.partition("#")[0] if scheme.lower().startswith("http") else path)
 
     def _source(self, url: str, *, is_given: bool) -> Remote | Folder:
-        """The store at `url`, given by the user, or named by a row."""
+        """The store at `url`, which is from the user (`is_given`) or from a row."""
         with self._lock:
             if (url, is_given) not in self._sources:
                 opened = open_source if is_given else open_named
@@ -178,12 +178,12 @@ class Fetcher:
             return self._sources[url, is_given]
 
     def _start(self, fetch: Fetch, address: _Address) -> None:
-        task = self._loop.create_task(self._bring(fetch, address))
+        task = self._loop.create_task(self._download(fetch, address))
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._hand_over(fetch, task))
 
     def _hand_over(self, fetch: Fetch, task: asyncio.Task[bytes | Path]) -> None:
-        """Whatever became of `task` becomes of `fetch`: nobody waits for ever."""
+        """Copy the result, error or cancellation of `task` to `fetch`, so that its waiters always wake."""
         self._tasks.discard(task)
         if task.cancelled():
             fetch.cancel()
@@ -196,64 +196,68 @@ class Fetcher:
         else:
             fetch.set_result(task.result())
 
-    async def _bring(self, fetch: Fetch, address: _Address) -> bytes:
+    async def _download(self, fetch: Fetch, address: _Address) -> bytes:
         await self.ahead.reserve(fetch)
         if fetch.cancelled():
             return b""
-        kept = await self._stat(address)
-        if kept and kept.compared_ns > self._started_ns:
-            await self.ahead.reserve(fetch, kept.size)
-            content = await self._read_kept(address, kept)
+        cached = await self._find(address)
+        if cached and cached.compared_ns > self._started_ns:
+            await self.ahead.reserve(fetch, cached.size)
+            content = await self._read_cached(address, cached)
             if content is not None:
                 return content
-            kept = None
+            cached = None
         while True:
             try:
                 breaker = address.source.breaker
-                return await breaker.with_retries(lambda: self._ask(fetch, address, kept), address.name)
-            except _DoesNotFit as told:
-                # Not within the request: whoever waits for memory must not hold a connection.
-                await self.ahead.reserve(fetch, told.size)
+                return await breaker.with_retries(lambda: self._request(fetch, address, cached), address.name)
+            except _DoesNotFit as error:
+                # After the request, because a fetch that waits for memory must not hold a connection.
+                await self.ahead.reserve(fetch, error.size)
 
-    async def _ask(self, fetch: Fetch, address: _Address, kept: Kept | None) -> bytes:
-        """One request, answered by the disk where the content is still that of `kept`."""
-        answer = await address.source.request(Request(address.name, etag=kept.etag if kept else None))
-        size = kept.size if answer.is_unchanged and kept else answer.size or 0
+    async def _request(self, fetch: Fetch, address: _Address, cached: CachedFile | None) -> bytes:
+        """The content by one request, from the disk if the store's is still that of `cached`."""
+        response = await address.source.request(Request(address.name, etag=cached.etag if cached else None))
+        size = cached.size if response.is_unchanged and cached else response.size or 0
         if size > MAX_BYTES:
-            answer.drop()
-            raise SourceError(f"{address}: {size // 2**20} MiB, larger than {MAX_BYTES // 2**20}.")
+            response.drop()
+            raise SourceError(
+                f"{address}: {size // 2**20} MiB, larger than the maximum of {MAX_BYTES // 2**20}."
+            )
         if not self.ahead.fits(fetch, size):
-            answer.drop()
+            response.drop()
             raise _DoesNotFit(size)
-        if answer.is_unchanged and kept:
-            answer.drop()
-            content = await self._read_kept(address, kept, was_compared=True)
-            return await self._ask(fetch, address, None) if content is None else content
-        content = await answer.body()
+        if response.is_unchanged and cached:
+            response.drop()
+            content = await self._read_cached(address, cached, was_compared=True)
+            return await self._request(fetch, address, None) if content is None else content
+        content = await response.body()
         self.ahead.learn(len(content))
         self.ahead.force(fetch, len(content))
-        await self._keep(address, answer.etag, content)
+        await self._add(address, response.etag, content)
         return content
 
-    async def _stat(self, address: _Address) -> Kept | None:
+    async def _find(self, address: _Address) -> CachedFile | None:
         cache = self.cache
-        return await self._on_disk(lambda: cache.look(str(address))) if cache else None
+        return await self._on_disk(lambda: cache.find(str(address))) if cache else None
 
-    async def _read_kept(self, address: _Address, kept: Kept, *, was_compared: bool = False) -> bytes | None:
+    async def _read_cached(
+        self, address: _Address, cached: CachedFile, *, was_compared: bool = False
+    ) -> bytes | None:
         cache = self.cache
         assert cache
-        return await self._on_disk(lambda: cache.read(str(address), kept, was_compared=was_compared))
+        return await self._on_disk(lambda: cache.read(str(address), cached, was_compared=was_compared))
 
-    async def _keep(self, address: _Address, etag: str | None, content: bytes) -> None:
+    async def _add(self, address: _Address, etag: str | None, content: bytes) -> None:
         cache = self.cache
         if cache and etag:
-            await self._on_disk(lambda: cache.keep(str(address), etag, content))
+            await self._on_disk(lambda: cache.add(str(address), etag, content))
 
     async def _on_disk(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._disk, work)
 
 
-def _look_up(fetch: Fetch, folder: Path, name: str) -> None:
+def _find_local(fetch: Fetch, folder: Path, name: str) -> None:
     if not fetch.set_running_or_notify_cancel():
         return
     try:

@@ -1,4 +1,4 @@
-"""Where the pictures of rows come from: folders at once, stores through one fetcher."""
+"""The images of rows: from folders directly, from stores through one fetcher."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from flowloom.storage.local import find_image
 
 
 class ImageSource:
-    """Pictures by row; the fetcher, with its threads, is made when the first row is not a local file."""
+    """Images by row. The fetcher and its threads start with the first image from a store."""
 
     def __init__(self, storage: StorageSection | None = None, on_state: OnState | None = None):
         self._storage = storage or StorageSection()
         self.on_state = on_state
         self._lock = threading.Lock()
-        self._made: Fetcher | None = None
+        self._open_fetcher: Fetcher | None = None
 
     @staticmethod
     def is_remote(row: Row, folder: str) -> bool:
-        """Whether the picture of `row` lies in a store."""
+        """True if the image of `row` is in a store."""
         return row.is_url_based or scheme_of(folder) not in ("", "file")
 
     def prefetch(self, row: Row, folder: str) -> Fetch | None:
-        """Start to fetch the picture of `row`; None where it is a file below `folder`."""
+        """Start to download the image of `row`; None if it is a file in `folder`."""
         return (
             self._fetcher.fetch(row.filename, row.is_url_based, folder)
             if self.is_remote(row, folder)
@@ -35,11 +35,11 @@ class ImageSource:
         )
 
     def get(self, row: Row, folder: str, fetch: Fetch | None = None) -> bytes | Path:
-        """The picture of `row`: what `fetch` brings, where it was begun.
+        """The image of `row`, from `fetch` if its download was started.
 
         Raises:
-            ImageError: there is none.
-            StoreDenied, StoreDown: the store gives nothing at all; the row is not to blame.
+            ImageError: it is missing.
+            StoreDenied, StoreDown: the whole store is unavailable, not this image only.
         """
         fetch = fetch or self.prefetch(row, folder)
         if fetch is None:
@@ -52,10 +52,10 @@ class ImageSource:
             raise ImageError(str(error)) from error
 
     def stat(self, row: Row, folder: str) -> ObjectInfo:
-        """What the store says of the picture of a remote `row`.
+        """Metadata of the image of `row` in its store.
 
         Raises:
-            ImageError: there is none.
+            ImageError: it is missing.
             StoreDenied, StoreDown: as `get`.
         """
         try:
@@ -66,15 +66,15 @@ class ImageSource:
             raise ImageError(str(error)) from error
 
     def close(self) -> None:
-        """Stop what is under way."""
+        """Stop all downloads."""
         with self._lock:
-            if self._made:
-                self._made.close()
-            self._made = None
+            if self._open_fetcher:
+                self._open_fetcher.close()
+            self._open_fetcher = None
 
     @property
     def _fetcher(self) -> Fetcher:
         with self._lock:
-            if self._made is None:
-                self._made = Fetcher(self._storage, self.on_state)
-            return self._made
+            if self._open_fetcher is None:
+                self._open_fetcher = Fetcher(self._storage, self.on_state)
+            return self._open_fetcher

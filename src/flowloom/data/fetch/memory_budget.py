@@ -1,4 +1,4 @@
-"""A byte budget for prefetching. The sample needed next is always admitted: prefetching cannot deadlock."""
+"""A byte budget for prefetching. The sample needed next is always admitted: it cannot deadlock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 Owner = TypeVar("Owner", bound=Hashable)
 FIRST_GUESS = 2**19
 FORGET = 0.02
-"""How fast a large object is forgotten when the next ones are smaller."""
+"""Rate at which the guess decreases after a large object."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class MemoryBudget(Generic[Owner]):
     held: int = 0
     peak: int = 0
     guess: float = field(init=False)
-    """Size of the next object, before the store says it: near the largest of late."""
+    """Expected size of the next object, near the largest recent one."""
     _shares: dict[Owner, int] = field(default_factory=dict)
     _waiting: OrderedDict[Owner, tuple[int, asyncio.Future[None]]] = field(default_factory=OrderedDict)
     _wanted: set[Owner] = field(default_factory=set)
@@ -35,22 +35,22 @@ class MemoryBudget(Generic[Owner]):
         self.guess = min(FIRST_GUESS, self.limit / 8)
 
     async def reserve(self, owner: Owner, size: int | None = None) -> None:
-        """Wait until `owner` may hold `size` bytes, or as many as objects have of late."""
+        """Wait until `owner` may hold `size` bytes, by default the guess."""
         size = int(self.guess) if size is None else size
         if not self._waiting and self.fits(owner, size):
             return
         if owner in self._wanted:
             self.force(owner, size)
             return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting[owner] = (size, turn)
+        admission = asyncio.get_running_loop().create_future()
+        self._waiting[owner] = (size, admission)
         try:
-            await turn
+            await admission
         finally:
             self._waiting.pop(owner, None)
 
     def fits(self, owner: Owner, size: int) -> bool:
-        """Make it `size` bytes that `owner` holds, if there is room or it is waited for."""
+        """Let `owner` hold `size` bytes if the budget has room or its content is needed now."""
         others = self.held - self._shares.get(owner, 0)
         if others + size > self.limit and others and owner not in self._wanted:
             return False
@@ -58,42 +58,42 @@ class MemoryBudget(Generic[Owner]):
         return True
 
     def force(self, owner: Owner, size: int) -> None:
-        """Make it `size` bytes that `owner` holds."""
+        """Let `owner` hold `size` bytes."""
         self._hold(owner, size)
         self._serve()
 
     def learn(self, size: int) -> None:
-        """An object of `size` bytes came."""
+        """Update the guess after an object of `size` bytes."""
         self.guess = max(size, (1 - FORGET) * self.guess + FORGET * size)
 
     def want(self, owner: Owner) -> None:
-        """The content of `owner` is waited for."""
+        """Serve `owner` first, because its content is needed now."""
         self._wanted.add(owner)
         if owner in self._waiting:
-            size, turn = self._waiting.pop(owner)
-            self._grant(owner, size, turn)
+            size, admission = self._waiting.pop(owner)
+            self._grant(owner, size, admission)
 
     def release(self, owner: Owner) -> None:
-        """The content of `owner` has been taken, or nobody wants it any more."""
+        """Free the bytes of `owner`, whose content was taken or is no longer needed."""
         self._wanted.discard(owner)
         self.held -= self._shares.pop(owner, 0)
         self._serve()
 
     def _serve(self) -> None:
         while self._waiting:
-            owner, (size, turn) = next(iter(self._waiting.items()))
+            owner, (size, admission) = next(iter(self._waiting.items()))
             others = self.held - self._shares.get(owner, 0)
             if others + size > self.limit and others:
                 return
             del self._waiting[owner]
-            self._grant(owner, size, turn)
+            self._grant(owner, size, admission)
 
     def _hold(self, owner: Owner, size: int) -> None:
         self.held += size - self._shares.get(owner, 0)
         self._shares[owner] = size
         self.peak = max(self.peak, self.held)
 
-    def _grant(self, owner: Owner, size: int, turn: asyncio.Future[None]) -> None:
+    def _grant(self, owner: Owner, size: int, admission: asyncio.Future[None]) -> None:
         self._hold(owner, size)
-        if not turn.done():
-            turn.set_result(None)
+        if not admission.done():
+            admission.set_result(None)

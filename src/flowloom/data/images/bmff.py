@@ -1,4 +1,4 @@
-"""Boxes of ISO base media files (ISO/IEC 14496-12): AVIF, JPEG 2000 and JPEG XL are made of them."""
+"""Boxes of ISO base media files (ISO/IEC 14496-12): the containers of AVIF, JPEG 2000 and JPEG XL."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MAX_BOXES = 1000
 """In one box; a file with more is damaged."""
 TO_THE_END = 2**62
 ANGLES = {0: 1, 1: 8, 2: 3, 3: 6}
-"""EXIF orientation of `irot`: quarter turns anticlockwise."""
+"""EXIF orientation for each `irot`, in anticlockwise quarter turns."""
 MIRRORED = {1: (4, 2), 8: (5, 7), 3: (2, 4), 6: (7, 5)}
-"""EXIF orientation of a turn with `imir` after it, by its axis."""
+"""EXIF orientation for each rotation followed by `imir`, by its axis."""
 
 
 def boxes(reader: ByteReader, end: int = TO_THE_END) -> Iterator[tuple[bytes, int]]:
-    """Kind and end of each box from the reader's position to `end`, the reader at its contents."""
+    """Kind and end of each box up to `end`; the reader is at the contents of the box."""
     for _ in range(MAX_BOXES):
         if reader.position >= end:
             return
@@ -27,20 +27,20 @@ def boxes(reader: ByteReader, end: int = TO_THE_END) -> Iterator[tuple[bytes, in
             length = reader.number(8)
         stop = start + length if length else end
         if not reader.position <= stop <= end:
-            raise ImageError(f"not readable as a picture: a box {kind!r} of {length} bytes")
+            raise ImageError(f"not readable as an image: a box {kind!r} of {length} bytes")
         yield kind, stop
         reader.position = stop
-    raise ImageError(f"not readable as a picture: more than {MAX_BOXES} boxes")
+    raise ImageError(f"not readable as an image: more than {MAX_BOXES} boxes")
 
 
 def enter(reader: ByteReader, *path: tuple[bytes, ...]) -> tuple[bytes, int]:
-    """Move to the contents of a box: the first of the kinds that a step names, then so within it.
+    """Move to the contents of a nested box: each step names the kinds of the next box to enter.
 
     Returns:
-        Kind and end of the last.
+        Kind and end of the last box.
 
     Raises:
-        ImageError: there is none.
+        ImageError: a box is missing.
     """
     found, end = b"", TO_THE_END
     for kinds in path:
@@ -49,7 +49,7 @@ def enter(reader: ByteReader, *path: tuple[bytes, ...]) -> tuple[bytes, int]:
                 found, end = kind, stop
                 break
         else:
-            raise ImageError(f"not readable as a picture: no box {kinds[0]!r}")
+            raise ImageError(f"not readable as an image: no box {kinds[0]!r}")
     return found, end
 
 
@@ -65,7 +65,7 @@ def primary_image(reader: ByteReader) -> tuple[int, int, int]:
             properties, owned = _properties(reader, stop)
     chosen = dict(properties[i - 1] for i in owned.get(item, ()) if 0 < i <= len(properties))
     if b"ispe" not in chosen:
-        raise ImageError("not readable as a picture: an AVIF without a size")
+        raise ImageError("not readable as an image: an AVIF without a size")
     width, height = (int.from_bytes(chosen[b"ispe"][i : i + 4]) for i in (4, 8))
     orientation = ANGLES[chosen.get(b"irot", b"\0")[0] & 3]
     if b"imir" in chosen:
@@ -80,7 +80,7 @@ def _version(reader: ByteReader) -> int:
 
 
 def _properties(reader: ByteReader, end: int) -> tuple[list[tuple[bytes, bytes]], dict[int, list[int]]]:
-    """Kind and first 12 bytes of each property, and the numbers of those that each item has, from 1."""
+    """Kind and first 12 bytes of each property, and each item's property numbers, from 1."""
     properties, owned = [], {}
     for kind, stop in boxes(reader, end):
         if kind == b"ipco":

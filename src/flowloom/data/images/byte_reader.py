@@ -1,4 +1,4 @@
-"""Reads numbers from the head of a file, and says how much of it would be needed."""
+"""Reads numbers from the head of a file, and reports how many bytes it needs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from flowloom.errors import ImageError
 
 
 class NeedMore(ImageError):
-    """The given bytes end before the size of the picture is told.
+    """The given bytes end before the size of the image.
 
     Attributes:
-        length: so many bytes from the beginning tell more; perhaps not yet all.
+        length: bytes from the beginning that are needed to read further, perhaps not yet enough.
     """
 
     def __init__(self, given: int, length: int):
-        super().__init__(f"not readable as a picture: it ends within its header, {length} bytes or more")
+        super().__init__(f"not readable as an image: it ends within its header of at least {length} bytes")
         self.given = given
         self.length = length
 
 
 class ByteReader:
-    """A position in `file`; what is skipped is not read."""
+    """A position in `file`; skipped bytes are not read."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -34,7 +34,7 @@ class ByteReader:
             self._file.seek(self.position)
             return self._file.read(count)
         except (OSError, OverflowError) as error:
-            raise ImageError(f"not readable as a picture at byte {self.position}: {error}") from error
+            raise ImageError(f"not readable as an image at byte {self.position}: {error}") from error
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes.
@@ -49,7 +49,7 @@ class ByteReader:
         return data
 
     def skip(self, count: int) -> None:
-        """Move on by `count` bytes."""
+        """Move by `count` bytes."""
         self.position += count
 
     def number(self, count: int) -> int:

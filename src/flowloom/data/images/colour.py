@@ -1,4 +1,4 @@
-"""Pictures of any kind of colours to 8-bit sRGB."""
+"""Convert images of any colour space to 8-bit sRGB."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from PIL import Image, ImageCms
 from flowloom.errors import ImageError
 
 MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
-"""Pillow's mode of the colours that a profile is for."""
+"""Pillow's mode for the colour space of a profile."""
 KEPT_PROFILES = 16
 _PROFILE_ERRORS = (ImageCms.PyCMSError, OSError, ValueError)
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey and floats from 0 to 1, scaled, not clipped, to 8 bits; other images as they are.
+    """16-bit grey and floats from 0 to 1 scaled to 8 bits; other images unchanged.
 
     Raises:
-        ImageError: there are levels beyond white or below black, of which nobody knows what they mean.
+        ImageError: there are levels above white or below black, whose meaning is unknown.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -30,7 +30,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
         raise ImageError(f"levels from {levels.min():g} to {levels.max():g}; they must be 0 to {white:g}")
     eight = Image.fromarray((levels * np.float32(255 / white)).round().astype(np.uint8))
     key = image.info.get("transparency")
-    if isinstance(key, int):  # the one level that is transparent
+    if isinstance(key, int):  # the level that is transparent
         alpha = Image.fromarray(np.where(levels == key, 0, 255).astype(np.uint8))
         eight = Image.merge("LA", (eight, alpha))
     if profile := image.info.get("icc_profile"):
@@ -39,12 +39,12 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def flat(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """`image` as grey, RGB, CMYK or LAB; as sRGB over `background` where it is transparent."""
+    """`image` as grey, RGB, CMYK or LAB; if it has transparency, as sRGB over `background`."""
     if image.has_transparency_data:
         both = image.convert("LA" if image.mode in ("LA", "La") else "RGBA")
         colours, alpha = both.convert(both.mode[:-1]), both.getchannel("A")
-        picture = Image.fromarray(to_srgb(np.asarray(colours), colours.mode, image.info.get("icc_profile")))
-        return Image.composite(picture, Image.new("RGB", image.size, background), alpha)
+        opaque = Image.fromarray(to_srgb(np.asarray(colours), colours.mode, image.info.get("icc_profile")))
+        return Image.composite(opaque, Image.new("RGB", image.size, background), alpha)
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
         return image
     plain = image.convert("L" if image.mode == "1" else "RGB")
@@ -53,8 +53,10 @@ def flat(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
 
 
 def to_srgb(levels: NDArray[np.uint8], mode: str, profile: bytes | None) -> NDArray[np.uint8]:
-    """Levels (h, w) or (h, w, c) of Pillow's `mode` as sRGB (h, w, 3); without a `profile` grey is sRGB's,
-    and CMYK is what Pillow makes of it."""
+    """Levels (h, w) or (h, w, c) of Pillow's `mode` as sRGB (h, w, 3).
+
+    Without a `profile`, grey is sRGB's, and CMYK is converted by Pillow's rule.
+    """
     transform = _transform(profile or b"", mode)
     if transform is not None:
         if transform.input_mode == "RGB" and mode == "L":
@@ -74,8 +76,7 @@ def to_srgb(levels: NDArray[np.uint8], mode: str, profile: bytes | None) -> NDAr
 
 @lru_cache(KEPT_PROFILES)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From `profile` to sRGB; None for a profile that is damaged, or for other colours than `mode` has:
-    browsers ignore it, too."""
+    """From `profile` to sRGB; None if the profile is damaged or does not fit `mode`, as in browsers."""
     try:
         if mode == "LAB":
             opened = ImageCms.createProfile("LAB")
@@ -84,10 +85,10 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         else:
             return None
         source = ImageCms.ImageCmsProfile(opened)
-        taken = MODE_OF_SPACE.get(opened.xcolor_space.strip(), "")
-        if taken != mode and (taken, mode) != ("RGB", "L"):
+        profile_mode = MODE_OF_SPACE.get(opened.xcolor_space.strip(), "")
+        if profile_mode != mode and (profile_mode, mode) != ("RGB", "L"):
             return None
         srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.buildTransform(source, srgb, taken, "RGB")
+        return ImageCms.buildTransform(source, srgb, profile_mode, "RGB")
     except _PROFILE_ERRORS:
         return None

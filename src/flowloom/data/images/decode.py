@@ -24,10 +24,10 @@ from flowloom.errors import ImageError
 __all__ = ["NeedMore", "image_size", "load_alpha", "load_image"]
 
 DRAFT_MARGIN = 1.25
-"""A JPEG is decoded at a half, quarter or eighth of its size while that stays so many times the bucket's."""
+"""A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least this many times the bucket's size."""
 SURROUND = 4
-"""Pixels of the result that are computed beyond each edge where the picture goes on, and cut off."""
-JXL_CURE = ".venv/bin/pip install pyjpegxl (it has builds for Linux on x86-64 and for macOS)"
+"""Pixels of the result that are computed beyond each edge of the crop, then cut off."""
+JXL_HINT = ".venv/bin/pip install pyjpegxl (it has builds for Linux on x86-64 and for macOS)"
 TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     1: lambda levels: levels,
     2: lambda levels: levels[:, ::-1],
@@ -38,8 +38,8 @@ TURNS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     7: lambda levels: levels[::-1, ::-1].swapaxes(0, 1),
     8: lambda levels: levels.swapaxes(0, 1)[::-1],
 }
-"""Upright, by EXIF orientation."""
-# What decoders raise for damaged files; Pillow's own are programs in Python that trip over them.
+"""Function that turns an image upright, for each EXIF orientation."""
+# Errors of decoders for damaged files; Pillow's Python decoders raise almost any.
 BROKEN = (
     ArithmeticError,
     AttributeError,
@@ -55,9 +55,9 @@ BROKEN = (
     zlib.error,
 )
 
-# Every picture is held to the run's own limit before it is decoded; Pillow's lower one would win otherwise.
+# The run's limit is checked before each image is decoded; Pillow's is lower.
 Image.MAX_IMAGE_PIXELS = None
-# The loader reads many pictures at once, each on one thread, and none twice.
+# The loader decodes many images at once, each on one thread, and none twice.
 voperation.concurrency_set(1)
 voperation.cache_set_max(0)
 
@@ -67,11 +67,11 @@ def load_image(
 ) -> NDArray[np.uint8]:
     """Pixels (h, w, 3) of `source`, scaled by Lanczos to cover `size` = (w, h) and cropped at the centre.
 
-    The first frame of animations, turned as EXIF says, colours brought to sRGB by the embedded profile,
-    transparency over `background` as Pillow composites it: in sRGB's own values, not in linear light.
+    The first frame of animations, turned by EXIF orientation, converted to sRGB by the embedded profile, and
+    composited over `background` in sRGB values, not in linear light.
 
     Raises:
-        ImageError: the file is no picture, is damaged, or is larger than `max_megapixels`.
+        ImageError: the file is not an image, is damaged, or is larger than `max_megapixels`.
     """
     stored = _decode(source, size, max_megapixels)
     opaque = flat(to_eight_bits(stored.image), background)
@@ -79,7 +79,7 @@ def load_image(
 
 
 def load_alpha(source: bytes | Path, size: tuple[int, int], max_megapixels: float) -> NDArray[np.uint8]:
-    """The opacity (h, w) of `source`, 255 where nothing shines through, cropped as `load_image` does.
+    """The opacity (h, w) of `source`, 255 for opaque, cropped like `load_image`.
 
     Raises:
         ImageError: as `load_image`.
@@ -93,13 +93,13 @@ def load_alpha(source: bytes | Path, size: tuple[int, int], max_megapixels: floa
 
 @dataclass(frozen=True)
 class _Stored:
-    """A picture as its file has it."""
+    """An image as stored in its file."""
 
     image: Image.Image
     extent: tuple[float, float]
-    """Width and height in pixels: the last pixels of a fraction of a JPEG may be covered in part."""
+    """Width and height in pixels; fractional for a reduced JPEG, whose last pixels are partly covered."""
     orientation: int
-    """EXIF's: the turn that is still to be done."""
+    """EXIF orientation that is still to be applied."""
 
 
 def _decode(source: bytes | Path, size: tuple[int, int], max_megapixels: float) -> _Stored:
@@ -116,7 +116,7 @@ def _decode(source: bytes | Path, size: tuple[int, int], max_megapixels: float) 
             return _Stored(image, image.size, 1)
         return _decode_by_pillow(data, header, size, max_megapixels)
     except BROKEN as error:
-        raise ImageError(f"not readable as a picture: {error or type(error).__name__}") from error
+        raise ImageError(f"not readable as an image: {error or type(error).__name__}") from error
 
 
 def _decode_by_pillow(data: bytes, header: Header, size: tuple[int, int], max_megapixels: float) -> _Stored:
@@ -126,10 +126,10 @@ def _decode_by_pillow(data: bytes, header: Header, size: tuple[int, int], max_me
         if header.kind == "JPEG":
             extent = _draft(image, _turned(size, header.orientation))
         image.load()
-        # Pillow turns TIFFs itself.
+        # Pillow turns TIFFs upright itself.
         turn = 1 if header.kind == "TIFF" else header.orientation
         if header.kind == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
-            # Pillow takes every one as Adobe's, which are upside down.
+            # Pillow reads each CMYK JPEG as Adobe's, which are inverted.
             upright = ImageChops.invert(image)
             upright.info = dict(image.info)
             return _Stored(upright, extent or image.size, turn)
@@ -137,18 +137,18 @@ def _decode_by_pillow(data: bytes, header: Header, size: tuple[int, int], max_me
 
 
 def _decode_jxl(data: bytes) -> Image.Image:
-    """By libjxl, which turns it upright, and names or makes its profile."""
+    """Decode with libjxl, which turns the image upright and provides its profile."""
     try:
         import pyjpegxl
     except ImportError as error:
-        raise ImageError(f"JPEG XL needs a decoder: {JXL_CURE}") from error
-    if data.startswith(b"\0"):  # boxes: one that goes beyond the file has the decoder wait for a second
+        raise ImageError(f"JPEG XL needs a decoder: {JXL_HINT}") from error
+    if data.startswith(b"\0"):  # with a box that ends beyond the file, the decoder would wait for a second
         for _ in bmff.boxes(ByteReader(io.BytesIO(data)), len(data)):
             pass
-    about, levels = pyjpegxl.decode_to_numpy(data, dtype="uint8")
+    info, levels = pyjpegxl.decode_to_numpy(data, dtype="uint8")
     image = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
-    if about.icc:
-        image.info["icc_profile"] = about.icc
+    if info.icc:
+        image.info["icc_profile"] = info.icc
     return image
 
 
@@ -165,7 +165,7 @@ def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def _draft(image: Image.Image, size: tuple[int, int]) -> tuple[float, float] | None:
-    """Have a JPEG decoded at a fraction of its size, if that will do; its width and height then."""
+    """Decode a JPEG at a fraction of its size if that is enough; returns its width and height then."""
     spare = min(image.width / size[0], image.height / size[1]) / DRAFT_MARGIN
     for part in (8, 4, 2):
         if spare >= part:
@@ -175,8 +175,7 @@ def _draft(image: Image.Image, size: tuple[int, int]) -> tuple[float, float] | N
 
 
 def _fit(image: Image.Image, stored: _Stored, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Levels (h, w) or (h, w, c) of `image` scaled to cover `size`, cropped at the centre, and turned as
-    `stored` is to be."""
+    """Levels (h, w) or (h, w, c) of `image`, scaled to cover `size`, cropped at the centre, and upright."""
     wanted = _turned(size, stored.orientation)
     across, down = stored.extent
     shrink = min(across / wanted[0], down / wanted[1])
@@ -190,35 +189,35 @@ def _fit(image: Image.Image, stored: _Stored, size: tuple[int, int]) -> NDArray[
 
 
 def _shrink(levels: NDArray[np.uint8], size: tuple[int, int], shrink: float) -> NDArray[np.uint8]:
-    """What Pillow does, by libvips, which takes a fourth of the time."""
+    """Same as Pillow's resize, by libvips in a quarter of the time."""
     height, width, bands = (*levels.shape, 1)[:3]
     columns, rows = _Cut.of(width, size[0], shrink), _Cut.of(height, size[1], shrink)
-    picture = pyvips.Image.new_from_memory(levels.data, width, height, bands, "uchar")
-    picture = picture.crop(columns.start, rows.start, columns.taken, rows.taken)
-    picture = picture.reduce(columns.shrink, rows.shrink, kernel="lanczos3")
-    picture = picture.crop(columns.surround, rows.surround, *size)
+    image = pyvips.Image.new_from_memory(levels.data, width, height, bands, "uchar")
+    image = image.crop(columns.start, rows.start, columns.length, rows.length)
+    image = image.reduce(columns.shrink, rows.shrink, kernel="lanczos3")
+    image = image.crop(columns.surround, rows.surround, *size)
     shape = (size[1], size[0], *levels.shape[2:])
-    return np.frombuffer(picture.write_to_memory(), dtype=np.uint8).reshape(shape)
+    return np.frombuffer(image.write_to_memory(), dtype=np.uint8).reshape(shape)
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """How one side is cut and scaled: libvips crops at whole pixels and scales about the centre, so as many
-    are cut off on the left as on the right."""
+    """Crop and scale of one side. libvips crops at whole pixels and scales about the centre, so the same
+    number of pixels is cut off on the left and right."""
 
     start: int
-    taken: int
-    """Pixels from `start` on."""
+    length: int
+    """Pixels from `start`."""
     shrink: float
     surround: int
-    """Pixels of the result on either side that are computed for their neighbours only."""
+    """Pixels on either side of the result that are computed, then cut off."""
 
     @classmethod
     def of(cls, given: int, wanted: int, shrink: float) -> _Cut:
-        """The middle of `given` pixels to `wanted` of them, `shrink` times fewer."""
+        """The middle of `given` pixels, reduced by `shrink` to `wanted` pixels."""
         surround = min(SURROUND, int((given / shrink - wanted) / 2))
-        made = wanted + 2 * surround
-        start = max(round((given - made * shrink) / 2), 0)
-        taken = given - 2 * start
-        exact = shrink if int(taken / shrink + 0.5) == made else taken / made
-        return cls(start, taken, exact, surround)
+        computed = wanted + 2 * surround
+        start = max(round((given - computed * shrink) / 2), 0)
+        length = given - 2 * start
+        exact = shrink if int(length / shrink + 0.5) == computed else length / computed
+        return cls(start, length, exact, surround)

@@ -1,4 +1,4 @@
-"""The size of a picture, from the first bytes of its file: nothing is decoded, and Pillow is not asked."""
+"""The size of an image from the first bytes of its file, without decoding and without Pillow."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from flowloom.errors import ImageError
 __all__ = ["Header", "NeedMore", "image_size", "read_header"]
 
 MAGIC = 16
-"""Bytes that tell the kind."""
+"""Number of bytes that identify the format."""
 ORIENTATION = 0x0112
 """EXIF and TIFF tag; widths and heights are 256 and 257."""
 JPEG_WITHOUT_LENGTH = frozenset({0xFF00, 0xFF01, 0xFFFF, *range(0xFFD0, 0xFFD9)})
 JPEG_FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
 JPEG_ENDS = frozenset({0xFFD9, 0xFFDA})
-"""End of image, start of scan: no frame came before."""
+"""End of image and start of scan; a frame header comes before them."""
 JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 MAX_JUNK = 10_000
 """Bytes and segments before a JPEG's frame; a file with more is damaged."""
 MAX_TAGS = 1000
-"""In a TIFF folder; a file with more is damaged."""
+"""In a TIFF directory; a file with more is damaged."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a picture before it is decoded."""
+    """Metadata of an image before it is decoded."""
 
     kind: str
     """Pillow's name of the format; `JXL` for JPEG XL."""
@@ -40,7 +40,7 @@ class Header:
     """As stored, before `orientation`."""
     height: int
     orientation: int = 1
-    """EXIF's: 1 stands upright, 5 to 8 lie on their side."""
+    """EXIF orientation: 1 is upright, 5 to 8 are rotated by a quarter turn."""
 
     @property
     def shown(self) -> tuple[int, int]:
@@ -49,20 +49,20 @@ class Header:
 
 
 def image_size(source: bytes | BinaryIO | Path) -> tuple[int, int]:
-    """Width and height of the picture in `source` as it is shown, EXIF orientation applied.
+    """Width and height of the image in `source`, with EXIF orientation applied.
 
     Args:
         source: a file, or the beginning of one.
 
     Raises:
-        NeedMore: the bytes end too early; `.length` of them tell more. A file is damaged then.
-        ImageError: this is no picture of a known kind.
+        NeedMore: `source` ends too early; `.length` bytes are needed. A complete file is damaged then.
+        ImageError: not an image of a known format.
     """
     return read_header(source).shown
 
 
 def read_header(source: bytes | BinaryIO | Path) -> Header:
-    """Kind, stored size and orientation of the picture in `source`; as `image_size`."""
+    """Format, stored size and orientation of the image in `source`; raises like `image_size`."""
     if isinstance(source, Path):
         try:
             with source.open("rb") as file:
@@ -75,11 +75,13 @@ def read_header(source: bytes | BinaryIO | Path) -> Header:
         if pattern.match(magic):
             header = read(reader)
             if not (header.width > 0 and header.height > 0):
-                raise ImageError(f"not readable as a picture: {header.width} x {header.height} pixels")
+                raise ImageError(f"not readable as an image: {header.width} x {header.height} pixels")
             return header
     if len(magic) < MAGIC:
         raise NeedMore(len(magic), MAGIC)
-    raise ImageError(f"not readable as a picture: it begins with {magic!r}, none of {', '.join(KINDS)}")
+    raise ImageError(
+        f"not readable as an image: it begins with {magic!r}; known formats are {', '.join(KINDS)}"
+    )
 
 
 def _jpeg(reader: ByteReader) -> Header:
@@ -91,7 +93,7 @@ def _jpeg(reader: ByteReader) -> Header:
             return Header("JPEG", width, height, orientation)
         if marker == 0xFFE1 and orientation == 1:
             orientation = exif_orientation(reader.take(length))
-    raise ImageError("not readable as a picture: a JPEG without a frame")
+    raise ImageError("not readable as an image: a JPEG without a frame")
 
 
 def _jpeg_segments(reader: ByteReader) -> Iterator[tuple[int, int]]:
@@ -100,7 +102,7 @@ def _jpeg_segments(reader: ByteReader) -> Iterator[tuple[int, int]]:
     for _ in range(MAX_JUNK):
         marker = reader.number(2)
         if marker >> 8 != 0xFF or marker in JPEG_WITHOUT_LENGTH:
-            reader.skip(-1)  # junk between segments, or more 0xFF than one
+            reader.skip(-1)  # junk between segments, or several 0xFF
             continue
         if marker in JPEG_ENDS:
             return
@@ -111,7 +113,7 @@ def _jpeg_segments(reader: ByteReader) -> Iterator[tuple[int, int]]:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation in an EXIF block; 1 when it tells none, or is damaged."""
+    """The orientation in an EXIF block; 1 if it is missing or damaged."""
     reader = ByteReader(io.BytesIO(exif.removeprefix(b"Exif\0\0")))
     try:
         orientation = _tiff_tags(reader).get(ORIENTATION, 1)
@@ -121,10 +123,10 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def _tiff_tags(reader: ByteReader) -> dict[int, int]:
-    """The first number of every tag in the first folder, where it is a whole number of its own."""
+    """The first integer of each tag in the first directory."""
     order = reader.take(2)
     if order not in (b"II", b"MM"):
-        raise ImageError("not readable as a picture: no TIFF header")
+        raise ImageError("not readable as an image: no TIFF header")
     reader.order = "little" if order == b"II" else "big"
     is_big = reader.number(2) == 43
     word, counter = (8, 8) if is_big else (4, 2)
@@ -133,7 +135,7 @@ def _tiff_tags(reader: ByteReader) -> dict[int, int]:
     reader.position = reader.number(word)
     count = reader.number(counter)
     if count > MAX_TAGS:
-        raise ImageError(f"not readable as a picture: a TIFF folder of {count} tags")
+        raise ImageError(f"not readable as an image: a TIFF directory of {count} tags")
     tags = {}
     for _ in range(count):
         tag, kind = reader.number(2), reader.number(2)
@@ -153,10 +155,10 @@ def _tiff(reader: ByteReader) -> Header:
 def _png(reader: ByteReader) -> Header:
     reader.skip(12)
     if reader.take(4) != b"IHDR":
-        raise ImageError("not readable as a picture: a PNG without a header")
+        raise ImageError("not readable as an image: a PNG without a header")
     width, height = reader.number(4), reader.number(4)
     reader.skip(5 + 4)
-    while True:  # an orientation counts where it stands before the pixels, as in browsers
+    while True:  # the orientation is used only if it comes before the pixels, as in browsers
         length, kind = reader.number(4), reader.take(4)
         if kind in (b"IDAT", b"IEND"):
             return Header("PNG", width, height)
@@ -177,7 +179,7 @@ def _bmp(reader: ByteReader) -> Header:
     if reader.number(4) == 12:
         return Header("BMP", reader.number(2), reader.number(2))
     width, height = reader.number(4), reader.number(4)
-    return Header("BMP", width, min(height, 2**32 - height))  # negative: rows from the top down
+    return Header("BMP", width, min(height, 2**32 - height))  # negative if rows are stored from the top down
 
 
 def _webp(reader: ByteReader) -> Header:
@@ -194,14 +196,14 @@ def _webp(reader: ByteReader) -> Header:
         bits = reader.number(4)
         return Header("WEBP", 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
     if kind != b"VP8X":
-        raise ImageError(f"not readable as a picture: a WebP that begins with {kind!r}")
+        raise ImageError(f"not readable as an image: a WebP that begins with {kind!r}")
     has_exif = bool(reader.number(4) & 8)
     width, height = 1 + reader.number(3), 1 + reader.number(3)
     return Header("WEBP", width, height, _webp_orientation(reader, end) if has_exif else 1)
 
 
 def _webp_orientation(reader: ByteReader, end: int) -> int:
-    """EXIF stands behind the pixels: this seeks over them."""
+    """The orientation in the EXIF chunk after the pixels, which are skipped."""
     while reader.position < end:
         kind, length = reader.take(4), reader.number(4)
         if kind == b"EXIF":
@@ -225,15 +227,15 @@ def _jpeg2000(reader: ByteReader) -> Header:
 
 
 def _portable(reader: ByteReader) -> Header:
-    """Width and height stand as text, with comments between."""
+    """Width and height are text, with comments in between."""
     text = reader.peek(1000)
     number = rb"(?:\s+|#[^\n\r]*[\n\r])+(\d{1,9})(?=[\s#])"
-    found = re.match(rb"P." + number + number, text)
-    if found is None:
+    match = re.match(rb"P." + number + number, text)
+    if match is None:
         if len(text) < 1000:
             raise NeedMore(len(text), 1000)
-        raise ImageError("not readable as a picture: a PPM without a size")
-    return Header("PPM", int(found[1]), int(found[2]))
+        raise ImageError("not readable as an image: a PPM without a size")
+    return Header("PPM", int(match[1]), int(match[2]))
 
 
 def _qoi(reader: ByteReader) -> Header:
@@ -244,9 +246,9 @@ def _qoi(reader: ByteReader) -> Header:
 def _jxl(reader: ByteReader) -> Header:
     """ISO/IEC 18181-1: SizeHeader, then the beginning of ImageMetadata."""
     if reader.peek(2) != b"\xff\x0a" and bmff.enter(reader, (b"jxlc", b"jxlp"))[0] == b"jxlp":
-        reader.skip(4)  # the number of this part of the stream
+        reader.skip(4)  # the index of this part of the codestream
     if reader.take(2) != b"\xff\x0a":
-        raise ImageError("not readable as a picture: a JPEG XL file without a stream")
+        raise ImageError("not readable as an image: a JPEG XL file without a codestream")
     reader.order = "little"
     bits = _Bits(reader)
     in_eights = bits.take(1)
@@ -269,7 +271,7 @@ def _jxl_side(bits: _Bits, in_eights: int) -> int:
 
 
 class _Bits:
-    """Bits of a stream, lowest first."""
+    """The bits of a stream, lowest first."""
 
     def __init__(self, reader: ByteReader):
         self._reader = reader

@@ -16,29 +16,28 @@ from flowloom.errors import ImageError
 from flowloom.storage.local import find_image
 
 RATIO_TOLERANCE = 0.02
-"""A mask whose aspect ratio differs by more from its picture's would be cropped elsewhere."""
+"""A mask whose aspect ratio differs by more from its image's would be cropped differently."""
 
 
 def load_mask(
-    one: DatasetSource, row: Row, picture: bytes | Path | None, size: tuple[int, int], max_megapixels: float
+    source: DatasetSource, row: Row, image: bytes | Path | None, size: tuple[int, int], max_megapixels: float
 ) -> NDArray[np.uint8]:
-    """The mask (h, w) of `row`, cropped as its picture is: 255 counts in full, nothing less than
-    `unmasked_weight`.
+    """The mask (h, w) of `row`, cropped like its image: 255 for full weight, at least `unmasked_weight`.
 
     Args:
-        picture: where the picture comes from; not needed for masks in a folder.
+        image: not needed for masks in a folder.
 
     Raises:
-        ImageError: there is no such mask, or it is no picture, or of another shape, or nothing of it counts.
+        ImageError: the mask is missing, not an image, of another shape, or black everywhere.
     """
-    if one.mask == "alpha":
-        assert picture is not None
-        mask = load_alpha(picture, size, max_megapixels)
+    if source.mask == "alpha":
+        assert image is not None
+        mask = load_alpha(image, size, max_megapixels)
     else:
-        mask = _from_folder(one.mask_folder, row, size, max_megapixels)
-    mask = np.maximum(mask, np.uint8(round(255 * one.unmasked_weight)))
+        mask = _from_folder(source.mask_folder, row, size, max_megapixels)
+    mask = np.maximum(mask, np.uint8(round(255 * source.unmasked_weight)))
     if not mask.any():
-        raise ImageError("its mask is black everywhere, so nothing of the image would be trained")
+        raise ImageError("its mask is black everywhere, so no part of the image would be trained")
     return mask
 
 
@@ -51,8 +50,8 @@ def _from_folder(folder: Path, row: Row, size: tuple[int, int], max_megapixels: 
     except ImageError as error:
         raise ImageError(f"no mask: {error}") from error
     except (OSError, UnidentifiedImageError) as error:
-        raise ImageError(f"the mask is not readable as a picture: {error}") from error
+        raise ImageError(f"the mask is not readable as an image: {error}") from error
     if abs(ratio * row.height / row.width - 1) > RATIO_TOLERANCE:
-        raise ImageError(f"the mask {path.name} is of another shape than the picture")
+        raise ImageError(f"the mask {path.name} has another aspect ratio than the image")
     levels = load_image(path, size, (0, 0, 0), max_megapixels)
     return levels.mean(axis=2).round().astype(np.uint8)

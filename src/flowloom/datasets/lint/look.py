@@ -105,4 +105,4 @@ def shown_size(source: bytes | Path) -> tuple[int, int]:
             is_turned = image.getexif().get(_ORIENTATION) in _TURNED
             return (image.height, image.width) if is_turned else image.size
     except (OSError, SyntaxError, ValueError, RuntimeError) as error:
-        raise ImageError(f"not readable as a picture: {error}") from error
+        raise ImageError(f"not readable as an image: {error}") from error
