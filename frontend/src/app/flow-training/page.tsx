@@ -9,7 +9,7 @@ export default function FlowTraining() {
       <TrainingPage
         trainer="flow"
         title="FLOW training"
-        lead="Train Chroma by flow matching, with FLOW's configuration format."
+        lead="Train Chroma or FLUX.1 by flow matching, with FLOW's configuration format."
         missing={<Empty title="This studio has no FLOW trainer" />}
       />
     </Suspense>

@@ -15,7 +15,7 @@ interface NextStep {
 }
 
 const PARTS = {
-  "model.chroma_path": "a Chroma base model",
+  "model.path": "a base model",
   "model.vae_path": "the VAE",
   "model.t5_path": "the T5 encoder",
 };

@@ -12,6 +12,7 @@ import type { Model } from "@/lib/api/models";
 import { roots } from "@/lib/api/queries";
 import { bytes } from "@/lib/format";
 import { type FileLocation, locationOf, readLoraSettings } from "@/lib/lora-settings";
+import { trainerHref } from "@/lib/trainer-pages";
 
 const FILE = /\.(safetensors|sft|gguf|ckpt|pt|pth|bin)$/i;
 
@@ -30,9 +31,9 @@ export function UseSettingsButton({ model }: { model: Model }) {
     mutationFn: async (at: FileLocation) => {
       const settings = await readLoraSettings(at);
       if (!settings) throw new Error(`${model.name} has no training settings in its header.`);
-      return `/${settings.trainer}-training/?${new URLSearchParams({ like: at.path, root: at.root })}`;
+      return trainerHref(settings.trainer, { like: at.path, root: at.root });
     },
-    onSuccess: (href) => router.push(href),
+    onSuccess: (href) => href && router.push(href),
     onError: notifyError,
   });
   if (!location || !model.adapter) return null;

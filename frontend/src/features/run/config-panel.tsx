@@ -8,6 +8,7 @@ import { useToasts } from "@/components/ui/toasts";
 import { runConfig, trainerConfig } from "@/lib/api/queries";
 import { copyText } from "@/lib/clipboard";
 import { differences, type Json, shown, type Tree } from "@/lib/json";
+import { formTrainer } from "@/lib/trainer-pages";
 
 export function DiffTable({ from, to, names }: { from: Json; to: Json; names: [string, string] }) {
   const rows = differences(from, to);
@@ -42,7 +43,7 @@ export function DiffTable({ from, to, names }: { from: Json; to: Json; names: [s
 export function ConfigPanel({ id, trainer }: { id: string; trainer: string }) {
   const { data } = useQuery(runConfig(id));
   const { data: trainerInfo } = useQuery({
-    ...trainerConfig(trainer === "demo" ? "flow" : trainer),
+    ...trainerConfig(formTrainer(trainer)),
     retry: false,
   });
   const [view, setView] = useState<"changes" | "all" | "origin">("changes");

@@ -10,6 +10,7 @@ import { type Action, useRunAction } from "@/hooks/use-run-action";
 import type { RunView } from "@/lib/api/client";
 import { ACTIVE, trainers } from "@/lib/api/queries";
 import { BASE } from "@/lib/base-path";
+import { formTrainer, trainerHref } from "@/lib/trainer-pages";
 import { DuplicateDialog } from "./duplicate-dialog";
 
 type Asked = "kill" | "delete";
@@ -46,13 +47,12 @@ export function RunActions({ run }: { run: RunView }) {
   const items: MenuItem[] = [
     { label: "Duplicate …", note: "A new run with the same configuration", onChoose: () => setCopying(true) },
   ];
-  // The demo uses FLOW's configuration, so FLOW's form can open it.
-  const form = run.trainer === "demo" ? "flow" : run.trainer;
-  if (form === "flow" || form === "kohya") {
+  const form = trainerHref(formTrainer(run.trainer), { from: run.id });
+  if (form) {
     items.push({
       label: "Edit as new training",
       note: "Opens its configuration in the form",
-      onChoose: () => router.push(`/${form}-training/?from=${encodeURIComponent(run.id)}`),
+      onChoose: () => router.push(form),
     });
   }
   if (run.step || !ACTIVE.has(run.state)) {

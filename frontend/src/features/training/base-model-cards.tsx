@@ -1,7 +1,7 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
 import { type ReactNode, useEffect, useId, useRef } from "react";
-import { useForm, useValue } from "@/components/form/form-context";
+import { useForm } from "@/components/form/form-context";
 import { cx } from "@/components/ui/class-names";
 import { ChevronIcon } from "@/components/ui/icons";
 import { Skeleton } from "@/components/ui/panel";
@@ -9,6 +9,7 @@ import { RadioCard } from "@/components/ui/radio-card";
 import { library, type Model } from "@/lib/api/models";
 import { trainerModels } from "@/lib/api/queries";
 import { bytes, params } from "@/lib/format";
+import { type Key, networkPath, networkPaths, networkValues } from "./network-keys";
 
 const CARDS = "grid grid-cols-[repeat(auto-fill,minmax(min(15rem,100%),1fr))] gap-2";
 const nameOf = (path: string) => path.split("/").slice(-2).join("/");
@@ -56,28 +57,35 @@ function Facts({ path, model }: { path: string; model: Model | undefined }) {
 /** Choose the base model to train, in a scrolling list of cards. */
 export function BaseModelCards({
   trainer,
-  field,
+  keys,
   children,
 }: {
   trainer: string;
-  field: readonly string[];
+  /** The keys that can name the network. */
+  keys: readonly Key[];
   children?: ReactNode;
 }) {
-  const { set } = useForm();
-  const path = String(useValue(field, "").value ?? "");
+  const { whole, set } = useForm();
+  const path = networkPath(whole, keys);
   const { data, isPending } = useQuery({ ...library, retry: false });
-  const { data: candidates, isPending: isSearching } = useQuery({ ...trainerModels(trainer), retry: false });
+  const { data: candidates = {}, isPending: isSearching } = useQuery({
+    ...trainerModels(trainer),
+    retry: false,
+  });
   const group = useId();
   const list = useRef<HTMLDivElement>(null);
-  const suggested = candidates?.[field.join(".")] ?? [];
+  const suggested = networkPaths(keys, candidates);
   const paths = [...(path && !suggested.includes(path) ? [path] : []), ...suggested];
   const modelByPath = new Map((data?.models ?? []).map((model) => [model.path, model]));
   const saved = paths.filter(checkpointOf);
   const others = paths.filter((each) => !saved.includes(each));
   const isUntrained = (each: string) => modelByPath.get(each)?.is_untrained === true;
   const bases = others.filter((each) => !isUntrained(each));
+  const choose = (each: string) => {
+    for (const [key, value] of networkValues(each, keys, candidates, whole)) set(key, value);
+  };
   const card = (each: string) => (
-    <RadioCard key={each} group={group} isChosen={each === path} onChoose={() => set(field, each)}>
+    <RadioCard key={each} group={group} isChosen={each === path} onChoose={() => choose(each)}>
       <Facts path={each} model={modelByPath.get(each)} />
     </RadioCard>
   );

@@ -15,11 +15,13 @@ import { bytes } from "@/lib/format";
 import { at, type Json, type Tree } from "@/lib/json";
 import { BaseModelCards } from "./base-model-cards";
 import { DatasetSelect } from "./dataset-select";
+import { FLOW_NETWORK } from "./network-keys";
 
-/** Files that a base model needs. */
+/** Files that a base model needs; CLIP only some of them. */
 const PARTS = [
   { name: "VAE", key: "vae_path" },
   { name: "T5", key: "t5_path" },
+  { name: "CLIP", key: "clip_path", isOptional: true },
 ];
 
 function BaseModel() {
@@ -41,36 +43,38 @@ function BaseModel() {
   const fill = () => {
     for (const need of available) set(need.path.split("."), need.here[0] ?? "");
   };
+  const parts = PARTS.map((part) => ({ ...part, path: String(at(whole, ["model", part.key]) ?? "") })).filter(
+    ({ key, path, isOptional }) =>
+      !isOptional || path || data?.needs.some((need) => need.path === `model.${key}`),
+  );
+  const names = new Intl.ListFormat("en").format(parts.map((part) => part.name));
   return (
-    <BaseModelCards trainer="flow" field={["model", "chroma_path"]}>
+    <BaseModelCards trainer="flow" keys={FLOW_NETWORK}>
       <dl className="grid grid-cols-[2rem_minmax(0,1fr)] gap-x-2 text-xs">
-        {PARTS.map(({ name, key }) => {
-          const path = String(at(whole, ["model", key]) ?? "");
-          return (
-            <div key={key} className="contents">
-              <dt className="text-muted-foreground">{name}</dt>
-              <dd className={cx("figure truncate", !path && "text-warning")} title={path}>
-                {path || "not set"}
-              </dd>
-            </div>
-          );
-        })}
+        {parts.map(({ name, key, path }) => (
+          <div key={key} className="contents">
+            <dt className="text-muted-foreground">{name}</dt>
+            <dd className={cx("figure truncate", !path && "text-warning")} title={path}>
+              {path || "not set"}
+            </dd>
+          </div>
+        ))}
       </dl>
       {data && data.needs.length === 0 ? (
         <p className="flex items-center gap-1 text-xs text-success">
-          <CheckIcon className="size-3.5" /> VAE and T5 found.
+          <CheckIcon className="size-3.5" /> {names} found.
         </p>
       ) : (
         <p className="text-xs text-muted-foreground">
           {missing.length > 0
             ? `Missing: ${missing.map((need) => need.offer.title).join(", ")}.`
-            : "The VAE and T5 paths are not set."}
+            : `The paths of ${names} are not set.`}
         </p>
       )}
       <div className="flex flex-wrap gap-1.5">
         {available.length > 0 && (
           <Button size="small" onClick={fill}>
-            {missing.length > 0 ? "Use the files found in Models" : "Use the VAE and T5 found in Models"}
+            {missing.length > 0 ? "Use the files found in Models" : `Use the ${names} found in Models`}
           </Button>
         )}
         {missing.length > 0 && data?.download && (

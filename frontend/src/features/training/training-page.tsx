@@ -32,6 +32,7 @@ import { SectionNav } from "./section-nav";
 import { StartPanel } from "./start-panel";
 import { useVisibleSections } from "./use-visible-sections";
 
+const KOHYA_NETWORK = [["model", "pretrained_model_name_or_path"]];
 /** Sections in the first render, enough to fill a screen. */
 const FIRST_SECTIONS = 2;
 
@@ -112,7 +113,7 @@ function KohyaEssentials() {
       <div className="mb-5 sm:w-1/2">
         <KohyaDatasetSelect />
       </div>
-      <BaseModelCards trainer="kohya" field={["model", "pretrained_model_name_or_path"]}>
+      <BaseModelCards trainer="kohya" keys={KOHYA_NETWORK}>
         <div>
           <LinkButton size="small" href="/models/">
             Models

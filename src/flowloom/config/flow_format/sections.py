@@ -146,7 +146,7 @@ class ModelSection(Section):
 
     family: FamilyName = "auto"
     """Family of the network at `path`; `auto` recognizes it by the file's header."""
-    path: str = ""
+    path: Annotated[str, SIMPLE] = ""
     """Network of any family: a file, or a diffusers folder, in which the other files are found too. Replaces
     `chroma_path`."""
 
