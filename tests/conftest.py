@@ -77,23 +77,12 @@ def tiny_vae_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A FLUX-style autoencoder, 8 pixels a latent, with the released names."""
     import torch
 
-    from flowloom.import_warnings import quiet_imports
     from flowloom.models.autoencoder import save_autoencoder
+    from tests.fakes.tiny_pipelines import make_autoencoder
 
-    with quiet_imports():
-        from diffusers import AutoencoderKL
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        model = AutoencoderKL(
-            block_out_channels=(8, 8, 16, 16),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
-            latent_channels=16,
-            norm_num_groups=4,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+        model = make_autoencoder()
     path = tmp_path_factory.mktemp("vae") / "ae.safetensors"
     save_autoencoder(path, model)
     return path
@@ -154,3 +143,13 @@ def write_tokenizer(path: Path) -> int:
 def tiny_family(tiny_chroma_path: Path, tiny_vae_path: Path, tiny_t5: Path) -> TinyFamily:
     """All of them."""
     return TinyFamily(tiny_chroma_path, tiny_vae_path, tiny_t5)
+
+
+@pytest.fixture(scope="session")
+def tiny_flux1_dir(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with FLUX.1 dev at a tiny random size."""
+    from tests.fakes.tiny_pipelines import make_flux1_pipeline
+
+    folder = tmp_path_factory.mktemp("flux1")
+    make_flux1_pipeline(tiny_t5, folder, is_dev=True)
+    return folder / "pipeline"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxPipeline
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from flowloom.config.model_files import resolve_paths
 from flowloom.config.run import ModelSection, RunConfig
@@ -25,6 +23,7 @@ from flowloom.engine.state import Precision
 from flowloom.models.families.flux1 import FAMILY
 from flowloom.models.family import detect, family_for
 from flowloom.models.weights import open_weights, save_weights
+from tests.fakes.tiny_pipelines import make_flux1_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
 CPU = torch.device("cpu")
@@ -33,77 +32,13 @@ WIDTH, HEIGHT, STEPS, MAX_LENGTH = 64, 96, 4, 24
 GRID = HEIGHT // 8, WIDTH // 8
 
 
-def make_transformer(*, is_dev: bool) -> FluxTransformer2DModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        return FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=1,
-            num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=4,
-            joint_attention_dim=128,
-            pooled_projection_dim=32,
-            axes_dims_rope=(4, 4, 8),
-            guidance_embeds=is_dev,
-        ).eval()
-
-
-def write_clip_tokenizer(folder: Path) -> CLIPTokenizer:
-    letters = [chr(i) for i in range(33, 127)]
-    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True, model_max_length=77)
-
-
-def make_pipeline(family: Any, folder: Path, *, is_dev: bool) -> FluxPipeline:
-    tokenizer = write_clip_tokenizer(folder / "clip")
-    with torch.random.fork_rng():
-        torch.manual_seed(6)
-        clip = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=32,
-                intermediate_size=37,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8, 16, 16),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=1,
-            latent_channels=16,
-            norm_num_groups=4,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-            shift_factor=0.1159,
-            scaling_factor=0.3611,
-        )
-    shift = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
-    pipeline = FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=is_dev, **shift if is_dev else {}),
-        vae=vae.eval(),
-        text_encoder=clip.eval(),
-        tokenizer=tokenizer,
-        text_encoder_2=T5EncoderModel.from_pretrained(family.t5_path, local_files_only=True).eval(),
-        tokenizer_2=T5Tokenizer.from_pretrained(family.t5_path, local_files_only=True, extra_ids=0),
-        transformer=make_transformer(is_dev=is_dev),
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.save_pretrained(folder / "pipeline")
-    return pipeline
-
-
 @pytest.fixture(scope="module", params=["dev", "schnell"])
 def pipeline(request: Any, tiny_family: Any, tmp_path_factory: Any) -> tuple[FluxPipeline, Path]:
     """diffusers' pipeline, and the folder that it is saved in."""
     folder = tmp_path_factory.mktemp(request.param)
-    return make_pipeline(tiny_family, folder, is_dev=request.param == "dev"), folder / "pipeline"
+    return make_flux1_pipeline(
+        tiny_family.t5_path, folder, is_dev=request.param == "dev"
+    ), folder / "pipeline"
 
 
 @pytest.fixture

@@ -25,14 +25,10 @@ from flowloom.models.weights import open_weights
 from flowloom.nn.patches import image_ids, unpack
 from flowloom.nn.tiny import TINY
 from flowloom.nn.varlen import predict
+from tests.fakes.tiny_pipelines import make_scaled_autoencoder, make_scheduler
 
 with quiet_imports():
-    from diffusers import (
-        AutoencoderKL,
-        ChromaPipeline,
-        ChromaTransformer2DModel,
-        FlowMatchEulerDiscreteScheduler,
-    )
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
     from transformers import T5EncoderModel, T5Tokenizer
 
@@ -72,27 +68,10 @@ def make_transformer(family: Any, kind: type[ChromaTransformer2DModel]) -> Chrom
 @pytest.fixture(scope="module")
 def pipeline(tiny_family: Any) -> ChromaPipeline:
     """diffusers' pipeline over the tiny family, with diffusers' own conversions where it has any."""
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=16,
-        norm_num_groups=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.1159,
-        scaling_factor=0.3611,
-    )
+    vae = make_scaled_autoencoder()
     vae.load_state_dict(convert_ldm_vae_checkpoint(load_file(tiny_family.vae_path), vae.config))
     pipeline = ChromaPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True,
-            base_image_seq_len=256,
-            max_image_seq_len=4096,
-            base_shift=0.5,
-            max_shift=1.15,
-        ),
+        scheduler=make_scheduler(),
         vae=vae.eval(),
         text_encoder=T5EncoderModel.from_pretrained(tiny_family.t5_path, local_files_only=True).eval(),
         tokenizer=T5Tokenizer.from_pretrained(tiny_family.t5_path, local_files_only=True),

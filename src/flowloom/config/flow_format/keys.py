@@ -111,8 +111,6 @@ FLOW_KEYS: dict[str, Fate] = {
     "model.qwen_tokenizer_path": _Z_IMAGE,
     "model.max_sequence_length": _Z_IMAGE,
     "model.flux_path": _FLUX,
-    "model.clip_path": _FLUX,
-    "model.clip_tokenizer_path": _FLUX,
     "model.clip_max_length": _FLUX,
     "model.use_patch_size_32": _RADIANCE,
 }

@@ -36,7 +36,7 @@ def refuse_foreign(laid: Laid, source: Path) -> None:
         if isinstance(fate := FLOW_KEYS[general_name(path)], Foreign) and node[name]
     ]
     for path, trainer in sorted(foreign, key=lambda found: not found[0].startswith("model.")):
-        message = f"belongs to FLOW's {trainer} trainer, which is not supported: Flowloom trains Chroma."
+        message = f"belongs to FLOW's {trainer} trainer, which is not supported."
         raise ConfigError(str(source), [Problem(laid.origin(path) or path, message)])
 
 
