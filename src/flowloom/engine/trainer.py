@@ -8,13 +8,14 @@ from pathlib import Path
 from flowloom.engine import checkpoint
 from flowloom.engine.build import Components
 from flowloom.engine.controls import Controls
-from flowloom.engine.gradients import GradientWatch
+from flowloom.engine.gradients import Finding, GradientWatch
 from flowloom.engine.position import reached_limits, share_done
 from flowloom.engine.preview import generate_previews, sections_due
 from flowloom.engine.profiling import step_profiler
 from flowloom.engine.report import Reporter, Stopwatch, Update
 from flowloom.engine.retention import Leaving, leaving_after_save, leaving_before_save, leaving_when_full
 from flowloom.engine.skipped_rows import SkippedRows
+from flowloom.engine.speed_watch import SpeedWatch
 from flowloom.engine.step import train_step
 from flowloom.engine.stopping import StopSignals
 from flowloom.engine.updates import UpdateBatch, Updates
@@ -45,6 +46,7 @@ class Trainer:
         self.skipped = SkippedRows(components.loader.dataset, self.state, reporter)
         self.updates = Updates(components, self.controls, self.skipped)
         self._gradients = GradientWatch(self.state)
+        self._speed = SpeedWatch(self.state.precision.device)
         # The checkpoint that the run resumed from is already on disk.
         self._saved_step = self.state.position.step or -1
 
@@ -56,7 +58,7 @@ class Trainer:
         try:
             with step_profiler(trace_path) as count_step:
                 self.train(count_step)
-            self._warn_of_gradients(is_last=True)
+            self._warn(self._gradients.after_step(is_last=True))
             self.components.encoders.begin_epoch()
         except SourceError:
             # The ranks can save together only where they failed together.
@@ -76,9 +78,11 @@ class Trainer:
                 self._finish(batch)
             else:
                 update = self.step(batch)
-                self.reporter.step(self.state, update, watch.lap(), batch.wait_s, self._eta())
+                seconds = watch.lap()
+                self.reporter.step(self.state, update, seconds, batch.wait_s, self._eta())
                 count_step()
-                self._warn_of_gradients()
+                self._warn(self._gradients.after_step())
+                self._warn(self._speed.after_step(seconds, batch.wait_s))
                 requests, position.seconds = self.controls.poll()
                 if position.step % (self.config.validation.every or every) == 0:
                     self.validate()
@@ -196,8 +200,7 @@ class Trainer:
             path = str(folder.relative_to(self.run_dir.path))
             self.reporter.emit("removed", step=step_of(folder), dir=path, reason=reason)
 
-    def _warn_of_gradients(self, *, is_last: bool = False) -> None:
-        finding = self._gradients.after_step(is_last=is_last)
+    def _warn(self, finding: Finding | None) -> None:
         if finding:
             self.reporter.emit("warning", message=finding.message, hint=finding.hint)
 
