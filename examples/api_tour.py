@@ -1,13 +1,13 @@
-"""From a folder of images to a LoRA, by HTTP alone: what a script or a page does with the studio.
+"""From a folder of images to a LoRA through the studio's HTTP API. Needs httpx: `pip install httpx`.
 
     flowloom up --home studio &
-    python examples/api_tour.py PICTURES --config model.json --tagger-repo SmilingWolf/wd-vit-tagger-v3
-    python examples/api_tour.py PICTURES --kohya kohya.json
+    python examples/api_tour.py IMAGES --config model.json --tagger-repo SmilingWolf/wd-vit-tagger-v3
+    python examples/api_tour.py IMAGES --kohya kohya.json
 
-`--config` holds what a FLOW configuration needs beside the data: paths of the model, as GET /api/flow/models
-or POST /api/models/missing give them. `--kohya` holds the same for Kohya's sd-scripts: its files and its
-command are shown, and where sd-scripts is installed, it trains too. What the tour makes is left in the studio
-to be looked at; LoRAs and samples are downloaded to `--out`.
+`--config` is a FLOW configuration without its data: the paths of the model, as in GET /api/flow/models or
+POST /api/models/missing. `--kohya` is the same for Kohya's sd-scripts; the tour prints the files and the
+command, and trains if sd-scripts is installed. Datasets and runs stay in the studio; LoRAs and samples are
+downloaded to `--out`.
 """
 
 from __future__ import annotations
@@ -23,109 +23,109 @@ from typing import Any
 
 import httpx
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".jxl"}
-OVER = {"finished", "stopped", "failed", "interrupted"}
-CHUNK = 2**20
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".avif", ".jxl"}
+ENDED = {"finished", "stopped", "failed", "interrupted"}
+CHUNK_BYTES = 2**20
 
 
 class Studio:
-    """The few requests that a tour takes."""
+    """The requests of the tour."""
 
     def __init__(self, url: str, token: str | None):
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.http = httpx.Client(base_url=url, headers=headers, timeout=60)
 
     def get(self, path: str, **params: Any) -> Any:
-        """The JSON at `path`."""
-        return self._told(self.http.get(path, params=params))
+        """Return the JSON at `path`."""
+        return self._json(self.http.get(path, params=params))
 
     def post(self, path: str, body: Any) -> Any:
-        """What posting `body` answers."""
-        return self._told(self.http.post(path, json=body))
+        """Post `body` and return the response."""
+        return self._json(self.http.post(path, json=body))
 
-    def _told(self, answer: httpx.Response) -> Any:
-        if answer.is_success:
-            return answer.json()
-        problem = answer.json()
-        lines = [f"{one['where']}: {one['detail']}" for one in problem.get("errors", [])]
+    def _json(self, response: httpx.Response) -> Any:
+        if response.is_success:
+            return response.json()
+        problem = response.json()
+        lines = [f"{error['where']}: {error['detail']}" for error in problem.get("errors", [])]
         sys.exit(
             "\n".join([f"{problem['title']} {problem.get('detail', '')}", *lines, problem.get("hint", "")])
         )
 
     def upload(self, dataset: str, path: Path, name: str) -> None:
-        """Send a file in pieces (tus 1.0); where a connection broke, HEAD would say how much has come."""
-        named = base64.b64encode(name.encode()).decode()
-        length = {"Upload-Length": str(path.stat().st_size), "Upload-Metadata": f"relativePath {named}"}
+        """Upload a file in chunks (tus 1.0). HEAD would return the offset after a broken connection."""
         tus = {"Tus-Resumable": "1.0.0"}
-        place = self.http.post(f"/api/datasets/{dataset}/uploads", headers=tus | length)
-        place.raise_for_status()
+        encoded = base64.b64encode(name.encode()).decode()
+        head = {"Upload-Length": str(path.stat().st_size), "Upload-Metadata": f"relativePath {encoded}"}
+        created = self.http.post(f"/api/datasets/{dataset}/uploads", headers=tus | head)
+        created.raise_for_status()
         with path.open("rb") as file:
-            while piece := file.read(CHUNK):
-                offset = {"Upload-Offset": str(file.tell() - len(piece))}
-                kind = {"Content-Type": "application/offset+octet-stream"}
-                sent = self.http.patch(place.headers["Location"], content=piece, headers=tus | offset | kind)
+            while chunk := file.read(CHUNK_BYTES):
+                offset = str(file.tell() - len(chunk))
+                head = {"Upload-Offset": offset, "Content-Type": "application/offset+octet-stream"}
+                sent = self.http.patch(created.headers["Location"], content=chunk, headers=tus | head)
                 sent.raise_for_status()
 
     def events(self, run: str) -> Iterator[dict[str, Any]]:
-        """What the run says, from its beginning on, as it comes; a run that was killed says nothing more."""
-        with self.http.stream("GET", f"/api/runs/{run}/events", timeout=None) as answer:
-            for line in answer.iter_lines():
+        """Yield the run's events from its start, until it has ended; a killed run has no last event."""
+        with self.http.stream("GET", f"/api/runs/{run}/events", timeout=None) as response:
+            for line in response.iter_lines():
                 if line.startswith("data:"):
                     yield json.loads(line.removeprefix("data:"))
-                elif line.startswith(":") and self.get(f"/api/runs/{run}")["state"] in OVER:
+                elif line.startswith(":") and self.get(f"/api/runs/{run}")["state"] in ENDED:
                     return
 
     def wait(self, run: str, *states: str) -> dict[str, Any]:
-        """The run as soon as it is over; anything but one of `states` ends the tour."""
-        while (view := self.get(f"/api/runs/{run}"))["state"] not in OVER:
+        """Return the run when it has ended; exit if its state is not one of `states`."""
+        while (view := self.get(f"/api/runs/{run}"))["state"] not in ENDED:
             time.sleep(0.3)
         if view["state"] not in (states or ("finished",)):
             sys.exit(f"{run} is {view['state']}: {view['error']}")
         return view
 
     def download(self, url: str, path: Path) -> None:
-        """Write what is at `url` to `path`."""
+        """Download `url` to `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self.http.stream("GET", url) as answer, path.open("wb") as file:
-            answer.raise_for_status()
-            for piece in answer.iter_bytes():
-                file.write(piece)
+        with self.http.stream("GET", url) as response, path.open("wb") as file:
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
+                file.write(chunk)
         print(f"  {path}  {path.stat().st_size:,} bytes")
 
 
 def make_dataset(studio: Studio, folder: Path, name: str) -> dict[str, Any]:
-    """A dataset of the images in `folder`, with the captions beside them."""
+    """Create a dataset from the images in `folder` and the captions next to them."""
     dataset = studio.post("/api/datasets", {"name": name})
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in PICTURES | {".txt"}]
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES | {".txt"}]
     for path in files:
         studio.upload(name, path, path.relative_to(folder).as_posix())
     summary = studio.get(f"/api/datasets/{name}/summary")
-    print(f"dataset {name}: {len(files)} files sent, {summary}")
+    print(f"dataset {name}: {len(files)} files uploaded, {summary}")
     return dataset
 
 
 def tag(studio: Studio, dataset: dict[str, Any], name: str, tagger: dict[str, str]) -> None:
-    """Look at what the tagger would write of three images, then let it write."""
+    """Preview the tags of three images, then write the tags of all."""
     config = {"data_path": dataset["path"], **tagger}
-    for run, preview in ((f"{name}-look", 3), (f"{name}-tags", 0)):
+    for run, preview in ((f"{name}-preview", 3), (f"{name}-tags", 0)):
         studio.post("/api/tasks/tag/start", {"name": run, "config": config | {"preview": preview}})
         studio.wait(run)
-    for one in studio.get(f"/api/runs/{name}-look/result")["preview"]:
-        print(f"  {one['image']}: {one['after'][0]}")
+    for image in studio.get(f"/api/runs/{name}-preview/result")["preview"]:
+        print(f"  {image['image']}: {image['after'][0]}")
 
 
 def train(studio: Studio, trainer: str, name: str, config: dict[str, Any], steps: int) -> None:
-    """Train, stop half-way, go on; follow it meanwhile."""
-    verdict = studio.post(f"/api/{trainer}/config", {"config": config})
-    if not verdict["is_valid"]:
-        sys.exit("\n".join(f"{one['where']}: {one['detail']}" for one in verdict["problems"]))
+    """Train, stop halfway and resume, printing the loss of each step."""
+    validation = studio.post(f"/api/{trainer}/config", {"config": config})
+    if not validation["is_valid"]:
+        sys.exit("\n".join(f"{problem['where']}: {problem['detail']}" for problem in validation["problems"]))
     studio.post(f"/api/{trainer}/train/start", {"name": name, "config": config})
     for event in studio.events(name):
         if event["kind"] == "step":
             print(f"  step {event['step']}  loss {event['loss_smooth']:.4f}")
             if event["step"] == steps // 2:
                 studio.post(f"/api/runs/{name}/stop", None)
-        if event["kind"] in OVER:
+        if event["kind"] in ENDED:
             break
     view = studio.wait(name, "stopped", "finished")
     print(f"{name} is {view['state']} at step {view['step']}")
@@ -135,7 +135,7 @@ def train(studio: Studio, trainer: str, name: str, config: dict[str, Any], steps
 
 
 def export(studio: Studio, name: str) -> str:
-    """Write a run's newest LoRA by ComfyUI's names, as a run of its own; its name."""
+    """Export a run's newest LoRA with ComfyUI's names; return the name of the export's run."""
     roots = {root["name"]: root["path"] for root in studio.get("/api/roots")}
     config = {"source_path": f"{roots['runs']}/{name}", "form": "comfy"}
     studio.post("/api/tasks/export/start", {"name": f"{name}-comfy", "config": config})
@@ -143,74 +143,76 @@ def export(studio: Studio, name: str) -> str:
 
 
 def fetch(studio: Studio, name: str, out: Path) -> None:
-    """The newest weights and samples of a run."""
+    """Download the newest weights and samples of a run."""
     for file in studio.get(f"/api/runs/{name}/checkpoints")["checkpoints"][0]["files"]:
         studio.download(file["url"], out / name / file["name"])
     for sample in studio.get(f"/api/runs/{name}/samples")["samples"][:4]:
         studio.download(sample["url"], out / sample["file"])
 
 
-def flow_tour(studio: Studio, name: str, dataset: dict[str, Any], asked: argparse.Namespace) -> None:
-    """FLOW JSONL of the dataset, and a LoRA of our own engine."""
+def flow_tour(studio: Studio, name: str, dataset: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write the dataset's FLOW JSONL and train a LoRA with Flowloom's engine."""
     rows = studio.post(f"/api/datasets/{name}/convert", {"as_run": False})["result"]
     print(f"{rows['num_rows']} rows of FLOW JSONL")
-    config = json.loads(asked.config.read_text())
+    config = json.loads(options.config.read_text())
     config["dataloader"] = config.get("dataloader", {}) | {
         "jsonl_metadata_path": studio.get(f"/api/datasets/{name}.jsonl")["path"],
         "image_folder_path": dataset["path"],
     }
-    config["limits"] = {"max_steps": asked.steps}
-    train(studio, "flow", name, config, asked.steps)
-    fetch(studio, name, asked.out)
-    fetch(studio, export(studio, name), asked.out)
+    config["limits"] = {"max_steps": options.steps}
+    train(studio, "flow", name, config, options.steps)
+    fetch(studio, name, options.out)
+    fetch(studio, export(studio, name), options.out)
 
 
-def kohya_tour(studio: Studio, name: str, dataset: dict[str, Any], asked: argparse.Namespace) -> None:
-    """What sd-scripts would be given; and where it is installed, a LoRA of it."""
+def kohya_tour(studio: Studio, name: str, dataset: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print the files for sd-scripts and, if it is installed, train a LoRA with it."""
     form = studio.get("/api/kohya/config")
-    print(f"a configuration of Kohya has {', '.join(form['schema']['properties'])}")
-    config = json.loads(asked.kohya.read_text())
+    print(f"sections of a Kohya configuration: {', '.join(form['schema']['properties'])}")
+    config = json.loads(options.kohya.read_text())
     first = next(iter(config.get("datasets", [])), {})
     config["datasets"] = [first | {"subsets": [{"image_dir": dataset["path"]}]}]
-    config["training"] = config.get("training", {}) | {"max_train_steps": asked.steps}
-    shown = studio.post("/api/kohya/config/preview", {"config": config, "name": f"{name}-kohya"})
-    for file in shown["files"]:
+    config["training"] = config.get("training", {}) | {"max_train_steps": options.steps}
+    preview = studio.post("/api/kohya/config/preview", {"config": config, "name": f"{name}-kohya"})
+    for file in preview["files"]:
         print(f"--- {file['name']}\n{file['text']}")
-    for problem in shown["problems"]:
+    for problem in preview["problems"]:
         print(f"{problem['where']}: {problem['detail']}")
-    if shown["command"] is None:
-        print("sd-scripts is not on this machine, so this was a dry run: flowloom trainers install kohya")
+    if preview["command"] is None:
+        print("sd-scripts is not installed, so this was a dry run: flowloom trainers install kohya")
         return
-    print(f"$ {shown['command']['line']}")
-    train(studio, "kohya", f"{name}-kohya", config, asked.steps)
-    fetch(studio, f"{name}-kohya", asked.out)
+    print(f"$ {preview['command']['line']}")
+    train(studio, "kohya", f"{name}-kohya", config, options.steps)
+    fetch(studio, f"{name}-kohya", options.out)
 
 
 def main() -> None:
-    """The whole tour."""
+    """Run the tour."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument(
+        "images", type=Path, help="a folder of images, with captions in .txt files next to them"
+    )
     parser.add_argument("--url", default="http://127.0.0.1:7860")
     parser.add_argument("--token")
     parser.add_argument("--name", default="tour")
     parser.add_argument("--config", type=Path, help="a FLOW configuration without its data")
     parser.add_argument("--kohya", type=Path, help="a Kohya configuration without its data")
-    parser.add_argument("--tagger-repo", help="of the Hugging Face hub")
-    parser.add_argument("--tagger-path", help="a folder of the studio's machine")
+    parser.add_argument("--tagger-repo", help="a tagger of the Hugging Face hub")
+    parser.add_argument("--tagger-path", help="the folder of a tagger on the studio's machine")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("tour"))
-    asked = parser.parse_args()
-    studio, name = Studio(asked.url, asked.token), asked.name
-    dataset = make_dataset(studio, asked.pictures, name)
-    if asked.tagger_repo or asked.tagger_path:
-        tagger = {"repo": asked.tagger_repo} if asked.tagger_repo else {"model_path": asked.tagger_path}
+    options = parser.parse_args()
+    studio, name = Studio(options.url, options.token), options.name
+    dataset = make_dataset(studio, options.images, name)
+    if options.tagger_repo or options.tagger_path:
+        tagger = {"repo": options.tagger_repo} if options.tagger_repo else {"model_path": options.tagger_path}
         tag(studio, dataset, name, tagger)
-    if asked.config:
-        flow_tour(studio, name, dataset, asked)
-    if asked.kohya:
-        kohya_tour(studio, name, dataset, asked)
+    if options.config:
+        flow_tour(studio, name, dataset, options)
+    if options.kohya:
+        kohya_tour(studio, name, dataset, options)
 
 
 if __name__ == "__main__":

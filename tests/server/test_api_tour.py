@@ -1,4 +1,4 @@
-"""The example of the API does what it says, against a real studio."""
+"""The example of the API works against a real studio."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tests.tasks.tagging.conftest import BLUE, GREEN, RED, paint
 TOUR = Path(__file__).parents[2] / "examples" / "api_tour.py"
 
 
-def take_tour(folder: Path, *words: str) -> str:
-    """What the tour says, from `folder/pictures` on."""
+def take_tour(folder: Path, *arguments: str) -> str:
+    """Return the output of the tour with the images in `folder/images`."""
     done = subprocess.run(
-        [sys.executable, str(TOUR), str(folder / "pictures"), *words],
+        [sys.executable, str(TOUR), str(folder / "images"), *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -37,23 +37,23 @@ def take_tour(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_tour_goes_from_pictures_to_a_lora(
+def test_the_tour_goes_from_images_to_a_lora(
     studio_at: Callable[..., Studio], tiny_config: Callable[..., dict[str, Any]], tmp_path: Path
 ):
     write_tagger(tmp_path / "taggers" / "tiny")
-    paint(tmp_path / "pictures", **{f"é {i}": (RED, GREEN, BLUE)[i % 3] for i in range(9)})
+    paint(tmp_path / "images", **{f"é {i}": (RED, GREEN, BLUE)[i % 3] for i in range(9)})
     studio = studio_at("home", "--root", f"taggers={tmp_path / 'taggers'}").start()
     config = tiny_config(
         lora={"rank": 2, "alpha": 2},
         inference={"inference_every": 30, "steps": 2, "prompts": ["red"], "image_dim": [64, 64]},
     )
     (tmp_path / "model.json").write_text(json.dumps(config))
-    words = ["--url", studio.url, "--config", str(tmp_path / "model.json"), "--steps", "60"]
-    told = take_tour(tmp_path, *words, "--tagger-path", str(tmp_path / "taggers" / "tiny"))
-    assert re.search(r"tour is stopped at step \d\d$", told, re.MULTILINE)
-    assert "tour is finished at step 60" in told
+    arguments = ["--url", studio.url, "--config", str(tmp_path / "model.json"), "--steps", "60"]
+    output = take_tour(tmp_path, *arguments, "--tagger-path", str(tmp_path / "taggers" / "tiny"))
+    assert re.search(r"tour is stopped at step \d\d$", output, re.MULTILINE)
+    assert "tour is finished at step 60" in output
     steps = [event["step"] for event in studio.events("tour") if event["kind"] == "step"]
-    assert steps == list(range(1, 61)), "stopped and resumed, and none twice"
+    assert steps == list(range(1, 61)), "stopped and resumed, no step twice"
     assert len(list((studio.home / "data" / "tour").glob("*.txt"))) == 9
     assert len((studio.home / "data" / "tour.jsonl").read_text().splitlines()) == 9
     (lora,) = (tmp_path / "tour" / "tour-comfy").rglob("*.safetensors")
@@ -62,28 +62,28 @@ def test_the_tour_goes_from_pictures_to_a_lora(
 
 
 def kohya_tour(studio: Studio, folder: Path, config: dict[str, Any]) -> str:
-    """The tour of Kohya alone."""
-    paint(folder / "pictures", one=RED, two=GREEN)
+    """Return the output of the tour with Kohya alone."""
+    paint(folder / "images", one=RED, two=GREEN)
     for name in ("one", "two"):
-        (folder / "pictures" / f"{name}.txt").write_text(f"picture {name}")
+        (folder / "images" / f"{name}.txt").write_text(f"image {name}")
     (folder / "kohya.json").write_text(json.dumps(config))
     return take_tour(
         folder, "--url", studio.url, "--kohya", str(folder / "kohya.json"), "--steps", "12", "--name", "trip"
     )
 
 
-def test_the_tour_shows_what_kohya_would_be_given_where_it_is_not_installed(
+def test_the_tour_prints_the_files_of_kohya_where_it_is_not_installed(
     studio_at: Callable[..., Studio], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("FLOWLOOM_TRAINERS", str(tmp_path / "none.json"))
     studio = studio_at().start()
-    told = kohya_tour(studio, tmp_path, {"family": "chroma", "sampling": {"prompts": ["a fox"]}})
-    assert "dry run" in told
-    texts = told.split("--- ")
-    files = {text.partition("\n")[0]: text.partition("\n")[2] for text in texts[1:]}
+    output = kohya_tour(studio, tmp_path, {"family": "chroma", "sampling": {"prompts": ["a fox"]}})
+    assert "dry run" in output
+    parts = output.split("--- ")
+    files = {text.partition("\n")[0]: text.partition("\n")[2] for text in parts[1:]}
     arguments = tomllib.loads(files["config.toml"])["arguments"]
     assert (arguments["max_train_steps"], arguments["model_type"]) == (12, "chroma")
-    ((subset,),) = (one["subsets"] for one in tomllib.loads(files["dataset.toml"])["datasets"])
+    ((subset,),) = (dataset["subsets"] for dataset in tomllib.loads(files["dataset.toml"])["datasets"])
     assert subset["image_dir"] == str(studio.home / "data" / "trip")
     assert files["prompts.txt"].startswith("a fox --")
     assert studio.get("/api/runs")["runs"] == []
@@ -96,8 +96,8 @@ def test_the_tour_trains_with_kohya_where_it_is_installed(
     sd_studio: Studio,  # noqa: F811
     tmp_path: Path,
 ):
-    told = kohya_tour(sd_studio, tmp_path, small_config(sd_home))
-    assert "trip-kohya is finished at step 12" in told
-    assert re.search(r"trip-kohya is stopped at step \d+$", told, re.MULTILINE)
+    output = kohya_tour(sd_studio, tmp_path, small_config(sd_home))
+    assert "trip-kohya is finished at step 12" in output
+    assert re.search(r"trip-kohya is stopped at step \d+$", output, re.MULTILINE)
     assert list((tmp_path / "tour" / "trip-kohya").glob("*.safetensors"))
     assert list((tmp_path / "tour").rglob("*.png"))
