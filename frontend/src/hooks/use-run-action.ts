@@ -1,21 +1,21 @@
 "use client";
 import { useMutation, useQueryClient } from "@tanstack/react-query";
 import { useToasts } from "@/components/ui/toasts";
-import { api, got, type RunView } from "@/lib/api/client";
+import { api, type RunView, unwrap } from "@/lib/api/client";
 
 const at = (id: string) => ({ params: { path: { run_id: id } } });
 
 /** The actions on a run, one request each. */
 export const RUN_ACTIONS = {
   stop: {
-    said: "saving and stopping.",
-    ask: (id: string) => got(api.POST("/api/runs/{run_id}/stop", at(id))),
+    message: "saving and stopping.",
+    send: (id: string) => unwrap(api.POST("/api/runs/{run_id}/stop", at(id))),
   },
-  kill: { said: "stopped.", ask: (id: string) => got(api.POST("/api/runs/{run_id}/kill", at(id))) },
+  kill: { message: "stopped.", send: (id: string) => unwrap(api.POST("/api/runs/{run_id}/kill", at(id))) },
   save: {
-    said: "saving at the next step.",
-    ask: (id: string) =>
-      got(
+    message: "saving at the next step.",
+    send: (id: string) =>
+      unwrap(
         api.POST("/api/runs/{run_id}/control", {
           params: { path: { run_id: id } },
           body: { action: "checkpoint" },
@@ -23,9 +23,9 @@ export const RUN_ACTIONS = {
       ),
   },
   sample: {
-    said: "sampling at the next step.",
-    ask: (id: string) =>
-      got(
+    message: "sampling at the next step.",
+    send: (id: string) =>
+      unwrap(
         api.POST("/api/runs/{run_id}/control", {
           params: { path: { run_id: id } },
           body: { action: "sample" },
@@ -33,14 +33,14 @@ export const RUN_ACTIONS = {
       ),
   },
   resume: {
-    said: "queued: resumes when the device is free.",
-    ask: (id: string) => got(api.POST("/api/runs/{run_id}/resume", { ...at(id), body: {} })),
+    message: "queued: resumes when the device is free.",
+    send: (id: string) => unwrap(api.POST("/api/runs/{run_id}/resume", { ...at(id), body: {} })),
   },
   cancel: {
-    said: "removed from the queue.",
-    ask: (id: string) => got(api.POST("/api/runs/{run_id}/cancel", at(id))),
+    message: "removed from the queue.",
+    send: (id: string) => unwrap(api.POST("/api/runs/{run_id}/cancel", at(id))),
   },
-  delete: { said: "deleted.", ask: (id: string) => got(api.DELETE("/api/runs/{run_id}", at(id))) },
+  delete: { message: "deleted.", send: (id: string) => unwrap(api.DELETE("/api/runs/{run_id}", at(id))) },
 } as const;
 
 export type Action = keyof typeof RUN_ACTIONS;
@@ -50,10 +50,10 @@ export function useRunAction() {
   const { notify, notifyError } = useToasts();
   return useMutation({
     mutationFn: async ({ action, id }: { action: Action; id: string }): Promise<RunView | undefined> =>
-      (await RUN_ACTIONS[action].ask(id)) as RunView | undefined,
+      (await RUN_ACTIONS[action].send(id)) as RunView | undefined,
     onSuccess: (view, { action, id }) => {
       if (view) client.setQueryData(["run", id], view);
-      notify(`${id}: ${RUN_ACTIONS[action].said}`);
+      notify(`${id}: ${RUN_ACTIONS[action].message}`);
     },
     onError: notifyError,
     onSettled: (_data, _error, { id }) => {

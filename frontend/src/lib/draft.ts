@@ -17,9 +17,9 @@ const keyOf = (trainer: string) => `flowloom.draft.${trainer}`;
 export function loadDraft(trainer: string): Draft {
   try {
     const text = sessionStorage.getItem(keyOf(trainer)) ?? localStorage.getItem(keyOf(trainer));
-    const kept: unknown = JSON.parse(text ?? "null");
-    return isTree(kept) && isTree(kept.config)
-      ? { ...EMPTY_DRAFT, ...(kept as unknown as Draft) }
+    const saved: unknown = JSON.parse(text ?? "null");
+    return isTree(saved) && isTree(saved.config)
+      ? { ...EMPTY_DRAFT, ...(saved as unknown as Draft) }
       : EMPTY_DRAFT;
   } catch {
     return EMPTY_DRAFT;
@@ -45,9 +45,9 @@ export function withoutSecrets(config: Tree): { config: Tree; removed: string[] 
     if (!isTree(value)) return value;
     const kept: Tree = {};
     for (const [key, item] of Object.entries(value)) {
-      const place = path ? `${path}.${key}` : key;
-      if (SECRET.test(key) && typeof item === "string" && item !== "") removed.push(place);
-      else kept[key] = clean(item, place);
+      const dotted = path ? `${path}.${key}` : key;
+      if (SECRET.test(key) && typeof item === "string" && item !== "") removed.push(dotted);
+      else kept[key] = clean(item, dotted);
     }
     return kept;
   };

@@ -28,9 +28,9 @@ export function loadLines(loads: GpuUsage, figure: Figure, began: number, per = 
       }),
     }))
     .filter(({ values }) => values.some((value) => value !== null));
-  const seconds = at.map((index, place) =>
+  const seconds = at.map((index, position) =>
     index === null
-      ? (loads.times[(at[place + 1] ?? 0) - 1] ?? 0) + usual - began
+      ? (loads.times[(at[position + 1] ?? 0) - 1] ?? 0) + usual - began
       : (loads.times[index] ?? 0) - began,
   );
   return { seconds, lines };

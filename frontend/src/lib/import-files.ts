@@ -1,6 +1,6 @@
 /** Recognize and read configuration files that are imported into a form. */
 
-import { api, type FieldProblem, got, type Schemas } from "@/lib/api/client";
+import { api, type FieldProblem, type Schemas, unwrap } from "@/lib/api/client";
 import { checkConfig } from "@/lib/api/queries";
 import { withoutSecrets } from "@/lib/draft";
 import type { Field } from "./form-fields";
@@ -79,13 +79,13 @@ export interface SourceFile {
 
 /** The body of POST /api/kohya/import for the dropped files; null if they are our own JSON. */
 export function kohyaFiles(files: readonly SourceFile[]): Partial<Schemas["KohyaImportRequest"]> | null {
-  const found: Partial<Schemas["KohyaImportRequest"]> = {};
+  const body: Partial<Schemas["KohyaImportRequest"]> = {};
   for (const { name, text } of files) {
     const kind = kindOf(name, text);
     if (kind === null) return null;
-    found[kind] = text;
+    body[kind] = text;
   }
-  return found;
+  return body;
 }
 
 function kindOf(name: string, text: string): keyof Schemas["KohyaImportRequest"] | null {
@@ -135,11 +135,11 @@ async function readKohya(
   files: readonly SourceFile[],
   body: Partial<Schemas["KohyaImportRequest"]>,
 ): Promise<Report> {
-  const found = await got(api.POST("/api/kohya/import", { body }));
+  const result = await unwrap(api.POST("/api/kohya/import", { body }));
   const isPart = !body.bmaltais && !body.toml && !body.prompts;
-  const { datasets } = found.config as Tree;
-  const mine = withoutSecrets((isPart ? { datasets: datasets ?? [] } : found.config) as Tree);
-  const rest = withoutSecrets(found.left_over as Tree);
+  const { datasets } = result.config as Tree;
+  const mine = withoutSecrets((isPart ? { datasets: datasets ?? [] } : result.config) as Tree);
+  const rest = withoutSecrets(result.left_over as Tree);
   const named = /^\s*dataset_config\s*=\s*["'](.+?)["']/m.exec(body.toml ?? "")?.[1];
   return {
     ...NOTHING,
@@ -153,14 +153,14 @@ async function readKohya(
           : "an sd-scripts configuration",
     config: mine.config,
     isPart,
-    numMatched: isPart && Array.isArray(datasets) ? datasets.length : found.understood.length,
+    numMatched: isPart && Array.isArray(datasets) ? datasets.length : result.understood.length,
     leftOver: rest.config,
-    reasons: found.reasons,
-    translated: { ...found.translated, ...found.raw },
-    unused: Object.keys(found.unused),
-    defaults: isPart ? {} : (found.defaults as Tree),
-    secrets: [...mine.removed, ...rest.removed, ...Object.keys(found.dropped)],
-    problems: isPart ? [] : found.problems,
+    reasons: result.reasons,
+    translated: { ...result.translated, ...result.raw },
+    unused: Object.keys(result.unused),
+    defaults: isPart ? {} : (result.defaults as Tree),
+    secrets: [...mine.removed, ...rest.removed, ...Object.keys(result.dropped)],
+    problems: isPart ? [] : result.problems,
     absent: named && !body.dataset_toml ? named : null,
   };
 }

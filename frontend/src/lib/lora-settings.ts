@@ -1,5 +1,5 @@
 /** The training settings in a model file's header. */
-import { api, got } from "@/lib/api/client";
+import { api, unwrap } from "@/lib/api/client";
 import type { Model } from "@/lib/api/models";
 import type { SourceFile } from "./import-files";
 
@@ -51,9 +51,9 @@ const PYTHON_BOOLEANS: Readonly<Record<string, boolean>> = { True: true, False: 
 /** A header's JSON object as `k=v k=v`. */
 function args(text: string | undefined): string {
   try {
-    const found: unknown = JSON.parse(text ?? "{}");
-    if (typeof found !== "object" || found === null) return "";
-    return Object.entries(found)
+    const header: unknown = JSON.parse(text ?? "{}");
+    if (typeof header !== "object" || header === null) return "";
+    return Object.entries(header)
       .map(([key, value]) => `${key}=${value}`)
       .join(" ");
   } catch {
@@ -128,6 +128,6 @@ export function locationOf(model: Pick<Model, "root" | "path">, folder: string):
 
 /** Read the training settings from a file's header. */
 export async function readLoraSettings({ root, path }: FileLocation): Promise<LoraSettings | null> {
-  const { metadata } = await got(api.GET("/api/models/details", { params: { query: { root, path } } }));
+  const { metadata } = await unwrap(api.GET("/api/models/details", { params: { query: { root, path } } }));
   return trainingOf(path.split("/").at(-1) ?? path, metadata);
 }

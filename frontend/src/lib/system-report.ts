@@ -1,6 +1,6 @@
 /** The report to attach to a bug report. */
 import { queryOptions } from "@tanstack/react-query";
-import { api, got, type Schemas } from "@/lib/api/client";
+import { api, type Schemas, unwrap } from "@/lib/api/client";
 
 export type Finding = Schemas["DoctorFinding"];
 
@@ -17,7 +17,7 @@ export function withoutPaths(text: string): string {
 /** Run only on request: it imports all packages in a new process. */
 export const doctor = queryOptions({
   queryKey: ["doctor"],
-  queryFn: () => got(api.GET("/api/system/doctor")),
+  queryFn: () => unwrap(api.GET("/api/system/doctor")),
   enabled: false,
   retry: false,
   staleTime: Number.POSITIVE_INFINITY,
@@ -26,10 +26,10 @@ export const doctor = queryOptions({
 /** Version, checks, machine and trainers as JSON, without secrets or paths. */
 export async function systemReport(findings: readonly Finding[]): Promise<string> {
   const [health, machine, trainers, folders] = await Promise.all([
-    got(api.GET("/api/health")),
-    got(api.GET("/api/system")),
-    got(api.GET("/api/trainers")),
-    got(api.GET("/api/roots")),
+    unwrap(api.GET("/api/health")),
+    unwrap(api.GET("/api/system")),
+    unwrap(api.GET("/api/trainers")),
+    unwrap(api.GET("/api/roots")),
   ]);
   return JSON.stringify(
     {

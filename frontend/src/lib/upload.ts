@@ -33,7 +33,7 @@ const keyOf = (dataset: string, item: Item) =>
   `flowloom.upload.${dataset}.${item.path}.${item.file.size}.${item.file.lastModified}`;
 
 /** The URLs of unfinished uploads, kept in localStorage if possible. */
-const places = {
+const uploadUrls = {
   own: new Map<string, string>(),
   get(key: string): string | null {
     try {
@@ -42,10 +42,10 @@ const places = {
       return null;
     }
   },
-  set(key: string, place: string) {
-    this.own.set(key, place);
+  set(key: string, url: string) {
+    this.own.set(key, url);
     try {
-      localStorage.setItem(key, place);
+      localStorage.setItem(key, url);
     } catch {
       // The storage is full or blocked: the URL is known until the page is left.
     }
@@ -61,8 +61,8 @@ const places = {
 };
 
 async function begin(dataset: string, item: Item): Promise<string> {
-  const kept = places.get(keyOf(dataset, item));
-  if (kept) return kept;
+  const existing = uploadUrls.get(keyOf(dataset, item));
+  if (existing) return existing;
   const response = await fetch(`${BASE}/api/datasets/${encodeURIComponent(dataset)}/uploads`, {
     method: "POST",
     headers: {
@@ -72,14 +72,14 @@ async function begin(dataset: string, item: Item): Promise<string> {
     },
   });
   if (!response.ok) throw await refusal(response);
-  const place = response.headers.get("location") ?? "";
-  places.set(keyOf(dataset, item), place);
-  return place;
+  const url = response.headers.get("location") ?? "";
+  uploadUrls.set(keyOf(dataset, item), url);
+  return url;
 }
 
 /** The bytes that the server has; null if it no longer knows the upload. */
-async function offsetOf(place: string, signal: AbortSignal): Promise<number | null> {
-  const response = await fetch(place, { method: "HEAD", headers: { "tus-resumable": VERSION }, signal });
+async function offsetOf(url: string, signal: AbortSignal): Promise<number | null> {
+  const response = await fetch(url, { method: "HEAD", headers: { "tus-resumable": VERSION }, signal });
   if (response.ok) return Number(response.headers.get("upload-offset") ?? 0);
   if (GONE_STATUSES.has(response.status)) return null;
   throw await refusal(response);
@@ -115,17 +115,17 @@ async function send(dataset: string, item: Item, onChange: () => void, signal: A
   let tries = 0;
   while (!signal.aborted) {
     try {
-      const place = await begin(dataset, item);
-      const offset = await offsetOf(place, signal);
+      const url = await begin(dataset, item);
+      const offset = await offsetOf(url, signal);
       if (offset === null) {
-        places.drop(keyOf(dataset, item));
+        uploadUrls.drop(keyOf(dataset, item));
         if (tries++ > MAX_TRIES)
           throw new Problem("The studio no longer has this upload.", "", "Try again.", 0);
         continue;
       }
       item.sent = offset;
       while (item.sent < item.file.size) {
-        const response = await fetch(place, {
+        const response = await fetch(url, {
           method: "PATCH",
           signal,
           headers: {
@@ -140,7 +140,7 @@ async function send(dataset: string, item: Item, onChange: () => void, signal: A
         tries = 0;
         onChange();
       }
-      places.drop(keyOf(dataset, item));
+      uploadUrls.drop(keyOf(dataset, item));
       return;
     } catch (error) {
       if (signal.aborted) return;

@@ -86,8 +86,8 @@ function TextInput(props: WidgetProps) {
 function PathInput(props: WidgetProps) {
   const { field, value, onChange } = props;
   const [isBrowsing, setBrowsing] = useState(false);
-  const found = useForm().candidates[field.path.join(".")] ?? [];
-  const listId = `${props.id}-found`;
+  const candidates = useForm().candidates[field.path.join(".")] ?? [];
+  const listId = `${props.id}-candidates`;
   return (
     <div className="flex gap-1.5">
       <Input
@@ -95,15 +95,15 @@ function PathInput(props: WidgetProps) {
         autoComplete="off"
         spellCheck={false}
         value={textOf(value)}
-        placeholder={found.length > 0 ? `${found.length} found` : field.isNullable ? "none" : ""}
-        list={found.length > 0 ? listId : undefined}
+        placeholder={candidates.length > 0 ? `${candidates.length} found` : field.isNullable ? "none" : ""}
+        list={candidates.length > 0 ? listId : undefined}
         onChange={(event) =>
           onChange(event.target.value === "" && field.isNullable ? null : event.target.value)
         }
       />
-      {found.length > 0 && (
+      {candidates.length > 0 && (
         <datalist id={listId}>
-          {found.map((path) => (
+          {candidates.map((path) => (
             <option key={path} value={path} />
           ))}
         </datalist>
@@ -114,7 +114,7 @@ function PathInput(props: WidgetProps) {
       {isBrowsing && (
         <PathBrowser
           title={field.title}
-          suggestions={found}
+          suggestions={candidates}
           onClose={() => setBrowsing(false)}
           onChoose={(path) => {
             setBrowsing(false);

@@ -15,8 +15,8 @@ export function FieldRow({ field, path = field.path }: { field: Field; path?: st
   const dotted = path.join(".");
   const id = `field-${dotted}`;
   const wrong = [...problems]
-    .filter(([place]) => place === dotted || place.startsWith(`${dotted}.`))
-    .flatMap(([, found]) => found);
+    .filter(([key]) => key === dotted || key.startsWith(`${dotted}.`))
+    .flatMap(([, fieldProblems]) => fieldProblems);
   const onChange = (next: Json | undefined) => set(path, next);
   // A missing value is not yet a mistake and is marked in another colour.
   const isOpen = wrong.every(({ code }) => code === "missing");

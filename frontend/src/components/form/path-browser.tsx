@@ -6,7 +6,7 @@ import { Dialog } from "@/components/ui/dialog";
 import { ErrorAlert } from "@/components/ui/error-alert";
 import { ChevronIcon, DataIcon, ModelIcon } from "@/components/ui/icons";
 import { Empty, Skeleton } from "@/components/ui/panel";
-import { api, got } from "@/lib/api/client";
+import { api, unwrap } from "@/lib/api/client";
 import { roots } from "@/lib/api/queries";
 import { bytes } from "@/lib/format";
 
@@ -27,7 +27,7 @@ function Listing({
   const { data, error } = useQuery({
     queryKey: ["roots", location.root, location.path, 5000],
     queryFn: () =>
-      got(
+      unwrap(
         api.GET("/api/roots/{root}/list", {
           params: { path: { root: location.root }, query: { path: location.path, limit: 5000 } },
         }),

@@ -36,13 +36,13 @@ export function TaskForm({
   const router = useRouter();
   const client = useQueryClient();
   const { notify } = useToasts();
-  const { data: made, error } = useQuery({ ...taskConfig(task), retry: false });
+  const { data: form, error } = useQuery({ ...taskConfig(task), retry: false });
   const [config, setConfig] = useState<Tree>(initial);
-  const defaults = made?.defaults as Tree | undefined;
+  const defaults = form?.defaults as Tree | undefined;
   const whole = useMemo(() => laidOver(defaults ?? {}, config) as Tree, [defaults, config]);
   const base = useMemo(() => laidOver(defaults ?? {}, initial) as Tree, [defaults, initial]);
-  const sections = useMemo(() => (made ? sectionsOf(made.schema as Tree) : []), [made]);
-  const { verdict, isChecking } = useValidation({ task }, config, made !== undefined);
+  const sections = useMemo(() => (form ? sectionsOf(form.schema as Tree) : []), [form]);
+  const { verdict, isChecking } = useValidation({ task }, config, form !== undefined);
   const problems = useMemo(() => byPath(verdict?.problems ?? []), [verdict]);
   const set = useCallback(
     (path: readonly string[], value: Json | undefined) =>
@@ -69,7 +69,7 @@ export function TaskForm({
       <ErrorAlert error={error} />
     );
   }
-  if (!made) return <Skeleton className="h-64" />;
+  if (!form) return <Skeleton className="h-64" />;
   const isWrong = problems.size > 0;
   return (
     <FormContext value={state}>
@@ -139,16 +139,16 @@ function Folded({ sections, first, problems }: { sections: Field[]; first: strin
   );
 }
 
-export interface AskedTask {
+export interface TaskRequest {
   task: string;
   title: string;
   initial: Tree;
 }
 
-export function TaskDialog({ asked, onClose }: { asked: AskedTask | null; onClose: () => void }) {
+export function TaskDialog({ request, onClose }: { request: TaskRequest | null; onClose: () => void }) {
   return (
-    <Dialog title={asked?.title ?? ""} isOpen={asked !== null} onClose={onClose} width="max-w-2xl">
-      {asked && <TaskForm task={asked.task} initial={asked.initial} start="Start" />}
+    <Dialog title={request?.title ?? ""} isOpen={request !== null} onClose={onClose} width="max-w-2xl">
+      {request && <TaskForm task={request.task} initial={request.initial} start="Start" />}
     </Dialog>
   );
 }

@@ -14,47 +14,47 @@ import {
   TrainIcon,
 } from "@/components/ui/icons";
 
-interface Place {
+interface NavLink {
   href: string;
   label: string;
   Icon: ComponentType<{ className?: string }>;
 }
 
-const PLACES: { title: string | null; places: Place[] }[] = [
+const GROUPS: { title: string | null; links: NavLink[] }[] = [
   {
     title: null,
-    places: [
+    links: [
       { href: "/", label: "Home", Icon: HomeIcon },
       { href: "/runs/", label: "Runs", Icon: RunsIcon },
     ],
   },
   {
     title: "Train",
-    places: [
+    links: [
       { href: "/flow-training/", label: "FLOW training", Icon: TrainIcon },
       { href: "/kohya-training/", label: "Kohya training", Icon: KohyaIcon },
     ],
   },
   {
     title: "Library",
-    places: [
+    links: [
       { href: "/datasets/", label: "Datasets", Icon: DataIcon },
       { href: "/models/", label: "Models", Icon: ModelIcon },
       { href: "/playground/", label: "Playground", Icon: BrushIcon },
     ],
   },
-  { title: null, places: [{ href: "/settings/", label: "Settings", Icon: SettingsIcon }] },
+  { title: null, links: [{ href: "/settings/", label: "Settings", Icon: SettingsIcon }] },
 ];
 
 export function Navigation({ onGo }: { onGo?: () => void }) {
-  const here = usePathname();
+  const path = usePathname();
   return (
     <nav aria-label="Main" className="grid gap-4">
-      {PLACES.map(({ title, places }, index) => (
+      {GROUPS.map(({ title, links }, index) => (
         <div key={index} className="grid gap-px">
           {title && <p className="label px-2 pb-1">{title}</p>}
-          {places.map(({ href, label, Icon }) => {
-            const isHere = href === "/" ? here === "/" : here.startsWith(href.slice(0, -1));
+          {links.map(({ href, label, Icon }) => {
+            const isHere = href === "/" ? path === "/" : path.startsWith(href.slice(0, -1));
             return (
               <Link
                 key={href}

@@ -4,7 +4,7 @@ import { type FormEvent, useCallback, useEffect, useRef, useState } from "react"
 import { Button } from "@/components/ui/button";
 import { Logo } from "@/components/ui/icons";
 import { Input } from "@/components/ui/inputs";
-import { api, got, Problem, SIGNED_OUT } from "@/lib/api/client";
+import { api, Problem, SIGNED_OUT, unwrap } from "@/lib/api/client";
 
 const IN_ADDRESS = "#token=";
 
@@ -30,7 +30,7 @@ export function SignIn() {
     async (word: string) => {
       setBusy(true);
       try {
-        await got(api.POST("/api/session", { body: { token: word } }));
+        await unwrap(api.POST("/api/session", { body: { token: word } }));
         setAsked(false);
         setError(null);
         await client.resetQueries();

@@ -17,11 +17,11 @@ export function ErrorAlert({ error, onRetry }: { error: unknown; onRetry?: () =>
         <p className="font-semibold">{title}</p>
         {problem?.detail && <p className="mt-0.5 [overflow-wrap:anywhere]">{problem.detail}</p>}
         {problem?.hint && <p className="mt-0.5 text-secondary-foreground">{problem.hint}</p>}
-        {problem && problem.places.length > 0 && (
+        {problem && problem.fieldProblems.length > 0 && (
           <ul className="mt-2 grid gap-1">
-            {problem.places.map((place) => (
-              <li key={place.where + place.detail}>
-                <code className="figure text-xs">{place.where}</code> {place.detail} {place.hint}
+            {problem.fieldProblems.map((field) => (
+              <li key={field.where + field.detail}>
+                <code className="figure text-xs">{field.where}</code> {field.detail} {field.hint}
               </li>
             ))}
           </ul>

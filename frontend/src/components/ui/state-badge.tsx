@@ -1,7 +1,7 @@
 import type { RunState } from "@/lib/api/client";
 import { cx } from "./class-names";
 
-const LOOKS: Record<RunState, { dot: string; text: string; label: string }> = {
+const STYLES: Record<RunState, { dot: string; text: string; label: string }> = {
   running: { dot: "bg-primary animate-[breathe_2s_infinite]", text: "text-primary", label: "Running" },
   stopping: { dot: "bg-warning animate-[breathe_1s_infinite]", text: "text-warning", label: "Stopping" },
   queued: { dot: "border border-input", text: "text-secondary-foreground", label: "Queued" },
@@ -15,17 +15,17 @@ const LOOKS: Record<RunState, { dot: string; text: string; label: string }> = {
 
 /** A run's state as a dot and a word, for readers who cannot distinguish the colours. */
 export function StateBadge({ state, className }: { state: RunState; className?: string }) {
-  const look = LOOKS[state];
+  const style = STYLES[state];
   return (
     <span
       className={cx(
         "inline-flex items-center gap-1.5 text-xs font-medium whitespace-nowrap",
-        look.text,
+        style.text,
         className,
       )}
     >
-      <span className={cx("size-2 rounded-full", look.dot)} />
-      {look.label}
+      <span className={cx("size-2 rounded-full", style.dot)} />
+      {style.label}
     </span>
   );
 }

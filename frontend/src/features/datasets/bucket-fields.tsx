@@ -5,7 +5,7 @@ import { useEffect } from "react";
 import { Button } from "@/components/ui/button";
 import { ErrorAlert } from "@/components/ui/error-alert";
 import { Checkbox, Input } from "@/components/ui/inputs";
-import { api, got } from "@/lib/api/client";
+import { api, unwrap } from "@/lib/api/client";
 import type { Storage, StoreVerdict } from "@/lib/api/datasets";
 
 /** The result of the connection test. */
@@ -35,7 +35,7 @@ export function BucketFields({
   onChange: (storage: Storage) => void;
 }) {
   const test = useMutation({
-    mutationFn: () => got(api.POST("/api/stores/test", { body: { url, storage } })),
+    mutationFn: () => unwrap(api.POST("/api/stores/test", { body: { url, storage } })),
   });
   const { reset } = test;
   // biome-ignore lint/correctness/useExhaustiveDependencies: a result belongs to its address

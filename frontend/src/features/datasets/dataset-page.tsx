@@ -1,7 +1,7 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
 import { useState } from "react";
-import { type AskedTask, TaskDialog } from "@/components/form/task-form";
+import { TaskDialog, type TaskRequest } from "@/components/form/task-form";
 import { Button, LinkButton } from "@/components/ui/button";
 import { cx } from "@/components/ui/class-names";
 import { ErrorAlert } from "@/components/ui/error-alert";
@@ -100,7 +100,7 @@ function Tools({
   dataset: Dataset | undefined;
   onItem: (item: string) => void;
 }) {
-  const [task, setTask] = useState<AskedTask | null>(null);
+  const [task, setTask] = useState<TaskRequest | null>(null);
   const [dialog, setDialog] = useState<DatasetTask | null>(null);
   const initial = {
     data_path: dataset?.path ?? "",
@@ -151,7 +151,7 @@ function Tools({
           }}
         />
       )}
-      <TaskDialog asked={task} onClose={() => setTask(null)} />
+      <TaskDialog request={task} onClose={() => setTask(null)} />
     </>
   );
 }

@@ -7,7 +7,7 @@ import { Dialog } from "@/components/ui/dialog";
 import { ErrorAlert } from "@/components/ui/error-alert";
 import { Input, Select } from "@/components/ui/inputs";
 import { runHref } from "@/features/run/run-progress";
-import { api, got, type RunView, type Schemas } from "@/lib/api/client";
+import { api, type RunView, type Schemas, unwrap } from "@/lib/api/client";
 import type { Dataset } from "@/lib/api/datasets";
 import { count } from "@/lib/format";
 
@@ -174,18 +174,18 @@ async function runTask(task: DatasetTask, dataset: string, options: Options): Pr
   const params = { path: { dataset } };
   if (task === "lint") {
     const body = { base_resolution: sidesOf(options.resolutions), form };
-    const { run, result } = await got(api.POST("/api/datasets/{dataset}/lint", { params, body }));
+    const { run, result } = await unwrap(api.POST("/api/datasets/{dataset}/lint", { params, body }));
     return { run, isDone: result !== null, lint: result };
   }
   const { run, result } =
     task === "convert"
-      ? await got(
+      ? await unwrap(
           api.POST("/api/datasets/{dataset}/convert", {
             params,
             body: { name: name.trim(), captions, form, replace: true },
           }),
         )
-      : await got(api.POST("/api/datasets/{dataset}/export", { params, body: { name: name.trim(), to } }));
+      : await unwrap(api.POST("/api/datasets/{dataset}/export", { params, body: { name: name.trim(), to } }));
   return { run, isDone: result !== null, numRows: result?.num_rows };
 }
 

@@ -135,8 +135,8 @@ function Trash() {
   const { notifyError, notify } = useToasts();
   const restore = useMutation({
     mutationFn: datasetApi.restore,
-    onSuccess: (made) => {
-      notify(`${made.name} restored.`);
+    onSuccess: (dataset) => {
+      notify(`${dataset.name} restored.`);
       void client.invalidateQueries({ queryKey: ["datasets"] });
       void client.invalidateQueries({ queryKey: ["trash"] });
     },

@@ -3,7 +3,7 @@ import { useQuery } from "@tanstack/react-query";
 import Link from "next/link";
 import { Panel } from "@/components/ui/panel";
 import { runHref } from "@/features/run/run-progress";
-import { api, got } from "@/lib/api/client";
+import { api, unwrap } from "@/lib/api/client";
 import { isTraining, runs } from "@/lib/api/queries";
 import { count } from "@/lib/format";
 
@@ -18,7 +18,7 @@ export function LatestSamples() {
   const { data } = useQuery({
     queryKey: ["run", newest?.id, "samples", "latest"],
     queryFn: () =>
-      got(
+      unwrap(
         api.GET("/api/runs/{run_id}/samples", {
           params: { path: { run_id: newest?.id ?? "" }, query: { limit: SHOWN } },
         }),

@@ -7,7 +7,7 @@ import { Dialog } from "@/components/ui/dialog";
 import { ErrorAlert } from "@/components/ui/error-alert";
 import { TrashIcon } from "@/components/ui/icons";
 import { useToasts } from "@/components/ui/toasts";
-import { api, got, Problem } from "@/lib/api/client";
+import { api, Problem, unwrap } from "@/lib/api/client";
 import type { Model } from "@/lib/api/models";
 import { roots } from "@/lib/api/queries";
 import { bytes } from "@/lib/format";
@@ -66,7 +66,7 @@ function DeleteDialog({
   const { notify } = useToasts();
   const remove = useMutation({
     mutationFn: (force: boolean) =>
-      got(api.DELETE("/api/models/file", { params: { query: { ...location, force } } })),
+      unwrap(api.DELETE("/api/models/file", { params: { query: { ...location, force } } })),
     onSuccess: () => {
       notify(`${model.name} deleted.`);
       void client.invalidateQueries({ queryKey: ["models"] });

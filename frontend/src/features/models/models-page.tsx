@@ -2,7 +2,7 @@
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import Link from "next/link";
 import { useRef, useState } from "react";
-import { type AskedTask, TaskDialog } from "@/components/form/task-form";
+import { TaskDialog, type TaskRequest } from "@/components/form/task-form";
 import { Button } from "@/components/ui/button";
 import { ErrorAlert } from "@/components/ui/error-alert";
 import { CheckIcon, DownloadIcon, PlusIcon } from "@/components/ui/icons";
@@ -11,7 +11,7 @@ import { Empty, Page, Panel, Skeleton } from "@/components/ui/panel";
 import { StateBadge } from "@/components/ui/state-badge";
 import { useToasts } from "@/components/ui/toasts";
 import { RunProgress, runHref } from "@/features/run/run-progress";
-import { api, got, Problem } from "@/lib/api/client";
+import { api, Problem, unwrap } from "@/lib/api/client";
 import { download, library, type Model, type Offer, offers } from "@/lib/api/models";
 import { ACTIVE } from "@/lib/api/queries";
 import { bytes, duration, params } from "@/lib/format";
@@ -175,14 +175,16 @@ function Downloads() {
   const { data } = useQuery({
     queryKey: ["runs", "download"],
     queryFn: async () => {
-      const page = await got(api.GET("/api/runs", { params: { query: { trainer: "download", limit: 10 } } }));
-      const found = page.runs.filter((run) => ACTIVE.has(run.state));
-      const ids = found.map((run) => run.id);
+      const page = await unwrap(
+        api.GET("/api/runs", { params: { query: { trainer: "download", limit: 10 } } }),
+      );
+      const downloads = page.runs.filter((run) => ACTIVE.has(run.state));
+      const ids = downloads.map((run) => run.id);
       // Only after a download ended: the request reads the headers of all files.
       if (active.current.some((id) => !ids.includes(id)))
         void client.invalidateQueries({ queryKey: ["models"] });
       active.current = ids;
-      return found;
+      return downloads;
     },
     refetchInterval: 1500,
   });
@@ -270,7 +272,7 @@ function Offers({ onCustom }: { onCustom: () => void }) {
 }
 
 export function ModelsPage() {
-  const [asked, setAsked] = useState<AskedTask | null>(null);
+  const [request, setRequest] = useState<TaskRequest | null>(null);
   return (
     <Page title="Models" lead="Model files in the studio's folders, identified by their headers.">
       <div className="grid items-start gap-4 lg:grid-cols-[minmax(0,1.600fr)_minmax(0,1fr)]">
@@ -279,12 +281,12 @@ export function ModelsPage() {
           <Downloads />
           <Offers
             onCustom={() =>
-              setAsked({ task: "download", title: "Download models", initial: { items: [{}] } })
+              setRequest({ task: "download", title: "Download models", initial: { items: [{}] } })
             }
           />
         </div>
       </div>
-      <TaskDialog asked={asked} onClose={() => setAsked(null)} />
+      <TaskDialog request={request} onClose={() => setRequest(null)} />
     </Page>
   );
 }

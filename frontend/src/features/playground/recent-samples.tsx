@@ -4,7 +4,7 @@ import Link from "next/link";
 import { Empty, Panel } from "@/components/ui/panel";
 import { StateBadge } from "@/components/ui/state-badge";
 import { runHref } from "@/features/run/run-progress";
-import { api, got, type RunView } from "@/lib/api/client";
+import { api, type RunView, unwrap } from "@/lib/api/client";
 import { ACTIVE } from "@/lib/api/queries";
 import { ago } from "@/lib/format";
 
@@ -15,7 +15,7 @@ function SampleRun({ run }: { run: RunView }) {
   const { data } = useQuery({
     queryKey: ["run", run.id, "samples", "few"],
     queryFn: () =>
-      got(
+      unwrap(
         api.GET("/api/runs/{run_id}/samples", {
           params: { path: { run_id: run.id }, query: { limit: NUM_IMAGES } },
         }),
@@ -55,7 +55,8 @@ function SampleRun({ run }: { run: RunView }) {
 export function RecentSamples() {
   const { data } = useQuery({
     queryKey: ["runs", "sample"],
-    queryFn: () => got(api.GET("/api/runs", { params: { query: { trainer: "sample", limit: NUM_RUNS } } })),
+    queryFn: () =>
+      unwrap(api.GET("/api/runs", { params: { query: { trainer: "sample", limit: NUM_RUNS } } })),
     refetchInterval: 2000,
   });
   return (

@@ -2,7 +2,7 @@
 import { useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
 import { useRouter } from "next/navigation";
 import { useState } from "react";
-import { type AskedTask, TaskDialog } from "@/components/form/task-form";
+import { TaskDialog, type TaskRequest } from "@/components/form/task-form";
 import { Button, IconButton } from "@/components/ui/button";
 import { Confirm } from "@/components/ui/dialog";
 import { ErrorAlert } from "@/components/ui/error-alert";
@@ -10,7 +10,7 @@ import { DownloadIcon, TrashIcon } from "@/components/ui/icons";
 import { Menu } from "@/components/ui/menu";
 import { Empty, Panel, Skeleton } from "@/components/ui/panel";
 import { useToasts } from "@/components/ui/toasts";
-import { api, type Checkpoint, got, startTask } from "@/lib/api/client";
+import { api, type Checkpoint, startTask, unwrap } from "@/lib/api/client";
 import { checkpoints, roots, runConfig } from "@/lib/api/queries";
 import { ago, bytes } from "@/lib/format";
 import type { Tree } from "@/lib/json";
@@ -24,7 +24,7 @@ interface RowProps {
   /** Generate images with EMA and raw weights; absent if the run has no EMA. */
   onCompareEma?: () => void;
   onDelete: () => void;
-  onAsk: (asked: AskedTask) => void;
+  onAsk: (request: TaskRequest) => void;
 }
 
 function Row({ checkpoint, path, onCompareEma, onDelete, onAsk }: RowProps) {
@@ -109,7 +109,7 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
     refetchInterval: isActive ? 15_000 : false,
   });
   const [toDelete, setToDelete] = useState<string | null>(null);
-  const [asked, setAsked] = useState<AskedTask | null>(null);
+  const [request, setRequest] = useState<TaskRequest | null>(null);
   const { data: folders } = useQuery(roots);
   const runsDir = folders?.find((root) => root.name === "runs")?.path;
   const client = useQueryClient();
@@ -125,7 +125,7 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
   });
   const remove = useMutation({
     mutationFn: (name: string) =>
-      got(api.DELETE("/api/runs/{run_id}/checkpoints/{name}", { params: { path: { run_id: id, name } } })),
+      unwrap(api.DELETE("/api/runs/{run_id}/checkpoints/{name}", { params: { path: { run_id: id, name } } })),
     onSuccess: (_, name) => {
       notify(`${name} deleted.`);
       void client.invalidateQueries({ queryKey: ["run", id] });
@@ -180,12 +180,12 @@ export function Checkpoints({ id, isActive }: { id: string; isActive: boolean })
                   : undefined
               }
               onDelete={() => setToDelete(checkpoint.name)}
-              onAsk={setAsked}
+              onAsk={setRequest}
             />
           ))}
         </ul>
       )}
-      <TaskDialog asked={asked} onClose={() => setAsked(null)} />
+      <TaskDialog request={request} onClose={() => setRequest(null)} />
       <Confirm
         title={`Delete ${toDelete}?`}
         isOpen={toDelete !== null}

@@ -6,7 +6,7 @@ import { Button } from "@/components/ui/button";
 import { Dialog } from "@/components/ui/dialog";
 import { ErrorAlert } from "@/components/ui/error-alert";
 import { TextArea } from "@/components/ui/inputs";
-import { api, got, type RunView } from "@/lib/api/client";
+import { api, type RunView, unwrap } from "@/lib/api/client";
 import { nameProblem } from "@/lib/run-name";
 import { RunNameField } from "./run-name-field";
 import { runHref } from "./run-progress";
@@ -26,7 +26,7 @@ export function DuplicateDialog({
   const [changes, setChanges] = useState("");
   const duplicate = useMutation({
     mutationFn: () =>
-      got(
+      unwrap(
         api.POST("/api/runs/{run_id}/duplicate", {
           params: { path: { run_id: run.id } },
           body: { name: name.trim() || null, changes: changes.trim() ? JSON.parse(changes) : {} },

@@ -16,7 +16,7 @@ import { DownIcon, UpIcon } from "@/components/ui/icons";
 import { SearchInput } from "@/components/ui/inputs";
 import { Empty, Panel } from "@/components/ui/panel";
 import { useToasts } from "@/components/ui/toasts";
-import { api, got } from "@/lib/api/client";
+import { api, unwrap } from "@/lib/api/client";
 import { copyText } from "@/lib/clipboard";
 import { bytes, count } from "@/lib/format";
 import { findAll, segments, wrapIndex } from "@/lib/highlight";
@@ -29,7 +29,7 @@ const PART_BYTES = 2 ** 18;
 const LARGE_PART_BYTES = 4 * 2 ** 20;
 
 const readLog = (id: string, offset: number, limit: number) =>
-  got(
+  unwrap(
     api.GET("/api/runs/{run_id}/log", {
       params: { path: { run_id: id }, query: { offset, limit } },
     }),

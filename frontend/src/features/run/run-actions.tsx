@@ -13,9 +13,9 @@ import { BASE } from "@/lib/base-path";
 import { formTrainer, trainerHref } from "@/lib/trainer-pages";
 import { DuplicateDialog } from "./duplicate-dialog";
 
-type Asked = "kill" | "delete";
+type Question = "kill" | "delete";
 
-const QUESTIONS: Record<Asked, { title: string; confirm: string; text: string }> = {
+const QUESTIONS: Record<Question, { title: string; confirm: string; text: string }> = {
   kill: {
     title: "Stop now?",
     confirm: "Stop now",
@@ -32,10 +32,10 @@ const QUESTIONS: Record<Asked, { title: string; confirm: string; text: string }>
 export function RunActions({ run }: { run: RunView }) {
   const router = useRouter();
   const { mutate, isPending, variables } = useRunAction();
-  const { data: known } = useQuery(trainers);
-  const [asked, setAsked] = useState<Asked | null>(null);
+  const { data: installed } = useQuery(trainers);
+  const [question, setQuestion] = useState<Question | null>(null);
   const [isCopying, setCopying] = useState(false);
-  const controls = known?.find((trainer) => trainer.name === run.trainer)?.supported_controls;
+  const controls = installed?.find((trainer) => trainer.name === run.trainer)?.supported_controls;
   const can = (control: string) => controls === undefined || controls.includes(control);
   const isRunning = run.state === "running";
   // A request before the engine's first step would be lost.
@@ -64,10 +64,10 @@ export function RunActions({ run }: { run: RunView }) {
   }
   if (run.state === "queued") items.push({ label: "Remove from queue", onChoose: () => act("cancel") });
   if (isRunning || run.state === "stopping") {
-    items.push({ label: "Stop now …", isDangerous: true, onChoose: () => setAsked("kill") });
+    items.push({ label: "Stop now …", isDangerous: true, onChoose: () => setQuestion("kill") });
   }
   if (!ACTIVE.has(run.state))
-    items.push({ label: "Delete …", isDangerous: true, onChoose: () => setAsked("delete") });
+    items.push({ label: "Delete …", isDangerous: true, onChoose: () => setQuestion("delete") });
 
   return (
     <>
@@ -93,15 +93,15 @@ export function RunActions({ run }: { run: RunView }) {
       )}
       <Menu label="More" items={items} />
       <DuplicateDialog run={run} isOpen={isCopying} onClose={() => setCopying(false)} />
-      {asked && (
+      {question && (
         <Confirm
-          title={QUESTIONS[asked].title}
+          title={QUESTIONS[question].title}
           isOpen
-          onClose={() => setAsked(null)}
-          onConfirm={() => act(asked)}
-          confirm={QUESTIONS[asked].confirm}
+          onClose={() => setQuestion(null)}
+          onConfirm={() => act(question)}
+          confirm={QUESTIONS[question].confirm}
         >
-          {QUESTIONS[asked].text}
+          {QUESTIONS[question].text}
         </Confirm>
       )}
     </>

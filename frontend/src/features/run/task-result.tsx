@@ -3,7 +3,7 @@ import { useQuery } from "@tanstack/react-query";
 import { LinkButton } from "@/components/ui/button";
 import { DownloadIcon } from "@/components/ui/icons";
 import { Panel } from "@/components/ui/panel";
-import { api, got } from "@/lib/api/client";
+import { api, unwrap } from "@/lib/api/client";
 import { datasetHref } from "@/lib/api/datasets";
 import { bytes } from "@/lib/format";
 import { at, isTree } from "@/lib/json";
@@ -20,12 +20,12 @@ function importedDataset(trainer: string, result: unknown): string | undefined {
 export function TaskResult({ id, trainer, isOver }: { id: string; trainer: string; isOver: boolean }) {
   const { data } = useQuery({
     queryKey: ["run", id, "result", isOver],
-    queryFn: () => got(api.GET("/api/runs/{run_id}/result", { params: { path: { run_id: id } } })),
+    queryFn: () => unwrap(api.GET("/api/runs/{run_id}/result", { params: { path: { run_id: id } } })),
     retry: false,
   });
   const { data: files } = useQuery({
     queryKey: ["run", id, "result-files", isOver],
-    queryFn: () => got(api.GET("/api/runs/{run_id}/result/files", { params: { path: { run_id: id } } })),
+    queryFn: () => unwrap(api.GET("/api/runs/{run_id}/result/files", { params: { path: { run_id: id } } })),
     retry: false,
     enabled: data !== undefined,
   });

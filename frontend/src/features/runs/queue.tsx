@@ -10,7 +10,7 @@ import { Panel } from "@/components/ui/panel";
 import { useToasts } from "@/components/ui/toasts";
 import { runHref } from "@/features/run/run-progress";
 import { useRunAction } from "@/hooks/use-run-action";
-import { api, got, type Schemas } from "@/lib/api/client";
+import { api, type Schemas, unwrap } from "@/lib/api/client";
 import { queue } from "@/lib/api/queries";
 import { ago } from "@/lib/format";
 
@@ -36,8 +36,8 @@ export function dropOf(
 export function movedIn<Run extends { id: string }>(runs: Run[], id: string, before: string | null): Run[] {
   const run = runs.find((each) => each.id === id);
   const rest = runs.filter((each) => each.id !== id);
-  const place = before === null ? rest.length : rest.findIndex((each) => each.id === before);
-  return run && place >= 0 ? rest.toSpliced(place, 0, run) : runs;
+  const index = before === null ? rest.length : rest.findIndex((each) => each.id === before);
+  return run && index >= 0 ? rest.toSpliced(index, 0, run) : runs;
 }
 
 /** The queue's controls: pause, and what happens if a run fails. */
@@ -45,7 +45,7 @@ function QueueControls({ page }: { page: Schemas["QueuePage"] }) {
   const client = useQueryClient();
   const { notifyError } = useToasts();
   const { mutate, isPending } = useMutation({
-    mutationFn: (body: Schemas["QueueChange"]) => got(api.PATCH("/api/queue", { body })),
+    mutationFn: (body: Schemas["QueueChange"]) => unwrap(api.PATCH("/api/queue", { body })),
     onSuccess: (changed) => client.setQueryData(queue.queryKey, changed),
     onError: notifyError,
   });
@@ -108,7 +108,7 @@ export function QueuePanel() {
   const { mutate } = useRunAction();
   const move = useMutation({
     mutationFn: ({ id, before }: { id: string; before: string | null }) =>
-      got(api.POST("/api/runs/{run_id}/move", { params: { path: { run_id: id } }, body: { before } })),
+      unwrap(api.POST("/api/runs/{run_id}/move", { params: { path: { run_id: id } }, body: { before } })),
     onMutate: async ({ id, before }) => {
       await client.cancelQueries({ queryKey: queue.queryKey });
       client.setQueryData(queue.queryKey, (old) => old && { ...old, runs: movedIn(old.runs, id, before) });

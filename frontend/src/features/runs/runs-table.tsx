@@ -69,13 +69,13 @@ function Row({
 }
 
 const HEADS = [
-  { name: "Run", look: "pr-4" },
-  { name: "State", look: "pr-4" },
-  { name: "Steps", look: "pr-6" },
-  { name: "Loss", look: "pr-4 max-sm:hidden" },
-  { name: "", look: "pr-6 text-right max-sm:hidden" },
-  { name: "Samples/s", look: "pr-6 text-right max-md:hidden" },
-  { name: "When", look: "pr-4 text-right max-sm:hidden" },
+  { name: "Run", className: "pr-4" },
+  { name: "State", className: "pr-4" },
+  { name: "Steps", className: "pr-6" },
+  { name: "Loss", className: "pr-4 max-sm:hidden" },
+  { name: "", className: "pr-6 text-right max-sm:hidden" },
+  { name: "Samples/s", className: "pr-6 text-right max-md:hidden" },
+  { name: "When", className: "pr-4 text-right max-sm:hidden" },
 ];
 
 export function RunsTable({ runs, chosen, onChoose, onChooseAll }: Props) {
@@ -92,7 +92,7 @@ export function RunsTable({ runs, chosen, onChoose, onChooseAll }: Props) {
               />
             </th>
             {HEADS.map((head, index) => (
-              <th key={index} scope="col" className={`label ${head.look}`}>
+              <th key={index} scope="col" className={`label ${head.className}`}>
                 {head.name || <span className="sr-only">Loss curve</span>}
               </th>
             ))}

@@ -1,7 +1,7 @@
 "use client";
 import { useQuery } from "@tanstack/react-query";
 import { Panel, Skeleton } from "@/components/ui/panel";
-import { api, got } from "@/lib/api/client";
+import { api, unwrap } from "@/lib/api/client";
 import { roots, trainers } from "@/lib/api/queries";
 
 export function Folders() {
@@ -37,7 +37,7 @@ export function Trainers() {
   const { data } = useQuery(trainers);
   const { data: tasks } = useQuery({
     queryKey: ["tasks"],
-    queryFn: () => got(api.GET("/api/tasks")),
+    queryFn: () => unwrap(api.GET("/api/tasks")),
     retry: false,
   });
   return (

@@ -7,7 +7,7 @@ import { ErrorAlert } from "@/components/ui/error-alert";
 import { Input } from "@/components/ui/inputs";
 import { Panel, Skeleton } from "@/components/ui/panel";
 import { useToasts } from "@/components/ui/toasts";
-import { api, got } from "@/lib/api/client";
+import { api, unwrap } from "@/lib/api/client";
 import { secrets } from "@/lib/api/queries";
 
 const PURPOSES: Record<string, string> = {
@@ -38,18 +38,18 @@ function SecretRow({ name, isSet }: { name: Name; isSet: boolean }) {
   };
   const at = { params: { path: { name } } };
   const put = useMutation({
-    mutationFn: () => got(api.PUT("/api/secrets/{name}", { ...at, body: { value: value.trim() } })),
+    mutationFn: () => unwrap(api.PUT("/api/secrets/{name}", { ...at, body: { value: value.trim() } })),
     onSuccess: () => done(`${name} saved.`),
     onError: notifyError,
   });
   const forget = useMutation({
-    mutationFn: () => got(api.DELETE("/api/secrets/{name}", at)),
+    mutationFn: () => unwrap(api.DELETE("/api/secrets/{name}", at)),
     onSuccess: () => done(`${name} removed.`),
     onError: notifyError,
   });
   const test = useMutation({
     mutationFn: async (name: Testable) => {
-      const { account } = await got(api.POST("/api/secrets/{name}/test", { params: { path: { name } } }));
+      const { account } = await unwrap(api.POST("/api/secrets/{name}/test", { params: { path: { name } } }));
       if (!account) throw new Error(`The service rejected ${name}. Set a new value.`);
       return account;
     },

@@ -21,8 +21,8 @@ interface Props {
 
 /** Read the training settings of the model file in the URL. */
 function useLoraSettings(trainer: string, sections: Field[], onReport: (report: Report) => void) {
-  const asked = useSearchParams();
-  const [path, root] = [asked.get("like"), asked.get("root") ?? "models"];
+  const query = useSearchParams();
+  const [path, root] = [query.get("like"), query.get("root") ?? "models"];
   const { notifyError } = useToasts();
   // biome-ignore lint/correctness/useExhaustiveDependencies: once per file in the URL
   useEffect(() => {

@@ -8,7 +8,7 @@ import { Panel, Skeleton } from "@/components/ui/panel";
 import { TabPanel, Tabs } from "@/components/ui/tabs";
 import { useToasts } from "@/components/ui/toasts";
 import { useDebounced } from "@/hooks/use-validation";
-import { api, got } from "@/lib/api/client";
+import { api, unwrap } from "@/lib/api/client";
 import { copyText } from "@/lib/clipboard";
 import type { Tree } from "@/lib/json";
 
@@ -16,11 +16,11 @@ const COMMAND = "command";
 
 /** The files and command of the run that this configuration would start. */
 function useOutcome(trainer: string, config: Tree, name: string, isWanted: boolean) {
-  const asked = useDebounced({ config, name: name.trim() || null });
+  const request = useDebounced({ config, name: name.trim() || null });
   return useQuery({
-    queryKey: ["outcome", trainer, asked],
+    queryKey: ["outcome", trainer, request],
     queryFn: () =>
-      got(api.POST("/api/{trainer}/config/preview", { params: { path: { trainer } }, body: asked })),
+      unwrap(api.POST("/api/{trainer}/config/preview", { params: { path: { trainer } }, body: request })),
     enabled: isWanted,
     placeholderData: (old) => old,
     staleTime: 10_000,

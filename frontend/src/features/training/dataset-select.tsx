@@ -8,7 +8,7 @@ import { ErrorAlert } from "@/components/ui/error-alert";
 import { Select } from "@/components/ui/inputs";
 import { OutdatedNotice } from "@/features/datasets/outdated-notice";
 import { runHref } from "@/features/run/run-progress";
-import { api, got } from "@/lib/api/client";
+import { api, unwrap } from "@/lib/api/client";
 import { type Dataset, datasetHref, datasets, summary } from "@/lib/api/datasets";
 import { ACTIVE, readRun } from "@/lib/api/queries";
 import { count } from "@/lib/format";
@@ -46,7 +46,7 @@ function ToJsonl({ dataset, exists, onMade }: { dataset: Dataset; exists: boolea
   };
   const make = useMutation({
     mutationFn: () =>
-      got(
+      unwrap(
         api.POST("/api/datasets/{dataset}/convert", {
           params: { path: { dataset: dataset.name } },
           body: { name: jsonlOf(dataset), captions: "auto", replace: true },
@@ -133,10 +133,10 @@ export function DatasetSelect() {
   const bucket = buckets.find((each) => each.name === bucketName);
   const chosen = [...folders, ...jsonls].find((each) => each.path === path);
   const source = chosen?.kind === "jsonl" && folders.find((each) => each.path === chosen.source);
-  const select = (found: Dataset | undefined) => {
+  const select = (dataset: Dataset | undefined) => {
     setBucketName(null);
-    set(["dataloader", "jsonl_metadata_path"], found?.path ?? NONE);
-    const images = found?.kind === "folder" ? found.path : found?.images_dir;
+    set(["dataloader", "jsonl_metadata_path"], dataset?.path ?? NONE);
+    const images = dataset?.kind === "folder" ? dataset.path : dataset?.images_dir;
     if (images) set(["dataloader", "image_folder_path"], images);
   };
   const choose = (value: string) => {

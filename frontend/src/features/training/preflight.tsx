@@ -6,26 +6,26 @@ import { Button } from "@/components/ui/button";
 import { cx } from "@/components/ui/class-names";
 import { ErrorAlert } from "@/components/ui/error-alert";
 import { Panel } from "@/components/ui/panel";
-import { api, got, type Schemas } from "@/lib/api/client";
+import { api, type Schemas, unwrap } from "@/lib/api/client";
 import { bytes, count, duration, figure } from "@/lib/format";
 import type { Json, Tree } from "@/lib/json";
 
 /** The parts of a total against the free amount. */
 function Stack({
   title,
-  found,
+  report,
 }: {
   title: string;
-  found: Pick<Schemas["MemoryReport"], "parts" | "total" | "free" | "fits"> & { not_counted?: string[] };
+  report: Pick<Schemas["MemoryReport"], "parts" | "total" | "free" | "fits"> & { not_counted?: string[] };
 }) {
-  const parts = Object.entries(found.parts).filter(([, size]) => size > 0);
-  const whole = Math.max(found.total, found.free);
+  const parts = Object.entries(report.parts).filter(([, size]) => size > 0);
+  const whole = Math.max(report.total, report.free);
   return (
     <div className="grid gap-1.5">
       <div className="flex items-baseline justify-between text-xs">
         <span className="font-medium">{title}</span>
-        <span className={cx("figure", found.fits ? "text-secondary-foreground" : "text-destructive")}>
-          {bytes(found.total)} of {bytes(found.free)}
+        <span className={cx("figure", report.fits ? "text-secondary-foreground" : "text-destructive")}>
+          {bytes(report.total)} of {bytes(report.free)}
         </span>
       </div>
       <div
@@ -48,11 +48,11 @@ function Stack({
           </li>
         ))}
       </ul>
-      {found.not_counted && found.not_counted.length > 0 && (
+      {report.not_counted && report.not_counted.length > 0 && (
         <details className="text-2xs text-muted-foreground">
           <summary className="cursor-pointer">Rough estimate: not included</summary>
           <ul className="mt-1 grid list-disc gap-0.5 pl-4">
-            {found.not_counted.map((each) => (
+            {report.not_counted.map((each) => (
               <li key={each}>{each}</li>
             ))}
           </ul>
@@ -120,26 +120,26 @@ function Buckets({ data }: { data: Schemas["DataReport"] }) {
 /** The estimated needs of a run, and changes that make it fit. */
 export function Preflight({ trainer, config, isReady }: { trainer: string; config: Tree; isReady: boolean }) {
   const { set } = useForm();
-  const look = useMutation({
+  const check = useMutation({
     mutationFn: () =>
-      got(api.POST("/api/{trainer}/preflight", { params: { path: { trainer } }, body: { config } })),
+      unwrap(api.POST("/api/{trainer}/preflight", { params: { path: { trainer } }, body: { config } })),
   });
-  const { reset } = look;
+  const { reset } = check;
   // biome-ignore lint/correctness/useExhaustiveDependencies: a result belongs to its configuration
   useEffect(() => reset(), [config]);
-  const found = look.data;
+  const report = check.data;
   return (
     <Panel
       title="Preflight"
       actions={
-        <Button size="small" disabled={!isReady} isBusy={look.isPending} onClick={() => look.mutate()}>
-          {look.isPending ? "Checking …" : "Check memory, time and data"}
+        <Button size="small" disabled={!isReady} isBusy={check.isPending} onClick={() => check.mutate()}>
+          {check.isPending ? "Checking …" : "Check memory, time and data"}
         </Button>
       }
     >
-      {look.error ? (
-        <ErrorAlert error={look.error} />
-      ) : !found ? (
+      {check.error ? (
+        <ErrorAlert error={check.error} />
+      ) : !report ? (
         <p className="text-sm text-secondary-foreground">
           {isReady
             ? "Estimates memory, disk and time, and lists buckets and skipped rows, before the run starts."
@@ -147,30 +147,30 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
         </p>
       ) : (
         <div className="grid gap-4" role="status">
-          {found.problems.map((problem) => (
+          {report.problems.map((problem) => (
             <p key={problem.where + problem.message} className="text-sm text-destructive">
               {problem.where}: {problem.message} {problem.hint}
             </p>
           ))}
-          {found.memory && <Stack title="Memory" found={found.memory} />}
-          {found.disk && <Stack title="Disk" found={found.disk} />}
-          {found.disk?.kept_text && (
-            <p className="text-sm text-secondary-foreground">Checkpoints kept: {found.disk.kept_text}.</p>
+          {report.memory && <Stack title="Memory" report={report.memory} />}
+          {report.disk && <Stack title="Disk" report={report.disk} />}
+          {report.disk?.kept_text && (
+            <p className="text-sm text-secondary-foreground">Checkpoints kept: {report.disk.kept_text}.</p>
           )}
-          {found.time && <Time time={found.time} />}
-          {found.data && <Buckets data={found.data} />}
-          {found.hints.length > 0 && (
+          {report.time && <Time time={report.time} />}
+          {report.data && <Buckets data={report.data} />}
+          {report.hints.length > 0 && (
             <ul className="grid list-disc gap-1 pl-4 text-xs text-warning" aria-label="Hints">
-              {found.hints.map((each) => (
+              {report.hints.map((each) => (
                 <li key={each}>{each}</li>
               ))}
             </ul>
           )}
-          {found.changes.length > 0 && (
+          {report.changes.length > 0 && (
             <div className="grid gap-1.5">
               <p className="text-xs font-medium">Change these settings together, in this order</p>
               <ol className="grid list-decimal gap-1 pl-4 text-xs text-secondary-foreground">
-                {found.changes.map((change) => (
+                {report.changes.map((change) => (
                   <li key={change.path + String(change.value)}>
                     Set <code>{change.path}</code> to <code>{JSON.stringify(change.value)}</code>
                     {change.bytes != null && <>: then {bytes(change.bytes)} in all</>}
@@ -181,7 +181,7 @@ export function Preflight({ trainer, config, isReady }: { trainer: string; confi
                 size="small"
                 kind="primary"
                 onClick={() => {
-                  for (const { path, value } of found.changes) set(path.split("."), value as Json);
+                  for (const { path, value } of report.changes) set(path.split("."), value as Json);
                 }}
               >
                 Apply changes

@@ -8,7 +8,7 @@ import { Panel } from "@/components/ui/panel";
 import { RunNameField } from "@/features/run/run-name-field";
 import { runHref } from "@/features/run/run-progress";
 import type { Problems } from "@/hooks/use-validation";
-import { api, got, Problem } from "@/lib/api/client";
+import { api, Problem, unwrap } from "@/lib/api/client";
 import { queue } from "@/lib/api/queries";
 import type { Hint } from "@/lib/config-hints";
 import type { Draft } from "@/lib/draft";
@@ -62,7 +62,7 @@ function Findings({ problems, hints, onShow }: Pick<Props, "problems" | "hints" 
   if (problems.size === 0 && hints.length === 0) return null;
   return problems.size > 0 ? (
     <ul className="grid max-h-56 gap-1 overflow-y-auto">
-      {[...problems].map(([path, found]) => (
+      {[...problems].map(([path, fieldProblems]) => (
         <li key={path}>
           <button
             type="button"
@@ -70,7 +70,7 @@ function Findings({ problems, hints, onShow }: Pick<Props, "problems" | "hints" 
             onClick={() => onShow(path)}
           >
             <code className="figure text-secondary-foreground">{path || "configuration"}</code>{" "}
-            {found.map(({ text }) => text).join(" ")}
+            {fieldProblems.map(({ text }) => text).join(" ")}
           </button>
         </li>
       ))}
@@ -99,7 +99,7 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
   const { data } = useQuery(queue);
   const start = useMutation({
     mutationFn: () =>
-      got(
+      unwrap(
         api.POST("/api/{trainer}/train/start", {
           params: { path: { trainer } },
           body: { name: draft.name.trim() || null, config: draft.config, devices: draft.devices },
@@ -113,8 +113,8 @@ export function StartPanel({ trainer, draft, problems, isChecking, onPatch, onSh
   });
   const isNameBad =
     start.error instanceof Problem &&
-    (start.error.status === 409 || start.error.places.some((p) => p.where === "/name"));
-  const count = [...problems.values()].reduce((sum, found) => sum + found.length, 0);
+    (start.error.status === 409 || start.error.fieldProblems.some((p) => p.where === "/name"));
+  const count = [...problems.values()].reduce((sum, fieldProblems) => sum + fieldProblems.length, 0);
   const devices = data?.devices ?? [];
   return (
     <Panel title="Start">

@@ -19,7 +19,7 @@ export class Problem extends Error {
     readonly detail: string,
     readonly hint: string,
     readonly status: number,
-    readonly places: FieldProblem[] = [],
+    readonly fieldProblems: FieldProblem[] = [],
     /** The kind of problem, such as `name-taken`. */
     readonly code = "",
   ) {
@@ -40,13 +40,13 @@ function withPathParams(pathname: string, params: Record<string, unknown>): stri
 /** The studio's API, typed by its OpenAPI document. */
 export const api = createClient<paths>({ baseUrl: BASE, pathSerializer: withPathParams });
 
-type Answer<T> = { data?: T; error?: unknown; response: Response };
+type ApiResponse<T> = { data?: T; error?: unknown; response: Response };
 
 /** The data of a response; throws a `Problem` if the request failed. */
-export async function got<T>(request: Promise<Answer<T>>): Promise<T> {
-  let answer: Answer<T>;
+export async function unwrap<T>(request: Promise<ApiResponse<T>>): Promise<T> {
+  let result: ApiResponse<T>;
   try {
-    answer = await request;
+    result = await request;
   } catch {
     throw new Problem(
       "The studio is not responding.",
@@ -55,13 +55,13 @@ export async function got<T>(request: Promise<Answer<T>>): Promise<T> {
       0,
     );
   }
-  if (answer.response.ok) return answer.data as T;
-  throw problemOf(answer.error, answer.response.status);
+  if (result.response.ok) return result.data as T;
+  throw problemOf(result.error, result.response.status);
 }
 
 /** Start a task, which becomes a run. */
 export const startTask = (task: string, config: Record<string, unknown>) =>
-  got(api.POST("/api/tasks/{task}/start", { params: { path: { task } }, body: { config } }));
+  unwrap(api.POST("/api/tasks/{task}/start", { params: { path: { task } }, body: { config } }));
 
 export function problemOf(content: unknown, status: number): Problem {
   if (status === 401 && typeof window !== "undefined") window.dispatchEvent(new Event(SIGNED_OUT));

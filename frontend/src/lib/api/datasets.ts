@@ -1,5 +1,5 @@
 import { keepPreviousData, type QueryClient, queryOptions } from "@tanstack/react-query";
-import { api, got, type Schemas } from "./client";
+import { api, type Schemas, unwrap } from "./client";
 
 export type Dataset = Schemas["DatasetView"];
 export type DatasetImage = Schemas["ImageView"];
@@ -46,7 +46,7 @@ const MAX_EXAMPLES = 20;
 
 export const datasets = queryOptions({
   queryKey: ["datasets"],
-  queryFn: () => got(api.GET("/api/datasets")),
+  queryFn: () => unwrap(api.GET("/api/datasets")),
   refetchInterval: 10_000,
 });
 
@@ -54,16 +54,16 @@ export const datasets = queryOptions({
 export const freshness = (name: string) =>
   queryOptions({
     queryKey: ["freshness", name],
-    queryFn: () => got(api.GET("/api/datasets/{dataset}/freshness", { params: at(name) })),
+    queryFn: () => unwrap(api.GET("/api/datasets/{dataset}/freshness", { params: at(name) })),
     refetchInterval: 15_000,
   });
 
-export const trash = queryOptions({ queryKey: ["trash"], queryFn: () => got(api.GET("/api/trash")) });
+export const trash = queryOptions({ queryKey: ["trash"], queryFn: () => unwrap(api.GET("/api/trash")) });
 
 export const summary = (name: string) =>
   queryOptions({
     queryKey: ["dataset", name, "summary"],
-    queryFn: () => got(api.GET("/api/datasets/{dataset}/summary", { params: at(name) })),
+    queryFn: () => unwrap(api.GET("/api/datasets/{dataset}/summary", { params: at(name) })),
     refetchInterval: (query) => (query.state.data?.scan.is_running ? 1000 : 15_000),
   });
 
@@ -71,7 +71,7 @@ export const imagePage = (name: string, filter: ImageFilter, page: number) =>
   queryOptions({
     queryKey: ["dataset", name, "images", filter, page],
     queryFn: () =>
-      got(
+      unwrap(
         api.GET("/api/datasets/{dataset}/images", {
           params: { ...at(name), query: { ...filter, skip: page * PAGE, limit: PAGE } },
         }),
@@ -85,7 +85,7 @@ export const tags = (name: string, filter: ImageFilter) =>
   queryOptions({
     queryKey: ["dataset", name, "tags", filter],
     queryFn: () =>
-      got(
+      unwrap(
         api.GET("/api/datasets/{dataset}/tags", {
           params: { ...at(name), query: { ...filter, limit: MAX_TAGS } },
         }),
@@ -97,7 +97,7 @@ export const tags = (name: string, filter: ImageFilter) =>
 export const edits = (name: string) =>
   queryOptions({
     queryKey: ["dataset", name, "edits"],
-    queryFn: () => got(api.GET("/api/datasets/{dataset}/edits", { params: at(name) })),
+    queryFn: () => unwrap(api.GET("/api/datasets/{dataset}/edits", { params: at(name) })),
   });
 
 /** The progress of the edit in progress, started by any client; null: none. */
@@ -105,7 +105,7 @@ export const editStage = (name: string) =>
   queryOptions({
     queryKey: ["edit-stage", name],
     queryFn: async () =>
-      (await got(api.GET("/api/datasets/{dataset}/edits/progress", { params: at(name) }))).edit,
+      (await unwrap(api.GET("/api/datasets/{dataset}/edits/progress", { params: at(name) }))).edit,
     refetchInterval: 500,
   });
 
@@ -113,7 +113,7 @@ export const editStage = (name: string) =>
 const MAX_KEPT_ALIVE = 16_000;
 
 export function saveCaption(dataset: string, item: string, caption: string, version: string) {
-  return got(
+  return unwrap(
     api.PUT("/api/datasets/{dataset}/captions/{item}", {
       params: { path: { dataset, item }, header: { "if-match": `"${version}"` } },
       body: { caption },
@@ -146,29 +146,31 @@ export function changed(client: QueryClient, name: string): void {
 }
 
 export const datasetApi = {
-  create: (body: Schemas["NewDataset"]) => got(api.POST("/api/datasets", { body })),
-  importFrom: (body: Schemas["ImportRequest"]) => got(api.POST("/api/datasets/import", { body })),
-  update: (name: string) => got(api.POST("/api/datasets/{dataset}/update", { params: at(name), body: {} })),
-  remove: (name: string) => got(api.DELETE("/api/datasets/{dataset}", { params: at(name) })),
+  create: (body: Schemas["NewDataset"]) => unwrap(api.POST("/api/datasets", { body })),
+  importFrom: (body: Schemas["ImportRequest"]) => unwrap(api.POST("/api/datasets/import", { body })),
+  update: (name: string) =>
+    unwrap(api.POST("/api/datasets/{dataset}/update", { params: at(name), body: {} })),
+  remove: (name: string) => unwrap(api.DELETE("/api/datasets/{dataset}", { params: at(name) })),
   restore: (id: string) =>
-    got(api.POST("/api/trash/{trash_id}/restore", { params: { path: { trash_id: id } } })),
+    unwrap(api.POST("/api/trash/{trash_id}/restore", { params: { path: { trash_id: id } } })),
   preview: (name: string, operation: EditOperation, filter: ImageFilter) =>
-    got(
+    unwrap(
       api.POST("/api/datasets/{dataset}/edits/preview", {
         params: at(name),
         body: { operation, filter, examples: MAX_EXAMPLES },
       }),
     ),
   edit: (name: string, operation: EditOperation, filter: ImageFilter, version: string) =>
-    got(
+    unwrap(
       api.POST("/api/datasets/{dataset}/edits", {
         params: at(name),
         body: { operation, filter, version },
       }),
     ),
-  cancelEdit: (name: string) => got(api.POST("/api/datasets/{dataset}/edits/cancel", { params: at(name) })),
+  cancelEdit: (name: string) =>
+    unwrap(api.POST("/api/datasets/{dataset}/edits/cancel", { params: at(name) })),
   undo: (name: string, id: string) =>
-    got(
+    unwrap(
       api.POST("/api/datasets/{dataset}/edits/{edit_id}/undo", {
         params: { path: { dataset: name, edit_id: id } },
         body: { is_partial: true },

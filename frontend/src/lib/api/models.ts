@@ -1,5 +1,5 @@
 import { queryOptions } from "@tanstack/react-query";
-import { api, got, type Schemas } from "./client";
+import { api, type Schemas, unwrap } from "./client";
 
 export type Model = Schemas["ModelView"];
 export type Library = Schemas["ModelLibrary"];
@@ -7,13 +7,13 @@ export type Offer = Schemas["OfferView"];
 
 export const library = queryOptions({
   queryKey: ["models"],
-  queryFn: () => got(api.GET("/api/models")),
+  queryFn: () => unwrap(api.GET("/api/models")),
   staleTime: 10_000,
 });
 
 export const offers = queryOptions({
   queryKey: ["models", "offers"],
-  queryFn: () => got(api.GET("/api/models/offers")),
+  queryFn: () => unwrap(api.GET("/api/models/offers")),
   staleTime: 10_000,
 });
 
@@ -21,11 +21,11 @@ export const offers = queryOptions({
 export const missingFiles = (model: unknown) =>
   queryOptions({
     queryKey: ["models", "missing", model],
-    queryFn: () => got(api.POST("/api/models/missing", { body: { config: { model } } })),
+    queryFn: () => unwrap(api.POST("/api/models/missing", { body: { config: { model } } })),
     staleTime: 5000,
     retry: false,
   });
 
 /** Start a download that the studio offers. */
 export const download = (body: Schemas["DownloadRequest"]) =>
-  got(api.POST("/api/tasks/{task}/start", { params: { path: { task: "download" } }, body }));
+  unwrap(api.POST("/api/tasks/{task}/start", { params: { path: { task: "download" } }, body }));

@@ -1,5 +1,5 @@
 import { keepPreviousData, QueryClient, queryOptions } from "@tanstack/react-query";
-import { api, got, isPassing, type RunState, type RunView, type Sample } from "./client";
+import { api, isPassing, type RunState, type RunView, type Sample, unwrap } from "./client";
 
 export const ACTIVE: ReadonlySet<RunState> = new Set(["queued", "running", "stopping"]);
 export const TERMINAL: ReadonlySet<RunState> = new Set([
@@ -28,44 +28,47 @@ export function makeQueryClient(): QueryClient {
 
 export const health = queryOptions({
   queryKey: ["health"],
-  queryFn: () => got(api.GET("/api/health")),
+  queryFn: () => unwrap(api.GET("/api/health")),
   refetchInterval: 15_000,
 });
 
 export const system = queryOptions({
   queryKey: ["system"],
-  queryFn: () => got(api.GET("/api/system")),
+  queryFn: () => unwrap(api.GET("/api/system")),
   refetchInterval: 3000,
 });
 
 export const queue = queryOptions({
   queryKey: ["queue"],
-  queryFn: () => got(api.GET("/api/queue")),
+  queryFn: () => unwrap(api.GET("/api/queue")),
   refetchInterval: 2000,
 });
 
 export const trainers = queryOptions({
   queryKey: ["trainers"],
-  queryFn: () => got(api.GET("/api/trainers")),
+  queryFn: () => unwrap(api.GET("/api/trainers")),
   staleTime: 60_000,
 });
 
-export const roots = queryOptions({ queryKey: ["roots"], queryFn: () => got(api.GET("/api/roots")) });
+export const roots = queryOptions({ queryKey: ["roots"], queryFn: () => unwrap(api.GET("/api/roots")) });
 
-export const secrets = queryOptions({ queryKey: ["secrets"], queryFn: () => got(api.GET("/api/secrets")) });
+export const secrets = queryOptions({
+  queryKey: ["secrets"],
+  queryFn: () => unwrap(api.GET("/api/secrets")),
+});
 
 export const RUNS_AT_ONCE = 500;
 
 export const runs = (states: RunState[] = [], limit = RUNS_AT_ONCE, skip = 0) =>
   queryOptions({
     queryKey: ["runs", states, limit, skip],
-    queryFn: () => got(api.GET("/api/runs", { params: { query: { state: states, limit, skip } } })),
+    queryFn: () => unwrap(api.GET("/api/runs", { params: { query: { state: states, limit, skip } } })),
     refetchInterval: 2000,
     placeholderData: keepPreviousData,
   });
 
 export const readRun = (id: string) =>
-  got(api.GET("/api/runs/{run_id}", { params: { path: { run_id: id } } }));
+  unwrap(api.GET("/api/runs/{run_id}", { params: { path: { run_id: id } } }));
 
 export const run = (id: string) =>
   queryOptions({
@@ -77,7 +80,7 @@ export const run = (id: string) =>
 export const runConfig = (id: string) =>
   queryOptions({
     queryKey: ["run", id, "config"],
-    queryFn: () => got(api.GET("/api/runs/{run_id}/config", { params: { path: { run_id: id } } })),
+    queryFn: () => unwrap(api.GET("/api/runs/{run_id}/config", { params: { path: { run_id: id } } })),
     staleTime: Number.POSITIVE_INFINITY,
   });
 
@@ -90,7 +93,7 @@ export const metrics = (id: string, maxPoints: number, span?: Span) =>
   queryOptions({
     queryKey: ["run", id, "metrics", maxPoints, span ?? null],
     queryFn: () =>
-      got(
+      unwrap(
         api.GET("/api/runs/{run_id}/metrics", {
           params: { path: { run_id: id }, query: { max_points: maxPoints, ...span } },
         }),
@@ -102,7 +105,7 @@ export const metrics = (id: string, maxPoints: number, span?: Span) =>
 export const cardLoads = (id: string) =>
   queryOptions({
     queryKey: ["run", id, "gpu-usage"],
-    queryFn: () => got(api.GET("/api/runs/{run_id}/gpu-usage", { params: { path: { run_id: id } } })),
+    queryFn: () => unwrap(api.GET("/api/runs/{run_id}/gpu-usage", { params: { path: { run_id: id } } })),
     staleTime: 10_000,
   });
 
@@ -112,15 +115,15 @@ export const samples = (id: string) =>
   queryOptions({
     queryKey: ["run", id, "samples"],
     queryFn: async () => {
-      const found: Sample[] = [];
+      const all: Sample[] = [];
       for (;;) {
-        const page = await got(
+        const page = await unwrap(
           api.GET("/api/runs/{run_id}/samples", {
-            params: { path: { run_id: id }, query: { limit: SAMPLE_PAGE, skip: found.length } },
+            params: { path: { run_id: id }, query: { limit: SAMPLE_PAGE, skip: all.length } },
           }),
         );
-        found.push(...page.samples);
-        if (found.length >= page.total || page.samples.length === 0) return found;
+        all.push(...page.samples);
+        if (all.length >= page.total || page.samples.length === 0) return all;
       }
     },
     staleTime: 30_000,
@@ -129,7 +132,7 @@ export const samples = (id: string) =>
 export const checkpoints = (id: string) =>
   queryOptions({
     queryKey: ["run", id, "checkpoints"],
-    queryFn: () => got(api.GET("/api/runs/{run_id}/checkpoints", { params: { path: { run_id: id } } })),
+    queryFn: () => unwrap(api.GET("/api/runs/{run_id}/checkpoints", { params: { path: { run_id: id } } })),
     staleTime: 10_000,
   });
 
@@ -137,7 +140,7 @@ export const compare = (id: string, other: string) =>
   queryOptions({
     queryKey: ["run", id, "compare", other],
     queryFn: () =>
-      got(api.GET("/api/runs/{run_id}/compare/{other}", { params: { path: { run_id: id, other } } })),
+      unwrap(api.GET("/api/runs/{run_id}/compare/{other}", { params: { path: { run_id: id, other } } })),
     staleTime: Number.POSITIVE_INFINITY,
   });
 
@@ -145,7 +148,7 @@ export const compare = (id: string, other: string) =>
 export const trainerConfig = (trainer: string) =>
   queryOptions({
     queryKey: ["trainer", trainer, "config"],
-    queryFn: () => got(api.GET("/api/{trainer}/config", { params: { path: { trainer } } })),
+    queryFn: () => unwrap(api.GET("/api/{trainer}/config", { params: { path: { trainer } } })),
     staleTime: 5 * 60_000,
   });
 
@@ -153,7 +156,7 @@ export const trainerConfig = (trainer: string) =>
 export const taskConfig = (task: string) =>
   queryOptions({
     queryKey: ["task", task, "config"],
-    queryFn: () => got(api.GET("/api/tasks/{task}/config", { params: { path: { task } } })),
+    queryFn: () => unwrap(api.GET("/api/tasks/{task}/config", { params: { path: { task } } })),
     staleTime: 5 * 60_000,
   });
 
@@ -163,13 +166,13 @@ export type ConfigOwner = { trainer: string } | { task: string };
 /** The problems of a configuration. */
 export const checkConfig = (owner: ConfigOwner, config: Record<string, unknown>) =>
   "trainer" in owner
-    ? got(api.POST("/api/{trainer}/config", { params: { path: owner }, body: { config } }))
-    : got(api.POST("/api/tasks/{task}/config", { params: { path: owner }, body: { config } }));
+    ? unwrap(api.POST("/api/{trainer}/config", { params: { path: owner }, body: { config } }))
+    : unwrap(api.POST("/api/tasks/{task}/config", { params: { path: owner }, body: { config } }));
 
 /** Files in the studio's folders that fit a trainer's model keys, by key. */
 export const trainerModels = (trainer: string) =>
   queryOptions({
     queryKey: ["trainer", trainer, "models"],
-    queryFn: () => got(api.GET("/api/{trainer}/models", { params: { path: { trainer } } })),
+    queryFn: () => unwrap(api.GET("/api/{trainer}/models", { params: { path: { trainer } } })),
     staleTime: 30_000,
   });
