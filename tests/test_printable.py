@@ -24,7 +24,7 @@ from flowloom.printable import is_secret, printable, printable_value
 from flowloom.run.events import EventWriter
 from flowloom.server.log_format import PrintableFormatter
 from flowloom.server.problems import FieldProblem, Invalid, ProblemView
-from tests.datasets.build.pictures import built, write
+from tests.datasets.build.images import built, write
 
 WORD = "Hush0Hush1"
 ADDRESSES = [

@@ -14,7 +14,7 @@ from flowloom.data.metadata import read_metadata
 from flowloom.errors import ConfigError, DataError
 from flowloom.text_files import as_utf8, decode, read_text
 from flowloom.trainers.kohya.imports import from_bmaltais, from_toml
-from tests.datasets.build.pictures import built, picture, write
+from tests.datasets.build.images import built, image_bytes, write
 
 MARKED = {
     "utf-8": codecs.BOM_UTF8,
@@ -93,14 +93,14 @@ TABLES = {
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_with_a_mark_give_the_same_rows(tmp_path: Path, name: str, encoding: str):
     for number, stem in enumerate("ab"):
-        write(tmp_path / f"in/{stem}.png", picture(number))
+        write(tmp_path / f"in/{stem}.png", image_bytes(number))
     rows, report = built(write(tmp_path / "in" / name, saved(TABLES[name], encoding)), tmp_path / "d.jsonl")
     assert [(row["filename"], row["caption_or_tags"]) for row in rows] == [("a.png", "Bär"), ("b.png", "狐")]
     assert not report.unusable
 
 
 def test_a_dataset_toml_with_a_mark_is_read(tmp_path: Path):
-    write(tmp_path / "pics/a.png", picture())
+    write(tmp_path / "pics/a.png", image_bytes())
     write(tmp_path / "pics/a.txt", "fox")
     text = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\ncaption_extension = ".txt"\n'
     rows, _ = built(write(tmp_path / "set.toml", saved(text, "utf-16-le")), tmp_path / "d.jsonl")

@@ -13,18 +13,18 @@ import pytest
 
 from flowloom.cli.dataset import VERBS
 from flowloom.cli.main import main
-from tests.datasets.build.pictures import picture, write
+from tests.datasets.build.images import image_bytes, write
 from tests.fakes.seaweed import Seaweed
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two good pictures and a broken one, in the working directory."""
+    """Two good images and a broken one, in the working directory."""
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(["a", "sub/b"]):
-        write(tmp_path / f"in/{name}.png", picture(number))
+        write(tmp_path / f"in/{name}.png", image_bytes(number))
         write(tmp_path / f"in/{name}.txt", f"caption {number}")
-    write(tmp_path / "in/broken.png", b"no picture")
+    write(tmp_path / "in/broken.png", b"no image")
     write(tmp_path / "in/broken.txt", "x")
     return tmp_path / "in"
 
@@ -38,7 +38,7 @@ def test_build_says_what_became_of_everything(folder: Path, capsys: pytest.Captu
     assert "rows       2: 0 tags, 2 prose" in captured.out
     assert "unusable   1, all listed in d.jsonl.problems\n  broken.png: not readable" in captured.out
     assert f"images     {folder} (dataloader.image_folder_path)" in captured.out
-    assert json.loads(Path("d.jsonl.problems").read_text())["place"] == "broken.png"
+    assert json.loads(Path("d.jsonl.problems").read_text())["where"] == "broken.png"
 
 
 def test_a_data_set_goes_out_and_comes_back(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +56,7 @@ def test_a_data_set_goes_out_and_comes_back(folder: Path, capsys: pytest.Capture
     ("words", "said"),
     [
         (["build", "no", "-o", "d.jsonl"], "no: there is nothing of that name."),
-        (["build", "empty", "-o", "d.jsonl"], "empty: not one picture with a caption was found as folder."),
+        (["build", "empty", "-o", "d.jsonl"], "empty: not one image with a caption was found as folder."),
         (["export", "no.jsonl", "--to", "kohya", "-o", "x"], "no.jsonl: there is no such file."),
         (["export", "in", "--to", "kohya", "-o", "x"], "in: there is no such file."),
         (["bild"], "there is no verb 'dataset bild', but"),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from flowloom.datasets.archives.unpack import MAX_ENTRIES, Refused, Unpacked, Unpacking, unpack
+from flowloom.datasets.archives.unpack import MAX_ENTRIES, ArchiveRefused, UnpackReport, UnpackRequest, unpack
 from tests.datasets.build.test_tars import HOSTILE
 
 
@@ -38,12 +38,12 @@ def tarred(*members: tarfile.TarInfo | tuple[str, bytes], mode: str = "w") -> by
     return content.getvalue()
 
 
-def unpacked(tmp_path: Path, content: bytes) -> tuple[Unpacked, dict[str, bytes]]:
+def unpacked(tmp_path: Path, content: bytes) -> tuple[UnpackReport, dict[str, bytes]]:
     """What became of an archive, and the files that it brought."""
     (tmp_path / "archive").write_bytes(content)
     folder = tmp_path / "set"
     folder.mkdir(exist_ok=True)
-    what = Unpacking(tmp_path / "archive", tmp_path / "staging", folder, replaces=False)
+    what = UnpackRequest(tmp_path / "archive", tmp_path / "staging", folder, replaces=False)
     done = unpack(what, lambda _: None)
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return done, files
@@ -137,7 +137,7 @@ def overlapping(count: int) -> bytes:
 
 
 def test_entries_that_overlap_are_refused(tmp_path: Path):
-    with pytest.raises(Refused, match="overlap"):
+    with pytest.raises(ArchiveRefused, match="overlap"):
         unpacked(tmp_path, overlapping(50))
 
 
@@ -145,7 +145,7 @@ def test_a_list_of_too_many_entries_is_refused_before_it_is_read(tmp_path: Path)
     content = bytearray(zipped(("a.png", b"x")))
     at = content.index(b"PK\x05\x06")
     struct.pack_into("<I", content, at + 12, 2**31)
-    with pytest.raises(Refused, match="its list of entries has 2,147,483,648 bytes"):
+    with pytest.raises(ArchiveRefused, match="its list of entries has 2,147,483,648 bytes"):
         unpacked(tmp_path, bytes(content))
     record = b"PK\x06\x06" + struct.pack(
         "<QHHIIQQQQ", 44, 45, 45, 0, 0, MAX_ENTRIES + 1, MAX_ENTRIES + 1, 46, 0
@@ -153,7 +153,7 @@ def test_a_list_of_too_many_entries_is_refused_before_it_is_read(tmp_path: Path)
     locator = b"PK\x06\x07" + struct.pack("<IQI", 0, at, 1)
     end = bytearray(content[at:])
     struct.pack_into("<HHI", end, 8, 0xFFFF, 0xFFFF, 0xFFFFFFFF)
-    with pytest.raises(Refused, match="1,000,001 entries"):
+    with pytest.raises(ArchiveRefused, match="1,000,001 entries"):
         unpacked(tmp_path, bytes(content[:at]) + record + locator + bytes(end))
 
 
@@ -161,7 +161,7 @@ def test_a_size_that_lies_brings_no_more_than_it_says(tmp_path: Path):
     for size in (10, 2**32 - 2):
         content = bytearray(zipped(("a.png", bytes(2**20))))
         struct.pack_into("<I", content, content.index(b"PK\x01\x02") + 24, size)
-        with pytest.raises(Refused):
+        with pytest.raises(ArchiveRefused):
             unpacked(tmp_path, bytes(content))
 
 
@@ -174,31 +174,31 @@ def test_a_large_size_in_the_field_of_large_zips_is_refused(tmp_path: Path):
     content[at + 46 + 5 : at + 46 + 5] = extra
     end = content.index(b"PK\x05\x06")
     struct.pack_into("<I", content, end + 12, end - at)
-    with pytest.raises(Refused, match=r"bomb|needs"):
+    with pytest.raises(ArchiveRefused, match=r"bomb|needs"):
         unpacked(tmp_path, bytes(content))
 
 
 def test_an_encrypted_member_is_refused_with_what_to_do(tmp_path: Path):
     content = bytearray(zipped(("a.png", b"x"), ("b.png", b"y")))
     content[content.rindex(b"PK\x01\x02") + 8] |= 1
-    with pytest.raises(Refused, match="encrypted: unpack it"):
+    with pytest.raises(ArchiveRefused, match="encrypted: unpack it"):
         unpacked(tmp_path, bytes(content))
 
 
 def test_a_packed_bomb_is_stopped_on_its_way(tmp_path: Path):
-    with pytest.raises(Refused, match="bomb"):
+    with pytest.raises(ArchiveRefused, match="bomb"):
         unpacked(tmp_path, tarred(("a.png", bytes(150 * 2**20)), mode="w:gz"))
 
 
 UNPACK = """
 import sys, time
 from pathlib import Path
-from flowloom.datasets.archives.unpack import Refused, Unpacking, unpack
+from flowloom.datasets.archives.unpack import ArchiveRefused, UnpackRequest, unpack
 where = Path(sys.argv[1])
 began = time.monotonic()
 try:
-    unpack(Unpacking(where / "a", where / "staging", where, False), lambda _: None)
-except Refused as error:
+    unpack(UnpackRequest(where / "a", where / "staging", where, False), lambda _: None)
+except ArchiveRefused as error:
     print(error, file=sys.stderr)
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(peak, time.monotonic() - began)

@@ -137,7 +137,7 @@ def _export(words: list[str]) -> int:
     add(
         "--shard-mib", type=_count, default=1024, metavar="N", help="webdataset: size of a tar; default: 1024"
     )
-    add("--without-pictures", action="store_true", help="parquet: names and captions alone")
+    add("--without-images", action="store_true", help="parquet: names and captions alone")
     add_storage(parser)
     asked = parser.parse_args(words)
 
@@ -148,7 +148,7 @@ def _export(words: list[str]) -> int:
         link=asked.link,
         name=asked.name,
         shard_mib=asked.shard_mib,
-        with_images=not asked.without_pictures,
+        with_images=not asked.without_images,
         storage=storage_of(asked),
     )
     with _Ticker("rows") as ticker:
@@ -188,7 +188,7 @@ def _upload(words: list[str]) -> int:
     with _Ticker("rows") as ticker:
         report = uploader.upload(out, asked.public_url, lambda report: ticker.tick(report.num_rows))
     size = f"{report.num_bytes / 2**20:,.1f} MiB in {report.seconds:,.1f} s"
-    print(f"images     {report.num_sent:,} sent ({size}), {report.num_there:,} were there")
+    print(f"images     {report.num_sent:,} sent ({size}), {report.num_unchanged:,} were there")
     _print_unusable(report.unusable, _listed(out, report.unusable))
     print(printable(f"written    {report.output}, and next to the images at {report.url}"))
     return OK
@@ -253,7 +253,7 @@ def _print_unusable(unusable: list[Unusable], path: Path | None) -> None:
         return
     print(f"unusable   {len(unusable):,}, all listed in {path}")
     for bad in unusable[:SHOWN]:
-        print(f"  {bad.place}: {bad.reason}")
+        print(f"  {bad.where}: {bad.reason}")
     if len(unusable) > SHOWN:
         print(f"  ... and {len(unusable) - SHOWN:,} more")
 

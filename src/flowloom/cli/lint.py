@@ -120,7 +120,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of 128, for near duplicates; -1: none; default: 8",
     )
-    add("--no-pictures", action="store_true", help="read only the JSONL")
+    add("--no-images", action="store_true", help="read only the JSONL")
     add("--urls", action="store_true", help="fetch images from URLs, too")
     add("--threads", type=int, default=4, metavar="N", help="default: 4")
     add_storage(parser)
@@ -180,7 +180,7 @@ def _options(asked: argparse.Namespace) -> LintOptions:
             }
         ),
         tokenizer=tokenizer or None,
-        with_images=not asked.no_pictures,
+        with_images=not asked.no_images,
         with_urls=asked.urls,
         upscale=asked.upscale,
         near_bits=asked.near_bits,

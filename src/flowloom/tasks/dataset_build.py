@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from flowloom.datasets.build.detect import Unclear, detect
+from flowloom.datasets.build.detect import AmbiguousSource, detect
 from flowloom.datasets.build.fresh import recipe_of
 from flowloom.datasets.build.options import BuildOptions, Kind
 from flowloom.errors import DataError, Problem
@@ -65,7 +65,7 @@ class UpdateConfig(Section):
 class UnusableItem(BaseModel):
     """An item of a source that did not become a row."""
 
-    place: str
+    where: str
     reason: str
 
 
@@ -94,7 +94,7 @@ def source_problems(source_path: str, form: Kind) -> list[Problem]:
         return []
     try:
         detect(source_path, BuildOptions()).checked()
-    except Unclear as error:
+    except AmbiguousSource as error:
         return [Problem("form", str(error))]
     except DataError as error:
         return [Problem("source_path", str(error))]
@@ -186,7 +186,7 @@ def _result(report: BuildReport) -> BuildResult:
 
 def listed(unusable: list[Unusable]) -> list[UnusableItem]:
     """The first unusable items."""
-    return [UnusableItem(place=item.place, reason=item.reason) for item in unusable[:MAX_LISTED]]
+    return [UnusableItem(where=item.where, reason=item.reason) for item in unusable[:MAX_LISTED]]
 
 
 BUILD = FunctionTask(

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, StringConstraints
 
-from flowloom.datasets.archives.names import TEXTS, Unfit, fit, place_for
+from flowloom.datasets.archives.names import TEXTS, UnsafeName, prepare_path, safe_name
 from flowloom.datasets.build.detect import detect
 from flowloom.datasets.build.items import PICTURES
 from flowloom.datasets.build.options import BuildOptions
@@ -40,7 +40,7 @@ from flowloom.tasks.dataset_build import MAX_LISTED, build_jsonl
 from flowloom.tasks.download import Repo, Revision, Sha256, Text, is_below, url_trouble
 
 if TYPE_CHECKING:
-    from flowloom.datasets.archives.unpack import Unpacked, Unpacking
+    from flowloom.datasets.archives.unpack import UnpackReport, UnpackRequest
 
 ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz"))
 MEMORY_BYTES = 4 * 2**30
@@ -180,8 +180,8 @@ def _wanted(config: ImportConfig, client: DownloadClient, incoming: Path) -> lis
 def _of_url(config: ImportConfig, client: DownloadClient) -> _File:
     name = PurePosixPath(unquote(urlsplit(config.url).path)).name
     try:
-        name = fit(f"{name}.txt").removesuffix(".txt")
-    except Unfit:
+        name = safe_name(f"{name}.txt").removesuffix(".txt")
+    except UnsafeName:
         name = "data"
     return _File(name, client.file_url(config.url), None, config.sha256.lower() or None)
 
@@ -206,8 +206,8 @@ def _is_wanted(file: HubFile) -> bool:
     suffix = split_suffix(file.name)[1]
     try:
         is_ours = suffix in PICTURES | TEXTS | ARCHIVES and not file.name.endswith(".part.json")
-        return is_ours and bool(fit(f"{file.name}.txt"))
-    except Unfit:
+        return is_ours and bool(safe_name(f"{file.name}.txt"))
+    except UnsafeName:
         return False
 
 
@@ -217,17 +217,17 @@ def _size_here(path: Path) -> int:
 
 def _arrange(files: list[Path], incoming: Path, encoding: str, progress: Progress) -> dict[str, Any]:
     """Build `set/` from the downloaded files: unpack archives, link everything else."""
-    from flowloom.datasets.archives.unpack import Unpacked, Unpacking
+    from flowloom.datasets.archives.unpack import UnpackReport, UnpackRequest
 
     made = incoming / "set"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
     progress.phase("unpacking")
-    total = Unpacked()
+    total = UnpackReport()
     for path in files:
         name = path.relative_to(incoming / "files").as_posix()
         if _is_archive(path):
-            what = Unpacking(path, incoming / "unpacked", made, replaces=False, encoding=encoding)
+            what = UnpackRequest(path, incoming / "unpacked", made, replaces=False, encoding=encoding)
             _add(total, _unpack(what, name, progress))
         else:
             _take(path, name, made, total)
@@ -268,17 +268,17 @@ def _is_archive(path: Path) -> bool:
     return zipfile.is_zipfile(path) or is_tar(path)
 
 
-def _unpack(what: Unpacking, name: str, progress: Progress) -> Unpacked:
-    from flowloom.datasets.archives.unpack import Refused, unpack
+def _unpack(what: UnpackRequest, name: str, progress: Progress) -> UnpackReport:
+    from flowloom.datasets.archives.unpack import ArchiveRefused, unpack
 
-    def on_progress(done: Unpacked) -> None:
+    def on_progress(done: UnpackReport) -> None:
         progress.step(done.num_done, done.num_entries or None)
         progress.raise_if_stopped()
 
     try:
         with _bounded_memory():
             return unpack(what, on_progress)
-    except Refused as error:
+    except ArchiveRefused as error:
         raise RunError(f"{name}: {error}.") from None
 
 
@@ -295,7 +295,7 @@ def _bounded_memory() -> Generator[None]:
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _add(total: Unpacked, found: Unpacked) -> None:
+def _add(total: UnpackReport, found: UnpackReport) -> None:
     total.num_files += found.num_files
     total.num_images += found.num_images
     total.num_left_out += found.num_left_out
@@ -303,20 +303,20 @@ def _add(total: Unpacked, found: Unpacked) -> None:
     total.left_out += found.left_out
 
 
-def _take(path: Path, name: str, made: Path, total: Unpacked) -> None:
+def _take(path: Path, name: str, made: Path, total: UnpackReport) -> None:
     """Link a downloaded file into the dataset."""
     try:
         if split_suffix(name)[1] == "" and _begins_as_parquet(path):
             name = f"{name}.parquet"
-        target = place_for(made, fit(name))
+        target = prepare_path(made, safe_name(name))
         try:
             os.link(path, target)
         except FileExistsError:
             raise
         except OSError:  # no hard links on this file system
             shutil.copyfile(path, target)
-    except (Unfit, FileExistsError, NotADirectoryError) as error:
-        reason = str(error) if isinstance(error, Unfit) else "another file has this name"
+    except (UnsafeName, FileExistsError, NotADirectoryError) as error:
+        reason = str(error) if isinstance(error, UnsafeName) else "another file has this name"
         total.leave_out(name, reason)
         return
     total.num_files += 1

@@ -77,25 +77,25 @@ class BucketCounts(BaseModel):
 class Distribution(BaseModel):
     """The distribution of a number over the rows."""
 
-    least: int
+    minimum: int
     median: int
-    most_have: int = Field(description="95th percentile.")
-    most: int
-    bars: list[tuple[int, int]] = Field(description="Lower edge and rows of each class; the last is open.")
+    p95: int = Field(description="95th percentile.")
+    maximum: int
+    bars: list[tuple[int, int]] = Field(description="Lower edge and rows of each bar; the last is open.")
 
 
 class CaptionCounts(BaseModel):
     """Statistics of the captions."""
 
-    rows: int
-    tag_based: int
-    empty: int
-    distinct: int
+    num_rows: int
+    num_tag_based: int
+    num_empty: int
+    num_distinct: int
     characters: Distribution | None
     tokens: Distribution | None = Field(description="Null: no tokenizer was given.")
     tags_per_row: Distribution | None
-    distinct_tags: int
-    tags_once: int
+    num_distinct_tags: int
+    num_tags_used_once: int
     top_tags: list[tuple[str, int]]
 
 
@@ -110,10 +110,10 @@ class LintResult(BaseModel):
     counts: dict[str, int] = Field(description="Findings by kind.", examples=[{"empty_caption": 3}])
     path: str = Field(description="The JSONL.")
     images: str = Field(description="Folder that file names are relative to.")
-    rows: int
-    usable: int = Field(description="Rows that training reads.")
-    looked_at: int = Field(description="Images that were decoded.")
-    not_looked_at: int = Field(description="Images at URLs that were not fetched.")
+    num_rows: int
+    num_usable: int = Field(description="Rows that training reads.")
+    num_decoded: int = Field(description="Images that were opened.")
+    num_not_checked: int = Field(description="Images at URLs that were not downloaded.")
     batch_size: int
     resolutions: list[int]
     max_tokens: int
@@ -121,8 +121,8 @@ class LintResult(BaseModel):
     findings: list[FindingView] = Field(description=f"At most {MAX_LISTED} of each kind.")
     buckets: list[BucketCounts]
     captions: CaptionCounts
-    crowded: int = Field(description="Images whose near duplicates may be incomplete.")
-    crowded_text: str
+    num_crowded: int = Field(description="Images whose near duplicates may be incomplete.")
+    crowded_message: str
     num_findings: int
     num_unusable: int
     unusable: list[UnusableItem] = Field(description=f"At most {MAX_LISTED} of them.")
@@ -182,7 +182,7 @@ def _report(
         progress=on_progress,
     )
     report = lint(options).report
-    report.add_unreadable([(item.place, item.reason) for item in unusable])
+    report.add_unreadable([(item.where, item.reason) for item in unusable])
     shown = [finding for kind in report.counts for finding in report.of(kind)[:MAX_LISTED]]
     lists = {
         "findings": [vars(finding) for finding in shown],

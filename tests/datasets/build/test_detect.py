@@ -11,20 +11,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from flowloom.cli.dataset import dataset as cli
-from flowloom.datasets.build.detect import Unclear, detect
+from flowloom.datasets.build.detect import AmbiguousSource, detect
 from flowloom.datasets.build.fresh import folder_rows, update
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.repeats import MAX_REPEATS
 from flowloom.errors import DataError
 from flowloom.tasks.dataset_build import BUILD
 from flowloom.tasks.dataset_lint import LINT
-from tests.datasets.build.pictures import built, picture, write
+from tests.datasets.build.images import built, image_bytes, write
 
 
 def images(folder: Path, *names: str, caption: str | None = "a fox") -> Path:
     """Images, each with a caption file unless that is None."""
     for number, name in enumerate(names):
-        write(folder / f"{name}.png", picture(number))
+        write(folder / f"{name}.png", image_bytes(number))
         if caption is not None:
             write(folder / f"{name}.txt", f"{caption} {number}\nsecond line")
     return folder
@@ -81,13 +81,13 @@ def test_folders_named_as_kohyas_are_repeated(tmp_path: Path, names: list[str], 
 def test_folders_that_may_be_kohyas_or_not_are_asked_about(tmp_path: Path, names: list[str]):
     for name in names:
         images(tmp_path / "in" / name, "a")
-    with pytest.raises(Unclear, match="--from kohya or --from folder") as caught:
+    with pytest.raises(AmbiguousSource, match="--from kohya or --from folder") as caught:
         built(tmp_path / "in", tmp_path / "d.jsonl")
     assert caught.value.choices == ("kohya", "folder")
     assert not (tmp_path / "d.jsonl").exists()
     assert built(tmp_path / "in", tmp_path / "d.jsonl", kind="folder")[1].num_rows == len(names)
     assert built(tmp_path / "in", tmp_path / "d.jsonl", kind="kohya")[1].kind == "kohya"
-    with pytest.raises(Unclear):
+    with pytest.raises(AmbiguousSource):
         folder_rows(tmp_path / "in")
 
 
@@ -95,7 +95,7 @@ def test_the_command_line_names_the_flag_and_takes_it(tmp_path: Path, capsys: py
     for name in ("1_front", "2_back"):
         images(tmp_path / "in" / name, "a")
     words = ["build", str(tmp_path / "in"), "-o", str(tmp_path / "d.jsonl")]
-    with pytest.raises(Unclear, match="--from kohya or --from folder"):
+    with pytest.raises(AmbiguousSource, match="--from kohya or --from folder"):
         cli(words)
     assert cli([*words, "--format", "kohya"]) == 0
     assert len((tmp_path / "d.jsonl").read_text().splitlines()) == 3
@@ -151,7 +151,7 @@ def test_a_table_that_describes_other_images_than_the_caption_files_is_asked_abo
         '{"file_name": "2.png", "text": "t"}\n{"file_name": "3.png", "text": "t"}',
     )
     with pytest.raises(
-        Unclear, match=r"2 of 3 images have caption files, and metadata\.jsonl describes 2"
+        AmbiguousSource, match=r"2 of 3 images have caption files, and metadata\.jsonl describes 2"
     ) as caught:
         built(tmp_path / "in", tmp_path / "d.jsonl")
     assert caught.value.choices == ("folder", "table")
@@ -169,9 +169,9 @@ def test_a_table_of_images_without_caption_files_is_read_and_the_others_are_coun
 
 def test_a_parquet_file_with_images_beside_captioned_ones_is_asked_about(tmp_path: Path):
     images(tmp_path / "in", "1")
-    table = pa.table({"image": [{"bytes": picture(9), "path": None}], "text": ["x"]})
+    table = pa.table({"image": [{"bytes": image_bytes(9), "path": None}], "text": ["x"]})
     pq.write_table(table, tmp_path / "in/train.parquet")
-    with pytest.raises(Unclear, match="--from folder or --from parquet"):
+    with pytest.raises(AmbiguousSource, match="--from folder or --from parquet"):
         built(tmp_path / "in", tmp_path / "d.jsonl")
     assert built(tmp_path / "in", tmp_path / "d.jsonl", kind="parquet")[1].num_rows == 1
 
@@ -221,19 +221,19 @@ def test_an_empty_caption_file_hides_no_full_one(tmp_path: Path):
     ],
 )
 def test_captions_pair_across_letter_case_and_unicode_forms(tmp_path: Path, image: str, text: str):
-    write(tmp_path / "in" / image, picture())
+    write(tmp_path / "in" / image, image_bytes())
     write(tmp_path / "in" / text, "a fox")
     rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert [row["caption_or_tags"] for row in rows] == ["a fox"]
 
 
 def test_a_caption_that_has_its_own_image_is_given_to_no_other(tmp_path: Path):
-    write(tmp_path / "in/A.png", picture(1))
-    write(tmp_path / "in/a.png", picture(2))
+    write(tmp_path / "in/A.png", image_bytes(1))
+    write(tmp_path / "in/a.png", image_bytes(2))
     write(tmp_path / "in/a.txt", "the small one")
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert [row["filename"] for row in rows] == ["a.png"]
-    assert [bad.place for bad in report.unusable] == ["A.png"]
+    assert [bad.where for bad in report.unusable] == ["A.png"]
 
 
 def test_hidden_images_and_other_files_are_counted(tmp_path: Path):
@@ -246,7 +246,7 @@ def test_hidden_images_and_other_files_are_counted(tmp_path: Path):
         "notes.docx",
         "Makefile",
     ):
-        write(tmp_path / "in" / name, picture())
+        write(tmp_path / "in" / name, image_bytes())
     _, report = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert report.num_rows == 1
     assert report.remarks["not read: hidden, or left behind by a system"] == 3
@@ -256,11 +256,11 @@ def test_hidden_images_and_other_files_are_counted(tmp_path: Path):
 
 @pytest.mark.parametrize("caption", [None, "by default"])
 def test_no_mask_is_trained_however_many_an_image_has(tmp_path: Path, caption: str | None):
-    write(tmp_path / "in/a.png", picture(1))
+    write(tmp_path / "in/a.png", image_bytes(1))
     write(tmp_path / "in/a.txt", "a fox")
     for number in ("", *range(1, 11)):
-        write(tmp_path / f"in/a-masklabel{number}.png", picture(2))
-    write(tmp_path / "in/a-condlabel2.png", picture(3))
+        write(tmp_path / f"in/a-masklabel{number}.png", image_bytes(2))
+    write(tmp_path / "in/a-condlabel2.png", image_bytes(3))
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl", default_caption=caption)
     assert [row["filename"] for row in rows] == ["a.png"]
     assert report.remarks["not trained: a mask by its name (-masklabel)"] == 12
@@ -270,7 +270,7 @@ def test_no_mask_is_trained_however_many_an_image_has(tmp_path: Path, caption: s
 @pytest.mark.parametrize("name", ["caption.csv", "set/caption.csv", "set/metadata.csv", "set/rows.jsonl"])
 def test_a_table_among_the_images_is_read_whatever_its_name(tmp_path: Path, name: str):
     table = tmp_path / "in" / name
-    write(table.parent / "a.png", picture(1))
+    write(table.parent / "a.png", image_bytes(1))
     is_lines = name.endswith("jsonl")
     write(table, '{"image": "a.png", "caption": "a fox"}' if is_lines else "caption,image\na fox,a.png")
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
@@ -279,7 +279,7 @@ def test_a_table_among_the_images_is_read_whatever_its_name(tmp_path: Path, name
 
 
 def test_a_table_that_names_none_of_the_images_is_pointed_out(tmp_path: Path):
-    write(tmp_path / "in/images/a.png", picture(1))
+    write(tmp_path / "in/images/a.png", image_bytes(1))
     table = write(tmp_path / "in/captions.csv", "image,caption\na.png,a fox")
     with pytest.raises(DataError, match=r"captions\.csv: not read: it names no image here.*--root"):
         built(tmp_path / "in", tmp_path / "d.jsonl")
@@ -294,7 +294,8 @@ def test_a_zip_is_refused_with_what_to_do(tmp_path: Path):
 
 def test_parquet_with_images_inside_is_counted_as_it_is(tmp_path: Path):
     (tmp_path / "in").mkdir()
-    columns = {"jpg": [{"bytes": picture(n), "path": f"{n}.png"} for n in (1, 2)], "txt": ["a fox", "a dog"]}
+    files = [{"bytes": image_bytes(n), "path": f"{n}.png"} for n in (1, 2)]
+    columns = {"jpg": files, "txt": ["a fox", "a dog"]}
     pq.write_table(pa.table(columns), tmp_path / "in/train.parquet")
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert [row["caption_or_tags"] for row in rows] == columns["txt"]

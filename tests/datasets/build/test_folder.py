@@ -1,4 +1,4 @@
-"""A folder of pictures becomes rows: each with its own caption, and whatever is wrong is located."""
+"""A folder of images becomes rows: each with its own caption, and whatever is wrong is located."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from flowloom.datasets.build.build import CHUNK, BuildReport, build
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.errors import DataError
 from flowloom.storage.local import find_image
-from tests.datasets.build.pictures import built, greys, picture, write
+from tests.datasets.build.images import built, greys, image_bytes, write
 
 
 def reasons(report: BuildReport) -> dict[str, str]:
-    return {Path(bad.place).name: bad.reason for bad in report.unusable}
+    return {Path(bad.where).name: bad.reason for bad in report.unusable}
 
 
 def test_rows_have_all_of_flows_fields(tmp_path: Path) -> None:
-    write(tmp_path / "in/sub/a.jpg", picture(7, (48, 32), ".jpg"))
+    write(tmp_path / "in/sub/a.jpg", image_bytes(7, (48, 32), ".jpg"))
     write(tmp_path / "in/sub/a.txt", "  a cat\r\non a mat \n")
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert rows == [
@@ -46,7 +46,7 @@ def test_rows_have_all_of_flows_fields(tmp_path: Path) -> None:
 
 def test_captions_come_from_txt_caption_and_json(tmp_path: Path) -> None:
     for i in range(5):
-        write(tmp_path / f"in/{i}.png", picture(i))
+        write(tmp_path / f"in/{i}.png", image_bytes(i))
     write(tmp_path / "in/0.txt", "from text")
     write(tmp_path / "in/0.caption", "not this one")
     write(tmp_path / "in/1.caption", "from caption")
@@ -82,40 +82,40 @@ BROKEN = {
 def test_a_broken_caption_file_is_located_and_the_others_are_used(tmp_path: Path, name: str) -> None:
     data, reason = BROKEN[name]
     write(tmp_path / "in" / name, data)
-    write(tmp_path / "in" / f"{Path(name).stem}.png", picture(1))
-    write(tmp_path / "in/good.png", picture(2))
+    write(tmp_path / "in" / f"{Path(name).stem}.png", image_bytes(1))
+    write(tmp_path / "in/good.png", image_bytes(2))
     write(tmp_path / "in/good.txt", "good")
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert [row["caption_or_tags"] for row in rows] == ["good"]
     (bad,) = report.unusable
-    assert bad.place == f"{Path(name).stem}.png"
+    assert bad.where == f"{Path(name).stem}.png"
     assert reason in bad.reason
     assert name in bad.reason
     assert report.problems_path is not None
-    assert orjson.loads(report.problems_path.read_bytes()) == {"place": bad.place, "reason": bad.reason}
+    assert orjson.loads(report.problems_path.read_bytes()) == {"where": bad.where, "reason": bad.reason}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_byte_order_marks_are_understood(tmp_path: Path, encoding: str) -> None:
-    write(tmp_path / "in/a.png", picture())
+    write(tmp_path / "in/a.png", image_bytes())
     write(tmp_path / "in/a.txt", "Bär 🐻".encode(encoding))
     rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert rows[0]["caption_or_tags"] == "Bär 🐻"
 
 
 def test_another_encoding_can_be_named(tmp_path: Path) -> None:
-    write(tmp_path / "in/a.png", picture())
+    write(tmp_path / "in/a.png", image_bytes())
     write(tmp_path / "in/a.txt", "Bär".encode("cp1252"))
     rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl", caption_encoding="cp1252")
     assert rows[0]["caption_or_tags"] == "Bär"
 
 
-def test_pictures_of_one_stem_never_share_a_caption_unasked(tmp_path: Path) -> None:
-    write(tmp_path / "in/a.jpg", picture(1, suffix=".jpg"))
-    write(tmp_path / "in/a.png", picture(2))
+def test_images_of_one_stem_never_share_a_caption_unasked(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.jpg", image_bytes(1, suffix=".jpg"))
+    write(tmp_path / "in/a.png", image_bytes(2))
     write(tmp_path / "in/a.txt", "whose?")
-    write(tmp_path / "in/b.jpg", picture(3, suffix=".jpg"))
-    write(tmp_path / "in/b.png", picture(4))
+    write(tmp_path / "in/b.jpg", image_bytes(3, suffix=".jpg"))
+    write(tmp_path / "in/b.png", image_bytes(4))
     write(tmp_path / "in/b.jpg.txt", "the jpg")
     write(tmp_path / "in/b.png.txt", "the png")
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
@@ -126,9 +126,9 @@ def test_pictures_of_one_stem_never_share_a_caption_unasked(tmp_path: Path) -> N
 
 def test_beside_a_jxl_twin_only_what_training_reads_becomes_a_row(tmp_path: Path) -> None:
     write(tmp_path / "in/a.jxl", b"not really a JPEG XL")
-    write(tmp_path / "in/a.png", picture(2))
+    write(tmp_path / "in/a.png", image_bytes(2))
     write(tmp_path / "in/a.txt", "caption")
-    write(tmp_path / "in/b.png", picture(3))
+    write(tmp_path / "in/b.png", image_bytes(3))
     write(tmp_path / "in/b.txt", "b")
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert [row["filename"] for row in rows] == ["b.png"]
@@ -138,15 +138,15 @@ def test_beside_a_jxl_twin_only_what_training_reads_becomes_a_row(tmp_path: Path
 
 def test_hidden_files_and_what_systems_leave_are_passed_over(tmp_path: Path) -> None:
     for name in [".hidden.png", ".git/a.png", "__MACOSX/a.png", "@eaDir/a.png", "good.png"]:
-        write(tmp_path / "in" / name, picture())
+        write(tmp_path / "in" / name, image_bytes())
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl", default_caption="x")
     assert [row["filename"] for row in rows] == ["good.png"]
     assert not report.unusable
 
 
 def test_links_in_circles_and_out_of_the_folder_are_told(tmp_path: Path) -> None:
-    write(tmp_path / "in/a/1.png", picture(1))
-    write(tmp_path / "elsewhere/2.png", picture(2))
+    write(tmp_path / "in/a/1.png", image_bytes(1))
+    write(tmp_path / "elsewhere/2.png", image_bytes(2))
     (tmp_path / "in/a/loop").symlink_to(tmp_path / "in")
     (tmp_path / "in/a/out").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in/a/out.png").symlink_to(tmp_path / "elsewhere/2.png")
@@ -162,8 +162,8 @@ def test_links_in_circles_and_out_of_the_folder_are_told(tmp_path: Path) -> None
         assert find_image(tmp_path, row["filename"])
 
 
-def test_files_that_are_no_pictures_are_told(tmp_path: Path) -> None:
-    good = picture(size=(300, 200), suffix=".jpg")
+def test_files_that_are_no_images_are_told(tmp_path: Path) -> None:
+    good = image_bytes(size=(300, 200), suffix=".jpg")
     write(tmp_path / "in/empty.png", b"")
     write(tmp_path / "in/text.jpg", b"<html>not found</html>")
     write(tmp_path / "in/cut.jpg", good[:20])
@@ -175,7 +175,7 @@ def test_files_that_are_no_pictures_are_told(tmp_path: Path) -> None:
     assert set(reasons(report)) == {"empty.png", "text.jpg", "cut.jpg", "pipe.png"}
 
 
-def test_sizes_are_those_of_the_upright_picture(tmp_path: Path) -> None:
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "in").mkdir()
@@ -186,11 +186,11 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
-    write(tmp_path / "in/good.png", picture())
-    write(tmp_path / "in" / os.fsdecode(b"b\xe4r.png"), picture())
+    write(tmp_path / "in/good.png", image_bytes())
+    write(tmp_path / "in" / os.fsdecode(b"b\xe4r.png"), image_bytes())
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl", default_caption="x")
     assert len(rows) == 1
-    assert report.unusable[0].place == r"b\xe4r.png"
+    assert report.unusable[0].where == r"b\xe4r.png"
     assert "not UTF-8" in report.unusable[0].reason
 
 
@@ -203,7 +203,7 @@ def test_any_name_and_caption_stay_together(tmp_path: Path, captions: dict[str, 
     folder = tmp_path / f"in-{time.perf_counter_ns()}"
     captions = {name: text for name, text in captions.items() if len(name.encode()) < 200}
     for number, (name, text) in enumerate(captions.items()):
-        write(folder / f"{name}.png", picture(number))
+        write(folder / f"{name}.png", image_bytes(number))
         write(folder / f"{name}.txt", text)
     rows, report = built(folder, folder.with_suffix(".jsonl"))
     expected = {number: [" ".join(text.split())] for number, text in enumerate(captions.values())}
@@ -219,13 +219,13 @@ def test_any_name_and_caption_stay_together(tmp_path: Path, captions: dict[str, 
 
 def test_a_rerun_reads_only_what_changed(tmp_path: Path) -> None:
     for i in range(4):
-        write(tmp_path / f"in/{i}.png", picture(i))
+        write(tmp_path / f"in/{i}.png", image_bytes(i))
         write(tmp_path / f"in/{i}.txt", f"caption {i}")
     first, report = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert report.num_read == 4
     again, report = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert (again, report.num_read) == (first, 0)
-    write(tmp_path / "in/1.png", picture(1, (60, 60)))
+    write(tmp_path / "in/1.png", image_bytes(1, (60, 60)))
     write(tmp_path / "in/2.txt", "another one")
     (tmp_path / "in/3.png").unlink()
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
@@ -235,11 +235,11 @@ def test_a_rerun_reads_only_what_changed(tmp_path: Path) -> None:
         (60, "caption 1"),
         (40, "another one"),
     ]
-    assert report.remarks["a caption file without its picture"] == 1
+    assert report.remarks["a caption file without its image"] == 1
 
 
 def test_a_damaged_state_costs_time_only(tmp_path: Path) -> None:
-    write(tmp_path / "in/a.png", picture())
+    write(tmp_path / "in/a.png", image_bytes())
     first, _ = built(tmp_path / "in", tmp_path / "d.jsonl", default_caption="x")
     write(tmp_path / "d.jsonl.state", b"not a data base, surely not one" * 50)
     again, report = built(tmp_path / "in", tmp_path / "d.jsonl", default_caption="x")
@@ -249,7 +249,7 @@ def test_a_damaged_state_costs_time_only(tmp_path: Path) -> None:
 def test_nothing_found_leaves_the_old_file(tmp_path: Path) -> None:
     write(tmp_path / "in/a.png", b"broken")
     write(tmp_path / "d.jsonl", "old")
-    with pytest.raises(DataError, match=r"not one picture .* found as folder.*a.png: not readable"):
+    with pytest.raises(DataError, match=r"not one image .* found as folder.*a.png: not readable"):
         built(tmp_path / "in", tmp_path / "d.jsonl", default_caption="x")
     assert (tmp_path / "d.jsonl").read_text() == "old"
     with pytest.raises(DataError, match="nothing of that name"):
@@ -257,7 +257,7 @@ def test_nothing_found_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_names_become_addresses_by_choice(tmp_path: Path) -> None:
-    write(tmp_path / "in/a b/ü.png", picture())
+    write(tmp_path / "in/a b/ü.png", image_bytes())
     options = {"default_caption": "x", "url_prefix": "https://host/set/"}
     rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl", **options)
     assert (rows[0]["filename"], rows[0]["is_url_based"]) == ("https://host/set/a%20b/%C3%BC.png", True)
@@ -275,7 +275,7 @@ def test_a_deep_tree_is_read_to_its_end(tmp_path: Path) -> None:
         for _ in range(300):
             os.mkdir("d")  # noqa: PTH102
             os.chdir("d")
-        Path("a.png").write_bytes(picture())
+        Path("a.png").write_bytes(image_bytes())
     finally:
         os.chdir(here)
     rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl", default_caption="x")
@@ -283,7 +283,7 @@ def test_a_deep_tree_is_read_to_its_end(tmp_path: Path) -> None:
 
 
 def test_an_output_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    write(tmp_path / "in/a.png", picture())
+    write(tmp_path / "in/a.png", image_bytes())
     write(tmp_path / "file", "")
     (tmp_path / "folder.jsonl").mkdir()
     for output in (tmp_path / "file/d.jsonl", tmp_path / "folder.jsonl"):
@@ -293,7 +293,7 @@ def test_an_output_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 def test_an_interrupted_build_goes_on_and_leaves_the_old_file(tmp_path: Path) -> None:
     for i in range(CHUNK + 10):
-        write(tmp_path / f"in/{i}.png", picture())
+        write(tmp_path / f"in/{i}.png", image_bytes())
     write(tmp_path / "d.jsonl", "old")
 
     def interrupt(report: BuildReport) -> None:

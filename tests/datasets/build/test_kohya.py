@@ -12,7 +12,7 @@ import pytest
 from flowloom.datasets.build.items import ORDERED
 from flowloom.datasets.build.wildcards import MAX_VARIANTS
 from flowloom.errors import DataError
-from tests.datasets.build.pictures import built, greys, picture, write
+from tests.datasets.build.images import built, greys, image_bytes, write
 
 
 def counted(rows: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
@@ -20,10 +20,10 @@ def counted(rows: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
 
 
 def test_numbers_are_repeats_and_names_are_captions(tmp_path: Path) -> None:
-    write(tmp_path / "in/3_sks fox/a.png", picture(1))
-    write(tmp_path / "in/3_sks fox/b.png", picture(2))
+    write(tmp_path / "in/3_sks fox/a.png", image_bytes(1))
+    write(tmp_path / "in/3_sks fox/b.png", image_bytes(2))
     write(tmp_path / "in/3_sks fox/b.txt", "first line counts\nthe second does not\n")
-    write(tmp_path / "in/1_Bär/c.png", picture(3))
+    write(tmp_path / "in/1_Bär/c.png", image_bytes(3))
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert report.kind == "kohya"
     assert counted(rows) == {
@@ -36,8 +36,8 @@ def test_numbers_are_repeats_and_names_are_captions(tmp_path: Path) -> None:
 
 
 def test_the_gui_s_folders_are_known(tmp_path: Path) -> None:
-    write(tmp_path / "in/img/2_fox/a.png", picture(1))
-    write(tmp_path / "in/reg/1_animal/b.png", picture(2))
+    write(tmp_path / "in/img/2_fox/a.png", image_bytes(1))
+    write(tmp_path / "in/reg/1_animal/b.png", image_bytes(2))
     write(tmp_path / "in/log/x.txt", "")
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl", reg_weight=0.5)
     assert report.kind == "kohya"
@@ -49,10 +49,10 @@ def test_the_gui_s_folders_are_known(tmp_path: Path) -> None:
 
 
 def test_what_kohya_would_not_read_is_said(tmp_path: Path) -> None:
-    write(tmp_path / "in/1_x/a.png", picture(1))
-    write(tmp_path / "in/1_x/deeper/b.png", picture(2))
-    write(tmp_path / "in/0_off/c.png", picture(3))
-    write(tmp_path / "in/d.png", picture(4))
+    write(tmp_path / "in/1_x/a.png", image_bytes(1))
+    write(tmp_path / "in/1_x/deeper/b.png", image_bytes(2))
+    write(tmp_path / "in/0_off/c.png", image_bytes(3))
+    write(tmp_path / "in/d.png", image_bytes(4))
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl", kind="kohya")
     assert [row["filename"] for row in rows] == ["1_x/a.png"]
     assert report.remarks.total() == 3
@@ -91,15 +91,15 @@ resolution = 512
 @pytest.fixture
 def toml(tmp_path: Path) -> Path:
     """A TOML with every kind of subset."""
-    write(tmp_path / "in/one/a.png", picture(1))
-    write(tmp_path / "in/one/b.png", picture(2))
+    write(tmp_path / "in/one/a.png", image_bytes(1))
+    write(tmp_path / "in/one/b.png", image_bytes(2))
     write(tmp_path / "in/one/b.txt", "red, blue\n")
-    write(tmp_path / "in/two/c.png", picture(3))
+    write(tmp_path / "in/two/c.png", image_bytes(3))
     write(tmp_path / "in/two/c.cap", "red, blue, green")
-    write(tmp_path / "in/three/d.png", picture(4))
-    write(tmp_path / "in/three/e.png", picture(5))
+    write(tmp_path / "in/three/d.png", image_bytes(4))
+    write(tmp_path / "in/three/e.png", image_bytes(5))
     metadata = {
-        "d": {"caption": "a picture", "tags": "one, two"},
+        "d": {"caption": "a image", "tags": "one, two"},
         str(tmp_path / "in/three/e.png"): {"tags": "three, four"},
         "gone": {"caption": "x"},
         "../two/c": {"caption": "y"},
@@ -116,14 +116,14 @@ def test_subsets_inherit_and_keep_kohya_s_rules(tmp_path: Path, toml: Path) -> N
         1: ["sks fox"] * 2,
         2: ["red, blue"] * 2,
         3: ["photo, red, blue, green"],
-        4: ["a picture, one, two"],
+        4: ["a image, one, two"],
         5: ["three, four"],
     }
     by_name = {row["filename"]: row for row in rows}
     assert by_name["one/b.png"]["is_tag_based"] is False  # keep_tokens: its first tag keeps its place
     assert (by_name["two/c.png"]["is_tag_based"], by_name["two/c.png"]["loss_weight"]) == (False, 0.25)
     assert by_name["three/e.png"]["is_tag_based"] is False
-    assert [bad.place for bad in report.unusable] == [
+    assert [bad.where for bad in report.unusable] == [
         "three.json[gone]",
         "three.json[../two/c]",
         "three.json[odd]",
@@ -142,7 +142,7 @@ def test_subsets_inherit_and_keep_kohya_s_rules(tmp_path: Path, toml: Path) -> N
         ("[[datasets]]\nresolution = 1", r"no \[\[datasets.subsets\]\]"),
         ("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 1", "no image_dir"),
         ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\nnum_repeats = 'y'", "num_repeats is 'y'"),
-        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'", "not one picture.*cannot be listed"),
+        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'", "not one image.*cannot be listed"),
     ],
 )
 def test_a_wrong_toml_is_said_in_one_sentence(tmp_path: Path, text: str, reason: str) -> None:
@@ -154,7 +154,7 @@ def with_toml(tmp_path: Path, subset: str, captions: dict[str, str]) -> Path:
     """A TOML of one subset with an image for each caption file."""
     for number, (name, text) in enumerate(captions.items()):
         write(tmp_path / f"in/pics/{name}", text)
-        write(tmp_path / f"in/pics/{Path(name).stem}.png", picture(number))
+        write(tmp_path / f"in/pics/{Path(name).stem}.png", image_bytes(number))
     return write(
         tmp_path / "in/set.toml", f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pics"\n{subset}\n'
     )
@@ -213,7 +213,7 @@ def test_prefix_and_suffix_frame_every_line_and_alternatives_in_them_count(tmp_p
 
 
 def test_tags_follow_every_line_of_a_caption(tmp_path: Path) -> None:
-    write(tmp_path / "in/pics/1.png", picture(1))
+    write(tmp_path / "in/pics/1.png", image_bytes(1))
     write(tmp_path / "in/meta.json", orjson.dumps({"1": {"caption": "one\ntwo", "tags": "a, b\nc"}}))
     keys = 'metadata_file = "meta.json"\nenable_wildcard = true'
     rows, _ = built(with_toml(tmp_path, keys, {}), tmp_path / "d.jsonl")
@@ -232,10 +232,10 @@ def test_too_many_alternatives_are_thinned_out_and_told(tmp_path: Path) -> None:
 
 def test_a_folder_with_two_kinds_of_captions_gives_both(tmp_path: Path) -> None:
     first = with_toml(tmp_path, 'caption_extension = ".txt"\nnum_repeats = 2', {"1.txt": "red, blue, green"})
-    write(tmp_path / "in/pics/1.caption", "a picture of one")
+    write(tmp_path / "in/pics/1.caption", "a image of one")
     more = '[[datasets.subsets]]\nimage_dir = "pics"\ncaption_extension = ".caption"\n'
     rows, _ = built(write(first, first.read_text() + more), tmp_path / "d.jsonl")
-    assert counted(rows) == {("1.png", "red, blue, green"): 2, ("1.png", "a picture of one"): 1}
+    assert counted(rows) == {("1.png", "red, blue, green"): 2, ("1.png", "a image of one"): 1}
 
 
 def test_paths_of_windows_are_named_with_what_to_do(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flowloom.errors import DataError
-from tests.datasets.build.pictures import built, picture, write
+from tests.datasets.build.images import built, image_bytes, write
 
 
 def filled(folder: Path, files: dict[str, object]) -> Path:
@@ -18,7 +18,7 @@ def filled(folder: Path, files: dict[str, object]) -> Path:
     for number, (name, content) in enumerate(files.items()):
         if content is None:
             suffix = Path(name).suffix.lower()
-            write(folder / name, picture(number, suffix=suffix))
+            write(folder / name, image_bytes(number, suffix=suffix))
         else:
             write(folder / name, content if isinstance(content, str | bytes) else json.dumps(content))
     return folder

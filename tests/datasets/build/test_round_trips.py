@@ -1,4 +1,4 @@
-"""What is written for others comes back as it was: the same pictures with the same captions, as often."""
+"""What is written for others comes back as it was: the same images with the same captions, as often."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flowloom.datasets.build.export import ExportOptions, ExportReport, Target, export
 from flowloom.errors import DataError
-from tests.datasets.build.pictures import built, greys, picture, write
+from tests.datasets.build.images import built, greys, image_bytes, write
 
 OUTPUTS: dict[Target, str] = {
     "kohya": "kohya",
@@ -30,7 +30,7 @@ def exported(jsonl: Path, target: Target, output: Path, **options: Any) -> Expor
 
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Path:
-    """A data set with folders, repeats, tags, and names that other systems trip over."""
+    """A dataset with folders, repeats, tags, and names that other systems trip over."""
     samples = [
         ("a.png", "a cat on a mat, asleep"),
         ("a-2.png", "another"),
@@ -41,7 +41,7 @@ def jsonl(tmp_path: Path) -> Path:
     ]
     for number, (name, caption) in enumerate(samples):
         suffix = Path(name).suffix
-        write(tmp_path / "in" / name, picture(number * 30, (20 + number, 30), suffix))
+        write(tmp_path / "in" / name, image_bytes(number * 30, (20 + number, 30), suffix))
         write((tmp_path / "in" / name).with_suffix(".txt"), caption)
     built(tmp_path / "in", tmp_path / "d.jsonl")
     lines = (tmp_path / "d.jsonl").read_bytes().splitlines()
@@ -57,7 +57,7 @@ def rows_of(jsonl: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("target", OUTPUTS)
-def test_pictures_captions_and_repeats_come_back(jsonl: Path, tmp_path: Path, target: Target) -> None:
+def test_images_captions_and_repeats_come_back(jsonl: Path, tmp_path: Path, target: Target) -> None:
     report = exported(jsonl, target, tmp_path / OUTPUTS[target])
     assert (report.num_rows, report.unusable) == (9, [])
     rows, back = built(tmp_path / OUTPUTS[target], tmp_path / "back.jsonl")
@@ -85,7 +85,7 @@ def test_kohya_s_folders_are_named_for_repeats(jsonl: Path, tmp_path: Path) -> N
     assert (tmp_path / "kohya/2_ordner/Bär 🐻.txt").read_text() == "1girl, blue_hair, smile, solo\n"
 
 
-def test_kohya_s_toml_is_toml_and_leaves_the_pictures(jsonl: Path, tmp_path: Path) -> None:
+def test_kohya_s_toml_is_toml_and_leaves_the_images(jsonl: Path, tmp_path: Path) -> None:
     before = sorted((tmp_path / "in").rglob("*"))
     exported(jsonl, "kohya-toml", tmp_path / "kohya.toml")
     assert sorted((tmp_path / "in").rglob("*")) == before
@@ -100,7 +100,7 @@ def test_kohya_s_toml_is_toml_and_leaves_the_pictures(jsonl: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("link", ["copy", "hard", "soft"])
-def test_pictures_are_copied_or_linked(jsonl: Path, tmp_path: Path, link: str) -> None:
+def test_images_are_copied_or_linked(jsonl: Path, tmp_path: Path, link: str) -> None:
     exported(jsonl, "kohya", tmp_path / "kohya", link=link)
     placed = tmp_path / "kohya/2_ordner/Bär 🐻.png"
     original = tmp_path / "in/ordner/Bär 🐻.png"
@@ -109,9 +109,9 @@ def test_pictures_are_copied_or_linked(jsonl: Path, tmp_path: Path, link: str) -
     assert placed.samefile(original) == (link != "copy")
 
 
-def test_pictures_of_one_stem_get_captions_of_their_own(tmp_path: Path) -> None:
+def test_images_of_one_stem_get_captions_of_their_own(tmp_path: Path) -> None:
     for name, grey in (("a.png", 10), ("a.jpg", 90), ("A.png", 200)):
-        write(tmp_path / "in" / name, picture(grey, suffix=Path(name).suffix))
+        write(tmp_path / "in" / name, image_bytes(grey, suffix=Path(name).suffix))
     names = {"a.png": "png", "a.jpg": "jpg", "A.png": "capital"}
     csv = "file,caption\n" + "".join(f"{name},{caption}\n" for name, caption in names.items())
     write(tmp_path / "in/list.csv", csv)
@@ -123,8 +123,8 @@ def test_pictures_of_one_stem_get_captions_of_their_own(tmp_path: Path) -> None:
         assert greys(rows, report.root) == {10: ["png"], 90: ["jpg"], 200: ["capital"]}, target
 
 
-def test_several_captions_of_a_picture_stay_apart(tmp_path: Path) -> None:
-    write(tmp_path / "in/a.png", picture(5))
+def test_several_captions_of_a_image_stay_apart(tmp_path: Path) -> None:
+    write(tmp_path / "in/a.png", image_bytes(5))
     write(tmp_path / "in/list.csv", "file,caption\na.png,one\na.png,two\na.png,\n")
     built(tmp_path / "in/list.csv", tmp_path / "d.jsonl")
     for target in OUTPUTS:
@@ -150,7 +150,7 @@ def test_rows_that_cannot_be_written_are_told(jsonl: Path, tmp_path: Path) -> No
     for target in OUTPUTS:
         report = exported(jsonl, target, tmp_path / OUTPUTS[target])
         assert report.num_rows == 9
-        assert [bad.place for bad in report.unusable] == [f"d.jsonl:{line}" for line in range(10, 15)]
+        assert [bad.where for bad in report.unusable] == [f"d.jsonl:{line}" for line in range(10, 15)]
 
 
 def test_an_output_that_is_in_use_is_left_alone(jsonl: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_an_output_that_is_in_use_is_left_alone(jsonl: Path, tmp_path: Path) -> 
 def test_shards_end_where_they_should(tmp_path: Path) -> None:
     rows = []
     for i in range(6):
-        write(tmp_path / f"in/{i}.png", picture(i) + bytes(400_000))
+        write(tmp_path / f"in/{i}.png", image_bytes(i) + bytes(400_000))
         rows.append({"filename": f"{i}.png", "caption_or_tags": str(i), "width": 40, "height": 30})
     write(tmp_path / "d.jsonl", b"\n".join(orjson.dumps(row) for row in rows))
     report = exported(
@@ -187,7 +187,7 @@ def test_any_caption_survives(tmp_path: Path, texts: list[str], target: Target) 
     folder = Path(tempfile.mkdtemp(dir=tmp_path))
     lines = []
     for number, text in enumerate(texts):
-        write(folder / f"in/{number}.png", picture(number * 20))
+        write(folder / f"in/{number}.png", image_bytes(number * 20))
         text = " ".join(text.split()) or "x"
         lines.append({"filename": f"{number}.png", "caption_or_tags": text, "width": 40, "height": 30})
     write(folder / "d.jsonl", b"\n".join(orjson.dumps(line) for line in lines))
@@ -198,11 +198,11 @@ def test_any_caption_survives(tmp_path: Path, texts: list[str], target: Target) 
 
 
 def test_captions_that_take_turns_come_back(tmp_path: Path) -> None:
-    write(tmp_path / "in/a.png", picture(1))
+    write(tmp_path / "in/a.png", image_bytes(1))
     write(tmp_path / "in/a.txt", "one\n\n two  three \n")
-    write(tmp_path / "in/b.png", picture(2))
+    write(tmp_path / "in/b.png", image_bytes(2))
     write(tmp_path / "in/b.json", orjson.dumps({"caption": ["four", "five"]}))
-    write(tmp_path / "in/c.png", picture(3))
+    write(tmp_path / "in/c.png", image_bytes(3))
     write(tmp_path / "in/c.txt", "alone")
     rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl", each_line=True)
     expected = {1: [["one", "two three"]], 2: [["four", "five"]], 3: ["alone"]}

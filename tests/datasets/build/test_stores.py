@@ -1,4 +1,4 @@
-"""With a real object store: up, listed, read by headers, and down again, the same pictures all the way."""
+"""With a real object store: up, listed, read by headers, and down again, the same images all the way."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from flowloom.cli.main import main
-from tests.datasets.build.pictures import built, greys, picture, serving, write
+from tests.datasets.build.images import built, greys, image_bytes, serving, write
 
 stand_in: Any = pytest.importorskip("tests.fakes.seaweed")
 
@@ -40,7 +40,7 @@ def test_a_data_set_goes_up_is_listed_and_comes_down(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     for number, name in enumerate(["a.png", "ordner/Bär & #1 100%.png", "ordner/c+d e.png", "x.jpg"]):
-        padded = picture(number * 50, (30 + number, 20), Path(name).suffix) + bytes(100_000)
+        padded = image_bytes(number * 50, (30 + number, 20), Path(name).suffix) + bytes(100_000)
         write(tmp_path / "in" / name, padded)
         write((tmp_path / "in" / name).with_suffix(".txt"), f"caption {number}")
     rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl")
@@ -88,13 +88,13 @@ def test_a_store_that_does_not_let_us_is_one_line(
     assert "wrong-s3cr3t" not in error
 
 
-def test_a_web_server_is_listed_and_its_pictures_fetched(
+def test_a_web_server_is_listed_and_its_images_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, name in enumerate(["a b/ü & #1 100%.png", "top.jpg"]):
-        write(tmp_path / "web/set" / name, picture(number * 60, (20 + number, 10), Path(name).suffix))
+        write(tmp_path / "web/set" / name, image_bytes(number * 60, (20 + number, 10), Path(name).suffix))
         write((tmp_path / "web/set" / name).with_suffix(".txt"), f"caption {number}")
-    write(tmp_path / "web/other/no.png", picture(9))
+    write(tmp_path / "web/other/no.png", image_bytes(9))
     with serving(tmp_path / "web") as server:
         rows, report = built(f"{server}/set/", tmp_path / "d.jsonl")
         assert not report.unusable
@@ -119,7 +119,7 @@ def test_what_was_uploaded_is_built_again_from_the_bucket_alone(
     tmp_path: Path, bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, name in enumerate(["a.png", "ordner/Bär & #1 100%.png", "2_x/c.png"]):
-        write(tmp_path / "in" / name, picture(number))
+        write(tmp_path / "in" / name, image_bytes(number))
         write((tmp_path / "in" / name).with_suffix(".txt"), f"fox, snow, {number}")
     rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl", kind="folder")
     rows[0] |= {"caption_or_tags": ["one", "two"], "loss_weight": 0.5}
@@ -149,7 +149,7 @@ def test_the_page_of_a_folder_is_asked_for_with_its_slash(tmp_path: Path) -> Non
         def log_message(self, format: str, *args: object) -> None:
             """Nothing."""
 
-    write(tmp_path / "web/set/den/a.png", picture(1))
+    write(tmp_path / "web/set/den/a.png", image_bytes(1))
     write(tmp_path / "web/set/den/a.txt", "x")
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Strict, directory=str(tmp_path / "web"))) as http:
         thread = threading.Thread(target=http.serve_forever)

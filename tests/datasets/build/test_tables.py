@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from flowloom.datasets.build.text import looks_tag_based
 from flowloom.errors import DataError, ImageError
 from flowloom.storage.local import find_image
-from tests.datasets.build.pictures import built, greys, picture, write
+from tests.datasets.build.images import built, greys, image_bytes, write
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures."""
+    """Three images."""
     for number, name in enumerate(["a.png", "sub/Bär.png", "c.jpg"]):
-        write(tmp_path / "in" / name, picture(number * 50, suffix=Path(name).suffix))
+        write(tmp_path / "in" / name, image_bytes(number * 50, suffix=Path(name).suffix))
     return tmp_path / "in"
 
 
@@ -105,12 +105,12 @@ def test_a_bad_line_is_located(tmp_path: Path, folder: Path, line: str) -> None:
     rows, report = built(folder / "list.jsonl", tmp_path / "d.jsonl")
     assert [row["caption_or_tags"] for row in rows] == ["good"]
     (bad,) = report.unusable
-    assert bad.place == "list.jsonl:2"
+    assert bad.where == "list.jsonl:2"
     assert BAD[line] in bad.reason
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "reason"),
+    ("text", "where", "reason"),
     [
         ("file,caption\nc.jpg,good\na.png\n", "list.csv:3", "more or fewer than the 2 columns"),
         ("file,caption\nc.jpg,good\na.png,x,y\n", "list.csv:3", "more or fewer than the 2 columns"),
@@ -119,13 +119,13 @@ def test_a_bad_line_is_located(tmp_path: Path, folder: Path, line: str) -> None:
     ],
 )
 def test_a_bad_line_of_csv_is_located(
-    tmp_path: Path, folder: Path, text: str, place: str, reason: str
+    tmp_path: Path, folder: Path, text: str, where: str, reason: str
 ) -> None:
     write(folder / "list.csv", text)
     rows, report = built(folder / "list.csv", tmp_path / "d.jsonl")
     assert [row["caption_or_tags"] for row in rows] == ["good"]
     (bad,) = report.unusable
-    assert bad.place == place
+    assert bad.where == where
     assert reason in bad.reason
 
 
@@ -159,7 +159,7 @@ def test_no_bytes_make_a_traceback(tmp_path: Path, data: bytes, name: str) -> No
 
 
 def test_hugging_face_s_saved_sets_are_read(tmp_path: Path) -> None:
-    rows = [{"image": {"bytes": picture(i * 40), "path": None}, "text": f"caption {i}"} for i in range(3)]
+    rows = [{"image": {"bytes": image_bytes(i * 40), "path": None}, "text": f"caption {i}"} for i in range(3)]
     table = pa.Table.from_pylist(rows)
     folder = tmp_path / "saved/train"
     folder.mkdir(parents=True)
@@ -179,8 +179,8 @@ def test_hugging_face_s_saved_sets_are_read(tmp_path: Path) -> None:
 
 
 PARQUETS: dict[str, list[Any]] = {
-    "jpg": [picture(0), picture(100)],
-    "image": [{"bytes": picture(0), "path": "a.png"}, {"bytes": picture(100), "path": "a.png"}],
+    "jpg": [image_bytes(0), image_bytes(100)],
+    "image": [{"bytes": image_bytes(0), "path": "a.png"}, {"bytes": image_bytes(100), "path": "a.png"}],
     "path": ["a.png", "c.jpg"],
     "img": [{"bytes": None, "path": "a.png"}, {"bytes": None, "path": "c.jpg"}],
 }
@@ -203,9 +203,10 @@ def test_parquet_may_hold_addresses(tmp_path: Path) -> None:
 
 
 def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": [picture(1), picture(2)], "text": ["x", "y"]}), tmp_path / "t.parquet")
-    mine = write(tmp_path / "pictures/t/00000001.png", "mine")
-    rows, report = built(tmp_path / "t.parquet", tmp_path / "d.jsonl", extract_dir=tmp_path / "pictures")
+    table = pa.table({"image": [image_bytes(1), image_bytes(2)], "text": ["x", "y"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    mine = write(tmp_path / "images/t/00000001.png", "mine")
+    rows, report = built(tmp_path / "t.parquet", tmp_path / "d.jsonl", extract_dir=tmp_path / "images")
     assert mine.read_text() == "mine"
     assert [row["caption_or_tags"] for row in rows] == ["y"]
     assert "is there already with other content" in report.unusable[0].reason
@@ -251,17 +252,17 @@ CSV = {
 @pytest.mark.parametrize("form", CSV)
 def test_a_csv_of_any_usual_spelling_is_read(tmp_path: Path, form: str) -> None:
     for number in (1, 2):
-        write(tmp_path / f"in/{number}.png", picture(number))
+        write(tmp_path / f"in/{number}.png", image_bytes(number))
     rows, report = built(write(tmp_path / "in/set.csv", CSV[form]), tmp_path / "d.jsonl")
     assert greys(rows, report.root) == {1: ["a kite"], 2: ["a kite, low"]}
     assert not report.unusable
 
 
 def test_an_unquoted_comma_in_a_caption_is_told_with_the_cure(tmp_path: Path) -> None:
-    write(tmp_path / "in/1.png", picture(1))
+    write(tmp_path / "in/1.png", image_bytes(1))
     path = write(tmp_path / "in/set.csv", "image,caption\n1.png,a kite\n1.png,a kite, low\n")
     _, report = built(path, tmp_path / "d.jsonl")
-    assert [(bad.place, "put the caption in quotes" in bad.reason) for bad in report.unusable] == [
+    assert [(bad.where, "put the caption in quotes" in bad.reason) for bad in report.unusable] == [
         ("set.csv:3", True)
     ]
 
@@ -269,11 +270,11 @@ def test_an_unquoted_comma_in_a_caption_is_told_with_the_cure(tmp_path: Path) ->
 @pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "<NA>", "N/A"])
 def test_words_for_nothing_are_no_captions(tmp_path: Path, word: str) -> None:
     for number in (1, 2):
-        write(tmp_path / f"in/{number}.png", picture(number))
+        write(tmp_path / f"in/{number}.png", image_bytes(number))
     path = write(tmp_path / "in/set.csv", f"image,caption\n1.png,a none of that\n2.png,{word}\n")
     rows, report = built(path, tmp_path / "d.jsonl")
     assert greys(rows, report.root) == {1: ["a none of that"]}
-    assert [(bad.place, bad.reason) for bad in report.unusable] == [
+    assert [(bad.where, bad.reason) for bad in report.unusable] == [
         ("set.csv:3", f"it has no caption, only {word!r}")
     ]
     rows, report = built(path, tmp_path / "d.jsonl", default_caption="x")
@@ -283,7 +284,7 @@ def test_words_for_nothing_are_no_captions(tmp_path: Path, word: str) -> None:
 def test_nulls_in_a_list_of_captions_are_passed_over(tmp_path: Path) -> None:
     rows = [{"image": f"{n}.png", "captions": c} for n, c in enumerate((["a", None], [None], [], ["b"]))]
     for number in range(4):
-        write(tmp_path / f"in/{number}.png", picture(number))
+        write(tmp_path / f"in/{number}.png", image_bytes(number))
     path = write(tmp_path / "in/set.jsonl", b"\n".join(map(orjson.dumps, rows)))
     read, report = built(path, tmp_path / "d.jsonl")
     assert greys(read, report.root) == {0: ["a"], 3: ["b"]}
@@ -292,18 +293,18 @@ def test_nulls_in_a_list_of_captions_are_passed_over(tmp_path: Path) -> None:
 
 def test_paths_of_windows_lead_to_their_files(tmp_path: Path) -> None:
     for number, name in enumerate(("a/1.png", "a/2.png", "back\\slash.png")):
-        write(tmp_path / "in" / name, picture(number))
+        write(tmp_path / "in" / name, image_bytes(number))
     names = ["a\\1.png", "D:\\sets\\kite\\a\\2.png", "back\\slash.png", "D:\\sets\\..\\..\\gone.png"]
     rows = [{"file_name": name, "text": "x"} for name in names]
     path = write(tmp_path / "in/set.jsonl", b"\r\n".join(map(orjson.dumps, rows)))
     read, report = built(path, tmp_path / "d.jsonl")
     assert [row["filename"] for row in read] == ["a/1.png", "a/2.png", "back\\slash.png"]
-    assert [bad.place for bad in report.unusable] == ["set.jsonl:4"]
+    assert [bad.where for bad in report.unusable] == ["set.jsonl:4"]
 
 
 def test_training_finds_the_files_of_a_jsonl_from_windows(tmp_path: Path) -> None:
-    write(tmp_path / "a/1.png", picture())
-    write(tmp_path / "b\\2.png", picture())
+    write(tmp_path / "a/1.png", image_bytes())
+    write(tmp_path / "b\\2.png", image_bytes())
     assert find_image(tmp_path, "a\\1.png") == tmp_path / "a/1.png"
     assert find_image(tmp_path, "b\\2.png") == tmp_path / "b\\2.png"
     with pytest.raises(ImageError, match="leads out"):
@@ -311,20 +312,20 @@ def test_training_finds_the_files_of_a_jsonl_from_windows(tmp_path: Path) -> Non
 
 
 def test_excel_s_line_with_the_separator_is_no_header(tmp_path: Path) -> None:
-    write(tmp_path / "in/a.png", picture(1))
+    write(tmp_path / "in/a.png", image_bytes(1))
     lines = 'sep=;\r\nfile_name;caption\r\na.png;"red; fox, big"\r\ngone.png;x\r\n'
     rows, report = built(write(tmp_path / "in/set.csv", lines), tmp_path / "d.jsonl")
     assert [row["caption_or_tags"] for row in rows] == ["red; fox, big"]
-    assert [bad.place for bad in report.unusable] == ["set.csv:4"]
+    assert [bad.where for bad in report.unusable] == ["set.csv:4"]
 
 
 @pytest.mark.parametrize(
-    ("header", "flag"), [("image,comment", "--caption-column"), ("picture_file,caption", "--filename-column")]
+    ("header", "flag"), [("image,comment", "--caption-column"), ("image_file,caption", "--filename-column")]
 )
 def test_unknown_columns_are_listed_with_the_flag_that_names_them(
     tmp_path: Path, header: str, flag: str
 ) -> None:
-    write(tmp_path / "in/a.png", picture(1))
+    write(tmp_path / "in/a.png", image_bytes(1))
     table = write(tmp_path / "in/set.csv", f"{header}\na.png,a fox")
     with pytest.raises(DataError, match=flag) as caught:
         built(table, tmp_path / "d.jsonl")

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from flowloom.datasets.build.tars import MAX_HEADER_BYTES, is_tar, open_tar
-from tests.datasets.build.pictures import built, greys, picture
+from tests.datasets.build.images import built, greys, image_bytes
 
 
 def tarred(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
@@ -43,7 +43,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_every_caption_goes_to_its_image(tmp_path: Path, form: str, mode: str) -> None:
-    members = [(name, text(i) if name.lower().endswith("txt") else picture(i)) for name, i in FORMS[form]]
+    members = [(name, text(i) if name.lower().endswith("txt") else image_bytes(i)) for name, i in FORMS[form]]
     path = tarred(tmp_path / ("a.tar" if mode == "w" else "a.tar.gz"), members, mode)
     rows, report = built(path, tmp_path / "d.jsonl")
     assert greys(rows, report.root) == {i: [f"boat {i}"] for i in range(3)}
@@ -51,23 +51,23 @@ def test_every_caption_goes_to_its_image(tmp_path: Path, form: str, mode: str) -
 
 
 def test_equal_keys_at_several_places_stay_several_samples(tmp_path: Path) -> None:
-    members = [("a.png", picture(1)), ("a.txt", b"1"), ("b.png", picture(2)), ("b.txt", b"2")]
-    members += [("a.png", picture(3)), ("a.txt", b"3")]
+    members = [("a.png", image_bytes(1)), ("a.txt", b"1"), ("b.png", image_bytes(2)), ("b.txt", b"2")]
+    members += [("a.png", image_bytes(3)), ("a.txt", b"3")]
     rows, report = built(tarred(tmp_path / "a.tar", members), tmp_path / "d.jsonl")
     assert greys(rows, report.root) == {1: ["1"], 2: ["2"], 3: ["3"]}
 
 
 def test_what_stays_without_its_other_half_is_told(tmp_path: Path) -> None:
-    members = [("a.png", picture(1)), ("b.txt", b"2"), ("c.png", picture(3)), ("c.txt", b"3")]
+    members = [("a.png", image_bytes(1)), ("b.txt", b"2"), ("c.png", image_bytes(3)), ("c.txt", b"3")]
     rows, report = built(tarred(tmp_path / "a.tar", members), tmp_path / "d.jsonl")
     assert greys(rows, report.root) == {3: ["3"]}
-    assert [bad.place for bad in report.unusable] == ["a.tar!a.png"]
-    assert report.remarks["a sample without a picture"] == 1
+    assert [bad.where for bad in report.unusable] == ["a.tar!a.png"]
+    assert report.remarks["a sample without a image"] == 1
 
 
 def test_json_with_a_mark_and_in_upper_case_is_read(tmp_path: Path) -> None:
     fields = orjson.dumps({"caption": "x", "filename": "den/1.png", "loss_weight": 0.5})
-    members = [("A.PNG", picture(1)), ("A.JSON", b"\xef\xbb\xbf" + fields)]
+    members = [("A.PNG", image_bytes(1)), ("A.JSON", b"\xef\xbb\xbf" + fields)]
     rows, _ = built(tarred(tmp_path / "a.tar", members), tmp_path / "d.jsonl")
     assert [(row["filename"], row["loss_weight"]) for row in rows] == [("den/1.png", 0.5)]
 
@@ -107,7 +107,7 @@ def test_a_name_of_gigabytes_is_refused_in_bounded_memory_and_time(tmp_path: Pat
     path = tmp_path / "a.tar"
     with path.open("wb") as file:
         file.write(HOSTILE[kind])
-        file.truncate(3 * 2**29 + 4096)  # the name itself: zeros, which take no place on the disk
+        file.truncate(3 * 2**29 + 4096)  # the name itself: zeros, which take no where on the disk
     done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
     kib, seconds = map(float, done.stdout.split())
     assert "name or header of" in done.stderr
@@ -150,8 +150,8 @@ def test_members_that_are_not_read_are_counted(tmp_path: Path) -> None:
             "d-masklabel1.png",
         ):
             member = tarfile.TarInfo(name)
-            member.size = len(picture(1))
-            tar.addfile(member, io.BytesIO(picture(1)))
+            member.size = len(image_bytes(1))
+            tar.addfile(member, io.BytesIO(image_bytes(1)))
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.LNKTYPE, "a\nb\\c.png"
         tar.addfile(link)

@@ -20,7 +20,7 @@ from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.readers.listing import open_listing
 from flowloom.datasets.build.upload import Uploader, UploadReport
 from flowloom.errors import DataError, NotFound, SourceError, Unavailable
-from tests.datasets.build.pictures import built, picture, serving, write
+from tests.datasets.build.images import built, image_bytes, serving, write
 
 URL = "s3://bucket/set"
 
@@ -80,9 +80,9 @@ class FolderStore:
 
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Path:
-    """Four pictures, one of them in two rows."""
+    """Four images, one of them in two rows."""
     for i in range(4):
-        write(tmp_path / f"in/sub dir/{i}ä.png", picture(i))
+        write(tmp_path / f"in/sub dir/{i}ä.png", image_bytes(i))
         write(tmp_path / f"in/sub dir/{i}ä.txt", f"caption {i}")
     built(tmp_path / "in", tmp_path / "d.jsonl")
     first = (tmp_path / "d.jsonl").read_bytes().splitlines()[0]
@@ -140,7 +140,7 @@ def test_an_interrupted_upload_goes_on(jsonl: Path, store: FolderStore, has_md5:
 
 def test_what_changed_is_sent_again(jsonl: Path, store: FolderStore, tmp_path: Path) -> None:
     upload(jsonl, store)
-    changed = bytearray(picture(2))
+    changed = bytearray(image_bytes(2))
     changed[-1] ^= 1
     write(tmp_path / "in/sub dir/2ä.png", bytes(changed))
     store.asked.clear()
@@ -150,15 +150,15 @@ def test_what_changed_is_sent_again(jsonl: Path, store: FolderStore, tmp_path: P
 
 def test_what_the_store_loses_is_noticed(jsonl: Path, store: FolderStore) -> None:
     store.loses = "sub dir/1ä.png"
-    with pytest.raises(DataError, match=r"1 of 4 pictures are not there.*\n  sub dir/1ä.png"):
+    with pytest.raises(DataError, match=r"1 of 4 images are not there.*\n  sub dir/1ä.png"):
         upload(jsonl, store)
     assert not jsonl.with_name("new.jsonl").exists()
 
 
-def test_rows_without_a_picture_are_told(jsonl: Path, store: FolderStore, tmp_path: Path) -> None:
+def test_rows_without_a_image_are_told(jsonl: Path, store: FolderStore, tmp_path: Path) -> None:
     (tmp_path / "in/sub dir/0ä.png").unlink()
     report = upload(jsonl, store)
-    assert [bad.place for bad in report.unusable] == ["d.jsonl:1", "d.jsonl:5"]
+    assert [bad.where for bad in report.unusable] == ["d.jsonl:1", "d.jsonl:5"]
     assert report.num_rows == 3
 
 
@@ -170,10 +170,10 @@ def test_the_original_is_never_overwritten(jsonl: Path, store: FolderStore) -> N
 
 
 def test_a_listing_becomes_rows_by_range_requests(store: FolderStore, tmp_path: Path) -> None:
-    large = picture(9, (64, 48)) + bytes(300_000)
+    large = image_bytes(9, (64, 48)) + bytes(300_000)
     write(store.root / "a/large.png", large)
     write(store.root / "a/large.txt", "large")
-    write(store.root / "b.jpg", picture(1, (20, 10), ".jpg"))
+    write(store.root / "b.jpg", image_bytes(1, (20, 10), ".jpg"))
     write(store.root / "b.jpg.txt", "b")
     write(store.root / "broken.png", b"x" * 100)
     write(store.root / "notes.md", "x")
@@ -185,7 +185,7 @@ def test_a_listing_becomes_rows_by_range_requests(store: FolderStore, tmp_path: 
         (f"{URL}/b.jpg", "b", 20),
         (f"{URL}/a/large.png", "large", 64),
     ]
-    assert [bad.place for bad in report.unusable] == ["broken.png"]
+    assert [bad.where for bad in report.unusable] == ["broken.png"]
     assert "read a/large.png" not in store.asked
     assert max(int(what.split()[-1]) for what in store.asked if what.startswith("range")) < 300_000
     store.asked.clear()
@@ -205,13 +205,13 @@ def built_from(
 def test_an_object_that_fails_is_told_and_a_store_that_is_down_stops(
     store: FolderStore, tmp_path: Path
 ) -> None:
-    write(store.root / "a.png", picture(1))
-    write(store.root / "b.png", picture(2))
+    write(store.root / "a.png", image_bytes(1))
+    write(store.root / "b.png", image_bytes(2))
     options = BuildOptions(default_caption="x")
     store.fails_with["b.png"] = NotFound("b.png: nothing is there.")
     rows, report = built_from(store, tmp_path, options)
     assert len(rows) == 1
-    assert [(bad.place, bad.reason) for bad in report.unusable] == [("b.png", "b.png: nothing is there.")]
+    assert [(bad.where, bad.reason) for bad in report.unusable] == [("b.png", "b.png: nothing is there.")]
     store.fails_with["b.png"] = Unavailable("no answer")
     (tmp_path / "d.jsonl.state").unlink()
     with pytest.raises(Unavailable):
@@ -246,7 +246,7 @@ def test_a_web_servers_pages_of_links_become_rows(tmp_path: Path) -> None:
 
 def check_pages(server: str, tmp_path: Path) -> None:
     for number, name in enumerate(["a b/ü & #1.png", "top.png", "x/y/deep?.png"]):
-        write(tmp_path / "web" / name, picture(number, (20 + number, 10)))
+        write(tmp_path / "web" / name, image_bytes(number, (20 + number, 10)))
         write((tmp_path / "web" / name).with_suffix(".txt"), f"caption {number}")
     pages = IndexPages(server, WebStore(server))
     reading = open_listing(server, pages, BuildOptions())

@@ -1,4 +1,4 @@
-"""Each thing wrong with a data set is found, told in three forms, and mended in a new file."""
+"""Each thing wrong with a dataset is found, told in three forms, and mended in a new file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from PIL import Image
 
 from flowloom.cli.lint import fix, lint
 from flowloom.data.metadata import read_metadata
-from flowloom.datasets.lint.captions import mended_text
+from flowloom.datasets.lint.captions import repaired_text
 
 
-def picture(seed: int, width: int = 96, height: int = 96) -> Image.Image:
+def image(seed: int, width: int = 96, height: int = 96) -> Image.Image:
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def row(
-    name: str, caption: str = "a picture", size: tuple[int, int] = (96, 96), **more: Any
-) -> dict[str, Any]:
+def row(name: str, caption: str = "a image", size: tuple[int, int] = (96, 96), **more: Any) -> dict[str, Any]:
     return {"filename": name, "caption_or_tags": caption, "width": size[0], "height": size[1], **more}
 
 
@@ -31,15 +29,15 @@ def row(
 def flawed(tmp_path: Path) -> Path:
     """A JSONL with one of everything; the first two rows are well."""
     for i in range(6):
-        picture(i).save(tmp_path / f"{i}.png")
+        image(i).save(tmp_path / f"{i}.png")
     (tmp_path / "twin.png").write_bytes((tmp_path / "0.png").read_bytes())
-    picture(1).resize((64, 64)).save(tmp_path / "near.jpg", quality=85)
-    picture(7, 300, 80).save(tmp_path / "wide.png")
-    picture(8, 40, 40).save(tmp_path / "tiny.png")
-    picture(9, 300, 300).save(tmp_path / "cut.jpg", quality=95)
+    image(1).resize((64, 64)).save(tmp_path / "near.jpg", quality=85)
+    image(7, 300, 80).save(tmp_path / "wide.png")
+    image(8, 40, 40).save(tmp_path / "tiny.png")
+    image(9, 300, 300).save(tmp_path / "cut.jpg", quality=95)
     data = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
-    (tmp_path / "no.png").write_bytes(b"not a picture")
+    (tmp_path / "no.png").write_bytes(b"not a image")
     lines = [
         row("0.png"),
         row("1.png", "one, two, three", is_tag_based=True),
@@ -55,7 +53,7 @@ def flawed(tmp_path: Path) -> Path:
         row("4.png", "word " * 200),
         row("5.png", "caf\u00c3\u00a9", loss_weight=0.0),
         row("0.png"),
-        {"filename": "1.png", "caption_or_tags": "a picture", "width": 0, "height": 3},
+        {"filename": "1.png", "caption_or_tags": "a image", "width": 0, "height": 3},
     ]
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{half")
@@ -113,7 +111,7 @@ def test_the_page_is_whole_and_escapes_what_it_shows(flawed: Path, tmp_path: Pat
 def test_a_search_that_left_pairs_out_says_so_in_every_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """Pictures on plain paper: most of their hashes' bits are equal."""
+    """Images on plain paper: most of their hashes' bits are equal."""
     rows = []
     for i in range(9):
         image = Image.new("RGB", (64, 64), "white")
@@ -124,7 +122,7 @@ def test_a_search_that_left_pairs_out_says_so_in_every_form(
     data.write_text("\n".join(rows))
     lint([str(data), "--resolution", "64"])
     assert "neighbours" not in capsys.readouterr().out
-    monkeypatch.setattr("flowloom.datasets.lint.near.WINDOW", 5)
+    monkeypatch.setattr("flowloom.datasets.lint.near_duplicates.WINDOW", 5)
     lint([str(data), "--resolution", "64", "--html", str(tmp_path / "lint.html")])
     told = "near duplicates among them may be missing"
     assert told in capsys.readouterr().out
@@ -132,11 +130,11 @@ def test_a_search_that_left_pairs_out_says_so_in_every_form(
     lint([str(data), "--resolution", "64", "--json"])
     report = json.loads(capsys.readouterr().out)
     assert 5 < report["crowded"] <= 9
-    assert told in report["crowded_text"]
+    assert told in report["crowded_message"]
 
 
 def test_a_good_data_set_ends_with_status_0(tmp_path: Path, capsys):
-    picture(1).save(tmp_path / "a.png")
+    image(1).save(tmp_path / "a.png")
     (tmp_path / "data.jsonl").write_text(json.dumps(row("a.png")))
     assert lint([str(tmp_path / "data.jsonl"), "--resolution", "64"]) == 0
     assert "0 errors, 0 warnings" in capsys.readouterr().out
@@ -158,7 +156,7 @@ def test_what_is_mended_is_clean_and_the_original_stays(flawed: Path, tmp_path: 
     names = [json.loads(line)["filename"] for line in out.read_text().splitlines()]
     assert names == ["0.png", "1.png", "wide.png", "tiny.png", "2.png", "4.png", "5.png", "0.png", "1.png"]
     for line, action in (
-        (3, "row taken out: the same picture as line 1, which stays"),
+        (3, "row taken out: the same image as line 1, which stays"),
         (4, "row taken out: looks like line 2, which stays"),
         (9, "row taken out: no such file"),
         (10, "size: 50 x 60 is now 96 x 96"),
@@ -172,7 +170,7 @@ def test_what_is_mended_is_clean_and_the_original_stays(flawed: Path, tmp_path: 
 
 def test_rows_that_only_lack_types_are_mended(tmp_path: Path, capsys):
     for seed, name in enumerate("abc"):
-        picture(seed).save(tmp_path / f"{name}.png")
+        image(seed).save(tmp_path / f"{name}.png")
     rows = [
         {"filename": "a.png", "caption_or_tags": ["one", "two"], "is_tag_based": "true", "loss_weight": 3},
         {"filename": ".\\b.png", "caption_or_tags": "x", "width": "96", "height": None, "loss_weight": "0.5"},
@@ -199,8 +197,8 @@ def test_fix_overwrites_nothing(flawed: Path):
 
 @pytest.mark.parametrize("text", ["café", "naïve façade", "Ärger, Übermut", "日本語", "плюс", "a — b", "Â"])
 def test_only_what_was_decoded_wrongly_is_decoded_again(text: str):
-    assert mended_text(text) == text
+    assert repaired_text(text) == text
     for name in ("latin-1", "cp1252"):
         wrong = text.encode().decode(name, errors="replace")
         if "\ufffd" not in wrong and text.isascii() is False and name == "latin-1" and text[0] in "cnÄ":
-            assert mended_text(wrong) == text
+            assert repaired_text(wrong) == text

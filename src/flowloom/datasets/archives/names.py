@@ -1,4 +1,4 @@
-"""Names that come from elsewhere, of uploads and in archives, as paths that are safe below a folder."""
+"""Convert untrusted names, of uploads and in archives, to safe paths below a folder."""
 
 from __future__ import annotations
 
@@ -10,66 +10,66 @@ from flowloom.datasets.build.items import JUNK, PICTURES
 from flowloom.datasets.build.pairs import split_suffix
 
 TEXTS = frozenset((".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".toml", ".parquet"))
-"""Suffixes of what may stand beside pictures."""
+"""Suffixes of text files and tables beside images."""
 ZIP = ".zip"
 MAX_PART_BYTES, MAX_NAME_BYTES, MAX_DEPTH = 240, 1000, 32
 
 
-class Unfit(Exception):
-    """Why a name cannot be that of a file in a data set."""
+class UnsafeName(Exception):
+    """The reason why a name cannot be used for a file in a dataset."""
 
 
-class Unwanted(Unfit):
-    """A dataset has no use for the file: it is hidden, a system's, or neither an image nor a text."""
+class UnsupportedFile(UnsafeName):
+    """The file does not belong in a dataset: it is hidden, a system file, or not an image or text."""
 
 
-def fit(name: str) -> str:
-    """`name` as a path below a data set's folder, with `/` between its parts.
+def safe_name(name: str) -> str:
+    """`name` as a path below a dataset's folder, with `/` as separator.
 
     Raises:
-        Unfit: it leads out, is too long or is not text.
-        Unwanted: it is hidden, or not that of an image or a text.
+        UnsafeName: it leads out, is too long or is not text.
+        UnsupportedFile: it is hidden, or is not the name of an image or a text.
     """
     name = unicodedata.normalize("NFC", name.replace("\\", "/"))
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if not parts or name.startswith("/") or ".." in parts or parts[0].endswith(":"):
-        raise Unfit("it leads out of the folder")
-    fitting = "/".join(parts)
+        raise UnsafeName("it leads out of the folder")
+    path = "/".join(parts)
     try:
         lengths = [len(part.encode()) for part in parts]
     except UnicodeEncodeError:
-        raise Unfit("it is not Unicode") from None
-    if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in fitting):
-        raise Unfit("it has a control character in it")
+        raise UnsafeName("it is not Unicode") from None
+    if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in path):
+        raise UnsafeName("it contains a control character")
     if max(lengths) > MAX_PART_BYTES or sum(lengths) > MAX_NAME_BYTES or len(parts) > MAX_DEPTH:
-        raise Unfit("it is too long")
+        raise UnsafeName("it is too long")
     if any(part.startswith(".") or part.lower() in JUNK for part in parts):
-        raise Unwanted("a hidden file, or one that a system leaves behind")
+        raise UnsupportedFile("a hidden or system file")
     suffix = split_suffix(parts[-1])[1]
     if suffix not in PICTURES and suffix not in TEXTS:
-        raise Unwanted(f"not an image or caption file ({suffix or 'no extension'})")
-    return fitting
+        raise UnsupportedFile(f"not an image or caption file ({suffix or 'no extension'})")
+    return path
 
 
-def place_for(folder: Path, fitting: str) -> Path:
-    """The path of `fitting` below `folder`, the folders above it made.
+def prepare_path(folder: Path, name: str) -> Path:
+    """The path of `name`, from `safe_name`, below `folder`; its parent folders are created.
 
     Raises:
-        Unfit: a link on the way leads elsewhere.
+        UnsafeName: one of the folders is a link.
         OSError: a file is in the way, or the disk is full.
     """
     path = folder
-    *above, last = fitting.split("/")
-    for part in above:
+    *parents, last = name.split("/")
+    for part in parents:
         path = path / part
         if path.is_symlink():
-            raise Unfit("a link is in the way")
+            raise UnsafeName("a link is in the way")
         path.mkdir(exist_ok=True)
     return path / last
 
 
-def move_new(source: Path, target: Path) -> bool:
-    """Move `source` to `target` on the same disk, unless something is there; whether it was moved."""
+def move_if_free(source: Path, target: Path) -> bool:
+    """Move `source` to `target` on the same disk; False if `target` exists."""
     try:
         os.link(source, target)
     except FileExistsError:

@@ -1,5 +1,5 @@
-"""Image data sets of any common form to FLOW's JSONL, and back.
+"""Convert image datasets of common formats to FLOW's JSONL, and back.
 
-`build` reads (readers/, one file a form), `export` writes (writers/, one file a form), `upload` moves a data
-set into an object store. Nothing here prints, and nothing imports torch.
+`build` reads (readers/, one file per format), `export` writes (writers/, one file per format), `upload`
+copies a dataset to an object store. Nothing here prints or imports torch.
 """

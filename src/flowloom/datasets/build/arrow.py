@@ -1,4 +1,4 @@
-"""Parquet and Arrow files: the one place that knows pyarrow."""
+"""Parquet and Arrow files: the only module that uses pyarrow."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from flowloom.errors import DataError
 
-AT_ONCE = 64
-"""Rows decoded together: some have pictures of megabytes."""
+ROWS_PER_SLICE = 64
+"""Rows decoded together: their images may have megabytes each."""
 ROWS = pa.schema(
     [
         ("filename", pa.string()),
@@ -27,28 +27,28 @@ ROWS = pa.schema(
     ]
 )
 """FLOW's fields as columns."""
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-"""How Hugging Face data sets keep a picture."""
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""The column type of images in Hugging Face datasets."""
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a parquet file, or of an Arrow file as Hugging Face's `save_to_disk` writes it.
 
     Raises:
-        DataError: it is neither, or is damaged; the rows before the damage have been read.
+        DataError: it is no such file, or is damaged; the rows before the damage have been read.
     """
     try:
         batches = _parquet(path) if path.suffix.lower() == ".parquet" else _arrow(path)
         for batch in batches:
-            for start in range(0, batch.num_rows, AT_ONCE):
-                yield from batch.slice(start, AT_ONCE).to_pylist()
+            for start in range(0, batch.num_rows, ROWS_PER_SLICE):
+                yield from batch.slice(start, ROWS_PER_SLICE).to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"not readable: {error}") from error
 
 
 def _parquet(path: Path) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=AT_ONCE)
+        yield from file.iter_batches(batch_size=ROWS_PER_SLICE)
 
 
 def _arrow(path: Path) -> Iterator[pa.RecordBatch]:
@@ -56,16 +56,18 @@ def _arrow(path: Path) -> Iterator[pa.RecordBatch]:
         try:
             yield from pa.ipc.open_stream(file)
         except pa.ArrowInvalid:
-            reader = pa.ipc.open_file(file)  # older versions wrote the other of Arrow's two forms
+            reader = pa.ipc.open_file(
+                file
+            )  # older versions wrote Arrow's file format instead of its stream format
             for number in range(reader.num_record_batches):
                 yield reader.get_batch(number)
 
 
 class ParquetWriter:
-    """Rows to one parquet file, in groups of a few dozen MiB; a Hugging Face data set by its metadata."""
+    """Writes rows to one parquet file in groups, with the metadata of a Hugging Face dataset."""
 
     def __init__(self, path: Path, with_images: bool):
-        schema = ROWS.append(pa.field("image", PICTURE)) if with_images else ROWS
+        schema = ROWS.append(pa.field("image", IMAGE)) if with_images else ROWS
         features: dict[str, Any] = {
             field.name: {"dtype": _DTYPES[str(field.type)], "_type": "Value"}
             for field in ROWS
@@ -74,8 +76,8 @@ class ParquetWriter:
         features["captions"] = [{"dtype": "string", "_type": "Value"}]
         if with_images:
             features["image"] = {"_type": "Image"}
-        about = orjson.dumps({"info": {"features": features}})
-        self._schema = schema.with_metadata({b"huggingface": about})
+        info = orjson.dumps({"info": {"features": features}})
+        self._schema = schema.with_metadata({b"huggingface": info})
         self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
 
     def write(self, rows: list[dict[str, Any]]) -> None:

@@ -1,14 +1,14 @@
-"""Which form a source has, why, and when that has to be asked.
+"""Detect the format of a source, with the reason; ambiguous sources raise AmbiguousSource.
 
 Rules for a folder, in this order:
 
-1. A dataset that Hugging Face's `save_to_disk` wrote, or a table (metadata.jsonl, metadata.csv, parquet),
-   counts only when it can be read as one; a `state.json` of another program or a damaged parquet does not.
-2. Where images have caption files of their own, these win over tars and over a table that describes some of
-   the same images; where both describe images that the other does not, the user is asked.
-3. Folders `10_name` are Kohya's repeats where every folder with images is named so, no image is beside
-   them, and the numbers are plausible: 1 to MAX_REPEATS, without leading zeros. The user is asked where the
-   numbers only count 1, 2, 3, or where images lie elsewhere, too. `--from kohya` always reads repeats.
+1. A dataset of Hugging Face's `save_to_disk` or a table (metadata.jsonl, metadata.csv, parquet) counts only
+   if it can be read; a `state.json` of another program or a damaged parquet does not.
+2. Caption files take precedence over tars, and over a table that describes some of the same images. If both
+   describe images that the other does not, the source is ambiguous.
+3. Folders `10_name` are Kohya's repeats if every folder with images has such a name, no image is beside
+   them, and the numbers are plausible: 1 to MAX_REPEATS, without leading zeros. The source is ambiguous if
+   the numbers only count 1, 2, 3, or images are elsewhere, too. `--from kohya` always reads repeats.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 
 from flowloom.datasets.build.items import (
     NAMES_NO_IMAGE,
-    Found,
     Item,
-    Reading,
+    OpenedSource,
+    ReaderOutput,
     Remark,
     is_archive,
     shown,
@@ -36,57 +36,57 @@ from flowloom.datasets.build.repeats import kohya_verdict, walk
 from flowloom.errors import DataError
 
 IMAGEFOLDER = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-"""Hugging Face's `imagefolder`: a folder of pictures with their captions in one of these."""
+"""Hugging Face's `imagefolder`: a folder of images, with captions in one of these files."""
 _LISTS = (".csv", ".tsv", ".jsonl", ".ndjson")
-"""Suffixes of tables that are looked for in the folders below, too; a .json there is mostly one image's."""
-LOOKED_AT = 5000
-"""Images of a folder that are looked at to see its form."""
-MOST_TABLES = 20
-"""Files that are looked at for one."""
+"""Suffixes of tables that are searched for in subfolders, too; a .json there usually describes one image."""
+MAX_SURVEYED = 5000
+"""Images of a folder that are read to detect its format."""
+MAX_TABLES = 20
+"""Files that are checked for being a table of images."""
 ROWS = 1000
-"""Rows of a table that are looked at."""
+"""Rows of a table that are read."""
 
 
-class Unclear(DataError):
-    """A source has several forms; the user has to choose."""
+class AmbiguousSource(DataError):
+    """A source may have several formats; the user has to choose."""
 
     def __init__(self, source: str, reason: str, choices: tuple[Kind, ...]):
         self.choices = choices
         flags = " or ".join(f"--from {choice}" for choice in choices)
         super().__init__(
-            f"{source}: {reason}. State how to read it: {flags}; in the studio, under 'Read the folder as'."
+            f"{source}: {reason}. Choose how to read it: {flags}; in the studio, under 'Read the folder as'."
         )
 
 
 @dataclass(frozen=True)
 class Detected:
-    """The form of a source."""
+    """The format of a source."""
 
     kind: Kind
     source: str
-    """The file or folder that has it."""
+    """The file or folder to read."""
     why: str
-    passed_over: tuple[Remark, ...] = ()
-    """What lies there and is not read."""
+    skipped: tuple[Remark, ...] = ()
+    """Files that are not read."""
     choices: tuple[Kind, ...] = ()
-    """The forms that it may have as well; nothing where it is clear."""
+    """Possible formats of an ambiguous source; otherwise empty."""
 
     def checked(self) -> Detected:
-        """Itself.
+        """This format.
 
         Raises:
-            Unclear: it may have several forms.
+            AmbiguousSource: it may have several formats.
         """
         if self.choices:
-            raise Unclear(self.source, self.why, self.choices)
+            raise AmbiguousSource(self.source, self.why, self.choices)
         return self
 
 
 def detect(source: str, options: BuildOptions) -> Detected:
-    """The form of `source`.
+    """The format of `source`.
 
     Raises:
-        DataError: there is nothing, or nothing that we can read.
+        DataError: it does not exist or cannot be read.
     """
     if source.startswith(REMOTE):
         return Detected("listing", source, "an address")
@@ -97,13 +97,13 @@ def detect(source: str, options: BuildOptions) -> Detected:
         return Detected("webdataset", source, "named like a tar")
     suffix = split_suffix(path.name)[1]
     if suffix == ".zip" and path.exists():
-        raise DataError(f"{path}: a zip. Unpack it and name the folder, or import it in the studio.")
+        raise DataError(f"{path}: a zip. Unpack it and pass the folder, or import it in the studio.")
     kinds: dict[str, Kind] = dict.fromkeys(TABLES, "table")
     kinds |= {".toml": "kohya-toml", ".parquet": "parquet", ".arrow": "huggingface"}
     existing(path)
     if suffix not in kinds:
-        known = ", ".join(sorted([*kinds, ".tar"]))
-        raise DataError(f"{path}: {suffix or 'no suffix'} is none of {known}. Name its form by --from.")
+        suffixes = ", ".join(sorted([*kinds, ".tar"]))
+        raise DataError(f"{path}: the suffix must be one of {suffixes}. Or choose the format with --from.")
     return Detected(kinds[suffix], source, f"a {suffix} file")
 
 
@@ -111,36 +111,36 @@ def existing(path: Path) -> Path:
     """`path`.
 
     Raises:
-        DataError: there is nothing.
+        DataError: it does not exist.
     """
     if not path.exists():
-        raise DataError(f"{path}: there is nothing of that name.")
+        raise DataError(f"{path}: no such file or folder.")
     return path
 
 
 def table_in(folder: Path) -> Path:
-    """The table that a folder holds for its images.
+    """The table of the images in a folder.
 
     Raises:
         DataError: there is none.
     """
-    found = [folder / name for name in IMAGEFOLDER if (folder / name).is_file()]
-    if not found:
-        raise DataError(f"{folder}: there is no {', '.join(IMAGEFOLDER)} in it. Name the table itself.")
-    return found[0]
+    tables = [folder / name for name in IMAGEFOLDER if (folder / name).is_file()]
+    if not tables:
+        raise DataError(f"{folder}: it has no {' or '.join(IMAGEFOLDER)}. Pass the table itself.")
+    return tables[0]
 
 
 @dataclass
 class _Survey:
-    """Images of a folder, the first LOOKED_AT of them, by their path below it."""
+    """The first MAX_SURVEYED images of a folder, by their path below it."""
 
     images: set[str] = field(default_factory=set)
     captioned: set[str] = field(default_factory=set)
 
     @property
-    def told(self) -> str:
-        """How many images there are, and how many have captions."""
-        more = " or more" if len(self.images) >= LOOKED_AT else ""
+    def summary(self) -> str:
+        """The number of images, and of those with captions."""
+        more = " or more" if len(self.images) >= MAX_SURVEYED else ""
         return f"{len(self.captioned):,} of {len(self.images):,}{more} images have caption files"
 
 
@@ -151,63 +151,63 @@ class _Table:
     kind: Kind
     path: Path
     named: frozenset[str]
-    """Images of the folder that it describes, of its first ROWS rows."""
+    """Images of the folder that its first ROWS rows describe."""
     num_inside: int
-    """Images that it holds itself."""
-    num_addresses: int = 0
-    """Images elsewhere that it names."""
+    """Images that are inside the table."""
+    num_urls: int = 0
+    """Images that it names by URL."""
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all rows were looked at."""
+    def is_complete(self) -> bool:
+        """True if all rows were read."""
         return self.num_described < ROWS
 
     @property
     def num_described(self) -> int:
-        """How many images it describes, wherever they are."""
-        return len(self.named) + self.num_inside + self.num_addresses
+        """The number of images that it describes, anywhere."""
+        return len(self.named) + self.num_inside + self.num_urls
 
 
 class _Folder:
-    """A folder whose form is looked for."""
+    """A folder whose format is being detected."""
 
     def __init__(self, folder: Path, options: BuildOptions):
         self.folder = folder
         self.options = options
-        self._passed_over: list[Remark] = []
+        self._skipped: list[Remark] = []
 
     def detected(self) -> Detected:
-        """Its form."""
+        """Its format."""
         survey = survey_of(self.folder, PairRule(self.options.caption_suffixes))
         if is_saved(self.folder) and not survey.captioned:
             return Detected("huggingface", str(self.folder), "saved by Hugging Face's save_to_disk")
         for kind, path in self._tables():
             table = self._opened(kind, path, survey)
             if table is None:
-                self._pass_over(path, "it describes no image that can be read")
-            elif found := self._chosen(table, survey):
-                return found
+                self._skip(path, "it describes no readable image")
+            elif detected := self._chosen(table, survey):
+                return detected
         if survey.images and not survey.captioned and (other := self._other_table()):
             return other
         return self._of_tars(survey) or self._of_files(survey)
 
     def _of_tars(self, survey: _Survey) -> Detected | None:
-        """The tars of the folder, where they are meant."""
+        """The tars of the folder; None if they are not the dataset."""
         tars = sorted(path for path in self.folder.iterdir() if is_archive(path))
         if tars and not survey.images:
             return Detected("webdataset", str(self.folder), f"{len(tars):,} tars")
         if tars and not survey.captioned:
             return self._unclear(f"{len(tars):,} tars have images beside them", "webdataset", "folder")
         for tar in tars:
-            self._pass_over(tar, "images with caption files are beside it")
+            self._skip(tar, "images with caption files are beside it")
         return None
 
     def _of_files(self, survey: _Survey) -> Detected:
         verdict = kohya_verdict(self.folder)
-        if verdict.is_unclear:
+        if verdict.is_ambiguous:
             return self._unclear(verdict.why, "kohya", "folder")
         kind: Kind = "kohya" if verdict.is_kohya else "folder"
-        return Detected(kind, str(self.folder), verdict.why or survey.told, tuple(self._passed_over))
+        return Detected(kind, str(self.folder), verdict.why or survey.summary, tuple(self._skipped))
 
     def _tables(self) -> Iterator[tuple[Kind, Path]]:
         for name in IMAGEFOLDER:
@@ -220,23 +220,23 @@ class _Folder:
             yield "parquet", self.folder
 
     def _other_table(self) -> Detected | None:
-        """The one table of any name, here or a folder below, that describes images."""
+        """The only table, here or in a subfolder, that describes images."""
         files = [path for path in sorted(self.folder.iterdir()) if split_suffix(path.name)[1] in TABLES]
-        lower = sorted(self.folder.glob("*/*"))
-        files += (path for path in lower if path.name in IMAGEFOLDER or split_suffix(path.name)[1] in _LISTS)
-        files = [path for path in files[:MOST_TABLES] if path.is_file()]
-        found = [path for path in files if self._describes(path)]
-        if len(found) > 1:
-            listed = ", ".join(self._below(path) for path in found)
+        nested = sorted(self.folder.glob("*/*"))
+        files += (path for path in nested if path.name in IMAGEFOLDER or split_suffix(path.name)[1] in _LISTS)
+        files = [path for path in files[:MAX_TABLES] if path.is_file()]
+        tables = [path for path in files if self._describes(path)]
+        if len(tables) > 1:
+            listed = ", ".join(self._below(path) for path in tables)
             why = "no image has a caption file, and several tables describe images"
             raise DataError(f"{self.folder}: {why}: {listed}. Build from one of them.")
-        if not found:
+        if not tables:
             of_images = (path for path in files if split_suffix(path.name)[1] in _LISTS)
-            self._passed_over += (Remark(self._below(path), NAMES_NO_IMAGE) for path in of_images)
+            self._skipped += (Remark(self._below(path), NAMES_NO_IMAGE) for path in of_images)
             return None
-        name = self._below(found[0])
+        name = self._below(tables[0])
         kind: Kind = "parquet" if name.endswith(".parquet") else "table"
-        return Detected(kind, str(found[0]), f"{name} describes images, and none has a caption file")
+        return Detected(kind, str(tables[0]), f"{name} describes images, and none has a caption file")
 
     def _below(self, path: Path) -> str:
         return shown(path.relative_to(self.folder).as_posix())
@@ -244,53 +244,54 @@ class _Folder:
     def _describes(self, path: Path) -> bool:
         opener = open_huggingface if path.suffix.lower() == ".parquet" else open_table
         try:
-            return any(isinstance(one, Item) for one in islice(opener(path, self.options).items, ROWS))
+            return any(isinstance(item, Item) for item in islice(opener(path, self.options).items, ROWS))
         except DataError:
             return False
 
     def _opened(self, kind: Kind, path: Path, survey: _Survey) -> _Table | None:
-        """The table at `path`; None where none of its rows names an image."""
+        """The table at `path`; None if none of its rows names an image."""
         if not survey.images:
-            return _Table(kind, path, frozenset(), 1)  # there is nothing else that could be meant
+            return _Table(kind, path, frozenset(), 1)  # nothing else can be the dataset
         opener = open_table if kind == "table" else open_huggingface
         try:
-            rows = [one for one in islice(opener(path, self.options).items, ROWS) if isinstance(one, Item)]
+            items = islice(opener(path, self.options).items, ROWS)
+            rows = [item for item in items if isinstance(item, Item)]
         except DataError:
             return None
         root = (self.options.root or self.folder).resolve()
         below = os.path.relpath(self.folder.resolve(), root)
         named = [row.filename for row in rows if not row.is_inside and not row.is_url_based]
         inside = sum(row.is_inside for row in rows)
-        elsewhere = sum(row.is_url_based for row in rows)
+        num_urls = sum(row.is_url_based for row in rows)
         images = {os.path.normpath(f"{below}/{name}") for name in survey.images}
-        known = frozenset(os.path.relpath(name, below) for name in named if name in images)
-        found = _Table(kind, path, known, inside, elsewhere)
-        return found if found.num_described else None
+        described = frozenset(os.path.relpath(name, below) for name in named if name in images)
+        table = _Table(kind, path, described, inside, num_urls)
+        return table if table.num_described else None
 
     def _chosen(self, table: _Table, survey: _Survey) -> Detected | None:
-        """The table, where it is meant; None where the caption files are."""
+        """The table, if it describes the dataset; None if the caption files do."""
         name = self._name(table.path)
-        more = "" if table.is_whole else " or more"
+        more = "" if table.is_complete else " or more"
         described = f"{name} describes {table.num_described:,}{more}"
         if not survey.captioned:
-            left = sorted(survey.images - table.named) if table.is_whole and table.named else []
+            left = sorted(survey.images - table.named) if table.is_complete and table.named else []
             remarks = [Remark(shown(image), f"not read: {name} does not describe it") for image in left]
             why = f"{described} images, and no image has a caption file"
-            why = why if survey.images else f"there is {name}, and no image file"
-            return Detected(table.kind, str(table.path), why, (*self._passed_over, *remarks))
+            why = why if survey.images else f"{name} exists, and no image file"
+            return Detected(table.kind, str(table.path), why, (*self._skipped, *remarks))
         if not table.named and not table.num_inside:
-            self._pass_over(table.path, "it names images elsewhere, and those here have caption files")
+            self._skip(table.path, "it names images elsewhere, and the images here have caption files")
             return None
-        if table.is_whole and not table.num_inside and table.named < survey.captioned:
-            self._pass_over(table.path, "caption files describe the same images and more")
+        if table.is_complete and not table.num_inside and table.named < survey.captioned:
+            self._skip(table.path, "caption files describe the same images and more")
             return None
-        return self._unclear(f"{survey.told}, and {described}", "folder", table.kind)
+        return self._unclear(f"{survey.summary}, and {described}", "folder", table.kind)
 
     def _name(self, path: Path) -> str:
         return shown(path.name) if path != self.folder else "*.parquet"
 
-    def _pass_over(self, path: Path, reason: str) -> None:
-        self._passed_over.append(Remark(self._name(path), f"not read: {reason}"))
+    def _skip(self, path: Path, reason: str) -> None:
+        self._skipped.append(Remark(self._name(path), f"not read: {reason}"))
 
     def _unclear(self, why: str, *choices: Kind) -> Detected:
         return Detected("folder", str(self.folder), why, choices=choices)
@@ -300,21 +301,21 @@ def survey_of(folder: Path, rule: PairRule) -> _Survey:
     """The images below `folder` and which of them have caption files."""
     survey = _Survey()
     for prefix, names in walk(folder):
-        for found in pair({name: name for name in names}, "", rule):
-            if isinstance(found, tuple):
-                survey.images.add(prefix + found[0])
-                if found[2]:
-                    survey.captioned.add(prefix + found[0])
-        if len(survey.images) >= LOOKED_AT:
+        for paired in pair({name: name for name in names}, "", rule):
+            if isinstance(paired, tuple):
+                survey.images.add(prefix + paired[0])
+                if paired[2]:
+                    survey.captioned.add(prefix + paired[0])
+        if len(survey.images) >= MAX_SURVEYED:
             break
     return survey
 
 
-def with_remarks(reading: Reading, detected: Detected) -> Reading:
-    """`reading` with what was detected, and what was passed over before what is read."""
-    return Reading(reading.kind, reading.root, _chained(detected.passed_over, reading), detected.why)
+def with_remarks(opened: OpenedSource, detected: Detected) -> OpenedSource:
+    """`opened` with the reason for its format, preceded by remarks on skipped files."""
+    return OpenedSource(opened.kind, opened.root, _chained(detected.skipped, opened), detected.why)
 
 
-def _chained(remarks: Iterable[Remark], reading: Reading) -> Iterator[Found]:
+def _chained(remarks: Iterable[Remark], opened: OpenedSource) -> Iterator[ReaderOutput]:
     yield from remarks
-    yield from reading.items
+    yield from opened.items

@@ -1,4 +1,4 @@
-"""FLOW's JSONL to what other trainers read: Kohya's folders and TOML, webdataset, parquet."""
+"""Export FLOW's JSONL to the formats of other trainers: Kohya's folders and TOML, webdataset, parquet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from flowloom.datasets.build.items import Unusable
-from flowloom.datasets.build.rows import Fetched, Fetcher, FlowRow, flow_rows, image_folder
+from flowloom.datasets.build.rows import FetchedRow, Fetcher, FlowRow, flow_rows, image_folder
 from flowloom.errors import DataError
 from flowloom.storage.base import StorageSection
 
@@ -22,34 +22,34 @@ _WRITERS: dict[str, str] = {
     "webdataset": "webdataset",
     "parquet": "parquet",
 }
-"""The module under writers/ for each form."""
+"""The module in writers/ for each format."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What a user may choose about an export."""
+    """Options of an export."""
 
     images_dir: Path | None = None
-    """Folder that names in the JSONL are relative to; None: as its build recorded, or its own."""
+    """Folder that file names are relative to; None: as recorded by the build, or the JSONL's own."""
     link: Literal["copy", "hard", "soft"] = "copy"
-    """Kohya's folders: how pictures get there."""
+    """Kohya's folders: copy or link images."""
     name: str = ""
-    """Kohya's folders: of pictures in no folder; webdataset: of the shards. Empty: as the JSONL."""
+    """Name of Kohya's folder for images in no folder, or of the shards. Empty: that of the JSONL."""
     shard_mib: int = 1024
-    """Webdataset: a shard ends when it is larger."""
+    """Webdataset: maximum size of a shard."""
     with_images: bool = True
-    """Parquet: the pictures themselves, or their names alone."""
+    """Parquet: include the images, not only their names."""
     storage: StorageSection = field(default_factory=StorageSection)
-    """How stores are reached."""
+    """Access to stores."""
 
 
 @dataclass
 class ExportReport:
-    """What became of the rows."""
+    """The result of an export."""
 
     output: Path
     num_rows: int = 0
-    """Rows that were written; equal ones may stand in one place with a number."""
+    """Rows that were written, including repeats."""
     files: list[Path] = field(default_factory=list)
     unusable: list[Unusable] = field(default_factory=list)
     remarks: Counter[str] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ class ExportReport:
 
 @dataclass
 class Export:
-    """An export under way, as writers see it."""
+    """A running export, for the writers."""
 
     jsonl: Path
     output: Path
@@ -69,36 +69,36 @@ class Export:
 
     @property
     def name(self) -> str:
-        """What is named after the data set."""
+        """The name for folders and shards."""
         return self.options.name or self.jsonl.stem
 
     def rows(self) -> Iterator[FlowRow]:
-        """The good rows; the others are reported once they are fetched."""
+        """The usable rows; `fetched` reports the others."""
         return (row for row in flow_rows(self.jsonl) if isinstance(row, FlowRow))
 
-    def fetched(self) -> Iterator[Fetched]:
-        """The rows with their pictures; what cannot be had is reported, each good row counted."""
-        for found in self.fetcher.fetch_all(flow_rows(self.jsonl)):
-            if isinstance(found, Unusable):
-                self.report.unusable.append(found)
+    def fetched(self) -> Iterator[FetchedRow]:
+        """The rows with their images; counts usable rows and reports the others."""
+        for row in self.fetcher.fetch_all(flow_rows(self.jsonl)):
+            if isinstance(row, Unusable):
+                self.report.unusable.append(row)
                 continue
             self.report.num_rows += 1
             self.on_progress(self.report)
-            yield found
+            yield row
 
     def refuse(self, row: FlowRow, reason: str) -> None:
-        """Report a row that was counted by `fetched` and could not be written after all."""
+        """Report a row that was fetched but could not be written."""
         self.report.num_rows -= 1
-        self.report.unusable.append(Unusable(row.place, f"{row.filename}: {reason}"))
+        self.report.unusable.append(Unusable(row.where, f"{row.filename}: {reason}"))
 
     def empty_output_dir(self) -> Path:
         """The folder to write to.
 
         Raises:
-            DataError: it has something in it.
+            DataError: it is not empty.
         """
         if self.output.exists() and (not self.output.is_dir() or any(self.output.iterdir())):
-            raise DataError(f"{self.output} is not an empty folder: name another one.")
+            raise DataError(f"{self.output} is not an empty folder: choose another one.")
         self.output.mkdir(parents=True, exist_ok=True)
         return self.output
 
@@ -110,7 +110,7 @@ def export(
     options: ExportOptions,
     on_progress: Callable[[ExportReport], None],
 ) -> ExportReport:
-    """Write the rows of `jsonl` in the form `target` to `output`; the originals are only read.
+    """Write the rows of `jsonl` in the format `target` to `output`; the originals are only read.
 
     Raises:
         DataError: the JSONL cannot be read, the output is in the way, or no row could be written.
@@ -128,7 +128,7 @@ def export(
     report.seconds = time.perf_counter() - started
     if not report.num_rows:
         first = (
-            f" The first: {report.unusable[0].place}: {report.unusable[0].reason}." if report.unusable else ""
+            f" The first: {report.unusable[0].where}: {report.unusable[0].reason}." if report.unusable else ""
         )
-        raise DataError(f"{jsonl}: not one row could be written.{first}")
+        raise DataError(f"{jsonl}: no row could be written.{first}")
     return report

@@ -9,27 +9,27 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from flowloom.datasets.build.items import JUNK
-from flowloom.datasets.build.sizes import LONGEST_HEAD
-from flowloom.datasets.build.stores import Store
+from flowloom.datasets.build.sizes import MAX_HEAD_BYTES
+from flowloom.datasets.build.stores import ObjectStore
 from flowloom.errors import DataError
 
-MOST_PAGES = 100_000
+MAX_PAGES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What a page names: its size and time are not known before it is asked for."""
+    """A file that a page names; its size and time are not known yet."""
 
     name: str
-    size: int = LONGEST_HEAD
+    size: int = MAX_HEAD_BYTES
     etag: str | None = "by address"
     modified: None = None
 
 
 class IndexPages:
-    """What `store` serves below `url`, by the pages that Apache, nginx and Python's own server make."""
+    """The files that `store` serves below `url`, by index pages of Apache, nginx or Python's server."""
 
-    def __init__(self, url: str, store: Store):
+    def __init__(self, url: str, store: ObjectStore):
         self.url = f"{url.rstrip('/')}/"
         self._store = store
 
@@ -42,7 +42,7 @@ class IndexPages:
         return self._store.read_range(urllib.parse.quote(name), start, length)
 
     def write(self, name: str, content: bytes | Path) -> None:  # noqa: ARG002
-        """Never: web servers are read.
+        """Always fails: web servers are read only.
 
         Raises:
             DataError: always.
@@ -52,16 +52,16 @@ class IndexPages:
         )
 
     def list(self, prefix: str) -> Iterator[Link]:
-        """Every file that the pages lead to, folder after folder, never out of `url`.
+        """Every file below `url` that the pages link to, folder after folder.
 
         Raises:
-            DataError: the server has no such pages.
+            DataError: the server has no index pages.
         """
-        waiting, seen = [prefix], {prefix}
-        while waiting:
-            folder = waiting.pop()
-            if len(seen) > MOST_PAGES:
-                raise DataError(f"{self.url}: more than {MOST_PAGES:,} folders; do its links go in circles?")
+        pending, seen = [prefix], {prefix}
+        while pending:
+            folder = pending.pop()
+            if len(seen) > MAX_PAGES:
+                raise DataError(f"{self.url}: more than {MAX_PAGES:,} folders; are its links circular?")
             for name in self._links(folder):
                 if name in seen:
                     continue
@@ -69,25 +69,25 @@ class IndexPages:
                 if not name.endswith("/"):
                     yield Link(name)
                 elif name.rstrip("/").rpartition("/")[2].lower() not in JUNK:
-                    waiting.append(name)
+                    pending.append(name)
 
     def _links(self, folder: str) -> Iterator[str]:
-        """Names of the files and, with a slash, folders that the page of `folder` leads to."""
+        """Names of the files and folders that the page of `folder` links to; folders end in a slash."""
         page = self._store.read(urllib.parse.quote(folder))
         parser = _Hrefs()
         parser.feed(page.decode("utf-8", "replace"))
         if not parser.is_page:
-            raise DataError(f"{self.url}{folder}: the server gives no page of links for it.")
+            raise DataError(f"{self.url}{folder}: the server returned no index page.")
         base = self.url + urllib.parse.quote(folder)
         for href in parser.hrefs:
             address, _, _ = urllib.parse.urljoin(base, href).partition("#")
-            # Pages link to themselves in other orders: `?C=N;O=D`.
+            # Pages link to themselves with other sort orders: `?C=N;O=D`.
             if "?" not in address and address.startswith(base) and address != base:
                 yield urllib.parse.unquote(address.removeprefix(self.url))
 
 
 class _Hrefs(HTMLParser):
-    """The addresses that a page links to."""
+    """Collects the addresses that a page links to."""
 
     def __init__(self) -> None:
         super().__init__()

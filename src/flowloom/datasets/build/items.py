@@ -1,4 +1,4 @@
-"""What readers hand to `build`: pictures with their captions, what cannot be used, what is worth a remark."""
+"""Output of the readers: images with their captions, unusable files, and remarks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, Protocol, TypeAlias
 
-from flowloom.datasets.build.wildcards import evenly, variants
+from flowloom.datasets.build.wildcards import balanced, variants
 from flowloom.errors import ImageError
 from flowloom.printable import printable
 
@@ -33,9 +33,9 @@ PICTURES = frozenset(
         "svg",
     ]
 )
-"""Suffixes, in lower case, of files that are pictures."""
+"""Suffixes of image files, in lower case."""
 JXL = ".jxl"
-"""FLOW: a JPEG XL of the same name is read in place of the file that a row names."""
+"""FLOW reads a JPEG XL of the same stem instead of the file that a row names."""
 JUNK = frozenset(
     (
         "__macosx",
@@ -47,28 +47,28 @@ JUNK = frozenset(
         "desktop.ini",
     )
 )
-"""Folders and files, in lower case, that systems leave behind."""
+"""Names of system folders and files, in lower case."""
 
 
 class Content(Protocol):
-    """Bytes that can be read, and what tells whether they changed since."""
+    """Bytes that can be read, with a stamp that changes with them."""
 
     @property
     def key(self) -> str:
-        """Where they are: a path, or an archive and the member in it."""
+        """Their location: a path, or an archive and its member."""
         ...
 
     @property
     def stamp(self) -> str:
-        """Differs when the bytes differ: size and time of the last change, or an ETag."""
+        """Size and modification time, or an ETag."""
         ...
 
     def head(self, length: int) -> bytes:
-        """At most the first `length` bytes; fewer only when there are no more."""
+        """The first `length` bytes; fewer only if there are no more."""
         ...
 
     def read(self) -> bytes:
-        """All of them."""
+        """All bytes."""
         ...
 
 
@@ -81,7 +81,7 @@ class LocalFile:
 
     def head(self, length: int) -> bytes:
         """At most the first `length` bytes."""
-        with open(self.key, "rb") as file:  # noqa: PTH123 -- a Path for each of a million files is time
+        with open(self.key, "rb") as file:  # noqa: PTH123 -- a Path per file is slow for millions of files
             return file.read(length)
 
     def read(self) -> bytes:
@@ -91,7 +91,7 @@ class LocalFile:
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember:
-    """`length` bytes from `offset` on in the uncompressed archive `archive`."""
+    """`length` bytes from `offset` in the uncompressed `archive`."""
 
     archive: str
     name: str
@@ -110,11 +110,11 @@ class ArchiveMember:
         Raises:
             ImageError: the archive ends before them.
         """
-        wanted = min(length, self.length)
+        num_bytes = min(length, self.length)
         with Path(self.archive).open("rb") as file:
             file.seek(self.offset)
-            data = file.read(wanted)
-        if len(data) < wanted:
+            data = file.read(num_bytes)
+        if len(data) < num_bytes:
             raise ImageError("the archive ends in the middle of it")
         return data
 
@@ -124,8 +124,8 @@ class ArchiveMember:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """Bytes that are in memory already."""
+class InMemory:
+    """Bytes in memory."""
 
     key: str
     stamp: str
@@ -142,25 +142,25 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class CaptionRule:
-    """How a caption follows from its file."""
+    """How captions are made from the text of a caption file."""
 
     fallback: str | None = None
-    """The caption where there is no file; None: the picture cannot be used."""
+    """The caption if there is no file; None: the image cannot be used."""
     lines: Literal["joined", "first", "each"] = "joined"
-    """All lines are one caption; or the first alone, Kohya's rule; or each is a caption of its own."""
+    """All lines are one caption; or only the first line is (Kohya's rule); or each line is."""
     prefix: str = ""
     suffix: str = ""
     has_wildcards: bool = False
-    """`{a|b}` in a caption stands for several."""
+    """`{a|b}` in a caption means alternatives."""
     separator: str = ","
     """Between tags."""
     keep_separator: str = ""
-    """Around the tags that are shuffled, where others keep their places; "": none."""
+    """Separates fixed tags from shuffled ones; "": none."""
     secondary_separator: str = ""
-    """Between tags that stay together; "": none."""
+    """Between tags that are kept together; "": none."""
 
     def apply(self, texts: Sequence[str]) -> tuple[str, ...]:
-        """The captions that `texts` mean, one or more, each of one line: T5 takes line breaks for spaces."""
+        """One or more captions from `texts`, each on one line: T5 treats line breaks as spaces."""
         captions: list[str] = []
         for text in texts:
             lines = [" ".join(line.split()) for line in text.strip().splitlines()]
@@ -171,15 +171,15 @@ class CaptionRule:
                 if self.lines == "first"
                 else [" ".join(line for line in lines if line)]
             )
-        good = [caption for caption in captions if caption] or [""]
-        framed = [" ".join(part for part in (self.prefix, one, self.suffix) if part) for one in good]
+        nonempty = [caption for caption in captions if caption] or [""]
+        framed = [" ".join(part for part in (self.prefix, text, self.suffix) if part) for text in nonempty]
         if self.has_wildcards:
-            framed = evenly([variants(caption) for caption in framed])
-        found = [self._separated(caption) for caption in framed]
-        return tuple(found) if len(set(found)) > 1 else (found[0],)
+            framed = balanced([variants(caption) for caption in framed])
+        separated = [self._separated(caption) for caption in framed]
+        return tuple(separated) if len(set(separated)) > 1 else (separated[0],)
 
     def _separated(self, caption: str) -> str:
-        """`caption` with plain separators, in the order in which it is written."""
+        """`caption` with commas as separators, in its written order."""
         if self.keep_separator and self.keep_separator in caption:
             parts = caption.split(self.keep_separator, 2)
             tags = [tag.strip() for part in parts for tag in part.split(self.separator)]
@@ -189,90 +189,90 @@ class CaptionRule:
         return caption.replace(self.secondary_separator, ",") if self.secondary_separator else caption
 
     def is_ordered(self, texts: Sequence[str]) -> bool:
-        """Whether some tags of `texts` keep their places, so that they must not be shuffled as others are."""
+        """True if some tags of `texts` must not be shuffled."""
         marks = [mark for mark in (self.keep_separator, self.secondary_separator) if mark]
         return any(mark in text for mark in marks for text in texts)
 
 
 PLAIN = CaptionRule()
-NAMES_NO_IMAGE = "not read: it names no image here. Build from this file, with their folder as --root"
-"""Of a table among images without captions."""
-ORDERED = "not shuffled: sd-scripts keeps some of its tags in place or together (keep_tokens, separators)"
+NAMES_NO_IMAGE = "not read: it names no image here. Build from this file, with the images' folder as --root"
+"""Remark on a table among images without captions."""
+ORDERED = "not shuffled: sd-scripts keeps some of its tags fixed or together (keep_tokens, separators)"
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A picture that may become a row."""
+    """An image that may become a row."""
 
-    place: str
-    """Where it stands, for reports: `cats/1.jpg`, `data.csv:12`, `a.tar!0001.jpg`."""
+    where: str
+    """Its location for reports: `cats/1.jpg`, `data.csv:12`, `a.tar!0001.jpg`."""
     filename: str
-    """As the row will name it: below the root with `/`, or a URL."""
-    picture: Content | None
-    """None where only what is recorded is known of it."""
+    """The file name in its row: relative to the root, with `/`; or a URL."""
+    image: Content | None
+    """None for a URL whose size may be recorded."""
     captions: tuple[str, ...] | None = None
     sidecar: Content | None = None
     """The file with the caption, read when `captions` is None."""
     rule: CaptionRule = PLAIN
     is_tag_based: bool | None = None
-    """None: seen from the caption."""
+    """None: detected from the caption."""
     is_url_based: bool = False
     is_inside: bool = False
-    """The picture is inside an archive or a table and must be written out to be trained on."""
+    """The image is inside an archive or a table, and must be extracted for training."""
     loss_weight: float | None = None
     size: tuple[int, int] | None = None
-    """(width, height) as recorded; used where the picture cannot be asked."""
+    """(width, height) as recorded; used if the image cannot be read."""
     repeats: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """Something that does not become a row, and why."""
+    """Something that does not become a row, with the reason."""
 
-    place: str
+    where: str
     reason: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "place", printable(self.place))
+        object.__setattr__(self, "where", printable(self.where))
         object.__setattr__(self, "reason", printable(self.reason))
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """Something that the user may want to know; equal texts are counted together."""
+    """A note for the user; equal texts are counted together."""
 
-    place: str
+    where: str
     text: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "place", printable(self.place))
+        object.__setattr__(self, "where", printable(self.where))
         object.__setattr__(self, "text", printable(self.text))
 
 
-Found: TypeAlias = "Item | Unusable | Remark"
+ReaderOutput: TypeAlias = "Item | Unusable | Remark"
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A source that has been opened."""
+class OpenedSource:
+    """An opened source."""
 
     kind: str
-    """Which reader it is."""
+    """The format, which selects the reader."""
     root: Path | None
-    """The folder that file names are relative to; None when they are URLs or have to be written out."""
-    items: Iterator[Found]
+    """The folder that file names are relative to; None if they are URLs or images are extracted."""
+    items: Iterator[ReaderOutput]
     why: str = ""
-    """What shows that it is of this kind; "" where the user said so."""
+    """The reason for the detected format; "" if the user chose it."""
 
 
 def stamp_of(status: os.stat_result) -> str:
-    """What changes when a file does."""
+    """Size and modification time of a file, which change with it."""
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def file_stamp(status: os.stat_result) -> str:
-    """`stamp_of` with inode and change time: no edit within one tick of the clock, and no tool that keeps
-    the time of a file that it replaces, goes unnoticed. For files that are cheap to read again."""
+    """`stamp_of` with inode and change time. It detects edits within one tick of the clock, and tools that
+    preserve modification times. For files that are cheap to read again."""
     return f"{stamp_of(status)}:{status.st_ctime_ns}:{status.st_ino}"
 
 
@@ -280,48 +280,48 @@ def local_file(path: Path) -> LocalFile:
     """The file at `path` as content.
 
     Raises:
-        OSError: it is not there.
+        OSError: it does not exist.
     """
     return LocalFile(str(path), stamp_of(path.stat()))
 
 
 def shown(name: str) -> str:
-    """`name` as it can be printed and written, whatever bytes it has."""
+    """`name` as printable text; other bytes are escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
 
 
-def wrong_name(name: str) -> str | None:
-    """Why `name` cannot stand in a row as a path below the root; None when it can."""
+def name_problem(name: str) -> str | None:
+    """The reason why `name` cannot be a path below the root in a row; None if it can."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return "its name is not UTF-8: rename it"
     parts = PurePosixPath(name).parts
     if not parts or name.endswith("/") or "\0" in name:
-        return "its name is not that of a file"
+        return "its name is not a file name"
     if parts[0] == "/" or ".." in parts:
         return "its name leads out of the folder"
     return None
 
 
 def reason_of(error: OSError) -> str:
-    """What the system said, without the name that the place says already."""
+    """The system's message, without the file name, which `where` contains."""
     return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
-def good_name(name: object) -> str | None:
-    """`name` where it is a picture's path below a folder; an address is none."""
+def image_name(name: object) -> str | None:
+    """`name` if it is the path of an image below a folder; None for URLs and other values."""
     if not isinstance(name, str) or "://" in name or PurePosixPath(name).suffix.lower() not in PICTURES:
         return None
-    return None if wrong_name(name) else name
+    return None if name_problem(name) else name
 
 
 def is_archive(path: Path) -> bool:
-    """Whether `path` is named like a tar."""
+    """True if `path` is named like a tar."""
     return path.name.lower().endswith((".tar", ".tar.gz", ".tgz"))
 
 
 def archive_error(path: Path, error: tarfile.TarError | OSError | EOFError) -> Unusable:
-    """What to say of an archive that cannot be read, or not to its end."""
-    return Unusable(shown(str(path)), f"cannot be read further: {error}. What stands before is used")
+    """The entry for an archive that cannot be read, or not to its end."""
+    return Unusable(shown(str(path)), f"cannot be read further: {error}. The entries before are used")

@@ -1,4 +1,4 @@
-"""Which reader a source is for."""
+"""Open a source with the reader for its format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flowloom.datasets.build.detect import detect, existing, table_in, with_remarks
 from flowloom.datasets.build.index_pages import IndexPages
-from flowloom.datasets.build.items import Reading
+from flowloom.datasets.build.items import OpenedSource
 from flowloom.datasets.build.options import BuildOptions, Kind
 from flowloom.datasets.build.pairs import split_suffix
 from flowloom.datasets.build.readers.folder import open_folder
@@ -16,15 +16,16 @@ from flowloom.datasets.build.readers.kohya_toml import open_kohya_toml
 from flowloom.datasets.build.readers.listing import open_listing
 from flowloom.datasets.build.readers.table import TABLES, open_table
 from flowloom.datasets.build.readers.webdataset import open_webdataset
-from flowloom.datasets.build.stores import Store, open_store
+from flowloom.datasets.build.stores import ObjectStore, open_store
 from flowloom.errors import DataError
 
 
-def open_dataset(source: str, options: BuildOptions) -> Reading:
-    """The data set at `source`: a path, an address, or a pattern of tars.
+def open_dataset(source: str, options: BuildOptions) -> OpenedSource:
+    """The dataset at `source`: a path, a URL, or a pattern of tars.
 
     Raises:
-        DataError: there is nothing, or nothing that we can read; Unclear: its form has to be stated.
+        DataError: it does not exist or cannot be read.
+        AmbiguousSource: the user has to choose its format.
     """
     if options.kind != "auto":
         return _opened(options.kind, source, options)
@@ -32,7 +33,7 @@ def open_dataset(source: str, options: BuildOptions) -> Reading:
     return with_remarks(_opened(detected.kind, detected.source, options), detected)
 
 
-def _opened(kind: Kind, source: str, options: BuildOptions) -> Reading:
+def _opened(kind: Kind, source: str, options: BuildOptions) -> OpenedSource:
     path = Path(source)
     match kind:
         case "listing":
@@ -51,7 +52,7 @@ def _opened(kind: Kind, source: str, options: BuildOptions) -> Reading:
             return open_folder(existing(path), options)
 
 
-def _listed(url: str, options: BuildOptions) -> Store:
+def _listed(url: str, options: BuildOptions) -> ObjectStore:
     if not url.startswith(("http://", "https://")):
         return open_store(url, options.storage)
     suffix = split_suffix(url.rpartition("/")[2])[1]

@@ -1,4 +1,4 @@
-"""What a user may choose about a build."""
+"""Options of a build."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ Kind = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """Every choice, with what most people want as default."""
+    """Options of a build, with usual defaults."""
 
     kind: Kind = "auto"
-    """Form of the source; auto looks at it."""
+    """Format of the source; auto: detected."""
     root: Path | None = None
     """Folder that file names are relative to, training's `image_folder_path`; None: the source's."""
     url_prefix: str = ""
-    """Where the pictures can be had from: names become this prefix and the path below the root."""
+    """Base URL of the images: names become this prefix and the path below the root."""
     extract_dir: Path | None = None
-    """Where pictures inside archives and tables go; None: a folder beside the output."""
+    """Folder for images from archives and tables; None: a folder beside the output."""
     caption_suffixes: tuple[str, ...] = (".txt", ".caption", ".json")
-    """Of files with captions, the first one that is there wins."""
+    """Suffixes of caption files; the first one that exists is used."""
     caption_encoding: str = "utf-8"
     default_caption: str | None = None
-    """For pictures without a caption; None: they are reported, not written."""
+    """Caption of images without one; None: they are reported, not written."""
     each_line: bool = False
-    """Every line of a text file is a caption of its own; they take turns over the epochs."""
+    """Each line of a text file is a separate caption; they alternate over the epochs."""
     is_tag_based: bool | None = None
-    """None: as recorded, or else seen from each caption."""
+    """None: as recorded, or detected for each caption."""
     loss_weight: float = 1.0
-    """Where none is recorded."""
+    """Loss weight of images that have none recorded."""
     reg_weight: float = 1.0
-    """Loss weight of Kohya's regularisation pictures."""
+    """Loss weight of Kohya's regularisation images."""
     with_repeats: bool = True
-    """Kohya's repeats become that many equal rows."""
+    """Write a row for each of Kohya's repeats."""
     filename_column: str = ""
     caption_column: str = ""
     image_column: str = ""
-    """Of tables; empty: the usual names are looked for."""
+    """Columns of tables; empty: the usual names."""
     split: str = ""
-    """Of a Hugging Face data set; empty: train, or the only one."""
+    """Split of a Hugging Face dataset; empty: train, or the only one."""
     threads: int | None = None
-    """None: few for local files, many for stores."""
+    """None: 4 for local files, 64 for stores."""
     storage: StorageSection = field(default_factory=StorageSection)
-    """How stores are reached."""
+    """Access to stores."""
 
     @property
     def default_captions(self) -> tuple[str] | None:
-        """The default caption as the only one."""
+        """The default caption as a tuple."""
         return None if self.default_caption is None else (self.default_caption,)
 
     @property
     def caption_rule(self) -> CaptionRule:
-        """How captions follow from their files where the source has no rule of its own."""
+        """The rule for sources that do not define their own."""
         return CaptionRule(self.default_caption, "each" if self.each_line else "joined")

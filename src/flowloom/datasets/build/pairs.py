@@ -1,4 +1,4 @@
-"""Which caption file belongs to which picture of a folder."""
+"""Pair the images of a folder with their caption files."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Generic, TypeVar
 
 from flowloom.datasets.build.items import JXL, PICTURES, Remark, Unusable, shown
 
-Entry = TypeVar("Entry")
+File = TypeVar("File")
 
 MASKS = re.compile(r".*-(mask|cond)label\d*", re.DOTALL)
-"""The stems of OneTrainer's masks and conditioning images; several of one image are numbered."""
+"""Stems of OneTrainer's masks and conditioning images; those of one image may be numbered."""
 MASK = "not trained: a mask by its name (-masklabel)"
-SPELLED = "paired with a caption file of another letter case or Unicode form"
+SPELLED = "paired with a caption file whose name has another letter case or Unicode form"
 
 
 @dataclass(frozen=True)
 class PairRule:
-    """What counts as a caption file."""
+    """The caption files of an image."""
 
     suffixes: tuple[str, ...]
-    """The first one that is there and not empty wins."""
+    """The first one that exists and is not empty is used."""
     is_shared: bool = False
-    """Kohya's rule: pictures of the same name and other suffixes share the caption."""
+    """Kohya's rule: images of the same stem share the caption."""
 
 
 def split_suffix(name: str) -> tuple[str, str]:
@@ -36,44 +36,45 @@ def split_suffix(name: str) -> tuple[str, str]:
 
 
 def folded(name: str) -> str:
-    """`name` without what differs between file systems: letter case and the Unicode form of accents."""
+    """`name` without letter case and Unicode form, which differ between file systems."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def is_mask(stem: str) -> bool:
-    """Whether a picture of this stem is another one's mask."""
+    """True if an image of this stem is a mask of another one."""
     return bool(MASKS.fullmatch(stem))
 
 
 def pair(
-    names: dict[str, Entry],
+    names: dict[str, File],
     folder: str,
     rule: PairRule,
-    is_empty: Callable[[Entry], bool] = lambda _: False,
-) -> Iterator[tuple[str, Entry, Entry | None] | Unusable | Remark]:
-    """(name, picture, its caption file or None) of each picture among the `names` of one folder, in order.
+    is_empty: Callable[[File], bool] = lambda _: False,
+) -> Iterator[tuple[str, File, File | None] | Unusable | Remark]:
+    """(name, image, caption file or None) of each image among the `names` of one folder, in order.
 
-    `a.jpg.txt` belongs to `a.jpg` alone; `a.txt` to the only picture that is named `a`.
+    `a.jpg.txt` belongs only to `a.jpg`; `a.txt` to the only image of stem `a`.
 
     Args:
         folder: prefix of the names in reports: "" or "sub/".
-        is_empty: of several caption files, an empty one is passed over.
+        is_empty: an empty caption file is used only if there is no other.
     """
     pairing = _Pairing(names, rule, is_empty)
-    for name in pairing.pictures():
-        for found in pairing.of(name):
-            yield replace(found, place=shown(folder + found.place)) if not isinstance(found, tuple) else found
-    for text in pairing.left_over():
-        # A README.json or a metadata.json is no caption that lost its picture.
+    for name in pairing.images():
+        for paired in pairing.of(name):
+            is_pair = isinstance(paired, tuple)
+            yield paired if is_pair else replace(paired, where=shown(folder + paired.where))
+    for text in pairing.unused_texts():
+        # A README.json or a metadata.json is not a caption file.
         is_json = text.lower().endswith(".json")
-        why = "not an image or caption file (.json)" if is_json else "a caption file without its picture"
-        yield Remark(shown(folder + text), why)
+        reason = "not an image or caption file (.json)" if is_json else "a caption file without an image"
+        yield Remark(shown(folder + text), reason)
 
 
-class _Pairing(Generic[Entry]):
-    """The pictures and caption files of one folder."""
+class _Pairing(Generic[File]):
+    """The images and caption files of one folder."""
 
-    def __init__(self, names: dict[str, Entry], rule: PairRule, is_empty: Callable[[Entry], bool]):
+    def __init__(self, names: dict[str, File], rule: PairRule, is_empty: Callable[[File], bool]):
         self.names = names
         self.rule = rule
         self._is_empty = is_empty
@@ -89,33 +90,32 @@ class _Pairing(Generic[Entry]):
             elif suffix in rule.suffixes:
                 self._texts.setdefault(stem + suffix, name)
 
-    def pictures(self) -> list[str]:
-        """The names of all pictures, in order."""
+    def images(self) -> list[str]:
+        """The names of all images, in order."""
         return sorted(name for group in self._stems.values() for name in group)
 
-    def of(self, name: str) -> Iterator[tuple[str, Entry, Entry | None] | Unusable | Remark]:
-        """The picture `name` with its caption file, and what is to be said of it."""
+    def of(self, name: str) -> Iterator[tuple[str, File, File | None] | Unusable | Remark]:
+        """The image `name` with its caption file, and remarks on it."""
         stem, suffix = split_suffix(name)
         group = self._stems[stem]
         if is_mask(stem):
             yield Remark(name, MASK)
             return
         if suffix != JXL and any(split_suffix(other)[1] == JXL for other in group):
-            yield Remark(name, "left out: its .jxl twin is read in its place")
+            yield Remark(name, "left out: its .jxl twin is read instead")
             return
-        own, common = self._files(name), self._files(stem)
+        own, shared = self._files(name), self._files(stem)
         is_alone = len(group) == 1 or suffix == JXL or self.rule.is_shared
-        if common and not own and not is_alone:
-            self._used.update(common)
+        if shared and not own and not is_alone:
+            self._used.update(shared)
             others = ", ".join(other for other in group if other != name)
-            wanted = f"{name}{self.rule.suffixes[0]}"
-            yield Unusable(
-                name, shown(f"{common[0]} may be its caption or that of {others}: rename it {wanted}")
-            )
+            new_name = f"{name}{self.rule.suffixes[0]}"
+            reason = f"{shared[0]} may be its caption or that of {others}: rename it {new_name}"
+            yield Unusable(name, shown(reason))
             return
-        # By suffix first: a text that people edit comes before what a downloader wrote beside it.
+        # By suffix: a text file that people edit comes before a downloader's JSON.
         order = self.rule.suffixes.index
-        texts = sorted(own + common if is_alone else own, key=lambda text: order(split_suffix(text)[1]))
+        texts = sorted(own + shared if is_alone else own, key=lambda text: order(split_suffix(text)[1]))
         chosen = next(
             (text for text in texts if not self._is_empty(self.names[text])), texts[0] if texts else ""
         )
@@ -130,7 +130,7 @@ class _Pairing(Generic[Entry]):
             if self._is_empty(self.names[text]):
                 yield Remark(text, f"not read: empty, and the image has a {first} file")
             elif suffix == first:
-                yield Remark(text, f"not read: the image has a {suffix} file of its whole name")
+                yield Remark(text, f"not read: the image has a {suffix} file of its full name")
             else:
                 yield Remark(text, f"not read: the image has a {first} file, which comes before {suffix}")
         if chosen and not chosen.startswith((f"{name}.", f"{stem}.")):
@@ -143,21 +143,21 @@ class _Pairing(Generic[Entry]):
         return exact or [text for key in keys for text in self._spelled(key)]
 
     def _spelled(self, key: str) -> list[str]:
-        """The one caption file without a picture whose name differs from `key` in spelling only."""
+        """The only caption file without an image whose name differs from `key` in spelling."""
         if self._spellings is None:
             self._spellings = defaultdict(list)
             for other, text in self._texts.items():
-                if not self._has_picture(other):
+                if not self._has_image(other):
                     self._spellings[folded(other)].append(text)
-        found = self._spellings.get(folded(key), [])
-        return found if len(found) == 1 else []
+        spelled = self._spellings.get(folded(key), [])
+        return spelled if len(spelled) == 1 else []
 
-    def _has_picture(self, key: str) -> bool:
+    def _has_image(self, key: str) -> bool:
         stem, _ = split_suffix(key)
         return stem in self._stems or stem in self._stems.get(split_suffix(stem)[0], ())
 
-    def left_over(self) -> list[str]:
-        """Caption files that belong to no picture."""
+    def unused_texts(self) -> list[str]:
+        """Caption files without an image."""
         return [
-            text for key, text in self._texts.items() if text not in self._used and not self._has_picture(key)
+            text for key, text in self._texts.items() if text not in self._used and not self._has_image(key)
         ]

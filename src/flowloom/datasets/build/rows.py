@@ -1,4 +1,4 @@
-"""FLOW's JSONL read back for writers: checked rows with the pictures they mean, fetched ahead."""
+"""Read FLOW's JSONL for writers: checked rows, with their images fetched ahead."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from flowloom.data.row_checks import Unusable as BadRowError
 from flowloom.data.row_checks import check_row
@@ -21,61 +21,58 @@ from flowloom.storage.local import find_image
 
 THREADS = 16
 AHEAD = 64
-"""Pictures found or fetched before they are asked for."""
+"""Images fetched ahead."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlowRow:
-    """One line."""
+    """One row of a JSONL."""
 
-    place: str
+    where: str
     fields: dict[str, Any]
-    """All of its fields; those of FLOW are checked."""
+    """All fields; FLOW's are checked."""
 
     @property
     def filename(self) -> str:
-        """Path below the folder, or URL."""
+        """A path below the folder, or a URL."""
         return self.fields["filename"]
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """Prose or tags, one or several in turn."""
+        """One or several captions, prose or tags."""
         value = self.fields["caption_or_tags"]
         return tuple(value) if isinstance(value, list) else (value,)
 
     @property
     def is_tag_based(self) -> bool:
-        """Whether the caption is tags."""
+        """True if the caption is tags."""
         return bool(self.fields.get("is_tag_based"))
 
     @property
     def is_url_based(self) -> bool:
-        """Whether the name is a URL."""
+        """True if the name is a URL."""
         return bool(self.fields.get("is_url_based"))
 
     @property
     def loss_weight(self) -> float:
-        """1 where none is recorded."""
+        """The recorded weight, or 1."""
         weight = self.fields.get("loss_weight")
         return 1.0 if weight is None else float(weight)
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """A row and its picture."""
+class FetchedRow:
+    """A row and its image."""
 
     row: FlowRow
-    picture: Path | bytes
-    """A file of this machine, or the bytes that came from an address."""
+    image: Path | bytes
+    """A local file, or the bytes from a URL."""
     suffix: str
-    """Of the picture that was found, which may be another than the row's: `.jxl` for `a.png`."""
+    """The suffix of the image, which may differ from the row's: `.jxl` for `a.png`."""
 
     def read(self) -> bytes:
-        """The picture's bytes."""
-        return self.picture if isinstance(self.picture, bytes) else self.picture.read_bytes()
-
-
-OrUnusable: TypeAlias = "FlowRow | Unusable"
+        """The image's bytes."""
+        return self.image if isinstance(self.image, bytes) else self.image.read_bytes()
 
 
 def flow_rows(path: Path) -> Iterator[FlowRow | Unusable]:
@@ -85,59 +82,57 @@ def flow_rows(path: Path) -> Iterator[FlowRow | Unusable]:
         DataError: it cannot be read at all.
     """
     if path.is_dir() or not path.exists():
-        raise DataError(
-            f"{path}: there is no such file. Name a JSONL, as 'flowloom dataset build' writes it."
-        )
+        raise DataError(f"{path}: no such file. Pass a JSONL, as 'flowloom dataset build' writes it.")
     for record in records(path, "utf-8"):
         if isinstance(record, Unusable):
             yield record
             continue
-        place, fields = record
+        where, fields = record
         try:
             filename_of(fields, "filename")
             fields["width"], fields["height"], *_ = check_row(fields)
         except (DataError, BadRowError) as error:
-            yield Unusable(place, str(error))
+            yield Unusable(where, str(error))
             continue
-        yield FlowRow(place, fields)
+        yield FlowRow(where, fields)
 
 
 def image_folder(jsonl: Path, named: Path | None) -> Path:
-    """The folder that names in `jsonl` are relative to: as `named`, as its build recorded, or its own."""
+    """The folder that names in `jsonl` are relative to: `named`, as recorded by its build, or its own."""
     return (named or recorded_root(jsonl) or jsonl.parent).resolve()
 
 
 class Fetcher:
-    """Finds or fetches the pictures of rows, several at a time, in order."""
+    """Reads or downloads the images of rows, several at a time, in order."""
 
     def __init__(self, folder: Path, storage: StorageSection | None = None):
         self.folder = folder
         self._stores = NamedStores(storage)
 
-    def fetch_all(self, rows: Iterator[FlowRow | Unusable]) -> Iterator[Fetched | Unusable]:
-        """Each row with its picture, or why it has none."""
-        waiting: deque[Future[Fetched | Unusable]] = deque()
+    def fetch_all(self, rows: Iterator[FlowRow | Unusable]) -> Iterator[FetchedRow | Unusable]:
+        """Each row with its image, or the reason why it has none."""
+        pending: deque[Future[FetchedRow | Unusable]] = deque()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="dataset fetch") as pool:
             for row in rows:
-                waiting.append(pool.submit(self._fetch, row))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+                pending.append(pool.submit(self._fetch, row))
+                if len(pending) > AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
 
-    def _fetch(self, row: FlowRow | Unusable) -> Fetched | Unusable:
+    def _fetch(self, row: FlowRow | Unusable) -> FetchedRow | Unusable:
         if isinstance(row, Unusable):
             return row
         try:
             if row.is_url_based:
-                return Fetched(
+                return FetchedRow(
                     row, self._stores.read(row.filename), Path(row.filename.partition("?")[0]).suffix
                 )
             path = find_image(self.folder, row.filename)
-            return Fetched(row, path, path.suffix)
+            return FetchedRow(row, path, path.suffix)
         except (Unavailable, StoreDenied):
-            raise  # the store as a whole: no row is to blame
+            raise  # a problem of the store, not of the row
         except (DataError, SourceError) as error:
-            return Unusable(row.place, f"{row.filename}: {error}")
+            return Unusable(row.where, f"{row.filename}: {error}")
         except OSError as error:
-            return Unusable(row.place, f"{row.filename}: {reason_of(error)}")
+            return Unusable(row.where, f"{row.filename}: {reason_of(error)}")

@@ -1,4 +1,4 @@
-"""Width and height of a picture from the first bytes of its file, wherever that is."""
+"""Width and height of an image, from the first bytes of a local or remote file."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from pathlib import Path
 from flowloom.data.images.headers import NeedMore, image_size
 from flowloom.datasets.build.items import Content, LocalFile
 
-FIRST_HEAD = 2**15
-"""Bytes asked for at first; nearly every header ends within them."""
-LONGEST_HEAD = 2**26
+FIRST_HEAD_BYTES = 2**15
+"""Bytes of the first read; nearly every header is shorter."""
+MAX_HEAD_BYTES = 2**26
 
 
 def measure(content: Content) -> tuple[int, int]:
-    """(width, height) of the picture as it is shown, from as little of it as tells.
+    """(width, height) of the image as displayed; reads no more than its header.
 
     Raises:
-        ImageError: it is no picture, or its header is damaged.
+        ImageError: it is not an image, or its header is damaged.
     """
     if isinstance(content, LocalFile):
         return image_size(Path(content.key))
-    length = FIRST_HEAD
+    length = FIRST_HEAD_BYTES
     while True:
         head = content.head(length)
         try:
             return image_size(head)
         except NeedMore as error:
-            if len(head) < length or error.length > LONGEST_HEAD:
+            if len(head) < length or error.length > MAX_HEAD_BYTES:
                 raise
             length = max(2 * length, error.length)

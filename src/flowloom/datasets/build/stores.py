@@ -1,4 +1,4 @@
-"""Object stores and addresses, through the sources of `parts/`: the one place that opens them."""
+"""Opens object stores and web servers for builds, by way of `flowloom.storage`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flowloom.storage.base import StorageSection
 from flowloom.storage.open import open_named, open_source
 
 
-class Entry(Protocol):
-    """An object in a listing."""
+class ListedObject(Protocol):
+    """An object in a listing of a store."""
 
     @property
     def name(self) -> str: ...
@@ -25,37 +25,37 @@ class Entry(Protocol):
     def modified(self) -> datetime | float | str | None: ...
 
 
-class Store(Protocol):
-    """What `parts/sources` opens: objects below one address, from any thread."""
+class ObjectStore(Protocol):
+    """The objects below one URL; safe in several threads."""
 
     def read(self, name: str) -> bytes: ...
     def read_range(self, name: str, start: int, length: int) -> bytes: ...
-    def list(self, prefix: str) -> Iterator[Entry]: ...
+    def list(self, prefix: str) -> Iterator[ListedObject]: ...
     def write(self, name: str, content: bytes | Path) -> None: ...
 
 
-def open_store(url: str, storage: StorageSection | None = None) -> Store:
-    """The store at `url`, which the user gave, with keys from the environment or profile files.
+def open_store(url: str, storage: StorageSection | None = None) -> ObjectStore:
+    """The store at `url`, which the user chose, with keys from the environment or profile files.
 
     Raises:
-        SourceError: none is known for such an address, or there are no keys for it.
+        SourceError: the URL is not supported, or its keys are missing.
     """
     return open_source(url, storage or StorageSection())
 
 
 class NamedStores:
-    """The stores of the addresses that rows name, each opened once; used from any thread."""
+    """The stores of URLs in rows, each opened once; safe in several threads."""
 
     def __init__(self, storage: StorageSection | None = None):
         self._storage = storage or StorageSection()
-        self._open: dict[str, Store] = {}
+        self._open: dict[str, ObjectStore] = {}
         self._lock = threading.Lock()
 
-    def of(self, url: str) -> tuple[Store, str]:
+    def of(self, url: str) -> tuple[ObjectStore, str]:
         """The store of `url` and the object's name there.
 
         Raises:
-            SourceError: none is known for such an address.
+            SourceError: the URL is not supported.
         """
         host, name = split_url(url)
         with self._lock:
@@ -64,7 +64,7 @@ class NamedStores:
             return self._open[host], name
 
     def read(self, url: str) -> bytes:
-        """What lies at `url`.
+        """The content at `url`.
 
         Raises:
             SourceError: it cannot be read, or leads into a private network.
@@ -74,7 +74,7 @@ class NamedStores:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """The store's address and the object's name: scheme and host, and the path without its first slash.
+    """The store's URL (scheme and host) and the object's name (the path without its first slash).
 
     >>> split_url("s3://bucket/a/b.png")
     ('s3://bucket', 'a/b.png')
@@ -84,6 +84,6 @@ def split_url(url: str) -> tuple[str, str]:
     return f"{scheme}://{host}", name
 
 
-def etag_of(entry: Entry) -> str:
-    """What tells whether an object changed."""
+def etag_of(entry: ListedObject) -> str:
+    """The object's ETag; without one, size and modification time."""
     return (entry.etag or "").strip('"') or f"{entry.size}:{entry.modified}"

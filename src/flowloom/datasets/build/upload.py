@@ -1,4 +1,4 @@
-"""A data set into an object store: pictures, then a JSONL that names them there. Resumable and checked."""
+"""Upload a dataset to an object store: images, then a JSONL that names them there; resumable and verified."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import orjson
 from flowloom.datasets.build.items import Unusable, reason_of, stamp_of
 from flowloom.datasets.build.readers.listing import address
 from flowloom.datasets.build.rows import FlowRow, flow_rows, image_folder
-from flowloom.datasets.build.state import State
-from flowloom.datasets.build.stores import Entry, Store
+from flowloom.datasets.build.state import BuildState
+from flowloom.datasets.build.stores import ListedObject, ObjectStore
 from flowloom.errors import DataError
 from flowloom.storage.local import find_image
 
@@ -31,15 +31,15 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 
 @dataclass
 class UploadReport:
-    """What became of a data set's files."""
+    """The result of an upload."""
 
     url: str
     output: Path
-    """The JSONL with the new names, on this machine; a copy of it lies beside the pictures."""
+    """The local JSONL with the new names; the store has a copy beside the images."""
     num_rows: int = 0
     num_sent: int = 0
-    num_there: int = 0
-    """Pictures that were there already, equal by size and checksum."""
+    num_unchanged: int = 0
+    """Images that were in the store already, equal by size and checksum."""
     num_bytes: int = 0
     unusable: list[Unusable] = field(default_factory=list)
     seconds: float = 0.0
@@ -47,7 +47,7 @@ class UploadReport:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """A row's picture, safe in the store."""
+    """A row's image in the store."""
 
     row: FlowRow
     name: str
@@ -58,70 +58,70 @@ class _Sent:
 
 
 class Uploader:
-    """Sends one JSONL's pictures to `store`, opened at `url`."""
+    """Sends one JSONL's images to `store`, opened at `url`."""
 
-    def __init__(self, jsonl: Path, url: str, store: Store, images_dir: Path | None = None):
+    def __init__(self, jsonl: Path, url: str, store: ObjectStore, images_dir: Path | None = None):
         self.jsonl = jsonl
         self.url = url
         self.store = store
         self.folder = image_folder(jsonl, images_dir)
-        self._there: dict[str, Entry] = {}
+        self._listed: dict[str, ListedObject] = {}
         self._digests: dict[str, tuple[str, str]] = {}
 
     def upload(
         self, output: Path, public_url: str, on_progress: Callable[[UploadReport], None]
     ) -> UploadReport:
-        """Send what is not there, compare all with a fresh listing, then write and send the JSONL.
+        """Upload missing images, verify all with a new listing, then write and upload the JSONL.
 
-        A rerun after an interruption sends the rest.
+        A rerun after an interruption uploads the rest.
 
         Args:
-            output: the JSONL with new names; its `.sent` beside it remembers what was sent.
-            public_url: under which the store is read when training; "": the address of the store itself.
+            output: the JSONL with new names; the file `.sent` beside it records uploaded images.
+            public_url: URL of the store for training; "": the URL of the upload.
 
         Raises:
-            DataError: there is nothing to upload, or the listing shows that something is missing.
+            DataError: there is nothing to upload, or an image is missing in the listing.
             SourceError: the store cannot be reached or refuses.
         """
         report = UploadReport(self.url, output)
         started = time.perf_counter()
         if output.resolve() == self.jsonl.resolve():
-            raise DataError(f"{output} is what is uploaded: name another file for the new names.")
+            raise DataError(f"{output} is the file to upload: choose another file for the new names.")
         names = {entry.name: entry for entry in self.store.list("")}
-        self._there = names
+        self._listed = names
         partial = output.with_name(f"{output.name}.{os.getpid()}.tmp")
         sent_sizes: dict[str, tuple[int, str]] = {}
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
-            with State(output.with_name(f"{output.name}.sent")) as state, partial.open("wb") as file:
+            with BuildState(output.with_name(f"{output.name}.sent")) as state, partial.open("wb") as file:
                 for row, sent in self._send_all(state, report, on_progress):
                     if sent:
                         sent_sizes[sent.name] = sent.size, sent.digest
                         url = address(public_url or self.url, sent.name)
-                        row = FlowRow(row.place, row.fields | {"filename": url, "is_url_based": True})
+                        row = FlowRow(row.where, row.fields | {"filename": url, "is_url_based": True})
                     file.write(orjson.dumps(row.fields) + b"\n")
                     report.num_rows += 1
             report.seconds = time.perf_counter() - started
             if not report.num_rows:
                 first = (
-                    f" {report.unusable[0].place}: {report.unusable[0].reason}." if report.unusable else ""
+                    f" {report.unusable[0].where}: {report.unusable[0].reason}." if report.unusable else ""
                 )
                 raise DataError(f"{self.jsonl}: there is nothing to upload.{first}")
             self._check(sent_sizes)
             partial.replace(output)
             self.store.write(output.name, output)
         except (OSError, sqlite3.Error) as error:
-            raise DataError(f"{output}, or what lies beside it, cannot be written: {error}.") from error
+            raise DataError(f"{output} or a file next to it cannot be written: {error}.") from error
         finally:
             with suppress(OSError):
                 partial.unlink()
         return report
 
     def _send_all(
-        self, state: State, report: UploadReport, on_progress: Callable[[UploadReport], None]
+        self, state: BuildState, report: UploadReport, on_progress: Callable[[UploadReport], None]
     ) -> Iterator[tuple[FlowRow, _Sent | None]]:
-        """Each good row, in order, with its picture in the store; None with rows that are URLs already."""
-        waiting: deque[tuple[FlowRow, Future[_Sent | Unusable] | None]] = deque()
+        """Each usable row, in order, with its image in the store; None for rows that are URLs already."""
+        pending: deque[tuple[FlowRow, Future[_Sent | Unusable] | None]] = deque()
         sending: dict[str, Future[_Sent | Unusable]] = {}
         with ThreadPoolExecutor(THREADS, thread_name_prefix="dataset upload") as pool:
             try:
@@ -132,44 +132,43 @@ class Uploader:
                     future = None
                     if not row.is_url_based:
                         if row.filename not in sending:
-                            self._remember(row.filename, state)
+                            self._load_digest(row.filename, state)
                             sending[row.filename] = pool.submit(self._send, row)
                         future = sending[row.filename]
-                    waiting.append((row, future))
-                    if len(waiting) > AHEAD:
-                        yield from self._settle(*waiting.popleft(), state, report)
+                    pending.append((row, future))
+                    if len(pending) > AHEAD:
+                        yield from self._finish(*pending.popleft(), state, report)
                         on_progress(report)
-                while waiting:
-                    yield from self._settle(*waiting.popleft(), state, report)
+                while pending:
+                    yield from self._finish(*pending.popleft(), state, report)
                     on_progress(report)
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _remember(self, filename: str, state: State) -> None:
-        """What an earlier upload knows of a file, looked up here as the state is for one thread."""
+    def _load_digest(self, filename: str, state: BuildState) -> None:
+        """Load the digest from an earlier upload; here, because the state is not thread-safe."""
         key = self._key(filename)
-        found = state.look_up([key])
-        if key in found:
-            self._digests[filename] = found[key]
+        if entry := state.get_all([key]).get(key):
+            self._digests[filename] = entry
 
     def _key(self, filename: str) -> str:
         return f"{self.url} {filename}"
 
-    def _settle(
-        self, row: FlowRow, future: Future[_Sent | Unusable] | None, state: State, report: UploadReport
+    def _finish(
+        self, row: FlowRow, future: Future[_Sent | Unusable] | None, state: BuildState, report: UploadReport
     ) -> Iterator[tuple[FlowRow, _Sent | None]]:
         if future is None:
             yield row, None
             return
         sent = future.result()
         if isinstance(sent, Unusable):
-            report.unusable.append(Unusable(row.place, sent.reason))
+            report.unusable.append(Unusable(row.where, sent.reason))
             return
         if sent.row is row:
             report.num_sent += sent.is_new
-            report.num_there += not sent.is_new
+            report.num_unchanged += not sent.is_new
             report.num_bytes += sent.size * sent.is_new
-            state.keep([(self._key(row.filename), sent.stamp, sent.digest)])
+            state.put([(self._key(row.filename), sent.stamp, sent.digest)])
         yield row, sent
 
     def _send(self, row: FlowRow) -> _Sent | Unusable:
@@ -181,17 +180,17 @@ class Uploader:
                 with path.open("rb") as file:
                     digest = hashlib.file_digest(file, "md5").hexdigest()
         except DataError as error:
-            return Unusable(row.place, f"{row.filename}: {error}")
+            return Unusable(row.where, f"{row.filename}: {error}")
         except OSError as error:
-            return Unusable(row.place, f"{row.filename}: {reason_of(error)}")
+            return Unusable(row.where, f"{row.filename}: {reason_of(error)}")
         name = path.relative_to(self.folder).as_posix()
-        is_new = not self._is_same(self._there.get(name), size, digest, known_stamp == stamp)
+        is_new = not self._is_same(self._listed.get(name), size, digest, known_stamp == stamp)
         if is_new:
             self.store.write(name, path)
         return _Sent(row, name, size, digest, is_new, stamp)
 
-    def _is_same(self, entry: Entry | None, size: int, digest: str, was_sent: bool) -> bool:
-        """Whether the object is the file: by checksum where the store has one, or else as it was sent."""
+    def _is_same(self, entry: ListedObject | None, size: int, digest: str, was_sent: bool) -> bool:
+        """True if the object equals the file: by checksum, or by `was_sent` if the store has none."""
         if entry is None or entry.size != size:
             return False
         etag = (entry.etag or "").strip('"')
@@ -199,14 +198,14 @@ class Uploader:
 
     def _check(self, sent: dict[str, tuple[int, str]]) -> None:
         names = {entry.name: entry for entry in self.store.list("")}
-        wrong = [
+        missing = [
             name
             for name, (size, digest) in sent.items()
             if not self._is_same(names.get(name), size, digest, was_sent=True)
         ]
-        if wrong:
-            listed = "".join(f"\n  {name}" for name in wrong[:20])
+        if missing:
+            listed = "".join(f"\n  {name}" for name in missing[:20])
             raise DataError(
-                f"{self.url}: {len(wrong)} of {len(sent)} pictures are not there as sent. Run it again; "
-                f"if it stays so, the store changes what it is given.{listed}"
+                f"{self.url}: {len(missing)} of {len(sent)} images are missing or differ. Run it again; "
+                f"if that does not help, the store changes uploaded files.{listed}"
             )

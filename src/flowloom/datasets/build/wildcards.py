@@ -1,4 +1,4 @@
-"""sd-scripts' marks in captions: alternatives in braces, and separators of tags."""
+"""sd-scripts' syntax in captions: alternatives in braces, and tag separators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import product
 from math import lcm, prod
 
 MAX_VARIANTS = 64
-"""Of one caption; more combinations are thinned out evenly."""
+"""Limit for one caption; of more combinations an even selection is used."""
 _ALTERNATIVES = re.compile(r"\{([^}]+)\}")
 _OPEN, _CLOSED = "\ue000", "\ue001"
 _MARKS = (
@@ -19,16 +19,16 @@ _MARKS = (
 
 
 def variants(caption: str) -> list[str]:
-    """The captions that `a {red|blue} fox` stands for; `{{` and `}}` are plain braces."""
+    """The captions that `a {red|blue} fox` expands to; `{{` and `}}` are literal braces."""
     escaped = caption.replace("{{", _OPEN).replace("}}", _CLOSED)
-    choices = [found[1].split("|") for found in _ALTERNATIVES.finditer(escaped)]
+    choices = [match[1].split("|") for match in _ALTERNATIVES.finditer(escaped)]
     texts = _ALTERNATIVES.split(escaped)[::2]
-    written = ("".join(_mixed(texts, picked)) for picked in _some(choices))
-    return [text.replace(_OPEN, "{").replace(_CLOSED, "}") for text in written]
+    expanded = ("".join(_mixed(texts, picked)) for picked in _combinations(choices))
+    return [text.replace(_OPEN, "{").replace(_CLOSED, "}") for text in expanded]
 
 
-def evenly(lines: list[list[str]]) -> list[str]:
-    """The variants of several lines; each line counts as much as the others, however many variants it has."""
+def balanced(lines: list[list[str]]) -> list[str]:
+    """The variants of several lines, repeated so that each line counts equally."""
     times = lcm(*map(len, lines))
     if times * len(lines) > MAX_VARIANTS:
         return [caption for line in lines for caption in line]
@@ -36,9 +36,9 @@ def evenly(lines: list[list[str]]) -> list[str]:
 
 
 def num_variants(caption: str) -> int:
-    """How many combinations of alternatives `caption` has."""
+    """The number of combinations of alternatives in `caption`."""
     escaped = caption.replace("{{", _OPEN).replace("}}", _CLOSED)
-    return prod(found[1].count("|") + 1 for found in _ALTERNATIVES.finditer(escaped))
+    return prod(match[1].count("|") + 1 for match in _ALTERNATIVES.finditer(escaped))
 
 
 def _mixed(texts: list[str], picked: tuple[str, ...]) -> Iterator[str]:
@@ -47,7 +47,7 @@ def _mixed(texts: list[str], picked: tuple[str, ...]) -> Iterator[str]:
         yield choice
 
 
-def _some(choices: list[list[str]]) -> Iterator[tuple[str, ...]]:
+def _combinations(choices: list[list[str]]) -> Iterator[tuple[str, ...]]:
     """Every combination, or MAX_VARIANTS of them."""
     total = prod(map(len, choices))
     if total <= MAX_VARIANTS:
@@ -62,5 +62,5 @@ def _some(choices: list[list[str]]) -> Iterator[tuple[str, ...]]:
 
 
 def unused_marks(caption: str) -> list[str]:
-    """sd-scripts' marks that stand in a caption as it is trained."""
+    """Names of sd-scripts' syntax that a caption contains literally."""
     return [name for pattern, name in _MARKS if pattern.search(caption)]

@@ -1,4 +1,4 @@
-"""`flowloom dataset lint`: looks at every row and picture as training would, and says what is wrong."""
+"""`flowloom dataset lint`: check every row and image as training reads them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.loader import Dataset
 from flowloom.data.metadata import Row
 from flowloom.datasets.lint.captions import CaptionCounter, text_problem
-from flowloom.datasets.lint.look import Look, Looker
-from flowloom.datasets.lint.near import MAX_BITS, groups_alike
+from flowloom.datasets.lint.images import ImageCheck, ImageChecker
+from flowloom.datasets.lint.near_duplicates import MAX_BITS, group_near_duplicates
 from flowloom.datasets.lint.report import BucketUse, Finding, Report
 from flowloom.datasets.load import load_dataset
 from flowloom.errors import DataError
@@ -26,65 +26,65 @@ from flowloom.storage.base import StorageSection
 
 @dataclass(frozen=True)
 class LintOptions:
-    """What to look at, and from where on it counts."""
+    """Options of a lint."""
 
     config: RunConfig
-    """Its data set, buckets, batch size and token limit are what is checked."""
+    """Defines the dataset, buckets, batch size and token limit."""
     tokenizer: Path | None = None
-    """T5's; without one, tokens are not counted."""
+    """T5's tokenizer; None: tokens are not counted."""
     with_images: bool = True
-    """Off: only the JSONL is read."""
+    """False: only the JSONL is read."""
     with_urls: bool = False
-    """Fetch pictures from URLs as well."""
+    """Also download images from URLs."""
     upscale: float = 1.0
-    """Upscaling beyond this factor is told."""
+    """Upscaling by a larger factor is a finding."""
     near_bits: int = MAX_BITS
-    """Bits of 128 in which near duplicates may differ; -1 looks for none."""
+    """Bits of 128 in which near duplicates may differ; -1: no search."""
     threads: int = 4
     progress: Callable[[int], None] = field(default=lambda _: None)
 
 
 @dataclass
-class Seen:
-    """The rows of a JSONL with what was seen of them."""
+class LintedDataset:
+    """The rows of a JSONL, the checks of their images, and the report."""
 
     dataset: Dataset
-    looks: list[Look]
+    checks: list[ImageCheck]
     report: Report
     storage: StorageSection
-    """How stores are reached."""
+    """Access to stores."""
 
 
-def lint(options: LintOptions) -> Seen:
-    """Everything that is wrong with the data set of `options.config`.
+def lint(options: LintOptions) -> LintedDataset:
+    """Check the dataset of `options.config`.
 
     Raises:
-        DataError: the JSONL is missing, or not one of its rows can be used.
-        WeightsError: the tokenizer is none.
+        DataError: the JSONL is missing or has no usable row.
+        WeightsError: the tokenizer cannot be loaded.
     """
     started = time.monotonic()
     dataset = open_dataset(options.config)
     tokenize = load_tokenizer(options.tokenizer)[0] if options.tokenizer else None
     counter = CaptionCounter(tokenize)
-    looks = _looks(dataset, options)
+    checks = _check_images(dataset, options)
     findings = [
         Finding("broken_row", problem.line, "", problem.reason) for problem in dataset.metadata.problems
     ]
-    for index, look in enumerate(looks):
+    for index, check in enumerate(checks):
         row = dataset.metadata.row(index)
-        findings += _about_text(row, counter.add(row), options.config.model.t5_max_length)
-        findings += _about_picture(dataset, row, look, options)
-    copies, crowded = _copies(dataset, looks, options.near_bits)
-    findings += copies
+        findings += _text_findings(row, counter.add(row), options.config.model.t5_max_length)
+        findings += _image_findings(dataset, row, check, options)
+    duplicates, num_crowded = _duplicates(dataset, checks, options.near_bits)
+    findings += duplicates
     metadata, data = dataset.metadata, options.config.dataloader
-    num_looked = sum(look.is_seen or bool(look.damaged) for look in looks)
+    num_decoded = sum(check.is_decoded or bool(check.damaged) for check in checks)
     report = Report(
         path=str(dataset.path),
         images=str(dataset.folder),
-        rows=len(metadata) + len(metadata.problems),
-        usable=len(metadata),
-        looked_at=num_looked,
-        not_looked_at=sum(look == Look() for look in looks),
+        num_rows=len(metadata) + len(metadata.problems),
+        num_usable=len(metadata),
+        num_decoded=num_decoded,
+        num_not_checked=sum(check == ImageCheck() for check in checks),
         batch_size=data.batch_size,
         resolutions=list(data.base_resolution),
         max_tokens=options.config.model.t5_max_length,
@@ -92,35 +92,35 @@ def lint(options: LintOptions) -> Seen:
         findings=findings,
         buckets=bucket_uses(dataset, data.batch_size),
         captions=counter.stats(),
-        crowded=crowded,
+        num_crowded=num_crowded,
     )
-    return Seen(dataset, looks, report, options.config.storage)
+    return LintedDataset(dataset, checks, report, options.config.storage)
 
 
 def open_dataset(config: RunConfig) -> Dataset:
-    """The data set of `config`, however many of its rows are broken.
+    """The dataset of `config`, even if many of its rows are broken.
 
     Raises:
-        DataError: the JSONL is missing, or has no usable row at all.
+        DataError: the JSONL is missing or has no usable row.
     """
     limits = config.limits.model_copy(update={"skipped_percentage": 1.0})
     return load_dataset(config.model_copy(update={"limits": limits}))
 
 
-def _looks(dataset: Dataset, options: LintOptions) -> list[Look]:
+def _check_images(dataset: Dataset, options: LintOptions) -> list[ImageCheck]:
     if not options.with_images:
-        return [Look()] * len(dataset.metadata)
+        return [ImageCheck()] * len(dataset.metadata)
     if "://" not in dataset.folder and not Path(dataset.folder).is_dir():
-        raise DataError(f"{dataset.folder}: no such folder. --images names the one that the rows mean.")
-    looker = Looker(dataset, options.with_urls, options.config.storage)
-    return list(looker.look_at_all(options.threads, options.progress))
+        raise DataError(f"{dataset.folder}: no such folder. Set the folder of the images with --images.")
+    checker = ImageChecker(dataset, options.with_urls, options.config.storage)
+    return list(checker.check_all(options.threads, options.progress))
 
 
-def _about_text(row: Row, num_tokens: int | None, max_tokens: int) -> Iterator[Finding]:
+def _text_findings(row: Row, num_tokens: int | None, max_tokens: int) -> Iterator[Finding]:
     if not row.caption.strip():
         yield Finding("empty_caption", row.line, row.filename, "the caption is empty")
     if num_tokens is not None and num_tokens > max_tokens:
-        message = f"{num_tokens} tokens; training cuts off the last {num_tokens - max_tokens}"
+        message = f"{num_tokens} tokens; training truncates the last {num_tokens - max_tokens}"
         yield Finding("long_caption", row.line, row.filename, message, amount=num_tokens)
     problem = text_problem(row.caption) or text_problem(row.filename)
     if problem:
@@ -129,58 +129,64 @@ def _about_text(row: Row, num_tokens: int | None, max_tokens: int) -> Iterator[F
         yield Finding("no_weight", row.line, row.filename, "loss_weight is 0")
 
 
-def _about_picture(dataset: Dataset, row: Row, look: Look, options: LintOptions) -> Iterator[Finding]:
-    def found(kind: str, message: str, amount: float | None = None) -> Finding:
+def _image_findings(dataset: Dataset, row: Row, check: ImageCheck, options: LintOptions) -> Iterator[Finding]:
+    def finding(kind: str, message: str, amount: float | None = None) -> Finding:
         return Finding(kind, row.line, row.filename, message, amount=amount)
 
-    if look.missing:
-        yield found("missing_file", look.missing)
-    if look.damaged:
-        yield found("damaged_file", look.damaged)
+    if check.missing:
+        yield finding("missing_file", check.missing)
+    if check.damaged:
+        yield finding("damaged_file", check.damaged)
     recorded = (row.width, row.height)
-    width, height = look.size or recorded
+    width, height = check.size or recorded
     if (width, height) != recorded:
-        yield found("wrong_size", f"recorded as {row.width} x {row.height}, but it is {width} x {height}")
+        yield finding(
+            "wrong_size", f"recorded as {row.width} x {row.height}, but the image is {width} x {height}"
+        )
     bucket = int(dataset.row_buckets[row.index])
     if bucket == LEFT_OUT:
         cutoff = options.config.dataloader.ratio_cutoff
         ratio = max(row.width / row.height, row.height / row.width)
-        yield found(
-            "left_out", f"{row.width} x {row.height} is {ratio:.2f} to 1; {cutoff:g} is the limit", ratio
+        yield finding(
+            "left_out",
+            f"{row.width} x {row.height} has an aspect ratio of {ratio:.2f}; the limit is {cutoff:g}",
+            ratio,
         )
         return
     size = dataset.sizes[bucket]
     scale = max(size[0] / width, size[1] / height)
     if scale > options.upscale:
-        yield found(
+        yield finding(
             "small", f"{width} x {height} is upscaled {scale:.2f} times to {size[0]} x {size[1]}", scale
         )
 
 
-def _copies(dataset: Dataset, looks: list[Look], near_bits: int) -> tuple[list[Finding], int]:
-    """Rows that show what another one shows: the same file, the same bytes, or nearly the same picture; and
-    how many pictures were not compared with all others."""
-    found: list[Finding] = []
+def _duplicates(dataset: Dataset, checks: list[ImageCheck], near_bits: int) -> tuple[list[Finding], int]:
+    """Rows with the same file, the same bytes, or a similar image as another row; and the number of images
+    that were not compared with all others."""
+    findings: list[Finding] = []
     metadata = dataset.metadata
-    seen = [index for index, look in enumerate(looks) if look.is_seen]
+    decoded = [index for index, check in enumerate(checks) if check.is_decoded]
     same: dict[bytes, list[int]] = defaultdict(list)
-    for index in seen:
-        same[looks[index].digest].append(index)
+    for index in decoded:
+        same[checks[index].digest].append(index)
     for group, indices in enumerate(same.values()):
-        found += _same_bytes([metadata.row(index) for index in indices], group)
+        findings += _same_bytes([metadata.row(index) for index in indices], group)
     if near_bits < 0:
-        return found, 0
+        return findings, 0
     firsts = [indices[0] for indices in same.values()]
-    labels, crowded = _alike(looks, firsts, near_bits)
-    alike: dict[int, list[Row]] = defaultdict(list)
+    labels, num_crowded = _similar(checks, firsts, near_bits)
+    similar: dict[int, list[Row]] = defaultdict(list)
     for index, label in zip(firsts, labels, strict=True):
-        alike[label].append(metadata.row(index))
-    for label, rows in alike.items():
+        similar[label].append(metadata.row(index))
+    for label, rows in similar.items():
         for row in rows if len(rows) > 1 else []:
             others = ", ".join(str(other.line) for other in rows if other is not row)
-            message = f"looks like line {others:.60}"
-            found.append(Finding("alike", row.line, row.filename, message, group=len(same) + label))
-    return found, crowded
+            message = f"similar to line {others:.60}"
+            findings.append(
+                Finding("near_duplicate", row.line, row.filename, message, group=len(same) + label)
+            )
+    return findings, num_crowded
 
 
 def _same_bytes(rows: list[Row], group: int) -> Iterator[Finding]:
@@ -189,26 +195,29 @@ def _same_bytes(rows: list[Row], group: int) -> Iterator[Finding]:
     names = {row.filename for row in rows}
     first = rows[0]
     if len(names) > 1:
-        yield Finding("same_file", first.line, first.filename, f"the first of {len(rows)}", group)
+        yield Finding("duplicate", first.line, first.filename, f"the first of {len(rows)}", group)
     for row in rows[1:]:
         if row.filename == first.filename:
             yield Finding(
-                "repeated_row", row.line, row.filename, f"the file of line {first.line} again", group
+                "repeated_row", row.line, row.filename, f"the same file as in line {first.line}", group
             )
         else:
             message = f"the same bytes as {first.filename} in line {first.line}"
-            yield Finding("same_file", row.line, row.filename, message, group)
+            yield Finding("duplicate", row.line, row.filename, message, group)
 
 
-def _alike(looks: list[Look], indices: list[int], near_bits: int) -> tuple[list[int], int]:
-    prints = [found for index in indices if (found := looks[index].print)]
-    sizes = [looks[index].size or (1, 1) for index in indices]
-    if not prints:
+def _similar(checks: list[ImageCheck], indices: list[int], near_bits: int) -> tuple[list[int], int]:
+    fingerprints = [fingerprint for index in indices if (fingerprint := checks[index].fingerprint)]
+    sizes = [checks[index].size or (1, 1) for index in indices]
+    if not fingerprints:
         return [], 0
-    bits, colours = np.stack([one.bits for one in prints]), np.stack([one.colours for one in prints])
+    bits, colours = (
+        np.stack([each.bits for each in fingerprints]),
+        np.stack([each.colours for each in fingerprints]),
+    )
     aspects = np.array([width / height for width, height in sizes])
-    groups = groups_alike(bits, colours, aspects, near_bits)
-    return groups.labels.tolist(), groups.crowded
+    groups = group_near_duplicates(bits, colours, aspects, near_bits)
+    return groups.labels.tolist(), groups.num_crowded
 
 
 def bucket_uses(dataset: Dataset, batch_size: int) -> list[BucketUse]:

@@ -1,4 +1,4 @@
-"""A lint's report as one HTML page: pictures, bars and all, with nothing outside of it."""
+"""Write the report of a lint as one self-contained HTML page with images and charts."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flowloom.data.images.decode import load_image
-from flowloom.datasets.lint.check import Seen
-from flowloom.datasets.lint.look import Looker, shown_size
-from flowloom.datasets.lint.report import KINDS, BucketUse, Finding, Report, Spread
+from flowloom.datasets.lint.check import LintedDataset
+from flowloom.datasets.lint.images import ImageChecker, displayed_size
+from flowloom.datasets.lint.report import KINDS, BucketUse, Distribution, Finding, Report
 from flowloom.errors import ImageError, SourceError
 
 THUMBNAIL = 160
 """Pixels of a thumbnail's longer side."""
 SHOWN = 48
-"""Findings of a kind with their pictures; the rest are counted."""
-_WITHOUT_PICTURES = ("broken_row", "missing_file")
+"""Findings shown of each kind; the rest are counted."""
+_WITHOUT_IMAGES = ("broken_row", "missing_file")
 
 
-def write_page(path: Path, seen: Seen) -> None:
+def write_page(path: Path, result: LintedDataset) -> None:
     """Write the page to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(seen), encoding="utf-8")
+    path.write_text(page(result), encoding="utf-8")
 
 
-def page(seen: Seen) -> str:
+def page(result: LintedDataset) -> str:
     """The page's HTML."""
-    report = seen.report
+    report = result.report
     style = resources.files("flowloom.datasets.lint").joinpath("page.css").read_text(encoding="utf-8")
-    parts = [_head(report), *_sections(seen), *_statistics(report)]
+    parts = [_head(report), *_sections(result), *_statistics(report)]
     title = escape(Path(report.path).name)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -49,11 +49,11 @@ def page(seen: Seen) -> str:
 
 def _head(report: Report) -> str:
     errors, warnings = report.count("error"), report.count("warning")
-    verdict = "Nothing stands against training on it." if not errors else "Some rows cannot be trained."
+    verdict = "It is ready for training." if not errors else "Some rows cannot be used for training."
     tiles = [
-        ("rows", f"{report.rows:,}", ""),
-        ("usable", f"{report.usable:,}", ""),
-        ("pictures decoded", f"{report.looked_at:,}", ""),
+        ("rows", f"{report.num_rows:,}", ""),
+        ("usable", f"{report.num_usable:,}", ""),
+        ("images decoded", f"{report.num_decoded:,}", ""),
         ("errors", f"{errors:,}", "error" if errors else "good"),
         ("warnings", f"{warnings:,}", "warning" if warnings else "good"),
     ]
@@ -64,14 +64,14 @@ def _head(report: Report) -> str:
     return (
         f"<header><h1>{escape(Path(report.path).name)}</h1>"
         f'<p class="verdict">{verdict}</p>'
-        f'<p class="quiet">{escape(report.path)} · pictures in {escape(report.images)} · resolution {sizes}, '
+        f'<p class="quiet">{escape(report.path)} · images in {escape(report.images)} · resolution {sizes}, '
         f"batches of {report.batch_size}</p></header>"
         f'<div class="tiles">{cells}</div>{_limits(report)}{_contents(report)}'
     )
 
 
 def _limits(report: Report) -> str:
-    return f'<p class="verdict">{escape(report.crowded_text)}</p>' if report.crowded else ""
+    return f'<p class="verdict">{escape(report.crowded_message)}</p>' if report.num_crowded else ""
 
 
 def _contents(report: Report) -> str:
@@ -82,17 +82,17 @@ def _contents(report: Report) -> str:
     return f'<nav aria-label="Findings">{links}</nav>' if links else ""
 
 
-def _sections(seen: Seen) -> Iterator[str]:
-    thumbnails = Thumbnails(seen)
-    for kind, count in seen.report.counts.items():
+def _sections(result: LintedDataset) -> Iterator[str]:
+    thumbnails = Thumbnails(result)
+    for kind, count in result.report.counts.items():
         level, title, hint = KINDS[kind]
-        found = seen.report.of(kind)[:SHOWN]
+        findings = result.report.of(kind)[:SHOWN]
         more = (
-            f'<p class="quiet">{count - len(found):,} more in the JSON report.</p>'
-            if count > len(found)
+            f'<p class="quiet">{count - len(findings):,} more in the JSON report.</p>'
+            if count > len(findings)
             else ""
         )
-        body = _table(found) if kind in _WITHOUT_PICTURES else _cards(found, thumbnails)
+        body = _table(findings) if kind in _WITHOUT_IMAGES else _cards(findings, thumbnails)
         yield (
             f'<section id="{kind}"><h2><i class="dot {level}"></i>{title} '
             f'<span class="count">{count:,}</span></h2>'
@@ -100,30 +100,29 @@ def _sections(seen: Seen) -> Iterator[str]:
         )
 
 
-def _table(found: Sequence[Finding]) -> str:
+def _table(findings: Sequence[Finding]) -> str:
     rows = "".join(
         f'<tr><td class="line">{finding.line}</td><td>{escape(finding.filename)}</td>'
         f"<td>{escape(finding.message)}</td></tr>"
-        for finding in found
+        for finding in findings
     )
-    return (
-        f"<table><thead><tr><th>line</th><th>file</th><th>what</th></tr></thead><tbody>{rows}</tbody></table>"
-    )
+    head = "<thead><tr><th>line</th><th>file</th><th>finding</th></tr></thead>"
+    return f"<table>{head}<tbody>{rows}</tbody></table>"
 
 
-def _cards(found: Sequence[Finding], thumbnails: Thumbnails) -> str:
-    """Cards with pictures; copies of one another in one frame."""
+def _cards(findings: Sequence[Finding], thumbnails: Thumbnails) -> str:
+    """Cards with images; duplicates of one another are in one frame."""
     frames = []
-    for group, members in groupby(found, key=lambda finding: finding.group):
+    for group, members in groupby(findings, key=lambda finding: finding.group):
         cards = "".join(_card(finding, thumbnails) for finding in members)
         frames.append(cards if group is None else f'<div class="group">{cards}</div>')
     return f'<div class="cards">{"".join(frames)}</div>'
 
 
 def _card(finding: Finding, thumbnails: Thumbnails) -> str:
-    picture = thumbnails.of_line(finding.line)
+    thumbnail = thumbnails.of_line(finding.line)
     name = escape(finding.filename)
-    image = f'<img alt="{name}" src="{picture}">' if picture else '<div class="none">no picture</div>'
+    image = f'<img alt="{name}" src="{thumbnail}">' if thumbnail else '<div class="none">no image</div>'
     return (
         f"<figure>{image}<figcaption><b>{name}</b>"
         f"<span>line {finding.line}</span><span>{escape(finding.message)}</span></figcaption></figure>"
@@ -131,22 +130,22 @@ def _card(finding: Finding, thumbnails: Thumbnails) -> str:
 
 
 class Thumbnails:
-    """Small pictures as data URLs, made when asked for."""
+    """Thumbnails as data URLs, made on request."""
 
-    def __init__(self, seen: Seen):
-        self._dataset = seen.dataset
-        self._looks = seen.looks
-        self._looker = Looker(seen.dataset, with_urls=True, storage=seen.storage)
-        self._index = {int(line): index for index, line in enumerate(seen.dataset.metadata.lines)}
+    def __init__(self, result: LintedDataset):
+        self._dataset = result.dataset
+        self._checks = result.checks
+        self._checker = ImageChecker(result.dataset, with_urls=True, storage=result.storage)
+        self._index = {int(line): index for index, line in enumerate(result.dataset.metadata.lines)}
 
     def of_line(self, line: int) -> str:
-        """The picture of a line as a data URL; nothing where there is none that can be shown."""
+        """The thumbnail of a line as a data URL; "" if it cannot be shown."""
         index = self._index.get(line)
-        if index is None or not self._looks[index].is_seen:
+        if index is None or not self._checks[index].is_decoded:
             return ""
         try:
-            source = self._looker.source(self._dataset.metadata.row(index))
-            width, height = shown_size(source)
+            source = self._checker.source(self._dataset.metadata.row(index))
+            width, height = displayed_size(source)
             scale = THUMBNAIL / max(width, height)
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             return data_url(load_image(source, size, self._dataset.background, self._dataset.max_megapixels))
@@ -164,26 +163,26 @@ def data_url(pixels: NDArray[np.uint8]) -> str:
 def _statistics(report: Report) -> Iterator[str]:
     yield _buckets(report)
     stats = report.captions
-    prose = stats.rows - stats.tag_based
+    prose = stats.num_rows - stats.num_tag_based
     charts = "".join(
         _histogram(name, numbers, limit)
         for name, numbers, limit in (
             ("Tokens", stats.tokens, report.max_tokens),
             ("Characters", stats.characters, None),
-            ("Tags a row", stats.tags_per_row, None),
+            ("Tags per row", stats.tags_per_row, None),
         )
         if numbers
     )
     tags = "".join(f"<li>{escape(tag)} <b>{count:,}</b></li>" for tag, count in stats.top_tags)
     listed = (
-        f"<h3>Most used tags</h3><p class='quiet'>{stats.distinct_tags:,} distinct, "
-        f'{stats.tags_once:,} of them in one row only</p><ul class="tags">{tags}</ul>'
+        f"<h3>Most used tags</h3><p class='quiet'>{stats.num_distinct_tags:,} distinct, "
+        f'{stats.num_tags_used_once:,} of them in only one row</p><ul class="tags">{tags}</ul>'
         if tags
         else ""
     )
     yield (
-        f'<section id="captions"><h2>Captions</h2><p class="quiet">{stats.tag_based:,} tags, '
-        f"{prose:,} prose, {stats.empty:,} empty; {stats.distinct:,} distinct</p>"
+        f'<section id="captions"><h2>Captions</h2><p class="quiet">{stats.num_tag_based:,} tags, '
+        f"{prose:,} prose, {stats.num_empty:,} empty; {stats.num_distinct:,} distinct</p>"
         f'<div class="charts">{charts}</div>{listed}</section>'
     )
 
@@ -195,8 +194,8 @@ def _buckets(report: Report) -> str:
     names = ("", "size", "rows", "", "batches", "last batch")
     head = f"<thead><tr>{''.join(f'<th>{name}</th>' for name in names)}</tr></thead>"
     return (
-        '<section id="buckets"><h2>Buckets</h2><p class="quiet">Every row is trained once an epoch: the last '
-        f"batch of a bucket is as short as it comes.</p><table class='buckets'>{head}"
+        '<section id="buckets"><h2>Buckets</h2><p class="quiet">Every row is trained once per epoch: the '
+        f"last batch of a bucket may be incomplete.</p><table class='buckets'>{head}"
         f"<tbody>{rows}</tbody></table></section>"
     )
 
@@ -212,15 +211,15 @@ def _bucket(bucket: BucketUse, most: int, largest: int) -> str:
     )
 
 
-def _histogram(name: str, numbers: Spread, limit: int | None) -> str:
-    most = max(rows for _, rows in numbers.bars)
+def _histogram(name: str, numbers: Distribution, limit: int | None) -> str:
+    highest = max(rows for _, rows in numbers.bars)
     bars = "".join(
-        f'<i class="{"over" if limit and low > limit else ""}" style="height:{100 * rows / most:.1f}%" '
+        f'<i class="{"over" if limit and low > limit else ""}" style="height:{100 * rows / highest:.1f}%" '
         f'title="from {low:,}: {rows:,} rows"></i>'
         for low, rows in numbers.bars
     )
     return (
         f'<figure class="chart"><figcaption><b>{name}</b><span>median {numbers.median:,}, 95% up to '
-        f'{numbers.most_have:,}</span></figcaption><div class="bars">{bars}</div>'
-        f'<div class="axis"><span>0</span><span>{numbers.most:,}</span></div></figure>'
+        f'{numbers.p95:,}</span></figcaption><div class="bars">{bars}</div>'
+        f'<div class="axis"><span>0</span><span>{numbers.maximum:,}</span></div></figure>'
     )

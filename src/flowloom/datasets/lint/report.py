@@ -1,4 +1,4 @@
-"""What a lint found: plain values, for text, JSON and the page alike."""
+"""The report of a lint, as plain values for text, JSON and the HTML page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from flowloom.datasets.lint.near import WINDOW
+from flowloom.datasets.lint.near_duplicates import WINDOW
 from flowloom.printable import printable
 from flowloom.storage.base import shown
 
@@ -14,38 +14,38 @@ Level = Literal["error", "warning", "note"]
 
 
 class Kind(NamedTuple):
-    """A sort of finding."""
+    """A kind of finding."""
 
     level: Level
     title: str
-    """Of many."""
     hint: str
-    """What to do."""
 
 
 FIX = "'flowloom dataset fix' "
 KINDS: dict[str, Kind] = {
-    "broken_row": Kind("error", "Broken rows", FIX + "mends what it can read and takes the rest out."),
+    "broken_row": Kind("error", "Broken rows", FIX + "repairs readable rows and removes the others."),
     "unreadable": Kind("error", "Unreadable images", "They are left out: replace, rename or remove them."),
-    "missing_file": Kind("error", "Missing files", "Check --images; " + FIX + "takes the rows out."),
-    "damaged_file": Kind("error", "Damaged pictures", FIX + "takes the rows out; or fetch the files again."),
-    "wrong_size": Kind("error", "Wrong recorded sizes", FIX + "writes the sizes that the files have."),
-    "same_file": Kind("warning", "Exact duplicates", FIX + "keeps the first of each."),
-    "alike": Kind("warning", "Near duplicates", FIX + "--near keeps the largest of each group."),
-    "small": Kind("warning", "Too small for their buckets", "Lower the resolution, or find larger files."),
-    "left_out": Kind("warning", "Left out by shape", "Raise dataloader.ratio_cutoff, or crop them."),
+    "missing_file": Kind("error", "Missing files", "Check --images; " + FIX + "removes the rows."),
+    "damaged_file": Kind("error", "Damaged images", FIX + "removes the rows; or download the files again."),
+    "wrong_size": Kind("error", "Wrong recorded sizes", FIX + "writes the sizes of the files."),
+    "duplicate": Kind("warning", "Exact duplicates", FIX + "keeps the first of each group."),
+    "near_duplicate": Kind("warning", "Near duplicates", FIX + "--near keeps the largest of each group."),
+    "small": Kind("warning", "Too small for their buckets", "Lower the resolution, or use larger files."),
+    "left_out": Kind("warning", "Left out by aspect ratio", "Raise dataloader.ratio_cutoff, or crop them."),
     "empty_caption": Kind("warning", "Empty captions", "Caption them, or " + FIX + "--drop-empty."),
     "long_caption": Kind("warning", "Over-long captions", "Shorten them, or raise model.t5_max_length."),
-    "encoding": Kind("warning", "Damaged text", FIX + "mends what was decoded wrongly."),
-    "repeated_row": Kind("note", "Repeated rows", "On purpose, as Kohya's repeats are? Then nothing."),
-    "no_weight": Kind("note", "Rows without weight", "loss_weight 0 trains nothing: take them out."),
+    "encoding": Kind("warning", "Damaged text", FIX + "repairs wrongly decoded text."),
+    "repeated_row": Kind(
+        "note", "Repeated rows", "Ignore this if they are intended, such as Kohya's repeats."
+    ),
+    "no_weight": Kind("note", "Rows without weight", "loss_weight 0 has no effect: remove the rows."),
 }
-"""In the order in which they are told."""
+"""In the order of the report."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about one row."""
+    """A finding about one row."""
 
     kind: str
     line: int
@@ -54,7 +54,7 @@ class Finding:
     group: int | None = None
     """Rows of one group are copies of one another."""
     amount: float | None = None
-    """For sorting: how far it is upscaled, how many tokens it has."""
+    """For sorting: the upscaling factor, or the number of tokens."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "filename", shown(self.filename))
@@ -69,55 +69,55 @@ class BucketUse:
     height: int
     rows: int
     batches: int
-    """Whole ones."""
+    """Full batches."""
     remainder: int
-    """Rows of the last, short batch."""
+    """Rows of the last, incomplete batch."""
 
 
 @dataclass
-class Spread:
-    """How a number is spread over rows."""
+class Distribution:
+    """The distribution of a number over the rows."""
 
-    least: int
+    minimum: int
     median: int
-    most_have: int
-    """95 of 100 rows have at most this."""
-    most: int
+    p95: int
+    """95th percentile."""
+    maximum: int
     bars: list[tuple[int, int]] = field(default_factory=list)
-    """Lower edge and rows of each class; the last one has what is beyond it, too."""
+    """Lower edge and number of rows of each bar; the last bar includes all larger values."""
 
 
 @dataclass
 class CaptionStats:
-    """What the captions are like."""
+    """Statistics of the captions."""
 
-    rows: int
-    tag_based: int
-    empty: int
-    distinct: int
-    characters: Spread | None = None
-    tokens: Spread | None = None
-    """In T5's tokens, the end included; None where no tokenizer was given."""
-    tags_per_row: Spread | None = None
-    distinct_tags: int = 0
-    tags_once: int = 0
+    num_rows: int
+    num_tag_based: int
+    num_empty: int
+    num_distinct: int
+    characters: Distribution | None = None
+    tokens: Distribution | None = None
+    """T5 tokens, including the end token; None without a tokenizer."""
+    tags_per_row: Distribution | None = None
+    num_distinct_tags: int = 0
+    num_tags_used_once: int = 0
     top_tags: list[tuple[str, int]] = field(default_factory=list)
 
 
 @dataclass
 class Report:
-    """Everything that was found in one JSONL."""
+    """The report on one JSONL."""
 
     path: str
     images: str
-    rows: int
+    num_rows: int
     """Lines that are not empty."""
-    usable: int
+    num_usable: int
     """Rows that training reads."""
-    looked_at: int
-    """Pictures that were decoded."""
-    not_looked_at: int
-    """Pictures at URLs, which are only fetched when asked for."""
+    num_decoded: int
+    """Images that were opened."""
+    num_not_checked: int
+    """Images at URLs, which are downloaded only on request."""
     batch_size: int
     resolutions: list[int]
     max_tokens: int
@@ -125,37 +125,37 @@ class Report:
     findings: list[Finding]
     buckets: list[BucketUse]
     captions: CaptionStats
-    crowded: int = 0
-    """Pictures with something in common with so many that near duplicates among them may be missing."""
+    num_crowded: int = 0
+    """Images that share part of their fingerprint with too many others to compare all pairs."""
 
-    def add_unreadable(self, found: list[tuple[str, str]]) -> None:
-        """Count what lies in the folder and did not become a row: (name, reason) of each."""
-        self.findings += [Finding("unreadable", 0, name, reason) for name, reason in found]
-        self.rows += len(found)
+    def add_unreadable(self, files: list[tuple[str, str]]) -> None:
+        """Add files of the folder that did not become a row: (name, reason) of each."""
+        self.findings += [Finding("unreadable", 0, name, reason) for name, reason in files]
+        self.num_rows += len(files)
 
     @property
-    def crowded_text(self) -> str:
-        """What to say of `crowded`; empty where there is nothing to say."""
-        if not self.crowded:
+    def crowded_message(self) -> str:
+        """The message about `num_crowded`; "" if it is 0."""
+        if not self.num_crowded:
             return ""
         return (
-            f"{self.crowded:,} pictures share part of their fingerprint with more than {WINDOW:,} others, "
-            f"and were compared with {WINDOW:,} neighbours only: near duplicates among them may be missing. "
-            "Lint the set in parts to compare all."
+            f"{self.num_crowded:,} images share part of their fingerprint with more than {WINDOW:,} others, "
+            f"and were compared with only {WINDOW:,} neighbours: near duplicates among them may be missing. "
+            "Lint the dataset in parts to compare all pairs."
         )
 
     @property
     def counts(self) -> dict[str, int]:
-        """Findings by kind, in KINDS' order."""
-        found = Counter(finding.kind for finding in self.findings)
-        return {kind: found[kind] for kind in KINDS if found[kind]}
+        """The number of findings of each kind, in the order of KINDS."""
+        counts = Counter(finding.kind for finding in self.findings)
+        return {kind: counts[kind] for kind in KINDS if counts[kind]}
 
     def count(self, level: Level) -> int:
-        """How many findings of a level there are."""
+        """The number of findings of a level."""
         return sum(count for kind, count in self.counts.items() if KINDS[kind].level == level)
 
     def of(self, kind: str) -> list[Finding]:
-        """The findings of a kind: the largest amount first, copies together, else by line."""
+        """The findings of a kind: by group, then by decreasing amount, then by line."""
         return sorted(
             (finding for finding in self.findings if finding.kind == kind),
             key=lambda finding: (finding.group or 0, -(finding.amount or 0), finding.line),
@@ -168,4 +168,4 @@ class Report:
             "warnings": self.count("warning"),
             "notes": self.count("note"),
         }
-        return {**levels, "counts": self.counts, **asdict(self), "crowded_text": self.crowded_text}
+        return {**levels, "counts": self.counts, **asdict(self), "crowded_message": self.crowded_message}

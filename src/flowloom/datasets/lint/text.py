@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flowloom.datasets.lint.report import KINDS, BucketUse, CaptionStats, Report, Spread
+from flowloom.datasets.lint.report import KINDS, BucketUse, CaptionStats, Distribution, Report
 
 WIDTH = 32
 """Characters of the longest bar."""
 
 
 def report_text(report: Report, shown: int) -> str:
-    """The whole report, with the first `shown` findings of each kind."""
+    """The report, with the first `shown` findings of each kind."""
     return "\n".join(
         [*_head(report), *_findings(report, shown), *_buckets(report), *_captions(report.captions)]
     )
 
 
 def _head(report: Report) -> Iterator[str]:
-    aside = f", {report.not_looked_at:,} not looked at" if report.not_looked_at else ""
+    skipped = f", {report.num_not_checked:,} not opened" if report.num_not_checked else ""
     yield f"file       {report.path}"
-    yield f"rows       {report.rows:,}, {report.usable:,} usable"
-    yield f"pictures   {report.looked_at:,} decoded in {report.seconds:.1f} s{aside}"
+    yield f"rows       {report.num_rows:,}, {report.num_usable:,} usable"
+    yield f"images     {report.num_decoded:,} decoded in {report.seconds:.1f} s{skipped}"
     levels = ((report.count("error"), "errors"), (report.count("warning"), "warnings"))
-    yield "found      " + ", ".join(f"{count:,} {name}" for count, name in levels)
-    if report.crowded:
-        yield f"not all    {report.crowded_text}"
+    yield "findings   " + ", ".join(f"{count:,} {name}" for count, name in levels)
+    if report.num_crowded:
+        yield f"note       {report.crowded_message}"
 
 
 def _findings(report: Report, shown: int) -> Iterator[str]:
@@ -42,8 +42,9 @@ def _findings(report: Report, shown: int) -> Iterator[str]:
 
 def _buckets(report: Report) -> Iterator[str]:
     most = max((bucket.rows for bucket in report.buckets), default=1)
-    short = sum(bool(bucket.remainder) for bucket in report.buckets)
-    yield f"\nbuckets    {len(report.buckets)} used; {short} end in a batch of fewer than {report.batch_size}"
+    num_incomplete = sum(bool(bucket.remainder) for bucket in report.buckets)
+    used = f"{len(report.buckets)} used; {num_incomplete}"
+    yield f"\nbuckets    {used} end in a batch of fewer than {report.batch_size}"
     for bucket in report.buckets:
         size = f"{bucket.width}x{bucket.height}"
         bar = "#" * max(1, round(WIDTH * bucket.rows / most))
@@ -56,25 +57,24 @@ def _batches(bucket: BucketUse) -> str:
 
 
 def _captions(stats: CaptionStats) -> Iterator[str]:
-    prose = stats.rows - stats.tag_based
-    kinds = f"{stats.tag_based:,} tags, {prose:,} prose, {stats.empty:,} empty"
-    yield f"\ncaptions   {kinds}; {stats.distinct:,} distinct"
+    prose = stats.num_rows - stats.num_tag_based
+    kinds = f"{stats.num_tag_based:,} tags, {prose:,} prose, {stats.num_empty:,} empty"
+    yield f"\ncaptions   {kinds}; {stats.num_distinct:,} distinct"
     for name, numbers in (
         ("characters", stats.characters),
         ("tokens", stats.tokens),
-        ("tags a row", stats.tags_per_row),
+        ("tags/row", stats.tags_per_row),
     ):
         if numbers:
-            yield f"  {name:<10} {spread_text(numbers)}"
+            yield f"  {name:<10} {distribution_text(numbers)}"
     if stats.tokens is None:
-        yield "  tokens     not counted: --tokenizer names the folder of T5's"
+        yield "  tokens     not counted: set T5's tokenizer folder with --tokenizer"
     if stats.top_tags:
-        yield f"  tags       {stats.distinct_tags:,} distinct, {stats.tags_once:,} of them in one row only"
+        once = f"{stats.num_tags_used_once:,} of them in only one row"
+        yield f"  tags       {stats.num_distinct_tags:,} distinct, {once}"
         yield "  most used  " + ", ".join(f"{tag} ({count:,})" for tag, count in stats.top_tags[:12])
 
 
-def spread_text(numbers: Spread) -> str:
-    """A spread in words."""
-    return (
-        f"{numbers.least:,} to {numbers.most:,}, median {numbers.median:,}, 95% up to {numbers.most_have:,}"
-    )
+def distribution_text(numbers: Distribution) -> str:
+    """A distribution as text."""
+    return f"{numbers.minimum:,} to {numbers.maximum:,}, median {numbers.median:,}, 95% up to {numbers.p95:,}"

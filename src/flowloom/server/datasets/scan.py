@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from flowloom.data.images.headers import image_size
 from flowloom.data.row_checks import BadRow, parse
-from flowloom.datasets.build.items import JUNK, Remark, Unusable, reason_of, shown, wrong_name
+from flowloom.datasets.build.items import JUNK, Remark, Unusable, name_problem, reason_of, shown
 from flowloom.datasets.build.pairs import PairRule, pair
 from flowloom.datasets.build.pairs import folded as spelled_alike
 from flowloom.datasets.captions.formats import SUFFIXES, caption_of_row, read_caption, version_of
@@ -123,9 +123,9 @@ def _pictures(top: Path, prefix: str, names: list[str]) -> Iterator[Seen]:
             name, _, sidecar = found
             yield from seen_one(top, prefix + name, prefix + sidecar if sidecar else "")
         elif isinstance(found, Unusable):
-            yield from seen_one(top, prefix + by_shown[found.place], "", found.reason)
+            yield from seen_one(top, prefix + by_shown[found.where], "", found.reason)
         elif isinstance(found, Remark) and found.text.startswith("left out"):
-            yield from seen_one(top, prefix + by_shown[found.place], "", found.text)
+            yield from seen_one(top, prefix + by_shown[found.where], "", found.text)
 
 
 def _beginning(name: str) -> str:
@@ -141,7 +141,7 @@ def _is_empty(path: Path) -> bool:
 
 def seen_one(top: Path, item: str, sidecar: str, problem: str = "") -> Iterator[Seen]:
     """The picture `item` as it lies there now; nothing where it went away."""
-    if wrong_name(item):
+    if name_problem(item):
         return  # it cannot be told to anybody in JSON: lint names it
     try:
         status = (top / item).stat()

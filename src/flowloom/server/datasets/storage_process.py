@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from flowloom.config.secrets import redact, usable_secrets
-from flowloom.datasets.build.items import PICTURES, wrong_name
+from flowloom.datasets.build.items import PICTURES, name_problem
 from flowloom.datasets.build.pairs import PairRule, pair, split_suffix
 from flowloom.datasets.build.readers.stored_rows import StoredRow, stored_rows
 from flowloom.datasets.captions.formats import (
@@ -197,7 +197,7 @@ def _pairs(source: Source) -> Iterator[_Pair]:
     for entry in entries:
         path = PurePosixPath(entry.name)
         is_hidden = any(part.startswith(".") for part in path.parts)
-        if split_suffix(path.name)[1] in wanted and not is_hidden and not wrong_name(entry.name):
+        if split_suffix(path.name)[1] in wanted and not is_hidden and not name_problem(entry.name):
             folders[entry.name[: -len(path.name)]][path.name] = entry
     for folder in sorted(folders):
         for found in pair(folders.pop(folder), folder, PairRule(SUFFIXES), lambda one: not one.size):

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flowloom.datasets.archives.unpack import Refused, Unpacked, Unpacking, unpack
+from flowloom.datasets.archives.unpack import ArchiveRefused, UnpackReport, UnpackRequest, unpack
 from flowloom.files import write_json
 from flowloom.locks import try_lock
 
@@ -31,7 +31,7 @@ def main() -> int:
         if (upload_dir / "report.json").exists():
             return 0
         about: dict[str, Any] = json.loads((upload_dir / "about.json").read_text())
-        what = Unpacking(
+        what = UnpackRequest(
             upload_dir / "data",
             upload_dir / "unpacked",
             upload_dir.parent.parent,
@@ -44,10 +44,10 @@ def main() -> int:
     return 0
 
 
-def _reported(what: Unpacking, progress: Path) -> Unpacked:
+def _reported(what: UnpackRequest, progress: Path) -> UnpackReport:
     told_at = 0.0
 
-    def tell(done: Unpacked) -> None:
+    def tell(done: UnpackReport) -> None:
         nonlocal told_at
         if time.monotonic() - told_at > SECONDS_BETWEEN_REPORTS:
             told_at = time.monotonic()
@@ -56,10 +56,10 @@ def _reported(what: Unpacking, progress: Path) -> Unpacked:
     try:
         done = unpack(what, tell)
         done.state = "done"
-    except Refused as error:
-        done = Unpacked("refused", error=f"{error}.")
+    except ArchiveRefused as error:
+        done = UnpackReport("refused", error=f"{error}.")
     except OSError as error:
-        done = Unpacked(
+        done = UnpackReport(
             "failed", error=f"{error.strerror}: make room on the disk, or give the right to write."
         )
     return done

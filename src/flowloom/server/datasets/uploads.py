@@ -28,7 +28,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from flowloom.datasets.archives.names import TEXTS, ZIP, Unfit, Unwanted, fit, move_new, place_for
+from flowloom.datasets.archives.names import (
+    TEXTS,
+    ZIP,
+    UnsafeName,
+    UnsupportedFile,
+    move_if_free,
+    prepare_path,
+    safe_name,
+)
 from flowloom.files import read_json, write_json
 from flowloom.locks import try_lock
 from flowloom.server.datasets.locations import Dataset, InvalidName
@@ -250,8 +258,8 @@ class Uploads:
         if not upload.data.exists():
             return
         try:
-            target = place_for(dataset.folder, upload.name)
-        except Unfit:
+            target = prepare_path(dataset.folder, upload.name)
+        except UnsafeName:
             raise OutsideRoots(upload.name) from None
         except (FileExistsError, NotADirectoryError):
             raise FileTaken(
@@ -259,7 +267,7 @@ class Uploads:
             ) from None
         if upload.replaces and not target.is_dir():
             upload.data.replace(target)
-        elif not move_new(upload.data, target):
+        elif not move_if_free(upload.data, target):
             raise FileTaken(
                 f"{upload.name} is there by now.", "End this upload, or send it with conflict=replace."
             )
@@ -382,9 +390,9 @@ def _fitting(name: str) -> str:
         parts = name.replace("\\", "/").split("/")
         return "".join(letter for letter in parts[-1] if letter.isprintable())[-200:]
     try:
-        return fit(name)
-    except Unwanted as error:
+        return safe_name(name)
+    except UnsupportedFile as error:
         known = ", ".join(sorted(TEXTS | {ZIP}))
         raise FileSkipped(f"{name:.300}: {error}.", f"Datasets hold images, and {known}.") from None
-    except Unfit as error:
+    except UnsafeName as error:
         raise InvalidName(f"{name!r:.300}: {error}.", "Rename the file.") from None

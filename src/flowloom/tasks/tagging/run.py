@@ -104,7 +104,7 @@ def describe(config: DescribingConfig, progress: Progress, load: Callable[[], Ca
     with closing(images.store), closing(Journal(progress.run_dir.path / CHANGES)) as journal:
         targets = images.targets()
         if not targets:
-            first = f" {images.unusable[0].place}: {images.unusable[0].reason}." if images.unusable else ""
+            first = f" {images.unusable[0].where}: {images.unusable[0].reason}." if images.unusable else ""
             raise DataError(f"{config.data_path}: no image to describe.{first}")
         session = Session(config, progress, images, journal, len(targets))
         session.save(session.work(targets, load))
@@ -191,12 +191,12 @@ class Session:
                 prepared.close()
         if not num_usable and len(remaining) == num_images and not self.progress.is_stop_requested:
             first = self.outcome.unusable[0]
-            raise DataError(f"no image can be used. The first: {first.place}: {first.reason}.")
+            raise DataError(f"no image can be used. The first: {first.where}: {first.reason}.")
 
     def _skip(self, unusable: Unusable) -> None:
         self.outcome.unusable.append(unusable)
         if len(self.outcome.unusable) <= NAMED:
-            self.progress.emit("skipped", file=unusable.place, line=0, reason=unusable.reason)
+            self.progress.emit("skipped", file=unusable.where, line=0, reason=unusable.reason)
 
     def _take(self, batch: list[Prepared], descriptions: list[Description]) -> None:
         changes = [
@@ -251,7 +251,7 @@ class Session:
                 f"{len(changed_meanwhile)} captions were changed by another program during the run and were "
                 f"not overwritten. The captions of this run are in its {CHANGES}."
             )
-        unusable = [{"image": image.place, "reason": image.reason} for image in outcome.unusable[:NAMED]]
+        unusable = [{"image": image.where, "reason": image.reason} for image in outcome.unusable[:NAMED]]
         self.progress.save_result(
             {
                 "model": about or _known_model(self.progress.run_dir),

@@ -1,1 +1,1 @@
-"""One file a form of data set: `open_X(source, options)` gives its items, lazily."""
+"""One file per dataset format: `open_X(source, options)` returns its items, read lazily."""

@@ -1,4 +1,4 @@
-"""A folder of pictures, nested as one likes, with captions in files beside them."""
+"""A folder of images, with subfolders, and captions in files beside the images."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from flowloom.datasets.build.items import (
     JUNK,
     PICTURES,
     CaptionRule,
-    Found,
     Item,
     LocalFile,
-    Reading,
+    OpenedSource,
+    ReaderOutput,
     Remark,
     Unusable,
     file_stamp,
+    name_problem,
     reason_of,
     shown,
-    wrong_name,
 )
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import PairRule, pair, split_suffix
 from flowloom.errors import DataError
 
 OWN_FOLDERS = frozenset((".uploads",))
-"""Hidden folders that the studio makes."""
+"""Hidden folders that the studio creates."""
 
 
 def is_empty_file(file: LocalFile) -> bool:
-    """Whether it has no bytes."""
+    """True if it has no bytes."""
     return file.stamp.startswith("0:")
 
 
-def open_folder(folder: Path, options: BuildOptions) -> Reading:
-    """The pictures below `folder`."""
+def open_folder(folder: Path, options: BuildOptions) -> OpenedSource:
+    """The images below `folder`."""
     root = (options.root or folder).resolve()
     rule = PairRule(options.caption_suffixes)
-    return Reading("folder", root, _walk(Place(folder.resolve(), root, rule), options))
+    return OpenedSource("folder", root, _walk(ImageFolder(folder.resolve(), root, rule), options))
 
 
-class Place:
-    """A folder below the root, and how pictures of it become items."""
+class ImageFolder:
+    """A folder below the root, and the rule that pairs its images with captions."""
 
     def __init__(self, folder: Path, root: Path, rule: PairRule):
         """
@@ -58,100 +58,99 @@ class Place:
         self.prefix = "" if below == "." else f"{below}/"
 
 
-def _walk(place: Place, options: BuildOptions) -> Iterator[Found]:
-    """Depth first, names in order; a stack of our own, as folders may lie deeper than Python recurses."""
+def _walk(top: ImageFolder, options: BuildOptions) -> Iterator[ReaderOutput]:
+    """Depth first, by name; an explicit stack, because folders may be nested deeper than Python recurses."""
     caption_rule = options.caption_rule
-    waiting = [str(place.folder)]
-    while waiting:
-        folder = waiting.pop()
-        files, folders, found = list_folder(folder, place.root)
-        yield from found
-        below = Place(Path(folder), place.root, place.rule)
-        yield from items_of(below, files, caption_rule)
-        waiting += sorted(folders, reverse=True)
+    pending = [str(top.folder)]
+    while pending:
+        path = pending.pop()
+        files, folders, skipped = list_folder(path, top.root)
+        yield from skipped
+        yield from items_of(ImageFolder(Path(path), top.root, top.rule), files, caption_rule)
+        pending += sorted(folders, reverse=True)
 
 
 def list_folder(folder: str, root: Path) -> tuple[dict[str, LocalFile], list[str], list[Unusable | Remark]]:
-    """Files by name and folders in `folder`, without hidden ones, and what is wrong there."""
+    """Files by name and folders in `folder`, without hidden ones, and the entries that were skipped."""
     files: dict[str, LocalFile] = {}
     folders: list[str] = []
-    found: list[Unusable | Remark] = []
+    skipped: list[Unusable | Remark] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name.lower() in JUNK:
-                    found += _hidden(entry)
+                    skipped += _hidden(entry)
                     continue
-                match _looked_at(entry, root):
+                match _read_entry(entry, root):
                     case LocalFile() as file:
                         files[entry.name] = file
                     case str() as path:
                         folders.append(path)
-                    case Unusable() | Remark() as said:
-                        found.append(said)
+                    case Unusable() | Remark() as problem:
+                        skipped.append(problem)
     except OSError as error:
-        found.append(Unusable(shown(folder), f"cannot be listed: {reason_of(error)}"))
-    return files, folders, found
+        skipped.append(Unusable(shown(folder), f"cannot be listed: {reason_of(error)}"))
+    return files, folders, skipped
 
 
 def _hidden(entry: os.DirEntry[str]) -> list[Unusable | Remark]:
-    """A remark on hidden folders and pictures, which somebody may miss; `._a.png` of macOS is no picture."""
-    is_picture = split_suffix(entry.name)[1] in PICTURES and not entry.name.startswith("._")
+    """A remark on a hidden folder or image, which the user may miss; `._a.png` of macOS is not an image."""
+    is_image = split_suffix(entry.name)[1] in PICTURES and not entry.name.startswith("._")
     is_folder = entry.name not in OWN_FOLDERS and entry.is_dir(follow_symlinks=False)
     return (
         [Remark(shown(entry.path), "not read: hidden, or left behind by a system")]
-        if is_picture or is_folder
+        if is_image or is_folder
         else []
     )
 
 
-def _looked_at(entry: os.DirEntry[str], root: Path) -> LocalFile | str | Unusable | Remark | None:
-    """A file, the path of a folder, what is wrong with it, or None for what concerns nobody."""
-    is_picture = split_suffix(entry.name)[1] in PICTURES
+def _read_entry(entry: os.DirEntry[str], root: Path) -> LocalFile | str | Unusable | Remark | None:
+    """A file, the path of a folder, or a problem; None for an entry that is ignored."""
+    is_image = split_suffix(entry.name)[1] in PICTURES
     try:
         if entry.is_symlink():
-            return _link(entry, root, is_picture)
+            return _link(entry, root, is_image)
         if entry.is_dir():
             return entry.path
         if entry.is_file():
             return LocalFile(entry.path, file_stamp(entry.stat()))
     except OSError as error:
-        return Unusable(shown(entry.path), reason_of(error)) if is_picture else None
-    return Unusable(shown(entry.path), "not a file") if is_picture else None
+        return Unusable(shown(entry.path), reason_of(error)) if is_image else None
+    return Unusable(shown(entry.path), "not a file") if is_image else None
 
 
-def _link(entry: os.DirEntry[str], root: Path, is_picture: bool) -> LocalFile | Unusable | Remark | None:
-    """Links to folders are never followed: what they lead to is found by itself, and no loop is entered."""
+def _link(entry: os.DirEntry[str], root: Path, is_image: bool) -> LocalFile | Unusable | Remark | None:
+    """Links to folders are not followed: a target below the root is read anyway, and a loop would not end."""
     try:
         target = Path(entry.path).resolve(strict=True)
     except (OSError, RuntimeError):
-        return Unusable(shown(entry.path), "a link to nothing, or in a circle") if is_picture else None
+        return Unusable(shown(entry.path), "a broken or circular link") if is_image else None
     if not target.is_relative_to(root):
-        reason = f"a link out of {root}, which training does not follow: name a folder above both by --root"
-        return Unusable(shown(entry.path), reason) if is_picture or target.is_dir() else None
+        reason = f"a link out of {root}, which training does not follow: pass a folder above both as --root"
+        return Unusable(shown(entry.path), reason) if is_image or target.is_dir() else None
     if target.is_dir():
-        return Remark(shown(entry.path), "a link to a folder, read at its own place")
+        return Remark(shown(entry.path), "a link to a folder below the root, which is read directly")
     return LocalFile(entry.path, file_stamp(target.stat()))
 
 
 def items_of(
-    place: Place, files: dict[str, LocalFile], rule: CaptionRule, repeats: int = 1
-) -> Iterator[Found]:
-    """The pictures among `files` of `place`."""
+    folder: ImageFolder, files: dict[str, LocalFile], rule: CaptionRule, repeats: int = 1
+) -> Iterator[ReaderOutput]:
+    """The images among the `files` of `folder`."""
     for name in files:
         suffix = split_suffix(name)[1]
-        if suffix not in PICTURES and suffix not in place.rule.suffixes:
+        if suffix not in PICTURES and suffix not in folder.rule.suffixes:
             yield Remark(
-                shown(place.prefix + name), f"not an image or caption file ({suffix or 'no extension'})"
+                shown(folder.prefix + name), f"not an image or caption file ({suffix or 'no extension'})"
             )
-    for found in pair(files, place.prefix, place.rule, is_empty_file):
-        if not isinstance(found, tuple):
-            yield found
+    for paired in pair(files, folder.prefix, folder.rule, is_empty_file):
+        if not isinstance(paired, tuple):
+            yield paired
             continue
-        name, picture, sidecar = found
-        filename = place.prefix + name
-        reason = wrong_name(filename)
+        name, image, sidecar = paired
+        filename = folder.prefix + name
+        reason = name_problem(filename)
         if reason:
             yield Unusable(shown(filename), reason)
         else:
-            yield Item(shown(filename), filename, picture, sidecar=sidecar, rule=rule, repeats=repeats)
+            yield Item(shown(filename), filename, image, sidecar=sidecar, rule=rule, repeats=repeats)

@@ -1,4 +1,4 @@
-"""Hugging Face data sets: saved on disk, or parquet files, with pictures inside or named."""
+"""Hugging Face datasets: saved to disk or as parquet files, with embedded or referenced images."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import orjson
 
 from flowloom.datasets.build.items import (
     PLAIN,
-    Found,
-    Held,
+    InMemory,
     Item,
-    Reading,
+    OpenedSource,
+    ReaderOutput,
     Unusable,
-    good_name,
+    image_name,
+    name_problem,
     shown,
     stamp_of,
-    wrong_name,
 )
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.readers.table import FILENAME_KEYS, filename_of, item_of, recorded_caption
@@ -27,7 +27,7 @@ from flowloom.errors import DataError
 from flowloom.text_files import as_utf8
 
 SAVED, SPLITS = "state.json", "dataset_dict.json"
-"""What `save_to_disk` leaves beside a data set, and beside several."""
+"""Files that `save_to_disk` writes for one dataset, and for several splits."""
 _FORMATS = (
     (b"\xff\xd8\xff", ".jpg"),
     (b"\x89PNG\r\n\x1a\n", ".png"),
@@ -41,7 +41,7 @@ _FORMATS = (
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` made `folder`: files of these names belong to other programs, too."""
+    """True if `save_to_disk` wrote `folder`; other programs write files of these names, too."""
     try:
         if (folder / SPLITS).is_file():
             splits = _json(folder / SPLITS).get("splits")
@@ -53,17 +53,17 @@ def is_saved(folder: Path) -> bool:
     return any(isinstance(name, str) and (folder / name).is_file() for name in names)
 
 
-def open_huggingface(source: Path, options: BuildOptions) -> Reading:
-    """The rows of a data set saved in the folder `source`, or of its parquet files, or of one.
+def open_huggingface(source: Path, options: BuildOptions) -> OpenedSource:
+    """The rows of a dataset saved in the folder `source`, of its parquet files, or of one file.
 
     Raises:
-        DataError: there is none, or no such split.
+        DataError: there is no dataset, or no such split.
     """
     files = _files(source, options.split)
     if not files:
-        raise DataError(f"{source}: there is neither a saved data set nor a parquet file in it.")
+        raise DataError(f"{source}: it contains neither a saved dataset nor a parquet file.")
     root = (options.root or (source if source.is_dir() else source.parent)).resolve()
-    return Reading("huggingface", root, _read(files, root, options))
+    return OpenedSource("huggingface", root, _read(files, root, options))
 
 
 def _files(source: Path, split: str) -> list[Path]:
@@ -87,9 +87,9 @@ def _choose(source: Path, splits: Any, split: str) -> str:
     if not split:
         split = "train" if "train" in names or not names else names[0]
         if len(names) > 1 and "train" not in names:
-            raise DataError(f"{source}: it has the splits {', '.join(names)}; name one by --split.")
-    if split not in names or wrong_name(split):
-        raise DataError(f"{source}: it has no split {split!r}, but {', '.join(names) or 'none'}.")
+            raise DataError(f"{source}: it has the splits {', '.join(names)}; choose one with --split.")
+    if split not in names or name_problem(split):
+        raise DataError(f"{source}: it has no split {split!r}. Splits: {', '.join(names) or 'none'}.")
     return split
 
 
@@ -101,31 +101,31 @@ def _json(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _read(files: list[Path], root: Path, options: BuildOptions) -> Iterator[Found]:
-    from flowloom.datasets.build.arrow import read_rows  # pyarrow takes a while: only who needs it waits
+def _read(files: list[Path], root: Path, options: BuildOptions) -> Iterator[ReaderOutput]:
+    from flowloom.datasets.build.arrow import read_rows  # pyarrow is slow to import
 
     for path in files:
         number = 0
         try:
             stamp = stamp_of(path.stat())
             for number, fields in enumerate(read_rows(path), start=1):
-                place = f"{shown(path.name)}:{number}"
+                where = f"{shown(path.name)}:{number}"
                 try:
-                    picture = _inside(fields, options.image_column)
-                    if picture is None:
-                        yield item_of(place, _with_path(fields), root, options)
+                    image = _inside(fields, options.image_column)
+                    if image is None:
+                        yield item_of(where, _with_path(fields), root, options)
                     else:
-                        name = _name(path, number, fields, picture)
-                        content = Held(f"{path}!{number}", stamp, picture["bytes"])
-                        yield _item(place, name, fields, content, options)
+                        name = _name(path, number, fields, image)
+                        content = InMemory(f"{path}!{number}", stamp, image["bytes"])
+                        yield _item(where, name, fields, content, options)
                 except (DataError, OSError) as error:
-                    yield Unusable(place, str(error))
+                    yield Unusable(where, str(error))
         except (DataError, OSError) as error:
             yield Unusable(shown(path.name), f"{error}. The {number} rows before are used")
 
 
 def _inside(fields: dict[str, Any], column: str) -> dict[str, Any] | None:
-    """The picture that a row holds, as bytes and perhaps a path; None when it only names one."""
+    """The image embedded in a row, as bytes and possibly a path; None if the row only names one."""
     values = [fields.get(column)] if column else fields.values()
     for value in values:
         if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
@@ -136,20 +136,20 @@ def _inside(fields: dict[str, Any], column: str) -> dict[str, Any] | None:
 
 
 def _with_path(fields: dict[str, Any]) -> dict[str, Any]:
-    """Pictures that are only named stand as {bytes: null, path: ...}."""
+    """`fields` with `{bytes: null, path: ...}`, an image that is only named, replaced by its path."""
     return {
         key: value.get("path") if isinstance(value, dict) and "path" in value else value
         for key, value in fields.items()
     }
 
 
-def _name(path: Path, number: int, fields: dict[str, Any], picture: dict[str, Any]) -> str:
-    """The recorded name where it is a good one; else the row's number."""
-    known = {key: value for key, value in fields.items() if isinstance(value, str)}
-    for name in (_filename(known), picture.get("path")):
-        if good := good_name(name):
-            return good
-    return f"{path.stem}/{number:08d}{suffix_of(picture['bytes']) or '.png'}"
+def _name(path: Path, number: int, fields: dict[str, Any], image: dict[str, Any]) -> str:
+    """The recorded name if it is usable; otherwise the number of the row."""
+    texts = {key: value for key, value in fields.items() if isinstance(value, str)}
+    for name in (_filename(texts), image.get("path")):
+        if usable := image_name(name):
+            return usable
+    return f"{path.stem}/{number:08d}{suffix_of(image['bytes']) or '.png'}"
 
 
 def _filename(fields: dict[str, Any]) -> str | None:
@@ -158,10 +158,12 @@ def _filename(fields: dict[str, Any]) -> str | None:
     return filename_of(fields)
 
 
-def _item(place: str, filename: str, fields: dict[str, Any], content: Held, options: BuildOptions) -> Item:
+def _item(
+    where: str, filename: str, fields: dict[str, Any], content: InMemory, options: BuildOptions
+) -> Item:
     caption, texts = recorded_caption(fields, options)
     return Item(
-        place,
+        where,
         filename,
         content,
         PLAIN.apply(texts),
@@ -172,7 +174,7 @@ def _item(place: str, filename: str, fields: dict[str, Any], content: Held, opti
 
 
 def suffix_of(data: bytes) -> str | None:
-    """The suffix for a picture's bytes; None when they are none that we know."""
+    """The suffix of the image format of `data`; None for an unknown format."""
     if data[8:12] == b"WEBP":
         return ".webp"
     if data[4:12] in (b"ftypavif", b"ftypavis"):

@@ -1,4 +1,4 @@
-"""Kohya's data set TOML: subsets of folders, or of metadata files, with inherited settings."""
+"""Kohya's dataset TOML: subsets of folders, or of metadata files, with inherited settings."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 from flowloom.datasets.build.items import (
     ORDERED,
     CaptionRule,
-    Found,
     Item,
-    Reading,
+    OpenedSource,
+    ReaderOutput,
     Remark,
     Unusable,
     local_file,
+    name_problem,
     shown,
-    wrong_name,
 )
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import PairRule
-from flowloom.datasets.build.readers.folder import Place, items_of, list_folder
-from flowloom.datasets.build.readers.table import find_picture, json_records
+from flowloom.datasets.build.readers.folder import ImageFolder, items_of, list_folder
+from flowloom.datasets.build.readers.table import find_listed_image, json_records
 from flowloom.datasets.build.text import weight_of
 from flowloom.errors import DataError
 from flowloom.text_files import read_text
@@ -49,7 +49,7 @@ _USED = frozenset(
         "subsets",
     ]
 )
-_HERE_OTHERWISE = frozenset(
+_TRAINING_KEYS = frozenset(
     [
         "resolution",
         "batch_size",
@@ -71,32 +71,32 @@ _HERE_OTHERWISE = frozenset(
 
 @dataclass(frozen=True)
 class Subset:
-    """One of the file's subsets, with all that it inherits."""
+    """One subset of the file, with the settings that it inherits."""
 
-    place: str
+    where: str
     settings: dict[str, Any]
 
     def text(self, key: str) -> str:
-        """A setting that is text; "" when it is not there."""
+        """A text setting; "" if it is missing."""
         value = self.settings.get(key, "")
         if not isinstance(value, str):
-            raise DataError(f"{self.place}: {key} is {value!r:.60}; it must be text.")
+            raise DataError(f"{self.where}: {key} is {value!r:.60}; it must be text.")
         return value
 
     def folder(self, base: Path) -> Path:
-        """Its image_dir, relative to the TOML when it is relative."""
+        """Its image_dir; a relative path is relative to the TOML."""
         if not self.text("image_dir"):
-            raise DataError(f"{self.place}: there is no image_dir.")
+            raise DataError(f"{self.where}: image_dir is missing.")
         name = self.text("image_dir")
         if PureWindowsPath(name).drive:
             raise DataError(
-                f"{self.place}: image_dir {name} is a path of Windows. Write its path on this machine."
+                f"{self.where}: image_dir {name} is a Windows path. Write its path on this machine."
             )
         folder = base / name
         return (folder if folder.exists() else base / name.replace("\\", "/")).resolve()
 
     def suffix(self) -> str:
-        """Of its caption files, with the dot, which may be left out; also by the key's old spelling."""
+        """Suffix of its caption files; the dot may be missing, and the key may have its old spelling."""
         suffix = self.text("caption_extension") or self.text("caption_extention") or ".caption"
         return f".{suffix.lstrip('.').lower()}"
 
@@ -106,41 +106,41 @@ class Subset:
         return (*map(self.text, keys), self.suffix())
 
     def repeats(self) -> int:
-        """How often each picture counts."""
+        """Repeats of each image."""
         value = self.settings.get("num_repeats", 1)
         if type(value) is not int or value < 1:
             raise DataError(
-                f"{self.place}: num_repeats is {value!r:.60}; it must be a whole number from 1 on."
+                f"{self.where}: num_repeats is {value!r:.60}; it must be a whole number of at least 1."
             )
         return value
 
     def keeps_tags(self) -> bool:
-        """Whether the first tags of each caption keep their places."""
+        """True if the first tags of each caption are not shuffled."""
         value = self.settings.get("keep_tokens", 0)
         if type(value) is not int or value < 0:
             raise DataError(
-                f"{self.place}: keep_tokens is {value!r:.60}; it must be a whole number from 0 on."
+                f"{self.where}: keep_tokens is {value!r:.60}; it must be a whole number of at least 0."
             )
         return value > 0
 
 
-def open_kohya_toml(path: Path, options: BuildOptions) -> Reading:
-    """The pictures of all subsets that the TOML at `path` describes.
+def open_kohya_toml(path: Path, options: BuildOptions) -> OpenedSource:
+    """The images of all subsets that the TOML at `path` describes.
 
     Raises:
-        DataError: it is not such a file.
+        DataError: it is not a dataset TOML.
     """
     try:
         config = tomllib.loads(read_text(path))
     except (OSError, DataError, tomllib.TOMLDecodeError) as error:
-        hint = ". Write paths of Windows with / or in 'single quotes'" if "\\" in str(error) else ""
-        raise DataError(f"{path}: not readable as TOML: {error}{hint}") from error
+        hint = ". Write Windows paths with / or in 'single quotes'" if "\\" in str(error) else ""
+        raise DataError(f"{path}: not valid TOML: {error}{hint}") from error
     subsets = list(_subsets(path, config))
     if not subsets:
-        raise DataError(f"{path}: there is no [[datasets.subsets]] in it.")
+        raise DataError(f"{path}: it has no [[datasets.subsets]].")
     folders = [subset.folder(path.parent) for subset in subsets]
     root = options.root.resolve() if options.root else Path(os.path.commonpath(folders))
-    return Reading("kohya-toml", root, _read(path, subsets, root, options))
+    return OpenedSource("kohya-toml", root, _read(path, subsets, root, options))
 
 
 def _subsets(path: Path, config: dict[str, Any]) -> Iterator[Subset]:
@@ -156,45 +156,45 @@ def _tables(path: Path, value: Any) -> list[dict[str, Any]]:
     return value
 
 
-def _read(path: Path, subsets: list[Subset], root: Path, options: BuildOptions) -> Iterator[Found]:
+def _read(path: Path, subsets: list[Subset], root: Path, options: BuildOptions) -> Iterator[ReaderOutput]:
     seen: set[tuple[str, ...]] = set()
     for subset in subsets:
         yield from _remarks(subset)
-        same = subset.captions()
-        if same in seen and not subset.settings.get("is_reg"):
+        key = subset.captions()
+        if key in seen and not subset.settings.get("is_reg"):
             # Several [[datasets]] of one folder are Kohya's way to train several resolutions.
             yield Remark(
-                subset.place, "left out: read before; dataloader.base_resolution takes several sizes"
+                subset.where, "left out: already read; set several sizes in dataloader.base_resolution"
             )
             continue
-        if any(same[:2] == other[:2] for other in seen):
-            yield Remark(subset.place, "read again, for other captions; sd-scripts would not")
-        seen.add(same)
-        found = _by_metadata if subset.text("metadata_file") else _by_folder
-        for item in found(path, subset, root, options):
+        if any(key[:2] == other[:2] for other in seen):
+            yield Remark(subset.where, "read again with other captions; sd-scripts would not")
+        seen.add(key)
+        read = _by_metadata if subset.text("metadata_file") else _by_folder
+        for item in read(path, subset, root, options):
             if isinstance(item, Item):
-                yield from _settled(item, subset, options)
+                yield from _with_settings(item, subset, options)
             else:
                 yield item
 
 
-def _settled(item: Item, subset: Subset, options: BuildOptions) -> Iterator[Found]:
-    """The image as the subset's settings make it, after what there is to say of it."""
+def _with_settings(item: Item, subset: Subset, options: BuildOptions) -> Iterator[ReaderOutput]:
+    """`item` with the settings of its subset, preceded by a remark if its tags cannot be shuffled."""
     weight = options.reg_weight if subset.settings.get("is_reg") else item.loss_weight
-    # What must not be shuffled there must not be here, whatever it looks like.
+    # A caption that sd-scripts does not shuffle is not shuffled here either, even if it looks like tags.
     shuffled = subset.settings.get("shuffle_caption")
     is_tags = shuffled if isinstance(shuffled, bool) and item.is_tag_based is None else item.is_tag_based
     if shuffled and is_tags and subset.keeps_tags():
-        # A shuffle here would move the trigger word, too.
+        # A shuffle would move the trigger word, too.
         is_tags = False
-        yield Remark(item.place, ORDERED)
+        yield Remark(item.where, ORDERED)
     yield replace(item, loss_weight=weight, is_tag_based=is_tags)
 
 
 def _remarks(subset: Subset) -> Iterator[Remark]:
     for key in sorted(subset.settings.keys() - _USED):
-        what = "is the training configuration's here" if key in _HERE_OTHERWISE else "has no counterpart here"
-        yield Remark(subset.place, f"{key} {what}")
+        reason = "belongs in the training configuration" if key in _TRAINING_KEYS else "has no counterpart"
+        yield Remark(subset.where, f"ignored: {key} {reason}")
 
 
 def _rule(subset: Subset, options: BuildOptions) -> CaptionRule:
@@ -212,49 +212,49 @@ def _rule(subset: Subset, options: BuildOptions) -> CaptionRule:
     )
 
 
-def _by_folder(path: Path, subset: Subset, root: Path, options: BuildOptions) -> Iterator[Found]:
+def _by_folder(path: Path, subset: Subset, root: Path, options: BuildOptions) -> Iterator[ReaderOutput]:
     folder = subset.folder(path.parent)
-    place = Place(folder, root, PairRule((subset.suffix(),), is_shared=True))
-    files, folders, found = list_folder(str(folder), root)
-    yield from found
+    image_folder = ImageFolder(folder, root, PairRule((subset.suffix(),), is_shared=True))
+    files, folders, skipped = list_folder(str(folder), root)
+    yield from skipped
     for lower in folders:
-        yield Remark(shown(lower), "left out: Kohya does not look into folders below image_dir")
-    yield from items_of(place, files, _rule(subset, options), subset.repeats())
+        yield Remark(shown(lower), "left out: Kohya does not read folders below image_dir")
+    yield from items_of(image_folder, files, _rule(subset, options), subset.repeats())
 
 
-def _by_metadata(path: Path, subset: Subset, root: Path, options: BuildOptions) -> Iterator[Found]:
+def _by_metadata(path: Path, subset: Subset, root: Path, options: BuildOptions) -> Iterator[ReaderOutput]:
     folder, file = subset.folder(path.parent), path.parent / subset.text("metadata_file")
     rule = _rule(subset, options)
-    for place, name, fields in json_records(file):
-        picture = find_picture(folder, name)
+    for where, name, fields in json_records(file):
+        image = find_listed_image(folder, name)
         try:
             caption, is_tags = _caption(fields, rule)
             weight = weight_of(fields.get("loss_weight"))
-            if isinstance(picture, str):
-                raise DataError(picture)
+            if isinstance(image, str):
+                raise DataError(image)
             if caption is None and rule.fallback is None:
-                raise DataError("it has neither caption nor tags")
-            if not picture.is_relative_to(root):
-                raise DataError(f"it lies outside {root}")
-            filename = picture.relative_to(root).as_posix()
-            if wrong := wrong_name(filename):
-                raise DataError(wrong)
-            content = local_file(picture)
+                raise DataError("it has no caption and no tags")
+            if not image.is_relative_to(root):
+                raise DataError(f"it is outside {root}")
+            filename = image.relative_to(root).as_posix()
+            if problem := name_problem(filename):
+                raise DataError(problem)
+            content = local_file(image)
         except (DataError, OSError) as error:
-            yield Unusable(place, str(error))
+            yield Unusable(where, str(error))
             continue
         raw = [caption if caption is not None else rule.fallback or ""]
         if rule.is_ordered(raw):
             is_tags = False
-            yield Remark(place, ORDERED)
+            yield Remark(where, ORDERED)
         text = rule.apply(raw)
         yield Item(
-            place, filename, content, text, is_tag_based=is_tags, loss_weight=weight, repeats=subset.repeats()
+            where, filename, content, text, is_tag_based=is_tags, loss_weight=weight, repeats=subset.repeats()
         )
 
 
 def _caption(fields: dict[str, Any], rule: CaptionRule) -> tuple[str | None, bool | None]:
-    """Kohya's rule: where there are both, the tags follow every line of the caption."""
+    """The caption by Kohya's rule: tags are appended to every line of the caption."""
     caption, tags = (fields.get(key) or None for key in ("caption", "tags"))
     if not all(value is None or isinstance(value, str) for value in (caption, tags)):
         raise DataError("its caption and tags must be text")

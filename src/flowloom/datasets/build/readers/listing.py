@@ -10,24 +10,24 @@ from pathlib import PurePosixPath
 
 from flowloom.datasets.build.items import (
     PICTURES,
-    Found,
     Item,
-    Reading,
+    OpenedSource,
+    ReaderOutput,
     Unusable,
+    name_problem,
     shown,
-    wrong_name,
 )
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import PairRule, pair, split_suffix
 from flowloom.datasets.build.readers.stored_rows import StoredRow, is_rows, stored_rows
-from flowloom.datasets.build.stores import Entry, Store, etag_of
+from flowloom.datasets.build.stores import ListedObject, ObjectStore, etag_of
 
 
 @dataclass(frozen=True, slots=True)
 class StoreObject:
     """An object in a store."""
 
-    store: Store
+    store: ObjectStore
     url: str
     name: str
     size: int
@@ -47,37 +47,37 @@ class StoreObject:
         return self.store.read(self.name)
 
 
-def open_listing(url: str, store: Store, options: BuildOptions) -> Reading:
-    """The pictures below `url`, which `store` has been opened for."""
-    return Reading("listing", None, _read(f"{url.rstrip('/')}/", store, options))
+def open_listing(url: str, store: ObjectStore, options: BuildOptions) -> OpenedSource:
+    """The images below `url`, in `store`."""
+    return OpenedSource("listing", None, _read(f"{url.rstrip('/')}/", store, options))
 
 
-def _read(url: str, store: Store, options: BuildOptions) -> Iterator[Found]:
+def _read(url: str, store: ObjectStore, options: BuildOptions) -> Iterator[ReaderOutput]:
     folders, images, tables = _listed(url, store, options)
     rows = stored_rows(store, tables, images) if tables else {}
     pair_rule = PairRule(options.caption_suffixes)
     for folder in sorted(folders):
-        for found in pair(folders.pop(folder), folder, pair_rule, lambda one: not one.size):
-            if isinstance(found, tuple):
-                yield from _items(url, folder + found[0], found[1:], rows, options)
+        for paired in pair(folders.pop(folder), folder, pair_rule, lambda file: not file.size):
+            if isinstance(paired, tuple):
+                yield from _items(url, folder + paired[0], paired[1:], rows, options)
             else:
-                yield found
+                yield paired
 
 
 def _listed(
-    url: str, store: Store, options: BuildOptions
-) -> tuple[dict[str, dict[str, StoreObject]], set[str], list[Entry]]:
+    url: str, store: ObjectStore, options: BuildOptions
+) -> tuple[dict[str, dict[str, StoreObject]], set[str], list[ListedObject]]:
     """Images and caption files by folder; the names of the images; JSONLs that may describe them."""
-    wanted = PICTURES.union(options.caption_suffixes)
+    suffixes = PICTURES.union(options.caption_suffixes)
     folders: dict[str, dict[str, StoreObject]] = defaultdict(dict)
     images: set[str] = set()
-    tables: list[Entry] = []
+    tables: list[ListedObject] = []
     for entry in store.list(""):
         path = PurePosixPath(entry.name)
         suffix = split_suffix(path.name)[1]
         if any(part.startswith(".") for part in path.parts):
             continue
-        if suffix in wanted:
+        if suffix in suffixes:
             folder = entry.name[: -len(path.name)]
             folders[folder][path.name] = StoreObject(store, url, entry.name, entry.size, etag_of(entry))
         if suffix in PICTURES:
@@ -90,18 +90,18 @@ def _listed(
 def _items(
     url: str,
     name: str,
-    found: tuple[StoreObject, StoreObject | None],
+    files: tuple[StoreObject, StoreObject | None],
     rows: dict[str, list[StoredRow]],
     options: BuildOptions,
-) -> Iterator[Found]:
-    """The image `name`: with its caption file, or with the rows that a JSONL in the store has of it."""
-    picture, sidecar = found
-    reason = wrong_name(name)
+) -> Iterator[ReaderOutput]:
+    """The image `name` with its caption file, or with its rows in a JSONL of the store."""
+    image, sidecar = files
+    reason = name_problem(name)
     if reason:
         yield Unusable(shown(name), reason)
         return
     rule = options.caption_rule
-    item = Item(shown(name), address(url, name), picture, sidecar=sidecar, rule=rule, is_url_based=True)
+    item = Item(shown(name), address(url, name), image, sidecar=sidecar, rule=rule, is_url_based=True)
     if sidecar or name not in rows:
         yield item
         return
@@ -116,6 +116,6 @@ def _items(
 
 
 def address(url: str, name: str) -> str:
-    """The address of the object `name` below `url`: escaped for the web, as it is for object stores."""
+    """The address of the object `name` below `url`; escaped for the web, unchanged for object stores."""
     is_web = url.startswith(("http://", "https://"))
     return f"{url.rstrip('/')}/{urllib.parse.quote(name) if is_web else name}"

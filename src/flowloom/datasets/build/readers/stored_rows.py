@@ -1,4 +1,4 @@
-"""Captions that a JSONL beside the images in a store holds, as `flowloom dataset upload` leaves it there."""
+"""Captions in a JSONL beside the images of a store, as `flowloom dataset upload` writes it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from flowloom.data.row_checks import BadRow, captions_of, parse
-from flowloom.datasets.build.stores import Entry
+from flowloom.datasets.build.stores import ListedObject
 from flowloom.errors import DataError
 from flowloom.text_files import utf8_lines
 
 MAX_BYTES = 2**28
-"""A larger JSONL is not read for its captions."""
+"""Larger JSONLs are not searched for captions."""
 
 
 class Readable(Protocol):
-    """A store, as far as it is read here."""
+    """A store that can be read."""
 
     def read(self, name: str) -> bytes: ...
 
 
 @dataclass
 class StoredRow:
-    """What a JSONL says of an image."""
+    """A row of a JSONL about one image."""
 
     captions: tuple[str, ...]
     is_tag_based: bool | None
@@ -35,9 +35,9 @@ class StoredRow:
 
 
 def stored_rows(
-    store: Readable, entries: Iterable[Entry], images: Collection[str]
+    store: Readable, entries: Iterable[ListedObject], images: Collection[str]
 ) -> dict[str, list[StoredRow]]:
-    """The rows of each of the `images`, from the newest JSONL at the top that names it.
+    """The rows of each of the `images`, from the newest top-level JSONL that names it.
 
     Args:
         entries: a listing of the store.
@@ -58,12 +58,12 @@ def stored_rows(
 
 
 def is_rows(name: str) -> bool:
-    """Whether the object `name` may be a JSONL of the images below."""
+    """True if the object `name` may be a JSONL of the images in the store."""
     return "/" not in name and name.lower().endswith(".jsonl")
 
 
 def _rows(data: bytes) -> Iterator[tuple[dict[str, Any], StoredRow]]:
-    """The usable lines of a JSONL; of another file, none."""
+    """The usable rows of a JSONL; none of any other file."""
     try:
         for line in utf8_lines(io.BytesIO(data)):
             row = parse(line)
@@ -81,7 +81,7 @@ def _rows(data: bytes) -> Iterator[tuple[dict[str, Any], StoredRow]]:
 
 
 def _image(filename: str, images: Collection[str]) -> str | None:
-    """The image that a row names: by its address in the store, or by that under which it is public."""
+    """The image that a row names by its address in the store or its public address."""
     path = filename
     if "://" in filename:
         parts = urlsplit(filename)
@@ -94,7 +94,7 @@ def _image(filename: str, images: Collection[str]) -> str | None:
 
 
 def _add(rows: list[StoredRow], row: StoredRow) -> None:
-    """Count equal rows as repeats."""
+    """Add `row`, or count it as a repeat of an equal one."""
     for other in rows:
         if (other.captions, other.is_tag_based, other.loss_weight) == (
             row.captions,

@@ -1,4 +1,4 @@
-"""One metadata file: CSV, TSV, JSON or JSONL with a name and a caption a row."""
+"""One metadata file: CSV, TSV, JSON or JSONL with a file name and a caption per row."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from flowloom.datasets.build.items import (
     JXL,
     PICTURES,
     PLAIN,
-    Found,
     Item,
-    Reading,
+    OpenedSource,
+    ReaderOutput,
     Unusable,
     local_file,
+    name_problem,
     reason_of,
     shown,
-    wrong_name,
 )
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import split_suffix
@@ -47,7 +47,7 @@ FILENAME_KEYS = (
     "image_url",
     "key",
 )
-"""Names under which tables keep a file's name or address, the first one found wins; lower case."""
+"""Column names for a file's name or address, in lower case; the first one found is used."""
 WIDTH_KEYS, HEIGHT_KEYS = (
     ("width", "original_width", "image_width"),
     ("height", "original_height", "image_height"),
@@ -55,31 +55,31 @@ WIDTH_KEYS, HEIGHT_KEYS = (
 REMOTE = ("http://", "https://", "s3://", "gs://", "az://")
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 _EXTRA = "\0extra"
-"""Where the csv module puts the cells that a row has too many; no header can say so."""
+"""Key under which the csv module puts surplus cells; no header can equal it."""
 
 Fields = dict[str, Any]
 
 
-def open_table(path: Path, options: BuildOptions) -> Reading:
-    """The rows of the file at `path`; its local names are relative to --root, or else to its folder."""
+def open_table(path: Path, options: BuildOptions) -> OpenedSource:
+    """The rows of the file at `path`; file names are relative to --root, or to its folder."""
     root = (options.root or path.parent).resolve()
-    return Reading("table", root, _read(path, root, options))
+    return OpenedSource("table", root, _read(path, root, options))
 
 
-def _read(path: Path, root: Path, options: BuildOptions) -> Iterator[Found]:
+def _read(path: Path, root: Path, options: BuildOptions) -> Iterator[ReaderOutput]:
     for record in records(path, options.caption_encoding):
         if isinstance(record, Unusable):
             yield record
             continue
-        place, fields = record
+        where, fields = record
         try:
-            yield item_of(place, fields, root, options)
+            yield item_of(where, fields, root, options)
         except DataError as error:
-            yield Unusable(place, str(error))
+            yield Unusable(where, str(error))
 
 
 def records(path: Path, encoding: str) -> Iterator[tuple[str, Fields] | Unusable]:
-    """(place, fields) of each row, whatever kind of file it is.
+    """(where, fields) of each row of any kind of table.
 
     Raises:
         DataError: the file cannot be read at all.
@@ -89,7 +89,7 @@ def records(path: Path, encoding: str) -> Iterator[tuple[str, Fields] | Unusable
         if suffix in (".csv", ".tsv"):
             yield from _csv_records(path, encoding, "\t" if suffix == ".tsv" else ",")
         elif suffix == ".json":
-            yield from ((place, {"filename": name} | fields) for place, name, fields in json_records(path))
+            yield from ((where, {"filename": name} | fields) for where, name, fields in json_records(path))
         else:
             yield from _jsonl_records(path)
     except OSError as error:
@@ -101,12 +101,12 @@ def _jsonl_records(path: Path) -> Iterator[tuple[str, Fields] | Unusable]:
         for number, line in enumerate(utf8_lines(file), start=1):
             if not line.strip():
                 continue
-            place = f"{shown(path.name)}:{number}"
+            where = f"{shown(path.name)}:{number}"
             row = parse(line)
             if isinstance(row, BadRow) and not row.fields:
-                yield Unusable(place, row.reason)
+                yield Unusable(where, row.reason)
             else:
-                yield place, row.fields
+                yield where, row.fields
 
 
 def _csv_records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[str, Fields] | Unusable]:
@@ -119,33 +119,33 @@ def _csv_records(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[st
     file = io.StringIO(text, newline="")
     reader = csv.DictReader(file, delimiter=delimiter, restkey=_EXTRA, strict=True, skipinitialspace=True)
     reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-    num_above = 2 if stated else 1
-    start = 1 + num_above
+    num_header_lines = 2 if stated else 1
+    start = 1 + num_header_lines
     while True:
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            yield Unusable(f"{shown(path.name)}:{start}", f"not CSV from here on: {error}")
+            yield Unusable(f"{shown(path.name)}:{start}", f"not valid CSV from here on: {error}")
             return
         if fields is None:
             return
-        place, start = f"{shown(path.name)}:{start}", reader.line_num + num_above
+        where, start = f"{shown(path.name)}:{start}", reader.line_num + num_header_lines
         if _EXTRA in fields or None in fields.values():
-            many = len(reader.fieldnames or ())
+            num_columns = len(reader.fieldnames or ())
             hint = ": put the caption in quotes" if _EXTRA in fields else ""
-            yield Unusable(place, f"it has more or fewer than the {many} columns{hint}")
+            yield Unusable(where, f"it does not have {num_columns} columns{hint}")
         else:
-            yield place, fields
+            yield where, fields
 
 
 def _stated_delimiter(text: str) -> tuple[str, str]:
-    """The delimiter that a first line `sep=;` of Excel states, or ""; and the text without that line."""
-    found = re.match(r"sep=(.)\r?\n", text, re.IGNORECASE)
-    return (found[1], text[found.end() :]) if found else ("", text)
+    """The delimiter in Excel's first line `sep=;`, or "", and the text without that line."""
+    match = re.match(r"sep=(.)\r?\n", text, re.IGNORECASE)
+    return (match[1], text[match.end() :]) if match else ("", text)
 
 
 def _delimiter(text: str, usual: str) -> str:
-    """What stands between the columns: the usual one, or another by which the first line has known names."""
+    """The delimiter that splits the header into known column names; otherwise the usual one."""
     header = text.partition("\n")[0]
     for delimiter in (usual, ";", "\t", "|", ","):
         names = {name.strip().strip('"').lower() for name in header.split(delimiter)}
@@ -155,10 +155,10 @@ def _delimiter(text: str, usual: str) -> str:
 
 
 def json_records(path: Path) -> Iterator[tuple[str, str, Fields]]:
-    """(place, name, fields) of a JSON file: a list of objects, or an object of objects or captions by name.
+    """(where, name, fields) of a JSON file: a list of objects, or an object of objects or captions by name.
 
     Raises:
-        DataError: it is neither.
+        DataError: it is not such a file.
     """
     try:
         data = orjson.loads(as_utf8(path.read_bytes()))
@@ -168,21 +168,21 @@ def json_records(path: Path) -> Iterator[tuple[str, str, Fields]]:
         raise DataError(f"{path}: {reason_of(error)}.") from error
     if isinstance(data, dict):
         for name, value in data.items():
-            place = f"{shown(path.name)}[{shown(name)}]"
-            yield place, name, value if isinstance(value, dict) else {"caption": value}
+            where = f"{shown(path.name)}[{shown(name)}]"
+            yield where, name, value if isinstance(value, dict) else {"caption": value}
     elif isinstance(data, list):
         for number, value in enumerate(data):
-            place = f"{shown(path.name)}[{number}]"
-            yield place, "", value if isinstance(value, dict) else {"caption": value}
+            where = f"{shown(path.name)}[{number}]"
+            yield where, "", value if isinstance(value, dict) else {"caption": value}
     else:
-        raise DataError(f"{path}: neither a list of rows nor an object of them by name.")
+        raise DataError(f"{path}: not a list of rows or an object of rows by name.")
 
 
-def item_of(place: str, fields: Fields, root: Path, options: BuildOptions) -> Item:
+def item_of(where: str, fields: Fields, root: Path, options: BuildOptions) -> Item:
     """The row `fields` as an item.
 
     Raises:
-        DataError: what is missing or wrong.
+        DataError: something is missing or wrong.
     """
     name = filename_of(fields, options.filename_column)
     caption, texts = recorded_caption(fields, options)
@@ -192,7 +192,7 @@ def item_of(place: str, fields: Fields, root: Path, options: BuildOptions) -> It
     captions = PLAIN.apply(texts)
     if name.startswith(REMOTE):
         return Item(
-            place,
+            where,
             name,
             None,
             captions,
@@ -201,22 +201,22 @@ def item_of(place: str, fields: Fields, root: Path, options: BuildOptions) -> It
             loss_weight=weight,
             size=size,
         )
-    picture = find_picture(root, name)
-    if isinstance(picture, str):
-        raise DataError(f"{shown(name)}: {picture}")
-    filename = picture.relative_to(root).as_posix()
-    content = local_file(picture)
-    return Item(place, filename, content, captions, is_tag_based=is_tags, loss_weight=weight, size=size)
+    image = find_listed_image(root, name)
+    if isinstance(image, str):
+        raise DataError(f"{shown(name)}: {image}")
+    filename = image.relative_to(root).as_posix()
+    content = local_file(image)
+    return Item(where, filename, content, captions, is_tag_based=is_tags, loss_weight=weight, size=size)
 
 
 def recorded_caption(fields: Fields, options: BuildOptions) -> tuple[Caption | None, tuple[str, ...]]:
     """The caption of a row and its texts; of a row without one, the default caption.
 
     Raises:
-        DataError: there is none. Words that tables write for nothing (nan, None, null) are none.
+        DataError: there is none, or it is a placeholder for none (nan, None, null).
     """
     caption = caption_of(fields, options.caption_column)
-    # FLOW's own rows say what they mean; other tables were often written by pandas.
+    # Placeholders are real captions in FLOW's own rows; other tables were often written by pandas.
     is_flow = "caption_or_tags" in fields
     texts = [text for text in caption.texts if is_flow or not is_missing(text)] if caption else []
     if texts:
@@ -225,7 +225,7 @@ def recorded_caption(fields: Fields, options: BuildOptions) -> tuple[Caption | N
         return None, options.default_captions
     if caption:
         raise DataError(f"it has no caption, only {caption.texts[0]!r}")
-    raise DataError(f"it has no caption{_unless_known(fields, CAPTION_KEYS, 'caption')}")
+    raise DataError(f"it has no caption{_column_hint(fields, CAPTION_KEYS, 'caption')}")
 
 
 def filename_of(fields: Fields, column: str = "") -> str:
@@ -238,18 +238,18 @@ def filename_of(fields: Fields, column: str = "") -> str:
     names = [column] if column else [lower[key] for key in FILENAME_KEYS if key in lower]
     value = next((fields[name] for name in names if fields.get(name)), None)
     if not isinstance(value, str):
-        wanted = column or "filename, file_name, image, path, url ..."
-        hint = _unless_known(fields, (column or "", *FILENAME_KEYS), "filename")
-        raise DataError(f"it names no file{hint or f': {wanted} is empty'}")
+        expected = column or "filename, file_name, image, path, url ..."
+        hint = _column_hint(fields, (column or "", *FILENAME_KEYS), "filename")
+        raise DataError(f"it names no file{hint or f': {expected} is empty'}")
     return value
 
 
-def _unless_known(fields: Fields, known: Iterable[str], meaning: str) -> str:
-    """What to do where no column has one of the `known` names; "" where one has."""
+def _column_hint(fields: Fields, known: Iterable[str], meaning: str) -> str:
+    """A hint if no column has one of the `known` names; otherwise ""."""
     if {key.lower() for key in fields if isinstance(key, str)} & {*known}:
         return ""
     names = shown(", ".join(map(str, fields)))
-    return f": of its columns ({names:.200}) none is known as a {meaning}; name it by --{meaning}-column"
+    return f": none of its columns ({names:.200}) is known as a {meaning}; name one with --{meaning}-column"
 
 
 def _recorded_size(fields: Fields) -> tuple[int, int] | None:
@@ -262,54 +262,56 @@ def _recorded_size(fields: Fields) -> tuple[int, int] | None:
     return (width, height) if width > 0 and height > 0 else None
 
 
-def find_picture(root: Path, name: str) -> Path | str:
-    """The file below `root` that `name` means, with or without suffix; or why there is none.
+def find_listed_image(root: Path, name: str) -> Path | str:
+    """The file below `root` that `name` means, with or without suffix; or the reason why there is none.
 
-    What it finds is what training will read: of a file with a .jxl twin, the twin.
+    It finds the file that training will read: the .jxl twin of a file that has one.
     """
     if not name:
         return "it names no file"
     if "\0" in name:
-        return "its name is not that of a file"
-    name = from_elsewhere(root, name)
+        return "its name is not a file name"
+    name = local_name(root, name)
     path = Path(os.path.normpath(root / name))
     if not path.is_relative_to(root):
-        return f"it leads out of {root}: name a folder above by --root"
+        return f"it leads out of {root}: pass a folder above as --root"
     try:
-        found = [path] if path.is_file() else _with_suffix(path)
-        if len(found) != 1:
-            return f"it may be {' or '.join(other.name for other in found)}" if found else "no such file"
-        return _why_not(found[0], root) or found[0]
+        matches = [path] if path.is_file() else _with_suffix(path)
+        if len(matches) != 1:
+            return f"it may be {' or '.join(other.name for other in matches)}" if matches else "no such file"
+        return _path_problem(matches[0], root) or matches[0]
     except (OSError, RuntimeError) as error:
         return f"cannot be read: {error}"
 
 
-def from_elsewhere(root: Path, name: str) -> str:
-    """`name` as a path of this machine, where it was written on Windows or on another machine.
+def local_name(root: Path, name: str) -> str:
+    """`name` as a path on this machine, if it was written on Windows or on another machine.
 
-    Of a whole path, the longest end of it that is there below `root`.
+    Of an absolute path, the longest tail that exists below `root`.
     """
-    is_whole = name.startswith("/") or bool(PureWindowsPath(name).drive)
-    if not (is_whole or "\\" in name) or (root / name).exists():
+    is_absolute = name.startswith("/") or bool(PureWindowsPath(name).drive)
+    if not (is_absolute or "\\" in name) or (root / name).exists():
         return name
     parts = PureWindowsPath(name).parts
-    starts = range(1, len(parts)) if is_whole else range(1)
-    ends = ("/".join(parts[start:]) for start in starts)
-    return next((end for end in ends if ".." not in end and (root / end).is_file()), name.replace("\\", "/"))
+    starts = range(1, len(parts)) if is_absolute else range(1)
+    tails = ("/".join(parts[start:]) for start in starts)
+    return next(
+        (tail for tail in tails if ".." not in tail and (root / tail).is_file()), name.replace("\\", "/")
+    )
 
 
-def _why_not(path: Path, root: Path) -> str | None:
+def _path_problem(path: Path, root: Path) -> str | None:
     if not path.resolve().is_relative_to(root):
         return f"it is a link out of {root}, which training does not follow"
     twin = path.with_suffix(JXL)
     if path != twin and twin.is_file():
-        return f"training reads {twin.name} in its place: take one of them away"
-    return wrong_name(path.relative_to(root).as_posix())
+        return f"training reads {twin.name} instead: remove one of the two files"
+    return name_problem(path.relative_to(root).as_posix())
 
 
 def _with_suffix(path: Path) -> list[Path]:
-    """Kohya's metadata names pictures without their suffix; FLOW reads a .jxl for any other."""
-    tried = [path.with_name(path.name + suffix) for suffix in sorted(PICTURES)]
+    """Files of the name with an image suffix: Kohya's metadata omits it, and FLOW prefers a .jxl."""
+    candidates = [path.with_name(path.name + suffix) for suffix in sorted(PICTURES)]
     if split_suffix(path.name)[1] in PICTURES:
-        tried = [path.with_suffix(JXL)]
-    return [other for other in tried if other.is_file()]
+        candidates = [path.with_suffix(JXL)]
+    return [candidate for candidate in candidates if candidate.is_file()]

@@ -1,4 +1,4 @@
-"""Webdataset tars: files of one name up to its first dot are one sample."""
+"""Webdataset tars: files whose names are equal up to the first dot are one sample."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from flowloom.datasets.build.items import (
     PICTURES,
     ArchiveMember,
     Content,
-    Found,
-    Held,
+    InMemory,
     Item,
-    Reading,
+    OpenedSource,
+    ReaderOutput,
     Remark,
     Unusable,
     archive_error,
-    good_name,
+    image_name,
     is_archive,
+    name_problem,
     shown,
     stamp_of,
-    wrong_name,
 )
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import MASK, is_mask, split_suffix
@@ -34,24 +34,24 @@ from flowloom.datasets.build.tars import open_tar
 from flowloom.errors import DataError
 from flowloom.text_files import as_utf8
 
-LARGEST_MEMBER = 2**30
-MOST_HELD = 2**29
-"""Bytes of pictures from a compressed tar that wait in memory for their captions."""
+MAX_MEMBER_BYTES = 2**30
+MAX_PENDING_BYTES = 2**29
+"""Bytes of images from a compressed tar that are kept in memory until their captions are read."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _FILENAME = "filename"
-"""In a sample's .json: the name that the picture had before it was packed."""
+"""Key in a sample's .json: the name of the image before it was packed."""
 
 
-def open_webdataset(source: str, options: BuildOptions) -> Reading:
-    """The samples of a tar, of the tars in a folder, or of those that `a-{000..012}.tar` or `*.tar` names.
+def open_webdataset(source: str, options: BuildOptions) -> OpenedSource:
+    """The samples of a tar, of the tars in a folder, or of a pattern such as `a-{000..012}.tar` or `*.tar`.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no tar.
     """
     shards = shards_of(source)
     if not shards:
-        raise DataError(f"{source}: there is no tar of that name.")
-    return Reading("webdataset", None, _read(shards, options))
+        raise DataError(f"{source}: no such tar.")
+    return OpenedSource("webdataset", None, _read(shards, options))
 
 
 def shards_of(source: str) -> list[Path]:
@@ -69,7 +69,7 @@ def shards_of(source: str) -> list[Path]:
     return [Path(source[: numbered.start()] + name + source[numbered.end() :]) for name in names]
 
 
-def _read(shards: list[Path], options: BuildOptions) -> Iterator[Found]:
+def _read(shards: list[Path], options: BuildOptions) -> Iterator[ReaderOutput]:
     for shard in shards:
         try:
             yield from _read_shard(shard, options)
@@ -77,7 +77,7 @@ def _read(shards: list[Path], options: BuildOptions) -> Iterator[Found]:
             yield archive_error(shard, error)
 
 
-def _read_shard(shard: Path, options: BuildOptions) -> Iterator[Found]:
+def _read_shard(shard: Path, options: BuildOptions) -> Iterator[ReaderOutput]:
     is_plain = shard.suffix.lower() == ".tar"
     stamp = stamp_of(shard.stat())
     samples = _Samples(shard, options)
@@ -86,94 +86,96 @@ def _read_shard(shard: Path, options: BuildOptions) -> Iterator[Found]:
             tar.members = []  # pyright: ignore[reportAttributeAccessIssue] -- or it keeps every header
             name = member.name.removeprefix("./")
             if not member.isfile() or any(part.startswith(".") for part in PurePosixPath(name).parts):
-                yield from _passed_over(shard, member)
+                yield from _skipped_image(shard, member)
                 continue
-            if member.size > LARGEST_MEMBER:
+            if member.size > MAX_MEMBER_BYTES:
                 yield Unusable(f"{shown(shard.name)}!{shown(name)}", "larger than 1 GiB")
                 continue
             yield from samples.add(name, _content(tar, shard, stamp, member, is_plain))
     yield from samples.rest()
 
 
-def _passed_over(shard: Path, member: tarfile.TarInfo) -> Iterator[Remark]:
-    """A remark where a member that is not read has the name of an image; `._a.png` of macOS is none."""
+def _skipped_image(shard: Path, member: tarfile.TarInfo) -> Iterator[Remark]:
+    """A remark if a member that is not read is named like an image; `._a.png` of macOS is not one."""
     path = PurePosixPath(member.name)
     if split_suffix(path.name)[1] not in PICTURES or path.name.startswith("._"):
         return
     is_link = member.issym() or member.islnk()
-    why = "a link" if is_link else "its name is hidden or leads out" if member.isfile() else "not a file"
-    yield Remark(f"{shown(shard.name)}!{shown(member.name)}", f"not read: {why}")
+    reason = "a link" if is_link else "its name is hidden or leads out" if member.isfile() else "not a file"
+    yield Remark(f"{shown(shard.name)}!{shown(member.name)}", f"not read: {reason}")
 
 
 class _Samples:
-    """Members of a tar as samples: those that follow each other, and those whose parts lie apart."""
+    """Groups the members of a tar into samples, even if the members of a sample are not adjacent."""
 
     def __init__(self, shard: Path, options: BuildOptions):
         self.shard = shard
         self.options = options
         self._key = ""
         self._members: dict[str, Content] = {}
-        self._waiting: dict[str, dict[str, Content]] = {}
-        """Of samples that have no picture or no caption yet, in their order."""
-        self._held = 0
-        """Bytes in memory of those that wait."""
+        self._pending: dict[str, dict[str, Content]] = {}
+        """Members of samples that have no image or no caption yet, in order."""
+        self._pending_bytes = 0
+        """Bytes of pending members in memory."""
 
-    def add(self, name: str, content: Content) -> Iterator[Found]:
-        """Take the next member; the samples that are whole now."""
-        at, ending = split_key(name)
-        if at != self._key or ending in self._members:
+    def add(self, name: str, content: Content) -> Iterator[ReaderOutput]:
+        """Add the next member; yields samples that are complete."""
+        key, ending = split_key(name)
+        if key != self._key or ending in self._members:
             yield from self._close()
-            self._key = at
+            self._key = key
         self._members[ending] = content
 
-    def rest(self) -> Iterator[Found]:
-        """What is left at the end of the tar."""
+    def rest(self) -> Iterator[ReaderOutput]:
+        """The remaining samples, at the end of the tar."""
         yield from self._close()
-        yield from self._give_up(0)
+        yield from self._flush(0)
 
-    def _close(self) -> Iterator[Found]:
-        """The sample that the next member does not belong to; it waits where a part of it may come yet."""
+    def _close(self) -> Iterator[ReaderOutput]:
+        """End the current sample; it stays pending if more members may follow."""
         key, members = self._key, self._members
         self._members = {}
         if not members:
             return
-        before = self._waiting.get(key, {})
-        if before and not before.keys() & members.keys():
-            members = before | members
-            self._held -= _size_of(self._waiting.pop(key).values())
-        if key not in self._waiting and not _is_whole(members, self.options):
-            self._waiting[key] = members
-            self._held += _size_of(members.values())
-            yield from self._give_up(MOST_HELD)
+        earlier = self._pending.get(key, {})
+        if earlier and not earlier.keys() & members.keys():
+            members = earlier | members
+            self._pending_bytes -= _size_of(self._pending.pop(key).values())
+        if key not in self._pending and not _is_complete(members, self.options):
+            self._pending[key] = members
+            self._pending_bytes += _size_of(members.values())
+            yield from self._flush(MAX_PENDING_BYTES)
             return
         yield from _samples_of(self.shard, key, members, self.options)
 
-    def _give_up(self, most: int) -> Iterator[Found]:
-        """Samples that wait no longer: of `most` bytes the oldest ones that exceed them; of 0, all."""
-        while self._waiting and (not most or self._held > most):
-            key = next(iter(self._waiting))
-            members = self._waiting.pop(key)
-            self._held -= _size_of(members.values())
+    def _flush(self, max_bytes: int) -> Iterator[ReaderOutput]:
+        """The oldest pending samples, until the rest has at most `max_bytes`; 0: all."""
+        while self._pending and (not max_bytes or self._pending_bytes > max_bytes):
+            key = next(iter(self._pending))
+            members = self._pending.pop(key)
+            self._pending_bytes -= _size_of(members.values())
             yield from _samples_of(self.shard, key, members, self.options)
 
 
 def _size_of(contents: Iterable[Content]) -> int:
-    return sum(len(content.data) for content in contents if isinstance(content, Held))
+    return sum(len(content.data) for content in contents if isinstance(content, InMemory))
 
 
-def _pictures(members: dict[str, Content]) -> list[str]:
+def _images(members: dict[str, Content]) -> list[str]:
     return [ending for ending in members if split_suffix(f"x.{ending}")[1] in PICTURES]
 
 
-def _is_whole(members: dict[str, Content], options: BuildOptions) -> bool:
+def _is_complete(members: dict[str, Content], options: BuildOptions) -> bool:
     is_text = any(split_suffix(f"x.{ending}")[1] in options.caption_suffixes for ending in members)
-    return is_text and bool(_pictures(members))
+    return is_text and bool(_images(members))
 
 
-def _samples_of(shard: Path, key: str, members: dict[str, Content], options: BuildOptions) -> Iterator[Found]:
-    """One sample; or several, where names have dots in them: `boat_v1.0.jpg`, `boat_v1.1.jpg`."""
-    stems = dict.fromkeys(split_suffix(f"x.{ending}")[0][1:] for ending in _pictures(members))
-    texts = {split_suffix(f"x.{ending}")[0][1:] for ending in members if ending not in _pictures(members)}
+def _samples_of(
+    shard: Path, key: str, members: dict[str, Content], options: BuildOptions
+) -> Iterator[ReaderOutput]:
+    """One sample, or several if names contain dots: `boat_v1.0.jpg`, `boat_v1.1.jpg`."""
+    stems = dict.fromkeys(split_suffix(f"x.{ending}")[0][1:] for ending in _images(members))
+    texts = {split_suffix(f"x.{ending}")[0][1:] for ending in members if ending not in _images(members)}
     if len(stems) < 2 or not texts & stems.keys():
         yield from _sample(shard, key, members, options)
         return
@@ -187,7 +189,7 @@ def _samples_of(shard: Path, key: str, members: dict[str, Content], options: Bui
 
 
 def split_key(name: str) -> tuple[str, str]:
-    """Key and ending of a member: the last part of its path is cut at its first dot."""
+    """Key and ending of a member: its path, split at the first dot of the file name."""
     folder, slash, last = name.rpartition("/")
     stem, _, ending = last.partition(".")
     return f"{folder}{slash}{stem}", ending
@@ -200,45 +202,47 @@ def _content(
         return ArchiveMember(str(shard), member.name, stamp, member.offset_data, member.size)
     file = tar.extractfile(member)
     data = file.read() if file else b""
-    return Held(f"{shard}!{member.name}", stamp, data)
+    return InMemory(f"{shard}!{member.name}", stamp, data)
 
 
-def _sample(shard: Path, key: str, members: dict[str, Content], options: BuildOptions) -> Iterator[Found]:
+def _sample(
+    shard: Path, key: str, members: dict[str, Content], options: BuildOptions
+) -> Iterator[ReaderOutput]:
     endings = {ending: f".{ending}".lower() for ending in members}
-    pictures = [ending for ending, dotted in endings.items() if split_suffix(f"x{dotted}")[1] in PICTURES]
-    place = f"{shown(shard.name)}!{shown(key)}"
-    if not pictures:
+    images = [ending for ending, dotted in endings.items() if split_suffix(f"x{dotted}")[1] in PICTURES]
+    where = f"{shown(shard.name)}!{shown(key)}"
+    if not images:
         if members:
-            yield Remark(place, "a sample without a picture")
+            yield Remark(where, "a sample without an image")
         return
-    if all(is_mask(split_suffix(f"{key}.{ending}")[0]) for ending in pictures):
-        yield Remark(place, MASK)
+    if all(is_mask(split_suffix(f"{key}.{ending}")[0]) for ending in images):
+        yield Remark(where, MASK)
         return
-    if len(pictures) > 1:
-        yield Unusable(place, f"it has {len(pictures)} pictures: {shown(', '.join(pictures))}")
+    if len(images) > 1:
+        yield Unusable(where, f"it has {len(images)} images: {shown(', '.join(images))}")
         return
-    place += f".{shown(pictures[0])}"
+    where += f".{shown(images[0])}"
     sidecar = _sidecar(members, options)
-    filename = f"{shard.name.partition('.')[0]}/{key}.{pictures[0]}"
-    picture = members[pictures[0]]
-    described = next((members[ending] for ending in members if endings[ending] == ".json"), None)
+    filename = f"{shard.name.partition('.')[0]}/{key}.{images[0]}"
+    image = members[images[0]]
+    metadata = next((members[ending] for ending in members if endings[ending] == ".json"), None)
     try:
-        fields = _fields(described) if described else {}
+        fields = _fields(metadata) if metadata else {}
     except DataError as error:
-        yield Unusable(place, str(error))
+        yield Unusable(where, str(error))
         return
-    filename = good_name(fields.get(_FILENAME)) or filename
-    reason = wrong_name(filename)
+    filename = image_name(fields.get(_FILENAME)) or filename
+    reason = name_problem(filename)
     if reason:
-        yield Unusable(place, reason)
+        yield Unusable(where, reason)
         return
-    several = _texts(fields.get("caption_or_tags"))
+    captions = _texts(fields.get("caption_or_tags"))
     is_tags, weight = fields.get("is_tag_based"), fields.get("loss_weight")
     yield Item(
-        place,
+        where,
         filename,
-        picture,
-        captions=several,
+        image,
+        captions=captions,
         sidecar=sidecar,
         rule=options.caption_rule,
         is_tag_based=is_tags if isinstance(is_tags, bool) else None,
@@ -248,7 +252,7 @@ def _sample(shard: Path, key: str, members: dict[str, Content], options: BuildOp
 
 
 def _sidecar(members: dict[str, Content], options: BuildOptions) -> Content | None:
-    """The caption file of a sample: by its whole ending, or by the last part of it (`output.txt`)."""
+    """The caption file of a sample: by its whole ending, or by the last part (`output.txt`)."""
     endings = {ending: f".{ending}".lower() for ending in members}
     for suffix in options.caption_suffixes:
         exact = [ending for ending in endings if endings[ending] == suffix]
@@ -259,14 +263,14 @@ def _sidecar(members: dict[str, Content], options: BuildOptions) -> Content | No
 
 
 def _texts(value: Any) -> tuple[str, ...] | None:
-    """Several captions; a single one stands in the .txt as well, where people edit it."""
+    """Several captions; a single caption is read from the .txt, which people edit."""
     is_good = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
     return tuple(value) if is_good else None
 
 
-def _fields(described: Content) -> dict[str, Any]:
+def _fields(metadata: Content) -> dict[str, Any]:
     try:
-        fields = orjson.loads(as_utf8(described.read()))
+        fields = orjson.loads(as_utf8(metadata.read()))
     except orjson.JSONDecodeError as error:
         raise DataError(f"its .json is not JSON: {error}") from error
     return fields if isinstance(fields, dict) else {}

@@ -1,1 +1,1 @@
-"""One file a form: `write(export)` writes all rows."""
+"""One file per format: `write(export)` writes all rows."""

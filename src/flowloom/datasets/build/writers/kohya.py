@@ -1,4 +1,4 @@
-"""Kohya's folders: `REPEATS_NAME/picture` with the caption beside it."""
+"""Write Kohya's folders: `REPEATS_NAME/image`, with the caption beside it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import TypeAlias
 
 from flowloom.datasets.build.export import Export
 from flowloom.datasets.build.items import reason_of
-from flowloom.datasets.build.rows import Fetched, FlowRow
+from flowloom.datasets.build.rows import FetchedRow, FlowRow
 
-Sample: TypeAlias = tuple[str, tuple[str, ...], bool, float]
-"""Name, captions, kind and loss weight: rows that are equal in them are one picture repeated."""
+SampleKey: TypeAlias = tuple[str, tuple[str, ...], bool, float]
+"""Name, captions, kind and loss weight: rows that are equal in these are repeats of one image."""
 
 
 def write(export: Export) -> None:
     """Write the folders; a folder of the JSONL becomes one for each number of repeats."""
     output = export.empty_output_dir()
-    repeats: Counter[Sample] = Counter(sample_of(row) for row in export.rows())
+    repeats: Counter[SampleKey] = Counter(sample_key(row) for row in export.rows())
     labels: dict[str, str] = {}
     taken: set[str] = set()
     for fetched in export.fetched():
-        sample = sample_of(fetched.row)
+        sample = sample_key(fetched.row)
         if sample not in repeats:
-            continue  # one of its equals has been written, with their number
+            continue  # an equal row has been written, with the number of repeats
         count = repeats.pop(sample)
         label = _label(_folder_of(fetched.row), labels, export.name)
         folder = output / f"{count}_{label}"
@@ -38,15 +38,15 @@ def write(export: Export) -> None:
             continue
         if len(fetched.row.captions) > 1:
             export.report.remarks[
-                "several captions, one a line: Kohya needs --enable_wildcard to use them"
+                "several captions, one per line: Kohya needs --enable_wildcard to use them"
             ] += 1
         if fetched.row.loss_weight != 1:
-            export.report.remarks["loss_weight is lost: Kohya's folders have no place for it"] += count
+            export.report.remarks["loss_weight is lost: Kohya's folders cannot contain it"] += count
     export.report.files = sorted(output.iterdir())
 
 
-def sample_of(row: FlowRow) -> Sample:
-    """What makes two rows the same sample."""
+def sample_key(row: FlowRow) -> SampleKey:
+    """The key that is equal for repeats of one sample."""
     return row.filename, row.captions, row.is_tag_based, row.loss_weight
 
 
@@ -55,38 +55,38 @@ def _folder_of(row: FlowRow) -> str:
 
 
 def _label(folder: str, labels: dict[str, str], name: str) -> str:
-    """What the folder is called: its path in one part, told apart from others."""
+    """The label of a folder: its path as one name, distinct from others."""
     if folder not in labels:
-        wanted = label = folder.replace("/", "_").strip() or name
+        base = label = folder.replace("/", "_").strip() or name
         number = 1
-        while label.casefold() in (known.casefold() for known in labels.values()):
-            number, label = number + 1, f"{wanted}-{number + 1}"
+        while label.casefold() in (other.casefold() for other in labels.values()):
+            number, label = number + 1, f"{base}-{number + 1}"
         labels[folder] = label
     return labels[folder]
 
 
 def _free_stem(row: FlowRow, folder: str, taken: set[str]) -> str:
-    """A name without suffix that no other picture of the folder has: the caption goes by it."""
+    """A stem that no other image of the folder has, because the caption file uses it."""
     last = PurePosixPath(row.filename.partition("?")[0] if row.is_url_based else row.filename).stem
-    wanted = stem = f"_{last}" if last.startswith(".") else last
+    base = stem = f"_{last}" if last.startswith(".") else last
     number = 1
     while f"{folder}/{stem}".casefold() in taken:
-        number, stem = number + 1, f"{wanted}-{number + 1}"
+        number, stem = number + 1, f"{base}-{number + 1}"
     taken.add(f"{folder}/{stem}".casefold())
     return stem
 
 
-def _place(fetched: Fetched, folder: Path, stem: str, export: Export) -> None:
+def _place(fetched: FetchedRow, folder: Path, stem: str, export: Export) -> None:
     folder.mkdir(exist_ok=True)
     target = folder / f"{stem}{fetched.suffix}"
-    if isinstance(fetched.picture, bytes):
-        target.write_bytes(fetched.picture)
+    if isinstance(fetched.image, bytes):
+        target.write_bytes(fetched.image)
     elif export.options.link == "hard":
-        os.link(fetched.picture, target)
+        os.link(fetched.image, target)
     elif export.options.link == "soft":
-        target.symlink_to(fetched.picture)
+        target.symlink_to(fetched.image)
     else:
-        shutil.copyfile(fetched.picture, target)
-    # Never without a line: sd-scripts stops at an empty file.
+        shutil.copyfile(fetched.image, target)
+    # At least one line: sd-scripts fails on an empty file.
     lines = (" ".join(caption.split()) for caption in fetched.row.captions)
     (folder / f"{stem}.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")

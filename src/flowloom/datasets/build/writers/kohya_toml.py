@@ -1,4 +1,4 @@
-"""Kohya's data set TOML with metadata files beside it: the pictures stay where they are."""
+"""Write Kohya's dataset TOML and its metadata files; images are not copied."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any, TypeAlias
 import orjson
 
 from flowloom.datasets.build.export import Export
-from flowloom.datasets.build.writers.kohya import Sample, sample_of
+from flowloom.datasets.build.writers.kohya import SampleKey, sample_key
 from flowloom.files import replacing
 
 Group: TypeAlias = tuple[str, int, bool, bool, int]
-"""Folder, repeats, whether captions are tags, whether there are several, which row of the picture it is."""
+"""Folder, repeats, captions are tags, captions are several, number of the image's row."""
 
 
 def write(export: Export) -> None:
     """Write the TOML, with a subset for each folder and number of repeats."""
-    repeats: Counter[Sample] = Counter(sample_of(row) for row in export.rows())
+    repeats: Counter[SampleKey] = Counter(sample_key(row) for row in export.rows())
     captions_of: Counter[str] = Counter()
     groups: dict[Group, dict[str, dict[str, Any]]] = defaultdict(dict)
     for fetched in export.fetched():
-        row, path = fetched.row, fetched.picture
-        sample = sample_of(row)
+        row, path = fetched.row, fetched.image
+        sample = sample_key(row)
         if isinstance(path, bytes):
-            export.refuse(row, "an address: Kohya reads local files only. The form kohya fetches them")
+            export.refuse(row, "a URL: Kohya reads only local files. The format kohya downloads images")
         elif not all(caption.strip() for caption in row.captions):
             export.refuse(row, "an empty caption, which Kohya's metadata cannot have")
         elif sample in repeats:
@@ -40,7 +40,7 @@ def write(export: Export) -> None:
             }
             if row.loss_weight != 1:
                 fields["loss_weight"] = row.loss_weight
-                export.report.remarks["loss_weight is kept in the metadata, where Kohya passes over it"] += 1
+                export.report.remarks["loss_weight is in the metadata, but Kohya ignores it"] += 1
             groups[group][str(path)] = fields
     _write_files(export, groups)
 
@@ -66,7 +66,7 @@ def _write_files(export: Export, groups: dict[Group, dict[str, dict[str, Any]]])
 
 
 def quoted(text: str) -> str:
-    """`text` as a TOML string: JSON's, with the one control character that JSON leaves as it is."""
+    """`text` as a TOML string: JSON's, with the one control character that JSON does not escape."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -1,4 +1,4 @@
-"""One parquet file: FLOW's fields and the picture, as `datasets.load_dataset` reads it."""
+"""Write a parquet file with FLOW's fields and the image, for `datasets.load_dataset`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write(export: Export) -> None:
     partial = export.output.with_name(f"{export.output.name}.tmp")
     writer = ParquetWriter(partial, export.options.with_images)
     group: list[dict[str, Any]] = []
-    held = 0
+    num_bytes = 0
     try:
         for fetched in export.fetched():
             row = fetched.row
@@ -37,12 +37,12 @@ def write(export: Export) -> None:
                 except OSError as error:
                     export.refuse(row, reason_of(error))
                     continue
-                held += len(data)
+                num_bytes += len(data)
                 fields["image"] = {"bytes": data, "path": row.filename}
             group.append(fields)
-            if held > GROUP_BYTES or len(group) == GROUP_ROWS:
+            if num_bytes > GROUP_BYTES or len(group) == GROUP_ROWS:
                 writer.write(group)
-                group, held = [], 0
+                group, num_bytes = [], 0
         if group:
             writer.write(group)
         writer.close()

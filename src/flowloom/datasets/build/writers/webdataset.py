@@ -1,4 +1,4 @@
-"""Webdataset shards: `000000042.png`, `.txt` with the caption, `.json` with all of the row."""
+"""Write webdataset shards: `000000042.png`, `.txt` with the caption, `.json` with the row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import orjson
 
 from flowloom.datasets.build.export import Export
 from flowloom.datasets.build.items import reason_of
-from flowloom.datasets.build.rows import Fetched
+from flowloom.datasets.build.rows import FetchedRow
 
 
 def write(export: Export) -> None:
@@ -19,13 +19,13 @@ def write(export: Export) -> None:
     shard: _Shard | None = None
     for number, fetched in enumerate(export.fetched()):
         try:
-            picture = fetched.read()
+            image = fetched.read()
         except OSError as error:
             export.refuse(fetched.row, reason_of(error))
             continue
         if shard is None:
             shard = _Shard(folder / f"{export.name}-{len(export.report.files):06d}.tar")
-        shard.add(f"{number:09d}", fetched, picture)
+        shard.add(f"{number:09d}", fetched, image)
         if shard.size >= export.options.shard_mib * 2**20:
             export.report.files.append(shard.finish())
             shard = None
@@ -34,7 +34,7 @@ def write(export: Export) -> None:
 
 
 class _Shard:
-    """A tar that has its name only when it is whole."""
+    """A tar that gets its name when it is complete."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -42,10 +42,10 @@ class _Shard:
         self._partial = path.with_name(f"{path.name}.tmp")
         self._tar = tarfile.open(self._partial, "w")  # noqa: SIM115 -- finish closes it
 
-    def add(self, key: str, fetched: Fetched, picture: bytes) -> None:
+    def add(self, key: str, fetched: FetchedRow, image: bytes) -> None:
         """Add a sample."""
         row = fetched.row
-        self._add(f"{key}{fetched.suffix.lower()}", picture)
+        self._add(f"{key}{fetched.suffix.lower()}", image)
         self._add(f"{key}.txt", "\n".join(row.captions).encode())
         self._add(f"{key}.json", orjson.dumps(row.fields))
 
@@ -57,7 +57,7 @@ class _Shard:
         self.size += len(data) + 512
 
     def finish(self) -> Path:
-        """Close it; its path."""
+        """Close the tar and return its path."""
         self._tar.close()
         self._partial.replace(self.path)
         return self.path

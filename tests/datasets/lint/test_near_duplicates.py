@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flowloom.datasets.lint.near import SIDE, fingerprint, groups_alike
+from flowloom.datasets.lint.near_duplicates import SIDE, fingerprint, group_near_duplicates
 
 
 def drawn(seed: int, size: int = 288) -> Image.Image:
-    """A picture of soft blobs."""
+    """A image of soft blobs."""
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 7, 3), np.uint8)
     return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
 
@@ -26,23 +26,23 @@ def print_of(image: Image.Image):
 def labels(prints, aspects=None, **options):
     bits, colours = np.stack([p.bits for p in prints]), np.stack([p.colours for p in prints])
     whole = np.ones(len(prints)) if aspects is None else aspects
-    return groups_alike(bits, colours, whole, **options).labels
+    return group_near_duplicates(bits, colours, whole, **options).labels
 
 
 def test_a_resized_and_recompressed_copy_is_alike_and_others_are_not(tmp_path):
     drawn(0).resize((140, 140)).save(tmp_path / "copy.jpg", quality=50)
-    pictures = [drawn(0), Image.open(tmp_path / "copy.jpg"), *(drawn(seed) for seed in range(1, 60))]
-    found = labels([print_of(picture) for picture in pictures])
+    images = [drawn(0), Image.open(tmp_path / "copy.jpg"), *(drawn(seed) for seed in range(1, 60))]
+    found = labels([print_of(image) for image in images])
     assert found[0] == found[1]
     assert len(set(found.tolist())) == 60
 
 
-def test_pictures_of_one_shape_in_other_colours_are_not_alike():
+def test_images_of_one_shape_in_other_colours_are_not_alike():
     squares = [Image.new("RGB", (64, 64), colour) for colour in ("red", "green", "blue", "white")]
     assert len(set(labels([print_of(square) for square in squares]).tolist())) == 4
 
 
-def test_pictures_of_another_shape_are_not_alike():
+def test_images_of_another_shape_are_not_alike():
     same = print_of(drawn(3))
     assert len(set(labels([same, same], np.array([1.0, 1.5])).tolist())) == 2
     assert len(set(labels([same, same], np.array([1.0, 1.01])).tolist())) == 1
@@ -66,38 +66,38 @@ def test_the_search_finds_what_comparing_all_pairs_finds(seed, max_bits, flips):
     for row in single[6:]:
         row[draw.choice(128, draw.integers(0, flips + 1), replace=False)] ^= 1
     bits = np.packbits(single, axis=1).view(">u8").astype(np.uint64)
-    found = groups_alike(bits, np.zeros((18, 192), np.uint8), np.ones(18), max_bits).labels
+    found = group_near_duplicates(bits, np.zeros((18, 192), np.uint8), np.ones(18), max_bits).labels
     expected = slowly(bits, max_bits)
     assert np.array_equal(found[:, None] == found[None], expected[:, None] == expected[None])
 
 
-def test_no_picture_is_no_group():
-    empty = groups_alike(np.zeros((0, 2), np.uint64), np.zeros((0, 192), np.uint8), np.zeros(0))
+def test_no_image_is_no_group():
+    empty = group_near_duplicates(np.zeros((0, 2), np.uint64), np.zeros((0, 192), np.uint8), np.zeros(0))
     assert len(empty.labels) == 0
     assert empty.crowded == 0
 
 
-def test_pictures_that_were_not_compared_with_all_are_counted(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("flowloom.datasets.lint.near.WINDOW", 20)
+def test_images_that_were_not_compared_with_all_are_counted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("flowloom.datasets.lint.near_duplicates.WINDOW", 20)
     draw = np.random.default_rng(1)
     bits = draw.integers(0, 2**64, (60, 2), np.uint64)
-    bits[:30, 0] &= np.uint64(2**40 - 1)  # 30 of them begin alike, as pictures on plain paper do
+    bits[:30, 0] &= np.uint64(2**40 - 1)  # 30 of them begin alike, as images on plain paper do
     bits[59] = bits[0]  # and one of these is there twice: both are counted
-    found = groups_alike(bits, np.zeros((60, 192), np.uint8), np.ones(60))
+    found = group_near_duplicates(bits, np.zeros((60, 192), np.uint8), np.ones(60))
     assert found.crowded == 31
-    monkeypatch.setattr("flowloom.datasets.lint.near.WINDOW", 30)
-    assert groups_alike(bits, np.zeros((60, 192), np.uint8), np.ones(60)).crowded == 0
+    monkeypatch.setattr("flowloom.datasets.lint.near_duplicates.WINDOW", 30)
+    assert group_near_duplicates(bits, np.zeros((60, 192), np.uint8), np.ones(60)).crowded == 0
 
 
 @pytest.mark.slow
-def test_100_000_pictures_are_searched_in_seconds():
+def test_100_000_images_are_searched_in_seconds():
     draw = np.random.default_rng(0)
     bits = draw.integers(0, 2**64, (100_000, 2), np.uint64)
     bits[50_000:50_100] = bits[:100] ^ np.uint64(0b1011)
     colours = draw.integers(0, 256, (100_000, 192), np.uint8)
     colours[50_000:50_100] = colours[:100]
     started = time.perf_counter()
-    found, crowded = groups_alike(bits, colours, np.ones(100_000))
+    found, crowded = group_near_duplicates(bits, colours, np.ones(100_000))
     assert crowded == 0
     assert len(set(found.tolist())) == 99_900
     assert time.perf_counter() - started < 30

@@ -1,4 +1,4 @@
-"""Items to rows: captions read, pictures measured and written out where they must be, in any thread."""
+"""Convert items to rows: read captions, measure images, and extract images from archives; thread-safe."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from flowloom.datasets.build.items import ORDERED, Content, Found, Item, Remark, Unusable, reason_of, shown
+from flowloom.datasets.build.items import (
+    ORDERED,
+    Content,
+    Item,
+    ReaderOutput,
+    Remark,
+    Unusable,
+    reason_of,
+    shown,
+)
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.readers.listing import StoreObject
-from flowloom.datasets.build.sizes import LONGEST_HEAD, measure
+from flowloom.datasets.build.sizes import MAX_HEAD_BYTES, measure
 from flowloom.datasets.build.stores import NamedStores
 from flowloom.datasets.build.text import (
     Caption,
@@ -24,41 +33,41 @@ from flowloom.datasets.build.text import (
 from flowloom.datasets.build.wildcards import MAX_VARIANTS, num_variants, unused_marks
 from flowloom.errors import DataError, SourceError, StoreDenied, Unavailable
 
-Known: TypeAlias = dict[str, tuple[str, str]]
-"""Stamp and value by key, as the state has them."""
+StateEntries: TypeAlias = dict[str, tuple[str, str]]
+"""(stamp, value) by key, from the build state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the JSONL, or several equal ones."""
+    """One row of the JSONL, with its repeats."""
 
     fields: dict[str, Any]
     repeats: int
 
 
 @dataclass
-class Settled:
-    """What became of some items, in their order."""
+class MadeRows:
+    """The rows made of some items, in order."""
 
     rows: list[Row] = field(default_factory=list)
     unusable: list[Unusable] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
-    learned: list[tuple[str, str, str]] = field(default_factory=list)
-    """(key, stamp, value) for the state."""
+    state_entries: list[tuple[str, str, str]] = field(default_factory=list)
+    """(key, stamp, value) to store in the build state."""
     num_read: int = 0
 
 
-class Settler:
-    """Makes rows; safe to use from several threads."""
+class RowMaker:
+    """Converts items to rows; safe in several threads."""
 
     def __init__(self, options: BuildOptions, root: Path | None):
         self.options = options
         self.root = root
         self._stores = NamedStores(options.storage)
 
-    def settle(self, items: list[Found], known: Known) -> Settled:
-        """Rows of `items`, in their order."""
-        done = Settled()
+    def make_rows(self, items: list[ReaderOutput], known: StateEntries) -> MadeRows:
+        """The rows of `items`, in order."""
+        done = MadeRows()
         for item in items:
             if isinstance(item, Unusable):
                 done.unusable.append(item)
@@ -68,17 +77,17 @@ class Settler:
                 try:
                     done.rows.append(self._row(item, known, done))
                 except (Unavailable, StoreDenied):
-                    raise  # the store as a whole: no row is to blame
+                    raise  # a problem of the store, not of the row
                 except (DataError, SourceError) as error:
-                    done.unusable.append(Unusable(item.place, str(error)))
+                    done.unusable.append(Unusable(item.where, str(error)))
                 except OSError as error:
-                    done.unusable.append(Unusable(item.place, reason_of(error)))
+                    done.unusable.append(Unusable(item.where, reason_of(error)))
         return done
 
-    def _row(self, item: Item, known: Known, done: Settled) -> Row:
+    def _row(self, item: Item, known: StateEntries, done: MadeRows) -> Row:
         caption = self._caption(item, known, done)
         texts = caption.texts
-        done.remarks += (Remark(item.place, text) for text in _doubts(texts))
+        done.remarks += (Remark(item.where, text) for text in _caption_remarks(texts))
         width, height = self._size(item, known, done)
         is_tags = next((stated for stated in self._statements(item, caption) if stated is not None), None)
         if caption.is_ordered:
@@ -98,28 +107,28 @@ class Settler:
     def _statements(self, item: Item, caption: Caption) -> tuple[bool | None, ...]:
         return self.options.is_tag_based, item.is_tag_based, caption.is_tag_based
 
-    def _caption(self, item: Item, known: Known, done: Settled) -> Caption:
+    def _caption(self, item: Item, known: StateEntries, done: MadeRows) -> Caption:
         if item.captions is not None:
             return Caption(item.captions)
         if item.sidecar is None:
             if item.rule.fallback is None:
                 raise DataError(
-                    "it has no caption: write one beside it, or give all such pictures one by --caption"
+                    "it has no caption: write one beside it, or set one for all such images with --caption"
                 )
             return Caption(item.rule.apply([item.rule.fallback]))
         raw = self._read_caption(item.sidecar, known, done)
         if item.rule.lines == "joined" and any(map(is_tag_by_line, raw.texts)):
-            text = "its lines look like one tag each and are joined with spaces: write commas between tags"
-            done.remarks.append(Remark(item.place, text))
+            text = "its lines look like one tag each, and were joined with spaces: write commas between tags"
+            done.remarks.append(Remark(item.where, text))
         is_ordered = item.rule.is_ordered(raw.texts)
         if is_ordered:
-            done.remarks.append(Remark(item.place, ORDERED))
+            done.remarks.append(Remark(item.where, ORDERED))
         if item.rule.has_wildcards and max(map(num_variants, raw.texts)) > MAX_VARIANTS:
             text = f"more than {MAX_VARIANTS} combinations of alternatives: {MAX_VARIANTS} of them are used"
-            done.remarks.append(Remark(item.place, text))
+            done.remarks.append(Remark(item.where, text))
         return Caption(item.rule.apply(raw.texts), raw.is_tag_based, raw.loss_weight, is_ordered)
 
-    def _read_caption(self, sidecar: Content, known: Known, done: Settled) -> Caption:
+    def _read_caption(self, sidecar: Content, known: StateEntries, done: MadeRows) -> Caption:
         encoding = self.options.caption_encoding
         stamp = f"{sidecar.stamp} {encoding}"
         if known.get(sidecar.key, ("",))[0] == stamp:
@@ -130,45 +139,45 @@ class Settler:
         except DataError as error:
             raise DataError(f"{shown(Path(sidecar.key).name)}: {error}") from error
         value = orjson.dumps([caption.texts, caption.is_tag_based, caption.loss_weight]).decode()
-        done.learned.append((sidecar.key, stamp, value))
+        done.state_entries.append((sidecar.key, stamp, value))
         return caption
 
-    def _size(self, item: Item, known: Known, done: Settled) -> tuple[int, int]:
-        if item.picture is None and item.size:
+    def _size(self, item: Item, known: StateEntries, done: MadeRows) -> tuple[int, int]:
+        if item.image is None and item.size:
             return item.size
-        picture = self._remote(item) if item.picture is None else item.picture
-        stamp, value = known.get(picture.key, ("", ""))
-        is_known = stamp == picture.stamp
-        # Measured before it is written out: what is no picture stays where it is.
-        size = tuple(orjson.loads(value)) if is_known else measure(picture)
+        image = self._remote(item) if item.image is None else item.image
+        stamp, value = known.get(image.key, ("", ""))
+        is_known = stamp == image.stamp
+        # Measured before it is extracted, so that only images are.
+        size = tuple(orjson.loads(value)) if is_known else measure(image)
         if item.is_inside:
-            self._write_out(item, picture, known)
+            self._extract(item, image, known)
         if not is_known:
             done.num_read += 1
-            done.learned.append((picture.key, picture.stamp, orjson.dumps(size).decode()))
+            done.state_entries.append((image.key, image.stamp, orjson.dumps(size).decode()))
         return size
 
     def _remote(self, item: Item) -> Content:
-        """The picture at an address of which no size is recorded."""
+        """The image at a URL without a recorded size."""
         store, name = self._stores.of(item.filename)
-        # Its length is not known before it is asked for; its address is all that tells it from others.
-        return StoreObject(store, item.filename.removesuffix(name), name, LONGEST_HEAD, "by address")
+        # Its length is not known before a request, so the stamp is constant.
+        return StoreObject(store, item.filename.removesuffix(name), name, MAX_HEAD_BYTES, "by address")
 
-    def _write_out(self, item: Item, picture: Content, known: Known) -> None:
-        """Put a picture that is inside an archive below the root; nothing of others is replaced there."""
+    def _extract(self, item: Item, image: Content, known: StateEntries) -> None:
+        """Extract an image from an archive below the root; files of other origin are not replaced."""
         if self.root is None:
-            raise DataError("there is no folder to write it to")
+            raise DataError("it has no folder to be written to")
         target = self.root / item.filename
-        stamp, _ = known.get(picture.key, ("", ""))
-        is_there = target.is_file()
-        if is_there and stamp == picture.stamp:
+        stamp, _ = known.get(image.key, ("", ""))
+        exists = target.is_file()
+        if exists and stamp == image.stamp:
             return
-        data = picture.read()
-        if is_there and target.read_bytes() == data:
+        data = image.read()
+        if exists and target.read_bytes() == data:
             return
-        if is_there and not stamp:
+        if exists and not stamp:
             raise DataError(
-                f"{shown(str(target))} is there already with other content: name another folder by --images"
+                f"{shown(str(target))} exists with other content: choose another folder with --images"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.tmp")
@@ -176,12 +185,12 @@ class Settler:
         partial.replace(target)
 
 
-def _doubts(texts: tuple[str, ...]) -> Iterator[str]:
-    """What is odd about the captions of an image, which is trained nevertheless."""
+def _caption_remarks(texts: tuple[str, ...]) -> Iterator[str]:
+    """Remarks on unusual captions of an image, which is trained nevertheless."""
     if not any(texts):
         yield "an empty caption"
     for mark in dict.fromkeys(mark for text in texts for mark in unused_marks(text)):
-        yield f"trained as text: {mark}. A dataset TOML with that key converts it"
+        yield f"trained as text: {mark}. A dataset TOML with this key converts it"
     for text in texts:
         if text and is_missing(text):
-            yield f"the caption is {text!r}, which tables write for none"
+            yield f"the caption is {text!r}, a placeholder that tables write for none"

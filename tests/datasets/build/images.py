@@ -1,4 +1,4 @@
-"""Small pictures that can be told apart by one pixel, and builds of them."""
+"""Small images that can be told apart by one pixel, and builds of them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from flowloom.datasets.build.options import BuildOptions
 FORMATS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"}
 
 
-def picture(number: int = 0, size: tuple[int, int] = (40, 30), suffix: str = ".png") -> bytes:
-    """A picture whose grey is `number`."""
+def image_bytes(number: int = 0, size: tuple[int, int] = (40, 30), suffix: str = ".png") -> bytes:
+    """A image whose grey is `number`."""
     file = io.BytesIO()
     Image.new("RGB", size, (number,) * 3).save(file, FORMATS[suffix])
     return file.getvalue()
@@ -41,7 +41,7 @@ def built(source: Path | str, output: Path, **options: Any) -> tuple[list[dict[s
 
 
 def greys(rows: list[dict[str, Any]], root: Path | None) -> dict[int, list[str]]:
-    """Captions by the grey of the picture that each row's name leads to."""
+    """Captions by the grey of the image that each row's name leads to."""
     assert root is not None
     found: dict[int, list[str]] = {}
     for row in rows:
