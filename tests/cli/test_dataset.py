@@ -55,10 +55,13 @@ def test_a_data_set_goes_out_and_comes_back(folder: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["build", "no", "-o", "d.jsonl"], "no: there is nothing of that name."),
-        (["build", "empty", "-o", "d.jsonl"], "empty: not one image with a caption was found as folder."),
-        (["export", "no.jsonl", "--to", "kohya", "-o", "x"], "no.jsonl: there is no such file."),
-        (["export", "in", "--to", "kohya", "-o", "x"], "in: there is no such file."),
+        (["build", "no", "-o", "d.jsonl"], "no: no such file or folder."),
+        (
+            ["build", "empty", "-o", "d.jsonl"],
+            "empty: no image with a caption was found by reading it as folder.",
+        ),
+        (["export", "no.jsonl", "--to", "kohya", "-o", "x"], "no.jsonl: no such file."),
+        (["export", "in", "--to", "kohya", "-o", "x"], "in: no such file."),
         (["bild"], "there is no verb 'dataset bild', but"),
     ],
 )

@@ -71,7 +71,7 @@ def test_twins_are_left_out_and_counted(tmp_path: Path, make):
     twins = [("A.PNG", b"2"), ("a.png", b"3"), ("e\u0301.png", b"5")]
     done, files = unpacked(tmp_path, make(("a.png", b"1"), *twins[:2], ("\u00e9.png", b"4"), twins[2]))
     assert files == {"a.png": b"1", "\u00e9.png": b"4"}
-    assert done.reasons == {"an entry of the same name was before it": 3}
+    assert done.reasons == {"an earlier entry has the same name": 3}
 
 
 @pytest.mark.parametrize("make", [zipped, tarred])
@@ -104,7 +104,7 @@ def test_links_and_devices_of_a_tar_are_left_out(tmp_path: Path):
         members.append(info)
     done, files = unpacked(tmp_path, tarred(*members, ("good.png", b"y")))
     assert files == {"good.png": b"y"}
-    assert done.reasons == {"it is a link": 2, "it is no plain file": 3}
+    assert done.reasons == {"it is a link": 2, "it is not a regular file": 3}
 
 
 def test_a_link_and_a_file_behind_it_lead_nowhere(tmp_path: Path):
@@ -181,7 +181,7 @@ def test_a_large_size_in_the_field_of_large_zips_is_refused(tmp_path: Path):
 def test_an_encrypted_member_is_refused_with_what_to_do(tmp_path: Path):
     content = bytearray(zipped(("a.png", b"x"), ("b.png", b"y")))
     content[content.rindex(b"PK\x01\x02") + 8] |= 1
-    with pytest.raises(ArchiveRefused, match="encrypted: unpack it"):
+    with pytest.raises(ArchiveRefused, match="encrypted: create it without a password"):
         unpacked(tmp_path, bytes(content))
 
 

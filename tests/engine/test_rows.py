@@ -14,8 +14,8 @@ import pytest
 from flowloom.config.flow_format.read import LoadedConfig, load_config
 from flowloom.config.run import RunConfig
 from flowloom.datasets.build.build import build
-from flowloom.datasets.build.fresh import folder_rows, freshness, update
 from flowloom.datasets.build.options import BuildOptions
+from flowloom.datasets.build.update import folder_rows, freshness, update
 from flowloom.datasets.load import load_dataset
 from flowloom.engine.__main__ import run_engine
 from flowloom.engine.build import Components
@@ -34,7 +34,7 @@ MakeConfig = Callable[..., RunConfig]
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The user's cache is one of the test's own."""
-    from flowloom.datasets.build import fresh
+    from flowloom.datasets.build import update as fresh
 
     fresh._cache_dir.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -285,7 +285,7 @@ def test_the_plan_the_preflight_and_the_run_tell_of_an_outdated_jsonl(
     loaded = LoadedConfig(on(make_config, jsonl, folder), {}, [], Path("config"))
     assert make_plan(loaded).notes == []
     (folder / "04.txt").write_text("another\n")
-    message = f"{jsonl} is outdated: 1 row differs from the images and captions that {folder} has now."
+    message = f"{jsonl} is outdated: 1 row differs from the images and captions in {folder}."
     assert [note for note in make_plan(loaded).notes if note.startswith(message)]
     found = preflight(loaded, Asked(tmp_path / "runs")).report().model_dump()
     assert [hint for hint in found["hints"] if hint.startswith(message)]

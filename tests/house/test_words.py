@@ -18,7 +18,6 @@ Text = tuple[int, str]  # the line where it begins, and a string, docstring or p
 
 REWRITTEN = [
     "src/flowloom/data/",
-    "src/flowloom/datasets/",
     "src/flowloom/engine/",
     "src/flowloom/model_library/",
     "src/flowloom/models/",

@@ -134,7 +134,7 @@ def test_of_a_tar_only_plain_files_below_the_folder_come(studio: Studio, files: 
     reasons = {one["name"]: one["reason"] for one in result(studio, run_id)["left_out"]}
     assert set(reasons) == set(odd)
     assert "link" in reasons["a.png"]
-    assert "plain" in reasons["c.png"]
+    assert "regular file" in reasons["c.png"]
 
 
 def test_a_table_becomes_a_jsonl(studio: Studio, files: Files):

@@ -208,7 +208,7 @@ def test_a_zip_brings_captions_and_folders(one_studio: Studio, uploads: str):
     folder = folder_of(one_studio, uploads)
     assert {name: (folder / name).read_bytes() for name in files} == files
     again = unpacked(one_studio, uploads, zipped(files | {"fox/1.txt": b"another"}))
-    assert again["left_out"] == [["fox/1.txt", "another file of this name is there"]]
+    assert again["left_out"] == [["fox/1.txt", "another file of this name exists"]]
     assert (folder / "fox/1.txt").read_bytes() == b"a fox"
     wait_for(lambda: not list((folder / ".uploads").glob("*/data")))
 

@@ -47,10 +47,10 @@ def test_a_folder_is_linted_at_once(one_studio: Studio, fox: str):
     answer = one_studio.post(f"{fox}/lint", {"near_bits": -1}, 200)
     assert answer["run"] is None
     report = answer["result"]
-    assert report["usable"] == 4
+    assert report["num_usable"] == 4
     assert report["counts"]["empty_caption"] == 1
-    assert [one["place"] for one in report["unusable"]] == ["bad.png"]
-    assert (report["rows"], report["counts"]["unreadable"], report["errors"]) == (5, 1, 1)
+    assert [entry["where"] for entry in report["unusable"]] == ["bad.png"]
+    assert (report["num_rows"], report["counts"]["unreadable"], report["errors"]) == (5, 1, 1)
     (unreadable,) = (one for one in report["findings"] if one["kind"] == "unreadable")
     assert (unreadable["filename"], "not readable" in unreadable["message"]) == ("bad.png", True)
     assert not list((one_studio.home / ".flowloom" / "answers").iterdir())
@@ -79,7 +79,7 @@ def test_a_large_set_is_linted_by_a_run(one_studio: Studio, fox: str):
     assert answer.status_code == 202
     run = one_studio.wait(answer.json()["run"]["id"], "finished")
     report = json.loads((one_studio.home / "runs" / run["id"] / "result.json").read_text())
-    assert report["looked_at"] == 4
+    assert report["num_decoded"] == 4
 
 
 def test_a_folder_becomes_a_jsonl_and_kohyas_folders(one_studio: Studio, fox: str):
@@ -112,7 +112,7 @@ def test_what_cannot_be_done_is_told_with_its_reason(one_studio: Studio):
     one_studio.http.post("/api/datasets", json={"name": "empty"})
     answer = one_studio.http.post("/api/datasets/empty/convert", json={})
     assert answer.status_code == 409
-    assert "not one picture" in answer.json()["detail"]
+    assert "no image with a caption" in answer.json()["detail"]
 
 
 def test_a_build_that_was_stopped_reads_on(tmp_path: Path):

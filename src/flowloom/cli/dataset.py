@@ -101,7 +101,7 @@ def _update(words: list[str]) -> int:
     parser.add_argument("jsonl", type=Path, metavar="FILE.jsonl", help="built from a folder before")
     asked = parser.parse_args(words)
 
-    from flowloom.datasets.build.fresh import update
+    from flowloom.datasets.build.update import update
 
     with _Ticker("images") as ticker:
         report = update(asked.jsonl, lambda report: ticker.tick(report.num_images))

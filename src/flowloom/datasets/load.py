@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from flowloom.config.run import RunConfig
 from flowloom.data.dataset import Dataset, DatasetSource, dataset_sources
-from flowloom.datasets.build.fresh import folder_rows
+from flowloom.datasets.build.update import folder_rows
 
 
 def load_dataset(config: RunConfig) -> Dataset:

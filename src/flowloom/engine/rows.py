@@ -21,7 +21,7 @@ from flowloom.config.run import RunConfig
 from flowloom.data.dataset import dataset_sources
 from flowloom.data.index import read_columns
 from flowloom.datasets.build.build import digest_of
-from flowloom.datasets.build.fresh import folder_rows, freshness, left_out_told, num_differing
+from flowloom.datasets.build.update import folder_rows, freshness, left_out_message, num_differing
 from flowloom.engine.distributed import Ranks
 from flowloom.files import replacing, write_json
 from flowloom.run.directory import RunDir
@@ -83,7 +83,7 @@ def _copied(folder: Path, kept: Path) -> Iterator[str]:
     with rows.path.open("rb") as source, replacing(kept) as target:
         shutil.copyfileobj(source, target)
     if rows.left_out:
-        yield left_out_told(folder, rows.left_out)
+        yield left_out_message(folder, rows.left_out)
 
 
 def _compared(folder: Path, kept: Path) -> Iterator[str]:
@@ -110,7 +110,7 @@ def _about_files(paths: list[Path], run_dir: RunDir, *, is_resumed: bool) -> Ite
         elif before["digest"] != now["digest"]:
             yield _difference(path, before, now)
         elif (fresh := freshness(Path(path))) and fresh.is_outdated:
-            yield fresh.told(Path(path))
+            yield fresh.message(Path(path))
     if found:
         record.parent.mkdir(exist_ok=True)
         write_json(record, found)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, Field
 
 from flowloom.datasets.build.detect import AmbiguousSource, detect
-from flowloom.datasets.build.fresh import recipe_of
 from flowloom.datasets.build.options import BuildOptions, Kind
+from flowloom.datasets.build.update import recipe_of
 from flowloom.errors import DataError, Problem
 from flowloom.schema import Section
 from flowloom.storage.base import StorageSection, scheme_of
@@ -141,7 +141,7 @@ def _build(config: BuildConfig, progress: Progress) -> None:
 
 def _update(config: UpdateConfig, progress: Progress) -> None:
     """The result is that of a build."""
-    from flowloom.datasets.build.fresh import update
+    from flowloom.datasets.build.update import update
 
     progress.phase("reading")
     progress.save_result(_result(update(Path(config.jsonl_path), build_progress(progress))).model_dump())

@@ -12,9 +12,9 @@ import pytest
 
 from flowloom.cli.dataset import dataset as cli
 from flowloom.datasets.build.detect import AmbiguousSource, detect
-from flowloom.datasets.build.fresh import folder_rows, update
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.repeats import MAX_REPEATS
+from flowloom.datasets.build.update import folder_rows, update
 from flowloom.errors import DataError
 from flowloom.tasks.dataset_build import BUILD
 from flowloom.tasks.dataset_lint import LINT
@@ -186,7 +186,7 @@ def test_an_update_reads_the_form_of_the_build(tmp_path: Path):
 
 def test_what_an_explicit_form_needs_is_named(tmp_path: Path):
     images(tmp_path / "in", "1")
-    with pytest.raises(DataError, match=r"there is no metadata.jsonl, metadata.csv"):
+    with pytest.raises(DataError, match=r"it has no metadata.jsonl or metadata.csv"):
         built(tmp_path / "in", tmp_path / "d.jsonl", kind="table")
 
 
@@ -299,4 +299,4 @@ def test_parquet_with_images_inside_is_counted_as_it_is(tmp_path: Path):
     pq.write_table(pa.table(columns), tmp_path / "in/train.parquet")
     rows, report = built(tmp_path / "in", tmp_path / "d.jsonl")
     assert [row["caption_or_tags"] for row in rows] == columns["txt"]
-    assert report.why == "there is *.parquet, and no image file"
+    assert report.why == "*.parquet exists, and no image file"

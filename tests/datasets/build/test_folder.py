@@ -235,7 +235,7 @@ def test_a_rerun_reads_only_what_changed(tmp_path: Path) -> None:
         (60, "caption 1"),
         (40, "another one"),
     ]
-    assert report.remarks["a caption file without its image"] == 1
+    assert report.remarks["a caption file without an image"] == 1
 
 
 def test_a_damaged_state_costs_time_only(tmp_path: Path) -> None:
@@ -249,10 +249,10 @@ def test_a_damaged_state_costs_time_only(tmp_path: Path) -> None:
 def test_nothing_found_leaves_the_old_file(tmp_path: Path) -> None:
     write(tmp_path / "in/a.png", b"broken")
     write(tmp_path / "d.jsonl", "old")
-    with pytest.raises(DataError, match=r"not one image .* found as folder.*a.png: not readable"):
+    with pytest.raises(DataError, match=r"no image .* reading it as folder.*a.png: not readable"):
         built(tmp_path / "in", tmp_path / "d.jsonl", default_caption="x")
     assert (tmp_path / "d.jsonl").read_text() == "old"
-    with pytest.raises(DataError, match="nothing of that name"):
+    with pytest.raises(DataError, match="no such file or folder"):
         built(tmp_path / "no", tmp_path / "d.jsonl")
 
 

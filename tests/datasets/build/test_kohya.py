@@ -130,19 +130,19 @@ def test_subsets_inherit_and_keep_kohya_s_rules(tmp_path: Path, toml: Path) -> N
     ]
     said = " ".join(report.remarks)
     assert report.remarks[ORDERED] == 4
-    assert "resolution is the training configuration's here" in said
-    assert "read before" in said
+    assert "ignored: resolution belongs in the training configuration" in said
+    assert "already read" in said
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("[[datasets", "not readable as TOML"),
+        ("[[datasets", "not valid TOML"),
         ("general = 1", "must be a table"),
         ("[[datasets]]\nresolution = 1", r"no \[\[datasets.subsets\]\]"),
-        ("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 1", "no image_dir"),
+        ("[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 1", "image_dir is missing"),
         ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'\nnum_repeats = 'y'", "num_repeats is 'y'"),
-        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'", "not one image.*cannot be listed"),
+        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'x'", "no image.*cannot be listed"),
     ],
 )
 def test_a_wrong_toml_is_said_in_one_sentence(tmp_path: Path, text: str, reason: str) -> None:
@@ -241,10 +241,10 @@ def test_a_folder_with_two_kinds_of_captions_gives_both(tmp_path: Path) -> None:
 def test_paths_of_windows_are_named_with_what_to_do(tmp_path: Path) -> None:
     path = with_toml(tmp_path, 'caption_extension = ".txt"', {"1.txt": "x"})
     write(path, path.read_text().replace('"pics"', "'D:\\sets\\pics'"))
-    with pytest.raises(DataError, match=r"image_dir D:\\sets\\pics is a path of Windows"):
+    with pytest.raises(DataError, match=r"image_dir D:\\sets\\pics is a Windows path"):
         built(path, tmp_path / "d.jsonl")
     write(path, path.read_text().replace("'D:\\sets\\pics'", '"D:\\sets\\pics"'))
-    with pytest.raises(DataError, match=r"not readable as TOML.*'single quotes'"):
+    with pytest.raises(DataError, match=r"not valid TOML.*'single quotes'"):
         built(path, tmp_path / "d.jsonl")
     write(path, path.read_text().replace('"D:\\sets\\pics"', "'..\\in\\pics'"))
     assert built(path, tmp_path / "d.jsonl")[1].num_rows == 1

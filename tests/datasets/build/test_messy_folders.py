@@ -128,7 +128,7 @@ def test_links_to_a_store_outside_are_told_with_the_cure(tmp_path: Path) -> None
     (tmp_path / "in").mkdir()
     for name in ("1.png", "1.txt"):
         (tmp_path / "in" / name).symlink_to(tmp_path / "store" / name)
-    with pytest.raises(DataError, match="name a folder above both by --root"):
+    with pytest.raises(DataError, match="pass a folder above both as --root"):
         built(tmp_path / "in", tmp_path / "d.jsonl")
     rows, _ = built(tmp_path / "in", tmp_path / "d.jsonl", root=tmp_path)
     assert [(row["filename"], row["caption_or_tags"]) for row in rows] == [("in/1.png", "x")]

@@ -85,14 +85,14 @@ BAD = {
     '{"file_name": "gone.png", "text": "x"}': "no such file",
     '{"file_name": "../list.jsonl", "text": "x"}': "leads out",
     '{"file_name": "/etc/hostname", "text": "x"}': "leads out",
-    '{"file_name": "a\\u0000.png", "text": "x"}': "not that of a file",
+    '{"file_name": "a\\u0000.png", "text": "x"}': "not a file name",
     '{"file_name": "sub", "text": "x"}': "no such file",
     '{"file_name": 7, "text": "x"}': "names no file",
     '{"file_name": "a.png", "text": 7}': "must be text",
     '{"file_name": "a.png", "text": "x", "loss_weight": 2}': "loss_weight is 2",
     '{"file_name": "a.png", "text': "not JSON",
     "[1]": "not a JSON object",
-    '{"file_name": "twin.png", "text": "x"}': "training reads twin.jxl in its place",
+    '{"file_name": "twin.png", "text": "x"}': "training reads twin.jxl instead",
     '{"file_name": "both", "text": "x"}': "it may be both.jpg or both.png",
 }
 
@@ -112,9 +112,9 @@ def test_a_bad_line_is_located(tmp_path: Path, folder: Path, line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "where", "reason"),
     [
-        ("file,caption\nc.jpg,good\na.png\n", "list.csv:3", "more or fewer than the 2 columns"),
-        ("file,caption\nc.jpg,good\na.png,x,y\n", "list.csv:3", "more or fewer than the 2 columns"),
-        ('file,caption\nc.jpg,good\na.png,"x\n', "list.csv:3", "not CSV from here on"),
+        ("file,caption\nc.jpg,good\na.png\n", "list.csv:3", "it does not have 2 columns"),
+        ("file,caption\nc.jpg,good\na.png,x,y\n", "list.csv:3", "it does not have 2 columns"),
+        ('file,caption\nc.jpg,good\na.png,"x\n', "list.csv:3", "not valid CSV from here on"),
         ("file,caption\nc.jpg,good\n,x\n", "list.csv:3", "names no file"),
     ],
 )
@@ -134,9 +134,9 @@ def test_a_bad_line_of_csv_is_located(
     [
         ("a.csv", "file,caption\nä,x".encode("latin-1"), "not utf-8"),
         ("a.json", b"{", "not JSON"),
-        ("a.json", b"7", "neither a list"),
+        ("a.json", b"7", "not a list of rows"),
         ("a.parquet", b"PAR1 not really", "not readable"),
-        ("a.docx", b"", "none of"),
+        ("a.docx", b"", "must be one of"),
         ("a.tar", b"not a tar", "cannot be read further"),
     ],
 )
@@ -174,7 +174,7 @@ def test_hugging_face_s_saved_sets_are_read(tmp_path: Path) -> None:
         assert greys(found, report.root) == {i * 40: [f"caption {i}"] for i in range(3)}
     _, report = built(folder, tmp_path / "train.jsonl")
     assert report.num_read == 0
-    with pytest.raises(DataError, match="no split 'nope', but train, test"):
+    with pytest.raises(DataError, match="no split 'nope'. Splits: train, test"):
         built(folder.parent, tmp_path / "d.jsonl", split="nope")
 
 
@@ -209,7 +209,7 @@ def test_what_is_there_already_is_not_replaced(tmp_path: Path) -> None:
     rows, report = built(tmp_path / "t.parquet", tmp_path / "d.jsonl", extract_dir=tmp_path / "images")
     assert mine.read_text() == "mine"
     assert [row["caption_or_tags"] for row in rows] == ["y"]
-    assert "is there already with other content" in report.unusable[0].reason
+    assert "exists with other content" in report.unusable[0].reason
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_excel_s_line_with_the_separator_is_no_header(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "flag"), [("image,comment", "--caption-column"), ("image_file,caption", "--filename-column")]
+    ("header", "flag"), [("image,comment", "--caption-column"), ("photo_file,caption", "--filename-column")]
 )
 def test_unknown_columns_are_listed_with_the_flag_that_names_them(
     tmp_path: Path, header: str, flag: str

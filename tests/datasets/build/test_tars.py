@@ -62,7 +62,7 @@ def test_what_stays_without_its_other_half_is_told(tmp_path: Path) -> None:
     rows, report = built(tarred(tmp_path / "a.tar", members), tmp_path / "d.jsonl")
     assert greys(rows, report.root) == {3: ["3"]}
     assert [bad.where for bad in report.unusable] == ["a.tar!a.png"]
-    assert report.remarks["a sample without a image"] == 1
+    assert report.remarks["a sample without an image"] == 1
 
 
 def test_json_with_a_mark_and_in_upper_case_is_read(tmp_path: Path) -> None:

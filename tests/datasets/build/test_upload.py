@@ -106,14 +106,14 @@ def upload(jsonl: Path, store: FolderStore, public_url: str = "") -> UploadRepor
 def test_all_is_there_and_a_rerun_sends_nothing(jsonl: Path, store: FolderStore, has_md5: bool) -> None:
     store.has_md5 = has_md5
     report = upload(jsonl, store)
-    assert (report.num_rows, report.num_sent, report.num_there, report.unusable) == (5, 4, 0, [])
+    assert (report.num_rows, report.num_sent, report.num_unchanged, report.unusable) == (5, 4, 0, [])
     rows = [orjson.loads(line) for line in report.output.read_bytes().splitlines()]
     assert [row["filename"] for row in rows] == [f"{URL}/sub dir/{i}ä.png" for i in (0, 1, 2, 3, 0)]
     assert all(row["is_url_based"] for row in rows)
     assert (store.root / "new.jsonl").read_bytes() == report.output.read_bytes()
     store.asked.clear()
     report = upload(jsonl, store)
-    assert (report.num_sent, report.num_there) == (0, 4)
+    assert (report.num_sent, report.num_unchanged) == (0, 4)
     assert store.written() == ["new.jsonl"]
 
 
@@ -132,10 +132,10 @@ def test_an_interrupted_upload_goes_on(jsonl: Path, store: FolderStore, has_md5:
     assert not jsonl.with_name("new.jsonl").exists()
     store.fails_after = 10**9
     report = upload(jsonl, store)
-    assert report.num_sent + report.num_there == 4
+    assert report.num_sent + report.num_unchanged == 4
     assert len(list(store.root.rglob("*.png"))) == 4
     if has_md5:
-        assert report.num_there == 2
+        assert report.num_unchanged == 2
 
 
 def test_what_changed_is_sent_again(jsonl: Path, store: FolderStore, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_what_changed_is_sent_again(jsonl: Path, store: FolderStore, tmp_path: P
 
 def test_what_the_store_loses_is_noticed(jsonl: Path, store: FolderStore) -> None:
     store.loses = "sub dir/1ä.png"
-    with pytest.raises(DataError, match=r"1 of 4 images are not there.*\n  sub dir/1ä.png"):
+    with pytest.raises(DataError, match=r"1 of 4 images are missing.*\n  sub dir/1ä.png"):
         upload(jsonl, store)
     assert not jsonl.with_name("new.jsonl").exists()
 
@@ -164,7 +164,7 @@ def test_rows_without_a_image_are_told(jsonl: Path, store: FolderStore, tmp_path
 
 def test_the_original_is_never_overwritten(jsonl: Path, store: FolderStore) -> None:
     before = jsonl.read_bytes()
-    with pytest.raises(DataError, match="name another file"):
+    with pytest.raises(DataError, match="choose another file"):
         Uploader(jsonl, URL, store).upload(jsonl, "", lambda report: None)
     assert jsonl.read_bytes() == before
 

@@ -74,8 +74,8 @@ def test_one_of_everything_is_found_where_it_is(flawed: Path, tiny_t5: Path, cap
         "missing_file": [9],
         "damaged_file": [7, 8],
         "wrong_size": [10],
-        "same_file": [1, 3],
-        "alike": [2, 4],
+        "duplicate": [1, 3],
+        "near_duplicate": [2, 4],
         "small": [6],
         "left_out": [5],
         "empty_caption": [11],
@@ -90,7 +90,7 @@ def test_the_text_says_file_line_and_what_to_do(flawed: Path, capsys):
     assert lint([str(flawed), "--resolution", "64", "--batch-size", "4"]) == 2
     text = capsys.readouterr().out
     assert f"{flawed}:9: gone.png: no such file" in text
-    assert "recorded as 50 x 60, but it is 96 x 96" in text
+    assert "recorded as 50 x 60, but the image is 96 x 96" in text
     assert "40 x 40 is upscaled 1.60 times to 64 x 64" in text
     assert "tokens     not counted" in text
     assert re.search(r"64x64 +13 +3 batches and 1 more", text)
@@ -129,7 +129,7 @@ def test_a_search_that_left_pairs_out_says_so_in_every_form(
     assert told in (tmp_path / "lint.html").read_text()
     lint([str(data), "--resolution", "64", "--json"])
     report = json.loads(capsys.readouterr().out)
-    assert 5 < report["crowded"] <= 9
+    assert 5 < report["num_crowded"] <= 9
     assert told in report["crowded_message"]
 
 
@@ -156,13 +156,13 @@ def test_what_is_mended_is_clean_and_the_original_stays(flawed: Path, tmp_path: 
     names = [json.loads(line)["filename"] for line in out.read_text().splitlines()]
     assert names == ["0.png", "1.png", "wide.png", "tiny.png", "2.png", "4.png", "5.png", "0.png", "1.png"]
     for line, action in (
-        (3, "row taken out: the same image as line 1, which stays"),
-        (4, "row taken out: looks like line 2, which stays"),
-        (9, "row taken out: no such file"),
+        (3, "row removed: the same image as line 1, which is kept"),
+        (4, "row removed: similar to line 2, which is kept"),
+        (9, "row removed: no such file"),
         (10, "size: 50 x 60 is now 96 x 96"),
         (13, "caption_or_tags: cafÃ© is now café"),
         (15, "size: 0 x 3 is now 96 x 96"),
-        (16, "row taken out: not JSON"),
+        (16, "row removed: not JSON"),
     ):
         assert f"{flawed}:{line}: {action}" in said
     assert f"written    {out}: 9 of 15 rows" in said
@@ -191,7 +191,7 @@ def test_rows_that_only_lack_types_are_mended(tmp_path: Path, capsys):
 def test_fix_overwrites_nothing(flawed: Path):
     from flowloom.errors import DataError
 
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="exists already"):
         fix([str(flawed), "-o", str(flawed)])
 
 

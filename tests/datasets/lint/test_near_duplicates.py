@@ -74,7 +74,7 @@ def test_the_search_finds_what_comparing_all_pairs_finds(seed, max_bits, flips):
 def test_no_image_is_no_group():
     empty = group_near_duplicates(np.zeros((0, 2), np.uint64), np.zeros((0, 192), np.uint8), np.zeros(0))
     assert len(empty.labels) == 0
-    assert empty.crowded == 0
+    assert empty.num_crowded == 0
 
 
 def test_images_that_were_not_compared_with_all_are_counted(monkeypatch: pytest.MonkeyPatch):
@@ -84,9 +84,9 @@ def test_images_that_were_not_compared_with_all_are_counted(monkeypatch: pytest.
     bits[:30, 0] &= np.uint64(2**40 - 1)  # 30 of them begin alike, as images on plain paper do
     bits[59] = bits[0]  # and one of these is there twice: both are counted
     found = group_near_duplicates(bits, np.zeros((60, 192), np.uint8), np.ones(60))
-    assert found.crowded == 31
+    assert found.num_crowded == 31
     monkeypatch.setattr("flowloom.datasets.lint.near_duplicates.WINDOW", 30)
-    assert group_near_duplicates(bits, np.zeros((60, 192), np.uint8), np.ones(60)).crowded == 0
+    assert group_near_duplicates(bits, np.zeros((60, 192), np.uint8), np.ones(60)).num_crowded == 0
 
 
 @pytest.mark.slow

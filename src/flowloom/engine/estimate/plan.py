@@ -20,7 +20,7 @@ from flowloom.config.unused_keys import idle_keys
 from flowloom.data.buckets import LEFT_OUT
 from flowloom.data.fetch.image_source import ImageSource
 from flowloom.data.loader import Dataset
-from flowloom.datasets.build.fresh import freshness, left_out_told
+from flowloom.datasets.build.update import freshness, left_out_message
 from flowloom.datasets.load import load_dataset
 from flowloom.engine.build import choose_precision
 from flowloom.engine.from_cache import META, encoder_keys, lacking, unless_cached
@@ -213,9 +213,9 @@ def _data_hints(dataset: Dataset) -> Iterator[str]:
     """What a user should know of the sources of `dataset`: images left out, rows that are outdated."""
     for one in dataset.sources:
         if one.source and one.left_out:
-            yield left_out_told(one.source, one.left_out)
+            yield left_out_message(one.source, one.left_out)
         elif (fresh := freshness(one.path)) and fresh.is_outdated:
-            yield fresh.told(one.path)
+            yield fresh.message(one.path)
 
 
 def _look_at_images(plan: Plan, config: RunConfig, dataset: Dataset) -> str:

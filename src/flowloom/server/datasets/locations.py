@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowloom.datasets.build.build import Recipe
-from flowloom.datasets.build.fresh import recipe_of
 from flowloom.datasets.build.state import SUFFIX, recorded_root
+from flowloom.datasets.build.update import recipe_of
 from flowloom.files import read_json, write_json
 from flowloom.server.allowed_roots import AllowedRoots
 from flowloom.server.problems import Forbidden, NoSuchFile, OutsideRoots, ServiceError

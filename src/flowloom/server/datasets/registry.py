@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flowloom.datasets.build.fresh import Freshness, freshness
+from flowloom.datasets.build.update import Freshness, freshness
 from flowloom.server.allowed_roots import AllowedRoots
 from flowloom.server.datasets.edit_lock import EditLock
 from flowloom.server.datasets.edits import Editor

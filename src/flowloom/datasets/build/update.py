@@ -71,7 +71,7 @@ def recipe_of(jsonl: Path) -> Recipe | None:
 
 
 def freshness(jsonl: Path) -> Freshness | None:
-    """The comparison of `jsonl` with its folder; None if it was not built from one, or the folder is unreadable.
+    """The comparison of `jsonl` with its folder; None if it has none, or the folder is unreadable.
 
     Nothing is written. Files that are unchanged since the build are not read again.
     """
