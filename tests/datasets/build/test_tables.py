@@ -174,7 +174,7 @@ def test_hugging_face_s_saved_sets_are_read(tmp_path: Path) -> None:
         assert greys(found, report.root) == {i * 40: [f"caption {i}"] for i in range(3)}
     _, report = built(folder, tmp_path / "train.jsonl")
     assert report.num_read == 0
-    with pytest.raises(DataError, match="no split 'nope'. Splits: train, test"):
+    with pytest.raises(DataError, match=r"no split 'nope'. Splits: train, test"):
         built(folder.parent, tmp_path / "d.jsonl", split="nope")
 
 

@@ -1797,18 +1797,18 @@ export interface components {
          */
         CaptionCounts: {
             characters: components["schemas"]["Distribution"] | null;
-            /** Distinct */
-            distinct: number;
-            /** Distinct Tags */
-            distinct_tags: number;
-            /** Empty */
-            empty: number;
-            /** Rows */
-            rows: number;
-            /** Tag Based */
-            tag_based: number;
-            /** Tags Once */
-            tags_once: number;
+            /** Num Distinct */
+            num_distinct: number;
+            /** Num Distinct Tags */
+            num_distinct_tags: number;
+            /** Num Empty */
+            num_empty: number;
+            /** Num Rows */
+            num_rows: number;
+            /** Num Tag Based */
+            num_tag_based: number;
+            /** Num Tags Used Once */
+            num_tags_used_once: number;
             tags_per_row: components["schemas"]["Distribution"] | null;
             /** @description Null: no tokenizer was given. */
             tokens: components["schemas"]["Distribution"] | null;
@@ -2306,23 +2306,23 @@ export interface components {
         Distribution: {
             /**
              * Bars
-             * @description Lower edge and rows of each class; the last is open.
+             * @description Lower edge and rows of each bar; the last is open.
              */
             bars: [
                 number,
                 number
             ][];
-            /** Least */
-            least: number;
+            /** Maximum */
+            maximum: number;
             /** Median */
             median: number;
-            /** Most */
-            most: number;
+            /** Minimum */
+            minimum: number;
             /**
-             * Most Have
+             * P95
              * @description 95th percentile.
              */
-            most_have: number;
+            p95: number;
         };
         /**
          * DoctorFinding
@@ -3272,13 +3272,8 @@ export interface components {
             counts: {
                 [key: string]: number;
             };
-            /**
-             * Crowded
-             * @description Images whose near duplicates may be incomplete.
-             */
-            crowded: number;
-            /** Crowded Text */
-            crowded_text: string;
+            /** Crowded Message */
+            crowded_message: string;
             /** Errors */
             errors: number;
             /**
@@ -3291,24 +3286,36 @@ export interface components {
              * @description Folder that file names are relative to.
              */
             images: string;
-            /**
-             * Looked At
-             * @description Images that were decoded.
-             */
-            looked_at: number;
             /** Max Tokens */
             max_tokens: number;
-            /**
-             * Not Looked At
-             * @description Images at URLs that were not fetched.
-             */
-            not_looked_at: number;
             /** Notes */
             notes: number;
+            /**
+             * Num Crowded
+             * @description Images whose near duplicates may be incomplete.
+             */
+            num_crowded: number;
+            /**
+             * Num Decoded
+             * @description Images that were opened.
+             */
+            num_decoded: number;
             /** Num Findings */
             num_findings: number;
+            /**
+             * Num Not Checked
+             * @description Images at URLs that were not downloaded.
+             */
+            num_not_checked: number;
+            /** Num Rows */
+            num_rows: number;
             /** Num Unusable */
             num_unusable: number;
+            /**
+             * Num Usable
+             * @description Rows that training reads.
+             */
+            num_usable: number;
             /**
              * Path
              * @description The JSONL.
@@ -3316,8 +3323,6 @@ export interface components {
             path: string;
             /** Resolutions */
             resolutions: number[];
-            /** Rows */
-            rows: number;
             /** Seconds */
             seconds: number;
             /**
@@ -3325,11 +3330,6 @@ export interface components {
              * @description At most 200 of them.
              */
             unusable: components["schemas"]["UnusableItem"][];
-            /**
-             * Usable
-             * @description Rows that training reads.
-             */
-            usable: number;
             /** Warnings */
             warnings: number;
         };
@@ -5129,10 +5129,10 @@ export interface components {
          * @description An item of a source that did not become a row.
          */
         UnusableItem: {
-            /** Place */
-            place: string;
             /** Reason */
             reason: string;
+            /** Where */
+            where: string;
         };
         /**
          * UploadView

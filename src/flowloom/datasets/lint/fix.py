@@ -14,7 +14,7 @@ import orjson
 from flowloom.data.metadata import read_metadata
 from flowloom.data.row_checks import BadRow, parse
 from flowloom.datasets.lint.captions import repaired_text
-from flowloom.datasets.lint.check import LintOptions, LintedDataset, lint
+from flowloom.datasets.lint.check import LintedDataset, LintOptions, lint
 from flowloom.datasets.lint.images import displayed_size
 from flowloom.datasets.lint.report import Finding
 from flowloom.errors import DataError, ImageError
