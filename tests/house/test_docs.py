@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowloom.config.flow_format.read import read_config
+from flowloom.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
@@ -40,7 +41,7 @@ def unknown(line: str, verbs: set[str]) -> str | None:
     words = line.split("#")[0].split()
     while words and re.match(r"\w+=", words[0]):
         words.pop(0)
-    if not words or words[0] in {"cd", "git"}:
+    if not words or words[0] in {"cd", "git", "pip"}:
         return None
     if words[0] in {"./loom", "flowloom", ".venv/bin/flowloom"}:
         known = verbs | {"--help"} | (LOOM_VERBS if words[0] == "./loom" else set())
@@ -84,6 +85,21 @@ def test_the_optimizer_in_the_documents_works():
 @pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.json")), ids=lambda path: path.name)
 def test_examples_load(path: Path):
     assert read_config(path, []).config
+
+
+def configurations_to_copy() -> list:
+    (readme,) = re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    examples = sorted(ROOT.glob("examples/*.json"))
+    return [pytest.param(readme, id="README"), *(pytest.param(p.read_text(), id=p.name) for p in examples)]
+
+
+@pytest.mark.parametrize("body", configurations_to_copy())
+def test_a_copied_configuration_has_all_keys_and_only_its_files_are_missing(body: str, tmp_path: Path):
+    path = tmp_path / "config.json"
+    path.write_text(body)
+    with pytest.raises(ConfigError) as caught:
+        read_config(path, with_files=True)
+    assert {problem.code for problem in caught.value.problems} == {"not-found"}, caught.value
 
 
 @pytest.mark.parametrize("body", blocks("jsonl"))
