@@ -76,7 +76,7 @@ def test_the_verb_fills_tells_checks_and_prunes(
     raw = bytearray(shard.read_bytes())
     raw[300] ^= 1
     shard.write_bytes(raw)
-    assert "payload is not what was written" in said("verify", str(config_path), status=WRONG)
+    assert "payload is damaged" in said("verify", str(config_path), status=WRONG)
 
 
 @pytest.mark.parametrize(

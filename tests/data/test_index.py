@@ -101,7 +101,7 @@ def test_a_second_reading_takes_the_index_and_finds_the_same(tmp_path: Path, ind
     with path.open("ab") as file:
         file.write(b"no row\n")
     first = read_metadata(path)
-    beside, _ = index.index_places(path)
+    beside, _ = index.index_paths(path)
     written = beside.stat().st_mtime_ns
     again = read_metadata(path)
     assert beside.stat().st_mtime_ns == written
@@ -126,7 +126,7 @@ def test_a_changed_file_is_indexed_anew(tmp_path: Path, indexed: None) -> None:
 def test_a_damaged_index_is_made_anew(tmp_path: Path, indexed: None, damage: str) -> None:
     path = write(tmp_path / "d.jsonl")
     read_metadata(path)
-    beside, _ = index.index_places(path)
+    beside, _ = index.index_paths(path)
     whole = beside.read_bytes()
     broken = {
         "empty": b"",
@@ -143,7 +143,7 @@ def test_where_the_folder_cannot_be_written_the_index_goes_to_the_cache(
     tmp_path: Path, indexed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "d.jsonl")
-    beside, cached = index.index_places(path)
+    beside, cached = index.index_paths(path)
     beside.mkdir()  # a folder is in the way: it cannot be replaced by a file, not even by root
     first = read_metadata(path)
     assert cached.is_file()
@@ -178,7 +178,7 @@ def test_a_line_that_changed_since_is_an_error_and_never_another_row(tmp_path: P
     metadata = read_metadata(path)
     path.write_bytes(path.read_bytes().replace(b'"width": 103', b'"width": 203'))
     assert metadata.row(2).filename == "2.png"
-    with pytest.raises(DataError, match=r"d\.jsonl:4: the file was changed"):
+    with pytest.raises(DataError, match=r"d\.jsonl:4: the file has changed"):
         metadata.row(3)
     path.write_bytes(b"x")
     with pytest.raises(DataError, match="changed"):

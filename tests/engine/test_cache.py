@@ -65,7 +65,7 @@ def test_a_cache_that_was_never_filled_asks_for_the_encoders(
     make_run: Callable[..., RunDir], own_encoders: dict[str, str], tmp_path: Path
 ) -> None:
     shutil.rmtree(tmp_path / "encoders")
-    with pytest.raises(WeightsError, match="does not know what it was"):
+    with pytest.raises(WeightsError, match="has no hash of it"):
         losses(make_run(model=own_encoders, cache=on_disk(tmp_path / "cache")))
 
 

@@ -1,4 +1,4 @@
-"""Aspect buckets: FLOW's rule as pure arithmetic."""
+"""Aspect-ratio buckets by FLOW's rule."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 LEFT_OUT = -1
 """Bucket of a row whose aspect ratio is beyond the cutoff."""
 CELLS_PER_UNIT = 4096
-"""Of aspect ratio; a power of two, so that the cell of a ratio is exact."""
+"""Cells per unit of aspect ratio; a power of two, so that the cell of a ratio is exact."""
 _COMPARE = -2
 
 
 def make_buckets(base: int, step: int, cutoff: float) -> list[tuple[int, int]]:
     """The bucket sizes (width, height) around `base` x `base` pixels, widest first.
 
-    From the square on, the height grows by `step` and the width is what keeps the area, rounded down to
-    `step`; a size counts where its width changed. The ratio is tested before each stride, so that the last
-    size may lie beyond `cutoff`, as in FLOW.
+    Starting with the square, the height grows by `step`, and the width keeps the area, rounded down to
+    `step`; sizes with a new width are used. The ratio is tested before each step, so the last size may exceed
+    `cutoff`, as in FLOW.
     """
     x, y = base, base
     tall = [(x, y)]
@@ -36,37 +36,36 @@ def make_buckets(base: int, step: int, cutoff: float) -> list[tuple[int, int]]:
 def assign(
     widths: NDArray[np.int64], heights: NDArray[np.int64], buckets: Sequence[tuple[int, int]], cutoff: float
 ) -> NDArray[np.int64]:
-    """For each image the number of its bucket: the nearest in the plane of unit-area (width, height).
+    """Number of the bucket of each image: the nearest in the plane of unit-area (width, height).
 
-    A unit-area shape is a point (sqrt r, 1 / sqrt r) on a hyperbola, and which of two such points is nearer
-    changes once along it: so the border between neighbours is one aspect ratio. Ties go to the first bucket,
-    the wider one.
+    A unit-area shape is a point (sqrt r, 1 / sqrt r) on a hyperbola. The nearer of two such points changes
+    once along it, so the border between neighbours is one aspect ratio. Ties go to the first, wider bucket.
 
     Returns:
         (N,) int64; LEFT_OUT where cutoff > width / height > 1 / cutoff does not hold, strictly.
     """
-    # A fraction in Python's own arithmetic, rounded once: the strict comparisons must not move.
+    # One division, rounded once like Python's, because the comparisons are strict.
     ratios = np.divide(widths, heights, out=np.zeros(len(widths)), where=heights > 0)
     borders = _borders(buckets)
-    # Most ratios are looked up in a table of cells; those in a cell with a border in it are compared.
+    # Most ratios are read from a table of cells; those in a cell with a border are compared.
     lows = np.arange(np.ceil(cutoff * CELLS_PER_UNIT) + 2) / CELLS_PER_UNIT
     table = _compare(lows, borders, cutoff)
     highs = np.nextafter(lows + 1 / CELLS_PER_UNIT, 0)
     table[table != _compare(highs, borders, cutoff)] = _COMPARE
-    found = table[np.minimum(ratios * CELLS_PER_UNIT, len(table) - 1).astype(np.intp)]
-    open_ones = np.flatnonzero(found == _COMPARE)
-    found[open_ones] = _compare(ratios[open_ones], borders, cutoff)
-    return found
+    assigned = table[np.minimum(ratios * CELLS_PER_UNIT, len(table) - 1).astype(np.intp)]
+    undecided = np.flatnonzero(assigned == _COMPARE)
+    assigned[undecided] = _compare(ratios[undecided], borders, cutoff)
+    return assigned
 
 
 def _compare(ratios: NDArray[np.float64], borders: NDArray[np.float64], cutoff: float) -> NDArray[np.int64]:
     # Borders fall from wide to tall; a ratio on a border belongs to the wider side.
-    found = len(borders) - np.searchsorted(borders[::-1], ratios, side="right")
-    return np.where((ratios < cutoff) & (ratios > 1 / cutoff), found, LEFT_OUT)
+    assigned = len(borders) - np.searchsorted(borders[::-1], ratios, side="right")
+    return np.where((ratios < cutoff) & (ratios > 1 / cutoff), assigned, LEFT_OUT)
 
 
 def _borders(buckets: Sequence[tuple[int, int]]) -> NDArray[np.float64]:
-    """The aspect ratio at which one bucket gives way to the next, descending.
+    """The aspect ratios between neighbouring buckets, descending.
 
     With a = sqrt r, the point (a, 1/a) is as far from (p, 1/p) as from (q, 1/q) where
     (a - p)^2 + (1/a - 1/p)^2 = (a - q)^2 + (1/a - 1/q)^2, a quadratic in a once cleared of fractions.

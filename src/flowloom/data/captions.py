@@ -1,4 +1,4 @@
-"""What becomes of a caption each time that it is shown: dropped, shuffled, shortened, lower-cased."""
+"""Variation of captions each time that they are shown: dropped, shuffled, shortened, lower-cased."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ class CaptionRules:
     uncond: float
     """Share of captions replaced by the empty one."""
     shuffle_tags: bool
-    """Off: tags are neither shuffled nor dropped."""
+    """False: tags are neither shuffled nor dropped."""
     tag_drop: float
-    """Largest share of tags to drop: n * u stay, rounded up, u uniform in [1 - tag_drop, 1]."""
+    """Maximum share of dropped tags: n * u are kept, rounded up, with u uniform in [1 - tag_drop, 1]."""
     lowercase: float
     """Share of captions that are lower-cased."""
     variants: int = 0
-    """In how many ways each caption is shuffled, shortened and lower-cased, one after the other and then from
-    the first again, so that encoded captions may be kept; 0: differently each time."""
+    """Number of variants of each caption, shown in turn, so that encoded captions can be cached; 0: a new
+    variant each time."""
 
 
 def vary(row: Row, showing: int, rules: CaptionRules, seed: int) -> str:
-    """The caption of `row` when it was shown `showing` times before, a pure function of its arguments.
+    """The caption of `row` after it was shown `showing` times, a pure function of its arguments.
 
-    Captions take turns from one time to the next, beginning with a drawn one; each is varied by how often it
-    had its own turn, so that all of them meet all variants.
+    Several captions alternate, beginning with a random one. The variant depends on the number of times that
+    this caption was shown, so that each caption gets all variants.
     """
     if random.Random(f"{seed} {showing} {row.index}").random() < rules.uncond:
         return ""
     count = 1 + len(row.more_captions)
     first = random.Random(f"{seed} caption {row.index}").randrange(count) if count > 1 else 0
-    turn = showing // count
-    number = turn % rules.variants if rules.variants else turn
+    times = showing // count
+    number = times % rules.variants if rules.variants else times
     return _variant(row, (first + showing) % count, number, rules, seed)
 
 
@@ -46,7 +46,7 @@ def _variant(row: Row, which: int, number: int, rules: CaptionRules, seed: int) 
     """Variant `number` of caption `which` of `row`."""
     purpose = f"{seed} {number} {row.index}"
     draw = random.Random(f"{purpose} {which}" if row.more_captions else purpose)
-    draw.random()  # whether it is dropped: not of the variant
+    draw.random()  # skip the number that `vary` uses for dropping
     caption = (row.caption, *row.more_captions)[which]
     if row.is_tag_based and rules.shuffle_tags:
         tags = [tag.strip() for tag in caption.split(",") if tag.strip()]
@@ -56,12 +56,12 @@ def _variant(row: Row, which: int, number: int, rules: CaptionRules, seed: int) 
 
 
 def captions_of(row: Row, rules: CaptionRules, seed: int) -> set[str]:
-    """All that `vary` may ever make of `row`, but for the empty caption; nothing where that has no end."""
+    """All captions that `vary` may return for `row`, except the empty one; empty if there is no limit."""
     captions = (row.caption, *row.more_captions)
     if rules.variants:
-        places = itertools.product(range(len(captions)), range(rules.variants))
-        return {_variant(row, which, number, rules, seed) for which, number in places}
+        variants = itertools.product(range(len(captions)), range(rules.variants))
+        return {_variant(row, which, number, rules, seed) for which, number in variants}
     if row.is_tag_based and rules.shuffle_tags:
         return set()
-    written = set(captions) if rules.lowercase < 1 else set()
-    return written | ({caption.lower() for caption in captions} if rules.lowercase > 0 else set())
+    unchanged = set(captions) if rules.lowercase < 1 else set[str]()
+    return unchanged | ({caption.lower() for caption in captions} if rules.lowercase > 0 else set())

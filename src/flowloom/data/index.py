@@ -1,8 +1,8 @@
-"""The binary index of a JSONL: its columns in one file beside it, mapped into memory when they are used.
+"""The binary index of a JSONL: its columns in a memory-mapped file next to it.
 
 The file is MAGIC, the length of the header (8 bytes, little-endian), the header as JSON, then each column of
-`rows.KINDS`, all on multiples of 64 bytes. It is written whole and moved into place, so that a reader finds
-all of it or none; the header holds what the JSONL looked like, and an index of another one is made anew.
+`rows.KINDS`, aligned to 64 bytes. It is replaced atomically. The header has the size, the time and a hash of
+samples of the JSONL; an index of another content is replaced.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from flowloom.files import replacing
 MAGIC = b"FLINDEX1"
 ALIGNMENT = 64
 INDEXED_BYTES = 2**22
-"""Smaller files are read in an instant, and get no file beside them."""
+"""Smaller files are read quickly and get no index."""
 BYTES_PER_PROCESS = 2**26
 MAX_PROCESSES = 8
 SAMPLES = 16
@@ -34,28 +34,28 @@ SAMPLE_BYTES = 2**12
 
 
 def read_columns(path: Path) -> tuple[Columns, list[RowProblem]]:
-    """The columns of the JSONL at `path` and its unusable lines, from its index where that is of this file.
+    """The columns of the JSONL at `path` and its unusable lines, from its index if that is up to date.
 
-    Otherwise it is read, and the index written: beside it, or where that cannot be in the user's cache.
+    Otherwise the file is read and the index written: next to it if possible, or in the user's cache.
     """
     size = path.stat().st_size
     if size < INDEXED_BYTES:
         scanned = scan(path)
         return scanned.columns, scanned.problems
     key = _key_of(path)
-    for place in index_places(path):
-        found = _open(place, key)
-        if found is not None:
-            return found
+    for index_path in index_paths(path):
+        indexed = _open(index_path, key)
+        if indexed is not None:
+            return indexed
     scanned = _scan_in_processes(path, size)
-    for place in index_places(path):
-        if _write(place, key, scanned):
-            return _open(place, key) or (scanned.columns, scanned.problems)
+    for index_path in index_paths(path):
+        if _write(index_path, key, scanned):
+            return _open(index_path, key) or (scanned.columns, scanned.problems)
     return scanned.columns, scanned.problems
 
 
-def index_places(path: Path) -> tuple[Path, Path]:
-    """Where the index of `path` may lie: beside it, and in the user's cache."""
+def index_paths(path: Path) -> tuple[Path, Path]:
+    """Possible paths of the index of `path`: next to it, and in the user's cache."""
     absolute = path.resolve()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.blake2b(os.fsencode(absolute), digest_size=12).hexdigest()
@@ -63,7 +63,7 @@ def index_places(path: Path) -> tuple[Path, Path]:
 
 
 def _key_of(path: Path) -> dict[str, Any]:
-    """What tells one content of a file from another: size, time, and samples of its bytes."""
+    """Size, time and a hash of samples, which change with the content of a file."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
@@ -72,48 +72,48 @@ def _key_of(path: Path) -> dict[str, Any]:
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "samples": digest.hexdigest()}
 
 
-def _open(place: Path, key: dict[str, Any]) -> tuple[Columns, list[RowProblem]] | None:
-    """The columns in the index file at `place`, mapped; None where it is missing, torn or another's."""
+def _open(index_path: Path, key: dict[str, Any]) -> tuple[Columns, list[RowProblem]] | None:
+    """The mapped columns of the index at `index_path`; None if it is missing, incomplete or outdated."""
     try:
-        whole = np.memmap(place, np.uint8, "r")
+        mapped = np.memmap(index_path, np.uint8, "r")
     except (OSError, ValueError):
         return None
-    bytes_of_all: NDArray[np.uint8] = np.asarray(whole)
-    if len(bytes_of_all) < 16 or bytes_of_all[:8].tobytes() != MAGIC:
+    content: NDArray[np.uint8] = np.asarray(mapped)
+    if len(content) < 16 or content[:8].tobytes() != MAGIC:
         return None
-    end = 16 + int.from_bytes(bytes_of_all[8:16].tobytes(), "little")
+    end = 16 + int.from_bytes(content[8:16].tobytes(), "little")
     try:
-        header = orjson.loads(bytes_of_all[16:end].tobytes())
+        header = orjson.loads(content[16:end].tobytes())
     except orjson.JSONDecodeError:
         return None
-    if header["key"] != key or header["kinds"] != KINDS or header["bytes"] != len(bytes_of_all):
+    if header["key"] != key or header["kinds"] != KINDS or header["bytes"] != len(content):
         return None
     columns: Columns = {}
     for name, kind in KINDS.items():
         start = _aligned(end)
         end = start + header["rows"] * np.dtype(kind).itemsize
-        columns[name] = bytes_of_all[start:end].view(kind)
+        columns[name] = content[start:end].view(kind)
     return columns, [RowProblem(line, reason) for line, reason in header["problems"]]
 
 
-def _write(place: Path, key: dict[str, Any], scanned: Scanned) -> bool:
-    """Whether an index file could be written at `place`."""
+def _write(index_path: Path, key: dict[str, Any], scanned: Scanned) -> bool:
+    """Write the index to `index_path`; False if that is not possible."""
     header = {
         "key": key,
         "kinds": KINDS,
         "rows": len(scanned.columns["line"]),
         "problems": [(problem.line, problem.reason) for problem in scanned.problems],
     }
-    # The file's own length is in the header, whose length must not depend on it.
+    # The header contains the length of the file, which must not change the length of the header.
     end = 16 + len(orjson.dumps(header | {"bytes": 10**18}))
     total = end
     for column in scanned.columns.values():
         total = _aligned(total) + column.nbytes
     head = orjson.dumps(header | {"bytes": total}).ljust(end - 16)
-    partial = place.with_name(f"{place.name}.{os.getpid()}.new")
+    partial = index_path.with_name(f"{index_path.name}.{os.getpid()}.new")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(place, partial, is_durable=False) as file:
+        index_path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(index_path, partial, is_durable=False) as file:
             file.write(MAGIC + len(head).to_bytes(8, "little") + head)
             for name, kind in KINDS.items():
                 file.write(bytes(_aligned(file.tell()) - file.tell()))
@@ -128,7 +128,7 @@ def _aligned(position: int) -> int:
 
 
 def _scan_in_processes(path: Path, size: int) -> Scanned:
-    """`scan`, of a large file by several processes, each a range of whole lines."""
+    """`scan` a large file by several processes, each a range of complete lines."""
     num_processes = min(size // BYTES_PER_PROCESS, len(os.sched_getaffinity(0)), MAX_PROCESSES)
     if num_processes < 2:
         return scan(path)
@@ -142,13 +142,13 @@ def _scan_in_processes(path: Path, size: int) -> Scanned:
     ]
     parts = [scan(path, *ranges[0])]
     for process, (start, stop) in zip(others, ranges[1:], strict=True):
-        told, _ = process.communicate()
-        parts.append(_unpacked(told) if process.returncode == 0 else scan(path, start, stop))
+        output, _ = process.communicate()
+        parts.append(_unpacked(output) if process.returncode == 0 else scan(path, start, stop))
     return _joined(parts)
 
 
 def _line_starts(path: Path, positions: list[int]) -> Iterator[int]:
-    """For each position the start of the first line at or after it."""
+    """The start of the first line at or after each position."""
     with path.open("rb") as file:
         for position in positions:
             file.seek(max(position - 1, 0))
@@ -158,7 +158,7 @@ def _line_starts(path: Path, positions: list[int]) -> Iterator[int]:
 
 
 def _joined(parts: list[Scanned]) -> Scanned:
-    """Parts of a file that follow each other as one; line numbers run on."""
+    """Consecutive parts of a file as one, with continuous line numbers."""
     problems: list[RowProblem] = []
     before = 0
     for part in parts:
@@ -176,12 +176,12 @@ def _packed(scanned: Scanned) -> Iterator[bytes | memoryview]:
         yield np.ascontiguousarray(scanned.columns[name], kind).data.cast("B")
 
 
-def _unpacked(told: bytes) -> Scanned:
-    end = told.index(b"\n") + 1
-    num_lines, num_rows, problems = orjson.loads(told[:end])
+def _unpacked(data: bytes) -> Scanned:
+    end = data.index(b"\n") + 1
+    num_lines, num_rows, problems = orjson.loads(data[:end])
     columns: Columns = {}
     for name, kind in KINDS.items():
-        columns[name] = np.frombuffer(told, kind, num_rows, end)
+        columns[name] = np.frombuffer(data, kind, num_rows, end)
         end += columns[name].nbytes
     return Scanned(columns, [RowProblem(line, reason) for line, reason in problems], num_lines)
 

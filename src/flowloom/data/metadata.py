@@ -1,4 +1,4 @@
-"""FLOW's metadata JSONL: what is needed of every row in arrays, the rest left in the file until asked for."""
+"""FLOW's metadata JSONL: columns of all rows in arrays, and single rows read from the file on demand."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 @dataclass(frozen=True)
 class Row:
-    """One sample, as its line says."""
+    """One row, parsed from its line."""
 
     index: int
     line: int
     filename: str
     caption: str
-    """The first, where there are several."""
+    """The first one if there are several."""
     width: int
     height: int
     is_tag_based: bool
@@ -40,11 +40,11 @@ class Row:
     loss_weight: float
     more_captions: tuple[str, ...] = ()
     dataset: int = 0
-    """Which of several data sets it belongs to."""
+    """Number of its dataset."""
 
 
 class Rows(Protocol):
-    """The usable rows of one data set or of several."""
+    """The usable rows of one or several datasets."""
 
     @property
     def path(self) -> Path: ...
@@ -63,12 +63,12 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> Row:
-        """The row number `index` of the usable ones."""
+        """Row number `index` of the usable ones."""
         ...
 
 
 class Metadata:
-    """The usable rows of a JSONL file; captions and names are read again from the file when asked for."""
+    """The usable rows of a JSONL file; captions and names are read from the file on demand."""
 
     def __init__(self, path: Path, columns: Columns, problems: list[RowProblem]):
         self.path = path
@@ -80,7 +80,7 @@ class Metadata:
         self.problems = problems
         self._offsets: NDArray[np.int64] = columns["offset"]
         self._lengths: NDArray[np.int32] = columns["length"]
-        # Read at an offset, not mapped: what was read of a large file must not count as this process's.
+        # Read, not mapped, because mapped pages of a large file would count as memory of this process.
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._file)
 
@@ -88,10 +88,10 @@ class Metadata:
         return len(self.lines)
 
     def row(self, index: int) -> Row:
-        """The row number `index` of the usable ones.
+        """Row number `index` of the usable ones.
 
         Raises:
-            DataError: the line is not what it was when the file was indexed.
+            DataError: the line has changed since the file was indexed.
         """
         line = int(self.lines[index])
         width, height, loss_weight = (
@@ -117,24 +117,24 @@ class Metadata:
         )
 
     def _changed(self, line: int) -> DataError:
-        return DataError(f"{self.path}:{line}: the file was changed while it is used: start again.")
+        return DataError(f"{self.path}:{line}: the file has changed while in use. Start the run again.")
 
 
 class JoinedMetadata:
-    """The rows of several files, one after the other."""
+    """The rows of several files in sequence."""
 
     def __init__(self, parts: Sequence[Metadata]):
         self.parts = tuple(parts)
         self.path = parts[0].path
         self.problems = [replace(p, dataset=i) for i, part in enumerate(parts) for p in part.problems]
         self.starts = [0, *np.cumsum([len(part) for part in parts]).tolist()]
-        """Number of each file's first row, and of all rows."""
+        """Number of the first row of each file, then the number of all rows."""
 
     def __len__(self) -> int:
         return self.starts[-1]
 
     def row(self, index: int) -> Row:
-        """Row number `index` of all; a negative one counts from the end."""
+        """Row number `index` of all rows; a negative number counts from the end."""
         index = range(len(self))[index]
         dataset = bisect_right(self.starts, index) - 1
         row = self.parts[dataset].row(index - self.starts[dataset])
@@ -142,12 +142,12 @@ class JoinedMetadata:
 
     @property
     def widths(self) -> NDArray[np.int64]:
-        """Recorded, in pixels."""
+        """From the file, in pixels."""
         return self._column("widths")
 
     @property
     def heights(self) -> NDArray[np.int64]:
-        """Recorded, in pixels."""
+        """From the file, in pixels."""
         return self._column("heights")
 
     @property
@@ -157,7 +157,7 @@ class JoinedMetadata:
 
     @property
     def lines(self) -> NDArray[np.int64]:
-        """In the row's own file, from 1."""
+        """Line numbers in the row's file, from 1."""
         return self._column("lines")
 
     @property
@@ -170,16 +170,16 @@ class JoinedMetadata:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """The rows of the JSONL file at `path`; lines that cannot be trained are listed in `.problems`.
+    """The rows of the JSONL file at `path`, with unusable lines in `.problems`.
 
     Raises:
         DataError: the file is missing or has no usable row.
     """
     if not path.is_file():
-        raise DataError(f"{path}: no such file. dataloader.jsonl_metadata_path names the JSONL to train on.")
+        raise DataError(f"{path}: no such file. Set dataloader.jsonl_metadata_path to the JSONL to train on.")
     with path.open("rb") as file:
         if file.read(2) in UTF16_MARKS:
-            raise DataError(f"{path}: it is UTF-16. Run 'flowloom dataset build {path} -o NEW.jsonl'.")
+            raise DataError(f"{path}: the file is UTF-16. Run 'flowloom dataset build {path} -o NEW.jsonl'.")
     columns, problems = read_columns(path)
     if not len(columns["line"]):
         first = f" Line {problems[0].line}: {problems[0].reason}." if problems else ""
@@ -188,7 +188,7 @@ def read_metadata(path: Path) -> Metadata:
 
 
 def check_skipped(path: Path, skipped: dict[str, str], num_rows: int, limit: float) -> None:
-    """Stop when more than the share `limit` of `num_rows` rows cannot be used.
+    """Raise if more than the share `limit` of `num_rows` rows cannot be used.
 
     Args:
         skipped: reason by `file:line`.
@@ -198,9 +198,9 @@ def check_skipped(path: Path, skipped: dict[str, str], num_rows: int, limit: flo
     """
     if len(skipped) <= limit * num_rows:
         return
-    listed = "".join(f"\n  {place}: {reason}" for place, reason in list(skipped.items())[:EXAMPLES])
+    listed = "".join(f"\n  {where}: {reason}" for where, reason in list(skipped.items())[:EXAMPLES])
     more = f"\n  ... and {len(skipped) - EXAMPLES} more" if len(skipped) > EXAMPLES else ""
     raise DataError(
         f"{path}: {len(skipped)} of {num_rows} rows cannot be used, more than limits.skipped_percentage "
-        f"{limit:g} allows. Mend them, take them out, or raise the limit.{listed}{more}"
+        f"{limit:g} allows. Fix or remove them, or raise the limit.{listed}{more}"
     )

@@ -1,4 +1,4 @@
-"""An iterator that works ahead of its reader."""
+"""Run an iterator in another thread, one item ahead."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ SECONDS_BETWEEN_CHECKS = 0.2
 
 
 def in_background(items: Generator[Item], is_stopped: Callable[[], bool] = lambda: False) -> Generator[Item]:
-    """Yield `items`, the next item made by another thread while the caller uses the present one.
+    """Yield `items`; another thread makes the next item while the caller uses the current one.
 
-    The iteration ends early once `is_stopped()` is true: a store may be down for hours. `items` is closed by
-    that thread, after the item that it is making.
+    The iteration ends early when `is_stopped()` returns True, because a store may be down for hours. The
+    thread closes `items` after the item that it is making.
     """
     requests: SimpleQueue[bool] = SimpleQueue()
-    answers: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()
-    threading.Thread(target=_work, args=(items, requests, answers), name="prefetch", daemon=True).start()
+    results: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()
+    threading.Thread(target=_work, args=(items, requests, results), name="prefetch", daemon=True).start()
     requests.put(True)
     try:
-        while answer := _wait(answers, is_stopped):
-            if isinstance(answer, BaseException):
-                raise answer
+        while result := _wait(results, is_stopped):
+            if isinstance(result, BaseException):
+                raise result
             requests.put(True)
-            yield answer[0]
+            yield result[0]
     finally:
-        # The garbage collector may end this generator in any thread and at any moment, also while that thread
-        # holds a lock of concurrent.futures: nothing here may wait for one. SimpleQueue.put() never does.
+        # The garbage collector may close this generator in any thread, even one that holds a lock of
+        # concurrent.futures, so nothing here may wait for a lock. SimpleQueue.put() does not.
         requests.put(False)
 
 
 def _work(
     items: Generator[Item],
     requests: SimpleQueue[bool],
-    answers: SimpleQueue[tuple[Item] | BaseException | None],
+    results: SimpleQueue[tuple[Item] | BaseException | None],
 ) -> None:
     while requests.get():
         try:
-            answers.put((next(items),))
+            results.put((next(items),))
         except StopIteration:
-            answers.put(None)
-        except BaseException as error:  # the reader raises it
-            answers.put(error)
-    with suppress(RuntimeError):  # no thread can be started any more while Python ends
+            results.put(None)
+        except BaseException as error:  # raised again by the reader
+            results.put(error)
+    with suppress(RuntimeError):  # no thread can be started while Python shuts down
         items.close()
 
 
-def _wait(answers: SimpleQueue[Item], is_stopped: Callable[[], bool]) -> Item | None:
+def _wait(results: SimpleQueue[Item], is_stopped: Callable[[], bool]) -> Item | None:
     while True:
         try:
-            return answers.get(timeout=SECONDS_BETWEEN_CHECKS)
+            return results.get(timeout=SECONDS_BETWEEN_CHECKS)
         except Empty:
             if is_stopped():
                 return None

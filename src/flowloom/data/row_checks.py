@@ -1,4 +1,4 @@
-"""The rules for one row of a JSONL, without numpy: the studio applies them too."""
+"""The rules for one row of a JSONL, without numpy, for the studio as well."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import orjson
 
 MAX_SIDE = 1_000_000
-"""Pixels; a larger recorded size is a mistake."""
+"""Maximum width and height in pixels."""
 CAPTION, IS_TAGS = "caption_or_tags", "is_tag_based"
 FLAGS = (IS_TAGS, "is_url_based")
 _BOM = b"\xef\xbb\xbf"
 
 
 class Unusable(Exception):
-    """Why a row cannot be trained."""
+    """The reason why a row cannot be trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Row:
     """A row that can be trained."""
 
     fields: dict[str, Any]
-    """All of the line, other keys included."""
+    """All keys of the line."""
     width: int
     height: int
     loss_weight: float
@@ -33,13 +33,13 @@ class Row:
 
     @property
     def filename(self) -> str:
-        """Path below the image folder, or URL."""
+        """Path relative to the image folder, or URL."""
         return self.fields["filename"]
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A line that cannot be trained, and why."""
+    """A line that cannot be trained, and the reason."""
 
     reason: str
     fields: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class BadRow:
 
 
 def parse(line: bytes) -> Row | BadRow:
-    """One line of a JSONL, checked: the rule of training, the gallery, tagging, lint and builds."""
+    """One checked line of a JSONL: the rule of training, the gallery, tagging, lint and builds."""
     try:
         fields = orjson.loads(line.removeprefix(_BOM))
     except orjson.JSONDecodeError as error:
@@ -65,10 +65,10 @@ def parse(line: bytes) -> Row | BadRow:
 
 
 def check_row(row: Any) -> tuple[int, int, float, int]:
-    """Width, height, loss weight and longest caption of a parsed line, after all about it was checked.
+    """Width, height, loss weight and length of the longest caption of a parsed line, which is checked.
 
     Raises:
-        Unusable: it cannot be trained.
+        Unusable: the row cannot be trained.
     """
     if type(row) is not dict:
         raise Unusable("not a JSON object")
@@ -76,7 +76,7 @@ def check_row(row: Any) -> tuple[int, int, float, int]:
         raise Unusable(f"filename is {row.get('filename')!r:.60}; it must be text")
     longest = max(map(len, captions_of(row)))
     for name in FLAGS:
-        if row.get(name) not in (None, False, True):  # 0 and 1 are what some tables write
+        if row.get(name) not in (None, False, True):  # some tables have 0 and 1
             raise Unusable(f"{name} is {row[name]!r:.60}; it must be true or false")
     if not row["filename"]:
         raise Unusable("filename is empty")
@@ -87,7 +87,7 @@ def captions_of(row: dict[str, Any]) -> list[str]:
     """The captions of a parsed line, one or several.
 
     Raises:
-        Unusable: they are no text.
+        Unusable: they are not text.
     """
     given = row.get("caption_or_tags")
     if type(given) is str:

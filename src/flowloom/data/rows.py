@@ -1,4 +1,4 @@
-"""The lines of a JSONL as columns of numbers, checked; and what is wrong with the other lines."""
+"""Checked columns of a JSONL's lines, and the problems of unusable lines."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ KINDS: dict[str, str] = {
     "loss_weight": "<f4",
     "caption_chars": "<i4",
 }
-"""Line number from 1; where its bytes start, and how many; pixels; 0 to 1; of the longest caption."""
+"""Line number from 1; byte offset and length; pixels; 0 to 1; length of the longest caption."""
 BLOCK_BYTES = 2**20
-"""Read and parsed at a time: some 2,500 rows, which stay in the processor's cache."""
+"""Bytes read and parsed at a time: about 2,500 rows, which fit into the processor's cache."""
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class RowProblem:
-    """A line that cannot be trained, and why."""
+    """An unusable line and the reason."""
 
     line: int
     reason: str
     dataset: int = 0
-    """Which of several data sets it belongs to."""
+    """Number of its dataset."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", printable(self.reason))
@@ -54,19 +54,19 @@ class Scanned:
 
 
 def scan(path: Path, start: int = 0, stop: int | None = None) -> Scanned:
-    """The lines of `path` between two byte offsets, both at the start of a line; numbered from 1.
+    """The lines of `path` between two byte offsets, both at the start of a line, numbered from 1.
 
-    Each block of lines is checked as columns; where anything is amiss, its lines are checked one by one.
+    Each block of lines is checked as columns first; if that fails, its lines are checked one by one.
     """
     parts: list[Columns] = []
     problems: list[RowProblem] = []
     num_lines = 0
     for offset, block in _blocks(path, start, stop):
-        columns = _whole(block, offset)
+        columns = _all_usable(block, offset)
         num_more = len(columns["line"]) if columns else block.count(b"\n") + (not block.endswith(b"\n"))
         if columns is None:
-            columns, found = _one_by_one(block, offset)
-            problems += [RowProblem(num_lines + problem.line, problem.reason) for problem in found]
+            columns, unusable = _one_by_one(block, offset)
+            problems += [RowProblem(num_lines + problem.line, problem.reason) for problem in unusable]
         columns["line"] += num_lines
         num_lines += num_more
         parts.append(columns)
@@ -77,7 +77,7 @@ def scan(path: Path, start: int = 0, stop: int | None = None) -> Scanned:
 
 
 def _blocks(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """Whole lines of about BLOCK_BYTES, each with its offset in the file; a byte order mark is left out."""
+    """Complete lines of about BLOCK_BYTES with their offset in the file, without a byte order mark."""
     with path.open("rb") as file:
         if start == 0 and file.read(len(_BOM)) == _BOM:
             start = len(_BOM)
@@ -94,7 +94,7 @@ def _blocks(path: Path, start: int, stop: int | None) -> Iterator[tuple[int, byt
 
 
 class _Usable(msgspec.Struct, gc=False):
-    """A row about which nothing needs to be said; other keys are passed over."""
+    """A row without problems; other keys are ignored."""
 
     filename: Annotated[str, msgspec.Meta(min_length=1)]
     caption_or_tags: str | Annotated[list[str], msgspec.Meta(min_length=1)]
@@ -108,21 +108,21 @@ class _Usable(msgspec.Struct, gc=False):
 _USABLE = msgspec.json.Decoder(_Usable)
 
 
-def _whole(block: bytes, offset: int) -> Columns | None:
-    """The columns of the lines of `block` when every one of them is a usable row; else None."""
+def _all_usable(block: bytes, offset: int) -> Columns | None:
+    """The columns of `block` if every line is a usable row; otherwise None."""
     letters = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(letters == ord("\n")) + 1
     if not block.endswith(b"\n"):
         ends = np.append(ends, len(block) + 1)
-    # Inside of an object no bracket that closes is followed by one that opens: every row ends where its
-    # line does, or two share one, and then there are more rows than lines.
+    # Within an object, a closing brace is never followed by an opening one. So each row ends with its line,
+    # or two rows share a line, and then there are more rows than lines.
     inner = ends[:-1]
     before = letters[inner - 2]
     before = np.where(before == ord("\r"), letters[inner - 3], before)
     if letters[0] != ord("{") or (before != ord("}")).any() or (letters[inner] != ord("{")).any():
         return None
     try:
-        block.decode()  # The decoder does not look at the texts that it passes over.
+        block.decode()  # msgspec does not decode the texts that it ignores.
         rows = _USABLE.decode_lines(block)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
@@ -154,5 +154,5 @@ def _one_by_one(block: bytes, offset: int) -> tuple[Columns, list[RowProblem]]:
                 values.append((number, offset, len(line), *sizes))
         offset += len(line) + 1
     columns = zip(*values, strict=True) if values else [()] * len(KINDS)
-    found = {name: np.array(c, dtype=kind) for (name, kind), c in zip(KINDS.items(), columns, strict=True)}
-    return found, problems
+    arrays = {name: np.array(c, dtype=kind) for (name, kind), c in zip(KINDS.items(), columns, strict=True)}
+    return arrays, problems

@@ -25,7 +25,7 @@ class EncodingCache(Protocol[S]):
     """True if the tensors outlive the process, so that the encoder can be freed."""
 
     def has(self, subject: S) -> bool:
-        """True if `get` will find it; may read it ahead."""
+        """True if `get` will return it; may prefetch it."""
         ...
 
     def get(self, subjects: Sequence[S]) -> list[Tensor | None]:
@@ -51,7 +51,7 @@ class NoCache(Generic[S]):
         return False
 
     def get(self, subjects: Sequence[S]) -> list[Tensor | None]:
-        """None of them."""
+        """None for each."""
         return [None] * len(subjects)
 
     def put(self, subject: S, tensor: Tensor) -> Tensor:  # noqa: ARG002
@@ -102,12 +102,12 @@ class MemoryCache(Generic[S]):
 
 
 class PersistentCache(Generic[S]):
-    """Records of one kind in a cache.
+    """Records of one kind in a cache on disk or in a store.
 
     Args:
-        key_of: key and sample of a subject; the key may cost reading the subject's file once.
+        key_of: returns key and sample of a subject; may read the subject's file once.
         stored_as: number format of the records; None keeps the encoder's.
-        adds: off where new subjects never end, so that keeping them would only fill the disk.
+        adds: False if new subjects never end, so that adding them would only fill the disk.
     """
 
     def __init__(
@@ -123,37 +123,37 @@ class PersistentCache(Generic[S]):
         self.key_of = key_of
         self._kind = kind
         self._stored_as = stored_as
-        self._seen: dict[Hashable, tuple[bytes, bytes]] = {}
+        self._keys: dict[Hashable, tuple[bytes, bytes]] = {}
 
     def knows(self, subject: S) -> bool:
         """True if the index has a record; the record is not read."""
-        known = self.key_of(subject)
-        self._seen[subject] = known
-        return self.records.knows(*known)
+        keys = self.key_of(subject)
+        self._keys[subject] = keys
+        return self.records.knows(*keys)
 
     def has(self, subject: S) -> bool:
-        """See EncodingCache. Reads the record ahead, so that `get` finds its pages in memory."""
-        known = self.key_of(subject)
-        self._seen[subject] = known
-        return self.records.has(*known)
+        """See EncodingCache. Prefetches the record, so that `get` finds its pages in memory."""
+        keys = self.key_of(subject)
+        self._keys[subject] = keys
+        return self.records.has(*keys)
 
     def get(self, subjects: Sequence[S]) -> list[Tensor | None]:
         """See EncodingCache."""
         return [self._get(subject) for subject in subjects]
 
     def _get(self, subject: S) -> Tensor | None:
-        found = self.records.get(*(self._seen.get(subject) or self.key_of(subject)))
-        if found is None:
+        record = self.records.get(*(self._keys.get(subject) or self.key_of(subject)))
+        if record is None:
             return None
-        self._seen.pop(subject, None)
-        return to_tensor(found.payload, found.dtype, found.shape)
+        self._keys.pop(subject, None)
+        return to_tensor(record.payload, record.dtype, record.shape)
 
     def put(self, subject: S, tensor: Tensor) -> Tensor:
         """If the subject changed since `has`, the tensor is not cached: its key would be wrong."""
         tensor = tensor.to(self._stored_as or tensor.dtype)
-        known = self._seen.pop(subject, None)
+        earlier = self._keys.pop(subject, None)
         key, sample = self.key_of(subject)
-        if self.adds and (known is None or known == (key, sample)):
+        if self.adds and (earlier is None or earlier == (key, sample)):
             array, dtype = self._kind.to_array(tensor)
             self.records.put(self._kind.name, key, sample, array, dtype)
         return tensor
@@ -165,7 +165,7 @@ class PersistentCache(Generic[S]):
 
 
 class ConditioningCache:
-    """The named tensors of each caption, every name in a cache of its own."""
+    """The named tensors of each caption, with one cache per name."""
 
     def __init__(self, caches: Mapping[str, EncodingCache[str]]):
         self._caches = caches
@@ -173,7 +173,7 @@ class ConditioningCache:
 
     @property
     def on_disk(self) -> list[PersistentCache[str]]:
-        """The caches of every name, if they are in the cache on disk; else none."""
+        """The caches of all names if they are on disk; otherwise an empty list."""
         return [cache for cache in self._caches.values() if isinstance(cache, PersistentCache)]
 
     def knows(self, caption: str) -> bool:
@@ -184,19 +184,19 @@ class ConditioningCache:
         """The tensors of each caption; None if one is missing."""
         columns = [cache.get(captions) for cache in self._caches.values()]
         rows = (dict(zip(self._caches, row, strict=True)) for row in zip(*columns, strict=True))
-        return [_whole(row) for row in rows]
+        return [_if_complete(row) for row in rows]
 
     def put(self, caption: str, tensors: Conditioning) -> Conditioning:
-        """Keep every tensor of `caption`; returns them as `get` would."""
+        """Cache every tensor of `caption`; returns them as `get` would."""
         return {name: cache.put(caption, tensors[name]) for name, cache in self._caches.items()}
 
     def share(self) -> None:
-        """Let other processes see what this one kept, and see theirs."""
+        """Exchange new entries with other processes."""
         for cache in self._caches.values():
             cache.share()
 
 
-def _whole(row: Mapping[str, Tensor | None]) -> Conditioning | None:
+def _if_complete(row: Mapping[str, Tensor | None]) -> Conditioning | None:
     present = {name: tensor for name, tensor in row.items() if tensor is not None}
     return present if len(present) == len(row) else None
 
@@ -209,7 +209,7 @@ class EncodingCaches(NamedTuple):
 
 
 def caches_without_disk(config: RunConfig) -> EncodingCaches:
-    """The caches that `config.cache` selects, with none in the place of a persistent one."""
+    """The caches that `config.cache` selects, with NoCache in place of a persistent one."""
     budget, kinds = ByteBudget(config.cache.limit_mib * 2**20), config.cache
     names = family_for(config.model).conditioning
     return EncodingCaches(

@@ -1,4 +1,4 @@
-"""Shards in files of this machine."""
+"""Shards in local files, mapped into memory."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from flowloom.data.cache.shards import (
 from flowloom.errors import CacheError
 
 MAPS = 256
-"""Shards of a folder that are mapped at a time: each one takes a file descriptor."""
+"""Maximum number of mapped shards of a folder: each takes a file descriptor."""
 
 
 class MappedShard:
-    """A shard file in memory's address space: only what is looked at is read."""
+    """A memory-mapped shard file; only the pages in use are read."""
 
     def __init__(self, path: Path):
         self.name = path.name
         try:
             with path.open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                # A private copy that nobody writes to: torch refuses what is read-only.
+                # A private copy that is never written to, because torch refuses read-only memory.
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except (OSError, ValueError) as error:
             raise CacheError(f"{path}: not readable as a shard ({error}).") from error
         if hasattr(mmap, "MADV_RANDOM"):
-            # The neighbours of a record are not what is wanted next.
+            # Records are read in random order.
             self._map.madvise(mmap.MADV_RANDOM)
         count, self._start, check = read_trailer(self.name, self._map[-TRAILER.size :], size)
         footer = self._map[self._start : self._start + count * HEADER.size]
@@ -47,10 +47,10 @@ class MappedShard:
 
     def record(self, row: int) -> Record:
         """See Shard."""
-        found = unpack_header(self._map, self._start + row * HEADER.size)
-        if found is None:
+        record = unpack_header(self._map, self._start + row * HEADER.size)
+        if record is None:
             raise CacheError(f"{self.name}: entry {row} of its index is damaged.")
-        return found
+        return record
 
     def payload(self, record: Record) -> NDArray[np.uint8]:
         """See Shard."""
@@ -58,20 +58,20 @@ class MappedShard:
 
     def fault(self, record: Record) -> str | None:
         """See Shard."""
-        self.read_ahead(record)
+        self.prefetch(record)
         return find_fault(unpack_header(self._map, record.offset - HEADER.size), record, self.payload(record))
 
-    def read_ahead(self, record: Record) -> None:
-        """Ask the system to fetch the pages of `record` in one go."""
+    def prefetch(self, record: Record) -> None:
+        """Tell the system to read the pages of `record` at once."""
         if hasattr(mmap, "MADV_WILLNEED"):
             start = (record.offset - HEADER.size) // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, start, record.offset + record.length - start)
 
 
-def find_fault(found: Record | None, expected: Record, payload: Any) -> str | None:
-    """What is wrong with a record: `found` is the header beside its payload, `expected` the index's."""
-    if found != expected:
+def find_fault(header: Record | None, expected: Record, payload: Any) -> str | None:
+    """The fault of a record, if any: `header` is the one before its payload, `expected` the index's."""
+    if header != expected:
         return "the header is damaged or another record's"
     if checksum(payload) != expected.checksum:
-        return "the payload is not what was written"
+        return "the payload is damaged"
     return None

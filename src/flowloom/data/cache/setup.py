@@ -1,4 +1,4 @@
-"""Opens the cache on disk that a RunConfig names, and computes the keys of images and captions."""
+"""Open the cache of a configuration, with the keys of its images and captions."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ from flowloom.storage.base import OnState, StorageSection
 from flowloom.storage.open import open_source
 
 ENCODERS = "encoders.json"
-"""In the cache's folder: what was at the encoders' paths when they were last hashed."""
+"""File in the cache's folder with the hashes of the encoders' files."""
 PLAIN = CaptionRules(uncond=0.0, shuffle_tags=False, tag_drop=0.0, lowercase=0.0)
-"""Captions as they stand, for validation."""
-_PARTS = (*SAFE, *PICKLED, ".json", ".model")
+"""Unchanged captions, for validation."""
+_ENCODER_SUFFIXES = (*SAFE, *PICKLED, ".json", ".model")
 _STORED = {"auto": None, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def caption_rules(config: RunConfig) -> CaptionRules:
-    """What the run makes of captions."""
+    """The caption rules of a run."""
     data = config.dataloader
     return CaptionRules(
         uncond=data.uncond_percentage,
@@ -66,35 +66,35 @@ def caption_rules(config: RunConfig) -> CaptionRules:
 
 
 def kept_captions(config: RunConfig, row: Row) -> set[str]:
-    """The captions whose states a cache keeps for `row`: on disk each in all its variants."""
+    """The captions of `row` whose states are cached: on disk with all variants."""
     if config.cache.text != "disk":
         return {row.caption, *row.more_captions}
     return captions_of(row, caption_rules(config), config.training.master_seed)
 
 
 def shard_store(
-    place: str,
+    location: str,
     storage: StorageSection | None = None,
     mirror_gib: float = 0,
     on_state: OnState | None = None,
 ) -> ShardStore:
-    """The shards at `place`, a folder or the address of a store, of which so much is copied to this machine.
+    """The shards at `location`, a folder or the URL of a store; `mirror_gib` of a store are copied here.
 
     Raises:
-        SourceError: no store is known by this kind of address.
+        SourceError: there is no store for this kind of URL.
     """
-    if "://" not in place:
-        return LocalShards(Path(place))
-    remote = open_source(place, storage or StorageSection(), on_state)
+    if "://" not in location:
+        return LocalShards(Path(location))
+    remote = open_source(location, storage or StorageSection(), on_state)
     spool = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowloom" / "spool"
-    return RemoteShards(remote, spool / digest(place).hex(), place, int(mirror_gib * 2**30))
+    return RemoteShards(remote, spool / digest(location).hex(), location, int(mirror_gib * 2**30))
 
 
 def open_cache(config: RunConfig, on_state: OnState | None = None) -> Cache:
-    """The cache in `cache.dir`, made if there is none; `on_state` hears when its store is down."""
-    keep = config.cache
-    store = shard_store(keep.dir, config.storage, keep.mirror_gib, on_state)
-    return Cache(store, None if keep.limit_gib is None else int(keep.limit_gib * 2**30))
+    """The cache in `cache.dir`, created if missing; `on_state` is called when its store goes down."""
+    options = config.cache
+    store = shard_store(options.dir, config.storage, options.mirror_gib, on_state)
+    return Cache(store, None if options.limit_gib is None else int(options.limit_gib * 2**30))
 
 
 def open_encoding_caches(
@@ -104,10 +104,10 @@ def open_encoding_caches(
     cache: Cache | None = None,
     images: ImageSource | None = None,
 ) -> EncodingCaches:
-    """Where the latents and states of `dataset` are kept, when encoders compute in `dtype`.
+    """The caches of the latents and text states of `dataset`, for encoders that compute in `dtype`.
 
     Raises:
-        WeightsError: an encoder is not there, and this cache has never seen it.
+        WeightsError: the files of an encoder are missing, and the cache has no hash of them.
     """
     cache = cache or open_cache(config, images.on_state if images else None)
     latents, texts = caches_without_disk(config)
@@ -116,7 +116,7 @@ def open_encoding_caches(
         keys = _ImageKeys(config, dataset, cache, dtype, images or ImageSource(config.storage))
         latents = PersistentCache(cache, image_latents.KIND, keys, stored)
     if config.cache.text == "disk":
-        # Captions that are shuffled anew each epoch never come back.
+        # Captions that are shuffled differently in each epoch do not recur.
         adds = config.cache.caption_variants > 0 or not config.dataloader.shuffle_tags
         by = _text_encoder(config, cache, dtype)
         kinds = {name: record_kinds()[kind] for name, kind in family_for(config.model).conditioning.items()}
@@ -166,42 +166,42 @@ def _stored_name(config: RunConfig, dtype: torch.dtype) -> str:
 
 
 class EncoderFiles:
-    """Hashes of encoders' files, taken once: a run whose cache is full needs the files no more."""
+    """Hashes of encoders' files, computed once: a run with a full cache does not need the files."""
 
     def __init__(self, folder: Path):
         self._path = folder / ENCODERS
 
     def digest(self, paths: Sequence[Path]) -> bytes:
-        """16 bytes of the content of the files at `paths`; where weights are gone, of what was there last.
+        """16-byte hash of the files at `paths`; the last known one if weights are missing.
 
-        Size, times and inode of each file say whether it was hashed before. The time of the last change of
-        the inode is among them, which no program sets: a file that takes the place of another is noticed.
+        A file is hashed again if its size, times or inode change. The times include the inode's change time,
+        which programs cannot set, so a replaced file is always noticed.
 
         Raises:
-            WeightsError: weights are gone, and this cache has never seen them.
+            WeightsError: weights are missing, and the cache has no hash of them.
         """
         known = self._read()
         name = "\n".join(os.path.normpath(path.absolute()) for path in paths)
         if name not in known:
-            # As earlier versions named them; of a link that is gone nobody can tell where it led.
+            # The name in earlier versions, which is unknown for a link that no longer exists.
             resolved = "\n".join(str(path.resolve()) for path in paths)
             known = known | {name: known[resolved]} if resolved in known else known
-        gone = next((path for path in paths if not path.exists()), None)
+        missing = next((path for path in paths if not path.exists()), None)
         files = [file for path in paths if path.exists() for file in _files(path)]
         marks = [_mark(file) for file in files]
-        if name in known and (gone or _lacks_weights(marks, known[name]["files"])):
+        if name in known and (missing or _misses_weights(marks, known[name]["files"])):
             return bytes.fromhex(known[name]["digest"])
-        if gone:
+        if missing:
             raise WeightsError(
-                f"{gone}: no such file, and {self._path.parent} does not know what it was. Correct the "
-                "path, or copy the file there."
+                f"{missing}: no such file, and {self._path.parent} has no hash of it. Correct the path, or "
+                "copy the file there."
             )
         if name not in known or known[name]["files"] != marks:
             now = time.time_ns()
             content = hash_files(files)
-            # What changed a moment ago may change again within one tick of the clock: hash it next time too.
-            settled = all(now - max(mark[2:4]) >= JUST_WRITTEN_NS for mark in marks)
-            entry = {"digest": content.hex(), "files": marks if settled else [mark[:1] for mark in marks]}
+            # A file that just changed may change again within one tick of the clock: hash it next time too.
+            is_stable = all(now - max(mark[2:4]) >= JUST_WRITTEN_NS for mark in marks)
+            entry = {"digest": content.hex(), "files": marks if is_stable else [mark[:1] for mark in marks]}
             self._write(self._read() | {name: entry})
             return content
         return bytes.fromhex(known[name]["digest"])
@@ -214,28 +214,28 @@ class EncoderFiles:
 
     def _write(self, content: dict[str, dict[str, Any]]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Ranks write it at the same time: each under a name of its own, and the last one stays.
+        # Ranks write at the same time, each to its own temporary file; the last one stays.
         partial_path = self._path.with_name(f"{ENCODERS}.{os.getpid()}.tmp")
         with replacing(self._path, partial_path) as file:
             file.write(json.dumps(content, indent=1).encode())
 
 
 def _mark(file: Path) -> list[Any]:
-    """What changes with the content of `file`."""
+    """Name, size, times and inode of `file`, which change with its content."""
     stat = file.stat()
     return [file.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
 
 
-def _lacks_weights(marks: list[list[Any]], known: list[list[Any]]) -> bool:
-    """Whether weights that were among the `known` files are gone, and nothing has taken their place."""
+def _misses_weights(marks: list[list[Any]], known: list[list[Any]]) -> bool:
+    """True if weights among the `known` files are missing, and no file was added."""
     names, before = ({mark[0] for mark in files} for files in (marks, known))
     return names < before and any(name.endswith((*SAFE, *PICKLED)) for name in before - names)
 
 
 def _files(path: Path) -> list[Path]:
-    """The files that make up what is at `path`: a file, a folder, or an index with its shards."""
+    """The files at `path`: one file, those of a folder, or an index with its shards."""
     if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.suffix in _PARTS and file.is_file())
+        return sorted(file for file in path.iterdir() if file.suffix in _ENCODER_SUFFIXES and file.is_file())
     if path.name.endswith(INDEX):
         shards = [path.parent / name for name in shard_names(path)]
         return [path, *(shard for shard in shards if shard.is_file())]

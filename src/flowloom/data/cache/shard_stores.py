@@ -1,16 +1,14 @@
-"""Where sealed shards lie: a folder, read by mmap, or an object store, read by ranges."""
+"""Stores of sealed shards: a folder, read by mmap, or an object store, read by ranges."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Buffer
 
 from flowloom.data.cache.mapped_shards import MAPS, MappedShard, find_fault
 from flowloom.data.cache.mirror import Mirror
@@ -25,51 +23,10 @@ from flowloom.data.cache.shards import (
     read_trailer,
     unpack_header,
 )
+from flowloom.storage.base import Source
 
 FOOTERS = 4096
-"""Indexes of remote shards that are kept in memory."""
-
-
-class Entry(Protocol):
-    """What a store says of one thing it holds."""
-
-    @property
-    def name(self) -> str:
-        """Below the store's address."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        ...
-
-
-class RangeStore(Protocol):
-    """What is asked of an object store; flowloom.storage has them. Thread-safe."""
-
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start` on."""
-        ...
-
-    def read_buffer(self, name: str, start: int, length: int) -> Buffer:
-        """As `read_range`, not copied."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """All of it."""
-        ...
-
-    def write(self, name: str, content: bytes | Path) -> None:
-        """Put `content` there, whole or not at all."""
-        ...
-
-    def list(self, prefix: str = "") -> Iterator[Entry]:
-        """All things whose name begins with `prefix`."""
-        ...
-
-    def delete(self, name: str) -> None:
-        """Remove it, if it is there."""
-        ...
+"""Maximum number of indexes of remote shards in memory."""
 
 
 class Shard(Protocol):
@@ -77,23 +34,23 @@ class Shard(Protocol):
 
     name: str
     columns: NDArray[Any]
-    """Of every record, as COLUMNS."""
+    """Of all records, as COLUMNS."""
 
     def record(self, row: int) -> Record:
-        """The record number `row`, by the index. Raises CacheError where that is damaged."""
+        """Record number `row`, from the index. Raises CacheError if its entry is damaged."""
         ...
 
     def payload(self, record: Record) -> NDArray[np.uint8]:
-        """The bytes of `record`, unchecked; writable, so that torch takes them, but not to be written to."""
+        """The unchecked bytes of `record`; writable for torch, but must not be written to."""
         ...
 
     def fault(self, record: Record) -> str | None:
-        """What is wrong with `record` as it lies there; None when header and payload are as written."""
+        """The fault of `record` as stored; None if header and payload are intact."""
         ...
 
 
 class ShardStore(Protocol):
-    """Sealed shards by name, and a folder of this machine where new ones are written."""
+    """Sealed shards by name, and a local folder in which new ones are written."""
 
     root: str
     spool: Path
@@ -103,15 +60,15 @@ class ShardStore(Protocol):
         ...
 
     def open(self, name: str) -> Shard:
-        """The shard `name`. Raises CacheError where it is gone or damaged."""
+        """The shard `name`. Raises CacheError if it is missing or damaged."""
         ...
 
     def drop_copy(self, name: str) -> bool:
-        """Go back to the shard itself where a copy of it is damaged; False when there is no copy."""
+        """Delete the damaged copy of a shard, so that the shard itself is read; False if there is none."""
         ...
 
     def publish(self, path: Path) -> None:
-        """Take in a shard that was sealed in the spool."""
+        """Add a shard that was sealed in the spool."""
         ...
 
     def delete(self, name: str) -> None:
@@ -129,18 +86,15 @@ class LocalShards:
 
     def names(self) -> dict[str, int]:
         """See ShardStore."""
-        found = {}
-        for entry in os.scandir(self.spool) if self.spool.is_dir() else ():
-            if entry.name.endswith(SEALED):
-                found[entry.name] = entry.stat().st_size
-        return found
+        entries = os.scandir(self.spool) if self.spool.is_dir() else ()
+        return {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith(SEALED)}
 
     def drop_copy(self, name: str) -> bool:  # noqa: ARG002
-        """See ShardStore: here are the shards themselves."""
+        """False: there are no copies."""
         return False
 
     def publish(self, path: Path) -> None:
-        """Nothing to do: it is where it belongs."""
+        """Do nothing: shards are sealed in their folder."""
 
     def delete(self, name: str) -> None:
         """See ShardStore."""
@@ -148,9 +102,9 @@ class LocalShards:
 
 
 class FetchedShard:
-    """A shard in an object store: its index is fetched once, records one by one."""
+    """A shard in an object store: its index is downloaded once, records one by one."""
 
-    def __init__(self, store: RangeStore, name: str, size: int, mirror: Mirror):
+    def __init__(self, store: Source, name: str, size: int, mirror: Mirror):
         self.name = name
         self._store = store
         self._mirror = mirror
@@ -162,9 +116,9 @@ class FetchedShard:
 
     def record(self, row: int) -> Record:
         """See Shard."""
-        found = unpack_header(self._footer, row * HEADER.size)
-        assert found is not None, "the footer as a whole was checked"
-        return found
+        record = unpack_header(self._footer, row * HEADER.size)
+        assert record is not None, "the complete footer was checked"
+        return record
 
     def payload(self, record: Record) -> NDArray[np.uint8]:
         """See Shard."""
@@ -175,22 +129,24 @@ class FetchedShard:
         return self.fetch(record)[0]
 
     def fetch(self, record: Record) -> tuple[str | None, NDArray[np.uint8]]:
-        """What is wrong with `record`, and its payload, in one request."""
+        """The fault of `record`, if any, and its payload, in one request."""
         start = record.offset - HEADER.size
         length = HEADER.size + record.length
-        found = self._mirror.read(self.name, start, length)
-        whole = bytearray(self._store.read_range(self.name, start, length) if found is None else found)
-        payload = np.frombuffer(whole, np.uint8)[HEADER.size :]
-        return find_fault(unpack_header(whole, 0), record, payload), payload
+        content = self._mirror.read(self.name, start, length)
+        if content is None:
+            content = self._store.read_range(self.name, start, length)
+        data = bytearray(content)
+        payload = np.frombuffer(data, np.uint8)[HEADER.size :]
+        return find_fault(unpack_header(data, 0), record, payload), payload
 
 
 class RemoteShards:
-    """The shards in an object store; new ones are written in `spool` and sent when they are sealed.
+    """The shards in an object store; new ones are written in `spool` and uploaded once sealed.
 
-    Copies of at most `mirror_bytes` come to this machine.
+    Up to `mirror_bytes` are copied to this machine.
     """
 
-    def __init__(self, store: RangeStore, spool: Path, root: str, mirror_bytes: int = 0):
+    def __init__(self, store: Source, spool: Path, root: str, mirror_bytes: int = 0):
         self.spool = spool
         self.root = root
         self.mirror = Mirror(store.read_buffer, spool / "mirror", mirror_bytes)
@@ -201,7 +157,7 @@ class RemoteShards:
         )
 
     def open(self, name: str) -> Shard:
-        """See ShardStore; the copy, where there is one."""
+        """See ShardStore; the local copy, if there is one."""
         return self.mirror.shard(name) or self._fetched(name)
 
     def drop_copy(self, name: str) -> bool:
@@ -209,7 +165,7 @@ class RemoteShards:
         return self.mirror.drop(name)
 
     def names(self) -> dict[str, int]:
-        """See ShardStore; what a killed process sealed and did not send is sent first."""
+        """See ShardStore; first uploads shards that a killed process sealed."""
         for path in sorted(self.spool.glob(f"*{SEALED}")):
             self.publish(path)
         entries = self._store.list("")
@@ -229,5 +185,5 @@ class RemoteShards:
 
 
 def open_bytes(folder: Path) -> int:
-    """Bytes in shards that are being written in `folder`."""
+    """Bytes in the open shards of `folder`."""
     return sum(path.stat().st_size for path in folder.glob(f"*{OPEN}"))

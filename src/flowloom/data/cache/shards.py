@@ -1,12 +1,12 @@
-"""Shard files: records one after another, each with its own checksums, and an index at the end.
+"""Shard files: a sequence of records with checksums, and an index at the end.
 
     record   header (128 bytes), payload, zeros up to a multiple of 64
-    footer   every record's header once more, in order
-    trailer  magic, number of records, where the footer begins, checksum of the footer
+    footer   the headers of all records again, in order
+    trailer  magic, number of records, start of the footer, checksum of the footer
 
-A file is only ever appended to, by the one process that holds the system's lock on it, under a name that
-ends in `.open`. Sealing writes footer and trailer, flushes to the disk and renames it to `.shard`. What a
-killed process left open is sealed by whoever comes next: every record before the first torn one stays.
+Only the process with the lock of a file appends to it, under a name that ends in `.open`. Sealing writes
+footer and trailer, flushes to the disk and renames the file to `.shard`. If a process is killed, the next one
+seals its file, with all records before the first incomplete one.
 docs/cache-format.md has the fields. Imports no torch.
 """
 
@@ -46,20 +46,20 @@ COLUMNS = np.dtype(
         "itemsize": HEADER.size,
     }
 )
-"""The columns of a footer that searching and counting need; `high` and `low` are the halves of the key."""
+"""The columns of a footer for searching and counting; `high` and `low` are the halves of the key."""
 
 
 class Record(NamedTuple):
-    """What is known of a record beside its payload."""
+    """The metadata of a record."""
 
     kind: str
     dtype: str
     """Number format as in torch: bfloat16, float32, ..."""
     shape: tuple[int, ...]
     key: bytes
-    """16 bytes: what the payload was made from, and how."""
+    """16-byte hash of the source of the payload and its encoding."""
     sample: bytes
-    """16 bytes: the source alone; compared with the one that a reader expects."""
+    """16-byte hash of the source alone, which readers compare with the expected one."""
     offset: int
     """Of the payload, in bytes from the start of the file."""
     length: int
@@ -70,7 +70,7 @@ class Record(NamedTuple):
     """Seconds since 1970."""
 
     def packed(self) -> bytes:
-        """The header, 128 bytes, its own checksum last."""
+        """The header of 128 bytes, which ends with its checksum."""
         shape = (*self.shape, *(0,) * (MAX_AXES - len(self.shape)))
         head = HEADER.pack(
             _RECORD_MAGIC,
@@ -90,7 +90,7 @@ class Record(NamedTuple):
 
 
 def unpack_header(data: Any, position: int) -> Record | None:
-    """The record whose header stands at `position` of `data`; None where there is no whole one."""
+    """The record whose header is at `position` of `data`; None if there is no intact header."""
     if position + HEADER.size > len(data):
         return None
     magic, ndim, kind, dtype, key, sample, *rest, check = HEADER.unpack_from(data, position)
@@ -113,7 +113,7 @@ def _aligned(position: int) -> int:
 
 
 class ShardWriter:
-    """A new shard in `folder`, for this process alone; not thread-safe."""
+    """A new shard in `folder`, written by this process only; not thread-safe."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,20 +123,20 @@ class ShardWriter:
         """Bytes in the file."""
 
     def append(self, kind: str, key: bytes, sample: bytes, array: NDArray[Any], dtype: str) -> Record:
-        """Add a record; when this returns, a kill no longer loses it.
+        """Add a record; after this returns, a kill does not lose it.
 
         Args:
-            array: the payload, contiguous, in any format of the same width as `dtype`.
+            array: the payload, contiguous, in any format as wide as `dtype`.
 
         Raises:
-            OSError: it could not be written, the disk is full say; the shard stays whole.
+            OSError: it cannot be written, such as on a full disk; the shard stays intact.
         """
         check = checksum(array.reshape(-1).view(np.uint8).data)
         record = Record(kind, dtype, array.shape, key, sample, 0, array.nbytes, check, int(time.time()))
         return self.append_copy(record, array)
 
     def append_copy(self, record: Record, array: NDArray[Any]) -> Record:
-        """Add a record of another shard; what it says of its place is corrected."""
+        """Add a record of another shard, with its new offset."""
         payload = array.reshape(-1).view(np.uint8).data
         record = record._replace(offset=self.size + HEADER.size)
         end = record.offset + len(payload)
@@ -146,10 +146,10 @@ class ShardWriter:
         return record
 
     def _write(self, *pieces: Any) -> None:
-        wanted = sum(len(piece) for piece in pieces)
+        num_bytes = sum(len(piece) for piece in pieces)
         try:
-            # One call: the system writes all of it but for a full disk or a signal.
-            if os.writev(self._file, pieces) != wanted:
+            # One call, which the system completes unless the disk is full or a signal arrives.
+            if os.writev(self._file, pieces) != num_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         except OSError:
             os.ftruncate(self._file, self.size)
@@ -163,7 +163,7 @@ class ShardWriter:
         return payload
 
     def seal(self) -> Path | None:
-        """Write the index, flush, rename; the sealed file, or None where there was nothing to keep."""
+        """Write the index, flush and rename; returns the sealed file, or None without records."""
         return _seal(self._file, self.path, self.records, self.size)
 
 
@@ -173,13 +173,13 @@ def _create(folder: Path) -> tuple[Path, int]:
         name = f"{stamp}-{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(4)}"
         path = folder / f"{name}{OPEN}"
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-        if try_lock(file) and _is_still(path, file):
+        if try_lock(file) and _has_inode(path, file):
             return path, file
-        # Somebody who looked for leftovers was faster than our lock.
+        # Another process took the new file for a leftover before it was locked.
         os.close(file)
 
 
-def _is_still(path: Path, file: int) -> bool:
+def _has_inode(path: Path, file: int) -> bool:
     try:
         return path.stat().st_ino == os.fstat(file).st_ino
     except FileNotFoundError:
@@ -205,25 +205,25 @@ def _seal(file: int, path: Path, records: list[Record], size: int) -> Path | Non
 
 
 def recover(folder: Path) -> list[Path]:
-    """Seal what killed processes left open in `folder`; files that somebody writes are left alone."""
+    """Seal the files that killed processes left open in `folder`, but not those in use."""
     sealed = []
     for path in sorted(folder.glob(f"*{OPEN}")):
         try:
             file = os.open(path, os.O_RDWR)
         except FileNotFoundError:
             continue
-        if not (try_lock(file) and _is_still(path, file)):
+        if not (try_lock(file) and _has_inode(path, file)):
             os.close(file)
             continue
-        records = list(_whole_records(file))
+        records = list(_intact_records(file))
         end = _aligned(records[-1].offset + records[-1].length) if records else 0
-        found = _seal(file, path, records, end)
-        sealed += [found] if found else []
+        shard = _seal(file, path, records, end)
+        sealed += [shard] if shard else []
     return sealed
 
 
-def _whole_records(file: int) -> Iterator[Record]:
-    """The records from the start of `file` up to the first that is torn or damaged."""
+def _intact_records(file: int) -> Iterator[Record]:
+    """The records of `file` up to the first incomplete or damaged one."""
     size = os.fstat(file).st_size
     if not size:
         return
@@ -232,7 +232,7 @@ def _whole_records(file: int) -> Iterator[Record]:
 
 
 def scan(data: Any) -> Iterator[Record]:
-    """The whole records of `data`, found by their own headers, up to the first bad one."""
+    """The intact records of `data`, by their headers, up to the first damaged one."""
     position = 0
     while (record := unpack_header(data, position)) is not None:
         end = record.offset + record.length
@@ -245,28 +245,28 @@ def scan(data: Any) -> Iterator[Record]:
 
 
 def read_trailer(name: str, tail: bytes, size: int) -> tuple[int, int, int]:
-    """Number of records, where the footer begins, its checksum.
+    """Number of records, start of the footer and its checksum.
 
     Args:
         tail: the last bytes of the file.
-        size: of the whole file.
+        size: of the complete file.
 
     Raises:
-        CacheError: this is no sealed shard, or it is cut short.
+        CacheError: the file is not a sealed shard, or is truncated.
     """
     if len(tail) >= TRAILER.size:
         magic, count, start, check = TRAILER.unpack(tail[-TRAILER.size :])
         if magic == _TRAILER_MAGIC and start + count * HEADER.size + TRAILER.size == size:
             return count, start, check
-    raise CacheError(f"{name}: not a whole shard. 'flowloom cache prune' takes it out.")
+    raise CacheError(f"{name}: not a complete shard. 'flowloom cache prune' removes it.")
 
 
 def check_footer(name: str, footer: bytes, check: int) -> bytes:
-    """`footer`, if it is what was written.
+    """`footer`, if its checksum is right.
 
     Raises:
-        CacheError: it is not.
+        CacheError: it is damaged.
     """
     if checksum(footer) != check:
-        raise CacheError(f"{name}: its index is damaged. 'flowloom cache prune' takes it out.")
+        raise CacheError(f"{name}: its index is damaged. 'flowloom cache prune' removes it.")
     return footer

@@ -1,7 +1,7 @@
-"""What encoders made, by the content it was made from: found, read, added, checked, pruned.
+"""The cache of encoded records, addressed by the content of their sources.
 
-Any number of processes read and write one cache at the same time: each appends to a shard of its own, and
-sees what others added once they have sealed theirs and `refresh` has looked. Imports no torch.
+Any number of processes read and write one cache at the same time. Each appends to its own shard, and reads
+the shards of others after they are sealed and `refresh` is called. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from flowloom.errors import CacheError, is_disk_full
 
 SHARD_BYTES = 512 * 2**20
 AHEAD_BYTES = 256 * 2**20
-"""Of records from an object store that were fetched and are not used yet."""
+"""Limit of prefetched records from an object store."""
 
 
-class Found(NamedTuple):
-    """A record that was asked for."""
+class CachedRecord(NamedTuple):
+    """A record of the cache."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -34,15 +34,15 @@ class Found(NamedTuple):
 
 
 class _Index(NamedTuple):
-    """Every sealed record by the first half of its key: sorted, 16 bytes each."""
+    """All sealed records, sorted by the first half of their keys; 16 bytes each."""
 
     highs: NDArray[np.uint64]
     shards: NDArray[np.uint32]
     rows: NDArray[np.uint32]
 
 
-class _Place(NamedTuple):
-    """A sealed record and where it is."""
+class _SealedRecord(NamedTuple):
+    """A sealed record and its location."""
 
     number: int
     """Of the shard."""
@@ -59,17 +59,17 @@ _EMPTY = _Index(np.zeros(0, np.uint64), np.zeros(0, np.uint32), np.zeros(0, np.u
 
 @dataclass
 class Stats:
-    """What a cache holds."""
+    """The contents of a cache."""
 
     shards: int = 0
     bytes: int = 0
-    """Of sealed shards, headers and all."""
+    """Of sealed shards, with headers."""
     open_bytes: int = 0
-    """Of shards that are being written on this machine."""
+    """Of open shards on this machine."""
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Records and payload bytes of each kind."""
     twice: int = 0
-    """Records whose key another one has: two processes made the same at a time."""
+    """Records with the key of another one, which two processes added at the same time."""
     faults: list[str] = field(default_factory=list)
 
 
@@ -81,11 +81,11 @@ class Cache:
         self.limit_bytes = limit_bytes
         self.shard_bytes = shard_bytes
         self.full: str | None = None
-        """Why nothing more is taken in."""
+        """Reason why nothing more is added; None if there is room."""
         self.writing_s = 0.0
         """Seconds that this process has spent writing records."""
         self.faults: list[str] = []
-        """Shards and records that are not what was written; they count as missing."""
+        """Damaged shards and records, which count as missing."""
         self._names: list[str] = []
         self._verified: list[NDArray[np.bool_]] = []
         self._index = _EMPTY
@@ -100,21 +100,20 @@ class Cache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look which shards there are now; what killed processes of this machine left open is sealed."""
+        """Read the list of shards again; first seal those that killed processes of this machine left open."""
         with self._lock:
             for path in recover(self.store.spool):
                 self.store.publish(path)
             sizes = self.store.names()
-            known = set(self._names)
             parts = [self._index]
-            for name in sorted(sizes.keys() - known):
-                part = self._take_in(name)
+            for name in sorted(sizes.keys() - set(self._names)):
+                part = self._read_index(name)
                 parts += [part] if part else []
             if len(parts) > 1:
                 self._index = _sorted(parts)
             self._bytes = sum(sizes.values()) + open_bytes(self.store.spool)
 
-    def _take_in(self, name: str) -> _Index | None:
+    def _read_index(self, name: str) -> _Index | None:
         try:
             columns = self.store.open(name).columns
         except CacheError as error:
@@ -128,16 +127,16 @@ class Cache:
         rows = np.arange(count, dtype=np.uint32)
         return _Index(columns["high"].copy(), np.full(count, number, np.uint32), rows)
 
-    def _find(self, key: bytes, sample: bytes) -> _Place | None:
-        """The sealed record of `key`, if it was made from `sample`; its payload is not looked at."""
-        if key in self._rejected or (place := self._place(key)) is None:
+    def _find(self, key: bytes, sample: bytes) -> _SealedRecord | None:
+        """The sealed record of `key` if it was made from `sample`; its payload is not checked."""
+        if key in self._rejected or (sealed := self._locate(key)) is None:
             return None
-        if place.record.sample != sample:
-            self._reject(key, f"{place}: made from another sample.")
+        if sealed.record.sample != sample:
+            self._reject(key, f"{sealed}: made from another sample.")
             return None
-        return place
+        return sealed
 
-    def _place(self, key: bytes) -> _Place | None:
+    def _locate(self, key: bytes) -> _SealedRecord | None:
         index, high = self._index, np.frombuffer(key, "<u8", 1)[0]
         at = int(index.highs.searchsorted(high))
         while at < len(index.highs) and index.highs[at] == high:
@@ -146,49 +145,49 @@ class Cache:
                 shard = self.store.open(self._names[number])
                 record = shard.record(row)
             except CacheError as error:
-                # Pruned by somebody else, or the disk fails.
+                # Pruned by another process, or the disk failed.
                 self._reject(key, str(error))
                 return None
             if record.key == key:
-                return _Place(number, row, shard, record)
+                return _SealedRecord(number, row, shard, record)
             at += 1
         return None
 
     def knows(self, key: bytes, sample: bytes) -> bool:
-        """Whether there is such a record, by the indexes alone."""
+        """True if there is such a record, by the indexes alone."""
         return key in self._own or self._find(key, sample) is not None
 
     def has(self, key: bytes, sample: bytes) -> bool:
-        """Whether `get` will find the record; checks it, and so reads it ahead, when it is the first time.
+        """True if `get` will return the record; the first time, checks and so prefetches it.
 
-        Called from the threads that read ahead: what is damaged is missing early enough to be made anew.
+        Called from prefetching threads, so that a damaged record is known in time to encode it again.
         """
         if key in self._own:
             return True
-        while (place := self._find(key, sample)) is not None:
-            if self._is_sound(key, place):
+        while (sealed := self._find(key, sample)) is not None:
+            if self._is_intact(key, sealed):
                 return True
         return False
 
-    def _is_sound(self, key: bytes, place: _Place) -> bool:
-        """Whether the payload is what was written; from an object store it is fetched for that, and held."""
-        if isinstance(place.shard, FetchedShard):
+    def _is_intact(self, key: bytes, sealed: _SealedRecord) -> bool:
+        """True if the payload is intact; from an object store it is downloaded and kept for `get`."""
+        if isinstance(sealed.shard, FetchedShard):
             if key in self._ahead:
                 return True
-            fault, payload = place.shard.fetch(place.record)
+            fault, payload = sealed.shard.fetch(sealed.record)
             if fault is None:
                 self._hold(key, payload)
                 return True
-        elif self._verified[place.number][place.row]:
+        elif self._verified[sealed.number][sealed.row]:
             return True
         else:
-            fault = place.shard.fault(place.record)
+            fault = sealed.shard.fault(sealed.record)
         if fault:
-            # Of a copy, the store may have the right one.
-            if not self.store.drop_copy(place.shard.name):
-                self._reject(key, f"{place}: {fault}.")
+            # If a copy is damaged, the shard in the store may be intact.
+            if not self.store.drop_copy(sealed.shard.name):
+                self._reject(key, f"{sealed}: {fault}.")
             return False
-        self._verified[place.number][place.row] = True
+        self._verified[sealed.number][sealed.row] = True
         return True
 
     def _hold(self, key: bytes, payload: NDArray[np.uint8]) -> None:
@@ -208,45 +207,45 @@ class Cache:
             self._rejected.add(key)
             self.faults.append(reason)
 
-    def get(self, key: bytes, sample: bytes) -> Found | None:
-        """The record under `key`, made from `sample`; None where there is none, or a damaged one."""
-        found = self._from_own(key)
-        while found is None and (place := self._find(key, sample)) is not None:
-            payload = self._payload(key, place)
+    def get(self, key: bytes, sample: bytes) -> CachedRecord | None:
+        """The record of `key`, made from `sample`; None if it is missing or damaged."""
+        cached = self._from_own(key)
+        while cached is None and (sealed := self._find(key, sample)) is not None:
+            payload = self._payload(key, sealed)
             if payload is not None:
-                found = Found(place.record.dtype, place.record.shape, payload)
-        return found
+                cached = CachedRecord(sealed.record.dtype, sealed.record.shape, payload)
+        return cached
 
-    def _payload(self, key: bytes, place: _Place) -> NDArray[np.uint8] | None:
-        """The payload at `place`, checked; None where it is to be looked for anew."""
+    def _payload(self, key: bytes, sealed: _SealedRecord) -> NDArray[np.uint8] | None:
+        """The checked payload of `sealed`; None to search for the record again."""
         held = self._release(key)
         if held is not None:
             return held
-        if not isinstance(place.shard, FetchedShard):
-            return place.shard.payload(place.record) if self._is_sound(key, place) else None
-        fault, payload = place.shard.fetch(place.record)
+        if not isinstance(sealed.shard, FetchedShard):
+            return sealed.shard.payload(sealed.record) if self._is_intact(key, sealed) else None
+        fault, payload = sealed.shard.fetch(sealed.record)
         if fault:
-            self._reject(key, f"{place}: {fault}.")
+            self._reject(key, f"{sealed}: {fault}.")
         return None if fault else payload
 
-    def _from_own(self, key: bytes) -> Found | None:
-        """From the shard that this process writes."""
+    def _from_own(self, key: bytes) -> CachedRecord | None:
+        """The record in the shard that this process writes."""
         if key not in self._own:
             return None
         with self._lock:
             own = self._own.get(key)
             if own is None or self._writer is None:
                 return None
-            return Found(own.dtype, own.shape, np.frombuffer(self._writer.read(own), np.uint8))
+            return CachedRecord(own.dtype, own.shape, np.frombuffer(self._writer.read(own), np.uint8))
 
     def put(self, kind: str, key: bytes, sample: bytes, array: NDArray[Any], dtype: str) -> bool:
-        """Add a record, unless there is one; False when the cache is full, and `full` says why.
+        """Add a record if it is missing; False if the cache is full, for the reason in `full`.
 
         Args:
             array: the payload, in any format as wide as `dtype`.
         """
         with self._lock:
-            if key in self._own or (key not in self._rejected and self._place(key)):
+            if key in self._own or (key not in self._rejected and self._locate(key)):
                 return True
             if self.full:
                 return False
@@ -275,7 +274,7 @@ class Cache:
         self.writing_s += time.perf_counter() - start
 
     def seal(self) -> None:
-        """Make what this process added readable for all; a later `put` begins a new shard."""
+        """Make the records of this process readable for others; a later `put` begins a new shard."""
         with self._lock:
             if self._writer is None:
                 return
@@ -287,7 +286,7 @@ class Cache:
                 if not is_disk_full(error):
                     raise
                 self.full = f"{self.store.spool}: the disk is full"
-            # Only now: until the index has them, they are read from the open file.
+            # Cleared last, because records are read from the open file until the index has them.
             self._own.clear()
 
     def _publish(self, writer: ShardWriter) -> None:
@@ -296,20 +295,20 @@ class Cache:
             self.store.publish(sealed)
 
     def stats(self) -> Stats:
-        """How much there is of each kind."""
+        """Number and size of the records of each kind."""
         columns = [self.store.open(name).columns for name in self._names]
         stats = Stats(len(columns), sum(self.store.names().values()), open_bytes(self.store.spool))
         stats.faults = list(self.faults)
         if columns:
-            whole = np.concatenate(columns)
-            for kind in np.unique(whole["kind"]):
-                lengths = whole["length"][whole["kind"] == kind]
+            records = np.concatenate(columns)
+            for kind in np.unique(records["kind"]):
+                lengths = records["length"][records["kind"] == kind]
                 stats.kinds[kind.decode()] = (len(lengths), int(lengths.sum()))
-            stats.twice = len(whole) - len(np.unique(whole[["high", "low"]]))
+            stats.twice = len(records) - len(np.unique(records[["high", "low"]]))
         return stats
 
     def verify(self) -> Iterator[str]:
-        """Read every sealed record; what is wrong with which."""
+        """Read every sealed record; yields the faults."""
         yield from self.faults
         for name in self._names:
             shard = self.store.open(name)
@@ -321,16 +320,15 @@ class Cache:
     def prune(
         self, is_kept: Callable[[bytes], bool], kept_kinds: Collection[str] = frozenset()
     ) -> tuple[int, int]:
-        """Drop sealed records that are not kept, are there twice, or damaged: how many, how many stay.
+        """Delete sealed records that are unused, duplicate or damaged; returns how many, and how many remain.
 
-        Of `kept_kinds` all are kept, whatever `is_kept` says of their keys.
-        Shards that lose none stay as they are. A kill in between leaves records twice, never none.
-        Not while somebody trains from this cache.
+        Records of `kept_kinds` and those whose key `is_kept` are used. Shards that lose none stay unchanged.
+        A kill leaves records twice, but loses none. Must not be called while a run uses this cache.
         """
         self.seal()
         self.refresh()
         seen: set[bytes] = set()
-        dropped, doomed = 0, [*self._broken]
+        dropped, obsolete = 0, [*self._broken]
         writer: ShardWriter | None = None
         for name in self._names:
             shard = self.store.open(name)
@@ -344,7 +342,7 @@ class Cache:
             if len(kept) == len(shard.columns):
                 continue
             dropped += len(shard.columns) - len(kept)
-            doomed.append(name)
+            obsolete.append(name)
             for record in kept:
                 writer = writer or ShardWriter(self.store.spool)
                 writer.append_copy(record, shard.payload(record))
@@ -353,13 +351,13 @@ class Cache:
                     writer = None
         if writer:
             self._publish(writer)
-        for name in doomed:
+        for name in obsolete:
             self.store.delete(name)
-        self._forget()
+        self._reset()
         return dropped, len(seen)
 
-    def _forget(self) -> None:
-        """Look at everything anew."""
+    def _reset(self) -> None:
+        """Read all indexes again."""
         self._names, self._verified, self._index = [], [], _EMPTY
         self._rejected, self._broken, self.faults = set(), set(), []
         self.refresh()
@@ -371,6 +369,6 @@ def _records(shard: Shard) -> list[Record]:
 
 def _sorted(parts: list[_Index]) -> _Index:
     highs, shards, rows = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    # Stable: of records that are there twice, the one that was found first is read.
+    # Stable, so that of duplicate records the first one is read.
     order = np.argsort(highs, kind="stable")
     return _Index(highs[order], shards[order], rows[order])

@@ -1,1 +1,1 @@
-"""What a cache holds, one file a kind of record."""
+"""Kinds of records, one file each."""

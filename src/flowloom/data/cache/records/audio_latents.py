@@ -1,4 +1,4 @@
-"""A sound encoded by a 1-D autoencoder: T latent frames."""
+"""Audio encoded by a 1-D autoencoder: T latent frames."""
 
 from flowloom.data.cache.records.base import RecordKind
 

@@ -1,4 +1,4 @@
-"""A kind of record: the output of one sort of encoder, its axes, its numbers as bytes and back."""
+"""Kinds of records: the axes of an encoder's output, and its conversion to bytes and back."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _WIDTHS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 @dataclass(frozen=True)
 class RecordKind:
-    """One tensor a record. A module of this package has one in KIND; caches read and write any."""
+    """Records with one tensor each. Each module of this package defines a KIND."""
 
     name: str
-    """At most 16 letters, as it stands in the shards."""
+    """At most 16 ASCII characters, as stored in the shards."""
     axes: tuple[str, ...]
-    """Of the tensor; with `has_spread` it may have a first axis of 2 more: mean and log-variance."""
+    """Of the tensor; with `has_spread` it may have another first axis of 2: mean and log-variance."""
     has_spread: bool = False
 
     def to_array(self, tensor: Tensor) -> tuple[NDArray[Any], str]:
         """The bits of `tensor`, on the CPU and contiguous, and the name of its number format.
 
         Raises:
-            CacheError: it has other axes than this kind.
+            CacheError: the tensor has other axes.
         """
         spread = self.has_spread and tensor.ndim == len(self.axes) + 1 and tensor.shape[0] == 2
         if tensor.ndim != len(self.axes) and not spread:
@@ -45,14 +45,14 @@ class RecordKind:
 
 
 def to_tensor(payload: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Tensor:
-    """The tensor of a record: a view of its bytes, not to be written to."""
+    """The tensor of a record: a view of its bytes that must not be written to."""
     import torch
 
     return torch.from_numpy(payload).view(getattr(torch, dtype)).view(shape)
 
 
 def record_kinds() -> dict[str, RecordKind]:
-    """Every kind by name: a new one is a new file."""
+    """All kinds by name."""
     import flowloom.data.cache.records as package
 
     modules = [name for _, name, _ in pkgutil.iter_modules(package.__path__) if name != "base"]

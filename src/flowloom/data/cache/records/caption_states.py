@@ -1,4 +1,4 @@
-"""A caption as a text encoder states it: its real tokens and one more."""
+"""The text encoder's states of a caption: its tokens without padding, and one more."""
 
 from flowloom.data.cache.records.base import RecordKind
 
