@@ -9,21 +9,18 @@ import { Panel, Skeleton } from "@/components/ui/panel";
 import { useToasts } from "@/components/ui/toasts";
 import { api, unwrap } from "@/lib/api/client";
 import { secrets } from "@/lib/api/queries";
+import type { paths } from "@/lib/api/schema";
 
-const PURPOSES: Record<string, string> = {
+type Name = paths["/api/secrets/{name}"]["put"]["parameters"]["path"]["name"];
+type Testable = paths["/api/secrets/{name}/test"]["post"]["parameters"]["path"]["name"];
+
+const PURPOSES: Record<Name, string> = {
   HF_TOKEN: "Hugging Face: downloads of gated models, uploads of checkpoints",
   WANDB_API_KEY: "Weights & Biases",
   AWS_ACCESS_KEY_ID: "S3: access key",
   AWS_SECRET_ACCESS_KEY: "S3: secret key",
   AWS_SESSION_TOKEN: "S3: session token, if the key has one",
 };
-type Name =
-  | "HF_TOKEN"
-  | "WANDB_API_KEY"
-  | "AWS_ACCESS_KEY_ID"
-  | "AWS_SECRET_ACCESS_KEY"
-  | "AWS_SESSION_TOKEN";
-type Testable = "HF_TOKEN" | "WANDB_API_KEY";
 const isTestable = (name: Name): name is Testable => name === "HF_TOKEN" || name === "WANDB_API_KEY";
 
 function SecretRow({ name, isSet }: { name: Name; isSet: boolean }) {
