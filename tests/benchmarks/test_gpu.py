@@ -15,6 +15,7 @@ def test_every_kind_of_work_runs_and_reports_a_share_of_the_peak(method: str, dt
     work = Work(method, pixels=64, batch_size=2, recompute="all", text_tokens=9)
     measured = mfu(work, 0.4, model, peak=1e14, repeats=1)
     assert measured.correct
+    assert measured.ratio
     assert 0 < measured.ratio < 1
     assert measured.detail["samples_per_s"] > 0
 

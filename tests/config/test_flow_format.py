@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,8 +105,10 @@ def test_flows_other_trainers_are_refused_in_one_line(name, culprit, trainer, pr
 @pytest.mark.parametrize("path", [path for path, fate in FLOW_KEYS.items() if isinstance(fate, Foreign)])
 def test_any_key_of_another_trainer_refuses_the_file(write, path, problems):
     section, _, name = path.partition(".")
+    fate = FLOW_KEYS[path]
+    assert isinstance(fate, Foreign)
     assert problems(write({section: {name: 7}})) == {
-        path: f"belongs to FLOW's {FLOW_KEYS[path].trainer} trainer, which is not supported."
+        path: f"belongs to FLOW's {fate.trainer} trainer, which is not supported."
     }
 
 
@@ -138,7 +141,7 @@ def test_aims_keys_without_a_path_are_answered(write):
 def test_wandbs_keys_become_a_logger_and_the_key_a_secret(write):
     data = {"training": {"wandb_key": "k" * 40, "wandb_project": "p", "wandb_run": "r", "wandb_entity": "e"}}
     loaded = read_config(write(data))
-    (logger,) = loaded.config.loggers
+    logger: Any = loaded.config.loggers[0]
     assert (logger.kind, logger.project, logger.run, logger.entity, logger.mode) == (
         "wandb",
         "p",
@@ -151,7 +154,8 @@ def test_wandbs_keys_become_a_logger_and_the_key_a_secret(write):
 
 def test_wandb_without_a_key_is_kept_offline(write):
     loaded = read_config(write({"training": {"wandb_project": "p"}}))
-    assert loaded.config.loggers[0].mode == "offline"
+    logger: Any = loaded.config.loggers[0]
+    assert logger.mode == "offline"
     assert any("wandb sync" in note for note in loaded.notes)
 
 
@@ -277,6 +281,7 @@ def test_a_missing_file_names_those_in_its_folder(write, problems):
 def test_flows_numbers_in_other_clothes_are_read(write):
     data = {"training": {"cfg_scale_strength": "5", "lr": "1e-4", "warmup_steps": 5.0}, "lora": {"alpha": 8}}
     config = read_config(write(data)).config
+    assert config.lora
     assert (config.training.cfg_scale_strength, config.training.lr, config.lora.alpha) == (5.0, 1e-4, 8.0)
     assert config.training.warmup_steps == 5
 

@@ -148,9 +148,7 @@ def test_regularisation_comes_as_often_as_the_rest(tmp_path: Path) -> None:
     weights=st.lists(st.floats(0.01, 100), min_size=5, max_size=5),
 )
 def test_weights_are_shares_of_the_samples(counts: list[int], weights: list[float]) -> None:
-    sets = [
-        DatasetSource(Path(), Path(), [64], [0], 16, 2.0, weight=weight) for weight in weights[: len(counts)]
-    ]
+    sets = [DatasetSource(Path(), "", [64], [0], 16, 2.0, weight=weight) for weight in weights[: len(counts)]]
     num_samples = np.multiply(repeats_of(sets, counts), counts)
     assert num_samples.sum() == pytest.approx(sum(counts))
     shares = np.array(weights[: len(counts)]) / sum(weights[: len(counts)])

@@ -92,7 +92,7 @@ def test_leaving_an_epoch_early_leaves_no_thread(tmp_path: Path, ten: list[dict[
     for _ in range(3):
         batches = loader.batches(0)
         next(batches)
-        batches.close()
+        batches.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert not [t for t in threading.enumerate() if t.name.startswith("loader")]
 
 

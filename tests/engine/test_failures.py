@@ -280,6 +280,6 @@ def test_a_run_whose_folder_is_gone_ends(make_run: Callable[..., RunDir], then: 
     assert "Training stops" in complaint
     assert "Traceback" not in complaint
     if then == "replaced":
-        assert sorted(path for path in again.path.rglob("*")) == left
+        assert sorted(path for path in again.path.rglob("*")) == left  # pyright: ignore[reportPossiblyUnboundVariable]
     else:
         assert not run_dir.path.exists()

@@ -110,7 +110,8 @@ def generate_by_pipeline(pipeline: FluxPipeline, seed: int) -> np.ndarray:
     latents = torch.randn(tokens, 64, generator=generator(seed, "picture"))[None]
     arguments: dict[str, Any] = {"max_sequence_length": MAX_LENGTH, "output_type": "np", "latents": latents}
     size = {"width": WIDTH, "height": HEIGHT, "num_inference_steps": STEPS, "guidance_scale": 2.5}
-    return pipeline(PROMPTS[0], **arguments, **size).images[0] * 255
+    output: Any = pipeline(PROMPTS[0], **arguments, **size)
+    return output.images[0] * 255
 
 
 def test_an_image_is_the_pipelines(pipeline: Any, section: ModelSection):

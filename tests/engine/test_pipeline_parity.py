@@ -82,8 +82,8 @@ def pipeline(tiny_family: Any) -> ChromaPipeline:
 
 
 def drawn_by(pipeline: ChromaPipeline, noise: Tensor, cfg: float, negative: str = "") -> Tensor:
-    """Pictures (B, 3, H, W) in [0, 1]."""
-    pictures = pipeline(
+    """Images (B, 3, H, W) in [0, 1]."""
+    output: Any = pipeline(
         prompt=PROMPTS,
         negative_prompt=negative,
         width=WIDTH,
@@ -93,8 +93,8 @@ def drawn_by(pipeline: ChromaPipeline, noise: Tensor, cfg: float, negative: str 
         latents=noise,
         max_sequence_length=MAX_LENGTH,
         output_type="pt",
-    ).images
-    return pictures
+    )
+    return output.images
 
 
 class Ours:
@@ -158,7 +158,7 @@ def test_the_mask_and_both_prompts_matter_to_the_picture(
 ):
     expected = drawn_by(pipeline, noise, 4.0)
     plain = make_transformer(tiny_family, ChromaTransformer2DModel)
-    uncorrected = ChromaPipeline(**pipeline.components | {"transformer": plain})
+    uncorrected = ChromaPipeline(**pipeline.components | {"transformer": plain})  # pyright: ignore[reportArgumentType]
     uncorrected.set_progress_bar_config(disable=True)
     assert difference(drawn_by(uncorrected, noise, 4.0), expected) > 1e-3
     assert difference(drawn_by(pipeline, noise, 4.0, "blue circle"), expected) > 1e-3

@@ -122,7 +122,7 @@ def test_clipping_bounds_the_update(make_config: Callable[..., RunConfig]) -> No
     step = state.optimizer.step
 
     def measure() -> None:
-        norms.append(torch.nn.utils.get_total_norm([p.grad for p in state.trained.values()]).item())
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in state.trained.values()]).item())  # pyright: ignore[reportArgumentType]
         step()
 
     state.optimizer.step = measure  # type: ignore[method-assign]
@@ -201,7 +201,7 @@ def test_a_step_never_waits_for_the_device(make_config: Callable[..., RunConfig]
     state, batch = state_and_batch(make_config())
     read: list[str] = []
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):  # pyright: ignore[reportAttributeAccessIssue]
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
                 read.append(str(func))
@@ -243,7 +243,7 @@ def test_a_step_makes_nothing_on_the_cpu(
     objective = replace(state.objective, empty_text=there(state.objective.empty_text))
     here: list[str] = []
 
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):  # pyright: ignore[reportAttributeAccessIssue]
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             found = func(*args, **(kwargs or {}))
             here.extend(str(func) for one in tree_leaves(found) if getattr(one, "is_cpu", False))

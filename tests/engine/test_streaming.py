@@ -226,7 +226,7 @@ def test_the_device_holds_two_blocks_and_the_host_every_block_once() -> None:
 
 def test_a_weight_that_is_trained_leaves_the_stream_and_returns_with_its_new_value() -> None:
     _, streamed, streamer, _ = streamed_chain(3)
-    weight, before = streamed.blocks[1][0].weight, streamer.host_bytes
+    weight, before = streamed.blocks[1][0].weight, streamer.host_bytes  # pyright: ignore[reportIndexIssue]
     streamed(torch.randn(1, 3))
     weight.requires_grad_(True)
     streamer.adopt()

@@ -84,13 +84,13 @@ def test_without_trained_inputs_the_backward_pass_stops_at_the_lowest_trained_bl
     graphs: dict[str, bool] = {}
 
     def note(name: str, block: torch.nn.Module) -> None:
-        def keeps_a_graph(_module: object, _inputs: object, output: object) -> None:
+        def keeps_a_graph(_module: object, _inputs: object, output: Any) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
             graphs[name] = any(tensor.requires_grad for tensor in outputs)
 
         block.register_forward_hook(keeps_a_graph)
 
-    for name, block in parts.state.model.blocks():
+    for name, block in parts.state.model.blocks():  # pyright: ignore[reportCallIssue]
         note(name, block)
     batch = prepare(parts.state, next(iter(parts.loader.batches(0))), parts.encoders)
     train_step(parts.state, batch)
@@ -241,7 +241,7 @@ def test_the_average_is_float32_and_follows(dtype: torch.dtype, on_cpu: bool) ->
     torch.testing.assert_close(ema.shadow["w"], torch.full((3,), expected))
     with ema.swapped_in({"w": weight}):
         assert weight[0].item() == pytest.approx(expected, rel=1e-2)
-    assert weight[0].item() == step
+    assert weight[0].item() == step  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 class Alive(TorchDispatchMode):

@@ -106,7 +106,7 @@ def write_florence(folder: Path) -> Path:
             "forced_eos_token_id": None, "forced_bos_token_id": None,
         },
         image_token_id=IMAGE,
-        **{key: TEXT[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        **{key: TEXT[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},  # pyright: ignore[reportArgumentType]
     )  # fmt: skip
     # The last of four halvings leaves one place; its token, and that of the whole.
     images = CLIPImageProcessorPil(

@@ -114,7 +114,7 @@ class Request(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815 -- http.server calls them
 
     def fetch(self, sent: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        upstream = http.client.HTTPConnection(*self.server.proxy.upstream, timeout=30)
+        upstream = http.client.HTTPConnection(*self.server.proxy.upstream, timeout=30)  # pyright: ignore[reportArgumentType]
         try:
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():

@@ -44,9 +44,9 @@ def write_model(folder, width):
         )
     )
     vae = AutoencoderKL(
-        block_out_channels=(32,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32,) * 4,  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
         layers_per_block=2,
         latent_channels=4,
     )
@@ -55,7 +55,7 @@ def write_model(folder, width):
         block_out_channels=(width, 2 * width, 4 * width, 4 * width),
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=8,
-    ).to(torch.bfloat16)
+    ).to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
     )
@@ -64,9 +64,9 @@ def write_model(folder, width):
         text_encoder,
         tokenizer,
         unet,
-        scheduler,
-        safety_checker=None,
-        feature_extractor=None,
+        scheduler,  # pyright: ignore[reportArgumentType]
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     ).save_pretrained(str(folder / "model"))
 

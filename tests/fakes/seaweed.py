@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
@@ -111,7 +111,12 @@ def wait_until_it_writes(endpoint: str, process: subprocess.Popen, log: Path) ->
     from obstore.exceptions import BaseError
     from obstore.store import S3Store
 
-    options = {"access_key_id": KEY, "secret_access_key": SECRET, "region": "us-east-1", "endpoint": endpoint}
+    options: Any = {
+        "access_key_id": KEY,
+        "secret_access_key": SECRET,
+        "region": "us-east-1",
+        "endpoint": endpoint,
+    }
     store = S3Store(BUCKET, client_options={"allow_http": True}, retry_config={"max_retries": 0}, **options)
     end = time.monotonic() + STARTS_WITHIN_S
     while True:

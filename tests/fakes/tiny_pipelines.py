@@ -15,12 +15,12 @@ with quiet_imports():
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 
-def make_autoencoder(**scaling: float) -> AutoencoderKL:
+def make_autoencoder(**scaling: Any) -> AutoencoderKL:
     """FLUX's autoencoder, 8 pixels a latent."""
     return AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         latent_channels=16,
         norm_num_groups=4,
@@ -80,8 +80,8 @@ def make_flux1_pipeline(t5_path: Path, folder: Path, *, is_dev: bool) -> FluxPip
                 intermediate_size=37,
                 num_hidden_layers=2,
                 num_attention_heads=4,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                bos_token_id=tokenizer.bos_token_id,  # pyright: ignore[reportArgumentType]
+                eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
             )
         )
         vae = make_scaled_autoencoder()

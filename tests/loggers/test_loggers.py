@@ -103,7 +103,7 @@ def wandb_records(path: Path) -> list[Any]:
     while position + 7 <= len(data):
         _, size, kind = struct.unpack_from("<IHB", data, position)
         assert kind == 1, "a record cut in pieces: keep the test's run below 32 KiB"
-        records.append(wandb_internal_pb2.Record.FromString(data[position + 7 : position + 7 + size]))
+        records.append(wandb_internal_pb2.Record.FromString(data[position + 7 : position + 7 + size]))  # pyright: ignore[reportAttributeAccessIssue]
         position += 7 + size
     return records
 
@@ -181,7 +181,7 @@ def test_aim_shows_curves_and_samples_and_goes_on_after_a_resume(
     aim = pytest.importorskip("aim")
     follow(run_dir, EVENTS[:5], kind="aim", experiment="hearts", first_step=100)
     follow(run_dir, EVENTS[5:], kind="aim", experiment="hearts", first_step=100)
-    from aim.storage.context import Context
+    from aim.storage.context import Context  # pyright: ignore[reportMissingImports]
 
     (run_hash,) = aim.Repo(str(run_dir)).list_all_runs()
     run = aim.Run(run_hash, repo=str(run_dir), system_tracking_interval=None)

@@ -71,7 +71,7 @@ SD15_UNET = {
     "input_blocks.0.0.weight": (320, 4, 3, 3),
     "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
 }
-KNOWN: dict[str, tuple[dict[str, Sequence[int]], str, str]] = {
+KNOWN: dict[str, tuple[Mapping[str, Sequence[int]], str, str]] = {
     "chroma": (CHROMA, "network", "chroma"),
     "chroma, ComfyUI's names": (
         {f"model.diffusion_model.{name}": shape for name, shape in CHROMA.items()},

@@ -188,7 +188,7 @@ def test_a_damaged_file_is_a_problem_of_its_key(models_dir: Path):
 def test_what_lacks_comes_with_what_is_here_and_a_download(models_dir: Path):
     (models_dir / "t5" / "config.json").unlink()
     given = section(models_dir) | {"vae_path": "", "chroma_path": str(models_dir / "gone.safetensors")}
-    needs = {need.path: need for need in missing(ModelSection(**given), [models_dir])}
+    needs = {need.path: need for need in missing(ModelSection.model_validate(given), [models_dir])}
     assert needs.keys() == {"model.chroma_path", "model.vae_path", "model.t5_config_path"}
     assert "does not exist" in needs["model.chroma_path"].why
     assert needs["model.chroma_path"].here == [models_dir / "Chroma1-HD.safetensors"]

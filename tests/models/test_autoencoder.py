@@ -50,7 +50,7 @@ def outputs(autoencoder: Autoencoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def test_it_is_the_network_that_diffusers_makes_of_the_file(
     tiny_vae_path: Path, loaded: Autoencoder, pixels: Tensor
 ):
-    model = AutoencoderKL(**SIZES, shift_factor=0.1159, scaling_factor=0.3611).eval()
+    model: Any = AutoencoderKL(**SIZES, shift_factor=0.1159, scaling_factor=0.3611).eval()
     model.load_state_dict(convert_ldm_vae_checkpoint(load_file(tiny_vae_path), model.config))
     with torch.no_grad():
         mean = model.encode(pixels).latent_dist.mean
@@ -90,7 +90,7 @@ def test_the_released_names_and_sizes_are_the_full_network(tmp_path: Path):
     with torch.device("meta"):
         model = AutoencoderKL(**full)
     assert sum(weight.numel() for weight in model.parameters()) == 83_819_683
-    model = model.to(torch.float8_e4m3fn).to_empty(device="cpu")
+    model = model.to(torch.float8_e4m3fn).to_empty(device="cpu")  # pyright: ignore[reportArgumentType]
     save_autoencoder(path, model)
     assert set(open_weights(path)) == released_names(levels=4, res_blocks=2)
     assert len(open_weights(path)) == 244
@@ -122,11 +122,11 @@ def test_it_is_found_inside_a_whole_checkpoint(
 
 def test_quantisation_convolutions_are_used_where_the_file_has_them(tmp_path: Path, pixels: Tensor):
     torch.manual_seed(0)
-    model = AutoencoderKL(**SIZES | {"use_quant_conv": True, "use_post_quant_conv": True}).eval()
+    model = AutoencoderKL(**SIZES | {"use_quant_conv": True, "use_post_quant_conv": True}).eval()  # pyright: ignore[reportArgumentType]
     save_autoencoder(tmp_path / "ae.safetensors", model)
     found = load_autoencoder(tmp_path / "ae.safetensors", CPU, torch.float32).encode(pixels)
     with torch.no_grad():
-        expected = model.encode(pixels).latent_dist.mean
+        expected = model.encode(pixels).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.allclose(found, (expected - 0.1159) * 0.3611, atol=1e-6)
 
 

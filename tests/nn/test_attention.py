@@ -27,7 +27,7 @@ def test_bfloat16_on_a_cpu_is_the_same_attention(lengths: tuple[int, int] | None
             out = scaled_dot_product_attention(q, k, leaves[2], attn_mask=mask).transpose(1, 2).flatten(2)
         else:
             with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
-                out = attention(*leaves, rotation, mask)
+                out = attention(*leaves, rotation, mask)  # pyright: ignore[reportCallIssue]
             assert out.dtype == torch.bfloat16
         grads = torch.autograd.grad(out.float(), leaves, upstream)
         return [out.detach().float(), *(grad.float() for grad in grads)]

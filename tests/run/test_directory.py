@@ -113,6 +113,7 @@ def test_a_second_engine_is_refused_and_a_killed_one_frees_the_directory(run_dir
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
     ) as engine:
+        assert engine.stdout
         assert engine.stdout.readline() == "locked\n"
         assert run_dir.is_running()
         assert json.loads(run_dir.pid_json.read_text())["pid"] == engine.pid

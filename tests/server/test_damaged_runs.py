@@ -208,8 +208,9 @@ def test_a_damaged_run_is_shown_and_deleted_and_harms_no_other(tmp_path: Path, k
         assert "cuda:7" in (views(studio)["waits"].note or "")
         assert (found[kind].state == "damaged") == (kind in DAMAGED), found[kind]
         if kind in DAMAGED:
-            assert found[kind].error
-            assert found[kind].error.message
+            error = found[kind].error
+            assert error
+            assert error.message
         studio.queue.tick()
         if found[kind].state == "queued":
             studio.queue.cancel(kind)

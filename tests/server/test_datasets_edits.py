@@ -96,7 +96,7 @@ def item_of(edits: str, number: int) -> str:
         (ReplaceTag(kind="replace", tag="fox", by="FOX"), "fox", "FOX"),
         (ReorderTags(kind="reorder", first=["c"], rest="sorted"), "b, a, C, a", "C, a, b"),
         (ReorderTags(kind="reorder", first=["c"]), "b, a, c", "c, b, a"),
-        (ReorderTags(kind="reorder", rest="sorted"), "The fox is, and so am I.", "The fox is, and so am I."),
+        (ReorderTags(kind="reorder", rest="sorted"), "The fox is, and so am I.", "The fox is, and so am I."),  # pyright: ignore[reportCallIssue]
         (ReplaceText(kind="replace_text", text="(.*", by="x"), "a(.*b", "axb"),
         (AddTags(kind="add", tags=["z"]), "one\ntwo", "one, z\ntwo, z"),
     ],

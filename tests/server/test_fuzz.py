@@ -32,7 +32,7 @@ SLOW = {
 CHECKS = [response_schema_conformance, status_code_conformance]
 STREAMS = "text/event-stream"
 SCHEMA = schemathesis.openapi.from_dict(create_app(Settings(Path())).openapi())
-OPERATIONS = [result.ok() for result in SCHEMA.get_all_operations()]
+OPERATIONS = [result.ok() for result in SCHEMA.get_all_operations()]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_no_request_meets_a_fault(operation: Any, fox_studio: Studio) -> None:
         database=None,
         deadline=None,
         phases=[Phase.explicit, Phase.generate],
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
     )
     def send(case: Any) -> None:
         request = case.as_transport_kwargs(base_url=fox_studio.url)

@@ -10,6 +10,7 @@ import pytest
 
 from flowloom.errors import Denied, StoreDenied, StoreDown
 from flowloom.storage.base import Source, StorageSection, StoreState
+from flowloom.storage.objects import Objects
 from flowloom.storage.open import open_named, open_source
 from tests.fakes.faulty import DENIED, Faulty
 from tests.fakes.seaweed import Seaweed, free_ports
@@ -203,8 +204,9 @@ def test_a_web_server_that_the_user_names_is_waited_for_and_one_that_rows_name_i
 
     monkeypatch.setenv("FLOWLOOM_PRIVATE_HOSTS", "127.0.0.1")
     bucket = open_source(ADDRESS, settings)
+    assert isinstance(bucket, Objects)
     names = [
-        sign(bucket.store, "GET", f"{i:02}", timedelta(minutes=5)).removeprefix(f"{faulty.url}/")
+        sign(bucket.store, "GET", f"{i:02}", timedelta(minutes=5)).removeprefix(f"{faulty.url}/")  # pyright: ignore[reportArgumentType, reportCallIssue]
         for i in range(3)
     ]
     states: list[StoreState] = []

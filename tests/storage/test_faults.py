@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def filled(storage: StorageSection) -> None:
 def opened(request: pytest.FixtureRequest, faulty: Faulty, storage: StorageSection, filled: None) -> Callable:
     """Opens the filled folder behind the proxy, by either kind of source; and the list of states it hears."""
 
-    def open_it(**changes: object) -> tuple[Source, list[StoreState]]:
+    def open_it(**changes: object) -> tuple[Any, list[StoreState]]:
         states: list[StoreState] = []
         settings = behind(faulty, storage, **changes)
         if request.param == "s3":
@@ -53,7 +54,7 @@ class Presigned:
 
     def __init__(self, server: Source, settings: StorageSection):
         self.server = server
-        self.bucket = open_source("s3://loom/filled", settings)
+        self.bucket: Any = open_source("s3://loom/filled", settings)
 
     def read(self, name: str) -> bytes:
         from datetime import timedelta

@@ -76,7 +76,7 @@ def test_a_file_is_known_by_its_bytes_and_read_once(tmp_path: Path, monkeypatch:
         remembered.append([path.stat().st_size for path in (tmp_path / "memory").iterdir()])
     assert remembered == [[80], [80]], "two files of 40 bytes each, and the second time nothing new"
     with pytest.raises(ImageError):
-        contents.of(row("c.png"))
+        contents.of(row("c.png"))  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def test_a_file_that_changes_within_the_clocks_tick_is_seen(tmp_path: Path) -> None:

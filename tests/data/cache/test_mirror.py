@@ -26,7 +26,7 @@ def until(what: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def read_all(cache: Cache) -> list[list[int] | None]:
+def read_all(cache: Cache) -> list[list[float] | None]:
     return [numbers(cache, i) for i in range(NUM_RECORDS)]
 
 

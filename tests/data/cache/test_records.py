@@ -25,7 +25,7 @@ def images() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
     spread: Any = vae.encode(torch.randn(1, 3, 16, 24), return_dict=False)[0]
     kept = torch.stack((spread.mean[0], spread.logvar[0]))
-    return kept, lambda latents: vae.decode(latents[:1], return_dict=False)[0]
+    return kept, lambda latents: vae.decode(latents[:1], return_dict=False)[0]  # pyright: ignore[reportArgumentType]
 
 
 def video() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -35,7 +35,7 @@ def video() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     vae = AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     clip = torch.randn(1, 3, 5, 16, 16)
     spread: Any = vae.encode(clip, return_dict=False)[0]
-    return spread.mean[0], lambda latents: vae.decode(latents[None], return_dict=False)[0]
+    return spread.mean[0], lambda latents: vae.decode(latents[None], return_dict=False)[0]  # pyright: ignore[reportArgumentType]
 
 
 def audio() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -51,7 +51,7 @@ def audio() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         audio_channels=1,
     )
     spread: Any = vae.encode(torch.randn(1, 1, 64), return_dict=False)[0]
-    return spread.mean[0], lambda latents: vae.decode(latents[None], return_dict=False)[0]
+    return spread.mean[0], lambda latents: vae.decode(latents[None], return_dict=False)[0]  # pyright: ignore[reportArgumentType]
 
 
 def captions() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -62,7 +62,12 @@ def pooled() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: Any = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     clip = CLIPTextModel(CLIPTextConfig(vocab_size=20, **sizes)).eval()
     return clip(torch.tensor([[1, 5, 2]])).pooler_output[0], lambda vector: vector
 

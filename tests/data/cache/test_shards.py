@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -49,6 +51,11 @@ def numbers(cache: Cache, i: int) -> list[float] | None:
     return None if found is None else found.payload.view(found.dtype).reshape(found.shape).ravel().tolist()
 
 
+class Stored(NamedTuple):
+    name: str
+    size: int
+
+
 class Bucket:
     """An object store in memory."""
 
@@ -69,12 +76,10 @@ class Bucket:
     def write(self, name: str, content: bytes | Path) -> None:
         self.things[name] = content if isinstance(content, bytes) else content.read_bytes()
 
-    def list(self, prefix: str = ""):
-        from types import SimpleNamespace
-
+    def list(self, prefix: str = "") -> Iterator[Stored]:
         for name, content in sorted(self.things.items()):
             if name.startswith(prefix):
-                yield SimpleNamespace(name=name, size=len(content))
+                yield Stored(name, len(content))
 
     def delete(self, name: str) -> None:
         self.things.pop(name, None)

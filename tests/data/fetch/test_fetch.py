@@ -108,7 +108,7 @@ def test_leaving_early_frees_the_memory(small: Fetcher) -> None:
             fetch.cancel()
         until(lambda: small.ahead.held == 0)
     with pytest.raises(CancelledError):
-        fetches[-1].result(1)
+        fetches[-1].result(1)  # pyright: ignore[reportPossiblyUnboundVariable]
 
 
 def test_closing_ends_all_that_is_under_way(filled: StorageSection) -> None:
@@ -260,7 +260,7 @@ def test_the_disk_gives_what_the_store_has_now(
         with closing(Fetcher(settings)) as fetcher:
             for _ in range(3):
                 found = [fetch.result(20) for fetch in [fetcher.fetch(url, True, "") for url in urls]]
-        return found
+        return found  # pyright: ignore[reportPossiblyUnboundVariable]
 
     assert read() == [b"old" * (i + 1) for i in range(10)]
     assert faulty.seen == 10, "each was read once"

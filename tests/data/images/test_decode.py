@@ -224,7 +224,7 @@ def test_scaling_is_pillow_s_lanczos_to_the_rounding(size: tuple[int, int], mode
 
 def test_opacity_is_cut_as_the_pixels_are() -> None:
     image = photo(3, 300, 200).convert("RGBA")
-    alpha = image.convert("L").point(lambda level: 255 if level > 120 else 0)
+    alpha = image.convert("L").point(lambda level: 255 if level > 120 else 0)  # pyright: ignore[reportOperatorIssue]
     image.putalpha(alpha)
     exif = image.getexif()
     exif[ORIENTATION] = 6

@@ -16,7 +16,7 @@ from tests.datasets.build.images import built, greys, image_bytes
 
 
 def tarred(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as tar:  # pyright: ignore[reportArgumentType]
+    with tarfile.open(path, mode) as tar:  # pyright: ignore[reportArgumentType, reportCallIssue]
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)

@@ -124,7 +124,7 @@ def make_pipeline():
         )
         transformer.load_state_dict(weights_for_diffusers(weights))
         scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-        pipeline = ChromaPipeline(scheduler, None, None, None, transformer)
+        pipeline = ChromaPipeline(scheduler, None, None, None, transformer)  # pyright: ignore[reportArgumentType]
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -1,6 +1,7 @@
 """Our files in diffusers: exported, loaded by `ChromaPipeline.load_lora_weights`, the same result as ours."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_diffusers_own_conversion_of_kohyas_names_agrees_with_ours(alpha: float)
         state[f"{layer}.lora_B.weight"] = torch.randn(rows, 4, generator=generator)
     meta = {"kind": "lora", "rank": 4, "alpha": alpha}
     ours = to_diffusers(state, meta)
-    converted = ChromaPipeline.lora_state_dict(to_kohya(state, meta))
+    converted: Any = ChromaPipeline.lora_state_dict(to_kohya(state, meta))
     layers = {name.split(".lora_A")[0] for name in ours if "lora_A" in name}
     assert {name.split(".lora_")[0] for name in converted} == layers
     for layer in layers:

@@ -280,5 +280,5 @@ def test_the_metadata_states_the_alpha_that_the_file_has(make_network, attach_tr
     ):
         adapter = attach_trained(make_network(), kind, rank=4, alpha=2.0)
         path, said = tmp_path / "a.safetensors", adapter_metadata(adapter.metadata, "{}", {}, {})
-        save_adapter(path, form, adapter.state_dict(), adapter.metadata, said)
+        save_adapter(path, form, adapter.state_dict(), adapter.metadata, said)  # pyright: ignore[reportArgumentType]
         assert open_weights(path).metadata["ss_network_alpha"] == alpha

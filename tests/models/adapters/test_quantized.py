@@ -16,7 +16,9 @@ TARGETS = ["double_blocks", "single_blocks"]
 
 def block_bytes(network: nn.Module) -> int:
     return sum(
-        p.nbytes for block in (network.double_blocks, network.single_blocks) for p in block.parameters()
+        p.nbytes
+        for block in (network.double_blocks, network.single_blocks)
+        for p in block.parameters()  # pyright: ignore[reportAttributeAccessIssue]
     )
 
 

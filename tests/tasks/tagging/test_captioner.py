@@ -140,7 +140,7 @@ def test_captions_become_prose_in_a_jsonl(runs: Runs, captioners: dict[str, Path
 
 
 def test_large_pictures_are_scaled_down_first(captioners: dict[str, Path]):
-    config = CaptionConfig(data_path="unused", max_side=64)
+    config = CaptionConfig.model_validate({"data_path": "unused", "max_side": 64})
     writer = CaptionWriter(captioners["chat"], config, {})
     assert writer.prepare(encoded(Image.new("RGB", (400, 100)), "PNG")).shape == (16, 64, 3)
     assert writer.prepare(encoded(Image.new("RGB", (30, 10)), "PNG")).shape == (10, 30, 3)
