@@ -10,6 +10,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import Field
 
 from flowloom.errors import ConfigError, Problem
+from flowloom.image_suffixes import COMMON_SUFFIXES
 from flowloom.schema import Section
 
 NOT_SHOWN = frozenset({"seq", "time", "kind", "step", "batch", "eta_s", "loss_by_noise_level"})
@@ -72,7 +73,7 @@ def pictures(run_dir: Path, event: dict[str, Any]) -> Iterator[tuple[str, Path, 
     described = folder / "samples.json"
     entries = json.loads(described.read_text()) if described.exists() else []
     prompts = {entry["file"]: entry.get("prompt", "") for entry in entries}
-    for path in sorted(path for path in folder.iterdir() if path.suffix in (".png", ".webp")):
+    for path in sorted(path for path in folder.iterdir() if path.suffix in COMMON_SUFFIXES):
         yield f"samples/{path.stem}", path, prompts.get(path.name, "")
 
 

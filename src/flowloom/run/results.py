@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowloom.errors import RunError
+from flowloom.image_suffixes import COMMON_SUFFIXES
 from flowloom.json_types import is_object
 from flowloom.run.directory import ABANDONED, RunDir
 from flowloom.run.events import read_events
 
 Kind = Literal["checkpoints", "samples"]
 WEIGHTS = {".safetensors", ".sft", ".pth", ".pt", ".ckpt"}
-PREVIEW_SUFFIXES = {".png", ".webp", ".jpg", ".jpeg"}
 _OWN = {"checkpoints": ("checkpoints",), "samples": ("samples", "checkpoints/sample")}
 _PASSING = re.compile(r"\.tmp$|_temp$|^\.")
 _STEP = re.compile(r"step_\d{8}")
@@ -58,7 +58,7 @@ def samples_of(run_dir: RunDir) -> Iterator[tuple[Path, Path]]:
         for entry in _written(folder, since, "**/*"):
             passes = any(_PASSING.search(part) for part in entry.relative_to(folder).parts)
             if (
-                entry.suffix.lower() in PREVIEW_SUFFIXES
+                entry.suffix.lower() in COMMON_SUFFIXES
                 and not passes
                 and not (entry.parent / ABANDONED).exists()
             ):

@@ -12,11 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 from flowloom.errors import Denied, ImageError, NotFound, SourceError
 from flowloom.files import replacing
+from flowloom.image_suffixes import COMMON_SUFFIXES, JXL_SUFFIX
 from flowloom.storage.base import ObjectInfo, OnState, StorageSection, scheme_of
 
-TWIN = ".jxl"
-"""FLOW: a JPEG XL of the same name wins over the file itself."""
-OTHER_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 PARTIAL = ".partial"
 """Suffix of files that are being written; listings leave them out."""
 
@@ -32,7 +30,7 @@ def find_image(folder: Path, filename: str) -> Path:
     if "\\" in filename and not named.exists():  # written on Windows
         named = root / filename.replace("\\", "/")
     try:
-        for path in (named.with_suffix(TWIN), named, *(named.with_suffix(s) for s in OTHER_SUFFIXES)):
+        for path in (named.with_suffix(JXL_SUFFIX), named, *(named.with_suffix(s) for s in COMMON_SUFFIXES)):
             resolved = path.resolve()
             if not resolved.is_relative_to(root):
                 raise ImageError(f"{filename} leads out of {folder}")

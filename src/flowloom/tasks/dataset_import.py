@@ -23,12 +23,12 @@ from pydantic import Field, StringConstraints
 
 from flowloom.datasets.archives.names import TEXTS, UnsafeName, prepare_path, safe_name
 from flowloom.datasets.build.detect import detect
-from flowloom.datasets.build.items import PICTURES
 from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import split_suffix
 from flowloom.datasets.build.tars import is_tar
 from flowloom.errors import DataError, Problem, RunError
 from flowloom.files import write_json
+from flowloom.image_suffixes import IMAGE_SUFFIXES
 from flowloom.run.directory import RunDir
 from flowloom.schema import Section
 from flowloom.storage.downloads.fetch import Watch, check_room, fetch, unfinished_size
@@ -205,7 +205,7 @@ def _of_repo(config: ImportConfig, client: DownloadClient) -> Iterator[_File]:
 def _is_wanted(file: HubFile) -> bool:
     suffix = split_suffix(file.name)[1]
     try:
-        is_ours = suffix in PICTURES | TEXTS | ARCHIVES and not file.name.endswith(".part.json")
+        is_ours = suffix in IMAGE_SUFFIXES | TEXTS | ARCHIVES and not file.name.endswith(".part.json")
         return is_ours and bool(safe_name(f"{file.name}.txt"))
     except UnsafeName:
         return False
@@ -254,7 +254,7 @@ def _table_in(folder: Path) -> Path | None:
     if detected.kind in _TABLES and not detected.choices:
         return Path(detected.source)
     files = [path for path in folder.rglob("*") if path.is_file()]
-    if any(split_suffix(path.name)[1] in PICTURES for path in files):
+    if any(split_suffix(path.name)[1] in IMAGE_SUFFIXES for path in files):
         return None
     tables = [path for path in files if split_suffix(path.name)[1] in (*TABLES, ".parquet")]
     return tables[0] if len(tables) == 1 else None
@@ -262,7 +262,7 @@ def _table_in(folder: Path) -> Path | None:
 
 def _is_archive(path: Path) -> bool:
     suffix = split_suffix(path.name)[1]
-    if suffix in PICTURES | TEXTS:
+    if suffix in IMAGE_SUFFIXES | TEXTS:
         return False
     # URLs often have no suffix.
     return zipfile.is_zipfile(path) or is_tar(path)
@@ -320,7 +320,7 @@ def _take(path: Path, name: str, made: Path, total: UnpackReport) -> None:
         total.leave_out(name, reason)
         return
     total.num_files += 1
-    total.num_images += split_suffix(name)[1] in PICTURES
+    total.num_images += split_suffix(name)[1] in IMAGE_SUFFIXES
 
 
 def _begins_as_parquet(path: Path) -> bool:

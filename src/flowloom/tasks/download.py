@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pydantic import Field, StringConstraints
 
 from flowloom.errors import Problem, RunError, SourceError
+from flowloom.image_suffixes import COMMON_SUFFIXES, JXL_SUFFIX
 from flowloom.model_library.hashes import known_hashes, mark_of, recorded
 from flowloom.model_library.scan import SAFE, look
 from flowloom.run.directory import RunDir
@@ -31,7 +32,7 @@ MAX_ITEMS = 200
 SUFFIXES = frozenset({
     ".safetensors", ".sft", ".gguf", ".onnx", ".onnx_data", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".model",
     ".json", ".jsonl", ".txt", ".csv", ".md", ".yaml", ".yml", ".parquet", ".zip", ".tar",
-    ".png", ".jpg", ".jpeg", ".webp", ".jxl", ".gif", ".avif",
+    *COMMON_SUFFIXES, JXL_SUFFIX, ".gif", ".avif",
 })  # fmt: skip
 """Suffixes that may be downloaded: weights, their metadata, and data; no programs."""
 _SECRETS = {"token", "api_key", "apikey", "key", "access_token"}

@@ -6,8 +6,9 @@ import os
 import unicodedata
 from pathlib import Path
 
-from flowloom.datasets.build.items import JUNK, PICTURES
+from flowloom.datasets.build.items import JUNK
 from flowloom.datasets.build.pairs import split_suffix
+from flowloom.image_suffixes import IMAGE_SUFFIXES
 
 TEXTS = frozenset((".txt", ".caption", ".json", ".jsonl", ".csv", ".tsv", ".toml", ".parquet"))
 """Suffixes of text files and tables beside images."""
@@ -46,7 +47,7 @@ def safe_name(name: str) -> str:
     if any(part.startswith(".") or part.lower() in JUNK for part in parts):
         raise UnsupportedFile("a hidden or system file")
     suffix = split_suffix(parts[-1])[1]
-    if suffix not in PICTURES and suffix not in TEXTS:
+    if suffix not in IMAGE_SUFFIXES and suffix not in TEXTS:
         raise UnsupportedFile(f"not an image or caption file ({suffix or 'no extension'})")
     return path
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import IO
 
 from flowloom.datasets.archives.names import UnsafeName, move_if_free, prepare_path, safe_name
-from flowloom.datasets.build.items import PICTURES
 from flowloom.datasets.build.pairs import split_suffix
 from flowloom.datasets.build.tars import open_tar
+from flowloom.image_suffixes import IMAGE_SUFFIXES
 
 MAX_ENTRIES = 1_000_000
 MAX_RATIO = 100
@@ -334,7 +334,7 @@ def _move_in(names: list[str], request: UnpackRequest, done: UnpackReport) -> No
             done.leave_out(name, "a file or a link is in the way")
             continue
         done.num_files += 1
-        done.num_images += split_suffix(name)[1] in PICTURES
+        done.num_images += split_suffix(name)[1] in IMAGE_SUFFIXES
 
 
 def _is_same(source: Path, target: Path) -> bool:

@@ -11,31 +11,9 @@ from typing import Literal, Protocol, TypeAlias
 
 from flowloom.datasets.build.wildcards import balanced, variants
 from flowloom.errors import ImageError
+from flowloom.image_suffixes import IMAGE_SUFFIXES
 from flowloom.printable import printable
 
-PICTURES = frozenset(
-    f".{name}"
-    for name in [
-        "jpg",
-        "jpeg",
-        "jpe",
-        "jfif",
-        "png",
-        "webp",
-        "jxl",
-        "avif",
-        "heic",
-        "heif",
-        "bmp",
-        "gif",
-        "tif",
-        "tiff",
-        "svg",
-    ]
-)
-"""Suffixes of image files, in lower case."""
-JXL = ".jxl"
-"""FLOW reads a JPEG XL of the same stem instead of the file that a row names."""
 JUNK = frozenset(
     (
         "__macosx",
@@ -312,7 +290,7 @@ def reason_of(error: OSError) -> str:
 
 def image_name(name: object) -> str | None:
     """`name` if it is the path of an image below a folder; None for URLs and other values."""
-    if not isinstance(name, str) or "://" in name or PurePosixPath(name).suffix.lower() not in PICTURES:
+    if not isinstance(name, str) or "://" in name or PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES:
         return None
     return None if name_problem(name) else name
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from flowloom.datasets.build.items import JXL, PICTURES, Remark, Unusable, shown
+from flowloom.datasets.build.items import Remark, Unusable, shown
+from flowloom.image_suffixes import IMAGE_SUFFIXES, JXL_SUFFIX
 
 File = TypeVar("File")
 
@@ -85,7 +86,7 @@ class _Pairing(Generic[File]):
         self._spellings: dict[str, list[str]] | None = None
         for name in sorted(names):
             stem, suffix = split_suffix(name)
-            if suffix in PICTURES:
+            if suffix in IMAGE_SUFFIXES:
                 self._stems[stem].append(name)
             elif suffix in rule.suffixes:
                 self._texts.setdefault(stem + suffix, name)
@@ -101,11 +102,11 @@ class _Pairing(Generic[File]):
         if is_mask(stem):
             yield Remark(name, MASK)
             return
-        if suffix != JXL and any(split_suffix(other)[1] == JXL for other in group):
+        if suffix != JXL_SUFFIX and any(split_suffix(other)[1] == JXL_SUFFIX for other in group):
             yield Remark(name, "left out: its .jxl twin is read instead")
             return
         own, shared = self._files(name), self._files(stem)
-        is_alone = len(group) == 1 or suffix == JXL or self.rule.is_shared
+        is_alone = len(group) == 1 or suffix == JXL_SUFFIX or self.rule.is_shared
         if shared and not own and not is_alone:
             self._used.update(shared)
             others = ", ".join(other for other in group if other != name)

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowloom.datasets.build.items import JUNK, PICTURES, shown
+from flowloom.datasets.build.items import JUNK, shown
 from flowloom.datasets.build.pairs import split_suffix
 from flowloom.datasets.build.readers.kohya import REPEATED, TRAINED
+from flowloom.image_suffixes import IMAGE_SUFFIXES
 
 MAX_REPEATS = 200
 """Larger numbers are years, resolutions or dates."""
@@ -75,7 +76,7 @@ def _judged(folder: Path, names: list[str], numbers: list[int]) -> KohyaVerdict:
         return KohyaVerdict(
             is_ambiguous=True, why=f"some folders are named like Kohya's repeats, but not {others[0]}"
         )
-    if any(split_suffix(entry.name)[1] in PICTURES for entry in _entries(folder) if entry.is_file()):
+    if any(split_suffix(entry.name)[1] in IMAGE_SUFFIXES for entry in _entries(folder) if entry.is_file()):
         return KohyaVerdict(
             is_ambiguous=True, why="there are images beside folders that are named like Kohya's repeats"
         )
@@ -106,4 +107,4 @@ def _repeats(name: str) -> int | None:
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(split_suffix(name)[1] in PICTURES for _, names in walk(folder) for name in names)
+    return any(split_suffix(name)[1] in IMAGE_SUFFIXES for _, names in walk(folder) for name in names)

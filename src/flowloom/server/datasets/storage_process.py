@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from flowloom.config.secrets import redact, usable_secrets
-from flowloom.datasets.build.items import PICTURES, name_problem
+from flowloom.datasets.build.items import name_problem
 from flowloom.datasets.build.pairs import PairRule, pair, split_suffix
 from flowloom.datasets.build.readers.stored_rows import StoredRow, stored_rows
 from flowloom.datasets.captions.formats import (
@@ -37,6 +37,7 @@ from flowloom.datasets.captions.formats import (
     version_of,
 )
 from flowloom.errors import Denied, NotFound, SourceError, Unavailable
+from flowloom.image_suffixes import IMAGE_SUFFIXES
 from flowloom.server.datasets.scan import Row, folded
 from flowloom.server.endpoints import unfit_endpoint
 from flowloom.storage.base import ObjectInfo, Source, StorageSection
@@ -189,10 +190,10 @@ class _Pair:
 
 
 def _pairs(source: Source) -> Iterator[_Pair]:
-    wanted = PICTURES.union(SUFFIXES)
+    wanted = IMAGE_SUFFIXES.union(SUFFIXES)
     folders: dict[str, dict[str, ObjectInfo]] = defaultdict(dict)
     entries = list(source.list(""))
-    images = {entry.name for entry in entries if split_suffix(entry.name)[1] in PICTURES}
+    images = {entry.name for entry in entries if split_suffix(entry.name)[1] in IMAGE_SUFFIXES}
     rows = stored_rows(source, entries, images)
     for entry in entries:
         path = PurePosixPath(entry.name)

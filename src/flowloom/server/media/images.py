@@ -11,21 +11,12 @@ from typing import Any
 from fastapi import Response
 from fastapi.responses import FileResponse
 
+from flowloom.image_suffixes import MEDIA_TYPES
+
 UNCHANGED: dict[int | str, dict[str, Any]] = {
     304: {"description": "Not modified: If-None-Match contains its ETag."}
 }
 """For a route's `responses`."""
-_SHOWN_AS = {
-    ".png": "image/png",
-    ".webp": "image/webp",
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".gif": "image/gif",
-    ".avif": "image/avif",
-    ".bmp": "image/bmp",
-    ".jxl": "image/jxl",
-}
-"""Formats that a browser may display. Everything else, above all SVG with scripts, is a download."""
 
 
 def image_response(path: Path, if_none_match: str, cache_control: str) -> Response:
@@ -37,7 +28,7 @@ def image_response(path: Path, if_none_match: str, cache_control: str) -> Respon
     headers = {"etag": tag, "cache-control": cache_control}
     if tag in re.findall(r'"[^"]*"', if_none_match):
         return Response(status_code=304, headers=headers)
-    media_type = _SHOWN_AS.get(path.suffix.lower())
+    media_type = MEDIA_TYPES.get(path.suffix.lower())
     if media_type is None:
         return FileResponse(path, headers=headers, media_type="application/octet-stream", filename=path.name)
     return FileResponse(path, headers=headers, media_type=media_type)

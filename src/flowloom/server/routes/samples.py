@@ -14,8 +14,9 @@ from fastapi import Path as UrlPath
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from flowloom.image_suffixes import COMMON_SUFFIXES
 from flowloom.run.directory import RunDir
-from flowloom.run.results import PREVIEW_SUFFIXES, samples_of
+from flowloom.run.results import samples_of
 from flowloom.server.deps import RunDep, Studio, StudioDep
 from flowloom.server.media.images import UNCHANGED, image_response
 from flowloom.server.media.thumbnails import NotAnImage, thumbnail
@@ -93,7 +94,7 @@ def read_sample(
 ) -> Response:
     """The original image, or a cached WebP thumbnail."""
     path = studio.result(run, "samples", file)
-    if path.suffix.lower() not in PREVIEW_SUFFIXES or not path.is_file():
+    if path.suffix.lower() not in COMMON_SUFFIXES or not path.is_file():
         raise NoSuchFile(file)
     if size:
         path = thumbnail(path, int(size), studio.settings.state_dir / "thumbnails")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from flowloom.datasets.build.items import (
-    PICTURES,
     Item,
     OpenedSource,
     ReaderOutput,
@@ -21,6 +20,7 @@ from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import PairRule, pair, split_suffix
 from flowloom.datasets.build.readers.stored_rows import StoredRow, is_rows, stored_rows
 from flowloom.datasets.build.stores import ListedObject, ObjectStore, etag_of
+from flowloom.image_suffixes import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def _listed(
     url: str, store: ObjectStore, options: BuildOptions
 ) -> tuple[dict[str, dict[str, StoreObject]], set[str], list[ListedObject]]:
     """Images and caption files by folder; the names of the images; JSONLs that may describe them."""
-    suffixes = PICTURES.union(options.caption_suffixes)
+    suffixes = IMAGE_SUFFIXES.union(options.caption_suffixes)
     folders: dict[str, dict[str, StoreObject]] = defaultdict(dict)
     images: set[str] = set()
     tables: list[ListedObject] = []
@@ -80,7 +80,7 @@ def _listed(
         if suffix in suffixes:
             folder = entry.name[: -len(path.name)]
             folders[folder][path.name] = StoreObject(store, url, entry.name, entry.size, etag_of(entry))
-        if suffix in PICTURES:
+        if suffix in IMAGE_SUFFIXES:
             images.add(entry.name)
         elif is_rows(entry.name):
             tables.append(entry)

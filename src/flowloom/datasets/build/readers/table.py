@@ -14,8 +14,6 @@ import orjson
 
 from flowloom.data.row_checks import BadRow, parse
 from flowloom.datasets.build.items import (
-    JXL,
-    PICTURES,
     PLAIN,
     Item,
     OpenedSource,
@@ -30,6 +28,7 @@ from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import split_suffix
 from flowloom.datasets.build.text import CAPTION_KEYS, Caption, caption_of, decode, is_missing, weight_of
 from flowloom.errors import DataError
+from flowloom.image_suffixes import IMAGE_SUFFIXES, JXL_SUFFIX
 from flowloom.text_files import as_utf8, utf8_lines
 
 FILENAME_KEYS = (
@@ -303,7 +302,7 @@ def local_name(root: Path, name: str) -> str:
 def _path_problem(path: Path, root: Path) -> str | None:
     if not path.resolve().is_relative_to(root):
         return f"it is a link out of {root}, which training does not follow"
-    twin = path.with_suffix(JXL)
+    twin = path.with_suffix(JXL_SUFFIX)
     if path != twin and twin.is_file():
         return f"training reads {twin.name} instead: remove one of the two files"
     return name_problem(path.relative_to(root).as_posix())
@@ -311,7 +310,7 @@ def _path_problem(path: Path, root: Path) -> str | None:
 
 def _with_suffix(path: Path) -> list[Path]:
     """Files of the name with an image suffix: Kohya's metadata omits it, and FLOW prefers a .jxl."""
-    candidates = [path.with_name(path.name + suffix) for suffix in sorted(PICTURES)]
-    if split_suffix(path.name)[1] in PICTURES:
-        candidates = [path.with_suffix(JXL)]
+    candidates = [path.with_name(path.name + suffix) for suffix in sorted(IMAGE_SUFFIXES)]
+    if split_suffix(path.name)[1] in IMAGE_SUFFIXES:
+        candidates = [path.with_suffix(JXL_SUFFIX)]
     return [candidate for candidate in candidates if candidate.is_file()]

@@ -12,7 +12,6 @@ from typing import Any
 import orjson
 
 from flowloom.datasets.build.items import (
-    PICTURES,
     ArchiveMember,
     Content,
     InMemory,
@@ -32,6 +31,7 @@ from flowloom.datasets.build.options import BuildOptions
 from flowloom.datasets.build.pairs import MASK, is_mask, split_suffix
 from flowloom.datasets.build.tars import open_tar
 from flowloom.errors import DataError
+from flowloom.image_suffixes import IMAGE_SUFFIXES
 from flowloom.text_files import as_utf8
 
 MAX_MEMBER_BYTES = 2**30
@@ -98,7 +98,7 @@ def _read_shard(shard: Path, options: BuildOptions) -> Iterator[ReaderOutput]:
 def _skipped_image(shard: Path, member: tarfile.TarInfo) -> Iterator[Remark]:
     """A remark if a member that is not read is named like an image; `._a.png` of macOS is not one."""
     path = PurePosixPath(member.name)
-    if split_suffix(path.name)[1] not in PICTURES or path.name.startswith("._"):
+    if split_suffix(path.name)[1] not in IMAGE_SUFFIXES or path.name.startswith("._"):
         return
     is_link = member.issym() or member.islnk()
     reason = "a link" if is_link else "its name is hidden or leads out" if member.isfile() else "not a file"
@@ -162,7 +162,7 @@ def _size_of(contents: Iterable[Content]) -> int:
 
 
 def _images(members: dict[str, Content]) -> list[str]:
-    return [ending for ending in members if split_suffix(f"x.{ending}")[1] in PICTURES]
+    return [ending for ending in members if split_suffix(f"x.{ending}")[1] in IMAGE_SUFFIXES]
 
 
 def _is_complete(members: dict[str, Content], options: BuildOptions) -> bool:
@@ -209,7 +209,7 @@ def _sample(
     shard: Path, key: str, members: dict[str, Content], options: BuildOptions
 ) -> Iterator[ReaderOutput]:
     endings = {ending: f".{ending}".lower() for ending in members}
-    images = [ending for ending, dotted in endings.items() if split_suffix(f"x{dotted}")[1] in PICTURES]
+    images = [ending for ending, dotted in endings.items() if split_suffix(f"x{dotted}")[1] in IMAGE_SUFFIXES]
     where = f"{shown(shard.name)}!{shown(key)}"
     if not images:
         if members:

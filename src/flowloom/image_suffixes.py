@@ -1,0 +1,22 @@
+"""Suffixes of image files, in lower case, for every part that reads, lists or shows them."""
+
+COMMON_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Previews, and the formats that FLOW tries in this order if the file of a row is missing."""
+JXL_SUFFIX = ".jxl"
+"""FLOW reads a JPEG XL of the same stem instead of the file that a row names."""
+IMAGE_SUFFIXES = frozenset({
+    *COMMON_SUFFIXES, JXL_SUFFIX,
+    ".jpe", ".jfif", ".avif", ".heic", ".heif", ".bmp", ".gif", ".tif", ".tiff", ".svg",
+})  # fmt: skip
+"""All images of a dataset, also in formats that are reported because they cannot be decoded."""
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".avif": "image/avif",
+    ".bmp": "image/bmp",
+    ".jxl": "image/jxl",
+}
+"""Formats that a browser may display. Everything else, above all SVG with scripts, is a download."""
